@@ -1,0 +1,28 @@
+"""Every option of every command, declared once. Imports no torch."""
+
+from qwen3vl_core.options.commands import COMMANDS, CompareOptions, ConvertOptions, PrepareOptions
+from qwen3vl_core.options.declare import (
+    Option,
+    add_arguments,
+    from_mapping,
+    options_of,
+    shell_line,
+    to_arguments,
+    to_mapping,
+)
+from qwen3vl_core.options.finetune import FinetuneOptions
+
+__all__ = [
+    "COMMANDS",
+    "CompareOptions",
+    "ConvertOptions",
+    "FinetuneOptions",
+    "Option",
+    "PrepareOptions",
+    "add_arguments",
+    "from_mapping",
+    "options_of",
+    "shell_line",
+    "to_arguments",
+    "to_mapping",
+]

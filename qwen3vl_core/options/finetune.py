@@ -1,0 +1,79 @@
+"""Options of a finetune. The numbers of the positional recipe are in the comments; `check` holds the rules between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options.declare import option, options_of
+
+
+@dataclass
+class FinetuneOptions:
+    """A finetune: model, data, batch, schedule, parallel layout."""
+
+    load: str = option(help="Checkpoint to start from: torch_dist, or an HF folder directly", group="Model", path="model")  # 23
+    size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model",
+                              choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))  # 2
+    freeze: str = option("", help="Parts that stay as they are: any of vision,projector,language", group="Model")
+    precision: str = option("bf16", help="Precision of weights and activations", group="Model", choices=("bf16", "fp16", "fp32"))  # 9
+
+    train_data: str = option(help="Dataset made by qwen3vl prepare", group="Data", path="dataset")  # 21
+    valid_data: str | None = option(None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset")  # 22
+    seq_length: int = option(2048, help="Longest sample; longer ones are skipped and counted", unit="tokens", group="Data", minimum=16)  # 7
+    min_pixels: int | None = option(None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
+    max_pixels: int | None = option(None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
+    num_workers: int = option(0, help="Loader processes of each rank", group="Data", minimum=0, maximum=64)
+    max_skip_share: float = option(0.05, help="Stop when more than this share of the samples could not be used", group="Data", minimum=0.0, maximum=1.0)
+
+    micro_batch_size: int = option(1, help="Samples of one data-parallel rank in one pass", group="Batch", minimum=1)  # 3
+    global_batch_size: int = option(8, help="Samples of one optimizer step", group="Batch", minimum=1)  # 4
+    train_iters: int = option(100, help="Optimizer steps", unit="steps", group="Schedule", minimum=1)  # 24
+    lr: float = option(1e-5, help="Highest learning rate", group="Schedule", minimum=0.0)  # 5
+    min_lr: float = option(1e-6, help="Learning rate at the end of the cosine", group="Schedule", minimum=0.0)  # 6
+    lr_warmup_iters: int = option(0, help="Steps of linear warmup", unit="steps", group="Schedule", minimum=0)  # 25
+    weight_decay: float = option(0.01, help="Decoupled weight decay", group="Schedule", minimum=0.0)
+    adam_beta1: float = option(0.9, help="Adam's first moment", group="Schedule", minimum=0.0, maximum=0.999999)
+    adam_beta2: float = option(0.95, help="Adam's second moment", group="Schedule", minimum=0.0, maximum=0.999999)
+    adam_eps: float = option(1e-8, help="Adam's epsilon", group="Schedule", minimum=0.0)
+    clip_grad: float = option(1.0, help="Largest gradient norm; 0: no clipping", group="Schedule", minimum=0.0)
+    seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
+
+    nproc: int = option(0, help="Processes on this machine; 0: one a GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
+    tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
+    pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
+    sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
+    distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
+    recompute: str = option("none", help="Activations computed again in the backward pass", group="Layout", choices=("none", "sel", "full"))  # 18
+
+    save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
+    eval_interval: int = option(0, help="Evaluate every N steps; 0: never", unit="steps", group="Record", minimum=0)
+    eval_iters: int = option(4, help="Global batches of one evaluation", group="Record", minimum=1)
+    log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
+    name: str | None = option(None, help="A name for people; the run's id is made from it", group="Record")
+
+    def frozen_parts(self) -> list[str]:
+        """`freeze` as a list. Raises RequestError for a part that does not exist."""
+        parts = [p.strip() for p in self.freeze.split(",") if p.strip()]
+        for part in parts:
+            if part not in ("vision", "projector", "language"):
+                raise RequestError(f"--freeze {self.freeze}: {part} is no part; choose from vision, projector, language")
+        return parts
+
+    def check(self) -> None:
+        """The rules between options that need no checkpoint and no machine. Raises RequestError for the first broken one."""
+        for o in options_of(type(self)):
+            o.check(getattr(self, o.name))
+        if len(set(self.frozen_parts())) == 3:
+            raise RequestError("--freeze vision,projector,language: nothing is left to train; leave one part out")
+        if self.lr_warmup_iters >= self.train_iters:
+            raise RequestError(
+                f"--lr-warmup-iters {self.lr_warmup_iters}: must be below --train-iters {self.train_iters}; "
+                f"use {max(self.train_iters // 10, 0)}"
+            )
+        if self.min_lr > self.lr:
+            raise RequestError(f"--min-lr {self.min_lr:g}: must be at most --lr {self.lr:g}; use {self.lr / 10:g}")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise RequestError(f"--min-pixels {self.min_pixels}: must be at most --max-pixels {self.max_pixels}; use {self.max_pixels}")
+        if self.sequence_parallel and self.tp == 1:
+            raise RequestError("--sequence-parallel: needs --tp above 1; leave it out or use --tp 2")

@@ -1,0 +1,94 @@
+"""One progress line for long work: what, how far, how fast, how long still.
+
+On a terminal the line redraws itself; in a log or a pipe it is written now and then, whole. The environment variable
+`QWEN3VL_PROGRESS` (`bar`, `lines` or `none`) decides where the stream cannot: a supervised run whose log is followed on
+a terminal still draws a bar.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TextIO
+
+ENVIRONMENT = "QWEN3VL_PROGRESS"
+REDRAW_SECONDS = 0.1
+LINE_SECONDS = 2.0
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1:15`, `3700` -> `1:01:40`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, bytes in powers of 1000 as disks are sold: `12.3 MB`, `412 samples`."""
+    if unit != "B":
+        return f"{value:,.0f} {unit}" if value >= 100 or value == int(value) else f"{value:,.1f} {unit}"
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000 or prefix == "T":
+            break
+        value /= 1000
+    return f"{value:.0f} {prefix}B" if value >= 100 or not prefix else f"{value:.1f} {prefix}B"
+
+
+class Progress:
+    """`with Progress("convert", total=bytes, unit="B") as progress: progress.update(n)`.
+
+    total may be None: then only the count and the rate are shown. Writes to standard error, so that a command's
+    own output on standard output stays clean.
+    """
+
+    def __init__(self, label: str, total: float | None, unit: str, stream: TextIO | None = None) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.stream = stream if stream is not None else sys.stderr
+        self.done = 0.0
+        self.note = ""
+        self.started = self.drawn = time.monotonic()
+        mode = os.environ.get(ENVIRONMENT, "")
+        self.mode = mode if mode in ("bar", "lines", "none") else "bar" if self.stream.isatty() else "lines"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._draw(last=True, failed=kind is not None)
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        """Count `amount` units more; `note` is a few words at the line's end (a file's name)."""
+        self.done += amount
+        self.note = note or self.note
+        now = time.monotonic()
+        if now - self.drawn >= (REDRAW_SECONDS if self.mode == "bar" else LINE_SECONDS):
+            self.drawn = now
+            self._draw()
+
+    def line(self, width: int = 100) -> str:
+        """The line as it stands, at most `width` columns."""
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        rate = self.done / elapsed
+        text = f"{quantity(rate, self.unit)}/s"
+        if self.total:
+            share = min(self.done / self.total, 1.0)
+            left = (self.total - self.done) / rate if rate else 0.0
+            clock = f"ETA {duration(left)}" if self.done < self.total else f"in {duration(elapsed)}"
+            text = f"{share:4.0%}  {quantity(self.done, self.unit)} of {quantity(self.total, self.unit)}  {text}  {clock}"
+            cells = 20
+            text = "━" * round(share * cells) + "─" * (cells - round(share * cells)) + " " + text
+        else:
+            text = f"{quantity(self.done, self.unit)}  {text}"
+        return f"{self.label:10s} {text}  {self.note}".rstrip()[: max(width, 20)]
+
+    def _draw(self, last: bool = False, failed: bool = False) -> None:
+        if self.mode == "none":
+            return
+        width = shutil.get_terminal_size((100, 24)).columns - 1
+        if self.mode == "bar":
+            self.stream.write("\r\x1b[2K" + self.line(width) + ("\n" if last else ""))
+        else:
+            self.stream.write(self.line(max(width, 120)) + (" (stopped)" if failed else "") + "\n")
+        self.stream.flush()

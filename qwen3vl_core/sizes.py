@@ -1,0 +1,202 @@
+"""The published Qwen3-VL sizes, and a checkpoint's architecture as its `config.json` states it. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from qwen3vl_core.errors import RequestError
+
+DENSE_MODEL_TYPE = "qwen3_vl"
+MOE_MODEL_TYPE = "qwen3_vl_moe"
+
+
+@dataclass(frozen=True)
+class VisionArchitecture:
+    """Shape of the vision tower (HF `vision_config`)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    ffn_hidden_size: int
+    deepstack_layers: tuple[int, ...]
+    out_hidden_size: int
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    in_channels: int = 3
+    num_position_embeddings: int = 2304
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of a whole Qwen3-VL, read from `config.json`; nothing here is taken from the table below."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_hidden_size: int
+    vocab_size: int
+    tied: bool
+    vision: VisionArchitecture
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 262144
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn_hidden_size: int = 0
+    router_aux_loss_coef: float = 0.0
+    norm_topk_prob: bool = True
+    dtype: str = "bfloat16"
+    raw: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @classmethod
+    def from_config(cls, config: dict, where: str = "config.json") -> Architecture:
+        """From a parsed HF `config.json`. Raises RequestError that names the missing key or the wrong model type."""
+        model_type = config.get("model_type")
+        if model_type not in (DENSE_MODEL_TYPE, MOE_MODEL_TYPE):
+            raise RequestError(
+                f"{where}: model_type is {model_type!r}; this reads {DENSE_MODEL_TYPE} and {MOE_MODEL_TYPE}; "
+                "choose a Qwen3-VL checkpoint"
+            )
+        try:
+            text, vision = config["text_config"], config["vision_config"]
+            # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
+            rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+            return cls(
+                num_layers=text["num_hidden_layers"],
+                hidden_size=text["hidden_size"],
+                num_heads=text["num_attention_heads"],
+                num_kv_heads=text["num_key_value_heads"],
+                head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+                ffn_hidden_size=text["intermediate_size"],
+                vocab_size=text["vocab_size"],
+                tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+                rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else text["rope_theta"]),
+                mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+                rms_norm_eps=text.get("rms_norm_eps", 1e-6),
+                max_position_embeddings=text.get("max_position_embeddings", 262144),
+                image_token_id=config["image_token_id"],
+                video_token_id=config["video_token_id"],
+                vision_start_token_id=config["vision_start_token_id"],
+                vision_end_token_id=config["vision_end_token_id"],
+                num_experts=text.get("num_experts", 0) or 0,
+                experts_per_token=text.get("num_experts_per_tok", 0) or 0,
+                expert_ffn_hidden_size=text.get("moe_intermediate_size", 0) or 0,
+                router_aux_loss_coef=text.get("router_aux_loss_coef", 0.0) or 0.0,
+                norm_topk_prob=text.get("norm_topk_prob", True),
+                dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16",
+                vision=VisionArchitecture(
+                    num_layers=vision["depth"],
+                    hidden_size=vision["hidden_size"],
+                    num_heads=vision["num_heads"],
+                    ffn_hidden_size=vision["intermediate_size"],
+                    deepstack_layers=tuple(vision["deepstack_visual_indexes"]),
+                    out_hidden_size=vision["out_hidden_size"],
+                    patch_size=vision["patch_size"],
+                    temporal_patch_size=vision["temporal_patch_size"],
+                    spatial_merge_size=vision["spatial_merge_size"],
+                    in_channels=vision.get("in_channels", 3),
+                    num_position_embeddings=vision["num_position_embeddings"],
+                ),
+                raw=config,
+            )
+        except KeyError as missing:
+            raise RequestError(f"{where}: key {missing} is missing; take config.json from the checkpoint itself") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Architecture:
+        """From a directory that holds `config.json` (an HF model, or a Megatron checkpoint with its HF files beside)."""
+        path = Path(path)
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            config = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise RequestError(f"{file}: no such file; the architecture is read from the checkpoint's config.json") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RequestError(f"{file}: not JSON ({error}); copy config.json from the checkpoint again") from None
+        if not isinstance(config, dict):
+            raise RequestError(f"{file}: not a JSON object; copy config.json from the checkpoint again")
+        return cls.from_config(config, str(file))
+
+
+@dataclass(frozen=True)
+class Size:
+    """One row of the published table; for checking and planning, never for building."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_hidden_size: int
+    tied: bool
+    vision_layers: int
+    vision_hidden_size: int
+    num_experts: int = 0
+    expert_ffn_hidden_size: int = 0
+
+    def differences(self, architecture: Architecture) -> list[str]:
+        """`["num_layers 36, not 28", …]`: what the checkpoint has, and what this size would have."""
+        found = []
+        for item in fields(self):
+            if item.name in ("name", "vision_layers", "vision_hidden_size"):
+                continue
+            here, there = getattr(self, item.name), getattr(architecture, item.name)
+            if here != there:
+                found.append(f"{item.name} {there}, not {here}")
+        for name, there in (
+            ("vision_layers", architecture.vision.num_layers),
+            ("vision_hidden_size", architecture.vision.hidden_size),
+        ):
+            if getattr(self, name) != there:
+                found.append(f"{name} {there}, not {getattr(self, name)}")
+        return found
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("2B", 28, 2048, 16, 8, 6144, True, 24, 1024),
+        Size("4B", 36, 2560, 32, 8, 9728, True, 24, 1024),
+        Size("8B", 36, 4096, 32, 8, 12288, False, 27, 1152),
+        Size("32B", 64, 5120, 64, 8, 25600, False, 27, 1152),
+        Size("A3B", 48, 2048, 32, 4, 6144, False, 27, 1152, 128, 768),
+        Size("A22B", 94, 4096, 64, 4, 12288, False, 27, 1152, 128, 1536),
+        Size("tiny", 6, 192, 8, 4, 512, True, 6, 128),
+    )
+}
+
+
+def size_of(architecture: Architecture) -> str | None:
+    """The name of the published size with this shape, or None for a shape of one's own."""
+    return next((name for name, size in SIZES.items() if not size.differences(architecture)), None)
+
+
+def check_size(name: str, architecture: Architecture, where: str) -> None:
+    """Raises RequestError unless `architecture`, read from `where`, is the size called `name`."""
+    if name not in SIZES:
+        raise RequestError(f"--size {name}: no such size; choose one of {', '.join(SIZES)}")
+    differences = SIZES[name].differences(architecture)
+    if differences:
+        found = size_of(architecture)
+        label = f"size {found}" if found else "no published size"
+        way_out = f"use --size {found}" if found else "leave --size out"
+        raise RequestError(f"--size {name}: {where} is {label} ({'; '.join(differences[:3])}); {way_out}")

@@ -42,7 +42,7 @@ class CompareOptions:
 
     base: str = option(help="First model: HF folder or torch_dist checkpoint", group="Models", path="model")
     tuned: str = option(help="Second model: HF folder or torch_dist checkpoint", group="Models", path="model")
-    images: list[str] = option(help="Pictures, or folders of pictures", group="Pictures", many=True, path="file")
+    images: list[str] = option(help="Pictures, or folders of pictures", group="Pictures", path="file")
     prompt: str = option("Describe this image.", help="What the models are asked", group="Pictures")
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
     max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)

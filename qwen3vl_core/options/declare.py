@@ -100,7 +100,7 @@ def options_of(cls: type) -> list[Option]:
     for item in dataclasses.fields(cls):
         kind, many = _plain_type(hints[item.name])
         default = item.default_factory() if item.default_factory is not MISSING else item.default
-        found.append(Option(name=item.name, type=kind, many=many, default=default, **item.metadata))
+        found.append(Option(name=item.name, type=kind, default=default, **{"many": many, **item.metadata}))
     return found
 
 
@@ -122,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     """Render an options class as arguments of `parser`, grouped, each with its help, range and default."""
     groups: dict[str, Any] = {}
     for o in options_of(cls):
-        group = groups.setdefault(o.group, None) or groups.__setitem__(o.group, parser.add_argument_group(o.group)) or groups[o.group]
+        if o.group not in groups:
+            groups[o.group] = parser.add_argument_group(o.group)
+        group = groups[o.group]
         notes = []
         if o.unit:
             notes.append(o.unit)

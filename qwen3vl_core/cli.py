@@ -1,0 +1,152 @@
+"""The `qwen3vl` command. Thin: the arguments are rendered from the options, a command's module is imported when it runs.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that says what, where, the rule, the way out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core import __version__
+from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
+from qwen3vl_core.options import COMMANDS, add_arguments, from_mapping
+
+WORK = {
+    "prepare": "qwen3vl_core.data.prepare",
+    "convert": "qwen3vl_core.checkpoint.convert",
+    "compare": "qwen3vl_core.caption.compare",
+}
+DEFAULT_DEMO = Path("~/.qwen3vl/demo")
+DEFAULT_RUNS = Path("~/.qwen3vl/runs")
+HELP = {
+    "demo": "the whole loop on drawn pictures with a tiny model",
+    "prepare": "pictures and conversations to shards",
+    "convert": "Hugging Face <-> Megatron torch_dist",
+    "finetune": "start a training run",
+    "compare": "captions of two models side by side",
+    "console": "the terminal console (the default)",
+    "runs": "list, show, follow, stop and resume runs",
+}
+CONSOLE_COMMANDS = ("console", "runs")
+EPILOGUE = """\
+The loop on your own data:
+  qwen3vl prepare captions.json --to data
+  qwen3vl convert Qwen3-VL-4B-Instruct base-mcore
+  qwen3vl finetune --load base-mcore --train-data data --train-iters 500
+  qwen3vl convert ~/.qwen3vl/runs/0001-finetune/checkpoints tuned-hf
+  qwen3vl compare --base Qwen3-VL-4B-Instruct --tuned tuned-hf --images pictures/
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _registered(group: str, name: str) -> Callable[..., int]:
+    """What an installed package (the console) adds to this command line."""
+    for point in entry_points(group=group):
+        if point.name == name:
+            return point.load()
+    raise RequestError(f"{name}: the console is not installed; install the whole package with pip")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, from the option declarations."""
+    parser = _Parser(
+        prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
+        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
+    demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
+    demo.add_argument("--headless", action="store_true", help="run it here, without the console")
+    for name, cls in COMMANDS.items():
+        sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
+        add_arguments(sub, cls)
+        record = sub.add_argument_group("Run")
+        record.add_argument("--runs", type=Path, default=None, metavar="DIR",
+                            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})")
+        where = record.add_mutually_exclusive_group()
+        where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"
+                           + (" (the default)" if name == "finetune" else ""))
+        where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+    for name in CONSOLE_COMMANDS:
+        commands.add_parser(name, help=HELP[name], add_help=False, allow_abbrev=False)
+    return parser
+
+
+def runs_directory(given: Path | None) -> Path:
+    """The store of run records: as given, else `QWEN3VL_RUNS`, else the default, absolute."""
+    return Path(given or os.environ.get("QWEN3VL_RUNS") or DEFAULT_RUNS).expanduser().absolute()
+
+
+def _work(name: str, values: dict[str, Any]) -> int:
+    """Run one work command: here, or recorded under a supervisor."""
+    given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
+    options = from_mapping(COMMANDS[name], values)
+    if hasattr(options, "check") and callable(options.check):
+        options.check()
+    if name == "finetune" or detach or given_runs is not None:
+        launch = _registered("qwen3vl.launcher", "launch")
+        stay = foreground or (name != "finetune" and not detach)
+        return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
+    importlib.import_module(WORK[name]).run(options)
+    return EXIT_DONE
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run a command line. Raises RequestError or WorkError."""
+    words = [a for a in arguments if a != "--debug"]
+    if not words:
+        if not sys.stdout.isatty():
+            build_parser().print_help()
+            return EXIT_DONE
+        words = ["console"]
+    if words[0] in CONSOLE_COMMANDS:
+        return _registered("qwen3vl.commands", words[0])(words[1:])
+    values = vars(build_parser().parse_args(words))
+    values.pop("debug")
+    name = values.pop("command")
+    if name == "demo":
+        return importlib.import_module("qwen3vl_core.demo.run").main(values["dir"].expanduser().absolute(), values["headless"])
+    return _work(name, values)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `qwen3vl`: never shows a traceback unless `--debug` is given or `QWEN3VL_DEBUG` is set."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--debug" in arguments or os.environ.get("QWEN3VL_DEBUG") == "1":
+        return dispatch(arguments)
+    try:
+        return dispatch(arguments)
+    except (RequestError, WorkError) as error:
+        print(f"qwen3vl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("qwen3vl: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # the reader went away (`qwen3vl runs | head`): nothing more to say, and nothing to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except PermissionError as error:
+        print(f"qwen3vl: {error.filename}: permission denied; choose a place you may write to", file=sys.stderr)
+        return EXIT_REQUEST
+    except Exception as error:
+        print(f"qwen3vl: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Core attention of the local layer spec, on `torch.nn.functional.scaled_dot_product_attention`.
+
+Stands where Transformer Engine's `DotProductAttention` stands on a GPU: grouped queries, causal and bidirectional, padded
+batches (`sbhd`) and packed sequences (`thd`). Nothing in it asks for CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class LocalCoreAttention(MegatronModule):
+    """softmax(q k^T / sqrt(d)) v for this rank's heads."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection=None,
+        **unused,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError(f"context parallel size {config.context_parallel_size}: the local spec splits no sequences; use 1")
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def _attend(self, query_bhsd: Tensor, key_bhsd: Tensor, value_bhsd: Tensor, causal: bool) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query_bhsd, key_bhsd, value_bhsd, is_causal=causal, scale=self.softmax_scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=query_bhsd.shape[1] != key_bhsd.shape[1],
+        )  # fmt: skip
+
+    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedSeqParams, causal: bool) -> Tensor:
+        """Each segment attends to itself: as one batch where all are equally long (frames, pictures of one size)."""
+        lengths = (packed.cu_seqlens_q[1:] - packed.cu_seqlens_q[:-1]).tolist()
+        tokens, heads, dim = query_thd.shape
+        if len(set(lengths)) == 1:
+            segments = [t.view(len(lengths), lengths[0], t.shape[1], t.shape[2]) for t in (query_thd, key_thd, value_thd)]
+            out_bhsd = self._attend(*(t.transpose(1, 2) for t in segments), causal)
+            return out_bhsd.transpose(1, 2).reshape(tokens, heads * dim)
+        outputs = []
+        for part in zip(*(t.split(lengths) for t in (query_thd, key_thd, value_thd)), strict=True):
+            out_bhsd = self._attend(*(t.transpose(0, 1).unsqueeze(0) for t in part), causal)
+            outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
+        return torch.cat(outputs)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]; packed: [t, heads, d] -> [t, heads * d].
+
+        attention_mask is not read: the model aligns padded rows to the left, so that the causal mask alone is exact.
+        """
+        causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
+        if packed_seq_params is not None:
+            return self._packed(query, key, value, packed_seq_params, causal)
+        length, batch, heads, dim = query.shape
+        out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
+        return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)

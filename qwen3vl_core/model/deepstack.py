@@ -1,0 +1,43 @@
+"""How deepstack features leave the vision tower and enter the language tower without a copy of `TransformerBlock`.
+
+Megatron's block hands a `context` tensor from layer to layer, unused in a decoder without cross-attention. The vision
+tower's layers collect their outputs in it; the language tower's layers read theirs from it. Recompute and pipeline
+schedules keep working, because to Megatron these are ordinary layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+
+class CollectingLayer(TransformerLayer):
+    """A vision layer. `context` [n * s, 1, h] gathers the outputs of the deepstack layers, oldest first; the last layer
+    returns them stacked before its own output, [(n + 1) * s, 1, h], for a block returns hidden states only."""
+
+    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        collected = kwargs["context"]
+        kwargs["context"] = None
+        hidden, _ = super().forward(*args, **kwargs)
+        if self.layer_number - 1 in self.config.deepstack_layers:
+            collected = torch.cat((collected, hidden))
+        if self.layer_number == self.config.num_layers:
+            return torch.cat((collected, hidden)), collected
+        return hidden, collected
+
+
+class DeepstackLayer(TransformerLayer):
+    """A language layer. Layer i of the first n adds part i of `context` [n * s, b, h] to its output; the parts hold the
+    features at vision tokens and zeros elsewhere, and are cut along the sequence as the hidden states are."""
+
+    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
+        features = kwargs.get("context")
+        kwargs["context"] = None
+        hidden, _ = super().forward(*args, **kwargs)
+        if features is not None:
+            length = hidden.shape[0]
+            start = (self.layer_number - 1) * length
+            if start < features.shape[0]:
+                hidden = hidden + features[start : start + length]
+        return hidden, features

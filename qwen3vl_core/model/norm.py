@@ -1,0 +1,21 @@
+"""Normalisation for the local layer spec: torch's own, with Megatron's constructor and the sequence parallel mark."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class LocalNorm:
+    """LayerNorm or RMSNorm as `config.normalization` says.
+
+    Megatron's `WrappedTorchNorm` refuses sequence parallelism; it needs only that the weights carry the mark by which
+    their gradients, each summed over a part of the sequence, are added up over the tensor parallel ranks.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused) -> torch.nn.Module:
+        kind = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm

@@ -1,0 +1,48 @@
+"""Process groups of a run: torch.distributed and Megatron's parallel state."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+def initialize(
+    tp: int = 1, pp: int = 1, *, rank: int | None = None, world_size: int | None = None, seed: int = 1234
+) -> None:
+    """Start the groups: from torchrun's environment, else this process alone. Does nothing for a group that is there.
+
+    gloo on a CPU, nccl on CUDA. rank and world_size are for a group that a caller has already a store for; they are
+    read from the environment otherwise. Raises ValueError when the processes do not divide by tp x pp.
+    """
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+        world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if world_size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    if not parallel_state.model_parallel_is_initialized():
+        total = dist.get_world_size()
+        if total % (tp * pp):
+            raise ValueError(f"{total} processes are no multiple of tp x pp = {tp} x {pp} = {tp * pp}")
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+        torch.manual_seed(seed)
+        model_parallel_cuda_manual_seed(seed)
+
+
+def destroy() -> None:
+    """End the groups, so that others may be made in this process."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,175 @@
+"""Qwen3-VL: vision tower and language tower together, called with what the Hugging Face processor gives."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from qwen3vl_core.model.alignment import Alignment
+from qwen3vl_core.model.config import vision_config
+from qwen3vl_core.model.deepstack import DeepstackLayer
+from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions
+from qwen3vl_core.model.specs import final_norm, layer_spec
+from qwen3vl_core.model.vision import VisionModel
+from qwen3vl_core.sizes import Architecture
+
+
+class Qwen3VLModel(MegatronModule):
+    """One pipeline stage of Qwen3-VL, or the whole of it.
+
+    The first stage holds the vision tower, the embeddings and the deepstack layers, the last one the output layer.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: TransformerConfig,
+        *,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+        parallel_output: bool = True,
+    ) -> None:
+        super().__init__(config=config)
+        self.architecture = architecture
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = architecture.tied
+        self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
+        layers = [layer_spec(DeepstackLayer, causal=True, qk_layernorm=True)] * get_num_layers_to_build(config, vp_stage)
+        self.language_model = GPTModel(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm()),
+            vocab_size=architecture.vocab_size,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            parallel_output=parallel_output,
+            share_embeddings_and_output_weights=architecture.tied,
+            position_embedding_type="mrope",
+            rotary_base=int(architecture.rope_theta),
+            # pictures are laid into the whole sequence first, then it is cut
+            scatter_embedding_sequence_parallel=False,
+            vp_stage=vp_stage,
+        )
+        self.language_model.rotary_pos_emb = InterleavedMRope(architecture.head_dim, architecture.rope_theta)
+        self.model_type = self.language_model.model_type
+
+    def set_input_tensor(self, input_tensor: list[Tensor] | Tensor) -> None:
+        """Called by Megatron's pipeline schedule with the previous stage's output."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor | None:
+        """Called by Megatron to add up the gradients of tied weights on the first and last stage."""
+        return self.language_model.shared_embedding_or_output_weight()
+
+    def positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """mRoPE positions [3, b, s], and the next position of each row [b]."""
+        return mrope_positions(
+            input_ids, attention_mask, image_grid_thw, video_grid_thw,
+            image_token_id=self.architecture.image_token_id, video_token_id=self.architecture.video_token_id,
+            merge_size=self.architecture.vision.spatial_merge_size,
+        )  # fmt: skip
+
+    def vision_features(
+        self,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        pixel_values_videos: Tensor | None,
+        video_grid_thw: Tensor | None,
+    ) -> tuple[list[Tensor], list[Tensor]] | None:
+        """([features, deepstack 0, 1, 2] of all pictures, the same of all videos), from one pass of the vision tower."""
+        patches = [p for p in (pixel_values, pixel_values_videos) if p is not None]
+        if not patches:
+            return None
+        grids = [g for g in (image_grid_thw, video_grid_thw) if g is not None]
+        features, deep = self.vision_model(torch.cat(patches), torch.cat(grids))
+        merge = self.architecture.vision.spatial_merge_size**2
+        pictures = 0 if pixel_values is None else pixel_values.shape[0] // merge
+        everything = [features, *deep]
+        return [t[:pictures] for t in everything], [t[pictures:] for t in everything]
+
+    def embed(
+        self, input_ids: Tensor, vision: tuple[list[Tensor], list[Tensor]] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings with the vision features in their places [s, b, h], and the deepstack features, zero
+        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for sequence parallelism."""
+        embedded_sbh = self.language_model.embedding(input_ids=input_ids, position_ids=None)
+        deep_sbh: list[Tensor] = []
+        if vision is not None:
+            ids_sb = input_ids.transpose(0, 1)
+            places = [ids_sb == self.architecture.image_token_id, ids_sb == self.architecture.video_token_id]
+            # rows of the batch follow each other in the features, so places are counted along [b, s]
+            placed = [place.transpose(0, 1).nonzero(as_tuple=True) for place in places]
+            layers = [embedded_sbh, *(torch.zeros_like(embedded_sbh) for _ in vision[0][1:])]
+            for (rows, columns), features in zip(placed, vision, strict=True):
+                if rows.numel() != features[0].shape[0]:
+                    raise ValueError(f"{rows.numel()} vision tokens in input_ids, but {features[0].shape[0]} features")
+                if rows.numel():
+                    layers = [
+                        layer.index_put((columns, rows), part.to(layer.dtype)) for layer, part in zip(layers, features, strict=True)
+                    ]
+            embedded_sbh, *deep_sbh = layers
+        if self.config.sequence_parallel:
+            embedded_sbh = scatter_to_sequence_parallel_region(embedded_sbh)
+            deep_sbh = [scatter_to_sequence_parallel_region(layer) for layer in deep_sbh]
+        return embedded_sbh, torch.cat(deep_sbh) if deep_sbh else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inference_context=None,
+        **unused,
+    ) -> Tensor:
+        """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
+
+        input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
+        if known. What the processor gives beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages:
+        hidden states [s, b, h]. Raises ValueError when tokens, pixels and grids do not fit together.
+        """
+        alignment = Alignment.of(attention_mask)
+        if alignment is not None:
+            # positions need the mask; afterwards no later step does
+            if position_ids is None:
+                position_ids, _ = self.positions(input_ids, attention_mask, image_grid_thw, video_grid_thw)
+            position_ids = alignment.left(position_ids)
+            input_ids = alignment.left(input_ids)
+            labels = None if labels is None else alignment.left(labels)
+        elif position_ids is None:
+            position_ids, _ = self.positions(input_ids, None if inference_context else attention_mask, image_grid_thw, video_grid_thw)
+        embedded = deepstack = None
+        if self.pre_process:
+            vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+            embedded, deepstack = self.embed(input_ids, vision)
+        output = self.language_model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=embedded,
+            labels=labels,
+            inference_context=inference_context,
+            extra_block_kwargs={"context": deepstack},
+            runtime_gather_output=True if inference_context is not None else None,
+        )
+        if alignment is not None and self.post_process:
+            output = alignment.restore(output)
+        return output
+
+    def generation_session(self, max_sequence_length: int):
+        """A key/value cache to write captions with; see `Session`."""
+        from qwen3vl_core.model.session import Session
+
+        return Session(self, max_sequence_length)

@@ -1,0 +1,46 @@
+"""Writing text token by token with Megatron's static key/value cache."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.inference.contexts.static_context import StaticInferenceContext
+from torch import Tensor
+
+
+class Session:
+    """One batch of prompts of equal length, without padding: `prefill` once, then `decode` for each new token."""
+
+    def __init__(self, model, max_sequence_length: int) -> None:
+        self.model = model
+        self.max_sequence_length = max_sequence_length
+        self.context: StaticInferenceContext | None = None
+        self.positions: Tensor | None = None
+        self.next_position: Tensor | None = None
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, **inputs: Tensor | None) -> Tensor:
+        """Prompts [b, s] with their pictures, as the model takes them -> logits of the next token [b, vocabulary]."""
+        mask = inputs.pop("attention_mask", None)
+        if mask is not None and not bool(mask.all()):
+            raise ValueError("prompts of one session must be equally long, without padding")
+        batch, length = input_ids.shape
+        if length >= self.max_sequence_length:
+            raise ValueError(f"a prompt of {length} tokens does not fit a session of {self.max_sequence_length}")
+        self.context = StaticInferenceContext(batch, self.max_sequence_length)
+        self.positions, self.next_position = self.model.positions(
+            input_ids, None, inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
+        )
+        logits = self.model(input_ids, position_ids=self.positions, inference_context=self.context, **inputs)
+        self.context.sequence_len_offset = length
+        return logits[:, -1]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The last chosen token of each row [b] -> logits of the next one [b, vocabulary]."""
+        here = self.next_position.view(1, -1, 1).expand(3, -1, 1)
+        # Megatron keeps keys before rotation and turns all of them again, so it asks for all positions
+        self.positions = torch.cat((self.positions, here), dim=-1)
+        self.next_position = self.next_position + 1
+        logits = self.model(tokens[:, None], position_ids=self.positions, inference_context=self.context)
+        self.context.sequence_len_offset += 1
+        return logits[:, -1]

@@ -1,0 +1,65 @@
+"""Layer specs: the local one on a CPU, Transformer Engine's on CUDA. `use_transformer_engine` is the one switch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+from qwen3vl_core.model.attention import LocalCoreAttention
+from qwen3vl_core.model.norm import LocalNorm
+
+
+def use_transformer_engine() -> bool:
+    """True on CUDA with Transformer Engine installed; the local spec serves everything else."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def layer_spec(module: type, *, causal: bool, qk_layernorm: bool) -> ModuleSpec:
+    """One transformer layer of class `module`: the language tower's (causal, RMSNorm) or the vision tower's."""
+    mask_type = AttnMaskType.causal if causal else AttnMaskType.no_mask
+    if use_transformer_engine():
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_layernorm)
+    else:
+        spec = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
+        parts = spec.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = LocalNorm
+        attention = parts.self_attention.submodules
+        attention.core_attention = LocalCoreAttention
+        if qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = LocalNorm
+    spec = copy.copy(spec)
+    spec.module = module
+    spec.submodules.self_attention.params = {"attn_mask_type": mask_type}
+    return spec
+
+
+def final_norm() -> type:
+    """Norm module of the active backend, with Megatron's constructor `(config, hidden_size, eps)`."""
+    if use_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        return TENorm
+    return LocalNorm
+
+
+def parallel_linears() -> tuple[type, type]:
+    """Column and row parallel linear of the active backend."""
+    if use_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        return TEColumnParallelLinear, TERowParallelLinear
+    return ColumnParallelLinear, RowParallelLinear

@@ -1,0 +1,173 @@
+"""The vision tower: patches -> transformer -> one token for each merge x merge block, and the deepstack features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from qwen3vl_core.model.config import merger_config
+from qwen3vl_core.model.deepstack import CollectingLayer
+from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.rope import vision_angles, vision_coordinates
+from qwen3vl_core.model.specs import layer_spec, parallel_linears
+from qwen3vl_core.sizes import Architecture
+
+
+class PatchEmbed(torch.nn.Module):
+    """`Conv3d` whose kernel is one patch, as the matrix product that it is."""
+
+    def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
+        super().__init__()
+        vision = architecture.vision
+        kernel = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+        self.proj = torch.nn.Conv3d(
+            vision.in_channels, vision.hidden_size, kernel, stride=kernel, bias=True, dtype=config.params_dtype
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[patches, channels * frames * height * width] -> [patches, hidden]."""
+        weight = self.proj.weight
+        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+class Merger(MegatronModule):
+    """Norm, then a two-layer perceptron over each block of merge x merge patches.
+
+    The last merger norms each patch before they are joined, the deepstack mergers norm the joined block.
+    """
+
+    def __init__(self, config: TransformerConfig, patch_hidden: int, *, norm_joined: bool) -> None:
+        super().__init__(config=config)
+        column, row = parallel_linears()
+        joined = config.ffn_hidden_size
+        self.joined, self.norm_joined = joined, norm_joined
+        self.patch_norm = LocalNorm(config, joined if norm_joined else patch_hidden, eps=1e-6)
+        shared = dict(config=config, bias=True, is_expert=False)
+        self.linear_fc1 = build_module(
+            column, joined, joined, init_method=config.init_method, gather_output=False, skip_bias_add=False, **shared
+        )
+        self.linear_fc2 = build_module(
+            row, joined, config.hidden_size, init_method=config.output_layer_init_method, input_is_parallel=True,
+            skip_bias_add=False, **shared,
+        )  # fmt: skip
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[patches, 1, vision hidden] -> [tokens, 1, language hidden]."""
+        if self.norm_joined:
+            hidden = self.patch_norm(hidden.reshape(-1, 1, self.joined))
+        else:
+            hidden = self.patch_norm(hidden).reshape(-1, 1, self.joined)
+        hidden, _ = self.linear_fc1(hidden)
+        hidden, _ = self.linear_fc2(F.gelu(hidden))
+        return hidden
+
+
+class VisionBlock(TransformerBlock):
+    """Megatron's block, which also holds the deepstack mergers: their names in a checkpoint begin with the block's."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs) -> None:
+        spec = layer_spec(CollectingLayer, causal=False, qk_layernorm=False)
+        layers = TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=LocalNorm)
+        super().__init__(config, layers, post_layer_norm=False, pre_process=True, post_process=True, **kwargs)
+        mergers = merger_config(architecture, config)
+        self.deepstack_merger_list = torch.nn.ModuleList(
+            Merger(mergers, config.hidden_size, norm_joined=True) for _ in architecture.vision.deepstack_layers
+        )
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> ShardedStateDict:
+        """The mergers are stacked like the layers: one key, a leading axis that counts them (layout `bridge`)."""
+        mergers = self.deepstack_merger_list
+        del self.deepstack_merger_list
+        try:
+            state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        finally:
+            self.deepstack_merger_list = mergers
+        base = f"{prefix}deepstack_merger_list."
+        stacked = not (metadata or {}).get("non_homogeneous_layers", False)
+        for index, merger in enumerate(mergers):
+            local = f"{base}{index}."
+            offsets = ((0, index, len(mergers)),) if stacked else ()
+            part = merger.sharded_state_dict(local, offsets, metadata)
+            if stacked:
+                for tensor in part.values():
+                    tensor.key = tensor.key.replace(local, base, 1)
+            state.update(part)
+        return state
+
+
+class VisionModel(MegatronModule):
+    """Qwen3-VL's vision tower on Megatron's transformer block."""
+
+    def __init__(self, config: TransformerConfig, architecture: Architecture) -> None:
+        super().__init__(config=config)
+        vision = architecture.vision
+        # read by the layers, which know their config and their number only
+        config.deepstack_layers = vision.deepstack_layers
+        self.vision = vision
+        self.patch_embed = PatchEmbed(architecture, config)
+        self.pos_embed = torch.nn.Embedding(vision.num_position_embeddings, vision.hidden_size, dtype=config.params_dtype)
+        self.decoder = VisionBlock(config, architecture)
+        self.merger = Merger(merger_config(architecture, config), vision.hidden_size, norm_joined=False)
+
+    def position_embeddings(self, grid_thw: Tensor, coordinates: Tensor) -> Tensor:
+        """The learned square grid, stretched over each picture's grid by bilinear interpolation: [patches, hidden]."""
+        side = int(self.vision.num_position_embeddings**0.5)
+        device = self.pos_embed.weight.device
+        sizes = torch.cat([torch.tensor([[h, w]]).expand(t * h * w, 2) for t, h, w in grid_thw.tolist()]).to(device)
+        # corners on corners: patch 0 falls on entry 0, the last patch on the last entry
+        at = coordinates.float() * (side - 1) / (sizes - 1).clamp(min=1).float()
+        low = at.floor().long().clamp(max=side - 1)
+        high = (low + 1).clamp(max=side - 1)
+        share = at - low.float()
+        (row_low, col_low), (row_high, col_high) = low.unbind(-1), high.unbind(-1)
+        row_share, col_share = share.unbind(-1)
+        indices = torch.stack(
+            (row_low * side + col_low, row_low * side + col_high, row_high * side + col_low, row_high * side + col_high), -1
+        )
+        weights = torch.stack(
+            (
+                (1 - row_share) * (1 - col_share),
+                (1 - row_share) * col_share,
+                row_share * (1 - col_share),
+                row_share * col_share,
+            ),
+            -1,
+        )
+        table = self.pos_embed(indices)
+        return (table * weights[..., None].to(table.dtype)).sum(1)
+
+    def forward(self, patches: Tensor, grid_thw: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """patches [n, channels * frames * height * width], grid_thw [pictures, 3] in patches ->
+        features [n / merge², language hidden] and one such tensor for each deepstack layer.
+
+        Each frame attends to itself only.
+        """
+        if int(grid_thw.prod(-1).sum()) != patches.shape[0]:
+            raise ValueError(f"grid_thw counts {int(grid_thw.prod(-1).sum())} patches, but {patches.shape[0]} are given")
+        grid = grid_thw.cpu()
+        coordinates = vision_coordinates(grid, self.vision.spatial_merge_size).to(patches.device)
+        hidden = self.patch_embed(patches)
+        hidden = (hidden + self.position_embeddings(grid, coordinates).to(hidden.dtype)).unsqueeze(1)
+        angles = vision_angles(coordinates, self.config.kv_channels)
+        lengths = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(patches.device)
+        longest = int(lengths.max())
+        packed = PackedSeqParams(
+            qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=longest, max_seqlen_kv=longest
+        )
+        outputs = self.decoder(
+            hidden_states=hidden, attention_mask=None, context=hidden[:0], rotary_pos_emb=angles, packed_seq_params=packed
+        )
+        *deep, last = outputs.split(hidden.shape[0])
+        features = self.merger(last).squeeze(1)
+        mergers = self.decoder.deepstack_merger_list
+        return features, [merge(part).squeeze(1) for merge, part in zip(mergers, deep, strict=True)]

@@ -74,8 +74,9 @@ class Progress:
         text = f"{quantity(rate, self.unit)}/s"
         if self.total:
             share = min(self.done / self.total, 1.0)
-            left = (self.total - self.done) / rate if rate else 0.0
-            clock = f"ETA {duration(left)}" if self.done < self.total else f"in {duration(elapsed)}"
+            # before the first units nothing is known; a century is as good as "not yet"
+            left = min((self.total - self.done) / rate, 3e9) if rate else 3e9
+            clock = f"ETA {duration(left) if left < 3e6 else '?'}" if self.done < self.total else f"in {duration(elapsed)}"
             text = f"{share:4.0%}  {quantity(self.done, self.unit)} of {quantity(self.total, self.unit)}  {text}  {clock}"
             cells = 20
             text = "━" * round(share * cells) + "─" * (cells - round(share * cells)) + " " + text

@@ -46,7 +46,7 @@ class CompareOptions:
     prompt: str = option("Describe this image.", help="What the models are asked", group="Pictures")
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
     max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
-    temperature: float = option(0.0, help="0 is greedy", group="Sampling", minimum=0.0, maximum=10.0)
+    temperature: float = option(0.0, help="Sharpness of the sampling; 0 is greedy", group="Sampling", minimum=0.0, maximum=10.0)
     top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
     top_k: int = option(0, help="Sample from the N likeliest tokens; 0: all", group="Sampling", minimum=0)
     seed: int = option(0, help="Seed of the sampling", group="Sampling", minimum=0)

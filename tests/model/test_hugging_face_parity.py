@@ -1,0 +1,107 @@
+"""The model equals `Qwen3VLForConditionalGeneration` in fp32: logits, vision features, deepstack features, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import qwen3vl_core
+from tests import tiny
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request, tmp_path_factory):
+    """(Hugging Face model, ours loaded from the directory that Hugging Face saved)."""
+    reference = tiny.hf_model(seed=int(request.param), tied=request.param)
+    folder = tiny.save(reference, tmp_path_factory.mktemp("hf"))
+    return reference, qwen3vl_core.load(folder)
+
+
+def reference_logits(reference, inputs):
+    reference.model.rope_deltas = None
+    return reference(**inputs, mm_token_type_ids=tiny.token_types(inputs["input_ids"])).logits
+
+
+@pytest.mark.parametrize("pad_left", [False, True], ids=["padded right", "padded left"])
+@pytest.mark.parametrize("name", tiny.BATCHES)
+def test_logits_equal_hugging_face(pair, name, pad_left):
+    reference, model = pair
+    inputs = tiny.BATCHES[name]().inputs(pad_left=pad_left)
+    with torch.no_grad():
+        expected, logits = reference_logits(reference, inputs), model(**inputs)
+    assert logits.shape == expected.shape == (*inputs["input_ids"].shape, tiny.VOCABULARY)
+    real = inputs["attention_mask"].bool()
+    assert (logits - expected)[real].abs().max() < TOLERANCE
+
+
+def test_vision_and_each_deepstack_feature_equal_hugging_face(pair):
+    reference, model = pair
+    inputs = tiny.BATCHES["three pictures of different sizes"]().inputs()
+    with torch.no_grad():
+        expected = reference.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        features, deepstack = model.vision_model(inputs["pixel_values"], inputs["image_grid_thw"])
+    assert (features - expected.pooler_output).abs().max() < TOLERANCE
+    assert len(deepstack) == len(expected.deepstack_features) == 3
+    for ours, theirs in zip(deepstack, expected.deepstack_features, strict=True):
+        assert (ours - theirs).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", tiny.BATCHES)
+def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
+    reference, model = pair
+    inputs = tiny.BATCHES[name]().inputs()
+    real = inputs["attention_mask"][..., None]
+    weights = torch.randn(*inputs["input_ids"].shape, tiny.VOCABULARY, generator=torch.Generator().manual_seed(9)) * real
+    for m in (reference, model):
+        m.zero_grad()
+    (reference_logits(reference, inputs) * weights).sum().backward()
+    (model(**inputs) * weights).sum().backward()
+    # gradients travel through the name map as weights do, so that each parameter meets its counterpart
+    gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in reference.named_parameters()}
+    save_file({n: g.contiguous() for n, g in gradients.items()}, tmp_path / "model.safetensors")
+    reference.config.save_pretrained(tmp_path)
+    expected = qwen3vl_core.load(tmp_path).state_dict()
+    compared = 0
+    for parameter_name, parameter in model.named_parameters():
+        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        theirs = expected[parameter_name]
+        assert (ours - theirs).norm() <= TOLERANCE * theirs.norm() + 1e-9, parameter_name
+        compared += theirs.norm() > 0
+    assert compared > 20
+
+
+def test_cached_generation_gives_the_logits_of_one_full_pass(pair):
+    _, model = pair
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
+    session = model.generation_session(64)
+    steps = [session.prefill(inputs["input_ids"], **pixels)]
+    tokens = [steps[-1].argmax(-1)]
+    for _ in range(5):
+        steps.append(session.decode(tokens[-1]))
+        tokens.append(steps[-1].argmax(-1))
+    whole = torch.cat([inputs["input_ids"], *(t[:, None] for t in tokens)], dim=1)
+    with torch.no_grad():
+        full = model(whole, **pixels)
+    prompt = inputs["input_ids"].shape[1]
+    for index, logits in enumerate(steps):
+        assert (full[:, prompt - 1 + index] - logits).abs().max() < TOLERANCE
+
+
+def test_tokens_that_do_not_fit_the_pictures_are_named(pair):
+    _, model = pair
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    inputs["image_grid_thw"] = torch.tensor([[1, 4, 8]])
+    with pytest.raises(ValueError, match="row 0: 6 image tokens at 4, but its grid has 2 x 4 = 8"):
+        model(**inputs)
+
+
+def test_a_picture_without_tokens_is_refused(pair):
+    _, model = pair
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    inputs["input_ids"] = torch.full_like(inputs["input_ids"], 5)
+    with pytest.raises(ValueError, match="1 pictures and 0 video frames given"):
+        model(**inputs)

@@ -1,0 +1,82 @@
+"""One declaration gives the command line, the plan and the form, and refuses what breaks its rules in one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import (
+    COMMANDS,
+    FinetuneOptions,
+    add_arguments,
+    from_mapping,
+    options_of,
+    to_arguments,
+    to_mapping,
+)
+
+REQUIRED = {"load": "base", "train_data": "data"}
+
+
+def parse(cls, words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, cls)
+    return from_mapping(cls, vars(parser.parse_args(words)))
+
+
+def values(option):
+    """Any value that the option's own rule admits."""
+    if option.choices:
+        one = st.sampled_from(option.choices)
+    elif option.type is bool:
+        one = st.booleans()
+    elif option.type is int:
+        one = st.integers(int(option.minimum or 0), int(option.maximum or 10**6))
+    elif option.type is float:
+        one = st.floats(option.minimum or 0.0, option.maximum or 1e3, allow_nan=False)
+    else:
+        one = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
+    return st.lists(one, min_size=1, max_size=3) if option.many else one
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@given(data=st.data())
+def test_the_command_line_of_a_plan_gives_the_plan_back(command, data):
+    cls = COMMANDS[command]
+    chosen = {o.name: data.draw(values(o)) for o in options_of(cls) if o.required or data.draw(st.booleans())}
+    options = from_mapping(cls, chosen)
+    assert parse(cls, to_arguments(options)) == options
+    assert from_mapping(cls, to_mapping(options)) == options
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is(command):
+    for o in options_of(COMMANDS[command]):
+        assert o.help and o.help[0].isupper() and not o.help.endswith("."), o.name
+        assert o.required or o.default is not dataclasses.MISSING
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lr": "fast"}, "--lr fast: must be a number"),
+        ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1; use 1"),
+        ({"precision": "fp7"}, "--precision fp7: must be one of bf16, fp16, fp32"),
+        ({"sequence_parallel": "true"}, "--sequence-parallel: needs --tp above 1; leave it out or use --tp 2"),
+        ({"lr_warmup_iters": "100"}, "--lr-warmup-iters 100: must be below --train-iters 100; use 10"),
+        ({"min_lr": "1"}, "--min-lr 1: must be at most --lr 1e-05; use 1e-06"),
+        ({"freeze": "eyes"}, "--freeze eyes: eyes is no part; choose from vision, projector, language"),
+        ({"freeze": "vision,projector,language"}, "nothing is left to train"),
+        ({"speed": "9"}, "speed: no such option"),
+        ({"load": ""}, "--load: required"),
+    ],
+)
+def test_a_wrong_value_gets_one_line_with_the_way_out(changes, line):
+    with pytest.raises(RequestError, match=line.replace("(", r"\(")) as caught:
+        from_mapping(FinetuneOptions, REQUIRED | changes).check()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,53 @@
+"""The `qwen3vl` command as a person types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from qwen3vl_core.cli import main
+
+
+def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "qwen3vl_core.cli", *words], capture_output=True, text=True, timeout=120, **kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["convert", "a"], "the following arguments are required: TARGET; see qwen3vl convert --help"),
+        (["convert", "a", "b", "--dtype", "fp4"], "--dtype fp4: must be one of keep, bf16, fp16, fp32"),
+        (["finetune", "--load", "a", "--train-data", "b", "--lr", "-1"], "--lr -1.0: must be at least 0; use 0"),
+        (["finetune", "--load", "a"], "--train-data: required"),
+        (["finetune", "--load", "a", "--train-data", "b", "--detach", "--foreground"], "not allowed with argument"),
+    ],
+)
+def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(words, line, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("qwen3vl: ") and err.count("\n") == 1
+    assert line in err
+
+
+def test_no_traceback_reaches_a_user():
+    done = run("convert", "nowhere", "target")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "nowhere" in done.stderr
+
+
+def test_debug_shows_the_traceback():
+    done = run("--debug", "convert", "nowhere", "target")
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_help_without_a_terminal_lists_every_command():
+    done = run()
+    assert done.returncode == 0
+    for command in ("demo", "prepare", "convert", "finetune", "compare", "console", "runs"):
+        assert f"\n    {command} " in done.stdout

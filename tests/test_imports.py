@@ -1,0 +1,97 @@
+"""Who may import whom, and what the first frame must not wait for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "megatron")
+
+# folder or file -> what it must not import (a module and all below it)
+FORBIDDEN = {
+    "qwen3vl_core": ("console", "textual", "ipywidgets"),
+    "qwen3vl_core/options": (*HEAVY, "qwen3vl_core.model", "qwen3vl_core.training", "qwen3vl_core.data", "qwen3vl_core.checkpoint"),
+    "qwen3vl_core/layout": (*HEAVY, "qwen3vl_core.model", "qwen3vl_core.training", "qwen3vl_core.data", "qwen3vl_core.checkpoint"),
+    "qwen3vl_core/sizes.py": (*HEAVY, "qwen3vl_core.model"),
+    "qwen3vl_core/model": ("qwen3vl_core.data", "qwen3vl_core.caption", "qwen3vl_core.demo"),
+    "qwen3vl_core/checkpoint": ("qwen3vl_core.data", "qwen3vl_core.caption", "qwen3vl_core.demo", "qwen3vl_core.training"),
+    "qwen3vl_core/data": ("qwen3vl_core.model", "qwen3vl_core.checkpoint", "qwen3vl_core.training", "qwen3vl_core.demo"),
+    "console": (*HEAVY, "qwen3vl_core.model", "qwen3vl_core.training", "qwen3vl_core.data", "qwen3vl_core.checkpoint"),
+    "console/runs": ("textual", "ipywidgets", "console.screens", "console.widgets", "console.app"),
+    "console/notebook": ("textual", "console.screens", "console.widgets", "console.app"),
+}
+TEXTUAL = ("console/app.py", "console/actions.py", "console/messages.py", "console/screens/", "console/widgets/")
+
+
+def python_files(where: str) -> list[Path]:
+    path = ROOT / where
+    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("where", FORBIDDEN)
+def test_layers_import_downwards_only(where):
+    files = python_files(where)
+    assert files
+    for file in files:
+        for module in imports(file):
+            wrong = [f for f in FORBIDDEN[where] if module == f or module.startswith(f + ".")]
+            assert not wrong, f"{file.relative_to(ROOT)} imports {module}"
+
+
+def test_textual_stays_in_the_screens():
+    for file in [*python_files("console"), *python_files("qwen3vl_core")]:
+        name = str(file.relative_to(ROOT))
+        if not name.startswith(TEXTUAL):
+            assert not any(m.split(".")[0] == "textual" for m in imports(file)), name
+
+
+def test_only_the_adapter_for_adam_crosses_from_model_to_training():
+    for file in python_files("qwen3vl_core/model"):
+        crossing = {m for m in imports(file) if m.startswith("qwen3vl_core.training")}
+        allowed = {"qwen3vl_core.training.adam", "qwen3vl_core.training.adam.FusedAdam"} if file.name == "cpu.py" else set()
+        assert crossing <= allowed, file
+
+
+def test_one_module_holds_every_patch():
+    """Assignments to attributes of torch or megatron modules stand in model/cpu.py alone."""
+    for file in [*python_files("qwen3vl_core"), *python_files("console")]:
+        if file == ROOT / "qwen3vl_core/model/cpu.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            for target in getattr(node, "targets", []):
+                if isinstance(target, ast.Attribute):
+                    text = ast.unparse(target)
+                    assert not text.startswith(("torch.", "megatron.")), f"{file.relative_to(ROOT)}:{node.lineno} {text}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from qwen3vl_core.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass",
+        "import console.app",
+        "import console.commands, console.runs.store, console.runs.launch",
+        "import qwen3vl_core.options, qwen3vl_core.sizes, qwen3vl_core.layout.command",
+    ],
+    ids=["help", "console", "runs", "options"],
+)
+def test_the_first_frame_waits_for_no_heavy_import(code):
+    program = f"import sys\n{code}\nprint([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().endswith("[]"), done.stderr

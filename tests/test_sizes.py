@@ -1,0 +1,70 @@
+"""The architecture comes from config.json; the published table only checks it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.sizes import SIZES, Architecture, check_size, size_of
+
+PUBLISHED_4B = {
+    "model_type": "qwen3_vl", "tie_word_embeddings": True, "image_token_id": 151655, "video_token_id": 151656,
+    "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+    "text_config": {
+        "num_hidden_layers": 36, "hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "intermediate_size": 9728, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 5000000,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    },
+    "vision_config": {
+        "depth": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096, "patch_size": 16,
+        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 2560, "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+}  # fmt: skip
+
+
+def test_both_ways_of_writing_the_rope_are_read():
+    old = Architecture.from_config(PUBLISHED_4B)
+    new_text = dict(PUBLISHED_4B["text_config"])
+    new_text["rope_parameters"] = {"rope_theta": new_text.pop("rope_theta"), **new_text.pop("rope_scaling")}
+    assert Architecture.from_config(PUBLISHED_4B | {"text_config": new_text}) == old
+    assert (old.rope_theta, old.mrope_section) == (5e6, (24, 20, 20))
+
+
+def test_a_published_size_is_recognised():
+    assert size_of(Architecture.from_config(PUBLISHED_4B)) == "4B"
+    check_size("4B", Architecture.from_config(PUBLISHED_4B), "model")
+
+
+@pytest.mark.parametrize("name", [n for n in SIZES if n != "4B"])
+def test_another_size_is_refused_with_both_names(name):
+    with pytest.raises(RequestError, match=f"--size {name}: model is size 4B .*use --size 4B"):
+        check_size(name, Architecture.from_config(PUBLISHED_4B), "model")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"model_type": "llama"}', "model_type is 'llama'"),
+        ('{"model_type": "qwen3_vl"}', "key 'text_config' is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path, text, line):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RequestError, match=line) as caught:
+        Architecture.read(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_config_is_one_line(tmp_path):
+    with pytest.raises(RequestError, match="no such file"):
+        Architecture.read(tmp_path)
+
+
+def test_a_config_keeps_what_it_was_read_from(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_4B))
+    assert Architecture.read(tmp_path).raw == PUBLISHED_4B

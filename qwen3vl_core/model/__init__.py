@@ -1,9 +1,12 @@
 """Qwen3-VL on Megatron-Core. Import this before anything of megatron: it makes Megatron run where CUDA is absent."""
 
 import logging
+import warnings
 
 from qwen3vl_core.model import cpu
 
-# Megatron warns at import about every optional package that is not installed
+# Megatron warns at import about every optional package that is not installed, and about its own defaults
 logging.getLogger("megatron").setLevel(logging.ERROR)
+for _message in (".*Apex (is|are) not installed", ".*full scope is deprecated"):
+    warnings.filterwarnings("ignore", message=_message)
 cpu.install()

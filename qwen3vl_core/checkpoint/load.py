@@ -1,0 +1,96 @@
+"""Weights into a model, from a Hugging Face folder or a Megatron checkpoint of any parallel layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
+from megatron.core.dist_checkpointing.dict_utils import nested_values  # isort: skip
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories  # isort: skip
+
+from qwen3vl_core.checkpoint import rules
+from qwen3vl_core.checkpoint.names import Layout, Region
+from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.model import parallel
+from qwen3vl_core.model.build import build_model
+from qwen3vl_core.model.config import transformer_config
+
+__all__ = ["fill", "load", "side_folder"]
+
+
+class _Boxes:
+    """Boxes of Megatron tensors, from either kind of source, each region read once while it is asked for in a row."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.layout = Layout()
+        self.by_key: dict[str, list[tuple[Region, Region]]] = {}
+        for region, there in zip(source.regions(self.layout), source.regions(), strict=True):
+            self.by_key.setdefault(region.key, []).append((region, there))
+        self._last: tuple[Region, Tensor] | None = None
+
+    def _region(self, region: Region, there: Region) -> Tensor:
+        if self._last is None or self._last[0] is not region:
+            self._last = region, self.source.read_box(there).reshape(region.size)
+        return self._last[1]
+
+    def copy_into(self, key: str, offset: tuple[int, ...], destination: Tensor) -> None:
+        """Fill `destination`, the box of `key` at `offset`, cut from the regions that it touches."""
+        filled = 0
+        for region, there in self.by_key[key]:
+            low = [max(a, b) for a, b in zip(offset, region.offset, strict=True)]
+            high = [
+                min(a + n, b + m) for a, n, b, m in zip(offset, destination.shape, region.offset, region.size, strict=True)
+            ]  # fmt: skip
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            inside = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
+            box = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, region.offset, strict=True))
+            part = self._region(region, there)[box]
+            destination[inside].copy_(part)
+            filled += part.numel()
+        if filled != destination.numel():
+            raise RequestError(f"{self.source.path}: {key} at {offset} is not in the checkpoint; it is of another size")
+
+
+@torch.no_grad()
+def fill(model: torch.nn.Module, source: Source) -> None:
+    """Copy this rank's part of the weights into a model built by `build_model`, any tensor and pipeline parallel size.
+
+    Every parameter is written, or RequestError says which is not: a model never keeps numbers it was not given.
+    """
+    boxes = _Boxes(source)
+    state = model.sharded_state_dict()
+    # a stage that holds the tied embedding only for its output layer asks for it under the embedding's name
+    wanted = {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+    apply_factories(wanted)
+    for value in nested_values(wanted):
+        if not isinstance(value, ShardedTensor):
+            continue
+        if value.key not in boxes.by_key:
+            raise RequestError(f"{source.path}: nothing in the name map fills {value.key}; the checkpoint is of another kind")
+        data = value.data
+        for _ in range(value.prepend_axis_num):
+            data = data[None]
+        boxes.copy_into(value.key, tuple(value.global_offset), data)
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    """A one-process model from a Hugging Face folder or a Megatron checkpoint, ready to be called.
+
+    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where there is one. Raises RequestError for a path
+    that holds no Qwen3-VL, or one whose tensors do not fit its config.
+    """
+    source = open_source(path)
+    source.check()
+    cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
+    dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
+    parallel.initialize()
+    config = transformer_config(source.architecture, dtype=dtype)
+    model = build_model(source.architecture, config, parallel_output=False)
+    fill(model, source)
+    return model.to(device or ("cuda" if cuda else "cpu")).eval()

@@ -1,0 +1,87 @@
+"""Writing that is whole or not there: beside the target first, then one rename. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.progress import quantity
+
+UNFINISHED = ".tmp"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content at once: a reader sees the old text or the new one, never a part."""
+    beside = path.with_name(path.name + UNFINISHED)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def check_target(target: Path, *, overwrite: bool, what: str) -> None:
+    """Raises RequestError when `target` is taken, or is no place to write to."""
+    if target.is_symlink() and not target.exists():
+        raise RequestError(f"{target}: a link to nothing; remove it or choose another folder")
+    if target.exists() and not target.is_dir():
+        raise RequestError(f"{target}: a file stands there; choose another folder for the {what}")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise RequestError(f"{target}: already holds something; add --overwrite to replace it, or choose another folder")
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RequestError(f"{target}: {parent} cannot be written to; choose another folder for the {what}")
+
+
+def need_space(target: Path, size: int, what: str) -> None:
+    """Raises RequestError when the disk that `target` is on has less than `size` bytes free."""
+    parent = next(p for p in target.absolute().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < size:
+        raise RequestError(
+            f"{target}: the {what} needs {quantity(size, 'B')}, but {parent} has {quantity(free, 'B')} free; "
+            "free some space or choose another disk"
+        )
+
+
+@contextlib.contextmanager
+def folder_made_whole(target: Path, *, what: str) -> Iterator[Path]:
+    """A fresh folder beside `target` to build in; it takes `target`'s place when the block ends well.
+
+    When the block raises, what was built is removed and `target` is as it was. What an earlier run that was killed
+    left beside it is removed first. Raises WorkError when the disk fills up on the way.
+    """
+    target = target.absolute()
+    building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))
+    for leftover in (building, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        yield building
+        if target.exists():
+            os.rename(target, old)
+        os.rename(building, target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        full = disk_full(error)
+        if full is not None:
+            raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the {what} again") from error
+        raise
+
+
+def disk_full(error: BaseException | None) -> OSError | None:
+    """The "no space left" (or "quota exceeded") error among an error and its causes."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

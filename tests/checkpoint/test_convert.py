@@ -1,0 +1,308 @@
+"""Conversion both ways: bitwise, accounted for, whole or not there, and readable by Megatron's own loader."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import qwen3vl_core
+from qwen3vl_core.checkpoint import convert, hf, rules, torch_dist
+from qwen3vl_core.checkpoint.names import Layout, Region, regions
+from qwen3vl_core.cli import main
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import ConvertOptions
+from qwen3vl_core.sizes import Architecture
+from tests import tiny
+
+DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
+
+
+def run(source, target, **options):
+    convert.run(ConvertOptions(source=str(source), target=str(target), **options))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def model_folder(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.save(tiny.hf_model(tied=request.param == "tied"), folder)
+    (folder / "tokenizer.json").write_text('{"a": 1}')
+    (folder / "chat_template.jinja").write_text("{{ x }}")
+    (folder / "modeling_evil.py").write_text("raise SystemExit")
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["bridge", "pai"])
+def test_the_round_trip_is_bitwise_and_carries_the_side_files(model_folder, tmp_path, layout, capsys):
+    run(model_folder, tmp_path / "mcore", layout=layout, verify=True)
+    run(tmp_path / "mcore", tmp_path / "back", verify=True)
+    assert same(tensors(model_folder), tensors(tmp_path / "back"))
+    for folder in (tmp_path / "mcore", tmp_path / "back"):
+        assert json.loads((folder / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
+        assert (folder / "tokenizer.json").read_text() == '{"a": 1}'
+        assert (folder / "chat_template.jinja").exists()
+        assert not (folder / "modeling_evil.py").exists()
+    assert "each used once" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_demo_model_survives_the_round_trip(tmp_path):
+    run(DEMO, tmp_path / "mcore")
+    run(tmp_path / "mcore", tmp_path / "back")
+    assert same(tensors(DEMO), tensors(tmp_path / "back"))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_precision_that_is_asked_for_is_really_written(model_folder, tmp_path, name, dtype):
+    run(model_folder, tmp_path / "mcore", dtype=name, verify=True)
+    reader = torch_dist.RegionReader(torch_dist.find(tmp_path / "mcore").data)
+    assert {item.properties.dtype for item in reader.tensors.values()} == {dtype}
+    run(tmp_path / "mcore", tmp_path / "back")
+    expected = {k: v.to(dtype) for k, v in tensors(model_folder).items()}
+    assert same(expected, tensors(tmp_path / "back"))
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_numbers_beyond_fp16_are_refused_not_made_infinite(model_folder, tmp_path):
+    weights = tensors(model_folder)
+    weights["model.language_model.norm.weight"][0] = 1e6
+    big = tmp_path / "big"
+    shutil.copytree(model_folder, big)
+    save_file(weights, big / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WorkError, match="65504; use --dtype bf16"):
+        run(big, tmp_path / "target", dtype="fp16")
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_loaded_checkpoint_computes_what_the_folder_computes(model_folder, tmp_path):
+    run(model_folder, tmp_path / "mcore", layout="pai")
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    with torch.no_grad():
+        assert torch.equal(qwen3vl_core.load(model_folder)(**inputs), qwen3vl_core.load(tmp_path / "mcore")(**inputs))
+
+
+def test_megatrons_own_loader_accepts_the_checkpoint_strictly(model_folder, tmp_path):
+    run(model_folder, tmp_path / "mcore")
+    model = qwen3vl_core.load(model_folder)
+    expected = {k: v.clone() for k, v in model.state_dict().items() if torch.is_tensor(v)}
+    from megatron.core import dist_checkpointing
+
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    data = str(torch_dist.find(tmp_path / "mcore").data)
+    # the strictness that Megatron-LM uses by default raises for every key that is asked for and not there
+    # (it allows the namespace of arguments, as Megatron-LM's start-up does)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, data)
+    model.load_state_dict(loaded["model"], strict=False)
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items() if torch.is_tensor(v))
+    assert loaded["checkpoint_version"] == 3.0 and loaded["iteration"] == 0
+    assert loaded["args"].tensor_model_parallel_size == 1
+
+
+def test_a_sharded_folder_is_read_and_a_large_one_is_written_in_shards(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf.write_safetensors, "__defaults__", (250_000,))
+    run(model_folder, tmp_path / "mcore")
+    run(tmp_path / "mcore", tmp_path / "shards")
+    index = json.loads((tmp_path / "shards" / hf.INDEX).read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert all(f.stat().st_size < 280_000 for f in (tmp_path / "shards").glob("*.safetensors"))
+    assert same(tensors(model_folder), tensors(tmp_path / "shards"))
+    run(tmp_path / "shards", tmp_path / "again")
+    assert torch_dist.find(tmp_path / "again")
+
+
+def test_a_tied_matrix_that_is_stored_twice_is_written_once(tmp_path):
+    tiny.save(tiny.hf_model(tied=True), tmp_path / "hf")
+    weights = tensors(tmp_path / "hf")
+    weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    run(tmp_path / "hf", tmp_path / "mcore")
+    assert "language_model.output_layer.weight" not in torch_dist.RegionReader(tmp_path / "mcore" / "release").tensors
+    weights["lm_head.weight"][0] += 1
+    save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RequestError, match="lm_head.weight differs from"):
+        run(tmp_path / "hf", tmp_path / "other")
+
+
+def test_every_tensor_of_the_published_sizes_has_one_place():
+    """The boxes of each Megatron tensor tile it, and every Hugging Face tensor is named once."""
+    config = json.loads((DEMO / "config.json").read_text())
+    for layout in (Layout.named("bridge"), Layout.named("pai"), Layout("bridge", False, False)):
+        table = regions(Architecture.from_config(config), layout)
+        names = [n for r in table for n in r.hf]
+        assert len(names) == len(set(names))
+        volume: dict[str, int] = {}
+        for r in table:
+            assert all(o + s <= g for o, s, g in zip(r.offset, r.size, r.global_shape, strict=True))
+            volume[r.key] = volume.get(r.key, 0) + torch.Size(r.size).numel()
+            assert torch.Size(r.size).numel() == sum(torch.Size(s).numel() for s in r.hf_shapes)
+        assert all(volume[r.key] == torch.Size(r.global_shape).numel() for r in table)
+        assert len({(r.key, r.offset) for r in table}) == len(table)
+
+
+@settings(deadline=None, max_examples=40)
+@given(groups=st.integers(1, 4), heads=st.integers(1, 4), dim=st.integers(1, 5), hidden=st.integers(1, 6), rule=st.sampled_from(["groups", "heads"]))
+def test_the_rules_are_permutations(groups, heads, dim, hidden, rule):
+    if rule == "groups":
+        shapes = ((groups * heads * dim, hidden), (groups * dim, hidden), (groups * dim, hidden))
+    else:
+        shapes = ((3 * groups * dim, hidden),)
+    rows = sum(s[0] for s in shapes)
+    region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), shapes, rule, groups)
+    given_tensors = list(torch.arange(rows * hidden).view(rows, hidden).split([s[0] for s in shapes]))
+    box = rules.to_megatron(region, given_tensors)
+    assert box.shape == region.size
+    back = rules.to_hf(region, box)
+    assert all(torch.equal(a, b) for a, b in zip(given_tensors, back, strict=True))
+
+
+def test_another_size_is_refused_with_both_names(tmp_path, capsys):
+    assert main(["convert", str(DEMO), str(tmp_path / "t"), "--size", "4B"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--size 4B" in err and "size tiny" in err and "use --size tiny" in err
+    assert not (tmp_path / "t").exists()
+
+
+def test_weights_of_another_size_than_the_config_are_refused(tmp_path, capsys):
+    """An A3B walkthrough converts with the config of another size: caught by the first tensor that does not fit."""
+    tiny.save(tiny.hf_model(hidden=32), tmp_path / "hf")
+    shutil.copy(DEMO / "config.json", tmp_path / "hf" / "config.json")
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "t")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "different sizes" in err and "size tiny" in err
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
+    tiny.save(tiny.hf_model(), tmp_path / "hf")
+    weights = tensors(tmp_path / "hf")
+    if change == "missing":
+        del weights["model.visual.merger.norm.bias"]
+    else:
+        weights["model.visual.merger.extra"] = torch.zeros(2)
+    save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    pattern = "1 tensors that .* are missing: model.visual.merger.norm.bias" if change == "missing" else "no place in .*: model.visual.merger.extra"
+    with pytest.raises(RequestError, match=pattern):
+        run(tmp_path / "hf", tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "line"),
+    [
+        (lambda p: None, "no such file or folder"),
+        (lambda p: p.mkdir(), "neither a Hugging Face folder .* nor a Megatron checkpoint .* it holds nothing"),
+        (lambda p: p.write_text("x"), "a file; give the folder"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / "model.safetensors").write_bytes(b"12345678{")), "not a safetensors file"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / "model.safetensors").write_bytes((DEMO / "model.safetensors").read_bytes()[:-10])), "cut short"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text('{"weight_map": {"a": "../b.safetensors"}}')), "not in this folder"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text('{"weight_map": {"a": "b.safetensors"}}')), "b.safetensors is missing"),
+        (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("../../etc")), "neither a number nor release"),
+        (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("7")), "iter_0000007/.metadata is missing"),
+    ],
+    ids=["nowhere", "empty", "file", "no safetensors", "cut", "escaping index", "missing shard", "bad tracker", "no iteration"],
+)  # fmt: skip
+def test_a_source_that_cannot_be_read_is_one_line(tmp_path, prepare, line):
+    prepare(tmp_path / "source")
+    with pytest.raises(RequestError, match=line) as caught:
+        run(tmp_path / "source", tmp_path / "target")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) in ([], ["source"])
+
+
+def test_a_target_that_is_taken_is_kept_unless_it_may_be_replaced(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years")
+    with pytest.raises(RequestError, match="--overwrite"):
+        run(DEMO, target)
+    assert (target / "thesis.txt").read_text() == "years"
+    run(DEMO, target, overwrite=True)
+    assert torch_dist.find(target) and not (target / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("direction", ["to megatron", "to hf"])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
+    source = DEMO
+    if direction == "to hf":
+        source = tmp_path / "mcore"
+        run(DEMO, source)
+    before = sorted(p.name for p in tmp_path.iterdir())
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if direction == "to hf":
+        monkeypatch.setattr(hf, "_write_all", full)
+    else:
+        monkeypatch.setattr(torch_dist.RegionWriter, "_append", full)
+    with pytest.raises(WorkError, match="the disk is full; nothing was left there") as caught:
+        run(source, tmp_path / "target")
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_too_little_space_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(RequestError, match=r"needs .* MB, but .* has 5 B free"):
+        run(DEMO, tmp_path / "target")
+
+
+def test_what_a_killed_conversion_left_is_cleared_by_the_next(tmp_path):
+    (tmp_path / "target.tmp").mkdir()
+    (tmp_path / "target.tmp" / "half").write_text("x")
+    run(DEMO, tmp_path / "target")
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_verify_finds_a_changed_bit(tmp_path, monkeypatch):
+    original = torch_dist.RegionReader._load
+
+    def flipped(self, info):
+        value = original(self, info)
+        if torch.is_tensor(value) and value.dim() == 2 and value.shape[0] == 1:
+            value.view(torch.uint8)[0, 0] ^= 1
+        return value
+
+    monkeypatch.setattr(torch_dist.RegionReader, "_load", flipped)
+    with pytest.raises(WorkError, match="differs from the source"):
+        run(DEMO, tmp_path / "target", verify=True)
+    assert not (tmp_path / "target").exists()
+
+
+def test_tables_that_name_other_classes_are_not_loaded(tmp_path):
+    import pickle
+
+    run(DEMO, tmp_path / "mcore")
+    (tmp_path / "mcore" / "release" / ".metadata").write_bytes(pickle.dumps(shutil.rmtree))
+    with pytest.raises(RequestError, match="shutil._?rmtree.* has no place in a checkpoint"):
+        run(tmp_path / "mcore", tmp_path / "back")
+
+
+def test_a_checkpoint_without_its_tracker_is_an_error(tmp_path):
+    run(DEMO, tmp_path / "mcore")
+    (tmp_path / "mcore" / torch_dist.TRACKER).unlink()
+    (tmp_path / "mcore" / "release").rename(tmp_path / "mcore" / "iter_0000003")
+    with pytest.raises(RequestError, match="tracker|latest_checkpointed_iteration.txt is missing; name one of its folders: iter_0000003"):
+        run(tmp_path / "mcore", tmp_path / "back")

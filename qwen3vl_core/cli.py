@@ -17,6 +17,8 @@ from typing import Any
 
 from qwen3vl_core import __version__
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
+from qwen3vl_core.layout.command import process_count
+from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.options import COMMANDS, add_arguments, from_mapping
 
 WORK = {
@@ -97,6 +99,9 @@ def _work(name: str, values: dict[str, Any]) -> int:
     options = from_mapping(COMMANDS[name], values)
     if hasattr(options, "check") and callable(options.check):
         options.check()
+    if name == "finetune":
+        # said here, on the screen of the one who asked, not in the log of a run that was started in vain
+        check_plan(options, process_count(options))
     if name == "finetune" or detach or given_runs is not None:
         launch = _registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)

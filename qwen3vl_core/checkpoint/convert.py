@@ -23,7 +23,7 @@ from qwen3vl_core.sizes import check_size
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-OVERHEAD_BYTES = 64_000_000
+OVERHEAD_BYTES = 4_000_000
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
@@ -155,7 +155,7 @@ def run(options: ConvertOptions) -> None:
     table = source.regions(layout if to_megatron else None)
     if to_megatron:
         one_dtype_a_tensor(source, table, dtype)
-    need_space(target, total_bytes(source, table, dtype) + OVERHEAD_BYTES, "checkpoint")
+    need_space(target, round(total_bytes(source, table, dtype) * 1.01) + OVERHEAD_BYTES, "checkpoint")
     with folder_made_whole(target, what="conversion") as folder:
         size = write_megatron(source, folder, layout, dtype) if to_megatron else write_hf(source, folder, dtype)
         verified = verify(source, folder, dtype) if options.verify else 0

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
+
 from megatron.core.dist_checkpointing.dict_utils import nested_values  # isort: skip
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories  # isort: skip
 
-from qwen3vl_core.checkpoint import rules
 from qwen3vl_core.checkpoint.names import Layout, Region
 from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
 from qwen3vl_core.errors import RequestError

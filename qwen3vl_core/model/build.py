@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen3vl_core.errors import RequestError
@@ -28,6 +34,24 @@ def build_model(
             f"a model of {architecture.num_experts} experts: mixture-of-experts models are not built by this version; "
             "use a dense size (2B, 4B, 8B, 32B)"
         )
-    return Qwen3VLModel(
+    model = Qwen3VLModel(
         architecture, config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage, parallel_output=parallel_output
     )
+    _mark_split_weights(model)
+    return model
+
+
+def _mark_split_weights(model: Qwen3VLModel) -> None:
+    """Megatron marks a split weight where it draws its first numbers, which is left out here; the norm of the gradient
+    counts an unmarked weight on one tensor parallel rank only."""
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            dimension = 0
+        elif isinstance(module, RowParallelLinear):
+            dimension = 1
+        else:
+            continue
+        if module.weight is not None:
+            if hasattr(module.weight, "tensor_model_parallel"):
+                del module.weight.tensor_model_parallel, module.weight.partition_dim, module.weight.partition_stride
+            set_tensor_model_parallel_attributes(module.weight, True, dimension, 1)

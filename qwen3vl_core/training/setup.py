@@ -1,0 +1,114 @@
+"""From a run's options to a model with its optimizer and schedule on this rank."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
+from megatron.core import parallel_state  # isort: skip
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # isort: skip
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # isort: skip
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # isort: skip
+from megatron.core.transformer.module import Float16Module  # isort: skip
+
+from qwen3vl_core.checkpoint.load import fill
+from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.model.build import build_model
+from qwen3vl_core.model.config import DTYPES, transformer_config
+from qwen3vl_core.model.qwen3vl import Qwen3VLModel
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.sizes import Architecture
+
+# parts of the model as `--freeze` names them -> beginnings of the parameters' names
+PARTS = {
+    "vision": ("vision_model.patch_embed.", "vision_model.pos_embed.", "vision_model.decoder.layers."),
+    "projector": ("vision_model.merger.", "vision_model.decoder.deepstack_merger_list."),
+    "language": ("language_model.",),
+}
+# loss scale of fp16: Megatron's defaults, with a shorter window that recovers within a small run
+FP16_SCALE = dict(initial_loss_scale=2.0**16, min_loss_scale=1.0, loss_scale_window=200, hysteresis=2)
+
+
+@dataclass
+class Training:
+    """What one rank trains."""
+
+    architecture: Architecture
+    model: Qwen3VLModel
+    wrapped: torch.nn.Module
+    """`model` inside Megatron's precision and data-parallel wrappers."""
+    optimizer: Any
+    scheduler: OptimizerParamScheduler
+    config: Any
+    dtype: torch.dtype
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() and not _patched.cpu.on_cpu() else torch.device("cpu")
+
+
+def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
+    """Take the parts out of training."""
+    frozen = tuple(prefix for part in parts for prefix in PARTS[part])
+    for name, parameter in model.named_parameters():
+        if name.startswith(frozen):
+            parameter.requires_grad_(False)
+
+
+def build(options: FinetuneOptions, source: Source) -> Training:
+    """Model with the source's weights, optimizer and schedule. The process groups must be there.
+
+    Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
+    """
+    dtype = DTYPES[options.precision]
+    config = transformer_config(
+        source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, sequence_parallel=options.sequence_parallel,
+        recompute=options.recompute, calculate_per_token_loss=True,
+    )  # fmt: skip
+    model = build_model(
+        source.architecture, config,
+        pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
+    )  # fmt: skip
+    fill(model, source)
+    model.to(device())
+    freeze(model, options.frozen_parts())
+    wrapped = Float16Module(config, model) if dtype is not torch.float32 else model
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer, overlap_grad_reduce=False
+    )
+    wrapped = DistributedDataParallel(config, ddp, wrapped)
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam", lr=options.lr, min_lr=options.min_lr, weight_decay=options.weight_decay,
+            adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, adam_eps=options.adam_eps, clip_grad=options.clip_grad,
+            bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, params_dtype=dtype,
+            use_distributed_optimizer=options.distributed_optimizer, **(FP16_SCALE if dtype is torch.float16 else {}),
+        ),
+        [wrapped],
+    )  # fmt: skip
+    scheduler = OptimizerParamScheduler(
+        optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
+        lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
+        wd_incr_steps=options.train_iters, wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )  # fmt: skip
+    config.grad_scale_func = optimizer.scale_loss
+    config.finalize_model_grads_func = finalize_model_grads
+    config.no_sync_func = wrapped.no_sync
+    return Training(source.architecture, model, wrapped, optimizer, scheduler, config, dtype)
+
+
+def common_state(architecture: Architecture, options: FinetuneOptions) -> dict[str, Any]:
+    """What Megatron-LM expects beside the weights of a checkpoint."""
+    args = argparse.Namespace(
+        tensor_model_parallel_size=options.tp, pipeline_model_parallel_size=options.pp, num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size, num_attention_heads=architecture.num_heads, num_query_groups=architecture.num_kv_heads,
+        kv_channels=architecture.head_dim, ffn_hidden_size=architecture.ffn_hidden_size, padded_vocab_size=architecture.vocab_size,
+        untie_embeddings_and_output_weights=not architecture.tied, use_dist_ckpt=True, dist_ckpt_format="torch_dist",
+    )  # fmt: skip
+    return {"args": args, "checkpoint_version": 3.0}

@@ -1,0 +1,89 @@
+"""What the training tests train: a random small model on random conversations, on any layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.model import parallel
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.training import setup, step
+from tests import tiny
+
+GLOBAL_BATCH = 8
+
+
+@dataclass
+class Micro:
+    """A micro batch as the loader gives it."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+
+    def model_inputs(self, device, dtype):
+        made = {k: v.to(device) for k, v in self.inputs.items()}
+        return {k: v.to(dtype) if k.startswith("pixel") else v for k, v in made.items()}
+
+
+def rows(seed: int) -> list[tuple]:
+    """The samples of one global batch: text only, one and two pictures, different lengths."""
+    made = []
+    for i in range(GLOBAL_BATCH):
+        n = 5 + (seed * 7 + i * 3) % 11
+        made.append([(n,), (2, ("image", 4, 6), n), (1, ("image", 2, 4), 2, ("image", 4, 4), n)][(seed + i) % 3])
+    return made
+
+
+def micro_batches(seed: int, size: int, dp_rank: int = 0, dp: int = 1) -> list[Micro]:
+    """This rank's micro batches of global batch `seed`; their samples do not depend on `size` or `dp`."""
+    samples = []
+    for i, row in enumerate(rows(seed)):
+        samples.append((row, seed * 100 + i))
+    made = []
+    for start in range(0, GLOBAL_BATCH, size):
+        if start // size % dp != dp_rank:
+            continue
+        parts = [tiny.Conversations(s).row(*row) for row, s in samples[start : start + size]]
+        whole = tiny.Conversations()
+        for part in parts:
+            whole.rows += part.rows
+        inputs = whole.inputs()
+        alone = [part.inputs() for part in parts]
+        for key in ("pixel_values", "image_grid_thw"):
+            tensors = [a[key] for a in alone if key in a]
+            if tensors:
+                inputs[key] = torch.cat(tensors)
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for r, row in enumerate(whole.rows):
+            # the last third of each row is the answer
+            first = len(row) * 2 // 3
+            labels[r, first : len(row) - 1] = torch.tensor(row[first + 1 :])
+        made.append(Micro(inputs, labels))
+    return made
+
+
+def options(folder: Path, **changes) -> FinetuneOptions:
+    values = dict(
+        load=str(folder), train_data="", precision="fp32", micro_batch_size=2, global_batch_size=GLOBAL_BATCH, train_iters=10, lr=1e-3,
+        min_lr=1e-4, lr_warmup_iters=2,
+    )  # fmt: skip
+    return FinetuneOptions(**(values | changes))
+
+
+def train(folder: Path, steps: int = 3, *, gradients: bool = False, **changes):
+    """Losses and gradient norms of `steps` steps on this process's layout (the group must be there, or one process)."""
+    from megatron.core import parallel_state
+
+    o = options(folder, **changes)
+    parallel.initialize(o.tp, o.pp)
+    try:
+        training = setup.build(o, open_source(folder))
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        results = [step.train_step(training, micro_batches(s, o.micro_batch_size, rank, dp)) for s in range(steps)]
+        evaluated = step.evaluate(training, micro_batches(99, o.micro_batch_size, rank, dp))
+        return [(r.loss, r.grad_norm, r.tokens, r.learning_rate) for r in results] + [(evaluated.loss,)]
+    finally:
+        parallel.destroy()

@@ -37,7 +37,7 @@ def run_ranks(world: int, function: Callable, *arguments: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         ranks = [
-            _context.Process(target=_rank, args=(function, rank, world, store, results, arguments), daemon=True) for rank in range(world)
+            _context.Process(target=_rank, args=(function, rank, world, store, results, arguments)) for rank in range(world)
         ]
         for process in ranks:
             process.start()

@@ -91,6 +91,9 @@ def build(options: FinetuneOptions, source: Source) -> Training:
         ),
         [wrapped],
     )  # fmt: skip
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        # so that a checkpoint has a state to save even when fp16's loss scaling left out every step so far
+        part.init_state_fn(part.optimizer, part.config)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
         lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,

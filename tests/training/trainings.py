@@ -87,3 +87,34 @@ def train(folder: Path, steps: int = 3, *, gradients: bool = False, **changes):
         return [(r.loss, r.grad_norm, r.tokens, r.learning_rate) for r in results] + [(evaluated.loss,)]
     finally:
         parallel.destroy()
+
+
+def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict | None = None, steps: int = 2):
+    """Losses of steps 3 and 4: of the run that went on, and (by a run that loads its checkpoint) of the one resumed.
+
+    save, load: options of the first run and of the one that loads; load=None: the checkpoint is there, only resume.
+    """
+    from megatron.core import parallel_state
+
+    from qwen3vl_core.checkpoint.training import load_training, save_training
+
+    def run(o, first: int, training):
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        results = [step.train_step(training, micro_batches(s, o.micro_batch_size, rank, dp)) for s in range(first, first + steps)]
+        return [(r.loss, r.grad_norm, r.learning_rate) for r in results]
+
+    o = options(folder, **save)
+    parallel.initialize(o.tp, o.pp)
+    try:
+        training = setup.build(o, open_source(folder))
+        parts = dict(model=training.model, optimizer=training.optimizer, scheduler=training.scheduler)
+        if load is not None:
+            iteration, extra = load_training(checkpoints, **parts)
+            assert (iteration, extra) == (steps, {"data": {"at": steps}})
+            return run(o, steps, training)
+        run(o, 0, training)
+        common = setup.common_state(training.architecture, o)
+        save_training(checkpoints, steps, **parts, extra={"data": {"at": steps}}, common=common, side=folder)
+        return run(o, steps, training)
+    finally:
+        parallel.destroy()

@@ -1,0 +1,47 @@
+"""`python -m qwen3vl_core.training RUN_DIR`: train the run that a folder's `plan.json` describes, or go on with it.
+
+Alone, or under torchrun. Exit codes: 0 done or stopped in good order, 1 the work failed, 2 the request was wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError
+
+
+def main(arguments: list[str]) -> int:
+    """Train. Ranks beside the first keep quiet about errors that all of them have."""
+    if len(arguments) != 1:
+        print("usage: python -m qwen3vl_core.training RUN_DIR", file=sys.stderr)
+        return RequestError.exit_code
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        from qwen3vl_core.model import parallel
+        from qwen3vl_core.training.loop import Loop, read_options
+
+        run_dir = Path(arguments[0])
+        options = read_options(run_dir)
+        parallel.initialize(options.tp, options.pp, seed=options.seed)
+        Loop(run_dir, options).run()
+        parallel.destroy()
+        return EXIT_DONE
+    except (RequestError, WorkError) as error:
+        if rank == 0 or isinstance(error, WorkError):
+            print(f"qwen3vl finetune: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:
+        # a run's log is where its owner looks for the reason
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    # without waiting for threads of process groups that another rank has left
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

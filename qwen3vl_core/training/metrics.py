@@ -1,0 +1,96 @@
+"""The record of a run: `metrics.jsonl` first, TensorBoard as its mirror, and the line that people read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.progress import Progress, duration
+
+VERSION = 1
+# Megatron's tag names, so that curves of both stand side by side
+TAGS = {"loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "tokens_per_second": "tokens/s", "step_seconds": "iteration-time"}
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON can hold it: NaN and infinities are null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Metrics:
+    """Rows of `metrics.jsonl`, each written by one `write()` so that a reader never sees half of one that is complete.
+
+    Made on one rank only. tensorboard=None: no mirror.
+    """
+
+    def __init__(self, file: Path, tensorboard: Path | None) -> None:
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._tensorboard = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(tensorboard), flush_secs=20)
+
+    def row(self, kind: str, step: int, **values: Any) -> None:
+        """Append one row; numbers go to TensorBoard under Megatron's tags."""
+        row = {"v": VERSION, "step": step, "time": round(time.time(), 3), "kind": kind} | {k: plain(v) for k, v in values.items()}
+        os.write(self._descriptor, (json.dumps(row) + "\n").encode())
+        if self._tensorboard is None or kind == "event":
+            return
+        for name, tag in TAGS.items():
+            value = row.get(name)
+            if value is not None:
+                self._tensorboard.add_scalar(tag if kind == "train" else f"{tag} {kind}", value, step)
+
+    def event(self, step: int, event: str, text: str, **values: Any) -> None:
+        """Something that happened: `start`, `resume`, `save`, `stop`, `nan`, `done`."""
+        self.row("event", step, event=event, text=text, **values)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def short(number: float) -> str:
+    """`41234` -> `41.2k`."""
+    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
+
+
+class StepLine:
+    """What a terminal or a log shows of the steps: a bar that redraws, or a line a step."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total = total
+        self._bar = Progress("finetune", total, "steps")
+        self._bar.done = done
+        self._first, self._started = done, time.monotonic()
+
+    def show(self, step: int, loss: float, lr: float, grad_norm: float | None, seconds: float, tokens_per_second: float) -> None:
+        """One step is done."""
+        norm = "skipped" if grad_norm is None else f"{grad_norm:.2f}"
+        if self._bar.mode == "lines":
+            each = (time.monotonic() - self._started) / max(step - self._first, 1)
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  "
+                f"grad {norm}  {seconds * 1000:.0f} ms  {short(tokens_per_second)} tok/s  ETA {duration(each * (self.total - step))}",
+                flush=True,
+            )
+        elif self._bar.mode == "bar":
+            self._bar.update(step - self._bar.done, f"loss {loss:.3f}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar.mode == "bar":
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        print(text, flush=True)
+
+    def end(self) -> None:
+        if self._bar.mode == "bar":
+            self._bar.__exit__(None, None, None)

@@ -53,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; see {self.prog} --help")
 
 
-def _registered(group: str, name: str) -> Callable[..., int]:
+def registered(group: str, name: str) -> Callable[..., int]:
     """What an installed package (the console) adds to this command line."""
     for point in entry_points(group=group):
         if point.name == name:
@@ -103,7 +103,7 @@ def _work(name: str, values: dict[str, Any]) -> int:
         # said here, on the screen of the one who asked, not in the log of a run that was started in vain
         check_plan(options, process_count(options))
     if name == "finetune" or detach or given_runs is not None:
-        launch = _registered("qwen3vl.launcher", "launch")
+        launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)
         return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
     importlib.import_module(WORK[name]).run(options)
@@ -119,7 +119,7 @@ def dispatch(arguments: list[str]) -> int:
             return EXIT_DONE
         words = ["console"]
     if words[0] in CONSOLE_COMMANDS:
-        return _registered("qwen3vl.commands", words[0])(words[1:])
+        return registered("qwen3vl.commands", words[0])(words[1:])
     values = vars(build_parser().parse_args(words))
     values.pop("debug")
     name = values.pop("command")

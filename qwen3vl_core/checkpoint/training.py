@@ -38,11 +38,16 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def _state(model: torch.nn.Module, optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
+def _names(models: list[torch.nn.Module]) -> list[str]:
+    """Megatron-LM's keys of the chunks of a stage: `model`, or `model0`, `model1`, …"""
+    return ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
+
+
+def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
     layout = metadata()
-    weights = model.sharded_state_dict(metadata=layout)
-    return {
-        "model": weights,
+    chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
+    weights = chunks if len(models) > 1 else chunks["model"]
+    return chunks | {
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout),
         "opt_param_scheduler": scheduler.state_dict(),
     }
@@ -63,11 +68,11 @@ def _on_every_rank(action: Callable[[], None], where: Path) -> None:
 
 
 def save_training(
-    directory: Path, iteration: int, *, model, optimizer, scheduler, extra: dict[str, Any], common: dict[str, Any], side: Path
+    directory: Path, iteration: int, *, models, optimizer, scheduler, extra: dict[str, Any], common: dict[str, Any], side: Path
 ) -> Path:
     """Write `directory/iter_…` and point the tracker to it, last of all. Called by every rank.
 
-    model: without its data-parallel wrapping. extra: plain values for `load_training`. common: what Megatron-LM expects
+    models: the chunks of this stage, without their data-parallel wrapping. extra: plain values for `load_training`. common: what Megatron-LM expects
     in `common.pt`. side: folder whose config and tokenizer files go beside the tracker.
     """
     folder = directory / torch_dist.iteration_folder(iteration)
@@ -80,7 +85,7 @@ def save_training(
             copy_side_files(side, directory)
 
     _on_every_rank(begin, building)
-    state = _state(model, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
+    state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
     try:
         dist_checkpointing.save(state, str(building), content_metadata=metadata())
     except Exception as error:
@@ -99,7 +104,7 @@ def save_training(
     return folder
 
 
-def load_training(directory: Path, *, model, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
+def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
     """Go on where the last checkpoint in `directory` was written, by whatever layout: (iteration, extra).
 
     None where there is no checkpoint yet. Raises RequestError when something that the run needs is not in it.
@@ -108,7 +113,7 @@ def load_training(directory: Path, *, model, optimizer, scheduler) -> tuple[int,
         return None
     found = torch_dist.find(directory)
     reader = torch_dist.RegionReader(found.data)
-    state, nonpersistent, factories = load_preprocess(_state(model, optimizer, scheduler, loading=True))
+    state, nonpersistent, factories = load_preprocess(_state(models, optimizer, scheduler, loading=True))
     sharded, _ = extract_sharded_base(state)
 
     def read(wanted: Any) -> Any:
@@ -130,10 +135,11 @@ def load_training(directory: Path, *, model, optimizer, scheduler) -> tuple[int,
     merge(common, nonpersistent)
     merge(common, dict_list_map_outplace(read, sharded))
     loaded = apply_factory_merges(common, factories)
-    weights = {k: v for k, v in loaded["model"].items() if not k.endswith("_extra_state") or v is not None}
-    missing = [k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state")]
-    if missing:
-        raise RequestError(f"{found.data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
+    for name, model in zip(_names(models), models, strict=True):
+        weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state") or v is not None}
+        missing = [k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state")]
+        if missing:
+            raise RequestError(f"{found.data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():
         optimizer.load_state_dict(loaded["optimizer"])
     scheduler.load_state_dict(loaded["opt_param_scheduler"])

@@ -29,16 +29,17 @@ def gpu_count() -> int:
 def process_count(options: FinetuneOptions) -> int:
     """Processes to start: what was asked for, else one a GPU; without GPUs, the fewest that hold one model.
 
-    Raises RequestError when the processes cannot be divided by tensor x pipeline parallel size.
+    Raises RequestError when the processes cannot be divided by tensor x pipeline x context parallel size.
     """
-    model_ranks = options.tp * options.pp
+    model_ranks = options.tp * options.pp * options.cp
     count = options.nproc or max(gpu_count(), 1)
     if not options.nproc and count < model_ranks and not gpu_count():
         count = model_ranks
     if count % model_ranks:
         nearest = max(count // model_ranks, 1) * model_ranks
         raise RequestError(
-            f"--nproc {count}: must be a multiple of tp x pp = {options.tp} x {options.pp} = {model_ranks}; use --nproc {nearest}"
+            f"--nproc {count}: must be a multiple of tp x pp x cp = {options.tp} x {options.pp} x {options.cp} = {model_ranks}; "
+            f"use --nproc {nearest}"
         )
     return count
 

@@ -1,7 +1,7 @@
 """Core attention of the local layer spec, on `torch.nn.functional.scaled_dot_product_attention`.
 
 Stands where Transformer Engine's `DotProductAttention` stands on a GPU: grouped queries, causal and bidirectional, padded
-batches (`sbhd`) and packed sequences (`thd`). Nothing in it asks for CUDA.
+batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering keys and values. Nothing in it asks for CUDA.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from qwen3vl_core.model.slices import gathered_order, token_index
+
 
 class LocalCoreAttention(MegatronModule):
-    """softmax(q k^T / sqrt(d)) v for this rank's heads."""
+    """softmax(q k^T / sqrt(d)) v for this rank's heads and queries."""
 
     def __init__(
         self,
@@ -31,15 +34,14 @@ class LocalCoreAttention(MegatronModule):
         **unused,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError(f"context parallel size {config.context_parallel_size}: the local spec splits no sequences; use 1")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
-    def _attend(self, query_bhsd: Tensor, key_bhsd: Tensor, value_bhsd: Tensor, causal: bool) -> Tensor:
+    def _attend(self, query_bhsd: Tensor, key_bhsd: Tensor, value_bhsd: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(
-            query_bhsd, key_bhsd, value_bhsd, is_causal=causal, scale=self.softmax_scale,
+            query_bhsd, key_bhsd, value_bhsd, attn_mask=mask, is_causal=causal, scale=self.softmax_scale,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=query_bhsd.shape[1] != key_bhsd.shape[1],
         )  # fmt: skip
@@ -58,6 +60,21 @@ class LocalCoreAttention(MegatronModule):
             outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
         return torch.cat(outputs)
 
+    def _split_over_ranks(self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, cu_seqlens: Tensor | None, causal: bool) -> Tensor:
+        """This rank's queries against the keys and values of all ranks, gathered along the sequence."""
+        size, rank = self.cp_group.size(), self.cp_group.rank()
+        key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=self.cp_group) for t in (key_sbhd, value_sbhd))
+        length = key_sbhd.shape[0]
+        key_at, query_at = gathered_order(length, cu_seqlens, size), token_index(length, cu_seqlens, size, rank)
+        seen = query_at[:, None] >= key_at[None, :] if causal else torch.ones(len(query_at), length, dtype=torch.bool)
+        if cu_seqlens is not None:
+            ends = cu_seqlens[1:].cpu()
+            documents = [torch.bucketize(at, ends, right=True) for at in (query_at, key_at)]
+            seen &= documents[0][:, None] == documents[1][None, :]
+        parts = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
+        out_bhsd = self._attend(*parts, False, seen.to(query_sbhd.device))
+        return out_bhsd.permute(2, 0, 1, 3).flatten(2)
+
     def forward(
         self,
         query: Tensor,
@@ -74,7 +91,12 @@ class LocalCoreAttention(MegatronModule):
         """
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None:
-            return self._packed(query, key, value, packed_seq_params, causal)
+            if self.cp_group is None:
+                return self._packed(query, key, value, packed_seq_params, causal)
+            whole = (t.unsqueeze(1) for t in (query, key, value))
+            return self._split_over_ranks(*whole, packed_seq_params.cu_seqlens_q, causal).squeeze(1)
+        if self.cp_group is not None:
+            return self._split_over_ranks(query, key, value, None, causal)
         length, batch, heads, dim = query.shape
         out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
         return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)

@@ -10,7 +10,6 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen3vl_core.errors import RequestError
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 from qwen3vl_core.sizes import Architecture
 
@@ -27,13 +26,8 @@ def build_model(
     """A model, or one pipeline stage of it, whose weights are still undefined: fill them from a checkpoint.
 
     parallel_output: logits stay split over the tensor parallel ranks, as the loss wants them. Needs
-    `qwen3vl_core.model.parallel.initialize` first. Raises RequestError for what this version does not build.
+    `qwen3vl_core.model.parallel.initialize` first.
     """
-    if architecture.is_moe:
-        raise RequestError(
-            f"a model of {architecture.num_experts} experts: mixture-of-experts models are not built by this version; "
-            "use a dense size (2B, 4B, 8B, 32B)"
-        )
     model = Qwen3VLModel(
         architecture, config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage, parallel_output=parallel_output
     )

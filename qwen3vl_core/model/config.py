@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from qwen3vl_core.model import cpu
+from qwen3vl_core.model.specs import use_transformer_engine
 from qwen3vl_core.sizes import Architecture
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,20 +43,43 @@ def transformer_config(
     dtype: torch.dtype = torch.float32,
     tp: int = 1,
     pp: int = 1,
+    cp: int = 1,
+    ep: int = 1,
+    etp: int = 1,
+    vp: int = 1,
+    first_stage_layers: int = 0,
     sequence_parallel: bool = False,
     recompute: str = "none",
     **overrides,
 ) -> TransformerConfig:
-    """Language tower. `overrides` are further fields of `TransformerConfig`."""
+    """Language tower. `overrides` are further fields of `TransformerConfig`.
+
+    vp: model chunks of one pipeline stage; first_stage_layers: of the first stage, 0: as many as any other.
+    """
     values = _shared(dtype, tp, recompute) | dict(
         num_layers=architecture.num_layers, hidden_size=architecture.hidden_size,
         num_attention_heads=architecture.num_heads, num_query_groups=architecture.num_kv_heads,
         kv_channels=architecture.head_dim, ffn_hidden_size=architecture.ffn_hidden_size,
         normalization="RMSNorm", gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False,
         qk_layernorm=True, mrope_section=list(architecture.mrope_section),
-        pipeline_model_parallel_size=pp, sequence_parallel=sequence_parallel,
+        pipeline_model_parallel_size=pp, context_parallel_size=cp, sequence_parallel=sequence_parallel,
         variable_seq_lengths=pp > 1,
     )  # fmt: skip
+    if architecture.is_moe:
+        values |= dict(
+            num_moe_experts=architecture.num_experts, moe_router_topk=architecture.experts_per_token,
+            moe_ffn_hidden_size=architecture.expert_ffn_hidden_size, expert_model_parallel_size=ep, expert_tensor_parallel_size=etp,
+            moe_router_score_function="softmax",
+            # softmax over the chosen experts is softmax over all, divided by the sum of the chosen
+            moe_router_pre_softmax=not architecture.norm_topk_prob,
+            moe_router_load_balancing_type="aux_loss", moe_aux_loss_coeff=architecture.router_aux_loss_coef,
+            moe_token_dispatcher_type="alltoall", moe_grouped_gemm=use_transformer_engine(), moe_layer_freq=1,
+        )  # fmt: skip
+    if vp > 1:
+        # the other order of sends and receives is silently wrong
+        values |= dict(virtual_pipeline_model_parallel_size=vp, overlap_p2p_comm=True, batch_p2p_comm=False)
+    if first_stage_layers:
+        values["num_layers_in_first_pipeline_stage"] = first_stage_layers
     values["layernorm_epsilon"] = architecture.rms_norm_eps
     if pp > 1:
         # Megatron asks for the alltoall dispatcher with variable lengths even where there are no experts

@@ -8,19 +8,32 @@ import os
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 TIMEOUT = datetime.timedelta(minutes=10)
+_alone: dist.ProcessGroup | None = None
 
 
 def initialize(
-    tp: int = 1, pp: int = 1, *, rank: int | None = None, world_size: int | None = None, seed: int = 1234
+    tp: int = 1,
+    pp: int = 1,
+    *,
+    cp: int = 1,
+    ep: int = 1,
+    etp: int = 1,
+    vp: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
+    seed: int = 1234,
 ) -> None:
     """Start the groups: from torchrun's environment, else this process alone. Does nothing for a group that is there.
 
+    tp, pp, cp, ep, etp: tensor, pipeline, context, expert, expert tensor parallel sizes; vp: model chunks of a stage.
     gloo on a CPU, nccl on CUDA. rank and world_size are for a group that a caller has already a store for; they are
-    read from the environment otherwise. Raises ValueError when the processes do not divide by tp x pp.
+    read from the environment otherwise. Raises ValueError when the processes do not divide by tp x pp x cp.
     """
+    global _alone
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
@@ -33,15 +46,31 @@ def initialize(
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
     if not parallel_state.model_parallel_is_initialized():
         total = dist.get_world_size()
-        if total % (tp * pp):
-            raise ValueError(f"{total} processes are no multiple of tp x pp = {tp} x {pp} = {tp * pp}")
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+        if total % (tp * pp * cp):
+            raise ValueError(f"{total} processes are no multiple of tp x pp x cp = {tp} x {pp} x {cp} = {tp * pp * cp}")
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp, expert_model_parallel_size=ep,
+            expert_tensor_parallel_size=etp, virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+        )  # fmt: skip
+        if cp > 1:
+            # every rank must take part in the making of every group
+            _alone, _ = dist.new_subgroups(group_size=1)
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed)
 
 
+def vision_groups() -> ProcessGroupCollection:
+    """Groups of the vision tower: every context parallel rank sees whole pictures, so its context group is itself."""
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    if _alone is not None:
+        groups.cp = _alone
+    return groups
+
+
 def destroy() -> None:
     """End the groups, so that others may be made in this process."""
+    global _alone
+    _alone = None
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -13,7 +17,8 @@ from torch import Tensor
 from qwen3vl_core.model.alignment import Alignment
 from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer
-from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions
+from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
+from qwen3vl_core.model.slices import token_index
 from qwen3vl_core.model.specs import final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
 from qwen3vl_core.sizes import Architecture
@@ -40,7 +45,7 @@ class Qwen3VLModel(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = architecture.tied
         self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
-        layers = [layer_spec(DeepstackLayer, causal=True, qk_layernorm=True)] * get_num_layers_to_build(config, vp_stage)
+        layers = [layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts)] * get_num_layers_to_build(config, vp_stage)
         self.language_model = GPTModel(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm()),
@@ -95,11 +100,19 @@ class Qwen3VLModel(MegatronModule):
         everything = [features, *deep]
         return [t[:pictures] for t in everything], [t[pictures:] for t in everything]
 
+    def local_index(self, length: int, cu_seqlens: Tensor | None = None) -> Tensor | None:
+        """Places along a sequence that this context parallel rank holds; None where there is one such rank."""
+        size = self.config.context_parallel_size
+        if size == 1:
+            return None
+        return token_index(length, cu_seqlens, size, parallel_state.get_context_parallel_rank())
+
     def embed(
-        self, input_ids: Tensor, vision: tuple[list[Tensor], list[Tensor]] | None
+        self, input_ids: Tensor, vision: tuple[list[Tensor], list[Tensor]] | None, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the vision features in their places [s, b, h], and the deepstack features, zero
-        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for sequence parallelism."""
+        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for context parallelism (`index`:
+        the places that this rank holds) and for sequence parallelism."""
         embedded_sbh = self.language_model.embedding(input_ids=input_ids, position_ids=None)
         deep_sbh: list[Tensor] = []
         if vision is not None:
@@ -116,6 +129,8 @@ class Qwen3VLModel(MegatronModule):
                         layer.index_put((columns, rows), part.to(layer.dtype)) for layer, part in zip(layers, features, strict=True)
                     ]
             embedded_sbh, *deep_sbh = layers
+        if index is not None:
+            embedded_sbh, *deep_sbh = (layer[index] for layer in (embedded_sbh, *deep_sbh))
         if self.config.sequence_parallel:
             embedded_sbh = scatter_to_sequence_parallel_region(embedded_sbh)
             deep_sbh = [scatter_to_sequence_parallel_region(layer) for layer in deep_sbh]
@@ -132,14 +147,20 @@ class Qwen3VLModel(MegatronModule):
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         inference_context=None,
+        cu_seqlens: Tensor | None = None,
         **unused,
     ) -> Tensor:
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
 
         input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
-        if known. What the processor gives beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages:
-        hidden states [s, b, h]. Raises ValueError when tokens, pixels and grids do not fit together.
+        if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last.
+        With context parallelism the result holds this rank's tokens only (`local_index`). What the processor gives
+        beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
+        Raises ValueError when tokens, pixels and grids do not fit together.
         """
+        if cu_seqlens is not None:
+            attention_mask = None
+            position_ids = packed_positions(input_ids, cu_seqlens, partial(self.positions, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw))
         alignment = Alignment.of(attention_mask)
         if alignment is not None:
             # positions need the mask; afterwards no later step does
@@ -150,10 +171,16 @@ class Qwen3VLModel(MegatronModule):
             labels = None if labels is None else alignment.left(labels)
         elif position_ids is None:
             position_ids, _ = self.positions(input_ids, None if inference_context else attention_mask, image_grid_thw, video_grid_thw)
+        index = self.local_index(input_ids.shape[1], cu_seqlens)
         embedded = deepstack = None
         if self.pre_process:
             vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            embedded, deepstack = self.embed(input_ids, vision)
+            embedded, deepstack = self.embed(input_ids, vision, index)
+        if index is not None:
+            input_ids = input_ids[:, index]
+            labels = None if labels is None else labels[:, index]
+            # a packed row's angles are cut by Megatron, document by document
+            position_ids = position_ids if cu_seqlens is not None else position_ids[..., index]
         output = self.language_model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -161,6 +188,7 @@ class Qwen3VLModel(MegatronModule):
             decoder_input=embedded,
             labels=labels,
             inference_context=inference_context,
+            packed_seq_params=None if cu_seqlens is None else _packed(cu_seqlens, input_ids.device),
             extra_block_kwargs={"context": deepstack},
             runtime_gather_output=True if inference_context is not None else None,
         )
@@ -173,3 +201,10 @@ class Qwen3VLModel(MegatronModule):
         from qwen3vl_core.model.session import Session
 
         return Session(self, max_sequence_length)
+
+
+def _packed(cu_seqlens: Tensor, device: torch.device) -> PackedSeqParams:
+    """Megatron's description of a packed row."""
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    bounds = cu_seqlens.to(device=device, dtype=torch.int32)
+    return PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest)

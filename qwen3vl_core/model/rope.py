@@ -6,6 +6,8 @@ transformers. Megatron-Core's own `MultimodalRotaryEmbedding` concatenates the t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,24 @@ def mrope_positions(
             f"{len(image_grids)} pictures and {len(frame_grids)} video frames given, but the tokens hold {used_images} and {used_frames}"
         )
     return positions.to(input_ids.device), after.to(input_ids.device)
+
+
+def packed_positions(input_ids: Tensor, cu_seqlens: Tensor, positions: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """Positions [3, 1, t] of a packed row: every document begins at 0.
+
+    input_ids [1, t]; cu_seqlens [documents + 1]; positions: `mrope_positions` of a batch (ids, mask), pictures and videos
+    in the order of the documents.
+    """
+    if input_ids.shape[0] != 1:
+        raise ValueError(f"a packed batch has one row, not {input_ids.shape[0]}")
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != input_ids.shape[1]:
+        raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, the row has {input_ids.shape[1]} tokens")
+    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    documents = torch.nn.utils.rnn.pad_sequence(input_ids[0].split(lengths), batch_first=True)
+    mask = torch.arange(documents.shape[1]) < torch.tensor(lengths)[:, None]
+    made, _ = positions(documents, mask)
+    return made[:, mask.to(made.device)].unsqueeze(1)
 
 
 def vision_coordinates(grid_thw: Tensor, merge_size: int) -> Tensor:

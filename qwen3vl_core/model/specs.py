@@ -28,19 +28,28 @@ def use_transformer_engine() -> bool:
     return True
 
 
-def layer_spec(module: type, *, causal: bool, qk_layernorm: bool) -> ModuleSpec:
-    """One transformer layer of class `module`: the language tower's (causal, RMSNorm) or the vision tower's."""
+def layer_spec(module: type, *, causal: bool, qk_layernorm: bool, num_experts: int = 0) -> ModuleSpec:
+    """One transformer layer of class `module`: the language tower's (causal, RMSNorm) or the vision tower's.
+
+    num_experts: of a mixture-of-experts layer; computed one after the other by the local spec, in one grouped
+    matrix product by Transformer Engine.
+    """
     mask_type = AttnMaskType.causal if causal else AttnMaskType.no_mask
     if use_transformer_engine():
-        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_layernorm)
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=num_experts or None, moe_grouped_gemm=num_experts > 0, qk_layernorm=qk_layernorm
+        )
     else:
-        spec = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
+        spec = get_gpt_layer_local_spec(num_experts=num_experts or None, qk_layernorm=qk_layernorm, normalization="RMSNorm")
         parts = spec.submodules
         parts.input_layernorm = parts.pre_mlp_layernorm = LocalNorm
         attention = parts.self_attention.submodules
         attention.core_attention = LocalCoreAttention
         if qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = LocalNorm
+        if num_experts:
+            # before experts the norm is a module of its own with Transformer Engine too, so it keeps its name on disk
+            parts.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     spec = copy.copy(spec)
     spec.module = module
     spec.submodules.self_attention.params = {"attn_mask_type": mask_type}

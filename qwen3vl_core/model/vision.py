@@ -15,6 +15,7 @@ from torch import Tensor
 from qwen3vl_core.model.config import merger_config
 from qwen3vl_core.model.deepstack import CollectingLayer
 from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.parallel import vision_groups
 from qwen3vl_core.model.rope import vision_angles, vision_coordinates
 from qwen3vl_core.model.specs import layer_spec, parallel_linears
 from qwen3vl_core.sizes import Architecture
@@ -75,7 +76,9 @@ class VisionBlock(TransformerBlock):
     def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs) -> None:
         spec = layer_spec(CollectingLayer, causal=False, qk_layernorm=False)
         layers = TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=LocalNorm)
-        super().__init__(config, layers, post_layer_norm=False, pre_process=True, post_process=True, **kwargs)
+        super().__init__(
+            config, layers, post_layer_norm=False, pre_process=True, post_process=True, pg_collection=vision_groups(), **kwargs
+        )
         mergers = merger_config(architecture, config)
         self.deepstack_merger_list = torch.nn.ModuleList(
             Merger(mergers, config.hidden_size, norm_joined=True) for _ in architecture.vision.deepstack_layers

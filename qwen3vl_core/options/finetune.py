@@ -37,11 +37,17 @@ class FinetuneOptions:
     adam_beta2: float = option(0.95, help="Adam's second moment", group="Schedule", minimum=0.0, maximum=0.999999)
     adam_eps: float = option(1e-8, help="Adam's epsilon", group="Schedule", minimum=0.0)
     clip_grad: float = option(1.0, help="Largest gradient norm; 0: no clipping", group="Schedule", minimum=0.0)
+    aux_loss_coeff: float | None = option(None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0)
     seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
 
     nproc: int = option(0, help="Processes on this machine; 0: one a GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
+    cp: int = option(1, help="Context parallel size", group="Layout", minimum=1)  # 12
+    ep: int = option(1, help="Expert parallel size", group="Layout", minimum=1)  # 14
+    etp: int = option(1, help="Tensor parallel size of the experts", group="Layout", minimum=1)  # 13
+    vp: int = option(1, help="Model chunks of a pipeline stage (interleaved schedule)", group="Layout", minimum=1)
+    pp0_layers: int = option(0, help="Language layers of the first pipeline stage; 0: as many as any other", group="Layout", minimum=0)
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
     recompute: str = option("none", help="Activations computed again in the backward pass", group="Layout", choices=("none", "sel", "full"))  # 18

@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
 
         run_dir = Path(arguments[0])
         options = read_options(run_dir)
-        parallel.initialize(options.tp, options.pp, seed=options.seed)
+        parallel.initialize(
+            options.tp, options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp, seed=options.seed
+        )
         Loop(run_dir, options).run()
         parallel.destroy()
         return EXIT_DONE

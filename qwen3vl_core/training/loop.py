@@ -108,7 +108,7 @@ class Loop:
 
     def _resume(self) -> None:
         found = load_training(
-            self.run_dir / CHECKPOINTS, model=self.training.model, optimizer=self.training.optimizer, scheduler=self.training.scheduler
+            self.run_dir / CHECKPOINTS, models=self.training.models, optimizer=self.training.optimizer, scheduler=self.training.scheduler
         )
         if found is not None:
             self.step, extra = found
@@ -125,7 +125,7 @@ class Loop:
         """A checkpoint of this step."""
         started = time.monotonic()
         folder = save_training(
-            self.run_dir / CHECKPOINTS, self.step, model=self.training.model, optimizer=self.training.optimizer,
+            self.run_dir / CHECKPOINTS, self.step, models=self.training.models, optimizer=self.training.optimizer,
             scheduler=self.training.scheduler, extra={"data": self.train_data.state_dict()},
             common=common_state(self.training.architecture, self.options), side=self.source.side,
         )  # fmt: skip

@@ -38,9 +38,10 @@ class Training:
     """What one rank trains."""
 
     architecture: Architecture
-    model: Qwen3VLModel
-    wrapped: torch.nn.Module
-    """`model` inside Megatron's precision and data-parallel wrappers."""
+    models: list[Qwen3VLModel]
+    """The chunks of this pipeline stage; one, unless the schedule is interleaved."""
+    wrapped: list[torch.nn.Module]
+    """`models` inside Megatron's precision and data-parallel wrappers."""
     optimizer: Any
     scheduler: OptimizerParamScheduler
     config: Any
@@ -67,21 +68,18 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     """
     dtype = DTYPES[options.precision]
     config = transformer_config(
-        source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, sequence_parallel=options.sequence_parallel,
-        recompute=options.recompute, calculate_per_token_loss=True,
+        source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp,
+        first_stage_layers=options.pp0_layers, sequence_parallel=options.sequence_parallel, recompute=options.recompute,
+        calculate_per_token_loss=True,
+        **({} if options.aux_loss_coeff is None else {"moe_aux_loss_coeff": options.aux_loss_coeff}),
     )  # fmt: skip
-    model = build_model(
-        source.architecture, config,
-        pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
-    )  # fmt: skip
-    fill(model, source)
-    model.to(device())
-    freeze(model, options.frozen_parts())
-    wrapped = Float16Module(config, model) if dtype is not torch.float32 else model
+    models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
+    wrapped = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer, overlap_grad_reduce=False
     )
-    wrapped = DistributedDataParallel(config, ddp, wrapped)
+    # later chunks' gradients are ready first: Megatron buckets the first chunk only
+    wrapped = [DistributedDataParallel(config, ddp, model, disable_bucketing=i > 0) for i, model in enumerate(wrapped)]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam", lr=options.lr, min_lr=options.min_lr, weight_decay=options.weight_decay,
@@ -89,7 +87,7 @@ def build(options: FinetuneOptions, source: Source) -> Training:
             bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, params_dtype=dtype,
             use_distributed_optimizer=options.distributed_optimizer, **(FP16_SCALE if dtype is torch.float16 else {}),
         ),
-        [wrapped],
+        wrapped,
     )  # fmt: skip
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         # so that a checkpoint has a state to save even when fp16's loss scaling left out every step so far
@@ -102,8 +100,22 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     )  # fmt: skip
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_model_grads
-    config.no_sync_func = wrapped.no_sync
-    return Training(source.architecture, model, wrapped, optimizer, scheduler, config, dtype)
+    no_sync = [model.no_sync for model in wrapped]
+    config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    return Training(source.architecture, models, wrapped, optimizer, scheduler, config, dtype)
+
+
+def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:
+    """One chunk of this pipeline stage, filled from the source."""
+    where = {} if chunk is None else {"ignore_virtual": False, "vp_stage": chunk}
+    model = build_model(
+        source.architecture, config, vp_stage=chunk,
+        pre_process=parallel_state.is_pipeline_first_stage(**where), post_process=parallel_state.is_pipeline_last_stage(**where),
+    )  # fmt: skip
+    fill(model, source)
+    model.to(device())
+    freeze(model, options.frozen_parts())
+    return model
 
 
 def common_state(architecture: Architecture, options: FinetuneOptions) -> dict[str, Any]:

@@ -60,15 +60,24 @@ def forward_step(training: Training, batches, model):
     where = device()
     inputs = batch.model_inputs(where, training.dtype)
     labels = batch.labels.to(where)
-    # sequence parallelism cuts the sequence into tp equal parts
-    multiple = training.config.tensor_model_parallel_size if training.config.sequence_parallel else 1
-    if labels.shape[1] % multiple:
+    cu_seqlens = inputs.get("cu_seqlens")
+    multiple = length_multiple(training.config)
+    if cu_seqlens is None and labels.shape[1] % multiple:
         labels = _pad(labels, multiple, IGNORED)
         inputs["input_ids"] = _pad(inputs["input_ids"], multiple, 0)
         if inputs.get("attention_mask") is not None:
             inputs["attention_mask"] = _pad(inputs["attention_mask"], multiple, 0)
     output = model(**inputs, labels=labels.clamp(min=0))
-    return output, partial(token_loss, labels)
+    index = training.models[0].local_index(labels.shape[1], cu_seqlens)
+    return output, partial(token_loss, labels if index is None else labels[:, index.to(where)])
+
+
+def length_multiple(config) -> int:
+    """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism cuts it
+    into 2 x cp parts, sequence parallelism what a rank holds into tp."""
+    tensor = config.tensor_model_parallel_size if config.sequence_parallel else 1
+    context = config.context_parallel_size
+    return tensor * (2 * context if context > 1 else 1)
 
 
 def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,10 +90,12 @@ def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _run(training: Training, batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
     """[sum of losses, tokens] of this rank; zeros on a stage that has no loss."""
+    chunks = training.wrapped
     figures = get_forward_backward_func()(
         forward_step_func=partial(forward_step, training),
-        data_iterator=iter(batches),
-        model=training.wrapped,
+        # every chunk of an interleaved schedule goes through the same batches
+        data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
+        model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
         # with variable lengths the stages tell each other the shapes
         seq_length=max(b.labels.shape[1] for b in batches),
@@ -112,8 +123,9 @@ def train_step(training: Training, batches: list[MicroBatch], flags: tuple[bool,
 
     A loss that is no number leaves the weights as they were. flags: raised on any rank, they come back on every rank.
     """
-    training.wrapped.train()
-    training.wrapped.zero_grad_buffer()
+    for model in training.wrapped:
+        model.train()
+        model.zero_grad_buffer()
     training.optimizer.zero_grad()
     loss, tokens, signals = _agree(_run(training, batches, forward_only=False), flags)
     training.scheduler.step(increment=1)
@@ -127,7 +139,7 @@ def train_step(training: Training, batches: list[MicroBatch], flags: tuple[bool,
 @torch.no_grad()
 def evaluate(training: Training, batches: list[MicroBatch]) -> StepResult:
     """The loss of one global batch, nothing trained."""
-    training.wrapped.eval()
+    for model in training.wrapped:
+        model.eval()
     loss, tokens, _ = _agree(_run(training, batches, forward_only=True), ())
-    training.wrapped.train()
     return StepResult(loss, tokens)

@@ -78,7 +78,7 @@ def train(folder: Path, steps: int = 3, *, gradients: bool = False, **changes):
     from megatron.core import parallel_state
 
     o = options(folder, **changes)
-    parallel.initialize(o.tp, o.pp)
+    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -104,10 +104,10 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         return [(r.loss, r.grad_norm, r.learning_rate) for r in results]
 
     o = options(folder, **save)
-    parallel.initialize(o.tp, o.pp)
+    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
-        parts = dict(model=training.model, optimizer=training.optimizer, scheduler=training.scheduler)
+        parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
         if load is not None:
             iteration, extra = load_training(checkpoints, **parts)
             assert (iteration, extra) == (steps, {"data": {"at": steps}})

@@ -1,0 +1,213 @@
+"""Captions for many prompts: batches of equal length, each row at its own pace, text streamed as it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.caption.sampling import Sampling, choose
+from qwen3vl_core.errors import WorkError
+
+Decode = Callable[[list[int]], str]
+OnText = Callable[[int, str, bool], None]
+
+# bytes of pixels that may wait for others of the same length before their batch is written anyway
+WAITING_BYTES = 512 << 20
+# a batch is made smaller when at least this share of its rows is finished
+FINISHED_SHARE = 0.25
+# a model below this many parameters is run on one CPU thread
+ONE_THREAD_PARAMETERS = 20_000_000
+# what a byte-level tokenizer decodes an unfinished character to
+INCOMPLETE = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: `inputs` as the processor gives them for one conversation (input_ids [1, s], pixel_values, …)."""
+
+    inputs: Mapping[str, Tensor]
+    seed: int = 0
+    """Of the sampling of this caption."""
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(t.numel() * t.element_size() for t in self.inputs.values())
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a model wrote."""
+
+    text: str
+    ids: list[int]
+    """Tokens, without the one that ended them."""
+    seconds: float
+    """Wall time from the start of its batch to its last token."""
+    whole: bool
+    """False when it was cut off at the longest length."""
+
+
+def whole_characters(text: str) -> str:
+    """Without a character at the end of which only the first bytes have been written."""
+    return text.rstrip(INCOMPLETE)
+
+
+class _Text:
+    """The text of a growing list of tokens, each token decoded about once. Never ends inside a character."""
+
+    def __init__(self, decode: Decode) -> None:
+        self.decode = decode
+        self.settled = ""
+        self.used = 0
+
+    def of(self, ids: list[int]) -> str:
+        waiting = self.decode(ids[self.used :]) if len(ids) > self.used else ""
+        if not waiting.endswith(INCOMPLETE):
+            self.settled += waiting
+            self.used = len(ids)
+            return self.settled
+        return self.settled + whole_characters(waiting)
+
+
+@dataclass
+class _Row:
+    """One caption under way."""
+
+    index: int
+    random: random.Random
+    text: _Text
+    ids: list[int] = field(default_factory=list)
+
+
+def _joined(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """The inputs of several prompts of equal length as those of one batch; pixels and grids follow each other."""
+    names = {name: None for prompt in prompts for name in prompt.inputs if name != "attention_mask"}
+    return {name: torch.cat([p.inputs[name] for p in prompts if name in p.inputs]).to(device) for name in names}
+
+
+def keep_rows(session, rows: list[int]) -> None:
+    """Go on with these rows of a session only: the caches of the others are let go."""
+    chosen = torch.tensor(rows, device=session.next_position.device)
+    caches = session.context.key_value_memory_dict
+    for layer, (keys, values) in caches.items():
+        # one layer at a time, so that two copies of the whole cache never stand beside each other
+        caches[layer] = keys.index_select(1, chosen), values.index_select(1, chosen)
+    session.context.max_batch_size = len(rows)
+    session.positions = session.positions.index_select(1, chosen)
+    session.next_position = session.next_position.index_select(0, chosen)
+
+
+@contextlib.contextmanager
+def _threads_for(model) -> Iterator[None]:
+    """One CPU thread for a small model: its steps are over before a second thread has anything to do, and where other
+    processes want the cores too, threads that wait for each other at every operation take ten times as long."""
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Writer:
+    """Writes captions with one model.
+
+    model: a `Qwen3VLModel`. decode: token ids to text. eos_token_ids: tokens that end a caption. on_text(index, text so
+    far, done) is called for each caption at most every `interval` seconds and once at its end; the texts of one caption
+    are each the beginning of the next.
+    """
+
+    def __init__(
+        self,
+        model,
+        decode: Decode,
+        eos_token_ids: Collection[int],
+        sampling: Sampling,
+        *,
+        batch_size: int = 16,
+        on_text: OnText | None = None,
+        interval: float = 0.1,
+    ) -> None:
+        if batch_size < 1 or sampling.max_new_tokens < 1:
+            raise ValueError(f"batch size {batch_size}, longest caption {sampling.max_new_tokens}: must be at least 1")
+        self.model, self.decode, self.sampling = model, decode, sampling
+        self.ends = frozenset(eos_token_ids)
+        self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
+
+    def write(self, prompts: Iterable[Prompt]) -> list[Caption]:
+        """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
+        are there as fit a batch, or their pixels fill `WAITING_BYTES`. Raises WorkError for a model that gives NaN."""
+        done: dict[int, Caption] = {}
+        with _threads_for(self.model):
+            for group in self._groups(prompts):
+                done |= self._write_batch(group)
+        return [done[index] for index in sorted(done)]
+
+    def _groups(self, prompts: Iterable[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
+        """Batches of equal length, each prompt with its number."""
+        waiting: dict[int, list[tuple[int, Prompt]]] = {}
+        held = 0
+        for index, prompt in enumerate(prompts):
+            length = prompt.length
+            waiting.setdefault(length, []).append((index, prompt))
+            held += prompt.size
+            if held > WAITING_BYTES:
+                length = max(waiting, key=lambda key: len(waiting[key]))
+            if held > WAITING_BYTES or len(waiting[length]) == self.batch_size:
+                group = waiting.pop(length)
+                held -= sum(p.size for _, p in group)
+                yield group
+        yield from waiting.values()
+
+    @torch.inference_mode()
+    def _write_batch(self, group: list[tuple[int, Prompt]]) -> dict[int, Caption]:
+        """Captions of at most batch_size prompts of equal length, by index."""
+        started = told = time.monotonic()
+        done: dict[int, Caption] = {}
+        prompts = [prompt for _, prompt in group]
+        # None: the row is finished and only still there because the batch was not made smaller for it
+        rows: list[_Row | None] = [_Row(index, random.Random(prompt.seed), _Text(self.decode)) for index, prompt in group]
+        session = self.model.generation_session(prompts[0].length + self.sampling.max_new_tokens)
+        logits = session.prefill(**_joined(prompts, next(self.model.parameters()).device))
+        while True:
+            draws = [row.random.random() if row else 0.0 for row in rows]
+            if not bool(logits.isfinite().all()):
+                raise WorkError("the model gives numbers that are not finite; compare a checkpoint from before its training diverged, "
+                                "or use --precision fp32")  # fmt: skip
+            tokens = choose(logits, self.sampling, draws)
+            now = time.monotonic()
+            for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+                if row is None:
+                    continue
+                ended = token in self.ends
+                if not ended:
+                    row.ids.append(token)
+                if ended or len(row.ids) == self.sampling.max_new_tokens:
+                    text = whole_characters(self.decode(row.ids)) if row.ids else ""
+                    done[row.index] = Caption(text, row.ids, now - started, ended)
+                    rows[place] = None
+                    if self.on_text:
+                        self.on_text(row.index, text, True)
+            left = [place for place, row in enumerate(rows) if row is not None]
+            if not left:
+                return done
+            if self.on_text and now - told >= self.interval:
+                told = now
+                for row in filter(None, rows):
+                    self.on_text(row.index, row.text.of(row.ids), False)
+            if len(left) <= len(rows) * (1 - FINISHED_SHARE):
+                keep_rows(session, left)
+                rows, tokens = [rows[place] for place in left], tokens[left]
+            logits = session.decode(tokens)

@@ -1,0 +1,111 @@
+"""Finding the pictures that were asked for, and reading them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.pictures import check_proportions, decode
+from qwen3vl_core.errors import RequestError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+"""What counts as a picture in a folder; a file that is named itself may have any."""
+EMBEDDED_SIDE = 512
+EMBEDDED_QUALITY = 85
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that can be written anywhere, whatever bytes its name holds."""
+    return os.fsencode(str(path)).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that was read once as a whole picture."""
+
+    path: Path
+    digest: bytes
+    """Of the file's bytes."""
+
+    @property
+    def name(self) -> str:
+        return shown(self.path)
+
+    def seed(self, seed: int) -> int:
+        """Of this picture's caption: the same picture draws the same numbers whatever others stand beside it."""
+        return int.from_bytes(hashlib.sha256(b"%d:" % seed + self.digest).digest()[:8], "big")
+
+    def open(self) -> Image.Image:
+        """Upright, RGB, the first frame of an animation. Raises RequestError when the file is no picture (any more)."""
+        return _decoded(self.path, _bytes(self.path))
+
+    def embedded(self) -> str:
+        """A data URI: JPEG, at most `EMBEDDED_SIDE` pixels wide and high."""
+        image = self.open()
+        image.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=EMBEDDED_QUALITY, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--images {shown(path)}: cannot be read ({error.strerror}); leave it out or mend it") from None
+
+
+def _decoded(path: Path, data: bytes) -> Image.Image:
+    try:
+        image = decode(data, shown(path))
+        check_proportions(image.height, image.width)
+    except DataError as error:
+        reason = error.detail.removeprefix(f"{shown(path)}: ")
+        raise RequestError(f"--images {shown(path)}: {reason}; leave it out or choose another picture") from None
+    return image
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
+    except OSError as error:
+        raise RequestError(f"--images {shown(folder)}: cannot be read ({error.strerror}); choose another folder") from None
+    if not found:
+        endings = ", ".join(e.removeprefix(".") for e in ENDINGS)
+        raise RequestError(f"--images {shown(folder)}: a folder without pictures ({endings}); give the folder that they are in")
+    return found
+
+
+def find(names: list[str], limit: int = 0) -> list[Picture]:
+    """The pictures of files and folders, in the order given, a folder's own sorted by name, each once; 0: no limit.
+
+    Each is decoded once, so that nothing is left to fail on when the models are there. Raises RequestError for a name that
+    is not there, a file that is no picture and a folder without pictures.
+    """
+    paths: dict[Path, Path] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found = _listed(path)
+        elif path.exists():
+            found = [path]
+        else:
+            raise RequestError(f"--images {shown(name)}: no such file or folder; give pictures, or folders of pictures")
+        for picture in found:
+            paths.setdefault(picture.resolve(), picture)
+    if not paths:
+        raise RequestError("--images: nothing given; give pictures, or folders of pictures")
+    chosen = list(paths.values())[: limit or None]
+    made = []
+    for path in chosen:
+        data = _bytes(path)
+        _decoded(path, data)
+        made.append(Picture(path, hashlib.sha256(data).digest()))
+    return made

@@ -1,0 +1,197 @@
+"""A comparison as text for a terminal: two columns that fit its width, what differs by mark and by colour.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+from qwen3vl_core.caption.record import Comparison, Sample, Text
+from qwen3vl_core.caption.words import difference
+
+Span = tuple[str, str]
+"""Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `dim`, `bold`."""
+
+MARKS = {"base": ("[-", "-]"), "tuned": ("{+", "+}")}
+_CODES = {"base": "31", "tuned": "32", "dim": "2", "bold": "1"}
+_BETWEEN = " │ "
+_TWO_COLUMNS = 64
+"""Below this many columns the captions stand one above the other."""
+_NARROWEST = 20
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: control characters and changes of direction become visible signs."""
+    made = []
+    for character in text.replace("\r\n", "\n"):
+        category = unicodedata.category(character)
+        if character == "\t":
+            made.append(" ")
+        elif character == "\n" or category not in ("Cc", "Cs", "Cf"):
+            made.append(character)
+        elif ord(character) < 0x20:
+            made.append(chr(0x2400 + ord(character)))
+        elif category == "Cf" and character in "\u200c\u200d":
+            # joiners shape letters and emoji
+            made.append(character)
+        else:
+            made.append("\ufffd")
+    return "".join(made)
+
+
+def width_of(text: str) -> int:
+    """Columns of a terminal: wide East Asian characters take two, combining marks none."""
+    columns = 0
+    for character in text:
+        if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+            continue
+        columns += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return columns
+
+
+def _marked(text: str, style: str) -> list[Span]:
+    """The text in its marks, which stand at its first and last word and not at the spaces around them."""
+    body = text.strip()
+    if not body:
+        return [(text, style)]
+    start = text.index(body)
+    opening, closing = MARKS[style]
+    return [(text[:start], ""), (opening + body + closing, style), (text[start + len(body) :], "")]
+
+
+def marked_captions(base: str, tuned: str) -> tuple[list[Span], list[Span]]:
+    """Both captions with what only they have in marks."""
+    left: list[Span] = []
+    right: list[Span] = []
+    for kind, text_base, text_tuned in difference(base, tuned):
+        if kind == "same":
+            left.append((text_base, ""))
+            right.append((text_tuned, ""))
+            continue
+        left += _marked(text_base, "base")
+        right += _marked(text_tuned, "tuned")
+    return left, right
+
+
+def _pieces(spans: list[Span]) -> Iterator[list[Span]]:
+    """Words that must not be torn (each as spans, for marks may end inside), single spaces and line ends."""
+    word: list[Span] = []
+    for text, style in spans:
+        for character in text:
+            if character.isspace():
+                if word:
+                    yield word
+                    word = []
+                yield [(character if character == "\n" else " ", style)]
+            elif word and word[-1][1] == style:
+                word[-1] = word[-1][0] + character, style
+            else:
+                word.append((character, style))
+    if word:
+        yield word
+
+
+def wrapped(spans: list[Span], width: int) -> list[list[Span]]:
+    """Lines of at most `width` columns; words longer than a line are cut."""
+    lines: list[list[Span]] = [[]]
+    used, indents = 0, True
+    for piece in _pieces(spans):
+        text = "".join(part for part, _ in piece)
+        if text == "\n":
+            lines.append([])
+            used, indents = 0, True
+            continue
+        columns = width_of(text)
+        if text == " ":
+            # at a line's end, or at the start of one that was broken here, a space is the break itself
+            if used < width and (used or indents):
+                lines[-1].append((" ", piece[0][1]))
+                used += 1
+            continue
+        if used and used + columns > width:
+            lines.append([])
+            used, indents = 0, False
+        for part, style in piece:
+            for character in part:
+                columns = width_of(character)
+                if used + columns > width:
+                    lines.append([])
+                    used = 0
+                lines[-1].append((character, style))
+                used += columns
+    return lines
+
+
+def painted(line: list[Span], colour: bool) -> str:
+    """One line as text without spaces at its end, with colours where they are wanted."""
+    end = len(line)
+    while end and not line[end - 1][0].strip():
+        end -= 1
+    made, style = [], ""
+    for number, (text, wanted) in enumerate(line[:end], start=1):
+        if colour and wanted != style:
+            made.append(("\x1b[0m" if style else "") + (f"\x1b[{_CODES[wanted]}m" if wanted else ""))
+            style = wanted
+        made.append(text.rstrip() if number == end else text)
+    return "".join(made) + ("\x1b[0m" if style else "")
+
+
+def _heading(label: str, caption: Text) -> str:
+    cut = "" if caption.whole else " · cut off"
+    return f"{label} · {caption.words} words · {caption.seconds:.1f} s{cut}"
+
+
+def _block(sample: Sample, number: int, total: int, width: int) -> list[list[Span]]:
+    """One picture: its name, and the two captions."""
+    left, right = marked_captions(printable(sample.base.text), printable(sample.tuned.text))
+    title = f"── {number} of {total}  {printable(sample.image).replace(chr(10), ' ')} "
+    lines = [*wrapped([(title, "bold")], width)]
+    lines[-1].append(("─" * max(width - width_of("".join(t for t, _ in lines[-1])), 0), "dim"))
+    parts = [(_heading("base", sample.base), left), (_heading("tuned", sample.tuned), right)]
+    column = width if width < _TWO_COLUMNS else (width - len(_BETWEEN)) // 2
+    columns = [[*wrapped([(heading, "dim")], column), *wrapped(caption, column)] for heading, caption in parts]
+    if column == width:
+        return [*lines, *columns[0], *columns[1]]
+    for row in range(max(map(len, columns))):
+        first, second = (c[row] if row < len(c) else [] for c in columns)
+        room = column - sum(width_of(text) for text, _ in first)
+        lines.append([*first, (" " * room, ""), (_BETWEEN, "dim"), *second])
+    return lines
+
+
+def _summary(comparison: Comparison, width: int) -> list[list[Span]]:
+    scores = comparison.scores()
+    base, tuned = scores.base, scores.tuned
+    rows = [
+        ("", "base", "tuned"),
+        ("words of a caption, average", f"{base.words:.1f}", f"{tuned.words:.1f}"),
+        ("shortest, longest", f"{base.fewest_words}, {base.most_words}", f"{tuned.fewest_words}, {tuned.most_words}"),
+        ("repeated passages", f"{base.repetition:.1%}", f"{tuned.repetition:.1%}"),
+    ]
+    lines: list[list[Span]] = [[("─" * width, "dim")]]
+    for label, left, right in rows:
+        lines += wrapped([(f"{label:28s}{left:>10s}{right:>10s}", "" if label else "bold")], width)
+    pictures = len(comparison.samples)
+    differ = f"{scores.differ:.0%} of {pictures} picture{'s' if pictures > 1 else ''} with different captions"
+    lines += wrapped([(differ, "")], width)
+    legend: list[Span] = [*_marked("only in base", "base"), ("  ", ""), *_marked("only in tuned", "tuned")]
+    lines += wrapped(legend, width)
+    for note in comparison.notes:
+        lines += wrapped([(printable(note), "bold")], width)
+    return lines
+
+
+def table(comparison: Comparison, *, width: int, colour: bool, show: int = 0) -> str:
+    """The whole comparison, or its first `show` pictures (0: all) and the summary; every line at most `width` columns."""
+    width = max(width, _NARROWEST)
+    lines = wrapped([("prompt: ", "dim"), (printable(comparison.prompt), "")], width)
+    total = len(comparison.samples)
+    shown = comparison.samples[: show or None]
+    for number, sample in enumerate(shown, start=1):
+        lines += [[], *_block(sample, number, total, width)]
+    if len(shown) < total:
+        lines += [[], *wrapped([(f"and {total - len(shown)} more", "dim")], width)]
+    lines += [[], *_summary(comparison, width)]
+    return "\n".join(painted(line, colour) for line in lines) + "\n"

@@ -1,0 +1,58 @@
+"""Why a sample cannot be used: one typed error with a reason that can be counted. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+REASONS = {
+    "missing_picture": "the picture is not there",
+    "broken_picture": "the picture cannot be read",
+    "extreme_picture": "the picture is over 200 times longer than wide, or too large to decode",
+    "broken_shard": "the shard's bytes are damaged or cut off",
+    "bad_json": "the conversation is not JSON",
+    "bad_messages": "the conversation is not a list of messages with role and content",
+    "control_token": "a text holds one of the chat format's own tokens",
+    "video": "the conversation holds a video",
+    "too_long": "longer than --seq-length",
+    "no_trained_token": "no assistant's answer to learn from",
+}
+"""Every reason that a DataError carries, and what it means."""
+
+
+class DataError(ValueError):
+    """One sample that cannot be used: `reason` is a key of REASONS, `detail` says what was found there."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REASONS:
+            raise KeyError(f"{reason} is no reason; the reasons are {', '.join(REASONS)}")
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@contextlib.contextmanager
+def picture_faults(what: str) -> Iterator[None]:
+    """Turns whatever a picture library raises into a DataError that names the picture, `what`.
+
+    Pillow raises SyntaxError, SystemError, MemoryError, struct.error and more for damaged files, and which one differs
+    between formats and releases: all of them mean that this picture cannot be read.
+    """
+    try:
+        yield
+    except DataError as error:
+        if what in error.detail:
+            raise
+        raise DataError(error.reason, f"{what}: {error.detail}") from error
+    except Exception as error:
+        name = type(error).__name__
+        if name == "DecompressionBombError":
+            raise DataError("extreme_picture", f"{what}: {error}") from error
+        detail = "not a picture (JPEG, PNG, WebP, GIF, BMP and TIFF are read)" if name == "UnidentifiedImageError" else f"{error or name}"
+        raise DataError("broken_picture", f"{what}: {detail}") from error
+
+
+def listed(entries: list[str], shown: int = 3) -> str:
+    """`a; b; c; and 9 more`, on one line whatever the entries hold."""
+    more = len(entries) - shown
+    lines = (" ".join(entry.split()) for entry in entries[:shown])
+    return "; ".join(line if len(line) <= 300 else line[:299] + "…" for line in lines) + (f"; and {more:,} more" if more > 0 else "")

@@ -1,0 +1,55 @@
+"""Which sample stands where in the endless stream: a pure function of seed and place, the same for every layout.
+
+Place p belongs to epoch p // size; each epoch is a fresh shuffle of all samples. A global batch is a stretch of places,
+so neither the number of ranks nor that of loader processes changes what is in it, and going on after a stop needs
+nothing but the place. Where the sample of a place cannot be used, another one stands in, chosen by seed and place alone:
+no rank has to tell another what it found. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+_STAND_IN = 0x57A4D
+"""Keeps the draws for stand-ins apart from those of the epochs."""
+
+
+def _random(*numbers: int) -> np.random.RandomState:
+    # RandomState's streams are frozen for all releases of numpy; the newer generators' are not
+    return np.random.RandomState([word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)])
+
+
+class SampleOrder:
+    """size: samples of the split, at least 1."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError(f"an order of {size} samples")
+        self.size, self.seed = size, seed
+        self._shuffled: dict[int, np.ndarray] = {}
+
+    def sample(self, place: int) -> int:
+        """Number of the sample at a place."""
+        epoch, offset = divmod(place, self.size)
+        if epoch not in self._shuffled:
+            # two epochs are kept: a global batch may lie across a border
+            self._shuffled = {e: order for e, order in self._shuffled.items() if abs(e - epoch) == 1}
+            self._shuffled[epoch] = _random(self.seed, epoch).permutation(self.size)
+        return int(self._shuffled[epoch][offset])
+
+    def stand_ins(self, place: int) -> Iterator[int]:
+        """Every other sample once, in an order that depends on seed and place alone."""
+        random = _random(self.seed, place, _STAND_IN)
+        at, stride = random.randint(self.size), 1
+        while self.size > 2:
+            stride = int(random.randint(1, self.size))
+            if math.gcd(stride, self.size) == 1:
+                break
+        first = self.sample(place)
+        for _ in range(self.size):
+            if at != first:
+                yield int(at)
+            at = (at + stride) % self.size

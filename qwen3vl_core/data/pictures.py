@@ -1,0 +1,208 @@
+"""Pictures to patches, with the semantics of Hugging Face's `Qwen2VLImageProcessor` (Pillow backend). Imports no torch.
+
+Patches stay 8-bit and hold one frame, an eighth of the bytes of what the model is given: that is what travels through
+queues and over the bus. Normalising and repeating the frame happens where the model is (`batch.pixel_values`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from qwen3vl_core.data.faults import DataError, picture_faults
+from qwen3vl_core.errors import RequestError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened. Pillow knows more, some of which start other programs."""
+LARGEST_RATIO = 200
+"""Longest side over shortest side; beyond it Hugging Face refuses a picture."""
+CHANNELS = 3
+_TAIL = 64 << 10
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """What a checkpoint's `preprocessor_config.json` asks for. Areas are in pixels after resizing."""
+
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 65536
+    max_pixels: int = 16777216
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale: float = 1 / 255
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    @property
+    def factor(self) -> int:
+        """Both sides of a resized picture are multiples of this."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_bytes(self) -> int:
+        """Values of one patch of one frame: channels x height x width."""
+        return CHANNELS * self.patch_size**2
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str, min_pixels: int | None = None, max_pixels: int | None = None) -> PictureRules:
+        """From a parsed `preprocessor_config.json`; `min_pixels` and `max_pixels` take the place of the config's.
+
+        Raises RequestError for a config that is not of a Qwen-VL picture processor, and for areas that contradict.
+        """
+        for key in ("do_resize", "do_rescale", "do_normalize"):
+            if config.get(key, True) is not True:
+                raise RequestError(f"{where}: {key} is {config[key]}; pictures are always resized and normalised; take the original file")
+        size = config.get("size") or {}
+        try:
+            rules = cls(
+                patch_size=int(config["patch_size"]),
+                temporal_patch_size=int(config["temporal_patch_size"]),
+                merge_size=int(config["merge_size"]),
+                min_pixels=int(min_pixels or config.get("min_pixels") or size["shortest_edge"]),
+                max_pixels=int(max_pixels or config.get("max_pixels") or size["longest_edge"]),
+                # the defaults of the class are another model's: a checkpoint that states none cannot be guessed
+                mean=_three(config["image_mean"]),
+                std=_three(config["image_std"]),
+                rescale=float(config.get("rescale_factor", 1 / 255)),
+                resample=int(config.get("resample", Image.Resampling.BICUBIC)),
+            )
+        except KeyError as missing:
+            raise RequestError(f"{where}: key {missing} is missing; take the file from the checkpoint itself") from None
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{where}: {error}; take the file from the checkpoint itself") from None
+        if min(rules.patch_size, rules.temporal_patch_size, rules.merge_size, rules.min_pixels) < 1 or 0 in rules.std:
+            raise RequestError(f"{where}: sizes and deviations must be above 0; take the file from the checkpoint itself")
+        if rules.min_pixels > rules.max_pixels:
+            raise RequestError(
+                f"--min-pixels {rules.min_pixels}, --max-pixels {rules.max_pixels}: the smallest area must be at most the largest one "
+                f"(what is not given comes from {where}); give both"
+            )
+        if rules.max_pixels < rules.factor**2:
+            token = rules.factor**2
+            raise RequestError(f"--max-pixels {rules.max_pixels}: must hold one token of {rules.factor}x{rules.factor}; use {token}")
+        return rules
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != CHANNELS:
+        raise ValueError(f"image_mean and image_std must be lists of {CHANNELS} numbers, not {values!r}")
+    return tuple(map(float, values))
+
+
+def check_proportions(height: int, width: int) -> None:
+    """Raises DataError for proportions that Hugging Face refuses."""
+    if min(height, width) < 1 or max(height, width) / min(height, width) > LARGEST_RATIO:
+        raise DataError("extreme_picture", f"{width}x{height}: one side is over {LARGEST_RATIO} times the other")
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) to resize to: multiples of `factor`, area within the limits, proportions kept as well as may be.
+
+    Source: `smart_resize` of transformers' `image_processing_qwen2_vl`. Raises DataError for extreme proportions.
+    """
+    check_proportions(height, width)
+    high, wide = round(height / factor) * factor, round(width / factor) * factor
+    if high * wide > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        high = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        high = math.ceil(height * grow / factor) * factor
+        wide = math.ceil(width * grow / factor) * factor
+    return high, wide
+
+
+def token_count(height: int, width: int, rules: PictureRules) -> int:
+    """Tokens that a picture of this size becomes; the same for one lying on its side. Raises DataError as smart_resize does."""
+    high, wide = smart_resize(height, width, rules.factor, rules.min_pixels, rules.max_pixels)
+    return high * wide // rules.factor**2
+
+
+def picture_size(data: bytes, what: str) -> tuple[int, int]:
+    """(height, width) from the header alone, as stored. Raises DataError; `what` names the picture in it."""
+    with picture_faults(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.height, image.width
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright and in three channels, what is transparent laid on white.
+
+    Source: `load_image` and `convert_to_rgb` of transformers 5.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", upright.size, (255, 255, 255, 255)), upright).convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def decode(data: bytes, what: str) -> Image.Image:
+    """The picture, upright, RGB. Raises DataError; `what` names the picture in it."""
+    with picture_faults(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image.load()
+        return to_rgb(image)
+
+
+def patches(image: Image.Image, rules: PictureRules) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """RGB picture -> (uint8 [n, 3 * patch * patch], grid (1, rows, columns) in patches).
+
+    Patches come in merge order: the `merge_size` x `merge_size` patches of one token one after another. Values within a
+    patch: channel, row, column; one frame.
+    """
+    high, wide = smart_resize(image.height, image.width, rules.factor, rules.min_pixels, rules.max_pixels)
+    if (wide, high) != image.size:
+        image = image.resize((wide, high), Image.Resampling(rules.resample))
+    rows, columns, patch, merge = high // rules.patch_size, wide // rules.patch_size, rules.patch_size, rules.merge_size
+    # [rows/m, m, p, columns/m, m, p, 3] -> [rows/m, columns/m, m, m, 3, p, p]
+    values = np.asarray(image).reshape(rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS)
+    ordered = np.ascontiguousarray(values.transpose(0, 3, 1, 4, 6, 2, 5))
+    return ordered.reshape(rows * columns, rules.patch_bytes), (1, rows, columns)
+
+
+def check_picture(path: Path, how: str) -> int:
+    """Size in bytes of a picture that seems whole. Raises DataError.
+
+    `how`: `none` looks whether the file is there; `header` reads its header and looks for the end of the picture;
+    `decode` decodes every pixel.
+    """
+    try:
+        if not path.is_file():
+            raise DataError("missing_picture", f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise DataError("missing_picture", f"{str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    if size == 0:
+        raise DataError("broken_picture", f"{path}: empty file")
+    if how == "none":
+        return size
+    with picture_faults(str(path)), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        check_proportions(image.height, image.width)
+        if how == "decode":
+            to_rgb(image)
+        elif not _has_end(image, size):
+            raise DataError("broken_picture", f"{path}: cut off, the end of the picture is missing")
+    return size
+
+
+def _has_end(image: Image.Image, size: int) -> bool:
+    """Whether the end marker of a JPEG or PNG is there; other formats give their length in the header that was read."""
+    marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format)
+    if marker is None:
+        return True
+    file = image.fp
+    # a JPEG's header was read up to its pixels: what comes before may hold a thumbnail with an end of its own
+    begin = file.tell() if image.format != "PNG" else 0
+    file.seek(max(begin, size - _TAIL))
+    if marker in file.read():
+        return True
+    # cameras append things of their own: then the marker stands further ahead
+    file.seek(begin)
+    return marker in file.read()

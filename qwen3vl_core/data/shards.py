@@ -1,0 +1,178 @@
+"""Random access to the samples of a prepared dataset's split. Reads Energon's own files; imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from braceexpand import braceexpand
+
+from qwen3vl_core.data.energon import FOLDER
+from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.tar import members, sample_offsets, split_key
+from qwen3vl_core.errors import RequestError, WorkError
+
+OPEN_FILES = 64
+_AGAIN = "make it again with qwen3vl prepare"
+
+
+class ShardSplit:
+    """The samples of one split, numbered as they stand in its shards. Safe to use after a fork.
+
+    Raises RequestError when `path` is no dataset, or the split is not there or empty.
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        self.path, self.split = Path(path), split
+        names = _split_shards(self.path, split)
+        self._shards = [self.path / name for name in names]
+        tables = [_offsets(shard) for shard in self._shards]
+        counts = [len(table) - 1 for table in tables]
+        for name, count, stated in zip(names, counts, _stated_counts(self.path, names), strict=True):
+            if stated not in (None, count):
+                raise RequestError(f"{path}: {name} holds {count} samples, the index says {stated}; copy both again, or {_AGAIN}")
+        if not sum(counts):
+            raise RequestError(f"{path}: split {split} holds no sample; {_AGAIN}")
+        self._begins = np.concatenate([table[:-1] for table in tables])
+        self._ends = np.concatenate([table[1:] for table in tables])
+        self._shard_of = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
+        self._open: dict[int, int] = {}
+        self._owner = os.getpid()
+        identity = [_identity(self.path), split, [[name, count] for name, count in zip(names, counts, strict=True)]]
+        self.identity: str = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        """Changes with the dataset, not with where it lies."""
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def read(self, number: int) -> tuple[str, dict[str, bytes]]:
+        """(key, {part: content}) of a sample.
+
+        Raises DataError when its stretch of the shard is damaged, WorkError when the disk does not answer.
+        """
+        shard, begin, end = int(self._shard_of[number]), int(self._begins[number]), int(self._ends[number])
+        try:
+            chunk = _read(self._file(shard), begin, end - begin)
+        except OSError as error:
+            raise WorkError(f"{self._shards[shard]}: {error.strerror}; is the dataset's disk still there?") from error
+        where = f"{self._shards[shard].name}, byte {begin:,}"
+        key, parts = "", {}
+        try:
+            if len(chunk) < end - begin:
+                raise ValueError("the file is shorter than its index says")
+            for name, content in members(chunk):
+                found = split_key(name)
+                if found is not None:
+                    key = found[0]
+                    parts[found[1]] = content
+        except ValueError as error:
+            raise DataError("broken_shard", f"{where}: {error}") from error
+        if not parts:
+            raise DataError("broken_shard", f"{where}: no file of a sample there")
+        return key, parts
+
+    def place(self, number: int) -> str:
+        """Where a sample stands, for people: used where its key could not be read."""
+        return f"{self._shards[int(self._shard_of[number])].name}@{int(self._begins[number])}"
+
+    def _file(self, shard: int) -> int:
+        if self._owner != os.getpid():
+            # descriptors made before a fork are the parent's to close
+            self._open, self._owner = {}, os.getpid()
+        if shard not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[shard]
+
+    def close(self) -> None:
+        """Close the shards; reading opens them again."""
+        if self._owner == os.getpid():
+            for file in self._open.values():
+                os.close(file)
+        self._open = {}
+
+
+def _read(file: int, begin: int, size: int) -> bytes:
+    """Up to `size` bytes; one call may give fewer than are there."""
+    chunk = os.pread(file, size, begin)
+    while len(chunk) < size:
+        more = os.pread(file, size - len(chunk), begin + len(chunk))
+        if not more:
+            break
+        chunk += more
+    return chunk
+
+
+def _load(folder: Path, name: str) -> Any:
+    """A YAML file of the index, or the JSON file that may stand in its place; None without either."""
+    for ending in ("yaml", "json"):
+        file = folder / f"{name}.{ending}"
+        if file.is_file():
+            try:
+                return yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise RequestError(f"{file}: cannot be read ({type(error).__name__}); {_AGAIN}") from None
+    return None
+
+
+def splits_of(path: Path) -> dict[str, list[str]]:
+    """Shards of each split, by name. Raises RequestError when `path` is no prepared dataset."""
+    meta = path / FOLDER
+    if not meta.is_dir():
+        state = "not a folder" if path.is_file() else "no Energon index there" if path.is_dir() else "no such folder"
+        raise RequestError(f"{path}: {state}; give a folder made by qwen3vl prepare")
+    loaded = _load(meta, "split")
+    parts = loaded.get("split_parts") if isinstance(loaded, dict) else None
+    if not isinstance(parts, dict):
+        raise RequestError(f"{path}: {FOLDER} names no splits; {_AGAIN}")
+    excluded = {name for pattern in loaded.get("exclude") or [] for name in braceexpand(str(pattern))}
+    found = {str(name): [s for pattern in patterns or [] for s in braceexpand(str(pattern))] for name, patterns in parts.items()}
+    known = {shard for shards in found.values() for shard in shards}
+    if excluded - known:
+        raise RequestError(f"{path}: the index leaves out single samples ({min(excluded - known)}), which is not read here; {_AGAIN}")
+    return {name: [shard for shard in shards if shard not in excluded] for name, shards in found.items()}
+
+
+def _split_shards(path: Path, split: str) -> list[str]:
+    splits = splits_of(path)
+    if not splits.get(split):
+        there = ", ".join(name for name, shards in splits.items() if shards) or "none"
+        raise RequestError(f"{path}: no split {split}; there are: {there}; prepare the data with a share for it (--split)")
+    for name in splits[split]:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise RequestError(f"{path}: shard {name} lies outside the dataset; {_AGAIN}")
+        if not (path / name).is_file():
+            raise RequestError(f"{path}: shard {name} is missing; copy it there, or {_AGAIN}")
+    return splits[split]
+
+
+def _offsets(shard: Path) -> np.ndarray:
+    """int64 [samples + 1]: where each sample begins, and where the last one ends."""
+    file = shard.with_suffix(".tar.idx")
+    if file.is_file():
+        table = np.fromfile(file, dtype="<u8").astype(np.int64)
+        # an index of another shard, or cut off, would give nonsense for every sample: then the headers are walked
+        if len(table) and table[0] == 0 and (np.diff(table) > 0).all() and table[-1] <= shard.stat().st_size:
+            return table
+    try:
+        return np.array(sample_offsets(shard), dtype=np.int64)
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{shard}: cannot be read ({error}); copy it again, or {_AGAIN}") from None
+
+
+def _stated_counts(path: Path, names: list[str]) -> list[Any]:
+    """Samples of each shard as the index has them; None where it says nothing."""
+    loaded = _load(path / FOLDER, ".info")
+    counts = loaded.get("shard_counts") if isinstance(loaded, dict) else None
+    return [counts.get(name) if isinstance(counts, dict) else None for name in names]
+
+
+def _identity(path: Path) -> str:
+    file = path / FOLDER / "index.uuid"
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""

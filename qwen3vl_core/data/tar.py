@@ -1,0 +1,179 @@
+"""Plain ustar archives: a writer that copies bytes, and a reader for one sample's stretch of a shard. Imports no torch.
+
+`tarfile` spends most of its time on header objects; these 512-byte headers are made and read directly, and are what
+tar, webdataset and Energon read. Owner and time are fixed, so that the same members give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen3vl_core.files import UNFINISHED
+
+BLOCK = 512
+RECORD = 20 * BLOCK
+"""Archives end on a multiple of this, with at least two empty blocks."""
+LARGEST_MEMBER = 8**11 - 1
+"""What the eleven octal digits of the size field hold."""
+_MODE_OWNER_GROUP = b"0000644\0" b"0000000\0" b"0000000\0"
+_MAGIC_AND_NAMES = b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+
+
+def padded(size: int) -> int:
+    """Bytes that `size` bytes of content take, in whole blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def member_size(size: int) -> int:
+    """Bytes that a member with `size` bytes of content takes, its header too."""
+    return BLOCK + padded(size)
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes before a regular file's content. Raises ValueError for a name or size that ustar cannot hold."""
+    parts = name.split("/")
+    if "" in parts or ".." in parts or "\0" in name:
+        raise ValueError(f"{name!r} is no relative file name")
+    if not 0 <= size <= LARGEST_MEMBER:
+        raise ValueError(f"{name}: {size} bytes; ustar holds up to {LARGEST_MEMBER}")
+    raw, prefix = name.encode(), b""
+    if len(raw) > 100:
+        cut = raw.rfind(b"/", 0, 156)
+        if cut < 1 or len(raw) - cut - 1 > 100:
+            raise ValueError(f"{name!r} is too long for ustar")
+        prefix, raw = raw[:cut], raw[cut + 1 :]
+    made = b"%s%s%011o\0%011o\0        0%s%s%s%s" % (
+        raw.ljust(100, b"\0"), _MODE_OWNER_GROUP, size, 0, bytes(100), _MAGIC_AND_NAMES, prefix.ljust(155, b"\0"), bytes(12),
+    )  # fmt: skip
+    return made[:148] + b"%06o\0 " % sum(made) + made[156:]
+
+
+class TarWriter:
+    """Writes PATH.tmp and renames it when the block ends well; otherwise nothing stays.
+
+    with TarWriter(path) as tar: tar.add("00000001.json", b"...")
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        """Bytes of the members so far."""
+        self._beside = path.with_name(path.name + UNFINISHED)
+        self._file = open(self._beside, "wb", buffering=4 << 20)  # noqa: SIM115 - closed by __exit__
+
+    def add(self, name: str, data: bytes) -> None:
+        """Append a regular file. Raises ValueError for a name that an archive cannot hold, OSError as the disk does."""
+        self._file.write(header(name, len(data)))
+        self._file.write(data)
+        if len(data) % BLOCK:
+            self._file.write(bytes(padded(len(data)) - len(data)))
+        self.size += member_size(len(data))
+
+    def close(self) -> None:
+        """Finish the archive and put it in its place."""
+        end = self.size + 2 * BLOCK
+        self._file.write(bytes(2 * BLOCK + -end % RECORD))
+        self._file.close()
+        os.replace(self._beside, self.path)
+
+    def discard(self) -> None:
+        """Give up what was written."""
+        # closing flushes once more and fails again where writing did; the descriptor is freed all the same
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._beside.unlink(missing_ok=True)
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self.discard()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.discard()
+            raise
+
+
+def _member(block: bytes) -> tuple[str, int, bytes] | None:
+    """(name, content size, type) of a header block; None for an empty block. Raises ValueError for a damaged one."""
+    if not any(block):
+        return None
+    try:
+        expected = int(block[148:156].split(b"\0", 1)[0].strip() or b"0", 8)
+        size = int.from_bytes(block[125:136]) if block[124] & 0x80 else int(block[124:136].rstrip(b" \0") or b"0", 8)
+        # the checksum counts its own field as eight spaces
+        if len(block) != BLOCK or sum(block) - sum(block[148:156]) + 8 * 32 != expected:
+            raise ValueError("checksum")
+        name = block[:100].rstrip(b"\0").split(b"\0", 1)[0].decode()
+        prefix = block[345:500].split(b"\0", 1)[0].decode() if block[257:263] == b"ustar\0" else ""
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"damaged tar header ({error})") from error
+    return (f"{prefix}/{name}" if prefix else name), size, block[156:157]
+
+
+def members(chunk: bytes) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the regular files in a stretch of an archive. Raises ValueError when it is damaged or cut off."""
+    at = 0
+    while at < len(chunk):
+        found = _member(chunk[at : at + BLOCK])
+        if found is None:
+            return
+        name, size, kind = found
+        if kind not in (b"0", b"\0"):
+            # long names, folders and the like, from other writers: the library knows them all
+            yield from _members_by_tarfile(chunk[at:])
+            return
+        if at + BLOCK + size > len(chunk):
+            raise ValueError(f"{name}: cut off")
+        yield name, chunk[at + BLOCK : at + BLOCK + size]
+        at += member_size(size)
+
+
+def _members_by_tarfile(chunk: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
+            for entry in archive:
+                if entry.isreg():
+                    yield entry.name, archive.extractfile(entry).read()
+    except tarfile.TarError as error:
+        raise ValueError(str(error)) from error
+
+
+def split_key(name: str) -> tuple[str, str] | None:
+    """`folder/00000001.img0.jpg` -> (`folder/00000001`, `img0.jpg`), as webdataset does; None without a dot."""
+    folder, slash, base = name.rpartition("/")
+    key, dot, part = base.partition(".")
+    return (folder + slash + key, part) if dot and key else None
+
+
+def sample_offsets(path: Path) -> list[int]:
+    """Where each sample of a shard begins, and where the last one ends, by walking over the headers.
+
+    Raises ValueError when the archive is damaged or cut off.
+    """
+    offsets: list[int] = []
+    end, last = 0, None
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            for entry in archive:
+                key = split_key(entry.name) if entry.isreg() else None
+                if key is not None and key[0] != last:
+                    offsets.append(entry.offset)
+                    last = key[0]
+                end = entry.offset_data + padded(entry.size)
+    except tarfile.TarError as error:
+        raise ValueError(str(error)) from error
+    with open(path, "rb") as file:
+        # the library takes half a header for the end of the archive
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise ValueError("the end of the archive is missing")
+    return [*offsets, end]

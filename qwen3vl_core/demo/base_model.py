@@ -1,0 +1,181 @@
+"""The tiny model: its shape, and what a training from nothing needs of it, in plain PyTorch on Hugging Face's class.
+
+Every picture here is SIZE x SIZE pixels and stands first in the prompt, so patches, positions and attention of a batch
+are computed at once; the weights that come out are an ordinary Qwen3-VL's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch.nn import functional
+from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, apply_rotary_pos_emb_vision
+
+from qwen3vl_core.demo.base_samples import IMAGE_TOKENS, PATCH, PATCHES, PATCHES_ACROSS, SPATIAL_MERGE, TEMPORAL_PATCH, prompt_ids
+from qwen3vl_core.demo.tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY
+
+TOKEN_IDS = {token: number for number, token in enumerate(SPECIAL_TOKENS, VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS))}
+PAD, END, IMAGE = TOKEN_IDS["<|endoftext|>"], TOKEN_IDS["<|im_end|>"], TOKEN_IDS["<|image_pad|>"]
+
+IGNORED = -100
+"""Label of a position that is not trained."""
+
+# wider than the usual 0.02: a model this narrow learns sooner from it
+INITIALIZER_RANGE = 0.05
+PUBLISHED_INITIALIZER_RANGE = 0.02
+"""What the written config.json says, as every Qwen3-VL's does: for layers that somebody adds."""
+
+_TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 32, "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+    "attention_bias": False, "attention_dropout": 0.0, "tie_word_embeddings": True,
+    "bos_token_id": PAD, "eos_token_id": END, "pad_token_id": PAD,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True, "mrope_section": [6, 5, 5]},
+}  # fmt: skip
+_VISION = {
+    "depth": 6, "hidden_size": 128, "num_heads": 4, "intermediate_size": 384, "hidden_act": "gelu_pytorch_tanh", "in_channels": 3,
+    "patch_size": PATCH, "temporal_patch_size": TEMPORAL_PATCH, "spatial_merge_size": SPATIAL_MERGE, "out_hidden_size": 192,
+    "num_position_embeddings": PATCHES, "deepstack_visual_indexes": [1, 2, 4],
+}  # fmt: skip
+
+
+def base_config(initializer_range: float = INITIALIZER_RANGE) -> Qwen3VLConfig:
+    """The tiny model's shape (`--size tiny`): 5.5 M parameters, every part of a Qwen3-VL."""
+    return Qwen3VLConfig(
+        text_config=_TEXT | {"initializer_range": initializer_range},
+        vision_config=_VISION | {"initializer_range": initializer_range},
+        image_token_id=IMAGE,
+        video_token_id=TOKEN_IDS["<|video_pad|>"],
+        vision_start_token_id=TOKEN_IDS["<|vision_start|>"],
+        vision_end_token_id=TOKEN_IDS["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def new_model(seed: int) -> Qwen3VLForConditionalGeneration:
+    """The model with the random weights of a seed, fp32, with attention in the vision tower for a batch of pictures."""
+    torch.manual_seed(seed)
+    return batch_pictures(Qwen3VLForConditionalGeneration(base_config()).float())
+
+
+class _PictureAttention(Qwen3VLVisionAttention):
+    """The vision tower's attention where every picture has PATCHES patches: all pictures in one call, not one by one."""
+
+    def forward(self, hidden_states, cu_seqlens=None, position_embeddings=None, **kwargs):
+        """hidden_states, and what is returned: [pictures * PATCHES, hidden size]."""
+        rows = hidden_states.shape[0]
+        query, key, value = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key, value = (x.reshape(rows // PATCHES, PATCHES, self.num_heads, -1).transpose(1, 2) for x in (query, key, value))
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(rows, -1))
+
+
+def batch_pictures(model: Qwen3VLForConditionalGeneration) -> Qwen3VLForConditionalGeneration:
+    """The same model and weights; its vision tower attends in all pictures at once and takes SIZE x SIZE pictures only."""
+    for block in model.model.visual.blocks:
+        attention = _PictureAttention(block.attn.config)
+        attention.load_state_dict(block.attn.state_dict())
+        block.attn = attention
+    return model
+
+
+def patchify(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 [b, SIZE, SIZE, 3] -> float32 [b * PATCHES, 1536], values -1..1: what the image processor makes of them."""
+    count, across = pictures.shape[0], PATCHES_ACROSS // SPATIAL_MERGE
+    values = pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    values = values.reshape(count, 3, across, SPATIAL_MERGE, PATCH, across, SPATIAL_MERGE, PATCH)
+    # patches of one merged token lie together; a still picture is its own second frame
+    values = values.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, TEMPORAL_PATCH, -1, -1)
+    return values.reshape(count * PATCHES, 3 * TEMPORAL_PATCH * PATCH * PATCH)
+
+
+def grid_of(count: int, device: torch.device) -> torch.Tensor:
+    """[1, 3]: `count` pictures as the frames of one clip, which the vision tower sees alike and handles without a loop."""
+    return torch.tensor([[count, PATCHES_ACROSS, PATCHES_ACROSS]], device=device)
+
+
+def prompt_positions(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer, length: int) -> torch.Tensor:
+    """[3, 1, length]: the rotary positions that every sample shares, since all have the picture at the same place."""
+    ids = torch.tensor([prompt_ids(tokenizer, "")[:length]])
+    ids = functional.pad(ids, (0, length - ids.shape[1]), value=PAD)
+    grid = torch.tensor([[1, PATCHES_ACROSS, PATCHES_ACROSS]])
+    positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=(ids == IMAGE).int(), image_grid_thw=grid)
+    return positions.to(model.device)
+
+
+def caption_loss(
+    model: Qwen3VLForConditionalGeneration, pictures: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross-entropy of the trained tokens, a scalar in fp32; bf16 products where there is CUDA.
+
+    pictures: uint8 [b, SIZE, SIZE, 3]; ids, labels: [b, s], labels not shifted; positions: of at least s tokens.
+    """
+    count, length = ids.shape
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        made = model(
+            input_ids=ids, pixel_values=patchify(pictures), image_grid_thw=grid_of(count, ids.device),
+            position_ids=positions[:, :, :length].expand(3, count, length), use_cache=False,
+        )  # fmt: skip
+    logits = made.logits[:, :-1].reshape(-1, made.logits.shape[-1])
+    return functional.cross_entropy(logits.float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """For AdamW: matrices decay; norms, biases and embeddings do not."""
+    groups: list[dict] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim < 2 or "norm" in name or "embed" in name]["params"].append(parameter)
+    return groups
+
+
+def write_model(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
+    """Writes config.json, generation_config.json and model.safetensors: bf16, the tied embedding once."""
+    tensors = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors makes files that only their owner reads
+    (folder / "model.safetensors").chmod(0o644)
+    config = base_config(PUBLISHED_INITIALIZER_RANGE).to_dict()
+    config["architectures"] = ["Qwen3VLForConditionalGeneration"]
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = "bfloat16"
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = GenerationConfig(bos_token_id=PAD, eos_token_id=[END, PAD], pad_token_id=PAD, do_sample=False)
+    generation.save_pretrained(folder)
+
+
+@torch.no_grad()
+def captions(
+    model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer, pictures: torch.Tensor, prompt: str, *,
+    longest: int = 190, batch_size: int = 256,
+) -> list[str]:  # fmt: skip
+    """The model's most likely answer to a prompt for each picture (uint8 [n, SIZE, SIZE, 3]), at most `longest` tokens."""
+    texts = []
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    for start in range(0, len(pictures), batch_size):
+        some = pictures[start : start + batch_size].to(model.device)
+        rows = ids.expand(len(some), -1)
+        made = model.generate(
+            input_ids=rows, attention_mask=torch.ones_like(rows), mm_token_type_ids=(rows == IMAGE).int(),
+            pixel_values=patchify(some), image_grid_thw=torch.cat([grid_of(1, model.device)] * len(some)),
+            max_new_tokens=longest, do_sample=False, eos_token_id=[END, PAD], pad_token_id=PAD,
+        )  # fmt: skip
+        # what follows the end of a short answer is padding, which decoding leaves out as it does the end itself
+        texts += tokenizer.decode_batch(made[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
+    return texts
+
+
+def is_sound(loss: float) -> bool:
+    """Whether a training with this loss is worth going on."""
+    return math.isfinite(loss)

@@ -118,3 +118,51 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         return run(o, steps, training)
     finally:
         parallel.destroy()
+
+
+def pack(batch: Micro, multiple: int) -> Micro:
+    """The rows of a micro batch as documents of one packed row, each padded to `multiple` tokens."""
+    lengths = batch.inputs["attention_mask"].sum(1).tolist()
+    padded = [-(-n // multiple) * multiple for n in lengths]
+    ids, labels = torch.zeros(1, sum(padded), dtype=torch.long), torch.full((1, sum(padded)), -100)
+    at = 0
+    for row, (n, room) in enumerate(zip(lengths, padded, strict=True)):
+        ids[0, at : at + n], labels[0, at : at + n] = batch.inputs["input_ids"][row, :n], batch.labels[row, :n]
+        at += room
+    bounds = torch.tensor([0, *padded]).cumsum(0)
+    kept = {k: v for k, v in batch.inputs.items() if k not in ("input_ids", "attention_mask")}
+    return Micro({"input_ids": ids, "cu_seqlens": bounds} | kept, labels)
+
+
+def gradients(folder: Path, target: Path, changes: dict, packed: bool = False):
+    """Loss of one global batch; its gradients are written to `target` as Megatron writes weights, whole again."""
+    import shutil
+
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing, parallel_state
+
+    o = options(folder, **changes)
+    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    try:
+        training = setup.build(o, open_source(folder))
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        batches = micro_batches(7, o.micro_batch_size, rank, dp)
+        if packed:
+            batches = [pack(b, step.length_multiple(training.config)) for b in batches]
+        for model in training.wrapped:
+            model.train()
+            model.zero_grad_buffer()
+        loss, tokens, _ = step._agree(step._run(training, batches, forward_only=False), ())
+        state = {}
+        for i, model in enumerate(training.models):
+            for parameter in model.parameters():
+                parameter.data = parameter.main_grad
+            state[f"model{i}"] = model.sharded_state_dict()
+        if dist.get_rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(state, str(target))
+        return loss, tokens
+    finally:
+        parallel.destroy()

@@ -1,0 +1,161 @@
+"""LLaVA-style JSON: what is read, and one line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen3vl_core.data import llava
+from qwen3vl_core.errors import RequestError
+from tests.data import samples
+
+names = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9_.]{1,8}){0,2}\.(jpg|PNG|webp)", fullmatch=True).filter(lambda n: "/." not in n)
+texts = st.text(st.characters(codec="utf-8"), max_size=40).filter(lambda t: llava.TAG not in t)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["<image>", "human", "gpt", "a.jpg", "../a.jpg"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["id", "image", "conversations", "from", "value", "video"]) | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@st.composite
+def records(draw):
+    """(record, pictures, [(text before, between and after the tags)]) of a sound record."""
+    pictures = draw(st.lists(names, max_size=3))
+    pieces = draw(st.lists(texts, min_size=len(pictures) + 1, max_size=len(pictures) + 1))
+    answer = draw(texts.filter(str.strip))
+    made = {"conversations": [{"from": "human", "value": llava.TAG.join(pieces)}, {"from": "gpt", "value": answer}]}
+    if pictures:
+        made["image"] = pictures if len(pictures) > 1 or draw(st.booleans()) else pictures[0]
+    if draw(st.booleans()):
+        made["id"] = draw(st.text(st.characters(codec="utf-8"), max_size=9) | st.integers())
+    return made, pictures, pieces, answer
+
+
+@samples.many()
+@given(records())
+def test_pictures_stand_where_their_tags_were(case):
+    made, pictures, pieces, answer = case
+    record = llava.parse(7, made)
+    user, assistant = json.loads(record.payload())["messages"]
+    assert [part["part"] for part in user["content"] if part["type"] == "image"] == record.parts
+    assert len(record.pictures) == len(pictures)
+    rebuilt = "".join(llava.TAG if part["type"] == "image" else part["text"] for part in user["content"])
+    kept = [piece.lstrip("\r\n") if i else piece for i, piece in enumerate(pieces)]
+    kept = [piece.rstrip("\r\n") if i < len(pieces) - 1 else piece for i, piece in enumerate(kept)]
+    assert rebuilt == llava.TAG.join(kept)
+    assert assistant == {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
+@samples.many(200)
+@given(values)
+def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_text(json.dumps(value))
+    try:
+        read = llava.read(file)
+    except RequestError as error:
+        assert str(file) in str(error) and "\n" not in str(error)
+    else:
+        assert len(read) == len(value)
+
+
+@samples.many(50)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "any.bin"
+    file.write_bytes(content)
+    with pytest.raises(RequestError) as refused:
+        llava.read(file)
+    assert "\n" not in str(refused.value)
+
+
+FAULTS = {
+    "no conversations": ({"image": "a.jpg"}, "no conversations"),
+    "empty conversations": ({"conversations": []}, "no conversations"),
+    "conversations of another kind": ({"conversations": "hello"}, "must be a list, not text"),
+    "no object": ([1], "must be an object, not a list"),
+    "a turn of another kind": ({"conversations": ["hello"]}, "turn 0 must be an object"),
+    "an unknown speaker": ({"conversations": [{"from": "robot", "value": "x"}]}, "from is 'robot'"),
+    "text of another kind": ({"conversations": [{"from": "gpt", "value": 3}]}, "value must be text, not a number"),
+    "no answer": ({"conversations": [{"from": "human", "value": "x"}]}, "no answer"),
+    "an empty answer": ({"conversations": [{"from": "gpt", "value": " \n"}]}, "turn 0: an empty answer"),
+    "a late system turn": ({"conversations": [{"from": "gpt", "value": "x"}, {"from": "system", "value": "x"}]}, "turn 1: a system"),
+    "a tag without a picture": (samples.record(0, "a.jpg") | {"image": None}, "1 <image> tag but 0 pictures"),
+    "a picture without a tag": (samples.record(0) | {"image": "a.jpg"}, "0 <image> tags but 1 picture"),
+    "an absolute path": (samples.record(0, "/etc/passwd.jpg"), "absolute path"),
+    "a drive": (samples.record(0, "C:\\a.jpg"), "absolute path"),
+    "a path that leaves the folder": (samples.record(0, "a/../../b.jpg"), "leads out of the pictures' folder"),
+    "the folder above": (samples.record(0, ".."), "leads out of the pictures' folder"),
+    "an empty name": (samples.record(0, [""]), "no file name"),
+    "a name with a zero byte": (samples.record(0, "a\0.jpg"), "no file name"),
+    "a name of another kind": (samples.record(0, [3]), "a picture's name must be text"),
+    "a video": (samples.record(0) | {"video": "a.mp4"}, "holds a video"),
+    "both keys": (samples.record(0, "a.jpg") | {"images": ["a.jpg"]}, "both image and images"),
+    "an id of another kind": (samples.record(0) | {"id": ["a"]}, "id must be text or a number"),
+    "half a character": (samples.record(0, answer="\ud800"), "half a character"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_told_with_the_records_number(tmp_path, name):
+    record, words = FAULTS[name]
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps([samples.record(0), record, samples.record(2)]))
+    with pytest.raises(RequestError, match="one record cannot be used: record 1: ") as refused:
+        llava.read(file)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_many_faults_are_counted_and_the_first_ones_shown(tmp_path):
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps([samples.record(0)] + [{}] * 9))
+    with pytest.raises(RequestError, match=r"9 of 10 records .*record 1: .*record 2: .*record 3: .*and 6 more"):
+        llava.read(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not JSON (line 1"),
+        ("", "not JSON (line 1"),
+        ('{"a": 1}\n{"a": 2}\n', "jq -s . captions.json"),
+        ('{"a": 1}', "not a list but an object"),
+        ("[]", "an empty list"),
+        ("[NaN]", "NaN is no JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("\xff", "not UTF-8 text (byte 0)"),
+    ],
+)
+def test_what_is_no_llava_json_is_refused(tmp_path, content, words):
+    file = tmp_path / "captions.json"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(RequestError) as refused:
+        llava.read(file)
+    assert words in str(refused.value) and str(file) in str(refused.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="no such file"):
+        llava.read(tmp_path / "none.json")
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(RequestError, match=r"a folder; it holds a\.json"):
+        llava.read(tmp_path)
+
+
+def test_ids_with_dots_and_ids_that_occur_twice_just_work(tmp_path):
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps([samples.record(0, id="a.b.c"), samples.record(1, id="a.b.c"), samples.record(2, id=7)]))
+    read = llava.read(file)
+    assert [record.key for record in read] == ["00000000", "00000001", "00000002"]
+    assert [record.id for record in read] == ["a.b.c", "a.b.c", "7"]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    file = tmp_path / "captions.json"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps([samples.record(0)]).encode())
+    assert len(llava.read(file)) == 1

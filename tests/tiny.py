@@ -39,7 +39,26 @@ def hf_model(seed: int = 0, **shape):
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(hf_config(**shape)).float().eval()
+    return _randomised(Qwen3VLForConditionalGeneration(hf_config(**shape)).float().eval())
+
+
+def hf_moe_model(seed: int = 0, *, experts: int = 8, chosen: int = 2, expert_ffn: int = 24, **shape):
+    """`Qwen3VLMoeForConditionalGeneration` in fp32 with random weights, every layer of experts."""
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    values = hf_config(**({"tied": False} | shape)).to_dict()
+    text = values["text_config"] | {
+        "num_experts": experts, "num_experts_per_tok": chosen, "moe_intermediate_size": expert_ffn, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "norm_topk_prob": True, "router_aux_loss_coef": 0.001, "model_type": "qwen3_vl_moe_text",
+    }  # fmt: skip
+    vision = values["vision_config"] | {"model_type": "qwen3_vl_moe_vision"}
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    torch.manual_seed(seed)
+    model = Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision, **{k: values[k] for k in keys}))
+    return _randomised(model.float().eval())
+
+
+def _randomised(model):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -72,11 +72,11 @@ class _Rows:
             "seconds": round(seconds, 3), "done": done,
         }  # fmt: skip
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(handle, line)
-        finally:
-            os.close(handle)
+            with open(self.file, "ab", buffering=0) as file:
+                file.write(line)
+        except OSError as error:
+            raise WorkError(f"{self.file}: cannot be written ({error.strerror}); mend that and compare again") from error
 
 
 def _open_side(name: str, path: str) -> Side:
@@ -102,12 +102,10 @@ def _prompts(side: Side, pictures: list[Picture], options: CompareOptions) -> It
 def _write_captions(side: Side, pictures: list[Picture], options: CompareOptions, rows: _Rows) -> list[Caption]:
     """One caption of each picture; the model is gone from memory afterwards."""
     model = load(side.path, dtype=_PRECISIONS[options.precision])
-    started = time.monotonic()
     with Progress(side.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:
-            picture = pictures[index]
-            rows.write(picture.name, side.name, text, time.monotonic() - started, done)
+            rows.write(pictures[index].name, side.name, text, time.monotonic() - writer.started, done)
             progress.update(1 if done else 0, "…" + terminal.printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
@@ -146,6 +144,9 @@ def compare(options: CompareOptions) -> tuple[Comparison, list[Picture]]:
     """Write all captions. Raises RequestError before any work for pictures or models that will not do."""
     pictures = find(options.images, options.limit)
     sides = [_open_side(name, getattr(options, name)) for name in MODELS]
+    for side in sides:
+        # a prompt that a model's chat format refuses is found now, and not after the base has written its captions
+        side.processor.prompt([], options.prompt)
     notes = _notes(sides)
     for note in notes:
         print(note, file=sys.stderr, flush=True)
@@ -164,9 +165,11 @@ def run(options: CompareOptions) -> None:
     Raises RequestError for pictures, models or places that will not do, WorkError when a model cannot write.
     """
     json_file, html_file = report.check_file("--json", options.json), report.check_file("--html", options.html)
+    if json_file and json_file == html_file:
+        raise RequestError(f"--json {options.json}: the same file as --html; give each its own")
     comparison, pictures = compare(options)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    sys.stdout.write(terminal.table(comparison, width=shutil.get_terminal_size((100, 24)).columns, colour=colour))
+    sys.stdout.write(terminal.table(comparison, width=shutil.get_terminal_size((100, 24)).columns, colour=colour, show=options.show))
     sys.stdout.flush()
     if json_file:
         report.save(json_file, report.to_json(comparison))

@@ -145,6 +145,8 @@ class Writer:
         self.model, self.decode, self.sampling = model, decode, sampling
         self.ends = frozenset(eos_token_ids)
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
+        self.started = time.monotonic()
+        """When the batch under way was begun."""
 
     def write(self, prompts: Iterable[Prompt]) -> list[Caption]:
         """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
@@ -174,7 +176,7 @@ class Writer:
     @torch.inference_mode()
     def _write_batch(self, group: list[tuple[int, Prompt]]) -> dict[int, Caption]:
         """Captions of at most batch_size prompts of equal length, by index."""
-        started = told = time.monotonic()
+        started = told = self.started = time.monotonic()
         done: dict[int, Caption] = {}
         prompts = [prompt for _, prompt in group]
         # None: the row is finished and only still there because the batch was not made smaller for it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import os
@@ -14,9 +15,11 @@ from PIL import Image
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 """What counts as a picture in a folder; a file that is named itself may have any."""
+MANY = 200
 EMBEDDED_SIDE = 512
 EMBEDDED_QUALITY = 85
 
@@ -104,8 +107,12 @@ def find(names: list[str], limit: int = 0) -> list[Picture]:
         raise RequestError("--images: nothing given; give pictures, or folders of pictures")
     chosen = list(paths.values())[: limit or None]
     made = []
-    for path in chosen:
-        data = _bytes(path)
-        _decoded(path, data)
-        made.append(Picture(path, hashlib.sha256(data).digest()))
+    # a few are read in no time: only a long wait gets a line of its own
+    with Progress("pictures", len(chosen), "pictures") if len(chosen) > MANY else contextlib.nullcontext() as progress:
+        for path in chosen:
+            data = _bytes(path)
+            _decoded(path, data)
+            made.append(Picture(path, hashlib.sha256(data).digest()))
+            if progress:
+                progress.update()
     return made

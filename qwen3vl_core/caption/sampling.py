@@ -32,7 +32,9 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     The order is Hugging Face's: temperature, then top-k, then top-p of what top-k left. top-p keeps tokens from the
     likeliest on until their sum reaches it, the one that reaches it included.
     """
-    scores = logits.float() / sampling.temperature
+    scores = logits.float()
+    # from the largest down: a temperature near 0 then gives 0 and -inf, and never inf - inf
+    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature
     vocabulary = scores.shape[-1]
     if 0 < sampling.top_k < vocabulary:
         kept, places = scores.topk(sampling.top_k, dim=-1)
@@ -60,6 +62,8 @@ def choose(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor
         return logits.argmax(-1)
     # in the vocabulary's order: sorted by share, rounding could swap neighbours of the same share and change the draw
     upto = probabilities(logits, sampling).double().cumsum(-1)
-    at = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * upto[:, -1:]
+    total = upto[:, -1:]
+    at = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * total
+    at = torch.minimum(at, total.nextafter(torch.zeros_like(total)))
     # the first token whose sum is above the draw: never one with share 0
     return torch.searchsorted(upto, at, right=True).squeeze(-1)

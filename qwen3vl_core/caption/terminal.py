@@ -192,6 +192,6 @@ def table(comparison: Comparison, *, width: int, colour: bool, show: int = 0) ->
     for number, sample in enumerate(shown, start=1):
         lines += [[], *_block(sample, number, total, width)]
     if len(shown) < total:
-        lines += [[], *wrapped([(f"and {total - len(shown)} more", "dim")], width)]
+        lines += [[], *wrapped([(f"and {total - len(shown)} more; --show 0 prints them all", "dim")], width)]
     lines += [[], *_summary(comparison, width)]
     return "\n".join(painted(line, colour) for line in lines) + "\n"

@@ -113,7 +113,7 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float]) -> None:
             print(f"{head} - done before")
             continue
         words = stage.words()
-        if redone and stage.name != "convert back" and "--overwrite" not in words and stage.name in ("prepare", "convert"):
+        if stage.done() and stage.name in ("prepare", "convert"):
             words.append("--overwrite")
         print(f"{head}\n  $ {shell_line(['qwen3vl', *words])}", flush=True)
         started = time.monotonic()

@@ -52,6 +52,7 @@ class CompareOptions:
     seed: int = option(0, help="Seed of the sampling", group="Sampling", minimum=0)
     batch_size: int = option(16, help="Captions written at once", group="Sampling", minimum=1)
     precision: str = option("auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16"))
+    show: int = option(8, help="Print the captions of the first N pictures; 0: of all", group="Report", minimum=0)
     json: str | None = option(None, help="Write the captions as JSON", group="Report", path="file")
     html: str | None = option(None, help="Write one self-contained page with pictures and differences", group="Report", path="file")
 

@@ -1,0 +1,181 @@
+"""Starting, following, stopping and resuming runs. What is started here outlives the process that starts it."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from console.runs import processes, record
+from console.runs.state import ALIVE, RUN_VARIABLE, STATE, STOP, hold, is_here, read_state, runs_already, write_json
+from console.runs.store import Run
+from console.runs.supervisor import grace_seconds
+from console.runs.tail import FileFollower
+from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
+from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
+
+START_SECONDS = 120.0
+POLL_SECONDS = 0.05
+
+
+def start(run: Run, *, columns: int | None = None) -> None:
+    """Start a run that was made and never started, under a supervisor of its own.
+
+    columns: width of the terminal that follows its log, where one does; its progress then draws a bar.
+    Raises RequestError when it may not start (it runs, or ran), WorkError when its command cannot be executed.
+    """
+    _supervise(run, [], columns)
+
+
+def resume(run: Run, *, columns: int | None = None) -> None:
+    """Run the same command in the same folder again; a finetune goes on from its last checkpoint.
+
+    For a failed, stopped or lost run. Raises RequestError when it is done or alive, or when processes of a lost run
+    are still there; WorkError when its command cannot be executed.
+    """
+    _supervise(run, ["--resume"], columns)
+
+
+def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
+    state = run.state
+    if state["status"] in ALIVE and state.get("supervisor_pid") and is_here(state):
+        raise runs_already(run.path)  # the supervisor would find so too, and wait for the lock first
+    environment = {k: v for k, v in os.environ.items() if k != RUN_VARIABLE}
+    environment["PYTHONPATH"] = record.python_path(environment.get("PYTHONPATH", ""))
+    environment[PROGRESS_VARIABLE] = "bar" if columns else "lines"
+    if columns:
+        environment["COLUMNS"] = str(columns)
+    try:
+        # -P: a file or folder of the current folder must not stand in for a module
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "console.runs.supervisor", str(run.path), *flags],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            env=environment, start_new_session=True, timeout=START_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise WorkError(f"run {run.id}: its supervisor did not answer in {START_SECONDS:.0f} s; see {run.log}") from None
+    if done.returncode:
+        line = (done.stderr.strip().splitlines() or ["its supervisor ended without a word"])[-1]
+        if done.returncode == EXIT_REQUEST:
+            raise RequestError(line)
+        raise WorkError(f"run {run.id}: {line}; see {run.log}")
+
+
+def stop(run: Run) -> None:
+    """Ask a live run to stop, and come back at once (`wait` waits). Of a lost run, end what is left of it.
+
+    The run's processes get SIGTERM, then the grace period for a checkpoint, then SIGKILL. A run on another machine is
+    asked by a file in its folder. Raises RequestError when it has ended, or is lost on another machine, and WorkError
+    when processes of a lost run do not die.
+    """
+    state = run.state
+    status = state["status"]
+    pid = state.get("supervisor_pid")
+    if status in ALIVE and isinstance(pid, int) and pid > 1:
+        (run.path / STOP).touch()
+        if is_here(state):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+    elif status in ALIVE or (status == "lost" and (is_here(state) or "host" not in state)):
+        _end_lost(run)
+    elif status == "lost":
+        raise RequestError(
+            f"run {run.id}: lost on {state.get('host')}, and only that machine can end what is left of it; "
+            f"there: qwen3vl runs stop {run.number}"
+        )
+    else:
+        raise RequestError(f"run {run.id}: {status} already; nothing to stop")
+
+
+def _end_lost(run: Run) -> None:
+    """End the processes that carry a run without a supervisor, and write that it is stopped."""
+    with hold(run.path):
+        state = read_state(run.path)
+        if state.get("status") not in ALIVE and state:
+            return  # it ended by itself since it was looked at
+        left = processes.end(lambda: processes.strays(run.path), grace_seconds())
+        if left:
+            pids = ", ".join(str(p.pid) for p in left)
+            raise WorkError(f"run {run.id}: processes that do not die: {pids}; only a restart of the machine ends those")
+        write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
+        (run.path / STOP).unlink(missing_ok=True)
+
+
+def wait(run: Run, timeout: float | None = None) -> str:
+    """Wait for a run's end. Gives its last status; after `timeout` seconds the one it has then."""
+    until = None if timeout is None else time.monotonic() + timeout
+    while (status := run.status) in ALIVE and (until is None or time.monotonic() < until):
+        time.sleep(POLL_SECONDS)
+    return status
+
+
+def follow(run: Run, stream: IO[Any], *, offset: int = 0) -> int:
+    """Copy a run's log to `stream` (text or binary) as it grows, until the run has ended; gives its exit code.
+
+    Begins at byte `offset` of the log. Ctrl-C asks the run to stop and goes on following; a second one leaves
+    (KeyboardInterrupt) while the run stops by itself. The exit code of a run that has none (lost) is 1.
+    """
+    copier = _Copier(run.log, stream, offset)
+    with _interrupts() as interrupts:
+        asked = False
+        while True:
+            if interrupts and not asked:
+                asked = True
+                with contextlib.suppress(RequestError):  # it ended in this moment
+                    stop(run)
+            if len(interrupts) > 1:
+                raise KeyboardInterrupt
+            # looked at before the read: when the run had ended by then, the read sees all that it wrote
+            state = run.state
+            while copier.copy():
+                pass
+            if state["status"] not in ALIVE:
+                code = state.get("exit_code")
+                return code if isinstance(code, int) else EXIT_FAILED
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of raising in the middle of a copy; in the main thread, the only one that gets it."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Copier:
+    """Copies what is new in a log to a stream; bytes where the stream has a binary side."""
+
+    def __init__(self, path: Path, stream: IO[Any], offset: int) -> None:
+        self.follower = FileFollower(path, offset)
+        self.stream = stream
+        self.binary = getattr(stream, "buffer", None) or (None if isinstance(stream, io.TextIOBase) else stream)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def copy(self) -> bool:
+        """One piece; whether there was any."""
+        data, _ = self.follower.read()
+        if not data:
+            return False
+        if self.binary is None:
+            self.stream.write(self.decoder.decode(data))
+        else:
+            self.stream.flush()
+            self.binary.write(data)
+        self.stream.flush()
+        return True

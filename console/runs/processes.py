@@ -1,0 +1,122 @@
+"""Processes of a run, from /proc: below a supervisor, or left behind by one. Standard library only.
+
+torchrun starts every worker in a session of its own, so no process group holds a run. A supervisor that is a
+subreaper holds them all as descendants; after its death the variable QWEN3VL_RUN_DIR in their environment tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from console.runs.state import RUN_VARIABLE
+
+PR_SET_CHILD_SUBREAPER = 36
+KILL_SECONDS = 10.0
+"""How long killed processes may take to go; one that waits for a device or a dead network disk may never."""
+
+
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+    zombie: bool
+
+
+def become_subreaper() -> None:
+    """Orphans among this process's descendants become its children instead of init's. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        code = ctypes.get_errno()
+        raise OSError(code, f"PR_SET_CHILD_SUBREAPER: {os.strerror(code)}")
+
+
+def _numbered() -> Iterable[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _look(pid: int) -> Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # the command's name, in parentheses, may hold anything
+    state, parent, group = text.rsplit(")", 1)[1].split()[:3]
+    return Process(pid, int(parent), int(group), state in ("Z", "X"))
+
+
+def descendants(of: int) -> list[Process]:
+    """Everything below a process that has not ended, in any session; parents before children."""
+    children: dict[int, list[Process]] = {}
+    for pid in _numbered():
+        found = _look(pid)
+        if found is not None:
+            children.setdefault(found.parent, []).append(found)
+    below, queue = [], [of]
+    while queue:
+        for child in children.get(queue.pop(0), []):
+            queue.append(child.pid)
+            below.append(child)
+    return [p for p in below if not p.zombie]
+
+
+def strays(run_dir: Path) -> list[Process]:
+    """Processes that carry this run in their environment, and that the asking process does not descend from."""
+    wanted, prefix = os.path.realpath(run_dir), f"{RUN_VARIABLE}=".encode()
+    own, pid = set(), os.getpid()
+    while pid and pid not in own:
+        own.add(pid)
+        looked = _look(pid)
+        pid = looked.parent if looked else 0
+    found = []
+    for pid in _numbered():
+        try:
+            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.startswith(prefix) and os.path.realpath(os.fsdecode(entry[len(prefix):])) == wanted:
+                looked = _look(pid)
+                if looked is not None and not looked.zombie and pid not in own:
+                    found.append(looked)
+                break
+    return found
+
+
+def terminate(processes: Iterable[Process]) -> None:
+    """SIGTERM to every process group among them, once each; a suspended one is woken to hear it."""
+    for group in {p.group for p in processes} - {os.getpgrp(), 0}:
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """SIGKILL to each."""
+    _signal(processes, signal.SIGKILL)
+
+
+def _signal(processes: Iterable[Process], *numbers: signal.Signals) -> None:
+    for process in processes:
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process.pid, number)
+
+
+def end(look: Callable[[], list[Process]], grace: float) -> list[Process]:
+    """End what `look` finds: SIGTERM to each, up to `grace` seconds, SIGKILL. Gives what is there even then."""
+    left = look()
+    _signal(left, signal.SIGTERM, signal.SIGCONT)
+    started = time.monotonic()
+    while left and (passed := time.monotonic() - started) < grace + KILL_SECONDS:
+        if passed >= grace:
+            kill(left)
+        time.sleep(0.05)
+        left = look()
+    return left

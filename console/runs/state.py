@@ -1,0 +1,173 @@
+"""A run's state on disk, the lock that says it is alive, and who judges that. Standard library only.
+
+A run is alive while its supervisor holds an exclusive lock on `RUN_DIR/lock`; the kernel frees it when the supervisor
+ends, however it ends. A lock says nothing about another machine on shared storage: there the age of the last sign of
+life decides. Only the holder of the lock writes `state.json`, and always whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import RequestError
+
+ALIVE = ("starting", "running", "stopping")
+ENDED = ("done", "failed", "stopped")
+STATUSES = (*ALIVE, *ENDED, "lost")
+
+PLAN, STATE, HEARTBEAT, LOCK, LOG = "plan.json", "state.json", "heartbeat", "lock", "output.log"
+METRICS, COMMAND, STOP = "metrics.jsonl", "command.sh", "stop"
+RUN_VARIABLE = "QWEN3VL_RUN_DIR"
+
+STALE_SECONDS = 60.0
+"""A run on another machine without a sign of life for this long is lost."""
+_LOCK_SECONDS = 2.0
+# readers hold a shared lock for microseconds while they look, and a supervisor that has written its last state is
+# about to let go: who wants the lock waits them out
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+def host() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    """Changes at every boot, and tells machines of one name apart; empty where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when the file is missing, damaged, or holds something else."""
+    for _ in range(3):
+        try:
+            value = json.loads(path.read_bytes())
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # network storage: replaced between open and read
+                continue
+            return {}
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file at once: a reader sees the old object or the new one, never a part. Raises OSError."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def read_state(run_dir: Path) -> dict[str, Any]:
+    """`state.json` as it stands."""
+    return read_json(run_dir / STATE)
+
+
+def sign_of_life(run_dir: Path) -> float | None:
+    """Seconds since the heartbeat or the state was last written; None when there is neither."""
+    times = []
+    for name in (HEARTBEAT, STATE):
+        with contextlib.suppress(OSError):
+            times.append((run_dir / name).stat().st_mtime)
+    return time.time() - max(times) if times else None
+
+
+def is_here(state: dict[str, Any]) -> bool:
+    """Whether the run's processes are, or were, on the machine that asks (one boot of one kernel)."""
+    return state.get("boot_id", "") == boot_id() and state.get("host") == host()
+
+
+def runs_already(run_dir: Path) -> RequestError:
+    """The refusal to start a run that lives."""
+    return RequestError(f"run {run_dir.name}: runs already; qwen3vl runs logs {run_dir.name} --follow shows it")
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
+    """Hold the run's lock for the length of the block.
+
+    Raises RequestError when another process holds it, and when the file system has no locks.
+    """
+    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise runs_already(run_dir) from None
+                time.sleep(0.01)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise RequestError(
+                        f"{run_dir.parent}: this file system has no file locks, so nothing can tell a live run; "
+                        "choose another folder with --runs"
+                    ) from error
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_held(run_dir: Path) -> bool | None:
+    """Whether a process of this machine holds the run's lock; None when that cannot be told."""
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def judge(run_dir: Path) -> tuple[str, dict[str, Any]]:
+    """(status, state): the status as written, or `lost` when it claims a life that is not there."""
+    state = read_state(run_dir)
+    if state.get("status") not in ALIVE:
+        return _written(state), state
+    held = _lock_held(run_dir) if state.get("boot_id", "") == boot_id() else None
+    if held:
+        return state["status"], state
+    age = sign_of_life(run_dir)
+    fresh = age is not None and age <= STALE_SECONDS
+    if held is None:
+        return (state["status"] if fresh else "lost"), state
+    # a supervisor writes its last state before it lets the lock go: what stands there now is final
+    state = read_state(run_dir)
+    if state.get("status") == "starting" and not state.get("supervisor_pid") and fresh:
+        return "starting", state  # made, and not started yet
+    return ("lost" if state.get("status") in ALIVE else _written(state)), state
+
+
+def _written(state: dict[str, Any]) -> str:
+    status = state.get("status")
+    return status if status in ENDED else "lost"

@@ -1,0 +1,240 @@
+"""The run store: a folder of runs, each a folder of plain files. No server, safe to read while runs are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from console.runs import record
+from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE, boot_id, host, judge, read_json, write_json
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import to_mapping
+
+_ID = re.compile(r"(\d{4,})-(.+)")
+_NAME_LENGTH = 40
+
+
+class Run:
+    """One run, read from its folder each time it is asked: what it says is never older than the question."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._plan: tuple[tuple[int, int, int], dict[str, Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.id})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @property
+    def id(self) -> str:
+        """`0007-name`: number and name."""
+        return self.path.name
+
+    @property
+    def number(self) -> int:
+        """The number that the id begins with."""
+        return int(_ID.fullmatch(self.id)[1])
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """`plan.json`; empty when it is damaged. Read again only when the file has changed."""
+        try:
+            stat = (self.path / PLAN).stat()
+        except OSError:
+            return {}
+        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if self._plan is None or self._plan[0] != seen:
+            self._plan = (seen, read_json(self.path / PLAN))
+        return self._plan[1]
+
+    @property
+    def kind(self) -> str:
+        """`finetune`, `prepare`, `convert` or `compare`; `unknown` when the plan is damaged."""
+        kind = self.plan.get("kind")
+        return kind if isinstance(kind, str) else "unknown"
+
+    @property
+    def name(self) -> str:
+        """The name for people; it may be shared by several runs."""
+        name = self.plan.get("name")
+        return name if isinstance(name, str) else _ID.fullmatch(self.id)[2]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plan's options by name."""
+        options = self.plan.get("options")
+        return options if isinstance(options, dict) else {}
+
+    @property
+    def command(self) -> list[str]:
+        """Words of the command."""
+        words = self.plan.get("command")
+        return [str(word) for word in words] if isinstance(words, list) else []
+
+    @property
+    def created(self) -> float | None:
+        """Unix seconds of its creation."""
+        return _number(self.plan.get("created"))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """`state.json` with `status` as it is now: `lost` when the file claims a life that is not there."""
+        status, state = judge(self.path)
+        return {**state, "status": status}
+
+    @property
+    def status(self) -> str:
+        """starting, running, stopping, done, failed, stopped or lost."""
+        return judge(self.path)[0]
+
+    @property
+    def alive(self) -> bool:
+        """Whether a supervisor has it in hand, or is about to."""
+        return self.status in ALIVE
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the command (128 + signal where one ended it); None before its end."""
+        code = self.state.get("exit_code")
+        return code if isinstance(code, int) else None
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, in one line, where that is known beyond its log."""
+        error = self.state.get("error")
+        return error if isinstance(error, str) else None
+
+    @property
+    def started(self) -> float | None:
+        """Unix seconds of the latest start."""
+        return _number(self.state.get("started"))
+
+    @property
+    def ended(self) -> float | None:
+        """Unix seconds of the end."""
+        return _number(self.state.get("ended"))
+
+    @property
+    def log(self) -> Path:
+        """Everything its processes printed."""
+        return self.path / LOG
+
+    @property
+    def metrics(self) -> Path:
+        """Its metrics, one JSON object a line."""
+        return self.path / METRICS
+
+
+class RunStore:
+    """The runs under one folder, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise RequestError(f"--runs {self.root}: a file stands there; choose a folder")
+
+    def list(self) -> list[Run]:
+        """All runs, newest first. Raises RequestError when the folder cannot be read."""
+        try:
+            names = os.listdir(self.root)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder you may read") from None
+        found = [Run(self.root / name) for name in names if _ID.fullmatch(name) and (self.root / name / PLAN).is_file()]
+        return sorted(found, key=lambda run: (run.number, run.id), reverse=True)
+
+    def get(self, ref: str | int) -> Run:
+        """The run with this number, id, beginning of an id, or name. Raises RequestError for none and for several."""
+        text = str(ref).strip()
+        runs = self.list()
+        tests = (
+            lambda run: run.id == text,
+            lambda run: text.isdecimal() and run.number == int(text),
+            lambda run: run.name == text,
+            lambda run: bool(text) and run.id.startswith(text),
+        )
+        for test in tests:
+            matching = [run for run in runs if test(run)]
+            if len(matching) == 1:
+                return matching[0]
+            if matching:
+                raise RequestError(f"run {text}: there are {len(matching)} of that name, {_some(matching)}; say which by its number")
+        there = f"there are {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
+        raise RequestError(f"run {text}: no such run in {self.root}; {there}")
+
+    def create(self, kind: str, options: Any, command: list[str] | None = None) -> Run:
+        """Write a new run, ready to start: whole, under a number of its own, or not at all.
+
+        kind: `finetune`, `prepare`, `convert` or `compare`. options: that kind's options object, whose paths become
+        absolute; with a `command` of its own the run may be of any kind, and options any mapping.
+        Raises RequestError (the options make no command, the folder is no place) and WorkError (the disk is full).
+        """
+        try:
+            if is_dataclass(options):
+                options = record.with_whole_paths(options)
+            values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
+            label = values.get("name") or kind
+            self.root.mkdir(parents=True, exist_ok=True)
+            number, claim = self._claim_number()
+        except FileNotFoundError as error:
+            raise RequestError(f"{error.filename or 'the current folder'}: is gone; change to a folder that exists") from None
+        except OSError as error:
+            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder you may write to") from None
+        path = self.root / f"{number:04d}-{_slug(str(label))}"
+        try:
+            words = command if command is not None else record.child_command(kind, options, path)
+            record.write_record(claim, record.make_plan(kind, str(label), values, [str(w) for w in words]), path)
+            write_json(claim / STATE, {
+                "status": "starting", "supervisor_pid": None, "pid": None, "host": host(), "boot_id": boot_id(),
+                "exit_code": None, "started": None, "ended": None, "error": None,
+            })  # fmt: skip
+            os.rename(claim, path)
+        except BaseException as error:
+            shutil.rmtree(claim, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise WorkError(
+                    f"{path}: {error.strerror}; the run was not made; free some space or choose another folder with --runs"
+                ) from error
+            raise
+        return Run(path)
+
+    def _claim_number(self) -> tuple[int, Path]:
+        """The next free number, and a hidden folder that holds it against everyone else. Raises OSError."""
+        while True:
+            taken = {int(m[1]) for name in os.listdir(self.root) if (m := _ID.fullmatch(name.removeprefix(".")))}
+            number = max(taken, default=0) + 1
+            claim = self.root / f".{number:04d}-claimed"
+            with contextlib.suppress(FileExistsError):
+                claim.mkdir()
+                # between the look and the claim another run may have taken the number and its final name
+                if not any((m := _ID.fullmatch(name)) and int(m[1]) == number for name in os.listdir(self.root)):
+                    return number, claim
+                claim.rmdir()
+            time.sleep(0)
+
+
+def _slug(name: str) -> str:
+    """A name as a folder's: lower case, words joined by a dash, at most 40 characters."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_NAME_LENGTH].rstrip("-") or "run"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _some(runs: list[Run], limit: int = 5) -> str:
+    more = f" and {len(runs) - limit} more" if len(runs) > limit else ""
+    return ", ".join(run.id for run in runs[:limit]) + more

@@ -1,0 +1,14 @@
+"""A store of its own for each test; nothing that a test starts outlives it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.console.runs import jobs
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN3VL_GRACE", "0.4")
+    with jobs.run_store(tmp_path / "runs") as made:
+        yield made

@@ -1,0 +1,283 @@
+"""Readers of growing files: whatever the chunks, nothing is lost, nothing comes twice, nothing breaks the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from console.runs.tail import FileFollower, JsonlTail, LogTail, MetricSeries, clean, last_rows
+
+
+def rows_of(data: bytes) -> list[dict]:
+    """What a file's complete lines hold, read at once."""
+    found = []
+    for line in data.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 90)),
+        st.tuples(st.just("read"), st.sampled_from([None, 1, 7, 50])),
+        st.tuples(st.just("truncate"), st.integers(0, 300)),
+        st.tuples(st.just("replace"), st.integers(0, 300)),
+        st.tuples(st.just("remove"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+def source():
+    """Endless bytes of JSON lines with some that are none; no two stretches of it are alike."""
+    number = 0
+    while True:
+        number += 1
+        line = json.dumps({"n": number}) if number % 5 else [f"not json {number}", f"[{number}]", ""][number // 5 % 3]
+        yield from (bytes([b]) for b in (line + "\n").encode())
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS)
+def test_rows_come_once_each_whatever_the_chunks_truncations_and_replacements(steps):
+    with tempfile.TemporaryDirectory() as folder:
+        path, other = Path(folder) / "m.jsonl", Path(folder) / "other"
+        tail, stream = JsonlTail(path), source()
+        # the file as it is, and the rows that the tail gave since the file was last another one
+        now, given_rows = b"", []
+        for what, amount in steps:
+            if what == "append":
+                piece = b"".join(next(stream) for _ in range(amount))
+                with open(path, "ab") as file:
+                    file.write(piece)
+                now += piece
+            elif what == "truncate" and path.exists():
+                os.truncate(path, min(amount, len(now)))
+                now = now[:amount]
+            elif what == "replace":
+                now = b"".join(next(stream) for _ in range(amount))
+                other.write_bytes(now)
+                os.replace(other, path)
+            elif what == "remove":
+                path.unlink(missing_ok=True)
+                now = b""
+            elif what == "read":
+                rows = tail.read(amount)
+                if tail.replaced:
+                    given_rows = []
+                given_rows += rows
+                if amount is None:
+                    assert given_rows == rows_of(now)
+                else:
+                    assert given_rows == rows_of(now)[: len(given_rows)]
+        rows = tail.read()
+        assert ([] if tail.replaced else given_rows) + rows == rows_of(now)
+
+
+def test_a_partial_last_row_waits_for_its_end(tmp_path):
+    path = tmp_path / "m.jsonl"
+    tail = JsonlTail(path)
+    assert tail.read() == []
+    path.write_bytes(b'{"a": 1}\n{"a"')
+    assert tail.read() == [{"a": 1}] and tail.read() == []
+    with open(path, "ab") as file:
+        file.write(b": 2}\n")
+    assert tail.read() == [{"a": 2}] and not tail.replaced
+
+
+def test_a_file_that_was_rewritten_longer_in_place_is_noticed(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"a": 1}\n')
+    tail = JsonlTail(path)
+    assert tail.read() == [{"a": 1}]
+    with open(path, "r+b") as file:  # the same inode, never seen shorter
+        file.write(b'{"b": 1}\n{"b": 2}\n')
+    assert tail.read() == [{"b": 1}, {"b": 2}] and tail.replaced
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"null", b'{"a": NaN, "step": true}'])
+def test_no_line_breaks_the_reader(tmp_path, line):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(line + b'\n{"kind": "train", "step": 1, "loss": 2.5}\n')
+    series = MetricSeries(path)
+    series.update()
+    assert series.xy("loss")[1].tolist() == [2.5]
+    assert last_rows(path)[-1]["loss"] == 2.5
+
+
+def test_the_last_rows_come_from_the_end_alone(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in range(20_000)) + '{"step": ')
+    rows = last_rows(path, 1000)
+    assert rows[-1] == {"step": 19_999} and 50 < len(rows) < 100
+    assert last_rows(tmp_path / "none") == []
+
+
+def write(path, *rows):
+    with open(path, "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def train(step, loss, **more):
+    return {"v": 1, "kind": "train", "step": step, "time": 1.0, "loss": loss, **more}
+
+
+def test_metrics_become_arrays_with_gaps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    series = MetricSeries(path)
+    assert series.update() == 0 and series.keys == [] and len(series.xy("loss")[0]) == 0
+    write(path, {"v": 1, "kind": "event", "event": "start", "step": 0, "train_iters": 40})
+    write(path, train(1, 3.0, lr=1e-5, note="text"), train(2, None, lr=2e-5), {"v": 1, "kind": "eval", "step": 2, "loss": 2.5})
+    assert series.update() == 4
+    steps, loss = series.xy("loss")
+    assert steps.dtype == np.int64 and steps.tolist() == [1, 2]
+    assert loss[0] == 3.0 and np.isnan(loss[1])
+    assert series.xy("eval/loss")[1].tolist() == [2.5]
+    assert series.keys == ["loss", "lr", "eval/loss"]
+    assert series.train_iters == 40 and series.events[0]["event"] == "start"
+    assert series.latest["train"]["step"] == 2 and series.version == 0
+    with pytest.raises(ValueError, match="read-only"):
+        loss[0] = 1
+
+
+def test_a_resumed_run_takes_the_place_of_the_steps_it_does_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    series = MetricSeries(path)
+    write(path, *(train(n, float(n)) for n in range(1, 1001)))
+    series.update()
+    before = series.xy("loss")
+    write(path, *(train(n, -float(n)) for n in range(601, 701)))
+    series.update()
+    steps, loss = series.xy("loss")
+    assert steps.tolist() == list(range(1, 701)) and series.version == 1
+    assert loss[599] == 600 and (loss[600:] == -steps[600:]).all()
+    assert len(before[0]) == 1000 and before[1][-1] == 1000.0  # what a reader holds stays
+
+
+def test_a_metrics_file_that_begins_anew_empties_the_arrays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    series = MetricSeries(path)
+    write(path, *(train(n, 1.0) for n in range(300)))
+    series.update()
+    path.write_text("")
+    write(path, train(1, 9.0))
+    series.update()
+    assert series.xy("loss")[1].tolist() == [9.0] and series.version == 1
+
+
+def test_a_long_record_can_be_taken_in_pieces(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, *(train(n, 1.0) for n in range(5000)))
+    series, rounds = MetricSeries(path), 0
+    while series.update(limit=50_000):
+        rounds += 1
+    assert rounds > 5 and len(series.xy("loss")[0]) == 5000
+
+
+# the log
+
+PIECES = st.lists(
+    st.sampled_from(
+        [b"\n", b"\n", b"\r", b"\r\n", b"\x1b[2K", b"\x1b[31;1m", b"\x1b]0;title\x07", b"\x1bM", b"\x1b", b"50%", b"step 7",
+         "zwölf ▶".encode(), "猫".encode(), b"\xff", b"\xc2\x9b", b"\x00\x07\x08", b"\t", "\u202e".encode()]
+    ),
+    max_size=60,
+)  # fmt: skip
+
+
+def shown(data: bytes) -> tuple[list[str], str]:
+    """Lines and the partial line of a log, read at once."""
+    def line(raw):
+        return next((text for part in reversed(raw.split(b"\r")) if (text := clean(part))), "")
+
+    *lines, rest = data.split(b"\n")
+    return [line(raw) for raw in lines], line(rest)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pieces=PIECES, cuts=st.lists(st.integers(1, 9), max_size=60))
+def test_a_log_reads_the_same_in_any_chunks_and_holds_nothing_a_terminal_obeys(pieces, cuts):
+    data = b"".join(pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "output.log"
+        path.touch()
+        tail, lines, at = LogTail(path), [], 0
+        lines += tail.read()
+        for cut in [*cuts, len(data)]:
+            with open(path, "ab") as file:
+                file.write(data[at : at + cut])
+            at += cut
+            lines += tail.read()
+        assert (lines, tail.partial) == shown(data)
+        assert list(tail.lines) == lines[-1000:]
+        text = "".join([*lines, tail.partial])
+        assert not any(ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u2028\u2029\u202e" for c in text)
+        again = LogTail(path)
+        assert (again.read(), again.partial) == (lines, tail.partial)
+
+
+@pytest.mark.parametrize("count", [1, 5, 2000, 30_000])
+def test_the_last_lines_of_a_long_log_come_from_its_end(tmp_path, count):
+    path = tmp_path / "output.log"
+    path.write_text("".join(f"line {n} {'x' * (n % 90)}\n" for n in range(30_000)) + "half")
+    tail = LogTail(path, lines=count)
+    found = tail.read()
+    assert len(found) == count and found[-1].startswith("line 29999 ") and found[0].startswith(f"line {30_000 - count} ")
+    assert tail.partial == "half"
+    with open(path, "a") as file:
+        file.write(" and more\n")
+    assert tail.read() == ["half and more"] and len(tail.lines) == count
+
+
+def test_a_progress_bar_is_its_last_state(tmp_path):
+    path = tmp_path / "output.log"
+    path.write_bytes(b"".join(b"\r\x1b[2Kconvert %d%%" % n for n in range(101)))
+    tail = LogTail(path)
+    assert tail.read() == [] and tail.partial == "convert 100%"
+    with open(path, "ab") as file:
+        file.write(b"\n")
+    assert tail.read() == ["convert 100%"] and tail.partial == ""
+
+
+def test_one_very_long_line_blanks_nothing_and_costs_little(tmp_path):
+    path = tmp_path / "output.log"
+    path.write_bytes(b"before\n" + b"y" * 3_000_000 + b"\nafter\n")
+    tail = LogTail(path, lines=10, width=100)
+    assert tail.read() == ["before", "y" * 99 + "…", "after"]
+    with open(path, "ab") as file:
+        file.write(b"z" * 20_000_000)
+    tail.read()
+    assert tail.partial == "z" * 99 + "…" and len(tail._segment) <= 800
+
+
+def test_a_truncated_or_replaced_log_begins_anew(tmp_path):
+    path, other = tmp_path / "output.log", tmp_path / "other"
+    path.write_text("one\ntwo\nthr")
+    tail = LogTail(path)
+    tail.read()
+    path.write_text("new\n")
+    assert tail.read() == ["new"] and list(tail.lines) == ["new"] and tail.resets == 1
+    other.write_text("newer, and longer than before\n")
+    os.replace(other, path)
+    assert tail.read() == ["newer, and longer than before"] and tail.resets == 2
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    follower = FileFollower(path)
+    assert follower.read() == (b"abc", False)
+    path.chmod(0)  # a changed mode is no change of content
+    assert follower.read() == (b"", False)

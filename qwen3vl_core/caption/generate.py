@@ -96,18 +96,6 @@ def _joined(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
     return {name: torch.cat([p.inputs[name] for p in prompts if name in p.inputs]).to(device) for name in names}
 
 
-def keep_rows(session, rows: list[int]) -> None:
-    """Go on with these rows of a session only: the caches of the others are let go."""
-    chosen = torch.tensor(rows, device=session.next_position.device)
-    caches = session.context.key_value_memory_dict
-    for layer, (keys, values) in caches.items():
-        # one layer at a time, so that two copies of the whole cache never stand beside each other
-        caches[layer] = keys.index_select(1, chosen), values.index_select(1, chosen)
-    session.context.max_batch_size = len(rows)
-    session.positions = session.positions.index_select(1, chosen)
-    session.next_position = session.next_position.index_select(0, chosen)
-
-
 @contextlib.contextmanager
 def _threads_for(model) -> Iterator[None]:
     """One CPU thread for a small model: its steps are over before a second thread has anything to do, and where other
@@ -210,6 +198,6 @@ class Writer:
                 for row in filter(None, rows):
                     self.on_text(row.index, row.text.of(row.ids), False)
             if len(left) <= len(rows) * (1 - FINISHED_SHARE):
-                keep_rows(session, left)
+                session.keep(left)
                 rows, tokens = [rows[place] for place in left], tokens[left]
             logits = session.decode(tokens)

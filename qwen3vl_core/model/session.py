@@ -44,3 +44,14 @@ class Session:
         logits = self.model(tokens[:, None], position_ids=self.positions, inference_context=self.context)
         self.context.sequence_len_offset += 1
         return logits[:, -1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch only: the caches of the others are let go."""
+        chosen = torch.tensor(rows, device=self.next_position.device)
+        caches = self.context.key_value_memory_dict
+        for layer, (keys, values) in caches.items():
+            # one layer at a time, so that two copies of the whole cache never stand beside each other
+            caches[layer] = keys.index_select(1, chosen), values.index_select(1, chosen)
+        self.context.max_batch_size = len(rows)
+        self.positions = self.positions.index_select(1, chosen)
+        self.next_position = self.next_position.index_select(0, chosen)

@@ -166,3 +166,14 @@ def gradients(folder: Path, target: Path, changes: dict, packed: bool = False):
         return loss, tokens
     finally:
         parallel.destroy()
+
+
+def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:
+    """Losses of `steps` steps on one and the same global batch."""
+    o = options(folder, **changes)
+    parallel.initialize(o.tp, o.pp)
+    try:
+        training = setup.build(o, open_source(folder))
+        return [step.train_step(training, micro_batches(0, o.micro_batch_size)).loss for _ in range(steps)]
+    finally:
+        parallel.destroy()

@@ -1,0 +1,189 @@
+"""The reports of a comparison: a table that fits any terminal, JSON, and one page of HTML that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from qwen3vl_core.caption import report, terminal
+from qwen3vl_core.caption.pictures import find
+from qwen3vl_core.caption.record import Comparison, Model, Sample, Text
+from qwen3vl_core.errors import RequestError, WorkError
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+EVIL = '<script>alert("1 & 2")</script> http://example.com/a.png \x1b[31mred\x07'
+
+
+def comparison(prompt: str = "Describe this image.") -> Comparison:
+    samples = [
+        Sample(
+            "pictures/beach.png",
+            Text("Of course. Here is a description.\n\n- **Subjects**: a woman with her dog on the beach.", 1.94, True),
+            Text("a woman sitting on the beach with her dog", 1.8, True),
+        ),
+        Sample("pictures/海滩 <b>.png", Text("一只狗在海滩上奔跑,旁边有一个女人。", 2, True), Text("一只猫在海滩上。", 1, False)),
+        Sample("c.png", Text("the same text", 0.1, True), Text("the same text", 0.1, True)),
+        Sample("d.png", Text("", 0.1, True), Text(EVIL + " " + "x" * 300, 0.1, True)),
+    ]
+    return Comparison(
+        prompt, Model("models/base", "4B"), Model("models/<tuned>", None), samples, {"temperature": 0.0, "max_new_tokens": 256}, ["A note."]
+    )
+
+
+PIXEL = "data:image/jpeg;base64,/9j/"
+
+
+@pytest.mark.parametrize("width", [20, 33, 63, 64, 80, 131, 200])
+def test_the_table_fits_the_terminal(width):
+    table = terminal.table(comparison(EVIL), width=width, colour=False)
+    for line in table.splitlines():
+        assert terminal.width_of(line) <= width, line
+    words = re.sub(r"\s|│", "", table)
+    for word in ("course.", "sitting", "Anote."):
+        assert word in words, word
+
+
+def test_differences_are_marked_and_coloured():
+    plain = terminal.table(comparison(), width=100, colour=False)
+    coloured = terminal.table(comparison(), width=100, colour=True)
+    assert "\x1b" not in plain and ESCAPES.sub("", coloured) == plain
+    assert "[-Of course." in plain and "{+sitting on the beach+}" in plain
+    assert "\x1b[31m[-Of course." in coloured and "\x1b[32m{+sitting" in coloured
+    for line in coloured.splitlines():
+        assert not ESCAPES.findall(line) or ESCAPES.findall(line)[-1] == "\x1b[0m", "colour ends with its line"
+
+
+def test_both_captions_stand_side_by_side_whole():
+    base, tuned = comparison().samples[0].base.text, comparison().samples[0].tuned.text
+    left, right = terminal.marked_captions(base, tuned)
+    for spans, text, marks in ((left, base, "[-"), (right, tuned, "{+")):
+        joined = "".join(part for part, _ in spans)
+        assert marks in joined
+        assert joined.replace("[-", "").replace("-]", "").replace("{+", "").replace("+}", "") == text
+
+
+def test_a_caption_cannot_steer_the_terminal():
+    table = terminal.table(comparison(EVIL), width=80, colour=False)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", table)
+    assert "\x1b" not in terminal.printable("\x1b]0;title\x07") and "\u202e" not in terminal.printable("a\u202eb")
+
+
+def test_a_part_of_the_pictures_can_be_shown_with_the_scores_of_all():
+    table = terminal.table(comparison(), width=100, colour=False, show=1)
+    assert "beach.png" in table and "c.png" not in table and "and 3 more" in table
+    assert "75% of 4 pictures with different captions" in table
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element that is opened is closed in order."""
+
+    EMPTY = ("meta", "img", "input", "br", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.inside: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+            self.inside.setdefault(tag, []).append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self.open):
+            self.inside[tag][-1] += data
+
+
+def test_the_page_is_whole_and_says_everything():
+    made = comparison()
+    page = Page(report.to_html(made, [PIXEL] * 4))
+    assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [PIXEL] * 4
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [sample.image for sample in made.samples]
+    paragraphs = page.inside["p"]
+    for sample in made.samples[:3]:
+        assert sample.base.text in paragraphs and sample.tuned.text in paragraphs
+    assert "sitting on the beach" in page.inside["ins"] and any(text.startswith("Of course.") for text in page.inside["del"])
+    assert "A note." in paragraphs and "no text" in paragraphs
+    assert "models/<tuned>" in page.inside["dd"]
+
+
+def test_what_models_and_people_write_stays_text():
+    text = report.to_html(comparison(EVIL), [PIXEL] * 4)
+    page = Page(text)
+    assert not {"script", "a", "link", "iframe", "b", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert any('<script>alert("1 & 2")</script>' in value for value in page.inside["dd"])
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+
+
+def test_the_page_asks_nothing_of_a_network():
+    text = report.to_html(comparison(), [PIXEL] * 4)
+    page = Page(text)
+    for _, attributes in page.tags:
+        assert "href" not in attributes and attributes.get("src", "data:").startswith("data:")
+    style = page.inside["style"][0]
+    assert "url(" not in style and "@import" not in style and "http" not in style
+    assert "prefers-color-scheme: dark" in style
+    policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies and policies[0].startswith("default-src 'none'")
+
+
+def test_pictures_are_embedded_small_and_upright(tmp_path):
+    file = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.radial_gradient("L").resize((1600, 800)).convert("RGB").save(file, exif=exif)
+    uri = find([str(file)])[0].embedded()
+    head, data = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.format == "JPEG" and image.size == (256, 512)
+
+
+def test_json_holds_texts_scores_and_differences():
+    made = comparison()
+    loaded = json.loads(report.to_json(made))
+    assert loaded["prompt"] == made.prompt and loaded["models"]["base"] == {"path": "models/base", "size": "4B"}
+    assert loaded["scores"]["differ"] == 0.75 and loaded["scores"]["tuned"]["empty"] == 0 and loaded["scores"]["base"]["empty"] == 1
+    for row, sample in zip(loaded["captions"], made.samples, strict=True):
+        assert (row["image"], row["base"], row["tuned"]) == (sample.image, sample.base.text, sample.tuned.text)
+        assert "".join(first for _, first, _ in row["difference"]) == sample.base.text
+        assert row["base_words"] == sample.base.words and row["tuned_whole"] == sample.tuned.whole
+    assert "海滩" in report.to_json(made)
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path):
+    assert report.check_file("--html", None) is None
+    assert report.check_file("--html", str(tmp_path / "a.html")) == tmp_path / "a.html"
+    with pytest.raises(RequestError, match=r"--json .*: a folder; give a file in it"):
+        report.check_file("--json", str(tmp_path))
+    with pytest.raises(RequestError, match="missing is no folder; make it first"):
+        report.check_file("--json", str(tmp_path / "missing" / "a.json"))
+
+
+def test_a_full_disk_leaves_the_old_report(tmp_path):
+    from pathlib import Path
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    file = tmp_path / "a.json"
+    file.write_text("old")
+    # what is written goes beside the target first: that name leads to a disk that is always full
+    (tmp_path / "a.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(WorkError, match=r"a\.json: cannot be written \(the disk is full\); free some space"):
+        report.save(file, "new " * 100_000)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and file.read_text() == "old"

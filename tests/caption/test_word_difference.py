@@ -1,0 +1,75 @@
+"""Words and their difference: nothing lost, what is the same found, texts of every script."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3vl_core.caption.words import count, difference, split
+
+PIECES = st.sampled_from(["a", "dog", " ", "  ", "\n", ".", "the", "’s", "漢", "-"])
+TEXTS = st.text(max_size=60) | st.lists(PIECES, max_size=40).map("".join)
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXTS)
+def test_both_texts_come_back_whole_from_their_difference(a, b):
+    runs = difference(a, b)
+    assert "".join(first for _, first, _ in runs) == a
+    assert "".join(second for _, _, second in runs) == b
+    for kind, first, second in runs:
+        expected = "same" if first == second else "changed" if first and second else "removed" if first else "added"
+        assert kind == expected and (first or second)
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_a_text_differs_from_itself_nowhere(text):
+    assert difference(text, text) == ([("same", text, text)] if text else [])
+    assert "".join(word.space + word.core for word in split(text)) == text
+
+
+def test_each_kind_of_difference_is_told():
+    assert difference("a brown dog sits", "a white dog sits down") == [
+        ("same", "a", "a"),
+        ("changed", " brown", " white"),
+        ("same", " dog sits", " dog sits"),
+        ("added", "", " down"),
+    ]
+    assert difference("one two three", "three") == [("removed", "one two ", ""), ("same", "three", "three")]
+    assert difference("", "new words") == [("added", "", "new words")]
+
+
+def test_punctuation_that_two_rewritten_passages_share_is_part_of_the_change():
+    assert difference("red, green. End", "blue, black. End") == [("changed", "red, green", "blue, black"), ("same", ". End", ". End")]
+
+
+def test_white_space_alone_is_a_difference():
+    assert difference("a\n\ndog", "a dog") == [("same", "a", "a"), ("changed", "\n\n", " "), ("same", "dog", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 0),
+        (" \n ", 0),
+        ("- **Main Subjects**: a woman.", 4),
+        ("the dog’s well-lit coat, 3.5 m", 7),
+        ("一只狗在海滩上", 7),
+        ("हिन्दी में", 2),
+        ("--- ... !", 0),
+    ],
+)
+def test_words_are_counted_and_punctuation_is_not(text, words):
+    assert count(text) == words
+
+
+def test_endless_repetitions_are_compared_in_seconds():
+    started = time.monotonic()
+    a, b = "very " * 12_000 + "end", "so " + "very " * 9_000 + "much"
+    runs = difference(a, b)
+    assert "".join(first for _, first, _ in runs) == a
+    assert time.monotonic() - started < 20

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen3vl_core.model import parallel
+from qwen3vl_core.model.build import build_model
+from qwen3vl_core.model.config import transformer_config
+
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from torch import Tensor
-
-from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
-
-from megatron.core.dist_checkpointing.dict_utils import nested_values  # isort: skip
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories  # isort: skip
 
 from qwen3vl_core.checkpoint.names import Layout, Region
 from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.model import parallel
-from qwen3vl_core.model.build import build_model
-from qwen3vl_core.model.config import transformer_config
 
 __all__ = ["fill", "load", "side_folder"]
 

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import qwen3vl_core.model  # noqa: F401
+
 import torch
 import torch.distributed as dist
-
-from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
-from megatron.core import dist_checkpointing, parallel_state  # isort: skip
-from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, merge  # isort: skip
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges  # isort: skip
-from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess  # isort: skip
-from megatron.core.dist_checkpointing.utils import extract_sharded_base  # isort: skip
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, merge
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.hf import copy_side_files
@@ -72,8 +72,8 @@ def save_training(
 ) -> Path:
     """Write `directory/iter_…` and point the tracker to it, last of all. Called by every rank.
 
-    models: the chunks of this stage, without their data-parallel wrapping. extra: plain values for `load_training`. common: what Megatron-LM expects
-    in `common.pt`. side: folder whose config and tokenizer files go beside the tracker.
+    models: the chunks of this stage, without their data-parallel wrapping. extra: plain values for
+    `load_training`. common: what Megatron-LM expects in `common.pt`. side: folder whose config and tokenizer files go beside the tracker.
     """
     folder = directory / torch_dist.iteration_folder(iteration)
     building = folder.with_name(folder.name + UNFINISHED)

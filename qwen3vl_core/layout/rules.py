@@ -102,9 +102,8 @@ def _check_experts(options: FinetuneOptions, a: Architecture, processes: int) ->
                 raise RequestError(f"{flag} {value}: this checkpoint has no experts; leave it out")
         return
     if a.num_experts % ep:
-        raise RequestError(
-            f"--ep {ep}: {a.num_experts} experts / {ep} = {a.num_experts / ep:.2f} is not whole; use --ep {nearest(ep, divisors(a.num_experts))}"
-        )
+        best = nearest(ep, divisors(a.num_experts))
+        raise RequestError(f"--ep {ep}: {a.num_experts} experts / {ep} = {a.num_experts / ep:.2f} is not whole; use --ep {best}")
     if a.expert_ffn_hidden_size % etp:
         ways = divisors(a.expert_ffn_hidden_size)
         raise RequestError(
@@ -126,7 +125,9 @@ def check_plan(options: FinetuneOptions, processes: int) -> None:
         raise RequestError(f"--load {load}: no such folder; give a Megatron checkpoint or a Hugging Face folder")
     side = next((p for p in (load, load / "checkpoints", load.parent) if (p / "config.json").is_file()), None)
     if side is None:
-        raise RequestError(f"--load {load}: no config.json in it; give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder")
+        raise RequestError(
+            f"--load {load}: no config.json in it; give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder"
+        )
     architecture = Architecture.read(side)
     if options.size:
         check_size(options.size, architecture, str(load))

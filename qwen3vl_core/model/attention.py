@@ -6,6 +6,8 @@ batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering 
 
 from __future__ import annotations
 
+from qwen3vl_core.model.slices import gathered_order, token_index
+
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -14,8 +16,6 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-
-from qwen3vl_core.model.slices import gathered_order, token_index
 
 
 class LocalCoreAttention(MegatronModule):
@@ -60,7 +60,9 @@ class LocalCoreAttention(MegatronModule):
             outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
         return torch.cat(outputs)
 
-    def _split_over_ranks(self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, cu_seqlens: Tensor | None, causal: bool) -> Tensor:
+    def _split_over_ranks(
+        self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, cu_seqlens: Tensor | None, causal: bool
+    ) -> Tensor:
         """This rank's queries against the keys and values of all ranks, gathered along the sequence."""
         size, rank = self.cp_group.size(), self.cp_group.rank()
         key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=self.cp_group) for t in (key_sbhd, value_sbhd))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qwen3vl_core.model.qwen3vl import Qwen3VLModel
+
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -10,7 +12,6 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 from qwen3vl_core.sizes import Architecture
 
 

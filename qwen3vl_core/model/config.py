@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 
+from qwen3vl_core.model import cpu
+from qwen3vl_core.model.specs import use_transformer_engine
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen3vl_core.model import cpu
-from qwen3vl_core.model.specs import use_transformer_engine
 from qwen3vl_core.sizes import Architecture
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

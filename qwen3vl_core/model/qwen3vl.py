@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from qwen3vl_core.model.alignment import Alignment
+from qwen3vl_core.model.config import vision_config
+from qwen3vl_core.model.deepstack import DeepstackLayer
+from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
+from qwen3vl_core.model.slices import token_index
+from qwen3vl_core.model.specs import final_norm, layer_spec
+from qwen3vl_core.model.vision import VisionModel
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -14,13 +22,6 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from qwen3vl_core.model.alignment import Alignment
-from qwen3vl_core.model.config import vision_config
-from qwen3vl_core.model.deepstack import DeepstackLayer
-from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
-from qwen3vl_core.model.slices import token_index
-from qwen3vl_core.model.specs import final_norm, layer_spec
-from qwen3vl_core.model.vision import VisionModel
 from qwen3vl_core.sizes import Architecture
 
 
@@ -45,7 +46,8 @@ class Qwen3VLModel(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = architecture.tied
         self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
-        layers = [layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts)] * get_num_layers_to_build(config, vp_stage)
+        layer = layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts)
+        layers = [layer] * get_num_layers_to_build(config, vp_stage)
         self.language_model = GPTModel(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm()),
@@ -160,7 +162,8 @@ class Qwen3VLModel(MegatronModule):
         """
         if cu_seqlens is not None:
             attention_mask = None
-            position_ids = packed_positions(input_ids, cu_seqlens, partial(self.positions, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw))
+            grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
+            position_ids = packed_positions(input_ids, cu_seqlens, partial(self.positions, **grids))
         alignment = Alignment.of(attention_mask)
         if alignment is not None:
             # positions need the mask; afterwards no later step does

@@ -7,6 +7,7 @@ transformers. Megatron-Core's own `MultimodalRotaryEmbedding` concatenates the t
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def _runs(is_vision: Tensor) -> list[tuple[int, int, bool]]:
     """[s] bool -> (start, end, is vision) of each run."""
     edges = (torch.nonzero(is_vision[1:] != is_vision[:-1]).flatten() + 1).tolist()
     bounds = [0, *edges, is_vision.numel()]
-    return [(a, b, bool(is_vision[a])) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return [(a, b, bool(is_vision[a])) for a, b in pairwise(bounds) if b > a]
 
 
 def _grid_positions(start: int, height: int, width: int) -> Tensor:
@@ -92,7 +93,9 @@ def mrope_positions(
                 raise ValueError(f"row {row}: more runs of {kind} tokens than entries in {kind}_grid_thw")
             height, width = grid[0] // merge_size, grid[1] // merge_size
             if height * width != end - start:
-                raise ValueError(f"row {row}: {end - start} {kind} tokens at {start}, but its grid has {height} x {width} = {height * width}")
+                raise ValueError(
+                    f"row {row}: {end - start} {kind} tokens at {start}, but its grid has {height} x {width} = {height * width}"
+                )
             parts.append(_grid_positions(position, height, width))
             position += max(height, width)
         if parts:
@@ -120,7 +123,7 @@ def packed_positions(input_ids: Tensor, cu_seqlens: Tensor, positions: Callable[
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != input_ids.shape[1]:
         raise ValueError(f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}, the row has {input_ids.shape[1]} tokens")
-    lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(bounds)]
     documents = torch.nn.utils.rnn.pad_sequence(input_ids[0].split(lengths), batch_first=True)
     mask = torch.arange(documents.shape[1]) < torch.tensor(lengths)[:, None]
     made, _ = positions(documents, mask)

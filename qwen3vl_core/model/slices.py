@@ -6,6 +6,8 @@ tokens to attend to as any other. In a packed sequence each document is cut so.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def token_index(length: int, cu_seqlens: Tensor | None, size: int, rank: int) ->
     if cu_seqlens is None:
         return document_index(length, size, rank)
     bounds = cu_seqlens.tolist()
-    return torch.cat([document_index(end - start, size, rank) + start for start, end in zip(bounds, bounds[1:], strict=False)])
+    return torch.cat([document_index(end - start, size, rank) + start for start, end in pairwise(bounds)])
 
 
 def gathered_order(length: int, cu_seqlens: Tensor | None, size: int) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 
+from qwen3vl_core.model.attention import LocalCoreAttention
+from qwen3vl_core.model.norm import LocalNorm
+
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -12,9 +15,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
-
-from qwen3vl_core.model.attention import LocalCoreAttention
-from qwen3vl_core.model.norm import LocalNorm
 
 
 def use_transformer_engine() -> bool:

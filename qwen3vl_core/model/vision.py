@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from qwen3vl_core.model.config import merger_config
+from qwen3vl_core.model.deepstack import CollectingLayer
+from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.parallel import vision_groups
+from qwen3vl_core.model.rope import vision_angles, vision_coordinates
+from qwen3vl_core.model.specs import layer_spec, parallel_linears
+
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -12,12 +19,6 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from qwen3vl_core.model.config import merger_config
-from qwen3vl_core.model.deepstack import CollectingLayer
-from qwen3vl_core.model.norm import LocalNorm
-from qwen3vl_core.model.parallel import vision_groups
-from qwen3vl_core.model.rope import vision_angles, vision_coordinates
-from qwen3vl_core.model.specs import layer_spec, parallel_linears
 from qwen3vl_core.sizes import Architecture
 
 

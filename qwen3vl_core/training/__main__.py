@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         from qwen3vl_core.model import parallel
+
         from qwen3vl_core.training.loop import Loop, read_options
 
         run_dir = Path(arguments[0])

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import qwen3vl_core.model  # noqa: F401
 
-from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
-from megatron.core import parallel_state  # isort: skip
+import torch
+from megatron.core import parallel_state
 
 from qwen3vl_core.checkpoint.source import Source, open_source
 from qwen3vl_core.checkpoint.training import load_training, save_training

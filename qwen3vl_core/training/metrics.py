@@ -14,7 +14,9 @@ from qwen3vl_core.progress import Progress, duration
 
 VERSION = 1
 # Megatron's tag names, so that curves of both stand side by side
-TAGS = {"loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "tokens_per_second": "tokens/s", "step_seconds": "iteration-time"}
+TAGS = {
+    "loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "tokens_per_second": "tokens/s", "step_seconds": "iteration-time",
+}  # fmt: skip
 
 
 def plain(value: Any) -> Any:

@@ -6,20 +6,20 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
-from megatron.core import parallel_state  # isort: skip
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads  # isort: skip
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # isort: skip
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # isort: skip
-from megatron.core.transformer.module import Float16Module  # isort: skip
-
-from qwen3vl_core.checkpoint.load import fill
-from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import DTYPES, transformer_config
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from qwen3vl_core.checkpoint.load import fill
+from qwen3vl_core.checkpoint.source import Source
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -50,7 +50,7 @@ class Training:
 
 def device() -> torch.device:
     """Where this rank computes."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() and not _patched.cpu.on_cpu() else torch.device("cpu")
+    return torch.device("cpu") if cpu.on_cpu() else torch.device("cuda", torch.cuda.current_device())
 
 
 def freeze(model: Qwen3VLModel, parts: list[str]) -> None:

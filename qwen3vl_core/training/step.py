@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import qwen3vl_core.model  # noqa: F401
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
-
-from qwen3vl_core import model as _patched  # noqa: F401  (before anything of megatron)
-from megatron.core import parallel_state  # isort: skip
-from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
 
 from qwen3vl_core.training.setup import Training, device
 

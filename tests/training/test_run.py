@@ -156,8 +156,7 @@ def test_a_plan_that_cannot_run_is_refused_before_it_starts(data, tmp_path, chan
 
 def test_a_plan_that_went_wrong_after_it_was_written_is_one_line(tmp_path):
     (tmp_path / "plan.json").write_text('{"kind": "finetune"}')
-    done = subprocess.run(
-        [sys.executable, "-m", "qwen3vl_core.training", str(tmp_path)], capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False
-    )
+    command = [sys.executable, "-m", "qwen3vl_core.training", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)
     assert done.returncode == 2
     assert "not a plan of a run" in done.stderr and done.stderr.count("\n") == 1

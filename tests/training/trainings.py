@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3vl_core.model import parallel
+
 import torch
 
 from qwen3vl_core.checkpoint.source import open_source
-from qwen3vl_core.model import parallel
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
 from tests import tiny

@@ -7,9 +7,9 @@ are computed at once; the weights that come out are an ordinary Qwen3-VL's.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, apply_rotary_pos_emb_vision
 
-from qwen3vl_core.demo.base_samples import IMAGE_TOKENS, PATCH, PATCHES, PATCHES_ACROSS, SPATIAL_MERGE, TEMPORAL_PATCH, prompt_ids
+from qwen3vl_core.demo.base_samples import PATCH, PATCHES, PATCHES_ACROSS, SPATIAL_MERGE, TEMPORAL_PATCH, Samples, prompt_ids
 from qwen3vl_core.demo.tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY
 
 TOKEN_IDS = {token: number for number, token in enumerate(SPECIAL_TOKENS, VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS))}
@@ -110,6 +110,41 @@ def prompt_positions(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenize
     return positions.to(model.device)
 
 
+class Pool:
+    """Samples on the training's device, in a ring: the newest take the place of the oldest."""
+
+    def __init__(self, size: int, device: torch.device, seed: int) -> None:
+        self.size, self.device = size, device
+        self.drawn = 0
+        """Samples put in so far, those that have gone included."""
+        # not zeroed: on a CPU, memory that no sample has reached yet is then not taken
+        self._rows = [torch.empty((size, *shape), dtype=torch.from_numpy(np.empty(0, kind)).dtype, device=device)
+                      for kind, shape in Samples.SHAPES[:3]]  # fmt: skip
+        # stays on the host: the length of a batch is known without waiting for the device
+        self._spans = torch.empty((size, 4), dtype=torch.long)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def put(self, samples: Samples) -> None:
+        """Copies samples in; as many at a time as divide the pool's size."""
+        start = self.drawn % self.size
+        stop = start + len(samples.spans)
+        for rows, new in zip((*self._rows, self._spans), (samples.pictures, samples.long, samples.tags, samples.spans), strict=True):
+            rows[start:stop] = torch.from_numpy(new).to(rows.device)
+        self.drawn += stop - start
+
+    def batch(self, count: int, long: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures uint8 [b, SIZE, SIZE, 3], ids [b, s] and labels [b, s] (not shifted) of samples chosen by lot."""
+        chosen = torch.randint(min(self.drawn, self.size), (count,), generator=self._generator)
+        first, end = self._spans[chosen][:, :2 if long else 4][:, -2:].to(self.device, non_blocking=True).unbind(1)
+        # a few lengths only, so that the device's memory is not cut up
+        length = -(-int(self._spans[chosen, 1 if long else 3].max()) // 8) * 8
+        chosen = chosen.to(self.device)
+        pictures, ids = self._rows[0][chosen], self._rows[1 if long else 2][chosen, :length].long()
+        place = torch.arange(ids.shape[1], device=self.device)[None]
+        labels = torch.where((place >= first[:, None]) & (place < end[:, None]), ids, IGNORED)
+        return pictures, ids, labels
+
+
 def caption_loss(
     model: Qwen3VLForConditionalGeneration, pictures: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
@@ -174,8 +209,3 @@ def captions(
         # what follows the end of a short answer is padding, which decoding leaves out as it does the end itself
         texts += tokenizer.decode_batch(made[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
     return texts
-
-
-def is_sound(loss: float) -> bool:
-    """Whether a training with this loss is worth going on."""
-    return math.isfinite(loss)

@@ -36,7 +36,7 @@ IMAGE_TOKENS = PATCHES // SPATIAL_MERGE**2
 
 TAGS_PROMPT = "Tags:"
 LONG_TOKENS, TAGS_TOKENS = 224, 72
-"""Room for a sample's tokens, prompt and answer; the longest that the scenes give are 209 and 60."""
+"""Room for a sample's tokens, prompt and answer; the longest that the scenes give are 209 and 48."""
 
 PROMPT_SHARE = 0.6
 """Share of the long captions that answer PROMPT; the others answer one of LLaVA's."""

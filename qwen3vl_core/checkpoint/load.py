@@ -29,17 +29,30 @@ class _Boxes:
         self.by_key: dict[str, list[tuple[Region, Region]]] = {}
         for region, there in zip(source.regions(self.layout), source.regions(), strict=True):
             self.by_key.setdefault(region.key, []).append((region, there))
+        self._by_place: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[Region, Region]]]] = {}
         self._last: tuple[Region, Tensor] | None = None
+
+    def _near(self, key: str, place: tuple[int, ...]) -> list[tuple[Region, Region]]:
+        """Regions of `key` at `place` along its leading (layer, expert) axes: a large model has thousands of them."""
+        found = self._by_place.get((key, len(place)))
+        if found is None:
+            found = self._by_place[key, len(place)] = {}
+            for pair in self.by_key[key]:
+                found.setdefault(pair[0].offset[: len(place)], []).append(pair)
+        return found.get(place, [])
 
     def _region(self, region: Region, there: Region) -> Tensor:
         if self._last is None or self._last[0] is not region:
             self._last = region, self.source.read_box(there).reshape(region.size)
         return self._last[1]
 
-    def copy_into(self, key: str, offset: tuple[int, ...], destination: Tensor) -> None:
-        """Fill `destination`, the box of `key` at `offset`, cut from the regions that it touches."""
+    def copy_into(self, key: str, offset: tuple[int, ...], destination: Tensor, leading: int) -> None:
+        """Fill `destination`, the box of `key` at `offset`, cut from the regions that it touches.
+
+        leading: axes that count layers and experts, of length 1 in the destination.
+        """
         filled = 0
-        for region, there in self.by_key[key]:
+        for region, there in self._near(key, offset[:leading]):
             low = [max(a, b) for a, b in zip(offset, region.offset, strict=True)]
             high = [
                 min(a + n, b + m) for a, n, b, m in zip(offset, destination.shape, region.offset, region.size, strict=True)
@@ -74,7 +87,7 @@ def fill(model: torch.nn.Module, source: Source) -> None:
         data = value.data
         for _ in range(value.prepend_axis_num):
             data = data[None]
-        boxes.copy_into(value.key, tuple(value.global_offset), data)
+        boxes.copy_into(value.key, tuple(value.global_offset), data, value.prepend_axis_num)
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 _installed = False
@@ -111,6 +112,9 @@ def _on_cpu_instead(function):
 
 
 def _patch_tensors() -> None:
+    # `with torch.device(...)` knows the factories by identity, in a set made when it is first used: made now, it holds the
+    # real ones, so that transformers' from_pretrained still builds on the meta device in this process
+    _device_constructors()
     for name in (
         "tensor", "as_tensor", "empty", "zeros", "ones", "full", "arange", "rand", "randn", "randint", "linspace", "eye",
         "empty_like", "zeros_like", "ones_like", "full_like",

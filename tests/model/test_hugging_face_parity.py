@@ -105,3 +105,16 @@ def test_a_picture_without_tokens_is_refused(pair):
     inputs["input_ids"] = torch.full_like(inputs["input_ids"], 5)
     with pytest.raises(ValueError, match="1 pictures and 0 video frames given"):
         model(**inputs)
+
+
+def test_transformers_own_loading_works_in_the_same_process(pair, tmp_path):
+    """What is patched for Megatron must not reach `from_pretrained`, which builds on the meta device first."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    reference, _ = pair
+    again = Qwen3VLForConditionalGeneration.from_pretrained(tiny.save(reference, tmp_path)).eval()
+    for (name, ours), (_, theirs) in zip(again.named_buffers(), reference.named_buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    with torch.no_grad():
+        assert torch.equal(reference_logits(again, inputs), reference_logits(reference, inputs))

@@ -77,6 +77,45 @@ def test_a_micro_batch_of_text_only_on_one_rank_does_not_hang_the_other(folder, 
         compare(figures, read(tmp_path / "two"), (one, read(tmp_path / "one")))
 
 
+MOE_LAYOUTS = {
+    "EP2": (2, {"ep": 2}),
+    "DP2": (2, {}),
+    "TP2 SP EP2": (2, {"tp": 2, "sequence_parallel": True, "ep": 2}),
+    "TP2 SP ETP2": (2, {"tp": 2, "sequence_parallel": True, "etp": 2}),
+    "PP2 EP2": (4, {"pp": 2, "ep": 2}),
+    "CP2 EP2": (4, {"cp": 2, "ep": 2}),
+    "EP4": (4, {"ep": 4}),
+    "TP2 SP PP2 ETP2 recompute": (4, {"tp": 2, "sequence_parallel": True, "pp": 2, "etp": 2, "recompute": "full"}),
+}
+
+
+@pytest.fixture(scope="module")
+def moe_folder(tmp_path_factory):
+    return tiny.save(tiny.hf_moe_model(4, layers=6, hidden=32, head_dim=8, expert_ffn=16), tmp_path_factory.mktemp("moe"))
+
+
+@pytest.fixture(scope="module")
+def moe_one_process(moe_folder, tmp_path_factory):
+    target = tmp_path_factory.mktemp("one")
+    return run_ranks(1, trainings.gradients, moe_folder, target, {"aux_loss_coeff": 0.0})[0], read(target)
+
+
+@pytest.mark.parametrize("name", MOE_LAYOUTS)
+def test_a_layout_of_experts_has_the_gradients_of_one_process(moe_folder, moe_one_process, tmp_path, name):
+    """Without the load balancing loss, which is defined over a micro batch and so depends on how a batch is cut."""
+    world, changes = MOE_LAYOUTS[name]
+    for figures in run_ranks(world, trainings.gradients, moe_folder, tmp_path / "g", changes | {"aux_loss_coeff": 0.0}):
+        compare(figures, read(tmp_path / "g"), moe_one_process)
+
+
+def test_the_load_balancing_loss_reaches_the_router(moe_folder, moe_one_process, tmp_path):
+    figures = run_ranks(1, trainings.gradients, moe_folder, tmp_path / "g", {"aux_loss_coeff": 0.1})[0]
+    assert figures[0] == pytest.approx(moe_one_process[0][0], rel=LOSS), "the reported loss is the language loss alone"
+    plain, balanced = moe_one_process[1], read(tmp_path / "g")
+    routers = [k for k in plain if "router" in k]
+    assert routers and all(float((plain[k] - balanced[k]).norm()) > 1e-3 * float(plain[k].norm()) for k in routers)
+
+
 def test_documents_that_cannot_be_cut_are_named():
     from qwen3vl_core.model.slices import token_index
 

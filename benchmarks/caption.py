@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 
-import qwen3vl_core.model  # noqa: F401
+import qwen3vl_core.model
 
 import torch
 
@@ -80,7 +80,8 @@ def main() -> None:
     print(f"{given.pictures} pictures, batches of {given.batch_size}, median of {given.repeats}")
     for name, value in rate.items():
         print(f"  {name:24s} {value:6.2f} captions/s")
-    print(f"  ratio                    {result['over_generate_loop']:6.2f}\n  same text                {'yes' if result['same_text'] else 'NO'}")
+    print(f"  ratio                    {result['over_generate_loop']:6.2f}")
+    print(f"  same text                {'yes' if result['same_text'] else 'NO'}")
 
 
 if __name__ == "__main__":

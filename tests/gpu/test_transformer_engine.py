@@ -153,7 +153,7 @@ def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(fol
     import argparse
 
     from megatron.core import dist_checkpointing
-    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
 
     from qwen3vl_core.checkpoint import convert
 
@@ -173,7 +173,8 @@ def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(fol
     dist_checkpointing.save({"model": model.sharded_state_dict(), "iteration": 1}, str(saved))
     (saved.parent / torch_dist.TRACKER).write_text("1\n")
     convert.run(ConvertOptions(source=str(saved.parent), target=str(tmp_path / "back"), hf=str(folder)))
-    there, back = load_file(folder / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    # as models: experts are written in the published form, which is not the one that transformers 5 saved here
+    there, back = (AutoModelForImageTextToText.from_pretrained(f, dtype=torch.bfloat16).state_dict() for f in (folder, tmp_path / "back"))
     assert there.keys() == back.keys() and all(torch.equal(there[k], back[k]) for k in there)
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from qwen3vl_core.model.cpu import suit_threads
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,6 @@ OnText = Callable[[int, str, bool], None]
 WAITING_BYTES = 512 << 20
 # a batch is made smaller when at least this share of its rows is finished
 FINISHED_SHARE = 0.25
-# a model below this many parameters is run on one CPU thread
-ONE_THREAD_PARAMETERS = 20_000_000
 # what a byte-level tokenizer decodes an unfinished character to
 INCOMPLETE = "\ufffd"
 
@@ -98,15 +98,12 @@ def _joined(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _threads_for(model) -> Iterator[None]:
-    """One CPU thread for a small model: its steps are over before a second thread has anything to do, and where other
-    processes want the cores too, threads that wait for each other at every operation take ten times as long."""
-    threads = torch.get_num_threads()
-    if sum(p.numel() for p in model.parameters()) < ONE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
+    """As many CPU threads as suit the model, for the length of the block."""
+    before = suit_threads(sum(p.numel() for p in model.parameters()))
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 class Writer:

@@ -20,6 +20,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
+ONE_THREAD_PARAMETERS = 20_000_000
 _installed = False
 
 
@@ -199,3 +200,15 @@ def install() -> None:
         import megatron.core.tensor_parallel  # noqa: F401
 
         _patch_megatron()
+
+
+def suit_threads(parameters: int) -> int:
+    """One thread for a model of few parameters; returns how many there were.
+
+    Its operations are over before a second thread has anything to do, and where other processes want the cores too,
+    threads that wait for each other at every operation take ten times as long.
+    """
+    before = torch.get_num_threads()
+    if parameters < ONE_THREAD_PARAMETERS:
+        torch.set_num_threads(1)
+    return before

@@ -74,6 +74,7 @@ def build(options: FinetuneOptions, source: Source) -> Training:
         **({} if options.aux_loss_coeff is None else {"moe_aux_loss_coeff": options.aux_loss_coeff}),
     )  # fmt: skip
     models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
+    cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
     wrapped = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer, overlap_grad_reduce=False

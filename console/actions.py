@@ -1,0 +1,120 @@
+"""Every action of the console, once: bindings, key bar, help, palette and tooltips are rendered from this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing a person can do."""
+
+    id: str
+    """`screen.name`; a user's keymap names it."""
+    key: str
+    """Textual names of its keys, separated by commas; the first is the one that is shown."""
+    label: str
+    """At most two words, for the key bar."""
+    tooltip: str
+    screen: str
+    """`app` for everywhere, else the screen it belongs to."""
+    call: str = ""
+    """Textual's action string; else the id's name."""
+    show: bool = True
+    display: str = ""
+    """How the key is written, where Textual's own way is unclear."""
+    priority: bool = False
+
+    @property
+    def action(self) -> str:
+        return self.call or self.id.rpartition(".")[2]
+
+    @property
+    def binding(self) -> Binding:
+        return Binding(
+            self.key, self.action, self.label, show=self.show, key_display=self.display or None,
+            priority=self.priority, tooltip=self.tooltip, id=self.id,
+        )  # fmt: skip
+
+    @property
+    def keys(self) -> str:
+        """The key as help writes it."""
+        if self.display:
+            return self.display
+        names = {"question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "left": "←", "right": "→", "escape": "esc"}
+        return names.get(first := self.key.split(",")[0], first)
+
+
+SCREENS = {"runs": "Runs", "launch": "Launch", "monitor": "Monitor", "compare": "Compare"}
+"""Mode -> title, in the order of the keys 1 to 4."""
+
+ACTIONS = (
+    Action("app.runs", "1", "Runs", "All runs", "app", "show_screen('runs')", show=False),
+    Action("app.launch", "2", "Launch", "Start a run", "app", "show_screen('launch')", show=False),
+    Action("app.monitor", "3", "Monitor", "Curve, numbers and log of one run", "app", "show_screen('monitor')", show=False),
+    Action("app.compare", "4", "Compare", "Captions of two models side by side", "app", "show_screen('compare')", show=False),
+    Action("app.help", "question_mark", "keys", "The keys of this screen", "app", "keys_help", display="?"),
+    Action("app.palette", "ctrl+p", "palette", "Every action by name", "app", "command_palette", show=False, display="ctrl+p",
+           priority=True),
+    Action("app.theme", "T", "theme", "Dark or light colours", "app", "toggle_theme", show=False, display="T"),
+    Action("app.quit", "ctrl+q", "quit", "Leave the console; runs go on without it", "app", "quit", display="ctrl+q", priority=True),
+    # Runs
+    Action("runs.open", "enter", "open", "Watch the run under the cursor", "runs", display="enter"),
+    Action("runs.new", "n", "new", "Start a run", "runs"),
+    Action("runs.clone", "c", "clone", "A new run with this one's options", "runs"),
+    Action("runs.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "runs"),
+    Action("runs.resume", "r", "resume", "Go on with a stopped, failed or lost run", "runs"),
+    Action("runs.copy", "y", "copy command", "Copy the run's command", "runs"),
+    Action("runs.filter", "slash", "filter", "Show some runs only: words, status:failed, kind:convert", "runs", display="/"),
+    Action("runs.leave", "escape", "leave filter", "Back to the table", "runs", show=False),
+    # Launch
+    Action("launch.start", "ctrl+g", "start", "Start the run, from fields too", "launch", display="ctrl+g"),
+    Action("launch.start_short", "g", "start", "Start the run", "launch", "start", show=False),
+    Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
+    Action("launch.next_kind", "k", "next kind", "prepare, convert, finetune, compare in turn", "launch"),
+    Action("launch.defaults", "d", "defaults", "Every option back to how the form began", "launch"),
+    Action("launch.leave", "escape", "leave field", "Out of the field, so that letters are keys", "launch"),
+    # Monitor
+    Action("monitor.zoom_in", "plus,equals_sign", "zoom", "Zoom in", "monitor", "curve('zoom', 0.5)", display="+"),
+    Action("monitor.zoom_out", "minus", "zoom out", "Zoom out", "monitor", "curve('zoom', 2.0)", show=False, display="-"),
+    Action("monitor.pan_left", "left", "earlier", "Pan to earlier steps", "monitor", "curve('pan', -0.25)", show=False, display="←"),
+    Action("monitor.pan_right", "right", "later", "Pan to later steps", "monitor", "curve('pan', 0.25)", show=False, display="→"),
+    Action("monitor.reset", "r", "whole run", "Show the whole run again", "monitor"),
+    Action("monitor.cross_left", "shift+left", "cross left", "Crosshair to earlier steps", "monitor", "curve('cross', -1)",
+           show=False, display="shift+←"),
+    Action("monitor.cross_right", "shift+right", "cross right", "Crosshair to later steps", "monitor", "curve('cross', 1)",
+           show=False, display="shift+→"),
+    Action("monitor.log_y", "l", "log-y", "Logarithmic axis", "monitor"),
+    Action("monitor.smooth", "m", "smooth", "Smoothing: off, 0.6, 0.9, 0.97, 0.99", "monitor"),
+    Action("monitor.metric", "tab", "metric", "Loss, learning rate, gradient norm, …", "monitor", display="tab"),
+    Action("monitor.overlay", "o", "overlay", "Other runs over this one", "monitor"),
+    Action("monitor.follow", "F", "follow", "Keep the end of the log in view", "monitor", display="F"),
+    Action("monitor.find", "slash", "find", "Find text in the log", "monitor", display="/"),
+    Action("monitor.find_next", "n", "next hit", "Next place found", "monitor", "find_step(1)", show=False),
+    Action("monitor.find_back", "N", "hit before", "Place found before", "monitor", "find_step(-1)", show=False, display="N"),
+    Action("monitor.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "monitor"),
+    Action("monitor.copy", "y", "copy command", "Copy the run's command", "monitor", show=False),
+    Action("monitor.leave", "escape", "leave", "Leave the field, hide the crosshair", "monitor", show=False),
+    # Compare
+    Action("compare.start", "enter", "start", "Write captions with both models", "compare", display="enter"),
+    Action("compare.start_field", "ctrl+g", "start", "The same, from fields too", "compare", "start", display="ctrl+g"),
+    Action("compare.before", "left", "picture", "Picture before", "compare", "turn(-1)", display="←→"),
+    Action("compare.after", "right", "picture", "Next picture", "compare", "turn(1)", show=False, display="→"),
+    Action("compare.words", "w", "differences", "Mark the words that differ", "compare"),
+    Action("compare.report", "e", "HTML", "Where the page with all captions is", "compare"),
+    Action("compare.form", "t", "form", "Models, pictures, prompt and sampling", "compare"),
+    Action("compare.stop", "x", "stop", "Ask the run to stop", "compare", show=False),
+    Action("compare.leave", "escape", "leave field", "Out of the field, so that letters are keys", "compare"),
+)
+
+
+def actions_of(screen: str) -> list[Action]:
+    """The actions of one screen (or of `app`), in the order in which they are shown."""
+    return [action for action in ACTIONS if action.screen == screen]
+
+
+def bindings_of(screen: str) -> list[Binding]:
+    """Textual bindings of one screen, or of `app`."""
+    return [action.binding for action in actions_of(screen)]

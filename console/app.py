@@ -1,0 +1,254 @@
+"""The terminal console: four screens over the run store. Imports no torch; what works runs in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import App, SystemCommand
+from textual.color import Color
+from textual.screen import Screen
+from textual.signal import Signal
+
+from console.actions import SCREENS, actions_of, bindings_of
+from console.messages import RunChanged, RunStarted, StoreSeen, WorkFailed
+from console.runs import launch
+from console.runs.store import RunStore
+from console.screens.compare import CompareScreen
+from console.screens.dialogs import KeysHelp
+from console.screens.launch import LaunchScreen
+from console.screens.monitor import MonitorScreen
+from console.screens.plan import read_workspace
+from console.screens.runs import RunsScreen
+from console.screens.watch import RunRow, Snapshot, StoreWatcher
+from console.widgets.words import one_line
+from qwen3vl_core.errors import EXIT_DONE, RequestError, WorkError
+
+LOOK_SECONDS = 0.5
+QUIET_SECONDS = 30.0
+"""An error that comes again is not said again for this long."""
+DARK, LIGHT = "textual-dark", "textual-light"
+LINES = {
+    True: ("#57a5e2", "#ffc473", "#8ad4a1", "#e0788f", "#b59cf0", "#5fd7d7"),
+    False: ("#0b5cad", "#a05a00", "#2e7d46", "#a8324e", "#6a3fb5", "#0f7c7c"),
+}
+"""Colours of the curve's lines on a dark and on a light ground."""
+
+
+class ConsoleApp(App[int]):
+    """Runs, Launch, Monitor, Compare."""
+
+    TITLE = "qwen3vl"
+    CSS_PATH = "app.tcss"
+    BINDINGS = bindings_of("app")
+    MODES: ClassVar = {"runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen}
+    DEFAULT_MODE = "runs"
+
+    def __init__(self, store_root: Path, workspace: Path | None = None) -> None:
+        """store_root: folder of the runs, which need not exist. workspace: of the demo; fills the forms."""
+        self.store_root = Path(store_root).expanduser().absolute()
+        self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
+        self.workspace = read_workspace(self.workspace_folder)
+        self.watcher = StoreWatcher(self.store_root)
+        self.snapshot = Snapshot(seen=False)
+        self.comparison: str | None = None
+        """The compare run that was chosen; None: the newest."""
+        self._looking = self._look_again = False
+        self._said: tuple[str, float] = ("", 0.0)
+        super().__init__()
+        self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
+
+    def on_mount(self) -> None:
+        self.look()
+        self.set_interval(LOOK_SECONDS, self.look)
+
+    # the store
+
+    def look(self) -> None:
+        """Look at the store off this thread, unless a look is under way: then once more after it."""
+        if self._looking:
+            self._look_again = True
+            return
+        self._looking, self._look_again = True, False
+
+        def work() -> None:
+            try:
+                snapshot = self.watcher.look()
+            except Exception as error:
+                # whatever lies in the store must not end the console
+                snapshot = Snapshot(error=f"{self.store_root}: cannot be read ({type(error).__name__}: {error})")
+            self.post_message(StoreSeen(snapshot))
+
+        self.run_worker(work, group="look", thread=True, exclusive=True, exit_on_error=False)
+
+    @on(StoreSeen)
+    def _seen(self, event: StoreSeen) -> None:
+        self._looking = False
+        self.snapshot = event.snapshot
+        self.store_seen.publish(event.snapshot)
+        if self._look_again:
+            self.look()
+
+    def _work(self, work: Callable[[], Any], name: str) -> None:
+        """Blocking work on a run, off this thread; what goes wrong becomes one line on screen."""
+
+        def guarded() -> None:
+            try:
+                self.post_message(work())
+            except (RequestError, WorkError) as error:
+                self.post_message(WorkFailed(str(error)))
+            except Exception as error:
+                self.post_message(WorkFailed(f"{name}: {type(error).__name__}: {error}"))
+
+        self.run_worker(guarded, name=name, group=name, thread=True, exit_on_error=False)
+
+    @on(WorkFailed)
+    def _failed(self, event: WorkFailed) -> None:
+        text, now = one_line(event.text, 500), time.monotonic()
+        if text != self._said[0] or now - self._said[1] > QUIET_SECONDS:
+            self._said = (text, now)
+            self.notify(text, severity="error", markup=False)
+
+    # what the screens ask for
+
+    def start_run(self, kind: str, options: Any, origin: str) -> None:
+        """Make a run and start it; `RunStarted` tells when it runs."""
+
+        def work() -> RunStarted:
+            run = RunStore(self.store_root).create(kind, options)
+            launch.start(run)
+            return RunStarted(run.id, kind, origin)
+
+        name = f"start {kind}"
+        if any(worker.name == name and not worker.is_finished for worker in self.workers):
+            return  # the key was pressed twice
+        self.notify(f"starting {kind} …", timeout=2)
+        self._work(work, name)
+
+    @on(RunStarted)
+    def _started(self, event: RunStarted) -> None:
+        self.notify(f"{event.run_id} runs; it goes on when the console is left", markup=False)
+        self.look()
+        if event.kind == "compare":
+            self.comparison = event.run_id
+        if event.origin == CompareScreen.MODE:
+            self._screen_of(CompareScreen, lambda screen: screen.started())
+        else:
+            self.watch_run(event.run_id)
+
+    def stop_run(self, run_id: str) -> None:
+        """Ask a run to stop; it was asked for on screen before."""
+
+        def work() -> RunChanged:
+            launch.stop(RunStore(self.store_root).get(run_id))
+            return RunChanged(run_id, "asked to stop")
+
+        self._work(work, f"stop {run_id}")
+
+    def resume_run(self, run_id: str) -> None:
+        """Go on with a stopped, failed or lost run."""
+
+        def work() -> RunChanged:
+            launch.resume(RunStore(self.store_root).get(run_id))
+            return RunChanged(run_id, "goes on")
+
+        self._work(work, f"resume {run_id}")
+
+    @on(RunChanged)
+    def _changed(self, event: RunChanged) -> None:
+        self.notify(f"{event.run_id}: {event.text}", markup=False)
+        self.look()
+
+    def watch_run(self, run_id: str) -> None:
+        """Show a run in the monitor; a comparison also becomes the one that screen 4 shows."""
+        row = self.snapshot.get(run_id)
+        if row is not None and row.kind == "compare":
+            self.comparison = run_id
+        self._screen_of(MonitorScreen, lambda screen: screen.open(run_id))
+
+    def clone_run(self, row: RunRow) -> None:
+        """Open the form of a new run with another one's options."""
+        if row.kind not in self.MODES and row.kind not in ("prepare", "convert", "finetune"):
+            self.notify(f"{row.id}: its plan cannot be read, so there is nothing to clone", severity="error", markup=False)
+            return
+        self._screen_of(LaunchScreen, lambda screen: screen.open(row.kind, row.run.options))
+
+    # screens
+
+    def action_show_screen(self, mode: str) -> None:
+        """One of the four screens."""
+        if mode in self.MODES and mode != self.current_mode:
+            while len(self.screen_stack) > 1:  # a dialog over the screen that is left
+                self.pop_screen()
+            self.switch_mode(mode)
+            self.look()
+
+    def _screen_of(self, cls: type[Screen], then: Callable[[Any], None]) -> None:
+        """Switch to a screen, and do something with it once it is there."""
+        self.action_show_screen(cls.MODE)
+        screen = self.screen_stack[0]
+        screen.call_later(then, screen)
+
+    def action_keys_help(self) -> None:
+        self.push_screen(KeysHelp(self.current_mode))
+
+    def action_toggle_theme(self) -> None:
+        self.theme = LIGHT if self.current_theme.dark else DARK
+
+    async def action_quit(self) -> None:
+        """Leave; what runs goes on, and the last line says so."""
+        alive = self.snapshot.alive
+        count = f"{alive} run{'s' if alive != 1 else ''}"
+        verb = "keep" if alive != 1 else "keeps"
+        self.exit(EXIT_DONE, message=f"{count} {verb} going; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
+
+    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        """The palette: the actions of the screen, then those that work everywhere."""
+        for scope in (self.current_mode, "app"):
+            once = {action.action: action for action in reversed(actions_of(scope))}
+            for action in reversed(once.values()):
+                if action.id == "app.palette" or action.action == "leave":
+                    continue
+                node = self if scope == "app" else screen
+                title = f"{SCREENS[scope]}: {action.label}" if scope in SCREENS else action.label.capitalize()
+                yield SystemCommand(title, f"{action.tooltip} ({action.keys})", partial(node.run_action, action.action))
+
+    def get_css_variables(self) -> dict[str, str]:
+        """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
+        variables = super().get_css_variables()
+        ground, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
+        variables["muted"], variables["faint"] = ground.blend(text, 0.65).hex, ground.blend(text, 0.3).hex
+        # a theme's own colours are not all different from each other
+        variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[self.current_theme.dark])}
+        return variables
+
+    def colour(self, name: str) -> str:
+        """A theme variable as Rich writes a colour."""
+        return self.theme_variables[name]
+
+
+def prepare_terminal() -> None:
+    """Full colours in JupyterLab's terminal, which has them and does not say so; QWEN3VL_TRUECOLOR=0 leaves it alone."""
+    environment = os.environ
+    in_jupyter = "JUPYTER_SERVER_ROOT" in environment or "JUPYTER_SERVER_URL" in environment
+    quiet = not environment.get("COLORTERM") and environment.get("TERM") == "xterm-256color"
+    if in_jupyter and quiet and environment.get("QWEN3VL_TRUECOLOR") != "0":
+        environment["COLORTERM"] = "truecolor"
+
+
+def run(runs: Path, workspace: Path | None = None) -> int:
+    """The console on the run store `runs`, until it is left. Gives the exit code.
+
+    Raises RequestError when there is no terminal, or `runs` is no folder.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
+        raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
+    RunStore(runs)
+    prepare_terminal()
+    return ConsoleApp(runs, workspace).run() or EXIT_DONE

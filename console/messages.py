@@ -1,0 +1,71 @@
+"""What workers tell the screens. Each message is a whole snapshot: a later one may take the place of an earlier one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual.message import Message
+
+
+class StoreSeen(Message):
+    """The run store was looked at."""
+
+    def __init__(self, snapshot: Any) -> None:
+        self.snapshot = snapshot
+        super().__init__()
+
+
+class RunStarted(Message):
+    """A run was made and its supervisor runs."""
+
+    def __init__(self, run_id: str, kind: str, origin: str) -> None:
+        self.run_id, self.kind, self.origin = run_id, kind, origin
+        super().__init__()
+
+
+class RunChanged(Message):
+    """A run was asked to stop, or resumed."""
+
+    def __init__(self, run_id: str, text: str) -> None:
+        self.run_id, self.text = run_id, text
+        super().__init__()
+
+
+class WorkFailed(Message):
+    """Work off the screen's thread failed; one line."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__()
+
+
+class RunRead(Message):
+    """Metrics and log of the run that the monitor shows."""
+
+    def __init__(self, view: Any) -> None:
+        self.view = view
+        super().__init__()
+
+
+class PlanChecked(Message):
+    """The rules that need the disk or the machine were checked for one state of the form."""
+
+    def __init__(self, revision: int, problem: str, note: str) -> None:
+        self.revision, self.problem, self.note = revision, problem, note
+        super().__init__()
+
+
+class CaptionsRead(Message):
+    """Captions of the compare run that is shown."""
+
+    def __init__(self, run_id: str, samples: Any) -> None:
+        self.run_id, self.samples = run_id, samples
+        super().__init__()
+
+
+class PictureRead(Message):
+    """A picture was read and made small enough for a terminal, or could not be."""
+
+    def __init__(self, path: str, picture: Any, problem: str = "") -> None:
+        self.path, self.picture, self.problem = path, picture, problem
+        super().__init__()

@@ -1,0 +1,266 @@
+"""Screen 3: one run, live: curve, numbers, log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from console.actions import bindings_of
+from console.messages import RunRead, WorkFailed
+from console.screens.base import ConsoleScreen
+from console.screens.dialogs import PickRuns
+from console.screens.feed import METRICS, NOISY, MonitorFeed, RunView
+from console.screens.watch import RunRow, Snapshot
+from console.widgets.curve import Curve
+from console.widgets.logpane import LogPane
+from console.widgets.numbers import finetune_panel, plain_panel
+
+WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
+OVERLAYS = 4
+READ_SECONDS = 0.5
+
+
+class MonitorScreen(ConsoleScreen):
+    """Shows `run_id`; without one, the newest live run, else the newest."""
+
+    MODE = "monitor"
+    BINDINGS = bindings_of("monitor")
+    AUTO_FOCUS = "Curve"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run_id: str | None = None
+        self.row: RunRow | None = None
+        self.metric = "loss"
+        self.weight = 0.9
+        self.others: list[str] = []
+        self.view: RunView | None = None
+        self.feed = MonitorFeed(self.app.watcher)
+        self._busy = self._again = False
+
+    def body(self) -> ComposeResult:
+        with Horizontal(id="top"):
+            yield Curve(id="curve")
+            with VerticalScroll(id="numbers", can_focus=False):
+                yield Static(id="figures")
+        with Horizontal(id="loghead"):
+            yield Static(id="logstate")
+            yield Input(placeholder="find, then enter", id="find", compact=True, select_on_focus=False)
+        yield LogPane(id="log")
+        yield Static(
+            "[b]No run to watch yet.[/b]\n\n[b]2[/b]  start one\n[b]1[/b]  all runs; enter opens the one under the cursor",
+            id="nothing",
+        )
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.query_one("#find").display = False
+        self.set_interval(READ_SECONDS, self.read)
+
+    # which run
+
+    def open(self, run_id: str) -> None:
+        """Watch this run from now on."""
+        if run_id != self.run_id:
+            self.run_id, self.row, self.view = run_id, None, None
+            self.others = [other for other in self.others if other != run_id]
+            curve, pane = self.query_one(Curve), self.query_one(LogPane)
+            curve.view = curve.crosshair = None
+            curve.show([], "", empty="reading …")
+            pane.clear("nothing printed yet")
+            pane.find("")
+            self.query_one("#find", Input).value = ""
+            self._close_find()
+        self.show_snapshot(self.app.snapshot)
+
+    def show_snapshot(self, snapshot: Snapshot) -> None:
+        if self.run_id is None and snapshot.rows:
+            newest = next((row for row in snapshot.rows if row.alive), snapshot.rows[0])
+            self.open(newest.id)
+            return
+        self.row = snapshot.get(self.run_id) or self.row
+        plain = self.row is not None and self.row.kind != "finetune"
+        self.set_class(self.run_id is None, "-nothing")
+        self.set_class(plain, "-plain")
+        curve_hidden = plain and self.query_one(Curve).has_focus
+        if self.app.screen is self and self.row is not None and (self.focused is None or curve_hidden):
+            self.query_one(LogPane if plain else Curve).focus()
+        self._figures()
+        self.read()
+
+    # reading
+
+    def read(self) -> None:
+        """Look at the run's files, unless a look is under way: then once more after it."""
+        if self.row is None or self.app.current_mode != self.MODE:
+            return
+        if self._busy:
+            self._again = True
+            return
+        self._busy, self._again = True, False
+        run, metric, weight = self.row.run, self.metric, self.weight
+        others = [row.run for other in self.others if (row := self.app.snapshot.get(other)) is not None]
+
+        def look() -> None:
+            try:
+                self.post_message(RunRead(self.feed.read(run, others, metric, weight)))
+            except Exception as error:
+                # whatever a run's files hold must not end the console
+                self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
+
+        self.in_thread(look, "monitor")
+
+    @on(RunRead)
+    def _read(self, event: RunRead) -> None:
+        self._busy = False
+        view: RunView = event.view
+        if view.run_id == self.run_id and (view.metric, view.weight) == (self.metric, self.weight):
+            self.view = view
+            self.query_one(LogPane).show(view.log)
+            self._draw()
+            self._figures()
+            self._log_state()
+        if self._again:
+            self.read()
+
+    @on(WorkFailed)
+    def _failed(self, event: WorkFailed) -> None:
+        self._busy = False  # the app says it
+
+    def _draw(self) -> None:
+        view, curve = self.view, self.query_one(Curve)
+        if view is None:
+            return
+        notes = []
+        if curve.log_y:
+            notes.append("log-y")
+        if view.metric in NOISY:
+            notes.append(f"avg {view.weight:g}" if view.weight else "raw")
+        waiting = self.row is not None and self.row.alive
+        empty = "waiting for the first step" if waiting else "no metrics: the log says why"
+        curve.show(list(view.lines), METRICS.get(view.metric, view.metric), " · ".join(notes), empty)
+
+    def _figures(self) -> None:
+        if self.row is None:
+            return
+        width = max(self.query_one("#figures").size.width, 16)
+        panel = plain_panel(self.row, width) if self.has_class("-plain") else finetune_panel(self.row, self.view, width)
+        self.query_one("#figures", Static).update(panel)
+
+    @on(LogPane.Changed)
+    def _log_state(self) -> None:
+        pane = self.query_one(LogPane)
+        parts = [Content(" output.log ").stylize("bold")]
+        parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
+        if pane.needle:
+            count = len(pane.hits)
+            found = f"{pane.hit + 1} of {count}" if count else "nowhere"
+            where = f" in the last {len(pane.lines):,} lines" if pane.shown.dropped or not count else ""
+            parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
+            if count > 1:
+                parts.append(Content("  n N").stylize("$muted"))
+        self.query_one("#logstate", Static).update(Content("").join(parts))
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(self._figures)
+
+    # curve
+
+    def action_curve(self, what: str, amount: float) -> None:
+        curve = self.query_one(Curve)
+        if what == "zoom":
+            curve.action_zoom(amount)
+        elif what == "pan":
+            curve.action_pan(amount)
+        elif what == "cross":
+            curve.action_cross(int(amount))
+
+    def action_reset(self) -> None:
+        self.query_one(Curve).action_reset()
+
+    def action_log_y(self) -> None:
+        curve = self.query_one(Curve)
+        curve.log_y = not curve.log_y
+        self._draw()
+
+    def action_smooth(self) -> None:
+        self.weight = WEIGHTS[(WEIGHTS.index(self.weight) + 1) % len(WEIGHTS)]
+        self.read()
+
+    def action_metric(self) -> None:
+        """Another metric; from other panes, the next pane."""
+        if not self.query_one(Curve).has_focus:
+            self.focus_next()
+        elif self.view is not None and self.view.metrics:
+            names = self.view.metrics
+            index = names.index(self.metric) + 1 if self.metric in names else 0
+            self.metric = names[index % len(names)]
+            self.read()
+
+    def action_overlay(self) -> None:
+        rows = [row for row in self.app.snapshot.rows if row.kind == "finetune" and row.id != self.run_id and row.step is not None]
+        if not rows or self.has_class("-plain"):
+            self.notify("there is no other finetune with metrics to lay over this run", severity="warning")
+            return
+
+        def chosen(ids: list[str] | None) -> None:
+            if ids is not None:
+                self.others = ids[:OVERLAYS]
+                if len(ids) > OVERLAYS:
+                    self.notify(f"the first {OVERLAYS} are shown: more could not be told apart", severity="warning")
+                self.read()
+
+        self.app.push_screen(PickRuns(rows, self.others), chosen)
+
+    # log
+
+    def action_follow(self) -> None:
+        pane = self.query_one(LogPane)
+        pane.set_follow(not pane.follow)
+
+    def action_find(self) -> None:
+        field = self.query_one("#find", Input)
+        field.display = True
+        field.focus()
+
+    def action_find_step(self, step: int) -> None:
+        self.query_one(LogPane).find_step(step)
+
+    @on(Input.Submitted, "#find")
+    def _find(self, event: Input.Submitted) -> None:
+        pane = self.query_one(LogPane)
+        if event.value and event.value == pane.needle:
+            pane.find_step(-1)
+        else:
+            pane.find(event.value)
+        if not event.value:
+            self._close_find()
+            pane.focus()
+
+    def _close_find(self) -> None:
+        self.query_one("#find").display = False
+
+    def action_leave(self) -> None:
+        if self.query_one("#find").has_focus:
+            self._close_find()
+            self.query_one(LogPane).focus()
+        elif not self.query_one(Curve).hide_crosshair():
+            self.query_one(LogPane).find("")
+
+    # run
+
+    def action_stop(self) -> None:
+        self.ask_to_stop(self.row)
+
+    def action_copy(self) -> None:
+        if self.row is not None:
+            self.copy(self.row.command, "Command")
+
+    def check_action(self, action: str, parameters: tuple[Any, ...]) -> bool | None:
+        curve_only = ("curve", "reset", "log_y", "smooth", "overlay", "metric")
+        return not (action in curve_only and self.has_class("-plain"))

@@ -1,0 +1,101 @@
+"""The bar with the screens at the top, the bar with the keys at the bottom."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual import events
+from textual.content import Content
+from textual.screen import Screen
+from textual.style import Style
+from textual.widget import Widget
+
+from console.actions import SCREENS
+
+GAP = "  "
+NAMED = {"slash": "/", "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "="}
+"""Characters of printable keys that have a name."""
+LAST = ("escape", "question_mark", "ctrl+q")
+"""Keys that are always shown, at the end."""
+
+
+class TopBar(Widget):
+    """The screens with their keys, and how many runs live."""
+
+    def __init__(self, current: str) -> None:
+        super().__init__()
+        self.current = current
+        self.alive = 0
+        self.seen = False
+
+    def show(self, alive: int) -> None:
+        """Show the number of live runs."""
+        if (alive, True) != (self.alive, self.seen):
+            self.alive, self.seen = alive, True
+            self.refresh()
+
+    def render(self) -> Content:
+        tabs = []
+        for key, (mode, title) in enumerate(SCREENS.items(), 1):
+            style = "$background on $primary bold" if mode == self.current else "$foreground"
+            tabs.append(Content(f" {key} {title} ").stylize(style).stylize(Style.from_meta({"screen": mode})))
+        left = Content(" ").join(tabs)
+        right = Content("")
+        if self.seen:
+            style = "$text-primary bold" if self.alive else "$muted"
+            right = Content(f"{'●' if self.alive else '○'} {self.alive} live ").stylize(style)
+        width = self.size.width
+        name = Content(" qwen3vl  ").stylize("$muted") if width >= 100 else Content(" ")
+        room = width - name.cell_length - left.cell_length - right.cell_length
+        return name + left + Content(" " * max(room, 1)) + right
+
+    def on_click(self, event: events.Click) -> None:
+        if (mode := event.style.meta.get("screen")) is not None:
+            self.app.action_show_screen(mode)
+
+
+class KeyBar(Widget):
+    """The keys that do something now, as many as fit; `?` shows them all."""
+
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._changed)
+
+    def _changed(self, screen: Screen) -> None:
+        if screen is self.screen:
+            self.refresh()
+
+    def items(self) -> list[tuple[str, str, str]]:
+        """(key as written, label, Textual's key) of every binding that is shown, the screen's before the app's."""
+        found: dict[str, tuple[str, str, str]] = {}
+        focused = self.screen.focused
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            # Textual knows this of letters, not of keys with names
+            typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
+            if binding.show and active.enabled and binding.description and not typed:
+                found.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
+        return list(found.values())
+
+    def render(self) -> Content:
+        items = self.items()
+        always = sorted((item for item in items if item[2] in LAST), key=lambda item: LAST.index(item[2]))
+        others = [item for item in items if item not in always]
+
+        def length(item: tuple[str, str, str]) -> int:
+            return cell_len(item[0]) + 1 + cell_len(item[1]) + len(GAP)
+
+        room = self.size.width - 2 - sum(map(length, always))
+        chosen = []
+        for item in others:
+            if length(item) > room:
+                break
+            room -= length(item)
+            chosen.append(item)
+        parts = []
+        for shown, label, key in [*chosen, *always]:
+            pair = Content.assemble((shown, "$footer-key-foreground bold"), " ", (label, "$footer-description-foreground"))
+            parts.append(pair.stylize(Style.from_meta({"key": key})))
+        return Content(" ") + Content(GAP).join(parts)
+
+    def on_click(self, event: events.Click) -> None:
+        if (key := event.style.meta.get("key")) is not None:
+            self.app.simulate_key(key)

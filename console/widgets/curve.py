@@ -1,0 +1,360 @@
+"""The live curve: several runs, raw and smoothed, with axes, legend, crosshair, zoom and pan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.color import Color
+from textual.strip import Strip
+from textual.widget import Widget
+
+from console.widgets.raster import Points, log_ticks, rasterize, reduce, ticks
+from console.widgets.words import number, one_line, tick
+
+SLOTS = 6
+"""Colours of lines; more lines begin again."""
+FADE = 0.55
+"""How far a raw line under its average goes towards the background."""
+NARROWEST = 4
+"""Steps that the closest zoom shows."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's values of one metric."""
+
+    label: str
+    x: np.ndarray
+    """Steps, rising, [n]."""
+    y: np.ndarray
+    """Values, NaN where there is none, [n]."""
+    smooth: np.ndarray | None = None
+    """Averages of y, [n]."""
+    slot: int = 0
+    """Number of its colour."""
+
+
+class Curve(Widget, can_focus=True):
+    """Draws lines; what it draws is set by `show`, how by `log_y` and the actions `zoom`, `pan`, `reset`, `cross`."""
+
+    COMPONENT_CLASSES: ClassVar = {"curve--axis", "curve--text", "curve--cross", *(f"curve--line-{i}" for i in range(SLOTS))}
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.lines: list[Line] = []
+        self.title = ""
+        self.note = ""
+        """A few words beside the title: how it is drawn."""
+        self.empty = ""
+        """What is said instead of a curve without points."""
+        self.log_y = False
+        self.view: tuple[float, float] | None = None
+        """Steps in view; None: all of them, also those that come."""
+        self.crosshair: float | None = None
+        """Step under the crosshair."""
+        self._strips: list[Strip] = []
+        self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
+        self._drag: tuple[int, tuple[float, float]] | None = None
+
+    # what is drawn
+
+    def show(self, lines: list[Line], title: str, note: str = "", empty: str = "") -> None:
+        """Draw these lines from now on. A zoomed view that ends at the newest step goes on with it."""
+        before = self.extent
+        following = self.view is not None and before is not None and self.view[1] >= before[1]
+        self.lines, self.title, self.note, self.empty = lines, title, note, empty
+        after = self.extent
+        if self.view is not None and before and after:
+            if after[1] < self.view[0] or after[0] > self.view[1]:
+                self.view = None  # another run: the old view shows nothing of it
+            elif following and after[1] > before[1]:
+                width = self.view[1] - self.view[0]
+                self.view = (after[1] - width, after[1])
+        self.rebuild()
+
+    @property
+    def extent(self) -> tuple[float, float] | None:
+        """First and last step of all lines."""
+        filled = [line for line in self.lines if len(line.x)]
+        if not filled:
+            return None
+        return float(min(line.x[0] for line in filled)), float(max(line.x[-1] for line in filled))
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """Steps from the left to the right border."""
+        x0, x1 = self.view or self.extent or (0.0, 1.0)
+        return (x0, x1) if x1 > x0 else (x0 - 1, x0 + 1)
+
+    # actions
+
+    def action_zoom(self, factor: float, center: float | None = None) -> None:
+        """Show `factor` times as many steps, around `center`, the crosshair, or the newest step."""
+        extent = self.extent
+        if extent is None:
+            return
+        x0, x1 = self.shown
+        if center is None:
+            center = self.crosshair if self.crosshair is not None and x0 <= self.crosshair <= x1 else x1
+        width = max((x1 - x0) * factor, NARROWEST)
+        share = (center - x0) / (x1 - x0)
+        self._look_at(center - share * width, width)
+
+    def action_pan(self, share: float) -> None:
+        """Move the view by a share of its width."""
+        x0, x1 = self.shown
+        self._look_at(x0 + share * (x1 - x0), x1 - x0)
+
+    def action_reset(self) -> None:
+        """Show all steps."""
+        self.view = None
+        self.rebuild()
+
+    def action_cross(self, direction: int) -> None:
+        """Move the crosshair by one column; the first time it appears at the newest step in view."""
+        if self.extent is None or not self._plot[2]:
+            return
+        x0, x1 = self.shown
+        if self.crosshair is None or not x0 <= self.crosshair <= x1:
+            self.crosshair = min(x1, self.extent[1])
+        else:
+            self.crosshair = min(max(self.crosshair + direction * (x1 - x0) / self._plot[2], x0), x1)
+        self.refresh()
+
+    def hide_crosshair(self) -> bool:
+        """Take the crosshair away; whether there was one."""
+        there, self.crosshair = self.crosshair is not None, None
+        self.refresh()
+        return there
+
+    def _look_at(self, x0: float, width: float) -> None:
+        extent = self.extent
+        if extent is None:
+            return
+        if width >= extent[1] - extent[0]:
+            self.view = None
+        else:
+            x0 = min(max(x0, extent[0]), extent[1] - width)
+            self.view = (x0, x0 + width)
+        self.rebuild()
+
+    # mouse
+
+    def _step_at(self, x: int) -> float | None:
+        left, _, width, _ = self._plot
+        if not left <= x < left + width or width < 2:
+            return None
+        x0, x1 = self.shown
+        return x0 + (x - left) / (width - 1) * (x1 - x0)
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        if self._drag is not None:
+            start, (x0, x1) = self._drag
+            self._look_at(x0 - (event.x - start) / max(self._plot[2], 1) * (x1 - x0), x1 - x0)
+        else:
+            self.crosshair = self._step_at(event.x) if self.extent else None
+            self.refresh()
+
+    def on_leave(self) -> None:
+        if self._drag is None:
+            self.hide_crosshair()
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        self._drag = (event.x, self.shown)
+        self.capture_mouse()
+
+    def on_mouse_up(self) -> None:
+        self._drag = None
+        self.release_mouse()
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_zoom(1.5, self._step_at(event.x))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_zoom(1 / 1.5, self._step_at(event.x))
+
+    # drawing
+
+    def on_resize(self) -> None:
+        self.rebuild()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self.rebuild()
+
+    def _styles(self) -> tuple[Style, Style, Style, list[Style], list[Style]]:
+        """(background, axis, text, lines, faded lines)"""
+        base = self.rich_style
+        ground = self.background_colors[1]
+
+        def pen(name: str, fade: float = 0.0) -> Style:
+            styles = self.get_component_styles(name)
+            color: Color = ground + styles.color
+            return base + Style(color=color.blend(ground, fade).rich_color, bold=styles.text_style.bold)
+
+        names = [f"curve--line-{i}" for i in range(SLOTS)]
+        return base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
+
+    def _points(self) -> list[tuple[Points, int, bool]]:
+        """(points, slot, faded), in the order in which they are painted: what lies on top comes last."""
+        layers = []
+        for line in self.lines:
+            layers.append((Points.of(line.x, line.y, self.log_y), line.slot % SLOTS, line.smooth is not None))
+        # the first line is the run itself: painted last, its average above everything
+        layers.reverse()
+        layers.sort(key=lambda layer: not layer[2])
+        for line in reversed(self.lines):
+            if line.smooth is not None:
+                layers.append((Points.of(line.x, line.smooth, self.log_y), line.slot % SLOTS, False))
+        return layers
+
+    def rebuild(self) -> None:
+        """Draw everything again into strips; the crosshair is laid over them when they are shown."""
+        width, height = self.size
+        self._strips = []
+        if width < 12 or height < 4 or not self.is_attached:
+            self.refresh()
+            return
+        layers = self._points()
+        x0, x1 = self.shown
+        bottom = 2 if height >= 7 else 0
+        rows = height - 1 - bottom
+        marks, y0, y1 = self._y_axis(self._y_range(layers, x0, x1, 2 * width), rows)
+        gutter = max((len(label) for _, label in marks), default=0) + 1
+        columns = width - gutter
+        self._plot = (gutter, 1, columns, rows)
+        code = np.zeros((rows, columns), np.uint16)
+        owner = np.zeros((rows, columns), np.int16)
+        for points, slot, faded in layers:
+            bits = rasterize(reduce(points, x0, x1, 2 * columns), columns, rows, y0, y1)
+            mine = bits > 0
+            code[mine] = bits[mine]
+            owner[mine] = 1 + slot + (SLOTS if faded else 0)
+
+        base, axis, text, pens, faded_pens = self._styles()
+        styles = [base, *pens, *faded_pens]
+        labels = {row: label for row, label in marks}
+        for row in range(rows):
+            label = labels.get(row, "")
+            head = [Segment(label.rjust(gutter - 1), text), Segment("┤" if label else "│", axis)]
+            cuts = [0, *(np.flatnonzero(np.diff(owner[row])) + 1).tolist(), columns]
+            chars = "".join(map(chr, (code[row] + 0x2800).tolist())).replace("\u2800", " ")
+            body = [Segment(chars[a:z], styles[owner[row, a]]) for a, z in pairwise(cuts)]
+            self._strips.append(Strip([*head, *body], width))
+        if bottom:
+            self._strips += self._x_axis(x0, x1, gutter, columns, base, axis, text)
+        self.refresh()
+
+    def _y_range(self, layers: list, x0: float, x1: float, count: int) -> tuple[float, float]:
+        spans = [s for points, _, _ in layers if (s := reduce(points, x0, x1, count).span)]
+        if not spans:
+            return (0.0, 1.0)
+        low, high = min(s[0] for s in spans), max(s[1] for s in spans)
+        pad = (high - low) * 0.03 or (0.15 if self.log_y else abs(low) * 0.1 or 1.0)
+        return low - pad, high + pad
+
+    def _y_axis(self, span: tuple[float, float], rows: int) -> tuple[list[tuple[int, str]], float, float]:
+        """([(row, label)], y0, y1)."""
+        y0, y1 = span
+        count = max(2, rows // 3)
+        if self.log_y:
+            values = [v for v in log_ticks(y0, y1, count) if v > 0]
+            placed = [(math.log10(v), number(v, 3)) for v in values]
+        else:
+            values = ticks(y0, y1, count)
+            step = values[1] - values[0] if len(values) > 1 else 0.0
+            placed = [(v, tick(v, step)) for v in values]
+        if not self.lines:
+            return [], y0, y1
+        marks: dict[int, str] = {}
+        for value, label in placed:
+            row = round((rows * 4 - 1) * (1 - (value - y0) / (y1 - y0))) // 4
+            if 0 <= row < rows:
+                marks.setdefault(row, label)
+        return sorted(marks.items()), y0, y1
+
+    def _x_axis(self, x0: float, x1: float, gutter: int, columns: int, base: Style, axis: Style, text: Style) -> list[Strip]:
+        line, below = list("─" * columns), [" "] * (columns + gutter)
+        values = [v for v in ticks(x0, x1, max(2, columns // 12)) if v == int(v)] if self.extent else []
+        free = 0
+        for value in values:
+            column = round((value - x0) / (x1 - x0) * (columns - 1))
+            label = f"{int(value):,}"
+            start = min(max(gutter + column - len(label) // 2, 0), len(below) - len(label))
+            if start < free:
+                continue
+            line[column] = "┬"
+            below[start : start + len(label)] = label
+            free = start + len(label) + 1
+        width = gutter + columns
+        rule = Strip([Segment(" " * (gutter - 1), base), Segment("└" + "".join(line), axis)], width)
+        return [rule, Strip([Segment("".join(below), text)], width)]
+
+    def values_at(self, step: float) -> list[tuple[Line, int, float, float | None]]:
+        """(line, its nearest step, value, average) of every line that has points in view."""
+        found = []
+        x0, x1 = self.shown
+        for line in self.lines:
+            begin, end = np.searchsorted(line.x, x0), np.searchsorted(line.x, x1, side="right")
+            if begin == end:
+                continue
+            i = int(np.searchsorted(line.x[begin:end], step)) + begin
+            if i == end or (i > begin and step - line.x[i - 1] <= line.x[i] - step):
+                i -= 1
+            found.append((line, int(line.x[i]), float(line.y[i]), None if line.smooth is None else float(line.smooth[i])))
+        return found
+
+    def _legend(self, width: int) -> Strip:
+        base, axis, text, pens, _ = self._styles()
+        bold = text + Style(bold=True)
+        parts = [Segment(" ", base), Segment(self.title, bold)]
+        if self.note:
+            parts.append(Segment(f" · {self.note}", axis))
+        if self.crosshair is not None and self.lines:
+            values = self.values_at(self.crosshair)
+            if values:
+                parts = [Segment(" ", base), Segment(self.title, bold), Segment(f"  step {values[0][1]:,}", text)]
+                for line, _, value, smooth in values:
+                    average = "" if smooth is None else f" (avg {number(smooth)})"
+                    name = f"{one_line(line.label, 12)} " if len(values) > 1 else ""
+                    parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(f"{name}{number(value)}{average}", text)]
+        else:
+            room = (width - sum(part.cell_length for part in parts)) // max(len(self.lines), 1) - 5
+            for line in self.lines:
+                parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(one_line(line.label, max(room, 4)), text)]
+        return Strip(parts).adjust_cell_length(width, base)
+
+    def render_line(self, y: int) -> Strip:
+        width, _ = self.size
+        base = self.rich_style
+        if y == 0:
+            return self._legend(width)
+        if y - 1 >= len(self._strips):
+            return Strip.blank(width, base)
+        strip = self._strips[y - 1]
+        left, top, columns, rows = self._plot
+        inside = top <= y < top + rows
+        if self.extent is None and self.empty and inside and y == top + rows // 2:
+            text = self.empty[: columns - 2].center(columns)
+            return Strip([*strip.crop(0, left), Segment(text, self._styles()[2])], width)
+        if self.crosshair is not None and inside and self.extent is not None:
+            x0, x1 = self.shown
+            if x0 <= self.crosshair <= x1:
+                column = left + round((self.crosshair - x0) / (x1 - x0) * (columns - 1))
+                under = strip.crop(column, column + 1)
+                cross = self.get_component_rich_style("curve--cross")
+                if under.text == " ":
+                    under = Strip([Segment("┊", base + Style(color=cross.color))], 1)
+                else:
+                    under = under.apply_style(Style(bgcolor=cross.bgcolor))
+                return Strip.join([strip.crop(0, column), under, strip.crop(column + 1, width)])
+        return strip

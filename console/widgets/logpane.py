@@ -1,0 +1,158 @@
+"""The end of a run's log: follows, scrolls, finds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+_TROUBLE = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
+_WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LogView:
+    """The log at one look: its last lines."""
+
+    lines: tuple[str, ...] = ()
+    partial: str = ""
+    """The line that is not complete yet."""
+    dropped: int = 0
+    """Lines before the first of these."""
+    resets: int = 0
+
+
+class LogPane(ScrollView, can_focus=True):
+    """Shows a LogView. Scrolling up stops following, `follow` begins again."""
+
+    COMPONENT_CLASSES: ClassVar = {"log--trouble", "log--warning", "log--hit", "log--current", "log--empty"}
+
+    class Changed(Message):
+        """Following or the places found have changed."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.shown = LogView()
+        self.lines: list[str] = []
+        self.follow = True
+        self.needle = ""
+        self.hits: list[int] = []
+        """Indices of lines that hold the needle."""
+        self.hit = 0
+        self.empty = ""
+
+    def show(self, view: LogView) -> None:
+        """Show a newer look at the same log, or (other `resets`) at another one."""
+        if view == self.shown and self.lines:
+            return
+        moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
+        self.shown = view
+        self.lines = [*view.lines, *([view.partial] if view.partial else [])]
+        self.virtual_size = Size(max((cell_len(line) for line in self.lines), default=0), len(self.lines))
+        self._search(keep=True)
+        if self.follow:
+            self._to_end()
+        elif moved > 0:
+            self.scroll_to(y=max(self.scroll_offset.y - moved, 0), animate=False, force=True)
+        self.refresh()
+
+    def clear(self, empty: str = "") -> None:
+        """Forget what is shown, before another run's log."""
+        self.empty, self.follow, self.hit = empty, True, 0
+        self.show(LogView(resets=self.shown.resets + 1))
+
+    def set_follow(self, follow: bool) -> None:
+        """Keep the end in view, or leave the view where it is."""
+        self.follow = follow
+        if follow:
+            self._to_end()
+        self.post_message(self.Changed())
+
+    def _to_end(self) -> None:
+        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        at_end = round(new_value) >= len(self.lines) - self.size.height
+        if self.follow and new_value < old_value and not at_end:
+            self.follow = False
+            self.post_message(self.Changed())
+
+    def on_resize(self) -> None:
+        if self.follow:
+            self._to_end()
+
+    # find
+
+    def find(self, needle: str) -> None:
+        """Mark every line that holds the text, whatever its case, and go to the last one."""
+        self.needle = needle
+        self._search(keep=False)
+        if self.hits:
+            self.hit = len(self.hits) - 1
+            self._show_hit()
+        self.refresh()
+        self.post_message(self.Changed())
+
+    def find_step(self, step: int) -> None:
+        """Go to the next (1) or the previous (-1) line that was found, around the ends."""
+        if self.hits:
+            self.hit = (self.hit + step) % len(self.hits)
+            self._show_hit()
+            self.refresh()
+            self.post_message(self.Changed())
+
+    def _search(self, keep: bool) -> None:
+        current = self.hits[self.hit] + self.shown.dropped if keep and self.hit < len(self.hits) else None
+        needle = self.needle.lower()
+        self.hits = [i for i, line in enumerate(self.lines) if needle in line.lower()] if needle else []
+        if current is not None and self.hits:
+            self.hit = min(range(len(self.hits)), key=lambda i: abs(self.hits[i] + self.shown.dropped - current))
+        else:
+            self.hit = 0
+
+    def _show_hit(self) -> None:
+        if self.follow:
+            self.follow = False
+        self.scroll_to(y=max(self.hits[self.hit] - self.size.height // 2, 0), animate=False, force=True)
+
+    # drawing
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        offset_x, offset_y = self.scroll_offset
+        base = self.rich_style
+        index = offset_y + y
+        if index >= len(self.lines):
+            if not self.lines and y == 0 and self.empty:
+                dim = self.get_component_rich_style("log--empty", partial=True)
+                return Strip([Segment(self.empty, base + dim)]).adjust_cell_length(width, base)
+            return Strip.blank(width, base)
+        line = self.lines[index]
+        style = base
+        if _TROUBLE.search(line):
+            style = base + self.get_component_rich_style("log--trouble", partial=True)
+        elif _WARNING.search(line):
+            style = base + self.get_component_rich_style("log--warning", partial=True)
+        strip = Strip(self._segments(line, index, style))
+        return strip.crop(offset_x, offset_x + width).extend_cell_length(width, base)
+
+    def _segments(self, line: str, index: int, style: Style) -> list[Segment]:
+        needle, lower = self.needle.lower(), line.lower()
+        if not needle or needle not in lower or len(lower) != len(line):
+            return [Segment(line, style)]
+        current = self.hits and self.hits[self.hit] == index
+        mark = style + self.get_component_rich_style("log--current" if current else "log--hit", partial=True)
+        parts, at = [], 0
+        while (found := lower.find(needle, at)) >= 0:
+            parts += [Segment(line[at:found], style), Segment(line[found : found + len(needle)], mark)]
+            at = found + len(needle)
+        return [part for part in [*parts, Segment(line[at:], style)] if part.text]

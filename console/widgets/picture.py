@@ -1,0 +1,34 @@
+"""A picture in the terminal. Importing this asks the terminal what it can show, so it must happen before the app runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from textual_image.renderable import Image as BestRenderable
+from textual_image.renderable import UnicodeImage as PlainRenderable
+from textual_image.widget import HalfcellImage
+from textual_image.widget import Image as BestImage
+
+LONGEST_SIDE = 1024
+"""Pixels; a terminal shows no more, and scaling a photograph anew at each repaint would be slow."""
+MOST_PIXELS = 200_000_000
+
+# without a terminal of its own (tests, a browser tab) the best that is offered is plain characters: half cells have colour
+PictureWidget = HalfcellImage if BestRenderable is PlainRenderable else BestImage
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture, upright, RGB, small enough to be drawn often. Blocking. Raises ValueError with one line."""
+    try:
+        with Image.open(Path(path)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{path}: {image.width}x{image.height} pixels, too large to show")
+            image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is not there any more") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be shown ({error})") from None
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return small

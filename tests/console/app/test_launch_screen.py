@@ -1,0 +1,202 @@
+"""Screen 2: from a form to a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+from PIL import Image
+from textual.widgets import Tabs
+
+from console.messages import PlanChecked
+from console.runs import launch
+from console.widgets.optionform import OptionForm
+from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
+
+
+async def at_launch(pilot):
+    await press(pilot, "2")
+    await until(pilot, lambda: pilot.app.screen.form is not None and pilot.app.screen.plan is not None)
+    return pilot.app.screen
+
+
+async def choose(pilot, kind):
+    screen = pilot.app.screen
+    screen.query_one(Tabs).active = f"kind-{kind}"
+    await until(pilot, lambda: screen.kind == kind and screen.form is not None and screen.plan.kind == kind)
+
+
+@pytest.mark.parametrize("size, theme", LOOKS)
+def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        for kind in ("prepare", "convert", "compare", "finetune"):
+            await choose(pilot, kind)
+            screen.form.focus_first()
+            await looked(pilot)
+            text = text_of(pilot.app)
+            assert "Will it run?" in text and "required" in text and f"$ qwen3vl {kind}" in text
+            assert "This option" in text and "✗ " in text
+        await press(pilot, "ctrl+g")
+        assert "--load: required" in said(pilot.app) and store.store.list() == []
+
+    driven(scene, store.app(), size, theme)
+
+
+def test_the_command_and_the_rule_follow_every_key(store, tmp_path):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        screen.form.fill({"load": str(tmp_path), "train_data": str(tmp_path)})
+        await until(pilot, lambda: screen.verdict)
+        assert "no config.json in it" in screen.verdict and "✗" in text_of(pilot.app)
+        screen.form.query_one("#o-lr").focus()
+        await press(pilot, "end", "0", "0", "g", "y")
+        assert screen.plan.problem == "--lr 1e-0500gy: must be a number"
+        await press(pilot, "backspace", "backspace")
+        assert screen.plan.problem == "" or "--lr" in screen.plan.problem or "--min-lr" in screen.plan.problem
+        screen.form.fill({"lr": 3e-5})
+        await looked(pilot)
+        assert "--lr 3e-05" in screen.plan.command
+        await press(pilot, "escape", "y")
+        assert pilot.app.clipboard == screen.plan.command
+        await press(pilot, "d")
+        assert "--lr" not in screen.plan.command
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_what_was_typed_is_kept_while_other_kinds_are_looked_at(store):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        screen.form.fill({"load": "mine", "precision": "fp16", "sequence_parallel": True})
+        await press(pilot, "escape", "k")
+        await until(pilot, lambda: screen.kind == "compare" and screen.form is not None)
+        await choose(pilot, "finetune")
+        texts = screen.form.texts()
+        assert (texts["load"], texts["precision"], texts["sequence_parallel"]) == ("mine", "fp16", True)
+        assert "--precision fp16" in screen.plan.command
+
+    driven(scene, store.app())
+
+
+def test_a_workspace_fills_the_forms(store, tmp_path):
+    paths = {"base": "/w/base", "train_json": "/w/train.json", "data": "/w/data", "base_mcore": "/w/mcore"}
+    values = paths | {"finetune": {"lr": 0.001, "min_lr": 0}}
+    (tmp_path / "workspace.json").write_text(json.dumps(values))
+
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        assert "--load /w/mcore --train-data /w/data" in screen.plan.command and "--lr 0.001" in screen.plan.command
+        await choose(pilot, "convert")
+        assert screen.plan.command == "qwen3vl convert /w/base /w/mcore"
+
+    driven(scene, store.app(tmp_path))
+
+
+def test_a_real_prepare_runs_and_is_watched(store, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    records = []
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 90, 30)).save(pictures / f"{i}.png")
+        talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A colour."}]
+        records.append({"id": str(i), "image": f"pictures/{i}.png", "conversations": talk})
+    (tmp_path / "captions.json").write_text(json.dumps(records))
+
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        await choose(pilot, "prepare")
+        screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data"), "split": "1,1,0"})
+        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await press(pilot, "ctrl+g")
+        await until(pilot, lambda: pilot.app.current_mode == "monitor")
+        run = store.store.get(1)
+        await until(pilot, lambda: not run.alive, "the run's end")
+        assert run.status == "done", run.log.read_text()
+        assert (tmp_path / "data" / ".nv-meta").is_dir()
+        await until(pilot, lambda: "✓ done" in text_of(pilot.app))
+        assert "0001-prepare" in text_of(pilot.app) and "output.log" in text_of(pilot.app)
+
+    driven(scene, store.app())
+
+
+def test_a_run_that_cannot_start_is_one_line(store, tmp_path, monkeypatch):
+    def broken(run):
+        raise launch.WorkError(f"run {run.id}: no room")
+
+    monkeypatch.setattr(launch, "start", broken)
+    (tmp_path / "captions.json").write_text("[]")
+
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        await choose(pilot, "prepare")
+        screen.form.fill({"source": str(tmp_path / "captions.json"), "to": "data"})
+        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await press(pilot, "escape", "g")
+        await until(pilot, lambda: "no room" in said(pilot.app))
+        assert pilot.app.current_mode == "launch"
+
+    driven(scene, store.app())
+
+
+def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(run):
+        begun.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr(launch, "start", slow)
+    (tmp_path / "captions.json").write_text("[]")
+
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        await choose(pilot, "prepare")
+        screen.form.fill({"source": str(tmp_path / "captions.json"), "to": "data"})
+        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await pilot.press("ctrl+g", "ctrl+g")
+        await asyncio.to_thread(begun.wait, 30)
+        await pilot.press("ctrl+g")
+        go.set()
+        await until(pilot, lambda: pilot.app.current_mode == "monitor")
+        assert [run.id for run in store.store.list()] == ["0001-prepare"]
+
+    driven(scene, store.app())
+
+
+def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("console.screens.launch.check_here", lambda kind, options: (f"{options.source} is wrong", ""))
+
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        await choose(pilot, "convert")
+        screen.form.fill({"source": "old", "target": "t"})
+        await until(pilot, lambda: screen.verdict == "old is wrong")
+        screen.form.fill({"source": "new"})
+        assert screen.query_one(OptionForm) is screen.form
+        await until(pilot, lambda: screen.verdict == "new is wrong")
+        screen.post_message(PlanChecked(screen.revision - 1, "stale", ""))
+        await looked(pilot)
+        assert screen.verdict == "new is wrong"
+
+    driven(scene, store.app())
+
+
+def test_switches_and_choices_work_by_key(store):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        screen.form.fill({"load": "base", "train_data": "data"})
+        screen.form.query_one("#o-sequence_parallel").focus()
+        await press(pilot, "enter")
+        assert "--sequence-parallel" in screen.plan.command and "needs --tp above 1" in screen.plan.problem
+        screen.form.query_one("#o-precision").focus()
+        await press(pilot, "enter", "down", "enter")
+        assert "--precision fp16" in screen.plan.command
+        await press(pilot, "down")
+        assert screen.form.focused_option.name != "precision"
+
+    driven(scene, store.app(), LARGE)
+
+

@@ -1,0 +1,198 @@
+"""Numbers to dots: nothing that was measured gets lost on the way."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from console.widgets.raster import DOTS, Points, Smoother, log_ticks, rasterize, reduce, sparkline, ticks
+from console.widgets.words import number, one_line, printable, span, tick
+
+WIDTH, HEIGHT = 30, 8
+
+
+def dots(bits: np.ndarray) -> np.ndarray:
+    """[4 h, 2 w] booleans of braille bits [h, w]."""
+    height, width = bits.shape
+    return ((bits[:, None, :, None] & DOTS[None, :, None, :]) > 0).reshape(height * 4, width * 2)
+
+
+def drawn(x, y, *, view=None, span_y=None, log=False, width=WIDTH, height=HEIGHT):
+    """(dots, columns) of a series over its whole length."""
+    points = Points.of(np.asarray(x), np.asarray(y, float), log)
+    x0, x1 = view or (float(x[0]), float(x[-1]))
+    columns = reduce(points, x0, x1, 2 * width)
+    y0, y1 = span_y or columns.span or (0.0, 1.0)
+    return dots(rasterize(columns, width, height, y0, y1 if y1 > y0 else y0 + 1)), columns
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 4000), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=6), st.integers(0, 99))
+def test_every_spike_is_kept_whatever_the_length(length, places, seed):
+    y = np.random.default_rng(seed).normal(1.0, 0.01, length)
+    spikes = sorted({int(place * length) for place in places})
+    y[spikes] = 9.0
+    x = np.arange(length)
+    picture, _ = drawn(x, y, span_y=(0.0, 9.0))
+    top = picture[0]
+    for spike in spikes:
+        column = min(int(spike / (length - 1) * 2 * WIDTH), 2 * WIDTH - 1)
+        assert top[max(column - 1, 0) : column + 2].any()
+
+
+def test_a_million_points_keep_one_low_and_one_high():
+    y = np.ones(1_000_000)
+    y[123_456], y[777_777] = 0.0, 2.0
+    picture, columns = drawn(np.arange(len(y)), y)
+    assert columns.span == (0.0, 2.0)
+    assert picture[-1].sum() == 1 and picture[0].sum() == 1
+
+
+def test_nan_is_a_gap_and_not_a_bridge():
+    y = np.concatenate([np.full(100, 1.0), np.full(100, np.nan), np.full(100, 1.0)])
+    picture, _ = drawn(np.arange(300), y, span_y=(0.0, 2.0))
+    filled = picture.any(axis=0)
+    assert not filled[21:40].any()
+    assert filled[:19].all() and filled[41:].all()
+
+
+def test_a_single_missing_value_between_two_far_points_breaks_the_line():
+    joined, _ = drawn([0, 1, 2], [1.0, 1.0, 1.0], span_y=(0.0, 2.0))
+    broken, _ = drawn([0, 1, 2], [1.0, math.nan, 1.0], span_y=(0.0, 2.0))
+    assert joined.any(axis=0).all()
+    assert broken.any(axis=0).sum() == 2
+
+
+def test_a_column_of_a_nan_and_a_number_shows_the_number():
+    y = np.ones(1000)
+    y[::2] = np.nan
+    picture, _ = drawn(np.arange(1000), y, span_y=(0.0, 2.0))
+    assert picture.any(axis=0).all()
+
+
+def test_few_points_are_joined_by_a_line_without_holes():
+    picture, _ = drawn([0, 10], [0.0, 5.0])
+    assert picture.any(axis=0).all()
+    rows = [np.flatnonzero(column) for column in picture.T]
+    assert rows[0].max() == HEIGHT * 4 - 1 and rows[-1].min() == 0
+    for left, right in pairwise(rows):
+        assert right.min() <= left.max() + 1 and left.min() <= right.max() + 1
+
+
+def test_a_steep_step_has_no_hole():
+    picture, _ = drawn(np.arange(60), np.r_[np.zeros(30), np.full(30, 7.0)])
+    assert picture.any(axis=1).all()
+
+
+def test_a_line_that_only_crosses_the_view_is_seen():
+    picture, columns = drawn([0, 100], [0.0, 10.0], view=(40.0, 60.0))
+    assert picture.any(axis=0).all()
+    assert columns.span == pytest.approx((4.0, 6.0))
+
+
+def test_a_view_shows_the_lines_that_enter_and_leave_it():
+    x = np.arange(0, 101, 10)
+    picture, _ = drawn(x, np.ones(11), view=(35.0, 65.0), span_y=(0.0, 2.0))
+    assert picture.any(axis=0).all()
+
+
+def test_one_point_is_one_dot():
+    points = Points.of(np.array([5]), np.array([2.0]))
+    picture = dots(rasterize(reduce(points, 4.0, 6.0, 2 * WIDTH), WIDTH, HEIGHT, 1.0, 3.0))
+    assert picture.sum() == 1
+
+
+@pytest.mark.parametrize("y", [[], [math.nan], [math.nan, math.nan]])
+def test_nothing_measured_draws_nothing(y):
+    points = Points.of(np.arange(len(y)), np.array(y, float))
+    columns = reduce(points, 0.0, 1.0, 2 * WIDTH)
+    assert columns.span is None
+    assert not rasterize(columns, WIDTH, HEIGHT, 0.0, 1.0).any()
+
+
+def test_a_constant_series_is_a_level_line():
+    picture, _ = drawn(np.arange(500), np.full(500, 3.0), span_y=(2.0, 4.0))
+    assert picture.any(axis=1).sum() == 1 and picture.any(axis=0).all()
+
+
+def test_the_logarithmic_axis_makes_a_decay_straight_and_drops_what_is_not_positive():
+    x = np.arange(200)
+    y = 10.0 ** (-x / 50)
+    points = Points.of(x, y, log=True)
+    assert points.y == pytest.approx(-x / 50)
+    y[50:60] = 0.0
+    y[60] = -1.0
+    assert len(Points.of(x, y, log=True).y) == 189
+    assert Points.of(x, y, log=True).segment[-1] == 11
+
+
+def test_the_average_is_that_of_the_plain_recurrence_also_over_nan_and_in_pieces():
+    random = np.random.default_rng(3)
+    y = random.normal(2, 1, 5000)
+    y[random.random(5000) < 0.02] = np.nan
+    for weight in (0.6, 0.9, 0.99):
+        mean = mass = 0.0
+        expected = []
+        for value in y:
+            if math.isfinite(value):
+                mean, mass = weight * mean + (1 - weight) * value, weight * mass + (1 - weight)
+                expected.append(mean / mass)
+            else:
+                expected.append(math.nan)
+        whole, pieces = Smoother(weight), Smoother(weight)
+        whole.extend(y)
+        for part in np.split(y, [1, 2, 700, 701, 4000]):
+            pieces.extend(part)
+        np.testing.assert_allclose(whole.values, expected, rtol=1e-9)
+        np.testing.assert_allclose(pieces.values, expected, rtol=1e-9)
+
+
+def test_the_average_begins_at_the_first_value_without_bias():
+    average = Smoother(0.99)
+    average.extend(np.array([4.0, 4.0, 4.0]))
+    assert average.values == pytest.approx([4.0, 4.0, 4.0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 20))
+def test_ticks_are_round_inside_and_not_too_many(low, width, count):
+    assume(width > 1e-9 * abs(low))  # else neighbouring ticks are the same float
+    found = ticks(low, low + width, count)
+    assert len(found) <= 2 * count + 2
+    assert all(low - width * 1e-6 <= v <= low + width * (1 + 1e-6) for v in found)
+    if len(found) > 1:
+        step = found[1] - found[0]
+        mantissa = step / 10 ** math.floor(math.log10(step) + 1e-6)
+        assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-2
+
+
+def test_ticks_of_a_logarithmic_axis():
+    assert log_ticks(-6.0, -4.0, 5) == pytest.approx([1e-6, 1e-5, 1e-4])
+    assert log_ticks(0.0, 1.0, 4) == pytest.approx([1, 2, 5, 10])
+    assert len(log_ticks(0.0, 0.01, 4)) >= 2
+    assert ticks(1.0, 1.0, 4) == [1.0]
+
+
+def test_sparkline():
+    assert sparkline(np.array([]), 8) == ""
+    assert sparkline(np.array([math.nan, 1.0]), 8) == "▄"
+    assert sparkline(np.arange(8), 8) == "▁▂▃▄▅▆▇█"
+    assert len(sparkline(np.random.default_rng(0).random(1000), 12)) == 12
+
+
+def test_numbers_and_times_are_short():
+    assert [number(v) for v in (1.2144, 0.01234, 1e-5, 41234.0, None, math.nan, 0.0)] == [
+        "1.214", "0.01234", "1e-5", "41.2k", "–", "nan", "0",
+    ]  # fmt: skip
+    assert [span(v) for v in (3, 119, 7300, 200000, None)] == ["3s", "1m", "2h", "2d", "–"]
+    assert [tick(v, 0.5) for v in (0, 0.5, 1.0)] == ["0", "0.5", "1.0"]
+
+
+def test_control_characters_never_reach_the_terminal():
+    assert one_line("a\x1b[31m\nb\t\x07c") == "a [31m b c"
+    assert "\x1b" not in printable("x\x1b]0;title\x07\ny") and "\n" in printable("x\ny")

@@ -1,0 +1,163 @@
+"""Screen 1: the table of runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from console.runs import launch
+from console.screens.runs import RunTable
+from tests.console.app.driving import LARGE, LOOKS, SLEEPER, driven, press, said, text_of, until
+
+
+@pytest.mark.parametrize("size, theme", LOOKS)
+def test_every_run_is_a_row_with_state_steps_loss_curve_and_age(store, size, theme):
+    store.ended(store.finetune("short captions", 100, 100))
+    store.ended(store.finetune("broken", 3, 100), "failed", 1, "ended by SIGKILL")
+    store.finetune("live", 40, 100, SLEEPER)
+
+    async def scene(pilot):
+        await until(pilot, lambda: "▶" in text_of(pilot.app))
+        text = text_of(pilot.app)
+        rows = {line.split()[1]: line for line in reversed(text.splitlines()) if len(line.split()) > 1}
+        assert "40/100" in rows["0003-live"] and "▶" in rows["0003-live"] and "finetune" in rows["0003-live"]
+        assert "✓" in rows["0001-short-captions"] and "100/100" in rows["0001-short-captions"] and "1.02" in rows["0001-short-captions"]
+        assert any(block in rows["0001-short-captions"] for block in "▁▂█")
+        assert "✗" in rows["0002-broken"]
+        assert "● 1 live" in text and "no checkpoint yet" in text
+        assert ("failed 1" in text) == (size == LARGE)
+        assert all(len(line.rstrip()) <= size[0] for line in text.splitlines())
+
+    driven(scene, store.app(), size, theme)
+
+
+def test_an_empty_store_says_what_to_do_next(store):
+    async def scene(pilot):
+        text = text_of(pilot.app)
+        assert "No run yet" in text and "2" in text and str(store.root)[-20:] in text
+        await press(pilot, "enter", "x", "c", "y", "r")
+        assert "there is no run here" in said(pilot.app)
+        await press(pilot, "2")
+        assert pilot.app.current_mode == "launch"
+
+    driven(scene, store.app())
+
+
+def test_new_runs_and_new_steps_appear_and_the_cursor_stays_on_its_run(store):
+    run = store.finetune("first", 10, 100, SLEEPER)
+    store.ended(store.finetune("second"))
+
+    async def scene(pilot):
+        screen = pilot.app.screen
+        await press(pilot, "down")
+        assert screen.chosen_id == run.id
+        store.metrics(run, 55, 100)
+        await until(pilot, lambda: "55/100" in text_of(pilot.app))
+        store.ended(store.finetune("third"))
+        await until(pilot, lambda: "0003-third" in text_of(pilot.app))
+        assert screen.chosen_id == run.id
+        launch.stop(run)
+        await until(pilot, lambda: "■" in text_of(pilot.app))
+        assert "○ 0 live" in text_of(pilot.app)
+
+    driven(scene, store.app())
+
+
+def test_the_filter_narrows_types_slashes_and_goes_again(store):
+    store.ended(store.finetune("one"))
+    store.ended(store.finetune("two"), "failed", 1)
+
+    async def scene(pilot):
+        screen = pilot.app.screen
+        await press(pilot, "slash", *"failed")
+        assert [row.id for row in screen.rows] == ["0002-two"]
+        await press(pilot, "enter")
+        assert screen.query_one(RunTable).has_focus
+        await press(pilot, "slash", *"/x1")
+        assert screen.query_one("#filter").value == "failed/x1" and screen.rows == []
+        assert "No run of 2 passes" in text_of(pilot.app)
+        await press(pilot, "escape")
+        assert len(screen.rows) == 2 and screen.query_one(RunTable).has_focus
+
+    driven(scene, store.app())
+
+
+def test_stopping_asks_first_and_names_the_run_and_its_checkpoint(store):
+    run = store.finetune("precious", 40, 100, SLEEPER)
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30")
+
+    async def scene(pilot):
+        await press(pilot, "x")
+        text = text_of(pilot.app)
+        assert "Stop 0001-precious?" in text and "checkpoint of step 30" in text and "step 40 of 100" in text
+        await press(pilot, "enter")  # the way out has the focus
+        assert run.alive and "Stop 0001" not in text_of(pilot.app)
+        await press(pilot, "x", "escape")
+        assert run.alive
+        await press(pilot, "x", "y")
+        await until(pilot, lambda: run.status == "stopped", "stopped")
+        await until(pilot, lambda: "■" in text_of(pilot.app))
+        await press(pilot, "x")
+        assert "stopped already; nothing to stop" in said(pilot.app)
+
+    driven(scene, store.app())
+
+
+def test_a_stopped_run_is_resumed_and_a_done_one_is_refused_in_one_line(store):
+    run = store.finetune("again", 5, 100, "import time; time.sleep(600)")
+    launch.stop(run)
+    launch.wait(run, 30)
+    store.ended(store.finetune("done"))
+
+    async def scene(pilot):
+        await press(pilot, "r")
+        await until(pilot, lambda: "nothing to go on with" in said(pilot.app))
+        await press(pilot, "down", "r")
+        await until(pilot, lambda: run.status == "running")
+        await until(pilot, lambda: "goes on" in said(pilot.app))
+
+    driven(scene, store.app())
+
+
+def test_copy_clone_and_open(store):
+    store.ended(store.finetune("original", 10, 100, lr=3e-5))
+
+    async def scene(pilot):
+        app = pilot.app
+        await press(pilot, "y")
+        assert app.clipboard.startswith("qwen3vl finetune --load ") and "--lr 3e-05" in app.clipboard
+        await press(pilot, "c")
+        await until(pilot, lambda: app.screen.form is not None and app.screen.plan is not None)
+        assert app.current_mode == "launch" and app.screen.plan.command == app.clipboard
+        await press(pilot, "escape", "1", "enter")
+        assert app.current_mode == "monitor" and app.screen.run_id == "0001-original"
+
+    driven(scene, store.app())
+
+
+def test_a_run_whose_plan_is_damaged_cannot_be_cloned_and_is_shown(store):
+    run = store.ended(store.finetune("odd"))
+    (run.path / "plan.json").write_text("{}")
+
+    async def scene(pilot):
+        await press(pilot, "c")
+        assert "nothing to clone" in said(pilot.app)
+        await press(pilot, "enter")
+        assert pilot.app.current_mode == "monitor"
+
+    driven(scene, store.app())
+
+
+def test_resizing_changes_the_columns_and_keeps_the_cursor(store):
+    for name in ("one", "two", "three"):
+        store.ended(store.finetune(name))
+
+    async def scene(pilot):
+        await press(pilot, "down", "down")
+        await pilot.resize_terminal(*LARGE)
+        await until(pilot, lambda: "last line" in text_of(pilot.app))
+        assert pilot.app.screen.chosen_id == "0001-one"
+        await pilot.resize_terminal(40, 10)
+        await until(pilot, lambda: "last line" not in text_of(pilot.app))
+
+    driven(scene, store.app())

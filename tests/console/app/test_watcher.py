@@ -1,0 +1,181 @@
+"""What the screens know of the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from console.runs import launch
+from console.screens import watch
+from console.screens.feed import CaptionFeed, MonitorFeed
+from console.screens.runs import matches
+from console.screens.watch import StoreWatcher
+from tests.console.app.driving import SLEEPER, loss
+
+
+def test_a_row_says_what_a_run_is_and_how_far(store):
+    run = store.ended(store.finetune(steps=40, total=100), "stopped", 143)
+    (run.path / "checkpoints").mkdir()
+    (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30\n")
+    row = StoreWatcher(store.root).look().get(run.id)
+    assert (row.kind, row.status, row.exit_code, row.step, row.total) == ("finetune", "stopped", 143, 40, 100)
+    assert row.loss == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == watch.SPARK_CELLS
+    assert row.checkpoint == "checkpoint of step 30" and row.last_line.startswith("step 40/100")
+    assert row.command.startswith("qwen3vl finetune --load ") and "--train-iters 100" not in row.command
+    assert row.eta is None and 0 < row.age(row.ended + 50) <= 50
+
+
+def test_a_live_run_has_a_pace_and_a_time_to_go(store):
+    run = store.finetune(steps=40, total=100, code=SLEEPER)
+    row = StoreWatcher(store.root).look().get(run.id)
+    assert row.alive and row.step_seconds == pytest.approx(2.0) and row.eta == pytest.approx(120.0)
+
+
+def test_the_pace_is_that_of_the_last_attempt(store):
+    run = store.ended(store.finetune(steps=10))
+    with open(run.metrics, "a") as file:
+        for step in range(5, 9):
+            file.write(json.dumps({"kind": "train", "step": step, "time": 9000.0 + 4 * step, "loss": 1.0}) + "\n")
+    assert StoreWatcher(store.root).look().rows[0].step_seconds == pytest.approx(4.0)
+
+
+def test_an_evaluation_that_lies_far_back_is_not_forgotten(store):
+    run = store.ended(store.finetune(steps=3))
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"kind": "eval", "step": 3, "loss": 1.5}) + "\n")
+        for step in range(4, 2000):
+            file.write(json.dumps({"kind": "train", "step": step, "time": 1.0 * step, "loss": 1.0}) + "\n")
+    row = StoreWatcher(store.root).look().rows[0]
+    assert row.latest["eval"]["loss"] == 1.5 and row.latest["train"]["step"] == row.step == 1999
+
+
+def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(store):
+    first, second = store.ended(store.finetune("one")), store.ended(store.finetune("two"))
+    watcher = StoreWatcher(store.root)
+    before = watcher.look()
+    assert watcher.look().get(first.id) is before.get(first.id)
+    store.metrics(first, 50, 100)
+    assert watcher.look().get(first.id).step == 50
+    shutil.rmtree(second.path)
+    assert [row.id for row in watcher.look().rows] == [first.id]
+
+
+def test_long_metrics_are_taken_in_over_several_looks(store, monkeypatch):
+    monkeypatch.setattr(watch, "LOOK_SECONDS", -1.0)
+    run = store.ended(store.finetune(steps=40))
+    watcher = StoreWatcher(store.root)
+    assert watcher.look().rows[0].spark == "…"
+    assert watcher.look().rows[0].step == 40
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 5.0)
+    assert len(watcher.look().get(run.id).spark) == watch.SPARK_CELLS
+
+
+def test_a_damaged_run_is_a_row_and_no_crash(store):
+    good = store.ended(store.finetune())
+    bad = store.root / "0002-bad"
+    bad.mkdir()
+    (bad / "plan.json").write_text('{"kind": 7, "options": [], "command": "x"}')
+    (bad / "metrics.jsonl").write_text('nonsense\n{"kind": "train", "step": "x", "loss": [1]}\n{"kind": []}\n')
+    (bad / "output.log").write_bytes(b"\x1b[31mred\x1b[0m\r\n\xff\xfe")
+    snapshot = StoreWatcher(store.root).look()
+    assert [row.id for row in snapshot.rows] == ["0002-bad", good.id]
+    assert snapshot.rows[0].kind == "unknown" and snapshot.rows[0].status == "lost" and "\x1b" not in snapshot.rows[0].last_line
+
+
+def test_a_store_that_is_not_there_is_empty_and_one_that_is_a_file_says_so(tmp_path):
+    assert StoreWatcher(tmp_path / "none").look().rows == ()
+    (tmp_path / "file").write_text("")
+    assert "a file stands there" in StoreWatcher(tmp_path / "file").look().error
+
+
+def test_percent_of_other_runs_comes_from_their_progress_line(store):
+    run = store.other("prepare", "import time; print('prepare ━━━── 42%  12 of 30', flush=True); time.sleep(600)")
+    watcher = StoreWatcher(store.root)
+    while (row := watcher.look().get(run.id)).percent is None:
+        assert row.alive
+    assert row.percent == 0.42 and row.step is None
+
+
+def test_filter_words(store):
+    store.ended(store.finetune("Long Captions"), "failed", 1)
+    row = StoreWatcher(store.root).look().rows[0]
+    for query, passes in {
+        "": True, "long": True, "LONG failed": True, "status:fail": True, "status:done": False, "kind:fine": True, "kind:long": False,
+        "name:captions kind:finetune": True, "0001": True, "nothing": False,
+    }.items():  # fmt: skip
+        assert matches(row, query) is passes, query
+
+
+# the monitor's feed
+
+
+def test_the_feed_gives_lines_averages_metrics_events_and_the_log(store):
+    run, other = store.ended(store.finetune("one", 40)), store.ended(store.finetune("two", 60))
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"kind": "eval", "step": 40, "loss": 1.5}) + "\n")
+    feed = MonitorFeed(StoreWatcher(store.root))
+    view = feed.read(run, [other], "loss", 0.9)
+    assert [line.label for line in view.lines] == [run.id, other.id, "evaluation"]
+    np.testing.assert_allclose(view.lines[0].y, [loss(i) for i in range(1, 41)])
+    assert view.lines[0].smooth is not None and len(view.lines[0].smooth) == 40
+    assert view.metrics[:3] == ("loss", "grad_norm", "lr") and "eval/loss" not in view.metrics
+    assert view.log.lines[-1].startswith("step 40") and view.events[0]["event"] == "start"
+    assert feed.read(run, [], "lr", 0.9).lines[0].smooth is None
+
+
+def test_the_average_goes_on_with_new_steps_and_begins_again_after_a_resume(store):
+    run = store.ended(store.finetune(steps=30))
+    feed = MonitorFeed(StoreWatcher(store.root))
+    feed.read(run, [], "loss", 0.6)
+    with open(run.metrics, "a") as file:
+        for step in range(31, 36):
+            file.write(json.dumps({"kind": "train", "step": step, "loss": loss(step)}) + "\n")
+    grown = feed.read(run, [], "loss", 0.6).lines[0]
+    fresh = MonitorFeed(StoreWatcher(store.root)).read(run, [], "loss", 0.6).lines[0]
+    np.testing.assert_allclose(grown.smooth, fresh.smooth)
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"kind": "train", "step": 10, "loss": 9.0}) + "\n")
+    back = feed.read(run, [], "loss", 0.6).lines[0]
+    assert len(back.x) == len(back.smooth) == 10 and back.smooth[-1] > 3
+
+
+def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
+    monkeypatch.setattr("console.screens.feed.LOG_LINES", 10)
+    run = store.ended(store.finetune(steps=5))
+    feed = MonitorFeed(StoreWatcher(store.root))
+    assert feed.read(run, [], "loss", 0).log.dropped == 0
+    with open(run.log, "a") as file:
+        file.write("".join(f"more {i}\n" for i in range(8)))
+    view = feed.read(run, [], "loss", 0).log
+    assert len(view.lines) == 10 and view.dropped == 3
+    run.log.write_text("new\n")
+    view = feed.read(run, [], "loss", 0).log
+    assert view.lines == ("new",) and view.dropped == 0 and view.resets == 1
+
+
+def test_captions_come_as_they_are_written(store):
+    run = store.store.create("compare", {"base": "a"}, [sys.executable, "-c", "pass"])
+    feed, file = CaptionFeed(), run.path / "samples.jsonl"
+    assert feed.read(run) == ()
+    row = {"v": 1, "image": "a.jpg", "prompt": "What?", "model": "base", "text": "A", "seconds": 0.1, "done": False}
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])
+    assert feed.read(run)[0].captions["base"].text == "A"
+    file.write_text("".join(json.dumps(r) + "\n" for r in (
+        row, row | {"text": "A dog", "done": True}, row | {"model": "other"}, row | {"image": 3},
+        row | {"model": "tuned", "image": "b.jpg"},
+    )))  # fmt: skip
+    first, second = feed.read(run)
+    assert first.captions["base"].text == "A dog" and first.captions["base"].done and first.prompt == "What?"
+    assert second.image == "b.jpg" and not second.captions["tuned"].done
+
+
+def test_a_run_that_ends_is_seen_to_have_ended(store):
+    run = store.other("convert", "print('verified')")
+    watcher = StoreWatcher(store.root)
+    launch.wait(run, 30)
+    row = watcher.look().get(run.id)
+    assert row.status == "done" and row.last_line == "verified" and row.exit_code == 0

@@ -117,11 +117,11 @@ def test_logs_follows_until_the_end(store):
     followers = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [f.stdout.readline() for f in followers] == ["first\n"] * 2
     followers[0].send_signal(signal.SIGINT)
-    out, err = followers[0].communicate(timeout=20)
+    out, err = followers[0].communicate(timeout=90)
     assert followers[0].returncode == 0 and "runs logs 1 --follow shows it again" in err and "Traceback" not in err
     assert run.status == "running"
     (run.path / "go").touch()
-    out, err = followers[1].communicate(timeout=20)
+    out, err = followers[1].communicate(timeout=90)
     assert (followers[1].returncode, out, err) == (0, "gone on\n", "run 0001-job: done\n")
 
 
@@ -180,7 +180,7 @@ def test_ctrl_c_in_the_foreground_stops_the_run(store):
     while screen.stdout.readline() != "up\n":
         pass
     screen.send_signal(signal.SIGINT)
-    out, err = screen.communicate(timeout=20)
+    out, err = screen.communicate(timeout=90)
     assert screen.returncode == 130 and "asked to stop" in out and "run 0001-job: stopped in 0:0" in err
     assert run.status == "stopped"
 

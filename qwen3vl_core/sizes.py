@@ -80,6 +80,13 @@ class Architecture:
             text, vision = config["text_config"], config["vision_config"]
             # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+            # and num_local_experts for num_experts
+            experts = text.get("num_experts") or text.get("num_local_experts") or 0
+            if experts and (text.get("mlp_only_layers") or text.get("decoder_sparse_step", 1) != 1):
+                raise RequestError(
+                    f"{where}: mlp_only_layers or decoder_sparse_step makes some layers dense; a model with experts must have them "
+                    "in every layer; choose a published Qwen3-VL checkpoint"
+                )
             return cls(
                 num_layers=text["num_hidden_layers"],
                 hidden_size=text["hidden_size"],
@@ -97,7 +104,7 @@ class Architecture:
                 video_token_id=config["video_token_id"],
                 vision_start_token_id=config["vision_start_token_id"],
                 vision_end_token_id=config["vision_end_token_id"],
-                num_experts=text.get("num_experts", 0) or 0,
+                num_experts=experts,
                 experts_per_token=text.get("num_experts_per_tok", 0) or 0,
                 expert_ffn_hidden_size=text.get("moe_intermediate_size", 0) or 0,
                 router_aux_loss_coef=text.get("router_aux_loss_coef", 0.0) or 0.0,

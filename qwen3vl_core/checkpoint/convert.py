@@ -3,42 +3,85 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from qwen3vl_core.checkpoint.hf import Planned, copy_side_files, write_safetensors
+from qwen3vl_core.checkpoint.hf import copy_side_files
+from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
 from qwen3vl_core.checkpoint.names import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.source import Source, describe, open_source
-from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER, RegionWriter
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import check_target, folder_made_whole, need_space
+from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes
+from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
+from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
+from qwen3vl_core.checkpoint.verify import compare, forward_parity
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import check_target, folder_made_whole, need_space, write_text
 from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.progress import Progress, duration, quantity
 from qwen3vl_core.sizes import check_size
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 OVERHEAD_BYTES = 4_000_000
 
 
-def cast(tensor: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
-    """The tensor in `dtype`. Raises WorkError where a finite number does not fit into fp16."""
-    if dtype is None or tensor.dtype == dtype or tensor.dtype not in FLOATS:
-        return tensor
-    made = tensor.to(dtype)
-    if dtype is torch.float16 and bool((~made.isfinite() & tensor.isfinite()).any()):
-        raise WorkError(f"{where}: holds numbers beyond fp16's 65504; use --dtype bf16")
-    return made
+@dataclass
+class Report:
+    """What a conversion did; `--report` writes it as JSON."""
+
+    source: str
+    target: str
+    source_kind: str
+    target_kind: str
+    model: str
+    iteration: int
+    layout: str
+    """Of the Megatron checkpoint's mergers, whichever side it is on."""
+    dtypes: list[str]
+    tensors: int
+    """In Hugging Face's names."""
+    bytes: int = 0
+    seconds: float = 0.0
+    """Of reading and writing, without the verification."""
+    not_finite: dict[str, int] = field(default_factory=dict)
+    """Tensors that hold NaN or infinity, and how many of them."""
+    verified: int | None = None
+    """Tensors read again and found bitwise equal; None: not asked for."""
+    forward: dict | None = None
+    """`equal`, `logits` and `precision`, or `skipped` with the reason; None: not asked for."""
+
+    def as_json(self) -> str:
+        rate = self.bytes / self.seconds if self.seconds else 0.0
+        return json.dumps({"v": 1} | vars(self) | {"bytes_per_second": round(rate)}, indent=2) + "\n"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The short table that a person reads."""
+        hf, megatron = "Hugging Face", "Megatron torch_dist"
+        direction = f"{hf} -> {megatron}" if self.target_kind == "megatron" else f"{megatron} -> {hf}"
+        read_again = f"; {self.verified} read again, bitwise equal" if self.verified is not None else ""
+        rows = [
+            ("direction", direction),
+            ("model", self.model + (f", iteration {self.iteration}" if self.iteration else "")),
+            ("tensors", f"{self.tensors}, each used once{read_again}"),
+            ("precision", ", ".join(self.dtypes)),
+        ]
+        if self.target_kind == "megatron":
+            rows.append(("layout", self.layout))
+        if self.not_finite:
+            worst = max(self.not_finite, key=self.not_finite.get)
+            rows.append(("NaN", f"{sum(self.not_finite.values())} numbers in {len(self.not_finite)} tensors, most in {worst}"))
+        if self.forward is not None:
+            rows.append(("forward", self.forward.get("skipped") or f"{self.forward['logits']} logits of one picture, bitwise equal"))
+        rows.append(("written", f"{self.target} ({quantity(self.bytes, 'B')} in {duration(self.seconds)})"))
+        return rows
 
 
-def written_dtype(source: Source, region: Region, dtype: torch.dtype | None) -> torch.dtype:
-    there = source.dtype_of(region)
-    return dtype if dtype is not None and there in FLOATS else there
+def written_dtype(source: Source, region: Region, dtype: torch.dtype | None, tensor: int = 0) -> torch.dtype:
+    return dtype or source.dtype_of(region, tensor)
 
 
 def total_bytes(source: Source, table: list[Region], dtype: torch.dtype | None) -> int:
@@ -50,7 +93,7 @@ def one_dtype_a_tensor(source: Source, table: list[Region], dtype: torch.dtype |
     """Raises RequestError when the layers of one Megatron tensor, stacked, would disagree in dtype."""
     seen: dict[str, torch.dtype] = {}
     for region in table:
-        here = {written_dtype(source, region, dtype)} | ({source.hf.entries[n].dtype for n in region.hf} if dtype is None and source.hf else set())
+        here = {written_dtype(source, region, dtype, i) for i in range(len(region.hf))}
         first = seen.setdefault(region.key, next(iter(here)))
         if here != {first}:
             raise RequestError(
@@ -66,82 +109,93 @@ def megatron_common(source: Source) -> dict:
         tensor_model_parallel_size=1, pipeline_model_parallel_size=1, num_layers=a.num_layers, hidden_size=a.hidden_size,
         num_attention_heads=a.num_heads, num_query_groups=a.num_kv_heads, kv_channels=a.head_dim, ffn_hidden_size=a.ffn_hidden_size,
         padded_vocab_size=a.vocab_size, untie_embeddings_and_output_weights=not a.tied, use_dist_ckpt=True, dist_ckpt_format="torch_dist",
+        num_experts=a.num_experts or None, moe_router_topk=a.experts_per_token, moe_ffn_hidden_size=a.expert_ffn_hidden_size or None,
+        expert_model_parallel_size=1,
     )  # fmt: skip
     return {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
 
 
-def write_megatron(source: Source, folder: Path, layout: Layout, dtype: torch.dtype | None) -> int:
+def _in_file_order(source: Source, tasks: list[tuple]) -> list[tuple]:
+    """Tasks that begin with a region, in the order in which a Hugging Face source holds them: a disk is read forwards."""
+    if not source.hf:
+        return tasks
+
+    def place(task: tuple) -> tuple[str, int]:
+        region = task[0]
+        entry = source.hf.entries[region.hf[0]]
+        size = (entry.end - entry.start) // region.stack if region.stack else 0
+        return entry.file.name, entry.start + size * (region.at or 0)
+
+    return sorted(tasks, key=place)
+
+
+def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster) -> int:
     """Write a `release` checkpoint and its side files into `folder`. Returns the bytes of its tensors."""
     table = source.regions(layout)
     # a Megatron source keeps its own names; regions of both layouts come in the same order
     own = source.regions() if source.megatron else table
-    copy_side_files(source.side, folder, dtype)
-    with RegionWriter(folder / RELEASE) as writer, Progress("convert", total_bytes(source, own, dtype), "B") as progress:
+    with RegionWriter(folder / RELEASE) as writer, Progress("convert", total_bytes(source, own, caster.dtype), "B") as progress:
+        tasks = []
         for region, there in zip(table, own, strict=True):
-            box = cast(source.read_box(there), dtype, region.hf[0]).reshape(region.size)
-            writer.write(region.key, region.global_shape, region.offset, box)
-            progress.update(box.nbytes, region.key.rsplit(".", 2)[-2])
-        for key, index, count in extra_states(source.architecture, layout):
-            writer.write_object(key, index, count, None)
+            dtype = written_dtype(source, there, caster.dtype)
+            tasks.append((there, writer.add(region.key, region.global_shape, region.offset, region.size, dtype)))
+        for state in extra_states(source.architecture, layout):
+            writer.add_empty(*state)
+
+        def write(task: tuple, worker: Worker) -> None:
+            region, box = task
+            at = 0
+            for values, parts in box_blocks(source, region, worker.buffers):
+                data = raw_bytes(caster(values, parts, worker.buffers))
+                writer.write(box, at, data)
+                at += len(data)
+                worker.advance(len(data), region.key.rsplit(".", 2)[-2])
+            assert at == box.record.data_bytes, region
+
+        in_parallel(_in_file_order(source, tasks), write, progress)
         writer.finish(megatron_common(source))
+    copy_side_files(source.side, folder, caster.dtype)
     # last: a folder without it is no checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")
     return writer.bytes
 
 
-def hf_order(table: list[Region]) -> list[tuple[Region, int]]:
-    """(region, which of its tensors), in the order of the regions: those of one region are read together."""
-    return [(region, i) for region in table for i in range(len(region.hf))]
-
-
-def write_hf(source: Source, folder: Path, dtype: torch.dtype | None) -> int:
+def write_hf(source: Source, folder: Path, caster: Caster) -> int:
     """Write safetensors and the side files into `folder`. Returns the bytes of its tensors."""
-    table = source.regions()
-    order = hf_order(table)
-    planned = [Planned(r.hf[i], r.hf_shapes[i], written_dtype(source, r, dtype)) for r, i in order]
-    stated = {p.dtype for p in planned}
-    copy_side_files(source.side, folder, stated.pop() if len(stated) == 1 else dtype)
-    with Progress("convert", sum(p.bytes for p in planned), "B") as progress:
+    planned: dict[str, Planned] = {}
+    tasks = []
+    for region in source.regions():
+        dtype = written_dtype(source, region, caster.dtype)
+        for i, (name, shape) in enumerate(zip(region.hf, region.stored_shapes, strict=True)):
+            planned.setdefault(name, Planned(name, shape, dtype))
+            tasks.append((region, i, (region.at or 0) * math.prod(region.hf_shapes[i]) * dtype.itemsize))
+    stated = {p.dtype for p in planned.values()}
+    total = sum(p.bytes for p in planned.values())
+    with SafetensorsWriter(folder, list(planned.values())) as writer, Progress("convert", total, "B") as progress:
 
-        def stream() -> Iterator[Tensor]:
-            for region in table:
-                for name, tensor in zip(region.hf, source.read_hf(region), strict=True):
-                    made = cast(tensor, dtype, name).contiguous()
-                    progress.update(made.nbytes, name.split(".")[-2])
-                    yield made
+        def write(task: tuple, worker: Worker) -> None:
+            region, tensor, start = task
+            at = start
+            for values, parts in hf_blocks(source, region, tensor, worker.buffers):
+                data = raw_bytes(caster(values, parts, worker.buffers))
+                writer.write(region.hf[tensor], at, data)
+                at += len(data)
+                worker.advance(len(data), region.hf[tensor].split(".")[-2])
+            assert at - start == math.prod(region.hf_shapes[tensor]) * planned[region.hf[tensor]].dtype.itemsize, region
 
-        return write_safetensors(folder, planned, stream())
-
-
-def verify(source: Source, target: Path, dtype: torch.dtype | None) -> int:
-    """Read the target again and compare each tensor bitwise, through the name map. Returns how many there are.
-
-    Raises WorkError for the first that differs.
-    """
-    made = open_source(target)
-    made.check()
-    own, other = source.regions(), made.regions()
-    count = 0
-    with Progress("verify", total_bytes(made, other, None), "B") as progress:
-        for here, there in zip(own, other, strict=True):
-            expected = [cast(t, dtype, here.hf[0]) for t in source.read_hf(here)]
-            for name, a, b in zip(here.hf, expected, made.read_hf(there), strict=True):
-                if a.dtype != b.dtype or a.shape != b.shape or not _same_bits(a, b):
-                    raise WorkError(f"{target}: {name} differs from the source; the disk may be failing: convert again to another disk")
-                progress.update(b.nbytes)
-                count += 1
-    return count
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    # as bytes: NaN equals itself, and 0.0 does not equal -0.0
-    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+        in_parallel(tasks, write, progress)
+        writer.finish()
+    # last: without config.json it is no model
+    copy_side_files(source.side, folder, stated.pop() if len(stated) == 1 else caster.dtype)
+    return writer.bytes
 
 
 def run(options: ConvertOptions) -> None:
     """Convert as asked. Raises RequestError for what cannot be converted, WorkError for what fails on the way."""
-    started = time.monotonic()
     target = Path(options.target).expanduser()
+    report_file = Path(options.report).expanduser() if options.report else None
+    if report_file and not report_file.absolute().parent.is_dir():
+        raise RequestError(f"--report {report_file}: {report_file.absolute().parent} is no folder; make it first")
     source = open_source(options.source, options.hf)
     if options.size:
         check_size(options.size, source.architecture, str(source.path))
@@ -149,26 +203,26 @@ def run(options: ConvertOptions) -> None:
     if target.resolve() == source.path.resolve() or source.path.resolve().is_relative_to(target.resolve()):
         raise RequestError(f"{target}: the source is in it; choose another folder")
     source.check()
-    dtype = DTYPES.get(options.dtype)
-    layout = Layout.named(options.layout)
     to_megatron = source.kind == "hf"
-    table = source.regions(layout if to_megatron else None)
+    layout = Layout.named(options.layout) if to_megatron else source.layout
+    caster = Caster(str(source.path), DTYPES.get(options.dtype), options.allow_nan)
+    table = source.regions(layout)
     if to_megatron:
-        one_dtype_a_tensor(source, table, dtype)
-    need_space(target, round(total_bytes(source, table, dtype) * 1.01) + OVERHEAD_BYTES, "checkpoint")
+        one_dtype_a_tensor(source, table, caster.dtype)
+    need_space(target, round(total_bytes(source, table, caster.dtype) * 1.01) + OVERHEAD_BYTES, "checkpoint")
+    report = Report(
+        str(source.path), str(target), source.kind, "megatron" if to_megatron else "hf", describe(source.architecture), source.iteration,
+        layout.mergers, sorted({str(written_dtype(source, r, caster.dtype)).removeprefix("torch.") for r in table}),
+        len({name for region in table for name in region.hf}), not_finite=caster.not_finite,
+    )  # fmt: skip
     with folder_made_whole(target, what="conversion") as folder:
-        size = write_megatron(source, folder, layout, dtype) if to_megatron else write_hf(source, folder, dtype)
-        verified = verify(source, folder, dtype) if options.verify else 0
-    direction = "Hugging Face -> Megatron torch_dist" if to_megatron else "Megatron torch_dist -> Hugging Face"
-    tensors = sum(len(region.hf) for region in table)
-    dtypes = sorted({str(written_dtype(source, r, dtype)).removeprefix("torch.") for r in table})
-    rows = [
-        ("direction", direction),
-        ("model", describe(source.architecture) + (f", iteration {source.iteration}" if source.iteration else "")),
-        ("tensors", f"{tensors}, each used once" + (f"; {verified} read again, bitwise equal" if options.verify else "")),
-        ("precision", ", ".join(dtypes)),
-        *([("layout", options.layout)] if to_megatron else []),
-        ("written", f"{target} ({quantity(size, 'B')} in {duration(time.monotonic() - started)})"),
-    ]
-    for name, value in rows:
+        started = time.monotonic()
+        report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
+        report.seconds = round(time.monotonic() - started, 3)
+        if options.verify:
+            report.verified = compare(source, open_source(folder), caster)
+            report.forward = forward_parity(source, folder, caster.dtype)
+    if report_file:
+        write_text(report_file, report.as_json())
+    for name, value in report.rows():
         print(f"{name:10s} {value}")

@@ -1,7 +1,4 @@
-"""Hugging Face model folders: safetensors read tensor by tensor and written as a stream, and the files beside them.
-
-Read by plain file reads instead of a memory map: peak memory is one tensor, and a network disk is read forwards.
-"""
+"""Hugging Face model folders: their safetensors, read by rows, and the files beside them."""
 
 from __future__ import annotations
 
@@ -9,18 +6,18 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from qwen3vl_core.checkpoint.raw import EndOfFile, Files
 from qwen3vl_core.errors import RequestError, WorkError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SHARD_BYTES = 5_000_000_000
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_HEADER = 100_000_000
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
@@ -78,30 +75,72 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 class HFReader:
-    """The tensors of a Hugging Face folder, whole or sharded."""
+    """The tensors of a Hugging Face folder, whole or sharded. Several threads may read at once.
 
-    def __init__(self, folder: Path) -> None:
+    strict: raise RequestError for the first thing that is wrong with the files; else go on with what can be read and keep
+    a line for each in `problems`.
+    """
+
+    def __init__(self, folder: Path, strict: bool = True) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        for file in weight_files(folder):
-            for name, entry in read_header(file).items():
+        self.problems: list[str] = []
+        self._strict = strict
+        self._files = Files()
+        for file, named in self._weight_files().items():
+            try:
+                found = read_header(file)
+            except RequestError as error:
+                self._wrong(str(error))
+                continue
+            absent = [name for name in named if name not in found]
+            if absent:
+                self._wrong(f"{folder / INDEX}: says that {absent[0]} is in {file.name}, but it is not; download both again")
+            for name, entry in found.items():
                 if name in self.entries:
-                    raise RequestError(f"{folder}: {name} is in {self.entries[name].file.name} and in {file.name}; keep one of them")
+                    self._wrong(f"{folder}: {name} is in {self.entries[name].file.name} and in {file.name}; keep one of them")
                 self.entries[name] = entry
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own. Raises WorkError when the file ends early."""
+    def _wrong(self, line: str) -> None:
+        if self._strict:
+            raise RequestError(line)
+        self.problems.append(line)
+
+    def _weight_files(self) -> dict[Path, list[str]]:
+        """The safetensors files: those that the index names, with their tensors, else all."""
+        try:
+            named = read_index(self.folder)
+        except RequestError as error:
+            self._wrong(str(error))
+            named = None
+        if named is None:
+            return {file: [] for file in sorted(self.folder.glob("*.safetensors"))}
+        missing = sorted(name for name in named if not (self.folder / name).is_file())
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            self._wrong(f"{self.folder}: {missing[0]}{more} is missing, though {INDEX} names it; download it again")
+        return {self.folder / name: named[name] for name in sorted(named) if name not in missing}
+
+    def read_rows(self, name: str, at: int | None, row: int, out: Tensor) -> None:
+        """Fill `out`, contiguous and of the tensor's precision, with rows from `row` on; of slice `at` of a stack.
+
+        Raises WorkError when the file ends early.
+        """
         entry = self.entries[name]
-        buffer = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-        with entry.file.open("rb", buffering=0) as stream:
-            stream.seek(entry.start)
-            view, done = memoryview(buffer.numpy()), 0
-            while done < len(view):
-                got = stream.readinto(view[done:])
-                if not got:
-                    raise WorkError(f"{entry.file}: ended while {name} was read; copy it again")
-                done += got
-        return buffer.view(entry.dtype).view(entry.shape)
+        shape = entry.shape if at is None else entry.shape[1:]
+        first = row + (0 if at is None else at * shape[0])
+        start = entry.start + first * math.prod(shape[1:]) * entry.dtype.itemsize
+        try:
+            self._files.read(entry.file, start, memoryview(out.reshape(-1).view(torch.uint8).numpy()))
+        except EndOfFile:
+            raise WorkError(f"{entry.file}: ended while {name} was read; copy it again") from None
+
+    def read(self, name: str, at: int | None = None) -> Tensor:
+        """One tensor, or slice `at` of a stack, in memory of its own. Raises WorkError when the file ends early."""
+        entry = self.entries[name]
+        out = torch.empty(entry.shape if at is None else entry.shape[1:], dtype=entry.dtype)
+        self.read_rows(name, at, 0, out)
+        return out
 
     @property
     def bytes(self) -> int:
@@ -109,26 +148,26 @@ class HFReader:
         return sum(e.end - e.start for e in self.entries.values())
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those that its index names, else all. Raises RequestError for what is missing."""
+def read_index(folder: Path) -> dict[str, list[str]] | None:
+    """{file: tensors in it} as the index says; None without an index. Raises RequestError for one that is none."""
     index = folder / INDEX
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise RequestError(f"{index}: not an index of safetensors files; copy it from the checkpoint again") from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise RequestError(f"{index}: names the file {name!r}, which is not in this folder; copy the index again")
-        missing = sorted(name for name in names if not (folder / name).is_file())
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise RequestError(f"{folder}: {missing[0]}{more} is missing, though {INDEX} names it; download it again")
-        return [folder / name for name in sorted(names)]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RequestError(f"{folder}: no .safetensors file in it; choose a Hugging Face model folder")
-    return files
+    if not index.exists():
+        return None
+    found: dict[str, list[str]] = {}
+    try:
+        for tensor, name in json.loads(index.read_text())["weight_map"].items():
+            found.setdefault(name, []).append(tensor)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RequestError(f"{index}: not an index of safetensors files; copy it from the checkpoint again") from None
+    for name in found:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise RequestError(f"{index}: names the file {name!r}, which is not in this folder; copy the index again")
+    return found
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """Names of weight files that are pickles. They are never opened."""
+    return sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES and f.is_file())
 
 
 def is_hf_folder(path: Path) -> bool:
@@ -162,66 +201,3 @@ def copy_side_files(source: Path, target: Path, dtype: torch.dtype | None = None
             shutil.copyfile(file, target / file.name)
         names.append(file.name)
     return names
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that will be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def _shards(planned: Iterable[Planned], limit: int) -> list[list[Planned]]:
-    shards: list[list[Planned]] = [[]]
-    filled = 0
-    for tensor in planned:
-        if shards[-1] and filled + tensor.bytes > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.bytes
-    return shards
-
-
-def write_safetensors(folder: Path, planned: list[Planned], tensors: Iterator[Tensor], shard_bytes: int = SHARD_BYTES) -> int:
-    """Stream `tensors`, in the order of `planned`, to safetensors with an index where there is more than one file.
-
-    The headers are known beforehand, so nothing is kept. Returns the bytes written.
-    """
-    shards = _shards(planned, shard_bytes)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        at = 0
-        for t in shard:
-            header[t.name] = {"dtype": NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + t.bytes]}
-            weight_map[t.name] = file
-            at += t.bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / file).open("wb", buffering=0) as stream:
-            _write_all(stream, struct.pack("<Q", len(text)) + text)
-            for t in shard:
-                tensor = next(tensors)
-                if tuple(tensor.shape) != t.shape or tensor.dtype != t.dtype:
-                    raise AssertionError(f"{t.name}: {tensor.dtype} {tuple(tensor.shape)} came for {t.dtype} {t.shape}")
-                _write_all(stream, memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
-        total += at
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return total
-
-
-def _write_all(stream, data: bytes | memoryview) -> None:
-    view, done = memoryview(data), 0
-    while done < len(view):
-        done += stream.write(view[done:])

@@ -7,55 +7,26 @@ A checkpoint folder holds `latest_checkpointed_iteration.txt` (the tracker: `rel
 from __future__ import annotations
 
 import argparse
+import fcntl
 import io
-import json
+import itertools
 import math
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
-from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.checkpoint.raw import EndOfFile, Files
+from qwen3vl_core.checkpoint.records import Place, locate
+from qwen3vl_core.checkpoint.tables import Chunk, Shape, Stored, read_tables
+from qwen3vl_core.errors import RequestError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
-DATA_FILE = "__0_0.distcp"
-# what the tables of a checkpoint are made of; anything else in a `.metadata` file is refused
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex", "TensorProperties",
-        "StorageMeta", "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
-    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int16", "int8", "uint8", "bool"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set", "frozenset", "slice"},
-}  # fmt: skip
-
-
-class _TablesOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _ALLOWED.get(module, ()):
-            return super().find_class(module, name)
-        if module == "pathlib" or module.startswith("pathlib."):
-            # some writers note the folder that they wrote to; it is not looked at
-            return str
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's tables")
 
 
 @dataclass(frozen=True)
@@ -114,130 +85,149 @@ def read_common(data: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except pickle.UnpicklingError as error:
-        raise RequestError(f"{file}: holds more than numbers and plain values ({str(error).splitlines()[0][:120]}); not loaded") from None
+        raise _unsafe(file, error) from None
+
+
+def _unsafe(file: Path, error: Exception) -> RequestError:
+    return RequestError(f"{file}: holds more than numbers and plain values ({str(error).splitlines()[0][:120]}); not loaded")
+
+
+def held(data: Path) -> BinaryIO | None:
+    """A shared lock on a checkpoint folder, as long as what is returned lives: the run that wrote it does not remove it.
+
+    None where the file system has no locks, or nothing is there.
+    """
+    try:
+        file = open(data / ".metadata", "rb")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return file
 
 
 class RegionReader:
-    """Boxes of the tensors in a checkpoint, whatever parallel layout wrote it."""
+    """Boxes of the tensors in a checkpoint, whatever parallel layout wrote it. Several threads may read at once."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        try:
-            with (data / ".metadata").open("rb") as stream:
-                self.metadata: Metadata = _TablesOnly(stream).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError) as error:
-            raise RequestError(f"{data / '.metadata'}: not readable ({error}); copy the checkpoint again") from None
-        self.tensors: dict[str, TensorStorageMetadata] = {}
-        self.objects: dict[str, _StorageInfo] = {}
-        self._chunks: dict[str, list[tuple[tuple[int, ...], tuple[int, ...], _StorageInfo]]] = {}
-        sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
-        for key, item in self.metadata.state_dict_metadata.items():
-            if isinstance(item, TensorStorageMetadata):
-                self.tensors[key] = item
-                sizes |= {(key, tuple(chunk.offsets)): tuple(chunk.sizes) for chunk in item.chunks}
-        for index, info in self.metadata.storage_data.items():
-            if index.fqn not in self.tensors:
-                self.objects[index.fqn] = info
-                continue
-            offset = tuple(index.offset)
-            self._chunks.setdefault(index.fqn, []).append((offset, sizes[index.fqn, offset], info))
+        self._held = held(data)
+        self.tensors, self.objects, self._chunks = read_tables(data / ".metadata")
+        self._files = Files()
+        self._places: dict[int, Place | None] = {}
 
-    def _load(self, info: _StorageInfo) -> Any:
-        """What was saved at one place of a `.distcp` file. The file's name is not trusted to stay in the folder."""
-        file = self.data / Path(info.relative_path).name
+    def file_of(self, stored: Stored) -> Path:
+        """The file that holds something. Its name is not trusted to stay in the folder."""
+        return self.data / Path(str(stored.relative_path)).name
+
+    def damage(self) -> list[str]:
+        """A line for each file that is missing or shorter than the tables say."""
+        needed: dict[Path, int] = {}
+        for stored in itertools.chain(self.objects.values(), (c.stored for found in self._chunks.values() for c in found.all)):
+            file = self.file_of(stored)
+            needed[file] = max(needed.get(file, 0), stored.offset + stored.length)
+        lines = []
+        for file, size in sorted(needed.items()):
+            if not file.is_file():
+                lines.append(f"{file}: missing, though .metadata names it; copy the checkpoint again")
+            elif file.stat().st_size < size:
+                lines.append(f"{file}: cut short ({file.stat().st_size} bytes, {size} are named); copy it again")
+        return lines
+
+    def _touching(self, key: str, offset: Shape, size: Shape) -> list[Chunk]:
+        found = self._chunks.get(key)
+        near = found.near(offset, size) if found else []
+        return [c for c in near if all(a < b + m and b < a + n for a, n, b, m in zip(offset, size, c.offset, c.size, strict=True))]
+
+    def _bytes(self, stored: Stored, start: int, out: memoryview) -> None:
+        file = self.file_of(stored)
         try:
-            with file.open("rb") as stream:
-                stream.seek(info.offset)
-                blob = stream.read(info.length)
+            self._files.read(file, stored.offset + start, out)
         except FileNotFoundError:
             raise RequestError(f"{file}: missing, though .metadata names it; copy the checkpoint again") from None
-        if len(blob) < info.length:
-            raise RequestError(f"{file}: cut short ({info.offset + len(blob)} bytes, {info.offset + info.length} are named); copy it again")
-        return load_plain(io.BytesIO(blob))
+        except EndOfFile:
+            raise RequestError(
+                f"{file}: cut short ({file.stat().st_size} bytes, {stored.offset + stored.length} are named); copy it again"
+            ) from None
 
-    def read(self, key: str, offset: tuple[int, ...] | None = None, size: tuple[int, ...] | None = None) -> Tensor:
-        """A box of the tensor `key`; the whole of it by default. Raises RequestError when chunks are missing."""
-        tensor = self.tensors[key]
-        offset = offset or (0,) * len(tensor.size)
-        size = tuple(tensor.size) if size is None else size
-        end = tuple(o + s for o, s in zip(offset, size, strict=True))
-        out, filled = None, 0
-        for at, extent, info in self._chunks.get(key, ()):
-            low = [max(a, b) for a, b in zip(offset, at, strict=True)]
-            high = [min(a, b + c) for a, b, c in zip(end, at, extent, strict=True)]
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                continue
-            chunk = self._load(info)
-            if tuple(chunk.shape) != extent:
-                chunk = chunk.reshape(extent)
-            if at == offset and extent == size:
-                return chunk
-            if out is None:
-                out = torch.empty(size, dtype=tensor.properties.dtype)
-            there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
-            here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, at, strict=True))
-            out[there] = chunk[here]
-            filled += math.prod(b - a for a, b in zip(low, high, strict=True))
+    def _load(self, stored: Stored) -> Any:
+        """All of what was saved at one place."""
+        blob = bytearray(stored.length)
+        self._bytes(stored, 0, memoryview(blob))
+        if getattr(stored, "transform_descriptors", None):
+            raise RequestError(f"{self.file_of(stored)}: compressed; save the checkpoint without compression")
+        return self._plain(io.BytesIO(blob), self.file_of(stored))
+
+    @staticmethod
+    def _plain(stream: Any, file: Path) -> Any:
+        try:
+            return load_plain(stream)
+        except pickle.UnpicklingError as error:
+            raise _unsafe(file, error) from None
+        except (RuntimeError, EOFError, ValueError) as error:
+            raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
+
+    def _place(self, stored: Stored) -> Place | None:
+        """Where a chunk's numbers lie in its record; None where it has to be loaded as a whole."""
+        if id(stored) not in self._places:
+
+            def read(offset: int, count: int) -> bytes:
+                out = bytearray(count)
+                self._bytes(stored, offset, memoryview(out))
+                return bytes(out)
+
+            self._places[id(stored)] = None if getattr(stored, "transform_descriptors", None) else locate(read, stored.length)
+        return self._places[id(stored)]
+
+    def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+        """The box [low, high) of a chunk, in coordinates of the chunk; in `out` if it can be read straight into it."""
+        place = self._place(chunk.stored)
+        extent = tuple(b - a for a, b in zip(low, high, strict=True))
+        inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        if place is None or place.dtype != dtype or math.prod(place.shape) != math.prod(chunk.size):
+            value = self._load(chunk.stored)
+            if not isinstance(value, Tensor) or value.numel() != math.prod(chunk.size) or value.dtype != dtype:
+                raise RequestError(f"{self.file_of(chunk.stored)}: holds something else than .metadata says; copy the checkpoint again")
+            return value.reshape(chunk.size)[inside]
+        # rows are read whole: from the first number that is wanted to the last, along the first axis that is longer than one
+        axis = next((i for i, n in enumerate(extent) if n != 1), len(extent) - 1)
+        row = math.prod(chunk.size[axis + 1 :])
+        stride = [math.prod(chunk.size[i + 1 :]) for i in range(len(extent))]
+        first = sum(a * s for a, s in zip(low[: axis + 1], stride, strict=False)) if extent else 0
+        count = (extent[axis] if extent else 1) * row
+        whole = extent[axis + 1 :] == chunk.size[axis + 1 :]
+        direct = whole and out is not None and out.is_contiguous()
+        target = out if direct else torch.empty(count, dtype=dtype)
+        self._bytes(chunk.stored, place.offset + first * dtype.itemsize, memoryview(target.reshape(-1).view(torch.uint8).numpy()))
+        if direct:
+            return out
+        rows = target.view((1,) * axis + (extent[axis],) + chunk.size[axis + 1 :]) if extent else target.view(())
+        return rows[(slice(None),) * (axis + 1) + inside[axis + 1 :]] if extent else rows
+
+    def read(self, key: str, offset: Shape | None = None, size: Shape | None = None, out: Tensor | None = None) -> Tensor:
+        """A box of the tensor `key`; the whole of it by default. Raises RequestError when chunks are missing.
+
+        out: where to put it, contiguous, shape `size` and of the tensor's precision; else memory of its own.
+        """
+        entry = self.tensors[key]
+        offset = offset or (0,) * len(entry.size)
+        size = tuple(entry.size) if size is None else size
+        if out is None:
+            out = torch.empty(size, dtype=entry.properties.dtype)
+        filled = 0
+        for chunk in self._touching(key, offset, size):
+            low = tuple(max(a, b) for a, b in zip(offset, chunk.offset, strict=True))
+            high = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, size, chunk.offset, chunk.size, strict=True))
+            there = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))]
+            here = [tuple(a - o for a, o in zip(at, chunk.offset, strict=True)) for at in (low, high)]
+            part = self._part(chunk, *here, out.dtype, there)
+            if part is not there:
+                there.copy_(part)
+            filled += there.numel()
         if filled != math.prod(size):
-            raise RequestError(f"{self.data}: {key} is not whole ({filled} of {math.prod(size)} numbers are there); copy the checkpoint again")
+            there = f"{filled} of {math.prod(size)} numbers are there"
+            raise RequestError(f"{self.data}: {key} is not whole ({there}); copy the checkpoint again")
         return out
 
     def read_object(self, unique_key: str) -> Any:
         """A saved object (Megatron wraps each in a list). KeyError when it is not there."""
         return self._load(self.objects[unique_key])[0]
-
-
-class RegionWriter:
-    """Writes a `torch_dist` checkpoint box by box, as one rank's save would look. Use as a context; `finish` at the end."""
-
-    def __init__(self, data: Path) -> None:
-        data.mkdir(parents=True)
-        self.data = data
-        self._stream = (data / DATA_FILE).open("wb", buffering=4 << 20)
-        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        self._places: dict[MetadataIndex, _StorageInfo] = {}
-        self.bytes = 0
-
-    def __enter__(self) -> RegionWriter:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stream.close()
-
-    def _append(self, value: Any) -> _StorageInfo:
-        start = self._stream.tell()
-        torch.save(value, self._stream)
-        return _StorageInfo(DATA_FILE, start, self._stream.tell() - start)
-
-    def write(self, key: str, global_shape: tuple[int, ...], offset: tuple[int, ...], box: Tensor) -> None:
-        """One box of the tensor `key`."""
-        entry = self._entries.get(key)
-        if entry is None:
-            properties = TensorProperties(dtype=box.dtype)
-            entry = self._entries[key] = TensorStorageMetadata(properties, torch.Size(global_shape), [])
-        if entry.properties.dtype != box.dtype:
-            raise WorkError(
-                f"{key}: {box.dtype} after {entry.properties.dtype}; the layers of one tensor must agree: choose one with --dtype"
-            )
-        chunk = ChunkStorageMetadata(torch.Size(offset), box.shape)
-        entry.chunks.append(chunk)
-        # a view would drag its whole storage into the file
-        whole = box if box.is_contiguous() and box.untyped_storage().nbytes() == box.nbytes else box.clone()
-        self._places[MetadataIndex(key, chunk.offsets, len(entry.chunks) - 1)] = self._append(whole)
-        self.bytes += box.nbytes
-
-    def write_object(self, key: str, index: int, count: int, value: Any) -> None:
-        """One entry of a sharded object, under the name that Megatron's `ShardedObject.unique_key` gives."""
-        unique = f"{key}/shard_{index}_{count}"
-        self._entries[unique] = BytesStorageMetadata()
-        self._places[MetadataIndex(unique)] = self._append([value])
-
-    def finish(self, common: dict[str, Any]) -> None:
-        """The tables: after this the checkpoint is whole."""
-        self._stream.close()
-        torch.save(common, self.data / "common.pt")
-        (self.data / "metadata.json").write_text(
-            json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1})
-        )
-        table = Metadata(state_dict_metadata=self._entries, storage_data=self._places)
-        (self.data / ".metadata").write_bytes(pickle.dumps(table))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
-from qwen3vl_core.checkpoint import convert, hf, rules, torch_dist
+from qwen3vl_core.checkpoint import convert, hf, hf_writer, raw, rules, torch_dist
 from qwen3vl_core.checkpoint.names import Layout, Region, regions
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
@@ -28,6 +28,10 @@ DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 
 def run(source, target, **options):
     convert.run(ConvertOptions(source=str(source), target=str(target), **options))
+
+
+def index_of(file: str) -> str:
+    return json.dumps({"weight_map": {"a": file}})
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -120,7 +124,7 @@ def test_megatrons_own_loader_accepts_the_checkpoint_strictly(model_folder, tmp_
 
 
 def test_a_sharded_folder_is_read_and_a_large_one_is_written_in_shards(model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf.write_safetensors, "__defaults__", (250_000,))
+    monkeypatch.setattr(hf_writer, "SHARD_BYTES", 250_000)
     run(model_folder, tmp_path / "mcore")
     run(tmp_path / "mcore", tmp_path / "shards")
     index = json.loads((tmp_path / "shards" / hf.INDEX).read_text())
@@ -140,7 +144,7 @@ def test_a_tied_matrix_that_is_stored_twice_is_written_once(tmp_path):
     assert "language_model.output_layer.weight" not in torch_dist.RegionReader(tmp_path / "mcore" / "release").tensors
     weights["lm_head.weight"][0] += 1
     save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RequestError, match="lm_head.weight differs from"):
+    with pytest.raises(RequestError, match=r"lm_head.weight differs from"):
         run(tmp_path / "hf", tmp_path / "other")
 
 
@@ -161,7 +165,10 @@ def test_every_tensor_of_the_published_sizes_has_one_place():
 
 
 @settings(deadline=None, max_examples=40)
-@given(groups=st.integers(1, 4), heads=st.integers(1, 4), dim=st.integers(1, 5), hidden=st.integers(1, 6), rule=st.sampled_from(["groups", "heads"]))
+@given(
+    groups=st.integers(1, 4), heads=st.integers(1, 4), dim=st.integers(1, 5), hidden=st.integers(1, 6),
+    rule=st.sampled_from(["groups", "heads"]),
+)  # fmt: skip
 def test_the_rules_are_permutations(groups, heads, dim, hidden, rule):
     if rule == "groups":
         shapes = ((groups * heads * dim, hidden), (groups * dim, hidden), (groups * dim, hidden))
@@ -203,7 +210,8 @@ def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
     else:
         weights["model.visual.merger.extra"] = torch.zeros(2)
     save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
-    pattern = "1 tensors that .* are missing: model.visual.merger.norm.bias" if change == "missing" else "no place in .*: model.visual.merger.extra"
+    missing, unknown = "1 tensors that .* are missing: model.visual.merger.norm.bias", "no place in .*: model.visual.merger.extra"
+    pattern = missing if change == "missing" else unknown
     with pytest.raises(RequestError, match=pattern):
         run(tmp_path / "hf", tmp_path / "t")
 
@@ -215,9 +223,9 @@ def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
         (lambda p: p.mkdir(), "neither a Hugging Face folder .* nor a Megatron checkpoint .* it holds nothing"),
         (lambda p: p.write_text("x"), "a file; give the folder"),
         (lambda p: (shutil.copytree(DEMO, p), (p / "model.safetensors").write_bytes(b"12345678{")), "not a safetensors file"),
-        (lambda p: (shutil.copytree(DEMO, p), (p / "model.safetensors").write_bytes((DEMO / "model.safetensors").read_bytes()[:-10])), "cut short"),
-        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text('{"weight_map": {"a": "../b.safetensors"}}')), "not in this folder"),
-        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text('{"weight_map": {"a": "b.safetensors"}}')), "b.safetensors is missing"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / hf.SINGLE).write_bytes((DEMO / hf.SINGLE).read_bytes()[:-10])), "cut short"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text(index_of("../b.safetensors"))), "not in this folder"),
+        (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text(index_of("b.safetensors"))), "b.safetensors is missing"),
         (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("../../etc")), "neither a number nor release"),
         (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("7")), "iter_0000007/.metadata is missing"),
     ],
@@ -250,13 +258,15 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
         run(DEMO, source)
     before = sorted(p.name for p in tmp_path.iterdir())
 
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    original, written = raw.write_at, []
 
-    if direction == "to hf":
-        monkeypatch.setattr(hf, "_write_all", full)
-    else:
-        monkeypatch.setattr(torch_dist.RegionWriter, "_append", full)
+    def full(handle, data, offset):
+        written.append(len(data))
+        if sum(written) > 3_000_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(handle, data, offset)
+
+    monkeypatch.setattr(raw, "write_at", full)
     with pytest.raises(WorkError, match="the disk is full; nothing was left there") as caught:
         run(source, tmp_path / "target")
     assert "\n" not in str(caught.value)
@@ -276,19 +286,28 @@ def test_what_a_killed_conversion_left_is_cleared_by_the_next(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
 
 
-def test_verify_finds_a_changed_bit(tmp_path, monkeypatch):
-    original = torch_dist.RegionReader._load
+@pytest.mark.parametrize("direction", ["to megatron", "to hf"])
+def test_verify_finds_a_changed_bit(tmp_path, monkeypatch, direction):
+    """The bit changes on the disk, between the writing and the reading again."""
+    source, pattern = DEMO, "*.distcp"
+    if direction == "to hf":
+        source, pattern = tmp_path / "mcore", "*.safetensors"
+        run(DEMO, source)
+    original = convert.compare
 
-    def flipped(self, info):
-        value = original(self, info)
-        if torch.is_tensor(value) and value.dim() == 2 and value.shape[0] == 1:
-            value.view(torch.uint8)[0, 0] ^= 1
-        return value
+    def decayed(there, made, caster):
+        file = max(made.path.rglob(pattern), key=lambda f: f.stat().st_size)
+        with file.open("r+b") as stream:
+            stream.seek(file.stat().st_size // 2)
+            byte = stream.read(1)[0]
+            stream.seek(-1, 1)
+            stream.write(bytes([byte ^ 1]))
+        return original(there, made, caster)
 
-    monkeypatch.setattr(torch_dist.RegionReader, "_load", flipped)
+    monkeypatch.setattr(convert, "compare", decayed)
     with pytest.raises(WorkError, match="differs from the source"):
-        run(DEMO, tmp_path / "target", verify=True)
-    assert not (tmp_path / "target").exists()
+        run(source, tmp_path / "target", verify=True)
+    assert not (tmp_path / "target").exists() and not list(tmp_path.glob("*.tmp"))
 
 
 def test_tables_that_name_other_classes_are_not_loaded(tmp_path):
@@ -296,7 +315,7 @@ def test_tables_that_name_other_classes_are_not_loaded(tmp_path):
 
     run(DEMO, tmp_path / "mcore")
     (tmp_path / "mcore" / "release" / ".metadata").write_bytes(pickle.dumps(shutil.rmtree))
-    with pytest.raises(RequestError, match="shutil._?rmtree.* has no place in a checkpoint"):
+    with pytest.raises(RequestError, match=r"shutil._?rmtree.* has no place in a checkpoint"):
         run(tmp_path / "mcore", tmp_path / "back")
 
 
@@ -304,5 +323,5 @@ def test_a_checkpoint_without_its_tracker_is_an_error(tmp_path):
     run(DEMO, tmp_path / "mcore")
     (tmp_path / "mcore" / torch_dist.TRACKER).unlink()
     (tmp_path / "mcore" / "release").rename(tmp_path / "mcore" / "iter_0000003")
-    with pytest.raises(RequestError, match="tracker|latest_checkpointed_iteration.txt is missing; name one of its folders: iter_0000003"):
+    with pytest.raises(RequestError, match=r"tracker|latest_checkpointed_iteration.txt is missing; name one of its folders: iter_0000003"):
         run(tmp_path / "mcore", tmp_path / "back")

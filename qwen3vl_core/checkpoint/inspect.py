@@ -1,0 +1,277 @@
+"""`qwen3vl inspect`: what a path is and what is in it. A damaged checkpoint is described as far as it can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3vl_core.checkpoint import torch_dist
+from qwen3vl_core.checkpoint.checks import NOT_WEIGHTS, describe, listed, problems
+from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
+from qwen3vl_core.checkpoint.names import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
+from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import write_text
+from qwen3vl_core.options import InspectOptions
+from qwen3vl_core.progress import quantity
+from qwen3vl_core.sizes import Architecture
+
+PARTS = ("vision", "projector", "embeddings", "language", "experts")
+EXPECTED_SIDE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+_PROJECTOR = re.compile(
+    r"model\.visual\.(merger|deepstack_merger_list)\.|vision_model\.(merger|projection|decoder\.(deepstack_|final_layernorm))"
+)
+FORMS = {"transposed": "stacked, as published", "straight": "stacked, as transformers 5 writes them", "each": "one tensor an expert"}
+
+
+@dataclass
+class Part:
+    """Numbers and bytes of one part of the model."""
+
+    parameters: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Found:
+    """What a path is; None or empty where it does not apply or could not be found out."""
+
+    path: str
+    kind: str
+    model: str | None = None
+    tied: bool | None = None
+    experts: str | None = None
+    layout: str | None = None
+    iteration: int | None = None
+    iterations: list[int] = field(default_factory=list)
+    """All that are beside it."""
+    parallel: str | None = None
+    """The layout that wrote it."""
+    dtypes: dict[str, int] = field(default_factory=dict)
+    """Bytes by precision."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    files: int = 0
+    side_files: list[str] = field(default_factory=list)
+    side_files_missing: list[str] = field(default_factory=list)
+    optimizer_bytes: int | None = None
+    run: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def rows(self) -> list[str]:
+        """The table that a person reads."""
+        rows: list[tuple[str, str]] = [("kind", self.kind)]
+        if self.run:
+            rows.append(("run", ", ".join(f"{key} {value}" for key, value in self.run.items() if value is not None)))
+        if self.model:
+            rows.append(("model", self.model + ("; input and output embeddings are one matrix" if self.tied else "")))
+        if self.experts:
+            rows.append(("experts", self.experts))
+        if self.layout:
+            rows.append(("layout", self.layout))
+        if self.iteration is not None:
+            others = [i for i in self.iterations if i != self.iteration]
+            here = str(self.iteration) if self.iteration else torch_dist.RELEASE
+            rows.append(("iteration", here + (f" (there are {', '.join(map(str, others))} too)" if others else "")))
+        if self.parallel:
+            rows.append(("written by", self.parallel))
+        if self.dtypes:
+            rows.append(("precision", ", ".join(f"{name} {quantity(size, 'B')}" for name, size in self.dtypes.items())))
+        lines = [f"{name:10s} {value}" for name, value in rows]
+        if self.parts:
+            lines += ["", f"{'':10s} {'parameters':>16s} {'size':>10s}"]
+            whole = Part(sum(p.parameters for p in self.parts.values()), sum(p.bytes for p in self.parts.values()))
+            for name, part in [*self.parts.items(), ("total", whole)]:
+                lines.append(f"{name:10s} {part.parameters:16,d} {quantity(part.bytes, 'B'):>10s}")
+            lines.append("")
+        if self.files:
+            lines.append(f"{'files':10s} {self.files}")
+        if self.kind != "run":
+            lines.append(f"{'side files':10s} {', '.join(self.side_files) or 'none'}")
+            if self.side_files_missing:
+                lines.append(f"{'':10s} not there: {', '.join(self.side_files_missing)}")
+        if self.optimizer_bytes is not None:
+            state = f"its state is here, {quantity(self.optimizer_bytes, 'B')}" if self.optimizer_bytes else "no state of it here"
+            lines.append(f"{'optimizer':10s} {state}")
+        return lines + [f"{'WRONG':10s} {line}" for line in self.problems]
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a tensor belongs to, by either kind of name."""
+    if _PROJECTOR.match(name):
+        return "projector"
+    if name.startswith(("model.visual.", "vision_model.")):
+        return "vision"
+    if name in (HF_EMBEDDING, HF_OUTPUT) or re.search(r"language_model\.(embedding|output_layer)\.", name):
+        return "embeddings"
+    return "experts" if ".mlp.experts." in name else "language"
+
+
+def _count(found: Found, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+    parts = {name: Part() for name in PARTS}
+    for name, shape, dtype in tensors:
+        numbers = math.prod(shape)
+        part = parts[part_of(name)]
+        part.parameters += numbers
+        part.bytes += numbers * dtype.itemsize
+        word = str(dtype).removeprefix("torch.")
+        found.dtypes[word] = found.dtypes.get(word, 0) + numbers * dtype.itemsize
+    found.parts = {name: part for name, part in parts.items() if part.parameters}
+
+
+def _side(found: Found, folder: Path) -> Architecture | None:
+    """The files beside the weights, and the architecture if config.json gives one."""
+    found.side_files = [file.name for file in side_files(folder)]
+    found.side_files_missing = [name for name in EXPECTED_SIDE_FILES if name not in found.side_files]
+    try:
+        architecture = Architecture.read(folder)
+    except RequestError as error:
+        found.problems.append(str(error))
+        return None
+    found.model, found.tied = describe(architecture), architecture.tied
+    return architecture
+
+
+def inspect_hf(folder: Path) -> Found:
+    """A folder with safetensors."""
+    found = Found(str(folder), "Hugging Face model")
+    reader = HFReader(folder, strict=False)
+    found.problems += reader.problems
+    found.files = len({entry.file for entry in reader.entries.values()})
+    _count(found, ((name, entry.shape, entry.dtype) for name, entry in reader.entries.items()))
+    architecture = _side(found, folder)
+    if architecture is None:
+        return found
+    source = Source(folder, folder, architecture, hf=reader)
+    if architecture.is_moe:
+        source.experts = Experts.found_in({name: entry.shape for name, entry in reader.entries.items()}, architecture)
+        forms = dict.fromkeys((source.experts.gate_up, source.experts.down))
+        found.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token; {' and '.join(FORMS[f] for f in forms)}"
+    found.problems += problems(source)
+    return found
+
+
+def _written_by(data: Path) -> str | None:
+    """The parallel layout in `common.pt`, where it is noted."""
+    args = torch_dist.read_common(data).get("args")
+    names = {"TP": "tensor_model_parallel_size", "PP": "pipeline_model_parallel_size", "CP": "context_parallel_size",
+             "EP": "expert_model_parallel_size"}  # fmt: skip
+    sizes = {short: getattr(args, name, None) for short, name in names.items()}
+    return " ".join(f"{short} {size}" for short, size in sizes.items() if isinstance(size, int)) or None
+
+
+def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> Found:
+    """A checkpoint that was converted, or one of a run."""
+    found = Found(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
+    named = (re.fullmatch(r"iter_(\d{7,})", folder.name) for folder in checkpoint.root.iterdir())
+    found.iterations = sorted(int(match[1]) for match in named if match)
+    architecture = _side(found, checkpoint.root)
+    try:
+        found.parallel = _written_by(checkpoint.data)
+    except RequestError as error:
+        found.problems.append(str(error))
+    try:
+        reader = torch_dist.RegionReader(checkpoint.data)
+    except RequestError as error:
+        found.problems.append(str(error))
+        return found
+    found.files = len(list(checkpoint.data.glob("*.distcp")))
+    weights = {key: item for key, item in reader.tensors.items() if not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")}
+    _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
+    state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
+    found.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
+    try:
+        layout = Layout.found_in(reader.tensors, str(path))
+    except RequestError as error:
+        found.problems.append(str(error))
+        return found
+    found.layout = f"{layout.mergers}, {'layers stacked' if layout.stacked_layers else 'each layer by itself'}"
+    if architecture is None:
+        found.problems += reader.damage()
+        return found
+    if architecture.is_moe:
+        found.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token"
+    found.problems += problems(Source(path, checkpoint.root, architecture, megatron=reader, layout=layout))
+    return found
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def inspect_run(folder: Path) -> Found:
+    """A run's folder: what it is, and its last checkpoint."""
+    plan, state = _json_object(folder / "plan.json"), _json_object(folder / "state.json")
+    run = {"kind": plan.get("kind"), "name": plan.get("name"), "status": state.get("status"), "exit code": state.get("exit_code")}
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
+        return Found(str(folder), "run", run=run | {"checkpoints": "none"})
+    found = inspect_checkpoint(checkpoints) or Found(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
+    found.path, found.kind, found.run = str(folder), f"run; its last checkpoint: {found.kind}", run
+    return found
+
+
+def inspect_checkpoint(path: Path) -> Found | None:
+    """A Megatron checkpoint, also one that cannot be found any more in its folder; None where there is no sign of one."""
+    try:
+        checkpoint = torch_dist.find(path)
+    except RequestError as error:
+        found = Found(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
+        _side(found, path)
+        return found
+    return inspect_megatron(path, checkpoint) if checkpoint else None
+
+
+def _data_line(path: Path) -> str | None:
+    """What data a path is, in one line; None where it is none."""
+    if path.is_dir() and (path / ".nv-meta").is_dir():
+        shards = len(list(path.glob("*.tar")))
+        return f"{path}: a prepared dataset ({shards} shards); made by qwen3vl prepare, read by qwen3vl finetune --train-data"
+    if path.is_file() and path.suffix in (".json", ".jsonl"):
+        return f"{path}: raw JSON data; qwen3vl prepare {path} --to FOLDER makes a dataset of it"
+    return None
+
+
+def inspect(path: Path) -> Found:
+    """What is at a path that holds a model, a checkpoint or a run. Raises RequestError for one that holds none of them."""
+    if not path.exists():
+        raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
+    if path.is_file():
+        raise RequestError(f"{path}: a file; give the folder that it is in")
+    if (path / "plan.json").is_file():
+        return inspect_run(path)
+    found = inspect_checkpoint(path)
+    if found:
+        return found
+    if is_hf_folder(path):
+        return inspect_hf(path)
+    pickles = pickled_weights(path)
+    if pickles:
+        line = f"{path}: {listed(pickles)} can run programs and are never opened; get the model as safetensors"
+        return Found(str(path), "folder of pickled weights", side_files=[f.name for f in side_files(path)], problems=[line])
+    holds = sorted(p.name for p in path.iterdir())
+    raise RequestError(f"{path}: no model, checkpoint, run or dataset; it holds {listed(holds) if holds else 'nothing'}")
+
+
+def run(options: InspectOptions) -> None:
+    """Print what a path is. Raises RequestError for a path that is none of ours, WorkError when something is wrong with it."""
+    path = Path(options.path).expanduser()
+    line = _data_line(path)
+    found = None if line else inspect(path)
+    if options.json:
+        table = asdict(found) if found else {"path": str(path), "kind": "data", "line": line}
+        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | table, indent=2) + "\n")
+    print(line or "\n".join(found.rows()))
+    if found and found.problems:
+        many = len(found.problems)
+        raise WorkError(f"{path}: {many} thing{'s are' if many > 1 else ' is'} wrong with it, listed above")

@@ -1,0 +1,196 @@
+"""One tensor as `torch.save` writes it, a small zip archive, without the tensor: its bytes are written and read apart.
+
+`torch.save` copies a tensor as a whole and computes a checksum of it that `torch.load` never looks at; that takes longer
+than the disk does. The archives made here hold the same entries, and `torch.load(weights_only=True)` reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+# the storage class that stands for a precision in the pickle
+STORAGES = {torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
+_DTYPES = {name: dtype for dtype, name in STORAGES.items()}
+ALIGNMENT = 64
+_LOCAL, _CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
+_END, _END64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+_BIG = 0xFFFFFFFF
+# names are UTF-8, as torch marks them
+_FLAGS = 0x800
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands before and after a tensor's bytes."""
+
+    head: bytes
+    tail: bytes
+    data_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return len(self.head) + self.data_bytes + len(self.tail)
+
+
+class _Stored:
+    """Pickled as a tensor over storage 0, which follows apart."""
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape = dtype, shape
+
+    def __reduce__(self) -> tuple:
+        stride = [1]
+        for extent in reversed(self.shape[1:]):
+            stride.insert(0, stride[0] * extent)
+        return torch._utils._rebuild_tensor_v2, (self._Storage(self), 0, self.shape, tuple(stride[: len(self.shape)]), False, OrderedDict())
+
+    @dataclass
+    class _Storage:
+        of: _Stored
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> tuple | None:
+        if isinstance(value, _Stored._Storage):
+            return ("storage", getattr(torch, STORAGES[value.of.dtype]), "0", "cpu", math.prod(value.of.shape))
+        return None
+
+
+@lru_cache(maxsize=512)
+def record(dtype: torch.dtype, shape: tuple[int, ...]) -> Record:
+    """The archive around a contiguous tensor. KeyError for a precision that is none of `STORAGES`."""
+    size = math.prod(shape) * dtype.itemsize
+    table = io.BytesIO()
+    _Pickler(table, protocol=2).dump(_Stored(dtype, shape))
+    head, central = bytearray(), bytearray()
+
+    def entry(name: str, data: bytes | None, at: int, out: bytearray) -> None:
+        """One entry; `data` None is the tensor, which follows after `out`."""
+        encoded = f"archive/{name}".encode()
+        length = size if data is None else len(data)
+        crc = 0 if data is None else zlib.crc32(data)
+        wide = struct.pack("<2H2Q", 1, 16, length, length) if length >= _BIG else b""
+        field = _BIG if wide else length
+        extra = wide
+        if data is None:
+            # torch maps storages into memory: they begin at a multiple of 64
+            free = -(at + len(out) + _LOCAL.size + len(encoded) + len(wide) + 4) % ALIGNMENT
+            extra += struct.pack("<2s1H", b"FB", free) + b"Z" * free
+        where = at + len(out)
+        out += _LOCAL.pack(b"PK\3\4", 0, _FLAGS, 0, 0, 0, crc, field, field, len(encoded), len(extra)) + encoded + extra + (data or b"")
+        # only what comes after a large tensor stands so far back
+        wide = struct.pack("<2HQ", 1, 8, where) if where >= _BIG else wide
+        spot = min(where, _BIG)
+        central.extend(
+            _CENTRAL.pack(b"PK\1\2", 0, 0, _FLAGS, 0, 0, 0, crc, field, field, len(encoded), len(wide), 0, 0, 0, 0, spot) + encoded + wide
+        )
+
+    entry("data.pkl", table.getvalue(), 0, head)
+    entry("byteorder", b"little", 0, head)
+    entry("data/0", None, 0, head)
+    tail, begin = bytearray(), len(head) + size
+    entry("version", b"3\n", begin, tail)
+    at = begin + len(tail)
+    tail += central
+    tail += _END64.pack(b"PK\6\6", _END64.size - 12, 0, 45, 0, 0, 4, 4, len(central), at)
+    tail += _LOCATOR.pack(b"PK\6\7", 0, at + len(central), 1)
+    tail += _END.pack(b"PK\5\6", 0, 0, 4, 4, len(central), min(at, _BIG), 0)
+    return Record(bytes(head), bytes(tail), size)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the numbers of a contiguous tensor stand, from the start of its archive."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class _Reader(pickle.Unpickler):
+    """Reads the one pickle that describes a tensor; makes plain tuples, nothing of what it names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *values: values
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def persistent_load(self, value: Any) -> Any:
+        return value
+
+
+@lru_cache(maxsize=512)
+def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    """(dtype, shape) from a record's pickle, or None for anything but one whole contiguous tensor in memory order."""
+    try:
+        (kind, dtype, _, _, count), offset, shape, stride, *_ = _Reader(io.BytesIO(table)).load()
+        shape, expected = tuple(shape), 1
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or offset != 0 or count != math.prod(shape):
+            return None
+        for extent, step in zip(reversed(shape), reversed(stride), strict=True):
+            if extent != 1 and step != expected:
+                return None
+            expected *= extent
+    except (pickle.UnpicklingError, ValueError, TypeError, EOFError, AttributeError, IndexError, KeyError):
+        return None
+    return dtype, shape
+
+
+def locate(read: Callable[[int, int], bytes], length: int) -> Place | None:
+    """Find the tensor's bytes in the archive of `length` bytes that `read(offset, count)` reads.
+
+    None where the archive is not what `torch.save` makes of one contiguous tensor: it then has to be loaded as a whole.
+    """
+    try:
+        # more than the directory takes; and more than the description takes, which comes first
+        at = max(0, length - 2048)
+        end = read(at, length - at)
+        found = end.rfind(b"PK\5\6")
+        *_, entries, _, start, _ = _END.unpack_from(end, found)
+        locator = found - _LOCATOR.size
+        if locator >= 0 and end[locator : locator + 4] == b"PK\6\7":
+            where = _LOCATOR.unpack_from(end, locator)[2]
+            *_, entries, _, start = _END64.unpack_from(end, where - at)
+        if start < at:
+            end, at = read(start, length - start), start
+        spots, cursor = {}, start - at
+        for _ in range(entries):
+            _, _, _, _, method, _, _, _, _, stored, names, extras, notes, *_, spot = _CENTRAL.unpack_from(end, cursor)
+            name = end[cursor + _CENTRAL.size : cursor + _CENTRAL.size + names].decode()
+            extra = end[cursor + _CENTRAL.size + names : cursor + _CENTRAL.size + names + extras]
+            if stored == _BIG:
+                stored = struct.unpack_from("<Q", extra, 4)[0]
+            spots[name.split("/", 1)[-1]] = spot, stored, method
+            cursor += _CENTRAL.size + names + extras + notes
+
+        def data_of(spot: int) -> int:
+            local = _LOCAL.unpack(read(spot, _LOCAL.size))
+            return spot + _LOCAL.size + local[-2] + local[-1]
+
+        spot, stored, method = spots["data.pkl"]
+        described = _described(read(data_of(spot), stored)) if method == 0 and stored <= 4096 else None
+        order, count, plain = spots.get("byteorder", (None, 0, 0))
+        if described is None or plain or (order is not None and read(data_of(order), count) != b"little"):
+            return None
+        (dtype, shape), (spot, stored, method) = described, spots["data/0"]
+        if method != 0 or stored != math.prod(shape) * dtype.itemsize:
+            return None
+        offset = data_of(spot)
+        return Place(offset, dtype, shape) if offset + stored <= length else None
+    except (struct.error, ValueError, KeyError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,249 @@
+"""The numbers of a region, block after block, in the order in which they will be written, and the threads that write them.
+
+A block is about a megabyte: it is read, looked through for NaN, cast and written while it is in the processor's cache.
+Nothing larger than one expert's matrix is ever in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.checkpoint.names import Region
+from qwen3vl_core.checkpoint.rules import Span, rows_of, spans
+from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.progress import Progress
+
+BLOCK = 512 * 1024
+"""Numbers in a block."""
+THREADS = 4
+"""More do not make one disk faster."""
+POLL_SECONDS = 0.1
+# the same bits stand for infinity and for NaN: all of the exponent
+EXPONENTS = {
+    torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00), torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}  # fmt: skip
+
+Block = tuple[Tensor, list[tuple[str, int]]]
+"""Numbers in a row, and which tensors (in Hugging Face's names) they are of: [(name, how many), …]."""
+
+
+class Buffers:
+    """Memory that one thread uses again and again."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def get(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` numbers of `dtype`; what `name` held before is gone."""
+        held, size = self._held.get(name), count * dtype.itemsize
+        if held is None or held.numel() < size:
+            held = self._held[name] = torch.empty(size, dtype=torch.uint8)
+        return held[:size].view(dtype)
+
+
+def _in_rows(source: Source, region: Region, wanted: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
+    """Blocks of whole rows of `width` numbers, in the order of `wanted`; rows of one block have one precision."""
+    limit = max(1, BLOCK // width)
+    filled, parts, dtype, buffer = 0, [], None, None
+    for span in wanted:
+        done = 0
+        here = source.dtype_of(region, span.tensor)
+        while done < span.rows:
+            if filled and (filled == limit or here != dtype):
+                yield buffer[: filled * width], parts
+                filled, parts = 0, []
+            if not filled:
+                dtype, buffer = here, buffers.get("rows", limit * width, here)
+            rows = min(span.rows - done, limit - filled)
+            source.rows(region, span.tensor, span.row + done, span.at + done, rows, buffer[filled * width : (filled + rows) * width])
+            parts.append((region.hf[span.tensor], rows * width))
+            filled, done = filled + rows, done + rows
+    if filled:
+        yield buffer[: filled * width], parts
+
+
+def _transposed(source: Source, region: Region, shape: tuple[int, int], buffers: Buffers) -> Iterator[Block]:
+    """Blocks of the transpose of the matrix [rows, columns] that the source holds."""
+    rows, columns = shape
+    dtype = source.dtype_of(region, 0)
+    matrix = buffers.get("matrix", rows * columns, dtype)
+    source.rows(region, 0, 0, 0, rows, matrix)
+    matrix = matrix.view(rows, columns)
+    limit = max(1, BLOCK // rows)
+    buffer = buffers.get("rows", limit * rows, dtype)
+    for first in range(0, columns, limit):
+        count = min(limit, columns - first)
+        # torch transposes quickly only what lies together: the columns are set side by side first
+        panel = buffers.get("panel", count * rows, dtype).view(rows, count).copy_(matrix[:, first : first + count])
+        block = buffer[: count * rows]
+        block.view(count, rows).copy_(panel.t())
+        yield block, [(region.hf[0], block.numel())]
+
+
+def box_blocks(source: Source, region: Region, buffers: Buffers) -> Iterator[Block]:
+    """The numbers of a region's Megatron box, in order, from either kind of source."""
+    rows, width = rows_of(region)
+    if region.rule != "transposed":
+        return _in_rows(source, region, spans(region), width, buffers)
+    if source.hf:
+        return _transposed(source, region, (width, rows), buffers)
+    return _in_rows(source, region, [Span(0, 0, 0, rows)], width, buffers)
+
+
+def hf_blocks(source: Source, region: Region, tensor: int, buffers: Buffers) -> Iterator[Block]:
+    """The numbers of one of a region's Hugging Face tensors (of one expert's slice of it), in order, from either kind."""
+    rows, width = region.hf_shapes[tensor][0], math.prod(region.hf_shapes[tensor][1:])
+    if region.rule != "transposed":
+        mine = sorted((span for span in spans(region) if span.tensor == tensor), key=lambda span: span.row)
+        return _in_rows(source, region, mine, width, buffers)
+    if source.hf:
+        return _in_rows(source, region, [Span(0, 0, 0, rows)], width, buffers)
+    return _transposed(source, region, (width, rows), buffers)
+
+
+def any_not_finite(values: Tensor, buffers: Buffers) -> bool:
+    """Whether a NaN or an infinity is among `values`, from their bits."""
+    if values.dtype not in EXPONENTS:
+        return False
+    integer, exponent = EXPONENTS[values.dtype]
+    bits = buffers.get("bits", values.numel(), integer)
+    torch.bitwise_and(values.view(integer), exponent, out=bits)
+    return int(bits.amax()) == exponent
+
+
+def not_finite(values: Tensor, parts: list[tuple[str, int]]) -> dict[str, int]:
+    """How many numbers of each tensor in a block are NaN or infinite."""
+    found: dict[str, int] = {}
+    for (name, _), piece in zip(parts, values.split([count for _, count in parts]), strict=True):
+        count = int((~piece.isfinite()).sum())
+        if count:
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+class Caster:
+    """What happens to a block between reading and writing."""
+
+    def __init__(self, where: str, dtype: torch.dtype | None, allow_nan: bool = True) -> None:
+        self.where, self.dtype, self.allow_nan = where, dtype, allow_nan
+        self.not_finite: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, values: Tensor, parts: list[tuple[str, int]], buffers: Buffers) -> Tensor:
+        """The block as it will be written. Raises RequestError for NaN, WorkError for what does not fit into fp16."""
+        if any_not_finite(values, buffers):
+            found = not_finite(values, parts)
+            if not self.allow_nan:
+                raise RequestError(
+                    f"{self.where}: {next(iter(found))} holds NaN or infinity; the checkpoint is damaged: take an earlier one, or "
+                    "add --allow-nan to convert it as it is"
+                )
+            with self._lock:
+                for name, count in found.items():
+                    self.not_finite[name] = self.not_finite.get(name, 0) + count
+        return self.cast(values, parts, buffers)
+
+    def cast(self, values: Tensor, parts: list[tuple[str, int]], buffers: Buffers) -> Tensor:
+        """The block in the precision that was asked for."""
+        if self.dtype is None or values.dtype == self.dtype or values.dtype not in EXPONENTS:
+            return values
+        made = buffers.get("cast", values.numel(), self.dtype).copy_(values)
+        if self.dtype is torch.float16 and any_not_finite(made, buffers) and bool((~made.isfinite() & values.isfinite()).any()):
+            names = ", ".join(dict.fromkeys(name for name, _ in parts))
+            raise WorkError(f"{self.where}: {names}: holds numbers beyond fp16's 65504; use --dtype bf16")
+        return made
+
+
+def raw_bytes(values: Tensor) -> memoryview:
+    """The bytes of contiguous numbers, not copied."""
+    return memoryview(values.view(torch.uint8).numpy())
+
+
+class _Stopped(Exception):
+    """Another thread failed, or Ctrl-C was pressed."""
+
+
+class Worker:
+    """One thread's buffers (two sets, for work that compares) and its count of bytes done."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.buffers, self.second = Buffers(), Buffers()
+        self.done = 0
+        self.note = ""
+        self._stop = stop
+
+    def advance(self, size: int, note: str) -> None:
+        """Count bytes as done. Raises where the work is to end."""
+        self.done += size
+        self.note = note
+        if self._stop.is_set():
+            raise _Stopped
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progress: Progress) -> None:
+    """Do all tasks, each taken in order by the next free thread. Raises the error of the first task that failed.
+
+    Ctrl-C, and an error in any of them, ends every thread before this returns.
+    """
+    stop, lock = threading.Event(), threading.Lock()
+    waiting = iter(enumerate(tasks))
+    failed: list[tuple[int, BaseException]] = []
+
+    def work(worker: Worker) -> None:
+        while not stop.is_set():
+            with lock:
+                number, task = next(waiting, (-1, None))
+            if number < 0:
+                return
+            try:
+                do(task, worker)
+            except _Stopped:
+                return
+            except BaseException as error:
+                failed.append((number, error))
+                stop.set()
+
+    workers = [Worker(stop) for _ in range(min(THREADS, _processors(), len(tasks)))]
+    threads = [threading.Thread(target=work, args=(worker,), name=f"convert-{i}", daemon=True) for i, worker in enumerate(workers)]
+    counted = 0
+    with _one_thread_an_operation():
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(POLL_SECONDS)
+                    done = sum(worker.done for worker in workers)
+                    progress.update(done - counted, workers[0].note)
+                    counted = done
+        finally:
+            stop.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+    if failed:
+        raise min(failed, key=lambda item: item[0])[1]

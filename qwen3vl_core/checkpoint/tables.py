@@ -1,0 +1,148 @@
+"""The tables of a `torch_dist` checkpoint (`.metadata`): which tensors there are and where their pieces stand.
+
+They are a pickle, and it is read without running anything that it names: each class that belongs in a checkpoint is
+replaced by a plain one of ours, everything else is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3vl_core.errors import RequestError
+
+Shape = tuple[int, ...]
+
+
+class Table:
+    """A plain stand-in for each class that the tables of a checkpoint are made of: nothing they name is ever run."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.values = state
+
+
+class TensorEntry(Table):
+    """One tensor: `size`, `chunks` (each with `offsets` and `sizes`) and `properties.dtype`."""
+
+
+class Properties(Table):
+    """Of one tensor; saved as a tuple that begins with the precision."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values[0]
+
+
+class Index(Table):
+    """A tensor's name `fqn` and the `offset` of one chunk; None for an object that is no tensor."""
+
+    offset = None
+
+    def __hash__(self) -> int:
+        return hash((self.fqn, self.offset))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Index) and (self.fqn, self.offset) == (other.fqn, other.offset)
+
+
+class Stored(Table):
+    """Where something stands: `relative_path`, `offset`, `length`."""
+
+
+_METADATA, _FILESYSTEM, _PLANNER = (f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner"))
+# what the tables of a checkpoint are made of; anything else in a `.metadata` file is refused
+_ALLOWED: dict[str, dict[str, Any]] = {
+    _METADATA: {
+        "Metadata": Table, "TensorStorageMetadata": TensorEntry, "BytesStorageMetadata": Table, "ChunkStorageMetadata": Table,
+        "MetadataIndex": Index, "TensorProperties": Properties, "StorageMeta": Table, "_MEM_FORMAT_ENCODING": Table,
+    },
+    _FILESYSTEM: {"_StorageInfo": Stored, "_StoragePrefix": Table},
+    _PLANNER: {name: Table for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")},
+    "torch": {"Size": torch.Size} | {
+        name: getattr(torch, name)
+        for name in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int16", "int8", "uint8", "bool")
+    },
+    "torch.serialization": {"_get_layout": Table},
+    "collections": {"OrderedDict": OrderedDict},
+    "builtins": {"set": set, "frozenset": frozenset, "slice": slice},
+}  # fmt: skip
+
+
+class _TablesOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = _ALLOWED.get(module, {}).get(name)
+        if found is not None:
+            return found
+        if module == "pathlib" or module.startswith("pathlib."):
+            # some writers note the folder that they wrote to; it is not looked at
+            return Table
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's tables")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A box of a tensor that was saved in one piece."""
+
+    offset: Shape
+    size: Shape
+    stored: Stored
+
+
+class Chunks:
+    """The chunks of one tensor. Those of stacked layers and experts, one index each, are found without a search."""
+
+    def __init__(self, chunks: list[Chunk]) -> None:
+        self.all = chunks
+        self.lead = min((next((i for i, n in enumerate(c.size) if n != 1), len(c.size)) for c in chunks), default=0)
+        self._at: dict[Shape, list[Chunk]] = {}
+        for chunk in chunks:
+            self._at.setdefault(chunk.offset[: self.lead], []).append(chunk)
+
+    def near(self, offset: Shape, size: Shape) -> list[Chunk]:
+        """Every chunk that may touch a box."""
+        lead = self.lead
+        if math.prod(size[:lead]) >= len(self._at):
+            return self.all
+        places = itertools.product(*(range(o, o + n) for o, n in zip(offset[:lead], size[:lead], strict=True)))
+        return [chunk for place in places for chunk in self._at.get(place, ())]
+
+
+def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, Stored], dict[str, Chunks]]:
+    """(tensors, saved objects, the tensors' chunks), by key. Raises RequestError for anything but the tables of a checkpoint."""
+    tensors: dict[str, TensorEntry] = {}
+    objects: dict[str, Stored] = {}
+    chunks: dict[str, list[Chunk]] = {}
+    sizes: dict[tuple[str, Shape], Shape] = {}
+    try:
+        with file.open("rb") as stream:
+            table = _TablesOnly(stream).load()
+        for key, item in table.state_dict_metadata.items():
+            if isinstance(item, TensorEntry):
+                if not isinstance(item.properties.dtype, torch.dtype):
+                    raise ValueError(f"{key} has no precision")
+                tensors[key] = item
+                sizes |= {(key, tuple(chunk.offsets)): tuple(chunk.sizes) for chunk in item.chunks}
+        for index, stored in table.storage_data.items():
+            if min(int(stored.offset), int(stored.length)) < 0:
+                raise ValueError(f"{index.fqn} stands nowhere")
+            if index.fqn not in tensors:
+                objects[index.fqn] = stored
+                continue
+            offset = tuple(index.offset)
+            chunks.setdefault(index.fqn, []).append(Chunk(offset, sizes[index.fqn, offset], stored))
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{file}: not readable ({error}); copy the checkpoint again") from None
+    return tensors, objects, {key: Chunks(found) for key, found in chunks.items()}

@@ -1,0 +1,125 @@
+"""A `torch_dist` checkpoint written box by box, by several threads at once, as one rank's save would look.
+
+Where each box will stand is known before the first byte, so the files are the same whichever thread comes first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3vl_core.checkpoint import raw
+from qwen3vl_core.checkpoint.records import Record, record
+from qwen3vl_core.checkpoint.tables import Shape
+
+# neighbouring boxes go to different files: two threads that write to one file wait for each other
+FILES = 4
+
+
+@dataclass(frozen=True)
+class Box:
+    """A place for one box, in file number `file` from byte `start` on."""
+
+    file: int
+    start: int
+    record: Record
+
+
+class RegionWriter:
+    """Use as a context: `add` every box, then `write` their bytes, `finish` at the end."""
+
+    def __init__(self, data: Path) -> None:
+        data.mkdir(parents=True)
+        self.data = data
+        self.names = [f"__0_{number}.distcp" for number in range(FILES)]
+        self._handles = [os.open(data / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644) for name in self.names]
+        self._ends = [0] * FILES
+        self._tensors: dict[str, tuple[torch.dtype, Shape, list[tuple[Shape, Shape]]]] = {}
+        self._places: list[tuple[str, Shape | None, int | None, int, int, int]] = []
+        self._empty: tuple[int, int, int] | None = None
+        self.bytes = 0
+
+    def __enter__(self) -> RegionWriter:
+        return self
+
+    def __exit__(self, *error) -> None:
+        for handle in self._handles:
+            os.close(handle)
+        self._handles = []
+
+    def _room(self, length: int) -> tuple[int, int]:
+        file = self._ends.index(min(self._ends))
+        start = self._ends[file]
+        self._ends[file] += length
+        return file, start
+
+    def add(self, key: str, global_shape: Shape, offset: Shape, size: Shape, dtype: torch.dtype) -> Box:
+        """Make room for one box of the tensor `key`."""
+        made = record(dtype, size)
+        first, _, chunks = self._tensors.setdefault(key, (dtype, global_shape, []))
+        assert first == dtype, key
+        file, start = self._room(made.bytes)
+        self._places.append((key, offset, len(chunks), file, start, made.bytes))
+        chunks.append((offset, size))
+        self.bytes += made.data_bytes
+        return Box(file, start, made)
+
+    def write(self, box: Box, start: int, data: memoryview) -> None:
+        """Bytes of a box from byte `start` of it on. Several threads may write at once."""
+        made, handle = box.record, self._handles[box.file]
+        if start + len(data) > made.data_bytes:
+            raise AssertionError(f"{start + len(data)} bytes came for a box of {made.data_bytes}")
+        if start == 0:
+            raw.write_at(handle, made.head, box.start)
+        raw.write_at(handle, data, box.start + len(made.head) + start)
+        if start + len(data) == made.data_bytes:
+            raw.write_at(handle, made.tail, box.start + len(made.head) + made.data_bytes)
+
+    def add_empty(self, key: str, index: Shape, count: Shape) -> None:
+        """An entry of a sharded object that is None, under the name that Megatron's `ShardedObject.unique_key` gives.
+
+        A model of many experts has thousands of them: all share one record.
+        """
+        if self._empty is None:
+            blob = io.BytesIO()
+            torch.save([None], blob)
+            file, start = self._room(blob.tell())
+            raw.write_at(self._handles[file], blob.getbuffer(), start)
+            self._empty = file, start, blob.tell()
+        unique = f"{key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, count))}"
+        self._places.append((unique, None, None, *self._empty))
+
+    def finish(self, common: dict[str, Any]) -> None:
+        """The tables: after this the checkpoint is whole."""
+        # a second of imports, which reading a checkpoint never needs
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+        from torch.distributed.checkpoint.metadata import (
+            BytesStorageMetadata,
+            ChunkStorageMetadata,
+            Metadata,
+            MetadataIndex,
+            TensorProperties,
+            TensorStorageMetadata,
+        )
+
+        entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        for key, (dtype, shape, chunks) in self._tensors.items():
+            boxes = [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
+            entries[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), boxes)
+        stored = {}
+        for key, offset, number, file, start, length in self._places:
+            if offset is None:
+                entries[key] = BytesStorageMetadata()
+            place = MetadataIndex(key) if offset is None else MetadataIndex(key, torch.Size(offset), number)
+            stored[place] = _StorageInfo(self.names[file], start, length)
+        torch.save(common, self.data / "common.pt")
+        backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+        (self.data / "metadata.json").write_text(json.dumps(backends))
+        (self.data / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=entries, storage_data=stored)))

@@ -1,0 +1,131 @@
+"""Whether a converted checkpoint is the model it was made from: every number read again, and one picture computed twice."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel
+from qwen3vl_core.errors import WorkError
+from qwen3vl_core.progress import Progress, quantity
+from qwen3vl_core.sizes import Architecture
+
+PATCHES = 8
+"""Of the parity picture, along each side."""
+# compared as bits: NaN equals itself, and 0.0 does not equal -0.0
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def compare(source: Source, made: Source, caster: Caster) -> int:
+    """Read the target again and compare each tensor bitwise, through the name map. Returns how many tensors there are.
+
+    The map is walked against the direction of the conversion, so that a wrong map does not agree with itself. Raises
+    WorkError for the first tensor that differs.
+    """
+    made.check()
+    if made.hf:
+        # the layout's names are the source's; the Hugging Face names are those of the files
+        own, other, blocks = source.regions(), made.regions(source.layout), None
+    else:
+        made.experts = source.experts
+        own, other, blocks = source.regions(), made.regions(), "hf"
+    pairs = list(zip(own, other, strict=True))
+    tasks = [(a, b, None) for a, b in pairs] if blocks is None else [(a, b, i) for a, b in pairs for i in range(len(a.hf))]
+    total = sum(made.dtype_of(b).itemsize * torch.Size(b.size).numel() for _, b in pairs)
+
+    def check(task: tuple, worker: Worker) -> None:
+        here, there, tensor = task
+        second = worker.second
+        if tensor is None:
+            walks = box_blocks(source, here, worker.buffers), box_blocks(made, there, second)
+        else:
+            walks = hf_blocks(source, here, tensor, worker.buffers), hf_blocks(made, there, tensor, second)
+        for (values, parts), (written, _) in zip(*walks, strict=True):
+            expected = caster.cast(values, parts, worker.buffers)
+            if not _same_bits(expected, written):
+                way_out = "the disk may be failing: convert again to another disk"
+                raise WorkError(f"{made.path}: {parts[0][0]} differs from the source; {way_out}")
+            worker.advance(written.nbytes, "")
+
+    with Progress("verify", total, "B") as progress:
+        in_parallel(tasks, check, progress)
+    return len({name for region in own for name in region.hf})
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.numel() != b.numel():
+        return False
+    bits = BITS[a.dtype.itemsize]
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+def free_memory() -> int:
+    """Bytes that a model may take: of the GPU where there is one, else of this machine; 0 where nothing says."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo") as table:
+            for line in table:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return 0
+    except OSError:
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):
+            return 0
+
+
+def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
+    """One picture of random patches between two words: input_ids [1, s], pixel_values [n, patch_dim], image_grid_thw [1, 3]."""
+    a, merge = architecture, architecture.vision.spatial_merge_size
+    random = torch.Generator().manual_seed(0)
+    side = PATCHES // merge * merge
+    ids = [1, a.vision_start_token_id, *[a.image_token_id] * (side // merge) ** 2, a.vision_end_token_id, 2, 3]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": torch.randn(side * side, a.vision.patch_dim, generator=random),
+        "image_grid_thw": torch.tensor([[1, side, side]]),
+    }
+
+
+def forward_parity(source: Source, folder: Path, dtype: torch.dtype | None) -> dict:
+    """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
+
+    Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
+    of the free memory. Raises WorkError when they differ.
+    """
+    table = source.regions()
+    precision = dtype or source.dtype_of(table[-1])
+    need = sum(torch.Size(region.size).numel() for region in table) * precision.itemsize
+    free = free_memory()
+    if need > free / 2:
+        sizes = f"{quantity(need, 'B')}, more than half of the {quantity(free, 'B')} of memory that is free"
+        return {"skipped": f"not computed: the model takes {sizes}"}
+    if source.config_apart:
+        return {"skipped": "not computed: the source has no config.json beside it"}
+    from qwen3vl_core.checkpoint.load import load
+
+    inputs = picture_inputs(source.architecture)
+
+    def logits(path: Path) -> Tensor:
+        model = load(path, dtype=precision)
+        where = next(model.parameters()).device
+        given = {k: v.to(where, precision if v.is_floating_point() else None) for k, v in inputs.items()}
+        with torch.no_grad():
+            made = model(**given).cpu()
+        del model
+        gc.collect()
+        return made.contiguous().view(-1)
+
+    here, there = logits(source.path), logits(folder)
+    if not _same_bits(here, there):
+        gap = float((here.float() - there.float()).abs().max())
+        raise WorkError(f"{folder}: its logits of one picture differ from the source's by up to {gap:.3g}; convert again and report this")
+    return {"equal": True, "logits": here.numel(), "precision": str(precision).removeprefix("torch.")}

@@ -1,0 +1,298 @@
+"""Damaged sources, NaN, and conversions that are stopped half-way: one line each, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qwen3vl_core
+from qwen3vl_core.checkpoint import convert, hf, torch_dist, verify
+from qwen3vl_core.cli import main
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import ConvertOptions
+
+ROOT = Path(qwen3vl_core.__file__).parents[1]
+DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
+NORM, QUERY = "model.language_model.norm.weight", "model.language_model.layers.3.self_attn.k_proj.weight"
+
+
+def run(source, target, **options):
+    convert.run(ConvertOptions(source=str(source), target=str(target), **options))
+
+
+@pytest.fixture
+def megatron(tmp_path) -> Path:
+    run(DEMO, tmp_path / "mcore")
+    return tmp_path / "mcore"
+
+
+def sharded(folder: Path) -> Path:
+    """The demo model in two shards with an index."""
+    shutil.copytree(DEMO, folder)
+    weights = load_file(folder / hf.SINGLE)
+    (folder / hf.SINGLE).unlink()
+    names = sorted(weights)
+    places = {}
+    for number, part in enumerate((names[:80], names[80:]), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    (folder / hf.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def one_line(capsys) -> str:
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qwen3vl: ")]
+    assert len(err) == 1
+    return err[0]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def cut(file: Path, by: int = 100) -> None:
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - by)
+
+
+def damaged_hf(change, tmp_path) -> Path:
+    folder = sharded(tmp_path / "source")
+    change(folder)
+    return folder
+
+
+def rename_in_index(folder: Path) -> None:
+    index = json.loads((folder / hf.INDEX).read_text())
+    index["weight_map"]["model.language_model.layers.99.mlp.up_proj.weight"] = "model-00002-of-00002.safetensors"
+    (folder / hf.INDEX).write_text(json.dumps(index))
+
+
+def only_pickles(folder: Path) -> None:
+    for file in [*folder.glob("*.safetensors"), folder / hf.INDEX]:
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+
+
+def two_of_one_name(folder: Path) -> None:
+    weights = load_file(folder / "model-00002-of-00002.safetensors")
+    name = sorted(load_file(folder / "model-00001-of-00002.safetensors"))[0]
+    save_file(weights | {name: torch.zeros(1)}, folder / "model-00002-of-00002.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda f: cut(f / "model-00002-of-00002.safetensors"), r"model-00002-of-00002.safetensors: cut short \(.* ends at .*\); download"),
+        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), "model-00002-of-00002.safetensors is missing, though .* names it"),
+        (rename_in_index, "says that model.language_model.layers.99.mlp.up_proj.weight is in .*, but it is not"),
+        (only_pickles, r"its weights are pickles \(pytorch_model.bin\), which can run programs and are never opened"),
+        (lambda f: (f / hf.INDEX).write_text("[]"), "not an index of safetensors files"),
+        (two_of_one_name, "is in model-00001-of-00002.safetensors and in model-00002-of-00002.safetensors; keep one"),
+        (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+    ],
+    ids=["truncated shard", "missing shard", "index names no tensor", "pickle", "index is none", "twice", "no config"],
+)
+def test_a_damaged_model_folder_is_one_line(tmp_path, monkeypatch, capsys, change, line):
+    monkeypatch.chdir(tmp_path)
+    source = damaged_hf(change, tmp_path)
+    assert main(["convert", str(source), str(tmp_path / "target")]) == 2
+    found = one_line(capsys)
+    assert re.search(line, found), found
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def first_data_file(folder: Path) -> Path:
+    return max((folder / "release").glob("*.distcp"), key=lambda f: f.stat().st_size)
+
+
+def evil_record(folder: Path) -> None:
+    """The archive of one tensor holds another pickle: found by its length, which is that of the tables."""
+    reader = torch_dist.RegionReader(folder / "release")
+    chunk = reader._chunks["language_model.decoder.final_layernorm.weight"].all[0]
+    blob = pickle.dumps(Evil())
+    with reader.file_of(chunk.stored).open("r+b") as stream:
+        stream.seek(chunk.stored.offset)
+        stream.write(blob + b" " * (chunk.stored.length - len(blob)))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda f: cut(first_data_file(f)), r"distcp: cut short \(\d+ bytes, \d+ are named\)"),
+        (lambda f: first_data_file(f).unlink(), "distcp: missing, though .metadata names it"),
+        (lambda f: (f / "release" / ".metadata").write_bytes(pickle.dumps(Evil())), r"system.* has no place in a checkpoint's tables"),
+        (lambda f: (f / "release" / ".metadata").write_bytes(b"\x80"), ".metadata: not readable"),
+        (evil_record, "distcp: (holds more than numbers|not readable)"),
+        (lambda f: (f / torch_dist.TRACKER).unlink(), "neither a Hugging Face folder .* nor a Megatron checkpoint"),
+        (lambda f: (f / "config.json").unlink(), "no config.json beside .* add --hf"),
+    ],
+    ids=["truncated", "missing", "tables run a program", "no tables", "a record runs a program", "no tracker", "no config"],
+)
+def test_a_damaged_checkpoint_is_one_line(megatron, tmp_path, monkeypatch, capsys, change, line):
+    monkeypatch.chdir(tmp_path)
+    change(megatron)
+    capsys.readouterr()
+    assert main(["convert", str(megatron), str(tmp_path / "target")]) == 2
+    found = one_line(capsys)
+    assert re.search(line, found), found
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mcore"]
+
+
+def test_common_values_that_run_a_program_are_not_loaded(megatron, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), megatron / "release" / "common.pt")
+    with pytest.raises(RequestError, match=r"common.pt: holds more than numbers and plain values .*; not loaded"):
+        torch_dist.read_common(megatron / "release")
+    assert not (tmp_path / "ran").exists()
+
+
+def with_nan(folder: Path) -> Path:
+    shutil.copytree(DEMO, folder)
+    weights = load_file(folder / hf.SINGLE)
+    weights[QUERY][5, 7] = float("nan")
+    weights[QUERY][0, 1] = -float("inf")
+    weights[NORM][0] = float("inf")
+    save_file(weights, folder / hf.SINGLE, {"format": "pt"})
+    return folder
+
+
+def test_nan_is_refused_with_the_tensors_name(tmp_path, capsys):
+    assert main(["convert", str(with_nan(tmp_path / "hf")), str(tmp_path / "target")]) == 2
+    line = one_line(capsys)
+    assert "holds NaN or infinity" in line and "--allow-nan" in line and (QUERY in line or NORM in line)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
+
+
+def test_nan_that_is_allowed_is_carried_along_and_counted(tmp_path, capsys):
+    source = with_nan(tmp_path / "hf")
+    assert main(["convert", str(source), str(tmp_path / "mcore"), "--allow-nan", "--report", str(tmp_path / "to.json")]) == 0
+    assert "3 numbers in 2 tensors" in capsys.readouterr().out
+    assert json.loads((tmp_path / "to.json").read_text())["not_finite"] == {QUERY: 2, NORM: 1}
+    with pytest.raises(RequestError, match="holds NaN or infinity"):
+        run(tmp_path / "mcore", tmp_path / "refused")
+    run(tmp_path / "mcore", tmp_path / "back", allow_nan=True, report=str(tmp_path / "back.json"))
+    assert json.loads((tmp_path / "back.json").read_text())["not_finite"] == {QUERY: 2, NORM: 1}
+    before, after = load_file(source / hf.SINGLE), load_file(tmp_path / "back" / hf.SINGLE)
+    assert all(torch.equal(before[k].view(torch.int16), after[k].view(torch.int16)) for k in before)
+
+
+def test_infinity_stays_infinity_in_another_precision(tmp_path):
+    run(with_nan(tmp_path / "hf"), tmp_path / "mcore", allow_nan=True, dtype="fp16", verify=True)
+    run(tmp_path / "mcore", tmp_path / "back", allow_nan=True)
+    made = load_file(tmp_path / "back" / hf.SINGLE)
+    assert made[QUERY][5, 7].isnan() and made[QUERY][0, 1] == -float("inf") and made[NORM][0] == float("inf")
+
+
+def test_the_report_says_what_was_done(tmp_path, capsys):
+    words = ["--verify", "--layout", "pai", "--report", str(tmp_path / "report.json")]
+    assert main(["convert", str(DEMO), str(tmp_path / "mcore"), *words]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["source_kind"] == "hf" and report["target_kind"] == "megatron" and report["layout"] == "pai"
+    assert report["tensors"] == report["verified"] == len(load_file(DEMO / hf.SINGLE))
+    assert report["bytes"] == sum(t.nbytes for t in load_file(DEMO / hf.SINGLE).values())
+    assert report["dtypes"] == ["bfloat16"] and report["not_finite"] == {} and report["seconds"] > 0 and report["bytes_per_second"] > 0
+    assert report["forward"]["equal"] is True and report["forward"]["precision"] == "bfloat16" and report["forward"]["logits"] > 1000
+    assert "logits of one picture, bitwise equal" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    with pytest.raises(RequestError, match=r"--report .*: .* is no folder; make it first"):
+        run(DEMO, tmp_path / "mcore", report=str(tmp_path / "nowhere" / "report.json"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_forward_pass_is_left_out_where_memory_is_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verify, "free_memory", lambda: 20_000_000)
+    run(DEMO, tmp_path / "mcore", verify=True, report=str(tmp_path / "report.json"))
+    sentence = json.loads((tmp_path / "report.json").read_text())["forward"]["skipped"]
+    assert "the model takes 11.0 MB, more than half of the 20.0 MB" in sentence and sentence in capsys.readouterr().out
+
+
+def test_a_target_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+    """Were the reading again to miss a change, the logits would not."""
+    original = convert.forward_parity
+
+    def changed(source, folder, dtype):
+        reader = torch_dist.RegionReader(folder / "release")
+        stored = reader._chunks["language_model.decoder.final_layernorm.weight"].all[0].stored
+        with reader.file_of(stored).open("r+b") as stream:
+            stream.seek(stored.offset + reader._place(stored).offset)
+            stream.write(torch.tensor([7.5, -3.0], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
+        return original(source, folder, dtype)
+
+    monkeypatch.setattr(convert, "forward_parity", changed)
+    with pytest.raises(WorkError, match="its logits of one picture differ from the source's by up to"):
+        run(DEMO, tmp_path / "mcore", verify=True)
+    assert not list(tmp_path.iterdir())
+
+
+# a conversion that says when it is half-way, and then takes its time
+HALF_WAY = """
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from qwen3vl_core.checkpoint import raw
+from qwen3vl_core.cli import main
+original, written, slowly = raw.write_at, [], threading.Event()
+def write_at(handle, data, offset):
+    original(handle, data, offset)
+    written.append(len(data))
+    if sum(written) > 4_000_000:
+        os.write(1, b"half-way\\n")
+        slowly.wait(0.2)
+raw.write_at = write_at
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(params=["to megatron", "to hf"])
+def half_way(request, tmp_path):
+    """A conversion in a process of its own that has written part of its target: (process, target)."""
+    source = DEMO
+    if request.param == "to hf":
+        source = tmp_path / "mcore"
+        run(DEMO, source)
+    target = tmp_path / "out" / "target"
+    target.parent.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF_WAY, "convert", str(source), str(target)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "half-way\n"
+    assert [p.name for p in target.parent.iterdir()] == ["target.tmp"]
+    yield process, source, target
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_leaves_nothing_and_exits_with_130(half_way):
+    process, _, target = half_way
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.endswith("qwen3vl: stopped\n") and "Traceback" not in err
+    assert not list(target.parent.iterdir())
+
+
+def test_after_a_kill_nothing_looks_whole_and_the_next_run_starts_clean(half_way):
+    process, source, target = half_way
+    process.kill()
+    process.wait(timeout=60)
+    left = target.with_name("target.tmp")
+    assert left.exists() and not target.exists()
+    for broken in (target, left):
+        with pytest.raises(RequestError):
+            run(broken, target.parent / "other")
+    run(source, target, verify=True)
+    assert [p.name for p in target.parent.iterdir()] == ["target"]

@@ -19,10 +19,13 @@ from qwen3vl_core import __version__
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
-from qwen3vl_core.options import COMMANDS, add_arguments, from_mapping
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_mapping, options_of
+from qwen3vl_core.options.planfile import read_plan_file
+from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
 WORK = {
     "prepare": "qwen3vl_core.data.prepare",
+    "inspect": "qwen3vl_core.checkpoint.inspect",
     "convert": "qwen3vl_core.checkpoint.convert",
     "compare": "qwen3vl_core.caption.compare",
 }
@@ -31,13 +34,18 @@ DEFAULT_RUNS = Path("~/.qwen3vl/runs")
 HELP = {
     "demo": "the whole loop on drawn pictures with a tiny model",
     "prepare": "pictures and conversations to shards",
+    "inspect": "what a model, a checkpoint, a run or data holds, and what is wrong with it",
     "convert": "Hugging Face <-> Megatron torch_dist",
+    "plan": "is a finetune valid, does it fit, how long does it take",
+    "recipe": "read the published recipe's 24 or 26 values",
+    "doctor": "what is missing on this machine, and how to mend it",
     "finetune": "start a training run",
     "compare": "captions of two models side by side",
     "console": "the terminal console (the default)",
     "runs": "list, show, follow, stop and resume runs",
+    "notebook": "JupyterLab on the example notebooks",
 }
-CONSOLE_COMMANDS = ("console", "runs")
+CONSOLE_COMMANDS = ("console", "runs", "notebook")
 EPILOGUE = """\
 The loop on your own data:
   qwen3vl prepare captions.json --to data
@@ -83,9 +91,44 @@ def build_parser() -> argparse.ArgumentParser:
         where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"
                            + (" (the default)" if name == "finetune" else ""))
         where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+        if name == "finetune":
+            _add_plan_file(sub)
+    plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
+    add_arguments(plan, PlanOptions)
+    _add_plan_file(plan)
+    add_arguments(plan, FinetuneOptions)
+    recipe = commands.add_parser("recipe", help=HELP["recipe"], description=RecipeOptions.__doc__, allow_abbrev=False)
+    add_arguments(recipe, RecipeOptions)
+    recipe.add_argument("values", nargs="*", metavar="VALUE", help="after --, in the order of the published script")
+    doctor = commands.add_parser("doctor", help=HELP["doctor"], description=DoctorOptions.__doc__, allow_abbrev=False)
+    add_arguments(doctor, DoctorOptions)
     for name in CONSOLE_COMMANDS:
         commands.add_parser(name, help=HELP[name], add_help=False, allow_abbrev=False)
     return parser
+
+
+def _add_plan_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", metavar="FILE", dest="plan_file", default=None,
+                        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it")
+
+
+def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the command line over those of its plan file, if it names one."""
+    file = values.pop("plan_file", None)
+    return values if file is None else {**read_plan_file(FinetuneOptions, file), **values}
+
+
+def _look(name: str, values: dict[str, Any]) -> int:
+    """The commands that look and start nothing."""
+    module = importlib.import_module(f"qwen3vl_core.layout.{name}")
+    if name == "plan":
+        own = {o.name for o in options_of(PlanOptions)}
+        plan = from_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
+        return module.run(from_mapping(FinetuneOptions, _with_plan_file(values), partial=True), plan)
+    if name == "recipe":
+        words = values.pop("values")
+        return module.run(words, from_mapping(RecipeOptions, values))
+    return module.run(from_mapping(DoctorOptions, values), runs_directory(Path(values["runs"]) if values.get("runs") else None))
 
 
 def runs_directory(given: Path | None) -> Path:
@@ -96,7 +139,7 @@ def runs_directory(given: Path | None) -> Path:
 def _work(name: str, values: dict[str, Any]) -> int:
     """Run one work command: here, or recorded under a supervisor."""
     given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
-    options = from_mapping(COMMANDS[name], values)
+    options = from_mapping(COMMANDS[name], _with_plan_file(values))
     if hasattr(options, "check") and callable(options.check):
         options.check()
     if name == "finetune":
@@ -106,7 +149,10 @@ def _work(name: str, values: dict[str, Any]) -> int:
         launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)
         return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
-    importlib.import_module(WORK[name]).run(options)
+    module = WORK[name]
+    if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect").holds_data(options.path):
+        module = "qwen3vl_core.data.inspect"
+    importlib.import_module(module).run(options)
     return EXIT_DONE
 
 
@@ -125,6 +171,8 @@ def dispatch(arguments: list[str]) -> int:
     name = values.pop("command")
     if name == "demo":
         return importlib.import_module("qwen3vl_core.demo.run").main(values["dir"].expanduser().absolute(), values["headless"])
+    if name in ("plan", "recipe", "doctor"):
+        return _look(name, values)
     return _work(name, values)
 
 

@@ -49,5 +49,5 @@ def test_debug_shows_the_traceback():
 def test_help_without_a_terminal_lists_every_command():
     done = run()
     assert done.returncode == 0
-    for command in ("demo", "prepare", "convert", "finetune", "compare", "console", "runs"):
+    for command in ("demo", "prepare", "convert", "plan", "recipe", "doctor", "finetune", "compare", "console", "runs"):
         assert f"\n    {command} " in done.stdout

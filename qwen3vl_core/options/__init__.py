@@ -1,6 +1,6 @@
 """Every option of every command, declared once. Imports no torch."""
 
-from qwen3vl_core.options.commands import COMMANDS, CompareOptions, ConvertOptions, PrepareOptions
+from qwen3vl_core.options.commands import COMMANDS, CompareOptions, ConvertOptions, InspectOptions, PrepareOptions
 from qwen3vl_core.options.declare import (
     Option,
     add_arguments,
@@ -17,6 +17,7 @@ __all__ = [
     "CompareOptions",
     "ConvertOptions",
     "FinetuneOptions",
+    "InspectOptions",
     "Option",
     "PrepareOptions",
     "add_arguments",

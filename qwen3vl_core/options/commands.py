@@ -12,14 +12,16 @@ from qwen3vl_core.options.finetune import FinetuneOptions
 class PrepareOptions:
     """Pictures and conversations to shards that training reads."""
 
-    source: str = option(help="LLaVA-style JSON list: {id, image, conversations}", group="Data", positional=True, path="file")
+    source: str = option(help="LLaVA or ShareGPT conversations, as JSON list or JSON Lines", group="Data", positional=True, path="file")
     to: str = option(help="Folder that gets the shards and their index", group="Data", path="folder")
-    images: str | None = option(None, help="Folder that the pictures' names are relative to; else the JSON's own", group="Data", path="folder")
+    images: str | None = option(None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder")
     split: str = option("9,1,0", help="Shares of training, validation and test", group="Data")
-    check: str = option("header", help="How far each picture is checked", group="Data", choices=("none", "header", "decode"))
+    check: str = option("header", help="How far each picture and video is checked", group="Data", choices=("none", "header", "decode"))
     shard_size: int = option(500_000_000, help="Largest shard", unit="bytes", group="Data", minimum=10_000)
-    skip_missing: bool = option(False, help="Leave out samples whose picture is missing or broken, and count them", group="Data")
+    skip_missing: bool = option(False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data")
     overwrite: bool = option(False, help="Replace a dataset that is already there", group="Data")
+    model: str | None = option(None, help="Count tokens as this model sees them, for the report", group="Report", path="model")
+    workers: int = option(0, help="Processes; 0: one a core. The result does not depend on it", group="Data", minimum=0, maximum=256)
 
 
 @dataclass
@@ -33,7 +35,25 @@ class ConvertOptions:
     size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
     overwrite: bool = option(False, help="Replace a checkpoint that is already there", group="Checkpoint")
-    verify: bool = option(False, help="Read the target again and compare every tensor bitwise", group="Checkpoint")
+    allow_nan: bool = option(False, help="Convert weights that hold NaN or infinity too, and count them", group="Checkpoint")
+    verify: bool = option(False, help="Read the target again and compare every tensor bitwise, and the logits of one picture where memory allows",
+                          group="Checkpoint")  # fmt: skip
+    report: str | None = option(None, help="Write what was done as JSON", group="Report", path="file")
+
+
+@dataclass
+class InspectOptions:
+    """What a path is and what is in it: a Hugging Face model, a Megatron checkpoint, a run, a dataset."""
+
+    path: str = option(help="Folder to look into, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder")
+    json: str | None = option(None, help="Write what was found as JSON", group="Report", path="file")
+    model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
+    seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
+    split: str | None = option(None, help="Data: look at this split only", group="Data", choices=("train", "val", "test"))
+    images: str | None = option(None, help="Data: folder that the media's names in a JSON are relative to; else its own", group="Data", path="folder")
+    show: int = option(3, help="Data: show N samples, evenly spread", group="Data", minimum=0, maximum=1000)
+    limit: int = option(20_000, help="Data: look into at most N samples, evenly spread; 0: all", group="Data", minimum=0)
+    html: str | None = option(None, help="Data: write one self-contained page with the samples shown", group="Report", path="file")
 
 
 @dataclass
@@ -59,6 +79,7 @@ class CompareOptions:
 
 COMMANDS: dict[str, type] = {
     "prepare": PrepareOptions,
+    "inspect": InspectOptions,
     "convert": ConvertOptions,
     "finetune": FinetuneOptions,
     "compare": CompareOptions,

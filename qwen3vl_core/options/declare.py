@@ -146,8 +146,11 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             group.add_argument(*names, dest=o.name, action=_Parse, declared=o, metavar=metavar, nargs="+" if o.many else None, **common)
 
 
-def from_mapping(cls: type, values: dict[str, Any]) -> Any:
-    """An options object from a plan's mapping. Raises RequestError for unknown names, wrong types and missing values."""
+def from_mapping(cls: type, values: dict[str, Any], *, partial: bool = False) -> Any:
+    """An options object from a plan's mapping. Raises RequestError for unknown names, wrong types and missing values.
+
+    partial: required ones may be missing, for a plan that is looked at and not started.
+    """
     declared = {o.name: o for o in options_of(cls)}
     unknown = [name for name in values if name not in declared]
     if unknown:
@@ -165,7 +168,7 @@ def from_mapping(cls: type, values: dict[str, Any]) -> Any:
     made = cls(**parsed)
     for o in declared.values():
         value = getattr(made, o.name)
-        if o.required and value in (None, "", []):
+        if o.required and not partial and value in (None, "", []):
             raise RequestError(f"{o.flag}: required; {o.help[0].lower()}{o.help[1:]}")
     return made
 

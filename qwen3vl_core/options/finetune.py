@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen3vl_core.errors import RequestError
@@ -21,6 +22,7 @@ class FinetuneOptions:
     train_data: str = option(help="Dataset made by qwen3vl prepare", group="Data", path="dataset")  # 21
     valid_data: str | None = option(None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset")  # 22
     seq_length: int = option(2048, help="Longest sample; longer ones are skipped and counted", unit="tokens", group="Data", minimum=16)  # 7
+    packing: bool = option(False, help="Join samples to rows of --seq-length; a micro batch is one row then", group="Data")
     min_pixels: int | None = option(None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
     max_pixels: int | None = option(None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
     num_workers: int = option(0, help="Loader processes of each rank", group="Data", minimum=0, maximum=64)
@@ -39,7 +41,13 @@ class FinetuneOptions:
     clip_grad: float = option(1.0, help="Largest gradient norm; 0: no clipping", group="Schedule", minimum=0.0)
     aux_loss_coeff: float | None = option(None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0)
     seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
+    spike_factor: float = option(10.0, help="A loss this many robust deviations above the median of the last steps is a spike; 0: not looked for",
+                                 group="Schedule", minimum=0.0)
+    skip_spikes: bool = option(False, help="Leave the weights as they are in a step whose loss is a spike", group="Schedule")
+    max_bad_steps: int = option(5, help="Stop after this many steps in a row that were skipped as bad", unit="steps", group="Schedule", minimum=1)
 
+    env: str = option("dsw", help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command", group="Layout",
+                      choices=("dsw", "dlc"))  # 1
     nproc: int = option(0, help="Processes on this machine; 0: one a GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
@@ -50,11 +58,19 @@ class FinetuneOptions:
     pp0_layers: int = option(0, help="Language layers of the first pipeline stage; 0: as many as any other", group="Layout", minimum=0)
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
+    max_restarts: int = option(0, help="How often torchrun starts all processes again when one fails; they go on from the last checkpoint", group="Layout",
+                               minimum=0, maximum=100)
     recompute: str = option("none", help="Activations computed again in the backward pass", group="Layout", choices=("none", "sel", "full"))  # 18
 
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
+    keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
+    keep_every: int = option(0, help="Keep also those whose step is a multiple of N; 0: none beside --keep", unit="steps", group="Record", minimum=0)
+    async_save: bool = option(False, help="Write checkpoints beside the training; it holds a copy of the weights in memory", group="Record")
     eval_interval: int = option(0, help="Evaluate every N steps; 0: never", unit="steps", group="Record", minimum=0)
     eval_iters: int = option(4, help="Global batches of one evaluation", group="Record", minimum=1)
+    sample_interval: int = option(0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0)
+    sample_images: list[str] = option([], help="Pictures, or folders of pictures, to write captions of", group="Record", path="file")
+    sample_prompt: str = option("Describe this image.", help="What the model is asked about them", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
     name: str | None = option(None, help="A name for people; the run's id is made from it", group="Record")
 
@@ -68,18 +84,42 @@ class FinetuneOptions:
 
     def check(self) -> None:
         """The rules between options that need no checkpoint and no machine. Raises RequestError for the first broken one."""
+        for fault in self.faults():
+            raise RequestError(fault)
+
+    def faults(self) -> Iterator[str]:
+        """Every rule between options that is broken, one line each."""
         for o in options_of(type(self)):
-            o.check(getattr(self, o.name))
-        if len(set(self.frozen_parts())) == 3:
-            raise RequestError("--freeze vision,projector,language: nothing is left to train; leave one part out")
+            try:
+                o.check(getattr(self, o.name))
+            except RequestError as error:
+                yield str(error)
+        try:
+            if len(set(self.frozen_parts())) == 3:
+                yield "--freeze vision,projector,language: nothing is left to train; leave one part out"
+        except RequestError as error:
+            yield str(error)
         if self.lr_warmup_iters >= self.train_iters:
-            raise RequestError(
+            yield (
                 f"--lr-warmup-iters {self.lr_warmup_iters}: must be below --train-iters {self.train_iters}; "
                 f"use {max(self.train_iters // 10, 0)}"
             )
         if self.min_lr > self.lr:
-            raise RequestError(f"--min-lr {self.min_lr:g}: must be at most --lr {self.lr:g}; use {self.lr / 10:g}")
+            yield f"--min-lr {self.min_lr:g}: must be at most --lr {self.lr:g}; use {self.lr / 10:g}"
+        if self.packing and self.micro_batch_size != 1:
+            yield (
+                f"--micro-batch-size {self.micro_batch_size}: with --packing a micro batch is one row of --seq-length {self.seq_length} "
+                f"tokens; use --micro-batch-size 1 and --seq-length {self.micro_batch_size * self.seq_length}"
+            )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise RequestError(f"--min-pixels {self.min_pixels}: must be at most --max-pixels {self.max_pixels}; use {self.max_pixels}")
+            yield f"--min-pixels {self.min_pixels}: must be at most --max-pixels {self.max_pixels}; use {self.max_pixels}"
+        if self.keep_every and not self.keep:
+            yield f"--keep-every {self.keep_every}: needs --keep, as all checkpoints are kept otherwise; use --keep 2"
+        if self.sample_interval and not self.sample_images:
+            yield f"--sample-interval {self.sample_interval}: needs --sample-images; name a few pictures, or leave it out"
+        if self.skip_spikes and not self.spike_factor:
+            yield "--skip-spikes: needs --spike-factor above 0; use --spike-factor 10"
+        if self.packing and self.micro_batch_size != 1:
+            yield f"--micro-batch-size {self.micro_batch_size}: with --packing a micro batch is one row of --seq-length tokens; use 1"
         if self.sequence_parallel and self.tp == 1:
-            raise RequestError("--sequence-parallel: needs --tp above 1; leave it out or use --tp 2")
+            yield "--sequence-parallel: needs --tp above 1; leave it out or use --tp 2"

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3vl_core.errors import RequestError
@@ -45,6 +45,7 @@ def values(option):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_the_command_line_of_a_plan_gives_the_plan_back(command, data):
     cls = COMMANDS[command]

@@ -1,0 +1,290 @@
+"""`qwen3vl doctor`: what would keep a run from working on this machine, each with the command that mends it.
+
+Nothing heavy is imported here: torch, Transformer Engine and NCCL are asked in a process of their own, which may crash.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
+from qwen3vl_core.options.planning import DoctorOptions
+
+DISTRIBUTION = "qwen3vl-console"
+PYTHON = (3, 11)
+ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
+GIB = 1024**3
+# a run cannot even write its record below the first, and a 2B checkpoint with its optimizer is about 30 GB
+DISK_LEAST, DISK_GOOD = 1 * GIB, 100 * GIB
+SHM_LEAST, SHM_GOOD = 64 * 1024**2, 2 * GIB
+PROBE_SECONDS = 180
+# prints one JSON line; every part by itself, so that one that is broken does not hide the others
+PROBE = """
+import json, sys
+found = {}
+def ask(name, question):
+    try:
+        found[name] = question()
+    except BaseException as error:
+        found[name + "_error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def torch_version():
+    import torch
+    return torch.__version__
+ask("torch", torch_version)
+if "torch" in found:
+    import torch
+    ask("cuda_build", lambda: torch.version.cuda)
+    ask("cuda", lambda: torch.cuda.is_available())
+    ask("gloo", lambda: torch.distributed.is_gloo_available())
+    if found.get("cuda"):
+        ask("devices", lambda: [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
+        ask("nccl", lambda: ".".join(map(str, torch.cuda.nccl.version())))
+        ask("product", lambda: float((torch.ones(8, 8, device="cuda", dtype=torch.bfloat16) @ torch.ones(8, 8, device="cuda",
+            dtype=torch.bfloat16)).sum()))
+        def engine():
+            import transformer_engine, transformer_engine.pytorch
+            return getattr(transformer_engine, "__version__", "?")
+        ask("engine", engine)
+print("\\n" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: str
+    """ok, warn (a run works, with a limit) or fail."""
+    text: str
+    mend: str = ""
+    """The command or the change that mends it."""
+
+
+def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
+    words = ".".join(map(str, version))
+    if version[:2] < PYTHON:
+        least = ".".join(map(str, PYTHON))
+        return Check("Python", "fail", f"{words}, older than {least}", f"python{least} -m venv .venv && .venv/bin/pip install -e .")
+    return Check("Python", "ok", words)
+
+
+def check_packages(
+    requirements: list[str] | None = None, version_of: Callable[[str], str] = importlib.metadata.version
+) -> Iterator[Check]:
+    """Every package that the product needs: there, and of a version in range. The `gpu` extra is `check_engine`'s.
+
+    requirements: as the distribution's metadata lists them, which is the default.
+    """
+    if requirements is None:
+        try:
+            requirements = importlib.metadata.requires(DISTRIBUTION) or []
+        except importlib.metadata.PackageNotFoundError:
+            text = f"{DISTRIBUTION} itself is not installed, so what it needs is not known"
+            yield Check("packages", "fail", text, f"in the clone: {sys.executable} -m pip install -e .")
+            return
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        yield Check("packages", "fail", "packaging is missing", f"{sys.executable} -m pip install packaging")
+        return
+    good = []
+    for line in requirements:
+        need = Requirement(line)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        mend = f"{sys.executable} -m pip install '{need.name}{need.specifier}'"
+        try:
+            version = version_of(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(need.name, "fail", "missing", mend)
+            continue
+        if not need.specifier.contains(version, prereleases=True):
+            yield Check(need.name, "fail", f"{version}, out of the range {need.specifier}", mend)
+        else:
+            good.append(f"{need.name} {version}")
+    if good:
+        yield Check("packages", "ok", ", ".join(good))
+
+
+def ask_gpus() -> list[dict[str, str]] | None:
+    """This machine's GPUs as nvidia-smi shows them; None where there is no nvidia-smi. Raises OSError where it fails."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    names = ("name", "memory.total", "memory.used", "driver_version", "compute_cap")
+    words = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        raise OSError("nvidia-smi did not answer in 30 s") from None
+    if done.returncode:
+        raise OSError((done.stdout + done.stderr).strip().splitlines()[0] if (done.stdout + done.stderr).strip() else "nvidia-smi failed")
+    return [dict(zip(names, (w.strip() for w in line.split(",")), strict=False)) for line in done.stdout.splitlines() if line.strip()]
+
+
+def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tuple[list[Check], bool]:
+    """(checks, whether there is a GPU). Without one everything runs, slowly: a warning."""
+    try:
+        gpus = ask()
+    except OSError as error:
+        return [Check("GPU", "fail", f"nvidia-smi: {error}", "sudo modprobe nvidia, or restart the machine; then nvidia-smi")], False
+    if not gpus:
+        text = "none; runs work on the CPU, which serves for the demo and small tests"
+        return [Check("GPU", "warn", text, "use a machine with an NVIDIA GPU; in a container: docker run --gpus all")], False
+    found = []
+    for index, gpu in enumerate(gpus):
+        total, used = (float(gpu.get(name, "nan")) / 1024 for name in ("memory.total", "memory.used"))
+        text = f"{gpu['name']}, {total:.1f} GiB, compute {gpu.get('compute_cap', '?')}, driver {gpu.get('driver_version', '?')}"
+        if float(gpu.get("compute_cap") or 0) < 8:
+            found.append(Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU"))
+        elif used > 1:
+            found.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows by whom"))
+        else:
+            found.append(Check(f"GPU {index}", "ok", text))
+    return found, True
+
+
+def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """What torch, NCCL and Transformer Engine answer, in a process of their own."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env=environment
+        )
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"torch_error": f"did not answer in {PROBE_SECONDS} s"}
+    except (ValueError, IndexError):
+        return {"torch_error": f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1][:300]}"}
+
+
+def check_torch(found: dict[str, Any], gpu: bool) -> Iterator[Check]:
+    """torch, its CUDA build, NCCL and Transformer Engine. found: what `probe` gave; gpu: whether nvidia-smi shows one."""
+    install = f"{sys.executable} -m pip install --force-reinstall torch"
+    if "torch" not in found:
+        yield Check("torch", "fail", f"does not import: {found.get('torch_error', '?')}", install)
+        return
+    yield Check("torch", "ok", f"{found['torch']}, CUDA {found.get('cuda_build') or 'none'}")
+    if not found.get("gloo"):
+        yield Check("gloo", "fail", "torch has no gloo, which runs on a CPU and checkpoints need", install)
+    if not gpu:
+        return
+    if not found.get("cuda"):
+        why = "a build without CUDA" if not found.get("cuda_build") else found.get("cuda_error", "torch.cuda.is_available() is False")
+        text = f"nvidia-smi shows a GPU, but torch does not see it: {why}"
+        yield Check("CUDA", "fail", text, install + "; nvidia-smi names the driver's CUDA")
+        return
+    if "product_error" in found:
+        yield Check("CUDA", "fail", f"a bf16 product on the GPU fails: {found['product_error']}", install)
+    else:
+        yield Check("CUDA", "ok", f"{len(found.get('devices', []))} device(s), a bf16 product ran")
+    if "nccl" in found:
+        yield Check("NCCL", "ok", found["nccl"])
+    else:
+        yield Check("NCCL", "fail", f"not there: {found.get('nccl_error', '?')}; several GPUs cannot work together", install)
+    if "engine" in found:
+        yield Check("Transformer Engine", "ok", found["engine"])
+    else:
+        mend = f"{sys.executable} -m pip install --no-build-isolation '{ENGINE}'"
+        yield Check("Transformer Engine", "fail", f"does not import: {found.get('engine_error', '?')}; without it training is slow", mend)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_space(name: str, folder: Path, least: int, good: int, mend: str) -> Check:
+    """Free space of a file system."""
+    where = existing(folder)
+    try:
+        free = shutil.disk_usage(where).free
+    except OSError as error:
+        return Check(name, "fail", f"{where}: {error.strerror}", mend)
+    text = f"{folder}: {free / GIB:.1f} GiB free"
+    if free < least:
+        return Check(name, "fail", f"{text}, less than {least / GIB:.2g}", mend)
+    return Check(name, "warn", f"{text}; {good / GIB:.0f} would be comfortable", mend) if free < good else Check(name, "ok", text)
+
+
+def check_store(folder: Path) -> Check:
+    """Whether run records can be written: a file is made and taken away, in the store or where it would be made."""
+    where = existing(folder)
+    mend = f"mkdir -p {folder} && sudo chown $USER {folder}, or choose another: export QWEN3VL_RUNS=DIR"
+    if not where.is_dir():
+        return Check("run store", "fail", f"{folder}: {where} is a file", mend)
+    try:
+        with tempfile.TemporaryFile(dir=where) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        return Check("run store", "fail", f"{folder}: cannot be written ({error.strerror})", mend)
+    return Check("run store", "ok", f"{folder}" + ("" if where == folder else " (will be made)"))
+
+
+def check_ports() -> Check:
+    """Whether this machine can talk to itself by TCP, as torchrun's processes do."""
+    mend = "ip link set lo up; and 127.0.0.1 localhost in /etc/hosts"
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+    except OSError as error:
+        return Check("ports", "fail", f"127.0.0.1: {error.strerror or error}", mend)
+    return Check("ports", "ok", f"a free port was opened and reached on 127.0.0.1 ({port})")
+
+
+def check_console() -> Check:
+    """Whether the command line finds the console that starts and watches runs."""
+    if any(p.name == "launch" for p in importlib.metadata.entry_points(group="qwen3vl.launcher")):
+        return Check("console", "ok", "registered")
+    return Check("console", "fail", "not registered, so no run can be started", f"in the clone: {sys.executable} -m pip install -e .")
+
+
+def examine(runs: Path) -> list[Check]:
+    """Look at everything. runs: the folder of the run records."""
+    found = [check_python(), *check_packages(), check_console()]
+    gpus, has_gpu = check_gpus()
+    shared = Path("/dev/shm")
+    found += [*gpus, *check_torch(probe(), has_gpu)]
+    found.append(check_space("disk", runs, DISK_LEAST, DISK_GOOD, "free some, or choose another disk: export QWEN3VL_RUNS=DIR"))
+    if shared.exists():
+        mend = "in a container: docker run --shm-size=16g; else: sudo mount -o remount,size=16G /dev/shm"
+        found.append(check_space("/dev/shm", shared, SHM_LEAST, SHM_GOOD, mend))
+    return [*found, check_ports(), check_store(runs)]
+
+
+def render(checks: list[Check]) -> str:
+    """The report for a person."""
+    width = max(len(c.name) for c in checks)
+    lines = []
+    for c in checks:
+        lines.append(f"{c.status:<5} {c.name:<{width}}  {c.text}")
+        if c.mend and c.status != "ok":
+            lines.append(f"{'':<5} {'':<{width}}  -> {c.mend}")
+    bad = sum(c.status == "fail" for c in checks)
+    lines.append(f"{bad} failed" if bad else "everything a run needs is there")
+    return "\n".join(lines)
+
+
+def run(options: DoctorOptions, runs: Path) -> int:
+    """Print what was found. 0: nothing keeps a run from working; 1: something does."""
+    checks = examine(runs)
+    print(json.dumps([asdict(c) for c in checks], indent=1) if options.json else render(checks))
+    sys.stdout.flush()
+    return EXIT_FAILED if any(c.status == "fail" for c in checks) else EXIT_DONE

@@ -1,0 +1,110 @@
+"""Floating-point operations of an optimizer step, and its time at a given utilisation. Imports no torch.
+
+Counted are multiplications and additions of matrix products: 2 m n k. Norms, rope, softmax and the optimizer are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.sizes import Architecture
+
+# a dense bf16 H100 or H200 by its datasheet
+PEAK_TFLOPS = 989.0
+# 0.35 with one step a micro batch and 0.47 with one in four were measured for a 2B language tower on one H100; eight layers of
+# 8B size reached 0.52 forward and backward alone; loading, pictures of unequal size and other GPUs take from that
+DEFAULT_MFU = 0.40
+# tensor parallel ranks exchange activations in every layer, experts their tokens: the share of a step that this costs for
+# each doubling; a rule of thumb for ranking layouts, not a measurement
+EXCHANGE = {"tp": 0.08, "cp": 0.06, "ep": 0.05}
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """FLOPs of one optimizer step over the whole run."""
+
+    language: float
+    """Matrix products of the language layers, forward and backward."""
+    attention: float
+    """Scores and weighted sums of the language tower, causal: half of the square."""
+    vocabulary: float
+    vision: float
+    """Vision tower and mergers, their attention too."""
+    recompute: float
+    """Computed again in the backward pass; not part of the model's FLOPs, by which MFU is counted."""
+
+    @property
+    def model(self) -> float:
+        return self.language + self.attention + self.vocabulary + self.vision
+
+
+def language_forward(a: Architecture) -> tuple[float, float]:
+    """(FLOPs of a token in all layers' matrix products, FLOPs of a token in the output layer)."""
+    h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    attention = h * (q + 2 * k) + q * h
+    mlp = h * a.num_experts + a.experts_per_token * 3 * h * a.expert_ffn_hidden_size if a.is_moe else 3 * h * a.ffn_hidden_size
+    return 2.0 * a.num_layers * (attention + mlp), 2.0 * h * a.vocab_size
+
+
+def attention_forward(a: Architecture, length: int) -> float:
+    """FLOPs of a row of `length` tokens in all layers' causal attention: 2 products of 2 length² q, half of each needed."""
+    return 2.0 * length * length * a.num_heads * a.head_dim * a.num_layers
+
+
+def vision_forward(a: Architecture, tokens: int) -> tuple[float, float]:
+    """(vision tower, mergers): FLOPs of one picture of `tokens` tokens, every patch attending to every other."""
+    v = a.vision
+    patches, h = tokens * v.spatial_merge_size**2, v.hidden_size
+    layer = 2.0 * patches * (4 * h * h + 2 * h * v.ffn_hidden_size) + 4.0 * patches * patches * h
+    joined = h * v.spatial_merge_size**2
+    mergers = 2.0 * tokens * (joined * joined + joined * v.out_hidden_size) * (1 + len(v.deepstack_layers))
+    return v.num_layers * layer + 2.0 * patches * v.patch_dim * h, mergers
+
+
+def passes(trained: bool, below: bool) -> int:
+    """How often a forward's FLOPs are spent: forward, gradient of the weights where they are trained, gradient of the input where
+    something below is trained or they are themselves (their own lower layers need it)."""
+    return 1 + trained + (trained or below)
+
+
+def step_work(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepWork:
+    """FLOPs of a global batch of rows as long as `--seq-length`, each with one picture of `vision_tokens` tokens (0: none)."""
+    a, rows, length = architecture, options.global_batch_size, options.seq_length
+    frozen = set(options.frozen_parts())
+    matrices, vocabulary = language_forward(a)
+    trained = "language" not in frozen
+    below = not {"vision", "projector"} <= frozen and vision_tokens > 0
+    times = passes(trained, below)
+    tower, mergers = vision_forward(a, vision_tokens)
+    tower_times = passes("vision" not in frozen, False)
+    attention = attention_forward(a, length) * (3 if times > 1 else 1)
+    again = 0.0
+    if options.recompute == "full":
+        again = rows * (length * matrices + attention_forward(a, length) + (tower if "vision" not in frozen else 0.0))
+    elif options.recompute == "sel":
+        again = rows * attention_forward(a, length)
+    return StepWork(
+        language=rows * length * matrices * times,
+        attention=rows * attention,
+        vocabulary=rows * length * vocabulary * passes(trained, True),
+        vision=rows * (tower * tower_times + mergers * passes("projector" not in frozen, "vision" not in frozen)),
+        recompute=again,
+    )
+
+
+def step_seconds(
+    options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int,
+    mfu: float = DEFAULT_MFU, peak_tflops: float = PEAK_TFLOPS,
+) -> float:  # fmt: skip
+    """Seconds of a step: FLOPs over what the GPUs do, longer by the pipeline's bubble, (pp - 1) / (micro batches x vp), and by
+    EXCHANGE. mfu is that of one GPU without parallel layout and recompute."""
+    work = step_work(options, architecture, vision_tokens)
+    seconds = (work.model + work.recompute) / (processes * mfu * peak_tflops * 1e12)
+    dp = processes // (options.tp * options.pp * options.cp)
+    micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
+    seconds *= 1 + (options.pp - 1) / (micro_batches * options.vp)
+    for name, share in EXCHANGE.items():
+        seconds *= 1 + share * (getattr(options, name).bit_length() - 1)
+    # the vision tower is whole on every context parallel rank
+    return seconds * (1 + (options.cp - 1) * work.vision / (work.model or 1.0))

@@ -1,0 +1,108 @@
+"""Plan files: the options of a command as YAML, written with their help, read back with their rules. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options.declare import options_of
+
+
+def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
+    """Write every option with its help, grouped; a required one without a value as a comment. Replaces the file whole.
+
+    Raises WorkError when it cannot be written.
+    """
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    group = None
+    for o in options_of(type(options)):
+        if o.group != group:
+            group = o.group
+            lines += ["", f"# {group}"]
+        value = getattr(options, o.name)
+        notes = [o.help, *([o.unit] if o.unit else []), *([f"one of {', '.join(o.choices)}"] if o.choices else [])]
+        if o.required and value in (None, "", []):
+            lines.append(f"# {o.name}:  # required: {'; '.join(notes)}")
+            continue
+        lines.append(f"{o.name}: {_on_one_line(value)}  # {'; '.join(notes)}")
+    target = Path(path).expanduser()
+    beside = target.with_name(target.name + ".tmp")
+    try:
+        beside.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+        os.replace(beside, target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise WorkError(f"--save {target}: {error.strerror}; choose a file in a folder you may write to") from None
+    return target
+
+
+def _on_one_line(value: Any) -> str:
+    """A value as YAML that needs one line, whatever is in it."""
+    import yaml
+
+    shape: dict[str, Any] = dict(default_flow_style=True, width=10**9, allow_unicode=True)
+    text = yaml.safe_dump(value, **shape).removesuffix("\n").removesuffix("\n...")
+    # in double quotes a line break is two characters
+    return yaml.safe_dump(value, default_style='"', **shape).removesuffix("\n") if "\n" in text else text
+
+
+def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
+    """The mapping that a plan file holds, for `from_mapping`: names may be written with - or _.
+
+    A run's `plan.json` serves too. Raises RequestError for a file that is missing or no YAML mapping, and for a key that
+    is given twice, is no option of `cls`, or has no value where it must have one.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key given twice, which YAML would take the last of."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if isinstance(key, str) and key in seen:
+                    raise RequestError(f"{path}: {key} is given twice (line {key_node.start_mark.line + 1}); leave one of them out")
+                if isinstance(key, str):
+                    seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RequestError(f"--plan {path}: no such file; qwen3vl plan --save writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--plan {path}: cannot be read ({error}); give a plan file in YAML") from None
+    try:
+        # the loader is SafeLoader with one more check
+        found = yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise RequestError(f"--plan {path}: not YAML{line}; write one option a line, as in tp: 2") from None
+    if isinstance(found, dict) and isinstance(found.get("options"), dict) and "kind" in found:
+        found = found["options"]
+    if found is None:
+        found = {}
+    if not isinstance(found, dict):
+        raise RequestError(f"--plan {path}: must be a mapping of options, one a line, as in tp: 2")
+    declared = {o.name: o for o in options_of(cls)}
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, 1, 0.5)
+            way_out = f"did you mean {close[0]}?" if close else f"there are {', '.join(declared)}"
+            raise RequestError(f"--plan {path}: {key}: no such option; {way_out}")
+        if name in values:
+            raise RequestError(f"--plan {path}: {name} is given twice; leave one of them out")
+        o = declared[name]
+        if value is None and o.default is not None:
+            raise RequestError(f"--plan {path}: {key}: has no value; give one, or leave the line out for {o.default!r}")
+        if isinstance(value, dict) or (isinstance(value, list) and not o.many):
+            raise RequestError(f"--plan {path}: {key}: must be one value")
+        values[name] = value
+    return values

@@ -1,0 +1,47 @@
+"""Options of plan, recipe and doctor, which look and start nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3vl_core.options.declare import option
+
+
+@dataclass
+class PlanOptions:
+    """Is a finetune valid, what does each GPU hold, does it fit, how long does a step take. Needs --size or --load."""
+
+    gpus: int = option(0, help="GPUs of the whole run; 0: this machine's", group="Plan", minimum=0, maximum=65536)
+    memory: float = option(0.0, help="Memory of one GPU; 0: as nvidia-smi says, else 80", unit="GiB", group="Plan", minimum=0.0)
+    gpus_per_node: int = option(8, help="GPUs of one machine", group="Plan", minimum=1, maximum=64)
+    vision_tokens: int = option(-1, help="Tokens of pictures in a row (a 1024 x 1024 picture has 1024); -1: 1024, at most half of the row", group="Plan",
+                                minimum=-1)
+    mfu: float = option(0.4, help="Share of the GPUs' peak that a step reaches without parallel layout, measured or guessed", group="Plan", minimum=0.001,
+                        maximum=1.0)
+    peak_tflops: float = option(989.0, help="Dense bf16 peak of one GPU", unit="TFLOP/s", group="Plan", minimum=1.0)
+    suggest: bool = option(False, help="Rank the valid layouts for so many GPUs", group="Plan")
+    presets: bool = option(False, help="Print a layout for each size on 1, 2, 4 and 8 GPUs of 80, 96 and 141 GB", group="Plan")
+    emit: str | None = option(None, help="Print a script that runs it, and nothing else", group="Plan", choices=("sh", "slurm", "k8s"))
+    image: str = option("qwen3vl:latest", help="Container image of the k8s job", group="Plan")
+    claim: str = option("workspace", help="Persistent volume claim of the k8s job that holds model, data and runs", group="Plan")
+    mount: str = option("/workspace", help="Where the k8s job finds that volume", group="Plan")
+    save: str | None = option(None, help="Write the options as a plan file (YAML) for qwen3vl finetune --plan", group="Plan", path="file")
+    json: bool = option(False, help="Print JSON", group="Plan")
+
+
+@dataclass
+class RecipeOptions:
+    """Reads the positional command line of the published recipe (24 or 26 values), explains what is wrong in it, and prints the
+    same finetune as named options."""
+
+    gpus: int = option(0, help="GPUs of the run; 0: this machine's", group="Recipe", minimum=0, maximum=65536)
+    save: str | None = option(None, help="Write the options as a plan file (YAML) for qwen3vl finetune --plan", group="Recipe", path="file")
+    json: bool = option(False, help="Print JSON", group="Recipe")
+
+
+@dataclass
+class DoctorOptions:
+    """Looks at this machine: each thing that would keep a run from working, with the command that mends it."""
+
+    runs: str | None = option(None, help="Folder of the run records; else $QWEN3VL_RUNS or ~/.qwen3vl/runs", group="Doctor", path="folder")
+    json: bool = option(False, help="Print JSON", group="Doctor")

@@ -1,0 +1,68 @@
+"""The command of each node, from what a cluster sets on it."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.command import Cluster, process_count, training_command
+from qwen3vl_core.options import FinetuneOptions
+
+NODE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "KUBERNETES_CONTAINER_RESOURCE_GPU": "8"}
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    for name, value in NODE.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_every_node_runs_torchrun_with_its_own_rank(cluster, tmp_path):
+    options = FinetuneOptions(env="dlc", tp=4, max_restarts=2)
+    assert process_count(options) == 16
+    for rank in ("0", "1"):
+        cluster.setenv("RANK", rank)
+        words = training_command(options, tmp_path)
+        given = dict(zip(words[3:-3:2], words[4:-3:2], strict=True))
+        assert given == {
+            "--nnodes": "2", "--nproc-per-node": "8", "--max-restarts": "2", "--node-rank": rank, "--rdzv-backend": "static",
+            "--rdzv-endpoint": "node0:23456",
+        }  # fmt: skip
+        assert words[-3:] == ["-m", "qwen3vl_core.training", str(tmp_path)]
+
+
+def test_torchrun_takes_the_command(cluster, tmp_path):
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    cluster.setenv("RANK", "0")
+    words = training_command(FinetuneOptions(env="dlc"), tmp_path)
+    config, _, arguments = config_from_args(get_args_parser().parse_args(words[3:]))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (2, 2, 8, 0)
+    assert config.rdzv_endpoint == "node0:23456" and config.rdzv_configs["rank"] == 0 and arguments[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR not set"),
+        ({"RANK": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000: must be a port"),
+        ({"KUBERNETES_CONTAINER_RESOURCE_GPU": "0"}, "a node needs a GPU"),
+    ],
+)
+def test_what_the_cluster_lacks_is_named(changes, line):
+    with pytest.raises(RequestError, match=line):
+        Cluster.read(NODE | changes)
+
+
+def test_a_layout_that_the_nodes_cannot_hold_is_refused(cluster):
+    with pytest.raises(RequestError, match=r"2 nodes x 8 processes = 16: must be a multiple of tp x pp x cp = 3 x 1 x 1 = 3"):
+        process_count(FinetuneOptions(env="dlc", tp=3))
+
+
+def test_restarts_need_torchrun_for_one_process_too(tmp_path):
+    assert "torch.distributed.run" not in training_command(FinetuneOptions(nproc=1), tmp_path)
+    words = training_command(FinetuneOptions(nproc=1, max_restarts=3), tmp_path)
+    assert words[words.index("--max-restarts") + 1] == "3" and words[words.index("--nproc-per-node") + 1] == "1"

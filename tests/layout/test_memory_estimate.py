@@ -1,0 +1,161 @@
+"""The memory estimate: worked by hand, against measurements, and in what must always hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qwen3vl_core.layout import activations as act
+from qwen3vl_core.layout.memory import GIB, estimate, fullest, static_bytes
+from qwen3vl_core.layout.parameters import published, stages
+from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.sizes import SIZES
+
+TWO = published("2B")
+LANGUAGE_2B = 28 * (2048 * 4096 + 2048 * 2048 + 3 * 2048 * 6144 + 2 * 2048 + 2 * 128) + 151936 * 2048 + 2048
+
+
+def test_static_memory_by_hand():
+    options = FinetuneOptions(tp=2, distributed_optimizer=True, sequence_parallel=True)
+    stage = stages(options, TWO)[0]
+    assert static_bytes(options, TWO, stage, 8) == (2 * stage.total, 4 * stage.total, sum(-(-12 * n // 4) for n in stage.counts.values()))
+    alone = FinetuneOptions(precision="fp32")
+    stage = stages(alone, TWO)[0]
+    assert static_bytes(alone, TWO, stage, 1) == (4 * stage.total, 4 * stage.total, 8 * stage.total)
+
+
+def test_frozen_parts_have_weights_only():
+    options = FinetuneOptions(freeze="vision,projector")
+    stage = stages(options, TWO)[0]
+    assert stage.counts["language"] == LANGUAGE_2B
+    assert static_bytes(options, TWO, stage, 1) == (2 * stage.total, 4 * LANGUAGE_2B, 12 * LANGUAGE_2B)
+
+
+def test_experts_are_split_by_their_own_data_parallel_size():
+    a = published("A3B")
+    options = FinetuneOptions(ep=4, distributed_optimizer=True)
+    stage = stages(options, a)[0]
+    rest = sum(n for part, n in stage.counts.items() if part != "experts")
+    assert stage.counts["experts"] == 48 * 32 * 3 * 2048 * 768
+    _, _, optimizer = static_bytes(options, a, stage, 8)
+    assert optimizer == pytest.approx(12 * rest / 8 + 12 * stage.counts["experts"] / 2, abs=4)
+
+
+def test_a_layers_activations_by_hand():
+    # h 2048, q 2048, k 1024, f 6144, two bytes: 2h + 5(q + k), rope's 4 x 128 and a statistic of 16 heads, 2h + 4f
+    rope = 2 * 4 * 128
+    assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 5 * 3072) + rope + 4 * 16 + 2 * (2 * 2048 + 4 * 6144)
+    cut = FinetuneOptions(tp=2, sequence_parallel=True)
+    # all is cut in two, but for rope's cosines and sines
+    assert act.layer_bytes(TWO, cut) == (act.layer_bytes(TWO, FinetuneOptions()) - rope) / 2 + rope
+    # without sequence parallelism the norms' inputs and outputs stay whole
+    assert act.layer_bytes(TWO, FinetuneOptions(tp=2)) == act.layer_bytes(TWO, cut) + 2 * 2 * 2048
+
+
+def test_micro_batches_in_flight_are_those_of_megatrons_schedules():
+    one = FinetuneOptions(pp=4)
+    assert [act.in_flight(one, stage, 16) for stage in range(4)] == [(4, 4), (3, 3), (2, 2), (1, 1)]
+    assert act.in_flight(one, 0, 2) == (2, 2)
+    # interleaved: 2 (4 - 1) + (2 - 1) 4 + 1 = 11 passes: 4 + 3 of chunk 0, 4 of chunk 1
+    assert act.in_flight(FinetuneOptions(pp=4, vp=2), 0, 16) == (7, 11)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "vision_tokens", "changes", "static", "peak"),
+    [
+        ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2), 35.67, 70.14),
+        ("2B", 0, 0, dict(seq_length=4096, micro_batch_size=2), 35.67, 63.51),
+        ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="sel"), 35.67, 72.08),
+        ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="full"), 35.67, 44.46),
+        ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, freeze="vision,projector"), 29.61, 57.59),
+        ("2B", 0, 256, dict(seq_length=512), 35.67, 38.50),
+        ("4B", 0, 1024, dict(seq_length=2048), 74.55, 89.85),
+        ("4B", 0, 1024, dict(seq_length=8192, recompute="full"), 74.55, 83.52),
+        ("8B", 8, 1024, dict(seq_length=4096), 56.47, 69.81),
+        ("A3B", 6, 1024, dict(seq_length=4096), 82.22, 93.39),
+    ],
+)
+def test_the_estimate_is_near_the_peaks_measured_on_a_gpu(size, layers, vision_tokens, changes, static, peak):
+    """GiB of torch's tensors in this product's training step on one H200, bf16: `tests/gpu/test_measured_memory.py`."""
+    a = published(size)
+    a = dataclasses.replace(a, num_layers=layers or a.num_layers)
+    options = FinetuneOptions(**changes)
+    options.global_batch_size = options.micro_batch_size
+    found = estimate(options, a, 1, vision_tokens)[0]
+    print(f"{size} {changes}: measured {peak}, estimated {found.allocated / GIB:.2f} ({found.allocated / GIB / peak - 1:+.1%})")
+    assert (found.weights + found.gradients + found.optimizer) / GIB == pytest.approx(static, rel=0.01)
+    assert found.allocated / GIB == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize(("recompute", "measured"), [("none", 47.3), ("full", 32.8)])
+def test_the_estimate_is_near_another_programs_peaks_too(recompute, measured):
+    """One H100, Transformer Engine, bf16, a 2B-sized language tower alone, 2 rows of 4096, a step each micro batch.
+
+    With weights, moments and master weights of 14 bytes before the backward pass, and at the optimizer's step bf16
+    gradients and their fp32 copies beside them, as where no data-parallel wrapper keeps a buffer for gradients.
+    """
+    options = FinetuneOptions(seq_length=4096, micro_batch_size=2, global_batch_size=2, recompute=recompute)
+    found = estimate(options, TWO, 1, vision_tokens=0)[0]
+    guess = max(LANGUAGE_2B * 14 + found.activations + found.logits, LANGUAGE_2B * 20) / GIB
+    print(f"recompute {recompute}: measured {measured} GiB, estimated {guess:.1f}")
+    assert guess == pytest.approx(measured, rel=0.15)
+
+
+choices = st.fixed_dictionaries(
+    {
+        "size": st.sampled_from([s for s in SIZES if s != "tiny"]), "tp": st.sampled_from([1, 2]), "pp": st.sampled_from([1, 2]),
+        "cp": st.sampled_from([1, 2]), "ep": st.sampled_from([1, 2]), "recompute": st.sampled_from(["none", "sel", "full"]),
+        "distributed_optimizer": st.booleans(), "seq_length": st.sampled_from([512, 2048, 8192]), "micro_batch_size": st.integers(1, 4),
+        "freeze": st.sampled_from(["", "vision", "vision,projector"]), "precision": st.sampled_from(["bf16", "fp32"]),
+    }
+)  # fmt: skip
+
+
+def plan(values: dict, dp: int = 2):
+    """(peak of torch's tensors, options, processes) of a valid layout."""
+    options = FinetuneOptions(**values, sequence_parallel=values["tp"] > 1)
+    processes = options.tp * options.pp * options.cp * dp
+    options.global_batch_size = options.micro_batch_size * dp * 8
+    a = published(options.size)
+    assume(not list(layout_faults(options, a, processes)))
+    return fullest(estimate(options, a, processes)).allocated, options, processes
+
+
+@settings(deadline=None, max_examples=60)
+@given(values=choices, name=st.sampled_from(["tp", "cp", "pp"]))
+def test_a_finer_split_never_needs_more_on_one_gpu(values, name):
+    assume(values["precision"] == "bf16")
+    least, *_ = plan(values | {name: 2})
+    most, *_ = plan(values | {name: 1})
+    assert least <= most
+
+
+@settings(deadline=None, max_examples=60)
+@given(values=choices)
+def test_more_tokens_need_more_and_savings_save(values):
+    peak, options, processes = plan(values)
+    a = published(options.size)
+
+    def other(**changes):
+        return fullest(estimate(dataclasses.replace(options, **changes), a, processes)).allocated
+
+    assert other(seq_length=options.seq_length * 2) > peak
+    assert other(micro_batch_size=options.micro_batch_size * 2) > peak
+    assert other(distributed_optimizer=True) <= other(distributed_optimizer=False)
+    # fused attention stores no scores, so computing it again saves nothing
+    assert other(recompute="full") <= other(recompute="none") <= other(recompute="sel")
+    assert other(freeze="vision,projector") <= other(freeze="vision") <= other(freeze="")
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=choices)
+def test_the_parts_add_up(values):
+    _, options, processes = plan(values)
+    for stage in estimate(options, published(options.size), processes):
+        parts = (stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.vision, stage.peak_extra)
+        assert all(p >= 0 for p in parts) and stage.allocated == sum(parts) and stage.total == stage.allocated + stage.workspace
+        assert stage.peak_extra >= stage.logits

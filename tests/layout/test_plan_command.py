@@ -1,0 +1,155 @@
+"""`qwen3vl plan` as a person types it: the report, suggestions, presets, scripts, plan files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen3vl_core.cli import main
+from qwen3vl_core.layout.advice import CARDS, ROOM, gpus_needed, presets, suggest
+from qwen3vl_core.layout.memory import GIB
+from qwen3vl_core.layout.parameters import TINY, published
+from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.options import FinetuneOptions, from_mapping
+
+BASE = str(TINY.parent)
+
+
+def plan(capsys, *words: str) -> tuple[int, str, str]:
+    code = main(["plan", *words])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    (tmp_path / "data" / ".nv-meta").mkdir(parents=True)
+    return str(tmp_path / "data")
+
+
+def test_a_valid_plan_that_fits_ends_with_0(capsys):
+    code, out, err = plan(capsys, "--size", "4B", "--gpus", "4", "--memory", "80", "--tp", "2", "--sequence-parallel")
+    assert code == 0 and not err
+    assert "valid: TP 2 x PP 1 x CP 1 x DP 2 = 4 GPUs" in out and "fits:" in out and "TFLOP" in out
+
+
+def test_one_that_does_not_fit_ends_with_1_and_says_what_would(capsys):
+    code, out, _ = plan(capsys, "--size", "A22B", "--gpus", "8", "--memory", "80")
+    assert code == 1
+    assert "does not fit" in out and "GPUs of 80 GiB needed: 64" in out
+
+
+def test_one_that_is_not_valid_ends_with_2_and_lists_every_fault(capsys):
+    code, out, _ = plan(capsys, "--size", "4B", "--gpus", "4", "--tp", "3", "--vp", "2", "--json")
+    found = json.loads(out)
+    assert code == 2 and not found["valid"] and len(found["faults"]) == 3 and "stages" not in found
+
+
+def test_the_json_adds_up(capsys):
+    _, out, _ = plan(capsys, "--size", "8B", "--gpus", "8", "--pp", "2", "--json", "--memory", "141")
+    found = json.loads(out)
+    assert found["peak_gib"] == pytest.approx(max(s["total"] for s in found["stages"]), abs=0.01)
+    assert sum(s["layers"] for s in found["stages"]) == 36
+    step = found["step"]
+    assert step["tflops"] == pytest.approx(step["language"] + step["vocabulary"] + step["vision"], abs=0.01)
+
+
+def test_without_a_model_it_says_what_it_needs(capsys):
+    code, out, err = plan(capsys, "--gpus", "8")
+    assert code == 2 and not out and "--size or --load" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", ["8B", "A3B"])
+def test_suggestions_are_valid_and_the_best_comes_first(size):
+    a = published(size)
+    found = suggest(FinetuneOptions(), a, 8, 80)
+    assert len(found) > 4
+    for c in found:
+        assert not list(layout_faults(c.options, a, 8)) and c.dp * c.options.tp * c.options.pp * c.options.cp == 8
+    fitting = [c for c in found if c.fits(80)]
+    assert found[: len(fitting)] == fitting and [c.seconds for c in fitting] == sorted(c.seconds for c in fitting)
+
+
+def test_gpus_needed_are_enough_and_half_is_not():
+    base, a = FinetuneOptions(), published("32B")
+    count = gpus_needed(base, a, 80)
+    roomy = FinetuneOptions(global_batch_size=count * 8)
+    assert any(c.fits(80) for c in suggest(roomy, a, count, 80))
+    assert not any(c.fits(80) for c in suggest(roomy, a, count // 2, 80))
+
+
+def test_every_preset_fits_its_card(capsys):
+    rows = presets()
+    assert {(r["size"], r["gpus"], r["card_gb"]) for r in rows} == {
+        (s, g, c) for s in ("2B", "4B", "8B", "32B", "A3B", "A22B") for g in (1, 2, 4, 8) for c in (80, 96, 141)
+    }
+    for row in rows:
+        if row["options"] is None:
+            assert row["least_gib"] > ROOM * CARDS[row["card_gb"]] - 0.1
+        else:
+            assert row["gib"] <= ROOM * CARDS[row["card_gb"]] + 0.1
+            code, out, _ = plan(capsys, "--size", row["size"], "--gpus", str(row["gpus"]), "--memory", str(CARDS[row["card_gb"]]),
+                                *row["options"], "--json")  # fmt: skip
+            assert code == 0 and json.loads(out)["peak_gib"] == pytest.approx(row["gib"], abs=0.06)
+    assert plan(capsys, "--presets")[1].count("\n") == len(rows) + 2
+    assert GIB == 2**30
+
+
+def test_the_scripts_start_what_was_planned(capsys, data, tmp_path):
+    words = ["--load", BASE, "--train-data", data, "--tp", "2", "--global-batch-size", "16", "--name", "My run!", "--gpus", "16"]
+    for kind in ("sh", "slurm"):
+        code, out, _ = plan(capsys, *words, "--emit", kind)
+        file = tmp_path / f"job.{kind}"
+        file.write_text(out)
+        assert code == 0 and subprocess.run(["bash", "-n", file], check=False).returncode == 0
+        assert "--nproc-per-node 8" in out and 'qwen3vl_core.training "$RUN_DIR"' in out
+        written = json.loads(out.split("<<'PLAN'\n")[1].split("\nPLAN\n")[0])
+        options = from_mapping(FinetuneOptions, written["options"])
+        assert written["kind"] == "finetune" and options.tp == 2 and options.train_data == data
+        assert ("#SBATCH --nodes=2" in out) == (kind == "slurm")
+    code, out, _ = plan(capsys, *words, "--emit", "k8s", "--image", "registry/qwen3vl:1", "--claim", "disk")
+    config, job = yaml.safe_load_all(out)
+    assert from_mapping(FinetuneOptions, json.loads(config["data"]["plan.json"])["options"]).tp == 2
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert job["metadata"]["name"] == "my-run" and replicas["Master"]["replicas"] == replicas["Worker"]["replicas"] == 1
+    container = replicas["Worker"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry/qwen3vl:1" and container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    (tmp_path / "pod.sh").write_text(container["command"][2])
+    assert subprocess.run(["bash", "-n", tmp_path / "pod.sh"], check=False).returncode == 0
+
+
+def test_the_script_of_several_nodes_leaves_one_whole_plan(capsys, data, tmp_path):
+    _, out, _ = plan(capsys, "--load", BASE, "--train-data", data, "--global-batch-size", "16", "--gpus", "16", "--emit", "sh")
+    script = tmp_path / "job.sh"
+    # everything but the training itself
+    script.write_text(out.replace("exec python -m torch.distributed.run", "exec echo"))
+    run_dir = tmp_path / "runs" / "one"
+    nodes = {"WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "RUN_DIR": str(run_dir), "PATH": "/usr/bin:/bin"}
+    for rank in ("0", "1"):
+        done = subprocess.run(["bash", script], env=nodes | {"RANK": rank}, capture_output=True, text=True, check=True)
+        assert f"--node-rank {rank}" in done.stdout and str(run_dir) in done.stdout
+    assert [p.name for p in run_dir.iterdir()] == ["plan.json"]
+    assert from_mapping(FinetuneOptions, json.loads((run_dir / "plan.json").read_text())["options"]).global_batch_size == 16
+
+
+def test_a_script_is_not_written_for_what_could_not_start(capsys, data):
+    for words, line in [
+        (["--size", "4B", "--emit", "sh"], "--load: required"),
+        (["--load", BASE, "--train-data", data, "--tp", "3", "--gpus", "3", "--emit", "slurm"], "--tp 3: 8 attention heads"),
+        (["--load", BASE, "--train-data", data, "--gpus", "12", "--global-batch-size", "12", "--emit", "slurm"], "use 8 or 16"),
+    ]:
+        code, out, err = plan(capsys, *words)
+        assert code == 2 and not out and line in err
+
+
+def test_a_saved_plan_gives_the_same_report(capsys, tmp_path):
+    words = ["--size", "8B", "--tp", "4", "--sequence-parallel", "--recompute", "full", "--seq-length", "8192"]
+    file = tmp_path / "plan.yaml"
+    _, first, err = plan(capsys, *words, "--gpus", "8", "--save", str(file))
+    assert f"plan saved: {file}" in err and [p.name for p in Path(tmp_path).iterdir()] == ["plan.yaml"]
+    assert plan(capsys, "--plan", str(file), "--gpus", "8")[1] == first
+    # the command line wins
+    assert "TP 2 x" in plan(capsys, "--plan", str(file), "--tp", "2", "--gpus", "8")[1]

@@ -1,0 +1,145 @@
+"""The published recipe's positional values: read in both forms, every fault explained, said again by name."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3vl_core.cli import build_parser, main
+from qwen3vl_core.layout.recipe import FORM, LEFT_OUT, command, read
+from qwen3vl_core.options import FinetuneOptions, from_mapping, options_of
+from qwen3vl_core.options.planfile import read_plan_file
+
+LINE = "dsw A3B 1 128 1e-5 1e-6 4096 4096 bf16 2 2 1 1 4 true true true sel false 500 /d/train /d/val /m/ckpt 1000 100 /out"
+GOOD = LINE.split()
+NOTHING: dict[str, str] = {}
+
+
+def changed(**values: str) -> list[str]:
+    """GOOD with other values, by the names of the form."""
+    places = {p.name: p.number - 1 for p in FORM}
+    words = list(GOOD)
+    for name, value in values.items():
+        words[places[name]] = value
+    return words
+
+
+def faults(words: list[str], gpus: int = 8, environment: dict[str, str] | None = None) -> list[str]:
+    return read(words, gpus=gpus, environment=environment or NOTHING).faults
+
+
+def test_26_values_are_the_options_they_name():
+    found = read(GOOD, gpus=8, environment=NOTHING)
+    assert not found.faults
+    expected = FinetuneOptions(
+        env="dsw", size="A3B", micro_batch_size=1, global_batch_size=128, lr=1e-5, min_lr=1e-6, seq_length=4096, precision="bf16", tp=2,
+        pp=2, cp=1, etp=1, ep=4, sequence_parallel=True, distributed_optimizer=True, recompute="sel", save_interval=500,
+        train_data="/d/train", valid_data="/d/val", load="/m/ckpt", train_iters=1000, lr_warmup_iters=100,
+    )  # fmt: skip
+    for option in options_of(FinetuneOptions):
+        if option.name not in ("attention",):
+            assert getattr(found.options, option.name) == getattr(expected, option.name), option.name
+    assert found.output == "/out"
+
+
+def test_the_printed_command_is_the_same_finetune():
+    found = read(GOOD, gpus=8, environment=NOTHING)
+    words = shlex.split(command(found))
+    values = vars(build_parser().parse_args(words[1:]))
+    assert str(values["runs"]) == "/out"
+    known = {o.name for o in options_of(FinetuneOptions)}
+    assert from_mapping(FinetuneOptions, {k: v for k, v in values.items() if k in known}) == found.options
+
+
+def test_24_values_leave_out_etp_and_ep():
+    short = [v for i, v in enumerate(GOOD, start=1) if i not in LEFT_OUT]
+    found = read(short, gpus=8, environment=NOTHING)
+    assert not found.faults and (found.options.etp, found.options.ep) == (1, 1)
+    assert any("13 ETP and 14 EP" in note for note in found.notes)
+    assert found.options.load == "/m/ckpt" and found.options.sequence_parallel
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"TP": "1", "EP": "1"}, "15 SP true: sequence parallel needs 10 TP above 1; use false, or TP 2"),
+        ({"TP": "4", "PP": "4"}, "10 TP 4 x 11 PP 4 x 12 CP 1 = 16 GPUs, but with 1 ENV dsw this machine has 8"),
+        ({"OPTIMIZER_OFFLOAD": "0.5", "DO": "false"}, "19 OPTIMIZER_OFFLOAD 0.5: only the distributed optimizer moves its state"),
+        ({"LR_WARMUP_ITERS": "1000"}, "25 LR_WARMUP_ITERS 1000: the warmup is as long as the run or longer (24 TRAIN_ITERS 1000); use 100"),
+        ({"LR": "1e-6", "MIN_LR": "1e-5"}, "6 MIN_LR 1e-05: the lowest learning rate must be at most 5 LR 1e-06; if they are swapped"),
+        ({"BATCH_SIZE": "128", "GLOBAL_BATCH_SIZE": "1"}, "3 BATCH_SIZE 128: a micro batch cannot be larger than 4 GLOBAL_BATCH_SIZE 1"),
+        ({"SEQ_LEN": "8192"}, "7 SEQ_LEN 8192: padding cannot be shorter than the sequence: 8 PAD_LEN 4096"),
+        ({"ENV": "A3B", "MODEL_SIZE": "dsw"}, "1 ENV 'A3B' and 2 MODEL_SIZE 'dsw': look swapped"),
+        ({"PR": "true", "FL": "bf16"}, "9 PR 'true' and 17 FL 'bf16': look swapped"),
+        ({"TP": "two"}, "10 TP 'two': must be a whole number from 1"),
+        ({"SP": "sel"}, "15 SP 'sel': must be true or false; it would fit 18 AC: are the values shifted?"),
+        ({"MODEL_SIZE": "7B"}, "2 MODEL_SIZE '7B': must be one of 2B, 4B, 8B, 32B, A3B, A22B"),
+        ({"MODEL_SIZE": "4B"}, "14 EP: --ep 4: this checkpoint has no experts; leave it out"),
+        ({"SP": "false"}, "10 TP: --tp 2: with experts it needs --sequence-parallel"),
+        ({"GLOBAL_BATCH_SIZE": "127"}, "4 GLOBAL_BATCH_SIZE: --global-batch-size 127: must be a multiple of micro batch"),
+        ({"LR": "nan"}, "5 LR 'nan': must be a number"),
+        ({"TRAIN_ITERS": "0"}, "24 TRAIN_ITERS '0': must be a whole number from 1"),
+        ({"DATASET_PATH": "500", "SAVE_INTERVAL": "/d/train"}, "20 SAVE_INTERVAL '/d/train' and 21 DATASET_PATH '500': look swapped"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_position_and_the_way_out(changes, line):
+    found = faults(changed(**changes))
+    assert any(fault.startswith(line) for fault in found), found
+
+
+def test_all_faults_are_said_at_once():
+    found = faults(changed(TP="16", LR="1e-6", MIN_LR="1e-5", LR_WARMUP_ITERS="2000", GLOBAL_BATCH_SIZE="100", MODEL_SIZE="9B"))
+    assert {f.split()[0] for f in found} >= {"2", "6", "10", "25"}
+
+
+def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
+    found = faults([v for i, v in enumerate(GOOD, start=1) if i != 9])
+    assert found[0].startswith("25 values: the recipe has 26, or 24")
+    assert any("what is missing is one of: 9 PR" in f for f in found)
+    assert any("one value is too many: 18 ('sel'), 19 ('sel')" in f for f in faults([*GOOD[:18], "sel", *GOOD[18:]]))
+    assert len(faults(GOOD[:5])) == 1
+
+
+def test_what_no_option_says_is_refused_with_the_reason(monkeypatch):
+    names = {o.name: o for o in options_of(FinetuneOptions)}
+    if "optimizer_offload" not in names:
+        assert any(f.startswith("19 OPTIMIZER_OFFLOAD: not there in this version") for f in faults(changed(OPTIMIZER_OFFLOAD="0.5")))
+    if "fp8" not in names["precision"].choices:
+        assert any(f.startswith("9 PR fp8: not there in this version, which trains in") for f in faults(changed(PR="fp8")))
+    if "offload" not in names["recompute"].choices:
+        assert any(f.startswith("18 AC offload: not there in this version") for f in faults(changed(AC="offload")))
+    assert any("17 FL" in n for n in read(GOOD, gpus=8, environment=NOTHING).notes) or "attention" in names
+
+
+def test_the_environment_of_the_script_is_read_too():
+    words = changed(MODEL_SIZE="4B", EP="1")
+    assert read(words, gpus=8, environment={"MP_VP": "3"}).options.vp == 3
+    assert read(words, gpus=8, environment={"MP_PP0_LAYERS": "14", "MP_SFT_PACKING": "true"}).options.pp0_layers == 14
+    assert any(f.startswith("MP_VP=x: ") for f in faults(words, environment={"MP_VP": "x"}))
+
+
+def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeypatch):
+    for name in ("MP_VP", "MP_PP0_LAYERS", "MP_AC_LAYERS", "MP_SFT_PACKING"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "plan.yaml"
+    assert main(["recipe", "--gpus", "8", "--save", str(file), "--", *GOOD]) == 0
+    out, _ = capsys.readouterr()
+    assert "qwen3vl finetune --load /m/ckpt --size A3B" in out
+    assert from_mapping(FinetuneOptions, read_plan_file(FinetuneOptions, file)) == read(GOOD, gpus=8, environment=NOTHING).options
+    file.unlink()
+    assert main(["recipe", "--gpus", "8", "--save", str(file), "--json", "--", *changed(TP="0")]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert not found["valid"] and found["command"] is None and found["faults"][0].startswith("10 TP '0'")
+    assert not file.exists()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.sampled_from([*GOOD, "", "true", "-1", "nan", "1e999", "4B", "é"]), st.text(max_size=6)), max_size=28))
+def test_whatever_is_given_it_is_explained_and_never_crashes(words):
+    found = read(words, gpus=8, environment=NOTHING)
+    assert all("\n" not in f and len(f) > 10 for f in found.faults)
+    assert found.options is not None or found.faults

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from qwen3vl_core.data.pictures import CHANNELS, PictureRules
 
 IGNORED = -100
 """Label of a position that is not trained (torch's cross entropy knows the same number)."""
+
+
+def _none(*width: int, kind: type = np.uint8) -> np.ndarray:
+    return np.zeros((0, *width), dtype=kind)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class Encoded:
     """uint8 [n, 3 * patch * patch] of all pictures, in order."""
     grids: np.ndarray
     """int64 [k, 3], (1, rows, columns) in patches of each picture."""
+    video_patches: np.ndarray = field(default_factory=lambda: _none(0))
+    """uint8 [n, 3 * frames * patch * patch] of all videos, in order."""
+    video_grids: np.ndarray = field(default_factory=lambda: _none(3, kind=np.int64))
+    """int64 [k, 3], (temporal patches, rows, columns) in patches of each video."""
 
     @property
     def tokens(self) -> int:
@@ -49,6 +58,14 @@ class Batch:
     """long [k, 3] in patches; k is 0 for a batch without pictures."""
     keys: list[str]
     rules: PictureRules
+    video_patches: torch.Tensor
+    """uint8 [n, 3 * frames * patch * patch]: all frames of a temporal patch, merge order."""
+    video_grid_thw: torch.Tensor
+    """long [k, 3] in patches; k is 0 for a batch without videos."""
+    video_rules: PictureRules | None
+    """None where the checkpoint reads no videos."""
+    cu_seqlens: torch.Tensor | None = None
+    """long [documents + 1], of a packed row: where each document begins, and the end of the last; b is 1 then."""
 
     @property
     def tokens(self) -> int:
@@ -64,30 +81,38 @@ class Batch:
         """What the model is called with: what the Hugging Face processor gives, made on `device`.
 
         input_ids and attention_mask long [b, s]; with pictures also pixel_values `dtype` [n, 3 * frames * patch * patch]
-        and image_grid_thw long [k, 3].
+        and image_grid_thw long [k, 3]; with videos pixel_values_videos and video_grid_thw in the same way. A packed row
+        has cu_seqlens long [documents + 1] instead of the mask; it stays on the host, where it is looped over.
         """
-        inputs = {
-            "input_ids": self.input_ids.to(device, non_blocking=True),
-            "attention_mask": self.attention_mask.to(device, non_blocking=True),
-        }
+        inputs = {"input_ids": self.input_ids.to(device, non_blocking=True)}
+        if self.cu_seqlens is None:
+            inputs["attention_mask"] = self.attention_mask.to(device, non_blocking=True)
+        else:
+            inputs["cu_seqlens"] = self.cu_seqlens
         if len(self.image_grid_thw):
             inputs["pixel_values"] = pixel_values(self.patches.to(device, non_blocking=True), self.rules, dtype)
             inputs["image_grid_thw"] = self.image_grid_thw.to(device, non_blocking=True)
+        if len(self.video_grid_thw):
+            inputs["pixel_values_videos"] = pixel_values(self.video_patches.to(device, non_blocking=True), self.video_rules, dtype)
+            inputs["video_grid_thw"] = self.video_grid_thw.to(device, non_blocking=True)
         return inputs
 
 
 def pixel_values(patches: torch.Tensor, rules: PictureRules, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 [n, 3 * p * p] of one frame -> `dtype` [n, 3 * frames * p * p], normalised as Hugging Face does, where `patches` is.
+    """uint8 patches -> `dtype` [n, 3 * frames * p * p], normalised as Hugging Face does, where `patches` is.
 
+    patches: [n, 3 * p * p] of one frame, which is repeated, or [n, 3 * frames * p * p].
     The arithmetic is fp32 whatever `dtype` is: scaling 8-bit values in bf16 would round each of them twice.
     """
     mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (rules.mean, rules.std))
-    values = patches.view(-1, CHANNELS, rules.patch_size**2).float().mul_(rules.rescale).sub_(mean).div_(std).to(dtype)
-    frames = values[:, :, None].expand(-1, -1, rules.temporal_patch_size, -1)
-    return frames.reshape(len(patches), rules.temporal_patch_size * rules.patch_bytes)
+    one = CHANNELS * rules.patch_size**2
+    values = patches.view(len(patches), CHANNELS, -1).float().mul_(rules.rescale).sub_(mean).div_(std).to(dtype)
+    if patches.shape[1] == one:
+        values = values[:, :, None].expand(-1, -1, rules.temporal_patch_size, -1)
+    return values.reshape(len(patches), rules.temporal_patch_size * one)
 
 
-def collate(samples: list[Encoded], pad_token_id: int, rules: PictureRules) -> Batch:
+def collate(samples: list[Encoded], pad_token_id: int, rules: PictureRules, video_rules: PictureRules | None = None) -> Batch:
     """One micro batch, padded to its longest sample."""
     longest = max(len(sample.ids) for sample in samples)
     input_ids = torch.full((len(samples), longest), pad_token_id)
@@ -95,12 +120,34 @@ def collate(samples: list[Encoded], pad_token_id: int, rules: PictureRules) -> B
     for row, sample in enumerate(samples):
         input_ids[row, : len(sample.ids)] = torch.from_numpy(sample.ids)
         labels[row, : len(sample.ids)] = torch.from_numpy(sample.labels)
-    return Batch(
-        input_ids=input_ids,
-        labels=labels,
-        lengths=torch.tensor([len(sample.ids) for sample in samples]),
-        patches=torch.from_numpy(np.concatenate([sample.patches for sample in samples])),
-        image_grid_thw=torch.from_numpy(np.concatenate([sample.grids for sample in samples])),
-        keys=[sample.key for sample in samples],
-        rules=rules,
-    )
+    lengths = torch.tensor([len(sample.ids) for sample in samples])
+    return Batch(input_ids=input_ids, labels=labels, lengths=lengths, **_shared(samples, rules, video_rules))
+
+
+def pack(
+    samples: list[Encoded], pad_token_id: int, rules: PictureRules, video_rules: PictureRules | None = None, *, multiple: int = 1
+) -> Batch:
+    """One row of documents one after the other, each padded to a multiple of `multiple` tokens."""
+    bounds = np.cumsum([0, *(-(-len(sample.ids) // multiple) * multiple for sample in samples)])
+    input_ids = torch.full((1, int(bounds[-1])), pad_token_id)
+    labels = torch.full((1, int(bounds[-1])), IGNORED)
+    for begin, sample in zip(bounds[:-1].tolist(), samples, strict=True):
+        input_ids[0, begin : begin + len(sample.ids)] = torch.from_numpy(sample.ids)
+        labels[0, begin : begin + len(sample.ids)] = torch.from_numpy(sample.labels)
+    lengths, cu_seqlens = torch.tensor([int(bounds[-1])]), torch.from_numpy(bounds)
+    return Batch(input_ids=input_ids, labels=labels, lengths=lengths, cu_seqlens=cu_seqlens, **_shared(samples, rules, video_rules))
+
+
+def _shared(samples: list[Encoded], rules: PictureRules, video_rules: PictureRules | None) -> dict[str, Any]:
+    """What a batch of several samples holds in either form."""
+    videos = [sample.video_patches for sample in samples if len(sample.video_grids)]
+    width = 0 if video_rules is None else video_rules.patch_bytes
+    return {
+        "patches": torch.from_numpy(np.concatenate([sample.patches for sample in samples])),
+        "image_grid_thw": torch.from_numpy(np.concatenate([sample.grids for sample in samples])),
+        "video_patches": torch.from_numpy(np.concatenate(videos) if videos else _none(width)),
+        "video_grid_thw": torch.from_numpy(np.concatenate([sample.video_grids for sample in samples])),
+        "keys": [sample.key for sample in samples],
+        "rules": rules,
+        "video_rules": video_rules,
+    }

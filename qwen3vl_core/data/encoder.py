@@ -7,21 +7,29 @@ from typing import Any
 
 from qwen3vl_core.data.batch import Encoded
 from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.data.processor import ChatProcessor, Planned
 
 CONVERSATION = "json"
 """Part of a sample that holds {"messages": [...]}."""
 
 
 class SampleEncoder:
-    """`encoder(key, parts)` -> Encoded; stateless, so any process may hold one."""
+    """`encoder(key, parts)` -> Encoded, or in two steps; stateless, so any process may hold one."""
 
     def __init__(self, processor: ChatProcessor, seq_length: int) -> None:
         self.processor, self.seq_length = processor, seq_length
 
     def __call__(self, key: str, parts: dict[str, bytes]) -> Encoded:
-        """parts: `json` and the pictures, as stored. Raises DataError with a reason that can be counted."""
-        return self.processor.encode(messages_of(parts), parts, key=key, limit=self.seq_length)
+        """parts: `json`, pictures and videos, as stored. Raises DataError with a reason that can be counted."""
+        return self.finish(self.plan(key, parts), parts)
+
+    def plan(self, key: str, parts: dict[str, bytes]) -> Planned:
+        """Tokens and labels without a pixel. Raises DataError."""
+        return self.processor.plan(messages_of(parts), parts, key=key, limit=self.seq_length)
+
+    def finish(self, planned: Planned, parts: dict[str, bytes]) -> Encoded:
+        """Decode what was planned. Raises DataError."""
+        return self.processor.finish(planned, parts)
 
 
 def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 REASONS = {
+    "bad_record": "the record breaks a rule",
     "missing_picture": "the picture is not there",
     "broken_picture": "the picture cannot be read",
     "extreme_picture": "the picture is over 200 times longer than wide, or too large to decode",
@@ -13,7 +15,10 @@ REASONS = {
     "bad_json": "the conversation is not JSON",
     "bad_messages": "the conversation is not a list of messages with role and content",
     "control_token": "a text holds one of the chat format's own tokens",
-    "video": "the conversation holds a video",
+    "broken_video": "the video cannot be read",
+    "missing_video": "the video is not there",
+    "extreme_video": "the video is over 200 times longer than wide, or too large to decode",
+    "video": "the conversation holds a video, which the checkpoint cannot read",
     "too_long": "longer than --seq-length",
     "no_trained_token": "no assistant's answer to learn from",
 }
@@ -56,3 +61,9 @@ def listed(entries: list[str], shown: int = 3) -> str:
     more = len(entries) - shown
     lines = (" ".join(entry.split()) for entry in entries[:shown])
     return "; ".join(line if len(line) <= 300 else line[:299] + "…" for line in lines) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for people."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    return kinds[type(value)]

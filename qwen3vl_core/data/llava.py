@@ -1,24 +1,27 @@
-"""LLaVA-style JSON: a list of {id, image, conversations: [{from, value}]} with `<image>` in the text. Imports no torch.
+"""LLaVA records, {id, image, conversations: [{from, value}]} with `<image>` in the text, and the rules that all records keep.
 
 Records are counted from 0, as `jq '.[12]'` does. A sample's key is its record's number, so that ids with dots, ids that
-occur twice and records without an id all work; the id itself is kept beside the conversation.
+occur twice and records without an id all work; the id itself is kept beside the conversation. Imports no torch.
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.data.faults import listed
-from qwen3vl_core.errors import RequestError
+from qwen3vl_core.data.faults import kind_of
 
-TAG = "<image>"
+TAG, VIDEO_TAG = "<image>", "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_KNOWN_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_SHAPE = "a list of {id, image, conversations: [{from, value}]} is read"
+FRAMES_PER_SECOND = 2.0
+"""Of a folder of frames that does not say: what the model's own recipe samples videos at."""
+VIDEO_SUFFIXES = ("mp4", "mov", "m4v", "webm", "mkv", "avi")
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_TAGS = re.compile(f"({TAG}|{VIDEO_TAG})")
 
 
 class RecordError(ValueError):
@@ -26,16 +29,27 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Frames:
+    """A video that is a folder of pictures."""
+
+    names: tuple[str, ...]
+    """Files in the folder, in the order of time."""
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One conversation with its pictures, checked against every rule that needs no other file."""
+    """One conversation with its media, checked against every rule that needs no other file."""
 
     number: int
-    """Place in the JSON list, from 0."""
+    """Place in the list, from 0."""
     id: str | None
     turns: tuple[tuple[str, str], ...]
-    """(user | assistant | system, text); `<image>` in the users' texts, one for each picture."""
+    """(user | assistant | system, text); in the users' texts `<image>` and `<video>`, one for each picture and video."""
     pictures: tuple[str, ...]
-    """Names relative to the pictures' folder, in the order of the tags."""
+    """Names relative to the media's folder, in the order of the tags."""
+    videos: tuple[str, ...] = ()
+    """Names of files, or of folders of frames."""
 
     @property
     def key(self) -> str:
@@ -45,22 +59,40 @@ class Record:
     @property
     def parts(self) -> list[str]:
         """Names of the pictures within the sample: `img0.jpg`, `img1.png`."""
-        return [f"img{i}.{_suffix(name)}" for i, name in enumerate(self.pictures)]
+        return [f"img{i}.{suffix(name, PICTURE_SUFFIXES, 'img')}" for i, name in enumerate(self.pictures)]
 
-    def messages(self) -> list[dict[str, Any]]:
-        """[{"role", "content": [{"type": "image", "part"} | {"type": "text", "text"}]}]
+    def video_parts(self, frames: Sequence[Frames | None] = ()) -> list[dict[str, Any]]:
+        """The videos' parts of the conversation. frames: of each video that is a folder, in the videos' order."""
+        made = []
+        for i, name in enumerate(self.videos):
+            folder = frames[i] if i < len(frames) else None
+            if folder is None:
+                made.append({"type": "video", "part": f"vid{i}.{suffix(name, VIDEO_SUFFIXES, 'video')}"})
+                continue
+            files = [f"vid{i}.{n:05d}.{suffix(file, PICTURE_SUFFIXES, 'img')}" for n, file in enumerate(folder.names)]
+            made.append({"type": "video", "part": f"vid{i}", "frames": files, "fps": folder.fps})
+        return made
+
+    def messages(self, frames: Sequence[Frames | None] = ()) -> list[dict[str, Any]]:
+        """[{"role", "content": [part, ...]}] with the parts that `sources` describes.
 
         Line ends between a tag and its text go: the chat template puts picture and text side by side, and a prompt at
         inference has none either.
         """
-        parts = iter(self.parts)
+        pictures = iter(self.parts)
+        videos = iter(self.video_parts(frames))
         made = []
         for role, text in self.turns:
-            pieces = text.split(TAG) if role == "user" else [text]
-            content: list[dict[str, str]] = []
+            if role != "user" or "<" not in text:
+                made.append({"role": role, "content": [{"type": "text", "text": text}] if text else []})
+                continue
+            content: list[dict[str, Any]] = []
+            pieces = _TAGS.split(text)
             for place, piece in enumerate(pieces):
+                if place % 2:
+                    content.append({"type": "image", "part": next(pictures)} if piece == TAG else next(videos))
+                    continue
                 if place:
-                    content.append({"type": "image", "part": next(parts)})
                     piece = piece.lstrip("\r\n")
                 if place < len(pieces) - 1:
                     piece = piece.rstrip("\r\n")
@@ -69,21 +101,23 @@ class Record:
             made.append({"role": role, "content": content})
         return made
 
-    def payload(self) -> bytes:
+    def payload(self, frames: Sequence[Frames | None] = ()) -> bytes:
         """The sample's JSON file."""
         made: dict[str, Any] = {} if self.id is None else {"id": self.id}
-        made["messages"] = self.messages()
+        made["messages"] = self.messages(frames)
         return json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _suffix(name: str) -> str:
-    suffix = posixpath.splitext(name)[1][1:].lower()
-    return suffix if suffix in _KNOWN_SUFFIXES else "img"
+def suffix(name: str, known: Sequence[str], other: str) -> str:
+    """The ending of a file's name in small letters if it is one of those `known`, else `other`."""
+    found = name.rpartition(".")[2].lower()
+    return found if found in known else other
 
 
-def _text(value: Any, what: str) -> str:
+def text_of(value: Any, what: str) -> str:
+    """`value`, if it is text that can be written. Raises RecordError that calls it `what`."""
     if not isinstance(value, str):
-        raise RecordError(f"{what} must be text, not {_kind(value)}")
+        raise RecordError(f"{what} must be text, not {kind_of(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -91,112 +125,70 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-    return kinds[type(value)]
-
-
-def _picture(name: Any) -> str:
+def media_name(name: Any, what: str = "picture") -> str:
     """A safe relative name, tidied. Raises RecordError for one that leaves the folder."""
-    name = _text(name, "a picture's name")
+    what = "picture" if what == "image" else what
+    name = text_of(name, f"a {what}'s name")
     if name.startswith("/") or (name[1:2] == ":" and name[2:3] in ("/", "\\")):
-        raise RecordError(f"picture {name}: an absolute path; write it relative to the pictures' folder and give --images")
-    tidy = posixpath.normpath(name)
+        raise RecordError(f"{what} {name}: an absolute path; write it relative to the media's folder and give --images")
+    tidy = posixpath.normpath(name) if "." in name or "//" in name else name
     if not name or tidy == "." or "\0" in name:
-        raise RecordError(f"picture {name!r}: no file name")
+        raise RecordError(f"{what} {name!r}: no file name")
     if tidy == ".." or tidy.startswith("../"):
-        raise RecordError(f"picture {name}: leads out of the pictures' folder; give a higher folder as --images")
+        raise RecordError(f"{what} {name}: leads out of the media's folder; give a higher folder as --images")
     return tidy
 
 
-def _pictures(record: dict[str, Any]) -> tuple[str, ...]:
-    if "image" in record and "images" in record:
-        raise RecordError("both image and images; keep one")
-    if record.get("video") or record.get("videos"):
-        raise RecordError("holds a video; only pictures and text are read")
-    found = record.get("image", record.get("images"))
-    names = [] if found is None or found == "" else found if isinstance(found, list) else [found]
-    return tuple(map(_picture, names))
-
-
-def _turns(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    conversation = record.get("conversations")
+def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str, str], ...]:
+    """The conversation of a record, checked. Raises RecordError that names the broken rule."""
+    conversation = record.get(key)
     if not isinstance(conversation, list) or not conversation:
-        state = "no conversations" if not conversation else f"conversations must be a list, not {_kind(conversation)}"
-        raise RecordError(state)
-    turns = []
+        raise RecordError(f"no {key}" if not conversation else f"{key} must be a list, not {kind_of(conversation)}")
+    made = []
     for place, turn in enumerate(conversation):
-        where = f"turn {place}"
         if not isinstance(turn, dict):
-            raise RecordError(f"{where} must be an object {{from, value}}, not {_kind(turn)}")
-        speaker = _text(turn.get("from", turn.get("role")), f"{where}: from")
-        if speaker not in ROLES:
-            raise RecordError(f"{where}: from is {speaker!r}; must be one of {', '.join(ROLES)}")
-        role, text = ROLES[speaker], _text(turn.get("value", turn.get("content")), f"{where}: value")
+            raise RecordError(f"turn {place} must be an object {{from, value}}, not {kind_of(turn)}")
+        speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None:
+            speaker = text_of(speaker, f"turn {place}: from")
+            raise RecordError(f"turn {place}: from is {speaker!r}; must be one of {', '.join(ROLES)}")
+        text = text_of(text, f"turn {place}: value")
         if role == "system" and place:
-            raise RecordError(f"{where}: a system turn can only be the first")
+            raise RecordError(f"turn {place}: a system turn can only be the first")
         if role == "assistant" and not text.strip():
-            raise RecordError(f"{where}: an empty answer")
-        turns.append((role, text))
-    if not any(role == "assistant" for role, _ in turns):
+            raise RecordError(f"turn {place}: an empty answer")
+        made.append((role, text))
+    if not any(role == "assistant" for role, _ in made):
         raise RecordError("no answer (a turn from gpt) to learn from")
-    return tuple(turns)
+    return tuple(made)
 
 
-def parse(number: int, record: Any) -> Record:
-    """One record, checked. Raises RecordError that names the broken rule."""
-    if not isinstance(record, dict):
-        raise RecordError(f"must be an object, not {_kind(record)}")
-    turns, pictures = _turns(record), _pictures(record)
-    tags = sum(text.count(TAG) for role, text in turns if role == "user")
-    if tags != len(pictures):
-        raise RecordError(f"{tags} {TAG} tag{'s' * (tags != 1)} but {len(pictures)} picture{'s' * (len(pictures) != 1)}")
-    name = record.get("id")
+def checked(
+    number: int, name: Any, conversation: tuple[tuple[str, str], ...], pictures: tuple[str, ...], videos: tuple[str, ...]
+) -> Record:
+    """A record whose tags and media agree. Raises RecordError otherwise."""
+    for tag, found, what in ((TAG, pictures, "picture"), (VIDEO_TAG, videos, "video")):
+        tags = sum(text.count(tag) for role, text in conversation if role == "user")
+        if tags != len(found):
+            raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(found)} {what}{'s' * (len(found) != 1)}")
     if isinstance(name, (dict, list, bool)):
-        raise RecordError(f"id must be text or a number, not {_kind(name)}")
-    return Record(number, None if name is None else _text(str(name), "id"), turns, pictures)
+        raise RecordError(f"id must be text or a number, not {kind_of(name)}")
+    return Record(number, None if name is None else text_of(str(name), "id"), conversation, pictures, videos)
 
 
-def load_list(file: Path) -> list[Any]:
-    """The JSON list in `file`. Raises RequestError when it is no such thing."""
-    try:
-        loaded = json.loads(file.read_bytes().decode("utf-8-sig"), parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise RequestError(f"{file}: no such file; give the JSON list of conversations") from None
-    except IsADirectoryError:
-        found = sorted(p.name for p in file.glob("*.json"))
-        way_out = f"it holds {listed(found)}; give one of them" if found else "give the JSON list of conversations"
-        raise RequestError(f"{file}: a folder; {way_out}") from None
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file}: not UTF-8 text (byte {error.start:,}); {_SHAPE}") from None
-    except json.JSONDecodeError as error:
-        way_out = f"jq -s . {file.name} makes one list of JSON Lines" if error.msg == "Extra data" else _SHAPE
-        raise RequestError(f"{file}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); {way_out}") from None
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise RequestError(f"{file}: not JSON that is read here ({reason}); {_SHAPE}") from None
-    if not isinstance(loaded, list):
-        raise RequestError(f"{file}: not a list but {_kind(loaded)}; {_SHAPE}")
-    if not loaded:
-        raise RequestError(f"{file}: an empty list; {_SHAPE}")
-    return loaded
+def parse(number: int, record: dict[str, Any]) -> Record:
+    """One record, checked. Raises RecordError that names the broken rule."""
+    conversation = turns(record)
+    videos = _names(record, "video")
+    if videos and "image" not in record and not any(VIDEO_TAG in text for _, text in conversation):
+        # the public video sets of the LLaVA family mark a video with the tag for pictures
+        conversation = tuple((role, text.replace(TAG, VIDEO_TAG) if role == "user" else text) for role, text in conversation)
+    return checked(number, record.get("id"), conversation, _names(record, "image"), videos)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def read(file: Path) -> list[Record]:
-    """Every record of a LLaVA-style JSON list. Raises RequestError that names the first faulty records and their count."""
-    records: list[Record] = []
-    faults: list[str] = []
-    loaded = load_list(file)
-    for number, record in enumerate(loaded):
-        try:
-            records.append(parse(number, record))
-        except RecordError as fault:
-            faults.append(f"record {number}: {fault}")
-    if faults:
-        share = f"{len(faults):,} of {len(loaded):,} records" if len(faults) > 1 else "one record"
-        raise RequestError(f"{file}: {share} cannot be used: {listed(faults)}; mend or remove them (records are counted from 0)")
-    return records
+def _names(record: dict[str, Any], what: str) -> tuple[str, ...]:
+    found = record.get(what)
+    if found is None or found == "":
+        return ()
+    return tuple(media_name(name, what) for name in (found if isinstance(found, list) else [found]))

@@ -6,134 +6,61 @@ and workers, and its state is a pickle that fits one layout only.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from qwen3vl_core.data.batch import Batch, Encoded, collate
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.encoder import SampleEncoder
-from qwen3vl_core.data.faults import REASONS, DataError
-from qwen3vl_core.data.order import SampleOrder
+from qwen3vl_core.data.micro import Filled, MicroBatches, Skip
+from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 
 STATE_VERSION = 1
-MOST_TRIES = 1000
-"""Stand-ins tried for one place; when none of them can be used, the split is taken for unusable."""
 PREFETCHED = 2
 """Micro batches that each loader process keeps ready."""
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A sample that could not be used."""
-
-    key: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A micro batch's samples and what was skipped on the way, or why there are none."""
-
-    samples: list[Encoded]
-    skips: list[Skip]
-    error: str = ""
-
-
-class MicroBatches(Dataset):
-    """Micro batch number n of one rank, made from nothing but n: any process may be asked for any of them."""
-
-    def __init__(
-        self,
-        shards: ShardSplit,
-        encoder: SampleEncoder,
-        seed: int,
-        micro_batch_size: int,
-        global_batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.shards, self.encoder = shards, encoder
-        self.order = SampleOrder(len(shards), seed)
-        self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.rank, self.world_size = rank, world_size
-        self._unusable: dict[int, Skip] = {}
-
-    @property
-    def steps(self) -> int:
-        """Micro batches of this rank in one global batch."""
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
-
-    def __getitem__(self, number: int) -> Filled:
-        batch, step = divmod(number, self.steps)
-        first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
-        samples, skips = [], []
-        try:
-            for place in range(first, first + self.micro_batch_size):
-                samples.append(self._fill(place, skips))
-        except WorkError as error:
-            # returned, not raised: through a process it would come out as a traceback in a message
-            return Filled([], skips, str(error))
-        return Filled(samples, skips)
-
-    def _fill(self, place: int, skips: list[Skip]) -> Encoded:
-        """The sample at a place, or the first usable one of those that stand in for it. Raises WorkError without any."""
-        tried: list[Skip] = []
-        found = self._encode(self.order.sample(place))
-        if isinstance(found, Encoded):
-            return found
-        tried.append(found)
-        skips.append(found)
-        for number in self.order.stand_ins(place):
-            if len(tried) >= MOST_TRIES:
-                break
-            found = self._encode(number)
-            if isinstance(found, Encoded):
-                return found
-            tried.append(found)
-            skips.append(found)
-        reasons = ", ".join(f"{REASONS[reason]}: {count}" for reason, count in Counter(skip.reason for skip in tried).most_common())
-        raise WorkError(
-            f"{self.shards.path}: none of {len(tried)} samples of split {self.shards.split} can be used ({reasons}; "
-            f"{tried[0].key}: {tried[0].detail}); mend the data and prepare it again"
-            + (", or raise --seq-length" if any(skip.reason == "too_long" for skip in tried) else "")
-        )
-
-    def _encode(self, number: int) -> Encoded | Skip:
-        if number in self._unusable:
-            return self._unusable[number]
-        key = self.shards.place(number)
-        try:
-            key, parts = self.shards.read(number)
-            return self.encoder(key, parts)
-        except DataError as error:
-            self._unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500])
-            return self._unusable[number]
 
 
 class Loader:
     """`next(loader)` -> the micro batches of this rank for one global batch. Made by `build_loader`."""
 
-    def __init__(self, batches: MicroBatches, processor: ChatProcessor, num_workers: int, skipped_file: Path | None) -> None:
-        self._batches, self._processor, self._num_workers = batches, processor, num_workers
+    def __init__(self, batches: MicroBatches | PackedRows, num_workers: int, skipped_file: Path | None) -> None:
+        self._batches, self._num_workers = batches, num_workers
         self._skipped_file, self._written = skipped_file, _written_keys(skipped_file)
         self._global_batch = 0
+        self._following: dict[str, int] | None = None
+        self._rows = self._tokens = 0
+        self._at_exit: Callable[[], None] = partial(_shut_down, None)
         self._filled: Iterator[Filled] | None = None
         self.skipped: Counter[str] = Counter()
         """Reason -> samples that this rank could not use so far; one that comes up again is counted again."""
         self.used = 0
         """Samples that this rank has given out so far."""
+        self.batch_samples = 0
+        """Samples of the last global batch, of all ranks together, before pixels were decoded."""
+
+    @property
+    def packing(self) -> bool:
+        """Whether a micro batch is one packed row."""
+        return isinstance(self._batches, PackedRows)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the positions in this rank's rows of the sequence length that hold a sample's token; 0 before the first."""
+        return self._tokens / max(self._rows * self._batches.encoder.seq_length, 1)
 
     @property
     def samples(self) -> int:
@@ -143,7 +70,7 @@ class Loader:
     @property
     def epoch(self) -> float:
         """How often the split has been gone through."""
-        return self._global_batch * self._batches.global_batch_size / self.samples
+        return self._batches.epoch(self._global_batch, self._following)
 
     def __iter__(self) -> Loader:
         return self
@@ -152,23 +79,27 @@ class Loader:
         """The next global batch's micro batches of this rank. Raises WorkError when the split has no usable sample."""
         if self._filled is None:
             self._filled = self._start()
-        made = []
+        made, together = [], 0
         for _ in range(self._batches.steps):
             filled = next(self._filled)
             self._note(filled.skips)
             if filled.error:
                 raise WorkError(filled.error)
-            made.append(collate(filled.samples, self._processor.pad_token_id, self._processor.rules))
+            made.append(self._batches.batch(filled.samples))
+            self._rows += 1 if self.packing else len(filled.samples)
+            self._tokens += sum(len(sample.ids) for sample in filled.samples)
+            together += filled.together
         # counted when given out: what was only prepared ahead is prepared again after a resume
         self._global_batch += 1
+        self._following, self.batch_samples = filled.following, together
         self.used += sum(len(batch.keys) for batch in made)
         return made
 
     def _start(self) -> Iterator[Filled]:
-        numbers = _From(self._global_batch * self._batches.steps)
+        numbers = _From(self._batches.begin(self._global_batch, self._following))
         if not self._num_workers:
             return (self._batches[number] for number in numbers)
-        return iter(
+        processes = iter(
             DataLoader(
                 self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_as_it_is,
                 prefetch_factor=PREFETCHED, worker_init_fn=_leave_signals_to_the_parent,
@@ -176,6 +107,10 @@ class Loader:
                 generator=torch.Generator(),
             )
         )  # fmt: skip
+        # a run that ends by an error still holds the loader: Python would then wait for processes that SIGTERM does not end
+        self._at_exit = partial(_shut_down, weakref.ref(processes))
+        atexit.register(self._at_exit)
+        return processes
 
     def _note(self, skips: list[Skip]) -> None:
         self.skipped.update(skip.reason for skip in skips)
@@ -192,46 +127,49 @@ class Loader:
         finally:
             os.close(file)
 
-    def _fingerprint(self) -> dict[str, Any]:
-        batches = self._batches
-        return {
-            "dataset": batches.shards.identity,
-            "split": batches.shards.split,
-            "seed": batches.order.seed,
-            "micro_batch_size": batches.micro_batch_size,
-            "global_batch_size": batches.global_batch_size,
-            "seq_length": batches.encoder.seq_length,
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that going on exactly here needs, as JSON. Fits any number of ranks and loader processes."""
         return {
             "v": STATE_VERSION,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._batches.fingerprint(),
             "global_batch": self._global_batch,
             "used": self.used,
             "skipped": dict(self.skipped),
-        }
+            "rows": self._rows,
+            "tokens": self._tokens,
+        } | ({} if self._following is None else {"following": self._following})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the global batch that `state` was taken at. Raises RequestError when it belongs to other data or batches."""
         if not isinstance(state, dict) or state.get("v") != STATE_VERSION:
             raise RequestError("the loader's state is of another version; start a new run from the checkpoint")
-        here, there = self._fingerprint(), state["fingerprint"]
+        here, there = self._batches.fingerprint(), state["fingerprint"]
         for name, value in here.items():
             if there.get(name) != value:
+                if name == "document_multiple" and there.get("packing"):
+                    raise RequestError(
+                        f"--packing: this parallel layout pads documents to multiples of {value}, the run's to multiples of "
+                        f"{there.get(name)}; use the --tp, --cp and --sequence-parallel that it began with, or start a new run"
+                    )
                 if name == "dataset":
                     path = self._batches.shards.path
                     raise RequestError(f"{path}: not the dataset that the run began with; give that one, or start a new run")
+                if name == "packing":
+                    raise RequestError("--packing: the run began without it; leave it out, or start a new run")
                 flag = name if name == "split" else "--" + name.replace("_", "-")
                 raise RequestError(f"{flag} {value}: the run began with {there.get(name)}; use {there.get(name)}, or start a new run")
+        if there.get("packing") and not self.packing:
+            raise RequestError("--packing: the run began with it; give it again, or start a new run")
         self.close()
+        self._following = {name: int(value) for name, value in state["following"].items()} if "following" in state else None
+        self._rows, self._tokens = int(state.get("rows", 0)), int(state.get("tokens", 0))
         self._global_batch, self.used = int(state["global_batch"]), int(state["used"])
         self.skipped = Counter({str(reason): int(count) for reason, count in state["skipped"].items()})
 
     def close(self) -> None:
         """Stop the loader processes and close the shards; going on starts them again at the same place."""
         self._filled = None
+        atexit.unregister(self._at_exit)
         self._batches.shards.close()
 
 
@@ -250,6 +188,12 @@ class _From:
 
 def _as_it_is(filled: Filled) -> Filled:
     return filled
+
+
+def _shut_down(processes: Callable[[], Any] | None) -> None:
+    found = processes() if processes is not None else None
+    if found is not None:
+        found._shutdown_workers()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -274,15 +218,23 @@ def _written_keys(file: Path | None) -> set[str]:
 def build_loader(
     path: str | Path, split: str, processor: ChatProcessor, *, micro_batch_size: int, global_batch_size: int, seq_length: int,
     rank: int = 0, world_size: int = 1, num_workers: int = 0, seed: int = 0, skipped_file: Path | None = None,
+    packing: bool = False, document_multiple: int = 1,
 ) -> Loader:  # fmt: skip
     """The endless loader of one data-parallel rank.
 
     path, split: a folder made by `qwen3vl prepare`, and train, val or test. rank, world_size: of the data-parallel group.
     num_workers: processes that prepare batches ahead; 0: in this process. skipped_file: JSON lines {key, reason, detail}
     of samples that could not be used are appended there. Needs no torch.distributed.
+    packing: a micro batch is one row of as many samples as `seq_length` holds, each padded to a multiple of
+    `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.
     Micro batch m of a global batch is taken by rank m % world_size at its step m // world_size.
     Raises RequestError for batch sizes that do not divide and for data or a split that is not there.
     """
+    if packing and micro_batch_size != 1:
+        raise RequestError(
+            f"--micro-batch-size {micro_batch_size}: with --packing a micro batch is one row of --seq-length {seq_length} tokens; "
+            f"use --micro-batch-size 1 and --seq-length {micro_batch_size * seq_length}"
+        )
     together = micro_batch_size * world_size
     if global_batch_size < 1 or global_batch_size % together:
         nearest = max(1, round(global_batch_size / together)) * together
@@ -291,5 +243,6 @@ def build_loader(
             f"{micro_batch_size} x {world_size} = {together}; use {nearest}"
         )
     shards = ShardSplit(path, split)
-    batches = MicroBatches(shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size)
-    return Loader(batches, processor, num_workers, Path(skipped_file) if skipped_file is not None else None)
+    settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size)
+    batches = PackedRows(*settings, multiple=document_multiple) if packing else MicroBatches(*settings)
+    return Loader(batches, num_workers, Path(skipped_file) if skipped_file is not None else None)

@@ -17,7 +17,8 @@ _STAND_IN = 0x57A4D
 """Keeps the draws for stand-ins apart from those of the epochs."""
 
 
-def _random(*numbers: int) -> np.random.RandomState:
+def seeded(*numbers: int) -> np.random.RandomState:
+    """Random numbers that depend on these ones alone, in every release of numpy."""
     # RandomState's streams are frozen for all releases of numpy; the newer generators' are not
     return np.random.RandomState([word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)])
 
@@ -37,12 +38,12 @@ class SampleOrder:
         if epoch not in self._shuffled:
             # two epochs are kept: a global batch may lie across a border
             self._shuffled = {e: order for e, order in self._shuffled.items() if abs(e - epoch) == 1}
-            self._shuffled[epoch] = _random(self.seed, epoch).permutation(self.size)
+            self._shuffled[epoch] = seeded(self.seed, epoch).permutation(self.size)
         return int(self._shuffled[epoch][offset])
 
     def stand_ins(self, place: int) -> Iterator[int]:
         """Every other sample once, in an order that depends on seed and place alone."""
-        random = _random(self.seed, place, _STAND_IN)
+        random = seeded(self.seed, place, _STAND_IN)
         at, stride = random.randint(self.size), 1
         while self.size > 2:
             stride = int(random.randint(1, self.size))

@@ -1,7 +1,8 @@
-"""`qwen3vl prepare`: pictures and conversations to shards with an Energon index. Imports no torch before the index.
+"""`qwen3vl prepare`: pictures, videos and conversations to shards with an Energon index. Imports no torch before the index.
 
 Everything is checked before the first byte is written; the dataset is built beside its place and renamed into it. The
-same input gives the same bytes: a fixed shuffle, splits by sample count, shards cut by size, no times, no owners.
+same input gives the same bytes, with any number of processes: a fixed shuffle, splits by sample count, shards cut by
+size, no times, no owners.
 """
 
 from __future__ import annotations
@@ -9,54 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from qwen3vl_core.data import energon, llava
+from qwen3vl_core.data import energon, prepare_report, sources
 from qwen3vl_core.data.energon import SPLITS
-from qwen3vl_core.data.faults import REASONS, DataError, listed
-from qwen3vl_core.data.pictures import check_picture
-from qwen3vl_core.data.tar import BLOCK, RECORD, TarWriter, member_size
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import check_target, folder_made_whole, need_space, write_text
+from qwen3vl_core.data.prepare_check import Checker, Refusal, Sample
+from qwen3vl_core.data.prepare_report import REFUSED, REPORT
+from qwen3vl_core.data.prepare_work import Workers
+from qwen3vl_core.data.prepare_write import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import check_target, need_space, write_text
 from qwen3vl_core.options import PrepareOptions, options_of
-from qwen3vl_core.progress import Progress, quantity
+from qwen3vl_core.progress import Progress
 
-REPORT = "report.json"
-REFUSED = "refused.jsonl"
 SHUFFLE_SEED = 20
-_CHECKED_AT_ONCE = 4096
-_SHARD_ENDING = RECORD + 2 * BLOCK
-"""Bytes that the end of an archive takes at most."""
+_CHECKED_AT_ONCE = 256
 _INDEX_BYTES = 400
 """What a sample takes in the index, generously."""
-
-
-@dataclass
-class Share:
-    """What one split holds."""
-
-    samples: int = 0
-    pictures: int = 0
-    turns: int = 0
-    bytes: int = 0
-    shards: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record that will be written, and where its pictures are."""
-
-    record: llava.Record
-    pictures: tuple[Path, ...]
-    size: int
-    """Bytes in its shard."""
 
 
 def run(options: PrepareOptions) -> None:
@@ -70,20 +45,22 @@ def run(options: PrepareOptions) -> None:
     source, target = Path(options.source).expanduser(), Path(options.to).expanduser()
     images = Path(options.images).expanduser() if options.images else source.parent
     _check_places(source, target, images, overwrite=options.overwrite)
-    records = llava.read(source)
-    sizes, faults = _check_pictures(records, images, options.check)
-    samples, refused = _choose(records, images, sizes, faults)
-    if refused and not options.skip_missing:
-        raise RequestError(_refusal(refused, len(records), source, images))
-    if not samples:
-        state = f"no sample is left of {len(records):,} ({_reasons(refused)})"
-        raise RequestError(f"{source}: {state}; put the pictures under {images}, or give --images")
-    counts = split_counts(len(samples), shares, options.split)
-    _check_shard_size(samples, options.shard_size)
-    need_space(target, sum(s.size for s in samples) + _INDEX_BYTES * len(samples), "dataset")
-    with folder_made_whole(target, what="prepare") as building:
-        report = _build(building, samples, counts, options, refused)
-    print(table(report, target))
+    _check_model(options.model)
+    found = sources.find(source)
+    with Workers(options.workers, Checker(images, options.check)) as workers:
+        samples, refused = _read(found, workers)
+        total = len(samples) + len(refused)
+        if refused and not options.skip_missing:
+            raise RequestError(prepare_report.refusal(refused, total, source, images))
+        if not samples:
+            state = f"no sample is left of {total:,} ({prepare_report.reasons(refused)})"
+            first = f"record {refused[0].number}: {refused[0].detail}"
+            raise RequestError(f"{source}: {state}; {first}; put pictures and videos under {images}, or give --images")
+        counts = split_counts(len(samples), shares, options.split)
+        _check_shard_size(samples, options.shard_size)
+        with dataset_made_whole(target) as building:
+            report = _build(building, target, samples, counts, options, found.kind, refused, workers)
+    print(prepare_report.table(report, target))
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
@@ -135,162 +112,84 @@ def _check_places(source: Path, target: Path, images: Path, *, overwrite: bool) 
             raise RequestError(f"--overwrite {target}: {name} {path} lies in it and would be lost; choose another folder")
 
 
-def _check_pictures(records: list[llava.Record], images: Path, how: str) -> tuple[dict[str, int], dict[str, DataError]]:
-    """(size of each good picture, fault of each other one), by name."""
-    names = list(dict.fromkeys(name for record in records for name in record.pictures))
-    sizes: dict[str, int] = {}
-    faults: dict[str, DataError] = {}
-
-    def check(name: str) -> int | DataError:
-        try:
-            return check_picture(images / name, how)
-        except DataError as fault:
-            return fault
-
-    if not names:
-        return sizes, faults
-    # threads: on shared storage the time goes into waiting, and Pillow decodes without the interpreter's lock
-    with Progress("check", total=len(names), unit="pictures") as progress, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for begin in range(0, len(names), _CHECKED_AT_ONCE):
-            block = names[begin : begin + _CHECKED_AT_ONCE]
-            for name, found in zip(block, pool.map(check, block, chunksize=64), strict=True):
-                if isinstance(found, DataError):
-                    faults[name] = found
-                else:
-                    sizes[name] = found
-                progress.update(1)
-    return sizes, faults
+def _check_model(model: str | None) -> None:
+    """Raises RequestError when there is no such folder; what is in it is looked at where it is read."""
+    if model is not None and not Path(model).expanduser().is_dir():
+        raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
-def _choose(
-    records: list[llava.Record], images: Path, sizes: dict[str, int], faults: dict[str, DataError]
-) -> tuple[list[Sample], list[tuple[llava.Record, DataError]]]:
-    """(samples to write, records with a picture that cannot be used)"""
-    samples, refused = [], []
-    for record in records:
-        fault = next((faults[name] for name in record.pictures if name in faults), None)
-        if fault is not None:
-            refused.append((record, fault))
-            continue
-        size = member_size(len(record.payload())) + sum(member_size(sizes[name]) for name in record.pictures)
-        samples.append(Sample(record, tuple(images / name for name in record.pictures), size))
+def _read(found: sources.Source, workers: Workers) -> tuple[list[Sample], list[Refusal]]:
+    """(samples to write, records that cannot be used), in the source's order."""
+    samples: list[Sample] = []
+    refused: list[Refusal] = []
+
+    def chunks() -> Iterator[list[tuple[int, Any]]]:
+        chunk = []
+        for record in found.records():
+            chunk.append(record)
+            if len(chunk) == _CHECKED_AT_ONCE:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    with Progress("check", total=found.count, unit="samples") as progress:
+        for results in workers.map(Checker.check, chunks()):
+            for result in results:
+                (samples if isinstance(result, Sample) else refused).append(result)
+            progress.update(len(results))
     return samples, refused
-
-
-def _refusal(refused: list[tuple[llava.Record, DataError]], total: int, source: Path, images: Path) -> str:
-    entries = [f"record {record.number}: {fault.detail}" for record, fault in refused]
-    return (
-        f"{source}: {len(refused):,} of {total:,} records have a picture that cannot be used ({_reasons(refused)}): {listed(entries)}; "
-        f"put the pictures under {images}, give --images, or add --skip-missing to leave those records out"
-    )
-
-
-def _reasons(refused: list[tuple[llava.Record, DataError]]) -> str:
-    counts = Counter(fault.reason for _, fault in refused)
-    return ", ".join(f"{REASONS[reason]}: {count:,}" for reason, count in counts.most_common())
 
 
 def _check_shard_size(samples: list[Sample], shard_size: int) -> None:
     largest = max(samples, key=lambda s: s.size)
-    if largest.size + _SHARD_ENDING > shard_size:
+    if largest.size + SHARD_ENDING > shard_size:
         raise RequestError(
-            f"--shard-size {shard_size}: record {largest.record.number} alone takes {largest.size:,} bytes; "
-            f"use at least {largest.size + _SHARD_ENDING}"
+            f"--shard-size {shard_size}: record {largest.number} alone takes {largest.size:,} bytes; "
+            f"use at least {largest.size + SHARD_ENDING}"
         )
 
 
-def _build(folder: Path, samples: list[Sample], counts: list[int], options: PrepareOptions, refused: list) -> dict:
+def _build(
+    folder: Path, target: Path, samples: list[Sample], counts: list[int], options: PrepareOptions, kind: str, refused: list[Refusal],
+    workers: Workers,
+) -> dict[str, Any]:  # fmt: skip
     """Write shards, index and report into `folder`; returns the report."""
     order = np.random.RandomState(SHUFFLE_SEED).permutation(len(samples)).tolist()
-    identity = hashlib.sha256()
-    splits: dict[str, Share] = {}
-    total = sum(s.size for s in samples)
-    with Progress("write", total=total, unit="B") as progress:
-        begin = 0
-        for name, count in zip(SPLITS, counts, strict=True):
-            chosen = [samples[i] for i in order[begin : begin + count]]
-            begin += count
-            splits[name] = _write_split(folder, name, chosen, options.shard_size, identity, progress)
-    shards = [shard for share in splits.values() for shard in share.shards]
-    energon.make_index(folder, shards, identity.hexdigest())
+    splits, begin = {}, 0
+    for name, count in zip(SPLITS, counts, strict=True):
+        splits[name] = plan_shards(name, [samples[i] for i in order[begin : begin + count]], options.shard_size)
+        begin += count
+    shards = [shard for planned in splits.values() for shard in planned]
+    kept = keep_finished(folder, shards, workers)
+    missing = [shard for shard in shards if shard.name not in kept]
+    need_space(target, sum(shard.size for shard in missing) + _INDEX_BYTES * len(samples), "dataset")
+    write_shards(folder, missing, workers)
+    identity = hashlib.sha256("".join(shard.content for shard in shards).encode())
+    energon.make_index(folder, [shard.name for shard in shards], identity.hexdigest())
+    held = {name: prepare_report.share_of(planned) for name, planned in splits.items()}
     report = {
         "v": 1,
         "source": str(options.source),
+        "kind": kind,
         "images": options.images,
         "check": options.check,
-        "samples": len(samples),
-        "pictures": sum(len(s.pictures) for s in samples),
-        "turns": sum(len(s.record.turns) for s in samples),
-        "bytes": total,
-        "refused": dict(Counter(fault.reason for _, fault in refused)),
-        "splits": {name: asdict(share) for name, share in splits.items()},
+        **prepare_report.total_of(held.values()),
+        "refused": dict(Counter(refusal.reason for refusal in refused)),
+        "splits": held,
     }
-    write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if options.model is not None:
+        report["tokens"] = _tokens(folder, splits, options)
+    write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=True) + "\n")
     if refused:
-        rows = ({"record": r.number, "id": r.id, "reason": fault.reason, "detail": fault.detail} for r, fault in refused)
-        write_text(folder / REFUSED, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(folder / REFUSED, prepare_report.refused_rows(refused))
     return report
 
 
-def _shards(samples: list[Sample], shard_size: int) -> Iterator[list[Sample]]:
-    """Cut in order; a shard is as long as `shard_size` bytes allow."""
-    shard: list[Sample] = []
-    size = _SHARD_ENDING
-    for sample in samples:
-        if shard and size + sample.size > shard_size:
-            yield shard
-            shard, size = [], _SHARD_ENDING
-        shard.append(sample)
-        size += sample.size
-    if shard:
-        yield shard
+def _tokens(folder: Path, splits: dict[str, list], options: PrepareOptions) -> dict[str, Any]:
+    """Tokens of the whole dataset as the model sees it. Raises RequestError when the model's folder is none."""
+    from qwen3vl_core.data.tokens import Measurer, measure
 
-
-def _write_split(folder: Path, name: str, samples: list[Sample], shard_size: int, identity, progress: Progress) -> Share:
-    share = Share()
-    for number, shard in enumerate(_shards(samples, shard_size)):
-        file = f"{name}-{number:05d}.tar"
-        with TarWriter(folder / file) as tar:
-            for sample in shard:
-                payload = sample.record.payload()
-                before = tar.size
-                tar.add(f"{sample.record.key}.json", payload)
-                for part, path in zip(sample.record.parts, sample.pictures, strict=True):
-                    tar.add(f"{sample.record.key}.{part}", _picture_bytes(path, sample))
-                if tar.size - before != sample.size:
-                    raise WorkError(f"record {sample.record.number}: a picture changed while it was read; run the prepare again")
-                identity.update(b"%s %d %d\n%s\n" % (file.encode(), sample.record.number, sample.size, payload))
-                share.samples += 1
-                share.pictures += len(sample.pictures)
-                share.turns += len(sample.record.turns)
-                share.bytes += sample.size
-                progress.update(sample.size, note=file)
-        share.shards.append(file)
-    return share
-
-
-def _picture_bytes(path: Path, sample: Sample) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise WorkError(f"record {sample.record.number}: {path}: {error.strerror}; it was there before; run the prepare again") from error
-
-
-def table(report: dict, target: Path) -> str:
-    """What a person wants to know about a new dataset."""
-    shown = {name: share for name, share in report["splits"].items() if share["samples"]}
-    if len(shown) > 1:
-        shown["all"] = {**report, "shards": [shard for share in report["splits"].values() for shard in share["shards"]]}
-    rows = [("", "samples", "pictures", "turns", "size", "shards")]
-    for name, share in shown.items():
-        counts = (f"{share[what]:,}" for what in ("samples", "pictures", "turns"))
-        rows.append((name, *counts, quantity(share["bytes"], "B"), f"{len(share['shards']):,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [f"{target}: {report['samples']:,} samples"]
-    for row in rows:
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join(["", row[0].ljust(widths[0]), *cells]))
-    if report["refused"]:
-        reasons = ", ".join(f"{REASONS[reason]}: {count:,}" for reason, count in report["refused"].items())
-        lines.append(f"  left out {sum(report['refused'].values()):,} ({reasons}); each one is in {target / REFUSED}")
-    return "\n".join(lines)
+    chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}
+    found = measure(Measurer(folder, Path(options.model).expanduser()), chosen, options.workers)
+    return {"model": options.model} | found.summary()

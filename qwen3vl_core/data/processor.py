@@ -6,6 +6,7 @@ Equal to `Qwen3VLProcessor` token for token and, after normalising, pixel for pi
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,29 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen3vl_core.data import pictures, template
+from qwen3vl_core.data import pictures, template, video_decode
+from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import IGNORED, Encoded, pixel_values
 from qwen3vl_core.data.faults import DataError, picture_faults
 from qwen3vl_core.data.pictures import PictureRules
-from qwen3vl_core.data.template import ChatTemplate, Message
+from qwen3vl_core.data.template import ChatTemplate, Medium, Message
+from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
 
-PICTURE_CONFIG = "preprocessor_config.json"
+PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A conversation's tokens, known without decoding a pixel."""
+
+    key: str
+    ids: np.ndarray
+    """int64 [s], as in Encoded."""
+    labels: np.ndarray
+    """int64 [s], as in Encoded."""
+    media: tuple[tuple[Medium, VideoPlan | None, int], ...]
+    """(picture or video, what will be made of the video, its tokens), in order."""
 
 
 class ChatProcessor:
@@ -34,22 +50,34 @@ class ChatProcessor:
         rules: PictureRules,
         eos_token_ids: list[int],
         pad_token_id: int,
+        video_rules: VideoRules | None = None,
+        outer_vision_tokens: bool = True,
     ) -> None:
         self.tokenizer, self.chat_template, self.rules = tokenizer, chat_template, rules
+        self.video_rules = video_rules
+        """None where the checkpoint reads no videos."""
         self.eos_token_ids = eos_token_ids
         """Tokens that end an answer."""
         self.pad_token_id = pad_token_id
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(template.PICTURE)
+        self.video_token_id: int | None = tokenizer.get_vocab().get(template.VIDEO)
+        self.outer_vision_tokens = outer_vision_tokens
         self._backend = tokenizer.backend_tokenizer
         # a tokenizer.json may carry a limit from elsewhere; what is too long is counted, never cut
         self._backend.no_truncation()
         self._backend.no_padding()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, min_pixels: int | None = None, max_pixels: int | None = None) -> ChatProcessor:
+    def from_pretrained(
+        cls, folder: str | Path, min_pixels: int | None = None, max_pixels: int | None = None, *, video: dict[str, Any] | None = None,
+        outer_vision_tokens: bool = True,
+    ) -> ChatProcessor:  # fmt: skip
         """From a folder with a checkpoint's tokenizer, chat template and `preprocessor_config.json`; nothing is downloaded.
 
-        min_pixels, max_pixels: areas that pictures are resized into, instead of the checkpoint's.
+        min_pixels, max_pixels: areas that pictures are resized into, instead of the checkpoint's. video: entries that take
+        the place of those of `video_preprocessor_config.json` (fps, max_frames, max_pixels); None is the checkpoint's.
+        outer_vision_tokens: leave the template's vision tokens around a video's timestamped frames, as transformers 5
+        does; transformers 4 took them away.
         Raises RequestError that names what is missing.
         """
         folder = Path(folder)
@@ -57,7 +85,8 @@ class ChatProcessor:
             raise RequestError(f"{folder}: no such folder; give a checkpoint with its tokenizer files")
         if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
             raise RequestError(f"{folder}: no tokenizer.json; copy the tokenizer files of the original checkpoint there")
-        rules = PictureRules.from_config(_json(folder / PICTURE_CONFIG), str(folder / PICTURE_CONFIG), min_pixels, max_pixels)
+        rules = PictureRules.from_config(*_media_config(folder, PICTURE_CONFIG, "image_processor"), min_pixels, max_pixels)
+        video_rules = _video_rules(folder, {name: value for name, value in (video or {}).items() if value is not None})
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:
@@ -74,24 +103,31 @@ class ChatProcessor:
         if not eos_token_ids:
             raise RequestError(f"{folder}: no eos_token_id; copy generation_config.json of the original checkpoint there")
         made = ChatTemplate(tokenizer, _template(folder, tokenizer), str(folder))
-        return cls(tokenizer, made, rules, eos_token_ids, pad if isinstance(pad, int) else eos_token_ids[0])
+        pad = pad if isinstance(pad, int) else eos_token_ids[0]
+        return cls(tokenizer, made, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
 
     def encode(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Encoded:
         """A conversation for training. Labels cover the assistants' texts and the tokens that end them, nothing else.
 
-        messages: [{"role", "content": text | [{"type": "image", "part"} | {"type": "text", "text"}]}]; media: part -> the
-        picture's file. limit: most tokens; checked before a picture is decoded. Raises DataError.
+        messages: [{"role", "content": text | [part]}] with parts {"type": "text", "text"}, {"type": "image", "part"},
+        {"type": "video", "part"} and {"type": "video", "frames": [part], "fps"}; media: part -> the file's bytes.
+        limit: most tokens; checked before anything is decoded. Raises DataError.
         """
+        return self.finish(self.plan(messages, media, key=key, limit=limit), media)
+
+    def plan(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Planned:
+        """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
         text = self.chat_template.render(messages)
-        names = template.picture_parts(messages)
-        missing = next((name for name in names if name not in media), None)
-        if missing is not None:
-            raise DataError("missing_picture", f"{missing} is not in the sample")
-        counts = [self._token_count(media[name], name) for name in names]
+        planned = tuple(self._plan_medium(medium, media) for medium in template.media_of(messages))
+        clips = [video for _, video, _ in planned if video is not None]
+        text = self._with_times(text, clips)
         found = self._backend.encode(text)
         ids = np.array(found.ids, dtype=np.int64)
-        if (ids == self.image_token_id).sum() != len(counts):
-            raise DataError("bad_messages", f"{len(counts)} pictures, but the chat template shows {(ids == self.image_token_id).sum()}")
+        counts = [tokens for _, video, tokens in planned for _ in (video.times if video is not None else (0,))]
+        places = self._is_vision(ids)
+        shown = int((ids == self.image_token_id).sum())
+        if shown != len(planned) - len(clips) or places.sum() != len(counts):
+            raise DataError("bad_messages", f"{len(planned) - len(clips)} pictures, but the chat template shows {shown}")
         length = len(ids) - len(counts) + sum(counts)
         if limit is not None and length > limit:
             raise DataError("too_long", f"{length} tokens, {limit} at most")
@@ -105,8 +141,26 @@ class ChatProcessor:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         if (labels == IGNORED).all():
             raise DataError("no_trained_token", "no assistant's answer in the conversation")
-        patches, grids = self._patches([pictures.decode(media[name], name) for name in names])
-        return Encoded(key=key, ids=ids, labels=labels, patches=patches, grids=grids)
+        return Planned(key, ids, labels, planned)
+
+    def finish(self, planned: Planned, media: dict[str, bytes]) -> Encoded:
+        """Decode what was planned: media as they were given to `plan`. Raises DataError."""
+        images, clips = [], []
+        for medium, video, tokens in planned.media:
+            if video is None:
+                made, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
+                images.append((made, grid))
+            else:
+                made, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
+                clips.append((made, grid))
+            if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
+                # a damaged header may speak of another size than the pixels have
+                kind = "broken_picture" if video is None else "broken_video"
+                raise DataError(kind, f"{medium.parts[0]}: its header and its pixels are of different sizes")
+        patches, grids = _joined(images, self.rules.patch_bytes)
+        if not clips:
+            return Encoded(planned.key, planned.ids, planned.labels, patches, grids)
+        return Encoded(planned.key, planned.ids, planned.labels, patches, grids, *_joined(clips, self.video_rules.patch_bytes))
 
     def prompt(self, images: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
         """One question about pictures, ready for the model to answer: what `Qwen3VLProcessor` gives for
@@ -122,7 +176,7 @@ class ChatProcessor:
         except DataError as error:
             raise RequestError(f"--prompt: {error.detail}; write it in other words") from None
         try:
-            patches, grids = self._patches([pictures.to_rgb(image) for image in images])
+            patches, grids = _joined([pictures.patches(pictures.to_rgb(image), self.rules) for image in images], self.rules.patch_bytes)
         except DataError as error:
             raise RequestError(f"--images: {error.detail}; leave that picture out") from None
         ids = np.array(self._backend.encode(whole).ids, dtype=np.int64)
@@ -137,25 +191,79 @@ class ChatProcessor:
         """Text of tokens, without the special ones."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _token_count(self, data: bytes, name: str) -> int:
-        with picture_faults(name):
-            return pictures.token_count(*pictures.picture_size(data, name), self.rules)
+    def _plan_medium(self, medium: Medium, media: dict[str, bytes]) -> tuple[Medium, VideoPlan | None, int]:
+        """(medium, plan of a video, tokens of the picture or of one temporal patch)"""
+        missing = next((name for name in medium.parts if name not in media), None)
+        if missing is not None:
+            raise DataError("missing_picture" if medium.kind == "image" else "missing_video", f"{missing} is not in the sample")
+        name = medium.parts[0]
+        if medium.kind == "image":
+            with picture_faults(name):
+                return medium, None, pictures.token_count(*pictures.picture_size(media[name], name), self.rules)
+        if self.video_rules is None or self.video_token_id is None:
+            raise DataError("video", f"{name}: the checkpoint has no {VIDEO_CONFIG}")
+        if medium.fps is not None:
+            header = videos.folder_header(media[name], name, len(medium.parts), medium.fps)
+        else:
+            header = video_decode.header(media[name], name)
+        with video_decode.video_faults(name):
+            planned = videos.plan(header, self.video_rules)
+        return medium, planned, planned.tokens
+
+    def _with_times(self, text: str, planned: list[VideoPlan]) -> str:
+        """The text with each video's timestamps, a VIDEO token after each."""
+        if not planned:
+            return text
+        start, end, token = template.VISION_START, template.VISION_END, template.VIDEO
+        place = token if self.outer_vision_tokens else f"{start}{token}{end}"
+        pieces = text.split(place)
+        if len(pieces) != len(planned) + 1:
+            raise DataError("bad_messages", f"{len(planned)} videos, but the chat template shows {len(pieces) - 1}")
+        times = [videos.placeholders(video.times, token, start, end) for video in planned]
+        return "".join(part for pair in zip(pieces, [*times, ""], strict=True) for part in pair)
+
+    def _is_vision(self, ids: np.ndarray) -> np.ndarray:
+        """bool [s]: the placeholders of pictures and videos."""
+        return (ids == self.image_token_id) | (ids == (-1 if self.video_token_id is None else self.video_token_id))
 
     def _tokens(self, grids: np.ndarray) -> list[int]:
         return (grids.prod(axis=1) // self.rules.merge_size**2).tolist()
 
-    def _patches(self, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-        """RGB pictures -> (uint8 [n, 3 * p * p], int64 [k, 3])"""
-        made = [pictures.patches(image, self.rules) for image in images]
-        empty = np.zeros((0, self.rules.patch_bytes), dtype=np.uint8)
-        grids = np.array([grid for _, grid in made], dtype=np.int64).reshape(-1, 3)
-        return np.concatenate([empty, *(values for values, _ in made)]), grids
-
     def _expand(self, ids: np.ndarray, counts: list[int], *beside: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Repeat each picture's placeholder once for each of its tokens, and whatever runs beside the ids with it."""
+        """Repeat each placeholder once for each of its tokens, and whatever runs beside the ids with it."""
         repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[ids == self.image_token_id] = counts
+        repeats[self._is_vision(ids)] = counts
         return tuple(np.repeat(values, repeats) for values in (ids, *beside))
+
+
+def _frames(medium: Medium, planned: VideoPlan, media: dict[str, bytes]) -> list[np.ndarray]:
+    if medium.fps is None:
+        return videos.decode(media[medium.parts[0]], planned, medium.parts[0])
+    return videos.decode_folder([media[name] for name in medium.parts], planned, list(medium.parts))
+
+
+def _joined(made: list[tuple[np.ndarray, tuple[int, int, int]]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [n, width], int64 [k, 3]) of all pictures or videos."""
+    grids = np.array([grid for _, grid in made], dtype=np.int64).reshape(-1, 3)
+    return np.concatenate([np.zeros((0, width), dtype=np.uint8), *(values for values, _ in made)]), grids
+
+
+def _media_config(folder: Path, name: str, nested: str) -> tuple[dict[str, Any], str]:
+    """(config of the picture or video processor, where it stands). Raises RequestError without one."""
+    if not (folder / name).is_file():
+        # where transformers 5 saves all of them together
+        found = _json(folder / BOTH_CONFIG, needed=False).get(nested)
+        if isinstance(found, dict):
+            return found, f"{folder / BOTH_CONFIG}: {nested}"
+    return _json(folder / name), str(folder / name)
+
+
+def _video_rules(folder: Path, instead: dict[str, Any]) -> VideoRules | None:
+    """None for a checkpoint that says nothing about videos."""
+    if not (folder / VIDEO_CONFIG).is_file() and "video_processor" not in _json(folder / BOTH_CONFIG, needed=False):
+        return None
+    config, where = _media_config(folder, VIDEO_CONFIG, "video_processor")
+    return VideoRules.from_config(config | instead, where)
 
 
 def _json(file: Path, needed: bool = True) -> dict[str, Any]:

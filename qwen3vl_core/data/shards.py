@@ -14,6 +14,7 @@ from braceexpand import braceexpand
 
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.order import SampleOrder
 from qwen3vl_core.data.tar import members, sample_offsets, split_key
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -49,6 +50,10 @@ class ShardSplit:
 
     def __len__(self) -> int:
         return len(self._begins)
+
+    def order(self, seed: int) -> SampleOrder:
+        """In which order the samples come."""
+        return SampleOrder(len(self), seed)
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         """(key, {part: content}) of a sample.

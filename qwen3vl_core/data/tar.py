@@ -21,7 +21,11 @@ RECORD = 20 * BLOCK
 LARGEST_MEMBER = 8**11 - 1
 """What the eleven octal digits of the size field hold."""
 _MODE_OWNER_GROUP = b"0000644\0" b"0000000\0" b"0000000\0"
-_MAGIC_AND_NAMES = b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+_TIME = b"\0" + b"%011o\0" % 0
+_LINK_MAGIC_NAMES = bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+_REST = bytes(12)
+# the checksum counts its own field as eight spaces; "0" is the type of a regular file
+_FIXED_SUM = sum(_MODE_OWNER_GROUP + _TIME + b"        0" + _LINK_MAGIC_NAMES)
 
 
 def padded(size: int) -> int:
@@ -36,8 +40,7 @@ def member_size(size: int) -> int:
 
 def header(name: str, size: int) -> bytes:
     """The 512 bytes before a regular file's content. Raises ValueError for a name or size that ustar cannot hold."""
-    parts = name.split("/")
-    if "" in parts or ".." in parts or "\0" in name:
+    if not name or "\0" in name or ("/" in name and not {"", ".."}.isdisjoint(name.split("/"))) or name == "..":
         raise ValueError(f"{name!r} is no relative file name")
     if not 0 <= size <= LARGEST_MEMBER:
         raise ValueError(f"{name}: {size} bytes; ustar holds up to {LARGEST_MEMBER}")
@@ -47,10 +50,11 @@ def header(name: str, size: int) -> bytes:
         if cut < 1 or len(raw) - cut - 1 > 100:
             raise ValueError(f"{name!r} is too long for ustar")
         prefix, raw = raw[:cut], raw[cut + 1 :]
-    made = b"%s%s%011o\0%011o\0        0%s%s%s%s" % (
-        raw.ljust(100, b"\0"), _MODE_OWNER_GROUP, size, 0, bytes(100), _MAGIC_AND_NAMES, prefix.ljust(155, b"\0"), bytes(12),
+    length = b"%011o" % size
+    total = _FIXED_SUM + sum(raw) + sum(length) + sum(prefix)
+    return b"%b%b%b%b%06o\0 0%b%b%b" % (
+        raw.ljust(100, b"\0"), _MODE_OWNER_GROUP, length, _TIME, total, _LINK_MAGIC_NAMES, prefix.ljust(155, b"\0"), _REST,
     )  # fmt: skip
-    return made[:148] + b"%06o\0 " % sum(made) + made[156:]
 
 
 class TarWriter:

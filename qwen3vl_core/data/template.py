@@ -8,6 +8,7 @@ picture that is not there.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +18,8 @@ from qwen3vl_core.errors import RequestError
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 PICTURE, VIDEO = "<|image_pad|>", "<|video_pad|>"
-CONTROL_TOKENS = (TURN, TURN_END, PICTURE, VIDEO, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|endoftext|>")
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+CONTROL_TOKENS = (TURN, TURN_END, PICTURE, VIDEO, VISION_START, VISION_END, "<|vision_pad|>", "<|endoftext|>")
 ROLES = ("system", "user", "assistant")
 
 Message = dict[str, Any]
@@ -52,7 +54,7 @@ class ChatTemplate:
             raise DataError("bad_messages", f"{type(error).__name__}: {error}") from error
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation's text, one PICTURE for each picture. Raises DataError for messages that are none."""
+        """The conversation's text, a PICTURE for each picture, a VIDEO for each video. Raises DataError for messages that are none."""
         return self._apply(plain(messages), add_generation_prompt)
 
     def answers(self, text: str) -> list[tuple[int, int]]:
@@ -64,12 +66,36 @@ class ChatTemplate:
         return spans
 
 
-def picture_parts(messages: list[Message]) -> list[str]:
-    """Names of the pictures of a conversation that `plain` accepts, in order. Raises DataError for one without a name."""
-    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"] if part["type"] == "image"]
-    if not all("part" in part for part in parts):
-        raise DataError("bad_messages", "an image does not say which part of the sample it is")
-    return [part["part"] for part in parts]
+@dataclass(frozen=True)
+class Medium:
+    """A picture or a video of a conversation, by the names of its parts of the sample."""
+
+    kind: str
+    """image or video"""
+    parts: tuple[str, ...]
+    """One name; of a video that is a list of pictures, theirs."""
+    fps: float | None = None
+    """Pictures of a second, of such a video."""
+
+
+def media_of(messages: list[Message]) -> list[Medium]:
+    """Pictures and videos of a conversation that `plain` accepts, in order. Raises DataError for one without a name."""
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"] if part["type"] in ("image", "video")]
+    return [_medium(part) for part in parts]
+
+
+def _medium(part: dict[str, Any]) -> Medium:
+    kind, frames = part["type"], part.get("frames")
+    if kind == "video" and frames is not None:
+        fps = part.get("fps")
+        if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
+            raise DataError("bad_messages", "a video's frames must be a list of names")
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 1e-3 <= fps <= 1e5:
+            raise DataError("bad_messages", f"a video of frames must say its fps, not {fps!r}")
+        return Medium(kind, tuple(frames), float(fps))
+    if not isinstance(part.get("part"), str):
+        raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not say which part of the sample it is")
+    return Medium(kind, (part["part"],))
 
 
 def plain(messages: Any) -> list[Message]:
@@ -97,11 +123,9 @@ def _part(part: Any, place: int) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         return {"type": "text", "text": _text(part.get("text"), place)}
-    if kind == "image" and isinstance(part.get("part", ""), str):
-        return {"type": "image"}
-    if kind == "video":
-        raise DataError("video", f"message {place}: videos are not read")
-    raise DataError("bad_messages", f"message {place}: a part must be an image or a text")
+    if kind in ("image", "video") and isinstance(part.get("part", ""), str):
+        return {"type": kind}
+    raise DataError("bad_messages", f"message {place}: a part must be an image, a video or a text")
 
 
 def _text(text: Any, place: int) -> str:

@@ -133,7 +133,7 @@ BAD = {
     "a part that is none": ([{"role": "user", "content": ["x"]}], "bad_messages"),
     "a text that is none": ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "bad_messages"),
     "an unnamed picture": ([{"role": "user", "content": [{"type": "image"}]}, *user_and_answer("x")], "bad_messages"),
-    "a video": ([{"role": "user", "content": [{"type": "video", "part": "a"}]}], "video"),
+    "a missing video": ([{"role": "user", "content": [{"type": "video", "part": "a"}]}], "missing_video"),
     "a missing picture": ([{"role": "user", "content": [{"type": "image", "part": "img9.jpg"}]}, *user_and_answer("x")], "missing_picture"),
     "a broken picture": ([{"role": "user", "content": [{"type": "image", "part": "bad.jpg"}]}, *user_and_answer("x")], "broken_picture"),
     "a placeholder in a text": (user_and_answer("look: <|image_pad|>"), "control_token"),

@@ -1,4 +1,4 @@
-"""LLaVA-style JSON: what is read, and one line for whatever is wrong with it."""
+"""Records: what is read, and one line for whatever is wrong with one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.data import llava
+from qwen3vl_core.data import llava, prepare, sources
+from qwen3vl_core.data.llava import RecordError
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import PrepareOptions
 from tests.data import samples
 
+
+def read(file):
+    return [sources.parse(number, record) for number, record in sources.find(file).records()]
+
+
 names = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9_.]{1,8}){0,2}\.(jpg|PNG|webp)", fullmatch=True).filter(lambda n: "/." not in n)
-texts = st.text(st.characters(codec="utf-8"), max_size=40).filter(lambda t: llava.TAG not in t)
+texts = st.text(st.characters(codec="utf-8"), max_size=40).filter(lambda t: llava.TAG not in t and llava.VIDEO_TAG not in t)
+KEYS = ["id", "image", "images", "video", "videos", "conversations", "messages", "from", "value", "role", "content"]
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["<image>", "human", "gpt", "a.jpg", "../a.jpg"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(["<image>", "<video>", "human", "gpt", "a.jpg", "../a.jpg"]),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["id", "image", "conversations", "from", "value", "video"]) | st.text(max_size=4), inner, max_size=4),
+    | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )
 
@@ -57,11 +69,15 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(value))
     try:
-        read = llava.read(file)
+        found = sources.find(file)
     except RequestError as error:
         assert str(file) in str(error) and "\n" not in str(error)
-    else:
-        assert len(read) == len(value)
+        return
+    for number, record in found.records():
+        try:
+            assert json.loads(sources.parse(number, record).payload())["messages"]
+        except RecordError as fault:
+            assert "\n" not in str(fault)
 
 
 @samples.many(50)
@@ -69,8 +85,8 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.bin"
     file.write_bytes(content)
-    with pytest.raises(RequestError) as refused:
-        llava.read(file)
+    with pytest.raises((RequestError, RecordError)) as refused:
+        read(file)
     assert "\n" not in str(refused.value)
 
 
@@ -89,13 +105,18 @@ FAULTS = {
     "a picture without a tag": (samples.record(0) | {"image": "a.jpg"}, "0 <image> tags but 1 picture"),
     "an absolute path": (samples.record(0, "/etc/passwd.jpg"), "absolute path"),
     "a drive": (samples.record(0, "C:\\a.jpg"), "absolute path"),
-    "a path that leaves the folder": (samples.record(0, "a/../../b.jpg"), "leads out of the pictures' folder"),
-    "the folder above": (samples.record(0, ".."), "leads out of the pictures' folder"),
+    "a path that leaves the folder": (samples.record(0, "a/../../b.jpg"), "leads out of the media's folder"),
+    "the folder above": (samples.record(0, ".."), "leads out of the media's folder"),
     "an empty name": (samples.record(0, [""]), "no file name"),
     "a name with a zero byte": (samples.record(0, "a\0.jpg"), "no file name"),
-    "a name of another kind": (samples.record(0, [3]), "a picture's name must be text"),
-    "a video": (samples.record(0) | {"video": "a.mp4"}, "holds a video"),
+    "a name of another kind": (samples.record(0, [3]), "a picture's name must be text, not a number"),
+    "a video without a tag": (samples.record(0) | {"video": "a.mp4"}, "0 <video> tags but 1 video"),
+    "two conversations": (samples.record(0, answer="x") | {"messages": [], "videos": []}, "both conversations and messages"),
     "both keys": (samples.record(0, "a.jpg") | {"images": ["a.jpg"]}, "both image and images"),
+    "a tool's turn": ({"messages": [{"role": "tool", "content": "x"}]}, "from is 'tool'"),
+    "parts as content": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "value must be text, not a list"),
+    "audio": ({"messages": [{"role": "assistant", "content": "x"}], "audios": ["a.wav"]}, "holds audios"),
+    "images of another kind": ({"messages": [{"role": "assistant", "content": "x"}], "images": 3}, "images must be a list"),
     "an id of another kind": (samples.record(0) | {"id": ["a"]}, "id must be text or a number"),
     "half a character": (samples.record(0, answer="\ud800"), "half a character"),
 }
@@ -106,8 +127,8 @@ def test_a_fault_is_told_with_the_records_number(tmp_path, name):
     record, words = FAULTS[name]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0), record, samples.record(2)]))
-    with pytest.raises(RequestError, match="one record cannot be used: record 1: ") as refused:
-        llava.read(file)
+    with pytest.raises(RequestError, match=r"one of 3 records cannot be used \(the record breaks a rule: 1\): record 1: ") as refused:
+        prepare.run(PrepareOptions(source=str(file), to=str(tmp_path / "data")))
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -115,7 +136,7 @@ def test_many_faults_are_counted_and_the_first_ones_shown(tmp_path):
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0)] + [{}] * 9))
     with pytest.raises(RequestError, match=r"9 of 10 records .*record 1: .*record 2: .*record 3: .*and 6 more"):
-        llava.read(file)
+        prepare.run(PrepareOptions(source=str(file), to=str(tmp_path / "data")))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +144,8 @@ def test_many_faults_are_counted_and_the_first_ones_shown(tmp_path):
     [
         ("{", "not JSON (line 1"),
         ("", "not JSON (line 1"),
-        ('{"a": 1}\n{"a": 2}\n', "jq -s . captions.json"),
-        ('{"a": 1}', "not a list but an object"),
+        ('"a"', "not a list but text"),
+        ('{"a": 1,\n"b": 2}', "one record a line"),
         ("[]", "an empty list"),
         ("[NaN]", "NaN is no JSON"),
         ("[" * 100_000, "nested too deeply"),
@@ -135,27 +156,27 @@ def test_what_is_no_llava_json_is_refused(tmp_path, content, words):
     file = tmp_path / "captions.json"
     file.write_bytes(content.encode("latin-1"))
     with pytest.raises(RequestError) as refused:
-        llava.read(file)
+        read(file)
     assert words in str(refused.value) and str(file) in str(refused.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(RequestError, match="no such file"):
-        llava.read(tmp_path / "none.json")
+        read(tmp_path / "none.json")
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(RequestError, match=r"a folder; it holds a\.json"):
-        llava.read(tmp_path)
+        read(tmp_path)
 
 
 def test_ids_with_dots_and_ids_that_occur_twice_just_work(tmp_path):
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0, id="a.b.c"), samples.record(1, id="a.b.c"), samples.record(2, id=7)]))
-    read = llava.read(file)
-    assert [record.key for record in read] == ["00000000", "00000001", "00000002"]
-    assert [record.id for record in read] == ["a.b.c", "a.b.c", "7"]
+    records = read(file)
+    assert [record.key for record in records] == ["00000000", "00000001", "00000002"]
+    assert [record.id for record in records] == ["a.b.c", "a.b.c", "7"]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     file = tmp_path / "captions.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps([samples.record(0)]).encode())
-    assert len(llava.read(file)) == 1
+    assert len(read(file)) == 1

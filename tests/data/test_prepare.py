@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
+import errno
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core import cli
-from qwen3vl_core.data import prepare, tar
+from qwen3vl_core.data import prepare, prepare_check, prepare_work, prepare_write
 from qwen3vl_core.data.prepare import parse_split, split_counts
 from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.errors import RequestError, WorkError
@@ -83,6 +84,85 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     first, second = files_of(tmp_path / "a"), files_of(tmp_path / "b")
     assert first == second
     assert sum(name.endswith(".tar") for name in first) > 3
+
+
+def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
+    source = samples.write_source(tmp_path, 24)
+    prepared(source, tmp_path / "one", split="2,1,1", shard_size=40_000, workers=1)
+    prepared(source, tmp_path / "three", split="2,1,1", shard_size=40_000, workers=3)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
+
+
+class Killed(BaseException):
+    """Ends the work without any of its handlers, as a signal that cannot be caught does."""
+
+
+def interrupted(source: Path, target: Path, monkeypatch, error: BaseException, after: int = 3, **options) -> list[str]:
+    """Prepare that ends with `error` in the middle; names of the shards finished by then."""
+    real = prepare_work.write_at
+    written = []
+
+    def until(file, buffers, offset):
+        if len(written) == after:
+            raise error
+        written.append(offset)
+        return real(file, buffers, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_work, "write_at", until)
+        if isinstance(error, Killed):
+            patched.setattr(prepare_write.shutil, "rmtree", lambda *a, **k: None)
+        with pytest.raises(type(error)):
+            prepared(source, target, **options)
+    assert not target.exists()
+    return sorted(path.name for path in target.with_name(target.name + ".tmp").glob("*.tar"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Killed()], ids=["interrupted", "killed"])
+def test_what_was_finished_before_an_interruption_is_kept(tmp_path, monkeypatch, error):
+    source, options = samples.write_source(tmp_path, 16), {"split": "1,0,0", "shard_size": 40_000}
+    prepared(source, tmp_path / "whole", **options)
+    finished = interrupted(source, tmp_path / "data", monkeypatch, error, **options)
+    assert len(finished) == 3
+    inodes = {name: (tmp_path / "data.tmp" / name).stat().st_ino for name in finished}
+    prepared(source, tmp_path / "data", **options)
+    assert {name: (tmp_path / "data" / name).stat().st_ino for name in finished} == inodes
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "whole")
+    assert not (tmp_path / "data.tmp").exists()
+
+
+@pytest.mark.parametrize("change", ["picture", "shard", "record", "log"])
+def test_a_finished_shard_that_is_not_the_same_any_more_is_written_again(tmp_path, monkeypatch, change):
+    source, options = samples.write_source(tmp_path, 16), {"split": "1,0,0", "shard_size": 40_000}
+    finished = interrupted(source, tmp_path / "data", monkeypatch, KeyboardInterrupt(), **options)
+    building = tmp_path / "data.tmp"
+    if change == "picture":
+        for path in (tmp_path / "pictures").iterdir():
+            content = bytearray(path.read_bytes())
+            content[-100] ^= 1
+            path.write_bytes(content)
+            os.utime(path, ns=(1, 10**18))
+    elif change == "shard":
+        for name in finished:
+            content = bytearray((building / name).read_bytes())
+            content[len(content) // 2] ^= 1
+            (building / name).write_bytes(content)
+    elif change == "record":
+        source.write_text(source.read_text().replace("dog", "cat"))
+    else:
+        (building / "finished.tmp").write_bytes(b'{"shard": 3}\n[]\n\xff')
+    prepared(source, tmp_path / "data", **options)
+    prepared(source, tmp_path / "fresh", **options)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "fresh")
+
+
+def test_two_prepares_do_not_share_a_place(tmp_path):
+    source = samples.write_source(tmp_path, 2)
+    with prepare_write.dataset_made_whole(tmp_path / "data") as building:
+        (building / "x").write_text("x")
+        with pytest.raises(RequestError, match="another prepare is making it"):
+            prepared(source, tmp_path / "data")
+        assert (building / "x").exists()
 
 
 def test_shards_stay_below_the_size_asked_for(tmp_path):
@@ -215,12 +295,11 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_there(tmp_path, monkey
         prepared(source, tmp_path / "data")
     before = files_of(tmp_path)
 
-    def full(path, *arguments, **options):
-        builtins.open(path, "wb").close()
-        return builtins.open("/dev/full", *arguments, **options)
+    def full(file, buffers, offset):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(tar, "open", full, raising=False)
+        disk.setattr(prepare_work, "write_at", full)
         with pytest.raises(WorkError, match="the disk is full; nothing was left there") as failed:
             prepared(source, tmp_path / "data", split="1,1,0", overwrite=there)
     assert "\n" not in str(failed.value)
@@ -229,15 +308,15 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_there(tmp_path, monkey
 
 def test_a_picture_that_changes_on_the_way_ends_the_work(tmp_path, monkeypatch):
     source = samples.write_source(tmp_path, 4)
-    real = prepare.check_picture
+    real = prepare_check.check_file
 
-    def then_grows(path, how):
-        size = real(path, how)
+    def then_grows(path, how, kind):
+        found = real(path, how, kind)
         with open(path, "ab") as file:
             file.write(bytes(600))
-        return size
+        return found
 
-    monkeypatch.setattr(prepare, "check_picture", then_grows)
+    monkeypatch.setattr(prepare_check, "check_file", then_grows)
     with pytest.raises(WorkError, match="changed while it was read"):
         prepared(source, tmp_path / "data")
     assert not (tmp_path / "data").exists() and not (tmp_path / "data.tmp").exists()

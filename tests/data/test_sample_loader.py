@@ -60,7 +60,7 @@ def mixed(tmp_path_factory):
 
 REASONS = {
     "bad0": "broken_picture", "bad1": "missing_picture", "bad2": "extreme_picture", "bad3": "bad_json", "bad4": "bad_messages",
-    "bad5": "control_token", "bad6": "video", "bad7": "too_long", "bad8": "no_trained_token", "bad9": "bad_json",
+    "bad5": "control_token", "bad6": "missing_video", "bad7": "too_long", "bad8": "no_trained_token", "bad9": "bad_json",
 }  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""ShareGPT records: `conversations` or `messages`, with `images` and `videos` used in the order of the tags in the text.
+
+Turns are {from, value} or {role, content}; system, user and assistant turns are read, with the names that LLaVA has for
+them too. Turns of tools and functions are refused by name: training on them needs a template that knows them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen3vl_core.data import llava
+from qwen3vl_core.data.faults import kind_of
+from qwen3vl_core.data.llava import Record, RecordError
+
+_UNREAD = ("audios", "audio", "tools")
+
+
+def parse(number: int, record: dict[str, Any]) -> Record:
+    """One record, checked. Raises RecordError that names the broken rule."""
+    for key in _UNREAD:
+        if record.get(key):
+            raise RecordError(f"holds {key}; text, images and videos are read")
+    return llava.checked(number, record.get("id"), _turns(record), _names(record, "image"), _names(record, "video"))
+
+
+def _turns(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    given = [key for key in ("conversations", "messages") if record.get(key) is not None]
+    if len(given) > 1:
+        raise RecordError("both conversations and messages; keep one")
+    turns = llava.turns(record, given[0] if given else "messages")
+    head = record.get("system")
+    if head is None or head == "":
+        return turns
+    if turns[0][0] == "system":
+        raise RecordError("both system and a system turn; keep one")
+    return (("system", llava.text_of(head, "system")), *turns)
+
+
+def _names(record: dict[str, Any], what: str) -> tuple[str, ...]:
+    if what in record and what + "s" in record:
+        raise RecordError(f"both {what} and {what}s; keep one")
+    found = record.get(what + "s", record.get(what))
+    if found is None or found == "":
+        return ()
+    if not isinstance(found, (list, str)):
+        raise RecordError(f"{what}s must be a list of names, not {kind_of(found)}")
+    return tuple(llava.media_name(name, what) for name in (found if isinstance(found, list) else [found]))

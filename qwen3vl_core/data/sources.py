@@ -1,0 +1,185 @@
+"""Lists of conversations, found out by looking: LLaVA or ShareGPT, as one JSON list or as JSON Lines. Imports no torch.
+
+What is made of a record is the same for all of them. A sample in a shard is `KEY.json` and its media, KEY being the
+record's number in eight digits; the media keep their bytes:
+
+    KEY.json             {"id": ..., "messages": [{"role": "system" | "user" | "assistant", "content": [PART, ...]}]}
+    KEY.img0.jpg         the first picture
+    KEY.vid0.mp4         the first video, where the source names a file (mp4, mov, m4v, webm, mkv, avi)
+    KEY.vid1.00000.jpg   the first frame of the second video, where the source names a folder of frames
+    KEY.vid1.00001.jpg   ...
+
+A PART is one of
+
+    {"type": "text", "text": "What is this?"}
+    {"type": "image", "part": "img0.jpg"}
+    {"type": "video", "part": "vid0.mp4"}
+    {"type": "video", "part": "vid1", "frames": ["vid1.00000.jpg", "vid1.00001.jpg"], "fps": 2.0}
+
+Pictures are counted from 0 in the order of their `<image>` tags, videos from 0 in the order of their `<video>` tags.
+`frames` is in the order of time and never empty; all frames of a video have one size. `fps` is frames a second, above 0,
+from the file `fps` or `fps.txt` in the folder of frames, and FRAMES_PER_SECOND where there is none.
+Parts always stand in the order of the text; parts of text are never empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.data import llava, sharegpt
+from qwen3vl_core.data.faults import kind_of, listed
+from qwen3vl_core.data.llava import Record, RecordError
+from qwen3vl_core.errors import RequestError
+
+SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
+LONGEST_LINE = 64 << 20
+"""Bytes of one record in JSON Lines; more is taken for something else than JSON Lines."""
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of records, whose kind has been found out."""
+
+    path: Path
+    lines: bool
+    """JSON Lines: one record a line, read one at a time; otherwise one JSON list."""
+    style: str
+    """`LLaVA` or `ShareGPT`, going by the first record."""
+    count: int | None = None
+    """Records, where that is known without reading all."""
+    loaded: list[Any] | None = None
+    """The records of a JSON list; `records` lets go of them as it gives them out."""
+
+    @property
+    def kind(self) -> str:
+        return f"{self.style} JSON{' Lines' if self.lines else ''}"
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """(number from 0, record): an object for a JSON list; for JSON Lines (line from 1, its bytes), for `parse` to read.
+
+        Once only for a JSON list. Raises RequestError when the file cannot be read on.
+        """
+        if not self.lines:
+            loaded = self.loaded
+            for number in range(len(loaded)):
+                # let go of as it is used: the list is the largest thing in memory
+                record, loaded[number] = loaded[number], None
+                yield number, record
+            return
+        number = 0
+        for place, line in _lines(self.path):
+            if line.strip():
+                yield number, (place, line)
+                number += 1
+
+
+def find(path: Path) -> Source:
+    """What `path` is, by its first record. Raises RequestError when nothing that is read here."""
+    head = _head(path)
+    if head.lstrip(b" \t\r\n")[:1] != b"{":
+        loaded = load_list(path)
+        return Source(path, False, _style(loaded[0]), len(loaded), loaded)
+    place, line = next((place, line) for place, line in _lines(path) if line.strip())
+    try:
+        return Source(path, True, _style(_loads(line)))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 text (line {place}, byte {error.start:,}); {SHAPE}") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"{path}: not JSON (line {place}, column {error.colno}: {error.msg}); a list [...] or one record a line; {SHAPE}"
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise RequestError(f"{path}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
+
+
+def parse(number: int, record: Any) -> Record:
+    """A record as `Source.records` gives it, checked. Raises RecordError that names the broken rule."""
+    if isinstance(record, tuple):
+        place, line = record
+        try:
+            record = _loads(line)
+        except UnicodeDecodeError as error:
+            raise RecordError(f"line {place} is not UTF-8 text (byte {error.start:,})") from None
+        except json.JSONDecodeError as error:
+            raise RecordError(f"line {place} is not JSON (column {error.colno}: {error.msg})") from None
+        except (RecursionError, ValueError) as error:
+            raise RecordError(f"line {place} is not JSON that is read here ({_reason(error)})") from None
+    if not isinstance(record, dict):
+        raise RecordError(f"must be an object, not {kind_of(record)}")
+    return (sharegpt if _style(record) == "ShareGPT" else llava).parse(number, record)
+
+
+def load_list(file: Path) -> list[Any]:
+    """The JSON list in `file`. Raises RequestError when it is no such thing."""
+    try:
+        loaded = _loads(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{file}: not UTF-8 text (byte {error.start:,}); {SHAPE}") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{file}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); {SHAPE}") from None
+    except (RecursionError, ValueError) as error:
+        raise RequestError(f"{file}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    if not isinstance(loaded, list):
+        raise RequestError(f"{file}: not a list but {kind_of(loaded)}; {SHAPE}")
+    if not loaded:
+        raise RequestError(f"{file}: an empty list; {SHAPE}")
+    return loaded
+
+
+def _style(record: Any) -> str:
+    return "ShareGPT" if isinstance(record, dict) and any(key in record for key in ("images", "videos", "messages")) else "LLaVA"
+
+
+def _loads(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _head(file: Path) -> bytes:
+    """The first bytes that are not white space, or nothing. Raises RequestError when there is no file to read."""
+    try:
+        with open(file, "rb") as opened:
+            head = opened.read(1 << 16).removeprefix(_BOM)
+            while head and not head.strip():
+                head = opened.read(1 << 16)
+            return head
+    except IsADirectoryError:
+        found = sorted(p.name for ending in ("json", "jsonl") for p in file.glob(f"*.{ending}"))
+        way_out = f"it holds {listed(found)}; give one of them" if found else "give the JSON list of conversations"
+        raise RequestError(f"{file}: a folder; {way_out}") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: OSError) -> RequestError:
+    if isinstance(error, FileNotFoundError):
+        return RequestError(f"{file}: no such file; give the JSON list of conversations")
+    return RequestError(f"{file}: cannot be read ({error.strerror}); give the JSON list of conversations")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """(line from 1, its bytes). Raises RequestError for a line that is too long for a record."""
+    try:
+        with open(file, "rb", buffering=1 << 20) as opened:
+            place = 0
+            while line := opened.readline(LONGEST_LINE):
+                place += 1
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    raise RequestError(f"{file}: line {place} is over {LONGEST_LINE >> 20} MiB; JSON Lines have one record a line")
+                yield place, line
+    except OSError as error:
+        raise _unreadable(file, error) from None

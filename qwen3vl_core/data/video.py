@@ -1,0 +1,189 @@
+"""Videos to patches and timestamps, with the semantics of Hugging Face's `Qwen3VLVideoProcessor`.
+
+A video is planned from its header (which frames, which size, which timestamps) and decoded later: packing and the limit
+on tokens need no pixel. Patches stay 8-bit, as those of pictures do; each holds `temporal_patch_size` frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from qwen3vl_core.data import pictures, video_decode
+from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.pictures import CHANNELS, LARGEST_RATIO, PictureRules
+from qwen3vl_core.data.video_decode import VideoHeader
+from qwen3vl_core.errors import RequestError
+
+CAPPED_TOKENS = 768
+"""Tokens of a frame at most where a checkpoint asks for a cap and does not say which."""
+_KERNELS = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
+
+
+@dataclass(frozen=True)
+class VideoRules(PictureRules):
+    """What a checkpoint's `video_preprocessor_config.json` asks for. Areas count the pixels of all frames after resizing."""
+
+    fps: float = 2.0
+    """Frames taken of a second."""
+    min_frames: int = 4
+    max_frames: int = 768
+    frame_tokens: int | None = None
+    """Tokens of a frame at most; None: only the area of the whole video is limited."""
+
+    @property
+    def patch_bytes(self) -> int:
+        """Values of one patch: channels x frames x height x width."""
+        return CHANNELS * self.temporal_patch_size * self.patch_size**2
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], where: str, min_pixels: int | None = None, max_pixels: int | None = None) -> VideoRules:
+        """From a parsed `video_preprocessor_config.json`. Raises RequestError for one of something else."""
+        base = PictureRules.from_config(config, where, min_pixels, max_pixels)
+        try:
+            rules = cls(
+                **asdict(base),
+                fps=float(config.get("fps") or 2.0),
+                min_frames=int(config.get("min_frames") or 4),
+                max_frames=int(config.get("max_frames") or 768),
+                frame_tokens=int(config.get("max_video_tokens") or CAPPED_TOKENS) if config.get("cap_pixels_per_frame") else None,
+            )
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"{where}: {error}; take the file from the checkpoint itself") from None
+        if not (0 < rules.fps < math.inf) or not 1 <= rules.min_frames <= rules.max_frames or rules.resample not in _KERNELS:
+            raise RequestError(f"{where}: fps, min_frames, max_frames or resample make no sense; take the file from the checkpoint itself")
+        return rules
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What will be made of a video, known from its header."""
+
+    frames: np.ndarray
+    """int64: numbers of the frames to take, padded to whole temporal patches by repeating the last one."""
+    height: int
+    width: int
+    """Of the frames after resizing."""
+    times: list[float]
+    """Seconds, in the middle of each temporal patch."""
+    tokens: int
+    """Of one temporal patch."""
+
+
+def sampled_frames(header: VideoHeader, rules: VideoRules) -> np.ndarray:
+    """int64: numbers of the frames that are looked at, evenly spread.
+
+    Source: `Qwen3VLVideoProcessor.sample_frames`.
+    """
+    count = int(header.frames / header.fps * rules.fps)
+    count = min(max(count, rules.min_frames), rules.max_frames, header.frames)
+    return np.linspace(0, header.frames - 1, count).round().astype(np.int64)
+
+
+def smart_resize(frames: int, height: int, width: int, rules: VideoRules) -> tuple[int, int]:
+    """(height, width) to resize the frames of a video to. Raises DataError for extreme proportions.
+
+    Source: `smart_resize` and `resize` of transformers' `video_processing_qwen3_vl`.
+    """
+    factor, temporal, largest = rules.factor, rules.temporal_patch_size, rules.max_pixels
+    if rules.frame_tokens is not None:
+        largest = max(min(rules.frame_tokens * factor**2, largest // frames), int(rules.min_pixels * 1.05)) * frames
+    if min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > LARGEST_RATIO:
+        raise DataError("extreme_video", f"{width}x{height}: one side is over {LARGEST_RATIO} times the other")
+    high, wide = round(height / factor) * factor, round(width / factor) * factor
+    area = round(frames / temporal) * temporal * high * wide
+    if area > largest:
+        shrink = math.sqrt(frames * height * width / largest)
+        high = max(factor, math.floor(height / shrink / factor) * factor)
+        wide = max(factor, math.floor(width / shrink / factor) * factor)
+    elif area < rules.min_pixels:
+        grow = math.sqrt(rules.min_pixels / (frames * height * width))
+        high = math.ceil(height * grow / factor) * factor
+        wide = math.ceil(width * grow / factor) * factor
+    return high, wide
+
+
+def plan(header: VideoHeader, rules: VideoRules) -> VideoPlan:
+    """Frames, size and timestamps of a video. Raises DataError for extreme proportions.
+
+    A video of one frame is taken for one that stands still: Hugging Face refuses it.
+    """
+    frames = sampled_frames(header, rules)
+    counted = max(len(frames), rules.temporal_patch_size)
+    high, wide = smart_resize(counted, header.height, header.width, rules)
+    step = rules.temporal_patch_size
+    frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % step)])
+    seconds = [int(frame) / header.fps for frame in frames]
+    times = [(seconds[i] + seconds[i + step - 1]) / 2 for i in range(0, len(seconds), step)]
+    return VideoPlan(frames, high, wide, times, high * wide // rules.factor**2)
+
+
+def placeholders(times: list[float], token: str, start: str, end: str) -> str:
+    """What stands in the text for a video: a timestamp before each temporal patch.
+
+    Source: `Qwen3VLProcessor.replace_video_token` of transformers 5.
+    """
+    return "".join(f"<{time:.1f} seconds>{start}{token}{end}" for time in times)
+
+
+def folder_header(first: bytes, what: str, frames: int, fps: float) -> VideoHeader:
+    """Of a video that is a list of pictures, of which `first` is the first. Raises DataError."""
+    height, width = pictures.picture_size(first, what)
+    pictures.check_proportions(height, width)
+    return VideoHeader(frames, fps, height, width)
+
+
+def decode(data: bytes, planned: VideoPlan, what: str) -> list[np.ndarray]:
+    """The planned frames of a video file, uint8 [h, w, 3] each. Raises DataError."""
+    return video_decode.frames(data, planned.frames, what)
+
+
+def decode_folder(parts: list[bytes], planned: VideoPlan, names: list[str]) -> list[np.ndarray]:
+    """The planned frames of a video that is a list of pictures, uint8 [h, w, 3] each. Raises DataError."""
+    found: dict[int, np.ndarray] = {}
+    for number in map(int, planned.frames):
+        if number not in found:
+            found[number] = np.asarray(pictures.decode(parts[number], names[number]))
+    return [found[int(number)] for number in planned.frames]
+
+
+def patches(frames: list[np.ndarray], planned: VideoPlan, rules: VideoRules) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Frames -> (uint8 [n, 3 * frames * patch * patch], grid (temporal patches, rows, columns) in patches).
+
+    Patches come in merge order, one temporal patch after the other; values within a patch: channel, frame, row, column.
+    """
+    high, wide = planned.height, planned.width
+    if (frames[0].shape[0] < frames[0].shape[1]) != (high < wide) and high != wide:
+        # lies on its side in its header
+        high, wide = wide, high
+    resized: dict[int, np.ndarray] = {}
+    for frame in frames:
+        # repeated frames are the same object
+        if id(frame) not in resized:
+            resized[id(frame)] = _resize(frame, high, wide, rules)
+    step, patch, merge = rules.temporal_patch_size, rules.patch_size, rules.merge_size
+    times, rows, columns = len(frames) // step, high // patch, wide // patch
+    values = np.stack([resized[id(frame)] for frame in frames])
+    # [t, f, rows/m, m, p, columns/m, m, p, 3] -> [t, rows/m, columns/m, m, m, 3, f, p, p]
+    values = values.reshape(times, step, rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS)
+    ordered = np.ascontiguousarray(values.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7))
+    return ordered.reshape(times * rows * columns, rules.patch_bytes), (times, rows, columns)
+
+
+def _resize(frame: np.ndarray, high: int, wide: int, rules: VideoRules) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [high, wide, 3], by the kernel that torchvision takes for tensors."""
+    if frame.shape[:2] == (high, wide):
+        return frame
+    # a picture's array is read-only, which torch warns about
+    planes = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].contiguous()
+    made = F.interpolate(planes, size=(high, wide), mode=_KERNELS[rules.resample], antialias=True)
+    return made[0].permute(1, 2, 0).contiguous().numpy()

@@ -1,0 +1,163 @@
+"""Seeded damage to sources, pictures and shards, and what prepare and inspect make of it.
+
+    python -m tests.data.mutations --count 10000
+
+Each damaged input goes through the whole command. It ends with a dataset, with a dataset and counted refusals, or with one
+line; whatever else it raises is printed with its number, and `--only NUMBER` repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from qwen3vl_core.data import inspect, prepare
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import InspectOptions, PrepareOptions
+from tests.data import samples
+
+KINDS = ("json", "lines", "jpeg", "png", "tar")
+_NASTY = (
+    b"\0", b"\xff", b"\xd8", b'"', b"{", b"[", b"]", b"\\ud800", b"null", b"NaN", b"1e999", b"<image>", b"<video>", b"../", b"\n",
+    b"9" * 400, b"9" * 5000,
+)  # fmt: skip
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """One to four changes: bits, bytes, pieces cut out, doubled or moved, an end cut off, nasty pieces put in."""
+    made = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        if not made:
+            break
+        at = chance.randrange(len(made))
+        length = min(chance.choice((1, 2, 4, 16, 256)), len(made) - at)
+        how = chance.randrange(7)
+        if how == 0:
+            made[at] ^= 1 << chance.randrange(8)
+        elif how == 1:
+            made[at : at + length] = chance.randbytes(length)
+        elif how == 2:
+            del made[at : at + length]
+        elif how == 3:
+            made[at:at] = made[at : at + length]
+        elif how == 4:
+            del made[at:]
+        elif how == 5:
+            made[at : at + chance.choice((0, 1, 4))] = chance.choice(_NASTY)
+        else:
+            other = chance.randrange(len(made))
+            made[other : other + length] = made[at : at + length]
+    return bytes(made)
+
+
+def originals() -> dict[str, list[bytes]]:
+    """Small sound inputs of each kind."""
+    pictures = [samples.picture(seed, 48, 32) for seed in range(3)]
+    records = [
+        samples.record(0, "a.jpg"),
+        {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "<image> and <image>?"},
+                      {"role": "assistant", "content": "Yes."}], "images": ["a.jpg", "b.png"]},
+        samples.record(2),
+    ]  # fmt: skip
+    return {
+        "json": [json.dumps(records[:1] * 2).encode(), json.dumps(records, indent=1).encode()],
+        "lines": ["".join(json.dumps(record) + "\n" for record in records).encode()],
+        "jpeg": [samples.encoded(pictures[0]), samples.encoded(pictures[1], progressive=True), samples.encoded(pictures[2].convert("CMYK"))],
+        "png": [samples.encoded(pictures[0], "PNG"), samples.encoded(pictures[1].convert("P"), "PNG", transparency=3)],
+    }
+
+
+class Fuzzer:
+    """`outcome(number)` is the same for the same number."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.folder, self.seed = folder, seed
+        self.originals = originals()
+        base = folder / "base"
+        base.mkdir()
+        (base / "a.jpg").write_bytes(self.originals["jpeg"][0])
+        (base / "b.png").write_bytes(self.originals["png"][0])
+        (base / "list.json").write_bytes(self.originals["json"][1])
+        prepare.run(PrepareOptions(source=str(base / "list.json"), to=str(folder / "whole"), split="1,0,0", workers=1))
+        self.originals["tar"] = [(folder / "whole" / "train-00000.tar").read_bytes()]
+
+    def outcome(self, number: int) -> str:
+        """`done`, `counted`, `refused` or `failed`. Raises what should not come through."""
+        chance = random.Random(f"{self.seed} {number}")
+        kind = KINDS[number % len(KINDS)]
+        data = damaged(chance.choice(self.originals[kind]), chance)
+        place = self.folder / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        if kind == "tar":
+            shutil.copytree(self.folder / "whole", place)
+            (place / "train-00000.tar").write_bytes(data)
+            if number // len(KINDS) % 2:
+                (place / "train-00000.tar.idx").unlink(missing_ok=True)
+            model = str(samples.CHECKPOINT) if number // len(KINDS) % 8 == 0 else None
+            path = place / "train-00000.tar" if number // len(KINDS) % 3 == 0 else place
+            return self._ending(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
+        shutil.copytree(self.folder / "base", place)
+        (place / {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png"}[kind]).write_bytes(data)
+        options = PrepareOptions(
+            source=str(place / "list.json"), to=str(place / "data"), split="1,0,0", workers=1,
+            check=chance.choice(("none", "header", "header", "decode")), skip_missing=chance.random() < 0.7,
+        )  # fmt: skip
+        made = self._ending(lambda: prepare.run(options))
+        there = sorted(path.name for path in place.iterdir())
+        if there != ["a.jpg", "b.png", *(["data"] if made == "done" else []), "list.json"]:
+            raise AssertionError(f"{made}, and left {there}")
+        if made == "done" and json.loads((place / "data" / "report.json").read_text())["refused"]:
+            return "counted"
+        return made
+
+    @staticmethod
+    def _ending(work: Callable[[], None]) -> str:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                work()
+        except (RequestError, WorkError) as error:
+            line = str(error)
+            if "\n" in line or len(line) < 10:
+                raise AssertionError(f"not one clear line: {line!r}") from error
+            line.encode()
+            return "refused" if isinstance(error, RequestError) else "failed"
+        return "done"
+
+
+def main() -> int:
+    """Returns the number of inputs that ended otherwise, at most 1."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    given = parser.parse_args()
+    os.environ["QWEN3VL_PROGRESS"] = "none"
+    endings: Counter[str] = Counter()
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        fuzzer = Fuzzer(Path(folder), given.seed)
+        for number in [given.only] if given.only is not None else range(given.count):
+            try:
+                endings[f"{KINDS[number % len(KINDS)]} {fuzzer.outcome(number)}"] += 1
+            except Exception:
+                wrong += 1
+                print(f"number {number} ({KINDS[number % len(KINDS)]}):\n{traceback.format_exc()}", file=sys.stderr)
+    for ending, count in sorted(endings.items()):
+        print(f"{ending:16s} {count:6,}")
+    print(f"{wrong} ended otherwise")
+    return min(wrong, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

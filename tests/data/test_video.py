@@ -1,0 +1,273 @@
+"""Videos: tokens, timestamps and pixels of `Qwen3VLProcessor`, from files and from folders of frames."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3vl_core.data import video as plans
+from qwen3vl_core.data import video_decode
+from qwen3vl_core.data.batch import IGNORED, collate, pack
+from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.errors import RequestError
+from tests.data import samples, videos
+
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return videos.run_hugging_face(tmp_path_factory.mktemp("hugging_face"))
+
+
+def answers(ids: list[int], processor: ChatProcessor) -> list[int]:
+    """Labels by walking over the turns' own tokens."""
+    start, end = (processor.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    opening = processor.tokenizer("<|im_start|>assistant\n")["input_ids"]
+    labels, learning, place = [IGNORED] * len(ids), False, 0
+    while place < len(ids):
+        if ids[place] == start:
+            learning = ids[place : place + len(opening)] == opening
+            place += len(opening) if learning else 1
+            continue
+        if learning:
+            labels[place - 1] = ids[place]
+            learning = ids[place] != end
+        place += 1
+    return labels
+
+
+def test_five_hundred_conversations_equal_hugging_face(processor, expected):
+    """Text, pictures, video files and folders of frames; ids, labels and grids are equal, pixels too."""
+    kinds, every = set(), ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+    for number in range(videos.CONVERSATIONS):
+        stored, _, media, _, _ = videos.conversation(number)
+        found = processor.encode(stored, media)
+        ids = expected[f"{number}.input_ids"][0].tolist()
+        assert found.ids.tolist() == ids, number
+        assert found.labels.tolist() == answers(ids, processor), number
+        inputs = collate([found], processor.pad_token_id, processor.rules, processor.video_rules).model_inputs("cpu", torch.float32)
+        names = {name for name in every if f"{number}.{name}" in expected}
+        assert names == set(inputs) - {"input_ids", "attention_mask"}, number
+        for name in names:
+            theirs = torch.from_numpy(expected[f"{number}.{name}"])
+            assert inputs[name].shape == theirs.shape
+            assert (inputs[name] - theirs).abs().max() <= (0 if name.endswith("thw") else TOLERANCE), (number, name)
+        kinds |= names or {"text only"}
+    assert len(kinds) == 5
+
+
+CLIPS = {
+    "H.264 with B frames": {},
+    "key frames only": {"gop": 1},
+    "one key frame": {"gop": 250},
+    "MPEG-4": {"codec": "mpeg4"},
+    "AVI without timestamps": {"codec": "mpeg4", "format": "avi"},
+    "VP9 in WebM": {"codec": "libvpx-vp9", "format": "webm"},
+    "Matroska": {"format": "matroska"},
+    "a transport stream": {"format": "mpegts"},
+    "one frame": {"frames": 1},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_seeking_and_streaming_give_the_same_frames(name):
+    data = videos.video(**({"frames": 60} | CLIPS[name]))
+    whole = videos.all_frames(data)
+    header = video_decode.header(data, "it")
+    assert header == video_decode.VideoHeader(len(whole), 12.0, 48, 64)
+    last = len(whole) - 1
+    for wanted in ([0], [last], [0, last, last], list(range(0, last + 1, 17)), [last // 2], list(range(last + 1))):
+        found = video_decode.frames(data, np.array(wanted), "it")
+        assert all(np.array_equal(frame, whole[number]) for frame, number in zip(found, wanted, strict=True)), wanted
+
+
+def test_sparse_frames_are_sought(monkeypatch):
+    data, shown = videos.video(240, gop=12), []
+    real = video_decode._walk
+
+    class Counted:
+        def __init__(self, container):
+            self.container = container
+
+        def decode(self, stream):
+            for frame in self.container.decode(stream):
+                shown.append(frame.pts)
+                yield frame
+
+        def seek(self, *place, **how):
+            self.container.seek(*place, **how)
+
+    monkeypatch.setattr(video_decode, "_walk", lambda container, *rest: real(Counted(container), *rest))
+    video_decode.frames(data, np.array([0, 80, 160, 239]), "it")
+    assert len(shown) < 60
+    shown.clear()
+    video_decode.frames(data, np.arange(0, 240, 3), "it")
+    assert len(set(shown)) == len(shown) == 238
+
+
+def message(part: dict) -> list[dict]:
+    return [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "That."}]
+
+
+FILE = {"type": "video", "part": "vid0.mp4"}
+
+
+def test_a_video_of_one_frame_is_padded(processor):
+    found = processor.encode(message(FILE), {"vid0.mp4": videos.video(1)})
+    assert found.video_grids[0, 0] == 1
+    assert "<0.0 seconds>" in processor.tokenizer.decode(found.ids.tolist())
+    one, two = np.split(found.video_patches.reshape(len(found.video_patches), 3, 2, 256), 2, axis=2)
+    assert np.array_equal(one, two)
+
+
+def test_timestamps_stand_in_the_middle_of_each_pair_of_frames(processor):
+    found = processor.encode(message(FILE), {"vid0.mp4": videos.video(36, 12)})
+    text = processor.tokenizer.decode(found.ids.tolist())
+    start, end, token = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
+    assert [part.split(" seconds>")[0] for part in text.split("<")[1:] if " seconds>" in part] == ["0.3", "1.5", "2.6"]
+    assert text.count(token) == found.video_grids.prod() // 4
+    assert f"user\n{start}<0.3 seconds>{start}{token}" in text and f"{token}{end}{end}What?" in text
+    bare = ChatProcessor.from_pretrained(samples.CHECKPOINT, outer_vision_tokens=False)
+    other = bare.tokenizer.decode(bare.encode(message(FILE), {"vid0.mp4": videos.video(36, 12)}).ids.tolist())
+    assert f"user\n<0.3 seconds>{start}{token}" in other and f"{token}{end}What?" in other
+    assert len(other.split(token)) == len(text.split(token))
+
+
+def test_given_rules_take_the_place_of_the_checkpoints():
+    processor = ChatProcessor.from_pretrained(samples.CHECKPOINT, video={"fps": 4.0, "max_frames": 6, "min_frames": None})
+    found = processor.encode(message(FILE), {"vid0.mp4": videos.video(36, 12)})
+    assert found.video_grids[0, 0] == 3
+    with pytest.raises(RequestError, match="fps, min_frames"):
+        ChatProcessor.from_pretrained(samples.CHECKPOINT, video={"fps": -1})
+
+
+def test_a_video_turned_by_its_container_stands_upright():
+    import av
+
+    data, file = videos.video(4), io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write a rotation")
+        stream.set_display_rotation(90)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    (turned,) = video_decode.frames(file.getvalue(), np.array([0]), "it")
+    (flat,) = video_decode.frames(data, np.array([0]), "it")
+    assert turned.shape == (64, 48, 3) and np.array_equal(turned, np.rot90(flat))
+    rules = plans.VideoRules(min_pixels=4096, max_pixels=16384)
+    planned = plans.plan(video_decode.header(file.getvalue(), "it"), rules)
+    patches, grid = plans.patches(video_decode.frames(file.getvalue(), planned.frames, "it"), planned, rules)
+    assert grid[1] >= grid[2] and len(patches) == np.prod(grid)
+
+
+FOLDER = {"type": "video", "part": "vid0", "frames": ["vid0.00000.png", "vid0.00001.png"], "fps": 2.0}
+FRAMES = {name: samples.encoded(samples.picture(i), "PNG") for i, name in enumerate(FOLDER["frames"])}
+MP4 = videos.video()
+BAD = {
+    "a missing file": (FILE, {}, "missing_video"),
+    "a missing frame": (FOLDER, {"vid0.00000.png": FRAMES["vid0.00000.png"]}, "missing_video"),
+    "no name": ({"type": "video"}, {}, "bad_messages"),
+    "no frames": (FOLDER | {"frames": []}, FRAMES, "bad_messages"),
+    "frames that are none": (FOLDER | {"frames": [1]}, FRAMES, "bad_messages"),
+    "no fps": (FOLDER | {"fps": None}, FRAMES, "bad_messages"),
+    "fps 0": (FOLDER | {"fps": 0}, FRAMES, "bad_messages"),
+    "fps true": (FOLDER | {"fps": True}, FRAMES, "bad_messages"),
+    "no video": (FILE, {"vid0.mp4": b"no video at all"}, "broken_video"),
+    "an empty file": (FILE, {"vid0.mp4": b""}, "broken_video"),
+    "a picture": (FILE, {"vid0.mp4": FRAMES["vid0.00000.png"]}, "broken_video"),
+    "a playlist of other files": (FILE, {"vid0.mp4": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n"}, "broken_video"),
+    "a list of other files": (FILE, {"vid0.mp4": b"ffconcat version 1.0\nfile /etc/hostname\n"}, "broken_video"),
+    "a broken frame": (FOLDER, FRAMES | {"vid0.00001.png": FRAMES["vid0.00001.png"][:200]}, "broken_picture"),
+    "a thread": (FILE, {"vid0.mp4": videos.video(2, width=6420, height=16, codec="mpeg4")}, "extreme_video"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_has_a_reason(processor, name):
+    part, media, reason = BAD[name]
+    with pytest.raises(DataError) as refused:
+        processor.encode(message(part), media)
+    assert refused.value.reason == reason and refused.value.detail
+
+
+def test_a_video_that_is_cut_off_is_broken_and_one_that_lacks_its_last_frame_is_not(processor):
+    data = videos.video(60, codec="mpeg4", format="avi")
+    assert len(processor.encode(message(FILE), {"vid0.mp4": data}).video_grids) == 1
+    with pytest.raises(DataError, match=r"broken_video: .*vid0\.mp4"):
+        processor.encode(message(FILE), {"vid0.mp4": data[: len(data) // 2]})
+    numbers = np.array([0, 20, 40, 61])
+    found = video_decode.frames(data, numbers, "it")
+    assert np.array_equal(found[3], found[2])
+
+
+def test_a_checkpoint_without_video_rules_says_so(processor):
+    blind = ChatProcessor(processor.tokenizer, processor.chat_template, processor.rules, processor.eos_token_ids, processor.pad_token_id)
+    with pytest.raises(DataError, match=r"video: .*video_preprocessor_config"):
+        blind.encode(message(FILE), {"vid0.mp4": MP4})
+
+
+def test_a_long_video_is_refused_before_it_is_decoded(processor, monkeypatch):
+    monkeypatch.setattr(plans, "decode", None)
+    with pytest.raises(DataError, match="too_long"):
+        processor.encode(message(FILE), {"vid0.mp4": MP4}, limit=20)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Samples with a video, with frames, with a picture and a video, and with text."""
+    one, two = json.dumps({"messages": message(FILE)}).encode(), json.dumps({"messages": message(FOLDER)}).encode()
+    both = message(FILE)
+    both[0]["content"].insert(0, {"type": "image", "part": "img0.png"})
+    stored = [
+        ("a", {"json": one, "vid0.mp4": MP4}),
+        ("b", {"json": two, **FRAMES}),
+        ("c", {"json": json.dumps({"messages": both}).encode(), "vid0.mp4": MP4, "img0.png": FRAMES["vid0.00000.png"]}),
+        ("d", {"json": samples.conversation(pictures=0)}),
+        ("e", {"json": one, "vid0.mp4": MP4[:900]}),
+    ]
+    return samples.raw_dataset(tmp_path_factory.mktemp("videos") / "data", stored)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_videos_come_through_the_loader(processor, dataset, packing):
+    source = build_loader(
+        dataset, "train", processor, micro_batch_size=1, global_batch_size=4, seq_length=700, packing=packing, num_workers=1
+    )
+    batches = [batch for _ in range(3) for batch in next(source)]
+    source.close()
+    assert {key for batch in batches for key in batch.keys} == {"a", "b", "c", "d"} and set(source.skipped) == {"broken_video"}
+    for batch in batches:
+        inputs = batch.model_inputs("cpu", torch.bfloat16)
+        shown = sum(key != "d" for key in batch.keys)
+        assert ("pixel_values_videos" in inputs) == bool(shown) == ("video_grid_thw" in inputs)
+        if shown:
+            assert inputs["video_grid_thw"].shape == (shown, 3)
+            assert inputs["pixel_values_videos"].shape == (int(inputs["video_grid_thw"].prod(dim=1).sum()), 1536)
+            assert inputs["pixel_values_videos"].dtype == torch.bfloat16
+
+
+def test_the_model_takes_videos_packed_and_padded(processor, dataset):
+    """The same losses for a video sample alone and as a document of a packed row."""
+    import qwen3vl_core
+
+    model = qwen3vl_core.load(samples.CHECKPOINT, dtype=torch.float32)
+    media = {"vid0.mp4": MP4, **FRAMES}
+    made = [processor.encode(message(part), media) for part in (FILE, FOLDER)]
+    settings = (processor.pad_token_id, processor.rules, processor.video_rules)
+    with torch.no_grad():
+        row = pack(made, *settings, multiple=4)
+        packed = model(**row.model_inputs("cpu", torch.float32), labels=row.labels.clamp(min=0))
+        for place, one in zip(row.cu_seqlens.tolist(), made, strict=False):
+            batch = collate([one], *settings)
+            alone = model(**batch.model_inputs("cpu", torch.float32), labels=batch.labels.clamp(min=0))
+            assert torch.allclose(packed[:, place : place + len(one.ids)], alone, atol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
 from pathlib import Path
@@ -14,21 +13,29 @@ import qwen3vl_core.model  # noqa: F401
 import torch
 from megatron.core import parallel_state
 
+from qwen3vl_core.checkpoint import keep
 from qwen3vl_core.checkpoint.source import Source, open_source
-from qwen3vl_core.checkpoint.training import load_training, save_training
+from qwen3vl_core.checkpoint.training import Saving, load_training, start_saving
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.rules import check_layout
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 from qwen3vl_core.sizes import check_size
+from qwen3vl_core.training.alone import RunLock
+from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
+from qwen3vl_core.training.samples import Sampler, left_out
 from qwen3vl_core.training.setup import Training, build, common_state
-from qwen3vl_core.training.step import StepResult, evaluate, train_step
+from qwen3vl_core.training.speed import Gpu, memory
+from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 
 CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED, PLAN = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl", "plan.json"
 # below this many samples a share of skipped ones says nothing
 JUDGED_SAMPLES = 64
+# an error's one line names this many samples; the record names all
+NAMED_SAMPLES = 8
 
 
 class Signals:
@@ -75,6 +82,7 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
     shared: dict[str, Any] = dict(
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
         rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=options.num_workers, seed=options.seed,
+        packing=options.packing, document_multiple=multiple_of(options.tp, options.cp, options.sequence_parallel),
     )  # fmt: skip
     # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
     writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
@@ -93,18 +101,33 @@ class Loop:
         self.run_dir, self.options = run_dir, options
         self.signals = Signals()
         self.leads = torch.distributed.get_rank() == 0
+        self.lock = RunLock(run_dir) if self.leads else None
         self.source: Source = open_source(options.load, option="--load")
         if options.size:
             check_size(options.size, self.source.architecture, options.load)
         check_layout(options, self.source.architecture, torch.distributed.get_world_size())
         self.source.check()
+        self.sampler = self._sampler()
         self.train_data, self.valid_data = loaders(options, self.source.side, run_dir)
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
+        self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
+        self.saving: Saving | None = None
         self.step = self.saved = 0
+        self.damaged: list[str] = []
         self._resume()
         self.metrics = Metrics(run_dir / METRICS, run_dir / TENSORBOARD) if self.leads else None
         self.line = StepLine(options.train_iters, self.step)
+        self.gpu = Gpu()
+        # seconds in checkpoints since the last row
+        self.saving_seconds = 0.0
+
+    def _sampler(self) -> Sampler | None:
+        """Of the first rank; the others only see that it could be made."""
+        if not self.options.sample_interval or left_out(self.options):
+            return None
+        processor = ChatProcessor.from_pretrained(self.source.side, self.options.min_pixels, self.options.max_pixels)
+        return Sampler(self.run_dir, self.options, processor)
 
     def _resume(self) -> None:
         found = load_training(
@@ -114,23 +137,47 @@ class Loop:
             self.step, extra = found
             self.saved = self.step
             self.train_data.load_state_dict(extra["data"])
+            self.damaged = extra.get("damaged", [])
+            if "guard" in extra:
+                self.guard.load_state_dict(extra["guard"])
 
-    def event(self, name: str, text: str, **values: Any) -> None:
+    def event(self, name: str, text: str, step: int | None = None, **values: Any) -> None:
         """Into the record, and onto the screen."""
         if self.metrics:
-            self.metrics.event(self.step, name, text, **values)
+            self.metrics.event(self.step if step is None else step, name, text, **values)
             self.line.say(text)
 
     def save(self) -> None:
-        """A checkpoint of this step."""
-        started = time.monotonic()
-        folder = save_training(
+        """A checkpoint of this step; with --async-save it is only begun here."""
+        self._finish_saving(wait=True)
+        self.saving = start_saving(
             self.run_dir / CHECKPOINTS, self.step, models=self.training.models, optimizer=self.training.optimizer,
-            scheduler=self.training.scheduler, extra={"data": self.train_data.state_dict()},
-            common=common_state(self.training.architecture, self.options), side=self.source.side,
+            scheduler=self.training.scheduler, extra={"data": self.train_data.state_dict(), "guard": self.guard.state_dict()},
+            common=common_state(self.training.architecture, self.options), side=self.source.side, asynchronous=self.options.async_save,
         )  # fmt: skip
-        self.saved = self.step
-        self.event("save", f"checkpoint {folder.name} in {time.monotonic() - started:.1f} s", path=str(folder))
+        self.saving_seconds += self.saving.blocked
+        self._finish_saving(wait=not self.options.async_save)
+
+    def _finish_saving(self, *, wait: bool) -> None:
+        """When the checkpoint on its way is on the disk: say so, and remove the ones that are not kept."""
+        saving = self.saving
+        if saving is None:
+            return
+        before = saving.blocked
+        done = saving.finished(wait=wait)
+        self.saving_seconds += saving.blocked - before
+        if not done:
+            return
+        self.saving, self.saved = None, saving.iteration
+        if not self.leads:
+            return
+        removed = keep.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=self.options.keep, every=self.options.keep_every)
+        seconds = time.monotonic() - saving.started
+        beside = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
+        self.event(
+            "save", f"checkpoint {saving.folder.name} in {seconds:.1f} s{beside}", step=saving.iteration, path=str(saving.folder),
+            seconds=round(seconds, 3), waited_seconds=round(saving.blocked, 3), **({"removed": removed} if removed else {}),
+        )  # fmt: skip
 
     def evaluate(self) -> None:
         """The loss over the same global batches of the validation split every time."""
@@ -142,45 +189,86 @@ class Loop:
             self.metrics.row("eval", self.step, loss=loss, tokens=tokens)
             self.line.say(f"step {self.step}: validation loss {loss:.4f}")
 
-    def check(self, result: StepResult) -> None:
-        """Raises WorkError when going on makes no sense."""
-        last = f"the last checkpoint is step {self.saved}" if self.saved else "no checkpoint was written yet"
-        if not math.isfinite(result.loss):
-            self.event("nan", f"step {self.step}: loss {result.loss}")
-            precision = "" if self.options.precision != "fp16" else ", or --precision bf16"
-            raise WorkError(
-                f"step {self.step}: the loss is {result.loss}; {last}; try a lower --lr than {self.options.lr:g}, "
-                f"more --lr-warmup-iters{precision}"
-            )
+    def sample(self) -> None:
+        """Captions of the fixed pictures; the other ranks wait at the next step."""
+        if self.sampler and self.leads:
+            texts = self.sampler.write(self.training.models[0], self.step)
+            self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
+
+    def check(self, result: StepResult, batches: list[Batch]) -> None:
+        """Record what was wrong with a step. Raises WorkError when going on makes no sense."""
+        tired = self.guard.note(result.loss, result.fault)
+        if result.fault:
+            self._report(result, batches, tired)
         skipped = sum(self.train_data.skipped.values())
         seen = skipped + self.train_data.used
         if seen >= JUDGED_SAMPLES and skipped > self.options.max_skip_share * seen:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.train_data.skipped.most_common(3))
             raise WorkError(
                 f"step {self.step}: {skipped} of {seen} samples could not be used ({reasons}), more than --max-skip-share "
-                f"{self.options.max_skip_share:g}; {SKIPPED} in {self.run_dir} names each; {last}"
+                f"{self.options.max_skip_share:g}; {SKIPPED} in {self.run_dir} names each; {self._last_checkpoint()}"
+            )
+
+    def _last_checkpoint(self) -> str:
+        return f"the last checkpoint is step {self.saved}" if self.saved else "no checkpoint was written yet"
+
+    def _report(self, result: StepResult, batches: list[Batch], tired: bool) -> None:
+        """The event of a bad step with the keys of its samples. Raises WorkError after too many in a row. Called by every rank."""
+        keys = [key for batch in batches for key in getattr(batch, "keys", ())]
+        everywhere: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(everywhere, keys)
+        keys = list(dict.fromkeys(key for part in everywhere for key in part))
+        if result.fault == SPIKE:
+            what = f"loss {result.loss:.4f} is a spike"
+        else:
+            what = f"the loss is {result.loss}" if result.fault == "loss" else f"the gradient norm is {result.grad_norm}"
+        done = "the weights stay as they were" if not result.updated else "the step was made"
+        self.event(
+            "spike" if result.fault == SPIKE else "nan", f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
+            grad_norm=result.grad_norm, updated=result.updated, in_a_row=self.guard.bad,
+        )  # fmt: skip
+        if tired:
+            # a checkpoint on its way is from before: it is the one to name
+            self._finish_saving(wait=True)
+            named = ", ".join(keys[:NAMED_SAMPLES]) + (f" and {len(keys) - NAMED_SAMPLES} more" if len(keys) > NAMED_SAMPLES else "")
+            precision = "" if self.options.precision != "fp16" else ", or --precision bf16"
+            raise WorkError(
+                f"step {self.step}: {what}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
+                f"{named} ({METRICS} has those of each); {self._last_checkpoint()}; look at these samples, or try a lower --lr than "
+                f"{self.options.lr:g}, more --lr-warmup-iters{precision}"
             )
 
     def run(self) -> None:
         """Train to the end, or until a signal asks to stop. Raises WorkError when it cannot go on."""
         o = self.options
+        for line in self.damaged:
+            self.event("damaged", f"{line}; going on from the one before it")
         if self.step:
             self.event("resume", f"go on after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
         else:
             self.event("start", f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
+        without = left_out(o) if o.sample_interval else None
+        if without:
+            self.event("note", without)
         stop = False
         try:
             while self.step < o.train_iters and not stop:
                 started = time.monotonic()
-                result = train_step(self.training, next(self.train_data), self.signals.take())
+                batches = next(self.train_data)
+                loaded = time.monotonic()
+                result = train_step(self.training, batches, self.signals.take(), self.guard)
                 self.step += 1
-                self._log(result, time.monotonic() - started)
-                self.check(result)
+                self._log(result, loaded - started, time.monotonic() - started)
+                self.check(result, batches)
                 stop, wanted = result.signals
+                last = stop or self.step == o.train_iters
                 if o.eval_interval and self.step % o.eval_interval == 0:
                     self.evaluate()
-                if stop or wanted or self.step == o.train_iters or (o.save_interval and self.step % o.save_interval == 0):
+                if o.sample_interval and self.step % o.sample_interval == 0:
+                    self.sample()
+                if last or wanted or (o.save_interval and self.step % o.save_interval == 0):
                     self.save()
+                self._finish_saving(wait=last)
             if stop and self.step < o.train_iters:
                 self.event("stop", f"stopped after step {self.step} of {o.train_iters}; qwen3vl runs resume goes on")
             else:
@@ -189,14 +277,31 @@ class Loop:
             self.line.end()
             if self.metrics:
                 self.metrics.close()
+            if self.lock:
+                self.lock.release()
 
-    def _log(self, result: StepResult, seconds: float) -> None:
-        if not self.metrics or (self.step % self.options.log_interval and self.step != self.options.train_iters):
+    def _log(self, result: StepResult, data_seconds: float, seconds: float) -> None:
+        """A row of the record and the line that people read. Called by every rank."""
+        if self.step % self.options.log_interval and self.step != self.options.train_iters:
+            return
+        figures = memory()
+        if not self.metrics:
             return
         rate = result.tokens / seconds
+        share = None
+        if result.flops:
+            each = result.flops / seconds / torch.distributed.get_world_size()
+            figures["tflops"] = round(each / 1e12, 3)
+            if self.gpu.peak:
+                figures["mfu"] = share = round(each / self.gpu.peak, 4)
+        if result.filled is not None:
+            figures["packing_efficiency"] = round(result.filled, 4)
         self.metrics.row(
             "train", self.step, loss=result.loss, lr=result.learning_rate, grad_norm=result.grad_norm, tokens=result.tokens,
             samples=self.options.global_batch_size, step_seconds=round(seconds, 4), tokens_per_second=round(rate, 1),
-            skipped=sum(self.train_data.skipped.values()),
+            skipped=sum(self.train_data.skipped.values()), data_seconds=round(data_seconds, 4),
+            forward_backward_seconds=round(result.forward_backward_seconds, 4), optimizer_seconds=round(result.optimizer_seconds, 4),
+            checkpoint_seconds=round(self.saving_seconds, 4), **figures, **self.gpu.figures(),
         )  # fmt: skip
-        self.line.show(self.step, result.loss, result.learning_rate, result.grad_norm, seconds, rate)
+        self.saving_seconds = 0.0
+        self.line.show(self.step, result.loss, result.learning_rate, result.grad_norm if result.updated else None, seconds, rate, share)

@@ -16,6 +16,8 @@ VERSION = 1
 # Megatron's tag names, so that curves of both stand side by side
 TAGS = {
     "loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "tokens_per_second": "tokens/s", "step_seconds": "iteration-time",
+    "tflops": "throughput", "mfu": "mfu", "memory_gib": "mem-max-allocated-gib", "gpu_utilisation": "gpu-utilisation",
+    "gpu_watts": "gpu-watts",
 }  # fmt: skip
 
 
@@ -31,7 +33,11 @@ class Metrics:
     """
 
     def __init__(self, file: Path, tensorboard: Path | None) -> None:
-        self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            # a full disk cut off the last row: the next one must not be joined to it
+            os.write(self._descriptor, b"\n")
         self._tensorboard = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -50,7 +56,7 @@ class Metrics:
                 self._tensorboard.add_scalar(tag if kind == "train" else f"{tag} {kind}", value, step)
 
     def event(self, step: int, event: str, text: str, **values: Any) -> None:
-        """Something that happened: `start`, `resume`, `save`, `stop`, `nan`, `done`."""
+        """Something that happened: `start`, `resume`, `damaged`, `note`, `save`, `nan`, `spike`, `stop`, `done`."""
         self.row("event", step, event=event, text=text, **values)
 
     def close(self) -> None:
@@ -73,18 +79,22 @@ class StepLine:
         self._bar.done = done
         self._first, self._started = done, time.monotonic()
 
-    def show(self, step: int, loss: float, lr: float, grad_norm: float | None, seconds: float, tokens_per_second: float) -> None:
+    def show(
+        self, step: int, loss: float, lr: float, grad_norm: float | None, seconds: float, tokens_per_second: float, mfu: float | None = None
+    ) -> None:  # fmt: skip
         """One step is done."""
         norm = "skipped" if grad_norm is None else f"{grad_norm:.2f}"
+        share = "" if mfu is None else f"  MFU {mfu:.1%}"
         if self._bar.mode == "lines":
             each = (time.monotonic() - self._started) / max(step - self._first, 1)
             print(
                 f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  "
-                f"grad {norm}  {seconds * 1000:.0f} ms  {short(tokens_per_second)} tok/s  ETA {duration(each * (self.total - step))}",
+                f"grad {norm}  {seconds * 1000:.0f} ms  {short(tokens_per_second)} tok/s{share}  "
+                f"ETA {duration(each * (self.total - step))}",
                 flush=True,
             )
         elif self._bar.mode == "bar":
-            self._bar.update(step - self._bar.done, f"loss {loss:.3f}")
+            self._bar.update(step - self._bar.done, f"loss {loss:.3f}  lr {lr:.1e}  grad {norm}  {short(tokens_per_second)} tok/s{share}")
 
     def say(self, text: str) -> None:
         """A line of its own."""

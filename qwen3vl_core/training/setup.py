@@ -46,6 +46,10 @@ class Training:
     scheduler: OptimizerParamScheduler
     config: Any
     dtype: torch.dtype
+    frozen: tuple[str, ...] = ()
+    """Parts that are not trained."""
+    low_rank: bool = False
+    """The language model is trained by adapters beside its weights."""
 
 
 def device() -> torch.device:
@@ -103,7 +107,7 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     config.finalize_model_grads_func = finalize_model_grads
     no_sync = [model.no_sync for model in wrapped]
     config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-    return Training(source.architecture, models, wrapped, optimizer, scheduler, config, dtype)
+    return Training(source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.frozen_parts()))
 
 
 def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:

@@ -6,6 +6,8 @@ micro batch size and every parallel layout.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,10 +18,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from qwen3vl_core.training.setup import Training, device
+from qwen3vl_core.training.guard import GRADIENT, Guard
+from qwen3vl_core.training.setup import FP16_SCALE, Training, device
+from qwen3vl_core.training.speed import sample_lengths, training_flops
 
 IGNORED = -100
 
@@ -43,10 +48,20 @@ class StepResult:
     tokens: int
     """Trained tokens."""
     grad_norm: float | None = None
-    """Before clipping; None for an evaluation, or a step that fp16's loss scaling left out."""
+    """Before clipping; None for an evaluation, or a step that left the weights as they were before it was known."""
     learning_rate: float = 0.0
     signals: tuple[bool, ...] = ()
     """For each flag given: whether any rank raised it."""
+    fault: str = ""
+    """What the guard found: `loss` or `gradient` (no number), `spike`, or nothing."""
+    updated: bool = True
+    """Whether the weights were changed."""
+    flops: float = 0.0
+    """Model FLOPs of the global batch, forward and backward."""
+    filled: float | None = None
+    """Share of the computed positions that hold a sample's tokens; the rest is padding. None where batches do not say."""
+    forward_backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
 
 
 def _pad(values: Tensor, multiple: int, fill: int) -> Tensor:
@@ -75,9 +90,12 @@ def forward_step(training: Training, batches, model):
 def length_multiple(config) -> int:
     """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism cuts it
     into 2 x cp parts, sequence parallelism what a rank holds into tp."""
-    tensor = config.tensor_model_parallel_size if config.sequence_parallel else 1
-    context = config.context_parallel_size
-    return tensor * (2 * context if context > 1 else 1)
+    return multiple_of(config.tensor_model_parallel_size, config.context_parallel_size, config.sequence_parallel)
+
+
+def multiple_of(tp: int, cp: int, sequence_parallel: bool) -> int:
+    """`length_multiple` of a layout, before there is a model."""
+    return (tp if sequence_parallel else 1) * (2 * cp if cp > 1 else 1)
 
 
 def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,33 +125,86 @@ def _run(training: Training, batches: list[MicroBatch], *, forward_only: bool) -
     return torch.stack(figures).sum(0)
 
 
-def _agree(figures: Tensor, flags: tuple[bool, ...]) -> tuple[float, int, tuple[bool, ...]]:
-    """Add up over the whole world at once: loss and tokens, counted by one tensor parallel rank, and raised flags."""
+def _total(figures: Tensor, more: Sequence[float]) -> list[float]:
+    """Add up over the whole world at once: figures, counted by one tensor parallel rank, and further numbers of every rank."""
     if parallel_state.get_tensor_model_parallel_rank() != 0:
         figures = torch.zeros_like(figures)
-    raised = torch.tensor([float(f) for f in flags], dtype=figures.dtype, device=figures.device)
-    everything = torch.cat((figures, raised))
+    everything = torch.cat((figures, torch.tensor(list(more), dtype=figures.dtype, device=figures.device)))
     dist.all_reduce(everything)
-    total, tokens, *votes = everything.tolist()
+    return everything.tolist()
+
+
+def _agree(figures: Tensor, flags: tuple[bool, ...]) -> tuple[float, int, tuple[bool, ...]]:
+    """(loss, trained tokens) of the whole world, and which flags any rank raised."""
+    total, tokens, *votes = _total(figures, flags)
     return total / max(tokens, 1), int(tokens), tuple(v > 0 for v in votes)
 
 
-def train_step(training: Training, batches: list[MicroBatch], flags: tuple[bool, ...] = ()) -> StepResult:
+def _work(training: Training, batches: list[MicroBatch]) -> tuple[float, float, float]:
+    """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts too."""
+    counts = (
+        parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_context_parallel_rank() == 0
+    )  # fmt: skip
+    if not counts:
+        return 0.0, 0.0, 0.0
+    flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=training.low_rank) for batch in batches)
+    lengths = [sample_lengths(batch) for batch in batches]
+    return flops, float(sum(map(sum, lengths))), float(sum(b.labels.numel() for b, known in zip(batches, lengths, strict=True) if known))
+
+
+@torch.no_grad()
+def _update(training: Training) -> tuple[float | None, str]:
+    """One optimizer step as Megatron's `ChainedOptimizer.step` makes it, left out when the gradients are no numbers.
+
+    (norm before clipping, fault). fp16's loss scaling leaves out steps too: its way to find the scale, and a fault only
+    when the scale cannot fall any more.
+    """
+    optimizer = training.optimizer
+    if optimizer.prepare_grads():
+        stuck = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
+        return None, GRADIENT if stuck else ""
+    norm = float(optimizer.get_grad_norm())
+    if not norm < float("inf"):
+        return norm, GRADIENT
+    for part in optimizer.chained_optimizers:
+        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm, use_decoupled_grad=decoupled)
+    optimizer.step_with_ready_grads()
+    return norm, ""
+
+
+def train_step(
+    training: Training, batches: list[MicroBatch], flags: tuple[bool, ...] = (), guard: Guard | None = None
+) -> StepResult:  # fmt: skip
     """Forward and backward over the micro batches of this rank, then one optimizer step.
 
-    A loss that is no number leaves the weights as they were. flags: raised on any rank, they come back on every rank.
+    A loss or gradients that are no numbers, and what `guard` skips, leave the weights as they were; the schedule goes on. flags:
+    raised on any rank, they come back on every rank. On a GPU what the optimizer still computes when this returns counts
+    to the next step's forward and backward.
     """
+    began = time.monotonic()
+    guard = guard or Guard()
     for model in training.wrapped:
         model.train()
         model.zero_grad_buffer()
     training.optimizer.zero_grad()
-    loss, tokens, signals = _agree(_run(training, batches, forward_only=False), flags)
+    figures = _run(training, batches, forward_only=False)
+    total, count, flops, real, places, *votes = _total(figures, (*_work(training, batches), *map(float, flags)))
+    loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
-    rate = training.optimizer.param_groups[0]["lr"]
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        return StepResult(loss, tokens, None, rate, signals)
-    done, norm, _ = training.optimizer.step()
-    return StepResult(loss, tokens, float(norm) if done and norm is not None else None, rate, signals)
+    middle = time.monotonic()
+    norm, fault = None, guard.fault(loss)
+    skipped = guard.skips(fault)
+    if not skipped:
+        norm, wrong = _update(training)
+        fault, skipped = wrong or fault, norm is None or bool(wrong)
+    return StepResult(
+        loss, tokens, norm, training.optimizer.param_groups[0]["lr"], tuple(v > 0 for v in votes), fault, not skipped, flops,
+        real / places if places else None, middle - began, time.monotonic() - middle,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.demo.scenes import example
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.command import training_command
-from qwen3vl_core.options import FinetuneOptions, to_mapping
+from qwen3vl_core.options import FinetuneOptions
+from tests.training.runs import losses, plan, rows, scenes
 
 STEPS = 6
 ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
@@ -23,41 +23,11 @@ ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """24 drawn scenes, prepared; one answer is too long for a short --seq-length."""
-    folder = tmp_path_factory.mktemp("scenes")
-    records = []
-    for number in range(24):
-        _, picture, long, short = example(900_100_000 + number)
-        picture.save(folder / f"{number}.png")
-        answer = long if number == 5 else short
-        turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": answer}]
-        records.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
-    (folder / "captions.json").write_text(json.dumps(records))
-    assert main(["prepare", str(folder / "captions.json"), "--to", str(folder / "data"), "--split", "5,1,0"]) == 0
-    return folder / "data"
-
-
-def plan(run_dir: Path, data: Path, **changes) -> FinetuneOptions:
-    values = dict(
-        load=str(BASE), train_data=str(data), precision="fp32", micro_batch_size=2, global_batch_size=4, seq_length=256,
-        train_iters=STEPS, lr=1e-4, min_lr=1e-5, lr_warmup_iters=1,
-    )  # fmt: skip
-    options = FinetuneOptions(**(values | changes))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "plan.json").write_text(json.dumps({"kind": "finetune", "options": to_mapping(options)}))
-    return options
+    return scenes(tmp_path_factory.mktemp("scenes"))
 
 
 def train(run_dir: Path, options: FinetuneOptions) -> subprocess.CompletedProcess:
     return subprocess.run(training_command(options, run_dir), capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
-
-
-def rows(run_dir: Path, kind: str = "train") -> list[dict]:
-    return [r for r in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [r["loss"] for r in rows(run_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +43,9 @@ def whole(data, tmp_path_factory) -> Path:
 def test_the_record_of_a_run_is_complete(whole):
     train_rows = rows(whole)
     assert [r["step"] for r in train_rows] == list(range(1, STEPS + 1))
+    assert all(r["data_seconds"] + r["forward_backward_seconds"] + r["optimizer_seconds"] <= r["step_seconds"] + 0.001 for r in train_rows)
+    assert all(r["tflops"] > 0 and 0.5 < r["packing_efficiency"] <= 1 and "mfu" not in r for r in train_rows)
+    assert train_rows[4]["checkpoint_seconds"] > 0 == train_rows[3]["checkpoint_seconds"]
     assert all(r["tokens"] > 20 and r["grad_norm"] > 0 and r["tokens_per_second"] > 0 and r["samples"] == 4 for r in train_rows)
     assert [(r["step"], r["loss"] > 0) for r in rows(whole, "eval")] == [(3, True), (6, True)]
     assert [r["event"] for r in rows(whole, "event")] == ["start", "save", "save", "done"]
@@ -90,10 +63,16 @@ def test_tensorboard_mirrors_the_record(whole):
 
 @pytest.mark.parametrize("layout", ["data parallel", "tensor parallel"])
 def test_two_processes_under_torchrun_give_the_same_losses(whole, data, tmp_path, layout):
-    changes = {"nproc": 2, "tp": 2} if layout == "tensor parallel" else {"nproc": 2, "distributed_optimizer": True}
+    changes = {"nproc": 2, "tp": 2} if layout == "tensor parallel" else {"nproc": 2, "distributed_optimizer": True, "save_interval": 3}
     done = train(tmp_path, plan(tmp_path, data, **changes))
     assert done.returncode == 0, done.stdout + done.stderr
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
+    if layout == "data parallel":
+        # back to step 3, and on with one process and the plain optimizer
+        (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3\n")
+        done = train(tmp_path, plan(tmp_path, data))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert losses(tmp_path)[STEPS:] == pytest.approx(losses(whole)[3:], rel=1e-5)
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bitwise(whole, data, tmp_path):
@@ -120,6 +99,25 @@ def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(data, tmp_path):
         assert process.wait(60) == 0
     saves = [r["step"] for r in rows(tmp_path, "event") if r["event"] == "save"]
     assert len(saves) == 2 and saves[0] < 8 and saves[1] == 8
+
+
+def test_captions_of_fixed_pictures_are_written_while_training_and_change_nothing(whole, data, tmp_path):
+    pictures = [str(data.parent / f"{number}.png") for number in (0, 7)]
+    done = train(tmp_path, plan(tmp_path, data, sample_interval=4, sample_images=pictures, sample_prompt="What is this?"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["image"], r["model"], r["prompt"], r["done"]) for r in found] == [
+        (4, picture, "tuned", "What is this?", True) for picture in pictures
+    ]
+    assert all(len(r["text"]) > 10 and r["seconds"] > 0 for r in found)
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_a_picture_for_captions_that_is_none_is_refused(data, tmp_path):
+    wrong = tmp_path / "notes.png"
+    wrong.write_text("not a picture")
+    done = train(tmp_path, plan(tmp_path, data, sample_interval=4, sample_images=[str(wrong)]))
+    assert done.returncode == 2 and f"--sample-images {wrong}" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_samples_that_are_left_out_are_counted_and_named(data, tmp_path):

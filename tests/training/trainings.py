@@ -178,3 +178,77 @@ def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:
         return [step.train_step(training, micro_batches(0, o.micro_batch_size)).loss for _ in range(steps)]
     finally:
         parallel.destroy()
+
+
+def save_beside_training(folder: Path, checkpoints: Path):
+    """Save asynchronously after two steps and train two more before it is finished: (tracker there, named checkpoints) before,
+    the losses of the two, and those after a resume."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from qwen3vl_core.checkpoint import keep, torch_dist
+    from qwen3vl_core.checkpoint.training import load_training, start_saving
+
+    def run(o, first):
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        return [step.train_step(training, micro_batches(s, o.micro_batch_size, rank, dp)).loss for s in (first, first + 1)]
+
+    o = options(folder, distributed_optimizer=True)
+    parallel.initialize()
+    try:
+        training = setup.build(o, open_source(folder))
+        parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
+        run(o, 0)
+        common = setup.common_state(training.architecture, o)
+        saving = start_saving(checkpoints, 2, **parts, extra={}, common=common, side=folder, asynchronous=True)
+        went_on = run(o, 2)
+        before = (checkpoints / torch_dist.TRACKER).exists(), keep.iterations(checkpoints)
+        dist.barrier()
+        assert saving.finished(wait=True)
+        training = setup.build(o, open_source(folder))
+        parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
+        assert load_training(checkpoints, **parts) == (2, {})
+        return before, went_on, run(o, 2)
+    finally:
+        parallel.destroy()
+
+
+def train_a_bad_step(folder: Path, what: str, changes: dict):
+    """A step with a NaN picture, an infinite gradient, or a loss that the guard calls a spike: (fault, updated, whether weights and
+    optimizer state stayed), and (fault, updated, loss) of an ordinary step after it."""
+    from megatron.core import parallel_state
+
+    from qwen3vl_core.training.guard import FEWEST, Guard
+
+    o = options(folder, **changes)
+    parallel.initialize()
+    try:
+        training = setup.build(o, open_source(folder))
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        guard = Guard(10.0, skip=True)
+        step.train_step(training, micro_batches(0, o.micro_batch_size, rank, dp), guard=guard)
+
+        def numbers():
+            inner = [part.optimizer for part in training.optimizer.chained_optimizers]
+            state = [t.clone() for one in inner for each in one.state.values() for t in each.values()]
+            return [p.detach().clone() for p in training.models[0].parameters()] + state
+
+        before = numbers()
+        batches = micro_batches(1, o.micro_batch_size, rank, dp)
+        hook = None
+        if what == "loss" and rank == 0:
+            next(b for b in batches if "pixel_values" in b.inputs).inputs["pixel_values"][0] = float("nan")
+        if what == "gradient" and rank == 0:
+            weight = next(p for n, p in training.models[0].named_parameters() if n.endswith("final_layernorm.weight"))
+            hook = weight.register_hook(lambda gradient: gradient * float("inf"))
+        if what == "spike":
+            for _ in range(FEWEST):
+                guard.note(0.1, "")
+        bad = step.train_step(training, batches, guard=guard)
+        same = all(torch.equal(a, b) for a, b in zip(before, numbers(), strict=True))
+        if hook is not None:
+            hook.remove()
+        then = step.train_step(training, micro_batches(2, o.micro_batch_size, rank, dp), guard=Guard())
+        return bad.fault, bad.updated, same, (then.fault, then.updated, then.loss)
+    finally:
+        parallel.destroy()

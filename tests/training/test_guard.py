@@ -1,0 +1,81 @@
+"""Steps that would harm the model are left out, named, and end the run when there are too many."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from qwen3vl_core.training.guard import FEWEST, GRADIENT, NOT_FINITE, SPIKE, WINDOW, Guard
+from tests import tiny
+from tests.ranks import run_ranks
+from tests.training import runs, trainings
+
+
+def warmed(**options) -> Guard:
+    guard = Guard(10.0, **options)
+    for i in range(FEWEST):
+        guard.note(2.0 + 0.1 * (i % 3), "")
+    return guard
+
+
+def test_a_loss_far_above_the_last_ones_is_a_spike():
+    guard = warmed()
+    assert guard.fault(2.3) == "" and guard.fault(0.1) == ""
+    assert guard.fault(9.0) == SPIKE and not guard.skips(SPIKE)
+    assert guard.fault(math.nan) == guard.fault(math.inf) == NOT_FINITE
+    assert all(guard.skips(fault) for fault in (NOT_FINITE, GRADIENT)) and warmed(skip=True).skips(SPIKE)
+
+
+def test_without_a_factor_or_with_few_steps_nothing_is_a_spike():
+    assert Guard(0.0).fault(1e9) == "" and Guard(10.0).fault(1e9) == ""
+    guard = Guard(10.0)
+    for _ in range(FEWEST):
+        guard.note(1.0, "")
+    # a loss that stands still: the deviation is not taken for 0
+    assert guard.fault(1.05) == "" and guard.fault(1.2) == SPIKE
+
+
+def test_a_new_level_of_the_loss_is_learned():
+    guard = warmed()
+    assert guard.fault(9.0) == SPIKE
+    for _ in range(WINDOW):
+        guard.note(9.0, guard.fault(9.0))
+    assert guard.fault(9.0) == ""
+
+
+def test_bad_steps_in_a_row_end_the_run_and_a_good_one_between_does_not():
+    guard = warmed(most=2)
+    assert [guard.note(math.nan, NOT_FINITE), guard.note(2.0, ""), guard.note(math.nan, NOT_FINITE)] == [False] * 3
+    again = Guard(10.0, most=2)
+    again.load_state_dict(guard.state_dict())
+    assert again.limit == guard.limit and again.note(2.0, GRADIENT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tiny.hf_model(5, layers=6), tmp_path_factory.mktemp("hf"))
+
+
+@pytest.mark.parametrize("precision, world", [("fp32", 1), ("bf16", 2)])
+@pytest.mark.parametrize("what", ["loss", "gradient", "spike"])
+def test_a_bad_step_leaves_the_weights_as_they_were(folder, precision, world, what):
+    changes = {"precision": precision, "distributed_optimizer": world > 1}
+    for fault, updated, same, then in run_ranks(world, trainings.train_a_bad_step, folder, what, changes):
+        assert (fault, updated, same) == (what, False, True)
+        assert then[0] == "" and then[1] and math.isfinite(then[2])
+
+
+def test_a_run_whose_loss_is_lost_stops_and_names_samples_and_checkpoint(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    data = runs.scenes(tmp_path / "scenes")
+    run = tmp_path / "run"
+    # the first steps throw the weights so far that the next loss is no number
+    runs.plan(run, data, lr=1e30, min_lr=1e29, lr_warmup_iters=0, clip_grad=0.0, train_iters=12, max_bad_steps=3, save_interval=1, keep=1)
+    assert runs.train(run)[0] == 1
+    bad = runs.events(run, "nan")
+    assert [e["in_a_row"] for e in bad] == [1, 2, 3] and all(len(e["keys"]) == 4 and not e["updated"] for e in bad)
+    line = (run / "output.log").read_text().splitlines()[-1]
+    assert "3 bad steps in a row (--max-bad-steps 3); its samples: " + ", ".join(bad[-1]["keys"]) in line
+    assert f"the last checkpoint is step {runs.events(run, 'save')[-1]['step']}" in line and "try a lower --lr than 1e+30" in line
+    assert [r["grad_norm"] for r in runs.rows(run)][-3:] == [None] * 3

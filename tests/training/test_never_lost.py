@@ -1,0 +1,154 @@
+"""A run that is killed at any moment, while a checkpoint is written too, goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+
+import pytest
+
+from qwen3vl_core.checkpoint import keep, torch_dist
+from qwen3vl_core.layout.command import training_command
+from tests.ranks import run_ranks
+from tests.training import runs, trainings
+
+# the long form: QWEN3VL_KILLS=20 pytest tests/training/test_never_lost.py
+KILLS = int(os.environ.get("QWEN3VL_KILLS", 0))
+CHECKPOINT = "checkpoints"
+FORMS = {
+    "fp32": {"save_interval": 2, "keep": 1},
+    "bf16 written beside the training": {"save_interval": 1, "keep": 2, "precision": "bf16", "async_save": True},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def check_whole(directory):
+    """What the tracker names is a checkpoint with every file in its whole length."""
+    if (directory / torch_dist.TRACKER).exists():
+        found = torch_dist.find(directory)
+        assert keep.damage(found.data) is None
+        assert keep.newest(directory)[0] == found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_was_killed_again_and_again_has_the_losses_of_the_run_never_stopped(data, tmp_path, form):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    runs.plan(whole, data, **FORMS[form])
+    code, moments = runs.train(whole)
+    assert code == 0 and moments > 60
+    runs.plan(killed, data, **FORMS[form])
+    chance = random.Random(form)
+    expected = {row["step"]: row["loss"] for row in runs.rows(whole)}
+    died = 0
+    for _ in range(KILLS or 3):
+        # after a resume there are fewer moments left
+        code, _ = runs.train(killed, chance.randrange(5, moments // 2))
+        died += code == -signal.SIGKILL
+        check_whole(killed / CHECKPOINT)
+        if code == 0:
+            break
+    assert died
+    assert runs.train(killed)[0] == 0
+    # steps that were made again too
+    rows = runs.rows(killed)
+    assert {row["step"] for row in rows} == set(expected)
+    assert [row["loss"] for row in rows] == [expected[row["step"]] for row in rows]
+    assert not list((killed / CHECKPOINT).glob("*.tmp"))
+    assert keep.iterations(killed / CHECKPOINT) == keep.iterations(whole / CHECKPOINT)
+
+
+@pytest.mark.skipif(not KILLS, reason="takes minutes; QWEN3VL_KILLS=20 runs it")
+@pytest.mark.parametrize("changes", [{}, {"async_save": True, "precision": "bf16"}, {"nproc": 2, "distributed_optimizer": True}], ids=str)
+def test_the_command_killed_at_random_times_has_the_losses_of_the_run_never_stopped(data, tmp_path, changes):
+    environment = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
+    values = {"train_iters": 40, "save_interval": 2, "keep": 2} | changes
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = runs.plan(whole, data, **values)
+    assert subprocess.run(training_command(options, whole), env=environment, timeout=600).returncode == 0
+    options = runs.plan(killed, data, **values)
+    chance = random.Random(5)
+    died = 0
+    while died < KILLS:
+        with subprocess.Popen(training_command(options, killed), env=environment, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if "  loss " in line:
+                    break
+            try:
+                assert process.wait(chance.uniform(0, 3)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                died += 1
+        check_whole(killed / CHECKPOINT)
+    assert subprocess.run(training_command(options, killed), env=environment, timeout=600).returncode == 0
+    expected = {row["step"]: row["loss"] for row in runs.rows(whole)}
+    rows = runs.rows(killed)
+    assert died and {row["step"] for row in rows} == set(expected)
+    assert [row["loss"] for row in rows] == [expected[row["step"]] for row in rows]
+
+
+def test_a_checkpoint_that_was_damaged_later_is_passed_over_for_the_one_before_it(data, tmp_path):
+    runs.plan(tmp_path, data, save_interval=3)
+    assert runs.train(tmp_path)[0] == 0
+    before = runs.losses(tmp_path)
+    part = max((tmp_path / CHECKPOINT / "iter_0000006").glob("*.distcp"), key=lambda p: p.stat().st_size)
+    os.truncate(part, part.stat().st_size // 2)
+    assert runs.train(tmp_path)[0] == 0
+    assert "iter_0000006 is damaged" in runs.events(tmp_path, "damaged")[0]["text"]
+    assert runs.losses(tmp_path) == before + before[3:]
+    assert keep.damage(tmp_path / CHECKPOINT / "iter_0000006") is None
+
+
+def test_two_processes_do_not_train_one_run(data, tmp_path):
+    from qwen3vl_core.errors import RequestError
+    from qwen3vl_core.training.alone import RunLock
+
+    with subprocess.Popen(
+        [os.sys.executable, "-c", f"from pathlib import Path; from qwen3vl_core.training.alone import RunLock as L\n"
+         f"lock = L(Path({str(tmp_path)!r})); print('held', flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RequestError, match=rf"process {holder.pid} on .* trains it already; stop that one first"):
+            RunLock(tmp_path, patience=0)
+        holder.kill()
+        holder.wait()
+    RunLock(tmp_path, patience=10).release()
+
+
+def test_old_checkpoints_go_when_the_new_one_is_whole_and_never_one_that_is_read(tmp_path):
+    def make(step):
+        folder = tmp_path / torch_dist.iteration_folder(step)
+        folder.mkdir()
+        for name in (keep.METADATA, "numbers.distcp"):
+            (folder / name).write_text("x")
+        return folder
+
+    made = {step: make(step) for step in range(1, 9)}
+    with torch_dist.held(made[2]):
+        assert keep.prune(tmp_path, 8, last=2, every=3) == [1, 4, 5]
+    assert keep.iterations(tmp_path) == [2, 3, 6, 7, 8]
+    assert keep.prune(tmp_path, 8, last=2, every=0) == [2, 3, 6]
+    assert keep.prune(tmp_path, 8, last=0, every=0) == [] and keep.iterations(tmp_path) == [7, 8]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def _save_beside(folder, checkpoints):
+    return trainings.save_beside_training(folder, checkpoints)
+
+
+def test_the_tracker_moves_when_an_asynchronous_checkpoint_is_finished(tmp_path):
+    from tests import tiny
+
+    folder = tiny.save(tiny.hf_model(5, layers=6), tmp_path / "hf")
+    checkpoints = tmp_path / CHECKPOINT
+    for before, went_on, resumed in run_ranks(2, _save_beside, folder, checkpoints):
+        assert before == (False, [])
+        assert went_on == resumed
+    assert torch_dist.find(checkpoints).iteration == 2

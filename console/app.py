@@ -24,7 +24,7 @@ from console.screens.compare import CompareScreen
 from console.screens.dialogs import KeysHelp
 from console.screens.launch import LaunchScreen
 from console.screens.monitor import MonitorScreen
-from console.screens.plan import read_workspace
+from console.screens.plan import KINDS, read_workspace
 from console.screens.runs import RunsScreen
 from console.screens.watch import RunRow, Snapshot, StoreWatcher
 from console.widgets.words import one_line
@@ -174,8 +174,8 @@ class ConsoleApp(App[int]):
 
     def clone_run(self, row: RunRow) -> None:
         """Open the form of a new run with another one's options."""
-        if row.kind not in self.MODES and row.kind not in ("prepare", "convert", "finetune"):
-            self.notify(f"{row.id}: its plan cannot be read, so there is nothing to clone", severity="error", markup=False)
+        if row.kind not in KINDS:
+            self.notify(f"{row.id}: a run of no kind that can be started here; nothing to clone", severity="error", markup=False)
             return
         self._screen_of(LaunchScreen, lambda screen: screen.open(row.kind, row.run.options))
 

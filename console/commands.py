@@ -1,4 +1,4 @@
-"""What the console adds to the `qwen3vl` command: recorded runs, `qwen3vl runs ...`, `qwen3vl console`."""
+"""What the console adds to the `qwen3vl` command: recorded runs, `qwen3vl runs ...`, `qwen3vl console`, `qwen3vl notebook`."""
 
 from __future__ import annotations
 
@@ -230,3 +230,31 @@ def console(arguments: list[str]) -> int:
     if workspace is not None and not workspace.is_dir():
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
     return importlib.import_module("console.app").run(store.root, workspace)
+
+
+# qwen3vl notebook
+
+
+def notebook(arguments: list[str]) -> int:
+    """`qwen3vl notebook`: JupyterLab in place of this process. Gives no exit code of its own; raises RequestError."""
+    lab = importlib.import_module("console.notebook.lab")
+    parser = _Parser(
+        prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; only who has its token comes in.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--dir", type=Path, default=None, metavar="DIR",
+                        help=f"folder to work in; examples that it does not have are copied there (default {lab.DEFAULT_FOLDER})")
+    parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
+    parser.add_argument("--port", type=_port, default=None, metavar="N", help="where it listens (default 8888, or the next that is free)")
+    parser.add_argument("--ip", default="127.0.0.1", metavar="ADDRESS",
+                        help="what it listens on; 0.0.0.0: every network (default 127.0.0.1)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the link")
+    given = parser.parse_args(arguments)
+    runs = runs_directory(given.runs) if given.runs is not None else None
+    return lab.start(given.dir, runs, given.port, given.ip, not given.no_browser)
+
+
+def _port(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= 65535:
+        raise argparse.ArgumentTypeError(f"{word}: must be a port from 1 to 65535; leave it out")
+    return int(word)

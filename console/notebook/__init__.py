@@ -1,0 +1,40 @@
+"""The companion in cells: widgets and data frames on the same runs as the console's.
+
+    from console.notebook import Launcher, RunMonitor, CompareCaptions, RunsTable, DatasetPreview, runs, metrics
+
+A name is imported when it is asked for: the data frames need pandas only, `qwen3vl notebook` neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from qwen3vl_core.errors import RequestError
+
+_HOME = {
+    "Launcher": "launcher",
+    "RunMonitor": "monitor",
+    "CompareCaptions": "compare",
+    "RunsTable": "table",
+    "DatasetPreview": "preview",
+    "runs": "frames",
+    "metrics": "frames",
+    "captions": "frames",
+    "events": "frames",
+    "open_store": "stores",
+    "wait": "frames",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("ipywidgets", "plotly", "anywidget", "pandas", "IPython"):
+            raise RequestError(f"{name}: {error.name} is not installed; pip install 'qwen3vl-console[notebook]'") from None
+        raise
+    return getattr(module, name)

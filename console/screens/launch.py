@@ -14,11 +14,10 @@ from textual.widgets import Input, Static, Tab, Tabs
 from console.actions import bindings_of
 from console.messages import PlanChecked
 from console.screens.base import ConsoleScreen
-from console.screens.plan import Plan, check_here, prefill, read_plan
+from console.screens.plan import KINDS, Plan, check_here, prefill, read_plan
 from console.widgets.optionform import OptionForm
 from qwen3vl_core.options import COMMANDS
 
-KINDS = ("prepare", "convert", "finetune", "compare")
 TAB = "kind-"
 CHECK_SECONDS = 0.25
 """From the last change of the form to the checks that need the disk."""

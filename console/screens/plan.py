@@ -14,6 +14,8 @@ from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line, to_arguments
 
+KINDS = ("prepare", "convert", "finetune", "compare")
+"""Commands that the console starts, in the order of the work."""
 INPUTS = ("model", "checkpoint", "dataset")
 """Kinds of paths that a command reads."""
 
@@ -109,6 +111,6 @@ def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dic
             "base": get("base"), "tuned": get("tuned_hf"), "prompt": get("prompt"), "html": str(page),
             "images": [get("heldout_images")] if isinstance(get("heldout_images"), str) else None,
         },
-    }[kind]  # fmt: skip
+    }.get(kind, {})  # fmt: skip
     known = {option.name for option in options_of(COMMANDS[kind])}
     return {name: value for name, value in values.items() if name in known and value is not None}

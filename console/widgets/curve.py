@@ -355,6 +355,6 @@ class Curve(Widget, can_focus=True):
                 if under.text == " ":
                     under = Strip([Segment("┊", base + Style(color=cross.color))], 1)
                 else:
-                    under = under.apply_style(Style(bgcolor=cross.bgcolor))
+                    under = Strip([Segment(s.text, (s.style or base) + Style(bgcolor=cross.bgcolor)) for s in under], 1)
                 return Strip.join([strip.crop(0, column), under, strip.crop(column + 1, width)])
         return strip

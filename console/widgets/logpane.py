@@ -78,6 +78,8 @@ class LogPane(ScrollView, can_focus=True):
 
     def _to_end(self) -> None:
         self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True)
+        # the bar is made after the first lines are there, and is told of changes only
+        self.vertical_scrollbar.position = self.scroll_y
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)

@@ -92,11 +92,13 @@ class OptionForm(VerticalScroll):
         for name, text in texts.items():
             option, field = self.options[name], self.query_one(f"#{PREFIX}{name}")
             if isinstance(field, Switch):
-                field.value = bool(text)
+                field.value = text = bool(text)
             elif isinstance(field, Select):
-                field.value = str(text) if text in option.choices else Select.NULL
+                text = str(text) if text in option.choices else ""
+                field.value = text or Select.NULL
             elif isinstance(field, Input):
-                field.value = str(text)
+                field.value = text = str(text)
+            self._set(field, text)  # now, not when the field's own message has come around
 
     def reset(self) -> None:
         """Every field as the form began."""

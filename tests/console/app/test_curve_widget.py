@@ -9,10 +9,10 @@ import pytest
 from textual.app import App
 
 from console.widgets.curve import NARROWEST, Curve, Line
-from tests.console.app.driving import LARGE, SMALL, driven, text_of
+from tests.console.app.driving import LARGE, SMALL, driven, text_of, until
 
-CSS = "Curve { width: 100%; height: 100%; } " + " ".join(
-    f"Curve > .curve--{name} {{ color: ansi_red; }}" for name in ("axis", "text", "cross", *(f"line-{i}" for i in range(6)))
+CSS = "Curve { width: 100%; height: 100%; } Curve > .curve--cross { color: red; background: blue; } " + " ".join(
+    f"Curve > .curve--{name} {{ color: ansi_red; }}" for name in ("axis", "text", *(f"line-{i}" for i in range(6)))
 )
 
 
@@ -135,6 +135,8 @@ def test_the_crosshair_gives_the_values_of_every_line():
         assert f"step {step:,}" in head and f"{y[step]:.4g} (avg {y[step] + 1:.4g})" in head and f"{2 * y[step]:.4g}" in head
         columns = [row.index("┊") for row in rows if "┊" in row]
         assert len(columns) > 5 and len(set(columns)) == 1
+        grounds = {s.style.bgcolor for y in range(1, 20) for s in curve.render_line(y) if braille(s.text) == len(s.text) == 1}
+        assert len(grounds) >= 1 and any(ground != curve.rich_style.bgcolor for ground in grounds)
         assert curve.hide_crosshair() and not curve.hide_crosshair()
         await pilot.pause()
         assert "┊" not in text_of(pilot.app)
@@ -187,8 +189,8 @@ def test_it_follows_the_size_of_its_terminal_down_to_nothing():
         curve.show([line(np.ones(100))], "loss")
         for size in ((40, 8), (20, 5), (10, 3), (1, 1), (200, 60)):
             await pilot.resize_terminal(*size)
-            await pilot.pause()
-        assert braille(text_of(pilot.app)) > 100
+            await until(pilot, lambda size=size: curve.size == size)
+        await until(pilot, lambda: braille(text_of(pilot.app)) > 100)
 
     look(scene)
 

@@ -8,7 +8,7 @@ import pytest
 from textual.app import App
 from textual.widgets import Input, Select, Switch
 
-from console.screens.plan import check_here, prefill, read_plan, read_workspace
+from console.screens.plan import KINDS, check_here, prefill, read_plan, read_workspace
 from console.widgets.fields import help_of, text_of
 from console.widgets.optionform import OptionForm
 from qwen3vl_core.cli import build_parser
@@ -28,7 +28,7 @@ def texts(kind: str, **values):
     return {o.name: text_of(o, (GIVEN[kind] | values).get(o.name, o.default)) for o in options_of(COMMANDS[kind])}
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_option_has_a_field_of_its_kind_in_its_group(kind):
     class Bench(App):
         def compose(self):
@@ -47,7 +47,7 @@ def test_every_option_has_a_field_of_its_kind_in_its_group(kind):
     driven(scene, Bench())
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_command_on_screen_gives_the_same_options_when_typed(kind):
     plan = read_plan(kind, texts(kind))
     words = shlex.split(plan.command)
@@ -114,7 +114,7 @@ def test_a_workspace_fills_the_forms_and_a_damaged_one_does_not_matter(tmp_path)
     assert prefill("prepare", given, tmp_path) == {"source": "t.json", "to": str(tmp_path / "data-2")}
     assert prefill("finetune", given, tmp_path) == {"load": "m", "train_data": str(tmp_path / "data"), "lr": 0.5}
     assert prefill("compare", given, tmp_path)["images"] == ["p"]
-    for kind in COMMANDS:
+    for kind in KINDS:
         assert prefill(kind, {"base": 7, "finetune": "x", "heldout_images": 3}, None) is not None
 
 

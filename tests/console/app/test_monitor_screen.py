@@ -222,8 +222,7 @@ def test_resizing_keeps_the_curve_and_the_end_of_the_log(store):
         await at_monitor(pilot)
         for size in (LARGE, (60, 16), (120, 30), SMALL):
             await pilot.resize_terminal(*size)
-            await looked(pilot)
-            text = text_of(pilot.app)
-            assert braille(text) > 10 and "step 300/300" in text, size
+            await until(pilot, lambda size=size: pilot.app.screen.size == size)
+            await until(pilot, lambda: braille(text_of(pilot.app)) > 10 and "step 300/300" in text_of(pilot.app), str(size))
 
     driven(scene, store.app())

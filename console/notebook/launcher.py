@@ -1,0 +1,189 @@
+"""A form that starts runs: the options' own declaration, their rules as one types, the exact command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+
+from console.notebook.form import Form, Plan, read_plan, verdict
+from console.notebook.live import close_all, take_cell
+from console.notebook.page import box, code, escape, say, table
+from console.notebook.stores import open_store
+from console.runs import launch, record
+from console.runs.state import ALIVE
+from console.runs.store import Run, RunStore
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import COMMANDS, options_of, to_mapping
+
+CHECK_SECONDS = 0.3
+"""From the last change of the form to the checks that need disk and machine."""
+
+
+class Launcher(W.VBox):
+    """Choose options, see whether they will run and the exact command, start the run.
+
+    kind: `prepare`, `convert`, `finetune` or `compare`. values: option names and values to begin with. store: folder of the
+    run store. `start()` does what the button does. Closing the kernel leaves the run alive.
+    """
+
+    _closed = True  # until it is whole: a form that could not be made has nothing to close
+
+    def __init__(
+        self, kind: str = "finetune", values: Mapping[str, Any] | None = None, *, store: RunStore | Path | str | None = None, **options: Any
+    ) -> None:
+        if kind not in COMMANDS:
+            raise RequestError(f"{kind}: no such command; there are {', '.join(COMMANDS)}")
+        self.kind, self.store = kind, open_store(store)
+        self.run: Run | None = None
+        """The run that was started last."""
+        self._timer: threading.Timer | None = None
+        self._revision = 0
+        self._lock = threading.RLock()
+        self.form = Form(COMMANDS[kind], {**(values or {}), **options}, self._edited)
+        self.check_line, self.command_line, self.message = W.HTML(), W.HTML(), W.HTML()
+        self.start_button = W.Button(description=f"Start {kind}", icon="play", button_style="primary")
+        self.reset_button = W.Button(description="Reset", icon="undo", tooltip="Every field as the form began")
+        self.start_button.on_click(self._clicked)
+        self.reset_button.on_click(lambda button: self.form.reset())
+        self.plan = Plan(kind, "")
+        super().__init__(children=[
+            self.form, self.check_line, self.command_line, W.HBox([self.start_button, self.reset_button]), self.message,
+        ])  # fmt: skip
+        self._closed = False
+        take_cell(self)
+        self._edited()
+
+    # what the form holds
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every option by name. Raises RequestError for the first broken rule."""
+        return to_mapping(self.options)
+
+    @property
+    def options(self) -> Any:
+        """The options object. Raises RequestError for the first broken rule."""
+        if self.plan.options is None:
+            raise RequestError(self.plan.problem)
+        return self.plan.options
+
+    @property
+    def command(self) -> str:
+        """The command that a person would type."""
+        return self.plan.command
+
+    def fill(self, values: Mapping[str, Any] | None = None, **options: Any) -> None:
+        """Put values into the form: of a mapping, such as another run's `options`, or by name. Raises RequestError."""
+        self.form.fill({**(values or {}), **options})
+
+    def _edited(self) -> None:
+        with self._lock:
+            self._revision += 1
+            revision, self.plan = self._revision, read_plan(self.kind, self.form.texts())
+            plan = self.plan
+            if self._timer is not None:
+                self._timer.cancel()
+        self.command_line.value = code("$ " + plan.command)
+        self.start_button.disabled = plan.options is None
+        if plan.options is None:
+            self.check_line.value = say(plan.problem, "bad")
+            return
+        self.check_line.value = say("looking …", "dim")
+        with self._lock:
+            if not self._closed:
+                self._timer = threading.Timer(CHECK_SECONDS, self._check, (revision, plan))
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _check(self, revision: int, plan: Plan) -> None:
+        """Show what disk and machine say, unless the form holds something else by now."""
+        good, text = verdict(plan.options)
+        with self._lock:
+            if revision == self._revision and not self._closed:
+                self.check_line.value = say(text, "good" if good else "bad")
+
+    # starting
+
+    def start(self, again: bool = False) -> Run:
+        """Start the run that the form describes, and give it; a run with the same options that lives or is done is taken instead.
+
+        So a cell may run twice. again: start another one all the same. Raises RequestError and WorkError.
+        """
+        options = self.options
+        old = None if again else self._same(options)
+        if old is not None:
+            self.run = old
+            self._started(old, f"run {old.id}: {old.status}, with these options already; start(again=True) makes another")
+            return old
+        good, text = verdict(options)
+        if not good:
+            raise RequestError(text)
+        run = self.store.create(self.kind, options)
+        self.run = run
+        launch.start(run)
+        self._started(run, f"run {run.id} started; it goes on when this notebook is closed")
+        return run
+
+    def _started(self, run: Run, text: str) -> None:
+        folder = f'<span class="dim">{escape(run.path)}</span>'
+        self.message.value = say(text, "good") + box(folder)
+
+    def _same(self, options: Any, alive_only: bool = False) -> Run | None:
+        """The newest run of these very options that lives, or is done and has left what it made."""
+        wanted = to_mapping(record.with_whole_paths(options))
+        defaults = {o.name: o.default for o in options_of(type(options))}
+        made = [getattr(options, o.name) for o in options_of(type(options)) if o.path == "folder" and o.required]
+        for run in self.store.list():
+            if run.kind != self.kind or {**defaults, **run.options} != wanted:
+                continue
+            status = run.status
+            left = all(Path(path).expanduser().exists() for path in made)
+            if status in ALIVE or (status == "done" and left and not alive_only):
+                return run
+        return None
+
+    def _clicked(self, button: W.Button) -> None:
+        # a double click arrives as two: the second finds the run of the first
+        self.start_button.disabled = True
+        self.message.value = say("starting …", "dim")
+        try:
+            old = self._same(self.options, alive_only=True)
+            if old is not None:
+                self.run = old
+                self._started(old, f"run {old.id} runs already with these very options; give a new one another name")
+            else:
+                self.start(again=True)
+        except (RequestError, WorkError) as error:
+            self.message.value = say(str(error), "bad")
+        except Exception as error:
+            # nothing else shows what goes wrong in a click
+            self.message.value = say(f"{type(error).__name__}: {error}", "bad")
+        finally:
+            self.start_button.disabled = self.plan.options is None
+
+    # leaving
+
+    def close(self) -> None:
+        """Take the form off the screen; runs go on."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+        close_all(self)
+        super().close()
+
+    def _repr_html_(self) -> str:
+        plan = self.plan
+        rows = []
+        for name, option in self.form.options.items():
+            text = self.form.fields[name].value
+            if text != self.form.begin[name] or option.required or text not in (str(option.default), "", False):
+                rows.append((escape(option.flag), escape(text)))
+        problem = say(plan.problem, "bad")
+        return box(f"<b>qwen3vl {escape(self.kind)}</b>{table(('option', 'value'), rows)}") + code("$ " + plan.command) + problem

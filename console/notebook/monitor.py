@@ -1,0 +1,294 @@
+"""Curves of runs, live: at most two thousand points a trace, the zoom kept, twice a second."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from console.notebook.curves import MOST_POINTS, decimate, smooth, within
+from console.notebook.frames import metrics
+from console.notebook.live import Live
+from console.notebook.page import COLOURS, box, curve, escape, say, table
+from console.notebook.stores import as_run, open_store
+from console.runs import launch
+from console.runs.state import ALIVE
+from console.runs.store import Run, RunStore
+from console.runs.tail import MetricSeries
+from console.runs.text import GLYPHS, age, number
+from qwen3vl_core.errors import RequestError
+
+TITLES = {
+    "loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "trained tokens/s",
+    "step_seconds": "seconds a step", "tokens": "trained tokens a step", "samples": "samples a step", "skipped": "samples skipped",
+}  # fmt: skip
+"""Metrics in the order of the menu; others follow under their own names."""
+NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
+"""Metrics that smoothing makes clearer; an average of a schedule would only lag behind it."""
+STATIC_POINTS = 400
+READ_BYTES, MANY_ROWS = 8 << 20, 10_000
+"""A long run is read in pieces, so that the widget answers meanwhile: about half a second each."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One line of the figure."""
+
+    key: tuple[str, str]
+    """(id of the run, `raw`, `smooth` or `eval`)."""
+    x: np.ndarray
+    y: np.ndarray
+    slot: int
+
+
+class RunMonitor(Live):
+    """Curves of one run or several, and what they do now.
+
+    runs: numbers, ids, names, `Run`s or a `Launcher`; without any, the newest finetune of the store, also one that is
+    started later, here or in the console. metric: as in metrics.jsonl. smoothing: weight of the average so far, 0 to 0.99.
+    """
+
+    def __init__(
+        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = "loss", smoothing: float = 0.0, log_y: bool = False
+    ) -> None:
+        super().__init__()
+        stores = [run.store for run in runs if hasattr(run, "start_button")]
+        self.store = stores[0] if stores else open_store(store)
+        self._launchers = [run for run in runs if hasattr(run, "start_button")]
+        chosen = [as_run(run, self.store) for run in runs if run not in self._launchers]
+        if not 0 <= smoothing < 1:
+            raise RequestError(f"smoothing {smoothing}: must be from 0 to below 1; use 0.9")
+        self._series: dict[str, MetricSeries] = {}
+        self._runs: dict[str, Run] = {}
+        self._drawn: Any = None
+        self._quiet = False
+        self._pinned = bool(chosen)
+        wide = {"layout": W.Layout(width="230px"), "style": {"description_width": "70px"}}
+        self.run_select = W.SelectMultiple(options=[], rows=4, description="runs", layout=W.Layout(width="420px"))
+        names = [*TITLES, *([] if metric in TITLES else [metric])]
+        self.metric_menu = W.Dropdown(options=[(TITLES.get(n, n), n) for n in names], value=metric, description="metric", **wide)
+        self.smoothing_slider = W.FloatSlider(
+            value=smoothing, min=0.0, max=0.99, step=0.01, description="smooth", continuous_update=False, readout_format=".2f", **wide
+        )
+        self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="80px"))
+        self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
+        self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
+        self.status = W.HTML()
+        self.figure = go.FigureWidget(layout={
+            "uirevision": "keep", "height": 380, "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
+            "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear"},
+            "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
+        })  # fmt: skip
+        self.figure._config = {**self.figure._config, "displaylogo": False, "toImageButtonOptions": {"scale": 2, "filename": "qwen3vl"}}
+        self.csv_button.on_click(self._csv_clicked)
+        self.stop_button.on_click(self._stop_clicked)
+        self.run_select.observe(self._chosen, names="value")
+        for control in (self.metric_menu, self.smoothing_slider, self.log_box):
+            control.observe(lambda change: self._look(), names="value")
+        self.children = [
+            W.HBox([self.run_select, W.VBox([self.metric_menu, self.smoothing_slider]),
+                    W.VBox([self.log_box, self.csv_button, self.stop_button])]),
+            W.Box([self.figure]), self.status, self.message,
+        ]  # fmt: skip
+        self._list(chosen)
+        self.begin()
+
+    # which runs
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs whose curves are shown, newest first."""
+        return [self._runs[id] for id in self.run_select.value if id in self._runs]
+
+    def show(self, *runs: Any) -> None:
+        """Show these runs from now on. Raises RequestError for one that is not there."""
+        chosen = [as_run(run, self.store) for run in runs]
+        with self.lock:
+            self._pinned = bool(chosen)
+            self._list(chosen)
+        self._look()
+
+    def _chosen(self, change: Any) -> None:
+        if not self._quiet:
+            self._pinned = bool(self.run_select.value)
+            self._look()
+
+    def _list(self, chosen: Iterable[Run] = ()) -> None:
+        """Bring the menu up to date; a monitor that nobody told what to show follows the newest run."""
+        for launcher in self._launchers:
+            if launcher.run is not None and not self._pinned:
+                chosen = [launcher.run]
+        chosen = list(chosen)
+        listed = [run for run in self.store.list() if run.kind == "finetune"]
+        listed += [run for run in chosen if run not in listed]
+        self._runs = {run.id: self._runs.get(run.id, run) for run in listed}
+        wanted = [run.id for run in chosen] or [id for id in self.run_select.value if id in self._runs]
+        if not self._pinned and not chosen and not self._launchers:
+            wanted = [listed[0].id] if listed else []
+        if tuple(self._runs) != self.run_select.options or tuple(wanted) != self.run_select.value:
+            self._quiet = True
+            try:
+                with self.run_select.hold_sync():
+                    self.run_select.options = tuple(self._runs)
+                    self.run_select.value = tuple(id for id in self._runs if id in wanted)
+            finally:
+                self._quiet = False
+
+    # what is shown
+
+    def look(self) -> bool:
+        """Read what is new in the runs that are shown, and send what has changed; whether there may be more."""
+        self._list()
+        shown, more = self.runs, False
+        for run in shown:
+            series = self._series.setdefault(run.id, MetricSeries(run.metrics))
+            more |= series.update(READ_BYTES) >= MANY_ROWS
+        self._offer_metrics(shown)
+        self._draw(shown)
+        states = [(run, run.state) for run in shown]
+        text = self._status(states)
+        if text != self.status.value:
+            self.status.value = text
+        self.stop_button.disabled = not any(state["status"] in ALIVE for _, state in states)
+        return more
+
+    def _offer_metrics(self, shown: list[Run]) -> None:
+        known = {name for _, name in self.metric_menu.options}
+        new = [key for run in shown for key in self._series[run.id].keys if "/" not in key and key not in known]
+        if new:
+            self.metric_menu.options = [*self.metric_menu.options, *((key, key) for key in dict.fromkeys(new))]
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The steps that the zoom shows; None: all."""
+        axis = self.figure.layout.xaxis
+        if axis.autorange or axis.range is None:
+            return None
+        return float(axis.range[0]), float(axis.range[1])
+
+    def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
+        """The lines of these runs, each with at most `most` points."""
+        metric, weight = self.metric_menu.value, self.smoothing_slider.value
+        made = []
+        for slot, run in enumerate(shown):
+            series = self._series[run.id]
+            x, y = series.xy(metric)
+            made.append(Trace((run.id, "raw"), *decimate(*within(x, y, window), most), slot))
+            if weight and metric in NOISY and len(y):
+                made.append(Trace((run.id, "smooth"), *decimate(*within(x, smooth(y, weight), window), most), slot))
+            x, y = series.xy(f"eval/{metric}")
+            if len(x):
+                made.append(Trace((run.id, "eval"), *decimate(*within(x, y, window), most), slot))
+        return made
+
+    def _draw(self, shown: list[Run]) -> None:
+        metric, window = self.metric_menu.value, self.window
+        read = [self._series[run.id] for run in shown]
+        sizes = [(series.version, *(len(series.xy(key)[0]) for key in (metric, f"eval/{metric}"))) for series in read]
+        now = (metric, self.smoothing_slider.value, self.log_box.value, window, [run.id for run in shown], sizes)
+        if now == self._drawn:
+            return
+        traces = self.traces(shown, window=window)
+        figure = self.figure
+        with figure.batch_update():
+            wanted = {"type": "log" if self.log_box.value else "linear"}
+            if figure.layout.yaxis.type != wanted["type"] or figure.layout.yaxis.title.text != TITLES.get(metric, metric):
+                figure.update_layout(yaxis={**wanted, "title": {"text": TITLES.get(metric, metric)}, "autorange": True})
+            same = [trace.key for trace in traces] == [tuple(data.meta) for data in figure.data]
+            for data, trace in zip(figure.data, traces, strict=True) if same else ():
+                data.x, data.y = trace.x, trace.y
+        if not same:
+            figure.data = ()
+            figure.add_traces([self._line(trace, traces) for trace in traces])
+        self._drawn = now
+
+    def _line(self, trace: Trace, traces: list[Trace]) -> go.Scatter:
+        run, role = trace.key
+        colour = COLOURS[trace.slot % len(COLOURS)]
+        smoothed = any(other.key == (run, "smooth") for other in traces)
+        looks = {
+            "raw": {
+                "line": {"color": colour, "width": 1 if smoothed else 1.8}, "opacity": 0.3 if smoothed else 1.0,
+                "showlegend": not smoothed,
+            },
+            "smooth": {"line": {"color": colour, "width": 2.2}},
+            "eval": {
+                "line": {"color": colour, "width": 1.5, "dash": "dot"}, "mode": "lines+markers",
+                "marker": {"size": 7, "symbol": "diamond"},
+            },
+        }[role]  # fmt: skip
+        name = {"raw": run, "smooth": run, "eval": f"{run} validation"}[role]
+        fixed = {"name": name, "meta": list(trace.key), "mode": "lines", "connectgaps": False}
+        return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks})
+
+    def _status(self, states: list[tuple[Run, dict[str, Any]]]) -> str:
+        if not states:
+            if self._runs:
+                return say("no run is chosen; choose in the list, or start one", "dim")
+            return say(f"no finetune in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
+        rows = []
+        for slot, (run, state) in enumerate(states):
+            series = self._series[run.id]
+            row, total = series.latest.get("train", {}), series.train_iters
+            status, step = state["status"], row.get("step")
+            dot = f'<span style="color:{COLOURS[slot % len(COLOURS)]}">●</span>'
+            left = ""
+            if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get("step_seconds"), int | float):
+                left = age((total - step) * seconds) if math.isfinite(seconds) else ""
+            shown = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
+            cells = [shown, number(row.get("loss")), number(row.get("tokens_per_second")), left or "–"]
+            rows.append([f"{dot} {escape(run.id)}", f"{GLYPHS[status]} {escape(status)}", *map(escape, cells)])
+        return box(table(("run", "status", "step", "loss", "tokens/s", "left"), rows))
+
+    # buttons
+
+    def frame(self) -> pd.DataFrame:
+        """The metrics of the runs that are shown, indexed by run and step."""
+        frames = {run.id: metrics(run) for run in self.runs}
+        return pd.concat(frames, names=["run", "step"]) if frames else pd.DataFrame()
+
+    def to_csv(self, path: Path | str | None = None) -> Path:
+        """Write `frame` as CSV; without a path beside the notebook, named after the runs. Raises RequestError."""
+        if not self.runs:
+            raise RequestError("CSV: no run is chosen; choose one")
+        target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.csv").expanduser().absolute()
+        beside = target.with_name(target.name + ".tmp")
+        try:
+            self.frame().to_csv(beside)
+            beside.replace(target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise RequestError(f"{target}: {error.strerror or error}; give another place") from None
+        return target
+
+    def _csv_clicked(self, button: W.Button) -> None:
+        with self.telling():
+            self.message.value = say(f"wrote {self.to_csv()}", "good")
+
+    def _stop_clicked(self, button: W.Button) -> None:
+        with self.telling():
+            asked = [run for run in self.runs if run.alive]
+            for run in asked:
+                launch.stop(run)
+            self.message.value = say(f"asked to stop: {', '.join(run.id for run in asked) or 'none lives'}; a checkpoint is saved first")
+        self._look()
+
+    def wait(self, timeout: float | None = None) -> list[str]:
+        """Wait until the runs that are shown have ended; gives their statuses. The curves go on meanwhile."""
+        until = None if timeout is None else time.monotonic() + timeout
+        statuses = [launch.wait(run, None if until is None else max(until - time.monotonic(), 0)) for run in self.runs]
+        self._look()
+        return statuses
+
+    def _repr_html_(self) -> str:
+        with self.lock:
+            lines = [(" ".join(t.key), t.x, t.y) for t in self.traces(self.runs, STATIC_POINTS)]
+            return self.status.value + box(curve(lines))

@@ -1,0 +1,191 @@
+"""Samples of a prepared dataset: pictures, conversation, and what of it the model learns to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+import numpy as np
+import pandas as pd
+
+from console.notebook.live import close_all, take_cell
+from console.notebook.page import box, escape, picture, say, table
+from console.notebook.shards import DatasetSample, Split, report_of, splits
+from qwen3vl_core.errors import RequestError
+
+TURN, TURN_END = "<|im_start|>", "<|im_end|>"
+STATIC_SAMPLES = 4
+
+
+class DatasetPreview(W.VBox):
+    """A page of samples: picture, conversation, the trained part highlighted.
+
+    dataset: a folder made by `qwen3vl prepare`. model: a Hugging Face folder; its tokenizer then draws the limits of the
+    trained tokens and counts them. Raises RequestError for what is no dataset and a split that is not there.
+    """
+
+    _closed = True  # until it is whole: one that could not be made has nothing to close
+
+    def __init__(self, dataset: Path | str, split: str | None = None, *, model: Path | str | None = None) -> None:
+        self.dataset = Path(dataset).expanduser().absolute()
+        there = [name for name, shards in splits(self.dataset).items() if shards]
+        if split is None and there:
+            split = "train" if "train" in there else there[0]
+        self._split = Split(self.dataset, split or "train")
+        self.tokenizer = _tokenizer(model) if model is not None else None
+        self.split_menu = W.Dropdown(options=there, value=split, description="split", layout=W.Layout(width="200px"))
+        self.place = W.BoundedIntText(value=1, min=1, max=len(self._split), description="sample", layout=W.Layout(width="180px"))
+        self.back_button = W.Button(icon="arrow-left", tooltip="The sample before", layout=W.Layout(width="40px"))
+        self.next_button = W.Button(icon="arrow-right", tooltip="The next sample", layout=W.Layout(width="40px"))
+        self.random_button = W.Button(description="any", icon="random", tooltip="Any sample", layout=W.Layout(width="80px"))
+        self.about, self.page = W.HTML(), W.HTML()
+        self._random = np.random.default_rng(0)
+        self.split_menu.observe(self._chosen, names="value")
+        self.place.observe(lambda change: self._show(), names="value")
+        self.back_button.on_click(lambda button: self.go(self.index - 1))
+        self.next_button.on_click(lambda button: self.go(self.index + 1))
+        self.random_button.on_click(lambda button: self.go(int(self._random.integers(len(self)))))
+        controls = W.HBox([self.split_menu, self.back_button, self.place, self.next_button, self.random_button])
+        super().__init__(children=[self.about, controls, self.page])
+        self._closed = False
+        take_cell(self)
+        self.about.value = self._about()
+        self._show()
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @property
+    def index(self) -> int:
+        """Number of the sample on screen, from 0."""
+        return self.place.value - 1
+
+    @property
+    def sample(self) -> DatasetSample:
+        """The sample on screen. Raises RequestError when it is damaged."""
+        return self._split[self.index]
+
+    def go(self, index: int) -> None:
+        """Show another sample; beyond an end it stays."""
+        self.place.value = min(max(index + 1, 1), self.place.max)
+
+    def _chosen(self, change: Any) -> None:
+        try:
+            self._split = Split(self.dataset, change["new"])
+        except RequestError as error:
+            self.page.value = say(str(error), "bad")
+            return
+        self.place.max = len(self._split)
+        if self.place.value != 1:
+            self.place.value = 1
+        else:
+            self._show()
+
+    def _about(self) -> str:
+        report = report_of(self.dataset)
+        rows = []
+        for name, counts in (report.get("splits") or {}).items():
+            if isinstance(counts, dict):
+                rows.append([escape(name), *(escape(f"{counts.get(k, 0):,}") for k in ("samples", "pictures", "turns", "bytes"))])
+        refused = report.get("refused")
+        if isinstance(refused, dict) and refused:
+            rows.append(["refused", escape(", ".join(f"{k}: {v}" for k, v in refused.items())), "", "", ""])
+        return box(f"<b>{escape(self.dataset)}</b>" + (table(("split", "samples", "pictures", "turns", "bytes"), rows) if rows else ""))
+
+    def _show(self) -> None:
+        try:
+            self.page.value = self._html(self.sample)
+        except RequestError as error:
+            self.page.value = say(str(error), "bad")
+
+    def _html(self, sample: DatasetSample, side: int = 320) -> str:
+        parts, trained = [f'<p class="dim">{escape(sample.key)} in {escape(sample.shard)}</p>'], 0
+        for message in sample.messages:
+            role = str(message.get("role"))
+            inner = "".join(self._content(part, sample, side, role) for part in _parts(message))
+            if role == "assistant":
+                text = "".join(str(part.get("text", "")) for part in _parts(message) if part.get("type") == "text")
+                inner, number = self._answer(text)
+                trained += number
+            parts.append(f"<p><b>{escape(role)}</b><br>{inner}</p>")
+        tokens = f" · {trained} trained tokens" if self.tokenizer is not None else ""
+        return box("".join(parts) + f'<p class="dim"><mark>highlighted</mark>: what the model learns to write{tokens}</p>')
+
+    def _content(self, part: dict[str, Any], sample: DatasetSample, side: int, role: str) -> str:
+        if part.get("type") == "text":
+            return escape(part.get("text", ""))
+        name = part.get("part")
+        content = sample.parts.get(name) if isinstance(name, str) else None
+        if content is None:
+            return f'<span class="bad">✗ {escape(part.get("type"))} {escape(name)} is not in the shard</span>'
+        return picture(content, side) + "<br>"
+
+    def trained_tokens(self, text: str) -> list[str]:
+        """The tokens of an answer that are trained, its end token too, as text. Raises RequestError without a model."""
+        if self.tokenizer is None:
+            raise RequestError("trained_tokens: needs a tokenizer; give DatasetPreview(..., model=FOLDER)")
+        opening = f"{TURN}assistant\n"
+        whole = f"{opening}{text}{TURN_END}"
+        encoded = self.tokenizer.encode(whole, add_special_tokens=False)
+        return [whole[begin:end] for begin, end in encoded.offsets if begin >= len(opening)]
+
+    def _answer(self, text: str) -> tuple[str, int]:
+        """(HTML, trained tokens) of an assistant's turn."""
+        if self.tokenizer is None:
+            return f"<mark>{escape(text)}{escape(TURN_END)}</mark>", 0
+        tokens = self.trained_tokens(text)
+        edge = "border-right:1px solid rgba(128,128,128,.6)"
+        return "".join(f'<mark style="{edge}">{escape(token)}</mark>' for token in tokens), len(tokens)
+
+    def frame(self, limit: int = 1000) -> pd.DataFrame:
+        """The first `limit` samples of the split: key, turns, pictures, bytes of the pictures, question, answer, its trained tokens."""
+        rows = []
+        for number in range(min(limit, len(self._split))):
+            sample = self._split[number]
+            said = {role: " ".join(_text(m) for m in sample.messages if m.get("role") == role) for role in ("user", "assistant")}
+            answers = [_text(m) for m in sample.messages if m.get("role") == "assistant"]
+            rows.append({
+                "key": sample.key, "turns": len(sample.messages), "pictures": len(sample.parts),
+                "bytes": sum(map(len, sample.parts.values())), "question": said["user"], "answer": said["assistant"],
+                "trained_tokens": sum(len(self.trained_tokens(a)) for a in answers) if self.tokenizer is not None else None,
+            })  # fmt: skip
+        return pd.DataFrame(rows, columns=["key", "turns", "pictures", "bytes", "question", "answer", "trained_tokens"])
+
+    def close(self) -> None:
+        """Take it off the screen."""
+        if not self._closed:
+            self._closed = True
+            close_all(self)
+            super().close()
+
+    def _repr_html_(self) -> str:
+        shown = [self._html(self._split[n], 160) for n in range(self.index, min(self.index + STATIC_SAMPLES, len(self._split)))]
+        return self._about() + "".join(shown)
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _text(message: dict[str, Any]) -> str:
+    return "".join(str(part.get("text", "")) for part in _parts(message) if part.get("type") == "text")
+
+
+def _tokenizer(model: Path | str) -> Any:
+    from tokenizers import Tokenizer
+
+    file = Path(model).expanduser() / "tokenizer.json"
+    if not file.is_file():
+        raise RequestError(f"{model}: no tokenizer.json; give a Hugging Face folder of the model")
+    try:
+        made = Tokenizer.from_file(str(file))
+    except Exception as error:
+        # the library raises plain Exception for whatever the file holds
+        raise RequestError(f"{file}: cannot be read ({error}); copy it again") from None
+    made.no_truncation()
+    made.no_padding()
+    return made

@@ -1,0 +1,87 @@
+"""Notebooks run in a kernel of their own, with other values in the cell that is tagged `parameters`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+from tests.console.runs.jobs import until
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+CELL_SECONDS = 600
+
+
+def with_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.NotebookNode:
+    """The notebook with assignments added to its tagged cell."""
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    known = {line.split(" = ")[0] for line in cell.source.splitlines() if " = " in line}
+    assert set(values) <= known, f"{set(values) - known} are no parameters"
+    lines = [f"{name} = {f'Path({str(value)!r})' if isinstance(value, Path) else repr(value)}" for name, value in values.items()]
+    cell.source = "\n".join([cell.source, *lines])
+    return notebook
+
+
+def execute(name: str, place: Path, extra: list[str] | None = None, **values: Any) -> nbformat.NotebookNode:
+    """Run a notebook of the examples top to bottom in folder `place`; extra: cells to run after its own. Raises what a cell raises."""
+    notebook = with_parameters(nbformat.read(FOLDER / name, 4), values)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in extra or []]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false", "QWEN3VL_GRACE": "5",
+    }  # fmt: skip
+    place.mkdir(parents=True, exist_ok=True)
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(place)}})
+    client.execute(env=environment)
+    return notebook
+
+
+def shown(cell: nbformat.NotebookNode, kind: str = "text/plain") -> str:
+    """What a cell's outputs hold of one MIME type, and what it printed."""
+    texts = [o.get("text", "") if o.output_type == "stream" else str(o.get("data", {}).get(kind, "")) for o in cell.get("outputs", [])]
+    return "\n".join(texts)
+
+
+@contextlib.contextmanager
+def running_lab(home: Path, folder: Path, **variables: str) -> Iterator[tuple[str, str, str]]:
+    """`qwen3vl notebook` in `folder`: (address, token, what it printed before the link). It and its kernels end with the block."""
+    words = [sys.executable, "-c", "import sys; from console.commands import notebook; notebook(sys.argv[1:])"]
+    words += ["--dir", str(folder), "--no-browser", "--port", "18931"]
+    own = {name: str(home / name.lower()) for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | own | variables
+    log = home / "lab.log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, stdin=subprocess.DEVNULL)
+    try:
+        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=([0-9a-f]{20,})", log.read_text()), 120)
+        until(lambda: _answers(f"{found[1]}/api"), 120)
+        yield found[1], found[2], log.read_text()[: found.start()]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=10).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,68 @@
+"""A million points as two thousand: what is kept, what an average is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from console.notebook.curves import MOST_POINTS, decimate, smooth, within
+
+values = st.floats(-1e6, 1e6) | st.just(math.nan)
+series = arrays.arrays(np.float64, st.integers(0, 400), elements=values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(series, st.integers(8, 64))
+def test_decimation_keeps_ends_extremes_and_order(y, most):
+    x = np.arange(len(y))
+    kept_x, kept_y = decimate(x, y, most)
+    assert len(kept_x) == len(kept_y) <= max(most, 0)
+    assert (np.diff(kept_x) > 0).all()
+    np.testing.assert_array_equal(y[kept_x], kept_y)
+    if len(y):
+        assert kept_x[0] == 0 and kept_x[-1] == len(y) - 1
+    finite = y[np.isfinite(y)]
+    if len(finite):
+        assert np.nanmin(kept_y) == finite.min() and np.nanmax(kept_y) == finite.max()
+    assert np.isnan(kept_y).any() == np.isnan(y).any()
+
+
+def test_one_spike_and_one_gap_among_a_million_points_stay():
+    y = np.random.default_rng(0).normal(size=1_000_000)
+    y[123_456], y[777_777] = 50.0, np.nan
+    x, kept = decimate(np.arange(len(y)), y)
+    assert len(x) <= MOST_POINTS
+    assert 123_456 in x and 777_777 in x and np.isnan(kept[x == 777_777]).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(series, st.floats(0.01, 0.999))
+def test_the_average_is_the_debiased_recurrence(y, weight):
+    total = share = 0.0
+    for value, found in zip(y, smooth(y, weight), strict=True):
+        total, share = weight * total, weight * share
+        if math.isnan(value):
+            assert math.isnan(found)
+        else:
+            total, share = total + value, share + 1
+            assert found == pytest.approx(total / share, rel=1e-6, abs=1e-3)
+
+
+def test_no_weight_is_no_change_and_a_weight_of_one_is_refused():
+    y = np.array([1.0, 2.0])
+    assert smooth(y, 0.0) is y
+    with pytest.raises(ValueError, match="below 1"):
+        smooth(y, 1.0)
+
+
+def test_a_window_takes_one_more_point_at_each_side():
+    x = np.arange(0, 100, 10)
+    found, _ = within(x, x * 1.0, (25, 44))
+    assert found.tolist() == [20, 30, 40, 50]
+    assert within(x, x * 1.0, None)[0] is x
+    assert within(x, x * 1.0, (1000, 2000))[0].tolist() == [90]

@@ -1,0 +1,114 @@
+"""Samples of a prepared dataset, and what of them is trained."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from console.notebook import DatasetPreview
+from console.notebook.shards import Split
+from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.demo.workspace import BASE
+from qwen3vl_core.errors import RequestError
+
+
+@pytest.fixture
+def copy(dataset, tmp_path):
+    return shutil.copytree(dataset, tmp_path / "copy")
+
+
+def test_every_sample_can_be_turned_to(dataset):
+    preview = DatasetPreview(dataset)
+    assert len(preview) == 28 and preview.split_menu.options == ("train", "val")
+    seen = set()
+    for number in range(len(preview)):
+        preview.go(number)
+        seen.add(preview.sample.key)
+        assert "data:image/jpeg;base64," in preview.page.value and "What is it?" in preview.page.value
+    assert len(seen) == 28
+    preview.next_button.click()
+    assert preview.index == 27
+    preview.back_button.click()
+    assert preview.index == 26
+    preview.random_button.click()
+    preview.split_menu.value = "val"
+    assert len(preview) == 4 and preview.index == 0 and preview.place.max == 4
+
+
+def test_what_is_trained_is_what_the_training_trains(dataset):
+    """Token for token, against the labels that the loader makes."""
+    preview = DatasetPreview(dataset, model=BASE)
+    processor = ChatProcessor.from_pretrained(BASE)
+    split = Split(dataset)
+    for number in range(8):
+        sample = split[number]
+        labels = np.asarray(processor.encode(sample.messages, sample.parts).labels)
+        (answer,) = [m["content"][0]["text"] for m in sample.messages if m["role"] == "assistant"]
+        tokens = preview.trained_tokens(answer)
+        assert len(tokens) == int((labels >= 0).sum())
+        assert "".join(tokens) == answer + "<|im_end|>"
+    preview.go(0)
+    count = len(preview.trained_tokens(next(m for m in preview.sample.messages if m["role"] == "assistant")["content"][0]["text"]))
+    assert f"{count} trained tokens" in preview.page.value and preview.page.value.count("<mark style") == count
+
+
+def test_without_a_model_the_answer_is_highlighted(dataset):
+    preview = DatasetPreview(dataset)
+    answer = next(m for m in preview.sample.messages if m["role"] == "assistant")["content"][0]["text"]
+    assert f"<mark>{answer}&lt;|im_end|&gt;</mark>" in preview.page.value
+    with pytest.raises(RequestError, match="needs a tokenizer"):
+        preview.trained_tokens("x")
+
+
+def test_the_samples_are_a_frame(dataset):
+    frame = DatasetPreview(dataset, model=BASE).frame(limit=5)
+    assert len(frame) == 5 and (frame["pictures"] == 1).all() and (frame["turns"] == 2).all() and (frame["trained_tokens"] > 3).all()
+    assert (frame["question"] == "What is it?").all()
+    assert DatasetPreview(dataset).frame(limit=1)["trained_tokens"].isna().all()
+
+
+def test_the_report_and_the_samples_stand_in_a_static_page(dataset):
+    page = DatasetPreview(dataset)._repr_html_()
+    assert page.count("data:image/jpeg") == 4 and "train" in page and "28" in page
+
+
+def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, dataset, copy):
+    for place, split, words in (
+        (tmp_path, None, "give a folder made by qwen3vl prepare"), (dataset, "test", "no split test; there are: train, val"),
+        (tmp_path / "none", None, "no dataset"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=words):
+            DatasetPreview(place, split)
+    (copy / ".nv-meta" / "split.yaml").write_text("split_parts: {train: [../../etc/passwd]}")
+    with pytest.raises(RequestError, match="lies outside the dataset"):
+        DatasetPreview(copy)
+    (copy / ".nv-meta" / "split.yaml").write_text("[1")
+    with pytest.raises(RequestError, match=r"split.yaml: cannot be read"):
+        DatasetPreview(copy)
+    with pytest.raises(RequestError, match=r"no tokenizer\.json"):
+        DatasetPreview(dataset, model=tmp_path)
+
+
+def test_a_damaged_sample_is_said_and_the_others_are_shown(copy):
+    shard = next(copy.glob("train-*.tar"))
+    table = np.fromfile(f"{shard}.idx", dtype="<u8")
+    with open(shard, "r+b") as file:
+        file.seek(int(table[3]))
+        file.write(b"\xff" * 512)
+    preview = DatasetPreview(copy)
+    preview.go(3)
+    assert "✗" in preview.page.value and "sample 3: cannot be read" in preview.page.value
+    preview.go(4)
+    assert "✗" not in preview.page.value
+    (shard.parent / f"{shard.name}.idx").write_bytes(table[:1].tobytes())
+    with pytest.raises(RequestError, match="does not fit its shard"):
+        DatasetPreview(copy)
+
+
+def test_text_of_a_sample_is_text(copy):
+    shard = next(copy.glob("train-*.tar"))
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(b"What is it?", b"<b>&what</b"))
+    assert "&lt;b&gt;&amp;what" in DatasetPreview(copy).page.value

@@ -1,0 +1,140 @@
+"""The form that starts runs: from the declaration, checked as one types, one run a click."""
+
+from __future__ import annotations
+
+import threading
+
+import ipywidgets
+import pytest
+
+from console.notebook import Launcher
+from console.notebook import launcher as module
+from console.notebook.form import read_plan
+from console.runs import launch
+from qwen3vl_core.demo.workspace import BASE
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, options_of, to_mapping
+from tests.console.runs.jobs import until
+from tests.notebooks.conftest import finetune_options
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_every_option_of_every_command_has_its_field(kind, store):
+    form = Launcher(kind, store=store).form
+    declared = options_of(COMMANDS[kind])
+    assert list(form.fields) == [o.name for o in declared]
+    shown = [field for tab in form.children for row in tab.children for field in ([row, *getattr(row, "children", ())])]
+    for o in declared:
+        field = form.fields[o.name]
+        assert field in shown
+        assert o.help in field.tooltip
+        wanted = ipywidgets.Checkbox if o.type is bool else ipywidgets.Dropdown if o.choices else ipywidgets.Text
+        assert isinstance(field, wanted)
+
+
+def test_the_form_says_what_the_options_object_says(store, dataset):
+    values = finetune_options(dataset, sequence_parallel=True, tp=2, size="tiny", valid_data=str(dataset))
+    launcher = Launcher("finetune", values, store=store)
+    assert launcher.options == FinetuneOptions(**values)
+    assert launcher.values == to_mapping(FinetuneOptions(**values))
+    other = Launcher("finetune", store=store)
+    other.fill(launcher.values)
+    assert other.options == launcher.options and other.command == launcher.command
+    other.form.reset()
+    assert other.form.texts() == other.form.begin
+
+
+def test_a_broken_rule_is_said_while_one_types_and_the_button_waits(store, dataset):
+    launcher = Launcher("finetune", finetune_options(dataset), store=store)
+    assert not launcher.start_button.disabled
+    launcher.form.fields["lr"].value = "fast"
+    assert "--lr fast: must be a number" in launcher.check_line.value and launcher.start_button.disabled
+    launcher.form.fields["lr"].value = "1e-9"
+    assert "--min-lr 1e-06: must be at most --lr 1e-09; use 1e-10" in launcher.check_line.value
+    launcher.form.fields["min_lr"].value = "0"
+    assert not launcher.start_button.disabled and "--lr 1e-09 --min-lr 0.0" in launcher.command
+    assert "Schedule •" in launcher.form.titles
+    with pytest.raises(RequestError, match="no such option"):
+        launcher.fill(learning_rate=1)
+
+
+def test_the_checkpoint_and_the_data_are_looked_at_too(store, dataset, tmp_path):
+    launcher = Launcher("finetune", finetune_options(dataset, tp=3), store=store)
+    until(lambda: "8 attention heads / 3" in launcher.check_line.value)
+    launcher.fill(tp=2)
+    until(lambda: "TP 2 · PP 1 · CP 1 · DP 1 = 2 processes" in launcher.check_line.value)
+    launcher.fill(train_data=tmp_path / "gone")
+    until(lambda: "gone: no such folder; make the dataset with qwen3vl prepare" in launcher.check_line.value)
+    with pytest.raises(RequestError, match="no such folder"):
+        launcher.start()
+    assert store.list() == []
+    other = Launcher("compare", base=BASE, tuned=tmp_path / "none", images=[tmp_path], store=store)
+    until(lambda: "--tuned" in other.check_line.value and "no such file or folder" in other.check_line.value)
+
+
+def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(store, dataset):
+    launcher = Launcher("finetune", finetune_options(dataset, train_iters=400), store=store)
+    launcher.start_button.click()
+    launcher.start_button.click()
+    (run,) = store.list()
+    assert launcher.run == run and "runs already" in launcher.message.value
+    assert launcher.start() == run
+    launch.stop(run)
+    assert launch.wait(run, 60) == "stopped"
+    launcher.start_button.click()
+    assert len(store.list()) == 2
+    until(lambda: store.list()[0].status == "running")
+
+
+def test_a_cell_that_runs_again_takes_the_run_that_is_done(trained, dataset):
+    values = finetune_options(dataset, eval_interval=2, eval_iters=1)
+    launcher = Launcher("finetune", values, store=trained.path.parent)
+    assert launcher.start() == trained
+    launcher.fill(seed=5)
+    assert launcher._same(launcher.options) is None
+
+
+def test_what_a_run_made_and_is_gone_is_made_again(store, dataset, tmp_path):
+    launcher = Launcher("convert", source=BASE, target=tmp_path / "out", store=store)
+    first = store.create("convert", launcher.options, ["true"])
+    launch.start(first)
+    assert launch.wait(first, 20) == "done"
+    assert launcher._same(launcher.options) is None
+    (tmp_path / "out").mkdir()
+    assert launcher._same(launcher.options) == first
+
+
+def test_a_failed_start_is_said_under_the_button(store, dataset):
+    launcher = Launcher("finetune", finetune_options(dataset), store=store)
+    store.root.write_text("a file where the store should be")
+    launcher.start_button.click()
+    assert "✗" in launcher.message.value and str(store.root) in launcher.message.value
+    store.root.unlink()
+
+
+def test_a_closed_form_looks_at_nothing_any_more(store, dataset):
+    launcher = Launcher("finetune", finetune_options(dataset), store=store)
+    launcher.close()
+    launcher.close()
+    assert launcher.comm is None
+    assert not any(isinstance(t, threading.Timer) and t.interval == module.CHECK_SECONDS and not t.finished.is_set()
+                   for t in threading.enumerate())  # fmt: skip
+
+
+def test_values_that_no_field_can_hold_are_refused(store):
+    with pytest.raises(RequestError, match="--precision fp4: must be one of"):
+        Launcher("finetune", precision="fp4", store=store)
+    with pytest.raises(RequestError, match="there are prepare"):
+        Launcher("train", store=store)
+
+
+def test_a_static_viewer_gets_the_options_and_the_command(store, dataset):
+    launcher = Launcher("finetune", finetune_options(dataset, name="<b>"), store=store)
+    page = launcher._repr_html_()
+    assert "qwen3vl finetune --load" in page and "&lt;b&gt;" in page and "<b>'" not in page
+    assert launcher._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"]
+
+
+def test_text_with_an_open_quotation_mark_is_one_line(store):
+    plan = read_plan("compare", {o.name: "" for o in options_of(COMMANDS["compare"])} | {"images": "'a"})
+    assert "quotation mark is not closed" in plan.problem

@@ -1,0 +1,120 @@
+"""Runs as a table and as data frames; stop and resume."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from console.notebook import RunsTable, events, metrics, runs, wait
+from console.runs import launch
+from qwen3vl_core.errors import RequestError, WorkError
+from tests.console.runs import jobs
+from tests.console.runs.jobs import until
+from tests.notebooks.conftest import recorded, write_metrics
+
+
+def test_runs_are_a_frame(trained):
+    frame = runs(trained.path.parent, options=["lr"])
+    row = frame.loc[1]
+    assert (row["kind"], row["status"], row["step"], row["train_iters"], row["lr"]) == ("finetune", "done", 4, 4, 5e-4)
+    assert row["exit_code"] == 0 and row["started"] < row["ended"] and str(row["started"].tz) == "UTC"
+    assert row["loss"] == metrics(trained)["loss"].iloc[-1] and row["val_loss"] == metrics(trained, "eval")["loss"].iloc[-1]
+
+
+def test_no_runs_are_an_empty_frame_with_the_same_columns(store, trained):
+    empty = runs(store)
+    assert len(empty) == 0 and list(empty) == list(runs(trained.path.parent))
+
+
+def test_metrics_are_one_step_a_row(trained):
+    frame = metrics(trained)
+    assert frame.index.tolist() == [1, 2, 3, 4] and {"loss", "lr", "grad_norm", "tokens_per_second"} <= set(frame)
+    assert metrics(trained.path).equals(frame) and metrics("tiny", store=trained.path.parent).equals(frame)
+    assert metrics(trained, "eval").index.tolist() == [2, 4]
+    happened = events(trained)
+    assert happened["event"].tolist()[0] == "start" and "save" in happened["event"].tolist()
+
+
+def test_a_step_that_was_trained_again_is_there_once_and_a_gap_is_nan(store):
+    run = recorded(store)
+    write_metrics(run, [5.0, None, 3.0, 2.0])
+    write_metrics(run, [2.5], begin=3)
+    frame = metrics(run)
+    assert frame.index.tolist() == [1, 2, 3] and frame["loss"][3] == 2.5 and math.isnan(frame["loss"][2])
+    assert metrics(run, "eval").empty and metrics(recorded(store)).empty
+
+
+def test_a_run_that_is_not_there_is_refused(store, tmp_path):
+    for wanted in (3, "none", tmp_path / "none", "some/where"):
+        with pytest.raises(RequestError, match="no "):
+            metrics(wanted, store=store)
+
+
+def test_the_table_lists_chooses_stops_and_resumes(store):
+    done, live = recorded(store, name="done"), recorded(store, program=jobs.SLEEPS, name="live")
+    for run in (done, live):
+        launch.start(run)
+    launch.wait(done, 20)
+    until((live.path / "up").exists)
+    table = RunsTable(store)
+    assert [id for _, id in table.select.options] == [live.id, done.id]
+    table.choose(done)
+    assert table.stop_button.disabled and table.resume_button.disabled
+    assert str(done.path) in table.detail.value
+    table.choose(live.number)
+    assert not table.stop_button.disabled
+    table.stop_button.click()
+    assert "asked to stop" in table.message.value
+    launch.wait(live, 30)
+    until(lambda: not table.resume_button.disabled)
+    (live.path / "up").unlink()
+    table.resume_button.click()
+    assert "goes on" in table.message.value
+    until((live.path / "up").exists)
+    table.stop(live)
+    assert launch.wait(live, 30) == "stopped"
+
+
+def test_the_log_of_the_chosen_run_is_shown_as_it_grows(store):
+    run = recorded(store, program="print('<first>', flush=True);" + jobs.UNTIL_GO)
+    launch.start(run)
+    table = RunsTable(store)
+    table.log_box.value = True
+    until(lambda: "&lt;first&gt;" in table.detail.value)
+    (run.path / "go").touch()
+    until(lambda: "gone on" in table.detail.value)
+
+
+def test_a_run_that_appears_later_is_listed_and_the_choice_stays(store):
+    table = RunsTable(store)
+    assert "no runs" in table.head.value and table.run is None
+    first = recorded(store, name="first")
+    until(lambda: table.run == first)
+    recorded(store, name="second")
+    until(lambda: len(table.select.options) == 2)
+    assert table.run == first and isinstance(table.frame(), pd.DataFrame) and "0002-second" in table._repr_html_()
+
+
+def test_a_refusal_is_said_in_the_table(store):
+    run = recorded(store)
+    table = RunsTable(store)
+    launch.start(run)
+    launch.wait(run, 20)
+    table._act(launch.resume, "goes on")
+    assert "✗" in table.message.value and "done" in table.message.value
+
+
+def test_waiting_shows_the_log_and_raises_what_failed(store, capsys):
+    good, bad = recorded(store, program="print('all well')"), recorded(store, program=jobs.EXITS_3)
+    for run in (good, bad):
+        launch.start(run)
+    assert wait(good) == "done"
+    assert "done" in capsys.readouterr().out
+    with pytest.raises(WorkError, match="exit code 3; its log ends with\nno luck"):
+        wait(bad, show=False)
+    live = recorded(store, program=jobs.SLEEPS)
+    launch.start(live)
+    until(lambda: live.status == "running")
+    assert wait(live, timeout=0.1, show=False) == "running"

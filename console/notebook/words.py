@@ -31,9 +31,27 @@ def pair(first: str, second: str, marked: bool = True) -> tuple[str, str]:
     # case says little at the beginning of a sentence
     keys = [[word.lower() for word in side] for side in words]
     matcher = SequenceMatcher(None, *keys, autojunk=len(keys[0]) * len(keys[1]) > _EXACT_PAIRS)
-    parts: tuple[list[str], list[str]] = ([], [])
-    for kind, a0, a1, b0, b1 in matcher.get_opcodes():
-        for side, tag, text in ((0, "del", "".join(words[0][a0:a1])), (1, "ins", "".join(words[1][b0:b1]))):
-            plain = kind == "equal" or not text.strip()
-            parts[side].append(escape(text) if plain else f"<{tag}>{escape(text)}</{tag}>")
-    return "".join(parts[0]), "".join(parts[1])
+    runs: tuple[list[tuple[bool, str]], list[tuple[bool, str]]] = ([], [])
+    pieces = matcher.get_opcodes()
+    for number, (kind, a0, a1, b0, b1) in enumerate(pieces):
+        for side, text in ((0, "".join(words[0][a0:a1])), (1, "".join(words[1][b0:b1]))):
+            # a blank that two rewritten passages share belongs to the change
+            same = kind == "equal" and (bool(text.strip()) or number in (0, len(pieces) - 1))
+            if text and runs[side] and runs[side][-1][0] == same:
+                runs[side][-1] = (same, runs[side][-1][1] + text)
+            elif text:
+                runs[side].append((same, text))
+    return _marked(runs[0], "del"), _marked(runs[1], "ins")
+
+
+def _marked(runs: list[tuple[bool, str]], tag: str) -> str:
+    """Runs of (same, text) as HTML; blanks around a difference are not marked."""
+    made = []
+    for same, text in runs:
+        core = text.strip()
+        if same or not core:
+            made.append(escape(text))
+        else:
+            begin = text.index(core)
+            made.append(f"{escape(text[:begin])}<{tag}>{escape(core)}</{tag}>{escape(text[begin + len(core):])}")
+    return "".join(made)

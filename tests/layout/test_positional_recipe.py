@@ -104,7 +104,7 @@ def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
     assert len(faults(GOOD[:5])) == 1
 
 
-def test_what_no_option_says_is_refused_with_the_reason(monkeypatch):
+def test_what_no_option_says_is_refused_with_the_reason():
     names = {o.name: o for o in options_of(FinetuneOptions)}
     if "optimizer_offload" not in names:
         assert any(f.startswith("19 OPTIMIZER_OFFLOAD: not there in this version") for f in faults(changed(OPTIMIZER_OFFLOAD="0.5")))

@@ -43,7 +43,7 @@ def comparison(store, pictures) -> Run:
 def test_pictures_captions_and_differences_are_shown(comparison, store):
     view = CompareCaptions(comparison, store=store)
     assert "<ins>dogs</ins>" in view.tuned.value
-    assert "<del>The picture shows a</del>" in view.base.value and "<b>cats" not in view.base.value
+    assert "<del>The picture shows</del>" in view.base.value and "<b>cats" not in view.base.value
     assert "6 words · 1.5 s" in view.tuned.value
     assert "“What is it?”" in view.headline.value and "/models/tuned" in view.headline.value
     assert bytes(view.image.value[:2]) == b"\xff\xd8"
@@ -134,5 +134,6 @@ def test_a_static_viewer_gets_pictures_and_differences(comparison, store):
 
 def test_differences_ignore_the_case_and_keep_every_word():
     assert pair("The red ball.", "the blue ball.") == ("The <del>red</del> ball.", "the <ins>blue</ins> ball.")
+    assert pair("It leaves a lot.", "It is quite simple.") == ("It <del>leaves a lot</del>.", "It <ins>is quite simple</ins>.")
     assert pair("", "a") == ("", "a")
     assert pair("same", "same", marked=True) == ("same", "same")

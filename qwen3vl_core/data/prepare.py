@@ -48,7 +48,7 @@ def run(options: PrepareOptions) -> None:
     _check_model(options.model)
     found = sources.find(source)
     with Workers(options.workers, Checker(images, options.check)) as workers:
-        samples, refused = _read(found, workers)
+        samples, refused = read_samples(found, workers)
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
             raise RequestError(prepare_report.refusal(refused, total, source, images))
@@ -118,7 +118,7 @@ def _check_model(model: str | None) -> None:
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
-def _read(found: sources.Source, workers: Workers) -> tuple[list[Sample], list[Refusal]]:
+def read_samples(found: sources.Source, workers: Workers) -> tuple[list[Sample], list[Refusal]]:
     """(samples to write, records that cannot be used), in the source's order."""
     samples: list[Sample] = []
     refused: list[Refusal] = []

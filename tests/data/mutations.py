@@ -73,7 +73,7 @@ def originals() -> dict[str, list[bytes]]:
     return {
         "json": [json.dumps(records[:1] * 2).encode(), json.dumps(records, indent=1).encode()],
         "lines": ["".join(json.dumps(record) + "\n" for record in records).encode()],
-        "jpeg": [samples.encoded(pictures[0]), samples.encoded(pictures[1], progressive=True), samples.encoded(pictures[2].convert("CMYK"))],
+        "jpeg": [*(samples.encoded(pictures[i], progressive=bool(i)) for i in (0, 1)), samples.encoded(pictures[2].convert("CMYK"))],
         "png": [samples.encoded(pictures[0], "PNG"), samples.encoded(pictures[1].convert("P"), "PNG", transparency=3)],
     }
 

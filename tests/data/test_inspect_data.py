@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -54,7 +55,7 @@ def test_the_histogram_holds_every_sample_and_parts_at_the_sequence_length(lengt
     made = histogram(np.array(lengths), seq_length)
     assert sum(count for _, _, count in made) == len(lengths)
     assert sum(count for begin, _, count in made if begin > seq_length) == sum(length > seq_length for length in lengths)
-    assert all(first[1] == second[0] for first, second in zip(made[:-1], made[1:], strict=True))
+    assert all(first[1] == second[0] for first, second in itertools.pairwise(made))
 
 
 def test_what_is_marked_is_what_is_trained(dataset, processor):

@@ -138,6 +138,9 @@ def _walk(container: Any, stream: Any, numbers: list[int], times: list[int] | No
             if sought is not None and at > sought:
                 # the container's index leads too far
                 return
+            if sought is not None and at < sought:
+                # the index leads back again and again in a file that is cut off: stream from here
+                keys = []
             sought, reached = None, True
             pixels = None
             while pending and pending[0] <= at:

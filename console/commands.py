@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from console import captionscommand
 from console.runs import launch as launcher
 from console.runs import text
 from console.runs.store import Run, RunStore
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="an option's new value; OPTION= is its default")
     for sub in (resume, clone):
         sub.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+    captionscommand.add(add, where_has_json=False)
     add("compare", _compare, "options that differ between two runs, and their last losses", "a", "b")
     return parser
 

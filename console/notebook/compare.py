@@ -157,7 +157,7 @@ class CompareCaptions(Live):
             self._quiet = False
 
     def _headline(self, run: Run, status: str, sample: Sample | None, many: int) -> str:
-        models = [escape(run.options.get(name, "?")) for name in ("base", "tuned")]
+        models = [escape(path) for path in self._feed.head.models.values()] if self._feed is not None else ["?", "?"]
         line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {many} pictures · base {models[0]} · tuned {models[1]}"
         if sample is not None:
             line += f"<br>“{escape(sample.prompt)}” <span class=dim>{escape(Path(sample.image).name)}</span>"

@@ -15,7 +15,7 @@ from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, Option, from_mapping, options_of, shell_line, to_arguments
 
-READ = ("model", "checkpoint", "dataset")
+READ = ("model", "checkpoint", "dataset", "pictures", "captions")
 """Kinds of paths that a command reads."""
 
 

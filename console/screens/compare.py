@@ -28,6 +28,10 @@ READ_SECONDS = 0.5
 MODELS = ("base", "tuned")
 
 
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, list) and value else value
+
+
 class CaptionBox(VerticalScroll, inherit_bindings=False):
     """Scrolls up and down only: left and right turn to another picture."""
 
@@ -182,7 +186,7 @@ class CompareScreen(ConsoleScreen):
             lines.append(Content(f"“{printable(sample.prompt).strip()}”"))
             lines.append(Content("greedy" if not temperature else f"temperature {temperature} · seed {get('seed')}").stylize("$muted"))
             for model in MODELS:
-                lines.append(Content.assemble((f"{model:<6}", "$muted"), printable(Path(str(get(model) or "?")).name)))
+                lines.append(Content.assemble((f"{model:<6}", "$muted"), printable(Path(str(_first(get(model)) or "?")).name)))
             if self.row.alive and self.row.last_line:
                 lines.append(Content(one_line(self.row.last_line, 160)).stylize("$muted"))
             if self.row.status in ("failed", "lost"):

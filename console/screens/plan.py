@@ -16,7 +16,7 @@ from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line,
 
 KINDS = ("prepare", "convert", "finetune", "compare")
 """Commands that the console starts, in the order of the work."""
-INPUTS = ("model", "checkpoint", "dataset")
+INPUTS = ("model", "checkpoint", "dataset", "pictures", "captions")
 """Kinds of paths that a command reads."""
 
 

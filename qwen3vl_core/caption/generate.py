@@ -132,15 +132,17 @@ class Writer:
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
         self.started = time.monotonic()
         """When the batch under way was begun."""
+        self.finished: dict[int, Caption] = {}
+        """Captions by the number of their prompt, each as soon as it is whole; left as they are when the writing is cut short."""
 
     def write(self, prompts: Iterable[Prompt]) -> list[Caption]:
         """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
         are there as fit a batch, or their pixels fill `WAITING_BYTES`. Raises WorkError for a model that gives NaN."""
-        done: dict[int, Caption] = {}
+        self.finished.clear()
         with _threads_for(self.model):
             for group in self._groups(prompts):
-                done |= self._write_batch(group)
-        return [done[index] for index in sorted(done)]
+                self._write_batch(group)
+        return [self.finished[index] for index in sorted(self.finished)]
 
     def _groups(self, prompts: Iterable[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
         """Batches of equal length, each prompt with its number."""
@@ -159,10 +161,9 @@ class Writer:
         yield from waiting.values()
 
     @torch.inference_mode()
-    def _write_batch(self, group: list[tuple[int, Prompt]]) -> dict[int, Caption]:
-        """Captions of at most batch_size prompts of equal length, by index."""
+    def _write_batch(self, group: list[tuple[int, Prompt]]) -> None:
+        """Captions of at most batch_size prompts of equal length."""
         started = told = self.started = time.monotonic()
-        done: dict[int, Caption] = {}
         prompts = [prompt for _, prompt in group]
         # None: the row is finished and only still there because the batch was not made smaller for it
         rows: list[_Row | None] = [_Row(index, random.Random(prompt.seed), _Text(self.decode)) for index, prompt in group]
@@ -183,13 +184,13 @@ class Writer:
                     row.ids.append(token)
                 if ended or len(row.ids) == self.sampling.max_new_tokens:
                     text = whole_characters(self.decode(row.ids)) if row.ids else ""
-                    done[row.index] = Caption(text, row.ids, now - started, ended)
+                    self.finished[row.index] = Caption(text, row.ids, now - started, ended)
                     rows[place] = None
                     if self.on_text:
                         self.on_text(row.index, text, True)
             left = [place for place, row in enumerate(rows) if row is not None]
             if not left:
-                return done
+                return
             if self.on_text and now - told >= self.interval:
                 told = now
                 for row in filter(None, rows):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from qwen3vl_core.caption.embed import embed
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
@@ -20,8 +19,6 @@ from qwen3vl_core.progress import Progress
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 """What counts as a picture in a folder; a file that is named itself may have any."""
 MANY = 200
-EMBEDDED_SIDE = 512
-EMBEDDED_QUALITY = 85
 
 
 def shown(path: str | Path) -> str:
@@ -36,6 +33,10 @@ class Picture:
     path: Path
     digest: bytes
     """Of the file's bytes."""
+    question: str = ""
+    """What its dataset asks about it."""
+    references: tuple[str, ...] = ()
+    """What people wrote about it."""
 
     @property
     def name(self) -> str:
@@ -51,11 +52,7 @@ class Picture:
 
     def embedded(self) -> str:
         """A data URI: JPEG, at most `EMBEDDED_SIDE` pixels wide and high."""
-        image = self.open()
-        image.thumbnail((EMBEDDED_SIDE, EMBEDDED_SIDE), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=EMBEDDED_QUALITY, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        return embed(self.open())
 
 
 def _bytes(path: Path) -> bytes:
@@ -86,13 +83,15 @@ def _listed(folder: Path) -> list[Path]:
     return found
 
 
-def find(names: list[str], limit: int = 0) -> list[Picture]:
+def find(names: list[str], limit: int = 0, left_out: list[str] | None = None) -> list[Picture]:
     """The pictures of files and folders, in the order given, a folder's own sorted by name, each once; 0: no limit.
 
-    Each is decoded once, so that nothing is left to fail on when the models are there. Raises RequestError for a name that
-    is not there, a file that is no picture and a folder without pictures.
+    Each is decoded once, so that nothing is left to fail on when the models are there. left_out: gets a line for each broken
+    picture of a folder; without it those are refused as well. Raises RequestError for a name that is not there, a file that
+    was named and is no picture, and a folder without pictures.
     """
     paths: dict[Path, Path] = {}
+    named = {Path(name).expanduser() for name in names}
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -105,14 +104,27 @@ def find(names: list[str], limit: int = 0) -> list[Picture]:
             paths.setdefault(picture.resolve(), picture)
     if not paths:
         raise RequestError("--images: nothing given; give pictures, or folders of pictures")
-    chosen = list(paths.values())[: limit or None]
-    made = []
+    chosen = list(paths.values())
+    most = min(limit or len(chosen), len(chosen))
+    made: list[Picture] = []
+    refused = ""
     # a few are read in no time: only a long wait gets a line of its own
-    with Progress("pictures", len(chosen), "pictures") if len(chosen) > MANY else contextlib.nullcontext() as progress:
+    with Progress("pictures", most, "pictures") if most > MANY else contextlib.nullcontext() as progress:
         for path in chosen:
-            data = _bytes(path)
-            _decoded(path, data)
+            if len(made) == most:
+                break
+            try:
+                data = _bytes(path)
+                _decoded(path, data)
+            except RequestError as error:
+                if left_out is None or path in named:
+                    raise
+                refused = str(error)
+                left_out.append(refused.removeprefix("--images ").rpartition(";")[0])
+                continue
             made.append(Picture(path, hashlib.sha256(data).digest()))
             if progress:
                 progress.update()
+    if not made:
+        raise RequestError(refused)
     return made

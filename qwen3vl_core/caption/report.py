@@ -13,7 +13,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from qwen3vl_core.caption.record import MODELS, Comparison, Model, Sample, Text
+from qwen3vl_core.caption.overlap import rouge_l
+from qwen3vl_core.caption.record import SAME, Comparison, Model, Sample, Text
 from qwen3vl_core.caption.scores import repetition
 from qwen3vl_core.caption.words import difference
 from qwen3vl_core.errors import RequestError, WorkError
@@ -25,26 +26,39 @@ TITLE = "Captions of two models"
 
 def to_mapping(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON holds it."""
-    return {
+    made = {
         "v": VERSION,
         "prompt": comparison.prompt,
-        "models": {name: dataclasses.asdict(getattr(comparison, name)) for name in MODELS},
+        "models": {name: dataclasses.asdict(model) for name, model in comparison.models.items()},
         "sampling": comparison.sampling,
         "notes": comparison.notes,
-        "scores": dataclasses.asdict(comparison.scores()),
-        "captions": [_row(sample) for sample in comparison.samples],
+        "scores": comparison.scores().to_mapping(),
     }
+    if comparison.votes:
+        made["votes"] = comparison.tally()
+    return made | {"captions": [_row(sample, comparison) for sample in comparison.samples]}
 
 
-def _row(sample: Sample) -> dict[str, Any]:
+def _row(sample: Sample, comparison: Comparison) -> dict[str, Any]:
     row: dict[str, Any] = {"image": sample.image}
-    for name in MODELS:
-        caption: Text = getattr(sample, name)
+    if sample.prompt and sample.prompt != comparison.prompt:
+        row["prompt"] = sample.prompt
+    if sample.references:
+        row["references"] = list(sample.references)
+    if sample.image in comparison.votes:
+        row["vote"] = comparison.votes[sample.image]
+    for name, caption in sample.captions.items():
         row |= {
             name: caption.text, f"{name}_words": caption.words, f"{name}_repetition": round(repetition(caption.text), 4),
             f"{name}_seconds": round(caption.seconds, 3), f"{name}_whole": caption.whole,
         }  # fmt: skip
-    return row | {"difference": [list(run) for run in difference(sample.base.text, sample.tuned.text)]}
+        if sample.references:
+            row[f"{name}_rouge_l"] = round(rouge_l(caption.text, sample.references), 4)
+    for name in comparison.names[1:]:
+        # runs of words from the first model's caption to this one's
+        key = "difference" if len(comparison.models) == 2 else f"{name}_difference"
+        row[key] = [list(run) for run in difference(sample.base.text, sample.captions[name].text)]
+    return row
 
 
 def to_json(comparison: Comparison) -> str:
@@ -66,27 +80,42 @@ def _tagged(text: str, tag: str) -> str:
     return f"{escaped(text[:start])}<{tag}>{escaped(body)}</{tag}>{escaped(text[start + len(body) :])}"
 
 
-def _captions(sample: Sample) -> tuple[str, str]:
-    """Both captions as HTML, what only they have in `del` and `ins`."""
-    base, tuned = [], []
-    for kind, text_base, text_tuned in difference(sample.base.text, sample.tuned.text):
-        base.append(escaped(text_base) if kind == "same" else _tagged(text_base, "del"))
-        tuned.append(escaped(text_tuned) if kind == "same" else _tagged(text_tuned, "ins"))
-    return "".join(base), "".join(tuned)
+def _marked(sample: Sample) -> dict[str, str]:
+    """Each caption as HTML: of two, what only they have in `del` and `ins`; of more, what is not in the first in `ins`."""
+    first, *others = sample.captions
+    made = {}
+    for name in others:
+        base, tuned = [], []
+        for kind, text_base, text_tuned in difference(sample.base.text, sample.captions[name].text):
+            base.append(escaped(text_base) if kind == "same" else _tagged(text_base, "del"))
+            tuned.append(escaped(text_tuned) if kind == "same" else _tagged(text_tuned, "ins"))
+        made[first] = "".join(base) if len(others) == 1 else escaped(sample.base.text)
+        made[name] = "".join(tuned)
+    return {name: made[name] for name in sample.captions}
 
 
-def _column(label: str, caption: Text, marked: str) -> str:
-    cut = "" if caption.whole else " · cut off at the longest length"
+def _column(name: str, caption: Text, marked: str, sample: Sample, voted: bool) -> str:
+    parts = [f"{caption.words} words", f"{caption.seconds:.1f} s"]
+    if sample.references:
+        parts.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
+    if not caption.whole:
+        parts.append("cut off at the longest length")
+    vote = ' <span class="vote">★ best</span>' if voted else ""
     body = f'<p class="caption" dir="auto">{marked}</p>' if caption.text.strip() else '<p class="empty">no text</p>'
-    return f'<section><h3>{label}</h3>\n<p class="meta">{caption.words} words · {caption.seconds:.1f} s{cut}</p>\n{body}</section>'
+    return f'<section><h3>{escaped(name)}{vote}</h3>\n<p class="meta">{" · ".join(parts)}</p>\n{body}</section>'
 
 
-def _article(sample: Sample, picture: str, number: int) -> str:
-    base, tuned = _captions(sample)
+def _article(sample: Sample, picture: str, number: int, comparison: Comparison) -> str:
+    vote = comparison.votes.get(sample.image)
+    marked = _marked(sample)
+    columns = "\n".join(_column(name, caption, marked[name], sample, vote == name) for name, caption in sample.captions.items())
+    asked = f'<p class="asked">{escaped(sample.prompt)}</p>\n' if sample.prompt and sample.prompt != comparison.prompt else ""
+    written = "".join(f'<p class="reference" dir="auto"><span>reference</span> {escaped(text)}</p>\n' for text in sample.references)
+    same = '<p class="reference"><span>vote</span> as good as each other</p>\n' if vote == SAME else ""
+    source = f'src="{escaped(picture)}" ' if picture else ""
     return (
-        f'<article id="picture-{number}"><h2>{number}. {escaped(sample.image)}</h2>\n<div class="row">\n'
-        f'<img src="{escaped(picture)}" alt="{escaped(sample.image)}" loading="lazy">\n'
-        f"{_column('base', sample.base, base)}\n{_column('tuned', sample.tuned, tuned)}\n</div></article>"
+        f'<article id="picture-{number}"><h2>{number}. {escaped(sample.image)}</h2>\n{asked}<div class="row">\n'
+        f'<img {source}alt="{escaped(sample.image)}" loading="lazy">\n{columns}\n</div>\n{written}{same}</article>'
     )
 
 
@@ -95,33 +124,73 @@ def _about(comparison: Comparison) -> Iterable[tuple[str, str]]:
         return model.path + (f" (size {model.size})" if model.size else "")
 
     yield "prompt", comparison.prompt
-    yield "base", described(comparison.base)
-    yield "tuned", described(comparison.tuned)
+    for name, model in comparison.models.items():
+        yield name, described(model)
     yield "sampling", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in comparison.sampling.items())
 
 
-def _scores(comparison: Comparison) -> Iterable[tuple[str, str, str]]:
+def score_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """(what is counted, its value for each model) as people read it; what is not known for these captions is left out."""
     scores = comparison.scores()
-    yield "pictures", str(len(comparison.samples)), str(len(comparison.samples))
-    yield "words of a caption, average", f"{scores.base.words:.1f}", f"{scores.tuned.words:.1f}"
-    yield "shortest", str(scores.base.fewest_words), str(scores.tuned.fewest_words)
-    yield "longest", str(scores.base.most_words), str(scores.tuned.most_words)
-    yield "repeated passages", f"{scores.base.repetition:.1%}", f"{scores.tuned.repetition:.1%}"
-    yield "captions that differ", "", f"{scores.differ:.0%}"
+    models = list(scores.models.values())
+    rows = [
+        ("words of a caption, average", [f"{m.words:.1f}" for m in models]),
+        ("shortest, longest", [f"{m.fewest_words}, {m.most_words}" for m in models]),
+        ("repeated passages", [f"{m.repetition:.1%}" for m in models]),
+    ]
+    if any(m.empty for m in models):
+        rows.append(("empty captions", [str(m.empty) for m in models]))
+    if scores.referenced:
+        rows.append(("length to references'", [f"{m.length_ratio:.2f}" if m.length_ratio is not None else "–" for m in models]))
+        rows.append(("ROUGE-L, 0 to 1", [f"{m.rouge_l:.3f}" if m.rouge_l is not None else "–" for m in models]))
+    if scores.referenced > 1:
+        rows.append(("CIDEr-D, 0 to 10", [f"{m.cider:.2f}" if m.cider is not None else "–" for m in models]))
+    if comparison.votes:
+        counted = comparison.tally()
+        rows.append(("votes", [str(counted[name]) for name in comparison.models]))
+    return rows
+
+
+def _scores(comparison: Comparison) -> str:
+    def row(name: str, values: Iterable[str]) -> str:
+        return f'<tr><th scope="row">{escaped(name)}</th>{"".join(f"<td>{escaped(value)}</td>" for value in values)}</tr>'
+
+    models = "".join(f'<th scope="col">{escaped(name)}</th>' for name in comparison.models)
+    body = "\n".join(row(name, values) for name, values in score_rows(comparison))
+    return f"<thead><tr><th></th>{models}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+
+
+def differing(comparison: Comparison) -> str:
+    """`75% of 4 pictures with different captions`, and how many have references and equal votes."""
+    count = len(comparison.samples)
+    scores = comparison.scores()
+    text = f"{scores.differ:.0%} of {count} picture{'s' if count > 1 else ''} with different captions"
+    if 0 < scores.referenced < count:
+        text += f"; {scores.referenced} with references"
+    if equal := comparison.tally()[SAME]:
+        text += f"; {equal} voted as good as each other"
+    return text
 
 
 def to_html(comparison: Comparison, pictures: Iterable[str]) -> str:
-    """One page that needs nothing else: no network, no script. pictures: a data URI for each sample."""
+    """One page that needs nothing else: no network, no script. pictures: a data URI for each sample, empty where there is none."""
     here = resources.files(__package__)
-    articles = [_article(sample, uri, n) for n, (sample, uri) in enumerate(zip(comparison.samples, pictures, strict=True), start=1)]
+    articles = [
+        _article(sample, uri, n, comparison) for n, (sample, uri) in enumerate(zip(comparison.samples, pictures, strict=True), start=1)
+    ]
+    first, *others = comparison.models
     return Template(here.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=TITLE,
         style=here.joinpath("report.css").read_text(encoding="utf-8"),
+        columns=len(comparison.models),
         notes="\n".join(f'<p class="note" role="note">{escaped(note)}</p>' for note in comparison.notes),
-        about="\n".join(f"<dt>{name}</dt><dd>{escaped(value)}</dd>" for name, value in _about(comparison)),
-        scores="\n".join(f'<tr><th scope="row">{n}</th><td>{b}</td><td>{t}</td></tr>' for n, b, t in _scores(comparison)),
+        about="\n".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in _about(comparison)),
+        scores=_scores(comparison),
+        differing=differing(comparison),
+        legend=f"<del>only in {escaped(first)}</del> <ins>only in {escaped(others[0])}</ins>" if len(others) == 1
+        else f"<ins>not in {escaped(first)}</ins>",
         samples="\n".join(articles),
-    )
+    )  # fmt: skip
 
 
 def check_file(option: str, name: str | None) -> Path | None:

@@ -1,10 +1,12 @@
-"""What can be counted about two sets of captions without knowing what is in the pictures. Imports no torch."""
+"""What can be counted about the captions of several models, without references and with them. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from qwen3vl_core.caption.overlap import Cider, rouge_l
 from qwen3vl_core.caption.words import count, split
 
 REPEATED_WORDS = 4
@@ -30,29 +32,65 @@ class ModelScores:
     """Captions without a word."""
     repetition: float
     """Average of `repetition`."""
+    rouge_l: float | None = None
+    """0..1, average over the pictures that have references; None where none has."""
+    cider: float | None = None
+    """CIDEr-D, 0..10, average; None with fewer than two pictures that have references."""
+    length_ratio: float | None = None
+    """Words of the captions for each word of their references."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of two models' captions of the same pictures."""
+    """Of the models' captions of the same pictures."""
 
-    base: ModelScores
-    tuned: ModelScores
+    models: dict[str, ModelScores]
     differ: float
-    """Share of the pictures whose two captions are not the same text."""
+    """Share of the pictures whose captions are not all the same text."""
+    referenced: int = 0
+    """Pictures with references."""
+
+    @property
+    def base(self) -> ModelScores:
+        """The first model's."""
+        return next(iter(self.models.values()))
+
+    @property
+    def tuned(self) -> ModelScores:
+        """The second model's."""
+        return list(self.models.values())[1]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        return {name: asdict(scores) for name, scores in self.models.items()} | {"differ": self.differ, "references": self.referenced}
 
 
-def _of_model(texts: Sequence[str]) -> ModelScores:
+def _of_model(texts: Sequence[str], references: Sequence[Sequence[str]], cider: Cider | None) -> ModelScores:
     counts = [count(text) for text in texts]
+    made: dict[str, Any] = {}
+    referenced = [place for place, written in enumerate(references) if written]
+    if referenced:
+        made["rouge_l"] = sum(rouge_l(texts[i], references[i]) for i in referenced) / len(referenced)
+        theirs = sum(sum(map(count, references[i])) / len(references[i]) for i in referenced)
+        made["length_ratio"] = sum(counts[i] for i in referenced) / theirs if theirs else None
+    if cider is not None:
+        made["cider"] = sum(cider.score(number, texts[i]) for number, i in enumerate(referenced)) / len(referenced)
     return ModelScores(
         words=sum(counts) / len(counts), fewest_words=min(counts), most_words=max(counts), empty=counts.count(0),
-        repetition=sum(map(repetition, texts)) / len(texts),
+        repetition=sum(map(repetition, texts)) / len(texts), **made,
     )  # fmt: skip
 
 
-def score(base: Sequence[str], tuned: Sequence[str]) -> Scores:
-    """Raises ValueError unless both hold one caption for each of the same pictures, and at least one."""
-    if len(base) != len(tuned) or not base:
-        raise ValueError(f"{len(base)} and {len(tuned)} captions: must be as many of each, and at least one")
-    differ = sum(a != b for a, b in zip(base, tuned, strict=True)) / len(base)
-    return Scores(_of_model(base), _of_model(tuned), differ)
+def score(texts: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]] = ()) -> Scores:
+    """texts: by model, one of each picture. references: of each picture, none or some; empty: there are none.
+
+    Raises ValueError unless every model has one caption for each of the same pictures, and at least one.
+    """
+    counts = [len(captions) for captions in texts.values()]
+    if not counts or not counts[0] or len(set(counts)) > 1:
+        raise ValueError(f"{' and '.join(map(str, counts)) or 'no'} captions: must be as many of each, and at least one")
+    references = references or [()] * counts[0]
+    written = [texts for texts in references if texts]
+    cider = Cider(written) if len(written) > 1 else None
+    differ = sum(len(set(captions)) > 1 for captions in zip(*texts.values(), strict=True)) / counts[0]
+    return Scores({name: _of_model(captions, references, cider) for name, captions in texts.items()}, differ, len(written))

@@ -8,7 +8,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
+from qwen3vl_core.caption.overlap import rouge_l
 from qwen3vl_core.caption.record import Comparison, Sample, Text
+from qwen3vl_core.caption.report import differing, score_rows
 from qwen3vl_core.caption.words import difference
 
 Span = tuple[str, str]
@@ -17,8 +19,8 @@ Span = tuple[str, str]
 MARKS = {"base": ("[-", "-]"), "tuned": ("{+", "+}")}
 _CODES = {"base": "31", "tuned": "32", "dim": "2", "bold": "1"}
 _BETWEEN = " │ "
-_TWO_COLUMNS = 64
-"""Below this many columns the captions stand one above the other."""
+_NARROWEST_COLUMN = 30
+"""Captions that would have less than this stand one above the other."""
 _NARROWEST = 20
 
 
@@ -138,46 +140,68 @@ def painted(line: list[Span], colour: bool) -> str:
     return "".join(made) + ("\x1b[0m" if style else "")
 
 
-def _heading(label: str, caption: Text) -> str:
-    cut = "" if caption.whole else " · cut off"
-    return f"{label} · {caption.words} words · {caption.seconds:.1f} s{cut}"
+def _heading(name: str, caption: Text, sample: Sample, voted: bool) -> str:
+    parts = [name, f"{caption.words} words", f"{caption.seconds:.1f} s"]
+    if sample.references:
+        parts.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
+    if not caption.whole:
+        parts.append("cut off")
+    return ("★ " if voted else "") + " · ".join(parts)
 
 
-def _block(sample: Sample, number: int, total: int, width: int) -> list[list[Span]]:
-    """One picture: its name, and the two captions."""
-    left, right = marked_captions(printable(sample.base.text), printable(sample.tuned.text))
+def _marked_all(sample: Sample) -> list[list[Span]]:
+    """The captions in their order, marked: of two, what only one has; of more, what is not in the first."""
+    first, *others = (printable(caption.text) for caption in sample.captions.values())
+    if len(others) == 1:
+        return list(marked_captions(first, others[0]))
+    return [[(first, "")], *(marked_captions(first, other)[1] for other in others)]
+
+
+def _block(sample: Sample, comparison: Comparison, number: int, total: int, width: int) -> list[list[Span]]:
+    """One picture: its name, what was asked where that differs, the captions, the references."""
     title = f"── {number} of {total}  {printable(sample.image).replace(chr(10), ' ')} "
     lines = [*wrapped([(title, "bold")], width)]
     lines[-1].append(("─" * max(width - width_of("".join(t for t, _ in lines[-1])), 0), "dim"))
-    parts = [(_heading("base", sample.base), left), (_heading("tuned", sample.tuned), right)]
-    column = width if width < _TWO_COLUMNS else (width - len(_BETWEEN)) // 2
-    columns = [[*wrapped([(heading, "dim")], column), *wrapped(caption, column)] for heading, caption in parts]
+    if sample.prompt and sample.prompt != comparison.prompt:
+        lines += wrapped([("asked: ", "dim"), (printable(sample.prompt), "")], width)
+    vote = comparison.votes.get(sample.image)
+    count = len(sample.captions)
+    column = (width - len(_BETWEEN) * (count - 1)) // count
+    if column < _NARROWEST_COLUMN:
+        column = width
+    columns = [
+        [*wrapped([(_heading(name, caption, sample, vote == name), "dim")], column), *wrapped(marked, column)]
+        for (name, caption), marked in zip(sample.captions.items(), _marked_all(sample), strict=True)
+    ]
     if column == width:
-        return [*lines, *columns[0], *columns[1]]
-    for row in range(max(map(len, columns))):
-        first, second = (c[row] if row < len(c) else [] for c in columns)
-        room = column - sum(width_of(text) for text, _ in first)
-        lines.append([*first, (" " * room, ""), (_BETWEEN, "dim"), *second])
+        for part in columns:
+            lines += part
+    else:
+        for row in range(max(map(len, columns))):
+            line: list[Span] = []
+            for place, part in enumerate(columns):
+                text = part[row] if row < len(part) else []
+                room = column - sum(width_of(piece) for piece, _ in text)
+                line += [*text, (" " * room, ""), (_BETWEEN, "dim")] if place < count - 1 else text
+            lines.append(line)
+    for reference in sample.references:
+        lines += wrapped([("reference: ", "dim"), (printable(reference), "")], width)
     return lines
 
 
 def _summary(comparison: Comparison, width: int) -> list[list[Span]]:
-    scores = comparison.scores()
-    base, tuned = scores.base, scores.tuned
-    rows = [
-        ("", "base", "tuned"),
-        ("words of a caption, average", f"{base.words:.1f}", f"{tuned.words:.1f}"),
-        ("shortest, longest", f"{base.fewest_words}, {base.most_words}", f"{tuned.fewest_words}, {tuned.most_words}"),
-        ("repeated passages", f"{base.repetition:.1%}", f"{tuned.repetition:.1%}"),
-    ]
     lines: list[list[Span]] = [[("─" * width, "dim")]]
-    for label, left, right in rows:
-        lines += wrapped([(f"{label:28s}{left:>10s}{right:>10s}", "" if label else "bold")], width)
-    pictures = len(comparison.samples)
-    differ = f"{scores.differ:.0%} of {pictures} picture{'s' if pictures > 1 else ''} with different captions"
-    lines += wrapped([(differ, "")], width)
-    legend: list[Span] = [*_marked("only in base", "base"), ("  ", ""), *_marked("only in tuned", "tuned")]
-    lines += wrapped(legend, width)
+    names = comparison.names
+    column = max(10, *(width_of(printable(name)) + 2 for name in names))
+    for label, values in [("", names), *score_rows(comparison)]:
+        text = f"{label:28s}" + "".join(" " * (column - width_of(printable(v))) + printable(v) for v in values)
+        lines += wrapped([(text, "" if label else "bold")], width)
+    lines += wrapped([(differing(comparison), "")], width)
+    if len(names) == 2:
+        legend: list[Span] = [*_marked(f"only in {names[0]}", "base"), ("  ", ""), *_marked(f"only in {names[1]}", "tuned")]
+    else:
+        legend = _marked(f"not in {names[0]}", "tuned")
+    lines += wrapped([(printable(text), style) for text, style in legend], width)
     for note in comparison.notes:
         lines += wrapped([(printable(note), "bold")], width)
     return lines
@@ -190,7 +214,7 @@ def table(comparison: Comparison, *, width: int, colour: bool, show: int = 0) ->
     total = len(comparison.samples)
     shown = comparison.samples[: show or None]
     for number, sample in enumerate(shown, start=1):
-        lines += [[], *_block(sample, number, total, width)]
+        lines += [[], *_block(sample, comparison, number, total, width)]
     if len(shown) < total:
         lines += [[], *wrapped([(f"and {total - len(shown)} more; --show 0 prints them all", "dim")], width)]
     lines += [[], *_summary(comparison, width)]

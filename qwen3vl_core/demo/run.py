@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_core.cli import dispatch, registered
+from qwen3vl_core.demo.captions import PROMPT
 from qwen3vl_core.demo.scenes import Scene
 from qwen3vl_core.demo.scoring import LONG_FIELDS, parse
 from qwen3vl_core.demo.workspace import FINETUNE, Workspace
@@ -60,8 +61,9 @@ def stages(workspace: Workspace) -> list[Stage]:
         return ["convert", str(list(finetunes(w))[-1] / "checkpoints"), str(w.tuned), "--overwrite", *recorded]
 
     def compare() -> list[str]:
-        words = ["compare", "--base", str(w.base), "--tuned", str(w.tuned), "--images", str(w.held_out), "--batch-size", "64"]
-        return [*words, "--show", str(SHOWN), "--json", str(w.root / "captions.json"), "--html", str(w.root / "report.html"), *recorded]
+        words = ["compare", "--base", str(w.base), "--tuned", str(w.tuned), "--images", str(w.held_out), "--references", str(w.truth_file)]
+        words += ["--prompt", PROMPT, "--batch-size", "64", "--show", str(SHOWN)]
+        return [*words, "--json", str(w.root / "captions.json"), "--html", str(w.root / "report.html"), *recorded]
 
     return [
         Stage("prepare", "pictures and captions to shards",
@@ -96,7 +98,10 @@ def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
         captions = {Path(row["image"]).name: row[side] for row in rows}
         empty = [name for name, text in captions.items() if not text.strip()]
         if empty:
-            raise WorkError(f"{workspace.root / 'captions.json'}: the {side} model wrote nothing for {empty[0]}; remove {workspace.root} and start again")
+            raise WorkError(
+                f"{workspace.root / 'captions.json'}: the {side} model wrote nothing for {empty[0]}; "
+                f"remove {workspace.root} and start again"
+            )
         made[f"{side}_words"] = round(sum(len(text.split()) for text in captions.values()) / len(captions), 1)
         accuracy, number = mentioned(captions, scenes)
         made[f"{side}_accuracy"], made[f"{side}_attributes"] = round(accuracy, 4), round(number, 2)

@@ -87,7 +87,7 @@ class Workspace:
         """Paths and options that the console fills its forms with."""
         return {
             "base": str(self.base), "train_json": str(self.train_json), "data": str(self.data), "base_mcore": str(self.base_megatron),
-            "tuned_hf": str(self.tuned), "heldout_images": str(self.held_out), "prompt": PROMPT,
+            "tuned_hf": str(self.tuned), "heldout_images": str(self.held_out), "references": str(self.truth_file), "prompt": PROMPT,
             "finetune": FINETUNE | {"load": str(self.base_megatron), "train_data": str(self.data)},
         }  # fmt: skip
 

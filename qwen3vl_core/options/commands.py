@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options.declare import option
 from qwen3vl_core.options.finetune import FinetuneOptions
 
@@ -58,23 +59,42 @@ class InspectOptions:
 
 @dataclass
 class CompareOptions:
-    """Captions of two models side by side."""
+    """Captions of two models side by side, or of one model and several checkpoints."""
 
     base: str = option(help="First model: HF folder or torch_dist checkpoint", group="Models", path="model")
-    tuned: str = option(help="Second model: HF folder or torch_dist checkpoint", group="Models", path="model")
-    images: list[str] = option(help="Pictures, or folders of pictures", group="Pictures", path="file")
+    tuned: list[str] = option(help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several stand side by side", group="Models", path="model")
+    precision: str = option("auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16"))
     prompt: str = option("Describe this image.", help="What the models are asked", group="Pictures")
+    images: list[str] = option([], help="Pictures, or folders of pictures", group="Pictures", path="pictures")
+    data: str | None = option(None, help="Instead: the pictures of a prepared dataset, a shard or LLaVA JSON; their answers are the references", group="Pictures", path="dataset")
+    split: str = option("val", help="Split of the dataset", group="Pictures", choices=("train", "val", "test"))
+    own_questions: bool = option(False, help="Ask what the dataset asks of each picture, instead of the prompt", group="Pictures")
+    references: str | None = option(None, help="Captions that people wrote, by picture: JSON or JSON Lines, LLaVA or COCO; gives ROUGE-L and CIDEr", group="Pictures", path="captions")
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
-    max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
     temperature: float = option(0.0, help="Sharpness of the sampling; 0 is greedy", group="Sampling", minimum=0.0, maximum=10.0)
     top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
     top_k: int = option(0, help="Sample from the N likeliest tokens; 0: all", group="Sampling", minimum=0)
     seed: int = option(0, help="Seed of the sampling", group="Sampling", minimum=0)
+    max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
     batch_size: int = option(16, help="Captions written at once", group="Sampling", minimum=1)
-    precision: str = option("auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16"))
     show: int = option(8, help="Print the captions of the first N pictures; 0: of all", group="Report", minimum=0)
-    json: str | None = option(None, help="Write the captions as JSON", group="Report", path="file")
+    json: str | None = option(None, help="Write the captions as JSON; - writes them to standard output, in place of the table", group="Report", path="file")
     html: str | None = option(None, help="Write one self-contained page with pictures and differences", group="Report", path="file")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tuned, str):
+            self.tuned = [self.tuned]
+
+    def check(self) -> None:
+        """Raises RequestError when the pictures are not asked for once."""
+        if self.data and self.images:
+            raise RequestError(f"--data {self.data}: beside --images {self.images[0]}; give one of the two")
+        if not self.data and not self.images:
+            raise RequestError("--images: required; pictures or folders of pictures, or a dataset as --data")
+        if self.own_questions and not self.data:
+            raise RequestError("--own-questions: only a dataset asks questions; give it as --data, or leave this out")
+        if self.references and self.data:
+            raise RequestError(f"--references {self.references}: a dataset brings its own; leave it out, or give the pictures as --images")
 
 
 COMMANDS: dict[str, type] = {

@@ -21,19 +21,37 @@ EVIL = '<script>alert("1 & 2")</script> http://example.com/a.png \x1b[31mred\x07
 
 
 def comparison(prompt: str = "Describe this image.") -> Comparison:
+    def sample(image: str, base: Text, tuned: Text) -> Sample:
+        return Sample(image, {"base": base, "tuned": tuned})
+
     samples = [
-        Sample(
+        sample(
             "pictures/beach.png",
             Text("Of course. Here is a description.\n\n- **Subjects**: a woman with her dog on the beach.", 1.94, True),
             Text("a woman sitting on the beach with her dog", 1.8, True),
         ),
-        Sample("pictures/海滩 <b>.png", Text("一只狗在海滩上奔跑,旁边有一个女人。", 2, True), Text("一只猫在海滩上。", 1, False)),
-        Sample("c.png", Text("the same text", 0.1, True), Text("the same text", 0.1, True)),
-        Sample("d.png", Text("", 0.1, True), Text(EVIL + " " + "x" * 300, 0.1, True)),
+        sample("pictures/海滩 <b>.png", Text("一只狗在海滩上奔跑,旁边有一个女人。", 2, True), Text("一只猫在海滩上。", 1, False)),
+        sample("c.png", Text("the same text", 0.1, True), Text("the same text", 0.1, True)),
+        sample("d.png", Text("", 0.1, True), Text(EVIL + " " + "x" * 300, 0.1, True)),
     ]
-    return Comparison(
-        prompt, Model("models/base", "4B"), Model("models/<tuned>", None), samples, {"temperature": 0.0, "max_new_tokens": 256}, ["A note."]
-    )
+    models = {"base": Model("models/base", "4B"), "tuned": Model("models/<tuned>", None)}
+    return Comparison(prompt, models, samples, {"temperature": 0.0, "max_new_tokens": 256}, ["A note."])
+
+
+def several() -> Comparison:
+    """Three checkpoints of a run beside the base, with references and votes."""
+    names = ("base", "step 100", "step 200", "step 300")
+    texts = [
+        ("A long text of a woman, a dog and the sea.", "a woman", "a woman and a dog", "a woman sitting on the beach with her dog"),
+        ("Two horses.", "a horse", "two horses at night", "two black horses in a meadow at night"),
+    ]
+    references = [("a woman sitting on the beach with her dog", "a lady and her dog"), ("two black horses in a meadow at night",)]
+    samples = [
+        Sample(f"{i}.png", {name: Text(text, 1.0) for name, text in zip(names, row, strict=True)}, references=references[i])
+        for i, row in enumerate(texts)
+    ]
+    votes = {"0.png": "step 300", "1.png": "same"}
+    return Comparison("Describe.", {name: Model(f"run/{name}", None) for name in names}, samples, votes=votes)
 
 
 PIXEL = "data:image/jpeg;base64,/9j/"
@@ -187,3 +205,25 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     with pytest.raises(WorkError, match=r"a\.json: cannot be written \(the disk is full\); free some space"):
         report.save(file, "new " * 100_000)
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and file.read_text() == "old"
+
+
+def test_several_checkpoints_stand_side_by_side_with_scores_and_votes():
+    made = several()
+    table = terminal.table(made, width=160, colour=False)
+    heading = next(line for line in table.splitlines() if "step 200 ·" in line)
+    assert [name in heading for name in ("base ·", "step 100 ·", "★ step 300 ·")] == [True] * 3 and heading.count("│") == 3
+    assert "reference: a lady and her dog" in table and "{+sitting on the beach" in table and "[-" not in table
+    rows = {line[:28].strip(): line[28:].split() for line in table.splitlines()}
+    assert rows["ROUGE-L, 0 to 1"][-1] == "1.000" and rows["votes"] == ["0", "0", "0", "1"]
+    assert float(rows["CIDEr-D, 0 to 10"][-1]) > float(rows["CIDEr-D, 0 to 10"][1])
+    assert "1 voted as good as each other" in table
+    narrow = terminal.table(made, width=80, colour=False)
+    assert all(terminal.width_of(line) <= 80 for line in narrow.splitlines()) and "│" not in narrow
+    loaded = json.loads(report.to_json(made))
+    assert loaded["votes"] == {"base": 0, "step 100": 0, "step 200": 0, "step 300": 1, "same": 1}
+    assert loaded["captions"][0]["vote"] == "step 300" and loaded["captions"][0]["step 300_rouge_l"] == 1
+    assert "step 100_difference" in loaded["captions"][0] and loaded["scores"]["step 300"]["rouge_l"] == 1
+    page = Page(report.to_html(made, [PIXEL, ""]))
+    assert sum(tag == "section" for tag, _ in page.tags) == 8
+    assert any("as good as each other" in text for text in page.inside["p"])
+    assert page.inside["ins"] and not [text for text in page.inside.get("del", []) if "only" not in text]

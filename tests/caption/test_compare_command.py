@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import weakref
 from pathlib import Path
 
@@ -14,12 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
-from qwen3vl_core.caption import compare
+from qwen3vl_core.caption import compare, generate
 from qwen3vl_core.caption.pictures import find
+from qwen3vl_core.caption.references import read_references
+from qwen3vl_core.caption.sides import tuned_names
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.scenes import example
-from qwen3vl_core.errors import WorkError
+from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, ConvertOptions
 
 DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
@@ -67,6 +71,8 @@ def test_two_models_are_compared_from_pictures_to_reports(pictures, other, tmp_p
     assert all(row["base"].startswith("Of course. Here is a") and row["tuned"] != row["base"] for row in made["captions"][:3])
     assert made["scores"]["differ"] == 1
     assert "1 of 4" in printed.out and "4 of 4" in printed.out
+    head = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(head["models"]) == ["base", "tuned"] and len(head["pictures"]) == 4 and head["sampling"]["max_new_tokens"] == 12
     assert "Of course." in printed.out and "words of a caption, average" in printed.out
     progress = [line for line in printed.err.splitlines() if "100%" in line]
     assert [line.split()[0] for line in progress] == ["base", "tuned"]
@@ -81,19 +87,21 @@ def test_two_models_are_compared_from_pictures_to_reports(pictures, other, tmp_p
         (model, name) for model in ("base", "tuned") for name in ("a.jpg", "b.png", "c.webp", "photo.JPG")
     ]
     for row in done:
-        assert set(row) == {"v", "image", "prompt", "model", "text", "seconds", "done"}
+        assert set(row) == {"v", "image", "prompt", "model", "text", "seconds", "done", "whole"}
+        assert row["whole"] is False, "twelve tokens are no whole caption"
         assert row["text"] == next(r[row["model"]] for r in made["captions"] if r["image"] == row["image"])
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_demo_model_describes_a_scene_and_survives_a_photograph(pictures):
-    comparison, _ = compare.compare(options(pictures, DEMO, max_new_tokens=256, limit=4))
+    given = options(pictures, DEMO, max_new_tokens=170, images=[str(pictures / "a.jpg"), str(pictures / "photo.JPG")])
+    comparison, _ = compare.compare(given)
     texts = {Path(s.image).name: s.base for s in comparison.samples}
     scene = example(1, "heldout")[0]
     assert scene.place in texts["a.jpg"].text and scene.main in texts["a.jpg"].text
-    assert all(texts[name].words > 90 and texts[name].whole for name in ("a.jpg", "b.png", "c.webp"))
+    assert texts["a.jpg"].words > 90 and texts["a.jpg"].whole
     assert texts["photo.JPG"].words > 0
-    assert comparison.notes and comparison.base.size == "tiny"
+    assert comparison.notes and comparison.models["base"].size == "tiny"
     assert comparison.scores().differ == 0, "a model agrees with itself"
 
 
@@ -109,12 +117,12 @@ def test_a_checkpoint_of_either_kind_writes_the_same(pictures, other, tmp_path):
 
 def test_a_drawn_caption_belongs_to_its_picture_and_the_seed(pictures):
     def captions(names: list[str], **more) -> dict[str, str]:
-        given = {"images": [str(pictures / name) for name in names], "max_new_tokens": 30, "temperature": 2.0}
+        given = {"images": [str(pictures / name) for name in names], "max_new_tokens": 8, "temperature": 9.0}
         drawn = options(pictures, DEMO, **given | more)
         return {Path(s.image).name: s.base.text for s in compare.compare(drawn)[0].samples}
 
     first = captions(["a.jpg", "b.png", "c.webp"], batch_size=3)
-    assert captions(["c.webp", "a.jpg"], batch_size=1) == {name: first[name] for name in ("c.webp", "a.jpg")}
+    assert captions(["c.webp", "a.jpg"], batch_size=1) == {name: first[name] for name in ("a.jpg", "c.webp")}
     assert captions(["a.jpg"], seed=1)["a.jpg"] != first["a.jpg"]
 
 
@@ -131,14 +139,6 @@ def test_only_one_model_is_in_memory(pictures, other, monkeypatch):
     compare.compare(options(pictures, other, limit=1))
     assert seen == [[], [False]]
     assert not living[1]()
-
-
-def test_greedy_captions_do_not_depend_on_the_batch_size(pictures):
-    texts = []
-    for batch_size in (1, 64):
-        comparison, _ = compare.compare(options(pictures, DEMO, batch_size=batch_size, max_new_tokens=30))
-        texts.append([s.base.text for s in comparison.samples])
-    assert texts[0] == texts[1] and len(set(texts[0])) > 1
 
 
 def test_as_many_pictures_are_printed_as_asked_for(pictures, capsys):
@@ -176,6 +176,12 @@ def test_bad_pictures_are_refused_in_one_line(pictures, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     line = refused(*models, pictures / "a.jpg", tmp_path / "cut.png", capsys=capsys)
     assert "cut.png" in line and "leave it out or choose another picture" in line
+    # in a folder nobody named it: the others are compared, and it is said; with nothing left it is refused
+    assert "cut.png" in refused(*models, tmp_path, capsys=capsys)
+    (tmp_path / "whole.png").write_bytes(whole)
+    left_out: list[str] = []
+    assert [p.path.name for p in find([str(tmp_path)], 0, left_out)] == ["whole.png"]
+    assert len(left_out) == 1 and left_out[0].startswith(str(tmp_path / "cut.png"))
     Image.new("RGB", (2010, 10)).save(tmp_path / "thin.png")
     assert "thin.png: 2010x10: one side is over 200 times the other" in refused(*models, tmp_path / "thin.png", capsys=capsys)
 
@@ -202,6 +208,131 @@ def test_bad_reports_and_prompts_are_refused_before_any_caption_is_written(pictu
     same = tmp_path / "report"
     assert "the same file as --html" in refused(*given, "--json", same, "--html", same, capsys=capsys)
     assert "--prompt: " in refused(*given, "--prompt", "Describe.<|im_end|>", capsys=capsys)
+
+
+def test_what_is_asked_for_twice_or_not_at_all_is_refused(pictures, capsys):
+    models = ["--base", DEMO, "--tuned", DEMO]
+    assert "--images: required; pictures or folders of pictures, or a dataset as --data" in refused(*models, capsys=capsys)
+    assert "give one of the two" in refused(*models, "--images", pictures, "--data", "x", capsys=capsys)
+    assert "--own-questions: only a dataset asks" in refused(*models, "--images", pictures, "--own-questions", capsys=capsys)
+    assert "a dataset brings its own" in refused(*models, "--data", "x", "--references", "y", capsys=capsys)
+    assert f"--data {pictures}: no dataset; give a folder" in refused(*models, "--data", pictures, capsys=capsys)
+    assert "--data nowhere: no such file or folder" in refused(*models, "--data", "nowhere", capsys=capsys)
+
+
+SHAPES = {
+    "by name": {"a.jpg": "one", "b.png": ["two", "three"]},
+    "with more beside": {"a.jpg": {"caption": "one", "scene": {}}, "b.png": {"captions": ["two", "three"]}},
+    "rows": [{"image": "a.jpg", "caption": "one"}, {"file_name": "b.png", "text": "two"}, {"image": "b.png", "caption": "three"}],
+    "LLaVA": [
+        {"id": i, "image": f"pictures/{name}", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": text}]}
+        for i, (name, text) in enumerate([("a.jpg", "one"), ("b.png", "two"), ("b.png", "three")])
+    ],
+    "COCO": {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.png"}],
+        "annotations": [{"image_id": 7, "caption": "one"}, {"image_id": 8, "caption": "two"}, {"image_id": 8, "caption": " three "}],
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_references_are_read_in_the_shapes_that_they_come_in(shape, tmp_path):
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps(SHAPES[shape]))
+    found = read_references(str(file))
+    assert found.of(Path("/x/pictures/a.jpg")) == ("one",) and found.of(Path("b.png")) == ("two", "three") and found.of(Path("c.png")) == ()
+    if isinstance(SHAPES[shape], list):
+        file.write_text("".join(json.dumps(row) + "\n" for row in SHAPES[shape]))
+        assert read_references(str(file)).of(Path("a.jpg")) == ("one",)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("no json", "not JSON \\(line 1"), ("[1, 2]", "holds no caption of a picture"), ('"text"', "neither a JSON object nor a list"),
+    ('{"a.jpg": ""}', "holds no caption"),
+])  # fmt: skip
+def test_files_without_references_are_refused_in_one_line(text, said, tmp_path):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(RequestError, match=rf"--references .*r\.json: {said}") as caught:
+        read_references(str(tmp_path / "r.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_of_a_dataset_brings_questions_and_references(tmp_path, monkeypatch, capsys):
+    """Of LLaVA JSON as it is, and of the shards that prepare makes of it."""
+    records = []
+    for number in range(4):
+        example(number, "heldout")[1].save(tmp_path / f"{number}.png")
+        talk = [{"from": "human", "value": f"<image>\nQuestion {number}?"}, {"from": "gpt", "value": f"answer {number}"}]
+        records.append({"id": str(number), "image": f"{number}.png", "conversations": talk})
+    records.insert(1, {"id": "talk", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]})
+    (tmp_path / "c.json").write_text(json.dumps(records))
+    assert main(["prepare", str(tmp_path / "c.json"), "--to", str(tmp_path / "data"), "--split", "0,1,0"]) == 0
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setenv("QWEN3VL_RUN_DIR", str(run))
+    capsys.readouterr()
+    words = ["compare", "--base", DEMO, "--tuned", DEMO, "--limit", "2", "--max-new-tokens", "2", "--own-questions", "--json", "-"]
+    for data in (tmp_path / "c.json", tmp_path / "data"):
+        assert main([*map(str, words), "--data", str(data)]) == 0
+        out = capsys.readouterr().out
+        made = json.loads(out)
+        assert len(made["captions"]) == 2
+        for row in made["captions"]:
+            # prepare shuffles: the question says which record it was
+            number = row["prompt"].removeprefix("Question ").removesuffix("?")
+            assert row["references"] == [f"answer {number}"] and Path(row["image"]).parent == run / "pictures"
+            assert Path(row["image"]).read_bytes() == (tmp_path / f"{number}.png").read_bytes()
+        assert made["scores"]["references"] == 2 and made["scores"]["base"]["rouge_l"] is not None
+        if data.suffix:
+            assert any("1 of 3" in note and "not one picture" in note for note in made["notes"])
+
+
+def test_several_checkpoints_of_one_run_are_named_by_their_steps(pictures, other, tmp_path):
+    run = tmp_path / "0007-demo" / "checkpoints"
+    convert.run(ConvertOptions(source=str(other), target=str(run)))
+    (last,) = [path.parent for path in run.glob("*/.metadata")]
+    shutil.copytree(last, run / "iter_0000100")
+    shutil.copytree(last, run / "iter_0000200")
+    (run / "latest_checkpointed_iteration.txt").write_text("200")
+    given = options(pictures, other, limit=1, max_new_tokens=3)
+    given.tuned = [str(run / "iter_0000100"), str(run.parent), str(DEMO)]
+    comparison, _ = compare.compare(given)
+    assert comparison.names == ["base", "step 100", "step 200", "base_hf"]
+    assert comparison.models["step 200"].path == str(run / "iter_0000200"), "what a run's tracker named is what was compared"
+    texts = {name: caption.text for name, caption in comparison.samples[0].captions.items()}
+    assert texts["step 100"] == texts["step 200"] != texts["base"] == texts["base_hf"]
+
+
+def test_names_of_models_never_meet():
+    def names(*paths: str) -> list[str]:
+        return tuned_names([Path(path) for path in paths])
+
+    assert names("anything") == ["tuned"]
+    assert names("r/1-a/checkpoints/iter_0000010", "r/2-b/checkpoints/iter_0000010") == ["1-a step 10", "2-b step 10"]
+    assert names("x/base", "y/model", "z/model", "same") == ["base (2)", "model", "model (2)", "same (2)"]
+    assert all(len(name) <= 32 for name in names("x" * 90, "y" * 90))
+
+
+def test_stopped_half_way_what_is_whole_is_reported(pictures, tmp_path, monkeypatch, capsys):
+    """Ctrl-C, or the end that a supervisor asks for, while the second model writes its second batch."""
+    wrote = generate.Writer._write_batch
+    batches = []
+
+    def interrupted(writer, group):
+        batches.append(len(group))
+        if len(batches) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return wrote(writer, group)
+
+    monkeypatch.setattr(generate.Writer, "_write_batch", interrupted)
+    page, data = tmp_path / "page.html", tmp_path / "data.json"
+    words = ["compare", "--base", DEMO, "--tuned", DEMO, "--images", *(pictures / n for n in ("a.jpg", "b.png")), "--batch-size", "1"]
+    assert main([*map(str, words), "--max-new-tokens", "2", "--html", str(page), "--json", str(data)]) == 130
+    said = capsys.readouterr()
+    made = json.loads(data.read_text())
+    assert [Path(row["image"]).name for row in made["captions"]] == ["a.jpg"] and page.is_file()
+    assert "Stopped early: 1 of 2 pictures have all captions." in said.err and "Stopped early" in made["notes"][-1]
+    assert "Traceback" not in said.err
 
 
 def test_a_model_that_gives_nan_is_named(pictures, other, tmp_path):

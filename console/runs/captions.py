@@ -1,0 +1,212 @@
+"""The captions of a compare run as they are written, and the votes of those who read them. Blocking; imports no Textual.
+
+Votes are in `votes.json` beside the captions: {"v": 1, "votes": {picture: name of a model | "same"}, "blind": [picture, ...]},
+`blind` naming those that were given without seeing which model wrote what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from console.runs.state import read_json, write_json
+from console.runs.store import Run
+from console.runs.tail import JsonlTail
+from qwen3vl_core.caption.record import BASE, SAME, TUNED, Comparison, Model, Text, tally
+from qwen3vl_core.caption.record import Sample as Written
+from qwen3vl_core.errors import RequestError, WorkError
+
+HEAD, SAMPLES, VOTES = "comparison.json", "samples.jsonl", "votes.json"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One model's caption of one picture, as far as it is written."""
+
+    text: str = ""
+    seconds: float | None = None
+    done: bool = False
+    whole: bool = True
+    """False when it was cut off at the longest length."""
+
+
+@dataclass
+class Sample:
+    """A picture with its captions by the name of the model."""
+
+    image: str
+    prompt: str = ""
+    captions: dict[str, Caption] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
+    """What people wrote about it."""
+
+    def whole(self, names: Iterable[str]) -> bool:
+        """Whether every one of these models has written its caption."""
+        return all(name in self.captions and self.captions[name].done for name in names)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a comparison said before its first caption; of an older one only what its plan says."""
+
+    models: dict[str, str] = field(default_factory=dict)
+    """Name -> path, `base` first."""
+    sizes: dict[str, str | None] = field(default_factory=dict)
+    prompt: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.models)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
+
+
+class SampleFeed:
+    """Reads the captions of one run as they are written; later rows of a picture and model replace earlier ones."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._tail = JsonlTail(run.path / SAMPLES)
+        self._samples: dict[str, Sample] = {}
+        self._announced: dict[str, tuple[str, ...]] = {}
+        self._head_of: tuple[int, ...] | None = None
+        self.head = self._plain_head()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """In the order in which the comparison named its pictures, else in which they came."""
+        return list(self._samples.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the models."""
+        return self.head.names
+
+    def read(self) -> bool:
+        """Take in what is new; whether there was any."""
+        begun = self._read_head()
+        rows = self._tail.read()
+        replaced = self._tail.replaced
+        if begun or replaced:
+            self._samples = {image: Sample(image, references=texts) for image, texts in self._announced.items()}
+        if begun and not replaced:
+            # the rows of before the head was there are its own
+            self._tail = JsonlTail(self.run.path / SAMPLES)
+            rows = self._tail.read()
+        for row in rows:
+            self._take(row)
+        return bool(rows) or replaced or begun
+
+    def _plain_head(self) -> Head:
+        options = self.run.options
+        tuned = options.get("tuned")
+        paths = {BASE: options.get("base"), TUNED: tuned[0] if isinstance(tuned, list) and tuned else tuned}
+        return Head({name: str(path or "?") for name, path in paths.items()}, {}, str(options.get("prompt") or ""))
+
+    def _read_head(self) -> bool:
+        """Whether the comparison has begun, or begun again, since the last look."""
+        path = self.run.path / HEAD
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if stamp == self._head_of:
+            return False
+        self._head_of = stamp
+        value = read_json(path)
+        models = value.get("models")
+        if not isinstance(models, dict) or not models:
+            return False
+        told = {name: model if isinstance(model, dict) else {} for name, model in models.items()}
+        sampling = value.get("sampling")
+        self.head = Head(
+            {name: str(model.get("path") or "?") for name, model in told.items()},
+            {name: model.get("size") if isinstance(model.get("size"), str) else None for name, model in told.items()},
+            str(value.get("prompt") or ""), sampling if isinstance(sampling, dict) else {}, _texts(value.get("notes")),
+        )  # fmt: skip
+        pictures = value.get("pictures")
+        rows = [row for row in pictures if isinstance(row, dict)] if isinstance(pictures, list) else []
+        self._announced = {row["image"]: _texts(row.get("references")) for row in rows if isinstance(row.get("image"), str)}
+        return True
+
+    def _take(self, row: dict[str, Any]) -> None:
+        image, model, text, seconds = (row.get(key) for key in ("image", "model", "text", "seconds"))
+        if not (isinstance(image, str) and isinstance(text, str) and isinstance(model, str) and model in self.head.models):
+            return
+        sample = self._samples.setdefault(image, Sample(image))
+        if isinstance(row.get("prompt"), str):
+            sample.prompt = row["prompt"]
+        known = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        sample.captions[model] = Caption(
+            text, float(seconds) if known else None, row.get("done") is not False, row.get("whole") is not False
+        )
+
+    def comparison(self, votes: Votes | None = None) -> Comparison:
+        """What is whole by now, for the reports. Raises WorkError when no picture has all its captions."""
+        samples = []
+        for sample in self.samples:
+            if sample.whole(self.names):
+                chosen = {name: sample.captions[name] for name in self.names}
+                texts = {name: Text(caption.text, caption.seconds or 0.0, caption.whole) for name, caption in chosen.items()}
+                samples.append(Written(sample.image, texts, sample.prompt, sample.references))
+        if not samples:
+            raise WorkError(f"{self.run.id}: no picture has all its captions yet; wait, or look at its log")
+        notes = list(self.head.notes)
+        if len(samples) < len(self._samples):
+            notes.append(f"{len(samples):,} of {len(self._samples):,} pictures have all captions.")
+        models = {name: Model(path, self.head.sizes.get(name)) for name, path in self.head.models.items()}
+        given = {s.image: votes.choices[s.image] for s in samples if votes and s.image in votes.choices}
+        return Comparison(self.head.prompt, models, samples, self.head.sampling, notes, given)
+
+
+def read_samples(run: Run) -> list[Sample]:
+    """All samples that a run has written."""
+    feed = SampleFeed(run)
+    feed.read()
+    return feed.samples
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Which caption of each picture was found best."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    """Picture -> name of a model, or `same`."""
+    blind: frozenset[str] = frozenset()
+    """Pictures whose vote was given blind."""
+
+    def tally(self, names: Iterable[str]) -> dict[str, int]:
+        """Votes of each model, then of `same`."""
+        return tally(self.choices.values(), names)
+
+
+def read_votes(run: Run, names: Iterable[str] = (BASE, TUNED)) -> Votes:
+    """The votes kept beside a run's captions, as far as they are for one of these models or for `same`."""
+    kept = read_json(run.path / VOTES)
+    votes, blind, allowed = kept.get("votes"), kept.get("blind"), {*names, SAME}
+    choices = {k: v for k, v in votes.items() if isinstance(v, str) and v in allowed} if isinstance(votes, dict) else {}
+    return Votes(choices, frozenset(image for image in _texts(blind) if image in choices))
+
+
+def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE, TUNED), *, blind: bool = False) -> Votes:
+    """Write one vote beside the run's captions, None to take it back; gives all. Raises RequestError and WorkError."""
+    allowed = [*names, SAME]
+    if choice is not None and choice not in allowed:
+        raise RequestError(f"vote {choice}: must be one of {', '.join(allowed)}")
+    before = read_votes(run, allowed)
+    choices = {k: v for k, v in {**before.choices, image: choice}.items() if v}
+    hidden = (before.blind - {image}) | ({image} if blind and choice else set())
+    value: dict[str, Any] = {"v": 1, "votes": choices}
+    if hidden:
+        value["blind"] = sorted(hidden)
+    try:
+        write_json(run.path / VOTES, value)
+    except OSError as error:
+        raise WorkError(f"{run.path / VOTES}: {error.strerror}; the vote was not kept; make the run's folder writable") from error
+    return Votes(choices, frozenset(hidden))

@@ -1,0 +1,40 @@
+"""A compare run's captions, scores and votes as files: one page of HTML, or JSON. Blocking; imports no Textual."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from console.runs.captions import SampleFeed, read_votes
+from console.runs.store import Run
+from qwen3vl_core.caption import report
+from qwen3vl_core.caption.embed import embed_file
+from qwen3vl_core.caption.record import Comparison
+from qwen3vl_core.errors import RequestError
+
+PAGE, DATA = "captions.html", "captions.json"
+
+
+def comparison_of(run: Run) -> Comparison:
+    """What a compare run has written so far, with its votes. Raises RequestError for a run of another kind, WorkError when no
+    picture has all its captions."""
+    if run.kind != "compare":
+        raise RequestError(f"run {run.id}: a {run.kind} run, which writes no captions of several models; name a compare run")
+    feed = SampleFeed(run)
+    feed.read()
+    return feed.comparison(read_votes(run, feed.names))
+
+
+def export(run: Run, html: Path | None = None, json: Path | None = None) -> list[Path]:
+    """Write the page and the JSON, each where it is asked for; gives what was written.
+
+    With neither both, in the run's own folder. Raises RequestError and WorkError.
+    """
+    if html is None and json is None:
+        html, json = run.path / PAGE, run.path / DATA
+    page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
+    made = comparison_of(run)
+    if page:
+        report.save(page, report.to_html(made, (embed_file(sample.image) for sample in made.samples)))
+    if data:
+        report.save(data, report.to_json(made))
+    return [path for path in (page, data) if path]

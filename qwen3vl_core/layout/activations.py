@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3vl_core.layout.rules import together_in_vision
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -29,53 +30,73 @@ class Sample:
 
     @classmethod
     def of(cls, options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> Sample:
-        """A micro batch of rows as long as `--seq-length`, each with `vision_tokens` tokens of pictures."""
+        """A micro batch of rows as long as `--seq-length` (or `--pad-length`), each with `vision_tokens` tokens of pictures."""
         merge = architecture.vision.spatial_merge_size**2
-        return cls(options.micro_batch_size * options.seq_length, options.micro_batch_size * vision_tokens * merge)
+        length = max(options.seq_length, options.pad_length)
+        return cls(options.micro_batch_size * length, options.micro_batch_size * vision_tokens * merge)
 
 
-def attention_bytes(a: Architecture, b: int, tp: int, sp: bool) -> float:
+def saved_input(b: int, fp8: bool) -> int:
+    """Bytes of a number that a product keeps of its input: in fp8 the transposed fp8 copy alone."""
+    return 1 if fp8 else b
+
+
+def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
     """A token's share of a language layer's attention.
 
     TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Rope keeps
     cosines and sines for q and for k, 4 head_dim b. Cut by tp: the fused output of qkv, of which v is a view, (q + 2 k) b; the
     inputs of the norms of q and k, what comes out of them, and q and k turned, 3 (q + k) b (the second of the three by
-    measurement: `tests/gpu/test_measured_memory.py`); the output, which is the projection's input too, q b; its statistic.
+    measurement: `tests/gpu/test_measured_memory.py`); the output, which is the projection's input too, q b; its statistic. With
+    fp8 the normed input is one byte a number, and the projection's input a copy of one byte beside the attention's output.
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    whole = 2 * h * b / (tp if sp else 1) + 4 * a.head_dim * b
-    return whole + (5 * (q + k) * b + STATISTIC * a.num_heads) / tp
+    whole = h * (b + saved_input(b, fp8)) / (tp if sp else 1) + 4 * a.head_dim * b
+    return whole + (5 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
 
 
-def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool) -> float:
+def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
     """A token's share of a dense language layer's MLP: input and normed input 2 h b; cut by tp the output of fc1 2 f b, the
-    activated half f b, and their product, fc2's input, f b."""
-    return 2 * a.hidden_size * b / (tp if sp else 1) + 4 * a.ffn_hidden_size * b / tp
+    activated half f b, and their product, fc2's input, f b; the two inputs of products in one byte with fp8."""
+    small = saved_input(b, fp8)
+    return a.hidden_size * (b + small) / (tp if sp else 1) + a.ffn_hidden_size * (3 * b + small) / tp
 
 
-def experts_bytes(a: Architecture, b: int, tp: int, etp: int) -> float:
+def experts_bytes(a: Architecture, b: int, tp: int, etp: int, fp8: bool = False) -> float:
     """A token's share of a layer with experts, every expert equally busy.
 
     Norm's input and output 2 h b and the router's fp32 logits and probabilities, over tp (sequence parallel). Each of the
     k copies of a token: the sorted copy, fc1's input, h b; cut by etp fc1's output 2 f b, the activated half f b, the product
     f b, and fc2's input weighted by the router f b. An expert tensor parallel rank gathers the tokens of its whole group.
     """
-    h, f, k = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token
-    routed = k * (h * b * etp + 5 * f * b) / tp
+    h, f, k, small = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token, saved_input(b, fp8)
+    routed = k * (h * small * etp + f * (4 * b + small)) / tp
     return (2 * h * b + 2 * 4 * a.num_experts) / tp + routed
 
 
-def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
-    """A token's share of one language layer without recompute.
+def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
+    """A token's share of one language layer without recompute: (attention, MLP or experts)."""
+    b, tp, sp, fp8 = BYTES[options.precision], options.tp, options.sequence_parallel, options.precision == "fp8"
+    attention = attention_bytes(a, b, tp, sp, fp8)
+    return attention, experts_bytes(a, b, tp, options.etp, fp8) if a.is_moe else mlp_bytes(a, b, tp, sp, fp8)
 
-    Core attention computed again (`--recompute sel`) saves nothing here, for fused attention stores no scores; the checkpoint
-    keeps its own q, k and v beside the others, (q + 2 k) b more, as was measured.
+
+def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
+    """A token's share of what is kept of one language layer that is not computed again as a whole.
+
+    `--recompute sel` keeps the MLP's input only, h b; of experts, whose norm stands outside, that and the normed input.
     """
-    b, tp, sp = BYTES[options.precision], options.tp, options.sequence_parallel
-    attention = attention_bytes(a, b, tp, sp)
+    attention, mlp = halves(a, options)
     if options.recompute == "sel":
-        attention += (a.num_heads + 2 * a.num_kv_heads) * a.head_dim * b / tp
-    return attention + (experts_bytes(a, b, tp, options.etp) if a.is_moe else mlp_bytes(a, b, tp, sp))
+        mlp = a.hidden_size * BYTES[options.precision] * (2 if a.is_moe else 1) / (options.tp if options.sequence_parallel else 1)
+    return attention + mlp
+
+
+def again_bytes(a: Architecture, options: FinetuneOptions) -> float:
+    """A token's share of what the backward pass computes again at once: layers of `--recompute-layers`, or an MLP."""
+    if options.recompute == "full":
+        return max(options.recompute_layers, 1) * sum(halves(a, options))
+    return halves(a, options)[1] if options.recompute == "sel" else 0.0
 
 
 def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
@@ -93,10 +114,15 @@ def checkpoint_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 def vision_layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
     """A patch's share of one vision layer: inputs and normed inputs of both halves 4 h b; cut by tp q, k, v and the output of
-    attention 4 h b and its statistic, the biased output of fc1 f b and the activated one f b. Never sequence parallel."""
+    attention 4 h b and its statistic, the biased output of fc1 f b and the activated one f b. Never sequence parallel, never
+    fp8, and never selective recompute."""
     v, b, tp = a.vision, BYTES[options.precision], options.tp
-    again = 3 * v.hidden_size * b if options.recompute == "sel" else 0
-    return 4 * v.hidden_size * b + (4 * v.hidden_size * b + again + STATISTIC * v.num_heads + 2 * v.ffn_hidden_size * b) / tp
+    return 4 * v.hidden_size * b + (4 * v.hidden_size * b + STATISTIC * v.num_heads + 2 * v.ffn_hidden_size * b) / tp
+
+
+def vision_together(a: Architecture, options: FinetuneOptions) -> int:
+    """Vision layers that full recompute computes again at once."""
+    return together_in_vision(max(options.recompute_layers, 1), a.vision.num_layers)
 
 
 def vision_bytes(a: Architecture, options: FinetuneOptions, sample: Sample) -> float:
@@ -114,7 +140,7 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: Sample) -> f
             # patches [patch_dim]; collected deepstack outputs, the lists of 1, 2, … of them
             kept += sample.patches * v.patch_dim * b
             if options.recompute == "full":
-                kept += sample.patches * v.hidden_size * b * (v.num_layers + deep * (deep + 1) / 2)
+                kept += sample.patches * v.hidden_size * b * (v.num_layers / vision_together(a, options) + deep * (deep + 1) / 2)
             else:
                 kept += sample.patches * (v.num_layers * vision_layer_bytes(a, options) + deep * v.hidden_size * b)
         if not {"vision", "projector"} <= frozen:

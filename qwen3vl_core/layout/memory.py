@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from qwen3vl_core.layout import activations as act
@@ -10,6 +11,8 @@ from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
 GIB = 1024**3
+# an offloaded weight's master copy, two moments and gradient on the host, fp32 each
+HOST_STATE = 16
 # outside the tensors: CUDA context and kernels, cuBLAS and cuDNN workspaces; NCCL's buffers where ranks talk
 CONTEXT_BYTES = int(1.5 * GIB)
 NCCL_BYTES = int(0.6 * GIB)
@@ -40,6 +43,8 @@ class StageMemory:
     """Of them the vocabulary's, where this is the last stage."""
     workspace: int
     """Outside torch's tensors: CUDA context, NCCL, fragmentation."""
+    host: int
+    """In the host's memory: optimizer state and activations that were moved there."""
 
     @property
     def allocated(self) -> int:
@@ -61,25 +66,46 @@ class StageMemory:
 def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Stage, processes: int) -> tuple[int, int, int]:
     """(weights, gradients, optimizer) of a stage on one GPU.
 
-    Weights b bytes each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
+    Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices beside them, one
+    turned, a byte each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
     (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in fp32, and an fp32 master copy where b is 2
     (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` cuts both by the ranks that hold the same weights: data x context
-    parallel, for experts processes / (ep x etp x pp).
+    parallel, for experts processes / (ep x etp x pp). Of the share of `--optimizer-offload` nothing is on the GPU.
     """
     b = act.BYTES[options.precision]
     state = 8 if b == 4 else 12
     frozen = set(options.frozen_parts())
-    copies, expert_copies = 1, 1
-    if options.distributed_optimizer:
-        copies = processes // (options.tp * options.pp)
-        expert_copies = max(processes // (options.ep * options.etp * options.pp), 1)
+    copies, expert_copies = _copies(options, processes)
+    state *= 1 - options.optimizer_offload
     weights = gradients = optimizer = 0
+    if options.precision == "fp8":
+        weights += 2 * matrices(options, architecture, stage)
     for part, count in stage.counts.items():
         weights += count * b
         if ("language" if part == "experts" else part) not in frozen:
             gradients += count * 4
-            optimizer += -(-count * state // (expert_copies if part == "experts" else copies))
+            optimizer += math.ceil(count * state / (expert_copies if part == "experts" else copies))
     return weights, gradients, optimizer
+
+
+def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
+    """Ranks between which the optimizer's state is split: (of the experts' weights second, of all others first)."""
+    if not options.distributed_optimizer:
+        return 1, 1
+    return processes // (options.tp * options.pp), max(processes // (options.ep * options.etp * options.pp), 1)
+
+
+def trained_parameters(options: FinetuneOptions, stage: Stage) -> int:
+    """Weights of a stage on one GPU that have a gradient."""
+    frozen = set(options.frozen_parts())
+    return sum(count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen)
+
+
+def matrices(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
+    """Weights of a stage on one GPU that fp8 products read: the matrices of its language layers."""
+    h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    dense = h * (q + 2 * k) + q * h + (0 if a.is_moe else 3 * h * a.ffn_hidden_size)
+    return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
 def stage_memory(
@@ -94,8 +120,16 @@ def stage_memory(
     weights, gradients, optimizer = static_bytes(options, a, stage, processes)
     first_chunk, passes = act.in_flight(options, stage.index, micro_batches)
     full = options.recompute == "full"
-    each = act.checkpoint_bytes(a, options) if full else act.layer_bytes(a, options)
-    language = passes * stage.layers / options.vp * tokens * each
+    layers, kept_on_host = stage.layers / options.vp, 0.0
+    if full:
+        language = passes * layers / max(options.recompute_layers, 1) * tokens * act.checkpoint_bytes(a, options)
+    else:
+        language = passes * layers * tokens * act.layer_bytes(a, options)
+    if options.recompute == "offload":
+        away = options.recompute_layers or a.num_layers - 1
+        kept_on_host = language * away / layers
+        # one layer on its way out or back beside those that stay
+        language *= min(layers - away + 1, layers) / layers
     if options.pp > 1:
         # what came from the stage before and what went to the next, of every pass
         language += passes * tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
@@ -104,17 +138,19 @@ def stage_memory(
         language += tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
     logits = act.logits_bytes(a, options, tokens) if stage.last else 0
-    again = tokens * (act.layer_backward_bytes(a, options) + (act.layer_bytes(a, options) if full else 0))
+    again = tokens * (act.layer_backward_bytes(a, options) + act.again_bytes(a, options))
     if stage.first and stage.last and a.tied and "language" not in options.frozen_parts():
         # the output layer's gradient of the table waits for the embedding's
         again += a.vocab_size * a.hidden_size // options.tp * b
     if stage.first and full and sample.patches and "vision" not in options.frozen_parts():
-        again = max(again, sample.patches * 2 * act.vision_layer_bytes(a, options))
+        again = max(again, sample.patches * (1 + act.vision_together(a, options)) * act.vision_layer_bytes(a, options))
     moving = language + vision + max(logits, again)
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * moving
+    host = kept_on_host + HOST_STATE * trained_parameters(options, stage) * options.optimizer_offload / _copies(options, processes)[0]
     return StageMemory(
         stage=stage.index, layers=stage.layers, parameters=stage.total, weights=weights, gradients=gradients, optimizer=optimizer,
         activations=int(language), vision=int(vision), peak_extra=int(max(logits, again)), logits=int(logits), workspace=int(workspace),
+        host=int(host),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.layout import emit, memory, work
 from qwen3vl_core.layout.advice import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
 from qwen3vl_core.layout.command import gpu_count
+from qwen3vl_core.layout.machine import Machine, machine_faults
 from qwen3vl_core.layout.memory import GIB
 from qwen3vl_core.layout.parameters import published, total_parameters
 from qwen3vl_core.layout.rules import architecture_of, data_faults, layout_faults
@@ -67,6 +68,9 @@ def report(options: FinetuneOptions, plan: PlanOptions) -> dict[str, Any]:
         raise RequestError(f"--vision-tokens {plan.vision_tokens}: must be at most --seq-length {most}; use {most}")
     seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     faults = all_faults(options, a, gpus)
+    if not plan.gpus:
+        # planned for this machine
+        faults += machine_faults(options, Machine.here())
     found: dict[str, Any] = {
         "size": size_of(a), "parameters": total_parameters(a), "gpus": gpus, "memory_gib": round(gib, 2), "vision_tokens": seen,
         "faults": faults, "valid": not faults,
@@ -128,6 +132,9 @@ def render(found: dict[str, Any], options: FinetuneOptions) -> str:
             f"{'fits' if found['fits'] else 'does not fit'}: {found['peak_gib']:g} of {found['memory_gib']:g} GiB at the fullest, "
             f"{100 - 100 * ROOM:.0f}% kept free; an estimate",
         ]  # fmt: skip
+        host = max(s["host"] for s in found["stages"])
+        if host:
+            lines.append(f"on the host, for each GPU: {host:.1f} GiB of pinned memory")
         step = found["step"]
         lines += [
             f"a step: {step['tflops']:,.1f} TFLOP (language {step['language']:,.1f}, vocabulary {step['vocabulary']:,.1f}, "

@@ -48,7 +48,7 @@ FORM = tuple(
         [
             ("ENV", "env", "env"), ("MODEL_SIZE", "size", "size"), ("BATCH_SIZE", "int", "micro_batch_size"),
             ("GLOBAL_BATCH_SIZE", "int", "global_batch_size"), ("LR", "float", "lr"), ("MIN_LR", "float", "min_lr"),
-            ("SEQ_LEN", "int", "seq_length"), ("PAD_LEN", "int", ""), ("PR", "precision", "precision"), ("TP", "int", "tp"),
+            ("SEQ_LEN", "int", "seq_length"), ("PAD_LEN", "int", "pad_length"), ("PR", "precision", "precision"), ("TP", "int", "tp"),
             ("PP", "int", "pp"), ("CP", "int", "cp"), ("ETP", "int", "etp"), ("EP", "int", "ep"), ("SP", "bool", "sequence_parallel"),
             ("DO", "bool", "distributed_optimizer"), ("FL", "bool", "attention"), ("AC", "recompute", "recompute"),
             ("OPTIMIZER_OFFLOAD", "share", "optimizer_offload"), ("SAVE_INTERVAL", "count", "save_interval"),
@@ -227,32 +227,20 @@ def _combination_faults(v: Mapping[str, Any], gpus: int, known: bool) -> list[st
     return found
 
 
-def _not_yet(v: dict[str, Any], options: dict[str, Option]) -> tuple[list[str], list[str]]:
-    """(faults, notes) for values that no option of this version says; takes them out of `v`."""
-    faults, notes = [], []
-    if "precision" in options and v.get("PR") is not None and v["PR"] not in options["precision"].choices:
-        faults.append(f"9 PR {v['PR']}: not there in this version, which trains in {', '.join(options['precision'].choices)}; use bf16")
-        del v["PR"]
-    if v.get("AC") is not None and v["AC"] not in options["recompute"].choices:
-        faults.append(
-            f"18 AC {v['AC']}: not there in this version, which has {', '.join(options['recompute'].choices)}; "
-            "use full, which keeps the least on the GPU"
-        )
-        del v["AC"]
-    if "optimizer_offload" not in options and v.pop("OPTIMIZER_OFFLOAD", 0):
-        faults.append("19 OPTIMIZER_OFFLOAD: not there in this version: the optimizer's state stays on the GPU; use 0, and 16 DO true")
-    if "attention" not in options:
-        if "FL" in v:
-            notes.append(
-                f"17 FL {str(v.pop('FL')).lower()}: no option; Transformer Engine itself takes flash or cuDNN's fused attention, "
-                "whichever this GPU has, and the result is the same"
-            )
-    elif "FL" in v:
+def _said_otherwise(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Notes on values that the options say in another way; changes them in `v`."""
+    notes = []
+    if "FL" in v:
         v["FL"] = "flash" if v["FL"] else "fused"
-    pad = v.pop("PAD_LEN", None)
-    if pad is not None:
-        notes.append(f"8 PAD_LEN {pad}: not needed; a micro batch is padded to its own longest row, and padding is never trained")
-    return faults, notes
+    if "PAD_LEN" in v:
+        if environment.get("MP_SFT_PACKING", "").strip().lower() in ("true", "1", "yes", "on"):
+            notes.append(f"8 PAD_LEN {v.pop('PAD_LEN')}: not needed with MP_SFT_PACKING, which fills rows with samples")
+        else:
+            notes.append(
+                f"8 PAD_LEN {v['PAD_LEN']}: every row is padded to so many tokens, as the script does; leave --pad-length out and a micro "
+                "batch is padded to its own longest row only, which is faster and gives the same loss"
+            )
+    return notes
 
 
 def _environment(environment: Mapping[str, str], options: dict[str, Option], values: dict[str, Any], faults: list[str]) -> None:
@@ -261,11 +249,8 @@ def _environment(environment: Mapping[str, str], options: dict[str, Option], val
         text = environment.get(name, "").strip()
         if not text or text.lower() in ("false", "0"):
             continue
-        if option not in options:
-            if name == "MP_AC_LAYERS" and (values.get("recompute") != "full" or text == "1"):
-                continue  # the script reads it with AC full only, and 1 is what full does here
-            faults.append(f"{name}={text}: not there in this version (--{option.replace('_', '-')}); unset it")
-            continue
+        if name == "MP_AC_LAYERS" and values.get("recompute") not in ("full", "offload"):
+            continue  # the script reads it with these two only
         try:
             values[option] = options[option].parse(text)
         except RequestError as error:
@@ -288,9 +273,7 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     count = gpus or gpu_count() or NODE_GPUS
     recipe.faults += _order_faults(parsed) + _combination_faults(parsed, count, known)
     declared = _declared()
-    faults, notes = _not_yet(parsed, declared)
-    recipe.faults += faults
-    recipe.notes += notes
+    recipe.notes += _said_otherwise(parsed, os.environ if environment is None else environment)
     chosen = {p.option: parsed[p.name] for p in FORM if p.option in declared and p.name in parsed}
     _environment(os.environ if environment is None else environment, declared, chosen, recipe.faults)
     recipe.output = parsed.get("OUTPUT_BASEPATH")

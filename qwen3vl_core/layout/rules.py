@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.machine import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture, check_size
 
@@ -18,6 +19,12 @@ def divisors(*numbers: int) -> list[int]:
 def nearest(value: int, allowed: list[int]) -> int:
     """The allowed size that is closest to `value`."""
     return min(allowed, key=lambda a: (abs(a - value), a))
+
+
+def together_in_vision(layers: int, vision_layers: int) -> int:
+    """Layers of the vision tower that are computed again together: as many as in the language tower, or the most below that
+    divide the tower."""
+    return max(d for d in divisors(vision_layers) if d <= layers)
 
 
 def check_layout(options: FinetuneOptions, architecture: Architecture, processes: int) -> None:
@@ -42,6 +49,9 @@ def layout_faults(options: FinetuneOptions, architecture: Architecture, processe
             yield f"--tp {tp}: {count} {what} / {tp} = {count / tp:.2f} is not whole; use --tp {best}"
             break
     yield from _pipeline_faults(options, a)
+    yield from _recompute_faults(options, a)
+    if options.precision == "fp8":
+        yield from _fp8_faults(options, a)
     model = tp * pp * cp
     if processes % model:
         yield f"{processes} processes: must be a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {model}; use {_processes(options, model)}"
@@ -64,7 +74,7 @@ def layout_faults(options: FinetuneOptions, architecture: Architecture, processe
             f"--vp {options.vp}: {count} micro batches a step (global batch {options.global_batch_size} / {step}) / pp {pp} = "
             f"{count / pp:.2f} is not whole; use --global-batch-size {max(count // pp, 1) * pp * step} or leave --vp out"
         )
-    if options.distributed_optimizer and dp == 1 and options.nproc > 1:
+    if options.distributed_optimizer and dp == 1 and options.nproc > 1 and not options.optimizer_offload:
         yield f"--distributed-optimizer: all {processes} processes hold one model (dp = 1), nothing to split; leave it out"
 
 
@@ -118,6 +128,40 @@ def _pipeline_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]
         )
 
 
+def _recompute_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]:
+    """Layers computed again together, or kept on the host."""
+    count = options.recompute_layers
+    if not count:
+        return
+    if options.recompute == "offload" and count >= a.num_layers:
+        yield f"--recompute-layers {count}: at least one of {a.num_layers} layers stays on the GPU; use {a.num_layers - 1}"
+    if options.recompute == "full":
+        first, stages = options.pp0_layers, options.pp * options.vp
+        held = [first, (a.num_layers - first) // max(stages - 1, 1)] if first and stages > 1 else [max(a.num_layers // stages, 1)]
+        short = next((n for n in held if n % count), None)
+        if short is not None and min(held) > 0:
+            where = "a stage's" if stages > 1 else "the"
+            yield (
+                f"--recompute-layers {count}: {where} {short} layers / {count} = {short / count:.2f} is not whole; "
+                f"use {nearest(count, divisors(*held))}"
+            )
+
+
+def _fp8_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]:
+    """fp8 products want rows and columns in multiples of 16 (128 for blockwise scaling)."""
+    multiple = 128 if options.fp8_recipe == "blockwise" else 16
+    tp, q, k = options.tp, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    sides = {"hidden": a.hidden_size, "attention columns": q // tp, "query, key and value columns": (q + 2 * k) // tp}
+    if a.is_moe:
+        sides["FFN columns of an expert"] = a.expert_ffn_hidden_size // options.etp
+    else:
+        sides["FFN columns"] = a.ffn_hidden_size // tp
+    for what, count in sides.items():
+        if count % multiple:
+            yield f"--precision fp8: {count} {what} on a GPU, no multiple of {multiple}; use --precision bf16, or a smaller --tp"
+            return
+
+
 def _expert_faults(options: FinetuneOptions, a: Architecture, processes: int | None) -> Iterator[str]:
     """Experts over ranks. processes: None where their number is wrong already."""
     ep, etp, pp = options.ep, options.etp, options.pp
@@ -166,10 +210,11 @@ def data_faults(options: FinetuneOptions) -> Iterator[str]:
 
 
 def check_plan(options: FinetuneOptions, processes: int) -> None:
-    """Everything that can be known before a process starts: paths, size, layout. Raises RequestError."""
+    """Everything that can be known before a process starts: paths, size, layout, this machine. Raises RequestError."""
     architecture = architecture_of(options.load)
     if options.size:
         check_size(options.size, architecture, str(Path(options.load).expanduser()))
     for fault in data_faults(options):
         raise RequestError(fault)
     check_layout(options, architecture, processes)
+    check_machine(options, Machine.here())

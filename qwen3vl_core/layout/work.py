@@ -47,6 +47,12 @@ def language_forward(a: Architecture) -> tuple[float, float]:
     return 2.0 * a.num_layers * (attention + mlp), 2.0 * h * a.vocab_size
 
 
+def mlp_forward(a: Architecture) -> float:
+    """FLOPs of a token in all layers' MLPs or experts, which `--recompute sel` computes again."""
+    width = a.num_experts / 3 + a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
+    return 6.0 * a.num_layers * a.hidden_size * width
+
+
 def attention_forward(a: Architecture, length: int) -> float:
     """FLOPs of a row of `length` tokens in all layers' causal attention: 2 products of 2 length² q, half of each needed."""
     return 2.0 * length * length * a.num_heads * a.head_dim * a.num_layers
@@ -83,7 +89,7 @@ def step_work(options: FinetuneOptions, architecture: Architecture, vision_token
     if options.recompute == "full":
         again = rows * (length * matrices + attention_forward(a, length) + (tower if "vision" not in frozen else 0.0))
     elif options.recompute == "sel":
-        again = rows * attention_forward(a, length)
+        again = rows * length * mlp_forward(a)
     return StepWork(
         language=rows * length * matrices * times,
         attention=rows * attention,

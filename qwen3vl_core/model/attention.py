@@ -16,6 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class LocalCoreAttention(MegatronModule):
@@ -102,3 +103,24 @@ class LocalCoreAttention(MegatronModule):
         length, batch, heads, dim = query.shape
         out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
         return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)
+
+
+class FlashCoreAttention(LocalCoreAttention):
+    """The same on PyTorch's flash attention kernels (bf16 or fp16, CUDA), all documents of a packed row in one call.
+
+    For `--attention flash` where the flash-attn package, which Transformer Engine would call, is not installed.
+    """
+
+    def _attend(self, query_bhsd: Tensor, key_bhsd: Tensor, value_bhsd: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            raise ValueError("flash attention knows no mask, which context parallelism needs here; use --attention fused")
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super()._attend(query_bhsd, key_bhsd, value_bhsd, causal)
+
+    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedSeqParams, causal: bool) -> Tensor:
+        bounds = packed.cu_seqlens_q
+        out_thd = torch.ops.aten._flash_attention_forward(
+            query_thd, key_thd, value_thd, bounds, bounds, packed.max_seqlen_q, packed.max_seqlen_q,
+            self.dropout if self.training else 0.0, causal, False, scale=self.softmax_scale,
+        )[0]  # fmt: skip
+        return out_thd.flatten(1)

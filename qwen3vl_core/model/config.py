@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 from qwen3vl_core.model import cpu
@@ -9,21 +10,38 @@ from qwen3vl_core.model.specs import use_transformer_engine
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from qwen3vl_core.layout.rules import together_in_vision
 from qwen3vl_core.sizes import Architecture
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RECOMPUTE = {
-    "none": {},
-    "sel": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-}
+# fp8 is a way to multiply: weights, gradients' inputs and everything between the products are bf16
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+# activations forward in e4m3, gradients in e5m2; blockwise scales finely enough for e4m3 everywhere
+FP8_FORMAT = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3"}
+# fp8 products want rows in multiples of this
+FP8_ROWS = 16
+
+
+def recompute_fields(kind: str, layers: int, count: int, *, experts: bool = False) -> dict:
+    """Megatron's fields for `--recompute kind` on a tower of `count` layers; `layers` as `--recompute-layers`.
+
+    sel: fused attention keeps no scores, so the MLPs (or experts) are what is worth computing again.
+    """
+    if kind == "sel":
+        return {"recompute_granularity": "selective", "recompute_modules": ["moe" if experts else "mlp"]}
+    if kind == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": layers or 1}
+    if kind == "offload":
+        return {"cpu_offloading": True, "cpu_offloading_num_layers": layers or count - 1, "cpu_offloading_weights": False}
+    return {}
+
 
 tanh_gelu = functools.partial(F.gelu, approximate="tanh")
 
 
-def _shared(dtype: torch.dtype, tp: int, recompute: str) -> dict:
+def _shared(dtype: torch.dtype, tp: int, attention: AttnBackend) -> dict:
     """What both towers have in common. Fusions that need CUDA extensions are off; Transformer Engine brings its own."""
     return dict(
         layernorm_epsilon=1e-6, hidden_dropout=0.0, attention_dropout=0.0,
@@ -33,8 +51,7 @@ def _shared(dtype: torch.dtype, tp: int, recompute: str) -> dict:
         perform_initialization=False, use_cpu_initialization=cpu.on_cpu(),
         bias_activation_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False,
         masked_softmax_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
-        attention_softmax_in_fp32=True,
-        **RECOMPUTE[recompute],
+        attention_softmax_in_fp32=True, attention_backend=attention,
     )  # fmt: skip
 
 
@@ -51,13 +68,17 @@ def transformer_config(
     first_stage_layers: int = 0,
     sequence_parallel: bool = False,
     recompute: str = "none",
+    recompute_layers: int = 0,
+    attention: str = "auto",
+    fp8_recipe: str | None = None,
     **overrides,
 ) -> TransformerConfig:
     """Language tower. `overrides` are further fields of `TransformerConfig`.
 
-    vp: model chunks of one pipeline stage; first_stage_layers: of the first stage, 0: as many as any other.
+    vp: model chunks of one pipeline stage; first_stage_layers: of the first stage, 0: as many as any other; recompute,
+    recompute_layers, attention: as the options of those names; fp8_recipe: None unless its layers multiply in fp8.
     """
-    values = _shared(dtype, tp, recompute) | dict(
+    values = _shared(dtype, tp, AttnBackend[attention]) | dict(
         num_layers=architecture.num_layers, hidden_size=architecture.hidden_size,
         num_attention_heads=architecture.num_heads, num_query_groups=architecture.num_kv_heads,
         kv_channels=architecture.head_dim, ffn_hidden_size=architecture.ffn_hidden_size,
@@ -66,6 +87,11 @@ def transformer_config(
         pipeline_model_parallel_size=pp, context_parallel_size=cp, sequence_parallel=sequence_parallel,
         variable_seq_lengths=pp > 1,
     )  # fmt: skip
+    values |= recompute_fields(recompute, recompute_layers, architecture.num_layers, experts=architecture.is_moe)
+    if fp8_recipe:
+        values |= dict(fp8=FP8_FORMAT[fp8_recipe], fp8_recipe=fp8_recipe)
+        # every expert's share of the tokens is padded to what fp8 products want
+        values |= dict(moe_router_padding_for_quantization=True) if architecture.is_moe else {}
     if architecture.is_moe:
         values |= dict(
             num_moe_experts=architecture.num_experts, moe_router_topk=architecture.experts_per_token,
@@ -88,13 +114,27 @@ def transformer_config(
     return TransformerConfig(**(values | overrides))
 
 
+@contextlib.contextmanager
+def without_fp8(config: TransformerConfig):
+    """Layers of `config` multiply in bf16 inside: a caption's single tokens are no multiple of 16 rows."""
+    kept, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = kept
+
+
 def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
     """Vision tower: the same precision and tensor parallel size as the language tower; whole on the first pipeline
-    stage; never sequence parallel, for its packed patches need not divide by the tensor parallel size."""
+    stage; never sequence parallel, for its packed patches need not divide by the tensor parallel size, and never fp8, for
+    they need not be a multiple of 16. Its activations stay on the GPU where the language tower's are kept on the host."""
     vision = architecture.vision
-    recompute = {None: "none", "selective": "sel", "full": "full"}[language.recompute_granularity]
+    # not "sel": an MLP with a bias hands the bias itself on, which Megatron's recompute takes for a result
+    recompute = "full" if language.recompute_granularity == "full" else "none"
+    together = together_in_vision(language.recompute_num_layers or 1, vision.num_layers)
     return TransformerConfig(
-        **_shared(language.params_dtype, language.tensor_model_parallel_size, recompute),
+        **_shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend),
+        **recompute_fields(recompute, together, vision.num_layers),
         num_layers=vision.num_layers, hidden_size=vision.hidden_size, num_attention_heads=vision.num_heads,
         num_query_groups=vision.num_heads, kv_channels=vision.hidden_size // vision.num_heads,
         ffn_hidden_size=vision.ffn_hidden_size, normalization="LayerNorm", gated_linear_unit=False,
@@ -106,7 +146,7 @@ def merger_config(architecture: Architecture, vision: TransformerConfig) -> Tran
     """Mergers: from a block of merge x merge patches to one token of the language tower."""
     patches = architecture.vision.spatial_merge_size**2
     return TransformerConfig(
-        **_shared(vision.params_dtype, vision.tensor_model_parallel_size, "none"),
+        **_shared(vision.params_dtype, vision.tensor_model_parallel_size, vision.attention_backend),
         num_layers=1, hidden_size=architecture.vision.out_hidden_size, num_attention_heads=vision.num_attention_heads,
         kv_channels=vision.kv_channels, ffn_hidden_size=vision.hidden_size * patches,
         normalization="LayerNorm", gated_linear_unit=False, activation_func=F.gelu, add_bias_linear=True,

@@ -9,7 +9,7 @@ from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer
 from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
 from qwen3vl_core.model.slices import token_index
-from qwen3vl_core.model.specs import final_norm, layer_spec
+from qwen3vl_core.model.specs import choose_attention, final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
 
 import torch
@@ -46,7 +46,12 @@ class Qwen3VLModel(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = architecture.tied
         self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
-        layer = layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts)
+        attention = choose_attention(config.attention_backend)
+        layer = layer_spec(
+            DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts, core_attention=attention
+        )
+        self.vision_in_every_batch = False
+        """Put a blank picture of no weight through the vision tower where a batch has none, so that every weight has a gradient."""
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
         self.language_model = GPTModel(
             config=config,
@@ -117,6 +122,8 @@ class Qwen3VLModel(MegatronModule):
         the places that this rank holds) and for sequence parallelism."""
         embedded_sbh = self.language_model.embedding(input_ids=input_ids, position_ids=None)
         deep_sbh: list[Tensor] = []
+        if vision is None and self.vision_in_every_batch and torch.is_grad_enabled():
+            embedded_sbh = embedded_sbh + self._blank_picture().to(embedded_sbh.dtype)
         if vision is not None:
             ids_sb = input_ids.transpose(0, 1)
             places = [ids_sb == self.architecture.image_token_id, ids_sb == self.architecture.video_token_id]
@@ -137,6 +144,14 @@ class Qwen3VLModel(MegatronModule):
             embedded_sbh = scatter_to_sequence_parallel_region(embedded_sbh)
             deep_sbh = [scatter_to_sequence_parallel_region(layer) for layer in deep_sbh]
         return embedded_sbh, torch.cat(deep_sbh) if deep_sbh else None
+
+    def _blank_picture(self) -> Tensor:
+        """0, which depends on every weight of the vision tower and the mergers."""
+        v = self.architecture.vision
+        grid = torch.tensor([[1, v.spatial_merge_size, v.spatial_merge_size]])
+        weight = self.vision_model.patch_embed.proj.weight
+        features, deep = self.vision_model(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), grid)
+        return sum(part.float().sum() for part in (features, *deep)) * 0.0
 
     def forward(
         self,

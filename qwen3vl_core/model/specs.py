@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import os
 
-from qwen3vl_core.model.attention import LocalCoreAttention
+from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.norm import LocalNorm
 
 import torch
@@ -13,7 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 
@@ -28,17 +30,37 @@ def use_transformer_engine() -> bool:
     return True
 
 
-def layer_spec(module: type, *, causal: bool, qk_layernorm: bool, num_experts: int = 0) -> ModuleSpec:
+def has_flash_attention() -> bool:
+    """Whether a flash-attn package is installed, which Transformer Engine then calls."""
+    return any(importlib.util.find_spec(name) is not None for name in ("flash_attn", "flash_attn_3"))
+
+
+def choose_attention(backend: AttnBackend) -> type | None:
+    """The core attention module in Transformer Engine's place, None where its own serves; called before a model is made.
+
+    Without a flash-attn package flash attention is PyTorch's own. Megatron tells Transformer Engine its choice by
+    environment variables, and stops at ones that say otherwise: here the option decides.
+    """
+    for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
+        os.environ.pop(name, None)
+    return FlashCoreAttention if backend == AttnBackend.flash and not has_flash_attention() else None
+
+
+def layer_spec(
+    module: type, *, causal: bool, qk_layernorm: bool, num_experts: int = 0, core_attention: type | None = None
+) -> ModuleSpec:  # fmt: skip
     """One transformer layer of class `module`: the language tower's (causal, RMSNorm) or the vision tower's.
 
     num_experts: of a mixture-of-experts layer; computed one after the other by the local spec, in one grouped
-    matrix product by Transformer Engine.
+    matrix product by Transformer Engine. core_attention: in place of Transformer Engine's.
     """
     mask_type = AttnMaskType.causal if causal else AttnMaskType.no_mask
     if use_transformer_engine():
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=num_experts or None, moe_grouped_gemm=num_experts > 0, qk_layernorm=qk_layernorm
         )
+        if core_attention is not None:
+            spec.submodules.self_attention.submodules.core_attention = core_attention
     else:
         spec = get_gpt_layer_local_spec(num_experts=num_experts or None, qk_layernorm=qk_layernorm, normalization="RMSNorm")
         parts = spec.submodules

@@ -7,7 +7,7 @@ from qwen3vl_core.model.deepstack import CollectingLayer
 from qwen3vl_core.model.norm import LocalNorm
 from qwen3vl_core.model.parallel import vision_groups
 from qwen3vl_core.model.rope import vision_angles, vision_coordinates
-from qwen3vl_core.model.specs import layer_spec, parallel_linears
+from qwen3vl_core.model.specs import choose_attention, layer_spec, parallel_linears
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,28 @@ from torch import Tensor
 from qwen3vl_core.sizes import Architecture
 
 
+class PatchProjection(torch.nn.Conv3d):
+    """A convolution whose kernel is one patch, as the matrix product that it is."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[patches, channels * frames * height * width] -> [patches, hidden]."""
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
 class PatchEmbed(torch.nn.Module):
-    """`Conv3d` whose kernel is one patch, as the matrix product that it is."""
+    """Patches of pixels to hidden states."""
 
     def __init__(self, architecture: Architecture, config: TransformerConfig) -> None:
         super().__init__()
         vision = architecture.vision
         kernel = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-        self.proj = torch.nn.Conv3d(
+        self.proj = PatchProjection(
             vision.in_channels, vision.hidden_size, kernel, stride=kernel, bias=True, dtype=config.params_dtype
         )
 
     def forward(self, patches: Tensor) -> Tensor:
         """[patches, channels * frames * height * width] -> [patches, hidden]."""
-        weight = self.proj.weight
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+        return self.proj(patches)
 
 
 class Merger(MegatronModule):
@@ -75,7 +82,8 @@ class VisionBlock(TransformerBlock):
     """Megatron's block, which also holds the deepstack mergers: their names in a checkpoint begin with the block's."""
 
     def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs) -> None:
-        spec = layer_spec(CollectingLayer, causal=False, qk_layernorm=False)
+        attention = choose_attention(config.attention_backend)
+        spec = layer_spec(CollectingLayer, causal=False, qk_layernorm=False, core_attention=attention)
         layers = TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=LocalNorm)
         super().__init__(
             config, layers, post_layer_norm=False, pre_process=True, post_process=True, pg_collection=vision_groups(), **kwargs

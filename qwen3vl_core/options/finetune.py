@@ -17,11 +17,18 @@ class FinetuneOptions:
     size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model",
                               choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))  # 2
     freeze: str = option("", help="Parts that stay as they are: any of vision,projector,language", group="Model")
-    precision: str = option("bf16", help="Precision of weights and activations", group="Model", choices=("bf16", "fp16", "fp32"))  # 9
+    precision: str = option("bf16", help="Precision of weights and activations; fp8: bf16 whose language layers multiply in fp8", group="Model",
+                            choices=("bf16", "fp16", "fp8", "fp32"))  # 9
+    fp8_recipe: str = option("tensorwise", help="How fp8 is scaled: tensorwise by each tensor's present maximum, delayed by the step before's, blockwise 128 x 128",
+                             group="Model", choices=("tensorwise", "delayed", "blockwise"))
+    attention: str = option("auto", help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes", group="Model",
+                            choices=("auto", "flash", "fused"))  # 17
 
     train_data: str = option(help="Dataset made by qwen3vl prepare", group="Data", path="dataset")  # 21
     valid_data: str | None = option(None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset")  # 22
     seq_length: int = option(2048, help="Longest sample; longer ones are skipped and counted", unit="tokens", group="Data", minimum=16)  # 7
+    pad_length: int = option(0, help="Pad every row to at least this length, so that shapes stay the same; 0: to the longest row of its micro batch", unit="tokens",
+                             group="Data", minimum=0)  # 8
     packing: bool = option(False, help="Join samples to rows of --seq-length; a micro batch is one row then", group="Data")
     min_pixels: int | None = option(None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
     max_pixels: int | None = option(None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
@@ -58,9 +65,16 @@ class FinetuneOptions:
     pp0_layers: int = option(0, help="Language layers of the first pipeline stage; 0: as many as any other", group="Layout", minimum=0)
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
+    optimizer_offload: float = option(0.0, help="Share of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0,
+                                      maximum=1.0)  # 19
+    overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks while the backward pass goes on", group="Layout")
+    overlap_param_gather: bool = option(False, help="Gather the split optimizer's new weights while the next forward pass begins", group="Layout")
     max_restarts: int = option(0, help="How often torchrun starts all processes again when one fails; they go on from the last checkpoint", group="Layout",
                                minimum=0, maximum=100)
-    recompute: str = option("none", help="Activations computed again in the backward pass", group="Layout", choices=("none", "sel", "full"))  # 18
+    recompute: str = option("none", help="To save activations: sel computes the language MLPs again in the backward pass, full whole layers, offload keeps layers on the host",
+                            group="Layout", choices=("none", "sel", "full", "offload"))  # 18
+    recompute_layers: int = option(0, help="full: layers computed again together, 0: one; offload: layers kept on the host, 0: all but the last", unit="layers",
+                                   group="Layout", minimum=0)
 
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
     keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
@@ -81,6 +95,21 @@ class FinetuneOptions:
             if part not in ("vision", "projector", "language"):
                 raise RequestError(f"--freeze {self.freeze}: {part} is no part; choose from vision, projector, language")
         return parts
+
+    def _optimizer_faults(self) -> Iterator[str]:
+        """What the two overlaps and the offloaded optimizer need of each other."""
+        if self.overlap_param_gather:
+            for name in ("distributed_optimizer", "overlap_grad_reduce"):
+                if not getattr(self, name):
+                    flag = "--" + name.replace("_", "-")
+                    yield f"--overlap-param-gather: needs {flag}; add it, or leave --overlap-param-gather out"
+        if self.optimizer_offload and not self.distributed_optimizer:
+            yield (
+                f"--optimizer-offload {self.optimizer_offload:g}: only the distributed optimizer moves its state to the host; "
+                "add --distributed-optimizer, or use 0"
+            )
+        if self.optimizer_offload and self.precision == "fp32":
+            yield f"--optimizer-offload {self.optimizer_offload:g}: not with --precision fp32, whose weights are their own master copy; use --precision bf16"
 
     def check(self) -> None:
         """The rules between options that need no checkpoint and no machine. Raises RequestError for the first broken one."""
@@ -121,5 +150,12 @@ class FinetuneOptions:
             yield "--skip-spikes: needs --spike-factor above 0; use --spike-factor 10"
         if self.packing and self.micro_batch_size != 1:
             yield f"--micro-batch-size {self.micro_batch_size}: with --packing a micro batch is one row of --seq-length tokens; use 1"
+        if self.pad_length and self.packing:
+            yield f"--pad-length {self.pad_length}: with --packing a row is filled up to --seq-length {self.seq_length} with samples; leave it out"
+        if self.recompute_layers and self.recompute not in ("full", "offload"):
+            yield f"--recompute-layers {self.recompute_layers}: needs --recompute full or offload; leave it out"
+        if self.recompute == "offload" and self.pp > 1:
+            yield f"--recompute offload: not with --pp {self.pp}, as Megatron keeps activations on the host for one stage only; use --recompute full"
+        yield from self._optimizer_faults()
         if self.sequence_parallel and self.tp == 1:
             yield "--sequence-parallel: needs --tp above 1; leave it out or use --tp 2"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import qwen3vl_core.model  # noqa: F401
+from qwen3vl_core.model.config import without_fp8
 
 import torch
 from megatron.core import parallel_state
@@ -27,7 +27,7 @@ from qwen3vl_core.training.alone import RunLock
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.samples import Sampler, left_out
-from qwen3vl_core.training.setup import Training, build, common_state
+from qwen3vl_core.training.setup import Training, build, common_state, settle
 from qwen3vl_core.training.speed import Gpu, memory
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 
@@ -82,7 +82,8 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
     shared: dict[str, Any] = dict(
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
         rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=options.num_workers, seed=options.seed,
-        packing=options.packing, document_multiple=multiple_of(options.tp, options.cp, options.sequence_parallel),
+        packing=options.packing,
+        document_multiple=multiple_of(options.tp, options.cp, options.sequence_parallel, fp8=options.precision == "fp8"),
     )  # fmt: skip
     # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
     writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
@@ -150,6 +151,7 @@ class Loop:
     def save(self) -> None:
         """A checkpoint of this step; with --async-save it is only begun here."""
         self._finish_saving(wait=True)
+        settle(self.training)
         self.saving = start_saving(
             self.run_dir / CHECKPOINTS, self.step, models=self.training.models, optimizer=self.training.optimizer,
             scheduler=self.training.scheduler, extra={"data": self.train_data.state_dict(), "guard": self.guard.state_dict()},
@@ -191,8 +193,10 @@ class Loop:
 
     def sample(self) -> None:
         """Captions of the fixed pictures; the other ranks wait at the next step."""
+        settle(self.training)
         if self.sampler and self.leads:
-            texts = self.sampler.write(self.training.models[0], self.step)
+            with without_fp8(self.training.config):
+                texts = self.sampler.write(self.training.models[0], self.step)
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:

@@ -10,6 +10,7 @@ from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import DTYPES, transformer_config
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
+from qwen3vl_core.model.specs import has_flash_attention, use_transformer_engine
 
 import torch
 from megatron.core import parallel_state
@@ -20,6 +21,7 @@ from megatron.core.transformer.module import Float16Module
 
 from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.layout.machine import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -48,6 +50,8 @@ class Training:
     dtype: torch.dtype
     frozen: tuple[str, ...] = ()
     """Parts that are not trained."""
+    least_length: int = 0
+    """Rows are padded to at least so many tokens."""
     low_rank: bool = False
     """The language model is trained by adapters beside its weights."""
 
@@ -70,19 +74,26 @@ def build(options: FinetuneOptions, source: Source) -> Training:
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
+    check_machine(options, this_machine())
     dtype = DTYPES[options.precision]
     config = transformer_config(
         source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp,
         first_stage_layers=options.pp0_layers, sequence_parallel=options.sequence_parallel, recompute=options.recompute,
-        calculate_per_token_loss=True,
+        recompute_layers=options.recompute_layers, attention=options.attention,
+        fp8_recipe=options.fp8_recipe if options.precision == "fp8" else None, calculate_per_token_loss=True,
         **({} if options.aux_loss_coeff is None else {"moe_aux_loss_coeff": options.aux_loss_coeff}),
     )  # fmt: skip
     models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
     cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
     wrapped = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer, overlap_grad_reduce=False
-    )
+        grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer,
+        overlap_grad_reduce=options.overlap_grad_reduce, overlap_param_gather=options.overlap_param_gather,
+    )  # fmt: skip
+    if options.overlap_grad_reduce:
+        # a bucket is on its way when all its gradients are there, and Megatron waits for each
+        for model in models:
+            model.vision_in_every_batch = not {"vision", "projector"} <= set(options.frozen_parts())
     # later chunks' gradients are ready first: Megatron buckets the first chunk only
     wrapped = [DistributedDataParallel(config, ddp, model, disable_bucketing=i > 0) for i, model in enumerate(wrapped)]
     optimizer = get_megatron_optimizer(
@@ -90,11 +101,15 @@ def build(options: FinetuneOptions, source: Source) -> Training:
             optimizer="adam", lr=options.lr, min_lr=options.min_lr, weight_decay=options.weight_decay,
             adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, adam_eps=options.adam_eps, clip_grad=options.clip_grad,
             bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, params_dtype=dtype,
-            use_distributed_optimizer=options.distributed_optimizer, **(FP16_SCALE if dtype is torch.float16 else {}),
+            use_distributed_optimizer=options.distributed_optimizer, overlap_param_gather=options.overlap_param_gather,
+            **(FP16_SCALE if dtype is torch.float16 else {}), **_offload_fields(options),
         ),
         wrapped,
     )  # fmt: skip
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.init_state_fn is None:
+            # the offloaded one makes its state in its first step
+            continue
         # so that a checkpoint has a state to save even when fp16's loss scaling left out every step so far
         part.init_state_fn(part.optimizer, part.config)
     scheduler = OptimizerParamScheduler(
@@ -107,7 +122,42 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     config.finalize_model_grads_func = finalize_model_grads
     no_sync = [model.no_sync for model in wrapped]
     config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-    return Training(source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.frozen_parts()))
+    if options.overlap_grad_reduce and options.vp > 1:
+        config.grad_sync_func = [model.start_grad_sync for model in wrapped]
+    if options.overlap_param_gather and options.vp > 1:
+        config.param_sync_func = [model.start_param_sync for model in wrapped]
+    return Training(
+        source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.frozen_parts()), options.pad_length
+    )  # fmt: skip
+
+
+def this_machine() -> Machine:
+    """What this rank computes on."""
+    if cpu.on_cpu():
+        return Machine(gpus=0)
+    names = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return Machine(
+        gpus=len(names), capability=min(major + minor / 10 for major, minor in names), transformer_engine=use_transformer_engine(),
+        flash_attention=has_flash_attention(),
+    )  # fmt: skip
+
+
+def _offload_fields(options: FinetuneOptions) -> dict[str, Any]:
+    """Megatron's `HybridDeviceOptimizer`: of this share of the weights, master copy and moments are on the host, and so is the
+    update; the precision-aware form, or else a second master copy would stay on the GPU."""
+    if not options.optimizer_offload:
+        return {}
+    return dict(
+        optimizer_cpu_offload=True, optimizer_offload_fraction=options.optimizer_offload, use_precision_aware_optimizer=True,
+        overlap_cpu_optimizer_d2h_h2d=True,
+    )  # fmt: skip
+
+
+def settle(training: Training) -> None:
+    """Let the weights that are still being gathered arrive, before anything but the next training step reads them."""
+    for model in training.wrapped:
+        if model.ddp_config.overlap_param_gather:
+            model.start_param_sync(force_sync=True)
 
 
 def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:

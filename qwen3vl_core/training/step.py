@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import qwen3vl_core.model  # noqa: F401
+from qwen3vl_core.model.config import FP8_ROWS
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from qwen3vl_core.training.guard import GRADIENT, Guard
-from qwen3vl_core.training.setup import FP16_SCALE, Training, device
+from qwen3vl_core.training.setup import FP16_SCALE, Training, device, settle
 from qwen3vl_core.training.speed import sample_lengths, training_flops
 
 IGNORED = -100
@@ -64,9 +64,8 @@ class StepResult:
     optimizer_seconds: float = 0.0
 
 
-def _pad(values: Tensor, multiple: int, fill: int) -> Tensor:
-    short = -values.shape[1] % multiple
-    return F.pad(values, (0, short), value=fill) if short else values
+def _pad(values: Tensor, length: int, fill: int) -> Tensor:
+    return F.pad(values, (0, length - values.shape[1]), value=fill)
 
 
 def forward_step(training: Training, batches, model):
@@ -77,11 +76,12 @@ def forward_step(training: Training, batches, model):
     labels = batch.labels.to(where)
     cu_seqlens = inputs.get("cu_seqlens")
     multiple = length_multiple(training.config)
-    if cu_seqlens is None and labels.shape[1] % multiple:
-        labels = _pad(labels, multiple, IGNORED)
-        inputs["input_ids"] = _pad(inputs["input_ids"], multiple, 0)
+    length = -(-max(labels.shape[1], training.least_length) // multiple) * multiple
+    if cu_seqlens is None and labels.shape[1] != length:
+        labels = _pad(labels, length, IGNORED)
+        inputs["input_ids"] = _pad(inputs["input_ids"], length, 0)
         if inputs.get("attention_mask") is not None:
-            inputs["attention_mask"] = _pad(inputs["attention_mask"], multiple, 0)
+            inputs["attention_mask"] = _pad(inputs["attention_mask"], length, 0)
     output = model(**inputs, labels=labels.clamp(min=0))
     index = training.models[0].local_index(labels.shape[1], cu_seqlens)
     return output, partial(token_loss, labels if index is None else labels[:, index.to(where)])
@@ -89,13 +89,16 @@ def forward_step(training: Training, batches, model):
 
 def length_multiple(config) -> int:
     """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism cuts it
-    into 2 x cp parts, sequence parallelism what a rank holds into tp."""
-    return multiple_of(config.tensor_model_parallel_size, config.context_parallel_size, config.sequence_parallel)
+    into 2 x cp parts, sequence parallelism what a rank holds into tp, and fp8 multiplies rows by the sixteen."""
+    return multiple_of(
+        config.tensor_model_parallel_size, config.context_parallel_size, config.sequence_parallel, fp8=bool(config.fp8)
+    )  # fmt: skip
 
 
-def multiple_of(tp: int, cp: int, sequence_parallel: bool) -> int:
+def multiple_of(tp: int, cp: int, sequence_parallel: bool, *, fp8: bool = False) -> int:
     """`length_multiple` of a layout, before there is a model."""
-    return (tp if sequence_parallel else 1) * (2 * cp if cp > 1 else 1)
+    rows = FP8_ROWS if fp8 else 1
+    return (tp if sequence_parallel else 1) * (cp * max(rows, 2) if cp > 1 else rows)
 
 
 def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,6 +213,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(training: Training, batches: list[MicroBatch]) -> StepResult:
     """The loss of one global batch, nothing trained."""
+    settle(training)
     for model in training.wrapped:
         model.eval()
     loss, tokens, _ = _agree(_run(training, batches, forward_only=True), ())

@@ -38,11 +38,11 @@ def test_26_values_are_the_options_they_name():
     expected = FinetuneOptions(
         env="dsw", size="A3B", micro_batch_size=1, global_batch_size=128, lr=1e-5, min_lr=1e-6, seq_length=4096, precision="bf16", tp=2,
         pp=2, cp=1, etp=1, ep=4, sequence_parallel=True, distributed_optimizer=True, recompute="sel", save_interval=500,
-        train_data="/d/train", valid_data="/d/val", load="/m/ckpt", train_iters=1000, lr_warmup_iters=100,
+        train_data="/d/train", valid_data="/d/val", load="/m/ckpt", train_iters=1000, lr_warmup_iters=100, pad_length=4096,
+        attention="flash",
     )  # fmt: skip
     for option in options_of(FinetuneOptions):
-        if option.name not in ("attention",):
-            assert getattr(found.options, option.name) == getattr(expected, option.name), option.name
+        assert getattr(found.options, option.name) == getattr(expected, option.name), option.name
     assert found.output == "/out"
 
 
@@ -104,15 +104,15 @@ def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
     assert len(faults(GOOD[:5])) == 1
 
 
-def test_what_no_option_says_is_refused_with_the_reason():
-    names = {o.name: o for o in options_of(FinetuneOptions)}
-    if "optimizer_offload" not in names:
-        assert any(f.startswith("19 OPTIMIZER_OFFLOAD: not there in this version") for f in faults(changed(OPTIMIZER_OFFLOAD="0.5")))
-    if "fp8" not in names["precision"].choices:
-        assert any(f.startswith("9 PR fp8: not there in this version, which trains in") for f in faults(changed(PR="fp8")))
-    if "offload" not in names["recompute"].choices:
-        assert any(f.startswith("18 AC offload: not there in this version") for f in faults(changed(AC="offload")))
-    assert any("17 FL" in n for n in read(GOOD, gpus=8, environment=NOTHING).notes) or "attention" in names
+def test_fp8_offload_and_attention_are_the_options_of_those_names():
+    words = changed(PR="fp8", FL="false", AC="offload", OPTIMIZER_OFFLOAD="0.5", PP="1", EP="4")
+    found = read(words, gpus=8, environment={"MP_AC_LAYERS": "12", "MP_SFT_PACKING": "true"})
+    assert not found.faults
+    o = found.options
+    assert (o.precision, o.attention, o.recompute, o.recompute_layers, o.optimizer_offload) == ("fp8", "fused", "offload", 12, 0.5)
+    # packed rows are full
+    assert o.packing and o.pad_length == 0 and any(n.startswith("8 PAD_LEN 4096: not needed") for n in found.notes)
+    assert any("18 AC: --recompute offload: not with --pp 2" in f for f in faults(changed(AC="offload")))
 
 
 def test_the_environment_of_the_script_is_read_too():

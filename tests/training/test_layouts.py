@@ -11,6 +11,11 @@ from tests.training import trainings
 LAYOUTS = {
     "DP2": (2, {}),
     "DP2 distributed optimizer": (2, {"distributed_optimizer": True}),
+    "DP2 overlapped": (
+        2,
+        {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True, "recompute": "full",
+         "recompute_layers": 3, "pad_length": 64},
+    ),
     "TP2": (2, {"tp": 2}),
     "TP2 sequence parallel": (2, {"tp": 2, "sequence_parallel": True}),
     "PP2": (2, {"pp": 2}),

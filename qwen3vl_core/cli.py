@@ -24,6 +24,7 @@ from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
 WORK = {
+    "download": "qwen3vl_core.data.download",
     "prepare": "qwen3vl_core.data.prepare",
     "inspect": "qwen3vl_core.checkpoint.inspect",
     "convert": "qwen3vl_core.checkpoint.convert",
@@ -33,6 +34,7 @@ DEFAULT_DEMO = Path("~/.qwen3vl/demo")
 DEFAULT_RUNS = Path("~/.qwen3vl/runs")
 HELP = {
     "demo": "the whole loop on drawn pictures with a tiny model",
+    "download": "a model or a dataset from ModelScope or Hugging Face",
     "prepare": "pictures and conversations to shards",
     "inspect": "what a model, a checkpoint, a run or data holds, and what is wrong with it",
     "convert": "Hugging Face <-> Megatron torch_dist",
@@ -48,6 +50,7 @@ HELP = {
 CONSOLE_COMMANDS = ("console", "runs", "notebook")
 EPILOGUE = """\
 The loop on your own data:
+  qwen3vl download model Qwen/Qwen3-VL-4B-Instruct --to Qwen3-VL-4B-Instruct
   qwen3vl prepare captions.json --to data
   qwen3vl convert Qwen3-VL-4B-Instruct base-mcore
   qwen3vl finetune --load base-mcore --train-data data --train-iters 500

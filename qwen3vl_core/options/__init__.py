@@ -1,6 +1,13 @@
 """Every option of every command, declared once. Imports no torch."""
 
-from qwen3vl_core.options.commands import COMMANDS, CompareOptions, ConvertOptions, InspectOptions, PrepareOptions
+from qwen3vl_core.options.commands import (
+    COMMANDS,
+    CompareOptions,
+    ConvertOptions,
+    DownloadOptions,
+    InspectOptions,
+    PrepareOptions,
+)
 from qwen3vl_core.options.declare import (
     Option,
     add_arguments,
@@ -16,6 +23,7 @@ __all__ = [
     "COMMANDS",
     "CompareOptions",
     "ConvertOptions",
+    "DownloadOptions",
     "FinetuneOptions",
     "InspectOptions",
     "Option",

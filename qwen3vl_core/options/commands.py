@@ -1,4 +1,4 @@
-"""Options of prepare, convert and compare, and the table of all commands that do work."""
+"""Options of download, prepare, inspect, convert and compare, and the table of all commands that do work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options.declare import option
 from qwen3vl_core.options.finetune import FinetuneOptions
+
+
+@dataclass
+class DownloadOptions:
+    """A model or a dataset from a hub, by the hub's own client; the same command goes on with what was interrupted."""
+
+    kind: str = option(help="What it is: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
+    name: str = option(help="Its name on the hub, OWNER/NAME", group="Hub", positional=True)
+    from_: str = option("huggingface", help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN name another address of it", group="Hub", choices=("modelscope", "huggingface"))
+    to: str = option(help="Folder that gets the files", group="Files", path="folder")
+    revision: str | None = option(None, help="Branch, tag or commit; else the hub's main one", group="Hub")
+    include: list[str] = option([], help="Only files whose names match one of these patterns, as '*.json'", group="Files")
+    exclude: list[str] = option([], help="No files whose names match one of these patterns", group="Files")
 
 
 @dataclass
@@ -98,6 +111,7 @@ class CompareOptions:
 
 
 COMMANDS: dict[str, type] = {
+    "download": DownloadOptions,
     "prepare": PrepareOptions,
     "inspect": InspectOptions,
     "convert": ConvertOptions,

@@ -41,8 +41,8 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """`global_batch_size` -> `--global-batch-size`; a positional one keeps its bare name."""
-        return self.name if self.positional else "--" + self.name.replace("_", "-")
+        """`global_batch_size` -> `--global-batch-size`, `from_` -> `--from`; a positional one keeps its bare name."""
+        return self.name if self.positional else "--" + self.name.rstrip("_").replace("_", "-")
 
     def parse(self, text: str) -> Any:
         """A value from what a person typed. Raises RequestError that names the option, the value and the rule."""

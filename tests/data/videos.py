@@ -6,9 +6,9 @@ in a process of its own, where a stand-in with the few functions that it calls t
 
 from __future__ import annotations
 
-import os
 import functools
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import qwen3vl_core.model  # noqa: F401
+from qwen3vl_core.model.scaling import scales, set_scales
 
 import torch
 import torch.distributed as dist
@@ -70,23 +70,28 @@ def _set_random_state(state: dict[str, Any]) -> None:
         get_cuda_rng_tracker().set_states(state["trackers"])
 
 
-def _random_key() -> str:
-    """Random numbers are those of a rank in a layout; another layout has none to go on with."""
+def _rank_key(what: str) -> str:
+    """Random numbers and fp8 scales are those of a rank in a layout; another layout has none to go on with."""
     sizes = (
         parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_context_parallel_world_size(), parallel_state.get_expert_model_parallel_world_size(),
     )  # fmt: skip
-    return "random.tp{}.pp{}.cp{}.ep{}".format(*sizes)
+    return what + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
 
 
 def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
     layout = metadata()
     chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
     weights = chunks if len(models) > 1 else chunks["model"]
+    def of_this_rank(what: str, value: Any) -> ShardedObject:
+        return ShardedObject(_rank_key(what), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+
+    delayed = getattr(models[0].config, "fp8", None) and models[0].config.fp8_recipe == "delayed"
     return chunks | {
         "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout),
         "opt_param_scheduler": scheduler.state_dict(),
-        "random": ShardedObject(_random_key(), _random_state(), (dist.get_world_size(),), (dist.get_rank(),), replica_id=0),
+        "random": of_this_rank("random", _random_state()),
+        **({"fp8": of_this_rank("fp8", scales(models))} if delayed else {}),
     }
 
 
@@ -274,7 +279,10 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
 
     def read(wanted: Any) -> Any:
         if isinstance(wanted, ShardedObject):
-            # of modules: fp8 scaling, or empty; of this rank: random numbers, unless the layout is another
+            if wanted.key.endswith("_extra_state"):
+                # Transformer Engine would unpickle it
+                return None
+            # of this rank: random numbers and fp8 scales, unless the layout is another
             return reader.read_object(wanted.unique_key) if wanted.unique_key in reader.objects else None
         return _tensor(reader, wanted) if isinstance(wanted, ShardedTensor) else wanted
 
@@ -285,13 +293,15 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
     merge(loaded, dict_list_map_outplace(read, sharded))
     loaded = apply_factory_merges(loaded, factories)
     for name, model in zip(_names(models), models, strict=True):
-        weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state") or v is not None}
+        weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state")}
         missing = [k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state")]
         if missing:
             raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():
         optimizer.load_state_dict(loaded["optimizer"])
     scheduler.load_state_dict(loaded["opt_param_scheduler"])
+    if loaded.get("fp8") is not None:
+        set_scales(models, loaded["fp8"])
     if loaded["random"] is not None:
         _set_random_state(loaded["random"])
     try:

@@ -115,7 +115,8 @@ def test_cached_generation_agrees_with_one_full_pass(models):
         assert float((expected - logits.float()).norm() / expected.norm()) < 3e-2
 
 
-def test_fp8_stays_within_fp8_rounding(folder):
+@pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
+def test_fp8_stays_within_fp8_rounding(folder, recipe):
     from qwen3vl_core.model import parallel
     from qwen3vl_core.model.build import build_model
     from qwen3vl_core.model.config import transformer_config
@@ -126,10 +127,8 @@ def test_fp8_stays_within_fp8_rounding(folder):
     from qwen3vl_core.checkpoint.source import open_source
 
     source = open_source(folder)
-    if source.architecture.is_moe:
-        pytest.skip("the tokens of an expert are no multiple of 16 in so small a batch")
     parallel.initialize()
-    config = transformer_config(source.architecture, dtype=torch.bfloat16, fp8="hybrid", fp8_recipe="tensorwise")
+    config = transformer_config(source.architecture, dtype=torch.bfloat16, fp8_recipe=recipe)
     model = build_model(source.architecture, config, parallel_output=False)
     fill(model, source)
     model.cuda().eval()
@@ -142,9 +141,10 @@ def test_fp8_stays_within_fp8_rounding(folder):
         truth = reference(exact, inputs, torch.float32)
         fp8 = distance(model(**on_gpu(inputs, torch.bfloat16)), truth, mask)
         bf16 = distance(qwen3vl_core.load(folder)(**on_gpu(inputs, torch.bfloat16)), truth, mask)
-    print(f"fp8 {fp8:.2e}, bf16 {bf16:.2e}")
+    print(f"fp8 {recipe} {fp8:.2e}, bf16 {bf16:.2e}")
     # e4m3 keeps 3 bits of the mantissa, bf16 7: a rounding is 16 times as coarse
-    assert 2 * bf16 < fp8 < 16 * bf16
+    # a token on the border between two experts may fall to either
+    assert 2 * bf16 < fp8 < (32 if source.architecture.is_moe else 16) * bf16
 
 
 def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(folder, tmp_path):
@@ -186,3 +186,74 @@ def test_training_on_the_gpu_lowers_the_loss(folder, precision):
     again = trainings.train_one_batch(folder, 12, precision=precision, lr_warmup_iters=0, train_iters=12)
     assert results[0][0] == pytest.approx(again[0], rel=1e-2)
     assert again[-1] < 0.8 * again[0]
+
+
+# name -> (options, how far a loss may be from plain bf16's, relative)
+OPTIONS = {
+    "flash": (dict(attention="flash"), 5e-3),
+    "fused": (dict(attention="fused"), 5e-3),
+    "sel": (dict(recompute="sel"), 5e-3),
+    "full, two layers together": (dict(recompute="full", recompute_layers=2), 5e-3),
+    "activations on the host": (dict(recompute="offload", recompute_layers=4), 5e-3),
+    "half of the optimizer on the host": (dict(optimizer_offload=0.5, distributed_optimizer=True), 5e-3),
+    "all of the optimizer on the host": (dict(optimizer_offload=1.0, distributed_optimizer=True), 5e-3),
+    "rows padded": (dict(pad_length=128), 5e-3),
+    "overlapped": (dict(overlap_grad_reduce=True, overlap_param_gather=True, distributed_optimizer=True), 5e-3),
+    "fp8 tensorwise": (dict(precision="fp8"), 3e-2),
+    "fp8 delayed": (dict(precision="fp8", fp8_recipe="delayed"), 3e-2),
+    "fp8 blockwise": (dict(precision="fp8", fp8_recipe="blockwise"), 3e-2),
+    "fp8, full": (dict(precision="fp8", recompute="full"), 3e-2),
+    "fp8, sel": (dict(precision="fp8", recompute="sel"), 3e-2),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    from tests.training import trainings
+
+    return trainings.train(folder, precision="bf16")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_leaves_the_losses_as_they_are(folder, plain, name):
+    """Three steps and an evaluation, pictures and text."""
+    from tests.training import trainings
+
+    changes, tolerance = OPTIONS[name]
+    losses = [r[0] for r in trainings.train(folder, **({"precision": "bf16"} | changes))]
+    gap = max(abs(a / r[0] - 1) for a, r in zip(losses, plain, strict=True))
+    print(f"{name}: {gap:.1e}")
+    assert gap < tolerance
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(precision="bf16"), dict(precision="fp8"), dict(precision="fp8", fp8_recipe="delayed"),
+        dict(precision="bf16", optimizer_offload=0.5, distributed_optimizer=True),
+    ],
+    ids=["bf16", "fp8 tensorwise", "fp8 delayed", "optimizer on the host"],
+)  # fmt: skip
+def test_a_resumed_run_goes_on_as_if_never_stopped(folder, tmp_path, changes):
+    from tests.training import trainings
+
+    went_on = trainings.train_in_two_halves(folder, tmp_path / "checkpoints", changes)
+    resumed = trainings.train_in_two_halves(folder, tmp_path / "checkpoints", changes, changes)
+    # Transformer Engine's and cuDNN's gradients are not the same from run to run
+    for a, b in zip(went_on, resumed, strict=True):
+        assert b == pytest.approx(a, rel=2e-3)
+
+
+def test_an_extra_state_of_a_checkpoint_is_never_unpickled(folder, tmp_path, monkeypatch):
+    import pickle
+
+    from tests.training import trainings
+
+    changes = dict(precision="fp8", fp8_recipe="delayed")
+    trainings.train_in_two_halves(folder, tmp_path / "checkpoints", changes)
+
+    def refuse(*_):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "loads", refuse)
+    trainings.train_in_two_halves(folder, tmp_path / "checkpoints", changes, changes)

@@ -64,6 +64,21 @@ def help_of(option: Option) -> str:
     return " · ".join(parts)
 
 
+def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = "340px", label: str = "170px") -> W.Widget:
+    """The widget of an option. Raises RequestError for a value that it cannot hold."""
+    layout = W.Layout(width=width)
+    common = {"description": option.flag.removeprefix("--"), "style": {"description_width": label}, "tooltip": help_of(option)}
+    if option.type is bool:
+        return W.Checkbox(value=bool(value), indent=True, layout=layout, **common)
+    if option.choices:
+        shown = [("any", ""), *((c, c) for c in option.choices)] if option.default is None else [(c, c) for c in option.choices]
+        if value not in dict(shown).values():
+            raise RequestError(f"{option.flag} {value}: must be one of {', '.join(option.choices)}")
+        return W.Dropdown(options=shown, value=value, layout=layout, **common)
+    hint = hint or ("required" if option.required else "" if option.default in (None, "", []) else str(option.default))
+    return W.Text(value=str(value), placeholder=hint, layout=layout, **common)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a form says."""
@@ -75,6 +90,8 @@ class Plan:
     """The options object; None while a rule is broken."""
     problem: str = ""
     """The first broken rule, in one line."""
+    draft: Any = None
+    """The options object as far as it goes, also while a rule between options is broken; None while a field is not understood."""
 
 
 def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
@@ -86,7 +103,8 @@ def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
             values[option.name] = value_of(option, texts[option.name])
         except RequestError as error:
             problem = problem or str(error)
-    command = shell_line(["qwen3vl", kind, *to_arguments(cls(**values))])
+    draft = cls(**values)
+    command = shell_line(["qwen3vl", kind, *to_arguments(draft)])
     if problem:
         return Plan(kind, command, None, problem)
     try:
@@ -95,8 +113,8 @@ def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
         if callable(check):  # prepare has an option of that name
             check()
     except RequestError as error:
-        return Plan(kind, command, None, str(error))
-    return Plan(kind, command, options)
+        return Plan(kind, command, None, str(error), draft)
+    return Plan(kind, command, options, "", draft)
 
 
 def check_here(options: Any) -> str:
@@ -146,18 +164,8 @@ class Form(W.Tab):
             field.observe(self._edited, names="value")
 
     def _field(self, option: Option) -> W.Widget:
-        value, wide = self.begin[option.name], W.Layout(width="340px")
-        common = {"description": option.flag.removeprefix("--"), "style": {"description_width": "170px"}, "tooltip": help_of(option)}
-        if option.type is bool:
-            return W.Checkbox(value=bool(value), indent=True, layout=wide, **common)
-        if option.choices:
-            shown = [("any", ""), *((c, c) for c in option.choices)] if option.default is None else [(c, c) for c in option.choices]
-            if value not in dict(shown).values():
-                raise RequestError(f"{option.flag} {value}: must be one of {', '.join(option.choices)}")
-            return W.Dropdown(options=shown, value=value, layout=wide, **common)
-        hint = "required" if option.required else "" if option.default in (None, "", []) else str(option.default)
-        layout = W.Layout(width="640px" if option.path or option.type is str else "340px")
-        return W.Text(value=str(value), placeholder=hint, layout=layout, **common)
+        wide = "640px" if (option.path or option.type is str) and not option.choices else "340px"
+        return field_of(option, self.begin[option.name], width=wide)
 
     def _row(self, option: Option) -> W.Widget:
         if option.type is str and not option.choices:

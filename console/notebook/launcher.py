@@ -10,13 +10,14 @@ from typing import Any
 import ipywidgets as W
 
 from console.notebook.form import Form, Plan, read_plan, verdict
-from console.notebook.live import close_all, take_cell
+from console.notebook.live import close_all, take_cell, telling
+from console.notebook.memory import MemoryBar
 from console.notebook.page import box, code, escape, say, table
 from console.notebook.stores import open_store
 from console.runs import launch, record
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
-from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import COMMANDS, options_of, to_mapping
 
 CHECK_SECONDS = 0.3
@@ -50,8 +51,13 @@ class Launcher(W.VBox):
         self.start_button.on_click(self._clicked)
         self.reset_button.on_click(lambda button: self.form.reset())
         self.plan = Plan(kind, "")
+        self.memory = MemoryBar(self._edited) if kind == "finetune" else None
+        """What a GPU would hold; a finetune's form has it."""
+        if self.memory is not None:
+            self.memory.suggest_button.on_click(self._suggest_clicked)
         super().__init__(children=[
-            self.form, self.check_line, self.command_line, W.HBox([self.start_button, self.reset_button]), self.message,
+            self.form, self.check_line, *([self.memory] if self.memory is not None else []), self.command_line,
+            W.HBox([self.start_button, self.reset_button]), self.message,
         ])  # fmt: skip
         self._closed = False
         take_cell(self)
@@ -89,10 +95,11 @@ class Launcher(W.VBox):
                 self._timer.cancel()
         self.command_line.value = code("$ " + plan.command)
         self.start_button.disabled = plan.options is None
-        if plan.options is None:
-            self.check_line.value = say(plan.problem, "bad")
+        self.check_line.value = say(plan.problem, "bad") if plan.options is None else say("looking …", "dim")
+        if plan.draft is None:
+            if self.memory is not None:
+                self.memory.shown.value = ""
             return
-        self.check_line.value = say("looking …", "dim")
         with self._lock:
             if not self._closed:
                 self._timer = threading.Timer(CHECK_SECONDS, self._check, (revision, plan))
@@ -100,11 +107,29 @@ class Launcher(W.VBox):
                 self._timer.start()
 
     def _check(self, revision: int, plan: Plan) -> None:
-        """Show what disk and machine say, unless the form holds something else by now."""
-        good, text = verdict(plan.options)
+        """Show what disk and machine say and what a GPU would hold, unless the form holds something else by now."""
+        good, text = verdict(plan.options) if plan.options is not None else (False, plan.problem)
+        bar, faults = self.memory.estimate(plan.draft) if self.memory is not None else ("", [])
+        shown = text if good else "\n✗ ".join(dict.fromkeys([text, *faults]))
         with self._lock:
             if revision == self._revision and not self._closed:
-                self.check_line.value = say(text, "good" if good else "bad")
+                self.check_line.value = say(shown, "good" if good else "bad")
+                if self.memory is not None:
+                    self.memory.shown.value = bar
+
+    def suggest(self) -> str:
+        """Put the quickest valid layout that fits into the form; gives what it comes to. Raises RequestError where there is none."""
+        if self.memory is None:
+            raise RequestError(f"{self.kind}: has no layout; finetune has one")
+        if self.plan.draft is None:
+            raise RequestError(self.plan.problem)
+        values, text = self.memory.suggestion(self.plan.draft)
+        self.fill(values)
+        return text
+
+    def _suggest_clicked(self, button: W.Button) -> None:
+        with telling(self.message):
+            self.message.value = say(self.suggest(), "good")
 
     # starting
 
@@ -150,28 +175,22 @@ class Launcher(W.VBox):
         # a double click arrives as two: the second finds the run of the first
         self.start_button.disabled = True
         self.message.value = say("starting …", "dim")
-        try:
+        with telling(self.message):
             old = self._same(self.options, alive_only=True)
             if old is not None:
                 self.run = old
                 self._started(old, f"run {old.id} runs already with these very options; give a new one another name")
             else:
                 self.start(again=True)
-        except (RequestError, WorkError) as error:
-            self.message.value = say(str(error), "bad")
-        except Exception as error:
-            # nothing else shows what goes wrong in a click
-            self.message.value = say(f"{type(error).__name__}: {error}", "bad")
-        finally:
-            self.start_button.disabled = self.plan.options is None
+        self.start_button.disabled = self.plan.options is None
 
     # leaving
 
     def close(self) -> None:
         """Take the form off the screen; runs go on."""
+        if self._closed:
+            return
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
             if self._timer is not None:
                 self._timer.cancel()

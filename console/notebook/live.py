@@ -15,12 +15,14 @@ from qwen3vl_core.errors import RequestError, WorkError
 
 SECONDS = 0.5
 """From one look to the next."""
+PAUSE = 0.05
+"""Between two looks of which the first left something to read: long enough for a click to get the lock."""
 
 
 class Updater:
     """Calls `look` every `seconds` in a thread of its own until it is stopped; an error is told to `failed`.
 
-    A look that says there is more to read is followed by the next one at once.
+    A look that says there is more to read is followed by the next one almost at once.
     """
 
     def __init__(self, look: Callable[[], bool | None], failed: Callable[[Exception], None], seconds: float = SECONDS) -> None:
@@ -45,7 +47,7 @@ class Updater:
 
     def _go(self) -> None:
         more = False
-        while not self._stopped.wait(0 if more else self.seconds):
+        while not self._stopped.wait(PAUSE if more else self.seconds):
             more = False
             try:
                 more = bool(self.look())
@@ -89,6 +91,16 @@ def take_cell(widget: ipywidgets.Widget) -> None:
     _in_cells[type(widget), cell] = (this, made)
 
 
+@contextlib.contextmanager
+def telling(message: ipywidgets.HTML) -> Iterator[None]:
+    """What goes wrong inside the block stands in the message line instead of nowhere: a click has no traceback."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, RequestError | WorkError)
+        message.value = say(str(error) if known else f"{type(error).__name__}: {error}", "bad")
+
+
 class Live(ipywidgets.VBox):
     """A box that `look`s every half second until it is closed, or its cell runs again.
 
@@ -126,17 +138,15 @@ class Live(ipywidgets.VBox):
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """What goes wrong inside the block stands in the message line instead of nowhere: a click has no traceback."""
+        """An empty message line, and then what goes wrong inside the block."""
         self.message.value = ""
-        try:
+        with telling(self.message):
             yield
-        except Exception as error:
-            self.tell(error)
 
     def tell(self, error: Exception) -> None:
         """Put an error in the message line."""
-        known = isinstance(error, RequestError | WorkError)
-        self.message.value = say(str(error) if known else f"{type(error).__name__}: {error}", "bad")
+        with telling(self.message):
+            raise error
 
     def close(self) -> None:
         """Stop looking, and take the box and all in it off the screen."""

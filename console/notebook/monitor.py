@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from console.notebook.curves import MOST_POINTS, decimate, smooth, within
+from console.notebook.curves import MOST_POINTS, Growing
+from console.notebook.drawing import Line, drawing
 from console.notebook.frames import metrics
 from console.notebook.live import Live
-from console.notebook.page import COLOURS, box, curve, escape, say, table
+from console.notebook.page import COLOURS, box, escape, say, table
 from console.notebook.stores import as_run, open_store
 from console.runs import launch
 from console.runs.state import ALIVE
@@ -34,8 +36,8 @@ TITLES = {
 NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
 """Metrics that smoothing makes clearer; an average of a schedule would only lag behind it."""
 STATIC_POINTS = 400
-READ_BYTES, MANY_ROWS = 8 << 20, 10_000
-"""A long run is read in pieces, so that the widget answers meanwhile: about half a second each."""
+READ_BYTES, READ_SECONDS, MANY_ROWS = 1 << 20, 0.25, 2_000
+"""A long run is read in pieces: no look reads for longer than this, so that the widget answers meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Trace:
     x: np.ndarray
     y: np.ndarray
     slot: int
+    """Number of the run among those that are shown: its colour."""
 
 
 class RunMonitor(Live):
@@ -67,6 +70,7 @@ class RunMonitor(Live):
         if not 0 <= smoothing < 1:
             raise RequestError(f"smoothing {smoothing}: must be from 0 to below 1; use 0.9")
         self._series: dict[str, MetricSeries] = {}
+        self._growing: dict[tuple[str, str, str], Growing] = {}
         self._runs: dict[str, Run] = {}
         self._drawn: Any = None
         self._quiet = False
@@ -80,6 +84,7 @@ class RunMonitor(Live):
         )
         self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="80px"))
         self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
+        self.image_button = W.Button(description="Picture", icon="image", tooltip="Write these curves as an SVG file here")
         self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
         self.status = W.HTML()
         self.figure = go.FigureWidget(layout={
@@ -87,7 +92,9 @@ class RunMonitor(Live):
             "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear"},
             "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
         })  # fmt: skip
-        self.figure._config = {**self.figure._config, "displaylogo": False, "toImageButtonOptions": {"scale": 2, "filename": "qwen3vl"}}
+        camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
+        self.figure._config = {**self.figure._config, "displaylogo": False, "displayModeBar": True, "toImageButtonOptions": camera}
+        self.image_button.on_click(self._image_clicked)
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
         self.run_select.observe(self._chosen, names="value")
@@ -95,7 +102,7 @@ class RunMonitor(Live):
             control.observe(lambda change: self._look(), names="value")
         self.children = [
             W.HBox([self.run_select, W.VBox([self.metric_menu, self.smoothing_slider]),
-                    W.VBox([self.log_box, self.csv_button, self.stop_button])]),
+                    W.VBox([self.log_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
             W.Box([self.figure]), self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
@@ -147,10 +154,8 @@ class RunMonitor(Live):
     def look(self) -> bool:
         """Read what is new in the runs that are shown, and send what has changed; whether there may be more."""
         self._list()
-        shown, more = self.runs, False
-        for run in shown:
-            series = self._series.setdefault(run.id, MetricSeries(run.metrics))
-            more |= series.update(READ_BYTES) >= MANY_ROWS
+        shown = self.runs
+        more = self._read(shown)
         self._offer_metrics(shown)
         self._draw(shown)
         states = [(run, run.state) for run in shown]
@@ -158,6 +163,16 @@ class RunMonitor(Live):
         if text != self.status.value:
             self.status.value = text
         self.stop_button.disabled = not any(state["status"] in ALIVE for _, state in states)
+        return more
+
+    def _read(self, shown: list[Run]) -> bool:
+        """Take in what is new, for a while; whether there may be more."""
+        until, more = time.monotonic() + READ_SECONDS, True
+        while more and time.monotonic() < until:
+            more = False
+            for run in shown:
+                series = self._series.setdefault(run.id, MetricSeries(run.metrics))
+                more |= series.update(READ_BYTES) >= MANY_ROWS
         return more
 
     def _offer_metrics(self, shown: list[Run]) -> None:
@@ -179,15 +194,20 @@ class RunMonitor(Live):
         metric, weight = self.metric_menu.value, self.smoothing_slider.value
         made = []
         for slot, run in enumerate(shown):
-            series = self._series[run.id]
-            x, y = series.xy(metric)
-            made.append(Trace((run.id, "raw"), *decimate(*within(x, y, window), most), slot))
-            if weight and metric in NOISY and len(y):
-                made.append(Trace((run.id, "smooth"), *decimate(*within(x, smooth(y, weight), window), most), slot))
-            x, y = series.xy(f"eval/{metric}")
-            if len(x):
-                made.append(Trace((run.id, "eval"), *decimate(*within(x, y, window), most), slot))
+            roles = [("raw", metric, 0.0)]
+            roles += [("smooth", metric, weight)] if weight and metric in NOISY else []
+            for role, key, own in [*roles, ("eval", f"eval/{metric}", 0.0)]:
+                x, y = self._series[run.id].xy(key)
+                if len(x) or role == "raw":
+                    made.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
         return made
+
+    def _line_of(self, run: Run, role: str, key: str, weight: float) -> Growing:
+        version, name = self._series[run.id].version, (run.id, role, key)
+        known = self._growing.get(name)
+        if known is None or (known.version, known.weight) != (version, weight):
+            known = self._growing[name] = Growing(version, weight)
+        return known
 
     def _draw(self, shown: list[Run]) -> None:
         metric, window = self.metric_menu.value, self.window
@@ -212,7 +232,7 @@ class RunMonitor(Live):
 
     def _line(self, trace: Trace, traces: list[Trace]) -> go.Scatter:
         run, role = trace.key
-        colour = COLOURS[trace.slot % len(COLOURS)]
+        colour = _colour(trace.slot)
         smoothed = any(other.key == (run, "smooth") for other in traces)
         looks = {
             "raw": {
@@ -239,7 +259,7 @@ class RunMonitor(Live):
             series = self._series[run.id]
             row, total = series.latest.get("train", {}), series.train_iters
             status, step = state["status"], row.get("step")
-            dot = f'<span style="color:{COLOURS[slot % len(COLOURS)]}">●</span>'
+            dot = f'<span style="color:{_colour(slot)}">●</span>'
             left = ""
             if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get("step_seconds"), int | float):
                 left = age((total - step) * seconds) if math.isfinite(seconds) else ""
@@ -257,17 +277,43 @@ class RunMonitor(Live):
 
     def to_csv(self, path: Path | str | None = None) -> Path:
         """Write `frame` as CSV; without a path beside the notebook, named after the runs. Raises RequestError."""
+        return self._write("CSV", path, "csv", lambda file: self.frame().to_csv(file))
+
+    def drawing(self, most: int = MOST_POINTS, **looks: Any) -> str:
+        """The curves on screen as an SVG element: the same lines, zoom and axis."""
+        with self.lock:
+            traces = self.traces(self.runs, most, self.window)
+            smoothed = {trace.key[0] for trace in traces if trace.key[1] == "smooth"}
+            metric = self.metric_menu.value
+            lines = []
+            for trace in traces:
+                run, role = trace.key
+                dim = role == "raw" and run in smoothed
+                name = "" if dim else f"{run} validation" if role == "eval" else run
+                lines.append(Line(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, 0.3 if dim else 1.0, role == "eval"))
+            return drawing(lines, y_title=TITLES.get(metric, metric), log_y=self.log_box.value, **looks)
+
+    def to_svg(self, path: Path | str | None = None) -> Path:
+        """Write the curves as an SVG file; without a path beside the notebook, named after the runs. Raises RequestError."""
+        return self._write("SVG", path, "svg", lambda file: file.write_text(self.drawing(width=960, height=420, paper="white"), "utf-8"))
+
+    def _write(self, what: str, path: Path | str | None, ending: str, write: Callable[[Path], Any]) -> Path:
         if not self.runs:
-            raise RequestError("CSV: no run is chosen; choose one")
-        target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.csv").expanduser().absolute()
+            raise RequestError(f"{what}: no run is chosen; choose one")
+        target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.{ending}").expanduser().absolute()
         beside = target.with_name(target.name + ".tmp")
         try:
-            self.frame().to_csv(beside)
+            write(beside)
             beside.replace(target)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise RequestError(f"{target}: {error.strerror or error}; give another place") from None
         return target
+
+    def _image_clicked(self, button: W.Button) -> None:
+        with self.telling():
+            self.message.value = say(f"wrote {self.to_svg()}", "good")
 
     def _csv_clicked(self, button: W.Button) -> None:
         with self.telling():
@@ -290,5 +336,8 @@ class RunMonitor(Live):
 
     def _repr_html_(self) -> str:
         with self.lock:
-            lines = [(" ".join(t.key), t.x, t.y) for t in self.traces(self.runs, STATIC_POINTS)]
-            return self.status.value + box(curve(lines))
+            return self.status.value + box(self.drawing(STATIC_POINTS))
+
+
+def _colour(slot: int) -> str:
+    return COLOURS[slot % len(COLOURS)]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from console.runs.text import plain
@@ -27,6 +25,8 @@ STYLE = """<style>
 .qwen3vl .bad { color: #c0483f; }
 .qwen3vl .good { color: #2a9d61; }
 .qwen3vl pre, .qwen3vl code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; line-height: 1.35; margin: 0; }
+.qwen3vl .memory { position: relative; display: flex; height: 14px; max-width: 720px; margin: 3px 0; background: rgba(128, 128, 128, .18); }
+.qwen3vl .memory i { position: absolute; top: -3px; bottom: -3px; border-left: 2px solid currentColor; }
 .qwen3vl-lines select { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 </style>"""
 
@@ -84,34 +84,3 @@ def picture(source: Path | bytes, side: int = 240) -> str:
         return f'<span class="dim">{escape(error)}</span>'
     return f'<img src="data:image/jpeg;base64,{data}" style="max-width:{side}px">'
 
-
-def curve(lines: Sequence[tuple[str, np.ndarray, np.ndarray]], width: int = 640, height: int = 240) -> str:
-    """Lines (name, x [n], y [n]) as a plain SVG for viewers that run no script; NaN is a gap."""
-    lines = [(name, np.asarray(x, float), np.asarray(y, float)) for name, x, y in lines]
-    finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for _, x, y in lines]
-    xs, ys = (np.concatenate([pair[i] for pair in finite]) if finite else np.empty(0) for i in (0, 1))
-    if not len(xs):
-        return '<p class="dim">no points yet</p>'
-    x0, x1, y0, y1 = xs.min(), xs.max(), ys.min(), ys.max()
-    left, bottom = 60, height - 24
-
-    def place(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return left + (x - x0) / ((x1 - x0) or 1) * (width - left - 10), bottom - (y - y0) / ((y1 - y0) or 1) * (bottom - 10)
-
-    parts = []
-    for number, (name, x, y) in enumerate(lines):
-        colour = COLOURS[number % len(COLOURS)]
-        path, pen = [], "M"
-        for px, py in zip(*place(x, y), strict=True):
-            if math.isfinite(py):
-                path.append(f"{pen}{px:.1f} {py:.1f}")
-                pen = "L"
-            else:
-                pen = "M"
-        parts.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{width - 10}" y="{22 + 15 * number}" text-anchor="end" fill="{colour}">{escape(name)}</text>')
-    ends = ((left - 6, 16, "end", y1), (left - 6, bottom, "end", y0), (left, height - 6, "start", x0), (width - 10, height - 6, "end", x1))
-    labels = "".join(f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="currentColor">{v:.4g}</text>' for x, y, anchor, v in ends)
-    axes = f'<path d="M{left} 10V{bottom}H{width - 10}" fill="none" stroke="currentColor" opacity=".4"/>'
-    looks = f'viewBox="0 0 {width} {height}" width="{width}" font-size="12" font-family="sans-serif"'
-    return f"<svg {looks}>{axes}{''.join(parts)}{labels}</svg>"

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.shared import demo, run_demo
+
 pytestmark = pytest.mark.slow
 
 
-def demo(folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "qwen3vl_core.cli", "demo", "--headless", "--dir", str(folder)],
-        capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "100"}, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    folder = tmp_path_factory.mktemp("workspace") / "demo"
-    done = demo(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done
+def loop(tmp_path_factory) -> tuple[Path, str]:
+    return demo(tmp_path_factory)
 
 
 def test_the_finetuned_model_says_less_and_still_says_it_right(loop):
@@ -41,9 +30,9 @@ def test_the_finetuned_model_says_less_and_still_says_it_right(loop):
 
 
 def test_every_stage_is_an_ordinary_command_that_is_printed_and_recorded(loop):
-    folder, done = loop
+    folder, printed = loop
     for command in ("prepare", "convert", "finetune", "compare"):
-        assert f"$ qwen3vl {command} " in done.stdout
+        assert f"$ qwen3vl {command} " in printed
     runs = sorted((folder / "runs").iterdir())
     assert [r.name for r in runs] == ["0001-prepare", "0002-convert", "0003-demo", "0004-convert", "0005-compare"]
     assert all(json.loads((r / "state.json").read_text())["status"] == "done" for r in runs)
@@ -53,7 +42,7 @@ def test_every_stage_is_an_ordinary_command_that_is_printed_and_recorded(loop):
 
 
 def test_it_says_what_the_model_is_and_shows_captions_side_by_side(loop):
-    out = loop[1].stdout
+    out = loop[1]
     assert "knows drawn scenes only" in out and "photograph" in out
     assert out.count("held-out/0000") == 3 and "tuned" in out
     assert re.search(r"64 held-out pictures: base 1\d\d words, .* finetuned 1\d words", out)
@@ -68,7 +57,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(loop):
 def test_a_second_demo_reuses_what_is_done(loop):
     folder, _ = loop
     before = (folder / "report.json").read_text()
-    again = demo(folder)
+    again = run_demo(folder)
     assert again.returncode == 0
     assert again.stdout.count("done before") == 5 and "$ qwen3vl" not in again.stdout
     assert (folder / "report.json").read_text() == before

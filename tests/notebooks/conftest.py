@@ -11,22 +11,22 @@ pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
 import ipywidgets
-import torch
 from PIL import Image, ImageDraw
 
 from console.runs import launch
 from console.runs.store import Run, RunStore
+from qwen3vl_core.cli import dispatch
 from qwen3vl_core.data.prepare import run as prepare
 from qwen3vl_core.demo.workspace import BASE
-from qwen3vl_core.options import FinetuneOptions, PrepareOptions
+from qwen3vl_core.options import FinetuneOptions, PrepareOptions, to_arguments
 from tests.console.runs import jobs
+from tests.shared import once
 
 ANSWERS = ("a red ball", "two cats on a mat", "a blue house at night", "a woman with her dog in the forest")
 
 
 @pytest.fixture(autouse=True)
-def few_threads(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def quick_end(monkeypatch):
     monkeypatch.setenv("QWEN3VL_GRACE", "0.4")
 
 
@@ -43,10 +43,7 @@ def closed_widgets():
     ipywidgets.Widget.close_all()
 
 
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory) -> Path:
-    """32 drawn pictures, a question and an answer each, prepared."""
-    folder = tmp_path_factory.mktemp("pictures")
+def _prepare(folder: Path) -> None:
     records = []
     for number in range(32):
         picture = Image.new("RGB", (64, 48), (8 * number, 90, 255 - 8 * number))
@@ -55,9 +52,13 @@ def dataset(tmp_path_factory) -> Path:
         turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": ANSWERS[number % len(ANSWERS)]}]
         records.append({"id": f"n{number}", "image": f"{number:02d}.png", "conversations": turns})
     (folder / "list.json").write_text(json.dumps(records))
-    target = tmp_path_factory.mktemp("data") / "data"
-    prepare(PrepareOptions(source=str(folder / "list.json"), to=str(target), split="7,1,0"))
-    return target
+    prepare(PrepareOptions(source=str(folder / "list.json"), to=str(folder / "data"), split="7,1,0"))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """32 drawn pictures, a question and an answer each, prepared. To read, not to change."""
+    return once(tmp_path_factory, "small-dataset", _prepare) / "data"
 
 
 def finetune_options(dataset: Path, **changes) -> dict:
@@ -70,13 +71,15 @@ def finetune_options(dataset: Path, **changes) -> dict:
 
 @pytest.fixture(scope="session")
 def trained(dataset, tmp_path_factory) -> Run:
-    """A real finetune of the bundled model that is done: 4 steps, evaluations at 2 and 4."""
-    store = RunStore(tmp_path_factory.mktemp("trained") / "runs")
-    options = FinetuneOptions(**finetune_options(dataset, eval_interval=2, eval_iters=1))
-    run = store.create("finetune", options)
-    launch.start(run)
-    assert launch.wait(run, 120) == "done", run.log.read_text()[-2000:]
-    return run
+    """A real finetune of the bundled model that is done, started by the command line: 4 steps, evaluations at 2 and 4."""
+
+    def train(folder: Path) -> None:
+        options = FinetuneOptions(**finetune_options(dataset, eval_interval=2, eval_iters=1))
+        assert dispatch(["finetune", *to_arguments(options), "--runs", str(folder)]) == 0
+        run = RunStore(folder).get(1)
+        assert launch.wait(run, 300) == "done", run.log.read_text()[-2000:]
+
+    return RunStore(once(tmp_path_factory, "trained-runs", train)).get(1)
 
 
 def recorded(store: RunStore, kind: str = "finetune", program: str = "", **options) -> Run:
@@ -90,5 +93,3 @@ def write_metrics(run: Run, losses, kind: str = "train", begin: int = 1) -> None
     with open(run.metrics, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
-
-torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from console.notebook.curves import MOST_POINTS, decimate, smooth, within
+from console.notebook.curves import MOST_POINTS, Smoother, Thinner, decimate, smooth, within
 
 values = st.floats(-1e6, 1e6) | st.just(math.nan)
 series = arrays.arrays(np.float64, st.integers(0, 400), elements=values)
@@ -30,6 +30,15 @@ def test_decimation_keeps_ends_extremes_and_order(y, most):
     if len(finite):
         assert np.nanmin(kept_y) == finite.min() and np.nanmax(kept_y) == finite.max()
     assert np.isnan(kept_y).any() == np.isnan(y).any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(series, st.lists(st.integers(0, 400), max_size=4), st.integers(8, 64), st.floats(0.0, 0.99))
+def test_a_series_that_grows_is_drawn_as_if_it_had_been_whole(y, cuts, most, weight):
+    thinner, smoother, x = Thinner(most), Smoother(weight), np.arange(len(y))
+    for end in [*sorted(min(cut, len(y)) for cut in cuts), len(y)]:
+        np.testing.assert_array_equal(thinner(x[:end], y[:end]), decimate(x[:end], y[:end], most))
+        np.testing.assert_allclose(smoother(y[:end]), smooth(y[:end], weight), rtol=1e-9, atol=1e-3)
 
 
 def test_one_spike_and_one_gap_among_a_million_points_stay():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import ipywidgets
@@ -10,10 +11,14 @@ import pytest
 from console.notebook import Launcher
 from console.notebook import launcher as module
 from console.notebook.form import read_plan
+from console.notebook.memory import PARTS
 from console.runs import launch
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.options import COMMANDS, FinetuneOptions, options_of, to_mapping
+from qwen3vl_core.layout import plan
+from qwen3vl_core.layout.advice import LAYOUT
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, options_of, to_arguments, to_mapping
+from qwen3vl_core.options.planning import PlanOptions
 from tests.console.runs.jobs import until
 from tests.notebooks.conftest import finetune_options
 
@@ -72,6 +77,50 @@ def test_the_checkpoint_and_the_data_are_looked_at_too(store, dataset, tmp_path)
     until(lambda: "--tuned" in other.check_line.value and "no such file or folder" in other.check_line.value)
 
 
+def test_what_a_gpu_would_hold_is_shown_as_one_types(store):
+    launcher = Launcher("finetune", {"size": "8B", "precision": "bf16", "global_batch_size": 32}, store=store)
+    shown = launcher.memory.shown
+    launcher.memory.fields["gpus"].value = "8"
+    launcher.memory.fields["memory"].value = "80"
+    until(lambda: "does not fit" in shown.value)  # 12 bytes of Adam a weight on every GPU
+    assert "GPUs would do" in shown.value and shown.value.count("<span title=") == len(PARTS)
+    launcher.fill(distributed_optimizer=True, tp=2, sequence_parallel=True)
+    until(lambda: "✓" in shown.value)
+    found = plan.report(launcher.plan.draft, PlanOptions(gpus=8, memory=80.0))
+    assert found["fits"] and f"{found['peak_gib']:.1f} of 80 GiB on each GPU" in shown.value
+    widths = [float(w) for w in re.findall(r"width:([0-9.]+)%", shown.value)]
+    assert sum(widths) == pytest.approx(100 * found["peak_gib"] / 80, abs=0.05)
+    # every fault at once, and no bar for a layout that cannot be
+    launcher.fill(tp=3, lr=1e-9)
+    until(lambda: "32 attention heads / 3" in launcher.check_line.value)
+    assert shown.value == "" and "--load: required" in launcher.check_line.value and "--min-lr" in launcher.check_line.value
+    launcher.memory.fields["memory"].value = "much"
+    until(lambda: "--memory much: must be a number" in shown.value)
+    launcher.fill(tp="two")
+    assert shown.value == ""
+    assert Launcher("prepare", store=store).memory is None
+
+
+def test_a_layout_that_fits_is_put_into_the_form(store):
+    launcher = Launcher("finetune", {"size": "8B", "tp": 3}, store=store)
+    launcher.memory.fields["gpus"].value = "8"
+    launcher.memory.suggest_button.click()
+    assert "✓" in launcher.message.value and "of 8 GPUs of 79.6 GiB" in launcher.message.value
+    found = plan.report(launcher.plan.draft, PlanOptions(gpus=8, suggest=True))
+    assert found["fits"] and found["suggestions"][0]["options"] == to_arguments(
+        FinetuneOptions(**{name: getattr(launcher.plan.draft, name) for name in LAYOUT})
+    )
+    launcher.fill(size="A22B")
+    before = launcher.form.texts()
+    launcher.memory.suggest_button.click()
+    assert re.search(r"✗ no layout fits on 8 GPUs.*; use \d+ GPUs", launcher.message.value) and launcher.form.texts() == before
+    launcher.fill(lr="fast")
+    with pytest.raises(RequestError, match="--lr fast"):
+        launcher.suggest()
+    with pytest.raises(RequestError, match="finetune has one"):
+        Launcher("convert", store=store).suggest()
+
+
 def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(store, dataset):
     launcher = Launcher("finetune", finetune_options(dataset, train_iters=400), store=store)
     launcher.start_button.click()
@@ -80,10 +129,9 @@ def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(st
     assert launcher.run == run and "runs already" in launcher.message.value
     assert launcher.start() == run
     launch.stop(run)
-    assert launch.wait(run, 60) == "stopped"
+    assert launch.wait(run, 120) == "stopped"
     launcher.start_button.click()
-    assert len(store.list()) == 2
-    until(lambda: store.list()[0].status == "running")
+    assert len(store.list()) == 2 and store.list()[0].alive
 
 
 def test_a_cell_that_runs_again_takes_the_run_that_is_done(trained, dataset):

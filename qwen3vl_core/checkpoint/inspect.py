@@ -232,16 +232,6 @@ def inspect_checkpoint(path: Path) -> Found | None:
     return inspect_megatron(path, checkpoint) if checkpoint else None
 
 
-def _data_line(path: Path) -> str | None:
-    """What data a path is, in one line; None where it is none."""
-    if path.is_dir() and (path / ".nv-meta").is_dir():
-        shards = len(list(path.glob("*.tar")))
-        return f"{path}: a prepared dataset ({shards} shards); made by qwen3vl prepare, read by qwen3vl finetune --train-data"
-    if path.is_file() and path.suffix in (".json", ".jsonl"):
-        return f"{path}: raw JSON data; qwen3vl prepare {path} --to FOLDER makes a dataset of it"
-    return None
-
-
 def inspect(path: Path) -> Found:
     """What is at a path that holds a model, a checkpoint or a run. Raises RequestError for one that holds none of them."""
     if not path.exists():
@@ -266,12 +256,10 @@ def inspect(path: Path) -> Found:
 def run(options: InspectOptions) -> None:
     """Print what a path is. Raises RequestError for a path that is none of ours, WorkError when something is wrong with it."""
     path = Path(options.path).expanduser()
-    line = _data_line(path)
-    found = None if line else inspect(path)
+    found = inspect(path)
     if options.json:
-        table = asdict(found) if found else {"path": str(path), "kind": "data", "line": line}
-        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | table, indent=2) + "\n")
-    print(line or "\n".join(found.rows()))
-    if found and found.problems:
+        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(found), indent=2) + "\n")
+    print("\n".join(found.rows()))
+    if found.problems:
         many = len(found.problems)
         raise WorkError(f"{path}: {many} thing{'s are' if many > 1 else ' is'} wrong with it, listed above")

@@ -51,7 +51,7 @@ class Batch:
     labels: torch.Tensor
     """long [b, s], already shifted: labels[i] is the token to predict at position i; IGNORED is not trained."""
     lengths: torch.Tensor
-    """long [b], tokens of each row before the padding."""
+    """long [b], tokens of each row before the padding; of a packed row [documents], tokens of each document before its own."""
     patches: torch.Tensor
     """uint8 [n, 3 * patch * patch]: one frame, merge order."""
     image_grid_thw: torch.Tensor
@@ -75,19 +75,21 @@ class Batch:
     @property
     def attention_mask(self) -> torch.Tensor:
         """long [b, s]: 1 for tokens, 0 for padding."""
-        return (torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]).long()
+        places = torch.arange(self.input_ids.shape[1])
+        if self.cu_seqlens is None:
+            return (places < self.lengths[:, None]).long()
+        document = torch.bucketize(places, self.cu_seqlens[1:], right=True)
+        return (places < (self.cu_seqlens[:-1] + self.lengths)[document]).long()[None]
 
     def model_inputs(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What the model is called with: what the Hugging Face processor gives, made on `device`.
 
         input_ids and attention_mask long [b, s]; with pictures also pixel_values `dtype` [n, 3 * frames * patch * patch]
         and image_grid_thw long [k, 3]; with videos pixel_values_videos and video_grid_thw in the same way. A packed row
-        has cu_seqlens long [documents + 1] instead of the mask; it stays on the host, where it is looped over.
+        has cu_seqlens long [documents + 1] too; it stays on the host, where it is looped over.
         """
-        inputs = {"input_ids": self.input_ids.to(device, non_blocking=True)}
-        if self.cu_seqlens is None:
-            inputs["attention_mask"] = self.attention_mask.to(device, non_blocking=True)
-        else:
+        inputs = {key: getattr(self, key).to(device, non_blocking=True) for key in ("input_ids", "attention_mask")}
+        if self.cu_seqlens is not None:
             inputs["cu_seqlens"] = self.cu_seqlens
         if len(self.image_grid_thw):
             inputs["pixel_values"] = pixel_values(self.patches.to(device, non_blocking=True), self.rules, dtype)
@@ -134,7 +136,7 @@ def pack(
     for begin, sample in zip(bounds[:-1].tolist(), samples, strict=True):
         input_ids[0, begin : begin + len(sample.ids)] = torch.from_numpy(sample.ids)
         labels[0, begin : begin + len(sample.ids)] = torch.from_numpy(sample.labels)
-    lengths, cu_seqlens = torch.tensor([int(bounds[-1])]), torch.from_numpy(bounds)
+    lengths, cu_seqlens = torch.tensor([len(sample.ids) for sample in samples]), torch.from_numpy(bounds)
     return Batch(input_ids=input_ids, labels=labels, lengths=lengths, cu_seqlens=cu_seqlens, **_shared(samples, rules, video_rules))
 
 

@@ -33,6 +33,7 @@ def build_model(
         architecture, config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage, parallel_output=parallel_output
     )
     _mark_split_weights(model)
+    _mark_expert_weights(model, config)
     return model
 
 
@@ -50,3 +51,14 @@ def _mark_split_weights(model: Qwen3VLModel) -> None:
             if hasattr(module.weight, "tensor_model_parallel"):
                 del module.weight.tensor_model_parallel, module.weight.partition_dim, module.weight.partition_stride
             set_tensor_model_parallel_attributes(module.weight, True, dimension, 1)
+
+
+def _mark_expert_weights(model: Qwen3VLModel, config: TransformerConfig) -> None:
+    """Experts that are split in another way than the dense layers are repeated on other ranks than these: their gradients
+    are added up over ranks of their own. Megatron does so with expert parallelism only; with an expert tensor parallel size
+    that differs from the dense one, each rank would keep the gradient of its own tokens."""
+    if not config.num_moe_experts or config.expert_tensor_parallel_size == config.tensor_model_parallel_size:
+        return
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False

@@ -161,11 +161,40 @@ def _light_imports():
             sys.modules.pop("multistorageclient", None)
 
 
+def _uneven(gather, reduce_scatter) -> tuple:
+    """Megatron's gather and reduce-scatter along the first dimension for parts of different lengths, which gloo has only
+    for equal ones: all are made as long as the longest. Ranks receive different numbers of tokens for their experts."""
+
+    def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.cat((tensor, tensor.new_zeros(rows - tensor.shape[0], *tensor.shape[1:])))
+
+    @functools.wraps(gather)
+    def gather_parts(input_, group, output_split_sizes=None, use_global_buffer=False):
+        sizes = output_split_sizes
+        if sizes is None or len(set(sizes)) == 1 or group.size() == 1:
+            return gather(input_, group, sizes, use_global_buffer)
+        most = max(sizes)
+        parts = gather(padded(input_, most), group).split(most)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @functools.wraps(reduce_scatter)
+    def reduce_scatter_parts(input_, group, input_split_sizes=None, use_global_buffer=False):
+        sizes = input_split_sizes
+        if sizes is None or len(set(sizes)) == 1 or group.size() == 1:
+            return reduce_scatter(input_, group, sizes, use_global_buffer)
+        most = max(sizes)
+        whole = torch.cat([padded(part, most) for part in input_.split(sizes)])
+        return reduce_scatter(whole, group)[: sizes[group.rank()]].contiguous()
+
+    return gather_parts, reduce_scatter_parts
+
+
 def _patch_megatron() -> None:
     """What can be mended only in megatron's own modules."""
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
+    import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
@@ -177,6 +206,9 @@ def _patch_megatron() -> None:
     # the alltoall dispatcher moves split sizes out of tensors for CUDA tensors only
     token_dispatcher.maybe_move_tensor_to_cpu = (
         lambda tensor, as_numpy=False, record_stream=False: tensor.numpy() if torch.is_tensor(tensor) and as_numpy else tensor
+    )
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = _uneven(
+        mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
     )
     # a synchronous save needs no manager process, which would import __main__ again
     filesystem_async._results_queue = queue.Queue()

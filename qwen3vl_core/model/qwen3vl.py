@@ -8,6 +8,7 @@ from qwen3vl_core.model.alignment import Alignment
 from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer
 from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
+from qwen3vl_core.model.router import padding_mask
 from qwen3vl_core.model.slices import token_index
 from qwen3vl_core.model.specs import choose_attention, final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
@@ -170,11 +171,13 @@ class Qwen3VLModel(MegatronModule):
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
 
         input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
-        if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last.
+        if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last;
+        its attention_mask, if any, only marks what the experts' load balancing leaves out.
         With context parallelism the result holds this rank's tokens only (`local_index`). What the processor gives
         beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
         Raises ValueError when tokens, pixels and grids do not fit together.
         """
+        tokens = attention_mask
         if cu_seqlens is not None:
             attention_mask = None
             grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
@@ -185,7 +188,7 @@ class Qwen3VLModel(MegatronModule):
             if position_ids is None:
                 position_ids, _ = self.positions(input_ids, attention_mask, image_grid_thw, video_grid_thw)
             position_ids = alignment.left(position_ids)
-            input_ids = alignment.left(input_ids)
+            input_ids, tokens = alignment.left(input_ids), alignment.left(attention_mask)
             labels = None if labels is None else alignment.left(labels)
         elif position_ids is None:
             position_ids, _ = self.positions(input_ids, None if inference_context else attention_mask, image_grid_thw, video_grid_thw)
@@ -203,6 +206,7 @@ class Qwen3VLModel(MegatronModule):
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=None,
+            padding_mask=padding_mask(tokens, index, self.config),
             decoder_input=embedded,
             labels=labels,
             inference_context=inference_context,

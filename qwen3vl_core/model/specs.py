@@ -8,6 +8,7 @@ import os
 
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.router import BalancingRouter
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -72,6 +73,8 @@ def layer_spec(
         if num_experts:
             # before experts the norm is a module of its own with Transformer Engine too, so it keeps its name on disk
             parts.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if num_experts:
+        spec.submodules.mlp.submodules.router = BalancingRouter
     spec = copy.copy(spec)
     spec.module = module
     spec.submodules.self_attention.params = {"attn_mask_type": mask_type}

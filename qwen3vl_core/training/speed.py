@@ -33,9 +33,6 @@ def peak(gpu: str) -> float | None:
 def sample_lengths(batch: Any) -> list[int]:
     """Tokens of each sample of a micro batch, padding left out; of each document where several stand in one row. Empty for a
     batch that does not say."""
-    bounds = getattr(batch, "cu_seqlens", None)
-    if bounds is not None:
-        return (bounds[1:] - bounds[:-1]).tolist()
     lengths = getattr(batch, "lengths", None)
     return [] if lengths is None else lengths.tolist()
 

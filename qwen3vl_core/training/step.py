@@ -13,6 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from qwen3vl_core.model.config import FP8_ROWS
+from qwen3vl_core.model.router import set_balance_weight
 
 import torch
 import torch.distributed as dist
@@ -109,9 +110,21 @@ def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total, count.to(torch.int), torch.stack((total.detach().double(), count.double()))
 
 
+def _weigh_balance(training: Training, batches: list[MicroBatch]) -> None:
+    """So that the experts' load balancing loss counts with its coefficient, however few of the tokens are trained."""
+    masks = [getattr(batch, "attention_mask", None) for batch in batches]
+    tokens = sum(batch.labels.numel() if mask is None else int(mask.sum()) for batch, mask in zip(batches, masks, strict=True))
+    trained = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    counts = torch.tensor([trained, tokens], dtype=torch.float64, device=device())
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    set_balance_weight(training.config, *counts.tolist())
+
+
 def _run(training: Training, batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
     """[sum of losses, tokens] of this rank; zeros on a stage that has no loss."""
     chunks = training.wrapped
+    if training.config.num_moe_experts and not forward_only:
+        _weigh_balance(training, batches)
     figures = get_forward_backward_func()(
         forward_step_func=partial(forward_step, training),
         # every chunk of an interleaved schedule goes through the same batches

@@ -178,17 +178,6 @@ def test_pickled_weights_are_named_and_never_opened(tmp_path, capsys):
     assert "pytorch_model.bin can run programs and are never opened" in capsys.readouterr().out
 
 
-def test_data_is_named_in_one_line(tmp_path, capsys):
-    (tmp_path / "data" / ".nv-meta").mkdir(parents=True)
-    (tmp_path / "data" / "train-000.tar").touch()
-    (tmp_path / "captions.json").write_text("[]")
-    assert main(["inspect", str(tmp_path / "data")]) == 0
-    assert "a prepared dataset (1 shards); made by qwen3vl prepare" in capsys.readouterr().out
-    assert main(["inspect", str(tmp_path / "captions.json")]) == 0
-    line = capsys.readouterr().out
-    assert line.count("\n") == 1 and "qwen3vl prepare" in line
-
-
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.bin"])
 def test_a_path_that_is_none_of_ours_is_one_line(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()

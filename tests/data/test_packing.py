@@ -84,7 +84,7 @@ def test_rows_hold_their_samples_as_they_are_alone(processor, mixed, multiple):
             assert np.array_equal(batch.patches.numpy(), patches)
             assert batch.image_grid_thw.tolist() == [grid for key in batch.keys for grid in alone[key].grids.tolist()]
             inputs = batch.model_inputs("cpu", torch.float32)
-            assert torch.equal(inputs["cu_seqlens"], batch.cu_seqlens) and "attention_mask" not in inputs
+            assert torch.equal(inputs["cu_seqlens"], batch.cu_seqlens) and torch.equal(inputs["attention_mask"], batch.attention_mask)
             assert ("pixel_values" in inputs) == bool(len(batch.image_grid_thw))
     assert len(seen) > 20
 

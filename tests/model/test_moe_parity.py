@@ -33,6 +33,28 @@ def test_logits_equal_hugging_face(pair, name):
     assert (logits - expected)[real].abs().max() < TOLERANCE
 
 
+def gradients_of(reference, tmp_path):
+    """The reference's gradients under our names: they travel through the name map as weights do, so that each meets its counterpart."""
+    state = {n: p.detach().clone() for n, p in reference.named_parameters()}
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+        expected = qwen3vl_core.load(tiny.save(reference, tmp_path)).state_dict()
+        for n, p in reference.named_parameters():
+            p.copy_(state[n])
+    return expected
+
+
+def compare(model, expected):
+    compared = 0
+    for parameter_name, parameter in model.named_parameters():
+        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        theirs = expected[parameter_name]
+        assert (ours - theirs).norm() <= TOLERANCE * theirs.norm() + 1e-9, parameter_name
+        compared += theirs.norm() > 0
+    assert compared > 60
+
+
 @pytest.mark.parametrize("name", ["three pictures of different sizes", "text-only and picture rows mixed"])
 def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
     reference, model = pair
@@ -43,18 +65,41 @@ def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
         m.zero_grad()
     (reference_logits(reference, inputs) * weights).sum().backward()
     (model(**inputs) * weights).sum().backward()
-    state = {n: p.detach().clone() for n, p in reference.named_parameters()}
-    with torch.no_grad():
-        # gradients travel through the name map as weights do, so that each parameter meets its counterpart
-        for parameter in reference.parameters():
-            parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
-        expected = qwen3vl_core.load(tiny.save(reference, tmp_path)).state_dict()
-        for n, p in reference.named_parameters():
-            p.copy_(state[n])
-    compared = 0
-    for parameter_name, parameter in model.named_parameters():
-        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        theirs = expected[parameter_name]
-        assert (ours - theirs).norm() <= TOLERANCE * theirs.norm() + 1e-9, parameter_name
-        compared += theirs.norm() > 0
-    assert compared > 60
+    compare(model, gradients_of(reference, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["three pictures of different sizes", "text-only and picture rows mixed"])
+@pytest.mark.parametrize("pad_left", [False, True], ids=["padded right", "padded left"])
+def test_the_load_balancing_loss_is_hugging_faces_of_each_layer(pair, name, pad_left, tmp_path):
+    """Its gradient is among the others when the model trains; padding does not count. Hugging Face adds up the chosen experts
+    of a token, Megatron takes their mean; Hugging Face counts all layers as one, Megatron each by itself."""
+    from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
+
+    reference, model = pair
+    inputs = tiny.BATCHES[name]().inputs(pad_left=pad_left)
+    text = reference.config.text_config
+    coefficient, experts, chosen = 0.5, text.num_experts, text.num_experts_per_tok
+    for m in (reference, model):
+        m.zero_grad()
+    routed: list[torch.Tensor] = []
+    gates = [layer.mlp.gate for layer in reference.model.language_model.layers]
+    hooks = [gate.register_forward_hook(lambda gate, given, made: routed.append(made[0])) for gate in gates]
+    logits = reference_logits(reference, inputs)
+    for hook in hooks:
+        hook.remove()
+    assert len(routed) == text.num_hidden_layers
+    balance = sum(load_balancing_loss_func((one,), experts, chosen, inputs["attention_mask"]) for one in routed) / chosen
+    loss = torch.nn.functional.cross_entropy(logits[inputs["attention_mask"].bool()], torch.arange(inputs["attention_mask"].sum()) % 150)
+    (loss + coefficient * balance).backward()
+
+    before = model.config.moe_aux_loss_coeff
+    model.config.moe_aux_loss_coeff = coefficient
+    try:
+        ours = model.train()(**inputs)[inputs["attention_mask"].bool()]
+        torch.nn.functional.cross_entropy(ours, torch.arange(len(ours)) % 150).backward()
+    finally:
+        model.eval()
+        model.config.moe_aux_loss_coeff = before
+    compare(model, gradients_of(reference, tmp_path))
+    router = next(p for n, p in model.named_parameters() if n.endswith("0.mlp.router.weight"))
+    assert router.grad.norm() > 0

@@ -5,115 +5,171 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen3vl_core.checkpoint.torch_dist import RegionReader
 from tests import tiny
-from tests.ranks import run_ranks
+from tests.ranks import Failure, run_each
 from tests.training import trainings
 
+TP, SP = {"tp": 2}, {"tp": 2, "sequence_parallel": True}
 LAYOUTS = {
-    "TP2": (2, {"tp": 2}),
-    "TP2 SP": (2, {"tp": 2, "sequence_parallel": True}),
+    "one process": (1, {}),
+    "one sample a micro batch": (1, {"micro_batch_size": 1}),
+    "TP2": (2, TP),
+    "TP2 SP": (2, SP),
     "PP2": (2, {"pp": 2}),
     "PP2 uneven first stage": (2, {"pp": 2, "pp0_layers": 8}),
     "PP2 VP2": (2, {"pp": 2, "vp": 2}),
     "CP2": (2, {"cp": 2}),
     "DP2": (2, {}),
-    "TP2 SP CP2": (4, {"tp": 2, "sequence_parallel": True, "cp": 2}),
-    "TP2 SP PP2": (4, {"tp": 2, "sequence_parallel": True, "pp": 2}),
+    # sample 0 of each global batch is text: with one sample a micro batch one rank sees no picture where the other does
+    "DP2 one sample a micro batch": (2, {"micro_batch_size": 1}),
+    "TP2 PP2": (4, TP | {"pp": 2}),
+    "TP2 SP PP2 VP2": (4, SP | {"pp": 2, "vp": 2}),
+    "TP2 SP CP2": (4, SP | {"cp": 2}),
     "PP2 CP2": (4, {"pp": 2, "cp": 2}),
+    "PP2 VP2 CP2": (4, {"pp": 2, "vp": 2, "cp": 2}),
+    "PP4": (4, {"pp": 4}),
+    "CP4": (4, {"cp": 4}),
     "DP2 CP2 recompute": (4, {"cp": 2, "recompute": "full"}),
+    "DP2 TP2 SP one sample a micro batch": (4, SP | {"micro_batch_size": 1}),
+    "DP2 PP2 uneven first stage recompute": (4, {"pp": 2, "pp0_layers": 4, "recompute": "full"}),
 }
+PACKED = ["one process", "TP2 SP", "PP2", "PP2 VP2", "CP2", "DP2", "TP2 SP CP2", "PP2 CP2"]
+EXPERTS = {
+    "one process": (1, {}),
+    "EP2": (2, {"ep": 2}),
+    "DP2": (2, {}),
+    "CP2": (2, {"cp": 2}),
+    "PP2 VP2": (2, {"pp": 2, "vp": 2}),
+    "TP2 SP": (2, SP),
+    "ETP2": (2, {"etp": 2}),
+    "TP2 SP EP2": (2, SP | {"ep": 2}),
+    "TP2 SP ETP2": (2, SP | {"etp": 2}),
+    "EP2 one sample a micro batch": (2, {"ep": 2, "micro_batch_size": 1}),
+    "EP4": (4, {"ep": 4}),
+    "PP2 EP2": (4, {"pp": 2, "ep": 2}),
+    "CP2 EP2": (4, {"cp": 2, "ep": 2}),
+    "TP2 SP CP2 EP4": (4, SP | {"cp": 2, "ep": 4}),
+    "TP2 SP EP2 ETP2": (4, SP | {"ep": 2, "etp": 2}),
+    "PP2 VP2 EP2": (4, {"pp": 2, "vp": 2, "ep": 2}),
+    "TP2 SP PP2 ETP2 recompute": (4, SP | {"pp": 2, "etp": 2, "recompute": "full"}),
+}
+PACKED_EXPERTS = ["EP2", "TP2 SP CP2 EP4", "PP2 EP2"]
 LOSS, GRADIENT = 2e-6, 1e-5
+BALANCE = {"aux_loss_coeff": 0.05}
+
+
+class Computed:
+    """What each layout has computed: all layouts of one number of ranks one after the other in the same processes, and of
+    those only the ones that were asked for."""
+
+    def __init__(self, folder, asked: list[tuple[int, tuple]]) -> None:
+        self.folder, self.asked = folder, dict.fromkeys(asked)
+        self.found: dict[tuple, object] = {}
+
+    def get(self, world: int, changes: dict, packed: bool = False):
+        """((loss, trained tokens, norm of the gradients), gradients by name) of every rank's one opinion."""
+        key = (world, frozen(changes), packed)
+        if key not in self.found:
+            jobs = {k: (self.folder, dict(k[1]), k[2]) for k in [*self.asked, key] if k[0] == world and k not in self.found}
+            self.found |= run_each(world, trainings.gradients, jobs)
+        ranks = self.found[key]
+        assert not isinstance(ranks, Failure), ranks
+        assert all(figures == ranks[0][0] for figures, _ in ranks), "every rank knows the same loss"
+        return ranks[0][0], trainings.whole(ranks)
+
+
+def frozen(changes: dict) -> tuple:
+    return tuple(sorted(changes.items()))
+
+
+def asked(request, layouts: dict, plain: str, packed: str, more: dict) -> list[tuple]:
+    """The jobs of the tests that are to run."""
+    jobs = []
+    for item in request.session.items:
+        name = getattr(item, "originalname", None)
+        if item.path == request.path and name in (plain, packed):
+            world, changes = layouts[item.callspec.params["name"]]
+            jobs.append((world, frozen(changes | more | ({"micro_batch_size": 4} if name == packed else {})), name == packed))
+    return jobs
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def dense(request, tmp_path_factory):
     # four chunks of three layers: the first holds the three deepstack layers
-    return tiny.save(tiny.hf_model(4, layers=12, hidden=32, head_dim=8, ffn=48), tmp_path_factory.mktemp("hf"))
+    folder = tiny.save(tiny.hf_model(4, layers=12, hidden=32, head_dim=8, ffn=48), tmp_path_factory.mktemp("hf"))
+    names = "test_a_layout_has_the_gradients_of_one_process", "test_a_packed_batch_has_the_gradients_of_its_documents"
+    return Computed(folder, asked(request, LAYOUTS, *names, {}))
 
 
 @pytest.fixture(scope="module")
-def one_process(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("one")
-    return run_ranks(1, trainings.gradients, folder, target, {})[0], read(target)
+def experts(request, tmp_path_factory):
+    model = tiny.hf_moe_model(4, layers=8, hidden=32, head_dim=8, expert_ffn=16, deepstack=(0, 2))
+    folder = tiny.save(model, tmp_path_factory.mktemp("moe"))
+    names = (
+        "test_a_layout_of_experts_has_the_gradients_of_one_process",
+        "test_a_packed_batch_of_experts_has_the_gradients_of_one_process",
+    )
+    return Computed(folder, asked(request, EXPERTS, *names, BALANCE))
 
 
-def read(folder):
-    reader = RegionReader(folder)
-    return {key: reader.read(key) for key in reader.tensors}
-
-
-def compare(figures, gradients, reference, tolerance=GRADIENT):
-    (loss, tokens), expected = reference
-    assert figures[0] == pytest.approx(loss, rel=LOSS) and figures[1] == tokens
+def compare(ours, reference):
+    (loss, tokens, norm), gradients = ours
+    (expected_loss, expected_tokens, expected_norm), expected = reference
+    assert loss == pytest.approx(expected_loss, rel=LOSS) and tokens == expected_tokens
     assert gradients.keys() == expected.keys()
     worst = {k: float((gradients[k] - expected[k]).norm() / (expected[k].norm() + 1e-9)) for k in expected}
-    wrong = {k: v for k, v in worst.items() if v > tolerance}
+    wrong = {k: v for k, v in worst.items() if v > GRADIENT}
     assert not wrong, wrong
+    assert norm == pytest.approx(expected_norm, rel=GRADIENT)
+    whole = torch.cat([v.flatten() for v in gradients.values()]).double().norm()
+    assert norm == pytest.approx(float(whole), rel=GRADIENT)
     assert all(float(v.norm()) > 0 for v in expected.values())
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_has_the_gradients_of_one_process(folder, one_process, tmp_path, name):
-    world, changes = LAYOUTS[name]
-    for figures in run_ranks(world, trainings.gradients, folder, tmp_path / "g", changes):
-        compare(figures, read(tmp_path / "g"), one_process)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one process"])
+def test_a_layout_has_the_gradients_of_one_process(dense, name):
+    compare(dense.get(*LAYOUTS[name]), dense.get(1, {}))
 
 
-@pytest.mark.parametrize("name", ["one process", "CP2", "TP2 SP", "TP2 SP CP2", "PP2", "DP2"])
-def test_a_packed_batch_has_the_gradients_of_its_documents(folder, one_process, tmp_path, name):
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_batch_has_the_gradients_of_its_documents(dense, name):
     """Documents in one `thd` row see themselves only, each with its own mRoPE from 0."""
-    world, changes = LAYOUTS.get(name, (1, {}))
-    for figures in run_ranks(world, trainings.gradients, folder, tmp_path / "g", changes | {"micro_batch_size": 4}, True):
-        compare(figures, read(tmp_path / "g"), one_process)
+    world, changes = LAYOUTS[name]
+    compare(dense.get(world, changes | {"micro_batch_size": 4}, True), dense.get(1, {}))
 
 
-def test_a_micro_batch_of_text_only_on_one_rank_does_not_hang_the_other(folder, tmp_path):
-    """Sample 0 of each global batch is text: with micro batches of one sample the first rank sees no picture in some."""
+def test_some_micro_batches_hold_text_only_on_one_of_two_ranks():
+    """So that the layouts with one sample a micro batch show that the vision tower's gradients wait for nobody."""
     seen = [["pixel_values" in b.inputs for b in trainings.micro_batches(7, 1, rank, 2)] for rank in range(2)]
     assert any(a != b for a, b in zip(*seen, strict=True))
-    one = run_ranks(1, trainings.gradients, folder, tmp_path / "one", {"micro_batch_size": 1})[0]
-    for figures in run_ranks(2, trainings.gradients, folder, tmp_path / "two", {"micro_batch_size": 1}):
-        compare(figures, read(tmp_path / "two"), (one, read(tmp_path / "one")))
 
 
-MOE_LAYOUTS = {
-    "EP2": (2, {"ep": 2}),
-    "DP2": (2, {}),
-    "TP2 SP EP2": (2, {"tp": 2, "sequence_parallel": True, "ep": 2}),
-    "TP2 SP ETP2": (2, {"tp": 2, "sequence_parallel": True, "etp": 2}),
-    "PP2 EP2": (4, {"pp": 2, "ep": 2}),
-    "CP2 EP2": (4, {"cp": 2, "ep": 2}),
-    "EP4": (4, {"ep": 4}),
-    "TP2 SP PP2 ETP2 recompute": (4, {"tp": 2, "sequence_parallel": True, "pp": 2, "etp": 2, "recompute": "full"}),
-}
+@pytest.mark.parametrize("name", [name for name in EXPERTS if name != "one process"])
+def test_a_layout_of_experts_has_the_gradients_of_one_process(experts, name):
+    """The load balancing loss, defined over a micro batch, among them: padding that a layout needs does not count in it."""
+    world, changes = EXPERTS[name]
+    size = {"micro_batch_size": changes["micro_batch_size"]} if "micro_batch_size" in changes else {}
+    compare(experts.get(world, changes | BALANCE), experts.get(1, size | BALANCE))
 
 
-@pytest.fixture(scope="module")
-def moe_folder(tmp_path_factory):
-    return tiny.save(tiny.hf_moe_model(4, layers=6, hidden=32, head_dim=8, expert_ffn=16), tmp_path_factory.mktemp("moe"))
+@pytest.mark.parametrize("name", PACKED_EXPERTS)
+def test_a_packed_batch_of_experts_has_the_gradients_of_one_process(experts, name):
+    world, changes = EXPERTS[name]
+    compare(experts.get(world, changes | {"micro_batch_size": 4} | BALANCE, True), experts.get(1, {"micro_batch_size": 4} | BALANCE))
 
 
-@pytest.fixture(scope="module")
-def moe_one_process(moe_folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("one")
-    return run_ranks(1, trainings.gradients, moe_folder, target, {"aux_loss_coeff": 0.0})[0], read(target)
-
-
-@pytest.mark.parametrize("name", MOE_LAYOUTS)
-def test_a_layout_of_experts_has_the_gradients_of_one_process(moe_folder, moe_one_process, tmp_path, name):
-    """Without the load balancing loss, which is defined over a micro batch and so depends on how a batch is cut."""
-    world, changes = MOE_LAYOUTS[name]
-    for figures in run_ranks(world, trainings.gradients, moe_folder, tmp_path / "g", changes | {"aux_loss_coeff": 0.0}):
-        compare(figures, read(tmp_path / "g"), moe_one_process)
-
-
-def test_the_load_balancing_loss_reaches_the_router(moe_folder, moe_one_process, tmp_path):
-    figures = run_ranks(1, trainings.gradients, moe_folder, tmp_path / "g", {"aux_loss_coeff": 0.1})[0]
-    assert figures[0] == pytest.approx(moe_one_process[0][0], rel=LOSS), "the reported loss is the language loss alone"
-    plain, balanced = moe_one_process[1], read(tmp_path / "g")
+def test_the_load_balancing_loss_counts_with_its_coefficient_however_few_tokens_are_trained(experts):
+    """Twice the coefficient adds twice as much to the gradients, and what the loss reports is the language loss alone."""
+    (loss, *_), plain = experts.get(1, {"aux_loss_coeff": 0.0})
+    added = []
+    for coefficient in (0.05, 0.1):
+        (balanced, *_), gradients = experts.get(1, {"aux_loss_coeff": coefficient})
+        assert balanced == pytest.approx(loss, rel=LOSS)
+        added.append({k: gradients[k] - plain[k] for k in plain})
     routers = [k for k in plain if "router" in k]
-    assert routers and all(float((plain[k] - balanced[k]).norm()) > 1e-3 * float(plain[k].norm()) for k in routers)
+    assert routers and all(float(added[0][k].norm()) > 1e-3 * float(plain[k].norm()) for k in routers)
+    for key in routers:
+        assert float((added[1][key] - 2 * added[0][key]).norm()) < 1e-3 * float(added[1][key].norm())
 
 
 def test_documents_that_cannot_be_cut_are_named():

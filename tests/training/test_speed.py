@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from qwen3vl_core.data.batch import Encoded, collate, pack
+from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.layout.work import attention_forward
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training.speed import peak, training_flops
@@ -66,11 +69,13 @@ def test_training_flops_leave_out_the_gradients_that_nothing_needs(model, batch,
         model.requires_grad_(True)
 
 
-def test_documents_of_a_packed_row_count_each_for_itself(model):
+def test_documents_of_a_packed_row_count_each_for_itself_without_their_padding(model):
     a = Architecture.from_config(model.config.to_dict())
-    nothing = torch.empty(0, 3, dtype=torch.long)
-    packed = SimpleNamespace(cu_seqlens=torch.tensor([0, 30, 100]), lengths=torch.tensor([100]), image_grid_thw=nothing)
-    apart = SimpleNamespace(lengths=torch.tensor([30, 70]), image_grid_thw=nothing)
+    rules, nothing = PictureRules(), np.zeros((0, 3), dtype=np.int64)
+    words = [np.arange(n, dtype=np.int64) for n in (30, 71)]
+    samples = [Encoded("", ids, ids, np.zeros((0, rules.patch_bytes), dtype=np.uint8), nothing) for ids in words]
+    packed, apart = pack(samples, 0, rules, multiple=8), collate(samples, 0, rules)
+    assert packed.input_ids.shape == (1, 32 + 72) and int(packed.attention_mask.sum()) == 30 + 71
     assert training_flops(a, packed) == training_flops(a, apart) > 0
     assert training_flops(a, SimpleNamespace(labels=torch.zeros(1, 4))) == 0
 

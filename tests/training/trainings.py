@@ -24,6 +24,10 @@ class Micro:
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
 
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        return self.inputs["attention_mask"]
+
     def model_inputs(self, device, dtype):
         made = {k: v.to(device) for k, v in self.inputs.items()}
         return {k: v.to(dtype) if k.startswith("pixel") else v for k, v in made.items()}
@@ -126,21 +130,23 @@ def pack(batch: Micro, multiple: int) -> Micro:
     lengths = batch.inputs["attention_mask"].sum(1).tolist()
     padded = [-(-n // multiple) * multiple for n in lengths]
     ids, labels = torch.zeros(1, sum(padded), dtype=torch.long), torch.full((1, sum(padded)), -100)
+    mask = torch.zeros_like(ids)
     at = 0
     for row, (n, room) in enumerate(zip(lengths, padded, strict=True)):
         ids[0, at : at + n], labels[0, at : at + n] = batch.inputs["input_ids"][row, :n], batch.labels[row, :n]
+        mask[0, at : at + n] = 1
         at += room
     bounds = torch.tensor([0, *padded]).cumsum(0)
     kept = {k: v for k, v in batch.inputs.items() if k not in ("input_ids", "attention_mask")}
-    return Micro({"input_ids": ids, "cu_seqlens": bounds} | kept, labels)
+    return Micro({"input_ids": ids, "attention_mask": mask, "cu_seqlens": bounds} | kept, labels)
 
 
-def gradients(folder: Path, target: Path, changes: dict, packed: bool = False):
-    """Loss of one global batch; its gradients are written to `target` as Megatron writes weights, whole again."""
-    import shutil
-
-    import torch.distributed as dist
-    from megatron.core import dist_checkpointing, parallel_state
+def gradients(folder: Path, changes: dict, packed: bool = False):
+    """One global batch: (loss, trained tokens, norm), and this rank's part of the gradients, as Megatron would save them:
+    [(key, shape of the whole, offset, values)], each number from one rank of the world."""
+    from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
     o = options(folder, **changes)
     parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
@@ -154,19 +160,34 @@ def gradients(folder: Path, target: Path, changes: dict, packed: bool = False):
             model.train()
             model.zero_grad_buffer()
         loss, tokens, _ = step._agree(step._run(training, batches, forward_only=False), ())
-        state = {}
-        for i, model in enumerate(training.models):
+        training.optimizer.prepare_grads()
+        norm = float(training.optimizer.get_grad_norm())
+        pieces = []
+        for model in training.models:
             for parameter in model.parameters():
                 parameter.data = parameter.main_grad
-            state[f"model{i}"] = model.sharded_state_dict()
-        if dist.get_rank() == 0:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-        dist.barrier()
-        dist_checkpointing.save(state, str(target))
-        return loss, tokens
+            state = model.sharded_state_dict()
+            apply_factories(state)
+            for value in nested_values(state):
+                if isinstance(value, ShardedTensor) and is_main_replica(value.replica_id):
+                    data = value.data[(None,) * value.prepend_axis_num]
+                    pieces.append((value.key, tuple(value.global_shape), tuple(value.global_offset), data.detach().numpy().copy()))
+        return (loss, tokens, norm), pieces
     finally:
         parallel.destroy()
+
+
+def whole(ranks: list) -> dict[str, torch.Tensor]:
+    """The tensors that the ranks' pieces make up; each number of each tensor must come from exactly one of them."""
+    made: dict[str, torch.Tensor] = {}
+    times: dict[str, torch.Tensor] = {}
+    for _, pieces in ranks:
+        for key, shape, offset, values in pieces:
+            box = tuple(slice(a, a + n) for a, n in zip(offset, values.shape, strict=True))
+            made.setdefault(key, torch.zeros(shape))[box] = torch.from_numpy(values)
+            times.setdefault(key, torch.zeros(shape, dtype=torch.int8))[box] += 1
+    assert all(bool((count == 1).all()) for count in times.values())
+    return made
 
 
 def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:

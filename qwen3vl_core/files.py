@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,16 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import quantity
 
 UNFINISHED = ".tmp"
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is an address, as `msc://profile/data`, and no path of this machine."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
+
+
+def whole_path(name: str) -> str:
+    """A path, absolute; an address as it is."""
+    return str(name) if is_url(name) else str(Path(name).expanduser().absolute())
 
 
 def write_text(path: Path, text: str) -> None:

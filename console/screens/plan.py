@@ -10,6 +10,7 @@ from typing import Any
 
 from console.widgets.fields import text_of, value_of
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line, to_arguments
@@ -68,7 +69,7 @@ def check_here(kind: str, options: Any) -> tuple[str, str]:
             value = getattr(options, option.name)
             if value and (option.path in INPUTS or (option.path == "file" and option.required)):
                 for path in value if option.many else [value]:
-                    if not Path(path).expanduser().exists():
+                    if not is_url(path) and not Path(path).expanduser().exists():
                         return f"{option.flag} {path}: no such file or folder; correct the path", ""
     except (RequestError, WorkError) as error:
         return str(error), ""

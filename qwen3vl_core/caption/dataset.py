@@ -9,9 +9,10 @@ from typing import Any
 
 from qwen3vl_core.caption.pictures import Picture, shown
 from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.inspect_samples import DATASET, kind_of_path, open_samples
+from qwen3vl_core.data.inspect_samples import BLEND, DATASET, kind_of_path, open_samples
 from qwen3vl_core.data.llava import PICTURE_SUFFIXES, suffix
 from qwen3vl_core.data.pictures import check_proportions, decode
+from qwen3vl_core.data.storage import place_of
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import disk_full
 
@@ -22,7 +23,7 @@ def find_samples(name: str, split: str, limit: int, folder: Path, left_out: list
     Their pictures are written into `folder`, so that they can be looked at as long as the comparison is there. left_out: gets
     a line for each sample that cannot be used. Raises RequestError for a path that holds no samples, or none with one picture.
     """
-    path = Path(name).expanduser()
+    path = place_of(name)
     option = f"--data {shown(name)}"
     if not path.exists():
         raise RequestError(f"{option}: no such file or folder; give a dataset that qwen3vl prepare made, a shard or LLaVA JSON")
@@ -32,7 +33,7 @@ def find_samples(name: str, split: str, limit: int, folder: Path, left_out: list
             f"{option}: no dataset; give a folder that qwen3vl prepare made, a shard or LLaVA JSON, or the pictures as --images"
         )
     try:
-        (samples,) = open_samples(path, split if kind == DATASET else None).values()
+        (samples,) = open_samples(path, split if kind in (DATASET, BLEND) else None).values()
     except RequestError as error:
         raise RequestError(f"--data {error}") from None
     made: list[Picture] = []

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.inspect_samples import DATASET, SHARD, Samples, kind_of_path, open_samples
+from qwen3vl_core.data.inspect_samples import BLEND, DATASET, SHARD, Samples, kind_of_path, open_samples
 from qwen3vl_core.data.prepare_report import REPORT, reason_counts
+from qwen3vl_core.data.storage import Place, Remote, local, place_of
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import write_text
+from qwen3vl_core.files import is_url, write_text
 from qwen3vl_core.options import InspectOptions, options_of
 from qwen3vl_core.progress import Progress
 
-KINDS = {DATASET: "a prepared dataset", SHARD: "one shard of a dataset"}
+KINDS = {DATASET: "a prepared dataset", BLEND: "a blend of datasets", SHARD: "one shard of a dataset"}
 
 
 @dataclass
@@ -47,26 +48,31 @@ class Found:
     too_long: int = 0
     """Samples looked at that are longer than seq_length."""
     too_long_tokens: int = 0
+    blended: list[str] = field(default_factory=list)
+    """The datasets of a blend and their shares, a line each."""
     prepared: dict[str, Any] = field(default_factory=dict)
     """What prepare reported of the dataset: source, kind, refused."""
 
 
 def holds_data(path: str | Path) -> bool:
     """Whether `run` knows what to do with a path: a dataset, a shard, JSON or JSON Lines."""
-    return kind_of_path(Path(path).expanduser()) is not None
+    return is_url(str(path)) or kind_of_path(place_of(path)) is not None
 
 
 def run(options: InspectOptions) -> None:
     """Print what `options.path` holds. Raises RequestError for a path that holds no data, WorkError when no sample can be used."""
     for declared in options_of(InspectOptions):
         declared.check(getattr(options, declared.name))
-    path = Path(options.path).expanduser()
-    if not path.exists():
+    path = place_of(options.path)
+    kind = kind_of_path(path)
+    if isinstance(path, Remote) and kind is None:
+        raise RequestError(f"{path}: no dataset (.nv-meta) and no metadataset (.yaml) there; copy anything else here to look into it")
+    if not isinstance(path, Remote) and not path.exists():
         raise RequestError(f"{path}: no such file or folder; give a dataset, a shard, or a JSON of conversations")
-    if kind_of_path(path) is None:
+    if kind is None:
         raise RequestError(f"{path}: no dataset, shard (.tar) or list of conversations (.json, .jsonl)")
     model = None if options.model is None else Path(options.model).expanduser()
-    images = None if options.images is None else Path(options.images).expanduser()
+    images = None if options.images is None else local(options.images, "--images")
     if model is not None and not model.is_dir():
         raise RequestError(f"--model {options.model}: no such folder; give the model whose tokenizer shall count")
     opened = open_samples(path, options.split, images)
@@ -116,7 +122,7 @@ def shares(opened: dict[str, Samples], wanted: int) -> dict[str, list[int]]:
 
 
 def survey(
-    path: Path, opened: dict[str, Samples], options: InspectOptions, model: Path | None, images: Path | None
+    path: Place, opened: dict[str, Samples], options: InspectOptions, model: Path | None, images: Path | None
 ) -> tuple[Found, Any]:  # fmt: skip
     """(what is there, the model's processor or None)"""
     from qwen3vl_core.data.encoder import messages_of
@@ -125,6 +131,8 @@ def survey(
     kind = KINDS.get(kind_of_path(path) or "") or f"{next(iter(opened.values())).kind}, not prepared"
     found = Found(str(path), kind, {name: len(samples) for name, samples in opened.items()}, options.seq_length)
     found.prepared = _prepared(path)
+    if kind_of_path(path) == BLEND:
+        found.blended = [f"{name}: {line}" for name, samples in opened.items() for line in samples.lines()]
     chosen = shares(opened, options.limit)
     faults: Counter[str] = Counter()
     with Progress("look", total=sum(map(len, chosen.values())), unit="samples") as progress:
@@ -146,7 +154,7 @@ def survey(
     if model is None:
         return found, None
     measurer = Measurer(path, model, images)
-    lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) == DATASET else 1)
+    lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
     found.tokens = {"model": str(model)} | lengths.summary()
     found.faults, found.examples = dict(lengths.faults), {reason: _line(text) for reason, text in lengths.examples.items()}
     found.histogram = histogram(lengths.total, options.seq_length)
@@ -166,11 +174,11 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _prepared(path: Path) -> dict[str, Any]:
+def _prepared(path: Place) -> dict[str, Any]:
     """What stands in the dataset's report that its shards do not tell."""
     try:
-        report = json.loads((path / REPORT).read_text(encoding="utf-8")) if path.is_dir() else {}
-    except (OSError, ValueError):
+        report = json.loads((path / REPORT).read_text(encoding="utf-8")) if path.suffix != ".yaml" and path.is_dir() else {}
+    except (OSError, ValueError, WorkError):
         return {}
     return {key: report[key] for key in ("source", "kind", "check", "refused") if key in report} if isinstance(report, dict) else {}
 
@@ -183,6 +191,7 @@ def rows(found: Found, width: int = 100) -> list[str]:
     lines = [f"{found.path}: {found.kind}, {total:,} sample{'s' * (total != 1)}"]
     if len(found.samples) > 1:
         lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in found.samples.items()))
+    lines += [f"  {line}" for line in found.blended]
     if found.prepared.get("source"):
         lines.append(f"  made from {found.prepared['source']} ({found.prepared.get('kind', 'LLaVA JSON')})")
     if isinstance(found.prepared.get("refused"), dict) and found.prepared["refused"]:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qwen3vl_core.data import sources
+from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.prepare_check import Checker, Refusal
 from qwen3vl_core.data.shards import ShardSplit, splits_of
+from qwen3vl_core.data.storage import Place, Remote
 from qwen3vl_core.data.tar import members, sample_offsets, split_key
 from qwen3vl_core.errors import RequestError
 
-DATASET, SHARD, SOURCE = "dataset", "shard", "source"
+DATASET, BLEND, SHARD, SOURCE = "dataset", "blend", "shard", "source"
 
 
 class Samples(Protocol):
@@ -94,8 +96,12 @@ class SourceFile:
         return f"record {number}"
 
 
-def kind_of_path(path: Path) -> str | None:
-    """`dataset`, `shard` or `source`; None for a path that holds no data. Looks at names only."""
+def kind_of_path(path: Place) -> str | None:
+    """`dataset`, `blend` (a metadataset), `shard` or `source`; None for a path that holds no data."""
+    if is_metadataset(path):
+        return BLEND
+    if isinstance(path, Remote):
+        return DATASET if (path / FOLDER / "split.yaml").is_file() else None
     if path.is_dir():
         return DATASET if (path / FOLDER).is_dir() else None
     if path.suffix == ".tar":
@@ -103,9 +109,11 @@ def kind_of_path(path: Path) -> str | None:
     return SOURCE if path.suffix in (".json", ".jsonl") else None
 
 
-def open_samples(path: Path, split: str | None = None, images: Path | None = None) -> dict[str, Any]:
-    """Name -> its samples: the splits of a dataset, or the one shard or source. Raises RequestError."""
+def open_samples(path: Place, split: str | None = None, images: Path | None = None) -> dict[str, Any]:
+    """Name -> its samples: the splits of a dataset or a blend, or the one shard or source. Raises RequestError."""
     kind = kind_of_path(path)
+    if kind == BLEND:
+        return {name: Blend(path, name) for name in ([split] if split else split_names(path))}
     if kind == DATASET:
         there = [name for name, shards in splits_of(path).items() if shards]
         if split is None and not there:

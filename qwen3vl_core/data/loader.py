@@ -22,11 +22,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from qwen3vl_core.data.batch import Batch
+from qwen3vl_core.data.blend import open_split
 from qwen3vl_core.data.encoder import SampleEncoder
 from qwen3vl_core.data.micro import Filled, MicroBatches, Skip
 from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
-from qwen3vl_core.data.shards import ShardSplit
+from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
 
 STATE_VERSION = 1
@@ -114,7 +115,7 @@ class Loader:
 
     def _note(self, skips: list[Skip]) -> None:
         self.skipped.update(skip.reason for skip in skips)
-        fresh = {skip.key: skip for skip in skips if skip.key not in self._written}
+        fresh = {(skip.shard, skip.key): skip for skip in skips if (skip.shard, skip.key) not in self._written}
         if not fresh or self._skipped_file is None:
             return
         self._written.update(fresh)
@@ -202,29 +203,31 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _written_keys(file: Path | None) -> set[str]:
-    """Keys that an earlier part of the run has written already."""
+def _written_keys(file: Path | None) -> set[tuple[str, str]]:
+    """(shard, key) of what an earlier part of the run has written already."""
     keys = set()
     if file is not None and file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                keys.add(str(json.loads(line)["key"]))
-            except (ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                keys.add((str(row.get("shard", "")), str(row["key"])))
+            except (ValueError, KeyError, TypeError, AttributeError):
                 # a line that a crash cut off
                 continue
     return keys
 
 
 def build_loader(
-    path: str | Path, split: str, processor: ChatProcessor, *, micro_batch_size: int, global_batch_size: int, seq_length: int,
+    path: str | Place, split: str, processor: ChatProcessor, *, micro_batch_size: int, global_batch_size: int, seq_length: int,
     rank: int = 0, world_size: int = 1, num_workers: int = 0, seed: int = 0, skipped_file: Path | None = None,
     packing: bool = False, document_multiple: int = 1,
 ) -> Loader:  # fmt: skip
     """The endless loader of one data-parallel rank.
 
-    path, split: a folder made by `qwen3vl prepare`, and train, val or test. rank, world_size: of the data-parallel group.
-    num_workers: processes that prepare batches ahead; 0: in this process. skipped_file: JSON lines {key, reason, detail}
-    of samples that could not be used are appended there. Needs no torch.distributed.
+    path, split: a folder made by `qwen3vl prepare`, a metadataset (YAML) of several, either one under msc:// too; and train,
+    val or test. rank, world_size: of the data-parallel group. num_workers: processes that prepare batches ahead; 0: in this
+    process. skipped_file: JSON lines {key, reason, detail, shard} of samples that could not be used are appended there.
+    Needs no torch.distributed.
     packing: a micro batch is one row of as many samples as `seq_length` holds, each padded to a multiple of
     `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.
     Micro batch m of a global batch is taken by rank m % world_size at its step m // world_size.
@@ -242,7 +245,7 @@ def build_loader(
             f"--global-batch-size {global_batch_size}: must be a multiple of micro batch x data parallel size = "
             f"{micro_batch_size} x {world_size} = {together}; use {nearest}"
         )
-    shards = ShardSplit(path, split)
+    shards = open_split(path, split)
     settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size)
     batches = PackedRows(*settings, multiple=document_multiple) if packing else MicroBatches(*settings)
     return Loader(batches, num_workers, Path(skipped_file) if skipped_file is not None else None)

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from qwen3vl_core.data.batch import Batch, Encoded, collate
+from qwen3vl_core.data.blend import Blend
 from qwen3vl_core.data.encoder import SampleEncoder
 from qwen3vl_core.data.faults import REASONS, DataError
 from qwen3vl_core.data.shards import ShardSplit
@@ -25,6 +26,8 @@ class Skip:
     key: str
     reason: str
     detail: str
+    shard: str = ""
+    """The shard and the byte at which the sample begins: `train-00003.tar@10240`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Batches(Dataset):
 
     def __init__(
         self,
-        shards: ShardSplit,
+        shards: ShardSplit | Blend,
         encoder: SampleEncoder,
         seed: int,
         micro_batch_size: int,
@@ -79,12 +82,12 @@ class Batches(Dataset):
         """made(key, parts) of a sample, or why it cannot be used; `unusable` remembers that."""
         if number in unusable:
             return unusable[number]
-        key = self.shards.place(number)
+        key = place = self.shards.place(number)
         try:
             key, parts = self.shards.read(number)
             return made(key, parts)
         except DataError as error:
-            unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500])
+            unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500], place)
             return unusable[number]
 
     def _none_usable(self, tried: list[Skip]) -> WorkError:

@@ -23,6 +23,7 @@ from qwen3vl_core.data.prepare_check import Checker, Refusal, Sample
 from qwen3vl_core.data.prepare_report import REFUSED, REPORT
 from qwen3vl_core.data.prepare_work import Workers
 from qwen3vl_core.data.prepare_write import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.data.storage import local
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import check_target, need_space, write_text
 from qwen3vl_core.options import PrepareOptions, options_of
@@ -42,8 +43,8 @@ def run(options: PrepareOptions) -> None:
     for declared in options_of(PrepareOptions):
         declared.check(getattr(options, declared.name))
     shares = parse_split(options.split)
-    source, target = Path(options.source).expanduser(), Path(options.to).expanduser()
-    images = Path(options.images).expanduser() if options.images else source.parent
+    source, target = local(options.source, "SOURCE"), local(options.to, "--to")
+    images = local(options.images, "--images") if options.images else source.parent
     _check_places(source, target, images, overwrite=options.overwrite)
     _check_model(options.model)
     found = sources.find(source)

@@ -15,6 +15,7 @@ from braceexpand import braceexpand
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.order import SampleOrder
+from qwen3vl_core.data.storage import Place, Remote, place_of, size_of
 from qwen3vl_core.data.tar import members, sample_offsets, split_key
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -28,8 +29,8 @@ class ShardSplit:
     Raises RequestError when `path` is no dataset, or the split is not there or empty.
     """
 
-    def __init__(self, path: str | Path, split: str) -> None:
-        self.path, self.split = Path(path), split
+    def __init__(self, path: str | Place, split: str) -> None:
+        self.path, self.split = place_of(path), split
         names = _split_shards(self.path, split)
         self._shards = [self.path / name for name in names]
         tables = [_offsets(shard) for shard in self._shards]
@@ -61,8 +62,9 @@ class ShardSplit:
         Raises DataError when its stretch of the shard is damaged, WorkError when the disk does not answer.
         """
         shard, begin, end = int(self._shard_of[number]), int(self._begins[number]), int(self._ends[number])
+        held = self._shards[shard]
         try:
-            chunk = _read(self._file(shard), begin, end - begin)
+            chunk = held.read_range(begin, end - begin) if isinstance(held, Remote) else _read(self._file(shard), begin, end - begin)
         except OSError as error:
             raise WorkError(f"{self._shards[shard]}: {error.strerror}; is the dataset's disk still there?") from error
         where = f"{self._shards[shard].name}, byte {begin:,}"
@@ -114,7 +116,7 @@ def _read(file: int, begin: int, size: int) -> bytes:
     return chunk
 
 
-def _load(folder: Path, name: str) -> Any:
+def _load(folder: Place, name: str) -> Any:
     """A YAML file of the index, or the JSON file that may stand in its place; None without either."""
     for ending in ("yaml", "json"):
         file = folder / f"{name}.{ending}"
@@ -126,7 +128,7 @@ def _load(folder: Path, name: str) -> Any:
     return None
 
 
-def splits_of(path: Path) -> dict[str, list[str]]:
+def splits_of(path: Place) -> dict[str, list[str]]:
     """Shards of each split, by name. Raises RequestError when `path` is no prepared dataset."""
     meta = path / FOLDER
     if not meta.is_dir():
@@ -144,7 +146,7 @@ def splits_of(path: Path) -> dict[str, list[str]]:
     return {name: [shard for shard in shards if shard not in excluded] for name, shards in found.items()}
 
 
-def _split_shards(path: Path, split: str) -> list[str]:
+def _split_shards(path: Place, split: str) -> list[str]:
     splits = splits_of(path)
     if not splits.get(split):
         there = ", ".join(name for name, shards in splits.items() if shards) or "none"
@@ -157,27 +159,30 @@ def _split_shards(path: Path, split: str) -> list[str]:
     return splits[split]
 
 
-def _offsets(shard: Path) -> np.ndarray:
+def _offsets(shard: Place) -> np.ndarray:
     """int64 [samples + 1]: where each sample begins, and where the last one ends."""
     file = shard.with_suffix(".tar.idx")
     if file.is_file():
-        table = np.fromfile(file, dtype="<u8").astype(np.int64)
+        content = file.read_bytes()
+        table = np.frombuffer(content[: len(content) // 8 * 8], dtype="<u8").astype(np.int64)
         # an index of another shard, or cut off, would give nonsense for every sample: then the headers are walked
-        if len(table) and table[0] == 0 and (np.diff(table) > 0).all() and table[-1] <= shard.stat().st_size:
+        if len(table) and table[0] == 0 and (np.diff(table) > 0).all() and table[-1] <= size_of(shard):
             return table
+    if isinstance(shard, Remote):
+        raise RequestError(f"{shard}: its index {file.name} is not beside it, or of another shard; copy both again, or {_AGAIN}")
     try:
         return np.array(sample_offsets(shard), dtype=np.int64)
     except (ValueError, OSError) as error:
         raise RequestError(f"{shard}: cannot be read ({error}); copy it again, or {_AGAIN}") from None
 
 
-def _stated_counts(path: Path, names: list[str]) -> list[Any]:
+def _stated_counts(path: Place, names: list[str]) -> list[Any]:
     """Samples of each shard as the index has them; None where it says nothing."""
     loaded = _load(path / FOLDER, ".info")
     counts = loaded.get("shard_counts") if isinstance(loaded, dict) else None
     return [counts.get(name) if isinstance(counts, dict) else None for name in names]
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Place) -> str:
     file = path / FOLDER / "index.uuid"
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""

@@ -16,6 +16,7 @@ import numpy as np
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.inspect_samples import Samples, open_samples
 from qwen3vl_core.data.prepare_work import Workers
+from qwen3vl_core.data.storage import Place
 from qwen3vl_core.progress import Progress
 
 _AT_ONCE = 512
@@ -55,7 +56,7 @@ class Lengths:
 class Measurer:
     """Holds what measuring needs, made where it is first used: each process has its own."""
 
-    def __init__(self, path: Path, model: Path, images: Path | None = None) -> None:
+    def __init__(self, path: Place, model: Path, images: Path | None = None) -> None:
         self.path, self.model, self.images = path, model, images
         """path: of a dataset, a shard or a source; images: where a source's media are."""
         self._processor: Any = None

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import whole_path
 from qwen3vl_core.layout.command import TRAINING_MODULE
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line, to_arguments, to_mapping
 
@@ -23,7 +23,7 @@ def whole_paths(options: FinetuneOptions) -> FinetuneOptions:
     for o in options_of(type(options)):
         value = getattr(options, o.name)
         if o.path and value:
-            whole = [str(Path(v).expanduser().absolute()) for v in (value if o.many else [value])]
+            whole = [whole_path(v) for v in (value if o.many else [value])]
             changes[o.name] = whole if o.many else whole[0]
     return dataclasses.replace(options, **changes)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.machine import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture, check_size
@@ -201,9 +202,13 @@ def architecture_of(load: str) -> Architecture:
 def data_faults(options: FinetuneOptions) -> Iterator[str]:
     """What is wrong with the folders of the data."""
     for flag, data in (("--train-data", options.train_data), ("--valid-data", options.valid_data)):
-        if not data:
+        if not data or is_url(data):
+            # what a store holds is seen when the run opens it
             continue
         folder = Path(data).expanduser()
+        if folder.suffix in (".yaml", ".yml") and folder.is_file():
+            # a metadataset
+            continue
         if not (folder / ".nv-meta").is_dir():
             what = "no such folder" if not folder.exists() else "no Energon index (.nv-meta) in it"
             yield f"{flag} {folder}: {what}; make the dataset with qwen3vl prepare"

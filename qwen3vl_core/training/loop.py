@@ -88,10 +88,10 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
     # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
     writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
     skipped = run_dir / (SKIPPED if rank == 0 else f"skipped-{rank}.jsonl") if writes else None
-    train = build_loader(Path(options.train_data).expanduser(), "train", processor, skipped_file=skipped, **shared)
+    train = build_loader(options.train_data, "train", processor, skipped_file=skipped, **shared)
     if not options.eval_interval:
         return train, None
-    data = Path(options.valid_data or options.train_data).expanduser()
+    data = options.valid_data or options.train_data
     return train, build_loader(data, "val", processor, skipped_file=None, **shared)
 
 

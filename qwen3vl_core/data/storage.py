@@ -1,0 +1,144 @@
+"""Where data lies: a path of this machine, or `msc://PROFILE/PATH` of the Multi-Storage Client. Imports no torch.
+
+A profile names an object store and stands in the client's own configuration (`MSC_CONFIG`, `~/.msc_config.yaml`). Both
+kinds of places are used in the same way; the client, which is slow to import, is asked for nothing but remote places.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import is_url
+
+_MSC = "msc://"
+
+
+class Remote:
+    """As much of a `pathlib.Path` as readers of datasets use, for what lies in an object store.
+
+    Raises RequestError for an address that the client does not know, WorkError when the store does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not re.fullmatch(r"msc://[^/]+(/.*)?", url):
+            raise RequestError(
+                f"{url}: remote data is named msc://PROFILE/PATH; name the store as a profile in the Multi-Storage Client's "
+                "configuration (MSC_CONFIG, ~/.msc_config.yaml)"
+            )
+        profile, _, path = url.removeprefix(_MSC).partition("/")
+        self.profile, self.path = profile, posixpath.normpath("/" + path).lstrip("/")
+
+    def __str__(self) -> str:
+        return f"{_MSC}{self.profile}/{self.path}"
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remote) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(str(self).rstrip("/") + "/" + str(name))
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> Remote:
+        return Remote(f"{_MSC}{self.profile}/{posixpath.dirname(self.path)}")
+
+    def with_suffix(self, suffix: str) -> Remote:
+        return Remote(os.path.splitext(str(self))[0] + suffix)
+
+    def is_file(self) -> bool:
+        return bool(self._asked(lambda client: client.is_file(self.path)))
+
+    def is_dir(self) -> bool:
+        # a store has no folders, only names that begin alike
+        return bool(self._asked(lambda client: not client.is_empty(self.path + "/")))
+
+    def exists(self) -> bool:
+        return self.is_file() or self.is_dir()
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return int(self._asked(lambda client: client.info(self.path).content_length))
+
+    def read_bytes(self) -> bytes:
+        return self._asked(lambda client: client.read(self.path))
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return self.read_bytes().decode(encoding, errors)
+
+    def read_range(self, begin: int, size: int) -> bytes:
+        """Up to `size` bytes from `begin` on."""
+        from multistorageclient.types import Range
+
+        return self._asked(lambda client: client.read(self.path, Range(begin, size)))
+
+    def _asked(self, question: Callable[[Any], Any]) -> Any:
+        import multistorageclient
+
+        try:
+            # kept by the client, and made again after a fork
+            client, _ = multistorageclient.resolve_storage_client(f"{_MSC}{self.profile}/")
+        except Exception as error:
+            raise RequestError(
+                f"{self}: the Multi-Storage Client cannot use the profile {self.profile} ({_reason(error)}); "
+                "correct its configuration (MSC_CONFIG, ~/.msc_config.yaml)"
+            ) from error
+        try:
+            return question(client)
+        except FileNotFoundError:
+            raise RequestError(f"{self}: no such file; copy it there, or correct the path") from None
+        except Exception as error:
+            # each provider raises errors of its own library
+            raise WorkError(f"{self}: the store does not give it ({_reason(error)}); is it still there, may you read it?") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+Place = Path | Remote
+
+
+def place_of(name: str | Path | Remote) -> Place:
+    """The place that a person named. Raises RequestError for an address of a kind that is not read."""
+    if isinstance(name, (Path, Remote)):
+        return name
+    return Remote(name) if is_url(name) else Path(name).expanduser()
+
+
+def within(folder: Place, name: str) -> Place:
+    """What a file in `folder` calls `name`: relative to the folder, absolute, or an address."""
+    if is_url(name):
+        return Remote(name)
+    if isinstance(folder, Remote) and name.startswith("/"):
+        return Remote(f"{_MSC}{folder.profile}{name}")
+    return folder / name
+
+
+def local(name: str, flag: str) -> Path:
+    """A path of this machine. Raises RequestError for an address: `flag` is read or written here alone."""
+    if is_url(name):
+        raise RequestError(f"{flag} {name}: must be a path of this machine; copy it with the store's own tool (msc cp, msc sync)")
+    return Path(name).expanduser()
+
+
+def size_of(place: Place) -> int:
+    """Bytes of a file."""
+    return place.size() if isinstance(place, Remote) else place.stat().st_size

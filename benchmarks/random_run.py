@@ -1,0 +1,216 @@
+"""A checkpoint of a published size with random weights, pictures with texts, and real finetunes of them: for benchmarks.
+
+The tokenizer and the special tokens are those of the bundled demo model, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
+from qwen3vl_core.checkpoint.names import regions
+from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.layout.parameters import TINY, published
+from qwen3vl_core.options import FinetuneOptions, from_mapping
+from qwen3vl_core.sizes import Architecture
+
+SHARD = 5_000_000_000
+SPREAD = 0.02
+PIXELS = 1024 * 1024
+WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field", "beach", "two", "three", "snow", "near", "under")
+
+
+def config(size: str, layers: int = 0) -> dict:
+    """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
+    a = published(size)
+    made = json.loads(TINY.read_text())
+    v = a.vision
+    made["text_config"] |= {
+        "vocab_size": a.vocab_size, "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size, "head_dim": a.head_dim,
+        "num_hidden_layers": layers or a.num_layers, "num_attention_heads": a.num_heads, "num_key_value_heads": a.num_kv_heads,
+        "tie_word_embeddings": a.tied, "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": a.rope_theta, "mrope_interleaved": True, "mrope_section": list(a.mrope_section),
+        },
+    }  # fmt: skip
+    made["vision_config"] |= {
+        "depth": v.num_layers, "hidden_size": v.hidden_size, "num_heads": v.num_heads, "intermediate_size": v.ffn_hidden_size,
+        "out_hidden_size": v.out_hidden_size, "num_position_embeddings": v.num_position_embeddings,
+        "deepstack_visual_indexes": list(v.deepstack_layers),
+    }  # fmt: skip
+    made["tie_word_embeddings"] = a.tied
+    if a.is_moe:
+        made["model_type"], made["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
+        made["text_config"] |= {
+            "num_experts": a.num_experts, "num_experts_per_tok": a.experts_per_token, "norm_topk_prob": True,
+            "moe_intermediate_size": a.expert_ffn_hidden_size, "model_type": "qwen3_vl_moe_text",
+        }  # fmt: skip
+    return made
+
+
+def model(folder: Path, size: str, layers: int = 0) -> Path:
+    """A Hugging Face folder whose matrices are drawn from N(0, 0.02), norms 1 and biases 0, in bf16."""
+    folder.mkdir(parents=True)
+    made = config(size, layers)
+    for file in TINY.parent.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
+    planned: dict[str, Planned] = {}
+    for region in regions(Architecture.from_config(made)):
+        for name, shape in zip(region.hf, region.stored_shapes, strict=True):
+            planned.setdefault(name, Planned(name, shape, torch.bfloat16))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    with SafetensorsWriter(folder, list(planned.values()), SHARD) as writer:
+        for tensor in planned.values():
+            if len(tensor.shape) > 1:
+                drawn = torch.empty(tensor.shape, dtype=torch.bfloat16, device=device).normal_(0, SPREAD, generator=generator)
+            else:
+                drawn = torch.full(tensor.shape, 0.0 if tensor.name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+            writer.write(tensor.name, 0, memoryview(drawn.cpu().contiguous().view(torch.uint8).flatten().numpy()))
+        writer.finish()
+    return folder
+
+
+def text(processor: ChatProcessor, tokens: int, seed: int) -> str:
+    """Words that the tokenizer makes about so many tokens of, and no more."""
+    drawn = random.Random(seed)
+    words = [drawn.choice(WORDS) for _ in range(tokens)]
+    length = len(processor.tokenizer(" ".join(words))["input_ids"])
+    return " ".join(words[: int(tokens * tokens / max(length, tokens))])
+
+
+def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side: int) -> Path:
+    """A dataset of `count` samples, each a picture of `side` x `side` pixels and a text, `tokens` (from, to) tokens in all."""
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    processor = ChatProcessor.from_pretrained(base, 1024, PIXELS)
+    seen = (side // 32) ** 2
+    noise = np.random.Generator(np.random.SFC64(0))
+    records = []
+    for i in range(count):
+        # soft noise: as large as a photograph's file
+        small = noise.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((side, side), Image.Resampling.BILINEAR).save(raw / f"{i}.jpg", quality=90)
+        wanted = random.Random(i).randint(*tokens) - seen - 40
+        records.append(
+            {
+                "id": str(i), "image": f"{i}.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nDescribe this image."}, {"from": "gpt", "value": text(processor, wanted, i)},
+                ],
+            }
+        )  # fmt: skip
+    (raw / "samples.json").write_text(json.dumps(records))
+    command("prepare", str(raw / "samples.json"), "--to", str(folder / "shards"), "--split", "1,0,0")
+    shutil.rmtree(raw)
+    return folder / "shards"
+
+
+def command(*words: str) -> None:
+    """A `qwen3vl` command, to its end."""
+    subprocess.run([sys.executable, "-m", "qwen3vl_core.cli", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass
+class Finetune:
+    """A run of `qwen3vl finetune --foreground` and what it wrote down."""
+
+    words: list[str]
+    rows: list[dict] = field(default_factory=list)
+    """Of metrics.jsonl, one a step."""
+    seconds: float = 0.0
+    """From the command to its end."""
+    fault: str = ""
+    """The end of what it printed, when it did not come to its last step."""
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.rows]
+
+    def median(self, name: str, first: int = 5) -> float:
+        """Of a figure, after the first steps, which make what later ones find."""
+        values = sorted(row[name] for row in self.rows[first:] if name in row)
+        return values[len(values) // 2] if values else float("nan")
+
+    @property
+    def peak_gib(self) -> float:
+        """The most that tensors took in a step."""
+        return max((row.get("memory_gib", 0.0) for row in self.rows[1:]), default=0.0)
+
+
+def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.0, to_the_end: bool = False) -> Finetune:
+    """Start a finetune, and follow its record for so many steps.
+
+    It is ended then by SIGKILL, for its last checkpoint is not what is measured here, unless `to_the_end`.
+    """
+    shutil.rmtree(runs, ignore_errors=True)
+    count = str(steps if to_the_end else steps + 1000)
+    given = [*words, "--train-iters", count]
+    began = time.monotonic()
+    done = Finetune(words)
+    log = runs.parent / "output.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qwen3vl_core.cli", "finetune", *given, "--runs", str(runs), "--foreground"],
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while time.monotonic() - began < deadline:
+                done.rows = metrics(runs)[:steps]
+                if process.poll() is not None or (len(done.rows) == steps and not to_the_end):
+                    break
+                time.sleep(0.2)
+            done.rows = metrics(runs)[:steps]
+        finally:
+            _end(runs, process)
+    done.seconds = time.monotonic() - began
+    if len(done.rows) < steps or (to_the_end and process.returncode):
+        done.fault = log.read_text()[-1500:]
+    return done
+
+
+def _end(runs: Path, process: subprocess.Popen) -> None:
+    """Kill the training where it still runs; its supervisor and the command end with it."""
+    if process.poll() is None:
+        for state in runs.glob("*/state.json"):
+            with contextlib.suppress(ValueError, ProcessLookupError):
+                os.killpg(int(json.loads(state.read_text()).get("pid") or 0) or process.pid, signal.SIGKILL)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def metrics(runs: Path) -> list[dict]:
+    """The training rows of the one run in `runs`, whole lines only."""
+    for file in runs.glob("*/metrics.jsonl"):
+        lines = file.read_text().split("\n")[:-1]
+        return [row for row in map(json.loads, lines) if row.get("kind") == "train"]
+    return []
+
+
+def options_of_words(words: list[str]) -> FinetuneOptions:
+    """The options that a command line names."""
+    from qwen3vl_core.cli import build_parser
+
+    given = vars(build_parser().parse_args(["finetune", *words]))
+    names = {f.name for f in dataclasses.fields(FinetuneOptions)}
+    return from_mapping(FinetuneOptions, {k: v for k, v in given.items() if k in names})

@@ -1,45 +1,41 @@
-"""Screen 4: captions of two models side by side, as they are written."""
+"""Screen 4: captions of two models, or of one run's checkpoints, side by side as they are written; votes, blind if wanted."""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import Binding
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Container, Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
 from console.messages import CaptionsRead, PictureRead, WorkFailed
+from console.runs import captions as votes_of
+from console.runs import exports
+from console.runs.captions import Caption, Sample
+from console.screens.about import about, status
 from console.screens.base import WIDE, ConsoleScreen
-from console.screens.feed import Caption, CaptionFeed, Sample
+from console.screens.captions import CompareFeed, CompareView, shuffled
+from console.screens.checkpoints import PickModels
+from console.screens.fullpicture import FullPicture
 from console.screens.plan import check_here, prefill, read_plan
 from console.screens.watch import RunRow, Snapshot
-from console.widgets.caption import count_words, pair
-from console.widgets.optionform import OptionForm
+from console.widgets.caption import several
+from console.widgets.columns import LETTERS, CaptionBox, CaptionColumns, Column
+from console.widgets.optionform import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
-from console.widgets.words import COLOURS, GLYPHS, one_line, printable
-from qwen3vl_core.options import CompareOptions
+from console.widgets.words import one_line, printable
+from qwen3vl_core.caption.overlap import rouge_l
+from qwen3vl_core.caption.record import SAME
+from qwen3vl_core.caption.words import count
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import CompareOptions, from_mapping
 
 READ_SECONDS = 0.5
-MODELS = ("base", "tuned")
-
-
-def _first(value: object) -> object:
-    return value[0] if isinstance(value, list) and value else value
-
-
-class CaptionBox(VerticalScroll, inherit_bindings=False):
-    """Scrolls up and down only: left and right turn to another picture."""
-
-    BINDINGS: ClassVar = [
-        Binding("up", "scroll_up", show=False), Binding("down", "scroll_down", show=False),
-        Binding("pageup", "page_up", show=False), Binding("pagedown", "page_down", show=False),
-        Binding("home", "scroll_home", show=False), Binding("end", "scroll_end", show=False),
-    ]  # fmt: skip
 
 
 class CompareScreen(ConsoleScreen):
@@ -48,15 +44,20 @@ class CompareScreen(ConsoleScreen):
     MODE = "compare"
     BINDINGS = bindings_of("compare")
     AUTO_FOCUS = ""
+    CSS_PATH: ClassVar = "compare.tcss"
 
     def __init__(self) -> None:
         super().__init__()
         self.run_id: str | None = None
         self.row: RunRow | None = None
-        self.samples: tuple[Sample, ...] = ()
+        self.view = CompareView()
         self.index = 0
         self.marked = True
-        self.feed = CaptionFeed()
+        self.blind = ""
+        """Of a blind comparison the secret that shuffles the captions, else empty."""
+        self.revealed: set[str] = set()
+        """Pictures whose models are shown though the comparison is blind."""
+        self.feed = CompareFeed()
         self._picture_path = ""
         self._busy = False
         self._asked: bool | None = None
@@ -68,18 +69,18 @@ class CompareScreen(ConsoleScreen):
                 yield Static(id="explained", markup=False)
             with Vertical(id="result"):
                 yield Static(id="headline")
-                with Horizontal(id="picture-place"):
-                    yield PictureWidget(id="picture")
-                    yield Static(id="about")
-                with Horizontal(id="captions"):
-                    for model in MODELS:
-                        with CaptionBox(id=model, classes="caption"):
-                            yield Static(id=f"{model}-text")
+                with Container(id="show"):
+                    with Container(id="aside"):
+                        with Container(id="frame"):
+                            yield PictureWidget(id="picture")
+                        yield Static(id="about")
+                    with Vertical(id="written"):
+                        yield CaptionColumns(2, id="captions")
+                        yield Static(id="reference")
                 yield Static(id="nothing")
 
     def on_mount(self) -> None:
         super().on_mount()
-        self.query_one("#ask").border_title = "Comparison"
         self.set_interval(READ_SECONDS, self.read)
 
     # which run
@@ -87,22 +88,28 @@ class CompareScreen(ConsoleScreen):
     def show_snapshot(self, snapshot: Snapshot) -> None:
         newest = next((row.id for row in snapshot.rows if row.kind == "compare"), None)
         wanted = self.app.comparison or newest
+        if wanted is not None and snapshot.get(wanted) is None:
+            wanted = newest  # it was deleted
         if wanted != self.run_id:
-            self.run_id, self.row, self.samples, self.index = wanted, None, (), 0
-        self.row = snapshot.get(self.run_id) or self.row
+            self.run_id, self.row, self.view, self.index, self.blind = wanted, None, CompareView(), 0, ""
+        self.row = snapshot.get(self.run_id) or (self.row if self.run_id else None)
         if self._asked is None:
-            # nothing to look at yet: ask; a wide screen has room for both
-            self._ask(self.row is None or self.size.width >= WIDE)
+            # nothing to look at yet: ask
+            self._ask(self.row is None)
         self._show()
         self.read()
 
     def _ask(self, shown: bool) -> None:
         self._asked = shown
         self.set_class(shown, "-ask")
-        if shown and (self.row is None or self.size.width < WIDE):
+        if shown:
             self.query_one(OptionForm).focus_first()
-        elif not shown or self.focused is None:
-            self.query_one("#base").focus()
+        else:
+            self._focus_caption()
+
+    def _focus_caption(self) -> None:
+        if boxes := self.query_one(CaptionColumns).boxes:
+            boxes[0].focus()
 
     # reading
 
@@ -127,22 +134,39 @@ class CompareScreen(ConsoleScreen):
         self._busy = False  # the app says it
 
     @on(CaptionsRead)
-    def _read(self, event: CaptionsRead) -> None:
+    async def _read(self, event: CaptionsRead) -> None:
         self._busy = False
-        if event.run_id == self.run_id:
-            if event.samples != self.samples:
-                self.samples = event.samples
-                self.index = min(self.index, max(len(self.samples) - 1, 0))
-            self._show()
-        else:
+        if event.run_id != self.run_id:
             self.read()
+        elif event.samples is not self.view:
+            self.view = event.samples
+            self.index = min(self.index, max(len(self.samples) - 1, 0))
+            await self.query_one(CaptionColumns).fit(max(len(self.view.names), 1))
+            self._show()
 
     # what is shown
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The pictures of the comparison."""
+        return self.view.samples
 
     @property
     def sample(self) -> Sample | None:
         """The picture on screen."""
         return self.samples[self.index] if self.samples else None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The models from left to right."""
+        if self.blind and self.sample is not None:
+            return shuffled(self.view.names, self.sample.image, self.blind)
+        return self.view.names
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the models of the picture on screen are not to be told."""
+        return bool(self.blind) and self.sample is not None and self.sample.image not in self.revealed
 
     def _show(self) -> None:
         sample = self.sample
@@ -151,62 +175,82 @@ class CompareScreen(ConsoleScreen):
             self.query_one("#nothing", Static).update(self._nothing())
             return
         self._show_headline(sample)
-        captions = [sample.captions.get(model, Caption()) for model in MODELS]
-        # while a caption grows everything not yet written would count as a difference
-        whole = all(caption.done and caption.text for caption in captions)
-        contents = pair(captions[0].text, captions[1].text, self.marked and whole)
-        for model, caption, content in zip(MODELS, captions, contents, strict=True):
-            box = self.query_one(f"#{model}")
-            count = f" · {count_words(caption.text)} words" if caption.text else ""
-            box.border_title = Content(f"{model}{count}" + ("" if caption.done or not caption.text else " …"))
-            if not caption.text:
-                live = self.row is not None and self.row.alive
-                words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
-                content = Content(words).stylize("$muted")
-            self.query_one(f"#{model}-text", Static).update(content)
+        prompt, short = sample.prompt or self.view.head.prompt, self.size.width < WIDE
+        self.query_one("#about", Static).update(about(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short))
+        self.query_one(CaptionColumns).show(self._columns(sample))
+        reference = self.query_one("#reference", Static)
+        reference.display = bool(sample.references)
+        lines = [Content.assemble(("reference  ", "$muted"), printable(text).strip()) for text in sample.references]
+        reference.update(Content("\n").join(lines))
         if sample.image != self._picture_path:
             self._picture_path = sample.image
             self._load(sample.image)
 
+    @property
+    def _about_width(self) -> int:
+        return max(self.query_one("#about").size.width, 30)
+
+    def _columns(self, sample: Sample) -> list[Column]:
+        names, hidden = self.order, self.hidden
+        captions = [sample.captions.get(name, Caption()) for name in names]
+        # while a caption grows everything not yet written would count as a difference
+        whole = all(caption.done and caption.text for caption in captions)
+        texts = several([caption.text for caption in captions], self.marked and whole, bool(self.blind))
+        vote = self.view.votes.choices.get(sample.image)
+        made = []
+        for place, (name, caption, text) in enumerate(zip(names, captions, texts, strict=True)):
+            label = f"{LETTERS[place]}" if hidden else f"{LETTERS[place]} = {name}" if self.blind else name
+            best = vote == name
+            title = ("★ " if best else "") + label
+            if caption.text and not hidden:
+                words = count(caption.text)
+                title += f" · {words} word{'s' if words != 1 else ''}"
+            if caption.text and not caption.done:
+                title, text = title + " …", text + Content("▌").stylize("$accent")
+            foot = []
+            if caption.done and not hidden:
+                if sample.references:
+                    foot.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
+                if caption.seconds is not None:
+                    foot.append(f"{caption.seconds:.1f} s")
+                if not caption.whole:
+                    foot.append("cut off")
+            if not caption.text:
+                live = self.row is not None and self.row.alive
+                words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
+                text = Content(words).stylize("$muted")
+            made.append(Column(Content(title), text, Content(" · ".join(foot)), best))
+        return made
+
     def _show_headline(self, sample: Sample) -> None:
-        done = sum(all(s.captions.get(m, Caption()).done for m in MODELS) for s in self.samples)
-        head = Content.assemble(
+        vote = self.view.votes.choices.get(sample.image)
+        parts: list = [
             (f" Picture {self.index + 1}/{len(self.samples)} ", "bold"), (one_line(Path(sample.image).name, 40), ""),
-            (f" · {done} with both captions", "$muted"),
-        )  # fmt: skip
-        self.query_one("#headline", Static).update(head)
-        lines = []
-        if self.row is not None:
-            colour = COLOURS.get(self.row.status, "muted")
-            lines.append(Content.assemble(
-                (self.row.id, "bold"), "  ", (f"{GLYPHS.get(self.row.status, '?')} {self.row.status}", f"${colour}"),
-            ))  # fmt: skip
-            get = self.row.run.options.get
-            temperature = get("temperature") or 0
-            lines.append(Content(f"“{printable(sample.prompt).strip()}”"))
-            lines.append(Content("greedy" if not temperature else f"temperature {temperature} · seed {get('seed')}").stylize("$muted"))
-            for model in MODELS:
-                lines.append(Content.assemble((f"{model:<6}", "$muted"), printable(Path(str(_first(get(model)) or "?")).name)))
-            if self.row.alive and self.row.last_line:
-                lines.append(Content(one_line(self.row.last_line, 160)).stylize("$muted"))
-            if self.row.status in ("failed", "lost"):
-                lines.append(Content("✗ " + one_line(self.row.error or self.row.last_line, 200)).stylize("$text-error"))
-        self.query_one("#about", Static).update(Content("\n").join(lines))
+            (f" · {self.view.whole} with {'both' if len(self.view.names) == 2 else 'all'} captions", "$muted"),
+        ]  # fmt: skip
+        if vote == SAME:
+            parts.append((" · voted: as good as each other", "$text-success"))
+        if self.blind:
+            parts += ["  ", (" BLIND ", "bold reverse")]
+        self.query_one("#headline", Static).update(Content.assemble(*parts))
 
     def _nothing(self) -> Content:
         row = self.row
         if row is None:
             return Content.assemble(
                 ("No comparison yet.\n\n", "bold"), "Choose two models and pictures, then ",
-                ("enter", "bold $text-primary"), ": both write a caption of each picture.",
+                ("enter", "bold $text-primary"), ": both write a caption of each picture.\n\n",
+                ("f2", "bold $text-primary"), "  chooses among the checkpoints of your runs; several stand side by side.",
             )  # fmt: skip
-        head = Content.assemble((row.id, "bold"), "  ", (f"{GLYPHS.get(row.status, '?')} {row.status}", f"${COLOURS[row.status]}"), "\n\n")
+        head = status(row) + Content("\n\n")
         if row.alive:
             return head + Content("the models are being read; captions come as they are written\n\n") + Content(
                 one_line(row.last_line, 200)
             ).stylize("$muted")
         why = one_line(row.error or row.last_line or "it wrote no caption", 400)
         return head + Content("✗ " + why).stylize("$text-error") + Content("\n\n3 shows its log, t the form")
+
+    # the picture
 
     def _load(self, path: str) -> None:
         def look() -> None:
@@ -224,8 +268,18 @@ class CompareScreen(ConsoleScreen):
         picture = self.query_one("#picture", PictureWidget)
         picture.image = event.picture
         picture.display = event.picture is not None
+        self._fit_picture()
         if event.problem:
             self.notify(event.problem, severity="warning", markup=False)
+
+    def _fit_picture(self) -> None:
+        """As large as its frame allows, with its proportions: a cell is about twice as high as wide."""
+        picture, frame = self.query_one("#picture", PictureWidget), self.query_one("#frame").size
+        if picture.image is None or not frame.width or not frame.height:
+            return
+        wide, high = picture.image.size
+        by_width = 2 * frame.height * wide > frame.width * high
+        picture.styles.width, picture.styles.height = (frame.width, "auto") if by_width else ("auto", frame.height)
 
     @on(OptionForm.Explained)
     def _explained(self, event: OptionForm.Explained) -> None:
@@ -233,16 +287,20 @@ class CompareScreen(ConsoleScreen):
 
     def on_resize(self, event: events.Resize) -> None:
         if self.is_mounted:
-            self._show()
+            self.call_after_refresh(self._resized)
 
-    # actions
+    def _resized(self) -> None:
+        self._show()
+        self._fit_picture()
+
+    # starting
 
     @on(Input.Submitted)
     def action_start(self) -> None:
-        """Start a run that writes captions with both models."""
+        """Start a run that writes captions with the models."""
         form = self.query_one(OptionForm)
         if not self.has_class("-ask"):
-            self._ask(True)  # what enter would start is looked at first
+            self.action_form()  # what enter would start is looked at first
             return
         plan = read_plan("compare", form.texts())
         problem = plan.problem or check_here("compare", plan.options)[0]
@@ -253,48 +311,189 @@ class CompareScreen(ConsoleScreen):
 
     def started(self) -> None:
         """The run of this form has started."""
-        if self.size.width < WIDE:
-            self._ask(False)
-        else:
-            self.query_one("#base").focus()
+        self._ask(False)
         self.show_snapshot(self.app.snapshot)
+
+    def action_another_seed(self) -> None:
+        """The same again with the next seed."""
+        if self.row is None:
+            self.notify("there is no comparison yet; t asks for one", severity="warning")
+            return
+        try:
+            options = from_mapping(CompareOptions, self.row.run.options)
+        except RequestError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        if not options.temperature:
+            self.notify("it was greedy, which every seed writes the same; set a temperature in the form: t", severity="warning")
+            return
+        options.seed += 1
+        self.app.start_run("compare", options, self.MODE)
+
+    def action_models(self) -> None:
+        """Choose checkpoints of runs for the form."""
+        form = self.query_one(OptionForm)
+        base = str(form.texts()["base"])
+        rows = [row for row in self.app.snapshot.rows if row.kind == "finetune"]
+        hf = [str(self.app.workspace[key]) for key in ("tuned_hf", "base") if key in self.app.workspace]
+
+        def chosen(found: list[str] | None) -> None:
+            if found:
+                form.fill({"tuned": found})
+                self._ask(True)
+                form.query_one(f"#{PREFIX}{'base' if not base else 'prompt'}").focus()
+
+        self.app.push_screen(PickModels([row.run for row in rows], hf), chosen)
+
+    # looking around
 
     def action_turn(self, step: int) -> None:
         if self.samples:
             self.index = (self.index + step) % len(self.samples)
-            for model in MODELS:
-                self.query_one(f"#{model}").scroll_home(animate=False)
+            self.query_one(CaptionColumns).top()
             self._show()
+
+    def action_ends(self, last: bool) -> None:
+        if self.samples:
+            self.index = len(self.samples) - 1 if last else 0
+            self.action_turn(0)
+
+    def action_unvoted(self) -> None:
+        """To the next picture that has its captions and no vote."""
+        for step in range(1, len(self.samples) + 1):
+            sample = self.samples[(self.index + step) % len(self.samples)]
+            if sample.image not in self.view.votes.choices and sample.whole(self.view.names):
+                self.action_turn(step)
+                return
+        self.notify("every picture that has its captions has a vote")
+
+    def action_other(self, step: int) -> None:
+        """An older (1) or newer (-1) comparison."""
+        ids = [row.id for row in self.app.snapshot.rows if row.kind == "compare"]
+        place = ids.index(self.run_id) + step if self.run_id in ids else 0
+        if 0 <= place < len(ids):
+            self.app.comparison = ids[place]
+            self._ask(False)
+            self.show_snapshot(self.app.snapshot)
+        else:
+            self.notify("there is no " + ("older" if step > 0 else "newer") + " comparison")
 
     def action_words(self) -> None:
         self.marked = not self.marked
         self._show()
 
-    def action_report(self) -> None:
-        page = self.row.run.options.get("html") if self.row is not None else None
-        if not page:
-            self.notify("this comparison writes no HTML page; give its form a file at html", severity="warning")
-        elif not Path(page).exists():
-            self.notify(f"{page}: is written when all captions are", severity="warning", markup=False)
+    def action_full(self) -> None:
+        if self.sample is not None:
+            self.app.push_screen(FullPicture(self.sample.image))
+
+    # votes
+
+    def action_blind(self) -> None:
+        """Shuffle the captions and hide whose they are; or show it all."""
+        if self.blind:
+            self.blind = ""
+            counted = self.view.votes.tally(self.view.names)
+            told = [f"{name} {number}" for name, number in counted.items() if name != SAME]
+            self.notify(" · ".join([*told, f"as good {counted[SAME]}"]), title="Votes", markup=False)
+        elif len(self.view.names) > 1:
+            self.blind, self.revealed = secrets.token_hex(8), set()
+        self._show()
+
+    def action_reveal(self) -> None:
+        """Whose captions these are, of this picture only."""
+        if self.blind and self.sample is not None:
+            self.revealed ^= {self.sample.image}
+            self._show()
         else:
-            self.copy(str(page), "HTML page: path")
+            self.notify("nothing is hidden; b shuffles the captions and hides whose they are", severity="warning")
+
+    def action_vote(self, place: int | None = None) -> None:
+        """For the caption at a place from the left (-1: the last), None: in focus; the same again takes the vote back."""
+        names = self.order
+        if names:
+            self._vote(names[self.query_one(CaptionColumns).focused_place if place is None else place])
+
+    def action_same(self) -> None:
+        self._vote(SAME)
+
+    @on(CaptionColumns.Voted)
+    def _clicked(self, event: CaptionColumns.Voted) -> None:
+        self.action_vote(event.place)
+
+    def _vote(self, choice: str) -> None:
+        sample, row = self.sample, self.row
+        if sample is None or row is None or not sample.whole(self.view.names):
+            self.notify("a vote needs all captions of this picture; they are not written yet", severity="warning")
+            return
+        again = self.view.votes.choices.get(sample.image) == choice
+        try:
+            given = votes_of.vote(row.run, sample.image, None if again else choice, self.view.names, blind=self.hidden)
+        except (RequestError, WorkError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
+        self._did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
+        if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
+            self.action_unvoted()
+        self._show()
+        self.read()
+
+    def _did(self, *words: str) -> None:
+        if (did := getattr(self.app, "did", None)) is not None:
+            did(*words)
+
+    # the reports
+
+    def action_report(self) -> None:
+        """Write the page and the JSON into the run's folder."""
+        row = self.row
+        if row is None:
+            self.notify("there is no comparison to export yet", severity="warning")
+            return
+
+        def write() -> None:
+            try:
+                page, _ = exports.export(row.run)
+            except (RequestError, WorkError, OSError) as error:
+                self.post_message(WorkFailed(str(error)))
+                return
+            self.app.call_from_thread(self._exported, page)
+
+        self._did("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
+        self.in_thread(write, "export")
+
+    def _exported(self, page: Path) -> None:
+        self.copy(str(page), "HTML page written (JSON beside it); its path")
+
+    def action_copy(self) -> None:
+        if self.row is not None:
+            self.copy(self.row.command, "Command")
+
+    # the form
 
     def action_form(self) -> None:
-        self._ask(not self.has_class("-ask"))
+        """The form, at the prompt; where it is shown, back to the captions."""
+        shown = not self.has_class("-ask")
+        self._ask(shown)
+        if shown and self.query_one(OptionForm).texts()["base"]:
+            self.query_one(f"#{PREFIX}prompt").focus()
         self._show()
+        self.call_after_refresh(self._resized)
 
     def action_stop(self) -> None:
         self.ask_to_stop(self.row)
 
     def action_leave(self) -> None:
-        """Out of a field; where the form hides the captions, back to them."""
-        if self.has_class("-ask") and self.size.width < WIDE:
-            if self.row is not None:
-                self._ask(False)
-            else:
-                self.set_focus(None)
+        """Out of a field; where there are captions, back to them."""
+        if self.has_class("-ask") and self.row is not None:
+            self._ask(False)
+            self.call_after_refresh(self._resized)
+        elif self.has_class("-ask"):
+            self.set_focus(None)
         else:
-            self.query_one("#base").focus()
+            self._focus_caption()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "reveal":
+            return bool(self.blind)
         return action != "leave" or not isinstance(self.focused, CaptionBox)

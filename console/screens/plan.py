@@ -102,14 +102,13 @@ def _free(path: Any) -> Any:
 def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Values that a new form of this kind begins with; only those that the workspace gives and the options know."""
     get = workspace.get
-    page = (Path(folder) if folder else Path.cwd()) / "captions.html"
     finetune = get("finetune")
     values: dict[str, Any] = {
         "prepare": {"source": get("train_json"), "to": _free(get("data"))},
         "convert": {"source": get("base"), "target": _free(get("base_mcore"))},
         "finetune": {"load": get("base_mcore"), "train_data": get("data"), **(finetune if isinstance(finetune, dict) else {})},
         "compare": {
-            "base": get("base"), "tuned": get("tuned_hf"), "prompt": get("prompt"), "html": str(page),
+            "base": get("base"), "tuned": get("tuned_hf"), "prompt": get("prompt"), "references": get("references"),
             "images": [get("heldout_images")] if isinstance(get("heldout_images"), str) else None,
         },
     }.get(kind, {})  # fmt: skip

@@ -1,44 +1,47 @@
-"""Two captions of one picture, with the words that differ marked."""
+"""Captions of one picture with the words that differ marked."""
 
 from __future__ import annotations
 
-import re
-from difflib import SequenceMatcher
+from collections.abc import Sequence
 
 from textual.content import Content
 
 from console.widgets.words import printable
+from qwen3vl_core.caption.words import difference
 
 ONLY_FIRST = "$text-error strike"
 """Words that only the first caption has; struck through, so that no colour is needed to see it."""
 ONLY_SECOND = "$text-success bold underline"
-_WORDS = re.compile(r"\s+|[^\W_]+(?:['’-][^\W_]+)*|.", re.DOTALL)
-_EXACT_PAIRS = 1_000_000
-"""Pairs of words above which words that are everywhere are not matched, so that a degenerate text costs no seconds."""
+NEUTRAL = "underline"
+"""Both in a blind comparison: it must not tell which model is which."""
 
 
-def words_of(text: str) -> list[str]:
-    """Words, punctuation and white space; joined they give the text again."""
-    return _WORDS.findall(text)
+def _marked(text: str, style: str) -> list[tuple[str, str]]:
+    """The text in a style, the blanks around it without."""
+    core = text.strip()
+    if not core:
+        return [(text, "")]
+    begin = text.index(core)
+    return [(text[:begin], ""), (core, style), (text[begin + len(core) :], "")]
 
 
-def count_words(text: str) -> int:
-    """Number of words; punctuation is none."""
-    return sum(any(c.isalnum() for c in word) for word in words_of(text))
-
-
-def pair(first: str, second: str, marked: bool) -> tuple[Content, Content]:
+def pair(first: str, second: str, marked: bool, styles: tuple[str, str] = (ONLY_FIRST, ONLY_SECOND)) -> tuple[Content, Content]:
     """Both captions as they are shown; marked: with their differences."""
     first, second = printable(first).strip(), printable(second).strip()
     if not marked or not first or not second:
         return Content(first), Content(second)
-    words = words_of(first), words_of(second)
+    parts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
     # case says little at the beginning of a sentence
-    plain = [[word.lower() for word in side] for side in words]
-    matcher = SequenceMatcher(None, *plain, autojunk=len(plain[0]) * len(plain[1]) > _EXACT_PAIRS)
-    parts: tuple[list, list] = ([], [])
-    for tag, a0, a1, b0, b1 in matcher.get_opcodes():
-        for side, text, style in ((0, "".join(words[0][a0:a1]), ONLY_FIRST), (1, "".join(words[1][b0:b1]), ONLY_SECOND)):
-            if text:
-                parts[side].append((text, "" if tag == "equal" or text.isspace() else style))
+    for kind, one, other in difference(first, second, case=False):
+        for side, text, style in zip(parts, (one, other), styles, strict=True):
+            side += [(text, "")] if kind == "same" else _marked(text, style)
     return Content.assemble(*parts[0]), Content.assemble(*parts[1])
+
+
+def several(texts: Sequence[str], marked: bool, blind: bool = False) -> list[Content]:
+    """Captions as they are shown: of two, what only one has is marked; of more, what is not in the first."""
+    if len(texts) == 2:
+        return list(pair(texts[0], texts[1], marked, (NEUTRAL, NEUTRAL) if blind else (ONLY_FIRST, ONLY_SECOND)))
+    first = Content(printable(texts[0]).strip()) if texts else Content("")
+    # of several in a random order none is the one that the others differ from
+    return [first, *(pair(texts[0], text, marked and not blind)[1] for text in texts[1:])]

@@ -80,16 +80,17 @@ def _matches(a: list[str], b: list[str]) -> Iterator[tuple[int, int, int, int, b
         yield len(a) - tail, len(a), len(b) - tail, len(b), True
 
 
-def difference(a: str, b: str) -> list[tuple[Kind, str, str]]:
+def difference(a: str, b: str, *, case: bool = True) -> list[tuple[Kind, str, str]]:
     """How `b` differs from `a`, in runs of words: (kind, text of a, text of b).
 
     same: both texts equal; changed: both there and different; removed: only in a; added: only in b. Joined in order the
     first texts give `a` and the second texts give `b`, white space and all. Punctuation that two rewritten passages happen
-    to share is part of the change.
+    to share is part of the change. case: False counts words that differ in capitals alone as the same.
     """
     words_a, words_b = split(a), split(b)
     runs: list[tuple[bool, str, str]] = []
-    pieces = list(_matches([w.core for w in words_a], [w.core for w in words_b]))
+    keys = [[w.core if case else w.core.casefold() for w in words] for words in (words_a, words_b)]
+    pieces = list(_matches(*keys))
     for number, (a_from, a_to, b_from, b_to, equal) in enumerate(pieces):
         part_a, part_b = words_a[a_from:a_to], words_b[b_from:b_to]
         inner = 0 < number < len(pieces) - 1

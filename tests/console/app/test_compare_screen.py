@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from console.runs import launch
-from console.widgets.caption import count_words, pair, words_of
+from console.runs.captions import read_votes
+from console.screens.captions import shuffled
+from console.widgets.caption import pair, several
+from console.widgets.columns import CaptionBox
+from console.widgets.optionform import OptionForm
 from console.widgets.picture import read_picture
 from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, looked, press, said, text_of, until
 
@@ -127,10 +131,15 @@ def test_without_a_comparison_the_form_is_there_and_enter_starts_one(store, tmp_
         await press(pilot, "enter")
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
         assert pilot.app.current_mode == "compare" and screen.run_id == "0001-compare" == started[0].id
-        assert started[0].options["prompt"] == "What is it?" and started[0].options["html"].endswith("captions.html")
+        assert started[0].options["prompt"] == "What is it?" and started[0].options["tuned"] == [str(tmp_path / "b")]
+        assert not screen.has_class("-ask")
+        # the prompt is edited, and enter asks again
         await press(pilot, "t")
-        assert screen.has_class("-ask") == (size == SMALL)
-        await press(pilot, "escape")
+        assert screen.has_class("-ask") and screen.focused.id == "o-prompt" and screen.focused.value == "What is it?"
+        await press(pilot, "end", "!", "enter")
+        await until(pilot, lambda: screen.run_id == "0002-compare")
+        assert started[1].options["prompt"] == "What is it?!"
+        await press(pilot, "t", "escape")
         assert not screen.has_class("-ask")
 
     driven(scene, store.app(tmp_path), size)
@@ -141,8 +150,6 @@ def test_a_form_that_breaks_a_rule_starts_nothing(store):
         screen = await at_compare(pilot)
         await press(pilot, "enter")
         assert "--base: required" in said(pilot.app)
-        from console.widgets.optionform import OptionForm
-
         screen.query_one(OptionForm).fill({"base": "none", "tuned": "none", "images": ["none"]})
         await press(pilot, "ctrl+g")
         assert "--base none: no such file or folder" in said(pilot.app) and store.store.list() == []
@@ -162,15 +169,199 @@ def test_a_comparison_that_failed_says_why(store):
     driven(scene, store.app())
 
 
-def test_where_the_page_is(store, compared, tmp_path):
+def test_captions_are_exported_as_a_page_and_as_json_with_the_votes(store, compared):
     async def scene(pilot):
         await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
-        await press(pilot, "e")
-        assert "is written when all captions are" in said(pilot.app)
-        (tmp_path / "captions.html").write_text("<html>")
-        await press(pilot, "e")
-        assert pilot.app.clipboard == str(tmp_path / "captions.html")
+        await press(pilot, "right_square_bracket", "e")
+        await until(pilot, lambda: pilot.app.clipboard == str(compared.path / "captions.html"))
+        page, data = (compared.path / "captions.html").read_text(), json.loads((compared.path / "captions.json").read_text())
+        assert page.count("data:image/jpeg;base64,") == 3 and "★ best" in page
+        assert data["votes"] == {"base": 0, "tuned": 1, "same": 0} and data["captions"][0]["vote"] == "tuned"
+
+    driven(scene, store.app())
+
+
+def test_votes_are_given_by_key_and_mouse_kept_on_disk_and_taken_back(store, compared, pictures):
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
+        names = [str(p) for p in pictures]
+        await press(pilot, "right_square_bracket")
+        assert read_votes(compared).choices == {names[0]: "tuned"} and "★ tuned" in text_of(pilot.app)
+        await press(pilot, "u")
+        assert screen.index == 1, "the next picture without a vote"
+        await press(pilot, "equals_sign")
+        assert read_votes(compared).choices[names[1]] == "same" and "as good as each other" in text_of(pilot.app)
+        await press(pilot, "end", "tab", "v")
+        assert read_votes(compared).choices[names[2]] == "tuned"
+        await pilot.click(screen.query(CaptionBox).first(), times=2)
+        await looked(pilot)
+        assert read_votes(compared).choices[names[2]] == "base"
+        await press(pilot, "left_square_bracket")
+        assert names[2] not in read_votes(compared).choices
+        await press(pilot, "u", "u")
+        assert screen.index == 2
+        assert "★ 1" in text_of(pilot.app) and "1 equal" in text_of(pilot.app)
+
+    driven(scene, store.app(), LARGE)
+
+    async def later(pilot):
+        await at_compare(pilot)
+        await until(pilot, lambda: "★ tuned" in text_of(pilot.app))
+
+    driven(later, store.app(), LARGE)
+
+
+def test_votes_that_cannot_be_kept_are_said(store, compared):
+    (compared.path / "votes.json.tmp").mkdir()
+
+    async def scene(pilot):
+        await at_compare(pilot)
+        await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
+        await press(pilot, "left_square_bracket")
+        assert "the vote was not kept" in said(pilot.app) and "★" not in text_of(pilot.app)
+
+    driven(scene, store.app())
+
+
+def test_a_blind_comparison_hides_the_models_until_it_is_left(store, compared, pictures):
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
+        await press(pilot, "b")
+        text = text_of(pilot.app)
+        assert "BLIND" in text and " A " in text and " B " in text and "0 of 3 voted" in text
+        assert not any(told in text for told in ("base", "tuned", "14 words", "1.0 s"))
+        styles = [s.style for strip in screen._compositor.render_strips() for s in strip if s.style]
+        assert not any(style.strike for style in styles), "the marks must not tell which is which"
+        await press(pilot, "r")
+        left = screen.order[0]
+        assert f"A = {left}" in text_of(pilot.app)
+        await press(pilot, "r")
+        assert f"A = {left}" not in text_of(pilot.app)
+        # votes go to the models that were shown there, and to the next picture without one
+        expected = {}
+        for picture in pictures:
+            assert screen.sample.image == str(picture)
+            expected[str(picture)] = screen.order[0]
+            assert "★" not in text_of(pilot.app)
+            await press(pilot, "left_square_bracket")
+        votes = read_votes(compared)
+        assert votes.choices == expected and votes.blind == set(expected)
+        await press(pilot, "b")
+        counts = [list(expected.values()).count(model) for model in ("base", "tuned")]
+        assert f"base {counts[0]} · tuned {counts[1]} · as good 0" in said(pilot.app)
+        assert "BLIND" not in text_of(pilot.app) and "3 blind" in text_of(pilot.app)
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_the_order_of_a_blind_comparison_is_random_and_stays():
+    names, pictures = ("base", "tuned"), [f"{i}.png" for i in range(200)]
+    orders = [shuffled(names, picture, "secret") for picture in pictures]
+    assert orders == [shuffled(names, picture, "secret") for picture in pictures]
+    assert 60 < sum(order == names for order in orders) < 140 and set(orders) == {names, names[::-1]}
+
+
+def several_checkpoints(store, pictures):
+    """A comparison of three checkpoints with references, the last one still writing."""
+    run = store.other("compare", "import time; print('step 300 40%', flush=True); time.sleep(600)")
+    names = ("base", "step 100", "step 200", "step 300")
+    head = {
+        "v": 1, "prompt": "What?", "models": {n: {"path": f"run/{n}", "size": "tiny"} for n in names}, "notes": ["Mind this."],
+        "sampling": {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "seed": 3, "max_new_tokens": 64},
+        "pictures": [{"image": str(p), "references": [SHORT]} for p in pictures],
+    }  # fmt: skip
+    (run.path / "comparison.json").write_text(json.dumps(head))
+    rows = rows_of(pictures, "base", LONG) + rows_of(pictures, "step 100", "A horse.") + rows_of(pictures, "step 200", SHORT)
+    (run.path / "samples.jsonl").write_text(rows + rows_of(pictures[:2], "step 300", SHORT))
+    return run
+
+
+@pytest.mark.parametrize("size", [SMALL, (200, 50)])
+def test_several_checkpoints_stand_side_by_side_with_scores(store, pictures, size):
+    several_checkpoints(store, pictures)
+
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await until(pilot, lambda: len(screen.query(CaptionBox)) == 4 and "ROUGE-L" in text_of(pilot.app))
+        text = text_of(pilot.app)
+        assert "step 100 · 2 words" in text and "reference" in text and "seed 3" in text and "2 with all captions" in text
+        assert screen.view.scores.models["step 200"].rouge_l == 1 > screen.view.scores.models["step 100"].rouge_l
+        # the last column is scrolled to where it does not fit
+        await press(pilot, "tab", "tab", "tab")
+        assert "step 300 · 9 words" in text_of(pilot.app)
+        await press(pilot, "end")
+        await until(pilot, lambda: "not written yet" in text_of(pilot.app))
+        await press(pilot, "v")
+        assert "a vote needs all captions" in said(pilot.app)
+
+    driven(scene, store.app(), size)
+
+
+def test_checkpoints_of_runs_are_chosen_from_a_list(store, tmp_path, pictures, compared):
+    run = store.finetune("caption", steps=40)
+    for step in (20, 40):
+        folder = run.path / "checkpoints" / f"iter_{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / ".metadata").write_bytes(b"")
+    (run.path / "checkpoints" / "iter_0000060").mkdir()  # not whole
+
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await press(pilot, "m")
+        await until(pilot, lambda: "step 40" in text_of(pilot.app))
+        text = text_of(pilot.app)
+        assert "0002-caption  step 20" in text and "loss 2.104" in text and "step 60" not in text
+        await press(pilot, "space", "down", "space", "enter")
+        await until(pilot, lambda: screen.has_class("-ask"))
+        chosen = screen.query_one(OptionForm).texts()["tuned"].split()
+        assert [path.rpartition("/")[2] for path in chosen] == ["iter_0000020", "iter_0000040"]
+        # from within a field, and left without a choice
+        await press(pilot, "f2")
+        await until(pilot, lambda: "step 40" in text_of(pilot.app))
+        await press(pilot, "escape")
+        assert screen.query_one(OptionForm).texts()["tuned"].split() == chosen
+
+    driven(scene, store.app())
+
+
+def test_the_next_seed_is_asked_for_only_where_it_changes_something(store, compared, pictures, monkeypatch):
+    monkeypatch.setattr(launch, "start", lambda run: None)
+
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
+        await press(pilot, "s")
+        assert "greedy, which every seed writes the same" in said(pilot.app)
+        plan = json.loads((compared.path / "plan.json").read_text())
+        plan["options"]["temperature"] = 0.8
+        (compared.path / "plan.json").write_text(json.dumps(plan))
+        screen.row = None
+        pilot.app.watcher = type(pilot.app.watcher)(pilot.app.store_root)
+        await until(pilot, lambda: screen.row is not None and screen.row.run.options["temperature"] == 0.8)
+        await press(pilot, "s")
+        await until(pilot, lambda: screen.run_id == "0002-compare")
+        assert store.store.get("2").options["seed"] == 1 and store.store.get("2").options["temperature"] == 0.8
+        # and back to the one before
+        await press(pilot, "greater_than_sign", "less_than_sign")
+        await until(pilot, lambda: screen.run_id == "0001-compare" and "Picture 1/3" in text_of(pilot.app))
+        assert "there is no newer comparison" in said(pilot.app)
+
+    driven(scene, store.app())
+
+
+def test_the_picture_fills_the_terminal_and_its_path_is_copied(store, compared, pictures):
+    async def scene(pilot):
+        await at_compare(pilot)
+        await until(pilot, lambda: half_cells(pilot.app))
+        await press(pilot, "o")
+        await until(pilot, lambda: "esc closes" in text_of(pilot.app) and half_cells(pilot.app))
+        lines = text_of(pilot.app).splitlines()
+        assert sum("▀" in line for line in lines) >= 22
+        await press(pilot, "y", "escape")
+        assert pilot.app.clipboard == str(pictures[0]) and "Picture 1/3" in text_of(pilot.app)
 
     driven(scene, store.app())
 
@@ -215,12 +406,15 @@ def test_pictures_are_read_upright_and_small(tmp_path):
     assert read_picture(str(tmp_path / "clear.png")).mode == "RGB"
 
 
-def test_words():
-    text = "The dog's well-lit  bowl, 3.5 m."
-    assert "".join(words_of(text)) == text and count_words(text) == 7
+def test_words_that_differ_are_marked():
+    def marked(content):
+        return [content.plain[s.start : s.end] for s in content.spans if s.style]
+
     first, second = pair("A red dog.", "A blue dog.", True)
-    assert first.plain == "A red dog." and [first.plain[s.start : s.end] for s in first.spans if s.style] == ["red"]
-    assert [second.plain[s.start : s.end] for s in second.spans if s.style] == ["blue"]
+    assert first.plain == "A red dog." and marked(first) == ["red"] and marked(second) == ["blue"]
     same, _ = pair("Same.", "same.", True)
-    assert not [s for s in same.spans if s.style]
+    assert not marked(same)
     assert "\x1b" not in pair("a\x1b[31mb", "c", True)[0].plain
+    base, one, two = several(["a red dog", "a dog", "a big red dog"], True)
+    assert (marked(base), marked(one), marked(two)) == ([], [], ["big"])
+    assert not any(marked(text) for text in several(["a", "b", "c"], True, blind=True))

@@ -1,0 +1,119 @@
+"""A choice among the checkpoints that runs have saved, running ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Label, SelectionList, Static
+from textual.widgets.selection_list import Selection
+
+from console.runs.store import Run
+from console.runs.tail import MetricSeries
+from console.widgets.words import GLYPHS, number
+
+MOST_RUNS = 40
+"""Of the newest finetunes; more would not be looked through by eye."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One model that can be compared."""
+
+    path: str
+    run: str = ""
+    status: str = ""
+    step: int | None = None
+    loss: float | None = None
+    """Of training at that step."""
+
+
+def saved_by(run: Run) -> list[Saved]:
+    """The whole checkpoints of a run, the last first. Blocking."""
+    found = []
+    for folder in (run.path / "checkpoints").glob("iter_*"):
+        step = folder.name.removeprefix("iter_")
+        if step.isdecimal() and (folder / ".metadata").is_file():
+            found.append((int(step), folder))
+    if not found:
+        return []
+    losses: dict[int, float] = {}
+    series = MetricSeries(run.metrics)
+    series.update()
+    if "loss" in series.keys:
+        losses = dict(zip(map(int, series.xy("loss")[0]), map(float, series.xy("loss")[1]), strict=True))
+    status = run.status
+    return [Saved(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
+
+
+class PickModels(ModalScreen[list[str] | None]):
+    """Models to put beside the base. Gives their paths, or None when left."""
+
+    class Found(Message):
+        """The runs were looked through."""
+
+        def __init__(self, saved: list[Saved]) -> None:
+            self.saved = saved
+            super().__init__()
+
+    BINDINGS: ClassVar = [
+        Binding("escape", "leave", "leave"),
+        Binding("enter", "done", "done", priority=True),
+    ]
+
+    def __init__(self, runs: Iterable[Run], others: Iterable[str] = ()) -> None:
+        """runs: newest first. others: paths of models that no run saved."""
+        super().__init__()
+        self.runs, self.others = list(runs)[:MOST_RUNS], list(others)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog wide"):
+            yield Label("Models to compare with the base", classes="headline")
+            yield SelectionList[str]()
+            yield Static("looking through the runs …", id="found", classes="hint")
+            yield Static("space marks, several stand side by side; enter takes them, esc leaves", classes="hint")
+
+    def on_mount(self) -> None:
+        def look() -> None:
+            saved = [one for run in self.runs for one in saved_by(run)]
+            saved += [Saved(path) for path in self.others if Path(path).is_dir()]
+            self.post_message(self.Found(saved))
+
+        self.run_worker(look, thread=True, exit_on_error=False)
+
+    def on_pick_models_found(self, event: Found) -> None:
+        choice, found = self.query_one(SelectionList), self.query_one("#found", Static)
+        choice.add_options(Selection(self._line(one), one.path) for one in event.saved)
+        found.display = not event.saved
+        found.update("no run has saved a checkpoint yet; give the path of a model in the form")
+        choice.focus()
+        if event.saved:
+            choice.highlighted = 0
+
+    @staticmethod
+    def _line(one: Saved) -> Content:
+        if one.step is None:
+            return Content.assemble(("model  ", "$muted"), "/".join(Path(one.path).parts[-2:]))
+        loss = f"  loss {number(one.loss)}" if one.loss is not None else ""
+        return Content.assemble(f"{one.run}  step {one.step:,}", (f"{loss}  {GLYPHS.get(one.status, '?')} {one.status}", "$muted"))
+
+    def action_done(self) -> None:
+        choice = self.query_one(SelectionList)
+        chosen = list(choice.selected)
+        if not chosen and choice.highlighted is not None and choice.option_count:
+            # nothing was marked: what the cursor stands on is meant
+            chosen = [choice.get_option_at_index(choice.highlighted).value]
+        order = {option.value: place for place, option in enumerate(choice.options)}
+        # checkpoints of one run read from left to right as they were saved
+        self.dismiss(sorted(chosen, key=lambda path: -order[path]))
+
+    def action_leave(self) -> None:
+        self.dismiss(None)

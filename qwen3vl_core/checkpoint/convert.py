@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from qwen3vl_core.checkpoint.adapted import AdaptedSource
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
 from qwen3vl_core.checkpoint.names import Layout, Region, extra_states
+from qwen3vl_core.checkpoint.peft import write_peft
 from qwen3vl_core.checkpoint.source import Source, describe, open_source
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes
 from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
@@ -51,6 +53,8 @@ class Report:
     """Tensors that hold NaN or infinity, and how many of them."""
     verified: int | None = None
     """Tensors read again and found bitwise equal; None: not asked for."""
+    adapters: dict | None = None
+    """Of a LoRA run: rank, alpha, targets, parts."""
     forward: dict | None = None
     """`equal`, `logits` and `precision`, or `skipped` with the reason; None: not asked for."""
 
@@ -61,16 +65,22 @@ class Report:
     def rows(self) -> list[tuple[str, str]]:
         """The short table that a person reads."""
         hf, megatron = "Hugging Face", "Megatron torch_dist"
-        direction = f"{hf} -> {megatron}" if self.target_kind == "megatron" else f"{megatron} -> {hf}"
+        names = {"hf": hf, "megatron": megatron, "adapters": "LoRA run (torch_dist)", "peft": "PEFT adapter"}
+        direction = f"{names[self.source_kind]} -> {names[self.target_kind]}"
         read_again = f"; {self.verified} read again, bitwise equal" if self.verified is not None else ""
+        used = f"{self.tensors}, each used once{read_again}" if self.target_kind != "peft" else str(self.tensors)
         rows = [
             ("direction", direction),
             ("model", self.model + (f", iteration {self.iteration}" if self.iteration else "")),
-            ("tensors", f"{self.tensors}, each used once{read_again}"),
+            ("tensors", used),
             ("precision", ", ".join(self.dtypes)),
         ]
         if self.target_kind == "megatron":
             rows.append(("layout", self.layout))
+        if self.adapters:
+            merged = "" if self.target_kind == "peft" else "merged into the weights; "
+            rows.append(("adapters", f"{merged}rank {self.adapters['rank']}, alpha {self.adapters['alpha']:g}, "
+                         f"{', '.join(self.adapters['targets'])} of {', '.join(self.adapters['parts'])}"))  # fmt: skip
         if self.not_finite:
             worst = max(self.not_finite, key=self.not_finite.get)
             rows.append(("NaN", f"{sum(self.not_finite.values())} numbers in {len(self.not_finite)} tensors, most in {worst}"))
@@ -193,16 +203,22 @@ def write_hf(source: Source, folder: Path, caster: Caster) -> int:
 def run(options: ConvertOptions) -> None:
     """Convert as asked. Raises RequestError for what cannot be converted, WorkError for what fails on the way."""
     target = Path(options.target).expanduser()
-    report_file = Path(options.report).expanduser() if options.report else None
-    if report_file and not report_file.absolute().parent.is_dir():
-        raise RequestError(f"--report {report_file}: {report_file.absolute().parent} is no folder; make it first")
-    source = open_source(options.source, options.hf)
+    if options.report and not (parent := Path(options.report).expanduser().absolute().parent).is_dir():
+        raise RequestError(f"--report {options.report}: {parent} is no folder; make it first")
+    source = open_source(options.source, options.hf, base=options.base)
+    adapted = source if isinstance(source, AdaptedSource) else None
+    if adapted is None and (options.adapter or options.base):
+        flag = "--adapter" if options.adapter else "--base"
+        raise RequestError(f"{flag}: {source.path} is no LoRA run; leave it out")
     if options.size:
         check_size(options.size, source.architecture, str(source.path))
     check_target(target, overwrite=options.overwrite, what="checkpoint")
     if target.resolve() == source.path.resolve() or source.path.resolve().is_relative_to(target.resolve()):
         raise RequestError(f"{target}: the source is in it; choose another folder")
     source.check()
+    if adapted and options.adapter:
+        _export_adapter(adapted, options, target)
+        return
     to_megatron = source.kind == "hf"
     layout = Layout.named(options.layout) if to_megatron else source.layout
     caster = Caster(str(source.path), DTYPES.get(options.dtype), options.allow_nan)
@@ -214,6 +230,7 @@ def run(options: ConvertOptions) -> None:
         str(source.path), str(target), source.kind, "megatron" if to_megatron else "hf", describe(source.architecture), source.iteration,
         layout.mergers, sorted({str(written_dtype(source, r, caster.dtype)).removeprefix("torch.") for r in table}),
         len({name for region in table for name in region.hf}), not_finite=caster.not_finite,
+        adapters=adapted.adapters.as_json() if adapted else None,
     )  # fmt: skip
     with folder_made_whole(target, what="conversion") as folder:
         started = time.monotonic()
@@ -222,7 +239,29 @@ def run(options: ConvertOptions) -> None:
         if options.verify:
             report.verified = compare(source, open_source(folder), caster)
             report.forward = forward_parity(source, folder, caster.dtype)
-    if report_file:
-        write_text(report_file, report.as_json())
+    _tell(report, options.report)
+
+
+def _tell(report: Report, file: str | None) -> None:
+    if file:
+        write_text(Path(file).expanduser(), report.as_json())
     for name, value in report.rows():
         print(f"{name:10s} {value}")
+
+
+def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path) -> None:
+    """`--adapter`: the adapters alone, as PEFT reads them."""
+    if options.verify:
+        raise RequestError("--verify: compares whole models; leave it out with --adapter")
+    dtype = DTYPES.get(options.dtype)
+    report = Report(
+        str(source.path), str(target), source.kind, "peft", describe(source.architecture), source.iteration, source.layout.mergers, [], 0,
+        adapters=source.adapters.as_json(),
+    )  # fmt: skip
+    with folder_made_whole(target, what="conversion") as folder:
+        started = time.monotonic()
+        tensors = write_peft(source, folder, dtype)
+        report.seconds = round(time.monotonic() - started, 3)
+    report.tensors, report.bytes = len(tensors), sum(tensor.nbytes for tensor in tensors.values())
+    report.dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+    _tell(report, options.report)

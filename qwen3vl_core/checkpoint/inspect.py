@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from qwen3vl_core.checkpoint import torch_dist
+from qwen3vl_core.checkpoint import adapted, torch_dist
 from qwen3vl_core.checkpoint.checks import NOT_WEIGHTS, describe, listed, problems
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
 from qwen3vl_core.checkpoint.names import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
-from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.checkpoint.source import Source, open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.options import InspectOptions
@@ -61,6 +61,8 @@ class Found:
     side_files: list[str] = field(default_factory=list)
     side_files_missing: list[str] = field(default_factory=list)
     optimizer_bytes: int | None = None
+    adapters: dict[str, Any] | None = None
+    """Of a LoRA run: rank, alpha, targets, parts, and the model beside which they were trained."""
     run: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -75,6 +77,10 @@ class Found:
             rows.append(("experts", self.experts))
         if self.layout:
             rows.append(("layout", self.layout))
+        if self.adapters:
+            of = ", ".join(map(str, self.adapters.get("targets", ())))
+            rows.append(("adapters", f"LoRA, rank {self.adapters.get('rank')}, alpha {self.adapters.get('alpha')}, of {of}"))
+            rows.append(("beside", f"the weights of {self.adapters.get('base')}"))
         if self.iteration is not None:
             others = [i for i in self.iterations if i != self.iteration]
             here = str(self.iteration) if self.iteration else torch_dist.RELEASE
@@ -186,6 +192,14 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> Found:
     _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
     state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
     found.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
+    found.adapters = adapted.noted(checkpoint.data)
+    if found.adapters is not None:
+        found.kind = "adapters of a LoRA run (torch_dist)"
+        try:
+            open_source(checkpoint.data if checkpoint.root == checkpoint.data else checkpoint.root).check()
+        except RequestError as error:
+            found.problems.append(str(error))
+        return found
     try:
         layout = Layout.found_in(reader.tensors, str(path))
     except RequestError as error:

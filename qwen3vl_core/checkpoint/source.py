@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, dtype
 
@@ -78,9 +79,10 @@ class Source:
             raise RequestError(line)
 
 
-def open_source(path: str | Path, hf_folder: str | None = None, option: str = "") -> Source:
+def open_source(path: str | Path, hf_folder: str | None = None, option: str = "", base: str | None = None) -> Source:
     """Find out what `path` is. `hf_folder` gives config and tokenizer where a Megatron checkpoint has none beside it.
 
+    base: where the other weights of a LoRA run's checkpoint are, if not where the run found them.
     Raises RequestError for a path that is neither a model folder nor a checkpoint; `option` names it in the message.
     """
     path = Path(path).expanduser()
@@ -96,6 +98,11 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
             raise RequestError(
                 f"{name}: no config.json beside {torch_dist.TRACKER}; add --hf with the Hugging Face folder that the checkpoint came from"
             )
+        from qwen3vl_core.checkpoint import adapted
+
+        note = adapted.noted(checkpoint.data)
+        if note is not None:
+            return _adapted(path, side, checkpoint, note, base)
         reader = torch_dist.RegionReader(checkpoint.data)
         layout = Layout.found_in(reader.tensors, str(path))
         apart = side != checkpoint.root
@@ -113,6 +120,24 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
         f"{name}: neither a Hugging Face folder (config.json and .safetensors) nor a Megatron checkpoint ({torch_dist.TRACKER}); "
         f"it holds {listed(holds) if holds else 'nothing'}; choose the model's own folder"
     )
+
+
+def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: dict[str, Any], base: str | None) -> Source:
+    """The checkpoint of a LoRA run, and what it was trained beside: maybe a LoRA run's too."""
+    from qwen3vl_core.checkpoint.adapted import AdaptedSource, noted
+
+    where = Path(base or str(note.get("base", ""))).expanduser()
+    if not where.is_dir():
+        raise RequestError(f"{path}: holds adapters only; the model that they were trained beside is gone from {where}: put it there "
+                           "again, or name it with qwen3vl convert --base")  # fmt: skip
+    seen, at = {checkpoint.data.resolve()}, where
+    while (found := torch_dist.find(at)) and (more := noted(found.data)):
+        if found.data.resolve() in seen:
+            raise RequestError(f"{path}: its adapters name themselves as the model beside them; copy the checkpoint again")
+        seen.add(found.data.resolve())
+        at = Path(str(more.get("base", ""))).expanduser()
+    beside = open_source(where, option="--base" if base else "")
+    return AdaptedSource.of(path, side, checkpoint.iteration, checkpoint.data, beside, note)
 
 
 def side_folder(path: str | Path) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core.model.lora import of_adapters
 from qwen3vl_core.model.scaling import scales, set_scales
 
 import torch
@@ -79,9 +80,17 @@ def _rank_key(what: str) -> str:
     return what + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
 
 
+def _adapted(models: list[torch.nn.Module]) -> bool:
+    """Whether adapters are trained, and nothing else."""
+    return getattr(models[0], "adapters", None) is not None
+
+
 def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
     layout = metadata()
     chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
+    if _adapted(models):
+        # the other weights are those of --load, and stay there
+        chunks = {name: of_adapters(state) for name, state in chunks.items()}
     weights = chunks if len(models) > 1 else chunks["model"]
     def of_this_rank(what: str, value: Any) -> ShardedObject:
         return ShardedObject(_rank_key(what), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
@@ -294,7 +303,8 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
     loaded = apply_factory_merges(loaded, factories)
     for name, model in zip(_names(models), models, strict=True):
         weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state")}
-        missing = [k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state")]
+        lacking = dict.fromkeys(k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state"))
+        missing = list(of_adapters(lacking) if _adapted(models) else lacking)
         if missing:
             raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():

@@ -131,7 +131,7 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: Sample) -> f
     Context parallel ranks each see every picture. A frozen tower without recompute keeps nothing: nothing below it learns.
     """
     v, b, tp = a.vision, BYTES[options.precision], options.tp
-    frozen = set(options.frozen_parts())
+    frozen = set(options.untrained_parts())
     merge = v.spatial_merge_size**2
     tokens, deep = sample.patches / merge, len(v.deepstack_layers)
     kept = 0.0
@@ -160,7 +160,7 @@ def logits_bytes(a: Architecture, options: FinetuneOptions, tokens: float) -> fl
     """
     b, vocabulary = BYTES[options.precision], a.vocab_size / options.tp
     loss = tokens * vocabulary * (4 if b == 4 else 4 + b)
-    weight = 0 if "language" in options.frozen_parts() else a.hidden_size * vocabulary * b
+    weight = 0 if "language" in options.frozen_parts() or options.lora_rank else a.hidden_size * vocabulary * b
     return max(loss, tokens * vocabulary * b + weight)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from qwen3vl_core.layout import activations as act
+from qwen3vl_core.layout.adapters import Adapters, held
 from qwen3vl_core.layout.parameters import Stage, stage_layers, stages
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
@@ -64,7 +65,7 @@ class StageMemory:
 
 
 def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Stage, processes: int) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) of a stage on one GPU.
+    """(weights, gradients, optimizer) of a stage on one GPU. With adapters only they have gradients and a state.
 
     Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices beside them, one
     turned, a byte each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
@@ -74,17 +75,16 @@ def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: St
     """
     b = act.BYTES[options.precision]
     state = 8 if b == 4 else 12
-    frozen = set(options.frozen_parts())
     copies, expert_copies = _copies(options, processes)
     state *= 1 - options.optimizer_offload
-    weights = gradients = optimizer = 0
+    trained = trained_parameters(options, architecture, stage)
+    weights = stage.total * b + (sum(trained.values()) * b if options.lora_rank else 0)
     if options.precision == "fp8":
         weights += 2 * matrices(options, architecture, stage)
-    for part, count in stage.counts.items():
-        weights += count * b
-        if ("language" if part == "experts" else part) not in frozen:
-            gradients += count * 4
-            optimizer += math.ceil(count * state / (expert_copies if part == "experts" else copies))
+    gradients = optimizer = 0
+    for part, count in trained.items():
+        gradients += count * 4
+        optimizer += math.ceil(count * state / (expert_copies if part == "experts" else copies))
     return weights, gradients, optimizer
 
 
@@ -95,10 +95,13 @@ def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
     return processes // (options.tp * options.pp), max(processes // (options.ep * options.etp * options.pp), 1)
 
 
-def trained_parameters(options: FinetuneOptions, stage: Stage) -> int:
-    """Weights of a stage on one GPU that have a gradient."""
-    frozen = set(options.frozen_parts())
-    return sum(count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen)
+def trained_parameters(options: FinetuneOptions, a: Architecture, stage: Stage) -> dict[str, int]:
+    """Numbers of a stage on one GPU that have a gradient, by part: those of the adapters where there are some."""
+    adapters = Adapters.of(options)
+    if adapters is not None:
+        return held(adapters, options, a, stage.index)
+    frozen = options.frozen_parts()
+    return {part: count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen}
 
 
 def matrices(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
@@ -139,14 +142,14 @@ def stage_memory(
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
     logits = act.logits_bytes(a, options, tokens) if stage.last else 0
     again = tokens * (act.layer_backward_bytes(a, options) + act.again_bytes(a, options))
-    if stage.first and stage.last and a.tied and "language" not in options.frozen_parts():
+    if stage.first and stage.last and a.tied and not options.lora_rank and "language" not in options.frozen_parts():
         # the output layer's gradient of the table waits for the embedding's
         again += a.vocab_size * a.hidden_size // options.tp * b
-    if stage.first and full and sample.patches and "vision" not in options.frozen_parts():
+    if stage.first and full and sample.patches and "vision" not in options.untrained_parts():
         again = max(again, sample.patches * (1 + act.vision_together(a, options)) * act.vision_layer_bytes(a, options))
     moving = language + vision + max(logits, again)
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * moving
-    host = kept_on_host + HOST_STATE * trained_parameters(options, stage) * options.optimizer_offload / _copies(options, processes)[0]
+    host = kept_on_host + HOST_STATE * sum(trained_parameters(options, a, stage).values()) * options.optimizer_offload / _copies(options, processes)[0]
     return StageMemory(
         stage=stage.index, layers=stage.layers, parameters=stage.total, weights=weights, gradients=gradients, optimizer=optimizer,
         activations=int(language), vision=int(vision), peak_extra=int(max(logits, again)), logits=int(logits), workspace=int(workspace),

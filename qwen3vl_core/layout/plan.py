@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.layout import emit, memory, work
+from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.advice import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
 from qwen3vl_core.layout.command import gpu_count
 from qwen3vl_core.layout.machine import Machine, machine_faults
@@ -76,6 +77,7 @@ def report(options: FinetuneOptions, plan: PlanOptions) -> dict[str, Any]:
         "faults": faults, "valid": not faults,
     }  # fmt: skip
     if not faults:
+        found["trained"] = trained_lines(options, a)
         stages = memory.estimate(options, a, gpus, seen)
         full = memory.fullest(stages)
         needs = work.step_work(options, a, seen)
@@ -125,7 +127,7 @@ def render(found: dict[str, Any], options: FinetuneOptions) -> str:
         lines += [f"not valid, {len(found['faults'])} fault{'s' if len(found['faults']) > 1 else ''}:"]
         lines += [f"  {fault}" for fault in found["faults"]]
     else:
-        lines += ["valid: " + found["layout"], ""]
+        lines += ["valid: " + found["layout"], *found["trained"], ""]
         lines += _stage_lines(found["stages"])
         lines += [
             "  (at peak: the loss's logits, or a layer computed again; outside: CUDA context, NCCL, fragmentation)", "",

@@ -77,13 +77,13 @@ def passes(trained: bool, below: bool) -> int:
 def step_work(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepWork:
     """FLOPs of a global batch of rows as long as `--seq-length`, each with one picture of `vision_tokens` tokens (0: none)."""
     a, rows, length = architecture, options.global_batch_size, options.seq_length
-    frozen = set(options.frozen_parts())
+    frozen, whole = set(options.untrained_parts()), not options.lora_rank
     matrices, vocabulary = language_forward(a)
     trained = "language" not in frozen
     below = not {"vision", "projector"} <= frozen and vision_tokens > 0
-    times = passes(trained, below)
+    times = passes(trained and whole, trained or below)
     tower, mergers = vision_forward(a, vision_tokens)
-    tower_times = passes("vision" not in frozen, False)
+    tower_times = passes("vision" not in frozen and whole, "vision" not in frozen)
     attention = attention_forward(a, length) * (3 if times > 1 else 1)
     again = 0.0
     if options.recompute == "full":
@@ -93,8 +93,8 @@ def step_work(options: FinetuneOptions, architecture: Architecture, vision_token
     return StepWork(
         language=rows * length * matrices * times,
         attention=rows * attention,
-        vocabulary=rows * length * vocabulary * passes(trained, True),
-        vision=rows * (tower * tower_times + mergers * passes("projector" not in frozen, "vision" not in frozen)),
+        vocabulary=rows * length * vocabulary * passes(trained and whole, True),
+        vision=rows * (tower * tower_times + mergers * passes("projector" not in frozen and whole, not {"vision", "projector"} <= frozen)),
         recompute=again,
     )
 

@@ -8,6 +8,7 @@ schedules keep working, because to Megatron these are ordinary layers.
 from __future__ import annotations
 
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
@@ -41,3 +42,13 @@ class DeepstackLayer(TransformerLayer):
             if start < features.shape[0]:
                 hidden = hidden + features[start : start + length]
         return hidden, features
+
+
+def with_gradient(hidden: Tensor, config: TransformerConfig, learns: bool) -> Tensor:
+    """The input of a tower whose layers learn while its embeddings stay.
+
+    Full recompute computes a layer's gradients only where the layer's input has one, so it is given one that nobody reads.
+    """
+    if learns and torch.is_grad_enabled() and config.recompute_granularity == "full" and not hidden.requires_grad:
+        return hidden.detach().requires_grad_()
+    return hidden

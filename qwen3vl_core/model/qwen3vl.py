@@ -6,7 +6,7 @@ from functools import partial
 
 from qwen3vl_core.model.alignment import Alignment
 from qwen3vl_core.model.config import vision_config
-from qwen3vl_core.model.deepstack import DeepstackLayer
+from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
 from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
 from qwen3vl_core.model.router import padding_mask
 from qwen3vl_core.model.slices import token_index
@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.sizes import Architecture
 
 
@@ -46,6 +47,8 @@ class Qwen3VLModel(MegatronModule):
         self.architecture = architecture
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = architecture.tied
+        self.adapters: Adapters | None = None
+        """Set by `lora.attach`."""
         self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
         attention = choose_attention(config.attention_backend)
         layer = layer_spec(
@@ -71,6 +74,10 @@ class Qwen3VLModel(MegatronModule):
         )
         self.language_model.rotary_pos_emb = InterleavedMRope(architecture.head_dim, architecture.rope_theta)
         self.model_type = self.language_model.model_type
+
+    def adapted(self, part: str) -> bool:
+        """Whether adapters are trained in a part of the model."""
+        return self.adapters is not None and part in self.adapters.parts
 
     def set_input_tensor(self, input_tensor: list[Tensor] | Tensor) -> None:
         """Called by Megatron's pipeline schedule with the previous stage's output."""
@@ -102,7 +109,7 @@ class Qwen3VLModel(MegatronModule):
         if not patches:
             return None
         grids = [g for g in (image_grid_thw, video_grid_thw) if g is not None]
-        features, deep = self.vision_model(torch.cat(patches), torch.cat(grids))
+        features, deep = self.vision_model(torch.cat(patches), torch.cat(grids), learns=self.training and self.adapted("vision"))
         merge = self.architecture.vision.spatial_merge_size**2
         pictures = 0 if pixel_values is None else pixel_values.shape[0] // merge
         everything = [features, *deep]
@@ -197,6 +204,7 @@ class Qwen3VLModel(MegatronModule):
         if self.pre_process:
             vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
             embedded, deepstack = self.embed(input_ids, vision, index)
+            embedded = with_gradient(embedded, self.config, self.training and self.adapted("language"))
         if index is not None:
             input_ids = input_ids[:, index]
             labels = None if labels is None else labels[:, index]

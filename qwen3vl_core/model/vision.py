@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen3vl_core.model.config import merger_config
-from qwen3vl_core.model.deepstack import CollectingLayer
+from qwen3vl_core.model.deepstack import CollectingLayer, with_gradient
 from qwen3vl_core.model.norm import LocalNorm
 from qwen3vl_core.model.parallel import vision_groups
 from qwen3vl_core.model.rope import vision_angles, vision_coordinates
@@ -157,11 +157,11 @@ class VisionModel(MegatronModule):
         table = self.pos_embed(indices)
         return (table * weights[..., None].to(table.dtype)).sum(1)
 
-    def forward(self, patches: Tensor, grid_thw: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, patches: Tensor, grid_thw: Tensor, *, learns: bool = False) -> tuple[Tensor, list[Tensor]]:
         """patches [n, channels * frames * height * width], grid_thw [pictures, 3] in patches ->
         features [n / merge², language hidden] and one such tensor for each deepstack layer.
 
-        Each frame attends to itself only.
+        Each frame attends to itself only. learns: adapters are trained in it, while its embeddings stay.
         """
         if int(grid_thw.prod(-1).sum()) != patches.shape[0]:
             raise ValueError(f"grid_thw counts {int(grid_thw.prod(-1).sum())} patches, but {patches.shape[0]} are given")
@@ -169,6 +169,7 @@ class VisionModel(MegatronModule):
         coordinates = vision_coordinates(grid, self.vision.spatial_merge_size).to(patches.device)
         hidden = self.patch_embed(patches)
         hidden = (hidden + self.position_embeddings(grid, coordinates).to(hidden.dtype)).unsqueeze(1)
+        hidden = with_gradient(hidden, self.config, learns)
         angles = vision_angles(coordinates, self.config.kv_channels)
         lengths = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(patches.device)

@@ -48,6 +48,8 @@ class ConvertOptions:
     layout: str = option("bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai"))
     size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
+    base: str | None = option(None, help="Model that a LoRA run began with, if it is not where the run found it", group="Checkpoint", path="model")
+    adapter: bool = option(False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint")
     overwrite: bool = option(False, help="Replace a checkpoint that is already there", group="Checkpoint")
     allow_nan: bool = option(False, help="Convert weights that hold NaN or infinity too, and count them", group="Checkpoint")
     verify: bool = option(False, help="Read the target again and compare every tensor bitwise, and the logits of one picture where memory allows",

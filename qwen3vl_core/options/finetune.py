@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options.declare import option, options_of
 
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 @dataclass
 class FinetuneOptions:
@@ -17,6 +18,12 @@ class FinetuneOptions:
     size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model",
                               choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))  # 2
     freeze: str = option("", help="Parts that stay as they are: any of vision,projector,language", group="Model")
+    lora_rank: int = option(0, help="Train adapters (LoRA) of this rank beside the weights, which stay as they are; 0: train the weights", group="Model",
+                            minimum=0, maximum=4096)
+    lora_alpha: float | None = option(None, help="An adapter's output is scaled by this / rank; else the rank", group="Model", minimum=0.0)
+    lora_dropout: float = option(0.0, help="Share of an adapter's input that is left out at random", group="Model", minimum=0.0, maximum=0.99)
+    lora_targets: str = option(",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model")
+    lora_vision: bool = option(False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model")
     precision: str = option("bf16", help="Precision of weights and activations; fp8: bf16 whose language layers multiply in fp8", group="Model",
                             choices=("bf16", "fp16", "fp8", "fp32"))  # 9
     fp8_recipe: str = option("tensorwise", help="How fp8 is scaled: tensorwise by each tensor's present maximum, delayed by the step before's, blockwise 128 x 128",
@@ -111,6 +118,41 @@ class FinetuneOptions:
         if self.optimizer_offload and self.precision == "fp32":
             yield f"--optimizer-offload {self.optimizer_offload:g}: not with --precision fp32, whose weights are their own master copy; use --precision bf16"
 
+    def lora_target_list(self) -> list[str]:
+        """`lora_targets` as a list, in the order of the layers. Raises RequestError for a layer that gets no adapter."""
+        words = [w.strip() for w in self.lora_targets.split(",") if w.strip()]
+        for word in words:
+            if word not in LORA_TARGETS:
+                raise RequestError(f"--lora-targets {self.lora_targets}: {word} is none; choose from {', '.join(LORA_TARGETS)}")
+        if not words:
+            raise RequestError(f"--lora-targets: names no layer; use {','.join(LORA_TARGETS)}")
+        return [name for name in LORA_TARGETS if name in words]
+
+    def lora_parts(self) -> list[str]:
+        """Parts of the model that get adapters: the language model, with `lora_vision` all, without those that are frozen."""
+        frozen = self.frozen_parts()
+        return [part for part in (("language", "vision", "projector") if self.lora_vision else ("language",)) if part not in frozen]
+
+    def untrained_parts(self) -> list[str]:
+        """Parts whose own weights stay as they are and that have no adapter."""
+        return [p for p in ("vision", "projector", "language") if p not in self.lora_parts()] if self.lora_rank else self.frozen_parts()
+
+    def _lora_faults(self) -> Iterator[str]:
+        if not self.lora_rank:
+            for o in options_of(type(self)):
+                if o.name.startswith("lora_") and getattr(self, o.name) != o.default:
+                    yield f"{o.flag}: needs --lora-rank; add --lora-rank 16 or leave it out"
+                    return
+            return
+        try:
+            self.lora_target_list()
+            if not self.lora_parts():
+                yield f"--freeze {self.freeze}: no part is left that gets an adapter; leave language out, or add --lora-vision"
+        except RequestError as error:
+            yield str(error)
+        if self.lora_alpha == 0:
+            yield f"--lora-alpha 0: adapters would do nothing; use {self.lora_rank}"
+
     def check(self) -> None:
         """The rules between options that need no checkpoint and no machine. Raises RequestError for the first broken one."""
         for fault in self.faults():
@@ -128,6 +170,7 @@ class FinetuneOptions:
                 yield "--freeze vision,projector,language: nothing is left to train; leave one part out"
         except RequestError as error:
             yield str(error)
+        yield from self._lora_faults()
         if self.lr_warmup_iters >= self.train_iters:
             yield (
                 f"--lr-warmup-iters {self.lr_warmup_iters}: must be below --train-iters {self.train_iters}; "

@@ -13,13 +13,14 @@ from qwen3vl_core.model.config import without_fp8
 import torch
 from megatron.core import parallel_state
 
-from qwen3vl_core.checkpoint import keep
+from qwen3vl_core.checkpoint import adapted, keep
 from qwen3vl_core.checkpoint.source import Source, open_source
 from qwen3vl_core.checkpoint.training import Saving, load_training, start_saving
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.rules import check_layout
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 from qwen3vl_core.sizes import check_size
@@ -112,6 +113,8 @@ class Loop:
         self.train_data, self.valid_data = loaders(options, self.source.side, run_dir)
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
+        # what the checkpoints of a LoRA run are to be read with
+        self.beside = adapted.described(self.training.adapters, self.source) if self.training.adapters else None
         self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
         self.saving: Saving | None = None
         self.step = self.saved = 0
@@ -139,8 +142,25 @@ class Loop:
             self.saved = self.step
             self.train_data.load_state_dict(extra["data"])
             self.damaged = extra.get("damaged", [])
+            self._check_adapters(extra.get(adapted.KEY))
             if "guard" in extra:
                 self.guard.load_state_dict(extra["guard"])
+
+    def _check_adapters(self, saved: dict[str, Any] | None) -> None:
+        """Raises RequestError when the adapters of the checkpoint are not those of this run, or stand beside other weights."""
+        now = self.beside
+        if (saved is None) != (now is None):
+            there, here = ("the weights", "adapters") if saved is None else ("adapters", "the weights")
+            raise RequestError(f"--lora-rank {self.options.lora_rank}: the checkpoint has {there} trained, not {here}; start a new run")
+        if now is None:
+            return
+        for name in ("rank", "alpha", "targets", "parts"):
+            if saved.get(name) != now[name]:
+                raise RequestError(f"--lora-{name}: {now[name]}, but the run's checkpoint has {saved.get(name)}; start a new run")
+        if saved.get("base_fingerprint") != now["base_fingerprint"]:
+            raise RequestError(
+                f"--load {self.options.load}: its weights are not those that the run began with; the adapters belong to {saved.get('base')}"
+            )
 
     def event(self, name: str, text: str, step: int | None = None, **values: Any) -> None:
         """Into the record, and onto the screen."""
@@ -154,11 +174,16 @@ class Loop:
         settle(self.training)
         self.saving = start_saving(
             self.run_dir / CHECKPOINTS, self.step, models=self.training.models, optimizer=self.training.optimizer,
-            scheduler=self.training.scheduler, extra={"data": self.train_data.state_dict(), "guard": self.guard.state_dict()},
+            scheduler=self.training.scheduler, extra=self._extra(),
             common=common_state(self.training.architecture, self.options), side=self.source.side, asynchronous=self.options.async_save,
         )  # fmt: skip
         self.saving_seconds += self.saving.blocked
         self._finish_saving(wait=not self.options.async_save)
+
+    def _extra(self) -> dict[str, Any]:
+        """What a checkpoint holds beside numbers."""
+        adapters = {} if self.beside is None else {adapted.KEY: self.beside}
+        return {"data": self.train_data.state_dict(), "guard": self.guard.state_dict()} | adapters
 
     def _finish_saving(self, *, wait: bool) -> None:
         """When the checkpoint on its way is on the disk: say so, and remove the ones that are not kept."""
@@ -251,6 +276,8 @@ class Loop:
             self.event("resume", f"go on after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
         else:
             self.event("start", f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
+        for line in trained_lines(o, self.source.architecture) if self.leads else ():
+            self.line.say(line)
         without = left_out(o) if o.sample_interval else None
         if without:
             self.event("note", without)

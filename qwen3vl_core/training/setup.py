@@ -9,6 +9,7 @@ from typing import Any
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import DTYPES, transformer_config
+from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 from qwen3vl_core.model.specs import has_flash_attention, use_transformer_engine
 
@@ -21,6 +22,7 @@ from megatron.core.transformer.module import Float16Module
 
 from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.layout.machine import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
@@ -52,8 +54,8 @@ class Training:
     """Parts that are not trained."""
     least_length: int = 0
     """Rows are padded to at least so many tokens."""
-    low_rank: bool = False
-    """The language model is trained by adapters beside its weights."""
+    adapters: Adapters | None = None
+    """What is trained where the weights stay as they are."""
 
 
 def device() -> torch.device:
@@ -93,7 +95,7 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     if options.overlap_grad_reduce:
         # a bucket is on its way when all its gradients are there, and Megatron waits for each
         for model in models:
-            model.vision_in_every_batch = not {"vision", "projector"} <= set(options.frozen_parts())
+            model.vision_in_every_batch = not {"vision", "projector"} <= set(options.untrained_parts())
     # later chunks' gradients are ready first: Megatron buckets the first chunk only
     wrapped = [DistributedDataParallel(config, ddp, model, disable_bucketing=i > 0) for i, model in enumerate(wrapped)]
     optimizer = get_megatron_optimizer(
@@ -127,7 +129,8 @@ def build(options: FinetuneOptions, source: Source) -> Training:
     if options.overlap_param_gather and options.vp > 1:
         config.param_sync_func = [model.start_param_sync for model in wrapped]
     return Training(
-        source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.frozen_parts()), options.pad_length
+        source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.untrained_parts()), options.pad_length,
+        Adapters.of(options),
     )  # fmt: skip
 
 
@@ -168,6 +171,9 @@ def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOpti
         pre_process=parallel_state.is_pipeline_first_stage(**where), post_process=parallel_state.is_pipeline_last_stage(**where),
     )  # fmt: skip
     fill(model, source)
+    adapters = Adapters.of(options)
+    if adapters is not None:
+        attach(model, adapters)
     model.to(device())
     freeze(model, options.frozen_parts())
     return model

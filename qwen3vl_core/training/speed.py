@@ -51,21 +51,20 @@ def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *,
     Backward: as much again for the gradients of the weights where the part is trained, and as much again for the gradients of
     the activations where it or what comes before it is trained (attention: both). So a model trained whole counts 3 times its
     forward, the embedding of the patches twice. Padding, optimizer, and what is computed twice to save memory do not count.
-    low_rank: adapters are trained beside the language model's own weights, which stay; their few FLOPs are left out.
+    low_rank: adapters are trained beside the parts' own weights, which stay; their few FLOPs are left out.
     """
     frames = [int(h * w) for t, h, w in getattr(batch, "image_grid_thw", torch.empty(0, 3)).tolist() for _ in range(int(t))]
     vision = "vision" not in frozen
     projector, language = "projector" not in frozen, "language" not in frozen
     below = bool(frames) and (vision or projector)
     matrices, vocabulary = language_forward(a)
-    weights = language and not low_rank
     total = 0.0
     for length in sample_lengths(batch):
-        total += length * (matrices + vocabulary) * passes(weights, below or language)
+        total += length * (matrices + vocabulary) * passes(language and not low_rank, below or language)
         total += attention_forward(a, length) * (3 if below or language else 1)
     for patches in frames:
         tower, mergers = vision_forward(a, patches // a.vision.spatial_merge_size**2)
-        total += tower * passes(vision, False) + mergers * passes(projector, vision)
+        total += tower * passes(vision and not low_rank, vision) + mergers * passes(projector and not low_rank, vision or projector)
         if vision:
             # pixels are not trained
             total -= 2.0 * patches * a.vision.patch_dim * a.vision.hidden_size

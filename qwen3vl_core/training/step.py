@@ -164,7 +164,7 @@ def _work(training: Training, batches: list[MicroBatch]) -> tuple[float, float, 
     )  # fmt: skip
     if not counts:
         return 0.0, 0.0, 0.0
-    flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=training.low_rank) for batch in batches)
+    flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=training.adapters is not None) for batch in batches)
     lengths = [sample_lengths(batch) for batch in batches]
     return flops, float(sum(map(sum, lengths))), float(sum(b.labels.numel() for b, known in zip(batches, lengths, strict=True) if known))
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_core.model import parallel
+from qwen3vl_core.model.lora import of_adapters
 
 import torch
 
 from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.layout.adapters import held
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
 from tests import tiny
@@ -143,7 +145,8 @@ def pack(batch: Micro, multiple: int) -> Micro:
 
 def gradients(folder: Path, changes: dict, packed: bool = False):
     """One global batch: (loss, trained tokens, norm), and this rank's part of the gradients, as Megatron would save them:
-    [(key, shape of the whole, offset, values)], each number from one rank of the world."""
+    [(key, shape of the whole, offset, values)], each number from one rank of the world. Of a LoRA run those of the adapters, whose B
+    is filled first."""
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
@@ -156,6 +159,11 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
         batches = micro_batches(7, o.micro_batch_size, rank, dp)
         if packed:
             batches = [pack(b, step.length_multiple(training.config)) for b in batches]
+        if training.adapters:
+            fill_adapters(training.models)
+            count = sum(p.numel() for model in training.models for p in model.parameters() if p.requires_grad)
+            stage = parallel_state.get_pipeline_model_parallel_rank()
+            assert count == sum(held(training.adapters, o, training.architecture, stage).values()), "the plan counts otherwise"
         for model in training.wrapped:
             model.train()
             model.zero_grad_buffer()
@@ -165,8 +173,10 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
         pieces = []
         for model in training.models:
             for parameter in model.parameters():
-                parameter.data = parameter.main_grad
+                if parameter.requires_grad:
+                    parameter.data = parameter.main_grad
             state = model.sharded_state_dict()
+            state = of_adapters(state) if training.adapters else state
             apply_factories(state)
             for value in nested_values(state):
                 if isinstance(value, ShardedTensor) and is_main_replica(value.replica_id):
@@ -188,6 +198,62 @@ def whole(ranks: list) -> dict[str, torch.Tensor]:
             times.setdefault(key, torch.zeros(shape, dtype=torch.int8))[box] += 1
     assert all(bool((count == 1).all()) for count in times.values())
     return made
+
+
+def fill_adapters(models) -> None:
+    """Numbers for every B, the same on every layout."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+    for model in models:
+        state = {k: v for k, v in model.sharded_state_dict().items() if "adapter.linear_out" in k}
+        apply_factories(state)
+        for tensor in nested_values(state):
+            assert isinstance(tensor, ShardedTensor)
+            generator = torch.Generator().manual_seed(sum(tensor.key.encode()))
+            whole = torch.randn(tensor.global_shape, generator=generator) * 0.05
+            lead = tensor.prepend_axis_num
+            size = (1,) * lead + tuple(tensor.local_shape)
+            box = whole[tuple(slice(o, o + n) for o, n in zip(tensor.global_offset, size, strict=True))]
+            with torch.no_grad():
+                tensor.data.copy_(box.reshape(tensor.local_shape))
+
+
+def save_adapters(folder: Path, target: Path, changes: dict) -> None:
+    """A step of a LoRA run, then every B filled, and the checkpoint that a run would write."""
+    from megatron.core import parallel_state
+
+    from qwen3vl_core.checkpoint import adapted
+    from qwen3vl_core.checkpoint.training import save_training
+
+    o, source = options(folder, **changes), open_source(folder)
+    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    try:
+        training = setup.build(o, source)
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        step.train_step(training, micro_batches(0, o.micro_batch_size, rank, dp))
+        fill_adapters(training.models)
+        save_training(
+            target, 1, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler, side=folder,
+            extra={adapted.KEY: adapted.described(training.adapters, source)}, common=setup.common_state(training.architecture, o),
+        )  # fmt: skip
+    finally:
+        parallel.destroy()
+
+
+def adapted_logits(folder: Path, checkpoints: Path, changes: dict, inputs: dict):
+    """Of the model of a LoRA run with its adapters beside its weights, as it is trained."""
+    from qwen3vl_core.checkpoint.training import load_training
+
+    o = options(folder, **changes)
+    parallel.initialize()
+    try:
+        training = setup.build(o, open_source(folder))
+        load_training(checkpoints, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
+        with torch.no_grad():
+            return training.models[0].eval()(**inputs).numpy()
+    finally:
+        parallel.destroy()
 
 
 def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:

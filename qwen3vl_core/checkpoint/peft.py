@@ -1,0 +1,84 @@
+"""The adapters of a LoRA run as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`, as `peft` reads them.
+
+Hugging Face has query, key, value, gate and up projection each by itself: each gets the common A and its own rows of B. The experts
+of a layer are one parameter there (`target_parameters`): A of all experts stand one below the other, the columns of B go through the
+experts for each of the r in turn, and the wrapper of the second parameter stands around that of the first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qwen3vl_core.checkpoint.adapted import AdaptedSource
+from qwen3vl_core.checkpoint.names import HF_VISION, Region
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# the parameters of a layer's experts in the order in which peft wraps them
+STACKED = ("gate_up_proj", "down_proj")
+
+
+def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -> None:
+    inner, outer = source.matrices(region)
+    for name, part in zip(region.hf, source.outer_parts(region, outer), strict=True):
+        module = PREFIX + name.removesuffix(".weight")
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = inner.clone(), part.contiguous()
+
+
+def _stacked(source: AdaptedSource, regions: list[Region], wrappers: int, tensors: dict[str, Tensor]) -> None:
+    """All experts of one parameter; regions in the order of the experts. wrappers: that stand around this one."""
+    pairs = [source.matrices(region) for region in regions]
+    module = PREFIX + regions[0].hf[0].rsplit(".", 1)[0] + ".base_layer" * wrappers
+    tensors[f"{module}.lora_A.weight"] = torch.cat([inner for inner, _ in pairs])
+    tensors[f"{module}.lora_B.weight"] = torch.stack([outer for _, outer in pairs], dim=-1).flatten(1)
+
+
+def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """(tensors by PEFT's names, endings of the modules' names, endings of the parameters' names)."""
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, None] = {}
+    stacks: dict[str, list[Region]] = {}
+    for region in source.regions():
+        if source.place(region) is None:
+            continue
+        if region.at is not None:
+            stacks.setdefault(region.hf[0], []).append(region)
+            continue
+        _single(source, region, tensors)
+        for name in region.hf:
+            words = name.removesuffix(".weight").split(".")
+            # of the vision tower two words: its names are also those of the mergers' layers
+            modules[words[-1] if not name.startswith(HF_VISION) else ".".join(words[2:] if "blocks" not in words else words[-2:])] = None
+    parameters = dict.fromkeys(".".join(name.rsplit(".", 3)[-3:]) for name in stacks)
+    kinds = {name.rsplit(".", 1)[-1] for name in stacks}
+    for name, found in stacks.items():
+        inside = name.rsplit(".", 1)[-1] == STACKED[0] and len(kinds) > 1
+        _stacked(source, sorted(found, key=lambda r: r.at), int(inside), tensors)
+    return tensors, list(modules), list(parameters)
+
+
+def config_of(source: AdaptedSource, modules: list[str], parameters: list[str]) -> dict[str, Any]:
+    """`adapter_config.json`."""
+    a = source.adapters
+    alpha = int(a.alpha) if float(a.alpha).is_integer() else a.alpha
+    return {
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": str(source.base.path), "r": a.rank, "lora_alpha": alpha,
+        # peft does not drop out in front of parameters, and dropout is for training only
+        "lora_dropout": 0.0 if parameters else a.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
+        "inference_mode": True, "init_lora_weights": True, "target_modules": modules or None, "modules_to_save": None,
+    } | ({"target_parameters": parameters} if parameters else {})  # fmt: skip
+
+
+def write_peft(source: AdaptedSource, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Write the adapter into `folder`, as it was saved or in `dtype`. Returns its tensors."""
+    tensors, modules, parameters = tensors_of(source)
+    tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config_of(source, modules, parameters), indent=2) + "\n")
+    return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from textual.binding import Binding
@@ -41,10 +42,18 @@ class Action:
     @property
     def keys(self) -> str:
         """The key as help writes it."""
-        if self.display:
-            return self.display
-        names = {"question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "left": "←", "right": "→", "escape": "esc"}
-        return names.get(first := self.key.split(",")[0], first)
+        return self.display or shown(self.key)
+
+
+_SHOWN = {
+    "question_mark": "?", "slash": "/", "plus": "+", "minus": "-", "left": "←", "right": "→", "up": "↑", "down": "↓", "escape": "esc",
+    "equals_sign": "=", "comma": ",", "full_stop": ".", "left_square_bracket": "[", "right_square_bracket": "]",
+}  # fmt: skip
+
+
+def shown(keys: str) -> str:
+    """The first of several keys as people write it."""
+    return _SHOWN.get(first := keys.split(",")[0], first)
 
 
 SCREENS = {"runs": "Runs", "launch": "Launch", "monitor": "Monitor", "compare": "Compare"}
@@ -59,42 +68,66 @@ ACTIONS = (
     Action("app.palette", "ctrl+p", "palette", "Every action by name", "app", "command_palette", show=False, display="ctrl+p",
            priority=True),
     Action("app.theme", "T", "theme", "Dark or light colours", "app", "toggle_theme", show=False, display="T"),
+    Action("app.themes", "f10", "themes", "Choose among all colour themes", "app", "change_theme", show=False, display="f10"),
+    Action("app.settings", "comma", "settings", "Keys and theme: the settings file in your editor", "app", show=False, display=","),
+    Action("app.subcommand", "Y", "as command", "Copy the subcommand that equals what was just done", "app", show=False, display="Y"),
     Action("app.quit", "ctrl+q", "quit", "Leave the console; runs go on without it", "app", "quit", display="ctrl+q", priority=True),
     # Runs
     Action("runs.open", "enter", "open", "Watch the run under the cursor", "runs", display="enter"),
+    Action("runs.mark", "space", "mark", "Mark the run, for a difference, TensorBoard or deleting", "runs", display="space"),
     Action("runs.new", "n", "new", "Start a run", "runs"),
     Action("runs.clone", "c", "clone", "A new run with this one's options", "runs"),
     Action("runs.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "runs"),
     Action("runs.resume", "r", "resume", "Go on with a stopped, failed or lost run", "runs"),
+    Action("runs.difference", "d", "difference", "How two marked runs differ, or the marked one and this one", "runs"),
     Action("runs.copy", "y", "copy command", "Copy the run's command", "runs"),
-    Action("runs.filter", "slash", "filter", "Show some runs only: words, status:failed, kind:convert", "runs", display="/"),
-    Action("runs.leave", "escape", "leave filter", "Back to the table", "runs", show=False),
+    Action("runs.filter", "slash", "filter", "Show some runs only: words, status:failed, size:8B, lr:1e-5", "runs", display="/"),
+    Action("runs.sort", "s", "sort", "Order: newest, name, status, loss, step, kind", "runs"),
+    Action("runs.reverse", "S", "reverse", "The order the other way around", "runs", show=False, display="S"),
+    Action("runs.tensorboard", "b", "TensorBoard", "TensorBoard on this run, or on the marked ones", "runs"),
+    Action("runs.delete", "D,delete", "delete", "Delete this run, or the marked ones, and free their disk", "runs", display="D"),
+    Action("runs.leave", "escape", "leave filter", "Back to the table; then marks and filter go", "runs", show=False),
     # Launch
     Action("launch.start", "ctrl+g", "start", "Start the run, from fields too", "launch", display="ctrl+g"),
     Action("launch.start_short", "g", "start", "Start the run", "launch", "start", show=False),
+    Action("launch.fix", "f,ctrl+f", "fix", "Apply the remedy that the first fault names", "launch", display="f"),
+    Action("launch.preset", "p", "presets", "Layouts that fit these GPUs, quickest first", "launch"),
     Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
+    Action("launch.edit", "e", "editor", "The plan as a file in your $EDITOR", "launch"),
+    Action("launch.save", "w", "save plan", "Write the plan file (YAML) for qwen3vl --plan", "launch"),
     Action("launch.next_kind", "k", "next kind", "prepare, convert, finetune, compare in turn", "launch"),
     Action("launch.defaults", "d", "defaults", "Every option back to how the form began", "launch"),
     Action("launch.leave", "escape", "leave field", "Out of the field, so that letters are keys", "launch"),
     # Monitor
+    Action("monitor.metric", "tab", "metric", "Loss, learning rate, gradient norm, …", "monitor", display="tab"),
+    Action("monitor.metrics", "v", "metrics", "Choose the metric from a list", "monitor", show=False),
     Action("monitor.zoom_in", "plus,equals_sign", "zoom", "Zoom in", "monitor", "curve('zoom', 0.5)", display="+"),
     Action("monitor.zoom_out", "minus", "zoom out", "Zoom out", "monitor", "curve('zoom', 2.0)", show=False, display="-"),
     Action("monitor.pan_left", "left", "earlier", "Pan to earlier steps", "monitor", "curve('pan', -0.25)", show=False, display="←"),
     Action("monitor.pan_right", "right", "later", "Pan to later steps", "monitor", "curve('pan', 0.25)", show=False, display="→"),
-    Action("monitor.reset", "r", "whole run", "Show the whole run again", "monitor"),
+    Action("monitor.reset", "r", "whole run", "Show the whole run again", "monitor", show=False),
     Action("monitor.cross_left", "shift+left", "cross left", "Crosshair to earlier steps", "monitor", "curve('cross', -1)",
            show=False, display="shift+←"),
     Action("monitor.cross_right", "shift+right", "cross right", "Crosshair to later steps", "monitor", "curve('cross', 1)",
            show=False, display="shift+→"),
+    Action("monitor.event", "e", "next event", "Crosshair to the next checkpoint, spike, NaN or resume", "monitor", "event(1)", show=False),
+    Action("monitor.event_back", "E", "event before", "Crosshair to the event before", "monitor", "event(-1)", show=False, display="E"),
     Action("monitor.log_y", "l", "log-y", "Logarithmic axis", "monitor"),
     Action("monitor.smooth", "m", "smooth", "Smoothing: off, 0.6, 0.9, 0.97, 0.99", "monitor"),
-    Action("monitor.metric", "tab", "metric", "Loss, learning rate, gradient norm, …", "monitor", display="tab"),
     Action("monitor.overlay", "o", "overlay", "Other runs over this one", "monitor"),
+    Action("monitor.captions", "c", "captions", "Captions written during the run, instead of the log", "monitor"),
+    Action("monitor.maximize", "z", "enlarge", "The pane in use on the whole screen, and back", "monitor", "enlarge", show=False),
     Action("monitor.follow", "F", "follow", "Keep the end of the log in view", "monitor", display="F"),
     Action("monitor.find", "slash", "find", "Find text in the log", "monitor", display="/"),
     Action("monitor.find_next", "n", "next hit", "Next place found", "monitor", "find_step(1)", show=False),
     Action("monitor.find_back", "N", "hit before", "Place found before", "monitor", "find_step(-1)", show=False, display="N"),
+    Action("monitor.trouble", "w", "what's wrong", "The log's line that says why it failed", "monitor", show=False),
+    Action("monitor.save", "s", "save now", "Ask the run for a checkpoint at its next step", "monitor"),
     Action("monitor.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "monitor"),
+    Action("monitor.resume", "R", "resume", "Go on with a stopped, failed or lost run", "monitor", show=False, display="R"),
+    Action("monitor.newer", "left_square_bracket", "newer run", "The next newer run", "monitor", "neighbour(-1)", show=False, display="["),
+    Action("monitor.older", "right_square_bracket", "older run", "The next older run", "monitor", "neighbour(1)", show=False, display="]"),
+    Action("monitor.tensorboard", "b", "TensorBoard", "TensorBoard on this run and those over it", "monitor", show=False),
     Action("monitor.copy", "y", "copy command", "Copy the run's command", "monitor", show=False),
     Action("monitor.leave", "escape", "leave", "Leave the field, hide the crosshair", "monitor", show=False),
     # Compare
@@ -135,3 +168,16 @@ def actions_of(screen: str) -> list[Action]:
 def bindings_of(screen: str) -> list[Binding]:
     """Textual bindings of one screen, or of `app`."""
     return [action.binding for action in actions_of(screen)]
+
+
+def clashes(keymap: Mapping[str, str]) -> dict[str, str]:
+    """Actions whose new keys are taken: id -> a line that says by which. An action everywhere clashes with every screen's."""
+    found = {}
+    for action in ACTIONS:
+        for key in keymap.get(action.id, "").split(","):
+            for other in ACTIONS:
+                near = other.screen == action.screen or "app" in (other.screen, action.screen)
+                same = other.action == action.action
+                if key and other is not action and near and not same and key in keymap.get(other.id, other.key).split(","):
+                    found[action.id] = f"keys: {action.id}: {shown(key)} is the key of {other.id}; give that one another too"
+    return found

@@ -16,9 +16,10 @@ from textual.color import Color
 from textual.screen import Screen
 from textual.signal import Signal
 
-from console.actions import SCREENS, actions_of, bindings_of
-from console.messages import RunChanged, RunStarted, StoreSeen, WorkFailed
+from console.actions import ACTIONS, SCREENS, actions_of, bindings_of, clashes, shown
+from console.messages import RunChanged, RunsDeleted, RunStarted, StoreSeen, WorkDone, WorkFailed
 from console.runs import launch
+from console.runs.board import Board
 from console.runs.store import RunStore
 from console.screens.compare import CompareScreen
 from console.screens.dialogs import KeysHelp
@@ -27,8 +28,13 @@ from console.screens.monitor import MonitorScreen
 from console.screens.plan import KINDS, read_workspace
 from console.screens.runs import RunsScreen
 from console.screens.watch import RunRow, Snapshot, StoreWatcher
+from console.settings import TEMPLATE, read_settings, settings_file
+from console.terminal import edit, prepare_terminal, show_in_browser
 from console.widgets.words import one_line
+from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import EXIT_DONE, RequestError, WorkError
+from qwen3vl_core.options import shell_line, to_arguments
+from qwen3vl_core.progress import quantity
 
 LOOK_SECONDS = 0.5
 QUIET_SECONDS = 30.0
@@ -57,16 +63,53 @@ class ConsoleApp(App[int]):
         self.workspace = read_workspace(self.workspace_folder)
         self.watcher = StoreWatcher(self.store_root)
         self.snapshot = Snapshot(seen=False)
+        self.keys: dict[str, str] = {}
+        """A person's own keys, by the action's id."""
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
         self._said: tuple[str, float] = ("", 0.0)
+        self.subcommand = ""
+        """What was done last, as a person would type it."""
+        self._boards: list[Board] = []
         super().__init__()
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
     def on_mount(self) -> None:
         self.look()
         self.set_interval(LOOK_SECONDS, self.look)
+        self.read_settings()
+
+    def on_unmount(self) -> None:
+        for board in self._boards:
+            board.close()
+
+    # settings
+
+    def read_settings(self) -> None:
+        """Take in the person's theme and keys; what is wrong in the file is said, and left out."""
+        settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
+        taken = clashes(settings.keys)
+        self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
+        self.set_keymap(self.keys)
+        if settings.theme is not None:
+            self.theme = settings.theme
+        for problem in (*settings.problems, *(f"{settings.file}: {line}" for line in taken.values())):
+            self.notify(problem, title="Settings", severity="warning", markup=False, timeout=12)
+
+    def action_settings(self) -> None:
+        """The settings file in the person's editor; read again afterwards."""
+        file = settings_file()
+        try:
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                actions = "".join(f"#  {a.id}: {a.key!r}  # {a.tooltip}\n" for a in ACTIONS)
+                file.write_text(TEMPLATE.format(themes=", ".join(self.available_themes), actions=actions), encoding="utf-8")
+            edit(self, file)
+        except (OSError, RequestError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.read_settings()
 
     # the store
 
@@ -115,6 +158,20 @@ class ConsoleApp(App[int]):
             self._said = (text, now)
             self.notify(text, severity="error", markup=False)
 
+    # the command that equals what was done
+
+    def did(self, *words: str) -> None:
+        """Remember what was done as the subcommand that does the same: `did("runs", "stop", "7")`."""
+        store = ["--runs", str(self.store_root)] if words[0] == "runs" and self.store_root != runs_directory(None) else []
+        self.subcommand = shell_line(["qwen3vl", *words, *store])
+
+    def action_subcommand(self) -> None:
+        if not self.subcommand:
+            self.notify("nothing was done yet; open, stop or start a run, then this copies the same as a command", severity="warning")
+            return
+        self.copy_to_clipboard(self.subcommand)
+        self.notify(self.subcommand, title="Command copied", markup=False)
+
     # what the screens ask for
 
     def start_run(self, kind: str, options: Any, origin: str) -> None:
@@ -129,6 +186,10 @@ class ConsoleApp(App[int]):
         if any(worker.name == name and not worker.is_finished for worker in self.workers):
             return  # the key was pressed twice
         self.notify(f"starting {kind} …", timeout=2)
+        # the typed command is recorded and detached as this run is
+        detached = [] if kind == "finetune" else ["--detach"]
+        store = ["--runs", str(self.store_root)] if self.store_root != runs_directory(None) else []
+        self.did(kind, *to_arguments(options), *detached, *store)
         self._work(work, name)
 
     @on(RunStarted)
@@ -149,7 +210,57 @@ class ConsoleApp(App[int]):
             launch.stop(RunStore(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to stop")
 
+        self.did("runs", "stop", number_of(run_id))
         self._work(work, f"stop {run_id}")
+
+    def save_run(self, run_id: str) -> None:
+        """Ask a live finetune for a checkpoint now."""
+
+        def work() -> RunChanged:
+            launch.save_now(RunStore(self.store_root).get(run_id))
+            return RunChanged(run_id, "asked to save at its next step")
+
+        self.did("runs", "save", number_of(run_id))
+        self._work(work, f"save {run_id}")
+
+    def delete_runs(self, rows: Iterable[RunRow]) -> None:
+        """Delete runs with their checkpoints; it was asked for on screen before."""
+        runs = [row.run for row in rows]
+
+        def work() -> RunsDeleted:
+            return RunsDeleted([run.id for run in runs], sum(launch.delete(run) for run in runs))
+
+        self.did("runs", "delete", *(str(run.number) for run in runs), "--yes")
+        self._work(work, "delete")
+
+    @on(RunsDeleted)
+    def _deleted(self, event: RunsDeleted) -> None:
+        names = event.run_ids[0] if len(event.run_ids) == 1 else f"{len(event.run_ids)} runs"
+        self.notify(f"{names} deleted, {quantity(event.freed, 'B')} freed", markup=False)
+        self.look()
+
+    def open_tensorboard(self, rows: Iterable[RunRow]) -> None:
+        """TensorBoard on these runs, until the console is left; its link is copied, and opened where there is a browser."""
+        runs = [row.run for row in rows]
+        known = next((board for board in self._boards if board.alive and board.runs == [run.id for run in runs]), None)
+
+        def work() -> WorkDone:
+            board = known or Board(runs)
+            if known is None:
+                self._boards.append(board)
+            board.wait()
+            return WorkDone("TensorBoard", board.url)
+
+        self.notify("TensorBoard starts …", timeout=3)
+        self.did("runs", "tensorboard", *(str(run.number) for run in runs))
+        self._work(work, "tensorboard")
+
+    @on(WorkDone)
+    def _opened(self, event: WorkDone) -> None:
+        self.copy_to_clipboard(event.text)
+        opened = show_in_browser(event.text)
+        note = f"{event.text}  {'opened' if opened else 'copied'}; it ends with the console"
+        self.notify(note, title=event.title, markup=False, timeout=10)
 
     def resume_run(self, run_id: str) -> None:
         """Go on with a stopped, failed or lost run."""
@@ -158,6 +269,7 @@ class ConsoleApp(App[int]):
             launch.resume(RunStore(self.store_root).get(run_id))
             return RunChanged(run_id, "goes on")
 
+        self.did("runs", "resume", number_of(run_id))
         self._work(work, f"resume {run_id}")
 
     @on(RunChanged)
@@ -170,6 +282,7 @@ class ConsoleApp(App[int]):
         row = self.snapshot.get(run_id)
         if row is not None and row.kind == "compare":
             self.comparison = run_id
+        self.did("runs", "logs", number_of(run_id), "--follow")
         self._screen_of(MonitorScreen, lambda screen: screen.open(run_id))
 
     def clone_run(self, row: RunRow) -> None:
@@ -196,7 +309,8 @@ class ConsoleApp(App[int]):
         screen.call_later(then, screen)
 
     def action_keys_help(self) -> None:
-        self.push_screen(KeysHelp(self.current_mode))
+        pane = self.screen.focused
+        self.push_screen(KeysHelp(self.current_mode, getattr(pane, "HELP", None) or "", self.keys))
 
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK
@@ -210,6 +324,9 @@ class ConsoleApp(App[int]):
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """The palette: the actions of the screen, then those that work everywhere."""
+        if self.subcommand:
+            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that equals what was just done",
+                                self.action_subcommand)  # fmt: skip
         for scope in (self.current_mode, "app"):
             once = {action.action: action for action in reversed(actions_of(scope))}
             for action in reversed(once.values()):
@@ -217,7 +334,7 @@ class ConsoleApp(App[int]):
                     continue
                 node = self if scope == "app" else screen
                 title = f"{SCREENS[scope]}: {action.label}" if scope in SCREENS else action.label.capitalize()
-                yield SystemCommand(title, f"{action.tooltip} ({action.keys})", partial(node.run_action, action.action))
+                yield SystemCommand(title, f"{action.tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
 
     def get_css_variables(self) -> dict[str, str]:
         """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
@@ -228,18 +345,19 @@ class ConsoleApp(App[int]):
         variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[self.current_theme.dark])}
         return variables
 
+    def key_of(self, action: str) -> str:
+        """How the key of an action is written, also where the person has another one."""
+        found = next(a for a in ACTIONS if a.id == action)
+        return shown(self.keys[action]) if action in self.keys else found.keys
+
     def colour(self, name: str) -> str:
         """A theme variable as Rich writes a colour."""
         return self.theme_variables[name]
 
 
-def prepare_terminal() -> None:
-    """Full colours in JupyterLab's terminal, which has them and does not say so; QWEN3VL_TRUECOLOR=0 leaves it alone."""
-    environment = os.environ
-    in_jupyter = "JUPYTER_SERVER_ROOT" in environment or "JUPYTER_SERVER_URL" in environment
-    quiet = not environment.get("COLORTERM") and environment.get("TERM") == "xterm-256color"
-    if in_jupyter and quiet and environment.get("QWEN3VL_TRUECOLOR") != "0":
-        environment["COLORTERM"] = "truecolor"
+def number_of(run_id: str) -> str:
+    """`0007-caption` -> `7`: how a command names a run."""
+    return str(int(run_id.partition("-")[0]))
 
 
 def run(runs: Path, workspace: Path | None = None) -> int:

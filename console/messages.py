@@ -31,6 +31,22 @@ class RunChanged(Message):
         super().__init__()
 
 
+class RunsDeleted(Message):
+    """Runs were deleted."""
+
+    def __init__(self, run_ids: list[str], freed: int) -> None:
+        self.run_ids, self.freed = run_ids, freed
+        super().__init__()
+
+
+class WorkDone(Message):
+    """Something was made ready: its title, and where it is."""
+
+    def __init__(self, title: str, text: str) -> None:
+        self.title, self.text = title, text
+        super().__init__()
+
+
 class WorkFailed(Message):
     """Work off the screen's thread failed; one line."""
 
@@ -50,8 +66,8 @@ class RunRead(Message):
 class PlanChecked(Message):
     """The rules that need the disk or the machine were checked for one state of the form."""
 
-    def __init__(self, revision: int, problem: str, note: str) -> None:
-        self.revision, self.problem, self.note = revision, problem, note
+    def __init__(self, revision: int, verdict: Any) -> None:
+        self.revision, self.verdict = revision, verdict
         super().__init__()
 
 

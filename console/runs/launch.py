@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from console.runs import processes, record
-from console.runs.state import ALIVE, RUN_VARIABLE, STATE, STOP, hold, is_here, read_state, runs_already, write_json
+from console.runs.state import ALIVE, RUN_VARIABLE, SAVE, STATE, STOP, hold, is_here, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.supervisor import grace_seconds
 from console.runs.tail import FileFollower
@@ -108,6 +109,64 @@ def _end_lost(run: Run) -> None:
             raise WorkError(f"run {run.id}: processes that do not die: {pids}; only a restart of the machine ends those")
         write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
         (run.path / STOP).unlink(missing_ok=True)
+
+
+def save_now(run: Run) -> None:
+    """Ask a live finetune for a checkpoint at its next step, and come back at once. Raises RequestError when it cannot save."""
+    state = run.state
+    if run.kind != "finetune":
+        raise RequestError(f"run {run.id}: a {run.kind} saves nothing on the way; only a finetune does")
+    if state["status"] not in ("starting", "running"):
+        raise RequestError(f"run {run.id}: {state['status']}; only a live finetune can save")
+    try:
+        (run.path / SAVE).touch()
+    except OSError as error:
+        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or ask again later") from None
+    pid = state.get("supervisor_pid")
+    if isinstance(pid, int) and pid > 1 and is_here(state):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGCHLD)  # wakes it; it would look within a second anyway
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes that a folder takes on its disk; links are not followed, and a file of several names counts once."""
+    total, seen = 0, set()
+    for folder, _, names in os.walk(path):
+        for name in (*names, "."):
+            with contextlib.suppress(OSError):
+                stat = os.lstat(os.path.join(folder, name))
+                if (stat.st_dev, stat.st_ino) not in seen:
+                    seen.add((stat.st_dev, stat.st_ino))
+                    total += stat.st_blocks * 512
+    return total
+
+
+def delete(run: Run) -> int:
+    """Delete a run's folder with its checkpoints; gives the bytes freed.
+
+    It is renamed first, so that no reader sees half of it. Raises RequestError when it lives, or processes of a lost run
+    are still there, WorkError when the folder cannot be removed.
+    """
+    if run.alive:
+        raise RequestError(f"run {run.id}: {run.status}; stop it first: qwen3vl runs stop {run.number}")
+    if run.path.is_symlink():
+        run.path.unlink()  # what it points to is somebody else's
+        return 0
+    try:
+        with hold(run.path):
+            left = processes.strays(run.path)
+            if left:
+                raise RequestError(f"run {run.id}: processes of it are still there; end them by qwen3vl runs stop {run.number}")
+            size = disk_usage(run.path)
+            gone = run.path.with_name(f".{run.id}-deleted")
+            shutil.rmtree(gone, ignore_errors=True)
+            run.path.rename(gone)
+        shutil.rmtree(gone)
+    except FileNotFoundError:
+        raise RequestError(f"run {run.id}: is gone already") from None
+    except OSError as error:
+        raise WorkError(f"{error.filename or run.path}: {error.strerror}; delete it by hand, or ask who owns it") from None
+    return size
 
 
 def wait(run: Run, timeout: float | None = None) -> str:

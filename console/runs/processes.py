@@ -89,6 +89,16 @@ def strays(run_dir: Path) -> list[Process]:
     return found
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal; False when that cannot be told."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        caught = next(line for line in text.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    except (OSError, StopIteration, ValueError, IndexError):
+        return False
+
+
 def terminate(processes: Iterable[Process]) -> None:
     """SIGTERM to every process group among them, once each; a suspended one is woken to hear it."""
     for group in {p.group for p in processes} - {os.getpgrp(), 0}:
@@ -99,10 +109,11 @@ def terminate(processes: Iterable[Process]) -> None:
 
 def kill(processes: Iterable[Process]) -> None:
     """SIGKILL to each."""
-    _signal(processes, signal.SIGKILL)
+    send(processes, signal.SIGKILL)
 
 
-def _signal(processes: Iterable[Process], *numbers: signal.Signals) -> None:
+def send(processes: Iterable[Process], *numbers: signal.Signals) -> None:
+    """These signals to each; one that has ended by now is no error."""
     for process in processes:
         for number in numbers:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -112,7 +123,7 @@ def _signal(processes: Iterable[Process], *numbers: signal.Signals) -> None:
 def end(look: Callable[[], list[Process]], grace: float) -> list[Process]:
     """End what `look` finds: SIGTERM to each, up to `grace` seconds, SIGKILL. Gives what is there even then."""
     left = look()
-    _signal(left, signal.SIGTERM, signal.SIGCONT)
+    send(left, signal.SIGTERM, signal.SIGCONT)
     started = time.monotonic()
     while left and (passed := time.monotonic() - started) < grace + KILL_SECONDS:
         if passed >= grace:

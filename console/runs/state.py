@@ -25,7 +25,8 @@ ENDED = ("done", "failed", "stopped")
 STATUSES = (*ALIVE, *ENDED, "lost")
 
 PLAN, STATE, HEARTBEAT, LOCK, LOG = "plan.json", "state.json", "heartbeat", "lock", "output.log"
-METRICS, COMMAND, STOP = "metrics.jsonl", "command.sh", "stop"
+METRICS, COMMAND, STOP, SAVE = "metrics.jsonl", "command.sh", "stop", "save"
+SAMPLES, TENSORBOARD, CHECKPOINTS = "samples.jsonl", "tensorboard", "checkpoints"
 RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 
 STALE_SECONDS = 60.0

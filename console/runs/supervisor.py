@@ -1,7 +1,8 @@
 """`python -m console.runs.supervisor RUN_DIR [--resume]`: runs a run's command, detached from who started it.
 
 It leaves the terminal's session, holds the run's lock for its life, keeps the state, and ends every process of the run
-when it is asked to: by SIGTERM, or from another machine by a file `stop` in the run's folder. The command that was
+when it is asked to: by SIGTERM, or from another machine by a file `stop` in the run's folder. A file `save` there asks
+for a checkpoint on the way. The command that was
 typed returns as soon as the run's process runs (exit code 0), failed to start (1) or was refused (2, one line on
 standard error). Standard library only, beside this package.
 """
@@ -28,6 +29,7 @@ from console.runs.state import (
     LOG,
     PLAN,
     RUN_VARIABLE,
+    SAVE,
     STALE_SECONDS,
     STATE,
     STOP,
@@ -151,6 +153,8 @@ class Supervisor:
                 self.save()
             if self.exit_code is None and not self.stopping and (self.stop_asked or (self.run_dir / STOP).exists()):
                 self.begin_stop()
+            elif self.exit_code is None and (self.run_dir / SAVE).exists():
+                self.ask_to_save()
             busy = self.stopping or self.exit_code is not None
             if busy:
                 left = processes.descendants(me)
@@ -187,10 +191,19 @@ class Supervisor:
         workers = [p for p in below if p.group != self.child]
         processes.terminate(workers if workers and self.is_torchrun else below)
 
+    def ask_to_save(self) -> None:
+        """SIGUSR1 to every process below that has a handler for it; to others, torchrun among them, it would be the end."""
+        with contextlib.suppress(OSError):
+            (self.run_dir / SAVE).unlink(missing_ok=True)
+        listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
+        processes.send(listening, signal.SIGUSR1)
+        self.say("asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet")
+
     def finish(self, **final: Any) -> None:
         """Write the last state: the last thing done, since it lets others start the run again."""
         with contextlib.suppress(OSError):
             (self.run_dir / STOP).unlink(missing_ok=True)
+            (self.run_dir / SAVE).unlink(missing_ok=True)
         self.save(**final, ended=time.time())
         until = time.monotonic() + SAVE_SECONDS
         while not self.saved and time.monotonic() < until:
@@ -246,8 +259,8 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     with hold(run_dir):
         claim(run_dir, resume)
-        with contextlib.suppress(FileNotFoundError):
-            (run_dir / STOP).unlink()
+        for asked in (STOP, SAVE):
+            (run_dir / asked).unlink(missing_ok=True)
         if resume:
             _take_a_free_port(run_dir)
         log = os.open(run_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

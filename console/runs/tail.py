@@ -72,6 +72,8 @@ class JsonlTail:
         self._follower = FileFollower(path)
         self._partial = bytearray()
         self._overlong = False
+        self.limited = False
+        """Whether the last `read` ended at its limit."""
         self.replaced = False
         """Whether the last `read` began at the start again: the rows of earlier reads are then void."""
 
@@ -92,6 +94,7 @@ class JsonlTail:
                 break
             budget -= len(data)
             rows += self._rows(data)
+        self.limited = budget <= 0
         return rows
 
     def _rows(self, data: bytes) -> list[dict[str, Any]]:
@@ -125,6 +128,41 @@ def last_rows(path: Path, size: int = 64 << 10) -> list[dict[str, Any]]:
     data, start = _end_of(path, size)
     lines = data.split(b"\n")[1 if start else 0 : -1]
     return [row for line in lines if (row := _row(line)) is not None]
+
+
+def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, Any] | None:
+    """The last complete row of a kind in the last `most` bytes; `mark`: what every such row holds. None when there is none."""
+    size = 256 << 10
+    while True:
+        data, start = _end_of(path, min(size, most))
+        at = data.rfind(mark)
+        while at >= 0:
+            begin, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
+            if end >= 0 and (begin or not start):
+                row = _row(data[begin:end])
+                if row is not None and row.get("kind") == kind:
+                    return row
+            at = data.rfind(mark, 0, begin)
+        if not start or size >= most:
+            return None
+        size *= 8
+
+
+def sampled_rows(path: Path, parts: int, whole: int = 256 << 10, each: int = 4 << 10) -> list[dict[str, Any]]:
+    """Complete rows in their order: all of a small file; of a larger one those of `parts` evenly spread pieces."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= whole:
+                pieces = [b"\n" + file.read()]
+            else:
+                pieces = []
+                for part in range(parts):
+                    file.seek(max(part * (size - each) // max(parts - 1, 1), 0))
+                    pieces.append((b"\n" if not file.tell() else b"") + file.read(each))
+    except OSError:
+        return []
+    return [row for piece in pieces for line in piece.split(b"\n")[1:-1] if (row := _row(line)) is not None]
 
 
 def _end_of(path: Path, size: int) -> tuple[bytes, int]:
@@ -168,6 +206,8 @@ class MetricSeries:
 
     def __init__(self, path: Path) -> None:
         self._tail = JsonlTail(path)
+        self.behind = False
+        """Whether the last update stopped at its limit: there may be more."""
         self.version = 0
         """Grows when points that were there have changed or gone; while it stays, arrays only get longer."""
         self._clear()
@@ -182,6 +222,7 @@ class MetricSeries:
     def update(self, limit: int | None = None) -> int:
         """Take in what is new, about `limit` bytes at most. Gives the number of rows; 0: nothing is new."""
         rows = self._tail.read(limit)
+        self.behind = self._tail.limited
         if self._tail.replaced:
             self._clear()
             self.version += 1

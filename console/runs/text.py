@@ -9,11 +9,14 @@ from typing import Any
 from console.runs.state import ENDED, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, clean, last_rows
+from console.runs.trouble import of_run
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.progress import duration
 
 GLYPHS = {"starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?"}
 """A status at a glance, also without colour."""
+SEARCHED_LINES = 200_000
+"""Lines at the end of a log that `runs logs --grep` looks through."""
 MEASURES = ("loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "skipped")
 
 
@@ -90,7 +93,7 @@ def describe(run: Run) -> list[str]:
         "versions": ", ".join(f"{k} {v}" for k, v in _mapping(plan.get("versions")).items()),
         "command": shell_line(run.command),
     })  # fmt: skip
-    lines += _pairs("options that differ from their defaults", _changed(run))
+    lines += _pairs("options that differ from their defaults", changed(run))
     for kind, title in (("train", "last step"), ("eval", "last evaluation")):
         row = last_of(run, kind)
         if row:
@@ -98,8 +101,31 @@ def describe(run: Run) -> list[str]:
     if status == "failed":
         tail = LogTail(run.log, lines=10)
         said = [*tail.read(), *filter(None, [tail.partial])]
+        trouble = of_run(run)
+        if trouble is not None and trouble.advice:
+            lines += ["", f"what went wrong: {trouble.title}", f"  {plain(trouble.line).strip()}", f"  {trouble.advice}"]
         lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
     return lines
+
+
+def metrics_table(found: dict[str, dict[str, list]], width: int | None = None) -> list[str]:
+    """One line a metric: its last step, last value, lowest and highest."""
+    rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
+    for name, series in found.items():
+        values = [v for v in series["value"] if v is not None]
+        last = number(series["value"][-1]) if series["value"] else "–"
+        ends = (number(min(values)), number(max(values))) if values else ("–", "–")
+        rows.append((plain(name), f"{len(series['step']):,}", f"{series['step'][-1]:,}" if series["step"] else "–", last, *ends))
+    return _columns(rows, width, right=(1, 2, 3, 4, 5))
+
+
+def samples(rows: list[dict[str, Any]]) -> list[str]:
+    """Captions as lines: picture, then step or model with its text."""
+    pictures: dict[str, list[str]] = {}
+    for row in rows:
+        who = f"step {row['step']}" if isinstance(row.get("step"), int) else plain(row.get("model"))
+        pictures.setdefault(plain(row.get("image")), []).append(f"  {who:>10}  {' '.join(plain(row.get('text')).split())}")
+    return [line for picture, lines in pictures.items() for line in (picture, *lines)]
 
 
 def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
@@ -118,7 +144,7 @@ def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
     return lines if differing else [*lines, "no option differs"]
 
 
-def _changed(run: Run) -> dict[str, Any]:
+def changed(run: Run) -> dict[str, Any]:
     """Options unlike their defaults; all, where the kind is unknown."""
     cls = COMMANDS.get(run.kind)
     if cls is None:

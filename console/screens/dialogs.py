@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Button, Label, SelectionList, Static
+from textual.widgets import Button, Label, OptionList, SelectionList, Static
+from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
-from console.actions import SCREENS, actions_of
+from console.actions import SCREENS, actions_of, shown
+from console.runs.facts import differences
+from console.runs.launch import disk_usage
+from console.runs.store import Run
+from console.runs.text import MEASURES, plain
 from console.screens.watch import RunRow
-from console.widgets.words import number, span
+from console.widgets.words import number, one_line, span
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.progress import quantity
+
+KEYS_WIDTH = 104
+"""Columns of the help."""
+NAMED = 6
+"""Runs that a question names."""
 
 
 class ConfirmStop(ModalScreen[bool]):
@@ -61,27 +74,131 @@ class ConfirmStop(ModalScreen[bool]):
         self.dismiss(sure)
 
 
+class ConfirmDelete(ModalScreen[bool]):
+    """Asks before runs are deleted, and says what that frees. Gives True for yes."""
+
+    BINDINGS: ClassVar = [Binding("y", "answer(True)", "delete"), *ConfirmStop.BINDINGS[1:]]
+
+    class Measured(Message):
+        """The folders' sizes are known."""
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+            super().__init__()
+
+    def __init__(self, rows: list[RunRow]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def compose(self) -> ComposeResult:
+        several = len(self.rows) > 1
+        head = f"Delete {len(self.rows)} runs?" if several else f"Delete {self.rows[0].id}?"
+        names = "\n".join(f"  {row.id}  {row.status}" for row in self.rows[:NAMED])
+        names += f"\n  and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
+        kept = [row for row in self.rows if not row.checkpoint.startswith("no ")]
+        what = f"With {'their' if several else 'its'} log, metrics and " + (
+            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint}" if kept else "plan")
+        with Vertical(classes="dialog"):
+            yield Label(head, classes="headline", markup=False)
+            yield Static((names + "\n\n" if several else "") + what + ". This cannot be undone.", markup=False)
+            yield Static("frees …", id="freed")
+            with Horizontal(classes="buttons"):
+                yield Button("y  Delete", id="yes", variant="error", compact=True)
+                yield Button("n  Keep", id="no", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#no").focus()
+        paths = [row.run.path for row in self.rows]
+        self.run_worker(lambda: self.post_message(self.Measured(sum(map(disk_usage, paths)))), thread=True, exit_on_error=False)
+
+    def on_confirm_delete_measured(self, event: Measured) -> None:
+        self.query_one("#freed", Static).update(f"frees {quantity(event.size, 'B')}")
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, sure: bool) -> None:
+        self.dismiss(sure)
+
+
+class Difference(ModalScreen[None]):
+    """How the plans of two runs differ, and what both measured last."""
+
+    BINDINGS: ClassVar = [Binding("escape,d,q,enter", "dismiss", "close")]
+
+    def __init__(self, first: Run, second: Run) -> None:
+        super().__init__()
+        self.runs = first, second
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog wide"):
+            yield Label("Difference", classes="headline")
+            yield Static(id="difference", markup=False)
+            yield Static("esc closes this", classes="hint")
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+        self._fill()
+
+    def on_resize(self) -> None:
+        self._fill()
+
+    def _fill(self) -> None:
+        room = max(self.query_one("#difference").size.width, 30)
+        table = self.query_one("#difference", Static)
+        found = differences(*self.runs)
+        names = [[""], *[[f"--{name.replace('_', '-')}"] for name in found["options"]]]
+        values = [[run.id for run in self.runs], *[[plain(v) for v in pair] for pair in found["options"].values()]]
+        for kind in ("train", "eval"):
+            rows = found[kind]
+            for key in ("step", *MEASURES):
+                if any(isinstance(row.get(key), int | float) for row in rows):
+                    names.append([f"{kind} {key}"])
+                    values.append([number(row.get(key)) if isinstance(row.get(key), int | float) else "–" for row in rows])
+        left = min(max(len(name[0]) for name in names), 24)
+        each = max((room - left - 4) // 2, 8)
+        lines = []
+        for index, ((name,), pair) in enumerate(zip(names, values, strict=True)):
+            cells = [one_line(value, each).ljust(each) for value in pair]
+            line = Content.assemble(
+                (name[:left].ljust(left), "$muted"), "  ", (cells[0], "bold" if not index else "$line-0"), "  ",
+                (cells[1], "bold" if not index else "$line-1"),
+            )  # fmt: skip
+            lines.append(line)
+        if not found["options"]:
+            lines.append(Content("no option differs").stylize("$muted"))
+        table.update(Content("\n").join(lines))
+
+
 class KeysHelp(ModalScreen[None]):
     """The keys of one screen, then those that work everywhere; from the registry of actions."""
 
     BINDINGS: ClassVar = [Binding("escape,question_mark,q,enter", "dismiss", "close")]
 
-    def __init__(self, screen: str) -> None:
+    def __init__(self, screen: str, focused: str = "", keymap: Mapping[str, str] | None = None) -> None:
+        """focused: help of the pane in use. keymap: a person's own keys, by the action's id."""
         super().__init__()
-        self.about = screen
+        self.about, self.pane, self.keymap = screen, focused, keymap or {}
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog keys"):
+            if self.pane:
+                yield Label("This pane", classes="headline")
+                yield Static(self.pane, markup=False)
+            room = min(KEYS_WIDTH, self.app.size.width * 9 // 10) - 8
             for scope, title in ((self.about, SCREENS.get(self.about, self.about)), ("app", "Everywhere")):
                 yield Label(title, classes="headline")
-                yield Static(self._table(scope))
-            yield Static("Letters are keys outside of fields; esc leaves a field. esc closes this.", classes="hint")
+                yield Static(self._table(scope, room))
+            yield Static("Letters are keys outside of fields; esc leaves a field. The grey names are for your own keys: "
+                         "comma opens the settings file. esc closes this.", classes="hint")
 
-    @staticmethod
-    def _table(scope: str) -> Content:
-        lines = [
-            Content.assemble((f"{action.keys:>9}", "$text-primary bold"), f"  {action.tooltip}") for action in actions_of(scope)
-        ]
+    def _table(self, scope: str, room: int) -> Content:
+        lines = []
+        for action in actions_of(scope):
+            keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys
+            line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.tooltip}")
+            fill = room - line.cell_length - len(action.id)
+            lines.append(line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 else line)
         return Content("\n").join(lines)
 
 
@@ -111,3 +228,108 @@ class PickRuns(ModalScreen[list[str] | None]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+
+class PickMetric(ModalScreen[str | None]):
+    """A choice among a run's metrics. Gives its name, or None when left."""
+
+    BINDINGS: ClassVar = [Binding("escape,v", "dismiss(None)", "leave")]
+
+    def __init__(self, choices: Iterable[tuple[str, str, Any]], current: str) -> None:
+        """choices: (name, title, last value)."""
+        super().__init__()
+        self.choices, self.current = list(choices), current
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Label("Metric", classes="headline")
+            yield OptionList(*(
+                Option(Content.assemble((f"{one_line(title, 34):<36}", "bold"), (shown_number(value), "$muted")))
+                for _, title, value in self.choices
+            ))  # fmt: skip
+            yield Static("enter shows it, esc leaves", classes="hint")
+
+    def on_mount(self) -> None:
+        names = [name for name, _, _ in self.choices]
+        if self.current in names:
+            self.query_one(OptionList).highlighted = names.index(self.current)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self.choices[event.option_index][0])
+
+
+def shown_number(value: Any) -> str:
+    """A measured value; a dash for none."""
+    return number(value) if isinstance(value, int | float) else "–"
+
+
+def layout_words(values: Mapping[str, Any]) -> str:
+    """`TP 2, sequence-parallel`: what a layout sets otherwise than one process would have it."""
+    words = []
+    for name, value in values.items():
+        plain = name.upper() if len(name) < 4 else name.replace("_", "-")
+        if value is True:
+            words.append(plain)
+        elif value not in (1, 0, False, "none"):
+            words.append(f"{plain} {value}")
+    return ", ".join(words) or "no parallel layout"
+
+
+class PickPreset(ModalScreen[dict[str, Any] | None]):
+    """A choice of values: named presets, and layouts that fit. Gives the values, or None when left."""
+
+    BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]
+
+    class Found(Message):
+        """The layouts are known, or why there are none."""
+
+        def __init__(self, layouts: list[dict[str, Any]], problem: str = "") -> None:
+            self.layouts, self.problem = layouts, problem
+            super().__init__()
+
+    def __init__(self, presets: Iterable[tuple[str, str, dict[str, Any]]], ask: Callable[[], list[dict[str, Any]]] | None) -> None:
+        """ask: blocking; gives layouts as `suggestions` does."""
+        super().__init__()
+        self.presets, self.ask = list(presets), ask
+        self.values = [values for _, _, values in self.presets]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog wide"):
+            yield Label("Presets", classes="headline")
+            yield OptionList(*(
+                Option(Content.assemble((f"{name:<16}", "bold"), (about, "$muted"))) for name, about, _ in self.presets
+            ))  # fmt: skip
+            yield Static("layouts are reckoned …" if self.ask else "", id="looking", classes="hint", markup=False)
+            yield Static("enter applies, esc leaves", classes="hint")
+
+    def on_mount(self) -> None:
+        ask = self.ask
+        if ask is None:
+            return
+
+        def work() -> None:
+            try:
+                self.post_message(self.Found(ask()))
+            except (RequestError, WorkError, OSError) as error:
+                self.post_message(self.Found([], str(error)))
+
+        self.run_worker(work, thread=True, exit_on_error=False)
+
+    def on_pick_preset_found(self, event: Found) -> None:
+        rows = self.query_one(OptionList)
+        for layout in event.layouts:
+            text = Content.assemble(
+                ("✓ " if layout["fits"] else "✗ ", "$text-success" if layout["fits"] else "$text-error"),
+                (f"{layout['gib']:>6.1f} GiB  {number(layout['seconds'], 3):>6} s/step  DP {layout['dp']:<3}", "bold"),
+                ("  " + layout_words(layout["values"]), "$muted"),
+            )  # fmt: skip
+            rows.add_option(Option(text))
+            self.values.append(layout["values"])
+        note = event.problem or "no layout is valid for these GPUs; change --global-batch-size"
+        if event.layouts:
+            gpus, card = event.layouts[0]["gpus"], event.layouts[0]["of"]
+            note = f"layouts for {gpus} GPU{'s' if gpus > 1 else ''} of {card:g} GiB, quickest first"
+        self.query_one("#looking", Static).update(note)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self.values[event.option_index])

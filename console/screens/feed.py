@@ -8,17 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from console.runs.state import SAMPLES
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail
+from console.runs.trouble import Trouble, explain
 from console.screens.watch import StoreWatcher
 from console.widgets.curve import SLOTS, Line
 from console.widgets.logpane import LogView
 from console.widgets.raster import Smoother
 
 LOG_LINES = 5000
+READ_BYTES = 4 << 20
+"""Of one run's metrics at one look; a run of a million steps is drawn as it is read."""
+TROUBLE_STATES = ("failed", "lost")
 METRICS = {
     "loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "trained tokens/s",
     "step_seconds": "seconds a step", "tokens": "trained tokens a step", "samples": "samples a step", "skipped": "samples skipped",
+    "mfu": "MFU", "gpu_utilisation": "GPU busy, percent", "memory_gib": "GPU memory, GiB",
 }  # fmt: skip
 """Metrics in the order of the monitor's key, with their titles; others follow under their own names."""
 NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
@@ -37,6 +43,20 @@ class RunView:
     """What can be shown."""
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
+    trouble: Trouble | None = None
+    """What a run that failed died of, where that is known."""
+    stories: tuple[SampleStory, ...] = ()
+    reading: bool = False
+    """Whether there is more to read at once."""
+
+
+@dataclass(frozen=True)
+class SampleStory:
+    """One picture's captions during a run: (step, text), rising."""
+
+    image: str
+    prompt: str
+    captions: tuple[tuple[int | None, str], ...]
 
 
 class MonitorFeed:
@@ -48,17 +68,21 @@ class MonitorFeed:
         self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
+        self._trouble: tuple[tuple, Trouble | None] | None = None
+        self._samples: tuple[str, JsonlTail, dict[str, SampleStory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
         """metric: as in METRICS. weight: of the smoothing, 0 for none."""
         with self.lock, self.watcher.lock:
             lines = []
             wanted = set()
+            reading = False
             for slot, each in enumerate([run, *others]):
-                series = self.watcher.series(each)
+                series = self.watcher.series(each, READ_BYTES)
+                reading = reading or series.behind
                 lines.append(self._line(each.id, series, metric, weight, slot))
                 wanted.add(each.id)
-            main = self.watcher.series(run)
+            main = self.watcher.series(run, 0)
             if metric == "loss" and "eval/loss" in main.keys:
                 x, y = main.xy("eval/loss")
                 lines.append(Line("evaluation", x, y, None, SLOTS - 1))
@@ -66,7 +90,42 @@ class MonitorFeed:
                 del self._averages[key]
             names = [name for name in METRICS if name in main.keys]
             names += [name for name in main.keys if name not in METRICS and "/" not in name]
-            return RunView(run.id, metric, weight, tuple(lines), tuple(names), self._read_log(run), tuple(main.events))
+            log = self._read_log(run)
+            return RunView(
+                run.id, metric, weight, tuple(lines), tuple(names), log, tuple(main.events), self._explain(run, log),
+                self._read_samples(run), reading,
+            )  # fmt: skip
+
+    def _explain(self, run: Run, log: LogView) -> Trouble | None:
+        state = run.state
+        code = state.get("exit_code")
+        if state["status"] not in TROUBLE_STATES:
+            return None
+        key = (run.id, state["status"], code, log.resets, log.dropped, len(log.lines))
+        if self._trouble is None or self._trouble[0] != key:
+            lines = [*log.lines, *filter(None, [log.partial])]
+            self._trouble = (key, explain(lines, code if isinstance(code, int) else None))
+        return self._trouble[1]
+
+    def _read_samples(self, run: Run) -> tuple[SampleStory, ...]:
+        """Captions written during the run, whole again for a picture when one comes for it."""
+        if self._samples is None or self._samples[0] != run.id:
+            self._samples = (run.id, JsonlTail(run.path / SAMPLES), {})
+        _, tail, stories = self._samples
+        rows = tail.read()
+        if tail.replaced:
+            stories.clear()
+        for row in rows:
+            image, text, step = row.get("image"), row.get("text"), row.get("step")
+            if not isinstance(image, str) or not isinstance(text, str):
+                continue
+            step = step if isinstance(step, int) and not isinstance(step, bool) else None
+            known = stories.get(image)
+            prompt = row["prompt"] if isinstance(row.get("prompt"), str) else known.prompt if known else ""
+            # a resumed run that goes back takes the place of the captions after that step
+            kept = tuple(c for c in known.captions if step is not None and c[0] is not None and c[0] < step) if known else ()
+            stories[image] = SampleStory(image, prompt, (*kept, (step, text)))
+        return tuple(stories.values())
 
     def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> Line:
         x, y = series.xy(metric)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input, Static, Tab, Tabs
 
 from console.actions import bindings_of
 from console.messages import PlanChecked
-from console.screens.base import ConsoleScreen
-from console.screens.plan import KINDS, Plan, check_here, prefill, read_plan
+from console.screens.base import WIDE, ConsoleScreen
+from console.screens.dialogs import PickPreset
+from console.screens.plan import KINDS, PRESETS, Plan, Verdict, free_path, gpu_here, look_here, prefill, read_plan, suggestions
+from console.terminal import edit
+from console.widgets import planview
 from console.widgets.optionform import OptionForm
-from qwen3vl_core.options import COMMANDS
+from console.widgets.words import one_line
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import COMMANDS, shell_line, to_arguments
+from qwen3vl_core.options.planfile import read_plan_file, write_plan
 
 TAB = "kind-"
-CHECK_SECONDS = 0.25
+CHECK_SECONDS = 0.2
 """From the last change of the form to the checks that need the disk."""
+OFFERED = 12
+"""Paths that are named beside the field that is typed in."""
+COMMENT = "A plan. Lines may be left out: the option's default stands then."
 
 
 class LaunchScreen(ConsoleScreen):
@@ -35,26 +47,35 @@ class LaunchScreen(ConsoleScreen):
         self.plan: Plan | None = None
         self.revision = 0
         """Number of the form's state; an answer about an older one is dropped."""
-        self.verdict = ""
-        """Broken rule that the disk or the machine told of the current state."""
+        self.told: Verdict | None = None
+        """What the disk and the machine said of the current state; None while they are asked."""
+        self._report: dict[str, Any] | None = None
+        self._plan_file: Path | None = None
+        """What was edited and could not be read yet."""
         self._kept: dict[str, dict[str, str | bool]] = {}
         self._timer: Any = None
         self._wanted: tuple[str, Mapping[str, Any] | None, bool] | None = None
         self._exchanging = False
+        self._explanation = ""
 
     def body(self) -> ComposeResult:
         yield Tabs(*(Tab(kind, id=TAB + kind) for kind in KINDS), active=TAB + self.kind, id="kinds")
         with Vertical(id="launch"):
             yield Vertical(id="form-place")
-            with Vertical(id="beside"):
+            with VerticalScroll(id="beside", can_focus=False):
+                yield Static(id="glance")
                 yield Static(id="check")
+                yield Static(id="memory")
                 yield Static(id="command")
                 yield Static(id="explained", markup=False)
 
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one("#check").border_title = "Will it run?"
+        self.query_one("#glance").border_title = "Plan"
+        self.query_one("#memory").border_title = "Memory of a GPU"
         self.query_one("#command").border_title = "Exact command"
+        self.query_one("#command").border_subtitle = "y copies it"
         self.query_one("#explained").border_title = "This option"
         self._set_form(self.kind, None, focus=True)
 
@@ -93,7 +114,7 @@ class LaunchScreen(ConsoleScreen):
             if values is None or kind != self.kind:
                 self._kept[self.kind] = old.texts()
             await old.remove()
-        self.kind = kind
+        self.kind, self._report = kind, None
         self.query_one(Tabs).active = TAB + kind
         begin = dict(values) if values is not None else prefill(kind, self.app.workspace, self.app.workspace_folder)
         form = OptionForm(COMMANDS[kind], begin)
@@ -118,42 +139,88 @@ class LaunchScreen(ConsoleScreen):
             return
         self.plan = read_plan(self.kind, form.texts())
         self.revision += 1
-        self.verdict = ""
+        self.told = None
         self.query_one("#command", Static).update(
             Content("$ " + self.plan.command).stylize("" if self.plan.options is not None else "$muted")
         )
         if self._timer is not None:
             self._timer.stop()
-        if self.plan.options is None:
-            self._say(self.plan.problem)
-        else:
-            self._say("", "looking …")
+        self._show("looking …")
+        # a plan with faults of its own has others too, and a memory: they are looked at together
+        if self.plan.options is not None or self.kind == "finetune":
             revision, plan = self.revision, self.plan
             self._timer = self.set_timer(CHECK_SECONDS, lambda: self._look(revision, plan))
 
     def _look(self, revision: int, plan: Plan) -> None:
         def look() -> None:
-            self.post_message(PlanChecked(revision, *check_here(plan.kind, plan.options)))
+            self.post_message(PlanChecked(revision, look_here(plan.kind, plan.partial)))
 
         self.in_thread(look, "check")
 
     @on(PlanChecked)
     def _checked(self, event: PlanChecked) -> None:
         if event.revision == self.revision:
-            self.verdict = event.problem
-            self._say(event.problem, event.note or "every rule holds")
+            self.told = event.verdict
+            self._show(self._note())
 
-    def _say(self, problem: str, note: str = "") -> None:
+    def _note(self) -> str:
+        """What is said of a plan without faults."""
+        if self.told is None:
+            return "looking …"
+        parts = ["every rule holds", self.told.note]
+        if self.told.report is not None and self.told.report.get("stages") and self.size.width < WIDE:
+            parts.append(f"{self.told.report['peak_gib']:g} of {self.told.report['memory_gib']:g} GiB")
+        return " · ".join(filter(None, parts))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every broken rule that is known of the current state."""
+        own = self.plan.problems if self.plan is not None else ()
+        return tuple(dict.fromkeys((*own, *(self.told.problems if self.told is not None else ()))))
+
+    @property
+    def verdict(self) -> str:
+        """The first broken rule that the disk or the machine told."""
+        return self.told.problems[0] if self.told is not None and self.told.problems else ""
+
+    def _show(self, note: str) -> None:
+        form, plan = self.form, self.plan
+        if form is None or plan is None:
+            return
+        problems = self.problems
         check = self.query_one("#check", Static)
-        check.set_class(bool(problem), "broken")
-        if problem:
-            check.update(Content("✗ " + problem).stylize("$text-error"))
-        else:
-            check.update(Content.assemble(("✓ ", "$text-success"), (note, "$text-success"), ("  ctrl+g starts it", "$muted")))
+        check.set_class(bool(problems), "broken")
+        check.update(planview.verdict(problems, note, form.options, self._key("launch.start"), self._key("launch.fix")))
+        glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
+        glance.display = self.kind == "finetune" and self.size.width >= WIDE
+        if self.told is not None:
+            self._report = self.told.report  # until then the last answer stays
+        report = self._report if self.kind == "finetune" else None
+        memory.display = bool(report and report.get("stages")) and self.size.width >= WIDE
+        if self.kind == "finetune":
+            glance.update(planview.glance(plan.partial, report, report["gpus"] if report else None))
+        if memory.display:
+            memory.update(planview.memory(report, max(memory.size.width - 4, 30), gpu_here()))
+
+    def _key(self, action: str) -> str:
+        """How the key of an action is written, also where the person has another one."""
+        return self.app.key_of(action)
 
     @on(OptionForm.Explained)
     def _explained(self, event: OptionForm.Explained) -> None:
+        self._explanation = event.text
         self.query_one("#explained", Static).update(event.text)
+
+    @on(OptionForm.Offered)
+    def _offered(self, event: OptionForm.Offered) -> None:
+        text = self._explanation
+        if event.paths:
+            names = [Path(path).name + ("/" if path.endswith("/") else "") for path in event.paths[:OFFERED]]
+            text += "\ntab completes: " + "  ".join(one_line(name, 30) for name in names) + ("  …" if len(event.paths) > OFFERED else "")
+        self.query_one("#explained", Static).update(text)
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(lambda: self._show(self._note()))
 
     @on(Input.Submitted)
     def _next_field(self) -> None:
@@ -166,15 +233,82 @@ class LaunchScreen(ConsoleScreen):
         plan = self.plan
         if plan is None or self.form is None:
             return
-        problem = plan.problem or self.verdict
-        if problem:
-            self.notify(problem, title="Not started", severity="error", markup=False)
+        if self.problems or plan.options is None:
+            self.notify(self.problems[0], title="Not started", severity="error", markup=False)
         else:
             self.app.start_run(plan.kind, plan.options, self.MODE)
 
     def action_copy(self) -> None:
         if self.plan is not None:
             self.copy(self.plan.command, "Command")
+
+    def action_fix(self) -> None:
+        """Apply the remedy of the first fault that names one."""
+        if self.form is None:
+            return
+        fix = planview.first_fix(self.problems, self.form.options)
+        if fix is None:
+            words = "no fault names a remedy that a key could apply" if self.problems else "there is nothing to mend"
+            self.notify(words, severity="warning")
+            return
+        self.form.fill_texts(dict(fix.changes))
+        self.notify(str(fix), title="Changed", markup=False, timeout=3)
+
+    def action_preset(self) -> None:
+        """Choose a preset, or a layout that fits these GPUs."""
+        plan = self.plan
+        if plan is None:
+            return
+
+        def chosen(values: Mapping[str, Any] | None) -> None:
+            if values and self.form is not None:
+                self.form.fill(values)
+                self.notify(", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items()), title="Preset", markup=False)
+
+        ask = (lambda: suggestions(plan.partial)) if self.kind == "finetune" and (plan.partial.load or plan.partial.size) else None
+        if ask is not None:
+            self.app.did("plan", *to_arguments(plan.partial), "--suggest")
+        self.app.push_screen(PickPreset(PRESETS[self.kind], ask), chosen)
+
+    def _plan_target(self) -> Path:
+        """A file that nothing stands on yet."""
+        folder = self.app.workspace_folder or Path.cwd()
+        return Path(free_path(folder / f"{self.kind}-plan.yaml"))
+
+    def action_save(self) -> None:
+        """Write the plan file."""
+        plan = self.plan
+        if plan is None:
+            return
+        if self.kind != "finetune":
+            self.notify(f"only a finetune is read from a plan file; {self._key('launch.copy')} copies the command", severity="warning")
+            return
+        try:
+            target = write_plan(self._plan_target(), plan.partial, COMMENT)
+        except WorkError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.app.did("plan", *to_arguments(plan.partial), "--save", str(target))
+        self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
+
+    def action_edit(self) -> None:
+        """The plan as YAML in the person's editor; what comes back fills the form, or its fault is said and `e` goes on."""
+        plan = self.plan
+        if plan is None:
+            return
+        try:
+            if self._plan_file is None:
+                folder = Path(tempfile.mkdtemp(prefix="qwen3vl-plan-"))
+                self._plan_file = write_plan(folder / f"{self.kind}.yaml", plan.partial, COMMENT)
+            edit(self.app, self._plan_file)
+            values = read_plan_file(type(plan.partial), self._plan_file)
+        except (RequestError, WorkError, OSError) as error:
+            self.notify(f"{str(error).removeprefix('--plan ')}; {self._key('launch.edit')} opens it again", severity="error", markup=False)
+            return
+        shutil.rmtree(self._plan_file.parent, ignore_errors=True)
+        self._plan_file = None
+        if self.form is not None:
+            self.form.fill(values)
 
     def action_next_kind(self) -> None:
         self._set_form(KINDS[(KINDS.index(self.kind) + 1) % len(KINDS)], None, focus=False)

@@ -12,16 +12,22 @@ from textual.widgets import Input, Static
 
 from console.actions import bindings_of
 from console.messages import RunRead, WorkFailed
+from console.runs.trouble import Trouble
 from console.screens.base import ConsoleScreen
-from console.screens.dialogs import PickRuns
+from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.feed import METRICS, NOISY, MonitorFeed, RunView
 from console.screens.watch import RunRow, Snapshot
-from console.widgets.curve import Curve
+from console.widgets.curve import Curve, Mark
 from console.widgets.logpane import LogPane
 from console.widgets.numbers import finetune_panel, plain_panel
+from console.widgets.samples import SamplePane
 
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 OVERLAYS = 4
+FINETUNE_ONLY = (
+    "curve", "reset", "log_y", "smooth", "overlay", "metric", "metrics", "event", "captions", "save", "enlarge", "tensorboard",
+)  # fmt: skip
+"""Actions that a run without a curve has no use for."""
 READ_SECONDS = 0.5
 
 
@@ -42,6 +48,7 @@ class MonitorScreen(ConsoleScreen):
         self.view: RunView | None = None
         self.feed = MonitorFeed(self.app.watcher)
         self._busy = self._again = False
+        self._explained: Trouble | None = None
 
     def body(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -51,7 +58,9 @@ class MonitorScreen(ConsoleScreen):
         with Horizontal(id="loghead"):
             yield Static(id="logstate")
             yield Input(placeholder="find, then enter", id="find", compact=True, select_on_focus=False)
+        yield Static(id="trouble", markup=False)
         yield LogPane(id="log")
+        yield SamplePane(id="samples")
         yield Static(
             "[b]No run to watch yet.[/b]\n\n[b]2[/b]  start one\n[b]1[/b]  all runs; enter opens the one under the cursor",
             id="nothing",
@@ -60,6 +69,7 @@ class MonitorScreen(ConsoleScreen):
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one("#find").display = False
+        self.query_one("#trouble").display = False
         self.set_interval(READ_SECONDS, self.read)
 
     # which run
@@ -74,6 +84,9 @@ class MonitorScreen(ConsoleScreen):
             curve.show([], "", empty="reading …")
             pane.clear("nothing printed yet")
             pane.find("")
+            self.remove_class("-captions")
+            self._explained = None
+            self.query_one("#trouble").display = False
             self.query_one("#find", Input).value = ""
             self._close_find()
         self.show_snapshot(self.app.snapshot)
@@ -122,10 +135,12 @@ class MonitorScreen(ConsoleScreen):
         if view.run_id == self.run_id and (view.metric, view.weight) == (self.metric, self.weight):
             self.view = view
             self.query_one(LogPane).show(view.log)
+            self.query_one(SamplePane).show(view.stories)
             self._draw()
             self._figures()
             self._log_state()
-        if self._again:
+            self._explain()
+        if self._again or view.reading:
             self.read()
 
     @on(WorkFailed)
@@ -141,9 +156,28 @@ class MonitorScreen(ConsoleScreen):
             notes.append("log-y")
         if view.metric in NOISY:
             notes.append(f"avg {view.weight:g}" if view.weight else "raw")
+        if view.reading:
+            notes.append("reading …")
         waiting = self.row is not None and self.row.alive
         empty = "waiting for the first step" if waiting else "no metrics: the log says why"
-        curve.show(list(view.lines), METRICS.get(view.metric, view.metric), " · ".join(notes), empty)
+        marks = [
+            Mark(event["step"], str(event.get("event")), str(event.get("text") or event.get("event")))
+            for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
+        ]  # fmt: skip
+        curve.show(list(view.lines), METRICS.get(view.metric, view.metric.replace("_", " ")), " · ".join(notes), empty, marks)
+
+    def _explain(self) -> None:
+        """What a failed run died of, and what to try, above its log."""
+        trouble = self.view.trouble if self.view is not None else None
+        if trouble == self._explained:
+            return
+        self._explained = trouble
+        place = self.query_one("#trouble", Static)
+        place.display = trouble is not None
+        if trouble is not None:
+            lines = [Content.assemble(("✗ " + trouble.title, "bold $text-error"), ("  w shows the line" if trouble.line else "", "$muted"))]
+            lines.append(Content.assemble(("→ ", "$muted"), trouble.advice))
+            place.update(Content("\n").join(lines))
 
     def _figures(self) -> None:
         if self.row is None:
@@ -155,6 +189,11 @@ class MonitorScreen(ConsoleScreen):
     @on(LogPane.Changed)
     def _log_state(self) -> None:
         pane = self.query_one(LogPane)
+        if self.has_class("-captions"):
+            count = len(self.view.stories) if self.view is not None else 0
+            words = Content.assemble((" captions during the run ", "bold"), (f"{count} pictures  c shows the log", "$muted"))
+            self.query_one("#logstate", Static).update(words)
+            return
         parts = [Content(" output.log ").stylize("bold")]
         parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
         if pane.needle:
@@ -180,6 +219,12 @@ class MonitorScreen(ConsoleScreen):
         elif what == "cross":
             curve.action_cross(int(amount))
 
+    def action_event(self, direction: int) -> None:
+        curve = self.query_one(Curve)
+        if not curve.marks:
+            self.notify("nothing was marked yet: no checkpoint, spike, NaN or resume", severity="warning")
+        curve.action_event(direction)
+
     def action_reset(self) -> None:
         self.query_one(Curve).action_reset()
 
@@ -199,8 +244,46 @@ class MonitorScreen(ConsoleScreen):
         elif self.view is not None and self.view.metrics:
             names = self.view.metrics
             index = names.index(self.metric) + 1 if self.metric in names else 0
-            self.metric = names[index % len(names)]
-            self.read()
+            self._set_metric(names[index % len(names)])
+
+    def action_metrics(self) -> None:
+        """Choose from every metric of the run, with its last value."""
+        view, row = self.view, self.row
+        if view is None or row is None or not view.metrics:
+            self.notify("no metrics yet", severity="warning")
+            return
+        latest = row.latest.get("train", {})
+        choices = [(name, METRICS.get(name, name.replace("_", " ")), latest.get(name)) for name in view.metrics]
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self._set_metric(name)
+
+        self.app.push_screen(PickMetric(choices, self.metric), chosen)
+
+    def _set_metric(self, name: str) -> None:
+        self.metric = name
+        if self.row is not None:
+            self.app.did("runs", "metrics", str(self.row.run.number), "--metric", name)
+        self.read()
+
+    def action_enlarge(self) -> None:
+        """The focused pane alone, and back."""
+        big = next((name for name in ("-curve-only", "-log-only") if self.has_class(name)), None)
+        if big is not None:
+            self.remove_class(big)
+        elif not self.has_class("-plain"):
+            self.add_class("-curve-only" if self.query_one(Curve).has_focus else "-log-only")
+
+    def action_captions(self) -> None:
+        """Captions that the run wrote, instead of the log; and back."""
+        self.toggle_class("-captions")
+        shown = self.has_class("-captions")
+        if shown and self.row is not None:
+            self.app.did("runs", "samples", str(self.row.run.number))
+        if shown or self.query_one(SamplePane).has_focus:
+            self.query_one(SamplePane if shown else LogPane).focus()
+        self._log_state()
 
     def action_overlay(self) -> None:
         rows = [row for row in self.app.snapshot.rows if row.kind == "finetune" and row.id != self.run_id and row.step is not None]
@@ -238,6 +321,8 @@ class MonitorScreen(ConsoleScreen):
             pane.find_step(-1)
         else:
             pane.find(event.value)
+            if event.value and self.row is not None:
+                self.app.did("runs", "logs", str(self.row.run.number), "--grep", event.value)
         if not event.value:
             self._close_find()
             pane.focus()
@@ -257,10 +342,46 @@ class MonitorScreen(ConsoleScreen):
     def action_stop(self) -> None:
         self.ask_to_stop(self.row)
 
+    def action_save(self) -> None:
+        if self.row is None:
+            self.notify("no run is chosen; 1 shows them all", severity="warning")
+        else:
+            self.app.save_run(self.row.id)
+
+    def action_resume(self) -> None:
+        if self.row is None:
+            self.notify("no run is chosen; 1 shows them all", severity="warning")
+        else:
+            self.app.resume_run(self.row.id)
+
+    def action_tensorboard(self) -> None:
+        if self.row is not None:
+            rows = [row for other in self.others if (row := self.app.snapshot.get(other)) is not None]
+            self.app.open_tensorboard([self.row, *rows])
+
+    def action_neighbour(self, step: int) -> None:
+        """The run below (1: older) or above (-1: newer) this one."""
+        rows = self.app.snapshot.rows
+        index = next((i for i, row in enumerate(rows) if row.id == self.run_id), None)
+        if index is not None and 0 <= index + step < len(rows):
+            self.app.watch_run(rows[index + step].id)
+        elif rows:
+            self.notify(f"this is the {'oldest' if step > 0 else 'newest'} run", severity="warning", timeout=2)
+
+    def action_trouble(self) -> None:
+        """Go to the line of the log that says why the run failed."""
+        trouble = self.view.trouble if self.view is not None else None
+        if trouble is None or not trouble.line:
+            self.notify("no error that is known was found in the log", severity="warning")
+            return
+        self.remove_class("-captions")
+        pane = self.query_one(LogPane)
+        pane.go_to(trouble.line)
+        pane.focus()
+
     def action_copy(self) -> None:
         if self.row is not None:
             self.copy(self.row.command, "Command")
 
     def check_action(self, action: str, parameters: tuple[Any, ...]) -> bool | None:
-        curve_only = ("curve", "reset", "log_y", "smooth", "overlay", "metric")
-        return not (action in curve_only and self.has_class("-plain"))
+        return not (action in FINETUNE_ONLY and self.has_class("-plain"))

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from typing import ClassVar
-
-from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
 from textual.content import Content
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.screens.base import WIDE, ConsoleScreen
+from console.runs.choose import SORTS, choose
+from console.screens.base import ConsoleScreen
+from console.screens.dialogs import ConfirmDelete, Difference
 from console.screens.watch import RunRow, Snapshot
-from console.widgets.words import COLOURS, GLYPHS, number, one_line, span
-
-# (column, its width when narrow, when wide); 0: left out
-COLUMNS = (
-    ("", 1, 1), ("run", 22, 36), ("status", 0, 10), ("kind", 8, 8), ("step", 11, 15), ("loss", 7, 8), ("curve", 12, 12), ("age", 4, 4),
-    ("last line", 0, 16),
-)  # fmt: skip
-RIGHT = ("step", "loss", "age")
-
-
-def matches(row: RunRow, query: str) -> bool:
-    """Whether a run passes the filter: every word must. `status:`, `kind:` and `name:` look at that field alone."""
-    for word in query.lower().split():
-        field, colon, wanted = word.partition(":")
-        if colon and field in ("status", "kind", "name"):
-            text = {"status": row.status, "kind": row.kind, "name": row.id}[field]
-            if wanted not in text.lower():
-                return False
-        elif not any(word in text.lower() for text in (row.id, row.kind, row.status)):
-            return False
-    return True
-
-
-class RunTable(DataTable[Text], inherit_bindings=False):
-    """A DataTable that leaves enter to the screen."""
-
-    BINDINGS: ClassVar = [binding for binding in DataTable.BINDINGS if binding.key != "enter"]
+from console.widgets.runlist import RunList
+from console.widgets.words import GLYPHS, one_line, span
 
 
 class RunsScreen(ConsoleScreen):
@@ -53,13 +26,14 @@ class RunsScreen(ConsoleScreen):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[RunRow] = []
-        self._cells: dict[str, tuple[Text, ...]] = {}
-        self._shape: tuple = ()
-        self._described = ""
+        self.marked: dict[str, None] = {}
+        """Ids of the marked runs, in the order in which they were marked."""
+        self.order, self.reverse = "newest", False
+        self._described: Content | None = None
 
     def body(self) -> ComposeResult:
-        yield Input(placeholder="/ filter: words, status:running, kind:finetune", id="filter", compact=True, select_on_focus=False)
-        yield RunTable(id="table", cursor_type="row", zebra_stripes=False)
+        yield Input(placeholder="/ filter: words, status:running, size:8B, lr:1e-5", id="filter", compact=True, select_on_focus=False)
+        yield RunList(id="table")
         yield Static(id="empty")
         yield Static(id="detail", markup=False)
 
@@ -67,13 +41,18 @@ class RunsScreen(ConsoleScreen):
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         query = self.query_one("#filter", Input).value
-        self.rows = [row for row in snapshot.rows if matches(row, query)]
-        table, empty = self.query_one(RunTable), self.query_one("#empty", Static)
+        self.rows = choose(snapshot.rows, query, self.order, self.reverse)
+        there = {row.id for row in snapshot.rows}
+        if not snapshot.unread:
+            self.marked = {run_id: None for run_id in self.marked if run_id in there}
+        table, empty = self.query_one(RunList), self.query_one("#empty", Static)
         table.display = bool(self.rows)
         empty.display = not self.rows
         if not self.rows:
             empty.update(self._nothing(snapshot))
-        self._fill(table)
+        table.show(self.rows, self.marked, self.order, self.reverse)
+        if self.rows and self.focused is None and self.app.screen is self:
+            table.focus()
         self._describe()
 
     def _nothing(self, snapshot: Snapshot) -> Content:
@@ -91,93 +70,49 @@ class RunsScreen(ConsoleScreen):
             (f"runs are kept in {one_line(self.app.store_root)}", "$muted"),
         )  # fmt: skip
 
-    def _fill(self, table: RunTable) -> None:
-        wide = self.size.width >= WIDE
-        now = time.time()
-        dark = self.app.current_theme.dark
-        rows = {row.id: self._row_cells(row, now, wide) for row in self.rows}
-        shape = (wide, self.size.width, dark)
-        if shape == self._shape and list(rows) == list(self._cells):
-            for run_id, cells in rows.items():
-                for index, (new, old) in enumerate(zip(cells, self._cells[run_id], strict=True)):
-                    if new != old:
-                        table.update_cell(run_id, str(index), new)
-        else:
-            chosen = self.chosen_id
-            # the rows on screen stay where they are while others come and go
-            top = table.scroll_y
-            table.clear(columns=True)
-            columns = [(name, broad if wide else narrow) for name, narrow, broad in COLUMNS if (broad if wide else narrow)]
-            room = self.size.width - 3 - sum(width + 2 for _, width in columns)
-            for index, (name, width) in enumerate(columns):
-                justify = "right" if name in RIGHT else "left"
-                table.add_column(Text(name, justify=justify), key=str(index), width=width + (room if name == "last line" else 0))
-            for run_id, cells in rows.items():
-                table.add_row(*cells, key=run_id)
-            ids = list(rows)
-            if chosen in rows:
-                table.move_cursor(row=ids.index(chosen), animate=False, scroll=False)
-                table.scroll_to(y=top, animate=False)
-        self._shape, self._cells = shape, rows
-        if self.focused is None and self.app.screen is self:
-            table.focus()
-
-    def _row_cells(self, row: RunRow, now: float, wide: bool) -> tuple[Text, ...]:
-        colour = self.app.colour(COLOURS.get(row.status, "muted"))
-        muted = self.app.colour("muted")
-        status = row.status if row.status != "failed" or not row.exit_code else f"failed {row.exit_code}"
-        total = f"/{row.total:,}" if row.total else ""
-        if row.step is not None:
-            step = f"{row.step:,}{total}"
-        else:
-            step = f"{row.percent:.0%}" if row.percent is not None else f"–{total}" if total else ""
-        cells = {
-            "": Text(GLYPHS.get(row.status, "?"), style=colour),
-            "run": Text(row.id, no_wrap=True, overflow="ellipsis"),
-            "status": Text(status, style=colour),
-            "kind": Text(row.kind, style=muted),
-            "step": Text(step, justify="right"),
-            "loss": Text(number(row.loss) if row.loss is not None else "", justify="right"),
-            "curve": Text(row.spark, style=self.app.colour("text-primary")),
-            "age": Text(span(row.age(now)), style=muted, justify="right"),
-            "last line": Text(one_line(row.error or row.last_line, 200), style=muted, no_wrap=True, overflow="ellipsis"),
-        }
-        return tuple(cells[name] for name, narrow, broad in COLUMNS if (broad if wide else narrow))
-
     def _describe(self) -> None:
         row = self.chosen
         detail = self.query_one("#detail", Static)
         detail.display = row is not None
         if row is None:
             return
-        words = f"{GLYPHS.get(row.status, '?')} {row.id}  {row.status}"
-        if row.exit_code and not row.alive:
-            words += f", exit code {row.exit_code}"
-        if row.kind == "finetune":
-            words += f" · {row.checkpoint}"
-        if row.eta is not None:
-            words += f" · {span(row.eta)} to go"
-        last = row.error or row.last_line
-        room = max(self.size.width - 4, 20)
-        lines = [words, f"$ {row.command}", ("✗ " if row.status in ("failed", "lost") else "› ") + last if last else ""]
-        text = "\n".join(one_line(line, room) for line in lines)
+        text = self._description(row, max(self.size.width - 4, 20))
         if text != self._described:
             self._described = text
             detail.update(text)
 
-    # the run under the cursor
+    def _description(self, row: RunRow, room: int) -> Content:
+        words = [f"{GLYPHS.get(row.status, '·')} {row.id}  {row.status}"]
+        if row.exit_code and not row.alive:
+            words[0] += f", exit code {row.exit_code}"
+        words += [row.layout] if row.layout else []
+        if row.kind == "finetune":
+            words.append(row.checkpoint)
+        if row.eta is not None:
+            words.append(f"{span(row.eta)} to go")
+        if self.marked:
+            words.append(f"{len(self.marked)} marked")
+        last = row.error or row.last_line
+        bad = row.status in ("failed", "lost")
+        if last:
+            last = ("✗ " if bad else "› ") + last + ("  (enter: why, and what to try)" if bad else "")
+        return Content("\n").join([
+            Content(one_line(" · ".join(words), room)),
+            Content(one_line(f"$ {row.command}", room)).stylize("$muted"),
+            Content(one_line(last, room)).stylize("$text-error" if bad else "$muted"),
+        ])  # fmt: skip
 
-    @property
-    def chosen_id(self) -> str | None:
-        """Id of the run under the cursor."""
-        table = self.query_one(RunTable)
-        ids = list(self._cells)
-        return ids[table.cursor_row] if 0 <= table.cursor_row < len(ids) else None
+    # the run under the cursor
 
     @property
     def chosen(self) -> RunRow | None:
         """The run under the cursor, as last seen."""
-        return next((row for row in self.rows if row.id == self.chosen_id), None)
+        return self.query_one(RunList).chosen if self.rows else None
+
+    @property
+    def chosen_id(self) -> str | None:
+        """Its id."""
+        return row.id if (row := self.chosen) is not None else None
 
     def _chosen_or_say(self) -> RunRow | None:
         row = self.chosen
@@ -185,21 +120,37 @@ class RunsScreen(ConsoleScreen):
             self.notify("there is no run here; 2 starts one", severity="warning")
         return row
 
-    @on(DataTable.RowHighlighted)
+    def _marked_or_chosen(self) -> list[RunRow]:
+        """The marked runs; without marks the one under the cursor."""
+        marked = [row for run_id in self.marked if (row := self.app.snapshot.get(run_id)) is not None]
+        if marked:
+            return marked
+        row = self._chosen_or_say()
+        return [row] if row is not None else []
+
+    @on(RunList.Moved)
     def _moved(self) -> None:
         self._describe()
 
-    @on(DataTable.RowSelected)
+    @on(RunList.Opened)
     def _clicked(self) -> None:
         self.action_open()
 
+    @on(RunList.SortAsked)
+    def _head_clicked(self, event: RunList.SortAsked) -> None:
+        self.reverse = not self.reverse if event.order == self.order else False
+        self.order = event.order
+        self._sorted()
+
     @on(Input.Changed, "#filter")
-    def _filtered(self) -> None:
+    def _filtered(self, event: Input.Changed) -> None:
         self.show_snapshot(self.app.snapshot)
+        if event.value:
+            self._did_list()
 
     @on(Input.Submitted, "#filter")
     def _submitted(self) -> None:
-        self.query_one(RunTable).focus()
+        self.query_one(RunList).focus()
 
     def on_resize(self, event: events.Resize) -> None:
         self.show_snapshot(self.app.snapshot)
@@ -232,11 +183,69 @@ class RunsScreen(ConsoleScreen):
     def action_filter(self) -> None:
         self.query_one("#filter", Input).focus()
 
+    def action_mark(self) -> None:
+        """Mark the run under the cursor, or take its mark away; the cursor goes on to the next."""
+        if (row := self._chosen_or_say()) is not None:
+            if row.id in self.marked:
+                del self.marked[row.id]
+            else:
+                self.marked[row.id] = None
+            self.query_one(RunList).action_move(1)
+            self.show_snapshot(self.app.snapshot)
+
+    def action_difference(self) -> None:
+        rows = [row for run_id in self.marked if (row := self.app.snapshot.get(run_id)) is not None][-2:]
+        chosen = self.chosen
+        if len(rows) == 1 and chosen is not None and chosen.id != rows[0].id:
+            rows.append(chosen)
+        if len(rows) < 2:
+            self.notify("mark one run with space, go to another, then d; or mark two", severity="warning")
+            return
+        first, second = rows[-2:]
+        self.app.did("runs", "compare", str(first.run.number), str(second.run.number))
+        self.app.push_screen(Difference(first.run, second.run))
+
+    def action_sort(self) -> None:
+        orders = list(SORTS)
+        self.order, self.reverse = orders[(orders.index(self.order) + 1) % len(orders)], False
+        self._sorted()
+
+    def action_reverse(self) -> None:
+        self.reverse = not self.reverse
+        self._sorted()
+
+    def _sorted(self) -> None:
+        self.show_snapshot(self.app.snapshot)
+        self._did_list()
+        self.notify(f"by {self.order}{', the other way around' if self.reverse else ''}", timeout=1.5)
+
+    def _did_list(self) -> None:
+        query = self.query_one("#filter", Input).value
+        self.app.did(
+            "runs", "list", *(["--filter", query] if query else []), *(["--sort", self.order] if self.order != "newest" else []),
+            *(["--reverse"] if self.reverse else []),
+        )  # fmt: skip
+
+    def action_tensorboard(self) -> None:
+        if rows := self._marked_or_chosen():
+            self.app.open_tensorboard(rows)
+
+    def action_delete(self) -> None:
+        rows = self._marked_or_chosen()
+        alive = next((row for row in rows if row.alive), None)
+        if alive is not None:
+            self.notify(f"{alive.id}: {alive.status}; stop it first (x)", severity="warning", markup=False)
+        elif rows:
+            self.app.push_screen(ConfirmDelete(rows), lambda sure: self.app.delete_runs(rows) if sure else None)
+
     def action_leave(self) -> None:
-        """Out of the filter; once out, the filter goes too."""
-        field, table = self.query_one("#filter", Input), self.query_one(RunTable)
+        """Out of the filter; once out the marks go, then the filter."""
+        field, table = self.query_one("#filter", Input), self.query_one(RunList)
         if field.has_focus and self.rows:
             table.focus()
+        elif self.marked:
+            self.marked = {}
+            self.show_snapshot(self.app.snapshot)
         elif field.value:
             field.value = ""
             table.focus()

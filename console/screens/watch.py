@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import math
 import os
 import re
 import threading
@@ -11,17 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from console.runs.state import ALIVE
+import numpy as np
+
+from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE
 from console.runs.store import Run, RunStore
-from console.runs.tail import LogTail, MetricSeries, last_rows
+from console.runs.tail import LogTail, MetricSeries, last_row_with, last_rows, sampled_rows
+from console.runs.trouble import explain
 from console.widgets.raster import sparkline
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import COMMANDS, from_mapping, shell_line, to_arguments
 
-SPARK_CELLS = 12
-LOOK_SECONDS = 0.15
-"""Time one look may spend on metrics it has not read yet; the rest waits for the next look."""
-READ_BYTES = 1 << 20
+SPARK_CELLS = 10
+LOOK_SECONDS = 0.3
+"""Time one look may spend on runs it has not read yet, the newest first; the others wait for the next look."""
+FEW = 60
+"""Runs, the newest, whose files are all looked at each time; of older ones that have ended the state is, and the rest in turn."""
+LIST_SECONDS = 3.0
+"""How long a store's list of names may be taken from the last look, while its folder has not changed."""
+SERIES = 6
+"""Runs whose metrics are kept in memory: those that the monitor showed last."""
+EVAL_BYTES = 8 << 20
+"""How far back from the end of the metrics an evaluation is looked for."""
+WHY_LINES = 400
+"""Lines at the end of a failed run's log that are searched for the reason."""
 TRACKER = "latest_checkpointed_iteration.txt"
 _PERCENT = re.compile(r"(\d{1,3})%")
 
@@ -59,6 +72,19 @@ class RunRow:
         return self.status in ALIVE
 
     @property
+    def options(self) -> dict[str, Any]:
+        return self.run.options
+
+    @property
+    def layout(self) -> str:
+        """Size, parallel layout and precision in a few words: `8B TP2 PP2 bf16`."""
+        if self.kind != "finetune":
+            return ""
+        get = self.options.get
+        sizes = [f"{name.upper()}{get(name)}" for name in ("tp", "pp", "cp", "ep") if isinstance(get(name), int) and get(name) > 1]
+        return " ".join(str(word) for word in (get("size"), *sizes, get("precision")) if word)
+
+    @property
     def percent(self) -> float | None:
         """0..1 where it is known: from the steps, else from the last progress line."""
         if self.step is not None and self.total:
@@ -88,6 +114,8 @@ class Snapshot:
     """Why the store could not be read; one line."""
     seen: bool = True
     """False before the first look."""
+    unread: int = 0
+    """Runs at the end that were not read yet."""
 
     @property
     def alive(self) -> int:
@@ -95,7 +123,7 @@ class Snapshot:
 
     def get(self, run_id: str | None) -> RunRow | None:
         """The row of a run; None when it is not there."""
-        return next((row for row in self.rows if row.id == run_id), None)
+        return next((row for row in self.rows if row.id == run_id), None) if run_id is not None else None
 
 
 def command_line(run: Run) -> str:
@@ -145,41 +173,74 @@ class StoreWatcher:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.lock = threading.Lock()
+        self._runs: list[Run] = []
+        self._listed: tuple[int, float] = (0, 0.0)
         self._rows: dict[str, tuple[tuple, RunRow]] = {}
+        self._evals: dict[str, dict[str, Any]] = {}
         self._series: dict[str, MetricSeries] = {}
-        self._behind: set[str] = set()
         self._logs: dict[str, LogTail] = {}
+        self._turn = 0
 
     def look(self) -> Snapshot:
         """The store as it is now. Never raises because of what is in it."""
         with self.lock:
             try:
-                runs = RunStore(self.root).list()
+                runs = self._list()
             except RequestError as error:
                 return Snapshot(error=str(error))
             until = time.monotonic() + LOOK_SECONDS
-            rows = []
-            for run in runs:
-                with contextlib.suppress(OSError):  # a run that is deleted while it is read
-                    rows.append(self._row(run, until))
-            gone = set(self._rows) - {run.id for run in runs}
-            for table in (self._rows, self._series, self._logs):
+            rows: list[RunRow] = []
+            unread = fresh = 0
+            many = len(runs) > 2 * FEW
+            self._turn = self._turn + FEW if self._turn < len(runs) else FEW
+            for index, run in enumerate(runs):
+                known = self._rows.get(run.id)
+                if known is None and fresh and time.monotonic() > until:
+                    unread += 1
+                    continue
+                fresh += known is None
+                try:
+                    in_turn = index < FEW or self._turn - FEW <= index < self._turn
+                    if many and known is not None and not known[1].alive and not in_turn and _stamp(run.path / STATE) == known[0][0]:
+                        rows.append(known[1])
+                    else:
+                        rows.append(self._row(run))
+                except OSError:
+                    continue  # deleted while it was read
+            if unread:
+                self._listed = (0, 0.0)
+            return Snapshot(tuple(rows), unread=unread)
+
+    def _list(self) -> list[Run]:
+        stamp = _stamp(self.root)
+        changed = stamp[2] if stamp else 0
+        # a folder on network storage may say late that it has changed
+        if not changed or changed != self._listed[0] or time.monotonic() - self._listed[1] > LIST_SECONDS:
+            known = {run.id: run for run in self._runs}
+            self._runs = [known.get(run.id, run) for run in RunStore(self.root).list()]
+            self._listed = (changed, time.monotonic())
+            gone = set(self._rows) - {run.id for run in self._runs}
+            for table in (self._rows, self._series, self._logs, self._evals):
                 for run_id in gone:
                     table.pop(run_id, None)
-            self._behind -= gone
-            return Snapshot(tuple(rows))
+        return self._runs
 
     def series(self, run: Run, limit: int | None = None) -> MetricSeries:
-        """All metrics of a run, taken in up to now. Only to be read under `lock`, which the caller holds."""
-        series = self._series.setdefault(run.id, MetricSeries(run.metrics))
+        """The metrics of a run, taken in up to now, or about `limit` bytes further. Only under `lock`, which the caller holds."""
+        series = self._series.pop(run.id, None) or MetricSeries(run.metrics)
+        self._series[run.id] = series  # the last used is the last
+        while len(self._series) > SERIES:
+            self._series.pop(next(iter(self._series)))
         series.update(limit)
         return series
 
-    def _row(self, run: Run, until: float) -> RunRow:
-        stamp = tuple(_stamp(run.path / name) for name in ("state.json", "plan.json", "metrics.jsonl", "output.log"))
+    def _row(self, run: Run) -> RunRow:
+        stamp = tuple(_stamp(run.path / name) for name in (STATE, PLAN, METRICS, LOG))
         known = self._rows.get(run.id)
-        if known and known[0] == stamp and not known[1].alive and run.id not in self._behind:
+        if known and known[0] == stamp and not known[1].alive:
             return known[1]
+        if not stamp[1]:
+            raise FileNotFoundError(run.path)
         state = run.state
         status = state["status"]
         recent = last_rows(run.metrics) if stamp[2] else []
@@ -187,35 +248,58 @@ class StoreWatcher:
         train = [row for row in recent if row.get("kind") == "train"]
         last = latest.get("train", {})
         total = run.options.get("train_iters") if run.kind == "finetune" else None
-        spark = self._spark(run, until) if stamp[2] else ""
-        if stamp[2] and run.id not in self._behind:
-            latest = self._series[run.id].latest | latest  # an evaluation may lie further back than the last rows
+        same = known is not None and known[0][2] == stamp[2]
+        spark = known[1].spark if same else self._spark(run, stamp[2])
+        if stamp[2] and "eval" not in latest:
+            latest |= self._last_eval(run)
+        if "eval" in latest:
+            self._evals[run.id] = latest["eval"]
         row = RunRow(
             run=run, kind=run.kind, status=status,
             exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or ""),
             step=_number(last.get("step"), int), total=_number(total, int), loss=_number(last.get("loss")),
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
             command=known[1].command if known and known[0][1] == stamp[1] else command_line(run),
-            checkpoint=last_checkpoint(run), last_line=self._last_line(run) if stamp[3] else "",
+            checkpoint=last_checkpoint(run), last_line=self._last_line(run, status in ALIVE) if stamp[3] else "",
             latest=latest, step_seconds=_pace(train),
         )  # fmt: skip
+        if status in ("failed", "lost") and not row.error and stamp[3]:
+            row = dataclasses.replace(row, error=self._why(run, row.exit_code))
         self._rows[run.id] = (stamp, row)
         return row
 
-    def _spark(self, run: Run, until: float) -> str:
-        if run.id not in self._series:
-            self._behind.add(run.id)
-        while run.id in self._behind and time.monotonic() < until:
-            series = self._series.setdefault(run.id, MetricSeries(run.metrics))
-            if not series.update(READ_BYTES):
-                self._behind.discard(run.id)
-        if run.id not in self._behind:
-            series = self.series(run)
-            return sparkline(series.xy("loss")[1], SPARK_CELLS)
-        return "…"
+    @staticmethod
+    def _why(run: Run, exit_code: int | None) -> str:
+        """What a failed run died of, in one line, where its log tells."""
+        tail = LogTail(run.log, lines=WHY_LINES)
+        trouble = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
+        if trouble is None:
+            return ""
+        line = trouble.line.strip()
+        return line.removeprefix("qwen3vl: ") if trouble.name == "request" else f"{trouble.title}: {line}".rstrip(": ")
 
-    def _last_line(self, run: Run) -> str:
+    @staticmethod
+    def _spark(run: Run, stamp: tuple[int, ...]) -> str:
+        if not stamp or not stamp[1]:
+            return ""
+        values = [_number(row.get("loss")) for row in sampled_rows(run.metrics, 2 * SPARK_CELLS) if row.get("kind") == "train"]
+        losses = np.array([math.nan if value is None else value for value in values], float)
+        if len(losses) and np.nanmin(losses, initial=math.inf) > 0:
+            losses = np.log(losses)  # else the first steps' fall is all that shows
+        return sparkline(losses, SPARK_CELLS)
+
+    def _last_eval(self, run: Run) -> dict[str, dict[str, Any]]:
+        """The last evaluation, which may lie further back than the last rows; looked for once, then kept."""
+        if run.id not in self._evals:
+            row = last_row_with(run.metrics, b'"eval"', "eval", EVAL_BYTES)
+            self._evals[run.id] = row or {}
+        row = self._evals[run.id]
+        return {"eval": row} if row else {}
+
+    def _last_line(self, run: Run, alive: bool) -> str:
         """The last line with text in the log."""
-        tail = self._logs.setdefault(run.id, LogTail(run.log, lines=20))
+        tail = self._logs.pop(run.id, None) or LogTail(run.log, lines=20)
+        if alive:
+            self._logs[run.id] = tail
         tail.read()
         return next((line for line in (tail.partial, *reversed(tail.lines)) if line.strip()), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -41,10 +42,33 @@ class Line:
     """Number of its colour."""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a step, shown on the axis."""
+
+    step: int
+    kind: str
+    """`save`, `nan`, `spike`, `resume`, `stop`, …"""
+    text: str
+
+
+MARKS = {
+    "save": ("◆", "mark"), "nan": ("✗", "trouble"), "spike": ("▲", "trouble"), "resume": ("↻", "mark"), "damaged": ("✗", "trouble"),
+    "stop": ("■", "mark"), "note": ("·", "mark"),
+}  # fmt: skip
+"""Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""
+
+
 class Curve(Widget, can_focus=True):
     """Draws lines; what it draws is set by `show`, how by `log_y` and the actions `zoom`, `pan`, `reset`, `cross`."""
 
-    COMPONENT_CLASSES: ClassVar = {"curve--axis", "curve--text", "curve--cross", *(f"curve--line-{i}" for i in range(SLOTS))}
+    HELP = (
+        "Wheel zooms, dragging pans, the pointer shows values. On the axis: ◆ checkpoint, ✗ NaN, ▲ spike, ↻ resume, ■ stop. "
+        "Dim dots are the raw values, the bright line is their average."
+    )
+    COMPONENT_CLASSES: ClassVar = {
+        "curve--axis", "curve--text", "curve--cross", "curve--mark", "curve--trouble", *(f"curve--line-{i}" for i in range(SLOTS)),
+    }  # fmt: skip
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -59,17 +83,19 @@ class Curve(Widget, can_focus=True):
         """Steps in view; None: all of them, also those that come."""
         self.crosshair: float | None = None
         """Step under the crosshair."""
+        self.marks: tuple[Mark, ...] = ()
         self._strips: list[Strip] = []
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
         self._drag: tuple[int, tuple[float, float]] | None = None
 
     # what is drawn
 
-    def show(self, lines: list[Line], title: str, note: str = "", empty: str = "") -> None:
+    def show(self, lines: list[Line], title: str, note: str = "", empty: str = "", marks: Iterable[Mark] = ()) -> None:
         """Draw these lines from now on. A zoomed view that ends at the newest step goes on with it."""
         before = self.extent
         following = self.view is not None and before is not None and self.view[1] >= before[1]
         self.lines, self.title, self.note, self.empty = lines, title, note, empty
+        self.marks = tuple(mark for mark in marks if mark.kind in MARKS)
         after = self.extent
         if self.view is not None and before and after:
             if after[1] < self.view[0] or after[0] > self.view[1]:
@@ -127,6 +153,32 @@ class Curve(Widget, can_focus=True):
         else:
             self.crosshair = min(max(self.crosshair + direction * (x1 - x0) / self._plot[2], x0), x1)
         self.refresh()
+
+    def action_event(self, direction: int) -> None:
+        """Move the crosshair to the next (1) or the previous (-1) mark, and the view to it where it is not in view."""
+        extent = self.extent
+        if extent is None:
+            return
+        steps = sorted({mark.step for mark in self.marks if extent[0] <= mark.step <= extent[1]})
+        if not steps:
+            return
+        at = self.crosshair
+        if direction > 0:
+            step = next((s for s in steps if at is not None and s > at + 1e-9), steps[0])
+        else:
+            step = next((s for s in reversed(steps) if at is None or s < at - 1e-9), steps[-1])
+        self.crosshair = float(step)
+        x0, x1 = self.shown
+        if not x0 <= step <= x1:
+            self._look_at(step - (x1 - x0) / 2, x1 - x0)
+        self.refresh()
+
+    def _mark_near(self, step: float) -> Mark | None:
+        """The mark in the crosshair's column."""
+        x0, x1 = self.shown
+        reach = (x1 - x0) / max(self._plot[2] - 1, 1) * 0.5001
+        near = [mark for mark in self.marks if abs(mark.step - step) <= reach]
+        return min(near, key=lambda mark: (MARKS[mark.kind][1] != "trouble", abs(mark.step - step)), default=None)
 
     def hide_crosshair(self) -> bool:
         """Take the crosshair away; whether there was one."""
@@ -296,8 +348,23 @@ class Curve(Widget, can_focus=True):
             below[start : start + len(label)] = label
             free = start + len(label) + 1
         width = gutter + columns
-        rule = Strip([Segment(" " * (gutter - 1), base), Segment("└" + "".join(line), axis)], width)
+        rule = Strip([Segment(" " * (gutter - 1), base), *self._rule("└" + "".join(line), x0, x1, columns, axis)], width)
         return [rule, Strip([Segment("".join(below), text)], width)]
+
+    def _rule(self, line: str, x0: float, x1: float, columns: int, axis: Style) -> list[Segment]:
+        """The axis with the marks on it; trouble lies over what is planned."""
+        placed: dict[int, tuple[str, str]] = {}
+        for mark in self.marks:
+            if x0 <= mark.step <= x1:
+                column = 1 + round((mark.step - x0) / (x1 - x0) * (columns - 1))
+                if placed.get(column, ("", ""))[1] != "trouble":
+                    placed[column] = MARKS[mark.kind]
+        parts, at = [], 0
+        for column, (glyph, name) in sorted(placed.items()):
+            color = self.background_colors[1] + self.get_component_styles(f"curve--{name}").color
+            parts += [Segment(line[at:column], axis), Segment(glyph, self.rich_style + Style(color=color.rich_color, bold=True))]
+            at = column + 1
+        return [part for part in [*parts, Segment(line[at:], axis)] if part.text]
 
     def values_at(self, step: float) -> list[tuple[Line, int, float, float | None]]:
         """(line, its nearest step, value, average) of every line that has points in view."""
@@ -323,6 +390,10 @@ class Curve(Widget, can_focus=True):
             values = self.values_at(self.crosshair)
             if values:
                 parts = [Segment(" ", base), Segment(self.title, bold), Segment(f"  step {values[0][1]:,}", text)]
+                if (mark := self._mark_near(self.crosshair)) is not None:
+                    glyph, name = MARKS[mark.kind]
+                    color = self.background_colors[1] + self.get_component_styles(f"curve--{name}").color
+                    parts.append(Segment(f"  {glyph} {one_line(mark.text, 60)}", base + Style(color=color.rich_color)))
                 for line, _, value, smooth in values:
                     average = "" if smooth is None else f" (avg {number(smooth)})"
                     name = f"{one_line(line.label, 12)} " if len(values) > 1 else ""

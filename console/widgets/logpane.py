@@ -33,6 +33,7 @@ class LogView:
 class LogPane(ScrollView, can_focus=True):
     """Shows a LogView. Scrolling up stops following, `follow` begins again."""
 
+    HELP = "Arrows, page keys, home and end scroll; scrolling up stops following, F begins again. / finds, n and N go on."
     COMPONENT_CLASSES: ClassVar = {"log--trouble", "log--warning", "log--hit", "log--current", "log--empty"}
 
     class Changed(Message):
@@ -111,6 +112,16 @@ class LogPane(ScrollView, can_focus=True):
             self._show_hit()
             self.refresh()
             self.post_message(self.Changed())
+
+    def go_to(self, line: str) -> None:
+        """Mark the last line that is this one, and bring it into view."""
+        index = next((i for i in range(len(self.lines) - 1, -1, -1) if self.lines[i] == line), None)
+        if index is None:
+            return
+        self.needle, self.hits, self.hit = line.strip(), [index], 0
+        self._show_hit()
+        self.refresh()
+        self.post_message(self.Changed())
 
     def _search(self, keep: bool) -> None:
         current = self.hits[self.hit] + self.shown.dropped if keep and self.hit < len(self.hits) else None

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from console.screens.feed import RunView
     from console.screens.watch import RunRow
 
-BAR = 10
+BAR = 16
+GAUGE = 8
 ROOMY = 28
 """Columns from which the panel has room for a bar."""
 EVENTS = 6
@@ -59,6 +60,13 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
     return lines
 
 
+def _idle(latest: dict[str, Any]) -> float | None:
+    """Share of a step that was spent waiting for data."""
+    waited, step = latest.get("data_seconds"), latest.get("step_seconds")
+    good = all(isinstance(v, int | float) and math.isfinite(v) for v in (waited, step))
+    return min(max(waited / step, 0.0), 1.0) if good and step > 0 else None
+
+
 def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     """Panel beside the curve, `width` columns."""
     latest = row.latest.get("train", {})
@@ -69,8 +77,19 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         lines.append(_bar(row.percent))
 
     def add(name: str, value: str, note: str = "") -> None:
-        note = f" {note}" if note and 10 + len(value) + len(note) <= width else ""
-        lines.append(Content.assemble((f"{name:<9}", "$muted"), (value, "bold"), (note, "$muted")))
+        note = f" {note}" if note and 11 + len(value) + len(note) <= width else ""
+        lines.append(Content.assemble((f"{name:<10}", "$muted"), (value, "bold"), (note, "$muted")))
+
+    def gauge(name: str, share: float, value: str, note: str = "", bad: bool = False) -> None:
+        if width < ROOMY:
+            add(name, value, note)
+            return
+        full = round(min(max(share, 0.0), 1.0) * GAUGE)
+        note = f" {note}" if note and 11 + GAUGE + len(value) + len(note) <= width else ""
+        lines.append(Content.assemble(
+            (f"{name:<10}", "$muted"), ("━" * full, "$text-warning" if bad else "$text-primary"), ("━" * (GAUGE - full), "$faint"),
+            (f" {value}", "bold"), (note, "$muted"),
+        ))  # fmt: skip
 
     add("step", (f"{row.step:,}" if row.step is not None else "–") + (f"/{row.total:,}" if row.total else ""))
     average = None
@@ -82,6 +101,20 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     add("lr", _value(latest, "lr"))
     add("grad", _value(latest, "grad_norm"))
     add("tokens/s", _value(latest, "tokens_per_second"))
+    if latest.get("mfu") is not None or latest.get("tflops") is not None:
+        share = latest.get("mfu")
+        rate = f"{_value(latest, 'tflops')} TFLOP/s" if latest.get("tflops") is not None else ""
+        if isinstance(share, int | float):
+            gauge("MFU", share, f"{share:.1%}", rate)
+        else:
+            add("compute", rate)
+    if isinstance(latest.get("gpu_utilisation"), int | float):
+        watts = f"{_value(latest, 'gpu_watts')} W" if latest.get("gpu_watts") is not None else ""
+        gauge("GPU", latest["gpu_utilisation"] / 100, f"{latest['gpu_utilisation']:.0f}%", watts)
+    if isinstance(latest.get("memory_gib"), int | float) and latest["memory_gib"]:
+        add("memory", f"{latest['memory_gib']:.1f} GiB", "at its fullest")
+    if (idle := _idle(latest)) is not None and idle >= 0.02:
+        gauge("data wait", idle, f"{idle:.0%}", "of a step", bad=idle > 0.1)
     if row.alive:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
     saved = row.checkpoint.removeprefix("checkpoint ").removeprefix("of ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -10,10 +11,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
+from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input, Label, Select, Static, Switch
 
 from console.widgets.fields import help_of, text_of
+from console.widgets.paths import complete
 from qwen3vl_core.options import Option, options_of
 
 PREFIX = "o-"
@@ -23,6 +26,40 @@ class Choice(Select[str], inherit_bindings=False):
     """A Select that leaves the arrow keys to the form."""
 
     BINDINGS: ClassVar = [Binding("enter,space", "show_overlay", "choose", show=False)]
+
+
+class PathSuggester(Suggester):
+    """Completes the last path of a field from the disk, off the screen's thread."""
+
+    def __init__(self, option: Option) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self.option = option
+        self.found: list[str] = []
+        """Everything that would fit."""
+
+    async def get_suggestion(self, value: str) -> str | None:
+        before, blank, last = value.rpartition(" ") if self.option.many else ("", "", value)
+        if not last or "'" in value or '"' in value:
+            self.found = []
+            return None
+        whole, self.found = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
+        return before + blank + whole if whole is not None else None
+
+
+class PathField(Input):
+    """An Input in which tab takes what is offered, as in a shell; without an offer it goes to the next field."""
+
+    BINDINGS: ClassVar = [Binding("tab", "take_or_next", show=False)]
+
+    def action_take_or_next(self) -> None:
+        if self._suggestion and self.cursor_position == len(self.value) and self._suggestion != self.value:
+            self.value = self._suggestion
+            self.cursor_position = len(self.value)
+        else:
+            self.screen.focus_next()
+
+    def watch__suggestion(self, value: str) -> None:
+        self.post_message(OptionForm.Offered(self.suggester.found if isinstance(self.suggester, PathSuggester) else []))
 
 
 class OptionForm(VerticalScroll):
@@ -41,6 +78,13 @@ class OptionForm(VerticalScroll):
 
         def __init__(self, text: str) -> None:
             self.text = text
+            super().__init__()
+
+    class Offered(Message):
+        """Paths that would complete the one that is being typed."""
+
+        def __init__(self, paths: list[str]) -> None:
+            self.paths = paths
             super().__init__()
 
     def __init__(self, cls: type, values: Mapping[str, Any] | None = None) -> None:
@@ -77,7 +121,13 @@ class OptionForm(VerticalScroll):
             )  # fmt: skip
         else:
             hint = "required" if option.required else "" if option.default in (None, "", []) else str(option.default)
-            yield Input(str(text), placeholder=hint, id=id, classes="field", compact=True, select_on_focus=False, tooltip=option.help)
+            shared: dict[str, Any] = dict(
+                placeholder=hint, id=id, classes="field", compact=True, select_on_focus=False, tooltip=option.help,
+            )  # fmt: skip
+            if option.path:
+                yield PathField(str(text), suggester=PathSuggester(option), **shared)
+            else:
+                yield Input(str(text), **shared)
 
     def texts(self) -> dict[str, str | bool]:
         """What every field holds."""

@@ -59,6 +59,26 @@ def all_faults(options: FinetuneOptions, architecture: Architecture, gpus: int) 
     return list(dict.fromkeys(found))
 
 
+def figures(options: FinetuneOptions, a: Architecture, gpus: int, gib: float, plan: PlanOptions) -> dict[str, Any]:
+    """Memory and time of a finetune whose layout is valid; what else is wrong with it does not matter."""
+    seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
+    stages = memory.estimate(options, a, gpus, seen)
+    full = memory.fullest(stages)
+    needs = work.step_work(options, a, seen)
+    seconds = work.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
+    return {
+        "layout": emit.describe(options, gpus), "stages": [s.as_gib() for s in stages], "peak_gib": round(full.total / GIB, 2),
+        "fits": full.total <= ROOM * gib * GIB,
+        "step": {
+            "tflops": round(needs.model / 1e12, 3), "language": round((needs.language + needs.attention) / 1e12, 3),
+            "vocabulary": round(needs.vocabulary / 1e12, 3), "vision": round(needs.vision / 1e12, 3),
+            "recompute": round(needs.recompute / 1e12, 3), "mfu": plan.mfu, "seconds": round(seconds, 3),
+            "tokens_per_second": round(options.global_batch_size * options.seq_length / seconds, 1),
+        },
+        "hours": round(seconds * options.train_iters / 3600, 3),
+    }  # fmt: skip
+
+
 def report(options: FinetuneOptions, plan: PlanOptions) -> dict[str, Any]:
     """Everything that `qwen3vl plan` says, as JSON holds it."""
     a = architecture_for(options)
@@ -78,21 +98,7 @@ def report(options: FinetuneOptions, plan: PlanOptions) -> dict[str, Any]:
     }  # fmt: skip
     if not faults:
         found["trained"] = trained_lines(options, a)
-        stages = memory.estimate(options, a, gpus, seen)
-        full = memory.fullest(stages)
-        needs = work.step_work(options, a, seen)
-        seconds = work.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
-        found |= {
-            "layout": emit.describe(options, gpus), "stages": [s.as_gib() for s in stages], "peak_gib": round(full.total / GIB, 2),
-            "fits": full.total <= ROOM * gib * GIB,
-            "step": {
-                "tflops": round(needs.model / 1e12, 3), "language": round((needs.language + needs.attention) / 1e12, 3),
-                "vocabulary": round(needs.vocabulary / 1e12, 3), "vision": round(needs.vision / 1e12, 3),
-                "recompute": round(needs.recompute / 1e12, 3), "mfu": plan.mfu, "seconds": round(seconds, 3),
-                "tokens_per_second": round(options.global_batch_size * options.seq_length / seconds, 1),
-            },
-            "hours": round(seconds * options.train_iters / 3600, 3),
-        }  # fmt: skip
+        found |= figures(options, a, gpus, gib, plan)
     if plan.suggest:
         ranked = suggest(
             options, a, gpus, gib, per_node=plan.gpus_per_node, vision_tokens=seen, mfu=plan.mfu, peak_tflops=plan.peak_tflops

@@ -99,7 +99,13 @@ def test_the_disk_is_asked_too(tmp_path):
     options = read_plan("compare", texts("compare", base=str(tmp_path), tuned=str(tmp_path), images=[str(tmp_path / "x.jpg")])).options
     assert check_here("compare", options) == (f"--images {tmp_path}/x.jpg: no such file or folder; correct the path", "")
     options = read_plan("convert", texts("convert", source=str(tmp_path))).options
-    assert check_here("convert", options) == ("", "")
+    problem, note = check_here("convert", options)
+    assert problem == "" and "free where it writes" in note
+    target = tmp_path / "there"
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+    options = read_plan("convert", texts("convert", source=str(tmp_path), target=str(target))).options
+    assert check_here("convert", options)[0] == f"target {target}: is there already; choose another folder or add --overwrite"
 
 
 def test_a_workspace_fills_the_forms_and_a_damaged_one_does_not_matter(tmp_path):

@@ -12,6 +12,7 @@ from textual.widgets import Tabs
 
 from console.messages import PlanChecked
 from console.runs import launch
+from console.screens.plan import Verdict
 from console.widgets.optionform import OptionForm
 from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
 
@@ -167,7 +168,7 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
 
 
 def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("console.screens.launch.check_here", lambda kind, options: (f"{options.source} is wrong", ""))
+    monkeypatch.setattr("console.screens.launch.look_here", lambda kind, options: Verdict((f"{options.source} is wrong",)))
 
     async def scene(pilot):
         screen = await at_launch(pilot)
@@ -177,7 +178,7 @@ def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypat
         screen.form.fill({"source": "new"})
         assert screen.query_one(OptionForm) is screen.form
         await until(pilot, lambda: screen.verdict == "new is wrong")
-        screen.post_message(PlanChecked(screen.revision - 1, "stale", ""))
+        screen.post_message(PlanChecked(screen.revision - 1, Verdict(("stale",))))
         await looked(pilot)
         assert screen.verdict == "new is wrong"
 

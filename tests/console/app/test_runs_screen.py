@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from console.runs import launch
-from console.screens.runs import RunTable
+from console.widgets.runlist import RunList
 from tests.console.app.driving import LARGE, LOOKS, SLEEPER, driven, press, said, text_of, until
 
 
@@ -18,7 +20,7 @@ def test_every_run_is_a_row_with_state_steps_loss_curve_and_age(store, size, the
     async def scene(pilot):
         await until(pilot, lambda: "▶" in text_of(pilot.app))
         text = text_of(pilot.app)
-        rows = {line.split()[1]: line for line in reversed(text.splitlines()) if len(line.split()) > 1}
+        rows = {found[0]: line for line in reversed(text.splitlines()) if (found := re.search(r"\d{4}-[a-z-]+", line))}
         assert "40/100" in rows["0003-live"] and "▶" in rows["0003-live"] and "finetune" in rows["0003-live"]
         assert "✓" in rows["0001-short-captions"] and "100/100" in rows["0001-short-captions"] and "1.02" in rows["0001-short-captions"]
         assert any(block in rows["0001-short-captions"] for block in "▁▂█")
@@ -71,12 +73,12 @@ def test_the_filter_narrows_types_slashes_and_goes_again(store):
         await press(pilot, "slash", *"failed")
         assert [row.id for row in screen.rows] == ["0002-two"]
         await press(pilot, "enter")
-        assert screen.query_one(RunTable).has_focus
+        assert screen.query_one(RunList).has_focus
         await press(pilot, "slash", *"/x1")
         assert screen.query_one("#filter").value == "failed/x1" and screen.rows == []
         assert "No run of 2 passes" in text_of(pilot.app)
         await press(pilot, "escape")
-        assert len(screen.rows) == 2 and screen.query_one(RunTable).has_focus
+        assert len(screen.rows) == 2 and screen.query_one(RunList).has_focus
 
     driven(scene, store.app())
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from console.runs import launch
+from console.runs.choose import matches
+from console.runs.state import read_state, write_json
 from console.screens import watch
 from console.screens.feed import CaptionFeed, MonitorFeed
-from console.screens.runs import matches
 from console.screens.watch import StoreWatcher
 from tests.console.app.driving import SLEEPER, loss
 
@@ -64,14 +65,44 @@ def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(store):
     assert [row.id for row in watcher.look().rows] == [first.id]
 
 
-def test_long_metrics_are_taken_in_over_several_looks(store, monkeypatch):
+def test_many_runs_are_taken_in_over_several_looks_the_newest_first(store, monkeypatch):
+    for name in ("one", "two", "three"):
+        store.ended(store.finetune(name, steps=5))
     monkeypatch.setattr(watch, "LOOK_SECONDS", -1.0)
-    run = store.ended(store.finetune(steps=40))
     watcher = StoreWatcher(store.root)
-    assert watcher.look().rows[0].spark == "…"
-    assert watcher.look().rows[0].step == 40
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 5.0)
-    assert len(watcher.look().get(run.id).spark) == watch.SPARK_CELLS
+    for count in (1, 2, 3):
+        snapshot = watcher.look()
+        assert [row.id for row in snapshot.rows] == ["0003-three", "0002-two", "0001-one"][:count] and snapshot.unread == 3 - count
+
+
+def test_of_many_runs_those_that_ended_are_looked_at_in_turn_and_a_resumed_one_is_seen_at_once(store, monkeypatch):
+    monkeypatch.setattr(watch, "FEW", 2)
+    runs = [store.ended(store.finetune(f"run {i}", steps=3)) for i in range(8)]
+    watcher = StoreWatcher(store.root)
+    looked = []
+    monkeypatch.setattr(watcher, "_row", lambda run, real=watcher._row: looked.append(run.id) or real(run))
+    watcher.look()
+    assert len(looked) == 8
+    looked.clear()
+    for _ in range(4):
+        watcher.look()
+    assert set(looked) == {run.id for run in runs} and len(looked) < 4 * 8
+    write_json(runs[0].path / "state.json", read_state(runs[0].path) | {"status": "failed", "exit_code": 1})
+    assert watcher.look().get(runs[0].id).status == "failed"
+
+
+def test_the_sparkline_of_a_long_run_is_sampled_from_its_file(store):
+    run = store.ended(store.finetune(steps=5000, total=5000))
+    assert run.metrics.stat().st_size > 600_000
+    row = StoreWatcher(store.root).look().get(run.id)
+    assert len(row.spark) == watch.SPARK_CELLS and row.spark[0] == "█" and row.spark[-1] == "▁" and row.step == 5000
+
+
+def test_a_failed_run_says_what_its_log_tells(store):
+    run = store.finetune("greedy", steps=3)
+    run.log.write_text("step 3\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nChildFailedError\n")
+    store.ended(run, "failed", 1)
+    assert StoreWatcher(store.root).look().rows[0].error.startswith("out of GPU memory: torch.OutOfMemoryError: CUDA out of memory")
 
 
 def test_a_damaged_run_is_a_row_and_no_crash(store):
@@ -105,7 +136,8 @@ def test_filter_words(store):
     row = StoreWatcher(store.root).look().rows[0]
     for query, passes in {
         "": True, "long": True, "LONG failed": True, "status:fail": True, "status:done": False, "kind:fine": True, "kind:long": False,
-        "name:captions kind:finetune": True, "0001": True, "nothing": False,
+        "name:captions kind:finetune": True, "0001": True, "nothing": False, "lr:1e-5": True, "lr:0.1": False, "tp:1": True,
+        "packing:no": True, "size:8B": False, "train-iters:100": True, "nonsense:1": False,
     }.items():  # fmt: skip
         assert matches(row, query) is passes, query
 

@@ -1,0 +1,82 @@
+"""Which runs are shown, and in which order: the same words on the screen and on the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from console.runs.state import ALIVE
+from qwen3vl_core.errors import RequestError
+
+
+class Listed(Protocol):
+    """What is known of a run in a list."""
+
+    id: str
+    kind: str
+    status: str
+    step: int | None
+    loss: float | None
+    created: float | None
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+T = TypeVar("T", bound=Listed)
+
+SORTS: dict[str, Callable[[Any], Any]] = {
+    "newest": lambda row: -(row.created or 0.0),
+    "name": lambda row: row.id.partition("-")[2],
+    "status": lambda row: (row.status not in ALIVE, row.status),
+    "loss": lambda row: row.loss if row.loss is not None and math.isfinite(row.loss) else math.inf,
+    "step": lambda row: -(row.step or 0),
+    "kind": lambda row: row.kind,
+}
+"""Orders by name; runs that are alike in one stay newest first."""
+
+
+def matches(row: Listed, query: str) -> bool:
+    """Whether a run passes the filter: every word must.
+
+    `status:`, `kind:` and `name:` look at that field alone, any other name before the colon at the option of that name
+    (`size:8B`, `lr:1e-5`, `tp:2`); a word without a colon at the id, the kind and the status.
+    """
+    for word in query.lower().split():
+        field, colon, wanted = word.partition(":")
+        if not colon:
+            if not any(word in text.lower() for text in (row.id, row.kind, row.status)):
+                return False
+            continue
+        if field in ("status", "kind", "name"):
+            if wanted not in {"status": row.status, "kind": row.kind, "name": row.id}[field].lower():
+                return False
+        elif not _option_matches(row.options.get(field.replace("-", "_")), wanted):
+            return False
+    return True
+
+
+def _option_matches(value: Any, wanted: str) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, bool):
+        return wanted in (("true", "yes", "on", "1") if value else ("false", "no", "off", "0"))
+    if isinstance(value, int | float):
+        try:
+            return math.isclose(value, float(wanted))
+        except ValueError:
+            return False
+    return wanted in str(value).lower()
+
+
+def choose(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
+    """The rows (newest first) that pass, in this order. Raises RequestError for an order that is none."""
+    if sort not in SORTS:
+        raise RequestError(f"--sort {sort}: no such order; there are {', '.join(SORTS)}")
+    found = [row for row in rows if matches(row, query)]
+    if sort != "newest":
+        found.sort(key=SORTS[sort])
+    if reverse:
+        found.reverse()
+    return found

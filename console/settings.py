@@ -1,0 +1,105 @@
+"""A person's settings: colours and keys, from a small YAML file. Imports no Textual.
+
+    # ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
+    theme: nord
+    keys:
+      runs.stop: X          # any action of the help (?) by its id; several keys: "x,delete"
+      monitor.log_y: "g"
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "QWEN3VL_SETTINGS"
+DEFAULT = Path("~/.qwen3vl/settings.yaml")
+TEMPLATE = """\
+# Settings of the console (qwen3vl console). Take the # away from a line to change it; leave and come back, or press comma again.
+
+# one of {themes}
+# theme: nord
+
+# keys:
+{actions}"""
+_NAMED = {
+    "?": "question_mark", "/": "slash", "+": "plus", "-": "minus", "=": "equals_sign", ".": "full_stop", ":": "colon", ";": "semicolon",
+    "esc": "escape", "return": "enter", "del": "delete", "pgup": "pageup", "pgdn": "pagedown", "<": "less_than_sign",
+    ">": "greater_than_sign", "[": "left_square_bracket", "]": "right_square_bracket", "!": "exclamation_mark", "#": "number_sign",
+    "@": "at", "*": "asterisk", "_": "underscore", "~": "tilde", "'": "apostrophe", '"': "quotation_mark", "|": "vertical_line",
+    "(": "left_parenthesis", ")": "right_parenthesis", "{": "left_curly_bracket", "}": "right_curly_bracket", "\\": "backslash",
+    "&": "ampersand", "%": "percent_sign", "$": "dollar_sign", "^": "circumflex_accent", "`": "grave_accent",
+}  # fmt: skip
+"""How people write keys, and Textual's names of them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the file says; `problems` is what it says wrong, one line each, and is left out."""
+
+    theme: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Action id -> Textual's keys, separated by commas."""
+    problems: tuple[str, ...] = ()
+    file: Path = DEFAULT
+
+
+def settings_file() -> Path:
+    """Where the settings are kept."""
+    return Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
+
+
+def key_names(text: str) -> str:
+    """`"X, ?"` -> `"X,question_mark"`: keys as Textual calls them."""
+    if text.strip() == ",":
+        return "comma"
+    names = [word.strip() for word in text.split(",")]
+    return ",".join(_NAMED.get(name.lower(), name) for name in names if name)
+
+
+def _close(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def read_settings(actions: Collection[str], themes: Collection[str], file: Path | None = None) -> Settings:
+    """The settings. actions: ids of all actions; themes: names of all themes. Never raises."""
+    file = file or settings_file()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Settings(file=file)
+    except (OSError, UnicodeDecodeError) as error:
+        return Settings(problems=(f"{file}: cannot be read ({error})",), file=file)
+    import yaml  # only who has a file waits for it
+
+    try:
+        found = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        return Settings(problems=(f"{file}: not YAML{f' (line {mark.line + 1})' if mark else ''}; write theme: nord",), file=file)
+    if not isinstance(found, dict):
+        return Settings(problems=(f"{file}: must hold theme: and keys:, one a line",), file=file)
+    unknown = [name for name in found if name not in ("theme", "keys")]
+    problems = [f"{file}: {name}: no such setting; {_close(str(name), ('theme', 'keys'))}" for name in unknown]
+    theme = found.get("theme")
+    if theme is not None and theme not in themes:
+        problems.append(f"{file}: theme: {theme}: no such theme; {_close(str(theme), themes)}")
+        theme = None
+    keys: dict[str, str] = {}
+    asked = found.get("keys") or {}
+    if not isinstance(asked, dict):
+        problems.append(f"{file}: keys: must be a mapping, as in runs.stop: X")
+        asked = {}
+    for action, value in asked.items():
+        if action not in actions:
+            problems.append(f"{file}: keys: {action}: no such action; {_close(str(action), actions)}")
+        elif not isinstance(value, str | int) or isinstance(value, bool) or not key_names(str(value)):
+            problems.append(f"{file}: keys: {action}: must be a key, as in X, ctrl+x or f5")
+        else:
+            keys[action] = key_names(str(value))
+    return Settings(theme, keys, tuple(problems), file)

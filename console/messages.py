@@ -63,6 +63,14 @@ class RunRead(Message):
         super().__init__()
 
 
+class LogRead(Message):
+    """The whole log of a run was read; with a needle the lines that hold it were found."""
+
+    def __init__(self, run_id: str, whole: Any, needle: str, hits: list[int]) -> None:
+        self.run_id, self.whole, self.needle, self.hits = run_id, whole, needle, hits
+        super().__init__()
+
+
 class PlanChecked(Message):
     """The rules that need the disk or the machine were checked for one state of the form."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,17 @@ _NAMED = {
     "&": "ampersand", "%": "percent_sign", "$": "dollar_sign", "^": "circumflex_accent", "`": "grave_accent",
 }  # fmt: skip
 """How people write keys, and Textual's names of them."""
+_WORDS = {
+    "enter", "space", "tab", "escape", "backspace", "delete", "insert", "home", "end", "pageup", "pagedown", "up", "down", "left", "right",
+    "comma", *_NAMED.values(), *(f"f{n}" for n in range(1, 25)),
+}  # fmt: skip
+_KEY = re.compile(r"(?:(?:ctrl|alt|shift|meta|super|hyper)\+)*(\S|[a-z][a-z0-9_]+)")
+
+
+def is_key(name: str) -> bool:
+    """Whether Textual can be given this key: `X`, `f5`, `ctrl+x`, `question_mark`."""
+    found = _KEY.fullmatch(name)
+    return found is not None and (len(found[1]) == 1 or found[1] in _WORDS)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
     for action, value in asked.items():
         if action not in actions:
             problems.append(f"{file}: keys: {action}: no such action; {_close(str(action), actions)}")
-        elif not isinstance(value, str | int) or isinstance(value, bool) or not key_names(str(value)):
+        elif not isinstance(value, str | int) or isinstance(value, bool) or not all(map(is_key, key_names(str(value)).split(","))):
             problems.append(f"{file}: keys: {action}: must be a key, as in X, ctrl+x or f5")
         else:
             keys[action] = key_names(str(value))

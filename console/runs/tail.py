@@ -306,6 +306,8 @@ class LogTail:
         self.width = width
         self.lines: deque[str] = deque(maxlen=lines)
         """The last complete lines."""
+        self.begin = 0
+        """Offset of the first line that was read."""
         self.resets = 0
         """How often the log was truncated or replaced; `lines` then began anew."""
         self._path, self._follower = Path(path), None
@@ -319,15 +321,25 @@ class LogTail:
         """The last line, when it is not complete: a progress bar as it stands."""
         return self._text()
 
+    @staticmethod
+    def text_of(line: bytes, width: int) -> str:
+        """One complete line's bytes as they are shown."""
+        shown = ""
+        for part in line.split(b"\r"):
+            shown = clean(part[: 8 * width]) or shown
+        return shown if len(shown) <= width else shown[: width - 1] + "…"
+
     def read(self) -> list[str]:
         """Complete lines since the last call, the newest `lines` of them; the first call begins that far from the end."""
         if self._follower is None:
-            self._follower = FileFollower(self._path, self._start())
+            self.begin = self._start()
+            self._follower = FileFollower(self._path, self.begin)
         new: deque[str] = deque(maxlen=self.lines.maxlen)
         while True:
             data, replaced = self._follower.read()
             if replaced:
                 self.resets += 1
+                self.begin = 0
                 self.lines.clear()
                 new.clear()
                 self._drop_line()

@@ -147,7 +147,7 @@ class MonitorFeed:
         new = tail.read()
         self._taken = (0 if tail.resets != resets else self._taken) + len(new)
         lines = tuple(tail.lines)
-        return LogView(lines, tail.partial, max(self._taken - len(lines), 0), tail.resets)
+        return LogView(lines, tail.partial, max(self._taken - len(lines), 0), tail.resets, tail.begin == 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.messages import RunRead, WorkFailed
+from console.messages import LogRead, RunRead, WorkFailed
+from console.runs.logfile import WholeLog
 from console.runs.trouble import Trouble
 from console.screens.base import ConsoleScreen
 from console.screens.dialogs import PickMetric, PickRuns
@@ -195,11 +196,14 @@ class MonitorScreen(ConsoleScreen):
             self.query_one("#logstate", Static).update(words)
             return
         parts = [Content(" output.log ").stylize("bold")]
+        if pane.all is not None:
+            parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
         parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
         if pane.needle:
             count = len(pane.hits)
             found = f"{pane.hit + 1} of {count}" if count else "nowhere"
-            where = f" in the last {len(pane.lines):,} lines" if pane.shown.dropped or not count else ""
+            part = pane.all is not None or not pane.shown.whole or pane.shown.dropped or not count
+            where = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
             parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
             if count > 1:
                 parts.append(Content("  n N").stylize("$muted"))
@@ -321,11 +325,39 @@ class MonitorScreen(ConsoleScreen):
             pane.find_step(-1)
         else:
             pane.find(event.value)
+            if event.value and (pane.all is not None or not pane.hits) and not (pane.shown.whole and not pane.shown.dropped):
+                self._read_all(event.value)
             if event.value and self.row is not None:
                 self.app.did("runs", "logs", str(self.row.run.number), "--grep", event.value)
         if not event.value:
             self._close_find()
             pane.focus()
+
+    @on(LogPane.AllAsked)
+    def _all_asked(self) -> None:
+        self._read_all("")
+
+    def _read_all(self, needle: str) -> None:
+        """Read a long log whole, and find a text in it, off this thread."""
+        if self.row is None:
+            return
+        run = self.row.run
+
+        def look() -> None:
+            try:
+                whole = WholeLog(run.log)
+                self.post_message(LogRead(run.id, whole, needle, whole.find(needle)))
+            except OSError as error:
+                self.post_message(WorkFailed(f"{run.log}: {error.strerror}"))
+
+        self.notify("the whole log is read …", timeout=1.5)
+        self.in_thread(look, "log")
+
+    @on(LogRead)
+    def _all_read(self, event: LogRead) -> None:
+        pane = self.query_one(LogPane)
+        if event.run_id == self.run_id and event.needle == (pane.needle if event.needle else ""):
+            pane.show_all(event.whole, event.hits)
 
     def _close_find(self) -> None:
         self.query_one("#find").display = False

@@ -96,6 +96,12 @@ class KeyBar(Widget):
             parts.append(pair.stylize(Style.from_meta({"key": key})))
         return Content(" ") + Content(GAP).join(parts)
 
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """The tooltip of the key under the pointer."""
+        key = event.style.meta.get("key")
+        tips = {active.binding.key: active.tooltip or active.binding.tooltip for active in self.screen.active_bindings.values()}
+        self.tooltip = tips.get(key) or None
+
     def on_click(self, event: events.Click) -> None:
         if (key := event.style.meta.get("key")) is not None:
             self.app.simulate_key(key)

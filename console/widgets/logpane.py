@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -14,6 +15,11 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+if TYPE_CHECKING:
+    from console.runs.logfile import WholeLog
+
+WIDEST = 400
+"""Columns that a whole log can be scrolled to the right: its longest line is not known."""
 _TROUBLE = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
 _WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
 
@@ -28,21 +34,31 @@ class LogView:
     dropped: int = 0
     """Lines before the first of these."""
     resets: int = 0
+    whole: bool = True
+    """Whether the first of these lines is the log's first."""
 
 
 class LogPane(ScrollView, can_focus=True):
     """Shows a LogView. Scrolling up stops following, `follow` begins again."""
 
-    HELP = "Arrows, page keys, home and end scroll; scrolling up stops following, F begins again. / finds, n and N go on."
+    HELP = (
+        "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F begins again. "
+        "/ finds, n and N go on."
+    )
     COMPONENT_CLASSES: ClassVar = {"log--trouble", "log--warning", "log--hit", "log--current", "log--empty"}
 
     class Changed(Message):
         """Following or the places found have changed."""
 
+    class AllAsked(Message):
+        """The top was asked for, and what is shown is only the log's end."""
+
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.shown = LogView()
-        self.lines: list[str] = []
+        self.lines: Sequence[str] = []
+        self.all: WholeLog | None = None
+        """The whole log, while it is that which is shown."""
         self.follow = True
         self.needle = ""
         self.hits: list[int] = []
@@ -54,6 +70,11 @@ class LogPane(ScrollView, can_focus=True):
         """Show a newer look at the same log, or (other `resets`) at another one."""
         if view == self.shown and self.lines:
             return
+        if self.all is not None:
+            if view.resets == self.shown.resets:
+                self.shown = view  # what has come since is shown again with the end
+                return
+            self._drop_all()
         moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
         self.shown = view
         self.lines = [*view.lines, *([view.partial] if view.partial else [])]
@@ -65,14 +86,46 @@ class LogPane(ScrollView, can_focus=True):
             self.scroll_to(y=max(self.scroll_offset.y - moved, 0), animate=False, force=True)
         self.refresh()
 
+    def show_all(self, whole: WholeLog, hits: list[int] | None = None) -> None:
+        """Show the whole log from its top, or (hits: lines that hold the needle) at the last place found."""
+        self.all, self.lines, self.follow = whole, whole, False
+        self.virtual_size = Size(WIDEST, len(whole))
+        self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)
+        if self.hits:
+            self._show_hit()
+        else:
+            self.scroll_to(y=0, animate=False, force=True)
+        self.refresh()
+        self.post_message(self.Changed())
+
+    def _drop_all(self) -> None:
+        self.all, self.hits, self.hit = None, [], 0
+        view, self.shown = self.shown, LogView(resets=self.shown.resets)
+        self.lines = []
+        self.show(view)
+
+    def action_scroll_home(self) -> None:
+        """The top of what is shown; where that is only the end of a long log, the whole one is asked for."""
+        if self.all is None and not (self.shown.whole and not self.shown.dropped):
+            self.post_message(self.AllAsked())
+        super().action_scroll_home()
+
+    def action_scroll_end(self) -> None:
+        if self.all is not None:
+            self._drop_all()
+        super().action_scroll_end()
+
     def clear(self, empty: str = "") -> None:
         """Forget what is shown, before another run's log."""
+        self.all = None
         self.empty, self.follow, self.hit = empty, True, 0
         self.show(LogView(resets=self.shown.resets + 1))
 
     def set_follow(self, follow: bool) -> None:
         """Keep the end in view, or leave the view where it is."""
         self.follow = follow
+        if follow and self.all is not None:
+            self._drop_all()
         if follow:
             self._to_end()
         self.post_message(self.Changed())
@@ -96,7 +149,9 @@ class LogPane(ScrollView, can_focus=True):
     # find
 
     def find(self, needle: str) -> None:
-        """Mark every line that holds the text, whatever its case, and go to the last one."""
+        """Mark every line that is shown and holds the text, whatever its case, and go to the last one."""
+        if self.all is not None and not needle:
+            self._drop_all()
         self.needle = needle
         self._search(keep=False)
         if self.hits:
@@ -115,6 +170,8 @@ class LogPane(ScrollView, can_focus=True):
 
     def go_to(self, line: str) -> None:
         """Mark the last line that is this one, and bring it into view."""
+        if self.all is not None:
+            self._drop_all()
         index = next((i for i in range(len(self.lines) - 1, -1, -1) if self.lines[i] == line), None)
         if index is None:
             return
@@ -125,6 +182,8 @@ class LogPane(ScrollView, can_focus=True):
 
     def _search(self, keep: bool) -> None:
         current = self.hits[self.hit] + self.shown.dropped if keep and self.hit < len(self.hits) else None
+        if self.all is not None:
+            return  # searched off this thread
         needle = self.needle.lower()
         self.hits = [i for i, line in enumerate(self.lines) if needle in line.lower()] if needle else []
         if current is not None and self.hits:

@@ -209,7 +209,7 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
         (["clone", "1", "--set", "speed=1"], "--set speed=1: there is no option speed; there are load, size"),
         (["clone", "1", "--set", "lr=fast"], "--lr fast: must be a number"),
         (["clone", "1", "--set", "min-lr=1"], "--min-lr 1: must be at most --lr 1e-05"),
-        (["clone", "2"], "a run of kind job cannot be cloned; only prepare, convert, finetune, compare can"),
+        (["clone", "2"], "a run of kind job cannot be cloned; only prepare, inspect, convert, finetune, compare can"),
         (["list", "--runs", "/dev/null"], "--runs /dev/null: a file stands there"),
     ],
 )

@@ -14,6 +14,12 @@ def quick_pauses(monkeypatch):
     monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 250, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_settings(tmp_path, monkeypatch):
+    """Nobody's own keys and colours."""
+    monkeypatch.setenv("QWEN3VL_SETTINGS", str(tmp_path / "no-settings.yaml"))
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

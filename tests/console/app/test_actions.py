@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
+from console import runscommand
 from console.actions import ACTIONS, SCREENS, actions_of, bindings_of
 from console.app import ConsoleApp
 from console.screens.compare import CompareScreen
 from console.screens.launch import LaunchScreen
 from console.screens.monitor import MonitorScreen
 from console.screens.runs import RunsScreen
-from tests.console.app.driving import LARGE, driven, looked, press, text_of
+from console.widgets.bars import KeyBar
+from console.widgets.words import one_line
+from tests.console.app.driving import LARGE, driven, looked, press, said, text_of, until
 
 CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen}
 TAKEN = {f"ctrl+{letter}" for letter in "sjobawntcz"}
@@ -75,3 +80,106 @@ def test_the_palette_runs_an_action(store):
         assert type(app.screen).__name__ == "CommandPalette"
 
     driven(scene, store.app())
+
+
+def recorded(monkeypatch, cls, action, calls):
+    """Take an action's place by one that only notes that it was called."""
+    monkeypatch.setattr(cls, f"action_{action.action.partition('(')[0]}", lambda self, *words: calls.append((action.id, words)))
+
+
+@pytest.mark.parametrize("mode", SCREENS)
+def test_every_action_is_reached_by_every_key_of_it_and_by_a_click_on_the_key_bar(mode, store, monkeypatch):
+    store.ended(store.finetune("one", 30))
+    calls: list[tuple] = []
+    # what is reached is noted, not done: what each action does has tests of its own
+
+    async def scene(pilot):
+        app = pilot.app
+        app.action_show_screen(mode)
+        await until(pilot, lambda: app.current_mode == mode and getattr(app.screen, "form", True) is not None)
+        await looked(pilot)
+        if mode == "launch":
+            app.screen.action_leave()
+        if mode == "monitor":
+            app.screen.query_one("Curve").focus()
+        await looked(pilot)
+        for scope in (mode, "app"):
+            for action in actions_of(scope):
+                if action.action in ("leave", "find_step(1)", "find_step(-1)"):
+                    continue
+                recorded(monkeypatch, CLASSES[scope], action, calls)
+        focused = app.screen.focused
+        for scope in (mode, "app"):
+            for action in actions_of(scope):
+                if action.action in ("leave", "find_step(1)", "find_step(-1)") or action.id == "compare.start":
+                    continue
+                for key in keys(action):
+                    calls.clear()
+                    app.screen.set_focus(focused)
+                    await pilot.press(key)
+                    assert calls, f"{action.id} by {key}"
+        bar = app.screen.query_one(KeyBar)
+        text = text_of(app).splitlines()[-1]
+        for written, label, _ in bar.items():
+            calls.clear()
+            if label.startswith("leave"):
+                continue
+            assert f"{written} {label}" in text, text
+            await pilot.click(KeyBar, offset=(text.index(f"{written} {label}") + 1, 0))
+            await pilot.pause()
+            assert calls, f"{label} by mouse"
+            app.screen.set_focus(focused)
+
+    driven(scene, store.app(), (330, 40))
+
+
+def test_the_key_bar_says_under_the_pointer_what_a_key_does(store):
+    store.ended(store.finetune("one"))
+
+    async def scene(pilot):
+        app = pilot.app
+        text = text_of(app).splitlines()[-1]
+        await pilot.hover(KeyBar, offset=(text.index("c clone"), 0))
+        assert app.screen.query_one(KeyBar).tooltip == "A new run with this one's options"
+        await pilot.hover(KeyBar, offset=(text.index("x stop"), 0))
+        assert "saves a checkpoint first" in str(app.screen.query_one(KeyBar).tooltip)
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_the_command_that_equals_what_was_done_is_in_the_palette_and_copied_by_a_key(store):
+    store.ended(store.finetune("one", 30))
+    store.ended(store.finetune("two", 30), "failed", 1)
+    where = f"--runs {store.root}"
+
+    async def scene(pilot):
+        app = pilot.app
+        await press(pilot, "Y")
+        assert "nothing was done yet" in said(app)
+        for steps, command in (
+            (["s"], "qwen3vl runs list --sort name"),
+            (["s", "s", "s", "s", "s"], "qwen3vl runs list"),
+            (["slash", "t", "w", "enter"], "qwen3vl runs list --filter tw"),
+            (["escape", "escape", "space", "d"], "qwen3vl runs compare 2 1"),
+            (["escape", "enter"], "qwen3vl runs logs 1 --follow"),
+        ):
+            await press(pilot, *steps)
+            await looked(pilot)
+            assert app.subcommand == f"{command} {where}", steps
+            assert next(iter(app.get_system_commands(app.screen))).title == f"$ {one_line(app.subcommand, 120)}"
+        await until(pilot, lambda: app.screen.view is not None)
+        for steps, command in (
+            (["tab"], "qwen3vl runs metrics 1 --metric grad_norm"),
+            (["c"], "qwen3vl runs samples 1"),
+            (["c", "s"], "qwen3vl runs save 1"),
+            (["R"], "qwen3vl runs resume 1"),
+        ):
+            await press(pilot, *steps)
+            assert app.subcommand == f"{command} {where}", steps
+        await press(pilot, "Y")
+        assert app.clipboard == app.subcommand
+        # what is shown can be typed
+        words = shlex.split(app.subcommand)
+        assert words[:2] == ["qwen3vl", "runs"] and runscommand._parser().parse_args(words[2:]).id == "1"
+
+    driven(scene, store.app(), LARGE)

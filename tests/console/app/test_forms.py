@@ -87,7 +87,7 @@ def test_an_empty_field_is_the_default():
 def test_help_gives_unit_range_choices_and_default():
     declared = {o.name: o for o in options_of(COMMANDS["finetune"])}
     assert "at least 16 tokens" in help_of(declared["seq_length"]) and "default 2048" in help_of(declared["seq_length"])
-    assert "bf16, fp16, fp32" in help_of(declared["precision"])
+    assert "bf16, fp16, fp8, fp32" in help_of(declared["precision"])
     assert "0 to 1" in help_of(declared["max_skip_share"])
     assert "required" in help_of(declared["load"])
     assert "default off" in help_of(declared["sequence_parallel"])

@@ -1,0 +1,290 @@
+"""The console's speed: first frame, curve, a long log, from a metric's write to its paint, and the cost of following a busy run.
+
+    python benchmarks/console.py [--json] [--rounds 5] [--follow-seconds 30]
+
+The first frame is measured beside `python -c "import textual"`, its floor, in turn. Times on a shared machine say little;
+the CPU times and the ratio do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+LIMITS = {
+    "first_frame_s": 0.5, "curve_1e6x4_cpu_ms": 16.0, "log_300mb_open_s": 0.3, "metric_to_paint_s": 0.5, "follow_core_share": 0.10,
+}  # fmt: skip
+POINTS, RUNS = 1_000_000, 4
+SCREEN = (120, 36)
+LOG_MB = 300
+LINES_A_SECOND, ROWS_A_SECOND = 200, 50
+# what a terminal answers to the questions that programs ask at their start: device attributes, cell size, background
+ANSWERS = ((b"\x1b[c", b"\x1b[?62;4c"), (b"\x1b[16t", b"\x1b[6;16;8t"), (b"\x1b[14t", b"\x1b[4;384;640t"), (b"\x1b[6n", b"\x1b[1;1R"))
+
+
+class Terminal:
+    """A console process on a pseudo terminal of its own, which answers what a terminal is asked."""
+
+    def __init__(self, words: list[str], size: tuple[int, int] = SCREEN, **environment: str) -> None:
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(ROOT), **environment}
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+        os.close(slave)
+        self.seen = b""
+
+    def read(self, seconds: float) -> bytes:
+        """What comes within so many seconds."""
+        if not select.select([self.master], [], [], max(seconds, 0))[0]:
+            return b""
+        try:
+            data = os.read(self.master, 1 << 16)
+        except OSError:
+            return b""
+        for question, answer in ANSWERS:
+            for _ in range(data.count(question)):
+                os.write(self.master, answer)
+        self.seen = (self.seen + data)[-(1 << 20) :]
+        return data
+
+    def until(self, text: bytes, seconds: float = 60.0) -> float:
+        """Seconds since the start when this text has come."""
+        end = time.perf_counter() + seconds
+        while text not in self.seen:
+            if time.perf_counter() > end or (self.process.poll() is not None and not self.read(0)):
+                raise SystemExit(f"the console did not show {text!r}; it wrote {self.seen[-2000:]!r}")
+            self.read(0.5)
+        return time.perf_counter() - self.started
+
+    def cpu(self) -> float:
+        """CPU seconds of the process until now."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> float:
+        """Resident MiB of the process now."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.master)
+
+
+def console(store: Path) -> list[str]:
+    return [sys.executable, "-m", "qwen3vl_core.cli", "console", "--runs", str(store)]
+
+
+def make_run(store: Path, steps: int = 50):
+    """A run of a store as a finetune leaves it; nothing is started."""
+    from console.runs.store import RunStore
+    from qwen3vl_core.options import FinetuneOptions
+
+    run = RunStore(store).create("finetune", FinetuneOptions(load="base", train_data="data", train_iters=1_000_000), ["true"])
+    run.metrics.write_text("".join(row(step) for step in range(1, steps + 1)))
+    run.log.write_text("".join(f"step {step}\n" for step in range(1, steps + 1)))
+    return run
+
+
+def row(step: int, loss: float | None = None) -> str:
+    value = 1 + 3 / (1 + step / 50) if loss is None else loss
+    return json.dumps({
+        "v": 1, "step": step, "time": round(time.time(), 3), "kind": "train", "loss": value, "lr": 1e-5, "grad_norm": 0.9, "tokens": 33000,
+        "samples": 64, "step_seconds": 0.02, "tokens_per_second": 41200.0, "skipped": 0, "data_seconds": 0.001, "memory_gib": 61.3,
+    }) + "\n"  # fmt: skip
+
+
+def first_frame(folder: Path, rounds: int) -> tuple[float, float]:
+    """(first frame, `import textual`): medians of seconds, in turn; the first of each warms the disk and does not count."""
+    store = folder / "first"
+    make_run(store)
+    frames, floors = [], []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import textual"], check=True)
+        floors.append(time.perf_counter() - begin)
+        terminal = Terminal(console(store), (80, 24))
+        try:
+            frames.append(terminal.until(b"4 Compare"))
+        finally:
+            terminal.close()
+    return statistics.median(frames[1:]), statistics.median(floors[1:])
+
+
+def curve(rounds: int) -> float:
+    """CPU milliseconds to set the data of four runs of a million points and paint them, smoothed too: the median frame."""
+    from textual.app import App
+
+    from console.widgets.curve import Curve, Line
+    from console.widgets.raster import Smoother
+
+    random = np.random.default_rng(0)
+    lines = []
+    for slot in range(RUNS):
+        y = 1 + 3 * np.exp(-np.arange(POINTS) / 2e5) + random.normal(0, 0.1, POINTS)
+        average = Smoother(0.97)
+        average.extend(y)
+        lines.append(Line(f"run {slot}", np.arange(1, POINTS + 1), y, average.values if slot == 0 else None, slot))
+
+    names = ("axis", "text", "cross", "mark", "trouble", *(f"line-{i}" for i in range(6)))
+
+    class Bench(App):
+        CSS = "Curve { width: 100%; height: 100%; } " + " ".join(f"Curve > .curve--{name} {{ color: ansi_red; }}" for name in names)
+
+        def compose(self):
+            yield Curve()
+
+    times = []
+
+    async def play() -> None:
+        app = Bench()
+        async with app.run_test(size=SCREEN) as pilot:
+            widget = app.query_one(Curve)
+            for _ in range(10 * rounds):
+                begin = time.process_time()
+                widget.show(lines, "loss", "")
+                for y in range(widget.size.height):
+                    widget.render_line(y)
+                times.append(time.process_time() - begin)
+                await pilot.pause()
+
+    asyncio.run(play())
+    return 1000 * statistics.median(times[2:])
+
+
+def long_log(folder: Path, rounds: int) -> tuple[float, float, float]:
+    """(open: read and first paint of the tail, index of all lines, a search through all): seconds, medians."""
+    from console.runs.logfile import WholeLog
+    from console.runs.tail import LogTail
+    from console.screens.feed import LOG_LINES
+
+    path = folder / "long.log"
+    line = "10:41:02 step 06310/10000  loss 1.2140  lr 9.31e-06  grad 0.91  812 ms  41.2k tok/s  MFU 43.1%  ETA 0:41:10  padded to 150\n"
+    with open(path, "w") as file:
+        block = "".join(f"{i:07d} {line}" for i in range(8000))
+        while file.tell() < LOG_MB << 20:
+            file.write(block)
+        file.write("needle at the end\n")
+    opens, indexes, finds = [], [], []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        LogTail(path, lines=LOG_LINES).read()
+        opens.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        whole = WholeLog(path)
+        indexes.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        assert whole.find("NEEDLE")[-1] == len(whole) - 1
+        finds.append(time.perf_counter() - begin)
+    path.unlink()
+    return statistics.median(opens), statistics.median(indexes), statistics.median(finds)
+
+
+def paint_delay(folder: Path, rounds: int) -> float:
+    """Seconds from the write of a metric's row to the bytes on the terminal that show its value; the median."""
+    store = folder / "paint"
+    run = make_run(store)
+    terminal = Terminal(console(store))
+    delays = []
+    try:
+        terminal.until(b"4 Compare")
+        os.write(terminal.master, b"3")
+        terminal.until(b"s/step")
+        for index in range(4 * rounds):
+            value = 7.0 + index / 1000
+            settle = time.perf_counter() + 0.3 + 0.37 * (index % 3)
+            while (left := settle - time.perf_counter()) > 0:
+                terminal.read(left)
+            terminal.seen = b""
+            with open(run.metrics, "a") as file:
+                file.write(row(51 + index, value))
+            begin = time.perf_counter()
+            terminal.until(f"{value:.4g}".encode())
+            delays.append(time.perf_counter() - begin)
+    finally:
+        terminal.close()
+    return statistics.median(delays)
+
+
+def follow(folder: Path, seconds: float) -> tuple[float, float]:
+    """(share of one core, MiB grown a minute) of the monitor on a run that writes 200 lines and 50 rows a second."""
+    store = folder / "follow"
+    run = make_run(store)
+    terminal = Terminal(console(store))
+    step, lines = 50, 0
+    try:
+        terminal.until(b"4 Compare")
+        os.write(terminal.master, b"3")
+        terminal.until(b"s/step")
+        begin = time.perf_counter()
+        warm = min(10.0, seconds / 3)
+        start = None
+        with open(run.metrics, "a", buffering=1 << 16) as metrics, open(run.log, "a", buffering=1 << 16) as log:
+            while (now := time.perf_counter() - begin) < warm + seconds:
+                while step - 50 < now * ROWS_A_SECOND:
+                    step += 1
+                    metrics.write(row(step))
+                while lines < now * LINES_A_SECOND:
+                    lines += 1
+                    log.write(f"10:41:02 step {lines:07d}  loss 1.2140  lr 9.31e-06  grad 0.91  812 ms  41.2k tok/s\n")
+                metrics.flush()
+                log.flush()
+                if start is None and now > warm:
+                    start = (time.perf_counter(), terminal.cpu(), terminal.memory())
+                terminal.read(0.1)
+        span = time.perf_counter() - start[0]
+        return (terminal.cpu() - start[1]) / span, (terminal.memory() - start[2]) / span * 60
+    finally:
+        terminal.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--follow-seconds", type=float, default=30.0, help="600 is the ten minutes of the promise")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="qwen3vl-console-"))
+    os.environ["QWEN3VL_SETTINGS"] = str(folder / "none.yaml")
+    try:
+        frame, floor = first_frame(folder, given.rounds)
+        found = {"first_frame_s": frame, "import_textual_s": floor, "curve_1e6x4_cpu_ms": curve(given.rounds)}
+        found["log_300mb_open_s"], found["log_300mb_index_s"], found["log_300mb_find_s"] = long_log(folder, given.rounds)
+        found["metric_to_paint_s"] = paint_delay(folder, given.rounds)
+        found["follow_core_share"], found["follow_mib_a_minute"] = follow(folder, given.follow_seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    found = {name: round(value, 4) for name, value in found.items()} | {"follow_seconds": given.follow_seconds}
+    if given.json:
+        print(json.dumps(found))
+        return 0
+    width = max(map(len, found))
+    for name, value in found.items():
+        limit = LIMITS.get(name)
+        print(f"{name:<{width}}  {value:>8g}" + (f"  under {limit:g}: {'yes' if value < limit else 'NO'}" if limit else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""A whole log, however long: an index of its lines, any line at once, a search. Blocking; imports no screen."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from console.runs.tail import LogTail
+
+CHUNK = 8 << 20
+BLOCK = 128
+"""Lines read at once."""
+BLOCKS = 64
+"""Blocks that are kept."""
+MOST_HITS = 200_000
+WIDTH = 4000
+
+
+class WholeLog(Sequence[str]):
+    """The lines of a log as it was when this was made; `replaced` tells that the file is another one now."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file once. Raises OSError."""
+        self.path = Path(path)
+        with open(self.path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            self._identity = (stat.st_dev, stat.st_ino)
+            self.size = stat.st_size
+            found, at = [np.zeros(1, np.int64)], 0
+            while at < self.size and (data := file.read(min(CHUNK, self.size - at))):
+                found.append(np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (at + 1))
+                at += len(data)
+        self.size = at
+        self._starts = np.concatenate(found)
+        if len(self._starts) > 1 and self._starts[-1] == self.size:
+            self._starts = self._starts[:-1]  # the last line is complete: no empty one follows it
+        self._count = len(self._starts) if self.size else 0
+        self._blocks: OrderedDict[int, list[str]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file was truncated or replaced since: its lines are then gone."""
+        try:
+            stat = os.stat(self.path)
+        except OSError:
+            return True
+        return (stat.st_dev, stat.st_ino) != self._identity or stat.st_size < self.size
+
+    def __getitem__(self, index: int) -> str:
+        """A line as a terminal may show it, cut after 4000 characters; empty where the file cannot be read any more."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        number = index // BLOCK
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._blocks[number] = self._read(number * BLOCK)
+            while len(self._blocks) > BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(number)
+        return block[index - number * BLOCK]
+
+    def _read(self, first: int) -> list[str]:
+        end = min(first + BLOCK, self._count)
+        edges = [*self._starts[first:end].tolist(), int(self._starts[end]) if end < self._count else self.size]
+        lines: list[str] = []
+        try:
+            with open(self.path, "rb") as file:
+                for begin, after in pairwise(edges):
+                    # of a line of many megabytes the beginning, and the end, which a progress bar has drawn last
+                    file.seek(begin)
+                    data = file.read(min(after - begin, 8 * WIDTH))
+                    if after - begin > 16 * WIDTH and b"\r" in data:
+                        file.seek(after - 8 * WIDTH)
+                        data = file.read(8 * WIDTH)
+                    lines.append(LogTail.text_of(data.rstrip(b"\n"), WIDTH))
+        except OSError:
+            lines += [""] * (len(edges) - 1 - len(lines))
+        return lines
+
+    def find(self, needle: str) -> list[int]:
+        """Numbers of the lines that hold the text, whatever the case of its ASCII letters; at most MOST_HITS. Raises OSError."""
+        wanted = needle.encode().lower()
+        if not wanted:
+            return []
+        places, at, rest = [], 0, b""
+        with open(self.path, "rb") as file:
+            while at < self.size and len(places) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
+                text = rest + data.lower()
+                begin = at - len(rest)
+                found = text.find(wanted)
+                while found >= 0 and len(places) < MOST_HITS:
+                    places.append(begin + found)
+                    # one hit a line is enough
+                    after = text.find(b"\n", found)
+                    found = text.find(wanted, after) if after >= 0 else -1
+                at += len(data)
+                rest = text[-(len(wanted) - 1) :] if len(wanted) > 1 else b""
+        lines = np.searchsorted(self._starts, np.array(places, np.int64), side="right") - 1
+        return np.unique(lines).tolist()

@@ -1,0 +1,58 @@
+"""What went wrong, read from the lines that real programs print."""
+
+from __future__ import annotations
+
+import pytest
+
+from console.runs.trouble import RESUMED, explain
+
+LINES = {
+    "gpu_memory": "[rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 2 has a total capacity of 79 GiB",
+    "disk": "OSError: [Errno 28] No space left on device: '/runs/0001/checkpoints/iter_0000100'",
+    "shared_memory": "RuntimeError: unable to open shared memory object </torch_92_1> in read-write mode: Too many open files",
+    "host_memory": "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 6871 bytes",
+    "port": "The server socket has failed to listen on any local network address. port: 29500, code: -98, name: EADDRINUSE, "
+            "message: address already in use",
+    "driver": "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    "gpu_broken": "RuntimeError: CUDA error: uncorrectable ECC error encountered",
+    "device_assert": "torch.AcceleratorError: CUDA error: device-side assert triggered",
+    "module": "ModuleNotFoundError: No module named 'transformer_engine'",
+    "nan": "qwen3vl: step 31: the loss is nan; 5 bad steps in a row (--max-bad-steps 5); its samples: a, b",
+    "missing": "FileNotFoundError: [Errno 2] No such file or directory: '/data/train/.nv-meta/index.sqlite'",
+    "rights": "PermissionError: [Errno 13] Permission denied: '/runs/0001/metrics.jsonl'",
+    "nccl_timeout": "[rank3]:[E ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1201, "
+                    "OpType=ALLREDUCE, NumelIn=1, Timeout(ms)=600000) ran for 600012 milliseconds before timing out.",
+    "nccl": "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:268, ncclSystemError: System call failed",
+    "connection": "ConnectionRefusedError: [Errno 111] Connection refused",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_known_error_has_a_title_its_line_and_what_to_try(name):
+    found = explain(["step 1", "Traceback (most recent call last):", LINES[name], "ChildFailedError: "], 1)
+    assert found is not None and found.name == name
+    assert found.line == LINES[name] and found.index == 2 and found.title and len(found.advice) > 20 and "\n" not in found.advice
+
+
+def test_the_cause_is_named_before_what_it_led_to():
+    lines = [LINES["nccl_timeout"], LINES["gpu_memory"], LINES["connection"]]
+    assert explain(lines, 1).name == "gpu_memory"
+
+
+def test_only_the_last_attempt_counts():
+    again = f"{RESUMED}2026-01-01 10:00:00 on here"
+    assert explain([LINES["disk"], again, "step 5"], 1) is None
+    assert explain([LINES["disk"], again, LINES["port"]], 1).name == "port"
+
+
+def test_our_own_errors_say_it_themselves_and_an_exit_code_where_no_line_does():
+    own = explain(["step 3", "qwen3vl: --train-data data: no Energon index in it; make the dataset with qwen3vl prepare"], 2)
+    assert own.name == "request" and own.advice.startswith("--train-data data: no Energon index")
+    assert explain(["step 3"], 137).title == "killed from outside" and explain([], 139).name == "crash"
+    assert explain(["all is well"], 0) is None and explain([], None) is None
+
+
+def test_ordinary_lines_are_no_trouble():
+    fine = ["qwen3vl: asked to stop; 60 s to end", "step 6310/10000  loss 1.2140  lr 9.31e-06", "WARNING: using the slow path",
+            "validated with timeout 600 s", "saved checkpoint to /runs/0001/checkpoints/iter_0000100"]  # fmt: skip
+    assert explain(fine, 0) is None and explain(fine, 1) is None

@@ -8,8 +8,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,8 @@ from qwen3vl_core.checkpoint import convert, hf, torch_dist, verify
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import ConvertOptions
+from tests.checkpoint.stopped import Conversion
 
-ROOT = Path(qwen3vl_core.__file__).parents[1]
 DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 NORM, QUERY = "model.language_model.norm.weight", "model.language_model.layers.3.self_attn.k_proj.weight"
 
@@ -239,56 +237,35 @@ def test_a_target_that_computes_something_else_is_refused(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-# a conversion that says when it is half-way, and then takes its time
-HALF_WAY = """
-import os, signal, sys, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from qwen3vl_core.checkpoint import raw
-from qwen3vl_core.cli import main
-original, written, slowly = raw.write_at, [], threading.Event()
-def write_at(handle, data, offset):
-    original(handle, data, offset)
-    written.append(len(data))
-    if sum(written) > 4_000_000:
-        os.write(1, b"half-way\\n")
-        slowly.wait(0.2)
-raw.write_at = write_at
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.fixture(params=["to megatron", "to hf"])
 def half_way(request, tmp_path):
-    """A conversion in a process of its own that has written part of its target: (process, target)."""
+    """A conversion that has written part of its target: (conversion, source, target)."""
     source = DEMO
     if request.param == "to hf":
         source = tmp_path / "mcore"
         run(DEMO, source)
     target = tmp_path / "out" / "target"
     target.parent.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", HALF_WAY, "convert", str(source), str(target)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout.readline() == "half-way\n"
-    assert [p.name for p in target.parent.iterdir()] == ["target.tmp"]
-    yield process, source, target
-    process.kill()
-    process.communicate()
+    conversion = Conversion(source, target)
+    try:
+        conversion.start()
+        assert [p.name for p in target.parent.iterdir()] == ["target.tmp"]
+        yield conversion, source, target
+    finally:
+        conversion.process.kill()
+        conversion.process.join()
 
 
 def test_ctrl_c_leaves_nothing_and_exits_with_130(half_way):
-    process, _, target = half_way
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.endswith("qwen3vl: stopped\n") and "Traceback" not in err
+    conversion, _, target = half_way
+    code, err = conversion.stop(signal.SIGINT)
+    assert code == 130 and err.endswith("qwen3vl: stopped\n") and "Traceback" not in err
     assert not list(target.parent.iterdir())
 
 
 def test_after_a_kill_nothing_looks_whole_and_the_next_run_starts_clean(half_way):
-    process, source, target = half_way
-    process.kill()
-    process.wait(timeout=60)
+    conversion, source, target = half_way
+    assert conversion.stop(signal.SIGKILL)[0] == -signal.SIGKILL
     left = target.with_name("target.tmp")
     assert left.exists() and not target.exists()
     for broken in (target, left):

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from qwen3vl_core.checkpoint.names import Region
 from qwen3vl_core.checkpoint.records import STORAGES, locate, record
 from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
 
+# QWEN3VL_EXAMPLES=500 for a long search
+EXAMPLES = int(os.environ.get("QWEN3VL_EXAMPLES", 12))
 SHAPES = [(), (1,), (7,), (3, 5), (1, 4, 6), (2, 1, 3, 4), (8, 3, 2, 4, 4)]
 
 
@@ -94,7 +97,7 @@ def cuts(random, extent: int) -> list[int]:
     return [0, *inner, extent]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_box_is_read_from_any_cut(tmp_path, data):
     """As tensor, pipeline and expert parallel ranks cut a tensor: along any of its axes."""
@@ -129,7 +132,7 @@ def test_a_box_with_a_missing_piece_is_refused(tmp_path):
         torch_dist.RegionReader(tmp_path / "data").read("t")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data(), block=st.integers(1, 40))
 def test_blocks_in_either_order_are_the_rules_permutations(data, block):
     """Whatever the size of a block, the blocks of a region joined are what the rule makes of the whole."""

@@ -127,6 +127,20 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         parallel.destroy()
 
 
+def save_the_beginning(folder: Path, checkpoints: Path, changes: dict) -> None:
+    """Save a run before its first step, with the state of its optimizer."""
+    from qwen3vl_core.checkpoint.training import save_training
+
+    o = options(folder, **changes)
+    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    try:
+        training = setup.build(o, open_source(folder))
+        parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
+        save_training(checkpoints, 1, **parts, extra={}, common=setup.common_state(training.architecture, o), side=folder)
+    finally:
+        parallel.destroy()
+
+
 def pack(batch: Micro, multiple: int) -> Micro:
     """The rows of a micro batch as documents of one packed row, each padded to `multiple` tokens."""
     lengths = batch.inputs["attention_mask"].sum(1).tolist()

@@ -1,0 +1,51 @@
+"""A conversion in a process of its own that has written part of its target when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from tests.ranks import _context
+
+DEADLINE_SECONDS = 120
+
+
+def _convert(source: Path, target: Path, told, errors: Path) -> None:
+    from qwen3vl_core.checkpoint import raw
+    from qwen3vl_core.cli import main
+
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    original, written, slowly = raw.write_at, [], threading.Event()
+
+    def write_at(handle, data, offset):
+        original(handle, data, offset)
+        written.append(len(data))
+        if sum(written) > 4_000_000:
+            told.set()
+            # the rest takes its time, so that the signal comes before the end
+            slowly.wait(0.2)
+
+    raw.write_at = write_at
+    os._exit(main(["convert", str(source), str(target)]))
+
+
+class Conversion:
+    """`start` returns when it is half-way."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self.target, self.errors = target, target.parents[1] / "errors"
+        self._told = _context.Event()
+        self.process = _context.Process(target=_convert, args=(source, target, self._told, self.errors))
+
+    def start(self) -> None:
+        self.process.start()
+        assert self._told.wait(DEADLINE_SECONDS), self.errors.read_text()
+
+    def stop(self, number: int) -> tuple[int, str]:
+        """(exit code, what it wrote to stderr) after that signal."""
+        os.kill(self.process.pid, number)
+        self.process.join(DEADLINE_SECONDS)
+        return self.process.exitcode, self.errors.read_text()

@@ -27,6 +27,7 @@ class VisionArchitecture:
     spatial_merge_size: int = 2
     in_channels: int = 3
     num_position_embeddings: int = 2304
+    rope_theta: float = 10000.0
 
     @property
     def patch_dim(self) -> int:
@@ -78,6 +79,7 @@ class Architecture:
             )
         try:
             text, vision = config["text_config"], config["vision_config"]
+            _check_kind(text, vision, where)
             # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             # and num_local_experts for num_experts
@@ -122,11 +124,16 @@ class Architecture:
                     spatial_merge_size=vision["spatial_merge_size"],
                     in_channels=vision.get("in_channels", 3),
                     num_position_embeddings=vision["num_position_embeddings"],
+                    rope_theta=float((vision.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
                 ),
                 raw=config,
             )
         except KeyError as missing:
             raise RequestError(f"{where}: key {missing} is missing; take config.json from the checkpoint itself") from None
+        except RequestError:
+            raise
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise RequestError(f"{where}: a value is not what it should be ({error}); take the checkpoint's own config.json") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Architecture:
@@ -142,6 +149,19 @@ class Architecture:
         if not isinstance(config, dict):
             raise RequestError(f"{file}: not a JSON object; copy config.json from the checkpoint again")
         return cls.from_config(config, str(file))
+
+
+def _check_kind(text: dict, vision: dict, where: str) -> None:
+    """Raises RequestError for what would be computed in another way than here, with the same tensors."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    for key, there, known in (
+        ("text_config.hidden_act", text.get("hidden_act"), ("silu",)),
+        ("text_config.attention_bias", text.get("attention_bias"), (False,)),
+        ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "mrope")),
+        ("vision_config.hidden_act", vision.get("hidden_act"), ("gelu_pytorch_tanh",)),
+    ):
+        if there is not None and there not in known:
+            raise RequestError(f"{where}: {key} is {there!r}; this model is computed with {known[0]!r}; choose a checkpoint that says so")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ PUBLISHED_4B = {
 }  # fmt: skip
 
 
+def changed(part: str, **values) -> str:
+    """The published config with other values in one of its parts."""
+    return json.dumps(PUBLISHED_4B | {part: PUBLISHED_4B[part] | values})
+
+
 def test_both_ways_of_writing_the_rope_are_read():
     old = Architecture.from_config(PUBLISHED_4B)
     new_text = dict(PUBLISHED_4B["text_config"])
@@ -51,6 +56,13 @@ def test_another_size_is_refused_with_both_names(name):
         ("[]", "not a JSON object"),
         ('{"model_type": "llama"}', "model_type is 'llama'"),
         ('{"model_type": "qwen3_vl"}', "key 'text_config' is missing"),
+        ('{"model_type": "qwen3_vl", "text_config": 1, "vision_config": 2}', "a value is not what it should be"),
+        (changed("text_config", rope_parameters={"rope_type": "yarn", "rope_theta": 5e6}), "rope_type is 'yarn'; .* 'default'"),
+        (changed("text_config", hidden_act="gelu"), "text_config.hidden_act is 'gelu'; .* 'silu'"),
+        (changed("text_config", attention_bias=True), "text_config.attention_bias is True"),
+        (changed("vision_config", hidden_act="silu"), "vision_config.hidden_act is 'silu'; .* 'gelu_pytorch_tanh'"),
+        (changed("vision_config", deepstack_visual_indexes=None), "a value is not what it should be"),
+        (changed("text_config", rope_theta="much"), "a value is not what it should be"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path, text, line):

@@ -39,7 +39,7 @@ def hf_model(seed: int = 0, **shape):
     from transformers import Qwen3VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    return _randomised(Qwen3VLForConditionalGeneration(hf_config(**shape)).float().eval())
+    return randomised(Qwen3VLForConditionalGeneration(hf_config(**shape)).float().eval())
 
 
 def hf_moe_model(seed: int = 0, *, experts: int = 8, chosen: int = 2, expert_ffn: int = 24, **shape):
@@ -55,10 +55,11 @@ def hf_moe_model(seed: int = 0, *, experts: int = 8, chosen: int = 2, expert_ffn
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
     torch.manual_seed(seed)
     model = Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision, **{k: values[k] for k in keys}))
-    return _randomised(model.float().eval())
+    return randomised(model.float().eval())
 
 
-def _randomised(model):
+def randomised(model):
+    """Every weight random, norms and biases too."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from qwen3vl_core.checkpoint.adapted import AdaptedSource
+from qwen3vl_core.checkpoint.common import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
 from qwen3vl_core.checkpoint.names import Layout, Region, extra_states
@@ -112,19 +112,6 @@ def one_dtype_a_tensor(source: Source, table: list[Region], dtype: torch.dtype |
             )
 
 
-def megatron_common(source: Source) -> dict:
-    """`common.pt` as Megatron-LM reads it; without `checkpoint_version` 3.0 it would reorder query, key and value."""
-    a = source.architecture
-    args = argparse.Namespace(
-        tensor_model_parallel_size=1, pipeline_model_parallel_size=1, num_layers=a.num_layers, hidden_size=a.hidden_size,
-        num_attention_heads=a.num_heads, num_query_groups=a.num_kv_heads, kv_channels=a.head_dim, ffn_hidden_size=a.ffn_hidden_size,
-        padded_vocab_size=a.vocab_size, untie_embeddings_and_output_weights=not a.tied, use_dist_ckpt=True, dist_ckpt_format="torch_dist",
-        num_experts=a.num_experts or None, moe_router_topk=a.experts_per_token, moe_ffn_hidden_size=a.expert_ffn_hidden_size or None,
-        expert_model_parallel_size=1,
-    )  # fmt: skip
-    return {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
-
-
 def _in_file_order(source: Source, tasks: list[tuple]) -> list[tuple]:
     """Tasks that begin with a region, in the order in which a Hugging Face source holds them: a disk is read forwards."""
     if not source.hf:
@@ -163,7 +150,7 @@ def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster)
             assert at == box.record.data_bytes, region
 
         in_parallel(_in_file_order(source, tasks), write, progress)
-        writer.finish(megatron_common(source))
+        writer.finish(megatron_common(source.architecture) | {"iteration": 0, "content_metadata": {}})
     copy_side_files(source.side, folder, caster.dtype)
     # last: a folder without it is no checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")

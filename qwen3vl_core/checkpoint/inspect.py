@@ -166,9 +166,11 @@ def inspect_hf(folder: Path) -> Found:
 def _written_by(data: Path) -> str | None:
     """The parallel layout in `common.pt`, where it is noted."""
     args = torch_dist.read_common(data).get("args")
-    names = {"TP": "tensor_model_parallel_size", "PP": "pipeline_model_parallel_size", "CP": "context_parallel_size",
-             "EP": "expert_model_parallel_size"}  # fmt: skip
+    names = {"TP": "tensor_model_parallel_size", "PP": "pipeline_model_parallel_size", "VP": "virtual_pipeline_model_parallel_size",
+             "CP": "context_parallel_size", "EP": "expert_model_parallel_size", "ETP": "expert_tensor_parallel_size"}  # fmt: skip
     sizes = {short: getattr(args, name, None) for short, name in names.items()}
+    if not getattr(args, "num_experts", None):
+        sizes |= {"EP": None, "ETP": None}
     return " ".join(f"{short} {size}" for short, size in sizes.items() if isinstance(size, int)) or None
 
 

@@ -141,7 +141,7 @@ def vision_coordinates(grid_thw: Tensor, merge_size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def vision_angles(coordinates: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
+def vision_angles(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:
     """Axial rotation: [patches, 2] -> [patches, 1, 1, head_dim], the first half of the frequencies by row, then by column."""
     half = head_dim // 2
     frequencies = 1.0 / theta ** (torch.arange(0, half, 2, dtype=torch.float32, device=coordinates.device) / half)

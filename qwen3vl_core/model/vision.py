@@ -170,7 +170,7 @@ class VisionModel(MegatronModule):
         hidden = self.patch_embed(patches)
         hidden = (hidden + self.position_embeddings(grid, coordinates).to(hidden.dtype)).unsqueeze(1)
         hidden = with_gradient(hidden, self.config, learns)
-        angles = vision_angles(coordinates, self.config.kv_channels)
+        angles = vision_angles(coordinates, self.config.kv_channels, self.vision.rope_theta)
         lengths = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(patches.device)
         longest = int(lengths.max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
+from qwen3vl_core.checkpoint.common import megatron_common
 from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.source import Source
 from qwen3vl_core.layout.adapters import Adapters
@@ -181,10 +181,5 @@ def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOpti
 
 def common_state(architecture: Architecture, options: FinetuneOptions) -> dict[str, Any]:
     """What Megatron-LM expects beside the weights of a checkpoint."""
-    args = argparse.Namespace(
-        tensor_model_parallel_size=options.tp, pipeline_model_parallel_size=options.pp, num_layers=architecture.num_layers,
-        hidden_size=architecture.hidden_size, num_attention_heads=architecture.num_heads, num_query_groups=architecture.num_kv_heads,
-        kv_channels=architecture.head_dim, ffn_hidden_size=architecture.ffn_hidden_size, padded_vocab_size=architecture.vocab_size,
-        untie_embeddings_and_output_weights=not architecture.tied, use_dist_ckpt=True, dist_ckpt_format="torch_dist",
-    )  # fmt: skip
-    return {"args": args, "checkpoint_version": 3.0}
+    o = options
+    return megatron_common(architecture, tp=o.tp, pp=o.pp, vp=o.vp, cp=o.cp, ep=o.ep, etp=o.etp, sequence_parallel=o.sequence_parallel)

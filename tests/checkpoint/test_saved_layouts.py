@@ -10,6 +10,7 @@ import torch
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.checkpoint.hf import HFReader
+from qwen3vl_core.checkpoint.inspect import inspect
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.options import ConvertOptions
 from tests import tiny
@@ -59,6 +60,11 @@ def experts(tmp_path_factory):
     model = tiny.hf_moe_model(6, layers=4, hidden=32, head_dim=8, expert_ffn=16, experts=4, deepstack=(1,))
     source = tiny.save(model, tmp_path_factory.mktemp("moe"))
     return source, saved(source, tmp_path_factory.mktemp("saved"), EXPERTS)
+
+
+def test_inspect_says_which_layout_saved_it(experts):
+    found = {name: inspect(checkpoint).parallel for name, checkpoint in experts[1].items()}
+    assert found["TP2 SP EP2 ETP2"] == "TP 2 PP 1 CP 1 EP 2 ETP 2" and found["PP2 VP2"] == "TP 1 PP 2 VP 2 CP 1 EP 1 ETP 1"
 
 
 def check(source: Path, checkpoint: Path, target: Path, dtype: torch.dtype) -> None:

@@ -73,6 +73,27 @@ def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
     assert compared > 20
 
 
+def test_nothing_but_the_config_says_what_is_computed(tmp_path):
+    """A model with other numbers than any published size wherever config.json has one."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = tiny.hf_config(layers=5, vision_layers=3, deepstack=(0, 2)).to_dict()
+    config["text_config"] |= {"rms_norm_eps": 1e-2, "rope_parameters": config["text_config"]["rope_parameters"] | {
+        "rope_theta": 777.5, "mrope_section": [2, 3, 3]}}  # fmt: skip
+    config["vision_config"] |= {"patch_size": 6, "temporal_patch_size": 1, "spatial_merge_size": 3, "num_position_embeddings": 49,
+                                "rope_parameters": {"rope_type": "axial", "rope_theta": 321.0}}  # fmt: skip
+    config |= {"image_token_id": 11, "video_token_id": 12, "vision_start_token_id": 13, "vision_end_token_id": 14}
+    torch.manual_seed(1)
+    reference = tiny.randomised(Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)).float().eval())
+    model = qwen3vl_core.load(tiny.save(reference, tmp_path))
+    ids = torch.tensor([[5, 13, *[11] * 6, 14, 7, 8, 9, 13, 12, 12, 14, 20, 21]])
+    grids = {"image_grid_thw": torch.tensor([[1, 6, 9]]), "video_grid_thw": torch.tensor([[1, 3, 6]])}
+    pixels = {"pixel_values": torch.randn(54, 108), "pixel_values_videos": torch.randn(18, 108)}
+    with torch.no_grad():
+        expected = reference(input_ids=ids, **grids, **pixels, mm_token_type_ids=(ids == 11).int() + 2 * (ids == 12).int()).logits
+        assert (model(ids, **grids, **pixels) - expected).abs().max() < TOLERANCE
+
+
 def test_cached_generation_gives_the_logits_of_one_full_pass(pair):
     _, model = pair
     inputs = tiny.BATCHES["one picture"]().inputs()

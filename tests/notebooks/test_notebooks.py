@@ -1,4 +1,4 @@
-"""The example notebooks are whole, clean, call what exists, and run top to bottom."""
+"""The example notebooks are whole, clean, call what exists, run top to bottom, and work in JupyterLab in a browser."""
 
 from __future__ import annotations
 
@@ -6,22 +6,31 @@ import ast
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
+import nbformat
+
 from console.runs import launch
 from console.runs.store import RunStore
 from qwen3vl_core.cli import build_parser
-from tests.console.runs.jobs import run_store
-from tests.notebooks.kernels import FOLDER, execute, shown
+from tests.console.runs import jobs
+from tests.console.runs.jobs import run_store, until
+from tests.notebooks.browser import DRAWN, Browser, pages
+from tests.notebooks.kernels import FOLDER, execute, running_lab, shown, with_parameters
+from tests.shared import demo
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EVERY = os.environ.get("QWEN3VL_NOTEBOOKS") == "all"
-"""The two that train longer run only when they are asked for."""
-longer = pytest.mark.skipif(not EVERY, reason="minutes: set QWEN3VL_NOTEBOOKS=all")
+"""The first notebook makes its own loop; else it finds the one that the demo's tests made."""
+SHORT = {"2_": {"train_iters": 3000}, "3_": {"train_iters": 8, "checkpoints": 2, "pictures": 2}}
+"""Parameters by notebook, for a browser that stops what it starts, and for trainings of seconds."""
 
 
 def cells(notebook) -> list[str]:
@@ -49,9 +58,32 @@ def test_a_notebook_is_kept_without_outputs_and_has_one_cell_of_parameters(noteb
     assert whole["cells"][0]["cell_type"] == "markdown" and "widgets" not in whole["metadata"]
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Iterator[Path]:
+    """A folder with a workspace in which all but the first notebook work, with the demo's pictures."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    made, _ = demo(tmp_path_factory)
+    for name in ("train", "held-out", "base-hf"):
+        shutil.copytree(made / name, folder / "work" / name)
+    with run_store(folder / "work" / "runs"):
+        yield folder
+
+
 @pytest.mark.slow
-def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(tmp_path):
-    """Its two widget cells run a second time; the kernel then ends while a run trains."""
+def test_quickstart_runs(tmp_path_factory, tmp_path):
+    """On the workspace of the demo, which has made its loop: the command says so, stage by stage."""
+    workspace = tmp_path / "new" if EVERY else demo(tmp_path_factory)[0]
+    done = execute("1_quickstart.ipynb", tmp_path, workspace=workspace)
+    code = [c for c in done.cells if c.cell_type == "code"]
+    pages, printed = ("\n".join(shown(c, kind) for c in code) for kind in ("text/html", "text/plain"))
+    assert printed.count("done before") == (0 if EVERY else 5)
+    assert "<svg" in pages and pages.count("data:image/jpeg") == 8
+    assert "accuracy" in printed and all(f"{n:04d}-" in pages for n in (3, 5))
+
+
+@pytest.mark.slow
+def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(work):
+    """Its widget cells run a second time; the kernel then ends while a run lives."""
     first = cells(FOLDER / "2_finetune_and_watch.ipynb")
     again = [next(c for c in first if c.startswith(start)) for start in ("launcher = Launcher(", "monitor = RunMonitor(", "run = launcher")]
     count = (
@@ -59,35 +91,26 @@ def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(t
         "looking = sum(t.name == 'qwen3vl-notebook' for t in threading.enumerate())\n"
         "looking, [r.id for r in launcher.store.list()], len(monitor.figure.data)"
     )
-    lives = "launcher.fill(train_iters=100000, name='lives')\nlauncher.start().id"
-    with run_store(tmp_path / "work" / "runs") as store:
-        done = execute("2_finetune_and_watch.ipynb", tmp_path, [*again, count, lives], workspace=tmp_path / "work", train_iters=6)
-        code = [c for c in done.cells if c.cell_type == "code"]
-        # the monitor of the cell that ran twice and the table: two threads
-        expected = "(2, ['0003-watched-lower-lr', '0002-watched', '0001-prepare'], 3)"
-        assert shown(code[-2]).strip() == expected
-        monitor = next(c for c in code if c.source.startswith("monitor = "))
-        assert "application/vnd.jupyter.widget-view+json" in monitor.outputs[-1].data and "text/html" in monitor.outputs[-1].data
-        run = store.get(shown(code[-1]).strip().strip("'"))
-        assert run.alive and RunStore(store.root).get("watched").status == "done"
-        launch.stop(run)
-        assert launch.wait(run, 60) == "stopped"
+    command = jobs.job(jobs.SLEEPS)
+    lives = f"from console.runs import launch\nlaunch.start(launcher.store.create('finetune', {{}}, {command!r}))"
+    store = RunStore(work / "work" / "runs")
+    done = execute("2_finetune_and_watch.ipynb", work, [*again, count, lives], workspace=work / "work", train_iters=6)
+    code = [c for c in done.cells if c.cell_type == "code"]
+    # the monitor of the cell that ran twice and the table: two threads
+    expected = "(2, ['0003-watched-lower-lr', '0002-watched', '0001-prepare'], 3)"
+    assert shown(code[-2]).strip() == expected
+    monitor = next(c for c in code if c.source.startswith("monitor = "))
+    assert "application/vnd.jupyter.widget-view+json" in monitor.outputs[-1].data and "text/html" in monitor.outputs[-1].data
+    (run,) = [r for r in store.list() if r.alive]
+    until((run.path / "up").exists)
+    assert store.get("watched").status == "done"
+    launch.stop(run)
+    assert launch.wait(run, 60) == "stopped"
 
 
 @pytest.mark.slow
-def test_prepare_and_inspect_runs(tmp_path):
-    done = execute("4_prepare_and_inspect.ipynb", tmp_path, workspace=tmp_path / "work")
-    text = "\n".join(shown(cell) for cell in done.cells if cell.cell_type == "code")
-    assert "{'missing_picture': 1, 'broken_picture': 1}" in text
-    (preview,) = [c for c in done.cells if c.source.startswith("preview = ")]
-    assert "trained tokens" in shown(preview, "text/html")
-
-
-@pytest.mark.slow
-@longer
-def test_compare_and_choose_runs(tmp_path):
-    values = {"workspace": tmp_path / "work", "train_iters": 8, "checkpoints": 2, "pictures": 2}
-    done = execute("3_compare_and_choose.ipynb", tmp_path, **values)
+def test_compare_and_choose_runs(work):
+    done = execute("3_compare_and_choose.ipynb", work, workspace=work / "work", **SHORT["3_"])
     (view,) = [c for c in done.cells if c.source.startswith("view = ")]
     page = shown(view, "text/html")
     assert page.count("data:image/jpeg") == 2 and "<b>base</b>" in page and "<b>tuned</b>" in page
@@ -95,9 +118,97 @@ def test_compare_and_choose_runs(tmp_path):
 
 
 @pytest.mark.slow
-@longer
-def test_quickstart_runs(tmp_path):
-    done = execute("1_quickstart.ipynb", tmp_path, workspace=tmp_path / "work")
-    pages = "\n".join(shown(c, "text/html") for c in done.cells if c.cell_type == "code")
-    assert "<svg" in pages and pages.count("data:image/jpeg") == 8
-    assert "accuracy" in "\n".join(shown(c) for c in done.cells if c.cell_type == "code")
+def test_prepare_and_inspect_runs(work):
+    done = execute("4_prepare_and_inspect.ipynb", work, workspace=work / "work")
+    text = "\n".join(shown(cell) for cell in done.cells if cell.cell_type == "code")
+    assert "{'missing_picture': 1, 'broken_picture': 1}" in text
+    (preview,) = [c for c in done.cells if c.source.startswith("preview = ")]
+    assert "trained tokens" in shown(preview, "text/html")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    yield from pages()
+
+
+@pytest.fixture(scope="module")
+def lab(browser, work, tmp_path_factory) -> Iterator[tuple[str, str]]:
+    """(address, token) of `qwen3vl notebook` with copies of the notebooks that work in the folder of the others."""
+    folder = work / "copies"
+    folder.mkdir()
+    for path in NOTEBOOKS:
+        notebook = with_parameters(nbformat.read(path, 4), {"workspace": work / "work", **SHORT.get(path.name[:2], {})})
+        nbformat.write(notebook, folder / path.name)
+    with running_lab(work, folder, QWEN3VL_GRACE="5") as (address, token, _):
+        yield address, token
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(lab, browser, work):
+    page, store = browser.page, RunStore(work / "work" / "runs")
+    before = {run.id for run in store.list()}
+    browser.open(*lab, "2_finetune_and_watch.ipynb")
+    browser.run_cells(8)
+    browser.shows("TP 1 · PP 1 · CP 1 · DP 1 = 1 process")
+    start = browser.button("Start finetune")
+    browser.shows(re.compile("on each GPU, an estimate"))
+    browser.keep(work, "2-form", start)
+    page.wait_for_selector(".js-plotly-plot", state="attached")
+    start.click()
+    browser.shows(re.compile(r"run \d{4}-watched started"))
+    browser.until(f"({DRAWN})[0]?.[0] >= 3")
+    some = browser.points()[0][0]
+    browser.until(f"({DRAWN})[0][0] > {some + 2}")
+    curve = page.locator(".js-plotly-plot").first
+    curve.scroll_into_view_if_needed()
+    browser.keep(work, "2-curve", curve)
+    # new points arrive, and the zoom stays
+    browser.zoom()
+    window, last = browser.window(), browser.points()[0][-1]
+    step = page.locator(".jp-OutputArea-output td", has_text=re.compile(r"^\d+/3000$")).first
+    shown_step = step.inner_text()
+    browser.expect(step).not_to_have_text(shown_step)
+    assert browser.window() == window and last
+    browser.keep(work, "2-zoom", curve)
+    page.locator(".js-plotly-plot .nsewdrag").first.dblclick()
+    browser.until("document.querySelector('.js-plotly-plot')._fullLayout.xaxis.autorange")
+    picture = browser.download(lambda: page.locator(".modebar-btn[data-title*='Download']").first.click())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (run,) = [r for r in store.list() if r.id not in before]
+    assert run.kind == "finetune" and run.alive
+    browser.button("Stop run").click()
+    assert launch.wait(run, 240) == "stopped"
+    browser.shows("■ stopped")
+    steps = [row["step"] for row in map(json.loads, run.metrics.read_text().splitlines()) if row["kind"] == "train"]
+    browser.until(f"document.querySelector('.js-plotly-plot')._fullData[0].x.slice(-1)[0] === {steps[-1]}")
+    browser.keep(work, "2-stopped", curve)
+    assert not browser.errors
+
+
+@pytest.mark.slow
+def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(lab, browser, work):
+    page, store = browser.page, RunStore(work / "work" / "runs")
+    before = [run.id for run in store.list()]
+    browser.open(*lab, "3_compare_and_choose.ipynb")
+    browser.run_cells(11)
+    for name in ("base", "tuned"):
+        heading = page.locator(".qwen3vl b", has_text=re.compile(f"^{name}$")).first
+        browser.expect(heading).to_be_visible()
+    picture = page.locator(".jp-OutputArea-output img.widget-image").first
+    browser.expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 0
+    page.locator("button", has_text="tuned is better").click()
+    browser.expect(page.locator("button.mod-active", has_text="tuned is better")).to_be_visible()
+    browser.keep(work, "3-captions", heading)
+    if before:  # the notebook has run in here: its runs are taken, none is started again
+        assert [run.id for run in store.list()] == before
+    assert not browser.errors
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_sample_shows_what_is_trained(lab, browser, work):
+    browser.open(*lab, "4_prepare_and_inspect.ipynb")
+    browser.run_cells(14)
+    browser.shows(re.compile("trained tokens"))
+    browser.keep(work, "4-preview", browser.page.locator(".qwen3vl mark").first)
+    assert not browser.errors

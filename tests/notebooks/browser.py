@@ -1,0 +1,108 @@
+"""A real JupyterLab in a real browser. Screenshots go to $QWEN3VL_SCREENSHOTS, else beside the test's files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+MILLISECONDS = 240_000
+PATHS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-extensions", "--mute-audio", "--disable-smooth-scrolling",
+]  # fmt: skip
+DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => (p._fullData || []).map(t => t.x.length))"
+"""Points of each trace of each figure, as the browser has them."""
+
+
+def pages() -> Iterator[Browser]:
+    """A browser with one page, until the iterator goes on; skips the test where there is none."""
+    program = next(filter(None, map(shutil.which, PATHS)), None)
+    if program is None:
+        pytest.skip("no chromium: tests/notebooks/install_browser.sh installs Debian's")
+    pytest.importorskip("jupyterlab", reason="no JupyterLab: pip install -e '.[test]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        try:
+            page = chromium.new_page(viewport={"width": 1400, "height": 1100}, reduced_motion="reduce")
+            page.set_default_timeout(MILLISECONDS)
+            sync_api.expect.set_options(timeout=MILLISECONDS)
+            yield Browser(page, sync_api.expect)
+        finally:
+            chromium.close()
+
+
+class Browser:
+    """One page on one JupyterLab. `shows` waits until something is visible, and gives it."""
+
+    def __init__(self, page, expect) -> None:
+        self.page, self.expect = page, expect
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def open(self, address: str, token: str, name: str) -> None:
+        """Open a notebook, and wait for its kernel: cells that run before it answers are lost."""
+        self.page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.shows("Python 3 (ipykernel) | Idle")
+        toast = self.page.locator("button.jp-toast-button", has_text=re.compile("^No$"))
+        if toast.count():
+            toast.first.click()
+
+    def run_cells(self, number: int) -> None:
+        """Shift+Enter from the first cell on; the status bar says which cell is next."""
+        self.page.locator(".jp-Cell").first.click()
+        self.page.keyboard.press("Escape")
+        for done in range(number):
+            self.shows(re.compile(rf"^Cell {done + 1}/\d+$"))
+            self.page.keyboard.press("Shift+Enter")
+
+    def shows(self, text: str | re.Pattern):
+        found = self.page.get_by_text(text).first
+        self.expect(found).to_be_visible()
+        return found
+
+    def button(self, text: str):
+        return self.page.locator("button", has_text=text)
+
+    def points(self) -> list[list[int]]:
+        return self.page.evaluate(DRAWN)
+
+    def until(self, expression: str) -> None:
+        """Wait for JavaScript to be true."""
+        self.page.wait_for_function(expression)
+
+    def keep(self, home: Path, name: str, at=None) -> Path:
+        """A screenshot, with something brought to the middle of it."""
+        if at is not None:
+            at.evaluate("element => element.scrollIntoView({block: 'center'})")
+        folder = Path(os.environ.get("QWEN3VL_SCREENSHOTS") or home)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}.png"
+        self.page.screenshot(path=file)
+        return file
+
+    def download(self, act: Callable[[], None]) -> Path:
+        """The file that an act gives the person."""
+        with self.page.expect_download() as waiting:
+            act()
+        return Path(waiting.value.path())
+
+    def zoom(self) -> None:
+        """Drag over the middle of the curve."""
+        area = self.page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        y = area["y"] + area["height"] / 2
+        self.page.mouse.move(area["x"] + area["width"] * 0.2, y)
+        self.page.mouse.down()
+        self.page.mouse.move(area["x"] + area["width"] * 0.7, y, steps=5)
+        self.page.mouse.up()
+        self.until("!document.querySelector('.js-plotly-plot')._fullLayout.xaxis.autorange")
+
+    def window(self) -> list[float]:
+        return self.page.evaluate("document.querySelector('.js-plotly-plot')._fullLayout.xaxis.range.slice()")

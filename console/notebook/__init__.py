@@ -21,6 +21,7 @@ _HOME = {
     "runs": "frames",
     "metrics": "frames",
     "captions": "frames",
+    "scores": "frames",
     "events": "frames",
     "open_store": "stores",
     "wait": "frames",

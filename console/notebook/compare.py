@@ -1,24 +1,29 @@
-"""Two models' captions side by side, with the picture, the words that differ, and a vote."""
+"""The captions of two models, or of one and its checkpoints, side by side: picture, differing words, votes, scores."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import pandas as pd
 
-from console.notebook.frames import captions
+from console.notebook.frames import captions, scores
 from console.notebook.live import Live
 from console.notebook.page import box, escape, picture, read_picture, say, table
-from console.notebook.samples import Caption, Sample, SampleFeed, read_votes, vote
 from console.notebook.stores import as_run, open_store
-from console.notebook.words import count_words, pair
+from console.notebook.words import marked
+from console.runs import exports
+from console.runs.captions import Caption, Sample, SampleFeed, Votes, read_votes, vote
 from console.runs.store import Run, RunStore
 from console.runs.text import GLYPHS
+from qwen3vl_core.caption.record import SAME
+from qwen3vl_core.caption.words import count
 
 STATIC_PICTURES = 8
-VOTES = (("base is better", "base"), ("as good", "same"), ("tuned is better", "tuned"))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class CompareCaptions(Live):
@@ -26,9 +31,10 @@ class CompareCaptions(Live):
 
     run: a number, id, name, `Run` or a `Launcher`; without one the newest comparison of the store, also one that starts
     later. Votes are kept beside the captions (votes.json) and come back with them; `captions(run)` has both as a data frame.
+    blind: which model wrote what is hidden, and the columns are shuffled, until the picture has its vote.
     """
 
-    def __init__(self, run: Any = None, *, store: RunStore | Path | str | None = None) -> None:
+    def __init__(self, run: Any = None, *, store: RunStore | Path | str | None = None, blind: bool = False) -> None:
         super().__init__()
         self._launcher = run if hasattr(run, "start_button") else None
         self.store = self._launcher.store if self._launcher is not None else open_store(store)
@@ -36,27 +42,39 @@ class CompareCaptions(Live):
         self._pinned = chosen is not None
         self._runs: dict[str, Run] = {}
         self._feed: SampleFeed | None = None
-        self._votes: dict[str, str] = {}
+        self._votes = Votes()
+        self._secret = secrets.token_hex(8)
         self._shown: Any = None
         self._quiet = False
         self.run_menu = W.Dropdown(options=[], description="run", layout=W.Layout(width="360px"))
         self.place = W.BoundedIntText(value=1, min=1, max=1, description="picture", layout=W.Layout(width="170px"))
         self.back_button = W.Button(icon="arrow-left", tooltip="The picture before", layout=W.Layout(width="40px"))
         self.next_button = W.Button(icon="arrow-right", tooltip="The next picture", layout=W.Layout(width="40px"))
-        self.mark_box = W.Checkbox(value=True, description="mark differences", indent=False)
-        self.image = W.Image(format="jpeg", layout=W.Layout(max_width="420px", object_fit="contain"))
-        self.base, self.tuned, self.headline = W.HTML(), W.HTML(), W.HTML()
-        half = {"width": "50%", "padding": "0 12px 0 0"}
-        self.vote_buttons = W.ToggleButtons(options=[("no vote", ""), *VOTES], value="")
+        self.mark_box = W.Checkbox(value=True, description="mark differences", indent=False, layout=W.Layout(width="140px"))
+        hidden = "Hide which model wrote what until the picture has its vote"
+        self.blind_box = W.Checkbox(value=blind, description="blind", tooltip=hidden, indent=False, layout=W.Layout(width="70px"))
+        self.page_button = W.Button(
+            description="Page", icon="download", tooltip="Write pictures, captions, scores and votes as one HTML page here",
+            layout=W.Layout(width="90px"),
+        )  # fmt: skip
+        self.image = W.Image(format="jpeg", layout=W.Layout(width="300px", max_height="420px", object_fit="contain", margin="6px 16px 0 0"))
+        self.headline, self.score_table = W.HTML(), W.HTML()
+        self.columns: dict[str, W.HTML] = {}
+        """What is written under each model's name."""
+        self.side_by_side = W.HBox([], layout=W.Layout(flex="1 1 0%", min_width="0"))
+        self.vote_buttons = W.ToggleButtons(options=[("no vote", "")], value="", style={"button_width": "auto"})
         self.back_button.on_click(lambda button: self.go(self.index - 1))
         self.next_button.on_click(lambda button: self.go(self.index + 1))
+        self.page_button.on_click(self._page_clicked)
         self.place.observe(self._turned, names="value")
-        self.mark_box.observe(lambda change: self._look(), names="value")
+        for control in (self.mark_box, self.blind_box):
+            control.observe(lambda change: self._look(), names="value")
         self.run_menu.observe(self._chosen, names="value")
         self.vote_buttons.observe(self._voted, names="value")
         self.children = [
-            W.HBox([self.run_menu, self.back_button, self.place, self.next_button, self.mark_box]), self.headline, self.image,
-            W.HBox([W.VBox([self.base], layout=half), W.VBox([self.tuned], layout=half)]), self.vote_buttons, self.message,
+            W.HBox([self.run_menu, self.back_button, self.place, self.next_button, self.mark_box, self.blind_box, self.page_button]),
+            self.headline, W.HBox([self.image, self.side_by_side], layout=W.Layout(width="100%")), self.vote_buttons, self.score_table,
+            self.message,
         ]  # fmt: skip
         self._list(chosen)
         self.begin()
@@ -72,6 +90,11 @@ class CompareCaptions(Live):
     def samples(self) -> list[Sample]:
         """Its pictures with their captions, as far as they are written."""
         return self._feed.samples if self._feed is not None else []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its models, the base first."""
+        return self._feed.names if self._feed is not None else ()
 
     @property
     def index(self) -> int:
@@ -127,26 +150,30 @@ class CompareCaptions(Live):
             self.headline.value = say(f"no comparison in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
             return
         if self._feed is None or self._feed.run != run:
-            self._feed, self._shown, self._votes = SampleFeed(run), None, read_votes(run)
+            self._feed, self._shown = SampleFeed(run), None
             self._set(self.place, 1)
         self._feed.read()
-        samples = self._feed.samples
+        samples, names = self._feed.samples, self.names
+        self._votes = read_votes(run, names)
         if self.place.max != max(len(samples), 1):
             self.place.max = max(len(samples), 1)
         status = run.status
         sample = samples[min(self.index, len(samples) - 1)] if samples else None
-        captions = tuple(sample.captions.get(model, Caption()) for model in ("base", "tuned")) if sample else ()
-        now = (run.id, status, len(samples), sample and sample.image, captions, self.mark_box.value)
+        whole = sum(s.whole(names) for s in samples)
+        written = tuple(sample.captions.get(name, Caption()) for name in names) if sample else ()
+        given = self._votes.choices.get(sample.image, "") if sample else ""
+        looks = (self.mark_box.value, self.blind_box.value, given)
+        now = (run.id, status, names, len(samples), whole, sample and sample.image, written, looks)
         if now == self._shown:
             return
         before, self._shown = self._shown, now
-        self.headline.value = self._headline(run, status, sample, len(samples))
-        for widget, text in zip((self.base, self.tuned), self._captions(sample), strict=True):
-            widget.value = text
-        if before is None or before[3] != now[3]:
+        self.headline.value = self._headline(run, status, sample, len(samples), whole)
+        self._show_columns(sample)
+        if before is None or before[5] != now[5]:
             self._show_picture(sample)
-        self._set(self.vote_buttons, self._votes.get(sample.image, "") if sample else "")
-        self.vote_buttons.disabled = sample is None
+        self._show_votes(sample, given)
+        if before is None or (before[4], before[7]) != (whole, looks):
+            self.score_table.value = self._scores(whole)
 
     def _set(self, widget: W.Widget, value: Any) -> None:
         """Change a control without hearing it as a person's choice."""
@@ -156,23 +183,59 @@ class CompareCaptions(Live):
         finally:
             self._quiet = False
 
-    def _headline(self, run: Run, status: str, sample: Sample | None, many: int) -> str:
-        models = [escape(path) for path in self._feed.head.models.values()] if self._feed is not None else ["?", "?"]
-        line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {many} pictures · base {models[0]} · tuned {models[1]}"
+    def hidden(self, sample: Sample | None) -> bool:
+        """Whether the models' names are hidden: in a blind comparison, until there is a vote."""
+        return self.blind_box.value and sample is not None and sample.image not in self._votes.choices
+
+    def order(self, sample: Sample | None) -> list[str]:
+        """The models as their columns stand; shuffled anew for each picture where the comparison is blind."""
+        if sample is None or not self.blind_box.value:
+            return list(self.names)
+        return sorted(self.names, key=lambda name: hashlib.sha256(f"{self._secret} {sample.image} {name}".encode()).digest())
+
+    def _headline(self, run: Run, status: str, sample: Sample | None, many: int, whole: int) -> str:
+        head = self._feed.head
+        count_line = f"{many} pictures" if whole == many else f"{whole} of {many} pictures"
+        line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {count_line}"
         if sample is not None:
-            line += f"<br>“{escape(sample.prompt)}” <span class=dim>{escape(Path(sample.image).name)}</span>"
+            line += f" · “{escape(sample.prompt or head.prompt)}” <span class=dim>{escape(Path(sample.image).name)}</span>"
+        if not self.blind_box.value:
+            paths = " · ".join(f"{escape(name)}: {escape(path)}" for name, path in head.models.items())
+            line += f'<br><span class="dim">{paths}</span>'
         return box(line)
 
-    def _captions(self, sample: Sample | None) -> tuple[str, str]:
+    def _show_columns(self, sample: Sample | None) -> None:
+        order = self.order(sample)
+        if list(self.columns) != order:
+            self.columns = {name: W.HTML(layout=W.Layout(flex="1 1 0%", min_width="0", margin="0 12px 0 0")) for name in order}
+            before, self.side_by_side.children = self.side_by_side.children, tuple(self.columns.values())
+            for column in before:
+                column.close()
+        for name, text in self._captions(sample, self.hidden(sample)).items():
+            self.columns[name].value = text
+
+    def _captions(self, sample: Sample | None, hidden: bool = False) -> dict[str, str]:
+        """The column of each model."""
         if sample is None:
-            return "", ""
-        found = [sample.captions.get(model, Caption()) for model in ("base", "tuned")]
-        # a difference to half a sentence says nothing
-        texts = pair(found[0].text, found[1].text, self.mark_box.value and all(c.done for c in found))
-        return tuple(
-            box(f"<b>{name}</b> <span class=dim>{_about(caption)}</span><p style='line-height:1.5'>{text}</p>")
-            for name, caption, text in zip(("base", "tuned"), found, texts, strict=True)
-        )
+            return dict.fromkeys(self.columns, "")
+        order = self.order(sample)
+        found = {name: sample.captions.get(name, Caption()) for name in order}
+        # a difference to half a sentence says nothing, and one of hidden models would tell which is which
+        if self.mark_box.value and not hidden and sample.whole(self.names):
+            texts = dict(zip(self.names, marked([found[name].text for name in self.names]), strict=True))
+        else:
+            texts = {name: escape(caption.text.strip()) for name, caption in found.items()}
+        made = {}
+        given = self._votes.choices.get(sample.image)
+        for place, name in enumerate(order):
+            title = LETTERS[place % len(LETTERS)] if hidden else escape(name)
+            star = " ★" if given == name else ""
+            about = "" if hidden else f" <span class=dim>{_about(found[name])}</span>"
+            made[name] = box(f"<b>{title}{star}</b>{about}<p class=caption>{texts[name]}</p>")
+        if sample.references and order:
+            told = "<br>".join(escape(text) for text in sample.references)
+            made[order[0]] += box(f'<p class="caption dim">reference: {told}</p>')
+        return made
 
     def _show_picture(self, sample: Sample | None) -> None:
         self.message.value = ""
@@ -182,37 +245,75 @@ class CompareCaptions(Live):
             self.image.value = b""
             self.message.value = say(f"{sample.image}: cannot be shown ({error})", "bad")
 
+    def _scores(self, whole: int) -> str:
+        """Scores of the models, once every picture has its captions; hidden while the comparison is blind."""
+        if not whole or self.blind_box.value or whole < len(self.samples):
+            return ""
+        frame = scores(self.run)
+        rows = [[escape(what), *map(escape, values)] for what, values in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+        return box(table(("", *map(str, frame.columns)), rows))
+
     # votes
 
+    def _show_votes(self, sample: Sample | None, given: str) -> None:
+        order, hidden = self.order(sample), self.hidden(sample)
+        titles = [LETTERS[place % len(LETTERS)] if hidden else name for place, name in enumerate(order)]
+        best = " is better" if len(order) == 2 else " is best"
+        options = (("no vote", ""), *((title + best, name) for title, name in zip(titles, order, strict=True)), ("as good", SAME))
+        self._quiet = True
+        try:
+            if options != self.vote_buttons.options:
+                self.vote_buttons.options = options
+            self.vote_buttons.value = given if given in dict(options).values() else ""
+        finally:
+            self._quiet = False
+        self.vote_buttons.disabled = sample is None
+
     def vote(self, choice: str | None, index: int | None = None) -> None:
-        """Say which caption of a picture is better: `base`, `tuned`, `same`, None to take it back. Raises RequestError."""
+        """Say which caption of a picture is best: a model's name, `same`, None to take it back. Raises RequestError."""
         with self.lock:
             sample = self.samples[self.index if index is None else index]
-            self._votes = vote(self.run, sample.image, choice)
-            if index in (None, self.index):
-                self._set(self.vote_buttons, choice or "")
+            self._votes = vote(self.run, sample.image, choice, self.names, blind=self.hidden(sample))
+        self._look()
 
     def _voted(self, change: Any) -> None:
         if not self._quiet and self.samples:
             with self.telling():
                 self.vote(change["new"] or None)
 
+    # as frames and files
+
     def frame(self) -> pd.DataFrame:
         """`captions` of this comparison: pictures, texts, words, votes."""
         return captions(self.run) if self.run is not None else pd.DataFrame()
 
+    def to_html(self, path: Path | str | None = None) -> Path:
+        """Write the page of this comparison; without a path beside the notebook. Raises RequestError and WorkError."""
+        target = Path(path or f"captions-{self.run.number:04d}.html" if self.run is not None else "captions.html")
+        (made,) = exports.export(self.run, html=target.expanduser().absolute())
+        return made
+
+    def _page_clicked(self, button: W.Button) -> None:
+        with self.telling():
+            if self.run is not None:
+                self.message.value = say(f"wrote {self.to_html()}", "good")
+
     def _repr_html_(self) -> str:
-        rows = []
         with self.lock:
+            rows = []
             for sample in self.samples[:STATIC_PICTURES]:
-                rows.append([picture(Path(sample.image)), *self._captions(sample)])
+                columns = self._captions(sample, self.hidden(sample))
+                rows.append([picture(Path(sample.image)), *(columns[name] for name in self.order(sample))])
         more = len(self.samples) - len(rows)
         note = f'<p class="dim">and {more} more</p>' if more > 0 else ""
-        return self.headline.value + box(table(("picture", "base", "tuned"), rows) + note)
+        heads = [""] * len(self.names) if self.blind_box.value else self.names
+        return self.headline.value + box(table(("picture", *heads), rows) + note) + self.score_table.value
 
 
 def _about(caption: Caption) -> str:
     if not caption.text and not caption.done:
         return "waiting …"
-    seconds = f" · {caption.seconds:.1f} s" if caption.seconds is not None else ""
-    return f"{count_words(caption.text)} words{seconds}{'' if caption.done else ' · writing …'}"
+    parts = [f"{count(caption.text)} words"]
+    parts += [f"{caption.seconds:.1f} s"] if caption.seconds is not None else []
+    parts += ["writing …"] if not caption.done else ["cut off at the longest length"] if not caption.whole else []
+    return " · ".join(parts)

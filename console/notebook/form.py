@@ -10,6 +10,7 @@ from typing import Any
 
 import ipywidgets as W
 
+from console.notebook.page import box, escape
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
@@ -46,10 +47,10 @@ def value_of(option: Option, text: str | bool) -> Any:
     return [option.parse(word) for word in words]
 
 
-def help_of(option: Option) -> str:
+def help_of(option: Option, choices: bool = True) -> str:
     """One line: what it is, its choices or range, its unit and default."""
     parts = [option.help]
-    if option.choices:
+    if option.choices and choices:
         parts.append("one of " + ", ".join(option.choices))
     bounds = [f"at least {option.minimum:g}"] if option.minimum is not None else []
     bounds += [f"at most {option.maximum:g}"] if option.maximum is not None else []
@@ -164,13 +165,13 @@ class Form(W.Tab):
             field.observe(self._edited, names="value")
 
     def _field(self, option: Option) -> W.Widget:
-        wide = "640px" if (option.path or option.type is str) and not option.choices else "340px"
+        wide = "560px" if (option.path or option.type is str) and not option.choices else "340px"
         return field_of(option, self.begin[option.name], width=wide)
 
     def _row(self, option: Option) -> W.Widget:
-        if option.type is str and not option.choices:
-            return self.fields[option.name]
-        note = W.Label(help_of(option), layout=W.Layout(width="auto"), style={"text_color": "#888888"})
+        # a menu shows its choices itself
+        text = f'<div class="dim" style="line-height:1.3">{escape(help_of(option, choices=False))}</div>'
+        note = W.HTML(box(text), layout=W.Layout(flex="1 1 0%", min_width="0", margin="4px 0 0 8px"))
         return W.HBox([self.fields[option.name], note])
 
     def _titles(self) -> list[str]:

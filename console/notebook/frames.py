@@ -9,17 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from console.notebook.samples import read_samples, read_votes
 from console.notebook.stores import as_run, open_store
-from console.notebook.words import count_words
-from console.runs import launch
+from console.runs import exports, launch
+from console.runs.captions import SampleFeed, read_votes
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, MetricSeries
 from console.runs.text import last_of
+from qwen3vl_core.caption import report
+from qwen3vl_core.caption.words import count
 from qwen3vl_core.errors import WorkError
 
-__all__ = ["captions", "events", "metrics", "open_store", "runs", "wait"]
+__all__ = ["captions", "events", "metrics", "open_store", "runs", "scores", "wait"]
 
 END_OF_LOG = 20
 
@@ -79,21 +80,32 @@ def events(run: Run | str | int | Path, *, store: RunStore | Path | str | None =
 
 
 def captions(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """The captions of a compare run, one picture a row: image, base, tuned, words, seconds, and the vote given to it."""
-    found = as_run(run, store)
-    votes = read_votes(found)
+    """The captions of a compare run, one picture a row: image, prompt, each model's caption under its name (`base`, `tuned`, or
+    one for each checkpoint), their words and seconds, what people wrote (references), and the vote given to it."""
+    feed = SampleFeed(as_run(run, store))
+    feed.read()
+    votes = read_votes(feed.run, feed.names).choices
     rows: list[dict[str, Any]] = []
-    for sample in read_samples(found):
-        row: dict[str, Any] = {"image": sample.image, "prompt": sample.prompt}
-        for model in ("base", "tuned"):
-            caption = sample.captions.get(model)
-            row |= {
-                model: caption.text if caption else None, f"{model}_words": count_words(caption.text) if caption else None,
-                f"{model}_seconds": caption.seconds if caption else None,
-            }  # fmt: skip
-        rows.append(row | {"vote": votes.get(sample.image)})
-    sides = [f"{model}{what}" for what in ("", "_words", "_seconds") for model in ("base", "tuned")]
-    return pd.DataFrame(rows, columns=["image", "prompt", *sides, "vote"])
+    for sample in feed.samples:
+        found = {name: sample.captions.get(name) for name in feed.names}
+        row: dict[str, Any] = {"image": sample.image, "prompt": sample.prompt or feed.head.prompt}
+        row |= {name: caption.text if caption else None for name, caption in found.items()}
+        row |= {f"{name}_words": count(caption.text) if caption else None for name, caption in found.items()}
+        row |= {f"{name}_seconds": caption.seconds if caption else None for name, caption in found.items()}
+        rows.append(row | {"references": list(sample.references), "vote": votes.get(sample.image)})
+    sides = [f"{name}{what}" for what in ("", "_words", "_seconds") for name in feed.names]
+    return pd.DataFrame(rows, columns=["image", "prompt", *sides, "references", "vote"])
+
+
+def scores(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
+    """What can be counted about the captions of a compare run, as people read it: one count a row, one model a column.
+
+    Words, repeated passages, votes; with references also ROUGE-L and CIDEr. Raises RequestError for a run of another kind,
+    WorkError while no picture has all its captions.
+    """
+    comparison = exports.comparison_of(as_run(run, store))
+    found = report.score_rows(comparison)
+    return pd.DataFrame([values for _, values in found], columns=comparison.names, index=[name for name, _ in found])
 
 
 def wait(

@@ -16,6 +16,7 @@ from qwen3vl_core.layout.advice import LAYOUT, ROOM, suggest
 from qwen3vl_core.layout.command import gpu_count, process_count
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line
 from qwen3vl_core.options.planning import PlanOptions
+from qwen3vl_core.progress import duration
 
 PARTS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "vision": "vision",
@@ -39,7 +40,7 @@ def bar(stage: dict[str, Any], gib: float) -> str:
         parts.append(f'<span title="{title} {stage[name]:.2f} GiB" style="{looks}"></span>')
         legend.append(f'<span style="white-space:nowrap"><span style="color:{colour}">■</span> {title} {stage[name]:.2f}</span>')
     limit = f'<i style="left:{100 * ROOM * gib / whole:.3f}%" title="{ROOM * gib:.1f} GiB: {100 - 100 * ROOM:.0f}% is kept free"></i>'
-    return f'<div class="memory">{"".join(parts)}{limit}</div><div class="dim">{"  ".join(legend)} GiB</div>'
+    return f'<div class="memory">{"".join(parts)}{limit}</div><div>{" &nbsp; ".join(legend)} GiB</div>'
 
 
 def describe(found: dict[str, Any], known: bool) -> str:
@@ -50,7 +51,9 @@ def describe(found: dict[str, Any], known: bool) -> str:
     if not found["fits"]:
         more = found.get("gpus_needed")
         line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
-    after = [f"about {found['step']['seconds']:.2g} s a step, {found['hours']:.2g} h in all, at MFU {found['step']['mfu']:g}"]
+    seconds = found["step"]["seconds"]
+    took = f"{seconds:.2g} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+    after = [f"about {took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
     if not known:
         after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
     about = f'<span class="dim">{escape(" · ".join(after))}</span>'

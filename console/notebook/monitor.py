@@ -88,12 +88,14 @@ class RunMonitor(Live):
         self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
         self.status = W.HTML()
         self.figure = go.FigureWidget(layout={
-            "uirevision": "keep", "height": 380, "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
+            "uirevision": "keep", "height": 380, "autosize": True,
+            "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
             "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear"},
             "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
         })  # fmt: skip
         camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
-        self.figure._config = {**self.figure._config, "displaylogo": False, "displayModeBar": True, "toImageButtonOptions": camera}
+        looks = {"displaylogo": False, "displayModeBar": True, "responsive": True, "toImageButtonOptions": camera}
+        self.figure._config = {**self.figure._config, **looks}
         self.image_button.on_click(self._image_clicked)
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
@@ -103,7 +105,7 @@ class RunMonitor(Live):
         self.children = [
             W.HBox([self.run_select, W.VBox([self.metric_menu, self.smoothing_slider]),
                     W.VBox([self.log_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
-            W.Box([self.figure]), self.status, self.message,
+            W.Box([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
         self.begin()

@@ -22,6 +22,7 @@ STYLE = """<style>
 .qwen3vl ins { background: rgba(42, 157, 97, .26); text-decoration: none; font-weight: 600; }
 .qwen3vl mark { background: rgba(217, 130, 43, .30); color: inherit; }
 .qwen3vl .dim { opacity: .65; }
+.qwen3vl .caption { line-height: 1.5; margin: 4px 0 8px; }
 .qwen3vl .bad { color: #c0483f; }
 .qwen3vl .good { color: #2a9d61; }
 .qwen3vl pre, .qwen3vl code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; line-height: 1.35; margin: 0; }

@@ -84,14 +84,16 @@ class DatasetPreview(W.VBox):
 
     def _about(self) -> str:
         report = report_of(self.dataset)
-        rows = []
+        rows, left_out = [], ""
         for name, counts in (report.get("splits") or {}).items():
             if isinstance(counts, dict):
                 rows.append([escape(name), *(escape(f"{counts.get(k, 0):,}") for k in ("samples", "pictures", "turns", "bytes"))])
         refused = report.get("refused")
         if isinstance(refused, dict) and refused:
-            rows.append(["refused", escape(", ".join(f"{k}: {v}" for k, v in refused.items())), "", "", ""])
-        return box(f"<b>{escape(self.dataset)}</b>" + (table(("split", "samples", "pictures", "turns", "bytes"), rows) if rows else ""))
+            left_out = f"<span>left out: {escape(', '.join(f'{v} {k}' for k, v in refused.items()))}</span>"
+        return box(
+            f"<b>{escape(self.dataset)}</b>" + (table(("split", "samples", "pictures", "turns", "bytes"), rows) if rows else "") + left_out
+        )
 
     def _show(self) -> None:
         try:

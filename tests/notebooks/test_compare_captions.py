@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from console.notebook import CompareCaptions, captions
-from console.notebook.words import pair
+from console.notebook import CompareCaptions, captions, scores
+from console.notebook.words import marked
+from console.runs import captions as console_votes
 from console.runs import launch
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError
@@ -33,7 +34,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def comparison(store, pictures) -> Run:
-    run = recorded(store, "compare", base="/models/base", tuned="/models/tuned")
+    run = recorded(store, "compare", base="/models/base", tuned=["/models/tuned"])
     for n, path in enumerate(pictures):
         write(run, path, "base", f"The picture shows a red ball and {n} <b>cats</b>.")
         write(run, path, "tuned", f"A red ball and {n} dogs.")
@@ -42,18 +43,18 @@ def comparison(store, pictures) -> Run:
 
 def test_pictures_captions_and_differences_are_shown(comparison, store):
     view = CompareCaptions(comparison, store=store)
-    assert "<ins>dogs</ins>" in view.tuned.value
-    assert "<del>The picture shows</del>" in view.base.value and "<b>cats" not in view.base.value
-    assert "6 words · 1.5 s" in view.tuned.value
+    assert "<ins>dogs</ins>" in view.columns['tuned'].value
+    assert "<del>The picture shows</del>" in view.columns['base'].value and "<b>cats" not in view.columns['base'].value
+    assert "6 words · 1.5 s" in view.columns['tuned'].value
     assert "“What is it?”" in view.headline.value and "/models/tuned" in view.headline.value
     assert bytes(view.image.value[:2]) == b"\xff\xd8"
     first = bytes(view.image.value)
     view.next_button.click()
-    assert view.index == 1 and "1 <ins>dogs" in view.tuned.value and bytes(view.image.value) != first
+    assert view.index == 1 and "1 <ins>dogs" in view.columns['tuned'].value and bytes(view.image.value) != first
     view.go(99)
     assert view.index == 2
     view.mark_box.value = False
-    assert "<ins>" not in view.tuned.value
+    assert "<ins>" not in view.columns['tuned'].value
 
 
 def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
@@ -62,11 +63,11 @@ def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
     run = recorded(store, "compare", jobs.UNTIL_GO)
     launch.start(run)
     write(run, pictures[0], "base", "A long", done=False)
-    until(lambda: "writing …" in view.base.value)
-    assert "waiting …" in view.tuned.value and "running" in view.headline.value
+    until(lambda: view.columns and "writing …" in view.columns['base'].value)
+    assert "waiting …" in view.columns['tuned'].value and "running" in view.headline.value
     write(run, pictures[0], "base", "A long one.")
     write(run, pictures[0], "tuned", "A short one.")
-    until(lambda: "<ins>short</ins>" in view.tuned.value)
+    until(lambda: "<ins>short</ins>" in view.columns['tuned'].value)
     (run.path / "go").touch()
     until(lambda: "done" in view.headline.value)
 
@@ -102,14 +103,14 @@ def test_another_comparison_can_be_chosen(comparison, store, pictures):
     view.run_menu.value = comparison.id
     assert view.run == comparison and len(view.samples) == 3
     view.show(newer)
-    assert view.run == newer and "Newer." in view.base.value
+    assert view.run == newer and "Newer." in view.columns['base'].value
 
 
 def test_a_picture_that_is_gone_or_broken_is_said_and_the_captions_stay(comparison, store, pictures):
     pictures[0].unlink()
     pictures[1].write_bytes(b"no picture")
     view = CompareCaptions(comparison, store=store)
-    assert "cannot be shown" in view.message.value and "dogs" in view.tuned.value
+    assert "cannot be shown" in view.message.value and "dogs" in view.columns['tuned'].value
     view.go(1)
     assert "cannot be shown" in view.message.value
     view.go(2)
@@ -124,7 +125,8 @@ def test_rows_of_any_shape_do_no_harm(store):
     (run.path / "votes.json").write_text('{"votes": {"<script>": ["base"]}}')
     view = CompareCaptions(run, store=store)
     assert len(view.samples) == 1
-    assert "<script" not in view.base.value + view.headline.value + view._repr_html_() and "\x1b" not in view.base.value
+    base = view.columns["base"].value
+    assert "<script" not in base + view.headline.value + view._repr_html_() and "\x1b" not in base
 
 
 def test_a_static_viewer_gets_pictures_and_differences(comparison, store):
@@ -133,7 +135,80 @@ def test_a_static_viewer_gets_pictures_and_differences(comparison, store):
 
 
 def test_differences_ignore_the_case_and_keep_every_word():
-    assert pair("The red ball.", "the blue ball.") == ("The <del>red</del> ball.", "the <ins>blue</ins> ball.")
-    assert pair("It leaves a lot.", "It is quite simple.") == ("It <del>leaves a lot</del>.", "It <ins>is quite simple</ins>.")
-    assert pair("", "a") == ("", "a")
-    assert pair("same", "same", marked=True) == ("same", "same")
+    assert marked(["The red ball.", "the blue ball."]) == ["The <del>red</del> ball.", "the <ins>blue</ins> ball."]
+    assert marked(["It leaves a lot.", "It is quite simple."]) == ["It <del>leaves a lot</del>.", "It <ins>is quite simple</ins>."]
+    assert marked(["", "a"]) == ["", "a"] and marked(["<b>", "<b>"]) == ["&lt;b&gt;"] * 2
+    assert marked(["a cat", "a dog", "a big cat"]) == ["a cat", "a <ins>dog</ins>", "a <ins>big</ins> cat"]
+
+
+@pytest.fixture
+def checkpoints(store, pictures) -> Run:
+    """A comparison of the base model and two checkpoints, with references, as `qwen3vl compare` records one."""
+    run = recorded(store, "compare", base="/models/base", tuned=["/run/iter_0000010", "/run/iter_0000020"])
+    names = {"base": "/models/base", "step 10": "/run/iter_0000010", "step 20": "/run/iter_0000020"}
+    head = {
+        "v": 1, "prompt": "What is it?", "models": {name: {"path": path, "size": "tiny"} for name, path in names.items()},
+        "sampling": {"seed": 0}, "notes": [], "pictures": [{"image": str(p), "references": ["A red ball."]} for p in pictures],
+    }  # fmt: skip
+    (run.path / "comparison.json").write_text(json.dumps(head))
+    for n, path in enumerate(pictures):
+        for name in names:
+            write(run, path, name, "A red ball." if name == "step 20" else f"A picture of {name} {n}.")
+    return run
+
+
+def test_any_number_of_checkpoints_stand_side_by_side(checkpoints, store, pictures):
+    view = CompareCaptions(checkpoints, store=store)
+    assert list(view.columns) == ["base", "step 10", "step 20"] and "/run/iter_0000020" in view.headline.value
+    assert "<ins>" in view.columns["step 10"].value and "<del>" not in view.columns["base"].value
+    assert "reference: A red ball." in view.columns["base"].value
+    assert [label for label, _ in view.vote_buttons.options] == ["no vote", "base is best", "step 10 is best", "step 20 is best", "as good"]
+    view.vote_buttons.value = "step 20"
+    assert "★" in view.columns["step 20"].value and "★" not in view.columns["base"].value
+    table = scores(checkpoints)
+    assert table.columns.tolist() == ["base", "step 10", "step 20"]
+    assert table.loc["ROUGE-L, 0 to 1", "step 20"] == "1.000" and table.loc["votes"].tolist() == ["0", "0", "1"]
+    assert "ROUGE-L" in view.score_table.value and "1.000" in view.score_table.value
+    frame = captions(checkpoints)
+    assert frame["step 20"].tolist() == ["A red ball."] * 3 and frame["vote"].tolist()[0] == "step 20"
+    assert frame["references"].tolist() == [["A red ball."]] * 3
+
+
+def test_a_vote_that_is_given_elsewhere_appears(checkpoints, store, pictures):
+    view = CompareCaptions(checkpoints, store=store)
+    console_votes.vote(checkpoints, str(pictures[0]), "step 10", view.names)
+    until(lambda: view.vote_buttons.value == "step 10" and "★" in view.columns["step 10"].value)
+
+
+def test_a_blind_comparison_tells_the_models_after_the_vote(checkpoints, store, pictures):
+    view = CompareCaptions(checkpoints, store=store, blind=True)
+
+    def shown() -> str:
+        return view.headline.value + view.score_table.value + "".join(column.value.split("<p")[0] for column in view.columns.values())
+
+    orders = set()
+    for number in range(3):
+        view.go(number)
+        assert [label[0] for label, value in view.vote_buttons.options if value in view.names] == ["A", "B", "C"]
+        assert "step" not in shown() and "/models" not in shown() and "1.5 s" not in shown()
+        orders.add(tuple(view.columns))
+    assert all(set(order) == set(view.names) for order in orders)
+    first = dict(view.vote_buttons.options)["A is best"]
+    view.vote_buttons.value = first
+    assert f"<b>{first} ★</b>" in view.columns[first].value and tuple(view.columns) in orders
+    kept = json.loads((checkpoints.path / "votes.json").read_text())
+    assert kept["votes"] == {str(pictures[2]): first} and kept["blind"] == [str(pictures[2])]
+    assert "ROUGE-L" not in view._repr_html_()
+    view.blind_box.value = False
+    assert "ROUGE-L" in view.score_table.value and list(view.columns) == list(view.names)
+
+
+def test_the_page_of_a_comparison_is_one_file(checkpoints, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    view = CompareCaptions(checkpoints, store=store)
+    view.page_button.click()
+    page = (tmp_path / f"captions-{checkpoints.number:04d}.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 and "step 20" in page and "wrote" in view.message.value
+    other = CompareCaptions(recorded(store, "compare"), store=store)
+    other.page_button.click()
+    assert "no picture has all its captions" in other.message.value

@@ -172,7 +172,7 @@ def test_a_closed_form_looks_at_nothing_any_more(store, dataset):
 def test_values_that_no_field_can_hold_are_refused(store):
     with pytest.raises(RequestError, match="--precision fp4: must be one of"):
         Launcher("finetune", precision="fp4", store=store)
-    with pytest.raises(RequestError, match="there are prepare"):
+    with pytest.raises(RequestError, match="no such command; there are"):
         Launcher("train", store=store)
 
 

@@ -1,12 +1,15 @@
-"""Shard writing against `tar` and against WebDataset's ShardWriter, on the same files in one run.
+"""The data path against its peers on the same files in one run: shards, the loader, packing.
 
     python benchmarks/data.py                      # 3,000 pictures of 336x336, made here
     python benchmarks/data.py --json figures.json
 
 `prepare` reads the JSON, checks the header and the end of every picture and writes finished shards; `tar` copies the same
 files into one archive; ShardWriter is fed as the public LLaVA converter feeds it. Each is timed from an open Python (tar:
-from its start) to finished files, in turn, several times, with the pictures in the page cache; the best time counts, and
-the median is told beside it. Energon's index, the same for all, is timed on its own.
+from its start) to finished files, in turn, several times, with the pictures in the page cache. Energon's index, the same for
+all, is timed on its own. The loader, in this process, gives out batches of one sample from those shards; Hugging Face's
+`Qwen3VLProcessor` with the Pillow backend is given the same pictures and conversations, in turn. A ratio is the median of
+the rounds' ratios: what else the machine does weighs on both. Packing is measured over one epoch of conversations whose
+lengths are spread as LLaVA's instructions are, at 4,096 tokens a row.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+import qwen3vl_core
 from qwen3vl_core.data import energon, sources
 from qwen3vl_core.data.prepare import read_samples
 from qwen3vl_core.data.prepare_check import Checker
@@ -39,6 +43,11 @@ SHARD_SIZE = 500_000_000
 QUESTIONS = ("Render a clear and concise summary of the photo.\n<image>", "<image>\nWhat is this?")
 WORDS = ("a", "dog", "on", "the", "beach", "with", "woman", "red", "car")
 TARGETS = {"shards_over_tar": 0.8, "shards_over_shardwriter": 4.0}
+LOADER_TARGETS = {"loader_over_hf_processor": 3.0, "packing_efficiency": 0.97}
+CHECKPOINT = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
+ROW = 4096
+AREAS = (65536, 16777216)
+"""Pixels that Qwen3-VL resizes a picture into; the tiny checkpoint has smaller ones."""
 
 
 def make_source(folder: Path, count: int) -> Path:
@@ -118,17 +127,129 @@ def shard_figures(folder: Path, source: Path, count: int, repeats: int, workers:
     begin = time.perf_counter()
     energon.make_index(folder / "written", names, "benchmark")
     index = time.perf_counter() - begin
-    rates = {name: {"best": count / min(taken), "median": count / statistics.median(taken)} for name, taken in seconds.items()}
     return {
         "samples": count,
         "processes": worker_count(workers),
-        "samples_per_second": rates,
+        "samples_per_second": rates(seconds, count),
         "index_seconds": index,
-        "shards_over_tar": rates["prepare"]["best"] / rates["tar"]["best"],
-        "shards_over_shardwriter": rates["prepare"]["best"] / rates["shardwriter"]["best"],
-        "shards_over_tar_median": rates["prepare"]["median"] / rates["tar"]["median"],
-        "shards_over_shardwriter_median": rates["prepare"]["median"] / rates["shardwriter"]["median"],
-        "one_process_over_tar": rates["prepare_one_process"]["best"] / rates["tar"]["best"],
+        "shards_over_tar": ratio(seconds, "prepare", "tar"),
+        "shards_over_shardwriter": ratio(seconds, "prepare", "shardwriter"),
+        "one_process_over_tar": ratio(seconds, "prepare_one_process", "tar"),
+    }
+
+
+def rates(seconds: dict[str, list[float]], count: int) -> dict[str, dict[str, float]]:
+    """Samples a second of each way, best and median."""
+    return {name: {"best": count / min(taken), "median": count / statistics.median(taken)} for name, taken in seconds.items()}
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """How many times as fast as theirs ours is: the median over the rounds."""
+    return statistics.median(b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True))
+
+
+def hugging_face(source: Path, count: int) -> Callable[[], None]:
+    """A round of `Qwen3VLProcessor` (Pillow backend) over the first `count` records: file to tensors."""
+    from transformers import AutoTokenizer, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    class WithoutVideo(Qwen3VLProcessor):
+        # the video processor needs torchvision
+        def check_argument_for_proper_class(self, name, argument):
+            return None if argument is None else super().check_argument_for_proper_class(name, argument)
+
+    processor = WithoutVideo(
+        image_processor=Qwen2VLImageProcessorPil.from_pretrained(
+            CHECKPOINT, size=dict(zip(("shortest_edge", "longest_edge"), AREAS, strict=True))
+        ),
+        tokenizer=AutoTokenizer.from_pretrained(CHECKPOINT),
+        video_processor=None,
+        chat_template=(CHECKPOINT / "chat_template.jinja").read_text(),
+    )
+    records = json.loads(source.read_text())[:count]
+
+    def once() -> None:
+        for record in records:
+            question, answer = (turn["value"] for turn in record["conversations"])
+            shown = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
+            turns = [{"role": "user", "content": shown}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+            text = processor.apply_chat_template(turns, tokenize=False)
+            with Image.open(source.parent / record["image"]) as image:
+                processor(text=[text], images=[image.convert("RGB")], return_tensors="pt")
+
+    return once
+
+
+def loader_figures(folder: Path, source: Path, count: int, repeats: int) -> dict[str, Any]:
+    """Samples a second of the loader in this process, as training takes them and normalised here too, and of Hugging Face's."""
+    import torch
+
+    from qwen3vl_core.data import prepare
+    from qwen3vl_core.data.loader import build_loader
+    from qwen3vl_core.data.processor import ChatProcessor
+    from qwen3vl_core.options import PrepareOptions
+
+    torch.set_num_threads(1)
+    prepare.run(PrepareOptions(source=str(source), to=str(folder / "loaded"), split="1,0,0", workers=1, overwrite=True))
+    processor = ChatProcessor.from_pretrained(CHECKPOINT, *AREAS)
+
+    def ours(normalise: bool) -> None:
+        loader = build_loader(folder / "loaded", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW)
+        for _ in range(count):
+            (batch,) = next(loader)
+            if normalise:
+                batch.model_inputs("cpu", torch.float32)
+        loader.close()
+
+    ways = {"loader": lambda: ours(False), "loader_and_normalising": lambda: ours(True), "hf_processor": hugging_face(source, count)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, work in ways.items():
+            begin = time.perf_counter()
+            work()
+            # the first round warms up
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {
+        "loader_samples_per_second": rates(seconds, count),
+        "loader_over_hf_processor": ratio(seconds, "loader", "hf_processor"),
+        "loader_and_normalising_over_hf_processor": ratio(seconds, "loader_and_normalising", "hf_processor"),
+    }
+
+
+def packing_figures(folder: Path, source: Path, count: int) -> dict[str, Any]:
+    """How full the rows of an epoch are, and how fast they come."""
+    from qwen3vl_core.data import prepare
+    from qwen3vl_core.data.loader import build_loader
+    from qwen3vl_core.data.processor import ChatProcessor
+    from qwen3vl_core.options import PrepareOptions
+
+    random = np.random.RandomState(7)
+    records = json.loads(source.read_text())[:count]
+    for record in records:
+        # words: half of the conversations below 200, one in twenty above 900, as LLaVA's instructions
+        words = int(min(random.lognormal(5.3, 0.9), 3000))
+        record["conversations"][1]["value"] = " ".join(random.choice(WORDS, max(3, words)))
+    long = source.parent / "long.json"
+    long.write_text(json.dumps(records))
+    prepare.run(PrepareOptions(source=str(long), to=str(folder / "packed"), split="1,0,0", workers=1, overwrite=True))
+    processor = ChatProcessor.from_pretrained(CHECKPOINT, *AREAS)
+    loader = build_loader(
+        folder / "packed", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW, packing=True
+    )
+    begin = time.perf_counter()
+    while loader.used < count - sum(loader.skipped.values()):
+        next(loader)
+    seconds = time.perf_counter() - begin
+    loader.close()
+    return {
+        "packing_efficiency": loader.efficiency,
+        "packing": {
+            "samples": loader.used,
+            "too_long": sum(loader.skipped.values()),
+            "row": ROW,
+            "samples_per_second": loader.used / seconds,
+        },
     }
 
 
@@ -142,6 +263,8 @@ def parts(given: argparse.Namespace, folder: Path, source: Path, figures: dict[s
     """Every part of the benchmark, on the same files. A part adds its figures by `extend`."""
     # before anything imports torch: the processes are forked, as in the command
     extend(figures, shard_figures(folder, source, given.samples, given.repeats, given.workers), TARGETS)
+    extend(figures, loader_figures(folder, source, min(given.samples, given.loaded), max(1, given.repeats - 2)))
+    extend(figures, packing_figures(folder, source, given.samples), LOADER_TARGETS)
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -150,6 +273,13 @@ def table(figures: dict[str, Any]) -> str:
     for name, rate in figures["samples_per_second"].items():
         lines.append(f"  {name:20s} {rate['best']:10,.0f} ({rate['median']:,.0f})")
     lines.append(f"  Energon's index takes {figures['index_seconds']:.2f} s more, whoever wrote the shards")
+    lines.append("tokens and patches of one sample after the other, in one process; samples a second, best (median)")
+    for name, rate in figures["loader_samples_per_second"].items():
+        lines.append(f"  {name:22s} {rate['best']:8,.0f} ({rate['median']:,.0f})")
+    packed = figures["packing"]
+    lines.append(
+        f"rows of {packed['row']:,} tokens: {packed['samples']:,} samples in an epoch, {packed['samples_per_second']:,.0f} samples a second"
+    )
     for name, least in figures["targets"].items():
         lines.append(f"  {name:26s} {figures[name]:6.2f}   at least {least:g}: {'yes' if figures[name] >= least else 'NO'}")
     return "\n".join(lines)
@@ -159,6 +289,7 @@ def main() -> int:
     """1 when a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--loaded", type=int, default=300, help="samples of one round of the loader and of Hugging Face's processor")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--workers", type=int, default=0, help="processes of prepare; 0: one a core")
     parser.add_argument("--dir", type=Path, help="where to write; the default is the system's temporary folder")

@@ -145,7 +145,7 @@ def _shared(samples: list[Encoded], rules: PictureRules, video_rules: PictureRul
     videos = [sample.video_patches for sample in samples if len(sample.video_grids)]
     width = 0 if video_rules is None else video_rules.patch_bytes
     return {
-        "patches": torch.from_numpy(np.concatenate([sample.patches for sample in samples])),
+        "patches": torch.from_numpy(samples[0].patches if len(samples) == 1 else np.concatenate([sample.patches for sample in samples])),
         "image_grid_thw": torch.from_numpy(np.concatenate([sample.grids for sample in samples])),
         "video_patches": torch.from_numpy(np.concatenate(videos) if videos else _none(width)),
         "video_grid_thw": torch.from_numpy(np.concatenate([sample.video_grids for sample in samples])),

@@ -245,6 +245,8 @@ def _frames(medium: Medium, planned: VideoPlan, media: dict[str, bytes]) -> list
 def _joined(made: list[tuple[np.ndarray, tuple[int, int, int]]], width: int) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [n, width], int64 [k, 3]) of all pictures or videos."""
     grids = np.array([grid for _, grid in made], dtype=np.int64).reshape(-1, 3)
+    if len(made) == 1:
+        return made[0][0], grids
     return np.concatenate([np.zeros((0, width), dtype=np.uint8), *(values for values, _ in made)]), grids
 
 

@@ -11,9 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
 
 from qwen3vl_core.data import pictures, video_decode
 from qwen3vl_core.data.faults import DataError
@@ -23,7 +20,6 @@ from qwen3vl_core.errors import RequestError
 
 CAPPED_TOKENS = 768
 """Tokens of a frame at most where a checkpoint asks for a cap and does not say which."""
-_KERNELS = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class VideoRules(PictureRules):
             )
         except (TypeError, ValueError) as error:
             raise RequestError(f"{where}: {error}; take the file from the checkpoint itself") from None
-        if not (0 < rules.fps < math.inf) or not 1 <= rules.min_frames <= rules.max_frames or rules.resample not in _KERNELS:
+        if not (0 < rules.fps < math.inf) or not 1 <= rules.min_frames <= rules.max_frames or rules.resample not in pictures.KERNELS:
             raise RequestError(f"{where}: fps, min_frames, max_frames or resample make no sense; take the file from the checkpoint itself")
         return rules
 
@@ -180,10 +176,8 @@ def patches(frames: list[np.ndarray], planned: VideoPlan, rules: VideoRules) -> 
 
 
 def _resize(frame: np.ndarray, high: int, wide: int, rules: VideoRules) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [high, wide, 3], by the kernel that torchvision takes for tensors."""
+    """uint8 [h, w, 3] -> uint8 [high, wide, 3]"""
     if frame.shape[:2] == (high, wide):
         return frame
     # a picture's array is read-only, which torch warns about
-    planes = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].contiguous()
-    made = F.interpolate(planes, size=(high, wide), mode=_KERNELS[rules.resample], antialias=True)
-    return made[0].permute(1, 2, 0).contiguous().numpy()
+    return pictures.resize(frame if frame.flags.writeable else frame.copy(), high, wide, rules.resample)

@@ -15,6 +15,17 @@ def processor():
 
 
 @pytest.fixture(scope="package")
+def pillow(processor):
+    """The same with Pillow's resizing."""
+    import copy
+    import dataclasses
+
+    made = copy.copy(processor)
+    made.rules = dataclasses.replace(processor.rules, pillow=True)
+    return made
+
+
+@pytest.fixture(scope="package")
 def hugging_face():
     return samples.hugging_face_processor()
 

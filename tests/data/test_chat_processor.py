@@ -32,13 +32,13 @@ def pictures_of(numbers):
 
 @samples.many(60)
 @given(st.lists(st.integers(0, 7), max_size=3), texts)
-def test_prompts_equal_hugging_face(processor, hugging_face, numbers, text):
+def test_prompts_equal_hugging_face(pillow, hugging_face, numbers, text):
     images = pictures_of(numbers)
     messages = [{"role": "user", "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}]}]
     expected = hugging_face.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )  # fmt: skip
-    found = processor.prompt(images, text)
+    found = pillow.prompt(images, text)
     assert torch.equal(found["input_ids"], expected["input_ids"])
     assert torch.equal(found["attention_mask"], expected["attention_mask"])
     assert ("pixel_values" in found) == ("image_grid_thw" in found) == bool(images)
@@ -77,8 +77,8 @@ def conversations(draw):
 
 @samples.many(60)
 @given(conversations())
-def test_conversations_equal_hugging_face_and_only_answers_are_trained(processor, hugging_face, case):
-    stored, theirs, media, answers = case
+def test_conversations_equal_hugging_face_and_only_answers_are_trained(pillow, hugging_face, case):
+    processor, (stored, theirs, media, answers) = pillow, case
     expected = hugging_face.apply_chat_template(theirs, tokenize=True, return_dict=True, return_tensors="pt")
     found = processor.encode(stored, media, key="a")
     assert found.ids.tolist() == expected["input_ids"][0].tolist()

@@ -157,12 +157,12 @@ def run_hugging_face(target: Path) -> dict[str, np.ndarray]:
 def main(site: str, target: str) -> None:
     sys.path.insert(0, site)
     from transformers import AutoTokenizer, Qwen3VLProcessor, Qwen3VLVideoProcessor
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.video_utils import VideoMetadata
 
     folder = samples.CHECKPOINT
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder),
+        image_processor=Qwen2VLImageProcessor.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder),
         video_processor=Qwen3VLVideoProcessor.from_pretrained(folder), chat_template=(folder / "chat_template.jinja").read_text(),
     )  # fmt: skip
     made: dict[str, Any] = {}

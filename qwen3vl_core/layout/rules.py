@@ -8,6 +8,7 @@ from pathlib import Path
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.machine import Machine, check_machine
+from qwen3vl_core.layout.sinks import sink_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture, check_size
 
@@ -219,7 +220,7 @@ def check_plan(options: FinetuneOptions, processes: int) -> None:
     architecture = architecture_of(options.load)
     if options.size:
         check_size(options.size, architecture, str(Path(options.load).expanduser()))
-    for fault in data_faults(options):
+    for fault in (*data_faults(options), *sink_faults(options)):
         raise RequestError(fault)
     check_layout(options, architecture, processes)
     check_machine(options, Machine.here())

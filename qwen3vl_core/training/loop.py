@@ -22,6 +22,7 @@ from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.rules import check_layout
+from qwen3vl_core.layout.sinks import sink_faults
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 from qwen3vl_core.sizes import check_size
 from qwen3vl_core.training.alone import RunLock
@@ -29,6 +30,7 @@ from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.samples import Sampler, left_out
 from qwen3vl_core.training.setup import Training, build, common_state, settle
+from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.speed import Gpu, memory
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 
@@ -108,6 +110,8 @@ class Loop:
         if options.size:
             check_size(options.size, self.source.architecture, options.load)
         check_layout(options, self.source.architecture, torch.distributed.get_world_size())
+        for fault in sink_faults(options):
+            raise RequestError(fault)
         self.source.check()
         self.sampler = self._sampler()
         self.train_data, self.valid_data = loaders(options, self.source.side, run_dir)
@@ -120,8 +124,8 @@ class Loop:
         self.step = self.saved = 0
         self.damaged: list[str] = []
         self._resume()
-        self.metrics = Metrics(run_dir / METRICS, run_dir / TENSORBOARD) if self.leads else None
         self.line = StepLine(options.train_iters, self.step)
+        self.metrics = Metrics(run_dir / METRICS, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.leads else None
         self.gpu = Gpu()
         # seconds in checkpoints since the last row
         self.saving_seconds = 0.0
@@ -279,9 +283,10 @@ class Loop:
         for line in trained_lines(o, self.source.architecture) if self.leads else ():
             self.line.say(line)
         without = left_out(o) if o.sample_interval else None
-        if without:
-            self.event("note", without)
-        stop = False
+        for note in (without, self.gpu.problem):
+            if note:
+                self.event("note", note)
+        stop, failed = False, True
         try:
             while self.step < o.train_iters and not stop:
                 started = time.monotonic()
@@ -304,10 +309,11 @@ class Loop:
                 self.event("stop", f"stopped after step {self.step} of {o.train_iters}; qwen3vl runs resume goes on")
             else:
                 self.event("done", f"done: {self.step} steps")
+            failed = False
         finally:
             self.line.end()
             if self.metrics:
-                self.metrics.close()
+                self.metrics.close(failed)
             if self.lock:
                 self.lock.release()
 
@@ -325,6 +331,8 @@ class Loop:
             figures["tflops"] = round(each / 1e12, 3)
             if self.gpu.peak:
                 figures["mfu"] = share = round(each / self.gpu.peak, 4)
+        if self.options.precision == "fp16":
+            figures["loss_scale"] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:
             figures["packing_efficiency"] = round(result.filled, 4)
         self.metrics.row(

@@ -11,14 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.progress import Progress, duration
+from qwen3vl_core.training.sinks import Sinks
 
 VERSION = 1
-# Megatron's tag names, so that curves of both stand side by side
+# Megatron-LM's tag names, so that curves of both stand side by side; what it has no curve of has its own name
 TAGS = {
-    "loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "tokens_per_second": "tokens/s", "step_seconds": "iteration-time",
-    "tflops": "throughput", "mfu": "mfu", "memory_gib": "mem-max-allocated-gib", "gpu_utilisation": "gpu-utilisation",
-    "gpu_watts": "gpu-watts",
+    "loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale", "samples": "batch-size",
+    "step_seconds": "iteration-time", "tflops": "throughput", "memory_gib": "mem-max-allocated-bytes",
+    "memory_reserved_gib": "mem-reserved-bytes", "tokens_per_second": "tokens/s", "mfu": "mfu", "packing_efficiency": "packing-efficiency",
+    "data_seconds": "data-time", "forward_backward_seconds": "forward-backward-time", "optimizer_seconds": "optimizer-time",
+    "checkpoint_seconds": "checkpoint-time", "skipped": "skipped-samples", "gpu_utilisation": "gpu-utilisation", "gpu_watts": "gpu-watts",
 }  # fmt: skip
+GIB = 1024**3
+
+
+def scalars(kind: str, row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row by tag; a validation's as Megatron-LM has them, `lm loss validation`."""
+    if kind not in ("train", "eval"):
+        return {}
+    found = {}
+    for name, tag in TAGS.items():
+        value = row.get(name)
+        if value is not None:
+            found[tag if kind == "train" else f"{tag} validation"] = value * GIB if tag.endswith("-bytes") else value
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -29,10 +45,11 @@ def plain(value: Any) -> Any:
 class Metrics:
     """Rows of `metrics.jsonl`, each written by one `write()` so that a reader never sees half of one that is complete.
 
-    Made on one rank only. tensorboard=None: no mirror.
+    Made on one rank only. tensorboard=None: no mirror. sinks: what else gets the scalars.
     """
 
-    def __init__(self, file: Path, tensorboard: Path | None) -> None:
+    def __init__(self, file: Path, tensorboard: Path | None, sinks: Sinks | None = None) -> None:
+        self._sinks = sinks
         self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
@@ -45,21 +62,23 @@ class Metrics:
             self._tensorboard = SummaryWriter(str(tensorboard), flush_secs=20)
 
     def row(self, kind: str, step: int, **values: Any) -> None:
-        """Append one row; numbers go to TensorBoard under Megatron's tags."""
+        """Append one row; numbers go to TensorBoard and to the sinks under Megatron's tags."""
         row = {"v": VERSION, "step": step, "time": round(time.time(), 3), "kind": kind} | {k: plain(v) for k, v in values.items()}
         os.write(self._descriptor, (json.dumps(row) + "\n").encode())
-        if self._tensorboard is None or kind == "event":
-            return
-        for name, tag in TAGS.items():
-            value = row.get(name)
-            if value is not None:
-                self._tensorboard.add_scalar(tag if kind == "train" else f"{tag} {kind}", value, step)
+        values = scalars(kind, row)
+        if self._tensorboard is not None:
+            for tag, value in values.items():
+                self._tensorboard.add_scalar(tag, value, step)
+        if self._sinks is not None and values:
+            self._sinks.log(values, step)
 
     def event(self, step: int, event: str, text: str, **values: Any) -> None:
         """Something that happened: `start`, `resume`, `damaged`, `note`, `save`, `nan`, `spike`, `stop`, `done`."""
         self.row("event", step, event=event, text=text, **values)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        if self._sinks is not None:
+            self._sinks.close(failed)
         os.close(self._descriptor)
         if self._tensorboard is not None:
             self._tensorboard.close()

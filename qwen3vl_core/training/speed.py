@@ -76,6 +76,8 @@ class Gpu:
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self.problem = ""
+        """Why utilisation and power are not known, where they should be."""
         self._asked = 0.0
         self._known: dict[str, float] = {}
         self.peak: float | None = None
@@ -84,16 +86,24 @@ class Gpu:
             return
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.peak = peak(device.name)
+        unique = str(device.uuid)
+        self._handle = self.watch(unique if unique.startswith("GPU-") else f"GPU-{unique}")
+
+    def watch(self, unique: str) -> Any:
+        """NVML's handle of a GPU by its UUID; None, and `problem` says why, where there is nothing to ask: a help for people, never
+        a reason not to train."""
         try:
             import pynvml
 
-            pynvml.nvmlInit()
-            unique = str(device.uuid)
             self._nvml = pynvml
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(unique if unique.startswith("GPU-") else f"GPU-{unique}")
-        except Exception:
-            # a help for people, never a reason not to train: no package, no driver library, a container without rights
-            self._handle = None
+            pynvml.nvmlInit()
+            return pynvml.nvmlDeviceGetHandleByUUID(unique)
+        except ImportError:
+            self.problem = "utilisation and power are not recorded: nvidia-ml-py is not installed"
+        except pynvml.NVMLError as error:
+            # no driver library, a container without rights, a GPU that is not this machine's
+            self.problem = f"utilisation and power are not recorded: {error}"
+        return None
 
     def figures(self) -> dict[str, float]:
         """{"gpu_utilisation": percent, "gpu_watts": …}, not older than `NVML_SECONDS`; empty where there is nothing to ask."""

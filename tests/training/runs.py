@@ -1,10 +1,11 @@
-"""Whole runs in processes that are forked with everything imported, and killed at a chosen moment."""
+"""Whole runs in processes that are forked with everything imported, and killed or asked to stop at a chosen moment."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from qwen3vl_core.options import FinetuneOptions, to_mapping
 from tests.ranks import _context
 
 WRITING = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
 def scenes(folder: Path, count: int = 24) -> Path:
@@ -32,6 +33,40 @@ def scenes(folder: Path, count: int = 24) -> Path:
     return folder / "data"
 
 
+def small_model(folder: Path, experts: int = 0) -> Path:
+    """A random model of a few hundred thousand parameters that reads the demo's pictures and words. experts: of each layer."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from qwen3vl_core.checkpoint.hf import copy_side_files
+    from tests.tiny import _randomised
+
+    values = json.loads((BASE / "config.json").read_text())
+    values.pop("dtype"), values["text_config"].pop("dtype"), values["vision_config"].pop("dtype", None)
+    small = dict(hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4, num_key_value_heads=2)
+    values["text_config"] |= small
+    values["text_config"]["rope_parameters"] |= {"mrope_section": [4, 2, 2]}
+    values["vision_config"] |= dict(hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64)
+    if experts:
+        values["model_type"], values["tie_word_embeddings"] = "qwen3_vl_moe", False
+        values["text_config"] |= {
+            "model_type": "qwen3_vl_moe_text", "num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True, "router_aux_loss_coef": 0.001,
+            "tie_word_embeddings": False,
+        }  # fmt: skip
+        values["vision_config"]["model_type"] = "qwen3_vl_moe"
+    import torch
+
+    torch.manual_seed(3)
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    assert isinstance(config, type(AutoConfig.for_model(values["model_type"])))
+    _randomised(AutoModelForImageTextToText.from_config(config).float()).save_pretrained(folder)
+    own = (folder / "config.json").read_text()
+    copy_side_files(BASE, folder)
+    (folder / "config.json").write_text(own)
+    return folder
+
+
 def plan(run_dir: Path, data: Path, **changes) -> FinetuneOptions:
     """`plan.json` of a run of six steps, and its options."""
     values = dict(
@@ -45,7 +80,8 @@ def plan(run_dir: Path, data: Path, **changes) -> FinetuneOptions:
 
 
 def rows(run_dir: Path, kind: str = "train") -> list[dict]:
-    return [r for r in map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
+    file = run_dir / "metrics.jsonl"
+    return [r for r in map(json.loads, file.read_text().splitlines() if file.exists() else ()) if r["kind"] == kind]
 
 
 def events(run_dir: Path, name: str) -> list[dict]:
@@ -56,14 +92,24 @@ def losses(run_dir: Path) -> list[float]:
     return [r["loss"] for r in rows(run_dir)]
 
 
-def _train(run_dir: Path, kill_at: int | None, results) -> None:
-    """`python -m qwen3vl_core.training RUN_DIR`. kill_at: of the times that anything is opened or moved in the run's folder."""
+def log(run_dir: Path) -> str:
+    """What the last `train` printed."""
+    return (run_dir / "output.log").read_text()
+
+
+def _train(run_dir: Path, rank: int, world: int, port: int, moment: int | str | None, number: int, results) -> None:
+    """`python -m qwen3vl_core.training RUN_DIR`, as torchrun starts it on each rank."""
     import torch
 
     from qwen3vl_core.training.__main__ import main
 
     torch.set_num_threads(1)
-    process, seen = os.getpid(), 0
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
+        }  # fmt: skip
+    os.environ["QWEN3VL_PROGRESS"] = "lines"
+    process, seen, sent = os.getpid(), 0, []
     # a writer that lives on must not hold the pipes of the tests
     for stream in (1, 2):
         os.dup2(os.open(run_dir / "output.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), stream)
@@ -73,28 +119,48 @@ def _train(run_dir: Path, kill_at: int | None, results) -> None:
         if event not in WRITING or not str(arguments[0]).startswith(str(run_dir)):
             return
         seen += 1
-        if kill_at is not None and seen == kill_at:
-            # of the run itself, also when this is one of the processes that write its checkpoint
-            os.kill(process, signal.SIGKILL)
+        if (seen == moment) if not isinstance(moment, str) else (moment in str(arguments[0]) and not sent):
+            sent.append(seen)
+            # to the run itself, also when this is one of the processes that write its checkpoint
+            os.kill(process, number)
 
-    sys.addaudithook(watch)
+    if rank == 0:
+        sys.addaudithook(watch)
     code = main([str(run_dir)])
-    results.put((code, seen))
-    results.close()
-    results.join_thread()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if rank == 0:
+        results.put((code, seen))
+        results.close()
+        results.join_thread()
     os._exit(code)
 
 
-def train(run_dir: Path, kill_at: int | None = None) -> tuple[int, int]:
-    """Train the run that is planned there: (exit code, times that anything was opened or moved in its folder).
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
-    (-9, kill_at) for a run that was killed at that moment.
+
+def train(run_dir: Path, moment: int | str | None = None, number: int = signal.SIGKILL, world: int = 1) -> tuple[int, int]:
+    """Train the run that is planned there on `world` ranks: (exit code, times that anything was opened or moved in its folder).
+
+    moment: of these times the one at which the first rank gets the signal `number`, or the first with a path that has this in it.
+    (-9, moment) for a run that it killed.
     """
+    (run_dir / "output.log").unlink(missing_ok=True)
     results = _context.Queue()
-    process = _context.Process(target=_train, args=(run_dir, kill_at, results))
-    process.start()
-    process.join(DEADLINE_SECONDS)
-    if process.exitcode == -signal.SIGKILL:
-        return process.exitcode, kill_at
-    assert process.exitcode is not None, "the run hangs"
+    port = _free_port() if world > 1 else 0
+    ranks = [_context.Process(target=_train, args=(run_dir, rank, world, port, moment, number, results)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    first = ranks[0]
+    first.join(DEADLINE_SECONDS)
+    for process in ranks[1:]:
+        # as torchrun does when one of them is gone
+        process.join(DEADLINE_SECONDS if first.exitcode == 0 else 0)
+        process.kill()
+    if first.exitcode is not None and first.exitcode < 0:
+        return first.exitcode, moment
+    assert first.exitcode is not None, f"the run hangs:\n{log(run_dir)}"
     return results.get(timeout=10)

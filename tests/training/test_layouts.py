@@ -1,68 +1,146 @@
-"""A parallel layout changes nothing: losses, gradient norms and what is learned equal one process's."""
+"""Whole runs on real data: every layout has the losses of one process, and a run may go on in another layout than it began in."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
-from tests import tiny
-from tests.ranks import run_ranks
-from tests.training import trainings
+from tests.training import runs
 
-LAYOUTS = {
-    "DP2": (2, {}),
-    "DP2 distributed optimizer": (2, {"distributed_optimizer": True}),
-    "DP2 overlapped": (
-        2,
-        {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True, "recompute": "full",
-         "recompute_layers": 3, "pad_length": 64},
-    ),
-    "TP2": (2, {"tp": 2}),
-    "TP2 sequence parallel": (2, {"tp": 2, "sequence_parallel": True}),
-    "PP2": (2, {"pp": 2}),
-    "TP2 SP recompute": (2, {"tp": 2, "sequence_parallel": True, "recompute": "full"}),
-    "DP2 PP2 distributed optimizer": (4, {"pp": 2, "distributed_optimizer": True}),
+# the long form: QWEN3VL_LAYOUTS=all pytest tests/training/test_layouts.py
+ALL = bool(os.environ.get("QWEN3VL_LAYOUTS"))
+SP = {"tp": 2, "sequence_parallel": True}
+DO = {"distributed_optimizer": True}
+DENSE = {
+    "DP2 distributed optimizer": (2, DO),
+    "CP2": (2, {"cp": 2}),
+    "TP2 SP PP2": (4, SP | {"pp": 2}),
 }
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def folder(request, tmp_path_factory):
-    # six layers, so that a stage of three holds the three deepstack layers
-    return tiny.save(tiny.hf_model(3, tied=request.param, layers=6), tmp_path_factory.mktemp("hf"))
+MORE_DENSE = {
+    "DP2": (2, {}),
+    "TP2": (2, {"tp": 2}),
+    "TP2 SP": (2, SP),
+    "PP2": (2, {"pp": 2}),
+    "PP2 uneven first stage": (2, {"pp": 2, "pp0_layers": 4}),
+    "TP2 SP CP2": (4, SP | {"cp": 2}),
+    "PP2 CP2": (4, {"pp": 2, "cp": 2}),
+    "DP2 TP2 SP distributed optimizer, overlapped": (4, SP | DO | {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "DP2 PP2 distributed optimizer, recompute": (4, DO | {"pp": 2, "recompute": "full"}),
+    "micro batches of one": (1, {"micro_batch_size": 1}),
+    "one micro batch": (1, {"micro_batch_size": 4}),
+    "recompute sel": (1, {"recompute": "sel"}),
+    "recompute full": (1, {"recompute": "full"}),
+}
+EXPERTS = {"TP2 SP EP2": (2, SP | {"ep": 2})}
+MORE_EXPERTS = {
+    "DP2": (2, {}),
+    "EP2 distributed optimizer": (2, DO | {"ep": 2}),
+    "ETP2": (2, {"etp": 2}),
+    "TP2 SP ETP2": (2, SP | {"etp": 2}),
+    "PP2 EP2": (4, {"pp": 2, "ep": 2}),
+    "CP2 EP2": (4, {"cp": 2, "ep": 2}),
+    "EP4": (4, {"ep": 4}),
+    "TP2 SP PP2 ETP2 recompute": (4, SP | {"pp": 2, "etp": 2, "recompute": "full"}),
+}
+PACKED = {"packed, TP2 SP": (2, SP), "packed, CP2": (2, {"cp": 2}), "packed, PP2": (2, {"pp": 2})}
+LORA = {"LoRA, TP2 SP PP2": (4, SP | {"pp": 2})}
 
 
 @pytest.fixture(scope="module")
-def one_process(folder):
-    return run_ranks(1, trainings.train, folder)[0]
+def data(tmp_path_factory) -> Path:
+    return runs.scenes(tmp_path_factory.mktemp("scenes"))
 
 
-def close(results, reference, tolerance=1e-5):
-    for ours, theirs in zip(results, reference, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    return {
+        "dense": runs.small_model(tmp_path_factory.mktemp("dense")), "experts": runs.small_model(tmp_path_factory.mktemp("experts"), 4)
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_gives_the_losses_of_one_process(folder, one_process, name):
-    world, changes = LAYOUTS[name]
-    for results in run_ranks(world, _train, folder, changes):
-        close(results, one_process)
+class Trained:
+    """Runs of one kind of model, each made once."""
+
+    def __init__(self, folder: Path, load: Path, data: Path, **changes) -> None:
+        self.folder, self.data, self.values = folder, data, {"load": str(load), "lr": 1e-3, "train_iters": 4} | changes
+        self.made: dict[str, Path] = {}
+
+    def run(self, name: str, world: int = 1, **changes) -> Path:
+        if name not in self.made:
+            self.made[name] = self.folder / name.replace(" ", "-")
+            runs.plan(self.made[name], self.data, **(self.values | changes))
+            assert runs.train(self.made[name], world=world)[0] == 0, runs.log(self.made[name])
+        return self.made[name]
 
 
-def _train(folder, changes):
-    return trainings.train(folder, **changes)
+@pytest.fixture(scope="module")
+def dense(models, data, tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("runs"), models["dense"], data)
 
 
-@pytest.mark.parametrize("size", [1, 4, 8])
-def test_the_micro_batch_size_does_not_change_the_loss(folder, one_process, size):
-    close(run_ranks(1, _train, folder, {"micro_batch_size": size})[0], one_process)
+@pytest.fixture(scope="module")
+def packed(models, data, tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("runs"), models["dense"], data, packing=True, micro_batch_size=1, global_batch_size=2)
 
 
-def test_recompute_does_not_change_the_loss(folder, one_process):
-    for kind in ("sel", "full"):
-        close(run_ranks(1, _train, folder, {"recompute": kind})[0], one_process, 1e-7)
+@pytest.fixture(scope="module")
+def experts(models, data, tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("runs"), models["experts"], data, aux_loss_coeff=0.05)
 
 
-def test_the_schedule_warms_up_then_falls(one_process):
-    rates = [r[3] for r in one_process[:3]]
-    assert rates[0] == pytest.approx(5e-4) and rates[1] == pytest.approx(1e-3)
-    assert rates[2] < rates[1]
+@pytest.fixture(scope="module")
+def lora(models, data, tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("runs"), models["dense"], data, lora_rank=4, lora_vision=True)
+
+
+def close(ours: Path, theirs: Path, tolerance: float = 2e-5):
+    """Losses and gradient norms of every step, and the same tokens and samples."""
+    pairs = list(zip(runs.rows(ours), runs.rows(theirs), strict=True))
+    assert len(pairs) >= 4
+    for a, b in pairs:
+        assert (a["step"], a["tokens"], a["lr"]) == (b["step"], b["tokens"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=20 * tolerance)
+
+
+CASES = [("dense", name, *DENSE[name]) for name in DENSE] + [("experts", name, *EXPERTS[name]) for name in EXPERTS]
+MORE = [
+    (kind, name, *layouts[name]) for kind, layouts in
+    (("dense", MORE_DENSE), ("experts", MORE_EXPERTS), ("packed", PACKED), ("lora", LORA)) for name in layouts
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name", "world", "changes"), CASES + (MORE if ALL else []), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_layout_has_the_losses_of_one_process(request, kind, name, world, changes):
+    trained = request.getfixturevalue(kind)
+    close(trained.run(name, world, **changes), trained.run("one process"))
+
+
+# of the run that begins -> of the one that goes on
+CHANGED = {"TP2 SP PP2 to distributed DP2": ((4, SP | {"pp": 2}), (2, DO))}
+MORE_CHANGED = {
+    "one process to TP2 SP": ((1, {}), (2, SP)),
+    "distributed DP2 to one process": ((2, DO), (1, {})),
+    "distributed DP2 to PP2": ((2, DO), (2, {"pp": 2})),
+    "PP2 to TP2": ((2, {"pp": 2}), (2, {"tp": 2})),
+    "CP2 to distributed DP2 TP2": ((2, {"cp": 2}), (4, DO | {"tp": 2})),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED | (MORE_CHANGED if ALL else {}))
+def test_a_run_goes_on_in_another_layout_within_rounding(dense, tmp_path, name):
+    (before, first), (after, then) = (CHANGED | MORE_CHANGED)[name]
+    runs.plan(tmp_path, dense.data, **(dense.values | first | {"save_interval": 2}))
+    assert runs.train(tmp_path, world=before)[0] == 0, runs.log(tmp_path)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2\n")
+    runs.plan(tmp_path, dense.data, **(dense.values | then))
+    assert runs.train(tmp_path, world=after)[0] == 0, runs.log(tmp_path)
+    made, expected = runs.losses(tmp_path), runs.losses(dense.run("one process"))
+    assert made[:4] == pytest.approx(expected, rel=2e-5) and made[4:] == pytest.approx(expected[2:], rel=2e-5)
+
+
+def test_the_schedule_warms_up_then_falls(dense):
+    rates = [row["lr"] for row in runs.rows(dense.run("one process"))]
+    assert rates[0] == pytest.approx(1e-3) and rates[1] < rates[0] and rates[-1] == pytest.approx(1e-5)

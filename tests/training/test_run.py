@@ -1,10 +1,11 @@
-"""A whole run: `python -m qwen3vl_core.training`, alone and under torchrun, on drawn scenes and the demo's model."""
+"""A whole run on drawn scenes and the demo's model: its record, its signals, its captions, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.command import training_command
-from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.training.speed import Gpu
+from tests.training import runs
 from tests.training.runs import losses, plan, rows, scenes
 
 STEPS = 6
-ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "SWANLAB_MODE": "offline"}
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +28,16 @@ def data(tmp_path_factory) -> Path:
     return scenes(tmp_path_factory.mktemp("scenes"))
 
 
-def train(run_dir: Path, options: FinetuneOptions) -> subprocess.CompletedProcess:
-    return subprocess.run(training_command(options, run_dir), capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
-
-
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """A run that was never stopped."""
+    """A run that was never stopped, with everything that it can do beside training."""
     run_dir = tmp_path_factory.mktemp("whole")
-    done = train(run_dir, plan(run_dir, data, eval_interval=3, eval_iters=1, save_interval=4))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"step {STEPS}/{STEPS}  loss" in done.stdout
+    pictures = [str(data.parent / f"{number}.png") for number in (0, 7)]
+    values = dict(
+        eval_interval=3, eval_iters=1, save_interval=4, sample_interval=4, sample_images=pictures, sample_prompt="What is this?",
+    )  # fmt: skip
+    plan(run_dir, data, **values)
+    assert runs.train(run_dir)[0] == 0, runs.log(run_dir)
     return run_dir
 
 
@@ -53,80 +54,173 @@ def test_the_record_of_a_run_is_complete(whole):
     assert sorted(p.name for p in (whole / "checkpoints").glob("iter_*")) == ["iter_0000004", "iter_0000006"]
 
 
+def test_the_log_says_what_is_trained_and_how_it_goes(whole):
+    lines = runs.log(whole).splitlines()
+    assert "trained: " in lines[1] and "language" in "".join(lines[2:6])
+    assert any(f"step {STEPS}/{STEPS}  loss" in line and "tok/s" in line and "ETA" in line for line in lines)
+
+
 def test_tensorboard_mirrors_the_record(whole):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(whole / "tensorboard")).Reload()
     assert [s.value for s in events.Scalars("lm loss")] == pytest.approx(losses(whole))
-    assert {"learning-rate", "grad-norm", "lm loss eval"} <= set(events.Tags()["scalars"])
+    assert [s.value for s in events.Scalars("lm loss validation")] == pytest.approx([r["loss"] for r in rows(whole, "eval")])
+    assert {"learning-rate", "grad-norm", "batch-size", "iteration-time", "throughput"} <= set(events.Tags()["scalars"])
 
 
-@pytest.mark.parametrize("layout", ["data parallel", "tensor parallel"])
-def test_two_processes_under_torchrun_give_the_same_losses(whole, data, tmp_path, layout):
-    changes = {"nproc": 2, "tp": 2} if layout == "tensor parallel" else {"nproc": 2, "distributed_optimizer": True, "save_interval": 3}
-    done = train(tmp_path, plan(tmp_path, data, **changes))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
-    if layout == "data parallel":
-        # back to step 3, and on with one process and the plain optimizer
-        (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3\n")
-        done = train(tmp_path, plan(tmp_path, data))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert losses(tmp_path)[STEPS:] == pytest.approx(losses(whole)[3:], rel=1e-5)
+def test_captions_of_fixed_pictures_are_written_while_training(whole, data):
+    found = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["image"], r["model"], r["prompt"], r["done"]) for r in found] == [
+        (4, str(data.parent / f"{number}.png"), "tuned", "What is this?", True) for number in (0, 7)
+    ]
+    assert all(len(r["text"]) > 10 and r["seconds"] > 0 for r in found)
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bitwise(whole, data, tmp_path):
-    options = plan(tmp_path, data)
+def test_two_processes_under_torchrun_stop_when_asked_and_go_on_with_the_losses_of_one(whole, data, tmp_path):
+    """The command itself; neither captions nor evaluation of the run that it is compared with have changed anything."""
+    options = plan(tmp_path, data, nproc=2, distributed_optimizer=True)
     with subprocess.Popen(training_command(options, tmp_path), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         for line in process.stdout:
             if f"step 2/{STEPS}" in line:
-                process.send_signal(signal.SIGTERM)
+                # one rank is told, as a console tells them; all stop at the same step
+                os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1]), signal.SIGTERM)
         assert process.wait(60) == 0
-    stopped = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert stopped["event"] == "stop" and 2 <= stopped["step"] < STEPS
-    done = train(tmp_path, options)
+    stop = runs.events(tmp_path, "stop")
+    assert 2 <= stop[0]["step"] < STEPS
+    plan(tmp_path, data)
+    assert runs.train(tmp_path)[0] == 0, runs.log(tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(whole, data, tmp_path):
+    plan(tmp_path, data, save_interval=2, async_save=True)
+    assert runs.train(tmp_path, "iter_0000002", signal.SIGUSR1)[0] == 0
+    assert [e["step"] for e in runs.events(tmp_path, "save")] == [2, 3, 4, 6]
+    assert losses(tmp_path) == losses(whole), "bitwise"
+
+
+def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    lora = {"lora_rank": 4, "lr": 1e-3, "precision": "bf16"}
+    plan(other, data, **lora)
+    assert runs.train(other)[0] == 0, runs.log(other)
+    plan(run, data, save_interval=2, **lora)
+    assert runs.train(run, "iter_0000002", signal.SIGTERM)[0] == 0
+    assert runs.events(run, "stop")[0]["step"] == 3
+    assert runs.train(run)[0] == 0, runs.log(run)
+    assert losses(run) == losses(other), "bitwise"
+    assert "parameters of adapters (LoRA, rank 4, alpha 4)" in runs.log(run)
+    weights = BASE / "model.safetensors"
+    assert sum(p.stat().st_size for p in (run / "checkpoints" / "iter_0000006").iterdir()) < weights.stat().st_size
+    assert main(["inspect", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "LoRA, rank 4" in out and f"the weights of {BASE}" in out
+    assert main(["convert", str(run), str(tmp_path / "merged"), "--dtype", "fp32"]) == 0
+    assert main(["convert", str(run), str(tmp_path / "peft"), "--adapter"]) == 0
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 4
+    picture = str(data.parent / "3.png")
+    table = tmp_path / "captions.json"
+    # the run itself and its merged export write the same
+    assert main(["compare", "--base", str(tmp_path / "merged"), "--tuned", str(run), "--images", picture, "--json", str(table)]) == 0
+    (row,) = json.loads(table.read_text())["captions"]
+    assert row["base"] == row["tuned"] and len(row["tuned"]) > 10
+    # a run of its own may begin with what another one learned
+    then = tmp_path / "then"
+    plan(then, data, load=str(run), train_iters=1, lr_warmup_iters=0)
+    assert runs.train(then)[0] == 0, runs.log(then)
+
+
+def test_what_a_lora_run_began_with_must_be_there_and_be_the_same(data, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(BASE, base)
+    plan(run, data, lora_rank=2, load=str(base), train_iters=2)
+    assert runs.train(run)[0] == 0, runs.log(run)
+    base.rename(tmp_path / "moved")
+    assert main(["convert", str(run), str(tmp_path / "a")]) == 2
+    assert f"is gone from {base}: put it there again, or name it with qwen3vl convert --base" in capsys.readouterr().err
+    assert main(["convert", str(run), str(tmp_path / "a"), "--base", str(tmp_path / "moved")]) == 0
+    shutil.copytree(BASE, base)
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(["convert", str(run), str(tmp_path / "b")]) == 2
+    assert "is not the model that they were trained beside" in capsys.readouterr().err
+    plan(run, data, lora_rank=2, load=str(base), train_iters=4)
+    assert runs.train(run)[0] == 2
+    assert runs.log(run).splitlines()[-1].endswith(f"its weights are not those that the run began with; the adapters belong to {base}")
+
+
+@pytest.fixture(scope="module")
+def sent(data, tmp_path_factory) -> Path:
+    """A run whose curves go to both services, offline."""
+    pytest.importorskip("wandb")
+    pytest.importorskip("swanlab")
+    run_dir = tmp_path_factory.mktemp("sent")
+    options = plan(run_dir, data, train_iters=2, eval_interval=1, eval_iters=1, wandb="demo", swanlab="demo")
+    done = subprocess.run(training_command(options, run_dir), capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "resume" in [r["event"] for r in rows(tmp_path, "event")]
-    assert losses(tmp_path) == losses(whole)
+    (run_dir / "output.log").write_text(done.stdout + done.stderr)
+    return run_dir
 
 
-def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(data, tmp_path):
-    options = plan(tmp_path, data, train_iters=8)
-    with subprocess.Popen(training_command(options, tmp_path), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
-        for line in process.stdout:
-            if "step 1/8" in line:
-                process.send_signal(signal.SIGUSR1)
-        assert process.wait(60) == 0
-    saves = [r["step"] for r in rows(tmp_path, "event") if r["event"] == "save"]
-    assert len(saves) == 2 and saves[0] < 8 and saves[1] == 8
+def test_both_services_get_the_curves_by_their_own_clients(sent):
+    """Their files hold the name of each curve and its very numbers, as JSON and as doubles."""
+    (theirs,), (other,) = (sent / "wandb").glob("offline-run-*/run-*.wandb"), (sent / "swanlab").rglob("*.swanlab")
+    values = [r["loss"] for r in rows(sent) + rows(sent, "eval")]
+    assert len(values) == 4
+    for file, written in ((theirs, lambda value: json.dumps(value).encode()), (other, lambda value: struct.pack("<d", value))):
+        held = file.read_bytes()
+        assert b"lm loss" in held and b"lm loss validation" in held and b"grad-norm" in held
+        assert all(written(value) in held for value in values), file
+    assert f"Weights & Biases: demo/{sent.name}, offline" in runs.log(sent) and f"SwanLab: demo/{sent.name}" in runs.log(sent)
 
 
-def test_captions_of_fixed_pictures_are_written_while_training_and_change_nothing(whole, data, tmp_path):
-    pictures = [str(data.parent / f"{number}.png") for number in (0, 7)]
-    done = train(tmp_path, plan(tmp_path, data, sample_interval=4, sample_images=pictures, sample_prompt="What is this?"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["image"], r["model"], r["prompt"], r["done"]) for r in found] == [
-        (4, picture, "tuned", "What is this?", True) for picture in pictures
-    ]
-    assert all(len(r["text"]) > 10 and r["seconds"] > 0 for r in found)
-    assert losses(tmp_path) == losses(whole)
+@pytest.mark.parametrize("package", ["wandb", "swanlab"])
+def test_a_service_that_is_not_installed_is_one_line(data, tmp_path, capsys, monkeypatch, package):
+    from qwen3vl_core.layout import sinks
+
+    found = sinks.importlib.util.find_spec
+    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
+    words = ["finetune", "--load", str(BASE), "--train-data", str(data), f"--{package}", "demo", "--runs", str(tmp_path / "runs")]
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"is not installed; pip install {package}, or leave --{package} out" in err
 
 
-def test_a_picture_for_captions_that_is_none_is_refused(data, tmp_path):
-    wrong = tmp_path / "notes.png"
-    wrong.write_text("not a picture")
-    done = train(tmp_path, plan(tmp_path, data, sample_interval=4, sample_images=[str(wrong)]))
-    assert done.returncode == 2 and f"--sample-images {wrong}" in done.stderr and done.stderr.count("\n") == 1
+def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_train():
+    """The real NVML: without a driver it says so; with one it does not know this GPU."""
+    pytest.importorskip("pynvml")
+    gpu = Gpu()
+    assert gpu.watch("GPU-00000000-0000-0000-0000-000000000000") is None
+    assert gpu.problem.startswith("utilisation and power are not recorded: ") and len(gpu.problem) > 45
+    assert gpu.figures() == {} or gpu.peak
 
 
-def test_samples_that_are_left_out_are_counted_and_named(data, tmp_path):
-    """The long answer does not fit, and is more than the run allows."""
-    done = train(tmp_path, plan(tmp_path, data, seq_length=80, train_iters=40, max_skip_share=0.001))
-    assert done.returncode == 1
-    assert "more than --max-skip-share 0.001; skipped.jsonl" in done.stderr and done.stderr.count("\n") == 1
-    assert json.loads((tmp_path / "skipped.jsonl").read_text().splitlines()[0])["reason"] == "too_long"
-    assert rows(tmp_path)[-1]["skipped"] > 0
+@pytest.mark.parametrize(
+    ("changes", "code", "line"),
+    [
+        ({"sample_interval": 4, "sample_images": ["notes.png"]}, 2, "--sample-images notes.png"),
+        # the long answer does not fit, and is more than the run allows
+        ({"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001}, 1, "more than --max-skip-share 0.001; skipped.jsonl"),
+    ],
+    ids=["no picture", "too many left out"],
+)
+def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatch, changes, code, line):
+    changes = {k: [str(tmp_path / v[0])] if k == "sample_images" else v for k, v in changes.items()}
+    (tmp_path / "notes.png").write_text("not a picture")
+    run = tmp_path / "run"
+    plan(run, data, **changes)
+    assert runs.train(run)[0] == code
+    last = runs.log(run).splitlines()[-1]
+    assert last.startswith("qwen3vl finetune: ") and line.replace("notes.png", str(tmp_path / "notes.png")) in last
+    if code == 1:
+        assert json.loads((run / "skipped.jsonl").read_text().splitlines()[0])["reason"] == "too_long"
+        assert rows(run)[-1]["skipped"] > 0
 
 
 @pytest.mark.parametrize(
@@ -139,8 +233,11 @@ def test_samples_that_are_left_out_are_counted_and_named(data, tmp_path):
         ({"pp": 3}, "the 3 deepstack layers must all be on it; use --pp 2"),
         ({"global_batch_size": 5}, "--global-batch-size 5: must be a multiple of micro batch x data parallel = 2 x 1 = 2; use 4 or 6"),
         ({"size": "8B"}, "--size 8B"),
+        ({"lora_alpha": 8}, "--lora-alpha: needs --lora-rank; add --lora-rank 16 or leave it out"),
+        ({"lora_rank": 8, "lora_targets": "router"}, "--lora-targets router: router is none; choose from linear_qkv, linear_proj"),
+        ({"lora_rank": 8, "freeze": "language"}, "no part is left that gets an adapter; leave language out, or add --lora-vision"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )
 def test_a_plan_that_cannot_run_is_refused_before_it_starts(data, tmp_path, changes, line, capsys):
     words = ["finetune", "--load", str(BASE), "--train-data", str(data), "--micro-batch-size", "2", "--runs", str(tmp_path / "runs")]

@@ -1,0 +1,101 @@
+"""Further readers of the curves, when a run asks for them: Weights & Biases and SwanLab, each by its own client.
+
+`metrics.jsonl` is the record. A sink that fails while the run goes on is said once and left alone: no run is lost to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.sinks import NAMES
+from qwen3vl_core.options import FinetuneOptions, to_mapping
+
+
+class _Wandb:
+    """Offline, project server, key: all as wandb's own environment variables say."""
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        # the same run of the console is the same one there, also after a resume
+        self._run = wandb.init(
+            project=project, id=run_dir.name, name=run_dir.name, config=config, dir=str(run_dir), resume="allow",
+            settings=wandb.Settings(quiet=True),
+        )  # fmt: skip
+        self.where = self._run.url or f"offline; wandb sync {run_dir / 'wandb' / 'latest-run'}"
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class _SwanLab:
+    """Its mode, server and key as SwanLab's own environment variables and login say."""
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
+        import swanlab
+
+        folder = run_dir / "swanlab"
+        folder.mkdir(exist_ok=True)
+        # it takes letters, digits, - and _ in an id
+        name = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in run_dir.name)[-64:]
+        self._swanlab = swanlab
+        self._swanlab.init(project=project, name=run_dir.name, id=name, config=config, log_dir=str(folder), resume="allow")
+        self.where = str(folder)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._swanlab.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        self._swanlab.finish(state="crashed" if failed else "success")
+
+
+CLIENTS = {"wandb": _Wandb, "swanlab": _SwanLab}
+
+
+class Sinks:
+    """The sinks that a run's options ask for. Made on the first rank only."""
+
+    def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None]) -> None:
+        """Raises RequestError, one line, for one that cannot be started: a run that asked for it would not be where it is looked for."""
+        self._say = say
+        self._open: dict[str, Any] = {}
+        config = to_mapping(options)
+        for name, client in CLIENTS.items():
+            project = getattr(options, name)
+            if not project:
+                continue
+            try:
+                self._open[name] = client(run_dir, project, config)
+            except Exception as error:
+                self.close(failed=True)
+                way_out = f"mend that, or leave --{name} out"
+                raise RequestError(f"--{name} {project}: {NAMES[name]} did not start ({_line(error)}); {way_out}") from None
+            say(f"{NAMES[name]}: {project}/{run_dir.name}, {self._open[name].where}")
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Scalars of a step, by tag."""
+        for name in list(self._open):
+            try:
+                self._open[name].log(values, step)
+            except Exception as error:
+                self._say(f"{NAMES[name]} failed ({_line(error)}); the run goes on without it")
+                del self._open[name]
+
+    def close(self, failed: bool) -> None:
+        """Send what is left."""
+        for name, sink in self._open.items():
+            try:
+                sink.close(failed)
+            except Exception as error:
+                self._say(f"{NAMES[name]} did not end in good order ({_line(error)})")
+        self._open = {}
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -44,15 +44,15 @@ def saved_input(b: int, fp8: bool) -> int:
 def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
     """A token's share of a language layer's attention.
 
-    TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Rope keeps
-    cosines and sines for q and for k, 4 head_dim b. Cut by tp: the fused output of qkv, of which v is a view, (q + 2 k) b; the
-    inputs of the norms of q and k, what comes out of them, and q and k turned, 3 (q + k) b (the second of the three by
-    measurement: `tests/gpu/test_measured_memory.py`); the output, which is the projection's input too, q b; its statistic. With
-    fp8 the normed input is one byte a number, and the projection's input a copy of one byte beside the attention's output.
+    TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Cut by tp: the
+    fused output of qkv, of which v is a view, (q + 2 k) b; the inputs of the norms of q and k, and q and k turned, 2 (q + k) b
+    (the rotation is one kernel that keeps nothing but the angles, which all layers share); the output, which is the
+    projection's input too, q b; its statistic. With fp8 the normed input is one byte a number, and the projection's input a
+    copy of one byte beside the attention's output.
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    whole = h * (b + saved_input(b, fp8)) / (tp if sp else 1) + 4 * a.head_dim * b
-    return whole + (5 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
+    whole = h * (b + saved_input(b, fp8)) / (tp if sp else 1)
+    return whole + (4 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
 
 
 def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:

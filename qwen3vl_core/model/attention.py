@@ -6,6 +6,7 @@ batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering 
 
 from __future__ import annotations
 
+from qwen3vl_core.model.rotation import Rotating
 from qwen3vl_core.model.slices import gathered_order, token_index
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class LocalCoreAttention(MegatronModule):
+class LocalAttention(MegatronModule):
     """softmax(q k^T / sqrt(d)) v for this rank's heads and queries."""
 
     def __init__(
@@ -103,6 +104,10 @@ class LocalCoreAttention(MegatronModule):
         length, batch, heads, dim = query.shape
         out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
         return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)
+
+
+class LocalCoreAttention(Rotating, LocalAttention):
+    """`LocalAttention` of query and key that it turns first."""
 
 
 class FlashCoreAttention(LocalCoreAttention):

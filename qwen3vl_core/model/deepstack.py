@@ -7,6 +7,8 @@ schedules keep working, because to Megatron these are ordinary layers.
 
 from __future__ import annotations
 
+from qwen3vl_core.model.rotation import hand_angles_on
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -20,6 +22,7 @@ class CollectingLayer(TransformerLayer):
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
         collected = kwargs["context"]
         kwargs["context"] = None
+        hand_angles_on(self, kwargs)
         hidden, _ = super().forward(*args, **kwargs)
         if self.layer_number - 1 in self.config.deepstack_layers:
             collected = torch.cat((collected, hidden))
@@ -35,6 +38,7 @@ class DeepstackLayer(TransformerLayer):
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         features = kwargs.get("context")
         kwargs["context"] = None
+        hand_angles_on(self, kwargs)
         hidden, _ = super().forward(*args, **kwargs)
         if features is not None:
             length = hidden.shape[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.rotation import Rotating
 from qwen3vl_core.model.router import BalancingRouter
 
 import torch
@@ -47,6 +49,14 @@ def choose_attention(backend: AttnBackend) -> type | None:
     return FlashCoreAttention if backend == AttnBackend.flash and not has_flash_attention() else None
 
 
+@functools.cache
+def _rotating_engine_attention() -> type:
+    """Transformer Engine's attention of query and key that it turns first."""
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    return type("RotatingTEDotProductAttention", (Rotating, TEDotProductAttention), {})
+
+
 def layer_spec(
     module: type, *, causal: bool, qk_layernorm: bool, num_experts: int = 0, core_attention: type | None = None
 ) -> ModuleSpec:  # fmt: skip
@@ -60,8 +70,7 @@ def layer_spec(
         spec = get_gpt_layer_with_transformer_engine_spec(
             num_experts=num_experts or None, moe_grouped_gemm=num_experts > 0, qk_layernorm=qk_layernorm
         )
-        if core_attention is not None:
-            spec.submodules.self_attention.submodules.core_attention = core_attention
+        spec.submodules.self_attention.submodules.core_attention = core_attention or _rotating_engine_attention()
     else:
         spec = get_gpt_layer_local_spec(num_experts=num_experts or None, qk_layernorm=qk_layernorm, normalization="RMSNorm")
         parts = spec.submodules

@@ -43,7 +43,7 @@ RUNS = {
     "LoRA": ("2B", "--lora-rank 16"),
     "4B LoRA": ("4B", "--lora-rank 16"),
     "4B LoRA fp8": ("4B", "--lora-rank 16 --precision fp8"),
-    "4B optimizer on the host": ("4B", f"{OFFLOAD} 1.0 --recompute full"),
+    "4B optimizer on the host": ("4B", f"{OFFLOAD} 0.6 --recompute full"),
     "4B projector only": ("4B", "--freeze vision,language"),
 }
 PACKED = "packing"

@@ -46,12 +46,10 @@ def test_experts_are_split_by_their_own_data_parallel_size():
 
 
 def test_a_layers_activations_by_hand():
-    # h 2048, q 2048, k 1024, f 6144, two bytes: 2h + 5(q + k), rope's 4 x 128 and a statistic of 16 heads, 2h + 4f
-    rope = 2 * 4 * 128
-    assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 5 * 3072) + rope + 4 * 16 + 2 * (2 * 2048 + 4 * 6144)
+    # h 2048, q 2048, k 1024, f 6144, two bytes: 2h + 4(q + k) and a statistic of 16 heads, 2h + 4f
+    assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 4 * 3072) + 4 * 16 + 2 * (2 * 2048 + 4 * 6144)
     cut = FinetuneOptions(tp=2, sequence_parallel=True)
-    # all is cut in two, but for rope's cosines and sines
-    assert act.layer_bytes(TWO, cut) == (act.layer_bytes(TWO, FinetuneOptions()) - rope) / 2 + rope
+    assert act.layer_bytes(TWO, cut) == act.layer_bytes(TWO, FinetuneOptions()) / 2
     # without sequence parallelism the norms' inputs and outputs stay whole
     assert act.layer_bytes(TWO, FinetuneOptions(tp=2)) == act.layer_bytes(TWO, cut) + 2 * 2 * 2048
 

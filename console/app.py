@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from console.screens.compare import CompareScreen
 from console.screens.dialogs import KeysHelp
 from console.screens.launch import LaunchScreen
 from console.screens.monitor import MonitorScreen
-from console.screens.plan import KINDS, read_workspace
+from console.screens.plan import KINDS, prefill, read_workspace
 from console.screens.runs import RunsScreen
 from console.screens.watch import RunRow, Snapshot, StoreWatcher
 from console.settings import TEMPLATE, read_settings, settings_file
@@ -56,13 +56,17 @@ class ConsoleApp(App[int]):
     MODES: ClassVar = {"runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen}
     DEFAULT_MODE = "runs"
 
-    def __init__(self, store_root: Path, workspace: Path | None = None) -> None:
-        """store_root: folder of the runs, which need not exist. workspace: of the demo; fills the forms."""
+    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
+        """store_root: folder of the runs, which need not exist. workspace: of the demo; fills the forms. greet: an empty store
+        begins with the first page."""
         self.store_root = Path(store_root).expanduser().absolute()
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
         self.workspace = read_workspace(self.workspace_folder)
         self.watcher = StoreWatcher(self.store_root)
         self.snapshot = Snapshot(seen=False)
+        self.greet = greet
+        self.demo_folder: Path | None = None
+        """Where the first page makes the demo's workspace; None: where `qwen3vl demo` does."""
         self.keys: dict[str, str] = {}
         """A person's own keys, by the action's id."""
         self.comparison: str | None = None
@@ -135,6 +139,9 @@ class ConsoleApp(App[int]):
         self._looking = False
         self.snapshot = event.snapshot
         self.store_seen.publish(event.snapshot)
+        if self.greet and not event.snapshot.rows and not event.snapshot.error and len(self.screen_stack) == 1:
+            self.action_start_page()
+        self.greet = False
         if self._look_again:
             self.look()
 
@@ -296,11 +303,49 @@ class ConsoleApp(App[int]):
 
     def action_show_screen(self, mode: str) -> None:
         """One of the four screens."""
-        if mode in self.MODES and mode != self.current_mode:
+        if mode in self.MODES and (mode != self.current_mode or self.screen.id == "welcome"):
             while len(self.screen_stack) > 1:  # a dialog over the screen that is left
                 self.pop_screen()
-            self.switch_mode(mode)
+            if mode != self.current_mode:
+                self.switch_mode(mode)
             self.look()
+
+    def action_start_page(self) -> None:
+        """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps."""
+        if self.screen.id != "welcome":
+            from console.screens.welcome import WelcomeScreen  # the first frame of every other day waits for none of it
+
+            while len(self.screen_stack) > 1:
+                self.pop_screen()
+            self.push_screen(WelcomeScreen())
+
+    def action_doctor(self) -> None:
+        """What is missing on this machine."""
+        from console.screens.doctor import DoctorScreen
+
+        self.did("doctor")
+        self.push_screen(DoctorScreen(self.store_root))
+
+    def open_form(self, kind: str, values: Mapping[str, Any] | None) -> None:
+        """The form of a new run: with these values, None: with what the workspace gives."""
+        begin = prefill(kind, self.workspace, self.workspace_folder) if values is None else values
+        self._screen_of(LaunchScreen, lambda screen: screen.open(kind, begin))
+
+    def open_compare(self, values: Mapping[str, Any]) -> None:
+        """The form of a new comparison with these values."""
+        self._screen_of(CompareScreen, lambda screen: screen.open_form(values))
+
+    def open_workspace(self, folder: Path) -> None:
+        """Go on in another workspace, with its own runs."""
+        self.workspace_folder, self.workspace = folder, read_workspace(folder)
+        self.store_root = folder / "runs"
+        self.watcher, self.snapshot, self.comparison = StoreWatcher(self.store_root), Snapshot(seen=False), None
+        for stack in self._screen_stacks.values():
+            for screen in stack:
+                opened = getattr(screen, "workspace_opened", None)
+                if opened is not None:
+                    opened()
+        self.look()
 
     def _screen_of(self, cls: type[Screen], then: Callable[[Any], None]) -> None:
         """Switch to a screen, and do something with it once it is there."""
@@ -310,7 +355,7 @@ class ConsoleApp(App[int]):
 
     def action_keys_help(self) -> None:
         pane = self.screen.focused
-        self.push_screen(KeysHelp(self.current_mode, getattr(pane, "HELP", None) or "", self.keys))
+        self.push_screen(KeysHelp(self.screen.id or self.current_mode, getattr(pane, "HELP", None) or "", self.keys))
 
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK
@@ -327,7 +372,7 @@ class ConsoleApp(App[int]):
         if self.subcommand:
             yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that equals what was just done",
                                 self.action_subcommand)  # fmt: skip
-        for scope in (self.current_mode, "app"):
+        for scope in ("welcome" if screen.id == "welcome" else self.current_mode, "app"):
             once = {action.action: action for action in reversed(actions_of(scope))}
             for action in reversed(once.values()):
                 if action.id == "app.palette" or action.action == "leave":
@@ -369,4 +414,4 @@ def run(runs: Path, workspace: Path | None = None) -> int:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
     RunStore(runs)
     prepare_terminal()
-    return ConsoleApp(runs, workspace).run() or EXIT_DONE
+    return ConsoleApp(runs, workspace, greet=True).run() or EXIT_DONE

@@ -93,3 +93,11 @@ class PictureRead(Message):
     def __init__(self, path: str, picture: Any, problem: str = "") -> None:
         self.path, self.picture, self.problem = path, picture, problem
         super().__init__()
+
+
+class Told(Message):
+    """Work off the screen's thread has something for the screen that asked; `what` says which of its questions it answers."""
+
+    def __init__(self, what: str, value: Any) -> None:
+        self.what, self.value = what, value
+        super().__init__()

@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
     demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
     demo.add_argument("--headless", action="store_true", help="run it here, without the console")
+    demo.add_argument("--workspace-only", action="store_true", help="make the workspace, and stop there")
     for name, cls in COMMANDS.items():
         sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
         add_arguments(sub, cls)
@@ -173,7 +174,7 @@ def dispatch(arguments: list[str]) -> int:
     values.pop("debug")
     name = values.pop("command")
     if name == "demo":
-        return importlib.import_module("qwen3vl_core.demo.run").main(values["dir"].expanduser().absolute(), values["headless"])
+        return importlib.import_module("qwen3vl_core.demo.run").main(**values)
     if name in ("plan", "recipe", "doctor"):
         return _look(name, values)
     return _work(name, values)

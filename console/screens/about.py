@@ -109,7 +109,7 @@ def about(row: RunRow | None, view: CompareView, prompt: str, width: int, *, bli
     if blind:
         told = f"  {len(view.votes.choices)} of {len(view.samples)} voted"
         lines += [*([] if short else [Content("")]), Content.assemble((" blind ", "bold reverse"), told)]
-        lines.append(Content("models, scores and votes are shown when you leave it: b").stylize("$muted"))
+        lines.append(Content("r tells whose these are, b ends it: models, scores, votes").stylize("$muted"))
         return Content("\n").join(lines)
     if short:
         return Content("\n").join([*lines, *table(view, width)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -330,6 +331,16 @@ class CompareScreen(ConsoleScreen):
         options.seed += 1
         self.app.start_run("compare", options, self.MODE)
 
+    def workspace_opened(self) -> None:
+        """The app has another workspace now."""
+        self.query_one(OptionForm).fill(prefill("compare", self.app.workspace, self.app.workspace_folder))
+        self._asked = None
+
+    def open_form(self, values: Mapping[str, Any]) -> None:
+        """Show the form with these values in it."""
+        self.query_one(OptionForm).fill(values)
+        self._ask(True)
+
     def action_models(self) -> None:
         """Choose checkpoints of runs for the form."""
         form = self.query_one(OptionForm)
@@ -432,15 +443,11 @@ class CompareScreen(ConsoleScreen):
             self.notify(str(error), severity="error", markup=False)
             return
         self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
-        self._did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
+        self.app.did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
         if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
             self.action_unvoted()
         self._show()
         self.read()
-
-    def _did(self, *words: str) -> None:
-        if (did := getattr(self.app, "did", None)) is not None:
-            did(*words)
 
     # the reports
 
@@ -459,7 +466,7 @@ class CompareScreen(ConsoleScreen):
                 return
             self.app.call_from_thread(self._exported, page)
 
-        self._did("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
+        self.app.did("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
         self.in_thread(write, "export")
 
     def _exported(self, page: Path) -> None:
@@ -494,6 +501,4 @@ class CompareScreen(ConsoleScreen):
             self._focus_caption()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action == "reveal":
-            return bool(self.blind)
         return action != "leave" or not isinstance(self.focused, CaptionBox)

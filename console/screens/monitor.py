@@ -75,6 +75,11 @@ class MonitorScreen(ConsoleScreen):
 
     # which run
 
+    def workspace_opened(self) -> None:
+        """The app looks at another store now."""
+        self.feed = MonitorFeed(self.app.watcher)
+        self.run_id, self.row, self.view, self.others = None, None, None, []
+
     def open(self, run_id: str) -> None:
         """Watch this run from now on."""
         if run_id != self.run_id:

@@ -131,13 +131,16 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float]) -> None:
         print(f"  {stage.name} took {duration(seconds[stage.name])}\n", flush=True)
 
 
-def main(folder: Path, headless: bool) -> int:
-    """Make the workspace; then open the console on it, or run the loop here. Returns the exit code."""
+def main(dir: Path, headless: bool = False, workspace_only: bool = False) -> int:
+    """Make the workspace; then open the console on it, run the loop here, or stop there. Returns the exit code."""
+    folder = dir.expanduser().absolute()
     workspace = Workspace(folder)
     print(NOTICE + "\n")
-    headless = headless or not (sys.stdin.isatty() and sys.stdout.isatty())
     workspace.make()
-    if not headless:
+    if workspace_only:
+        print(f"the workspace is {folder}; qwen3vl demo --dir {folder} opens the console on it")
+        return EXIT_DONE
+    if not headless and sys.stdin.isatty() and sys.stdout.isatty():
         return registered("qwen3vl.commands", "console")(["--runs", str(workspace.runs), "--workspace", str(folder)])
     try:
         seconds = json.loads((folder / "stages.json").read_text())

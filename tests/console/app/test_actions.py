@@ -13,11 +13,13 @@ from console.screens.compare import CompareScreen
 from console.screens.launch import LaunchScreen
 from console.screens.monitor import MonitorScreen
 from console.screens.runs import RunsScreen
+from console.screens.welcome import WelcomeScreen
 from console.widgets.bars import KeyBar
 from console.widgets.words import one_line
 from tests.console.app.driving import LARGE, driven, looked, press, said, text_of, until
 
-CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen}
+CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen,
+           "welcome": WelcomeScreen}  # fmt: skip
 TAKEN = {f"ctrl+{letter}" for letter in "sjobawntcz"}
 
 
@@ -27,7 +29,7 @@ def keys(action):
 
 def test_ids_are_unique_and_every_action_belongs_to_a_screen():
     assert len({a.id for a in ACTIONS}) == len(ACTIONS)
-    assert {a.screen for a in ACTIONS} == {"app", *SCREENS}
+    assert {a.screen for a in ACTIONS} == {"app", "welcome", *SCREENS}
     assert all(a.tooltip and a.label and len(a.label.split()) <= 2 for a in ACTIONS)
 
 

@@ -46,7 +46,7 @@ def test_screens_and_keys_can_be_clicked(store):
         await looked(pilot)
         at = text_of(app).splitlines()[-1].index("? keys")
         await pilot.click(KeyBar, offset=(at, 0))
-        await until(pilot, lambda: "Everywhere" in text_of(app))
+        await until(pilot, lambda: "Watch the run under the cursor" in text_of(app))
 
     driven(scene, store.app())
 

@@ -1,0 +1,104 @@
+"""What is missing on this machine, and how to mend it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Label, OptionList, Static
+from textual.widgets.option_list import Option
+
+from console.messages import Told, WorkFailed
+from console.widgets.words import one_line, printable
+from qwen3vl_core.layout.doctor import Check, examine
+
+LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail": ("✗", "$text-error")}
+
+
+class DoctorScreen(ModalScreen[None]):
+    """`qwen3vl doctor` in a list: what has a remedy comes first, and its command is copied by a key."""
+
+    BINDINGS: ClassVar = [
+        Binding("escape,q", "dismiss", "close"),
+        Binding("y,enter", "copy", "copy the remedy", priority=True),
+        Binding("r", "again", "look again"),
+    ]
+    CSS: ClassVar = """
+    DoctorScreen .dialog { width: 120; max-width: 96%; max-height: 94%; }
+    DoctorScreen OptionList { height: auto; max-height: 1fr; border: none; background: $surface; padding: 0; display: none; }
+    DoctorScreen OptionList > .option-list--option-highlighted { background: $primary 22%; color: $foreground; text-style: none; }
+    DoctorScreen #said { height: auto; }
+    DoctorScreen .hint { margin-top: 1; }
+    """
+
+    def __init__(self, runs: Path) -> None:
+        super().__init__()
+        self.runs = runs
+        self.checks: list[Check] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Label("Doctor", classes="headline")
+            yield Static("looking at Python, packages, GPUs, disk and ports …", id="said")
+            yield OptionList()
+            yield Static("y copies the remedy under the cursor, r looks again, esc closes", classes="hint")
+
+    def on_mount(self) -> None:
+        self.action_again()
+
+    def action_again(self) -> None:
+        """Look at everything once more."""
+
+        def look() -> None:
+            try:
+                self.post_message(Told("checks", examine(self.runs)))
+            except Exception as error:
+                self.post_message(WorkFailed(f"doctor: {type(error).__name__}: {error}"))
+
+        self.query_one("#said", Static).update("looking at Python, packages, GPUs, disk and ports …")
+        self.run_worker(look, thread=True, exclusive=True, exit_on_error=False)
+
+    def on_work_failed(self, event: WorkFailed) -> None:
+        self.query_one("#said", Static).update(Content("✗ " + one_line(event.text)).stylize("$text-error"))
+
+    def on_told(self, event: Told) -> None:
+        order = list(LOOKS)[::-1]
+        self.checks = sorted(event.value, key=lambda check: order.index(check.status))
+        bad, limits = (sum(check.status == status for check in self.checks) for status in ("fail", "warn"))
+        words = f"{bad} of {len(self.checks)} keep a run from working" if bad else "everything a run needs is there"
+        if limits:
+            words += f"; {limits} thing{'s limit' if limits > 1 else ' limits'} it"
+        self.query_one("#said", Static).update(Content(words + "\n").stylize("$text-error" if bad else "$text-success"))
+        choices = self.query_one(OptionList)
+        choices.clear_options()
+        width = max(len(check.name) for check in self.checks)
+        room = min(int(self.size.width * 0.96), 120) - width - 12
+        indent = "\n" + " " * (width + 4)
+        for check in self.checks:
+            glyph, colour = LOOKS[check.status]
+            text = indent.join(textwrap.wrap(printable(check.text), max(room, 20)) or [""])
+            line = Content.assemble((f"{glyph} ", colour), (f"{check.name:<{width}}  ", "bold"), text)
+            if check.mend and check.status != "ok":
+                mend = (indent + "  ").join(textwrap.wrap(printable(check.mend), max(room - 2, 20)))
+                line += Content.assemble(indent, ("→ ", colour), (mend, "$text-primary"))
+            choices.add_option(Option(line))
+        choices.display = True
+        choices.highlighted = 0
+        choices.focus()
+
+    def action_copy(self) -> None:
+        place = self.query_one(OptionList).highlighted
+        if place is None or not self.checks:
+            return
+        check = self.checks[place]
+        if check.status == "ok" or not check.mend:
+            self.notify(f"{check.name}: nothing to mend", markup=False)
+            return
+        self.app.copy_to_clipboard(check.mend)
+        self.notify(check.mend, title="Remedy copied", markup=False)

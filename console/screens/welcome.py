@@ -1,0 +1,351 @@
+"""The first page: the demo, a model that is there already, a recipe line to paste, the doctor. In a workspace: the loop's steps."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.suggester import SuggestFromList
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from console.actions import bindings_of
+from console.messages import Told, WorkFailed
+from console.screens.base import ConsoleScreen
+from console.screens.steps import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
+from console.screens.watch import Snapshot
+from console.widgets.words import one_line, printable
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout import recipe
+from qwen3vl_core.options import from_mapping, to_mapping
+from qwen3vl_core.options.finetune import FinetuneOptions
+
+DEMO = "~/.qwen3vl/demo"
+FIRST = (
+    ("demo", "d", "Try the demo", "tiny model, drawn pictures, three minutes",
+     "a tiny Qwen3-VL and drawn pictures; the whole loop in about three minutes, no download"),
+    ("model", "o", "Open a model", "a Hugging Face folder or a checkpoint",
+     "a Hugging Face folder, or a Megatron checkpoint, that you have"),
+    ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
+     "the published script's 24 or 26 values: checked, then in the form"),
+    ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each fault with its remedy"),
+    ("leave", "esc", "Look around", "the empty list of runs; 0 comes back here"),
+)  # fmt: skip
+"""(action, key, title, what it is, the same for wide screens)."""
+GUIDE = (
+    ("all", "a", "All of it at once", "the five commands, one after another", "the five commands, one after another; watch them in 1 Runs"),
+    *FIRST[1:4],
+    ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
+)
+KEY_WIDTH = 5
+
+
+class Choices(OptionList):
+    """What can be done; enter and the mouse choose."""
+
+    HELP = "↑↓ choose, enter does it; each line's key does it too"
+
+
+class WelcomeScreen(ConsoleScreen):
+    """Lies over the other screens; their keys lead out of it."""
+
+    MODE = "welcome"
+    BINDINGS = bindings_of("welcome")
+    AUTO_FOCUS = "Choices"
+    CSS: ClassVar = """
+    WelcomeScreen #page { padding: 1 3; height: 1fr; scrollbar-size-vertical: 1; }
+    WelcomeScreen #head { height: auto; margin-bottom: 1; }
+    WelcomeScreen Choices { height: auto; max-height: 100%; border: none; background: $background; padding: 0; }
+    WelcomeScreen Choices > .option-list--option-highlighted { background: $primary 22%; color: $foreground; text-style: none; }
+    WelcomeScreen #answer { height: auto; margin: 1 0; padding: 0 1; border-left: thick $primary; display: none; }
+    WelcomeScreen.-asking #answer { display: block; }
+    WelcomeScreen #answer Input { background: $surface; margin: 0; }
+    WelcomeScreen #answer Static { height: auto; }
+    WelcomeScreen #below { height: auto; margin-top: 1; color: $muted; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(id=self.MODE)
+        self.asking = ""
+        """What the field asks for: `model` or `recipe`; empty: nothing."""
+        self._entries: list[tuple[str, Content]] = []
+        self._busy = False
+
+    def body(self) -> ComposeResult:
+        with VerticalScroll(id="page", can_focus=False):
+            yield Static(id="head")
+            yield Choices(id="choices")
+            with Vertical(id="answer"):
+                yield Static(id="question")
+                yield Input(id="asked", compact=True, select_on_focus=False)
+                yield Static(id="verdict")
+            yield Static(id="below", markup=False)
+
+    def show_snapshot(self, snapshot: Snapshot) -> None:
+        loop = steps(self.app.workspace, snapshot)
+        self.query_one("#head", Static).update(self._head(loop))
+        self._fill(loop)
+        self.query_one("#below", Static).update(f"runs are kept in {one_line(self.app.store_root)}")
+
+    @staticmethod
+    def _head(loop: list[Step]) -> Content:
+        if not loop:
+            return Content.assemble(
+                ("Finetune Qwen3-VL, watch the loss, read the captions side by side.\n", "bold"),
+                ("There is no run yet. How do you want to begin?", "$muted"),
+            )  # fmt: skip
+        following = next((step for step in loop if step.state in (NEXT, LIVE)), None)
+        words = "every step is done; compare again, or open a model of your own"
+        if following is not None:
+            words = "enter opens the form of the next step; ctrl+g starts it there"
+            if following.state == LIVE:
+                words = f"{following.title} is under way"
+        return Content.assemble(("The loop, step by step\n", "bold"), (words, "$muted"))
+
+    def _fill(self, loop: list[Step]) -> None:
+        wide = max(self.size.width - 8, 40)
+        entries: list[tuple[str, Content]] = []
+        for place, step in enumerate(loop):
+            colour = {"done": "$text-success", "live": "$text-primary", "next": "bold"}.get(step.state, "$muted")
+            entries.append((f"step-{place}", self._entry(GLYPHS[step.state], step.title, (step.text,), wide, colour)))
+        for action, key, title, *texts in GUIDE if loop else FIRST:
+            if action == "all" and not self._can_run_all(loop):
+                continue
+            entries.append((action, self._entry(key, title, texts, wide, "bold $text-primary")))
+        if [(name, c.plain, str(c.spans)) for name, c in entries] == [(name, c.plain, str(c.spans)) for name, c in self._entries]:
+            return
+        choices = self.query_one(Choices)
+        before = choices.highlighted
+        self._entries = entries
+        choices.clear_options()
+        for place, (name, content) in enumerate(entries):
+            if loop and place == len(loop):
+                choices.add_option(None)
+            choices.add_option(Option(content, id=name))
+        first = next((place for place, step in enumerate(loop) if step.state in (NEXT, LIVE)), 0)
+        choices.highlighted = before if before is not None and not loop else first
+
+    @staticmethod
+    def _entry(key: str, title: str, texts: Sequence[str], wide: int, colour: str) -> Content:
+        head = Content.assemble((f"{key:<{KEY_WIDTH}}", colour), (f"{title:<22}", "bold"))
+        room = max(wide - head.cell_length, 10)
+        text = next((text for text in reversed(texts) if len(text) <= room), texts[0])
+        return head + Content(one_line(text, room)).stylize("$muted")
+
+    def on_resize(self, event: events.Resize) -> None:
+        if self.is_mounted:
+            self._entries = []
+            self.show_snapshot(self.app.snapshot)
+
+    # what was chosen
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        name = event.option.id or ""
+        if name.startswith("step-"):
+            self._open_step(steps(self.app.workspace, self.app.snapshot)[int(name.removeprefix("step-"))])
+        else:
+            self.run_worker(self.run_action(name), exclusive=False)
+
+    def _open_step(self, step: Step) -> None:
+        if step.kind == "compare":
+            self.app.open_compare(step.values)
+        else:
+            self.app.open_form(step.kind, step.values)
+
+    def action_model(self) -> None:
+        question = "Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → takes what is suggested."
+        self._ask("model", question, "~/models/Qwen3-VL-4B-Instruct")
+
+        def look() -> None:
+            found = models_nearby()
+            if found:
+                self.post_message(Told("models", found))
+
+        self.in_thread(look, "models")
+
+    def action_recipe(self) -> None:
+        self._ask("recipe", "Paste the values, or the whole line with the script's name.", "dsw 4B 1 128 1e-5 1e-6 2048 2048 bf16 1 1 1 …")
+
+    def _ask(self, what: str, question: str, hint: str) -> None:
+        self.asking = what
+        self.add_class("-asking")
+        self.query_one("#question", Static).update(Content(question).stylize("$muted"))
+        self.query_one("#verdict", Static).update("")
+        field = self.query_one("#asked", Input)
+        field.value, field.placeholder, field.suggester = "", hint, None
+        field.focus()
+        field.scroll_visible(animate=False)
+
+    @on(Told)
+    def _told(self, event: Told) -> None:
+        if event.what == "models" and self.asking == "model":
+            field = self.query_one("#asked", Input)
+            field.suggester = SuggestFromList(event.value, case_sensitive=True)
+            lines = [Content("found here:").stylize("$muted"), *(Content(f"  {printable(path)}") for path in event.value)]
+            if not field.value:
+                self.query_one("#verdict", Static).update(Content("\n").join(lines))
+        elif event.what == "progress":
+            self.query_one("#verdict", Static).update(Content(one_line(event.value, 200)).stylize("$muted"))
+        elif event.what == "workspace":
+            self._busy = False
+            self.remove_class("-asking")
+            self.app.open_workspace(event.value)
+        elif event.what == "recipe":
+            self._recipe_read(*event.value)
+
+    @on(WorkFailed)
+    def _failed(self, event: WorkFailed) -> None:
+        self._busy = False
+        self._verdict([event.text])
+        event.stop()
+
+    @on(Input.Submitted, "#asked")
+    def _submitted(self, event: Input.Submitted) -> None:
+        if self.asking == "model":
+            try:
+                opened = open_model(event.value)
+            except (RequestError, OSError) as error:
+                self._verdict([str(error)])
+                return
+            self.app.workspace = {**self.app.workspace, **opened.workspace}
+            self.notify(f"{opened.words}; the forms begin with it", title="Opened", markup=False)
+            self._leave_field()
+            self.app.open_form(opened.kind, None)
+            return
+        try:
+            words = shlex.split(event.value)
+        except ValueError:
+            self._verdict(["a quotation mark is not closed; close it or leave it out"])
+            return
+        start = next((place for place, word in enumerate(words) if word in ("dsw", "dlc")), 0)
+        values = words[start:]
+
+        def look() -> None:
+            try:
+                self.post_message(Told("recipe", (recipe.read(values), values)))
+            except Exception as error:
+                self.post_message(WorkFailed(one_line(error)))
+
+        self.in_thread(look, "recipe")
+
+    def _recipe_read(self, read: recipe.Recipe, values: list[str]) -> None:
+        if read.faults:
+            faults = [fault.removesuffix("; see the list below") for fault in read.faults]
+            if faults != read.faults:
+                names = " ".join(f"{position.number} {position.name}" for position in recipe.FORM)
+                faults.append(f"they are: {names}")
+            self._verdict(faults)
+            return
+        options = {name: value for name, value in to_mapping(read.options).items() if value not in (None, "", [])}
+        for note in read.notes:
+            self.notify(note, markup=False)
+        self._leave_field()
+        self.app.did("recipe", "--", *values)
+        self.app.open_form("finetune", to_mapping(from_mapping(FinetuneOptions, options, partial=True)))
+
+    def _verdict(self, faults: list[str]) -> None:
+        lines = [Content("✗ " + one_line(fault, 400)).stylize("$text-error") for fault in faults]
+        self.add_class("-asking")
+        verdict = self.query_one("#verdict", Static)
+        verdict.update(Content("\n").join(lines))
+        self.call_after_refresh(verdict.scroll_visible, animate=False)
+
+    def _leave_field(self) -> None:
+        self.asking = ""
+        self.remove_class("-asking")
+        self.query_one(Choices).focus()
+
+    # the demo
+
+    def action_demo(self) -> None:
+        """Make the demo's workspace off this thread, then show its steps."""
+        if self._busy:
+            return
+        if steps(self.app.workspace, self.app.snapshot):
+            self.notify("the demo is open already: these are its steps")
+            return
+        self._busy = True
+        self.asking = ""
+        folder = Path(self.app.demo_folder or DEMO).expanduser().absolute()
+        self.add_class("-asking")
+        self.query_one("#question", Static).update(Content(f"The demo's workspace is made in {one_line(folder)}"))
+        self.query_one("#asked", Input).display = False
+        self.query_one("#verdict", Static).update(Content("drawing 576 pictures …").stylize("$muted"))
+        self.app.did("demo", "--dir", str(folder))
+
+        def work() -> None:
+            command = [sys.executable, "-m", "qwen3vl_core.cli", "demo", "--workspace-only", "--dir", str(folder)]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+            last = ""
+            for line in process.stderr:
+                last = line.strip() or last
+                self.post_message(Told("progress", last))
+            if process.wait():
+                why = last.removeprefix("qwen3vl: ") or f"exit code {process.returncode}"
+                self.post_message(WorkFailed(f"the demo's workspace was not made: {why}"))
+            else:
+                self.post_message(Told("workspace", folder))
+
+        self.in_thread(work, "demo")
+
+    def _can_run_all(self, loop: list[Step]) -> bool:
+        """The command puts its runs into the workspace: offered where the console shows them, and they are still to be made."""
+        folder = self.app.workspace_folder
+        return folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
+
+    def action_all(self) -> None:
+        """The demo's command in a process of its own; it goes on when the console is left."""
+        loop = steps(self.app.workspace, self.app.snapshot)
+        if not loop or not self._can_run_all(loop):
+            self.notify("there is no demo to run here; d makes one", severity="warning")
+            return
+        if any(row.alive for row in self.app.snapshot.rows):
+            self.notify("a run is under way; wait for its end, or stop it: 1, then x", severity="warning")
+            return
+        folder = self.app.workspace_folder
+        words = ["demo", "--headless", "--dir", str(folder)]
+        try:
+            with open(folder / "demo.log", "ab") as log:
+                command = [sys.executable, "-m", "qwen3vl_core.cli", *words]
+                subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        except OSError as error:
+            self.notify(f"{folder / 'demo.log'}: {error.strerror}; the demo was not started", severity="error", markup=False)
+            return
+        self.app.did(*words)
+        self.notify(f"the loop runs; its output is in {folder / 'demo.log'}", markup=False)
+        self.app.action_show_screen("runs")
+
+    # out
+
+    def action_doctor(self) -> None:
+        self.app.action_doctor()
+
+    def action_leave(self) -> None:
+        """Out of the field; then to the runs."""
+        if isinstance(self.focused, Input) or (self.has_class("-asking") and not self._busy):
+            self._leave_field()
+        else:
+            self.app.pop_screen()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "all":
+            return bool(steps(self.app.workspace, self.app.snapshot))
+        if action == "demo":
+            return not steps(self.app.workspace, self.app.snapshot)
+        return True
+
+    def workspace_opened(self) -> None:
+        """The app has another workspace now."""
+        self.query_one("#asked", Input).display = True
+        self._entries = []
+        self.show_snapshot(self.app.snapshot)
+        self.query_one(Choices).focus()

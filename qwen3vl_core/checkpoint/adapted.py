@@ -77,7 +77,7 @@ class AdaptedSource(Source):
             )
         adapters = Adapters.read(note, str(data / EXTRA))
         made = cls(
-            path, side, base.architecture, base.hf, base.megatron, base.layout, iteration, base.experts, base.config_apart, base, adapters,
+            path, side, base.architecture, base.hf, base.megatron, base.layout, iteration, base.experts, base, adapters,
             torch_dist.RegionReader(data),
         )  # fmt: skip
         made.pair = lru_cache(64)(made._pair)

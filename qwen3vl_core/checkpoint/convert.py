@@ -12,7 +12,7 @@ import torch
 
 from qwen3vl_core.checkpoint.adapted import AdaptedSource
 from qwen3vl_core.checkpoint.common import megatron_common
-from qwen3vl_core.checkpoint.hf import copy_side_files
+from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
 from qwen3vl_core.checkpoint.names import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.peft import write_peft
@@ -187,6 +187,11 @@ def write_hf(source: Source, folder: Path, caster: Caster) -> int:
     return writer.bytes
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder is something that a conversion made, or may take the place of."""
+    return is_hf_folder(folder) or any((folder / name).exists() for name in (TRACKER, ".metadata", "config.json"))
+
+
 def run(options: ConvertOptions) -> None:
     """Convert as asked. Raises RequestError for what cannot be converted, WorkError for what fails on the way."""
     target = Path(options.target).expanduser()
@@ -200,6 +205,8 @@ def run(options: ConvertOptions) -> None:
     if options.size:
         check_size(options.size, source.architecture, str(source.path))
     check_target(target, overwrite=options.overwrite, what="checkpoint")
+    if target.is_dir() and any(target.iterdir()) and not holds_checkpoint(target):
+        raise RequestError(f"{target}: holds no model or checkpoint, and --overwrite replaces nothing else; choose another folder")
     if target.resolve() == source.path.resolve() or source.path.resolve().is_relative_to(target.resolve()):
         raise RequestError(f"{target}: the source is in it; choose another folder")
     source.check()
@@ -224,8 +231,9 @@ def run(options: ConvertOptions) -> None:
         report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
         report.seconds = round(time.monotonic() - started, 3)
         if options.verify:
-            report.verified = compare(source, open_source(folder), caster)
-            report.forward = forward_parity(source, folder, caster.dtype)
+            made = open_source(folder)
+            report.verified = compare(source, made, caster)
+            report.forward = forward_parity(source, made, caster.dtype)
     _tell(report, options.report)
 
 

@@ -17,7 +17,7 @@ from qwen3vl_core.checkpoint.names import Layout, Region
 from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
 from qwen3vl_core.errors import RequestError
 
-__all__ = ["fill", "load", "side_folder"]
+__all__ = ["build_filled", "fill", "load", "side_folder"]
 
 
 class _Boxes:
@@ -98,6 +98,11 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     """
     source = open_source(path)
     source.check()
+    return build_filled(source, dtype, device)
+
+
+def build_filled(source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    """`load` of a source that is open and was checked."""
     cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
     parallel.initialize()

@@ -32,8 +32,6 @@ class Source:
     iteration: int = 0
     experts: Experts | None = None
     """How the files keep the experts; None: as they are written."""
-    config_apart: bool = False
-    """config.json is not beside the weights but in a folder that was named apart."""
 
     @property
     def kind(self) -> str:
@@ -105,8 +103,7 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
             return _adapted(path, side, checkpoint, note, base)
         reader = torch_dist.RegionReader(checkpoint.data)
         layout = Layout.found_in(reader.tensors, str(path))
-        apart = side != checkpoint.root
-        return Source(path, side, Architecture.read(side), None, reader, layout, checkpoint.iteration, config_apart=apart)
+        return Source(path, side, Architecture.read(side), None, reader, layout, checkpoint.iteration)
     if is_hf_folder(path):
         architecture, reader = Architecture.read(path), HFReader(path)
         shapes = {key: entry.shape for key, entry in reader.entries.items()}

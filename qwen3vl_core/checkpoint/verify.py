@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -95,7 +94,7 @@ def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
     }
 
 
-def forward_parity(source: Source, folder: Path, dtype: torch.dtype | None) -> dict:
+def forward_parity(source: Source, made: Source, dtype: torch.dtype | None) -> dict:
     """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
 
     Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
@@ -108,24 +107,23 @@ def forward_parity(source: Source, folder: Path, dtype: torch.dtype | None) -> d
     if need > free / 2:
         sizes = f"{quantity(need, 'B')}, more than half of the {quantity(free, 'B')} of memory that is free"
         return {"skipped": f"not computed: the model takes {sizes}"}
-    if source.config_apart:
-        return {"skipped": "not computed: the source has no config.json beside it"}
-    from qwen3vl_core.checkpoint.load import load
+    from qwen3vl_core.checkpoint.load import build_filled
 
     inputs = picture_inputs(source.architecture)
 
-    def logits(path: Path) -> Tensor:
-        model = load(path, dtype=precision)
+    def logits(of: Source) -> Tensor:
+        model = build_filled(of, precision)
         where = next(model.parameters()).device
         given = {k: v.to(where, precision if v.is_floating_point() else None) for k, v in inputs.items()}
         with torch.no_grad():
-            made = model(**given).cpu()
+            computed = model(**given).cpu()
         del model
         gc.collect()
-        return made.contiguous().view(-1)
+        return computed.contiguous().view(-1)
 
-    here, there = logits(source.path), logits(folder)
+    here, there = logits(source), logits(made)
     if not _same_bits(here, there):
         gap = float((here.float() - there.float()).abs().max())
-        raise WorkError(f"{folder}: its logits of one picture differ from the source's by up to {gap:.3g}; convert again and report this")
+        where = f"{made.path}: its logits of one picture differ from the source's"
+        raise WorkError(f"{where} by up to {gap:.3g}; convert again and report this")
     return {"equal": True, "logits": here.numel(), "precision": str(precision).removeprefix("torch.")}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, hf, hf_writer, raw, rules, torch_dist
 from qwen3vl_core.checkpoint.names import Layout, Region, regions
+from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import ConvertOptions
@@ -73,6 +74,15 @@ def test_the_demo_model_survives_the_round_trip(tmp_path):
     run(DEMO, tmp_path / "mcore")
     run(tmp_path / "mcore", tmp_path / "back")
     assert same(tensors(DEMO), tensors(tmp_path / "back"))
+
+
+def test_a_checkpoint_without_side_files_gets_those_of_the_model_that_is_named(tmp_path):
+    run(DEMO, tmp_path / "mcore")
+    (tmp_path / "mcore" / "config.json").unlink()
+    report = tmp_path / "report.json"
+    run(tmp_path / "mcore", tmp_path / "back", hf=str(DEMO), verify=True, report=str(report))
+    assert same(tensors(DEMO), tensors(tmp_path / "back")) and json.loads(report.read_text())["forward"]["equal"] is True
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (DEMO / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -245,9 +255,15 @@ def test_a_target_that_is_taken_is_kept_unless_it_may_be_replaced(tmp_path):
     (target / "thesis.txt").write_text("years")
     with pytest.raises(RequestError, match="--overwrite"):
         run(DEMO, target)
+    with pytest.raises(RequestError, match="holds no model or checkpoint, and --overwrite replaces nothing else"):
+        run(DEMO, target, overwrite=True)
     assert (target / "thesis.txt").read_text() == "years"
-    run(DEMO, target, overwrite=True)
-    assert torch_dist.find(target) and not (target / "thesis.txt").exists()
+    made = tmp_path / "made"
+    run(DEMO, made)
+    with pytest.raises(RequestError, match="already holds something; add --overwrite"):
+        run(DEMO, made)
+    run(DEMO, made, layout="pai", overwrite=True)
+    assert open_source(made).layout.mergers == "pai" and sorted(p.name for p in tmp_path.iterdir()) == ["made", "target"]
 
 
 @pytest.mark.parametrize("direction", ["to megatron", "to hf"])

@@ -223,13 +223,13 @@ def test_a_target_that_computes_something_else_is_refused(tmp_path, monkeypatch)
     """Were the reading again to miss a change, the logits would not."""
     original = convert.forward_parity
 
-    def changed(source, folder, dtype):
-        reader = torch_dist.RegionReader(folder / "release")
+    def changed(source, made, dtype):
+        reader = made.megatron
         stored = reader._chunks["language_model.decoder.final_layernorm.weight"].all[0].stored
         with reader.file_of(stored).open("r+b") as stream:
             stream.seek(stored.offset + reader._place(stored).offset)
             stream.write(torch.tensor([7.5, -3.0], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
-        return original(source, folder, dtype)
+        return original(source, made, dtype)
 
     monkeypatch.setattr(convert, "forward_parity", changed)
     with pytest.raises(WorkError, match="its logits of one picture differ from the source's by up to"):

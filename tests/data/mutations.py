@@ -1,15 +1,17 @@
-"""Seeded damage to sources, pictures and shards, and what prepare and inspect make of it.
+"""Seeded damage to sources, pictures, videos and shards, and what prepare, inspect and the loader make of it.
 
     python -m tests.data.mutations --count 10000
 
-Each damaged input goes through the whole command. It ends with a dataset, with a dataset and counted refusals, or with one
-line; whatever else it raises is printed with its number, and `--only NUMBER` repeats it.
+Each damaged input goes through the whole command, and what comes out of it through the loader. It ends with a dataset, with
+a dataset and counted refusals, or with one line; whatever else it raises is printed with its number, and `--only NUMBER`
+repeats it. An input that takes over two minutes ends the run with a traceback of where it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -22,12 +24,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from qwen3vl_core.data import inspect, prepare
+from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
-from tests.data import samples
+from tests.data import samples, videos
 
-KINDS = ("json", "lines", "jpeg", "png", "tar")
+KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar")
 _NASTY = (
     b"\0", b"\xff", b"\xd8", b'"', b"{", b"[", b"]", b"\\ud800", b"null", b"NaN", b"1e999", b"<image>", b"<video>", b"../", b"\n",
     b"9" * 400, b"9" * 5000,
@@ -69,11 +75,13 @@ def originals() -> dict[str, list[bytes]]:
         {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "<image> and <image>?"},
                       {"role": "assistant", "content": "Yes."}], "images": ["a.jpg", "b.png"]},
         samples.record(2),
+        {"video": "c.mp4", "conversations": [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "A dog."}]},
     ]  # fmt: skip
     return {
         "json": [json.dumps(records[:1] * 2).encode(), json.dumps(records, indent=1).encode()],
         "lines": ["".join(json.dumps(record) + "\n" for record in records).encode()],
         "jpeg": [*(samples.encoded(pictures[i], progressive=bool(i)) for i in (0, 1)), samples.encoded(pictures[2].convert("CMYK"))],
+        "mp4": [videos.video(6, 2, codec="mpeg4"), videos.video(6, 3, gop=2)],
         "png": [samples.encoded(pictures[0], "PNG"), samples.encoded(pictures[1].convert("P"), "PNG", transparency=3)],
     }
 
@@ -88,8 +96,10 @@ class Fuzzer:
         base.mkdir()
         (base / "a.jpg").write_bytes(self.originals["jpeg"][0])
         (base / "b.png").write_bytes(self.originals["png"][0])
+        (base / "c.mp4").write_bytes(self.originals["mp4"][0])
         (base / "list.json").write_bytes(self.originals["json"][1])
         prepare.run(PrepareOptions(source=str(base / "list.json"), to=str(folder / "whole"), split="1,0,0", workers=1))
+        self.processor = ChatProcessor.from_pretrained(samples.CHECKPOINT)
         self.originals["tar"] = [(folder / "whole" / "train-00000.tar").read_bytes()]
 
     def outcome(self, number: int) -> str:
@@ -106,20 +116,41 @@ class Fuzzer:
                 (place / "train-00000.tar.idx").unlink(missing_ok=True)
             model = str(samples.CHECKPOINT) if number // len(KINDS) % 8 == 0 else None
             path = place / "train-00000.tar" if number // len(KINDS) % 3 == 0 else place
-            return self._ending(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
+            looked = self._ending(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
+            loaded = self._loaded(place)
+            return looked if loaded == "done" else loaded
         shutil.copytree(self.folder / "base", place)
-        (place / {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png"}[kind]).write_bytes(data)
+        (place / {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png", "mp4": "c.mp4"}[kind]).write_bytes(data)
         options = PrepareOptions(
             source=str(place / "list.json"), to=str(place / "data"), split="1,0,0", workers=1,
             check=chance.choice(("none", "header", "header", "decode")), skip_missing=chance.random() < 0.7,
         )  # fmt: skip
         made = self._ending(lambda: prepare.run(options))
         there = sorted(path.name for path in place.iterdir())
-        if there != ["a.jpg", "b.png", *(["data"] if made == "done" else []), "list.json"]:
+        if there != ["a.jpg", "b.png", "c.mp4", *(["data"] if made == "done" else []), "list.json"]:
             raise AssertionError(f"{made}, and left {there}")
         if made == "done" and json.loads((place / "data" / "report.json").read_text())["refused"]:
+            self._loaded(place / "data")
             return "counted"
-        return made
+        # what prepare took for sound, on trust or by its header alone, is the loader's to notice
+        return self._loaded(place / "data") if made == "done" else made
+
+    def _loaded(self, dataset: Path) -> str:
+        """`done` or `counted`: an epoch of the loader; `refused` or `failed`."""
+        skipped: Counter[str] = Counter()
+
+        def epoch() -> None:
+            loader = build_loader(dataset, "train", self.processor, micro_batch_size=1, global_batch_size=1, seq_length=2048)
+            try:
+                for _ in range(loader.samples):
+                    (batch,) = next(loader)
+                    batch.model_inputs("cpu", torch.float32)
+            finally:
+                skipped.update(loader.skipped)
+                loader.close()
+
+        ending = self._ending(epoch)
+        return "counted" if ending == "done" and skipped else ending
 
     @staticmethod
     def _ending(work: Callable[[], None]) -> str:
@@ -148,11 +179,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         fuzzer = Fuzzer(Path(folder), given.seed)
         for number in [given.only] if given.only is not None else range(given.count):
+            faulthandler.dump_traceback_later(120, exit=True)
             try:
                 endings[f"{KINDS[number % len(KINDS)]} {fuzzer.outcome(number)}"] += 1
             except Exception:
                 wrong += 1
                 print(f"number {number} ({KINDS[number % len(KINDS)]}):\n{traceback.format_exc()}", file=sys.stderr)
+    faulthandler.cancel_dump_traceback_later()
     for ending, count in sorted(endings.items()):
         print(f"{ending:16s} {count:6,}")
     print(f"{wrong} ended otherwise")

@@ -50,6 +50,8 @@ class MonitorScreen(ConsoleScreen):
         self.feed = MonitorFeed(self.app.watcher)
         self._busy = self._again = False
         self._explained: Trouble | None = None
+        self.gone = False
+        """The run's folder was deleted while it was watched."""
 
     def body(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -102,7 +104,9 @@ class MonitorScreen(ConsoleScreen):
             newest = next((row for row in snapshot.rows if row.alive), snapshot.rows[0])
             self.open(newest.id)
             return
-        self.row = snapshot.get(self.run_id) or self.row
+        found = snapshot.get(self.run_id)
+        self.gone = self.row is not None and found is None and not snapshot.unread and not snapshot.error
+        self.row = found or self.row
         plain = self.row is not None and self.row.kind != "finetune"
         self.set_class(self.run_id is None, "-nothing")
         self.set_class(plain, "-plain")
@@ -110,13 +114,15 @@ class MonitorScreen(ConsoleScreen):
         if self.app.screen is self and self.row is not None and (self.focused is None or curve_hidden):
             self.query_one(LogPane if plain else Curve).focus()
         self._figures()
+        if self.gone:
+            self._log_state()
         self.read()
 
     # reading
 
     def read(self) -> None:
         """Look at the run's files, unless a look is under way: then once more after it."""
-        if self.row is None or self.app.current_mode != self.MODE:
+        if self.row is None or self.gone or self.app.current_mode != self.MODE:
             return
         if self._busy:
             self._again = True
@@ -201,6 +207,10 @@ class MonitorScreen(ConsoleScreen):
             self.query_one("#logstate", Static).update(words)
             return
         parts = [Content(" output.log ").stylize("bold")]
+        if self.gone:
+            text = Content(" ✗ the run's folder is gone; what was read of it is shown  1 shows the others").stylize("$text-error")
+            self.query_one("#logstate", Static).update(text)
+            return
         if pane.all is not None:
             parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
         parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -19,14 +20,7 @@ from textual.signal import Signal
 from console.actions import ACTIONS, SCREENS, actions_of, bindings_of, clashes, shown
 from console.messages import RunChanged, RunsDeleted, RunStarted, StoreSeen, WorkDone, WorkFailed
 from console.runs import launch
-from console.runs.board import Board
 from console.runs.store import RunStore
-from console.screens.compare import CompareScreen
-from console.screens.dialogs import KeysHelp
-from console.screens.launch import LaunchScreen
-from console.screens.monitor import MonitorScreen
-from console.screens.plan import KINDS, prefill, read_workspace
-from console.screens.runs import RunsScreen
 from console.screens.watch import RunRow, Snapshot, StoreWatcher
 from console.settings import TEMPLATE, read_settings, settings_file
 from console.terminal import edit, prepare_terminal, show_in_browser
@@ -37,6 +31,7 @@ from qwen3vl_core.options import shell_line, to_arguments
 from qwen3vl_core.progress import quantity
 
 LOOK_SECONDS = 0.5
+WARM_SECONDS = 0.3
 QUIET_SECONDS = 30.0
 """An error that comes again is not said again for this long."""
 DARK, LIGHT = "textual-dark", "textual-light"
@@ -47,13 +42,30 @@ LINES = {
 """Colours of the curve's lines on a dark and on a light ground."""
 
 
+# module and class of each screen: only what is shown first is waited for before the first frame
+_SCREENS = {
+    "runs": ("console.screens.runs", "RunsScreen"), "launch": ("console.screens.launch", "LaunchScreen"),
+    "monitor": ("console.screens.monitor", "MonitorScreen"), "compare": ("console.screens.compare", "CompareScreen"),
+}  # fmt: skip
+
+
+def _make_screen(mode: str) -> Screen:
+    module, name = _SCREENS[mode]
+    return getattr(importlib.import_module(module), name)()
+
+
+def _warm() -> None:
+    for module, _ in _SCREENS.values():
+        importlib.import_module(module)
+
+
 class ConsoleApp(App[int]):
     """Runs, Launch, Monitor, Compare."""
 
     TITLE = "qwen3vl"
     CSS_PATH = "app.tcss"
     BINDINGS = bindings_of("app")
-    MODES: ClassVar = {"runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen}
+    MODES: ClassVar = {mode: partial(_make_screen, mode) for mode in SCREENS}
     DEFAULT_MODE = "runs"
 
     def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
@@ -61,7 +73,9 @@ class ConsoleApp(App[int]):
         begins with the first page."""
         self.store_root = Path(store_root).expanduser().absolute()
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
-        self.workspace = read_workspace(self.workspace_folder)
+        self.workspace: dict[str, Any] = {}
+        if self.workspace_folder is not None:
+            self.workspace = importlib.import_module("console.screens.plan").read_workspace(self.workspace_folder)
         self.watcher = StoreWatcher(self.store_root)
         self.snapshot = Snapshot(seen=False)
         self.greet = greet
@@ -75,7 +89,7 @@ class ConsoleApp(App[int]):
         self._said: tuple[str, float] = ("", 0.0)
         self.subcommand = ""
         """What was done last, as a person would type it."""
-        self._boards: list[Board] = []
+        self._boards: list[Any] = []
         super().__init__()
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
@@ -83,6 +97,8 @@ class ConsoleApp(App[int]):
         self.look()
         self.set_interval(LOOK_SECONDS, self.look)
         self.read_settings()
+        # the other screens are made ready while the first one is looked at
+        self.set_timer(WARM_SECONDS, lambda: self.run_worker(_warm, thread=True, group="warm", exit_on_error=False))
 
     def on_unmount(self) -> None:
         for board in self._boards:
@@ -205,8 +221,8 @@ class ConsoleApp(App[int]):
         self.look()
         if event.kind == "compare":
             self.comparison = event.run_id
-        if event.origin == CompareScreen.MODE:
-            self._screen_of(CompareScreen, lambda screen: screen.started())
+        if event.origin == "compare":
+            self._screen_of("compare", lambda screen: screen.started())
         else:
             self.watch_run(event.run_id)
 
@@ -252,7 +268,7 @@ class ConsoleApp(App[int]):
         known = next((board for board in self._boards if board.alive and board.runs == [run.id for run in runs]), None)
 
         def work() -> WorkDone:
-            board = known or Board(runs)
+            board = known or importlib.import_module("console.runs.board").Board(runs)
             if known is None:
                 self._boards.append(board)
             board.wait()
@@ -290,14 +306,14 @@ class ConsoleApp(App[int]):
         if row is not None and row.kind == "compare":
             self.comparison = run_id
         self.did("runs", "logs", number_of(run_id), "--follow")
-        self._screen_of(MonitorScreen, lambda screen: screen.open(run_id))
+        self._screen_of("monitor", lambda screen: screen.open(run_id))
 
     def clone_run(self, row: RunRow) -> None:
         """Open the form of a new run with another one's options."""
-        if row.kind not in KINDS:
+        if row.kind not in importlib.import_module("console.screens.plan").KINDS:
             self.notify(f"{row.id}: a run of no kind that can be started here; nothing to clone", severity="error", markup=False)
             return
-        self._screen_of(LaunchScreen, lambda screen: screen.open(row.kind, row.run.options))
+        self._screen_of("launch", lambda screen: screen.open(row.kind, row.run.options))
 
     # screens
 
@@ -328,16 +344,19 @@ class ConsoleApp(App[int]):
 
     def open_form(self, kind: str, values: Mapping[str, Any] | None) -> None:
         """The form of a new run: with these values, None: with what the workspace gives."""
-        begin = prefill(kind, self.workspace, self.workspace_folder) if values is None else values
-        self._screen_of(LaunchScreen, lambda screen: screen.open(kind, begin))
+        if values is None:
+            values = importlib.import_module("console.screens.plan").prefill(kind, self.workspace, self.workspace_folder)
+        begin = values
+        self._screen_of("launch", lambda screen: screen.open(kind, begin))
 
     def open_compare(self, values: Mapping[str, Any]) -> None:
         """The form of a new comparison with these values."""
-        self._screen_of(CompareScreen, lambda screen: screen.open_form(values))
+        self._screen_of("compare", lambda screen: screen.open_form(values))
 
     def open_workspace(self, folder: Path) -> None:
         """Go on in another workspace, with its own runs."""
-        self.workspace_folder, self.workspace = folder, read_workspace(folder)
+        self.workspace_folder = folder
+        self.workspace = importlib.import_module("console.screens.plan").read_workspace(folder)
         self.store_root = folder / "runs"
         self.watcher, self.snapshot, self.comparison = StoreWatcher(self.store_root), Snapshot(seen=False), None
         for stack in self._screen_stacks.values():
@@ -347,14 +366,16 @@ class ConsoleApp(App[int]):
                     opened()
         self.look()
 
-    def _screen_of(self, cls: type[Screen], then: Callable[[Any], None]) -> None:
+    def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
         """Switch to a screen, and do something with it once it is there."""
-        self.action_show_screen(cls.MODE)
+        self.action_show_screen(mode)
         screen = self.screen_stack[0]
         screen.call_later(then, screen)
 
     def action_keys_help(self) -> None:
         pane = self.screen.focused
+        from console.screens.dialogs import KeysHelp  # not before the first frame
+
         self.push_screen(KeysHelp(self.screen.id or self.current_mode, getattr(pane, "HELP", None) or "", self.keys))
 
     def action_toggle_theme(self) -> None:
@@ -414,4 +435,6 @@ def run(runs: Path, workspace: Path | None = None) -> int:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
     RunStore(runs)
     prepare_terminal()
+    # it asks the terminal what pictures it can show, which it can do only now
+    importlib.import_module("console.widgets.picture")
     return ConsoleApp(runs, workspace, greet=True).run() or EXIT_DONE

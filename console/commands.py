@@ -7,13 +7,18 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from console.runs import launch as launcher
 from console.runs.store import RunStore
-from console.runscommand import STORE_HELP, Parser, begin, runs
 from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError
 
-__all__ = ["console", "launch", "notebook", "runs"]
+STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument errors as one line."""
+
+    def error(self, message: str) -> None:
+        raise RequestError(f"{message}; see {self.prog} --help")
 
 
 def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
@@ -22,7 +27,16 @@ def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
     name: a key of `COMMANDS`; options: that command's options object. Gives the exit code: of a detached run 0, else
     0 done, 1 failed, 2 its request was wrong, 130 stopped. Raises RequestError and WorkError when it cannot start.
     """
-    return begin(RunStore(runs).create(name, options), launcher.start, foreground)
+    from console import runscommand
+    from console.runs import launch as launcher
+
+    return runscommand.begin(RunStore(runs).create(name, options), launcher.start, foreground)
+
+
+def runs(arguments: list[str]) -> int:
+    """`qwen3vl runs ...`. Gives the exit code; raises RequestError and WorkError."""
+    # the console does not wait for it
+    return importlib.import_module("console.runscommand").runs(arguments)
 
 
 def console(arguments: list[str]) -> int:

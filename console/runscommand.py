@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from console import captionscommand
+from console.commands import STORE_HELP, Parser
 from console.runs import choose, facts, launch, text
 from console.runs.state import SAMPLES
 from console.runs.store import Run, RunStore
@@ -22,17 +24,19 @@ from qwen3vl_core.progress import duration, quantity
 
 EXIT_INTERRUPTED = 130
 LOG_LINES = 40
-STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise RequestError(f"{message}; see {self.prog} --help")
 
 
 def say(value: Any) -> None:
-    """One JSON object on a line of its own; NaN never gets in."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+    """One JSON object on a line of its own; what JSON has no number for is null."""
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # starting
@@ -155,7 +159,7 @@ def _list(store: RunStore, given: argparse.Namespace) -> int:
     if given.json or given.filter or given.sort != "newest" or given.reverse:
         rows = choose.choose(map(facts.facts, runs), given.filter, given.sort, given.reverse)
         if given.json:
-            print("[" + ",\n ".join(json.dumps(facts.as_json(row), ensure_ascii=False) for row in rows) + "]")
+            print("[" + ",\n ".join(json.dumps(_plain(facts.as_json(row)), ensure_ascii=False) for row in rows) + "]")
             return EXIT_DONE
         if runs and not rows:
             print(f"no run of {len(runs)} passes --filter {given.filter}")

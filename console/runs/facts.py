@@ -8,7 +8,6 @@ from typing import Any
 
 from console.runs.state import CHECKPOINTS
 from console.runs.store import Run
-from console.runs.tail import MetricSeries
 from console.runs.text import changed, last_of
 from console.runs.trouble import of_run
 
@@ -81,6 +80,8 @@ def series(run: Run, names: list[str]) -> dict[str, Any]:
 
     An unknown name gives an empty series.
     """
+    from console.runs.series import MetricSeries  # numpy, which no other fact needs
+
     read = MetricSeries(run.metrics)
     while read.update():
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -40,6 +39,8 @@ def python_path(inherited: str = "") -> str:
 
 def versions() -> dict[str, str]:
     """Of Python, this package and what it stands on, as installed; what is not installed is left out."""
+    import importlib.metadata  # a run needs it, a list of runs does not
+
     found = {"python": platform.python_version(), "qwen3vl": qwen3vl_core.__version__}
     for name in PACKAGES:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,9 +86,6 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "another machine or service did not answer",
      "is MASTER_ADDR right, and does the first node's command run? a hub that is not reachable needs a local folder instead"),
 )  # fmt: skip
-_COMPILED = tuple((name, re.compile(pattern), title, advice) for name, pattern, title, advice in _RULES)
-# one search that most lines fail; a pattern of many words is ten times slower for each line apart
-_ANY = re.compile("|".join(f"(?:{pattern})" for _, pattern, _, _ in _RULES))
 _OWN = re.compile(r"^qwen3vl: (?!asked to |resumed |\d+ process)(?P<text>.+)")
 # what an exit code of 128 + a signal says, where the log says nothing
 _SIGNALS = {
@@ -98,6 +96,15 @@ _SIGNALS = {
 }  # fmt: skip
 
 
+@functools.cache
+def _compiled() -> tuple[re.Pattern[str], dict[str, re.Pattern[str]]]:
+    """(any of the rules, each rule's own): made when a run has failed, not before the first frame.
+
+    One search that most lines fail is ten times quicker than fifteen.
+    """
+    return re.compile("|".join(f"(?:{pattern})" for _, pattern, _, _ in _RULES)), {name: re.compile(p) for name, p, _, _ in _RULES}
+
+
 def last_attempt(lines: Sequence[str]) -> int:
     """Index of the first line of the last attempt: what an earlier one died of does not matter any more."""
     return next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith(RESUMED)), 0)
@@ -106,14 +113,15 @@ def last_attempt(lines: Sequence[str]) -> int:
 def explain(lines: Sequence[str], exit_code: int | None = None) -> Trouble | None:
     """The trouble that the last attempt's lines tell of, the cause before its consequences; None when nothing is known."""
     begin = last_attempt(lines)
+    anything, each = _compiled()
     found: dict[str, int] = {}
     for index in range(begin, len(lines)):
-        if _ANY.search(lines[index]):
-            for name, pattern, _, _ in _COMPILED:
+        if anything.search(lines[index]):
+            for name, pattern in each.items():
                 if pattern.search(lines[index]):
                     found.setdefault(name, index)
                     break
-    for name, _, title, advice in _COMPILED:
+    for name, _, title, advice in _RULES:
         if name in found:
             index = found[name]
             return Trouble(name, title, advice, lines[index], index)

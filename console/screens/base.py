@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.worker import Worker
 
-from console.screens.dialogs import ConfirmStop
 from console.screens.watch import RunRow, Snapshot
 from console.widgets.bars import KeyBar, TopBar
 from console.widgets.words import one_line
@@ -46,7 +45,7 @@ class ConsoleScreen(Screen[None]):
         self._seen(self.app.snapshot)
 
     def _seen(self, snapshot: Snapshot) -> None:
-        if snapshot.seen and self.is_mounted:
+        if snapshot.seen and self.is_mounted and self in self.app.screen_stack:
             self.query_one(TopBar).show(snapshot.alive)
             self.show_snapshot(snapshot)
 
@@ -69,4 +68,6 @@ class ConsoleScreen(Screen[None]):
         elif not row.alive and row.status != "lost":
             self.notify(f"{row.id}: {row.status} already; nothing to stop", severity="warning", markup=False)
         else:
+            from console.screens.dialogs import ConfirmStop  # not before the first frame
+
             self.app.push_screen(ConfirmStop(row), lambda sure: self.app.stop_run(row.id) if sure else None)

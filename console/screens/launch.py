@@ -39,6 +39,7 @@ class LaunchScreen(ConsoleScreen):
     """Kind, form, checks, command."""
 
     MODE = "launch"
+    CSS_PATH = "launch.tcss"
     BINDINGS = bindings_of("launch")
 
     def __init__(self) -> None:

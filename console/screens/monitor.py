@@ -36,6 +36,7 @@ class MonitorScreen(ConsoleScreen):
     """Shows `run_id`; without one, the newest live run, else the newest."""
 
     MODE = "monitor"
+    CSS_PATH = "monitor.tcss"
     BINDINGS = bindings_of("monitor")
     AUTO_FOCUS = "Curve"
 

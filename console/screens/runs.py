@@ -10,7 +10,6 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.runs.choose import SORTS, choose
 from console.screens.base import ConsoleScreen
-from console.screens.dialogs import ConfirmDelete, Difference
 from console.screens.watch import RunRow, Snapshot
 from console.widgets.runlist import RunList
 from console.widgets.words import GLYPHS, one_line, span
@@ -203,6 +202,8 @@ class RunsScreen(ConsoleScreen):
             return
         first, second = rows[-2:]
         self.app.did("runs", "compare", str(first.run.number), str(second.run.number))
+        from console.screens.dialogs import Difference  # not before the first frame
+
         self.app.push_screen(Difference(first.run, second.run))
 
     def action_sort(self) -> None:
@@ -236,6 +237,8 @@ class RunsScreen(ConsoleScreen):
         if alive is not None:
             self.notify(f"{alive.id}: {alive.status}; stop it first (x)", severity="warning", markup=False)
         elif rows:
+            from console.screens.dialogs import ConfirmDelete
+
             self.app.push_screen(ConfirmDelete(rows), lambda sure: self.app.delete_runs(rows) if sure else None)
 
     def action_leave(self) -> None:

@@ -10,17 +10,18 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE
 from console.runs.store import Run, RunStore
-from console.runs.tail import LogTail, MetricSeries, last_row_with, last_rows, sampled_rows
+from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from console.runs.trouble import explain
-from console.widgets.raster import sparkline
+from console.widgets.words import sparkline
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import COMMANDS, from_mapping, shell_line, to_arguments
+
+if TYPE_CHECKING:
+    from console.runs.series import MetricSeries
 
 SPARK_CELLS = 10
 LOOK_SECONDS = 0.3
@@ -227,7 +228,11 @@ class StoreWatcher:
 
     def series(self, run: Run, limit: int | None = None) -> MetricSeries:
         """The metrics of a run, taken in up to now, or about `limit` bytes further. Only under `lock`, which the caller holds."""
-        series = self._series.pop(run.id, None) or MetricSeries(run.metrics)
+        series = self._series.pop(run.id, None)
+        if series is None:
+            from console.runs.series import MetricSeries  # numpy: not before the first frame
+
+            series = MetricSeries(run.metrics)
         self._series[run.id] = series  # the last used is the last
         while len(self._series) > SERIES:
             self._series.pop(next(iter(self._series)))
@@ -283,9 +288,9 @@ class StoreWatcher:
         if not stamp or not stamp[1]:
             return ""
         values = [_number(row.get("loss")) for row in sampled_rows(run.metrics, 2 * SPARK_CELLS) if row.get("kind") == "train"]
-        losses = np.array([math.nan if value is None else value for value in values], float)
-        if len(losses) and np.nanmin(losses, initial=math.inf) > 0:
-            losses = np.log(losses)  # else the first steps' fall is all that shows
+        losses = [float(value) for value in values if value is not None and math.isfinite(value)]
+        if losses and min(losses) > 0:
+            losses = [math.log(value) for value in losses]  # else the first steps' fall is all that shows
         return sparkline(losses, SPARK_CELLS)
 
     def _last_eval(self, run: Run) -> dict[str, dict[str, Any]]:

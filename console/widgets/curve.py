@@ -16,13 +16,15 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
-from console.widgets.raster import Points, log_ticks, rasterize, reduce, ticks
+from console.widgets.raster import Bounds, Columns, Points, log_ticks, rasterize, reduce, ticks
 from console.widgets.words import number, one_line, tick
 
 SLOTS = 6
 """Colours of lines; more lines begin again."""
 FADE = 0.55
 """How far a raw line under its average goes towards the background."""
+LONG = 1 << 15
+"""Points from which bounds of blocks are kept."""
 NARROWEST = 4
 """Steps that the closest zoom shows."""
 
@@ -84,6 +86,7 @@ class Curve(Widget, can_focus=True):
         self.crosshair: float | None = None
         """Step under the crosshair."""
         self.marks: tuple[Mark, ...] = ()
+        self._bounds: dict[tuple[int, bool], Bounds] = {}
         self._strips: list[Strip] = []
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
         self._drag: tuple[int, tuple[float, float]] | None = None
@@ -256,18 +259,27 @@ class Curve(Widget, can_focus=True):
         names = [f"curve--line-{i}" for i in range(SLOTS)]
         return base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
 
-    def _points(self) -> list[tuple[Points, int, bool]]:
-        """(points, slot, faded), in the order in which they are painted: what lies on top comes last."""
-        layers = []
-        for line in self.lines:
-            layers.append((Points.of(line.x, line.y, self.log_y), line.slot % SLOTS, line.smooth is not None))
+    def _layers(self) -> list[tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]]:
+        """(x, y, slot, faded, key of its bounds), in the order in which they are painted: what lies on top comes last."""
+        layers = [(line.x, line.y, line.slot % SLOTS, line.smooth is not None, (line.slot, False)) for line in self.lines]
         # the first line is the run itself: painted last, its average above everything
         layers.reverse()
-        layers.sort(key=lambda layer: not layer[2])
-        for line in reversed(self.lines):
-            if line.smooth is not None:
-                layers.append((Points.of(line.x, line.smooth, self.log_y), line.slot % SLOTS, False))
+        layers.sort(key=lambda layer: not layer[3])
+        layers += [
+            (line.x, line.smooth, line.slot % SLOTS, False, (line.slot, True)) for line in reversed(self.lines) if line.smooth is not None
+        ]
         return layers
+
+    def _reduced(self, layer: tuple, x0: float, x1: float, count: int) -> Columns:
+        """A layer's dot columns. Of a long series only what is new is looked at point by point."""
+        x, y, _, _, key = layer
+        if len(y) >= LONG and y.dtype == np.float64:
+            bounds = self._bounds.setdefault(key, Bounds())
+            bounds.update(y)
+            if bounds.finite and (not self.log_y or bounds.low.min() > 0):
+                columns = reduce(Points(x, y, None), x0, x1, count, bounds)
+                return columns.log10() if self.log_y else columns
+        return reduce(Points.of(x, y, self.log_y), x0, x1, count)
 
     def rebuild(self) -> None:
         """Draw everything again into strips; the crosshair is laid over them when they are shown."""
@@ -276,18 +288,26 @@ class Curve(Widget, can_focus=True):
         if width < 12 or height < 4 or not self.is_attached:
             self.refresh()
             return
-        layers = self._points()
+        layers = self._layers()
         x0, x1 = self.shown
         bottom = 2 if height >= 7 else 0
         rows = height - 1 - bottom
-        marks, y0, y1 = self._y_axis(self._y_range(layers, x0, x1, 2 * width), rows)
-        gutter = max((len(label) for _, label in marks), default=0) + 1
-        columns = width - gutter
+        # how wide the labels are follows from what is drawn, whose width they take: mostly as before
+        gutter = self._plot[0] or 5
+        for attempt in range(4):
+            columns = width - gutter
+            drawn = [self._reduced(layer, x0, x1, 2 * columns) for layer in layers]
+            marks, y0, y1 = self._y_axis(self._y_range(drawn), rows)
+            needed = max((len(label) for _, label in marks), default=0) + 1
+            if needed <= gutter <= needed + 2 or attempt == 3:
+                break  # a blank more than is needed stays: the curve does not jump when a label gets shorter
+            gutter = max(gutter, needed) if attempt == 2 else needed
         self._plot = (gutter, 1, columns, rows)
         code = np.zeros((rows, columns), np.uint16)
         owner = np.zeros((rows, columns), np.int16)
-        for points, slot, faded in layers:
-            bits = rasterize(reduce(points, x0, x1, 2 * columns), columns, rows, y0, y1)
+        for layer, found in zip(layers, drawn, strict=True):
+            _, _, slot, faded, _ = layer
+            bits = rasterize(found, columns, rows, y0, y1)
             mine = bits > 0
             code[mine] = bits[mine]
             owner[mine] = 1 + slot + (SLOTS if faded else 0)
@@ -306,8 +326,8 @@ class Curve(Widget, can_focus=True):
             self._strips += self._x_axis(x0, x1, gutter, columns, base, axis, text)
         self.refresh()
 
-    def _y_range(self, layers: list, x0: float, x1: float, count: int) -> tuple[float, float]:
-        spans = [s for points, _, _ in layers if (s := reduce(points, x0, x1, count).span)]
+    def _y_range(self, drawn: list[Columns]) -> tuple[float, float]:
+        spans = [span for columns in drawn if (span := columns.span)]
         if not spans:
             return (0.0, 1.0)
         low, high = min(s[0] for s in spans), max(s[1] for s in spans)

@@ -24,6 +24,11 @@ _TROUBLE = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory
 _WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
 
 
+def _cells(line: str) -> int:
+    """Columns of a line; thousands are measured at each look, most of them ASCII."""
+    return len(line) if line.isascii() else cell_len(line)
+
+
 @dataclass(frozen=True)
 class LogView:
     """The log at one look: its last lines."""
@@ -78,7 +83,7 @@ class LogPane(ScrollView, can_focus=True):
         moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
         self.shown = view
         self.lines = [*view.lines, *([view.partial] if view.partial else [])]
-        self.virtual_size = Size(max((cell_len(line) for line in self.lines), default=0), len(self.lines))
+        self.virtual_size = Size(max(map(_cells, self.lines), default=0), len(self.lines))
         self._search(keep=True)
         if self.follow:
             self._to_end()

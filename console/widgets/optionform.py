@@ -65,6 +65,24 @@ class PathField(Input):
 class OptionForm(VerticalScroll):
     """Fields of an options class, grouped."""
 
+    DEFAULT_CSS = """
+    OptionForm { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    OptionForm .group { color: $text-primary; text-style: bold; margin-top: 1; width: 1fr; }
+    OptionForm .group.first { margin-top: 0; }
+    OptionForm .row { height: 1; }
+    OptionForm .flag { width: 26; color: $text-muted; }
+    OptionForm .flag.changed { color: $text; }
+    OptionForm .row:focus-within .flag { color: $text-primary; text-style: bold; }
+    OptionForm .field { width: 1fr; background: $surface; }
+    OptionForm .field:focus { background: $panel; }
+    OptionForm Choice { height: 1; }
+    OptionForm Choice > SelectCurrent { border: none; padding: 0; height: 1; background: $surface; }
+    OptionForm Choice:focus > SelectCurrent { border: none; background: $panel; }
+    OptionForm Switch.field { width: 6; height: 1; padding: 0 1; border: none; background: $surface; }
+    OptionForm Switch.field:focus { border: none; background: $panel; }
+    OptionForm .state { width: 1fr; padding-left: 1; color: $text-muted; }
+    """
+
     BINDINGS: ClassVar = [
         Binding("up", "step(-1)", "field before", show=False),
         Binding("down", "step(1)", "next field", show=False),

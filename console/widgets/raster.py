@@ -11,9 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST = 1e100
+"""Values beyond are drawn there: sums and differences of larger ones are no numbers."""
+BLOCK = 256
+"""Points of which one minimum and maximum is kept."""
+COARSE = 8
+"""Blocks of a column from which the blocks' bounds are looked at instead of the points: the border is an eighth of a dot off at most."""
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint16)
 """Bit of a dot inside a braille character, by its row (4) and column (2)."""
-BLOCKS = "▁▂▃▄▅▆▇█"
 BLOCK_RANGE = 1e9
 """Largest ratio of weights inside one block of the smoothing: sums of them keep 6 digits and do not overflow."""
 
@@ -36,6 +41,7 @@ class Points:
         if log:
             with np.errstate(all="ignore"):
                 y = np.where(y > 0, np.log10(np.where(y > 0, y, 1.0)), np.nan)
+        y = np.clip(y, -MOST, MOST)
         bad = ~np.isfinite(y)
         if not bad.any():
             return cls(np.asarray(x), y, None)
@@ -63,16 +69,48 @@ class Columns:
     joined: np.ndarray
     """Whether the line goes on from the column before in this list."""
 
+    def log10(self) -> Columns:
+        """The same on a logarithmic axis; every y must be above 0."""
+        low, high, first, last = (np.log10(values) for values in (self.low, self.high, self.first, self.last))
+        return Columns(self.column, low, high, first, last, self.joined)
+
     @property
     def span(self) -> tuple[float, float] | None:
         """(lowest, highest) y; None without points."""
         return (float(self.low.min()), float(self.high.max())) if len(self.column) else None
 
 
-def reduce(points: Points, x0: float, x1: float, count: int) -> Columns:
+class Bounds:
+    """Minimum and maximum of each block of a long series, kept as it grows; while every value is finite."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.finite = True
+        self.low = np.empty(0)
+        self.high = np.empty(0)
+        self._of: object = None
+
+    def update(self, y: np.ndarray) -> None:
+        """Take in a series: another one, or the same with values appended, which costs what is new."""
+        memory = y if y.base is None else y.base
+        if memory is not self._of or len(y) < self.size:
+            self._of, self.size, self.finite = memory, 0, True
+            self.low = self.high = np.empty(0)
+        if self.finite and len(y) > self.size:
+            done = self.size // BLOCK
+            new = y[done * BLOCK :]
+            self.finite = bool(np.isfinite(y[self.size :]).all())
+            starts = np.arange(0, len(new), BLOCK)
+            self.low = np.concatenate([self.low[:done], np.minimum.reduceat(new, starts)])
+            self.high = np.concatenate([self.high[:done], np.maximum.reduceat(new, starts)])
+        self.size = len(y)
+
+
+def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | None = None) -> Columns:
     """Minimum, maximum, first and last y of each of `count` columns between x0 and x1 (both in, x0 < x1).
 
-    A line that enters or leaves the view, or only crosses it, gets its points on the border.
+    A line that enters or leaves the view, or only crosses it, gets its points on the border. bounds: of the points; where a
+    column holds many blocks they are looked at instead, and a block on the border of two columns counts for the left one of them.
     """
     x, y = points.x, points.y
     edges = x0 + (x1 - x0) * np.arange(count + 1) / count
@@ -83,7 +121,13 @@ def reduce(points: Points, x0: float, x1: float, count: int) -> Columns:
     column = np.nonzero(keep)[0]
     begin, end = int(index[0]), int(index[-1])
     if len(starts):
-        low, high = np.minimum.reduceat(y[:end], starts), np.maximum.reduceat(y[:end], starts)
+        block = starts // BLOCK
+        coarse = bounds is not None and (end - begin) > COARSE * BLOCK * count and (np.diff(block) > 0).all()
+        if coarse:
+            until = -(-end // BLOCK)
+            low, high = np.minimum.reduceat(bounds.low[:until], block), np.maximum.reduceat(bounds.high[:until], block)
+        else:
+            low, high = np.minimum.reduceat(y[:end], starts), np.maximum.reduceat(y[:end], starts)
         joined = np.concatenate([[False], points.joined(starts[1:], ends[:-1] - 1)])
         parts = [column, low, high, y[starts], y[ends - 1], joined]
     else:
@@ -211,17 +255,3 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
     fine = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     fine = [v for v in fine if low - 1e-9 <= math.log10(v) <= high + 1e-9]
     return fine if len(fine) >= 3 else ticks(10.0**low, 10.0**high, count)
-
-
-def sparkline(values: np.ndarray, width: int) -> str:
-    """At most `width` block characters: the mean of each part of the finite values."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return ""
-    cells = min(width, len(values))
-    edges = np.linspace(0, len(values), cells + 1).astype(int)
-    means = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
-    low, high = means.min(), means.max()
-    level = np.full(cells, 3.0) if high == low else (means - low) / (high - low) * (len(BLOCKS) - 1)
-    return "".join(BLOCKS[int(k)] for k in np.rint(level))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
 
 GLYPHS = {
     "starting": "◌", "running": "▶", "stopping": "◼", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
@@ -12,6 +14,22 @@ COLOURS = {
     "failed": "text-error", "stopped": "text-warning", "lost": "text-error",
 }  # fmt: skip
 """Theme variables."""
+
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Iterable[float], width: int) -> str:
+    """At most `width` block characters: the mean of each part of the finite values."""
+    finite = [float(value) for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    cells = min(width, len(finite))
+    edges = [round(k * len(finite) / cells) for k in range(cells + 1)]
+    means = [sum(finite[a:z]) / (z - a) for a, z in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BLOCKS[round((mean - low) * scale) if scale else 3] for mean in means)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from console.widgets.raster import DOTS, Points, Smoother, log_ticks, rasterize, reduce, sparkline, ticks
-from console.widgets.words import number, one_line, printable, span, tick
+from console.widgets.raster import DOTS, Points, Smoother, log_ticks, rasterize, reduce, ticks
+from console.widgets.words import number, one_line, printable, span, sparkline, tick
 
 WIDTH, HEIGHT = 30, 8
 

@@ -117,7 +117,7 @@ def test_a_plan_with_unknown_keys_or_damage_is_shown_and_every_action_says_what_
         await until(pilot, lambda: app.current_mode == "launch" or "cannot be cloned" in said(app) or "nothing to clone" in said(app))
         if app.current_mode == "launch":
             await until(pilot, lambda: app.screen.plan is not None)
-            assert app.screen.form.texts()["load"] == "m"
+            assert app.screen.form.texts()["load"] == ("m" if '"load"' in plan else "")
 
     driven(scene, store.app(), LARGE)
 
@@ -134,7 +134,7 @@ def test_a_folder_deleted_while_it_is_watched_is_said(store):
         assert screen.run_id == run.id
         await press(pilot, "x", "y", "s", "R", "c", "tab", "E")
         await press(pilot, "1")
-        assert "0001-doomed" not in text_of(app) and "0002-other" in text_of(app)
+        await until(pilot, lambda: [row.id for row in app.screen.rows] == ["0002-other"])
 
     driven(scene, store.app(), LARGE)
 
@@ -149,9 +149,10 @@ def test_a_full_disk_is_one_line_wherever_something_is_written(store, tmp_path, 
     async def scene(pilot):
         app = pilot.app
         await until(pilot, lambda: "0001-live" in text_of(app))
-        monkeypatch.setattr("pathlib.Path.touch", full)
-        app.save_run(live.id)
-        await until(pilot, lambda: "No space left on device" in said(app))
+        with monkeypatch.context() as disk:
+            disk.setattr("pathlib.Path.touch", full)
+            app.save_run(live.id)
+            await until(pilot, lambda: "No space left on device" in said(app))
         monkeypatch.setattr("console.runs.store.write_json", full)
         await press(pilot, "2")
         await until(pilot, lambda: app.screen.form is not None and app.screen.plan is not None)

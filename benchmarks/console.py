@@ -36,6 +36,7 @@ LIMITS = {
 POINTS, RUNS = 1_000_000, 4
 SCREEN = (120, 36)
 LOG_MB = 300
+STORED = 3000
 LINES_A_SECOND, ROWS_A_SECOND = 200, 50
 # what a terminal answers to the questions that programs ask at their start: device attributes, cell size, background
 ANSWERS = ((b"\x1b[c", b"\x1b[?62;4c"), (b"\x1b[16t", b"\x1b[6;16;8t"), (b"\x1b[14t", b"\x1b[4;384;640t"), (b"\x1b[6n", b"\x1b[1;1R"))
@@ -115,21 +116,26 @@ def row(step: int, loss: float | None = None) -> str:
     }) + "\n"  # fmt: skip
 
 
-def first_frame(folder: Path, rounds: int) -> tuple[float, float]:
-    """(first frame, `import textual`): medians of seconds, in turn; the first of each warms the disk and does not count."""
+def first_frame(folder: Path, rounds: int) -> dict[str, float]:
+    """First frame and its floors, in turn: medians of seconds and of CPU seconds; the first of each warms the disk and does not count."""
     store = folder / "first"
     make_run(store)
-    frames, floors = [], []
+    found: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import textual"], check=True)
-        floors.append(time.perf_counter() - begin)
+        for name, code in (("import_textual", "import textual"), ("import_textual_app", "import textual.app, textual.widgets")):
+            before, begin = os.times(), time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            found.setdefault(f"{name}_s", []).append(time.perf_counter() - begin)
+            after = os.times()
+            cpu = after.children_user + after.children_system - before.children_user - before.children_system
+            found.setdefault(f"{name}_cpu_s", []).append(cpu)
         terminal = Terminal(console(store), (80, 24))
         try:
-            frames.append(terminal.until(b"4 Compare"))
+            found.setdefault("first_frame_s", []).append(terminal.until(b"4 Compare"))
+            found.setdefault("first_frame_cpu_s", []).append(terminal.cpu())
         finally:
             terminal.close()
-    return statistics.median(frames[1:]), statistics.median(floors[1:])
+    return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
 def curve(rounds: int) -> float:
@@ -171,6 +177,62 @@ def curve(rounds: int) -> float:
 
     asyncio.run(play())
     return 1000 * statistics.median(times[2:])
+
+
+def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
+    """Of a store of 3000 runs: (seconds until the last is read, CPU ms of a look after that, CPU ms to filter, sort and paint)."""
+    from textual.app import App
+
+    from console.runs.choose import choose
+    from console.screens.watch import StoreWatcher
+    from console.widgets.runlist import RunList
+
+    store = folder / "many"
+    first = make_run(store, 20)
+    files = {name: (first.path / name).read_text() for name in ("plan.json", "metrics.jsonl", "output.log")}
+    ended = json.dumps({"status": "done", "exit_code": 0, "started": 1.0, "ended": 2.0})
+    for number in range(2, STORED + 1):
+        path = store / f"{number:04d}-run-{number}"
+        path.mkdir()
+        for name, text in (*files.items(), ("state.json", ended)):
+            (path / name).write_text(text)
+    watcher = StoreWatcher(store)
+    begin = time.perf_counter()
+    while (snapshot := watcher.look()).unread:
+        pass
+    read = time.perf_counter() - begin
+    looks, paints = [], []
+    for _ in range(4 * rounds):
+        begin = time.process_time()
+        snapshot = watcher.look()
+        looks.append(time.process_time() - begin)
+
+    class Bench(App):
+        CSS = "RunList { width: 100%; height: 100%; } " + " ".join(
+            f"RunList > .runs--{name} {{ color: ansi_red; }}" for name in ("head", "cursor", "muted", "mark", "curve")
+        )
+
+        def compose(self):
+            yield RunList()
+
+        def colour(self, name: str) -> str:
+            return "#57a5e2"
+
+    async def play() -> None:
+        app = Bench()
+        async with app.run_test(size=(160, 48)) as pilot:
+            table = app.query_one(RunList)
+            for number in range(4 * rounds):
+                begin = time.process_time()
+                table.show(choose(snapshot.rows, "status:done", "loss", bool(number % 2)), (), "loss", False)
+                table.action_move(37)
+                for y in range(table.size.height):
+                    table.render_line(y)
+                paints.append(time.process_time() - begin)
+                await pilot.pause()
+
+    asyncio.run(play())
+    return read, 1000 * statistics.median(looks), 1000 * statistics.median(paints)
 
 
 def long_log(folder: Path, rounds: int) -> tuple[float, float, float]:
@@ -268,9 +330,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="qwen3vl-console-"))
     os.environ["QWEN3VL_SETTINGS"] = str(folder / "none.yaml")
     try:
-        frame, floor = first_frame(folder, given.rounds)
-        found = {"first_frame_s": frame, "import_textual_s": floor, "curve_1e6x4_cpu_ms": curve(given.rounds)}
+        found = first_frame(folder, given.rounds)
+        found["curve_1e6x4_cpu_ms"] = curve(given.rounds)
         found["log_300mb_open_s"], found["log_300mb_index_s"], found["log_300mb_find_s"] = long_log(folder, given.rounds)
+        names = ("runs_3000_read_s", "runs_3000_look_cpu_ms", "runs_3000_paint_cpu_ms")
+        found |= dict(zip(names, many_runs(folder, given.rounds), strict=True))
         found["metric_to_paint_s"] = paint_delay(folder, given.rounds)
         found["follow_core_share"], found["follow_mib_a_minute"] = follow(folder, given.follow_seconds)
     finally:

@@ -204,7 +204,8 @@ class MonitorScreen(ConsoleScreen):
         pane = self.query_one(LogPane)
         if self.has_class("-captions"):
             count = len(self.view.stories) if self.view is not None else 0
-            words = Content.assemble((" captions during the run ", "bold"), (f"{count} pictures  c shows the log", "$muted"))
+            pictures = f"{count} picture{'s' if count != 1 else ''}"
+            words = Content.assemble((" captions during the run ", "bold"), (f"{pictures}  c shows the log", "$muted"))
             self.query_one("#logstate", Static).update(words)
             return
         parts = [Content(" output.log ").stylize("bold")]

@@ -40,6 +40,8 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
          {"freeze": "vision,language", "lr": 1e-3, "min_lr": 1e-5, "train_iters": 500, "lr_warmup_iters": 15}),
         ("language only", "the vision tower as it is: less memory, the usual choice for captions in a new style",
          {"freeze": "vision", "lr": 1e-5, "min_lr": 1e-6}),
+        ("LoRA", "adapters of rank 16 in the language model, lr 1e-4: a fraction of the memory",
+         {"lora_rank": 16, "lr": 1e-4, "min_lr": 1e-5}),
         ("packed rows", "samples joined to rows of 8192 tokens: no padding computed",
          {"packing": True, "micro_batch_size": 1, "seq_length": 8192}),
         ("least memory", "activations computed again, optimizer state split, micro batch 1",

@@ -167,9 +167,9 @@ class Curve(Widget, can_focus=True):
             return
         at = self.crosshair
         if direction > 0:
-            step = next((s for s in steps if at is not None and s > at + 1e-9), steps[0])
+            step = steps[0] if at is None else next((s for s in steps if s > at + 1e-9), steps[-1])
         else:
-            step = next((s for s in reversed(steps) if at is None or s < at - 1e-9), steps[-1])
+            step = steps[-1] if at is None else next((s for s in reversed(steps) if s < at - 1e-9), steps[0])
         self.crosshair = float(step)
         x0, x1 = self.shown
         if not x0 <= step <= x1:
@@ -337,14 +337,13 @@ class Curve(Widget, can_focus=True):
     def _y_axis(self, span: tuple[float, float], rows: int) -> tuple[list[tuple[int, str]], float, float]:
         """([(row, label)], y0, y1)."""
         y0, y1 = span
-        count = max(2, rows // 3)
+        count = max(3, rows // 3)
         if self.log_y:
             values = [v for v in log_ticks(y0, y1, count) if v > 0]
             placed = [(math.log10(v), number(v, 3)) for v in values]
         else:
             values = ticks(y0, y1, count)
-            step = values[1] - values[0] if len(values) > 1 else 0.0
-            placed = [(v, tick(v, step)) for v in values]
+            placed = [(v, tick(v, values[1] - values[0]) if len(values) > 1 else number(v, 3)) for v in values]
         if not self.lines:
             return [], y0, y1
         marks: dict[int, str] = {}
@@ -421,7 +420,9 @@ class Curve(Widget, can_focus=True):
         else:
             room = (width - sum(part.cell_length for part in parts)) // max(len(self.lines), 1) - 5
             for line in self.lines:
-                parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(one_line(line.label, max(room, 4)), text)]
+                # of a run's name the number says enough where there is no room for more
+                label = line.label if len(line.label) <= room else line.label.partition("-")[0] if room < 12 else line.label
+                parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(one_line(label, max(room, 4)), text)]
         return Strip(parts).adjust_cell_length(width, base)
 
     def render_line(self, y: int) -> Strip:

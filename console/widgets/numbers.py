@@ -60,6 +60,12 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
     return lines
 
 
+def _elapsed(row: RunRow) -> float | None:
+    """Seconds from the start to the end, or until now."""
+    ended = row.ended if not row.alive else time.time()
+    return None if row.started is None or ended is None else ended - row.started
+
+
 def _idle(latest: dict[str, Any]) -> float | None:
     """Share of a step that was spent waiting for data."""
     waited, step = latest.get("data_seconds"), latest.get("step_seconds")
@@ -119,9 +125,8 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
     saved = row.checkpoint.removeprefix("checkpoint ").removeprefix("of ")
     add("saved", "none yet" if saved.startswith("no ") else saved)
-    started, ended = row.started, row.ended if not row.alive else time.time()
-    if started is not None and ended is not None:
-        add("time", duration(ended - started))
+    if (elapsed := _elapsed(row)) is not None:
+        add("time", duration(elapsed))
     add("s/step", number(row.step_seconds, 3) if row.step_seconds is not None else "–")
     if latest.get("skipped"):
         add("skipped", _value(latest, "skipped"), "samples")

@@ -39,6 +39,8 @@ def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> 
     if gpus and gpus % model == 0:
         count = f"  = {gpus} process{'es' if gpus > 1 else ''}"
         layout += [("DP ", "$muted"), (f"{gpus // model}", "bold" if gpus > model else ""), (count, "$muted")]
+    if options.lora_rank:
+        layout.append((f"  LoRA rank {options.lora_rank}", ""))
     for name, on in (("SP", options.sequence_parallel), ("ZeRO-1", options.distributed_optimizer), ("packed", options.packing)):
         if on:
             layout.append((f"  {name}", ""))

@@ -24,7 +24,8 @@ from qwen3vl_core.options import CompareOptions, ConvertOptions, FinetuneOptions
 
 SMALL, LARGE = (80, 24), (160, 48)
 LOOKS = [(SMALL, "textual-light"), (LARGE, "textual-dark")]
-PATIENCE = 40.0
+PATIENCE = 150.0
+"""Seconds until what does not come is an error: how busy the machine is must not matter."""
 
 
 async def until(pilot: Pilot, condition: Callable[[], Any], what: str = "") -> None:

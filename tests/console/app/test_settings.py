@@ -72,7 +72,7 @@ def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
         assert list(app.screen.marked) == ["0001-one"]
         assert "M mark" in text_of(app).splitlines()[-1]
         await press(pilot, "question_mark")
-        assert "        M  Mark the run" in text_of(app) and "runs.mark" in text_of(app)
+        assert "        M  Mark it: for" in text_of(app) and "runs.mark" in text_of(app)
         await press(pilot, "escape")
         marks = [c.help for c in app.get_system_commands(app.screen) if c.title == "Runs: mark"]
         assert marks and marks[0].endswith("(M)")

@@ -1,0 +1,245 @@
+"""The monitor beyond one curve: events, metrics, captions, trouble, the whole log, saving, neighbours, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+
+from console.runs import launch
+from console.screens.feed import LOG_LINES
+from console.widgets.curve import Curve
+from console.widgets.logpane import LogPane
+from tests.console.app.driving import LARGE, SMALL, driven, looked, press, said, text_of, until
+
+SAVES = """
+import signal, time, os
+def save(*_): print('a checkpoint', flush=True)
+signal.signal(signal.SIGUSR1, save)
+print('at work', flush=True)
+while True: time.sleep(0.02)
+"""
+
+
+async def watching(pilot, run):
+    pilot.app.watch_run(run.id)
+    await until(pilot, lambda: pilot.app.current_mode == "monitor" and pilot.app.screen.view is not None
+                and pilot.app.screen.view.run_id == run.id)  # fmt: skip
+    await looked(pilot)
+    return pilot.app.screen
+
+
+def event(run, step, kind, text):
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"v": 1, "kind": "event", "step": step, "event": kind, "text": text}) + "\n")
+
+
+def test_checkpoints_spikes_and_nans_are_marked_and_visited_by_key(store):
+    run = store.ended(store.finetune("marked", 100))
+    for step, kind in ((20, "save"), (50, "spike"), (80, "nan"), (90, "resume")):
+        event(run, step, kind, f"it was {kind}")
+
+    async def scene(pilot):
+        screen = await watching(pilot, run)
+        curve = screen.query_one(Curve)
+        rule = next(line for line in text_of(pilot.app).splitlines() if "└" in line)
+        assert [c for c in rule if c in "◆▲✗↻"] == ["◆", "▲", "✗", "↻"]
+        for step, kind in ((20, "save"), (50, "spike"), (80, "nan"), (90, "resume"), (90, "resume")):
+            await press(pilot, "e")
+            assert curve.crosshair == step and f"it was {kind}" in text_of(pilot.app).splitlines()[1]
+        await press(pilot, "E")
+        assert curve.crosshair == 80
+        await press(pilot, "escape", "plus", "plus", "plus", "e")  # one that is not in view is brought there
+        assert curve.crosshair == 20 and curve.shown[0] <= 20 <= curve.shown[1]
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_any_metric_is_chosen_from_a_list(store):
+    run = store.ended(store.finetune("many", 20))
+    with open(run.metrics, "a") as file:
+        file.write(json.dumps({"kind": "train", "step": 21, "loss": 1.0, "mfu": 0.43, "router_entropy": 2.5}) + "\n")
+
+    async def scene(pilot):
+        screen = await watching(pilot, run)
+        await press(pilot, "v")
+        text = text_of(pilot.app)
+        assert "gradient norm" in text and "MFU" in text and "router entropy" in text and "2.5" in text
+        await press(pilot, "end", "enter")
+        await until(pilot, lambda: screen.view.metric == "router_entropy")
+        await looked(pilot)
+        assert " router entropy" in text_of(pilot.app).splitlines()[1]
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_captions_over_the_run_take_the_logs_place_with_what_is_new_marked(store):
+    run = store.finetune("talks", 40)
+    rows = [
+        {"step": 10, "image": "a/beach.jpg", "prompt": "What?", "text": "a picture"},
+        {"step": 20, "image": "a/beach.jpg", "prompt": "What?", "text": "a picture of a dog"},
+        {"step": 20, "image": "b.jpg", "prompt": "What?", "text": "\x1b[31mred"},
+        {"step": "x"}, {"image": 3},
+    ]  # fmt: skip
+    file = run.path / "samples.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    async def scene(pilot):
+        screen = await watching(pilot, run)
+        await press(pilot, "c")
+        text = text_of(pilot.app)
+        assert "beach.jpg  What?" in text and "step     10  a picture" in text and "step     20  a picture of a dog" in text
+        assert "\x1b" not in text and "output.log" not in text and "2 pictures" in text
+        with open(file, "a") as more:  # a resumed run goes back: what came after that step is replaced
+            more.write(json.dumps({"step": 20, "image": "a/beach.jpg", "prompt": "What?", "text": "a picture of a cat"}) + "\n")
+        await until(pilot, lambda: "a cat" in text_of(pilot.app))
+        assert "a dog" not in text_of(pilot.app)
+        await press(pilot, "c")
+        assert "output.log" in text_of(pilot.app) and screen.query_one(LogPane).has_focus
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_a_failed_run_says_what_it_died_of_what_to_try_and_shows_the_line(store):
+    run = store.finetune("greedy", 5)
+    lines = [f"line {i}" for i in range(200)]
+    lines[50] = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    run.log.write_text("\n".join(lines) + "\n")
+    store.ended(run, "failed", 1)
+    fine = store.ended(store.finetune("fine", 5))
+
+    async def scene(pilot):
+        app = pilot.app
+        screen = await watching(pilot, run)
+        text = " ".join(text_of(app).split())
+        assert "out of GPU memory" in text and "--recompute full" in text and "CUDA out of memory. Tried" not in text
+        await press(pilot, "w")
+        assert "CUDA out of memory. Tried" in text_of(app) and screen.query_one(LogPane).has_focus
+        screen = await watching(pilot, fine)
+        assert "out of GPU memory" not in text_of(app)
+        await press(pilot, "w")
+        assert "no error that is known" in said(app)
+
+    driven(scene, store.app(), SMALL)
+
+
+def test_home_reads_a_long_log_whole_and_find_looks_through_all_of_it(store):
+    run = store.ended(store.finetune("long", 5))
+    count = LOG_LINES * 3
+    run.log.write_text("".join(f"line {i}{' Needle' if i in (7, count - 3) else ''}\n" for i in range(count)))
+
+    async def scene(pilot):
+        app = pilot.app
+        screen = await watching(pilot, run)
+        pane = screen.query_one(LogPane)
+        assert f"line {count - 1}" in text_of(app) and len(pane.lines) == LOG_LINES
+        pane.focus()
+        await press(pilot, "home")
+        await until(pilot, lambda: pane.all is not None)
+        await looked(pilot)
+        assert "line 0 " in text_of(app) and f"all {count:,} lines" in text_of(app)
+        with open(run.log, "a") as file:
+            file.write("one more\n")
+        await looked(pilot)
+        assert "line 0 " in text_of(app)
+        await press(pilot, "F")
+        assert pane.all is None and "one more" in text_of(app)
+        await press(pilot, "slash", *"needle", "enter")
+        assert "2 of 2" not in text_of(app) and f"line {count - 3} Needle" in text_of(app)
+        await press(pilot, "escape")
+        pane.focus()
+        await press(pilot, "home")
+        await until(pilot, lambda: pane.all is not None)
+        await press(pilot, "slash")
+        screen.query_one("#find").value = "line 7 "
+        await press(pilot, "enter")
+        await until(pilot, lambda: "line 7 Needle" in text_of(app) and "1 of 1" in text_of(app))
+        await press(pilot, "escape", "end")
+        assert pane.all is None and "one more" in text_of(app)
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_save_now_reaches_the_training_and_says_so(store):
+    run = store.finetune("saves", 10, 100, SAVES)
+
+    async def scene(pilot):
+        await watching(pilot, run)
+        await until(pilot, lambda: "at work" in run.log.read_text())
+        await press(pilot, "s")
+        await until(pilot, lambda: "asked to save at its next step" in said(pilot.app))
+        await until(pilot, lambda: "a checkpoint" in text_of(pilot.app), "the checkpoint")
+        assert run.alive
+        launch.stop(run)
+        launch.wait(run, 30)
+        await press(pilot, "s")
+        await until(pilot, lambda: "only a live finetune can save" in said(pilot.app))
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_neighbours_and_one_pane_alone(store):
+    for name in ("one", "two"):
+        store.ended(store.finetune(name, 20))
+
+    async def scene(pilot):
+        app = pilot.app
+        screen = await watching(pilot, store.store.get(2))
+        await press(pilot, "right_square_bracket")
+        await until(pilot, lambda: screen.run_id == "0001-one" and screen.view is not None)
+        await press(pilot, "right_square_bracket")
+        assert "this is the oldest run" in said(app)
+        await press(pilot, "left_square_bracket")
+        await until(pilot, lambda: screen.run_id == "0002-two")
+        screen.query_one(Curve).focus()
+        await press(pilot, "z")
+        assert "output.log" not in text_of(app) and screen.query_one(Curve).size.height > 15
+        await press(pilot, "z")
+        assert "output.log" in text_of(app)
+        screen.query_one(LogPane).focus()
+        await press(pilot, "z")
+        assert not screen.query_one("#top").display
+        await press(pilot, "z")
+
+    driven(scene, store.app(), SMALL)
+
+
+def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store, monkeypatch):
+    run = store.ended(store.finetune("board", 5))
+    none = store.ended(store.finetune("none", 5))
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "events.out.tfevents.1.here").write_bytes(b"")
+    started = []
+
+    class Process:
+        """Stands for TensorBoard's own process, whose start takes seconds: what it is given is looked at."""
+
+        def __init__(self, words, **more):
+            started.append(words)
+            self.pid, self.over = 1, False
+
+        def poll(self):
+            return 0 if self.over else None
+
+        def terminate(self):
+            self.over = True
+
+        def wait(self, timeout=None):
+            return 0
+
+    monkeypatch.setattr("console.runs.board.subprocess.Popen", Process)
+    monkeypatch.setattr("console.runs.board.Board.wait", lambda self: None)
+
+    async def scene(pilot):
+        app = pilot.app
+        await until(pilot, lambda: len(app.screen.rows) == 2)
+        await press(pilot, "b")
+        await until(pilot, lambda: f"{none.id}: no scalars for TensorBoard" in said(app))
+        await press(pilot, "down", "b")
+        await until(pilot, lambda: app.clipboard.startswith("http://127.0.0.1:"))
+        words = started[0]
+        assert words[words.index("--logdir") + 1] == str(run.path / "tensorboard") and words[words.index("--host") + 1] == "127.0.0.1"
+        await press(pilot, "b")
+        await looked(pilot)
+        assert len(started) == 1  # the one that runs is shown again
+
+    app = driven(scene, store.app(), LARGE)
+    assert not app._boards[0].alive

@@ -1,0 +1,81 @@
+"""The console as a process on a real terminal: colours of old ones, and the end of one that is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from console.runs import launch
+from tests.console.app.driving import SLEEPER
+from tests.console.runs.jobs import ROOT, until
+
+
+class Terminal:
+    """A console on a pseudo terminal of its own."""
+
+    def __init__(self, store, size=(100, 30), **environment):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        env = {k: v for k, v in os.environ.items() if k not in ("COLORTERM", "NO_COLOR")} | {"PYTHONPATH": str(ROOT)} | environment
+        words = [sys.executable, "-m", "qwen3vl_core.cli", "console", "--runs", str(store.root)]
+        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+        os.close(slave)
+        self.seen = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def until(self, text: bytes):
+        end = time.monotonic() + 150
+        while text not in self.seen:
+            assert time.monotonic() < end and self.process.poll() is None, self.seen[-2000:]
+            if select.select([self.master], [], [], 0.2)[0]:
+                data = os.read(self.master, 1 << 16)
+                self.seen += data
+                if b"\x1b[c" in data:
+                    os.write(self.master, b"\x1b[?62c")
+
+
+@pytest.mark.parametrize("term, colour, never", [
+    ("xterm-256color", rb"[34]8;5;\d+", rb"[34]8;2;\d+"),
+    ("xterm-16color", rb"\x1b\[(?:\d+;)*(?:3|4|9|10)\d(?:;\d+)*m", rb"[34]8;[25];\d+"),
+])  # fmt: skip
+def test_an_old_terminal_gets_the_colours_that_it_has(store, term, colour, never):
+    store.ended(store.finetune("one", 20))
+    with Terminal(store, TERM=term) as terminal:
+        terminal.until(b"0001-one")
+        terminal.until(b"keys")
+        assert re.search(colour, terminal.seen) and not re.search(never, terminal.seen)
+        os.write(terminal.master, b"\x11")
+        assert terminal.process.wait(60) == 0
+
+
+def test_a_console_that_is_killed_leaves_its_run_going_and_the_next_one_finds_it(store):
+    run = store.finetune("goes on", 20, 100, SLEEPER)
+    with Terminal(store, TERM="xterm-256color") as terminal:
+        terminal.until(b"0001-goes-on")
+        os.killpg(terminal.process.pid, signal.SIGKILL)
+    assert run.status == "running"
+    row = store.app().watcher.look().get(run.id)
+    assert row.alive and row.step == 20
+    pids = [run.state["pid"], run.state["supervisor_pid"]]
+    launch.stop(run)
+    assert launch.wait(run, 60) == "stopped"
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3vl_core.data.faults import kind_of
+from qwen3vl_core.files import is_url
 
 TAG, VIDEO_TAG = "<image>", "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -22,6 +23,12 @@ FRAMES_PER_SECOND = 2.0
 VIDEO_SUFFIXES = ("mp4", "mov", "m4v", "webm", "mkv", "avi")
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TAGS = re.compile(f"({TAG}|{VIDEO_TAG})")
+CONTROL_TOKENS = tuple(
+    f"<|{name}|>"
+    for name in ("im_start", "im_end", "image_pad", "video_pad", "vision_start", "vision_end", "vision_pad", "endoftext")
+)
+"""The chat format's own: a text that holds one could end a turn, or claim a picture that is not there."""
+CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 
 
 class RecordError(ValueError):
@@ -129,6 +136,8 @@ def media_name(name: Any, what: str = "picture") -> str:
     """A safe relative name, tidied. Raises RecordError for one that leaves the folder."""
     what = "picture" if what == "image" else what
     name = text_of(name, f"a {what}'s name")
+    if is_url(name):
+        raise RecordError(f"{what} {name}: an address; download it, and name the file here")
     if name.startswith("/") or (name[1:2] == ":" and name[2:3] in ("/", "\\")):
         raise RecordError(f"{what} {name}: an absolute path; write it relative to the media's folder and give --images")
     tidy = posixpath.normpath(name) if "." in name or "//" in name else name

@@ -97,6 +97,10 @@ class Checker:
         except RecordError as fault:
             name = raw.get("id") if isinstance(raw, dict) else None
             return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(fault))
+        for place, (_, text) in enumerate(record.turns):
+            held = llava.CONTROL.search(text) if "<|" in text else None
+            if held:
+                return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
         try:
             parts, files = record.parts, list(record.pictures)
             media = [self._medium(name, "picture") for name in files]

@@ -15,6 +15,8 @@ from qwen3vl_core.progress import quantity
 
 REPORT = "report.json"
 REFUSED = "refused.jsonl"
+_TEXTS = ("bad_record", "control_token")
+"""Reasons that lie in the list itself, not in its media."""
 _COUNTED = ("samples", "pictures", "videos", "turns")
 
 
@@ -53,8 +55,8 @@ def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> s
         have = "one record" if total == 1 else f"one of {total:,} records"
     else:
         have = f"{len(refused):,} of {total:,} records"
-    ways = ["mend or remove them"] if any(each.reason == "bad_record" for each in refused) else []
-    if any(each.reason != "bad_record" for each in refused):
+    ways = ["mend or remove them"] if any(each.reason in _TEXTS for each in refused) else []
+    if any(each.reason not in _TEXTS for each in refused):
         ways.append(f"put pictures and videos under {images}, or give --images")
     return (
         f"{source}: {have} cannot be used ({reasons(refused)}): {listed(entries)}; {'; '.join(ways)}; "

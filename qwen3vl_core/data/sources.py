@@ -24,6 +24,7 @@ Parts always stand in the order of the text; parts of text are never empty.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ def find(path: Path) -> Source:
         loaded = load_list(path)
         return Source(path, False, _style(loaded[0]), len(loaded), loaded)
     place, line = next((place, line) for place, line in _lines(path) if line.strip())
+    _check_no_wrapper(path, line)
     try:
         return Source(path, True, _style(_loads(line)))
     except UnicodeDecodeError as error:
@@ -95,6 +97,20 @@ def find(path: Path) -> Source:
         ) from None
     except (RecursionError, ValueError) as error:
         raise RequestError(f"{path}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
+
+
+def _check_no_wrapper(path: Path, line: bytes) -> None:
+    """Raises RequestError for one object around the list of records, which is no record in JSON Lines either."""
+    found = None
+    for data in (line, path.read_bytes() if line.strip() == b"{" and path.stat().st_size <= LONGEST_LINE else b""):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = _loads(data)
+            break
+    if not isinstance(found, dict) or any(key in found for key in ("conversations", "messages")):
+        return
+    for key, value in found.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and {"conversations", "messages"} & value[0].keys():
+            raise RequestError(f"{path}: one object that holds the records as {key!r}; write that list alone: jq .{key} {path.name}")
 
 
 def parse(number: int, record: Any) -> Record:

@@ -14,16 +14,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.llava import CONTROL
 from qwen3vl_core.errors import RequestError
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 PICTURE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-CONTROL_TOKENS = (TURN, TURN_END, PICTURE, VIDEO, VISION_START, VISION_END, "<|vision_pad|>", "<|endoftext|>")
 ROLES = ("system", "user", "assistant")
 
 Message = dict[str, Any]
-_CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 _ANSWER = re.compile(re.escape(TURN) + r"assistant\n(.*?)" + re.escape(TURN_END), re.DOTALL)
 
 
@@ -131,7 +130,7 @@ def _part(part: Any, place: int) -> dict[str, str]:
 def _text(text: Any, place: int) -> str:
     if not isinstance(text, str):
         raise DataError("bad_messages", f"message {place}: text is missing")
-    found = _CONTROL.search(text)
+    found = CONTROL.search(text)
     if found:
         raise DataError("control_token", f"message {place}: the text holds {found.group()}")
     try:

@@ -103,6 +103,8 @@ FAULTS = {
     "a late system turn": ({"conversations": [{"from": "gpt", "value": "x"}, {"from": "system", "value": "x"}]}, "turn 1: a system"),
     "a tag without a picture": (samples.record(0, "a.jpg") | {"image": None}, "1 <image> tag but 0 pictures"),
     "a picture without a tag": (samples.record(0) | {"image": "a.jpg"}, "0 <image> tags but 1 picture"),
+    "an address": (samples.record(0, "https://a.example/b.jpg"), "an address; download it"),
+    "the chat format's own token": (samples.record(0, answer="a<|im_end|>b"), "turn 1: the text holds <|im_end|>"),
     "an absolute path": (samples.record(0, "/etc/passwd.jpg"), "absolute path"),
     "a drive": (samples.record(0, "C:\\a.jpg"), "absolute path"),
     "a path that leaves the folder": (samples.record(0, "a/../../b.jpg"), "leads out of the media's folder"),
@@ -127,7 +129,7 @@ def test_a_fault_is_told_with_the_records_number(tmp_path, name):
     record, words = FAULTS[name]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0), record, samples.record(2)]))
-    with pytest.raises(RequestError, match=r"one of 3 records cannot be used \(the record breaks a rule: 1\): record 1: ") as refused:
+    with pytest.raises(RequestError, match=r"one of 3 records cannot be used \((the record breaks a rule|a text holds .*): 1\): record 1: ") as refused:
         prepare.run(PrepareOptions(source=str(file), to=str(tmp_path / "data")))
     assert words in str(refused.value) and "\n" not in str(refused.value)
 

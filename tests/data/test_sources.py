@@ -145,6 +145,14 @@ def test_the_loaders_processor_reads_both_kinds_of_videos(tmp_path, processor):
     assert report["tokens"]["unusable"] == {}
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_around_the_list_is_said_with_its_key(tmp_path, indent):
+    source = tmp_path / "all.json"
+    source.write_text(json.dumps({"version": 1, "data": [samples.record(0)]}, indent=indent))
+    with pytest.raises(RequestError, match=r"one object that holds the records as 'data'; write that list alone: jq \.data all\.json"):
+        prepared(source)
+
+
 def test_a_bad_line_is_one_refused_record(tmp_path):
     source = tmp_path / "all.jsonl"
     good = json.dumps(samples.record(0)).encode()

@@ -45,21 +45,21 @@ def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = Fals
     """A token's share of a language layer's attention.
 
     TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Cut by tp: the
-    fused output of qkv, of which v is a view, (q + 2 k) b; the inputs of the norms of q and k, and q and k turned, 2 (q + k) b
-    (the rotation is one kernel that keeps nothing but the angles, which all layers share); the output, which is the
-    projection's input too, q b; its statistic. With fp8 the normed input is one byte a number, and the projection's input a
-    copy of one byte beside the attention's output.
+    fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; q and k turned, (q + k) b, by
+    a kernel that keeps nothing but the angles, which all layers share; the output, which is the projection's input too, q b; its
+    statistic. With fp8 the normed input is one byte a number, and the projection's input a copy of one byte beside the output.
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     whole = h * (b + saved_input(b, fp8)) / (tp if sp else 1)
-    return whole + (4 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
+    return whole + (3 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
 
 
 def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
     """A token's share of a dense language layer's MLP: input and normed input 2 h b; cut by tp the output of fc1 2 f b, the
-    activated half f b, and their product, fc2's input, f b; the two inputs of products in one byte with fp8."""
+    activated half f b, the other half f b, which Megatron copies (it adds its offset of 0), and their product, fc2's input, f b;
+    the two inputs of products in one byte with fp8."""
     small = saved_input(b, fp8)
-    return a.hidden_size * (b + small) / (tp if sp else 1) + a.ffn_hidden_size * (3 * b + small) / tp
+    return a.hidden_size * (b + small) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + small) / tp
 
 
 def experts_bytes(a: Architecture, b: int, tp: int, etp: int, fp8: bool = False) -> float:

@@ -51,8 +51,8 @@ class DeepstackLayer(TransformerLayer):
 def with_gradient(hidden: Tensor, config: TransformerConfig, learns: bool) -> Tensor:
     """The input of a tower whose layers learn while its embeddings stay.
 
-    Full recompute computes a layer's gradients only where the layer's input has one, so it is given one that nobody reads.
+    What is computed again has gradients only where its input has one, so it is given one that nobody reads.
     """
-    if learns and torch.is_grad_enabled() and config.recompute_granularity == "full" and not hidden.requires_grad:
+    if learns and torch.is_grad_enabled() and config.recompute_granularity and not hidden.requires_grad:
         return hidden.detach().requires_grad_()
     return hidden

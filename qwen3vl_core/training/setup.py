@@ -108,6 +108,9 @@ def build(options: FinetuneOptions, source: Source) -> Training:
         ),
         wrapped,
     )  # fmt: skip
+    if options.optimizer_offload:
+        # Megatron makes its optimizer twice, and the first one, which holds itself, has a copy of every weight
+        gc.collect()
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if part.init_state_fn is None:
             # the offloaded one makes its state in its first step

@@ -12,7 +12,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["qwen3vl_core.training.step", "qwen3vl_core.checkpoint.training", "transformers"])
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
 class Failure(str):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.ranks import _context
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
 def _convert(source: Path, target: Path, told, errors: Path) -> None:

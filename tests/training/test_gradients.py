@@ -46,14 +46,14 @@ EXPERTS = {
     "TP2 SP ETP2": (2, SP | {"etp": 2}),
     "EP2 one sample a micro batch": (2, {"ep": 2, "micro_batch_size": 1}),
     "EP4": (4, {"ep": 4}),
-    "PP2 EP2": (4, {"pp": 2, "ep": 2}),
+    "PP2 EP2 selective recompute": (4, {"pp": 2, "ep": 2, "recompute": "sel"}),
     "CP2 EP2": (4, {"cp": 2, "ep": 2}),
     "TP2 SP CP2 EP4": (4, SP | {"cp": 2, "ep": 4}),
     "TP2 SP EP2 ETP2": (4, SP | {"ep": 2, "etp": 2}),
     "PP2 VP2 EP2": (4, {"pp": 2, "vp": 2, "ep": 2}),
     "TP2 SP PP2 ETP2 recompute": (4, SP | {"pp": 2, "etp": 2, "recompute": "full"}),
 }
-PACKED_EXPERTS = ["EP2", "TP2 SP CP2 EP4", "PP2 EP2"]
+PACKED_EXPERTS = ["EP2", "TP2 SP CP2 EP4", "PP2 EP2 selective recompute"]
 LOSS, GRADIENT = 2e-6, 1e-5
 BALANCE = {"aux_loss_coeff": 0.05}
 

@@ -122,7 +122,8 @@ def _load(folder: Place, name: str) -> Any:
         file = folder / f"{name}.{ending}"
         if file.is_file():
             try:
-                return yaml.safe_load(file.read_text(encoding="utf-8"))
+                # by libyaml where it is there: the index names every shard
+                return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise RequestError(f"{file}: cannot be read ({type(error).__name__}); {_AGAIN}") from None
     return None

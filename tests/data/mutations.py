@@ -2,8 +2,9 @@
 
     python -m tests.data.mutations --count 10000
 
-Each damaged input goes through the whole command, and what comes out of it through the loader. It ends with a dataset, with
-a dataset and counted refusals, or with one line; whatever else it raises is printed with its number, and `--only NUMBER`
+One damaged input in eight goes through the whole command, and what comes out of it through the loader; the others through
+the parts of both that read it: the source's reader, prepare's checks, the shards' reader, the loader's encoder. Each ends with
+samples, with counted refusals, or with one line; whatever else it raises is printed with its number, and `--only NUMBER`
 repeats it. An input that takes over two minutes ends the run with a traceback of where it is.
 """
 
@@ -24,16 +25,21 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from qwen3vl_core.data import inspect, prepare
+from qwen3vl_core.data import inspect, prepare, sources
+from qwen3vl_core.data.encoder import SampleEncoder
+from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.prepare_check import Checker, Refusal
 from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
 from tests.data import samples, videos
 
 KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar")
+DAMAGED = {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png", "mp4": "c.mp4", "tar": "train-00000.tar"}
+WHOLE = 8
+"""Of so many inputs one goes through whole commands."""
 _NASTY = (
     b"\0", b"\xff", b"\xd8", b'"', b"{", b"[", b"]", b"\\ud800", b"null", b"NaN", b"1e999", b"<image>", b"<video>", b"../", b"\n",
     b"9" * 400, b"9" * 5000,
@@ -100,6 +106,7 @@ class Fuzzer:
         (base / "list.json").write_bytes(self.originals["json"][1])
         prepare.run(PrepareOptions(source=str(base / "list.json"), to=str(folder / "whole"), split="1,0,0", workers=1))
         self.processor = ChatProcessor.from_pretrained(samples.CHECKPOINT)
+        self.encoder = SampleEncoder(self.processor, 2048)
         self.originals["tar"] = [(folder / "whole" / "train-00000.tar").read_bytes()]
 
     def outcome(self, number: int) -> str:
@@ -107,20 +114,22 @@ class Fuzzer:
         chance = random.Random(f"{self.seed} {number}")
         kind = KINDS[number % len(KINDS)]
         data = damaged(chance.choice(self.originals[kind]), chance)
+        if number // len(KINDS) % WHOLE:
+            return self._parts(kind, data, chance.choice(("none", "header", "header", "decode")))
         place = self.folder / "case"
         shutil.rmtree(place, ignore_errors=True)
         if kind == "tar":
             shutil.copytree(self.folder / "whole", place)
             (place / "train-00000.tar").write_bytes(data)
-            if number // len(KINDS) % 2:
+            if chance.random() < 0.5:
                 (place / "train-00000.tar.idx").unlink(missing_ok=True)
-            model = str(samples.CHECKPOINT) if number // len(KINDS) % 8 == 0 else None
-            path = place / "train-00000.tar" if number // len(KINDS) % 3 == 0 else place
+            model = str(samples.CHECKPOINT) if chance.random() < 0.25 else None
+            path = place / "train-00000.tar" if chance.random() < 0.3 else place
             looked = self._ending(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
             loaded = self._loaded(place)
             return looked if loaded == "done" else loaded
         shutil.copytree(self.folder / "base", place)
-        (place / {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png", "mp4": "c.mp4"}[kind]).write_bytes(data)
+        (place / DAMAGED[kind]).write_bytes(data)
         options = PrepareOptions(
             source=str(place / "list.json"), to=str(place / "data"), split="1,0,0", workers=1,
             check=chance.choice(("none", "header", "header", "decode")), skip_missing=chance.random() < 0.7,
@@ -143,14 +152,48 @@ class Fuzzer:
             loader = build_loader(dataset, "train", self.processor, micro_batch_size=1, global_batch_size=1, seq_length=2048)
             try:
                 for _ in range(loader.samples):
-                    (batch,) = next(loader)
-                    batch.model_inputs("cpu", torch.float32)
+                    next(loader)
             finally:
                 skipped.update(loader.skipped)
                 loader.close()
 
         ending = self._ending(epoch)
         return "counted" if ending == "done" and skipped else ending
+
+    def _parts(self, kind: str, data: bytes, how: str) -> str:
+        """How the readers of an input end, without the commands around them."""
+        name = DAMAGED[kind]
+        place = self.folder / ("whole" if kind == "tar" else "base")
+        sound = (place / name).read_bytes()
+        counts: Counter[str] = Counter()
+
+        def read() -> None:
+            if kind == "tar":
+                split = ShardSplit(place, "train")
+                for number in range(len(split)):
+                    self._encoded(lambda number=number: split.read(number), counts)
+                split.close()
+                return
+            checker = Checker(place, how)
+            for result in checker.check(list(sources.find(place / name if name == "list.json" else place / "list.json").records())):
+                if isinstance(result, Refusal):
+                    counts[result.reason] += 1
+                    continue
+                files = {part: (place / file).read_bytes() for part, file in zip(result.parts, result.files, strict=True)}
+                self._encoded(lambda: ("key", {"json": result.payload} | files), counts)  # noqa: B023 - called at once
+
+        try:
+            (place / name).write_bytes(data)
+            ending = self._ending(read)
+        finally:
+            (place / name).write_bytes(sound)
+        return "counted" if ending == "done" and counts else ending
+
+    def _encoded(self, read: Callable[[], tuple[str, dict[str, bytes]]], counts: Counter[str]) -> None:
+        try:
+            self.encoder(*read())
+        except DataError as error:
+            counts[error.reason] += 1
 
     @staticmethod
     def _ending(work: Callable[[], None]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.mutations import KINDS, Fuzzer
 
-MUTATIONS = int(os.environ.get("QWEN3VL_MUTATIONS", "240"))
+MUTATIONS = int(os.environ.get("QWEN3VL_MUTATIONS", "480"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

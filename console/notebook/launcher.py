@@ -27,8 +27,9 @@ CHECK_SECONDS = 0.3
 class Launcher(W.VBox):
     """Choose options, see whether they will run and the exact command, start the run.
 
-    kind: `finetune`, or another command that does work: `download`, `prepare`, `inspect`, `convert`, `compare`. values: option names and values to begin with. store: folder of the
-    run store. `start()` does what the button does. Closing the kernel leaves the run alive.
+    kind: `finetune`, or another command that does work: `download`, `prepare`, `inspect`, `convert`, `compare`. values: option
+    names and values to begin with. store: folder of the run store. `start()` does what the button does. Closing the kernel leaves
+    the run alive.
     """
 
     _closed = True  # until it is whole: a form that could not be made has nothing to close

@@ -52,8 +52,8 @@ def describe(found: dict[str, Any], known: bool) -> str:
         more = found.get("gpus_needed")
         line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
     seconds = found["step"]["seconds"]
-    took = f"{seconds:.2g} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
-    after = [f"about {took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
+    took = f"about {seconds:.2g} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+    after = [f"{took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
     if not known:
         after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
     about = f'<span class="dim">{escape(" · ".join(after))}</span>'

@@ -90,7 +90,7 @@ class RunMonitor(Live):
         self.figure = go.FigureWidget(layout={
             "uirevision": "keep", "height": 380, "autosize": True,
             "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
-            "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear"},
+            "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear", "hoverformat": ".4~g"},
             "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
         })  # fmt: skip
         camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
@@ -105,7 +105,7 @@ class RunMonitor(Live):
         self.children = [
             W.HBox([self.run_select, W.VBox([self.metric_menu, self.smoothing_slider]),
                     W.VBox([self.log_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
-            W.Box([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
+            W.VBox([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
         self.begin()
@@ -247,7 +247,7 @@ class RunMonitor(Live):
                 "marker": {"size": 7, "symbol": "diamond"},
             },
         }[role]  # fmt: skip
-        name = {"raw": run, "smooth": run, "eval": f"{run} validation"}[role]
+        name = {"raw": f"{run} as measured" if smoothed else run, "smooth": run, "eval": f"{run} validation"}[role]
         fixed = {"name": name, "meta": list(trace.key), "mode": "lines", "connectgaps": False}
         return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks})
 

@@ -16,6 +16,7 @@ SIDE = 480
 """Longest side of a shown picture, pixels."""
 COLOURS = ("#3b7dd8", "#d9822b", "#2a9d61", "#b8479c", "#8a6fd1", "#c0483f", "#2a9aa8", "#8c8c2b")
 STYLE = """<style>
+.qwen3vl { line-height: 1.5; }
 .qwen3vl table { border-collapse: collapse; }
 .qwen3vl th, .qwen3vl td { text-align: left; vertical-align: top; padding: 2px 10px 2px 0; }
 .qwen3vl del { background: rgba(214, 69, 65, .22); }

@@ -16,6 +16,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--mute-audio", "--disable-smooth-scrolling",
 ]  # fmt: skip
+SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => (p._fullData || []).map(t => t.x.length))"
 """Points of each trace of each figure, as the browser has them."""
 
@@ -46,22 +47,31 @@ class Browser:
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self, address: str, token: str, name: str) -> None:
-        """Open a notebook, and wait for its kernel: cells that run before it answers are lost."""
-        self.page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        self.shows("Python 3 (ipykernel) | Idle")
+    def enter(self, address: str, token: str) -> None:
+        """Open JupyterLab."""
+        self.page.goto(f"{address}/lab?token={token}&reset")
+        self.page.wait_for_selector(".jp-DirListing-item")
         toast = self.page.locator("button.jp-toast-button", has_text=re.compile("^No$"))
         if toast.count():
             toast.first.click()
 
+    def open(self, name: str, heading: str) -> None:
+        """Open a notebook from the list of files, and wait for its kernel: cells that run before it answers are lost."""
+        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
+        self.expect(self.find("h1", has_text=heading)).to_be_visible()
+        self.find(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(state="attached")
+
     def run_cells(self, number: int) -> None:
         """Shift+Enter from the first cell on; the status bar says which cell is next."""
-        self.page.locator(".jp-Cell").first.click()
+        self.find(".jp-Cell").first.click()
         self.page.keyboard.press("Escape")
         for done in range(number):
             self.shows(re.compile(rf"^Cell {done + 1}/\d+$"))
             self.page.keyboard.press("Shift+Enter")
+
+    def find(self, selector: str, **how):
+        """What is in the notebook that is shown."""
+        return self.page.locator(f"{SHOWN} {selector}", **how)
 
     def shows(self, text: str | re.Pattern):
         found = self.page.get_by_text(text).first
@@ -78,10 +88,10 @@ class Browser:
         """Wait for JavaScript to be true."""
         self.page.wait_for_function(expression)
 
-    def keep(self, home: Path, name: str, at=None) -> Path:
-        """A screenshot, with something brought to the middle of it."""
+    def keep(self, home: Path, name: str, at=None, where: str = "center") -> Path:
+        """A screenshot, with something brought to its `center`, `start` or `end`."""
         if at is not None:
-            at.evaluate("element => element.scrollIntoView({block: 'center'})")
+            at.evaluate(f"element => element.scrollIntoView({{block: '{where}'}})")
         folder = Path(os.environ.get("QWEN3VL_SCREENSHOTS") or home)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}.png"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
 from tests.console.runs.jobs import until
@@ -34,18 +35,39 @@ def with_parameters(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> 
     return notebook
 
 
-def execute(name: str, place: Path, extra: list[str] | None = None, **values: Any) -> nbformat.NotebookNode:
-    """Run a notebook of the examples top to bottom in folder `place`; extra: cells to run after its own. Raises what a cell raises."""
-    notebook = with_parameters(nbformat.read(FOLDER / name, 4), values)
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in extra or []]
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "QWEN3VL_GRACE": "5",
-    }  # fmt: skip
-    place.mkdir(parents=True, exist_ok=True)
-    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(place)}})
-    client.execute(env=environment)
-    return notebook
+class Kernel:
+    """A kernel in a folder, which notebooks run in one after another, each in an empty namespace. It ends with the block."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.manager = KernelManager(kernel_name="python3")
+
+    def __enter__(self) -> Kernel:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false", "QWEN3VL_GRACE": "5",
+        }  # fmt: skip
+        self.manager.start_kernel(env=environment, cwd=str(self.place))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """As a person's shutdown ends it; no notebook runs in it any more."""
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=False)
+
+    def execute(self, name: str, extra: list[str] | None = None, **values: Any) -> nbformat.NotebookNode:
+        """Run a notebook of the examples top to bottom; extra: cells to run after its own. Raises what a cell raises."""
+        notebook = with_parameters(nbformat.read(FOLDER / name, 4), values)
+        notebook.cells += [nbformat.v4.new_code_cell(source) for source in extra or []]
+        # what the notebook before left: its widgets, and its names
+        empty = nbformat.v4.new_code_cell("import ipywidgets\nipywidgets.Widget.close_all()\n%reset -f\n")
+        notebook.cells.insert(0, empty)
+        NotebookClient(notebook, timeout=CELL_SECONDS, km=self.manager).execute()
+        del notebook.cells[0]
+        return notebook
 
 
 def shown(cell: nbformat.NotebookNode, kind: str = "text/plain") -> str:

@@ -25,7 +25,7 @@ from qwen3vl_core.cli import build_parser
 from tests.console.runs import jobs
 from tests.console.runs.jobs import run_store, until
 from tests.notebooks.browser import DRAWN, Browser, pages
-from tests.notebooks.kernels import FOLDER, execute, running_lab, shown, with_parameters
+from tests.notebooks.kernels import FOLDER, Kernel, running_lab, shown, with_parameters
 from tests.shared import demo
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -71,11 +71,18 @@ def work(tmp_path_factory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def kernel(work) -> Iterator[Kernel]:
+    """One kernel for all notebooks: starting one, and importing in it, is most of what a notebook costs here."""
+    with Kernel(work) as made:
+        yield made
+
+
 @pytest.mark.slow
-def test_quickstart_runs(tmp_path_factory, tmp_path):
+def test_quickstart_runs(tmp_path_factory, tmp_path, kernel):
     """On the workspace of the demo, which has made its loop: the command says so, stage by stage."""
     workspace = tmp_path / "new" if EVERY else demo(tmp_path_factory)[0]
-    done = execute("1_quickstart.ipynb", tmp_path, workspace=workspace)
+    done = kernel.execute("1_quickstart.ipynb", workspace=workspace)
     code = [c for c in done.cells if c.cell_type == "code"]
     pages, printed = ("\n".join(shown(c, kind) for c in code) for kind in ("text/html", "text/plain"))
     assert printed.count("done before") == (0 if EVERY else 5)
@@ -84,35 +91,8 @@ def test_quickstart_runs(tmp_path_factory, tmp_path):
 
 
 @pytest.mark.slow
-def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(work):
-    """Its widget cells run a second time; the kernel then ends while a run lives."""
-    first = cells(FOLDER / "2_finetune_and_watch.ipynb")
-    again = [next(c for c in first if c.startswith(start)) for start in ("launcher = Launcher(", "monitor = RunMonitor(", "run = launcher")]
-    count = (
-        "import threading\nmonitor.wait()\n"
-        "looking = sum(t.name == 'qwen3vl-notebook' for t in threading.enumerate())\n"
-        "looking, [r.id for r in launcher.store.list()], len(monitor.figure.data)"
-    )
-    command = jobs.job(jobs.SLEEPS)
-    lives = f"from console.runs import launch\nlaunch.start(launcher.store.create('finetune', {{}}, {command!r}))"
-    store = RunStore(work / "work" / "runs")
-    done = execute("2_finetune_and_watch.ipynb", work, [*again, count, lives], workspace=work / "work", train_iters=3)
-    code = [c for c in done.cells if c.cell_type == "code"]
-    # the monitor of the cell that ran twice and the table: two threads
-    expected = "(2, ['0003-watched-lower-lr', '0002-watched', '0001-prepare'], 3)"
-    assert shown(code[-2]).strip() == expected
-    monitor = next(c for c in code if c.source.startswith("monitor = "))
-    assert "application/vnd.jupyter.widget-view+json" in monitor.outputs[-1].data and "text/html" in monitor.outputs[-1].data
-    (run,) = [r for r in store.list() if r.alive]
-    until((run.path / "up").exists)
-    assert store.get("watched").status == "done"
-    launch.stop(run)
-    assert launch.wait(run, 60) == "stopped"
-
-
-@pytest.mark.slow
-def test_compare_and_choose_runs(work):
-    done = execute("3_compare_and_choose.ipynb", work, workspace=work / "work", **SHORT["3_"])
+def test_compare_and_choose_runs(work, kernel):
+    done = kernel.execute("3_compare_and_choose.ipynb", workspace=work / "work", **SHORT["3_"])
     (view,) = [c for c in done.cells if c.source.startswith("view = ")]
     page = shown(view, "text/html")
     assert page.count("data:image/jpeg") == 2 and all(f"<b>{name}</b>" in page for name in ("base", "step 2", "step 4"))
@@ -121,17 +101,54 @@ def test_compare_and_choose_runs(work):
 
 
 @pytest.mark.slow
-def test_prepare_and_inspect_runs(work):
-    done = execute("4_prepare_and_inspect.ipynb", work, workspace=work / "work")
+def test_prepare_and_inspect_runs(work, kernel):
+    done = kernel.execute("4_prepare_and_inspect.ipynb", workspace=work / "work")
     text = "\n".join(shown(cell) for cell in done.cells if cell.cell_type == "code")
     assert "{'missing_picture': 1, 'broken_picture': 1}" in text
     (preview,) = [c for c in done.cells if c.source.startswith("preview = ")]
     assert "trained tokens" in shown(preview, "text/html")
 
 
+@pytest.mark.slow
+def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(work, kernel):
+    """Its widget cells run a second time; the kernel then ends while a run lives."""
+    first = cells(FOLDER / "2_finetune_and_watch.ipynb")
+    again = [next(c for c in first if c.startswith(start)) for start in ("launcher = Launcher(", "monitor = RunMonitor(", "run = launcher")]
+    count = (
+        "import threading\nmonitor.wait()\n"
+        "looking = sum(t.name == 'qwen3vl-notebook' for t in threading.enumerate())\n"
+        "names = [r.name for r in launcher.store.list()]\n"
+        "looking, [names.count(name) for name in ('watched', 'watched-lower-lr')], len(monitor.figure.data)"
+    )
+    command = jobs.job(jobs.SLEEPS)
+    lives = f"from console.runs import launch\nlaunch.start(launcher.store.create('finetune', {{}}, {command!r}))"
+    store = RunStore(work / "work" / "runs")
+    done = kernel.execute("2_finetune_and_watch.ipynb", [*again, count, lives], workspace=work / "work", train_iters=3)
+    code = [c for c in done.cells if c.cell_type == "code"]
+    # the monitor of the cell that ran twice and the table: two threads
+    expected = "(2, [1, 1], 3)"
+    assert shown(code[-2]).strip() == expected
+    monitor = next(c for c in code if c.source.startswith("monitor = "))
+    assert "application/vnd.jupyter.widget-view+json" in monitor.outputs[-1].data and "text/html" in monitor.outputs[-1].data
+    (run,) = [r for r in store.list() if r.alive]
+    until((run.path / "up").exists)
+    kernel.end()
+    assert run.alive
+    assert store.get("watched").status == "done"
+    launch.stop(run)
+    assert launch.wait(run, 60) == "stopped"
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     yield from pages()
+
+
+@pytest.fixture(scope="module")
+def entered(browser, lab) -> Browser:
+    """The browser, in JupyterLab."""
+    browser.enter(*lab[:2])
+    return browser
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +176,10 @@ def test_jupyterlab_lets_nobody_in_without_its_token(lab):
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(lab, browser, work):
-    page, store = browser.page, RunStore(work / "work" / "runs")
+def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, work):
+    browser, page, store = entered, entered.page, RunStore(work / "work" / "runs")
     before = {run.id for run in store.list()}
-    browser.open(*lab[:2], "2_finetune_and_watch.ipynb")
+    browser.open("2_finetune_and_watch.ipynb", "Finetune, and watch it")
     browser.run_cells(8)
     browser.shows("TP 1 · PP 1 · CP 1 · DP 1 = 1 process")
     start = browser.button("Start finetune")
@@ -201,20 +218,20 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(lab, brow
 
 
 @pytest.mark.slow
-def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(lab, browser, work):
-    page, store = browser.page, RunStore(work / "work" / "runs")
+def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(entered, work):
+    browser, store = entered, RunStore(work / "work" / "runs")
     before = [run.id for run in store.list()]
-    browser.open(*lab[:2], "3_compare_and_choose.ipynb")
+    browser.open("3_compare_and_choose.ipynb", "Compare captions")
     browser.run_cells(11)
     for name in ("base", "step 4"):
-        heading = page.locator(".qwen3vl b", has_text=re.compile(f"^{name}$")).first
-        browser.expect(heading).to_be_visible()
-    picture = page.locator(".jp-OutputArea-output img.widget-image").first
+        browser.expect(browser.find(".qwen3vl b", has_text=re.compile(f"^{name}$")).first).to_be_visible()
+    picture = browser.find(".jp-OutputArea-output img.widget-image").first
     browser.expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 0
-    page.locator("button", has_text="step 4 is best").click()
-    browser.expect(page.locator("button.mod-active", has_text="step 4 is best")).to_be_visible()
-    browser.keep(work, "3-captions", heading)
+    browser.find("button", has_text="step 4 is best").click()
+    browser.expect(browser.find("button.mod-active", has_text="step 4 is best")).to_be_visible()
+    browser.expect(browser.find(".qwen3vl b", has_text=re.compile("^step 4 ★$")).first).to_be_visible()
+    browser.keep(work, "3-captions", browser.find("select").first, "start")
     if before:  # the notebook has run in here: its runs are taken, none is started again
         assert [run.id for run in store.list()] == before
     assert not browser.errors
@@ -222,9 +239,9 @@ def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(lab, brow
 
 @pytest.mark.slow
 @pytest.mark.skipif(not EVERY, reason="a page that its own tests read: set QWEN3VL_NOTEBOOKS=all")
-def test_in_a_browser_a_sample_shows_what_is_trained(lab, browser, work):
-    browser.open(*lab[:2], "4_prepare_and_inspect.ipynb")
-    browser.run_cells(14)
-    browser.shows(re.compile("trained tokens"))
-    browser.keep(work, "4-preview", browser.page.locator(".qwen3vl mark").first)
-    assert not browser.errors
+def test_in_a_browser_a_sample_shows_what_is_trained(entered, work):
+    entered.open("4_prepare_and_inspect.ipynb", "Prepare data")
+    entered.run_cells(14)
+    entered.shows(re.compile("trained tokens"))
+    entered.keep(work, "4-preview", entered.find(".qwen3vl mark").first)
+    assert not entered.errors

@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -92,12 +93,16 @@ def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool
         # the other weights are those of --load, and stay there
         chunks = {name: of_adapters(state) for name, state in chunks.items()}
     weights = chunks if len(models) > 1 else chunks["model"]
+
     def of_this_rank(what: str, value: Any) -> ShardedObject:
         return ShardedObject(_rank_key(what), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
 
     delayed = getattr(models[0].config, "fp8", None) and models[0].config.fp8_recipe == "delayed"
+    updates = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout)
+    if not loading:
+        _leave_out_classes(updates)
     return chunks | {
-        "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout),
+        "optimizer": updates,
         "opt_param_scheduler": scheduler.state_dict(),
         "random": of_this_rank("random", _random_state()),
         **({"fp8": of_this_rank("fp8", scales(models))} if delayed else {}),
@@ -237,6 +242,23 @@ def _cores(state: dict) -> Iterator[dict]:
     yield from state.values() if state and all(isinstance(key, int) for key in state) else (state,)
 
 
+def _leave_out_classes(state: dict) -> None:
+    """The offloaded optimizer counts the classes that it is made of among its options; what is read back safely holds values."""
+    for part in _cores(state):
+        for group in part.get("optimizer", part).get("param_groups", ()):
+            for name in [name for name, value in group.items() if isinstance(value, type)]:
+                del group[name]
+
+
+def _count_on(optimizer: Any) -> None:
+    """After a load: the offloaded optimizer hands its own options down before every step, and would set the count of steps, which
+    the optimizers inside it keep, back to what was loaded each time."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(getattr(part, "optimizer", None), HybridDeviceOptimizer):
+            for group in part.optimizer.param_groups:
+                group.pop("step", None)
+
+
 def _carry_over(saved: dict, present: dict) -> None:
     """Into the common values of the present optimizer: how many updates there were, and the loss scale.
 
@@ -309,6 +331,7 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
             raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():
         optimizer.load_state_dict(loaded["optimizer"])
+    _count_on(optimizer)
     scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if loaded.get("fp8") is not None:
         set_scales(models, loaded["fp8"])

@@ -149,7 +149,8 @@ def stage_memory(
         again = max(again, sample.patches * (1 + act.vision_together(a, options)) * act.vision_layer_bytes(a, options))
     moving = language + vision + max(logits, again)
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * moving
-    host = kept_on_host + HOST_STATE * sum(trained_parameters(options, a, stage).values()) * options.optimizer_offload / _copies(options, processes)[0]
+    offloaded = sum(trained_parameters(options, a, stage).values()) * options.optimizer_offload / _copies(options, processes)[0]
+    host = kept_on_host + HOST_STATE * offloaded
     return StageMemory(
         stage=stage.index, layers=stage.layers, parameters=stage.total, weights=weights, gradients=gradients, optimizer=optimizer,
         activations=int(language), vision=int(vision), peak_extra=int(max(logits, again)), logits=int(logits), workspace=int(workspace),

@@ -1,0 +1,18 @@
+"""Megatron's optimizer with a share of its state on the host: it learns what the plain one does, and is saved and resumed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+from tests.ranks import run_ranks
+from tests.training.two_devices import offloaded
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_an_offloaded_optimizer_learns_alike_and_resumes_bitwise(tmp_path, share):
+    folder = tiny.save(tiny.hf_model(3, layers=4).bfloat16(), tmp_path / "hf")
+    changes = dict(precision="bf16", optimizer_offload=share, distributed_optimizer=True)
+    ((plain, moved, went_on, resumed),) = run_ranks(1, offloaded, folder, tmp_path / "checkpoints", changes)
+    assert moved == pytest.approx(plain, rel=1e-3)
+    assert resumed == went_on

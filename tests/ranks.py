@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["qwen3vl_core.training.step", "qwen3vl_core.checkpoint.training", "transformers"])
+# what a run imports on its way too
+_context.set_forkserver_preload(["qwen3vl_core.training.loop", "transformers", "megatron.energon", "torch._dynamo"])
 DEADLINE_SECONDS = 240
 
 

@@ -39,7 +39,7 @@ def small_model(folder: Path, experts: int = 0) -> Path:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from qwen3vl_core.checkpoint.hf import copy_side_files
-    from tests.tiny import _randomised
+    from tests.tiny import randomised
 
     values = json.loads((BASE / "config.json").read_text())
     values.pop("dtype"), values["text_config"].pop("dtype"), values["vision_config"].pop("dtype", None)
@@ -60,7 +60,7 @@ def small_model(folder: Path, experts: int = 0) -> Path:
     torch.manual_seed(3)
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     assert isinstance(config, type(AutoConfig.for_model(values["model_type"])))
-    _randomised(AutoModelForImageTextToText.from_config(config).float()).save_pretrained(folder)
+    randomised(AutoModelForImageTextToText.from_config(config).float()).save_pretrained(folder)
     own = (folder / "config.json").read_text()
     copy_side_files(BASE, folder)
     (folder / "config.json").write_text(own)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import run_each
 from tests.training import runs
 
 # the long form: QWEN3VL_LAYOUTS=all pytest tests/training/test_layouts.py
@@ -57,9 +58,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    return {
-        "dense": runs.small_model(tmp_path_factory.mktemp("dense")), "experts": runs.small_model(tmp_path_factory.mktemp("experts"), 4)
-    }  # fmt: skip
+    jobs = {"dense": (tmp_path_factory.mktemp("dense"),), "experts": (tmp_path_factory.mktemp("experts"), 4)}
+    return {kind: made[0] for kind, made in run_each(1, runs.small_model, jobs).items()}
 
 
 class Trained:

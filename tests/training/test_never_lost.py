@@ -15,7 +15,7 @@ from qwen3vl_core.layout.command import training_command
 from tests.ranks import run_ranks
 from tests.training import runs, trainings
 
-# the long form: QWEN3VL_KILLS=20 pytest tests/training/test_never_lost.py
+# the long form: QWEN3VL_KILLS=20 pytest -o faulthandler_timeout=0 tests/training/test_never_lost.py
 KILLS = int(os.environ.get("QWEN3VL_KILLS", 0))
 CHECKPOINT = "checkpoints"
 FORMS = {
@@ -38,14 +38,19 @@ def check_whole(directory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def small(tmp_path_factory):
+    return run_ranks(1, runs.small_model, tmp_path_factory.mktemp("small"))[0]
+
+
+@pytest.fixture(scope="module")
+def whole(data, small, tmp_path_factory):
     """Runs never stopped: (folder, times that something was opened or moved in it), each made once."""
     made = {}
 
     def of(form):
         if form not in made:
             run = tmp_path_factory.mktemp("whole")
-            runs.plan(run, data, **FORMS[form])
+            runs.plan(run, data, load=str(small), **FORMS[form])
             code, moments = runs.train(run)
             assert code == 0 and moments > 60, runs.log(run)
             made[form] = run, moments
@@ -55,7 +60,7 @@ def whole(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopped(data, whole, tmp_path, form):
+def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopped(data, small, whole, tmp_path, form):
     """Chains of a run that is killed at a random moment, resumed and asked to stop at another, and resumed to its end."""
     reference, moments = whole(form)
     expected = {row["step"]: row["loss"] for row in runs.rows(reference)}
@@ -63,7 +68,7 @@ def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopp
     killed = stopped = 0
     for number in range(max(KILLS // 2, 1)):
         run = tmp_path / str(number)
-        runs.plan(run, data, **FORMS[form])
+        runs.plan(run, data, load=str(small), **FORMS[form])
         killed += runs.train(run, chance.randrange(1, moments), signal.SIGKILL)[0] == -signal.SIGKILL
         check_whole(run / CHECKPOINT)
         code, _ = runs.train(run, chance.randrange(1, moments // 2), signal.SIGTERM)

@@ -80,7 +80,7 @@ class FinetuneOptions:
                                minimum=0, maximum=100)
     recompute: str = option("none", help="To save activations: sel computes the language MLPs again in the backward pass, full whole layers, offload keeps layers on the host",
                             group="Layout", choices=("none", "sel", "full", "offload"))  # 18
-    recompute_layers: int = option(0, help="full: layers computed again together, 0: one; offload: layers kept on the host, 0: all but the last", unit="layers",
+    recompute_layers: int = option(0, help="With full: layers computed again together, 0: one; with offload: layers kept on the host, 0: all but the last", unit="layers",
                                    group="Layout", minimum=0)
 
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20

@@ -5,10 +5,12 @@ Where each box will stand is known before the first byte, so the files are the s
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import pickle
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,9 @@ class RegionWriter:
         self._places: list[tuple[str, Shape | None, int | None, int, int, int]] = []
         self._empty: tuple[int, int, int] | None = None
         self.bytes = 0
+        # a second of imports for the tables at the end, made while the disk is busy
+        self._imports = threading.Thread(target=importlib.import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True)
+        self._imports.start()
 
     def __enter__(self) -> RegionWriter:
         return self
@@ -98,7 +103,7 @@ class RegionWriter:
 
     def finish(self, common: dict[str, Any]) -> None:
         """The tables: after this the checkpoint is whole."""
-        # a second of imports, which reading a checkpoint never needs
+        self._imports.join()
         from torch.distributed.checkpoint.filesystem import _StorageInfo
         from torch.distributed.checkpoint.metadata import (
             BytesStorageMetadata,

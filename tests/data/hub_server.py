@@ -36,11 +36,16 @@ class Hub:
         """(method, path, Range)"""
         self.sent = 0
         """Bytes of LARGE."""
-        self.address = ""
+        self.logins: list[str] = []
+        """Authorization headers that came to where large files lie."""
+        self.address = self.elsewhere = ""
 
     def ranges(self) -> list[str]:
         """The Range headers of the transfers of LARGE."""
-        return [range_ for method, path, range_ in self.asked if method == "GET" and LARGE.rpartition("/")[2] in unquote(path)]
+        moved = [path.startswith("/elsewhere/") or "FilePath=" in path for _, path, _ in self.asked]
+        name = LARGE.rpartition("/")[2]
+        asked = zip(self.asked, moved, strict=True)
+        return [range_ for (method, path, range_), here in asked if method == "GET" and here and name in unquote(path)]
 
 
 def _entries(hub: Hub) -> list[dict[str, Any]]:
@@ -87,6 +92,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([{key: value for key, value in row.items() if value is not None} for row in rows])
         elif path.startswith(f"{api}/revision/"):
             self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        elif path == files + COMMIT + "/" + LARGE and LARGE in hub.files:
+            # large files lie elsewhere: where the hub's own login is not sent to
+            held = {"X-Linked-Size": str(len(hub.files[LARGE])), "X-Linked-Etag": f'"{hashlib.sha256(hub.files[LARGE]).hexdigest()}"'}
+            there = held | {"Location": hub.elsewhere + "/" + LARGE, "X-Repo-Commit": COMMIT}
+            self._json({}, 302, there)
+        elif path == "/elsewhere/" + LARGE:
+            hub.logins.append(self.headers.get("Authorization", ""))
+            self._file(LARGE, {})
         elif path.startswith(files + COMMIT + "/"):
             self._file(path.removeprefix(files + COMMIT + "/"), {"X-Repo-Commit": COMMIT})
         else:
@@ -159,6 +172,7 @@ def serving() -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.elsewhere = f"http://localhost:{server.server_address[1]}/elsewhere"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

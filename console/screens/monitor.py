@@ -51,6 +51,8 @@ class MonitorScreen(ConsoleScreen):
         self.feed = MonitorFeed(self.app.watcher)
         self._busy = self._again = False
         self._explained: Trouble | None = None
+        self._panel: Content | None = None
+        self._state: Content | None = None
         self.gone = False
         """The run's folder was deleted while it was watched."""
 
@@ -117,7 +119,8 @@ class MonitorScreen(ConsoleScreen):
         self._figures()
         if self.gone:
             self._log_state()
-        self.read()
+        if self.view is None:
+            self.read()  # else twice a second is enough
 
     # reading
 
@@ -197,7 +200,11 @@ class MonitorScreen(ConsoleScreen):
             return
         width = max(self.query_one("#figures").size.width, 16)
         panel = plain_panel(self.row, width) if self.has_class("-plain") else finetune_panel(self.row, self.view, width)
-        self.query_one("#figures", Static).update(panel)
+        if panel != self._panel:
+            # a new layout is a new screen; mostly the same lines say something else
+            same = self._panel is not None and panel.plain.count("\n") == self._panel.plain.count("\n")
+            self._panel = panel
+            self.query_one("#figures", Static).update(panel, layout=not same)
 
     @on(LogPane.Changed)
     def _log_state(self) -> None:
@@ -206,12 +213,14 @@ class MonitorScreen(ConsoleScreen):
             count = len(self.view.stories) if self.view is not None else 0
             pictures = f"{count} picture{'s' if count != 1 else ''}"
             words = Content.assemble((" captions during the run ", "bold"), (f"{pictures}  c shows the log", "$muted"))
-            self.query_one("#logstate", Static).update(words)
+            self._state = None
+            self.query_one("#logstate", Static).update(words, layout=False)
             return
         parts = [Content(" output.log ").stylize("bold")]
         if self.gone:
             text = Content(" ✗ the run's folder is gone; what was read of it is shown  1 shows the others").stylize("$text-error")
-            self.query_one("#logstate", Static).update(text)
+            self._state = None
+            self.query_one("#logstate", Static).update(text, layout=False)
             return
         if pane.all is not None:
             parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
@@ -224,7 +233,10 @@ class MonitorScreen(ConsoleScreen):
             parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
             if count > 1:
                 parts.append(Content("  n N").stylize("$muted"))
-        self.query_one("#logstate", Static).update(Content("").join(parts))
+        state = Content("").join(parts)
+        if state != self._state:
+            self._state = state
+            self.query_one("#logstate", Static).update(state, layout=False)
 
     def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self._figures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -56,7 +57,8 @@ class RunRow:
     created: float | None = None
     started: float | None = None
     ended: float | None = None
-    command: str = ""
+    layout: str = ""
+    """Size, parallel layout and precision in a few words: `8B TP2 PP2 bf16`."""
     checkpoint: str = "no checkpoint yet"
     last_line: str = ""
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -76,14 +78,10 @@ class RunRow:
     def options(self) -> dict[str, Any]:
         return self.run.options
 
-    @property
-    def layout(self) -> str:
-        """Size, parallel layout and precision in a few words: `8B TP2 PP2 bf16`."""
-        if self.kind != "finetune":
-            return ""
-        get = self.options.get
-        sizes = [f"{name.upper()}{get(name)}" for name in ("tp", "pp", "cp", "ep") if isinstance(get(name), int) and get(name) > 1]
-        return " ".join(str(word) for word in (get("size"), *sizes, get("precision")) if word)
+    @functools.cached_property
+    def command(self) -> str:
+        """What a person types for this run."""
+        return command_line(self.run)
 
     @property
     def percent(self) -> float | None:
@@ -135,6 +133,15 @@ def command_line(run: Run) -> str:
         return shell_line(run.command)
 
 
+def layout_of(run: Run) -> str:
+    """Size, parallel layout and precision of a finetune in a few words: `8B TP2 PP2 bf16`."""
+    if run.kind != "finetune":
+        return ""
+    get = run.options.get
+    sizes = [f"{name.upper()}{get(name)}" for name in ("tp", "pp", "cp", "ep") if isinstance(get(name), int) and get(name) > 1]
+    return " ".join(str(word) for word in (get("size"), *sizes, get("precision")) if word)
+
+
 def last_checkpoint(run: Run) -> str:
     """`checkpoint of step 500`, or that there is none."""
     try:
@@ -156,7 +163,7 @@ def _pace(rows: list[dict[str, Any]]) -> float | None:
     return max(steps[-1][1] - steps[0][1], 0.0) / (steps[-1][0] - steps[0][0])
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(path: Path | str) -> tuple[int, ...]:
     try:
         stat = os.stat(path)
     except OSError:
@@ -180,6 +187,7 @@ class StoreWatcher:
         self._evals: dict[str, dict[str, Any]] = {}
         self._series: dict[str, MetricSeries] = {}
         self._logs: dict[str, LogTail] = {}
+        self._states: dict[str, str] = {}
         self._turn = 0
 
     def look(self) -> Snapshot:
@@ -202,7 +210,7 @@ class StoreWatcher:
                 fresh += known is None
                 try:
                     in_turn = index < FEW or self._turn - FEW <= index < self._turn
-                    if many and known is not None and not known[1].alive and not in_turn and _stamp(run.path / STATE) == known[0][0]:
+                    if many and known is not None and not known[1].alive and not in_turn and self._state(run) == known[0][0]:
                         rows.append(known[1])
                     else:
                         rows.append(self._row(run))
@@ -211,6 +219,13 @@ class StoreWatcher:
             if unread:
                 self._listed = (0, 0.0)
             return Snapshot(tuple(rows), unread=unread)
+
+    def _state(self, run: Run) -> tuple[int, ...]:
+        """The stamp of its state; thousands are taken at each look, so that the path is made once."""
+        path = self._states.get(run.id)
+        if path is None:
+            path = self._states[run.id] = str(run.path / STATE)
+        return _stamp(path)
 
     def _list(self) -> list[Run]:
         stamp = _stamp(self.root)
@@ -221,7 +236,7 @@ class StoreWatcher:
             self._runs = [known.get(run.id, run) for run in RunStore(self.root).list()]
             self._listed = (changed, time.monotonic())
             gone = set(self._rows) - {run.id for run in self._runs}
-            for table in (self._rows, self._series, self._logs, self._evals):
+            for table in (self._rows, self._series, self._logs, self._evals, self._states):
                 for run_id in gone:
                     table.pop(run_id, None)
         return self._runs
@@ -264,7 +279,7 @@ class StoreWatcher:
             exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or ""),
             step=_number(last.get("step"), int), total=_number(total, int), loss=_number(last.get("loss")),
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
-            command=known[1].command if known and known[0][1] == stamp[1] else command_line(run),
+            layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),
             checkpoint=last_checkpoint(run), last_line=self._last_line(run, status in ALIVE) if stamp[3] else "",
             latest=latest, step_seconds=_pace(train),
         )  # fmt: skip

@@ -70,6 +70,8 @@ class LogPane(ScrollView, can_focus=True):
         """Indices of lines that hold the needle."""
         self.hit = 0
         self.empty = ""
+        self._widest = self._measured = 0
+        self._styles_now: tuple[Style, dict[str, Style]] | None = None
 
     def show(self, view: LogView) -> None:
         """Show a newer look at the same log, or (other `resets`) at another one."""
@@ -81,9 +83,18 @@ class LogPane(ScrollView, can_focus=True):
                 return
             self._drop_all()
         moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
+        if view.resets != self.shown.resets or moved < 0:
+            self._measured = 0
         self.shown = view
         self.lines = [*view.lines, *([view.partial] if view.partial else [])]
-        self.virtual_size = Size(max(map(_cells, self.lines), default=0), len(self.lines))
+        # only what is new is measured
+        new = len(view.lines) + view.dropped - self._measured if moved >= 0 and self._measured else len(view.lines)
+        fresh = view.lines[max(len(view.lines) - max(new, 0), 0) :]
+        self._widest = max(self._widest if self._measured else 0, max(map(_cells, (*fresh, view.partial)), default=0))
+        self._measured = len(view.lines) + view.dropped
+        size = Size(self._widest, len(self.lines))
+        if size != self.virtual_size:
+            self.virtual_size = size
         self._search(keep=True)
         if self.follow:
             self._to_end()
@@ -203,22 +214,33 @@ class LogPane(ScrollView, can_focus=True):
 
     # drawing
 
+    def _pens(self) -> tuple[Style, dict[str, Style]]:
+        """(the ground, the component styles): asked for once a paint, not once a line."""
+        if self._styles_now is None:
+            names = ("log--trouble", "log--warning", "log--hit", "log--current", "log--empty")
+            self._styles_now = (self.rich_style, {name: self.get_component_rich_style(name, partial=True) for name in names})
+        return self._styles_now
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._styles_now = None
+
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         offset_x, offset_y = self.scroll_offset
-        base = self.rich_style
+        base, pens = self._pens()
         index = offset_y + y
         if index >= len(self.lines):
             if not self.lines and y == 0 and self.empty:
-                dim = self.get_component_rich_style("log--empty", partial=True)
+                dim = pens["log--empty"]
                 return Strip([Segment(self.empty, base + dim)]).adjust_cell_length(width, base)
             return Strip.blank(width, base)
         line = self.lines[index]
         style = base
         if _TROUBLE.search(line):
-            style = base + self.get_component_rich_style("log--trouble", partial=True)
+            style = base + pens["log--trouble"]
         elif _WARNING.search(line):
-            style = base + self.get_component_rich_style("log--warning", partial=True)
+            style = base + pens["log--warning"]
         strip = Strip(self._segments(line, index, style))
         return strip.crop(offset_x, offset_x + width).extend_cell_length(width, base)
 
@@ -227,7 +249,7 @@ class LogPane(ScrollView, can_focus=True):
         if not needle or needle not in lower or len(lower) != len(line):
             return [Segment(line, style)]
         current = self.hits and self.hits[self.hit] == index
-        mark = style + self.get_component_rich_style("log--current" if current else "log--hit", partial=True)
+        mark = style + self._pens()[1]["log--current" if current else "log--hit"]
         parts, at = [], 0
         while (found := lower.find(needle, at)) >= 0:
             parts += [Segment(line[at:found], style), Segment(line[found : found + len(needle)], mark)]

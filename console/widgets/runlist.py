@@ -71,11 +71,13 @@ class RunList(ScrollView, can_focus=True):
         self.marked: Collection[str] = ()
         self.order, self.reverse = "newest", False
         self.cursor = 0
+        self._columns: tuple[tuple[int, int], list[tuple[str, int]]] | None = None
 
     # what is shown
 
     def show(self, rows: Sequence[RunRow], marked: Collection[str], order: str, reverse: bool) -> None:
         """Show these rows. The cursor stays on its run, and where that is gone on its line; a newer run does not push it away."""
+        self._columns = None
         before = self.chosen
         at_top = self.cursor == 0 and self.scroll_offset.y == 0
         self.rows, self.marked, self.order, self.reverse = rows, marked, order, reverse
@@ -138,6 +140,12 @@ class RunList(ScrollView, can_focus=True):
 
     def columns(self) -> list[tuple[str, int]]:
         """(name, width) of what this width has room for; the run's name and the last line share what is left."""
+        known = (self.size.width, id(self.rows))
+        if self._columns is None or self._columns[0] != known:
+            self._columns = (known, self._measure())
+        return self._columns[1]
+
+    def _measure(self) -> list[tuple[str, int]]:
         wide = self.size.width >= WIDE
         found = [[name, broad if wide else narrow] for name, narrow, broad in COLUMNS if (broad if wide else narrow)]
         room = self.size.width - BEFORE - 1 - sum(width + GAP for _, width in found) + GAP

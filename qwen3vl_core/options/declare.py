@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
 import types
 import typing
@@ -95,13 +96,19 @@ def _plain_type(hint: Any) -> tuple[type, bool]:
 
 def options_of(cls: type) -> list[Option]:
     """The declarations of an options class, in order."""
+    return list(_options_of(cls))
+
+
+@functools.cache
+def _options_of(cls: type) -> tuple[Option, ...]:
+    # forms, lists of runs and commands ask for them all the time
     hints = typing.get_type_hints(cls)
     found = []
     for item in dataclasses.fields(cls):
         kind, many = _plain_type(hints[item.name])
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         found.append(Option(name=item.name, type=kind, default=default, **{"many": many, **item.metadata}))
-    return found
+    return tuple(found)
 
 
 class _Parse(argparse.Action):

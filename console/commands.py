@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,12 @@ def console(arguments: list[str]) -> int:
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
     if given.web:
         return importlib.import_module("console.web").serve(store.root, workspace, given.port, not given.no_browser)
-    return importlib.import_module("console.app").run(store.root, workspace)
+    # what the modules are made of lives as long as the process: nothing to collect before the first frame
+    gc.disable()
+    try:
+        return importlib.import_module("console.app").run(store.root, workspace)
+    finally:
+        gc.enable()
 
 
 # qwen3vl notebook

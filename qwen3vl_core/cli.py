@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that sa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class _Parser(argparse.ArgumentParser):
 
 def registered(group: str, name: str) -> Callable[..., int]:
     """What an installed package (the console) adds to this command line."""
+    with contextlib.suppress(PackageNotFoundError):
+        # its own package first: to look through all that is installed takes a tenth of the time to the console's first frame
+        for point in distribution("qwen3vl-console").entry_points:
+            if (point.group, point.name) == (group, name):
+                return point.load()
     for point in entry_points(group=group):
         if point.name == name:
             return point.load()

@@ -25,7 +25,10 @@ FORBIDDEN = {
     "console/runs": ("textual", "ipywidgets", "console.screens", "console.widgets", "console.app"),
     "console/notebook": ("textual", "console.screens", "console.widgets", "console.app"),
 }
-TEXTUAL = ("console/app.py", "console/actions.py", "console/messages.py", "console/terminal.py", "console/web.py", "console/screens/", "console/widgets/")
+TEXTUAL = (
+    "console/app.py", "console/doing.py", "console/actions.py", "console/messages.py", "console/terminal.py", "console/web.py",
+    "console/screens/", "console/widgets/",
+)
 
 
 def python_files(where: str) -> list[Path]:

@@ -201,7 +201,7 @@ class LaunchScreen(ConsoleScreen):
         if self.kind == "finetune":
             glance.update(planview.glance(plan.partial, report, report["gpus"] if report else None))
         if memory.display:
-            memory.update(planview.memory(report, max(memory.size.width - 4, 30), gpu_here()))
+            memory.update(planview.memory(report, max(self.query_one("#beside").size.width - 6, 30), gpu_here()))
 
     def _key(self, action: str) -> str:
         """How the key of an action is written, also where the person has another one."""

@@ -116,12 +116,13 @@ def memory(report: Mapping[str, Any], width: int, here: bool) -> Content:
     legend.append(Content("  ").join(row))
     fits = Content("✓ fits" if report["fits"] else "✗ does not fit").stylize("$text-success" if report["fits"] else "$text-error")
     said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: reckoned for a card of {card:g} GiB")
-    if report.get("gpus_needed") and not report["fits"]:
-        said = f"{report['gpus_needed']} such GPUs would do; p shows the layouts"
+    if not report["fits"]:
+        needed = report.get("gpus_needed")
+        said = f"{needed} such GPUs would do; p shows the layouts" if needed else "p shows layouts that do"
     step = report["step"]
     time = Content.assemble(
         ("about ", "$muted"), (f"{number(step['seconds'], 3)} s", ""), (" a step at MFU ", "$muted"), (f"{step['mfu']:.0%}", "$muted"),
         (f"  {number(step['tokens_per_second'], 3)} tokens/s  all steps ", "$muted"), (duration(report["hours"] * 3600), ""),
     )  # fmt: skip
-    fits += Content(one_line("  " + said, max(width - 8, 10))).stylize("$muted")
+    fits += Content("  " + one_line(said, max(width - 18, 10))).stylize("$muted")
     return Content("\n").join([*lines, *legend, fits, *([time] if here else [])])

@@ -57,7 +57,7 @@ def test_a_key_that_is_taken_is_said_unless_the_other_one_moves_too():
 
 
 def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
-    file.write_text("theme: nord\nkeys:\n  app.launch: f2\n  runs.mark: M\n  runs.open: zz top\n  runs.clone: s\n  nonsense.key: x\n")
+    file.write_text("theme: nord\nkeys:\n  app.launch: f8\n  runs.mark: M\n  runs.open: zz top\n  runs.clone: s\n  nonsense.key: x\n")
     store.ended(store.finetune("one"))
 
     async def scene(pilot):
@@ -78,7 +78,7 @@ def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
         assert marks and marks[0].endswith("(M)")
         await press(pilot, "2")
         assert app.current_mode == "runs"
-        await press(pilot, "f2")
+        await press(pilot, "f8")
         assert app.current_mode == "launch"
 
     driven(scene, store.app(), LARGE)

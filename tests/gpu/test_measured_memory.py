@@ -39,6 +39,12 @@ RUNS = {
     "2B": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2)),
     "2B text only": ("2B", 0, 0, dict(seq_length=4096, micro_batch_size=2)),
     "2B selective": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="sel")),
+    "2B fp8": ("2B", 0, 1024, dict(seq_length=2048, micro_batch_size=2, precision="fp8")),
+    "2B LoRA": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, lora_rank=16)),
+    "2B, 14 layers on the host": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="offload", recompute_layers=14)),
+    "4B, most of the optimizer on the host": (
+        "4B", 0, 1024, dict(seq_length=2048, recompute="full", optimizer_offload=0.6, distributed_optimizer=True)
+    ),
     "2B full recompute": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="full")),
     "2B language only": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, freeze="vision,projector")),
     "2B one short row": ("2B", 0, 256, dict(seq_length=512)),
@@ -113,5 +119,7 @@ def test_the_estimate_is_near_the_measured_peak(name, monkeypatch):
     del training, batch
     gc.collect()
     torch.cuda.empty_cache()
-    assert static == pytest.approx(guessed, rel=0.01)
+    # the two fp8 copies of a matrix are made in the first step, the moments of an offloaded optimizer too
+    if options.precision != "fp8" and not options.optimizer_offload:
+        assert static == pytest.approx(guessed, rel=0.01)
     assert peak == pytest.approx(guess.allocated, rel=WITHIN)

@@ -223,7 +223,8 @@ def test_an_option_leaves_the_losses_as_they_are(folder, plain, name):
     losses = [r[0] for r in trainings.train(folder, **({"precision": "bf16"} | changes))]
     gap = max(abs(a / r[0] - 1) for a, r in zip(losses, plain, strict=True))
     print(f"{name}: {gap:.1e}")
-    assert gap < tolerance
+    # a token on the border between two experts may fall to either
+    assert gap < tolerance * (3 if "experts" in (folder / "config.json").read_text() else 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from console.notebook.live import close_all, take_cell
 from console.notebook.page import box, escape, picture, say, table
 from console.notebook.shards import DatasetSample, Split, report_of, splits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.progress import quantity
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 STATIC_SAMPLES = 4
+SHOWN_FRAMES = 6
+LARGEST_VIDEO = 8_000_000
+"""Bytes of a video that go into a page."""
 
 
 class DatasetPreview(W.VBox):
@@ -117,11 +122,26 @@ class DatasetPreview(W.VBox):
     def _content(self, part: dict[str, Any], sample: DatasetSample, side: int, role: str) -> str:
         if part.get("type") == "text":
             return escape(part.get("text", ""))
+        frames = part.get("frames")
+        if isinstance(frames, list) and frames:
+            return self._frames(part, frames, sample, side)
         name = part.get("part")
         content = sample.parts.get(name) if isinstance(name, str) else None
         if content is None:
             return f'<span class="bad">✗ {escape(part.get("type"))} {escape(name)} is not in the shard</span>'
+        if part.get("type") == "video":
+            return _video(content, side) + "<br>"
         return picture(content, side) + "<br>"
+
+    def _frames(self, part: dict[str, Any], frames: list[Any], sample: DatasetSample, side: int) -> str:
+        """A video whose frames are pictures: the first, the last and some between, small."""
+        step = max((len(frames) - 1) / (SHOWN_FRAMES - 1), 1.0)
+        chosen = [frames[round(i * step)] for i in range(min(SHOWN_FRAMES, len(frames)))]
+        small = max(side // 3, 80)
+        drawn = [picture(sample.parts[name], small) if isinstance(name, str) and name in sample.parts else "✗" for name in chosen]
+        fps = part.get("fps")
+        rate = f", {fps:g} a second" if isinstance(fps, int | float) else ""
+        return f'{" ".join(drawn)}<br><span class="dim">{len(frames)} frames{rate}</span><br>'
 
     def trained_tokens(self, text: str) -> list[str]:
         """The tokens of an answer that are trained, its end token too, as text. Raises RequestError without a model."""
@@ -164,6 +184,15 @@ class DatasetPreview(W.VBox):
     def _repr_html_(self) -> str:
         shown = [self._html(self._split[n], 160) for n in range(self.index, min(self.index + STATIC_SAMPLES, len(self._split)))]
         return self._about() + "".join(shown)
+
+
+def _video(content: bytes, side: int) -> str:
+    """A video inside the page, with its controls; its size where it is too large for a page."""
+    if len(content) > LARGEST_VIDEO:
+        return f'<span class="dim">a video of {quantity(len(content), "B")}; up to {quantity(LARGEST_VIDEO, "B")} are shown</span>'
+    kind = "webm" if content.startswith(b"\x1aE\xdf\xa3") else "mp4"
+    data = base64.b64encode(content).decode("ascii")
+    return f'<video controls muted style="max-width:{side}px" src="data:video/{kind};base64,{data}"></video>'
 
 
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from console.notebook import DatasetPreview
 from console.notebook.shards import Split
+from qwen3vl_core.data.prepare import run as prepare
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import PrepareOptions
+from tests.data import videos
 
 
 @pytest.fixture
@@ -112,3 +117,22 @@ def test_text_of_a_sample_is_text(copy):
     data = shard.read_bytes()
     shard.write_bytes(data.replace(b"What is it?", b"<b>&what</b"))
     assert "&lt;b&gt;&amp;what" in DatasetPreview(copy).page.value
+
+
+def test_a_video_is_played_and_one_of_frames_is_shown_frame_by_frame(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(videos.video(frames=8))
+    (tmp_path / "frames").mkdir()
+    for number in range(9):
+        Image.new("RGB", (32, 24), (20 * number, 0, 0)).save(tmp_path / "frames" / f"{number}.jpg")
+    turns = [{"from": "human", "value": "<video>\nWhat moves?"}, {"from": "gpt", "value": "A pattern."}]
+    records = [{"id": str(n), "video": name, "conversations": turns} for n, name in enumerate(("a.mp4", "frames"))]
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    prepare(PrepareOptions(source=str(tmp_path / "list.json"), to=str(tmp_path / "data"), split="1,0,0"))
+    preview = DatasetPreview(tmp_path / "data")
+    pages = []
+    for number in range(2):
+        preview.go(number)
+        pages.append(preview.page.value)
+    played, drawn = sorted(pages, key=lambda page: "<video" not in page)
+    assert '<video controls muted' in played and "data:video/mp4;base64," in played and "✗" not in played
+    assert drawn.count("data:image/jpeg;base64,") == 6 and "9 frames" in drawn and "✗" not in drawn

@@ -61,7 +61,7 @@ def comparison(tmp_path):
     """A compare run that is done: two pictures, each of one colour."""
     store = Store(tmp_path / "runs")
     run = store.other("compare")
-    assert launch.wait(run, 60) == "done"
+    assert launch.wait(run, 240) == "done"
     rows = []
     for name, colour in (("red", RED), ("blue", BLUE)):
         Image.new("RGB", (96, 96), colour).save(tmp_path / f"{name}.png")

@@ -129,7 +129,7 @@ def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(st
     assert launcher.run == run and "runs already" in launcher.message.value
     assert launcher.start() == run
     launch.stop(run)
-    assert launch.wait(run, 120) == "stopped"
+    assert launch.wait(run, 240) == "stopped"
     launcher.start_button.click()
     assert len(store.list()) == 2 and store.list()[0].alive
 
@@ -146,7 +146,7 @@ def test_what_a_run_made_and_is_gone_is_made_again(store, dataset, tmp_path):
     launcher = Launcher("convert", source=BASE, target=tmp_path / "out", store=store)
     first = store.create("convert", launcher.options, ["true"])
     launch.start(first)
-    assert launch.wait(first, 20) == "done"
+    assert launch.wait(first, 240) == "done"
     assert launcher._same(launcher.options) is None
     (tmp_path / "out").mkdir()
     assert launcher._same(launcher.options) == first

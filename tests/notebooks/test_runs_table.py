@@ -56,7 +56,7 @@ def test_the_table_lists_chooses_stops_and_resumes(store):
     done, live = recorded(store, name="done"), recorded(store, program=jobs.SLEEPS, name="live")
     for run in (done, live):
         launch.start(run)
-    launch.wait(done, 20)
+    launch.wait(done, 240)
     until((live.path / "up").exists)
     table = RunsTable(store)
     assert [id for _, id in table.select.options] == [live.id, done.id]
@@ -67,14 +67,14 @@ def test_the_table_lists_chooses_stops_and_resumes(store):
     assert not table.stop_button.disabled
     table.stop_button.click()
     assert "asked to stop" in table.message.value
-    launch.wait(live, 30)
+    launch.wait(live, 240)
     until(lambda: not table.resume_button.disabled)
     (live.path / "up").unlink()
     table.resume_button.click()
     assert "goes on" in table.message.value
     until((live.path / "up").exists)
     table.stop(live)
-    assert launch.wait(live, 30) == "stopped"
+    assert launch.wait(live, 240) == "stopped"
 
 
 def test_the_log_of_the_chosen_run_is_shown_as_it_grows(store):
@@ -101,7 +101,7 @@ def test_a_refusal_is_said_in_the_table(store):
     run = recorded(store)
     table = RunsTable(store)
     launch.start(run)
-    launch.wait(run, 20)
+    launch.wait(run, 240)
     table._act(launch.resume, "goes on")
     assert "✗" in table.message.value and "done" in table.message.value
 

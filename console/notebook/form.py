@@ -12,6 +12,7 @@ import ipywidgets as W
 
 from console.notebook.page import box, escape
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.command import process_count
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, Option, from_mapping, options_of, shell_line, to_arguments
@@ -130,7 +131,7 @@ def check_here(options: Any) -> str:
         value = getattr(options, option.name)
         if value and (option.path in READ or (option.path == "file" and option.required)):
             for path in value if option.many else [value]:
-                if not Path(path).expanduser().exists():
+                if not is_url(path) and not Path(path).expanduser().exists():
                     raise RequestError(f"{option.flag} {path}: no such file or folder; correct the path")
     return "every rule holds"
 

@@ -18,6 +18,7 @@ from console.runs import launch, record
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import is_url
 from qwen3vl_core.options import COMMANDS, options_of, to_mapping
 
 CHECK_SECONDS = 0.3
@@ -167,7 +168,7 @@ class Launcher(W.VBox):
             if run.kind != self.kind or {**defaults, **run.options} != wanted:
                 continue
             status = run.status
-            left = all(Path(path).expanduser().exists() for path in made)
+            left = all(is_url(path) or Path(path).expanduser().exists() for path in made)
             if status in ALIVE or (status == "done" and left and not alive_only):
                 return run
         return None

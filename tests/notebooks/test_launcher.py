@@ -75,6 +75,8 @@ def test_the_checkpoint_and_the_data_are_looked_at_too(store, dataset, tmp_path)
     assert store.list() == []
     other = Launcher("compare", base=BASE, tuned=tmp_path / "none", images=[tmp_path], store=store)
     until(lambda: "--tuned" in other.check_line.value and "no such file or folder" in other.check_line.value)
+    other = Launcher("compare", base=BASE, tuned=BASE, data="msc://bucket/data", store=store)
+    until(lambda: "every rule holds" in other.check_line.value)
 
 
 def test_what_a_gpu_would_hold_is_shown_as_one_types(store):

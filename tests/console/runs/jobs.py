@@ -44,8 +44,8 @@ def spawning(program: str, then: str) -> str:
     return f"subprocess.Popen([sys.executable, '-S', '-c', {_BEGIN + program!r}], start_new_session=True)\n{then}"
 
 
-def until(condition: Callable[[], T], seconds: float = 20.0) -> T:
-    """Wait until the condition holds, and give its value; an error when it does not in time."""
+def until(condition: Callable[[], T], seconds: float = 120.0) -> T:
+    """Wait until the condition holds, and give its value; an error when it does not in time, which a busy machine may need."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "waited in vain"

@@ -69,10 +69,12 @@ def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8
                 if gpus % (tp * pp * cp) or base.global_batch_size % (base.micro_batch_size * dp) or base.seq_length < 4 * cp * tp:
                     continue
                 for ep in _powers(min(gpus // pp, a.num_experts)) if a.is_moe else [1]:
-                    for recompute in ("none", "full"):
+                    splits = dp > 1 or base.optimizer_offload > 0
+                    for recompute in ("none", "sel", "full"):
                         made = dataclasses.replace(
                             base, tp=tp, pp=pp, cp=cp, ep=ep, etp=1, vp=1, pp0_layers=first, sequence_parallel=tp > 1,
-                            distributed_optimizer=dp > 1, recompute=recompute,
+                            distributed_optimizer=splits, overlap_param_gather=base.overlap_param_gather and splits, recompute=recompute,
+                            recompute_layers=0,
                         )  # fmt: skip
                         if next(layout_faults(made, a, gpus), None) is None:
                             yield made

@@ -95,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
         add_arguments(sub, cls)
         record = sub.add_argument_group("Run")
-        record.add_argument("--runs", type=Path, default=None, metavar="DIR",
+        # the published recipe's last value is an output folder
+        flags = ("--runs", "--output") if name == "finetune" else ("--runs",)
+        record.add_argument(*flags, type=Path, default=None, metavar="DIR",
                             help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})")
         where = record.add_mutually_exclusive_group()
         where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"

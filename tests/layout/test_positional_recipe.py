@@ -51,6 +51,8 @@ def test_the_printed_command_is_the_same_finetune():
     words = shlex.split(command(found))
     values = vars(build_parser().parse_args(words[1:]))
     assert str(values["runs"]) == "/out"
+    other = ["--output" if word == "--runs" else word for word in words[1:]]
+    assert vars(build_parser().parse_args(other)) == values
     known = {o.name for o in options_of(FinetuneOptions)}
     assert from_mapping(FinetuneOptions, {k: v for k, v in values.items() if k in known}) == found.options
 

@@ -35,7 +35,8 @@ def jobs(layouts: dict, more: dict) -> list[tuple]:
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     folder = tiny.save(tiny.hf_model(4, ffn=48, **SMALL), tmp_path_factory.mktemp("hf"))
-    return Computed(folder, jobs(LAYOUTS, LORA))
+    only = [(1, frozen(LORA | {"lora_targets": "linear_fc1"} | more), False) for more in ({}, {"recompute": "sel"}, {"recompute": "full"})]
+    return Computed(folder, jobs(LAYOUTS, LORA) + only)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,13 @@ def test_adapters_have_the_gradients_of_one_process(dense, name):
 def test_adapters_of_experts_have_the_gradients_of_one_process(experts, name):
     world, changes = EXPERTS[name]
     compare(experts.get(world, LORA | BALANCE | changes), experts.get(1, LORA | BALANCE))
+
+
+@pytest.mark.parametrize("recompute", ["sel", "full"])
+def test_adapters_of_the_first_layer_learn_through_what_is_computed_again(dense, recompute):
+    """Below them nothing has a gradient, and torch's checkpointing passes on only what does."""
+    only = LORA | {"lora_targets": "linear_fc1"}
+    compare(dense.get(1, only | {"recompute": recompute}), dense.get(1, only))
 
 
 def lora_run(folder, target, **changes):

@@ -265,7 +265,7 @@ def adapted_logits(folder: Path, checkpoints: Path, changes: dict, inputs: dict)
         training = setup.build(o, open_source(folder))
         load_training(checkpoints, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
         with torch.no_grad():
-            return training.models[0].eval()(**inputs).numpy()
+            return training.models[0].eval()(**inputs).float().cpu().numpy()
     finally:
         parallel.destroy()
 

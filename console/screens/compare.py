@@ -29,6 +29,7 @@ from console.widgets.caption import several
 from console.widgets.columns import LETTERS, CaptionBox, CaptionColumns, Column
 from console.widgets.optionform import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
+from console.widgets.pictureframe import PictureFrame
 from console.widgets.words import one_line, printable
 from qwen3vl_core.caption.overlap import rouge_l
 from qwen3vl_core.caption.record import SAME
@@ -72,7 +73,7 @@ class CompareScreen(ConsoleScreen):
                 yield Static(id="headline")
                 with Container(id="show"):
                     with Container(id="aside"):
-                        with Container(id="frame"):
+                        with PictureFrame(id="frame"):
                             yield PictureWidget(id="picture")
                         yield Static(id="about")
                     with Vertical(id="written"):
@@ -266,21 +267,9 @@ class CompareScreen(ConsoleScreen):
     def _picture(self, event: PictureRead) -> None:
         if event.path != self._picture_path:
             return
-        picture = self.query_one("#picture", PictureWidget)
-        picture.image = event.picture
-        picture.display = event.picture is not None
-        self._fit_picture()
+        self.query_one(PictureFrame).show(event.picture)
         if event.problem:
             self.notify(event.problem, severity="warning", markup=False)
-
-    def _fit_picture(self) -> None:
-        """As large as its frame allows, with its proportions: a cell is about twice as high as wide."""
-        picture, frame = self.query_one("#picture", PictureWidget), self.query_one("#frame").size
-        if picture.image is None or not frame.width or not frame.height:
-            return
-        wide, high = picture.image.size
-        by_width = 2 * frame.height * wide > frame.width * high
-        picture.styles.width, picture.styles.height = (frame.width, "auto") if by_width else ("auto", frame.height)
 
     @on(OptionForm.Explained)
     def _explained(self, event: OptionForm.Explained) -> None:
@@ -292,7 +281,6 @@ class CompareScreen(ConsoleScreen):
 
     def _resized(self) -> None:
         self._show()
-        self._fit_picture()
 
     # starting
 

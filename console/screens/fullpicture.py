@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Container
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from console.messages import PictureRead
 from console.widgets.picture import PictureWidget, read_picture
+from console.widgets.pictureframe import PictureFrame
 from console.widgets.words import one_line
 
 
@@ -33,7 +33,7 @@ class FullPicture(ModalScreen[None]):
         self.path = path
 
     def compose(self) -> ComposeResult:
-        with Container(id="full"):
+        with PictureFrame(id="full"):
             yield PictureWidget(id="full-picture")
         yield Static(one_line(self.path), id="path", markup=False)
 
@@ -47,16 +47,9 @@ class FullPicture(ModalScreen[None]):
         self.run_worker(look, thread=True, exit_on_error=False)
 
     def on_picture_read(self, event: PictureRead) -> None:
-        picture, path = self.query_one("#full-picture", PictureWidget), self.query_one("#path", Static)
-        picture.image = event.picture
-        if event.picture is None:
-            path.update(event.problem)
-            return
-        wide, high = event.picture.size
-        path.update(one_line(f"esc closes · y copies the path · {self.path}"))
-        frame = self.query_one("#full").size
-        by_width = 2 * frame.height * wide > frame.width * high
-        picture.styles.width, picture.styles.height = (frame.width, "auto") if by_width else ("auto", frame.height)
+        self.query_one(PictureFrame).show(event.picture)
+        text = event.problem or f"esc closes · y copies the path · {self.path}"
+        self.query_one("#path", Static).update(one_line(text))
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(self.path)

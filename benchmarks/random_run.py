@@ -161,6 +161,8 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
     It is ended then by SIGKILL, for its last checkpoint is not what is measured here, unless `to_the_end`.
     """
     shutil.rmtree(runs, ignore_errors=True)
+    # a benchmark that is ended ends its run too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     count = str(steps if to_the_end else steps + 1000)
     given = [*words, "--train-iters", count]
     began = time.monotonic()

@@ -117,7 +117,9 @@ MORE = [
 @pytest.mark.parametrize(("kind", "name", "world", "changes"), CASES + (MORE if ALL else []), ids=lambda v: v if isinstance(v, str) else "")
 def test_a_layout_has_the_losses_of_one_process(request, kind, name, world, changes):
     trained = request.getfixturevalue(kind)
-    close(trained.run(name, world, **changes), trained.run("one process"))
+    # experts are balanced over a micro batch, so that its size counts
+    same = {key: value for key, value in changes.items() if kind == "experts" and key == "micro_batch_size"}
+    close(trained.run(name, world, **changes), trained.run(f"one process {same or ''}".strip(), **same))
 
 
 # of the run that begins -> of the one that goes on from its second step

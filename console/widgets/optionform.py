@@ -20,6 +20,8 @@ from console.widgets.paths import complete
 from qwen3vl_core.options import Option, options_of
 
 PREFIX = "o-"
+REMEMBERED = 64
+"""Texts whose completions a field keeps."""
 
 
 class Choice(Select[str], inherit_bindings=False):
@@ -34,15 +36,21 @@ class PathSuggester(Suggester):
     def __init__(self, option: Option) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
         self.option = option
-        self.found: list[str] = []
-        """Everything that would fit."""
+        self._found: dict[str, list[str]] = {}
+
+    def found(self, value: str) -> list[str]:
+        """Everything that would fit this text."""
+        return self._found.get(value, [])
 
     async def get_suggestion(self, value: str) -> str | None:
         before, blank, last = value.rpartition(" ") if self.option.many else ("", "", value)
         if not last or "'" in value or '"' in value:
-            self.found = []
             return None
-        whole, self.found = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
+        whole, found = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
+        # one who types is ahead of the disk, and answers may overtake each other: each belongs to its text
+        self._found[value] = found
+        while len(self._found) > REMEMBERED:
+            del self._found[next(iter(self._found))]
         return before + blank + whole if whole is not None else None
 
 
@@ -59,7 +67,7 @@ class PathField(Input):
             self.screen.focus_next()
 
     def watch__suggestion(self, value: str) -> None:
-        self.post_message(OptionForm.Offered(self.suggester.found if isinstance(self.suggester, PathSuggester) else []))
+        self.post_message(OptionForm.Offered(self.suggester.found(self.value) if isinstance(self.suggester, PathSuggester) else []))
 
 
 class OptionForm(VerticalScroll):

@@ -112,7 +112,11 @@ def test_logs_shows_the_last_lines_clean(store, typed):
 def test_logs_follows_until_the_end(store):
     run = store.create("job", {}, job("print('first')\n" + UNTIL_GO))
     launch.start(run)
-    program = "import sys\nfrom console import commands\nsys.exit(commands.runs(sys.argv[1:]))"
+    # tests that run in a shell's background are started without Ctrl-C
+    program = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from console import commands\nsys.exit(commands.runs(sys.argv[1:]))"
+    )
     words = [sys.executable, "-c", program, "logs", "1", "--follow", "--runs", str(store.root)]
     followers = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [f.stdout.readline() for f in followers] == ["first\n"] * 2
@@ -209,7 +213,7 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
         (["clone", "1", "--set", "speed=1"], "--set speed=1: there is no option speed; there are load, size"),
         (["clone", "1", "--set", "lr=fast"], "--lr fast: must be a number"),
         (["clone", "1", "--set", "min-lr=1"], "--min-lr 1: must be at most --lr 1e-05"),
-        (["clone", "2"], "a run of kind job cannot be cloned; only prepare, inspect, convert, finetune, compare can"),
+        (["clone", "2"], "a run of kind job cannot be cloned; only download, prepare, inspect, convert, finetune, compare can"),
         (["list", "--runs", "/dev/null"], "--runs /dev/null: a file stands there"),
     ],
 )

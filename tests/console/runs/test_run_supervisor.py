@@ -130,11 +130,13 @@ def test_the_workers_of_torchrun_hear_of_the_stop_once_and_have_their_time(store
     assert [log.count(f"{word}\n") for word in ("up", "asked", "saved")] == [2, 2, 2] and "Traceback" not in log
 
 
-def test_a_run_that_saves_and_ends_well_when_asked_to_stop_is_stopped_not_done(store):
+def test_a_run_that_saves_and_ends_well_when_asked_to_stop_is_stopped_not_done(store, monkeypatch):
+    # as long as a busy machine may need; the run's own end is what is waited for
+    monkeypatch.setenv("QWEN3VL_GRACE", "60")
     run = started(store, "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n" + SLEEPS)
     read(run, "up")
     launch.stop(run)
-    assert launch.wait(run, 20) == "stopped" and run.exit_code == 0
+    assert launch.wait(run, 90) == "stopped" and run.exit_code == 0
     assert run.log.read_text().endswith("saved\n")
 
 

@@ -28,7 +28,7 @@ def test_a_new_run_holds_its_plan_its_command_and_its_state(store):
 def test_paths_become_absolute_so_that_any_folder_will_do(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = store.create("compare", CompareOptions(base="a", tuned="/b", images=["x.png", "~/y"], html="out.html"))
-    assert run.options["base"] == str(tmp_path / "a") and run.options["tuned"] == "/b"
+    assert run.options["base"] == str(tmp_path / "a") and run.options["tuned"] == ["/b"]
     assert run.options["images"][0] == str(tmp_path / "x.png") and run.options["images"][1].startswith("/")
     assert run.options["html"] == str(tmp_path / "out.html") and run.options["json"] is None
     assert str(tmp_path / "x.png") in run.command and run.plan["cwd"] == str(tmp_path)

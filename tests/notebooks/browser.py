@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,10 +58,18 @@ class Browser:
             toast.first.click()
 
     def open(self, name: str, heading: str) -> None:
-        """Open a notebook from the list of files, and wait for its kernel: cells that run before it answers are lost."""
+        """Open a notebook from the list of files, and run its first cell of code until the kernel answers: what is run before
+        it is connected is lost, whatever its sign says."""
         self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
         self.expect(self.find("h1", has_text=heading)).to_be_visible()
-        self.find(".jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for(state="attached")
+        first = self.find(".jp-CodeCell").first
+        answered, end = re.compile(r"^\[\d+\]:$"), time.monotonic() + MILLISECONDS / 1000
+        while not answered.match(first.locator(".jp-InputPrompt").first.inner_text().strip()):
+            assert time.monotonic() < end, f"{name}: its kernel does not answer"
+            first.click()
+            self.page.keyboard.press("Control+Enter")
+            with contextlib.suppress(AssertionError):
+                self.expect(first.locator(".jp-InputPrompt").first).to_have_text(answered, timeout=5000)
 
     def run_cells(self, number: int) -> None:
         """Shift+Enter from the first cell on; the status bar says which cell is next."""

@@ -1,11 +1,10 @@
-"""What the monitor and the comparison show, read off the screen's thread. Blocking; imports no Textual."""
+"""What the monitor shows, read off the screen's thread. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from console.runs.state import SAMPLES
@@ -148,57 +147,3 @@ class MonitorFeed:
         self._taken = (0 if tail.resets != resets else self._taken) + len(new)
         lines = tuple(tail.lines)
         return LogView(lines, tail.partial, max(self._taken - len(lines), 0), tail.resets, tail.begin == 0)
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One model's caption of one picture, as far as it is written."""
-
-    text: str = ""
-    seconds: float | None = None
-    done: bool = False
-
-
-@dataclass
-class Sample:
-    """One picture with both captions."""
-
-    image: str
-    prompt: str = ""
-    captions: dict[str, Caption] = field(default_factory=dict)
-    """By model: `base`, `tuned`."""
-
-
-class CaptionFeed:
-    """Reads the samples of a compare run as they are written."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._path: Path | None = None
-        self._tail: JsonlTail | None = None
-        self._samples: dict[str, Sample] = {}
-
-    def read(self, run: Run) -> tuple[Sample, ...]:
-        """Samples in the order in which their pictures came; later rows of a picture and model replace earlier ones."""
-        with self.lock:
-            path = run.path / "samples.jsonl"
-            if path != self._path or self._tail is None:
-                self._path, self._tail, self._samples = path, JsonlTail(path), {}
-            rows = self._tail.read()
-            if self._tail.replaced:
-                self._samples = {}
-            for row in rows:
-                self._take(row)
-            return tuple(Sample(s.image, s.prompt, dict(s.captions)) for s in self._samples.values())
-
-    def _take(self, row: dict[str, Any]) -> None:
-        image, model, text = row.get("image"), row.get("model"), row.get("text")
-        if not (isinstance(image, str) and isinstance(text, str) and model in ("base", "tuned")):
-            return
-        sample = self._samples.setdefault(image, Sample(image))
-        if isinstance(row.get("prompt"), str):
-            sample.prompt = row["prompt"]
-        seconds = row.get("seconds")
-        sample.captions[model] = Caption(
-            text, float(seconds) if isinstance(seconds, int | float) else None, row.get("done") is not False
-        )

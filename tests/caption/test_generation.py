@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from qwen3vl_core.model.session import Session
+
 import pytest
 import torch
 
@@ -14,7 +16,6 @@ from qwen3vl_core.caption.generate import Prompt, Writer
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import WorkError
-from qwen3vl_core.model.session import Session
 from tests import tiny
 
 DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from console.runs import launch
 from console.runs.choose import matches
 from console.runs.state import read_state, write_json
 from console.screens import watch
-from console.screens.feed import CaptionFeed, MonitorFeed
+from console.screens.feed import MonitorFeed
 from console.screens.watch import StoreWatcher
 from tests.console.app.driving import SLEEPER, loss
 
@@ -187,22 +186,6 @@ def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
     run.log.write_text("new\n")
     view = feed.read(run, [], "loss", 0).log
     assert view.lines == ("new",) and view.dropped == 0 and view.resets == 1
-
-
-def test_captions_come_as_they_are_written(store):
-    run = store.store.create("compare", {"base": "a"}, [sys.executable, "-c", "pass"])
-    feed, file = CaptionFeed(), run.path / "samples.jsonl"
-    assert feed.read(run) == ()
-    row = {"v": 1, "image": "a.jpg", "prompt": "What?", "model": "base", "text": "A", "seconds": 0.1, "done": False}
-    file.write_text(json.dumps(row) + "\n" + json.dumps(row)[:20])
-    assert feed.read(run)[0].captions["base"].text == "A"
-    file.write_text("".join(json.dumps(r) + "\n" for r in (
-        row, row | {"text": "A dog", "done": True}, row | {"model": "other"}, row | {"image": 3},
-        row | {"model": "tuned", "image": "b.jpg"},
-    )))  # fmt: skip
-    first, second = feed.read(run)
-    assert first.captions["base"].text == "A dog" and first.captions["base"].done and first.prompt == "What?"
-    assert second.image == "b.jpg" and not second.captions["tuned"].done
 
 
 def test_a_run_that_ends_is_seen_to_have_ended(store):

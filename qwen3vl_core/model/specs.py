@@ -106,3 +106,17 @@ def parallel_linears() -> tuple[type, type]:
 
         return TEColumnParallelLinear, TERowParallelLinear
     return ColumnParallelLinear, RowParallelLinear
+
+
+def add_gradients_in_place(model: torch.nn.Module) -> None:
+    """Let Transformer Engine's products add a weight's gradient to the fp32 buffer that Megatron's DDP gives it (`main_grad`),
+    without a bf16 gradient of its own that is then rounded, read and added. Not for Megatron's own output layer, whose form of it
+    needs APEX; not for frozen weights, which have no buffer.
+
+    Called for a model that is going to be trained, once it is known what is frozen.
+    """
+    from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
+
+    for module in model.modules():
+        if isinstance(module, TransformerEngineBaseModule) and hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = any(p.requires_grad for p in module.parameters(recurse=False) if p.dim() > 1)

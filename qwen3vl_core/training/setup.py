@@ -11,7 +11,7 @@ from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import DTYPES, transformer_config
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
-from qwen3vl_core.model.specs import has_flash_attention, use_transformer_engine
+from qwen3vl_core.model.specs import add_gradients_in_place, has_flash_attention, use_transformer_engine
 
 import torch
 from megatron.core import parallel_state
@@ -180,6 +180,8 @@ def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOpti
         attach(model, adapters)
     model.to(device())
     freeze(model, options.frozen_parts())
+    if use_transformer_engine():
+        add_gradients_in_place(model)
     return model
 
 

@@ -23,6 +23,7 @@ OnText = Callable[[int, str, bool], None]
 WAITING_BYTES = 512 << 20
 # a batch is made smaller when at least this share of its rows is finished
 FINISHED_SHARE = 0.25
+NOT_FINITE = "the model gives numbers that are not finite; compare a checkpoint from before its training diverged, or use --precision fp32"
 # what a byte-level tokenizer decodes an unfinished character to
 INCOMPLETE = "\ufffd"
 
@@ -172,8 +173,7 @@ class Writer:
         while True:
             draws = [row.random.random() if row else 0.0 for row in rows]
             if not bool(logits.isfinite().all()):
-                raise WorkError("the model gives numbers that are not finite; compare a checkpoint from before its training diverged, "
-                                "or use --precision fp32")  # fmt: skip
+                raise WorkError(NOT_FINITE)
             tokens = choose(logits, self.sampling, draws)
             now = time.monotonic()
             for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from qwen3vl_core.model.alignment import Alignment
@@ -25,6 +28,16 @@ from torch import Tensor
 
 from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.sizes import Architecture
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower made of a prompt, kept for every further pass over the prompt and what was written after it."""
+
+    features: tuple[list[Tensor], list[Tensor]] | None
+    """Of `vision_features`; None without pictures, and on stages that have no vision tower."""
+    length: int
+    """Tokens of the prompt; what follows is text, whatever its tokens are."""
 
 
 class Qwen3VLModel(MegatronModule):
@@ -123,17 +136,21 @@ class Qwen3VLModel(MegatronModule):
         return token_index(length, cu_seqlens, size, parallel_state.get_context_parallel_rank())
 
     def embed(
-        self, input_ids: Tensor, vision: tuple[list[Tensor], list[Tensor]] | None, index: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        vision: tuple[list[Tensor], list[Tensor]] | None,
+        index: Tensor | None = None,
+        prompt: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the vision features in their places [s, b, h], and the deepstack features, zero
         elsewhere, one after the other along the sequence [n * s, b, h]; both cut for context parallelism (`index`:
-        the places that this rank holds) and for sequence parallelism."""
+        the places that this rank holds) and for sequence parallelism. prompt: features belong into so many first places."""
         embedded_sbh = self.language_model.embedding(input_ids=input_ids, position_ids=None)
         deep_sbh: list[Tensor] = []
         if vision is None and self.vision_in_every_batch and torch.is_grad_enabled():
             embedded_sbh = embedded_sbh + self._blank_picture().to(embedded_sbh.dtype)
         if vision is not None:
-            ids_sb = input_ids.transpose(0, 1)
+            ids_sb = input_ids[:, :prompt].transpose(0, 1)
             places = [ids_sb == self.architecture.image_token_id, ids_sb == self.architecture.video_token_id]
             # rows of the batch follow each other in the features, so places are counted along [b, s]
             placed = [place.transpose(0, 1).nonzero(as_tuple=True) for place in places]
@@ -173,13 +190,16 @@ class Qwen3VLModel(MegatronModule):
         position_ids: Tensor | None = None,
         inference_context=None,
         cu_seqlens: Tensor | None = None,
+        seen: Seen | None = None,
+        hidden_states: bool = False,
         **unused,
     ) -> Tensor:
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
 
         input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
         if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last;
-        its attention_mask, if any, only marks what the experts' load balancing leaves out.
+        its attention_mask, if any, only marks what the experts' load balancing leaves out. seen: in place of the pixels, with
+        position_ids; hidden_states: of the last stage too, not multiplied by the output layer.
         With context parallelism the result holds this rank's tokens only (`local_index`). What the processor gives
         beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
         Raises ValueError when tokens, pixels and grids do not fit together.
@@ -202,26 +222,30 @@ class Qwen3VLModel(MegatronModule):
         index = self.local_index(input_ids.shape[1], cu_seqlens)
         embedded = deepstack = None
         if self.pre_process:
-            vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            embedded, deepstack = self.embed(input_ids, vision, index)
+            if seen is None:
+                vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+            else:
+                vision = seen.features
+            embedded, deepstack = self.embed(input_ids, vision, index, seen.length if seen else None)
             embedded = with_gradient(embedded, self.config, self.training and self.adapted("language"))
         if index is not None:
             input_ids = input_ids[:, index]
             labels = None if labels is None else labels[:, index]
             # a packed row's angles are cut by Megatron, document by document
             position_ids = position_ids if cu_seqlens is not None else position_ids[..., index]
-        output = self.language_model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=None,
-            padding_mask=padding_mask(tokens, index, self.config),
-            decoder_input=embedded,
-            labels=labels,
-            inference_context=inference_context,
-            packed_seq_params=None if cu_seqlens is None else _packed(cu_seqlens, input_ids.device),
-            extra_block_kwargs={"context": deepstack},
-            runtime_gather_output=True if inference_context is not None else None,
-        )
+        with _without_output_layer(self.language_model) if hidden_states else contextlib.nullcontext():
+            output = self.language_model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=None,
+                padding_mask=padding_mask(tokens, index, self.config),
+                decoder_input=embedded,
+                labels=labels,
+                inference_context=inference_context,
+                packed_seq_params=None if cu_seqlens is None else _packed(cu_seqlens, input_ids.device),
+                extra_block_kwargs={"context": deepstack},
+                runtime_gather_output=True if inference_context is not None else None,
+            )
         if alignment is not None and self.post_process:
             output = alignment.restore(output)
         return output
@@ -231,6 +255,16 @@ class Qwen3VLModel(MegatronModule):
         from qwen3vl_core.model.session import Session
 
         return Session(self, max_sequence_length)
+
+
+@contextlib.contextmanager
+def _without_output_layer(language: GPTModel) -> Iterator[None]:
+    """The language tower ends with its last norm inside."""
+    kept, language.post_process = language.post_process, False
+    try:
+        yield
+    finally:
+        language.post_process = kept
 
 
 def _packed(cu_seqlens: Tensor, device: torch.device) -> PackedSeqParams:

@@ -92,6 +92,7 @@ class FinetuneOptions:
     sample_interval: int = option(0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0)
     sample_images: list[str] = option([], help="Pictures, or folders of pictures, to write captions of", group="Record", path="file")
     sample_prompt: str = option("Describe this image.", help="What the model is asked about them", group="Record")
+    sample_tokens: int = option(256, help="Longest caption of them", unit="tokens", group="Record", minimum=1, maximum=4096)
     wandb: str | None = option(None, help="Send the curves to this project of Weights & Biases too, if wandb is installed", group="Record")
     swanlab: str | None = option(None, help="Send the curves to this project of SwanLab too, if swanlab is installed", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)

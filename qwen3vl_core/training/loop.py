@@ -28,7 +28,7 @@ from qwen3vl_core.sizes import check_size
 from qwen3vl_core.training.alone import RunLock
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
-from qwen3vl_core.training.samples import Sampler, left_out
+from qwen3vl_core.training.samples import Sampler
 from qwen3vl_core.training.setup import Training, build, common_state, settle
 from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.speed import Gpu, memory
@@ -131,8 +131,7 @@ class Loop:
         self.saving_seconds = 0.0
 
     def _sampler(self) -> Sampler | None:
-        """Of the first rank; the others only see that it could be made."""
-        if not self.options.sample_interval or left_out(self.options):
+        if not self.options.sample_interval:
             return None
         processor = ChatProcessor.from_pretrained(self.source.side, self.options.min_pixels, self.options.max_pixels)
         return Sampler(self.run_dir, self.options, processor)
@@ -221,11 +220,11 @@ class Loop:
             self.line.say(f"step {self.step}: validation loss {loss:.4f}")
 
     def sample(self) -> None:
-        """Captions of the fixed pictures; the other ranks wait at the next step."""
+        """Captions of the fixed pictures."""
         settle(self.training)
-        if self.sampler and self.leads:
-            with without_fp8(self.training.config):
-                texts = self.sampler.write(self.training.models[0], self.step)
+        with without_fp8(self.training.config):
+            texts = self.sampler.write(self.training, self.step)
+        if self.leads:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:
@@ -282,10 +281,8 @@ class Loop:
             self.event("start", f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
         for line in trained_lines(o, self.source.architecture) if self.leads else ():
             self.line.say(line)
-        without = left_out(o) if o.sample_interval else None
-        for note in (without, self.gpu.problem):
-            if note:
-                self.event("note", note)
+        if self.gpu.problem:
+            self.event("note", self.gpu.problem)
         stop, failed = False, True
         try:
             while self.step < o.train_iters and not stop:

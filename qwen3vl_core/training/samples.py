@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qwen3vl_core.model  # noqa: F401
 
 import torch
+import torch.distributed as dist
 
-from qwen3vl_core.caption.generate import Prompt, Writer
+from qwen3vl_core.caption.generate import Prompt, Writer, whole_characters
 from qwen3vl_core.caption.pictures import Picture, find
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.training.setup import Training
+from qwen3vl_core.training.together import TogetherWriter
 
 SAMPLES = "samples.jsonl"
 VERSION = 1
 MOST_PICTURES = 16
-LONGEST = 256
-"""Tokens of a caption."""
 TOGETHER = 4
 """Captions written at once: the caches take memory beside the optimizer's."""
 
 
-def left_out(options: FinetuneOptions) -> str | None:
-    """Why this layout writes no captions, or None. A caption is written by one rank alone, which must hold the whole model."""
-    for flag, size in (("--tp", options.tp), ("--pp", options.pp), ("--cp", options.cp), ("--ep", options.ep)):
-        if size > 1:
-            return f"--sample-interval is left out: captions are written by one process, and {flag} {size} splits the model over several"
-    return None
+def alone(options: FinetuneOptions) -> bool:
+    """Whether each rank holds the whole model, and writes its captions by itself, with a cache of keys and values."""
+    return options.tp == options.pp == options.cp == options.ep == options.etp == 1
 
 
 def pictures(options: FinetuneOptions) -> list[Picture]:
@@ -43,28 +43,71 @@ def pictures(options: FinetuneOptions) -> list[Picture]:
         raise RequestError(str(error).replace("--images", "--sample-images")) from None
 
 
+@dataclass(frozen=True)
+class _Caption:
+    """What the model wrote about one picture."""
+
+    text: str
+    seconds: float
+
+
 class Sampler:
-    """Writes captions with the model that is being trained, greedily, into `samples.jsonl`. On the first rank only."""
+    """Writes captions with the model that is being trained, greedily, into `samples.jsonl`. Every rank has one and calls it at the
+    same steps; the pictures are dealt out to those that can work apart."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, processor: ChatProcessor) -> None:
         self.file = run_dir / SAMPLES
-        self.prompt, self.processor = options.sample_prompt, processor
+        self.prompt, self.processor, self.longest = options.sample_prompt, processor, options.sample_tokens
+        self.alone = alone(options)
         self.pictures = pictures(options)
 
-    def write(self, model: Any, step: int) -> list[str]:
-        """Captions after `step`, in the order of the pictures; each is a row as `compare` writes them, model `tuned`, with
-        its step. The model, its mode and the random numbers are afterwards as they were."""
-        training = model.training
-        model.eval()
+    def write(self, training: Training, step: int) -> list[str]:
+        """Captions after `step`, in the order of the pictures, on every rank; the first rank writes each as a row as `compare`
+        does, model `tuned`, with its step. The model, its mode and the random numbers are afterwards as they were. Raises
+        WorkError for a model that gives numbers that are not finite, and for a file that cannot be written."""
+        modes = [model.training for model in training.wrapped]
+        for model in training.wrapped:
+            model.eval()
         try:
             with torch.random.fork_rng(devices=[]):
-                writer = Writer(
-                    model, self.processor.decode, self.processor.eos_token_ids, Sampling(LONGEST), batch_size=TOGETHER
-                )  # fmt: skip
-                prompts = (Prompt(self.processor.prompt([picture.open()], self.prompt)) for picture in self.pictures)
-                captions = writer.write(prompts)
+                captions = self._alone(training) if self.alone else self._together(training)
         finally:
-            model.train(training)
+            for model, mode in zip(training.wrapped, modes, strict=True):
+                model.train(mode)
+        if dist.get_rank() == 0:
+            self._record(captions, step)
+        return [caption.text for caption in captions]
+
+    def _inputs(self, numbers: list[int]) -> Iterator[dict[str, torch.Tensor]]:
+        """The prompts about these pictures, each made when it is asked for."""
+        return (self.processor.prompt([self.pictures[number].open()], self.prompt) for number in numbers)
+
+    def _alone(self, training: Training) -> list[_Caption]:
+        """Every rank writes about its share of the pictures, and tells the others."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        writer = Writer(
+            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=TOGETHER
+        )  # fmt: skip
+        found: list[_Caption] | str
+        try:
+            written = writer.write(map(Prompt, self._inputs(list(range(rank, len(self.pictures), world)))))
+            found = [_Caption(caption.text, caption.seconds) for caption in written]
+        except WorkError as error:
+            # the others wait for this rank
+            found = str(error)
+        everywhere: list[Any] = [None] * world
+        dist.all_gather_object(everywhere, found)
+        for part in everywhere:
+            if isinstance(part, str):
+                raise WorkError(part)
+        return [everywhere[number % world][number // world] for number in range(len(self.pictures))]
+
+    def _together(self, training: Training) -> list[_Caption]:
+        writer = TogetherWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest)
+        written = writer.write(list(self._inputs(writer.mine)))
+        return [_Caption(whole_characters(self.processor.decode(one.ids)) if one.ids else "", one.seconds) for one in written]
+
+    def _record(self, captions: list[_Caption], step: int) -> None:
         rows = [
             {
                 "v": VERSION, "step": step, "image": picture.name, "prompt": self.prompt, "model": "tuned", "text": caption.text,
@@ -81,4 +124,3 @@ class Sampler:
                 os.close(descriptor)
         except OSError as error:
             raise WorkError(f"{self.file}: cannot be written ({error.strerror}); mend that and resume the run") from error
-        return [caption.text for caption in captions]

@@ -33,7 +33,7 @@ def scenes(folder: Path, count: int = 24) -> Path:
     return folder / "data"
 
 
-def small_model(folder: Path, experts: int = 0) -> Path:
+def small_model(folder: Path, experts: int = 0, layers: int = 6) -> Path:
     """A random model of a few hundred thousand parameters that reads the demo's pictures and words. experts: of each layer."""
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -43,7 +43,7 @@ def small_model(folder: Path, experts: int = 0) -> Path:
 
     values = json.loads((BASE / "config.json").read_text())
     values.pop("dtype"), values["text_config"].pop("dtype"), values["vision_config"].pop("dtype", None)
-    small = dict(hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4, num_key_value_heads=2)
+    small = dict(num_hidden_layers=layers, hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4, num_key_value_heads=2)
     values["text_config"] |= small
     values["text_config"]["rope_parameters"] |= {"mrope_section": [4, 2, 2]}
     values["vision_config"] |= dict(hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64)
@@ -90,6 +90,12 @@ def events(run_dir: Path, name: str) -> list[dict]:
 
 def losses(run_dir: Path) -> list[float]:
     return [r["loss"] for r in rows(run_dir)]
+
+
+def captions(run_dir: Path) -> list[tuple[int, str, str]]:
+    """(step, picture, text) of each caption that the run wrote."""
+    rows = map(json.loads, (run_dir / "samples.jsonl").read_text().splitlines())
+    return [(row["step"], row["image"], row["text"]) for row in rows]
 
 
 def log(run_dir: Path) -> str:

@@ -46,8 +46,14 @@ MORE_EXPERTS = {
     "EP4": (4, {"ep": 4, "micro_batch_size": 1}),
     "TP2 SP PP2 ETP2 recompute": (4, SP | {"pp": 2, "etp": 2, "recompute": "full"}),
 }
-# sequence and context parallelism pad each document, and so pack others together
+# sequence and context parallelism pad each document, and so pack others together, unless a row holds an epoch
 PACKED = {"packed, TP2": (2, {"tp": 2}), "packed, PP2": (2, {"pp": 2})}
+EPOCHS = {
+    "packed, CP2": (2, {"cp": 2}),
+    "packed, TP2 SP": (2, SP),
+    "packed, TP2 SP CP2": (4, SP | {"cp": 2}),
+    "packed, PP2 CP2": (4, {"pp": 2, "cp": 2}),
+}
 LORA = {"LoRA, TP2 SP PP2": (4, SP | {"pp": 2})}
 
 
@@ -66,7 +72,9 @@ class Trained:
     """Runs of one kind of model, each made once."""
 
     def __init__(self, folder: Path, load: Path, data: Path, **changes) -> None:
-        self.folder, self.data, self.values = folder, data, {"load": str(load), "lr": 1e-3, "train_iters": 4, "save_interval": 2} | changes
+        self.folder, self.data = folder, data
+        pictures = {"sample_images": [str(data.parent / f"{number}.png") for number in (1, 2)], "sample_interval": 4, "sample_tokens": 6}
+        self.values = {"load": str(load), "lr": 1e-3, "train_iters": 4, "save_interval": 2} | pictures | changes
         self.made: dict[str, Path] = {}
 
     def run(self, name: str, world: int = 1, **changes) -> Path:
@@ -88,6 +96,13 @@ def packed(models, data, tmp_path_factory) -> Trained:
 
 
 @pytest.fixture(scope="module")
+def epochs(models, data, tmp_path_factory) -> Trained:
+    """Every row holds all the samples."""
+    values = dict(packing=True, micro_batch_size=1, global_batch_size=2, seq_length=4096)
+    return Trained(tmp_path_factory.mktemp("runs"), models["dense"], data, **values)
+
+
+@pytest.fixture(scope="module")
 def experts(models, data, tmp_path_factory) -> Trained:
     return Trained(tmp_path_factory.mktemp("runs"), models["experts"], data, aux_loss_coeff=0.05)
 
@@ -98,19 +113,21 @@ def lora(models, data, tmp_path_factory) -> Trained:
 
 
 def close(ours: Path, theirs: Path, tolerance: float = 1e-5):
-    """Losses and gradient norms of every step, and the same tokens and samples."""
+    """Losses and gradient norms of every step, the same tokens and samples, and the same captions at the end."""
     pairs = list(zip(runs.rows(ours), runs.rows(theirs), strict=True))
     assert len(pairs) >= 4
     for a, b in pairs:
         assert (a["step"], a["tokens"], a["lr"]) == (b["step"], b["tokens"], b["lr"])
         assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=20 * tolerance)
+    captions = [runs.captions(run) for run in (ours, theirs)]
+    assert captions[0] == captions[1] and len(captions[0]) == 2
 
 
 CASES = [("dense", name, *DENSE[name]) for name in DENSE] + [("experts", name, *EXPERTS[name]) for name in EXPERTS]
 MORE = [
     (kind, name, *layouts[name]) for kind, layouts in
-    (("dense", MORE_DENSE), ("experts", MORE_EXPERTS), ("packed", PACKED), ("lora", LORA)) for name in layouts
+    (("dense", MORE_DENSE), ("experts", MORE_EXPERTS), ("packed", PACKED), ("epochs", EPOCHS), ("lora", LORA)) for name in layouts
 ]  # fmt: skip
 
 

@@ -1,0 +1,191 @@
+"""Captions that all ranks write together, where no rank holds the whole model.
+
+Each pass is a forward pass of the pipeline schedule, as evaluation makes it, over the prompts and what was written so far; it
+gives one more token of each caption. No keys and values are kept: what works for a training batch in a layout works here. The
+pictures are dealt out to the data parallel ranks; the vision tower sees each once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from qwen3vl_core.model.qwen3vl import Qwen3VLModel, Seen
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from qwen3vl_core.caption.generate import NOT_FINITE
+from qwen3vl_core.errors import WorkError
+from qwen3vl_core.training.setup import Training, device
+from qwen3vl_core.training.step import length_multiple
+
+# rows are padded to a multiple of this: attention kernels plan anew for each length
+FEW_LENGTHS = 64
+
+
+@dataclass
+class Row:
+    """A prompt of this data parallel rank and what was written after it."""
+
+    number: int
+    """Of its picture; -1 for one that only keeps this rank in step."""
+    ids: list[int]
+    seen: Seen
+    positions: Tensor
+    """[3, 1, prompt]."""
+    next_position: int
+
+    def inputs(self, multiple: int) -> dict[str, Any]:
+        """What the model is called with, padded to a multiple of `multiple`."""
+        length = -(-len(self.ids) // multiple) * multiple
+        ids = torch.zeros(1, length, dtype=torch.long)
+        ids[0, : len(self.ids)] = torch.tensor(self.ids)
+        after = self.next_position + torch.arange(length - self.seen.length)
+        where = self.positions.device
+        positions = torch.cat((self.positions, after.to(where).expand(3, 1, -1)), dim=-1)
+        return {"input_ids": ids.to(where), "position_ids": positions, "seen": self.seen}
+
+
+@dataclass
+class Written:
+    """A caption."""
+
+    ids: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    """Wall time to its last token."""
+    done: bool = False
+
+
+def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> list[Row]:
+    """The prompts by the number of their picture, as far as they are before the first token."""
+    model, where, rows = training.models[0], device(), []
+    for number, given in prompts.items():
+        inputs = {name: value.to(where) for name, value in given.items()}
+        ids, grid = inputs["input_ids"], inputs.get("image_grid_thw")
+        positions, after = model.positions(ids, None, grid, None)
+        features = None
+        if model.pre_process:
+            features = model.vision_features(inputs.get("pixel_values"), grid, None, None)
+        rows.append(Row(number, ids[0].tolist(), Seen(features, ids.shape[1]), positions, int(after)))
+    return rows
+
+
+def _next_token(model: Qwen3VLModel, place: int, length: int, hidden: Tensor, *, non_loss_data: bool = True) -> Tensor:
+    """[token, 1 if its row of logits is finite] from the last stage's hidden states [s of this rank, 1, h]; the same on all its ranks."""
+    config, language = model.config, model.language_model
+    if config.sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    index = model.local_index(length)
+    if index is None:
+        row = hidden[place, 0]
+    else:
+        # one context parallel rank holds the place
+        row = hidden[(index == place).nonzero()[:, 0].to(hidden.device), 0].sum(0)
+        dist.all_reduce(row, group=parallel_state.get_context_parallel_group())
+    weight = language.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else language.output_layer.weight
+    logits = F.linear(row.to(weight.dtype), weight)
+    best = logits.argmax()
+    first = parallel_state.get_tensor_model_parallel_rank() * logits.numel()
+    mine = torch.stack((logits[best].double(), (best + first).double(), logits.isfinite().all().double()))
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(parts, mine, group=group)
+    every = torch.stack(parts)
+    # the first of equals, as of one row
+    return torch.stack((every[every[:, 0].argmax(), 1], every[:, 2].min()))
+
+
+def _forward_step(multiple: int, batches: Iterator[Row], model):
+    """Megatron's `forward_step_func`."""
+    row = next(batches)
+    inputs = row.inputs(multiple)
+    inner = model
+    while not isinstance(inner, Qwen3VLModel):
+        inner = inner.module
+    return model(**inputs, hidden_states=True), partial(_next_token, inner, len(row.ids) - 1, inputs["input_ids"].shape[1])
+
+
+def _pass(training: Training, rows: Sequence[Row], multiple: int) -> list[Tensor]:
+    """`_next_token` of each row; nothing on stages before the last."""
+    chunks = training.wrapped
+    return get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, multiple),
+        data_iterator=[iter(rows) for _ in chunks] if len(chunks) > 1 else iter(rows),
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(rows),
+        seq_length=max(-(-len(row.ids) // multiple) * multiple for row in rows),
+        micro_batch_size=1,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+
+
+class TogetherWriter:
+    """Writes captions greedily. Every rank of the world makes one and calls it at the same step with the same pictures.
+
+    count: of the pictures. The prompts that a rank needs are `mine`.
+    """
+
+    def __init__(self, training: Training, count: int, ends: Collection[int], longest: int) -> None:
+        self.training, self.count, self.ends, self.longest = training, count, frozenset(ends), longest
+        self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        self.multiple = math.lcm(length_multiple(training.config), FEW_LENGTHS)
+        # an interleaved schedule takes micro batches by as many as there are stages
+        self.together = parallel_state.get_pipeline_model_parallel_world_size() if len(training.wrapped) > 1 else 1
+
+    @property
+    def mine(self) -> list[int]:
+        """Numbers of the pictures that this rank writes about; with fewer pictures than ranks some have the first one again."""
+        return list(range(self.rank, self.count, self.size)) or [0]
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[Written]:
+        """The captions of all pictures, on every rank. prompts: of `mine`, as the processor gives them. Raises WorkError, on every
+        rank, for a model that gives numbers that are not finite. The models must not be in training mode."""
+        started = time.monotonic()
+        numbers = self.mine if self.rank < self.count else [-1]
+        rows = _rows(self.training, dict(zip(numbers, prompts, strict=True)))
+        captions = [Written() for _ in range(self.count)]
+        for _ in range(self.longest):
+            left = [number for number, caption in enumerate(captions) if not caption.done]
+            if not left:
+                break
+            # every rank makes as many passes as the one that has most to do: experts of one rank serve others too
+            most = max(sum(number % self.size == rank for number in left) for rank in range(self.size))
+            wanted = -(-most // self.together) * self.together
+            ours = [row for row in rows if row.number in left]
+            fill = (ours or rows)[0]
+            tokens = self._agreed(_pass(self.training, ours + [fill] * (wanted - len(ours)), self.multiple), ours)
+            for number in left:
+                token, caption = tokens[number], captions[number]
+                caption.seconds = time.monotonic() - started
+                caption.done = token in self.ends
+                if not caption.done:
+                    caption.ids.append(token)
+            for row in ours:
+                row.ids.append(tokens[row.number])
+        return captions
+
+    def _agreed(self, found: list[Tensor], ours: list[Row]) -> list[int]:
+        """The next token of each picture as the last stage's first rank has it, told to the whole world."""
+        told = torch.zeros(self.count + 1, dtype=torch.float64, device=device())
+        first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
+        if found and parallel_state.is_pipeline_last_stage() and first:
+            for row, (token, finite) in zip(ours, found, strict=False):
+                told[row.number] = token
+                told[-1] += 1 - finite
+        dist.all_reduce(told)
+        *tokens, broken = told.tolist()
+        if broken:
+            raise WorkError(NOT_FINITE)
+        return [int(token) for token in tokens]

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 
 from console.notebook.curves import MOST_POINTS, Growing
 from console.notebook.drawing import Line, drawing
+from console.notebook.figure import Figure
 from console.notebook.frames import metrics
 from console.notebook.live import Live
 from console.notebook.page import COLOURS, box, escape, say, table
@@ -87,15 +88,13 @@ class RunMonitor(Live):
         self.image_button = W.Button(description="Picture", icon="image", tooltip="Write these curves as an SVG file here")
         self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
         self.status = W.HTML()
-        self.figure = go.FigureWidget(layout={
+        camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
+        self.figure = Figure(layout={
             "uirevision": "keep", "height": 380, "autosize": True,
             "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
             "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear", "hoverformat": ".4~g"},
             "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
-        })  # fmt: skip
-        camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
-        looks = {"displaylogo": False, "displayModeBar": True, "responsive": True, "toImageButtonOptions": camera}
-        self.figure._config = {**self.figure._config, **looks}
+        }, config={"displaylogo": False, "displayModeBar": True, "toImageButtonOptions": camera})  # fmt: skip
         self.image_button.on_click(self._image_clicked)
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
@@ -186,10 +185,7 @@ class RunMonitor(Live):
     @property
     def window(self) -> tuple[float, float] | None:
         """The steps that the zoom shows; None: all."""
-        axis = self.figure.layout.xaxis
-        if axis.autorange or axis.range is None:
-            return None
-        return float(axis.range[0]), float(axis.range[1])
+        return self.figure.window
 
     def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
         """The lines of these runs, each with at most `most` points."""
@@ -221,9 +217,10 @@ class RunMonitor(Live):
         traces = self.traces(shown, window=window)
         figure = self.figure
         with figure.batch_update():
-            wanted = {"type": "log" if self.log_box.value else "linear"}
-            if figure.layout.yaxis.type != wanted["type"] or figure.layout.yaxis.title.text != TITLES.get(metric, metric):
-                figure.update_layout(yaxis={**wanted, "title": {"text": TITLES.get(metric, metric)}, "autorange": True})
+            kind, title = "log" if self.log_box.value else "linear", TITLES.get(metric, metric)
+            if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
+                # heights that were zoomed into are others now
+                figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
             same = [trace.key for trace in traces] == [tuple(data.meta) for data in figure.data]
             for data, trace in zip(figure.data, traces, strict=True) if same else ():
                 data.x, data.y = trace.x, trace.y

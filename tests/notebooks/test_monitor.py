@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import threading
+from base64 import b64decode
 from xml.etree import ElementTree
 
 import cairosvg
 import numpy as np
 import pytest
 from PIL import Image
-from plotly.graph_objects import FigureWidget
 
 from console.app import ConsoleApp
 from console.notebook import RunMonitor, RunsTable, curves, metrics
 from console.notebook.curves import MOST_POINTS
+from console.notebook.figure import Shown
 from console.runs import launch
 from qwen3vl_core.errors import RequestError
 from tests.console.app import driving
@@ -106,11 +107,11 @@ def test_several_runs_smoothing_and_a_logarithmic_axis(store):
 
 def test_what_is_not_new_is_not_sent(trained, monkeypatch):
     monitor = RunMonitor(trained, store=trained.path.parent)
-    sent = []
-    monkeypatch.setattr(monitor.figure, "_send_restyle_msg", lambda *a, **k: sent.append(a))
-    monkeypatch.setattr(monitor.figure, "_send_update_msg", lambda *a, **k: sent.append(a))
+    sent = messages_of(monkeypatch)
     monitor._look()
     assert not sent
+    monitor.smoothing_slider.value = 0.5
+    assert sum("data" in message for message in sent) == 1
 
 
 def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(store, monkeypatch):
@@ -121,9 +122,7 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
         for begin in range(0, len(losses), 100_000):
             part = losses[begin : begin + 100_000].tolist()
             file.write("".join(f'{{"kind":"train","step":{begin + i},"loss":{v:.4f}}}\n' for i, v in enumerate(part)))
-    sent = []
-    publish = FigureWidget._send_update_msg
-    monkeypatch.setattr(FigureWidget, "_send_update_msg", lambda self, *a, **k: (sent.append((a, k)), publish(self, *a, **k))[1])
+    sent = messages_of(monkeypatch)
     monitor = RunMonitor(run, store=store, smoothing=0.9)
     # it is there before all is read, and a control acts meanwhile
     assert 0 < monitor.figure.data[0].x[-1] < 999_999
@@ -131,8 +130,8 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
     assert monitor.figure.layout.yaxis.type == "log" and monitor.figure.data[0].x[-1] < 999_999
     until(lambda: monitor.figure.data[0].x[-1] == 999_999, PATIENCE)
     monitor.log_box.value = False
-    assert len(sent) > 2 and all(len(values) <= MOST_POINTS for message in sent for values in arrays_in(message))
-    assert sum(1 for message in sent for _ in arrays_in(message)) >= 4 * (len(sent) - 2)  # they are what was sent
+    lengths = [points_in(trace[axis]) for message in sent for trace in message.get("data", ()) for axis in "xy"]
+    assert len(lengths) > 8 and MOST_POINTS // 2 < max(lengths) <= MOST_POINTS
     for data in monitor.figure.data:
         assert len(data.x) <= MOST_POINTS
     assert max(monitor.figure.data[0].y) == 40.0
@@ -145,22 +144,27 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
     assert looked_at and max(looked_at) < 5_000
     monkeypatch.undo()
     # a zoom gets points of its own
-    monitor.figure.layout.xaxis.range = (654_000, 655_000)
+    monitor.figure.shown.window = [654_000, 655_000]
     monitor._look()
     assert monitor.window == (654_000, 655_000)
     raw = monitor.figure.data[0]
     assert raw.x[0] == 653_999 and raw.x[-1] == 655_001 and len(raw.x) == 1003 and max(raw.y) == 40.0
-    monitor.figure.layout.xaxis.autorange = True
+    monitor.figure.shown.window = None
     monitor._look()
     assert monitor.figure.data[0].x[-1] == 1_000_000
 
 
-def arrays_in(value) -> list:
-    """The coordinates inside a message to the browser."""
-    if isinstance(value, dict):
-        own = [v for k, v in value.items() if k in ("x", "y")]
-        return [a for v in own for a in (v if isinstance(v, list | tuple) else [v])] + [a for v in value.values() for a in arrays_in(v)]
-    return [a for v in value for a in arrays_in(v)] if isinstance(value, list | tuple) else []
+def messages_of(monkeypatch) -> list[dict]:
+    """The state that figures send from now on, message by message."""
+    sent = []
+    send = Shown._send
+    monkeypatch.setattr(Shown, "_send", lambda self, msg, buffers=None: (sent.append(msg.get("state", {})), send(self, msg, buffers))[1])
+    return sent
+
+
+def points_in(values) -> int:
+    """How many numbers a message holds as an array: a list, or text of bytes."""
+    return len(b64decode(values["bdata"])) // np.dtype(values["dtype"]).itemsize if isinstance(values, dict) else len(values)
 
 
 def test_csv_holds_every_point_of_the_runs_on_screen(trained, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ FORBIDDEN = {
     "qwen3vl_core/data": ("qwen3vl_core.model", "qwen3vl_core.checkpoint", "qwen3vl_core.training", "qwen3vl_core.demo"),
     "console": (*HEAVY, "qwen3vl_core.model", "qwen3vl_core.training", "qwen3vl_core.data", "qwen3vl_core.checkpoint"),
     "console/runs": ("textual", "ipywidgets", "console.screens", "console.widgets", "console.app"),
+    "console/forms.py": ("textual", "ipywidgets", "console.screens", "console.widgets", "console.app", "console.notebook"),
     "console/notebook": ("textual", "console.screens", "console.widgets", "console.app"),
 }
 TEXTUAL = (

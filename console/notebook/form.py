@@ -1,69 +1,16 @@
-"""A form rendered from an options class, and what its content means. Nothing here knows the name of an option."""
+"""A form rendered from an options class. Nothing here knows the name of an option; `console.forms` says what the content means."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 
+from console.forms import help_of, text_of
 from console.notebook.page import box, escape
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import is_url
-from qwen3vl_core.layout.command import process_count
-from qwen3vl_core.layout.rules import check_plan
-from qwen3vl_core.options import COMMANDS, FinetuneOptions, Option, from_mapping, options_of, shell_line, to_arguments
-
-READ = ("model", "checkpoint", "dataset", "pictures", "captions")
-"""Kinds of paths that a command reads."""
-
-
-def text_of(option: Option, value: Any) -> str | bool:
-    """A value as its field holds it."""
-    if option.type is bool:
-        return bool(value)
-    if value is None:
-        return ""
-    if option.many:
-        return shell_line([str(v) for v in (value if isinstance(value, list | tuple) else [value])])
-    return str(value)
-
-
-def value_of(option: Option, text: str | bool) -> Any:
-    """A field's content as a value: empty is the default. Raises RequestError."""
-    if option.type is bool:
-        return bool(text)
-    text = str(text).strip()
-    if not text:
-        return option.default
-    if not option.many:
-        return option.parse(text)
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        raise RequestError(f"{option.flag} {text}: a quotation mark is not closed; close it or leave it out") from None
-    return [option.parse(word) for word in words]
-
-
-def help_of(option: Option, choices: bool = True) -> str:
-    """One line: what it is, its choices or range, its unit and default."""
-    parts = [option.help]
-    if option.choices and choices:
-        parts.append("one of " + ", ".join(option.choices))
-    bounds = [f"at least {option.minimum:g}"] if option.minimum is not None else []
-    bounds += [f"at most {option.maximum:g}"] if option.maximum is not None else []
-    if bounds or option.unit:
-        parts.append(" ".join(filter(None, [", ".join(bounds), option.unit])))
-    if option.many:
-        parts.append("several, separated by blanks")
-    if option.required:
-        parts.append("required")
-    elif option.default not in (None, "", [], False):
-        parts.append(f"default {option.default}")
-    return " · ".join(parts)
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import Option, options_of
 
 
 def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = "340px", label: str = "170px") -> W.Widget:
@@ -79,71 +26,6 @@ def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = 
         return W.Dropdown(options=shown, value=value, layout=layout, **common)
     hint = hint or ("required" if option.required else "" if option.default in (None, "", []) else str(option.default))
     return W.Text(value=str(value), placeholder=hint, layout=layout, **common)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a form says."""
-
-    kind: str
-    command: str
-    """What a person would type; leaves out what cannot be understood yet."""
-    options: Any = None
-    """The options object; None while a rule is broken."""
-    problem: str = ""
-    """The first broken rule, in one line."""
-    draft: Any = None
-    """The options object as far as it goes, also while a rule between options is broken; None while a field is not understood."""
-
-
-def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
-    """The rules that need neither disk nor machine."""
-    cls = COMMANDS[kind]
-    values, problem = {}, ""
-    for option in options_of(cls):
-        try:
-            values[option.name] = value_of(option, texts[option.name])
-        except RequestError as error:
-            problem = problem or str(error)
-    draft = cls(**values)
-    command = shell_line(["qwen3vl", kind, *to_arguments(draft)])
-    if problem:
-        return Plan(kind, command, None, problem)
-    try:
-        options = from_mapping(cls, values)
-        check = getattr(options, "check", None)
-        if callable(check):  # prepare has an option of that name
-            check()
-    except RequestError as error:
-        return Plan(kind, command, None, str(error), draft)
-    return Plan(kind, command, options, "", draft)
-
-
-def check_here(options: Any) -> str:
-    """What the disk and the machine say to a plan whose own rules hold; gives a note. Blocking. Raises RequestError."""
-    if isinstance(options, FinetuneOptions):
-        count = process_count(options)
-        check_plan(options, count)
-        model = options.tp * options.pp * options.cp
-        many = "processes" if count > 1 else "process"
-        return f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model} = {count} {many}"
-    for option in options_of(type(options)):
-        value = getattr(options, option.name)
-        if value and (option.path in READ or (option.path == "file" and option.required)):
-            for path in value if option.many else [value]:
-                if not is_url(path) and not Path(path).expanduser().exists():
-                    raise RequestError(f"{option.flag} {path}: no such file or folder; correct the path")
-    return "every rule holds"
-
-
-def verdict(options: Any) -> tuple[bool, str]:
-    """(whether it may start, the note or the broken rule) of `check_here`."""
-    try:
-        return True, check_here(options)
-    except (RequestError, WorkError) as error:
-        return False, str(error)
-    except OSError as error:
-        return False, f"{error.filename}: {error.strerror}; choose a place you may read"
 
 
 class Form(W.Tab):

@@ -9,7 +9,8 @@ from typing import Any
 
 import ipywidgets as W
 
-from console.notebook.form import Form, Plan, read_plan, verdict
+from console.forms import Plan, look_here, read_plan
+from console.notebook.form import Form
 from console.notebook.live import close_all, take_cell, telling
 from console.notebook.memory import MemoryBar
 from console.notebook.page import box, code, escape, say, table
@@ -23,6 +24,7 @@ from qwen3vl_core.options import COMMANDS, options_of, to_mapping
 
 CHECK_SECONDS = 0.3
 """From the last change of the form to the checks that need disk and machine."""
+ALL_WELL = "every rule holds"
 
 
 class Launcher(W.VBox):
@@ -97,8 +99,8 @@ class Launcher(W.VBox):
                 self._timer.cancel()
         self.command_line.value = code("$ " + plan.command)
         self.start_button.disabled = plan.options is None
-        self.check_line.value = say(plan.problem, "bad") if plan.options is None else say("looking …", "dim")
-        if plan.draft is None:
+        self.check_line.value = say("\n✗ ".join(plan.problems), "bad") if plan.options is None else say("looking …", "dim")
+        if not plan.understood:
             if self.memory is not None:
                 self.memory.shown.value = ""
             return
@@ -110,9 +112,11 @@ class Launcher(W.VBox):
 
     def _check(self, revision: int, plan: Plan) -> None:
         """Show what disk and machine say and what a GPU would hold, unless the form holds something else by now."""
-        good, text = verdict(plan.options) if plan.options is not None else (False, plan.problem)
-        bar, faults = self.memory.estimate(plan.draft) if self.memory is not None else ("", [])
-        shown = text if good else "\n✗ ".join(dict.fromkeys([text, *faults]))
+        found = look_here(self.kind, plan.options) if plan.options is not None else None
+        bar, faults = self.memory.estimate(plan.partial) if self.memory is not None else ("", [])
+        problems = found.problems if found is not None else (*plan.problems, *faults)
+        good = not problems
+        shown = (found.note or ALL_WELL) if good else "\n✗ ".join(dict.fromkeys(problems))
         with self._lock:
             if revision == self._revision and not self._closed:
                 self.check_line.value = say(shown, "good" if good else "bad")
@@ -123,9 +127,9 @@ class Launcher(W.VBox):
         """Put the quickest valid layout that fits into the form; gives what it comes to. Raises RequestError where there is none."""
         if self.memory is None:
             raise RequestError(f"{self.kind}: has no layout; finetune has one")
-        if self.plan.draft is None:
+        if not self.plan.understood:
             raise RequestError(self.plan.problem)
-        values, text = self.memory.suggestion(self.plan.draft)
+        values, text = self.memory.suggestion(self.plan.partial)
         self.fill(values)
         return text
 
@@ -146,9 +150,9 @@ class Launcher(W.VBox):
             self.run = old
             self._started(old, f"run {old.id}: {old.status}, with these options already; start(again=True) makes another")
             return old
-        good, text = verdict(options)
-        if not good:
-            raise RequestError(text)
+        problems = look_here(self.kind, options).problems
+        if problems:
+            raise RequestError(problems[0])
         run = self.store.create(self.kind, options)
         self.run = run
         launch.start(run)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as W
 
-from console.notebook.form import field_of, value_of
+from console.forms import gpu_memory, value_of
+from console.notebook.form import field_of
 from console.notebook.page import COLOURS, box, escape, say
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout import plan
@@ -25,7 +25,6 @@ PARTS = {
 """Parts of a GPU's memory as the estimate calls them, and as the legend does."""
 PLANNED = ("gpus", "memory")
 """Options of `qwen3vl plan` that stand beside the bar: another machine than this one can be planned for."""
-gpu_memory = functools.cache(plan.gpu_memory)
 
 
 def bar(stage: dict[str, Any], gib: float) -> str:

@@ -14,6 +14,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
+from console.forms import check_here, read_plan
 from console.messages import CaptionsRead, PictureRead, WorkFailed
 from console.runs import captions as votes_of
 from console.runs import exports
@@ -23,7 +24,7 @@ from console.screens.base import WIDE, ConsoleScreen
 from console.screens.captions import CompareFeed, CompareView, shuffled
 from console.screens.checkpoints import PickModels
 from console.screens.fullpicture import FullPicture
-from console.screens.plan import check_here, prefill, read_plan
+from console.screens.plan import prefill
 from console.screens.watch import RunRow, Snapshot
 from console.widgets.caption import several
 from console.widgets.columns import LETTERS, CaptionBox, CaptionColumns, Column

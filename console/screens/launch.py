@@ -15,10 +15,11 @@ from textual.content import Content
 from textual.widgets import Input, Static, Tab, Tabs
 
 from console.actions import bindings_of
+from console.forms import Plan, Verdict, look_here, read_plan
 from console.messages import PlanChecked
 from console.screens.base import WIDE, ConsoleScreen
 from console.screens.dialogs import PickPreset
-from console.screens.plan import KINDS, PRESETS, Plan, Verdict, free_path, gpu_here, look_here, prefill, read_plan, suggestions
+from console.screens.plan import KINDS, PRESETS, free_path, gpu_here, prefill, suggestions
 from console.terminal import edit
 from console.widgets import planview
 from console.widgets.optionform import OptionForm

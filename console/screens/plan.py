@@ -1,34 +1,22 @@
-"""From what a form holds to options, the command and the first broken rule. Imports no Textual."""
+"""What the console's forms begin with, and what they offer: presets, layouts that fit, a workspace's paths. Imports no Textual."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from console.widgets.fields import text_of, value_of
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import is_url
+from console.forms import gpu_memory
 from qwen3vl_core.layout.advice import LAYOUT
 from qwen3vl_core.layout.command import process_count
-from qwen3vl_core.layout.plan import architecture_for, figures, gpu_memory, report
-from qwen3vl_core.layout.rules import check_plan, layout_faults
-from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line, to_arguments
+from qwen3vl_core.layout.plan import report
+from qwen3vl_core.options import COMMANDS, options_of
 from qwen3vl_core.options.planning import PlanOptions
-from qwen3vl_core.progress import quantity
 
 KINDS = ("prepare", "convert", "finetune", "compare")
 """Commands that the console starts, in the order of the work."""
-INPUTS = ("model", "checkpoint", "dataset", "pictures", "captions")
-"""Kinds of paths that a command reads."""
-OUTPUTS = ("target", "to")
-"""Options whose folder a command fills."""
 PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
     "finetune": (
         ("smoke test", "10 steps, to see that everything runs",
@@ -64,151 +52,10 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
 """Values by name, with a line about each; beside these the layouts that fit (`suggestions`)."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A form's content."""
-
-    kind: str
-    command: str
-    """What a person would type; leaves out what cannot be understood yet."""
-    options: Any = None
-    """The options object; None while a rule is broken."""
-    problems: tuple[str, ...] = ()
-    """Every broken rule that needs neither disk nor machine, one line each."""
-    partial: Any = None
-    """The options as far as they can be understood; what cannot is as by default."""
-
-    @property
-    def problem(self) -> str:
-        """The first of them."""
-        return self.problems[0] if self.problems else ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the disk and the machine say about a plan."""
-
-    problems: tuple[str, ...] = ()
-    note: str = ""
-    report: dict[str, Any] | None = None
-    """Of a finetune: what `qwen3vl plan --json` says; None where the model is not known."""
-
-
-def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
-    """What a form of this kind says. Needs neither disk nor machine."""
-    cls = COMMANDS[kind]
-    values, problems = {}, []
-    for option in options_of(cls):
-        try:
-            values[option.name] = value_of(option, texts.get(option.name, text_of(option, option.default)))
-        except RequestError as error:
-            problems.append(str(error))
-    partial = cls(**values)
-    command = shell_line(["qwen3vl", kind, *to_arguments(partial)])
-    for option in options_of(cls):
-        if option.required and option.name in values and values[option.name] in (None, "", []):
-            problems.append(f"{option.flag}: required; {option.help[0].lower()}{option.help[1:]}")
-    faults = getattr(partial, "faults", None)
-    if callable(faults):
-        problems += faults()
-    elif not problems:
-        try:
-            from_mapping(cls, values)
-        except RequestError as error:
-            problems.append(str(error))
-    if problems:
-        return Plan(kind, command, None, tuple(dict.fromkeys(problems)), partial)
-    return Plan(kind, command, from_mapping(cls, values), (), partial)
-
-
-@functools.cache
-def _gpu_memory() -> float | None:
-    return gpu_memory()
-
-
-def look_here(kind: str, options: Any) -> Verdict:
-    """What the disk and the machine say. Blocking; never raises for a bad plan."""
-    try:
-        if kind == "finetune":
-            return _look_at_finetune(options)
-        problems, note = _look_at_paths(options)
-        return Verdict(tuple(problems), note)
-    except (RequestError, WorkError) as error:
-        return Verdict((str(error),))
-    except OSError as error:
-        return Verdict((f"{error.filename}: {error.strerror}",))
-
-
-def check_here(kind: str, options: Any) -> tuple[str, str]:
-    """(the first broken rule or empty, a note): what the disk and the machine say. Blocking; never raises for a bad plan."""
-    verdict = look_here(kind, options)
-    return (verdict.problems[0] if verdict.problems else ""), ("" if verdict.problems else verdict.note)
-
-
-def _look_at_finetune(options: Any) -> Verdict:
-    problems, count = [], 0
-    try:
-        count = process_count(options)
-    except RequestError as error:
-        problems.append(str(error))
-    found = None
-    if options.load or options.size:
-        try:
-            planned = PlanOptions(gpus=count or options.tp * options.pp * options.cp, memory=_gpu_memory() or 0.0)
-            found = report(options, planned)
-            problems += found["faults"]
-            a = architecture_for(options)
-            if "stages" not in found and count and next(layout_faults(options, a, count), None) is None:
-                found |= figures(options, a, count, found["memory_gib"], planned)
-        except RequestError as error:
-            problems.append(str(error))
-    if options.load and not problems:
-        try:
-            check_plan(options, count)
-        except RequestError as error:
-            problems.append(str(error))
-    if problems:
-        return Verdict(tuple(dict.fromkeys(problems)), "", found)
-    model = options.tp * options.pp * options.cp
-    parts = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model}"
-    return Verdict((), f"{parts} = {count} process{'es' if count > 1 else ''}", found)
-
-
-def _look_at_paths(options: Any) -> tuple[list[str], str]:
-    """(broken rules, a note) of a command that reads and writes: what it reads is there, where it writes is free."""
-    problems: list[str] = []
-    read, written = 0, None
-    for option in options_of(type(options)):
-        value = getattr(options, option.name)
-        if not value:
-            continue
-        if option.path in INPUTS or (option.path == "file" and option.required):
-            for path in value if option.many else [value]:
-                if is_url(path):
-                    continue
-                whole = Path(path).expanduser()
-                if not whole.exists():
-                    problems.append(f"{option.flag} {path}: no such file or folder; correct the path")
-                elif option.name == "source" and whole.is_dir():
-                    read += sum(each.stat().st_size for each in itertools.islice(whole.glob("*.safetensors"), 1000))
-        elif option.name in OUTPUTS:
-            written = Path(value).expanduser()
-            full = written.is_dir() and any(written.iterdir())
-            if full and getattr(options, "overwrite", True) is False:
-                problems.append(f"{option.flag} {value}: is there already; choose another folder or add --overwrite")
-    if written is None:
-        return problems, ""
-    place = next((p for p in (written, *written.absolute().parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(place).free
-    if read > free:
-        problems.append(f"{written}: {quantity(read, 'B')} to write, {quantity(free, 'B')} free on that disk; choose another folder")
-    return problems, (f"{quantity(read, 'B')} to read, " if read else "") + f"{quantity(free, 'B')} free where it writes"
-
-
 def suggestions(options: Any) -> list[dict[str, Any]]:
     """Layouts for these GPUs, best first: {"values": …, "gib", "fits", "seconds", "dp"}. Blocking. Raises RequestError."""
     count = options.nproc or process_count(dataclasses.replace(options, tp=1, pp=1, cp=1))
-    found = report(options, PlanOptions(gpus=count, memory=_gpu_memory() or 0.0, suggest=True))
+    found = report(options, PlanOptions(gpus=count, memory=gpu_memory() or 0.0, suggest=True))
     declared = {option.flag: option for option in options_of(type(options))}
     made = []
     for each in found.get("suggestions", []):
@@ -234,7 +81,7 @@ def read_workspace(folder: Path | None) -> dict[str, Any]:
 
 def gpu_here() -> bool:
     """Whether this machine has a GPU that says how much it holds; as it was when first asked."""
-    return _gpu_memory() is not None
+    return gpu_memory() is not None
 
 
 def free_path(path: Any) -> Any:

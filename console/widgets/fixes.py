@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from console.widgets.fields import text_of
+from console.forms import text_of
 from qwen3vl_core.options import Option
 
 _PAIR = re.compile(r"(?:use|and) --([a-z0-9-]+) ([^\s,;)]+)")

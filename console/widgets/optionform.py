@@ -15,7 +15,7 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input, Label, Select, Static, Switch
 
-from console.widgets.fields import help_of, text_of
+from console.forms import help_of, text_of
 from console.widgets.paths import complete
 from qwen3vl_core.options import Option, options_of
 
@@ -236,4 +236,4 @@ class OptionForm(VerticalScroll):
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         option = self.options.get((event.widget.id or "").removeprefix(PREFIX))
         if option is not None:
-            self.post_message(self.Explained(help_of(option)))
+            self.post_message(self.Explained(f"{option.flag}  {help_of(option)}"))

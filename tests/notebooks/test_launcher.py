@@ -8,9 +8,9 @@ import threading
 import ipywidgets
 import pytest
 
+from console.forms import read_plan
 from console.notebook import Launcher
 from console.notebook import launcher as module
-from console.notebook.form import read_plan
 from console.notebook.memory import PARTS
 from console.runs import launch
 from qwen3vl_core.demo.workspace import BASE
@@ -88,7 +88,7 @@ def test_what_a_gpu_would_hold_is_shown_as_one_types(store):
     assert "GPUs would do" in shown.value and shown.value.count("<span title=") == len(PARTS)
     launcher.fill(distributed_optimizer=True, tp=2, sequence_parallel=True)
     until(lambda: "✓" in shown.value)
-    found = plan.report(launcher.plan.draft, PlanOptions(gpus=8, memory=80.0))
+    found = plan.report(launcher.plan.partial, PlanOptions(gpus=8, memory=80.0))
     assert found["fits"] and f"{found['peak_gib']:.1f} of 80 GiB on each GPU" in shown.value
     widths = [float(w) for w in re.findall(r"width:([0-9.]+)%", shown.value)]
     assert sum(widths) == pytest.approx(100 * found["peak_gib"] / 80, abs=0.05)
@@ -108,9 +108,9 @@ def test_a_layout_that_fits_is_put_into_the_form(store):
     launcher.memory.fields["gpus"].value = "8"
     launcher.memory.suggest_button.click()
     assert "✓" in launcher.message.value and "of 8 GPUs of 79.6 GiB" in launcher.message.value
-    found = plan.report(launcher.plan.draft, PlanOptions(gpus=8, suggest=True))
+    found = plan.report(launcher.plan.partial, PlanOptions(gpus=8, suggest=True))
     assert found["fits"] and found["suggestions"][0]["options"] == to_arguments(
-        FinetuneOptions(**{name: getattr(launcher.plan.draft, name) for name in LAYOUT})
+        FinetuneOptions(**{name: getattr(launcher.plan.partial, name) for name in LAYOUT})
     )
     launcher.fill(size="A22B")
     before = launcher.form.texts()

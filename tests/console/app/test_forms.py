@@ -8,8 +8,8 @@ import pytest
 from textual.app import App
 from textual.widgets import Input, Select, Switch
 
-from console.screens.plan import KINDS, check_here, prefill, read_plan, read_workspace
-from console.widgets.fields import help_of, text_of
+from console.forms import check_here, help_of, read_plan, text_of
+from console.screens.plan import KINDS, prefill, read_workspace
 from console.widgets.optionform import OptionForm
 from qwen3vl_core.cli import build_parser
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, to_mapping

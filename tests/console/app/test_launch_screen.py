@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from textual.widgets import Tabs
 
+from console.forms import Verdict
 from console.messages import PlanChecked
 from console.runs import launch
-from console.screens.plan import Verdict
 from console.widgets.optionform import OptionForm
 from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
 

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from console.screens.plan import PRESETS, look_here, read_plan, suggestions
+from console.forms import look_here, read_plan, text_of
+from console.screens.plan import PRESETS, suggestions
 from console.widgets import planview
-from console.widgets.fields import text_of
 from console.widgets.fixes import fixes
 from console.widgets.paths import candidates, complete
 from qwen3vl_core.layout.parameters import published

@@ -35,8 +35,8 @@ import qwen3vl_core
 from qwen3vl_core.data import energon, sources
 from qwen3vl_core.data.prepare import read_samples
 from qwen3vl_core.data.prepare_check import Checker
-from qwen3vl_core.data.prepare_work import Workers, worker_count
 from qwen3vl_core.data.prepare_write import plan_shards, write_shards
+from qwen3vl_core.data.workers import Workers, worker_count
 
 SIDE = 336
 SHARD_SIZE = 500_000_000

@@ -21,9 +21,9 @@ from qwen3vl_core.data import energon, prepare_report, sources
 from qwen3vl_core.data.energon import SPLITS
 from qwen3vl_core.data.prepare_check import Checker, Refusal, Sample
 from qwen3vl_core.data.prepare_report import REFUSED, REPORT
-from qwen3vl_core.data.prepare_work import Workers
 from qwen3vl_core.data.prepare_write import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
 from qwen3vl_core.data.storage import local
+from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import check_target, need_space, write_text
 from qwen3vl_core.options import PrepareOptions, options_of

@@ -20,14 +20,15 @@ from PIL import Image
 
 from qwen3vl_core.data import llava, sources, video_decode
 from qwen3vl_core.data.faults import DataError, picture_faults
-from qwen3vl_core.data.llava import Frames, RecordError
+from qwen3vl_core.data.llava import Frames, Record, RecordError
 from qwen3vl_core.data.pictures import FORMATS, LARGEST_RATIO, check_picture
 from qwen3vl_core.data.tar import member_size
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MOST_FRAMES = 100_000
 """What the five digits of a frame's name hold."""
-_HEAD, _TAIL = 1 << 16, 64
+_FIRST, _HEAD, _TAIL = 1 << 12, 1 << 16, 64
+"""Bytes that are read of a picture: of its begin, of that where the first ones do not reach up to its pixels, of its end."""
 _PLAIN_PIXELS = 64_000_000
 """Larger pictures are left to Pillow, which knows what is too large."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"
@@ -84,14 +85,27 @@ class Checker:
     def __init__(self, root: Path, how: str) -> None:
         self.root, self.how = root, how
         """how: `none` looks whether the files are there; `header` reads headers and ends; `decode` decodes every pixel."""
+        # of text: a Path a picture takes as long as opening it
+        self._folder = str(root / "x")[:-1]
         self._media: dict[str, Medium | DataError] = {}
         self._folders: dict[str, Frames | DataError | None] = {}
 
     def check(self, records: list[tuple[int, Any]]) -> list[Sample | Refusal]:
-        """records: as `Source.records` gives them. One result for each."""
-        return [self._check(number, record) for number, record in records]
+        """records: as `Source.records` gives them. One result for each.
 
-    def _check(self, number: int, raw: Any) -> Sample | Refusal:
+        Step by step for all of them, not record by record: after a call of the system everything else runs cold, and takes
+        half as long again.
+        """
+        found = [self._record(number, record) for number, record in records]
+        known = self._media
+        for record in found:
+            if type(record) is Record:
+                for name in record.pictures:
+                    if name not in known:
+                        self._look(name, "picture")
+        return [self._sample(record) if type(record) is Record else record for record in found]
+
+    def _record(self, number: int, raw: Any) -> Record | Refusal:
         try:
             record = sources.parse(number, raw)
         except RecordError as fault:
@@ -101,44 +115,61 @@ class Checker:
             held = llava.CONTROL.search(text) if "<|" in text else None
             if held:
                 return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
+        return record
+
+    def _sample(self, record: Record) -> Sample | Refusal:
+        parts, files, folders = record.parts, record.pictures, ()
         try:
-            parts, files = record.parts, list(record.pictures)
             media = [self._medium(name, "picture") for name in files]
-            folders = [self._frames(name) for name in record.videos]
-            for name, frames, part in zip(record.videos, folders, record.video_parts(folders), strict=True):
-                if frames is None:
-                    parts.append(part["part"])
-                    files.append(name)
-                    media.append(self._medium(name, "video"))
-                    continue
-                parts += part["frames"]
-                files += (f"{name}/{frame}" for frame in frames.names)
-                found = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
-                other = next((place for place, medium in enumerate(found) if medium.shape != found[0].shape), None)
-                if other is not None:
-                    raise DataError("broken_video", f"{self.root / name}: {frames.names[other]} is of another size than {frames.names[0]}")
-                media += found
+            if record.videos:
+                folders = [self._frames(name) for name in record.videos]
+                files = (*files, *self._video_files(record, folders, parts, media))
         except DataError as fault:
-            return Refusal(number, record.id, fault.reason, fault.detail)
-        payload = record.payload(folders)
-        sizes = tuple(medium.size for medium in media)
+            return Refusal(record.number, record.id, fault.reason, fault.detail)
+        payload = record.payload(parts, folders)
+        size, sizes, stamps = member_size(len(payload)), [], []
+        for medium in media:
+            sizes.append(medium.size)
+            stamps.append(medium.stamp)
+            size += member_size(medium.size)
         return Sample(
-            number, record.id, payload, tuple(parts), tuple(files), sizes, tuple(medium.stamp for medium in media), len(record.turns),
-            len(record.pictures), len(record.videos), member_size(len(payload)) + sum(map(member_size, sizes)),
+            record.number, record.id, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(record.turns),
+            len(record.pictures), len(record.videos), size,
         )  # fmt: skip
 
+    def _video_files(self, record: Record, folders: list[Frames | None], parts: list[str], media: list[Medium]) -> list[str]:
+        """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
+        files: list[str] = []
+        for name, frames, part in zip(record.videos, folders, record.video_parts(folders), strict=True):
+            if frames is None:
+                parts.append(part["part"])
+                files.append(name)
+                media.append(self._medium(name, "video"))
+                continue
+            parts += part["frames"]
+            files += (f"{name}/{frame}" for frame in frames.names)
+            found = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
+            other = next((place for place, medium in enumerate(found) if medium.shape != found[0].shape), None)
+            if other is not None:
+                raise DataError("broken_video", f"{self.root / name}: {frames.names[other]} is of another size than {frames.names[0]}")
+            media += found
+        return files
+
     def _medium(self, name: str, kind: str) -> Medium:
-        found = self._media.get(name)
-        if found is None:
-            try:
-                found = check_file(self.root / name, self.how, kind)
-            except DataError as fault:
-                found = fault
-            if len(self._media) >= _KEPT:
-                self._media.clear()
-            self._media[name] = found
-        if isinstance(found, DataError):
+        """Raises DataError for one that cannot be used."""
+        found = self._media.get(name) or self._look(name, kind)
+        if type(found) is DataError:
             raise found
+        return found
+
+    def _look(self, name: str, kind: str) -> Medium | DataError:
+        try:
+            found = check_file(self._folder + name, self.how, kind)
+        except DataError as fault:
+            found = fault
+        if len(self._media) >= _KEPT:
+            self._media.clear()
+        self._media[name] = found
         return found
 
     def _frames(self, name: str) -> Frames | None:
@@ -184,40 +215,45 @@ def read_frames(folder: Path) -> Frames:
     return Frames(tuple(names), llava.FRAMES_PER_SECOND)
 
 
-def check_file(path: Path, how: str, kind: str = "picture") -> Medium:
+def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
     """A picture or video that seems whole. Raises DataError."""
-    missing, broken = f"missing_{kind}", f"broken_{kind}"
+    path = os.fspath(path)
     try:
         # a pipe by that name would wait for a writer
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
-        raise DataError(missing, f"{path}: {reason}" if path.name.isprintable() else f"{str(path)!r}: {reason}") from error
+        shown = path if os.path.basename(path).isprintable() else repr(path)
+        raise DataError(f"missing_{kind}", f"{shown}: {reason}") from error
+    shape = None
     try:
         found = os.fstat(file)
+        size, stamp = found.st_size, found.st_mtime_ns
         if not stat.S_ISREG(found.st_mode):
-            raise DataError(missing, f"{path}: not a file")
-        if not found.st_size:
-            raise DataError(broken, f"{path}: empty file")
+            raise DataError(f"missing_{kind}", f"{path}: not a file")
+        if not size:
+            raise DataError(f"broken_{kind}", f"{path}: empty file")
         if how == "none":
-            return Medium(found.st_size, found.st_mtime_ns, None)
+            return Medium(size, stamp, None)
         if kind == "video":
-            shape = _video(file, path, found.st_size, how)
-            return Medium(found.st_size, found.st_mtime_ns, shape)
-        head = os.read(file, _HEAD)
-        tail = head if found.st_size <= len(head) else os.pread(file, _TAIL, found.st_size - _TAIL)
+            return Medium(size, stamp, _video(file, path, size, how))
+        if how == "header":
+            head = os.read(file, _FIRST)
+            tail = head if size <= len(head) else os.pread(file, _TAIL, size - _TAIL)
+            shape = plain_picture(head, tail)
+            if shape is None and size > len(head):
+                shape = plain_picture(os.pread(file, _HEAD, 0), tail)
     except OSError as error:
-        raise DataError(broken, f"{path}: {error.strerror}") from error
+        raise DataError(f"broken_{kind}", f"{path}: {error.strerror}") from error
     finally:
         os.close(file)
-    shape = plain_picture(head, tail) if how == "header" else None
     if shape is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_picture(path, how)
-            with picture_faults(str(path)), Image.open(path, formats=FORMATS) as image:
+            check_picture(Path(path), how)
+            with picture_faults(path), Image.open(path, formats=FORMATS) as image:
                 shape = (image.height, image.width)
-    return Medium(found.st_size, found.st_mtime_ns, shape)
+    return Medium(size, stamp, shape)
 
 
 def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
@@ -234,19 +270,26 @@ def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """From the segments up to the pixels."""
-    at, shape = 2, None
-    while at + 4 <= len(head) and head[at] == 0xFF:
+    """From the segments up to the pixels. A segment that Pillow would stumble over leaves the picture to it."""
+    at, shape, there = 2, None, len(head)
+    while at + 4 <= there and head[at] == 0xFF:
         marker, size = head[at + 1], head[at + 2] << 8 | head[at + 3]
-        if marker == 0xDA:
-            return shape
-        if marker in (0xC0, 0xC1, 0xC2):
-            if size < 11 or at + 10 > len(head) or head[at + 4] != 8 or head[at + 9] not in (1, 3, 4) or size != 8 + 3 * head[at + 9]:
-                return None
-            shape = head[at + 5] << 8 | head[at + 6], head[at + 7] << 8 | head[at + 8]
-        elif size < 2 or not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):
+        begin, at = at + 4, at + 2 + size
+        if size < 2 or at > there:
             return None
-        at += 2 + size
+        if marker == 0xDB:
+            while begin < at:
+                begin += 65 if head[begin] < 16 else 129
+            if begin != at:
+                return None
+        elif marker in (0xC0, 0xC1, 0xC2):
+            if size < 11 or head[begin] != 8 or head[begin + 5] not in (1, 3, 4) or size != 8 + 3 * head[begin + 5]:
+                return None
+            shape = head[begin + 1] << 8 | head[begin + 2], head[begin + 3] << 8 | head[begin + 4]
+        elif marker == 0xDA:
+            return shape
+        elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDD, 0xFE)):
+            return None
     return None
 
 
@@ -268,23 +311,23 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _video(file: int, path: Path, size: int, how: str) -> tuple[int, int]:
+def _video(file: int, path: str, size: int, how: str) -> tuple[int, int]:
     """(height, width). Raises DataError for what the loader could not read."""
     with open(file, "rb", closefd=False) as opened:
         data = opened.read()
     if data[4:8] == b"ftyp":
         _check_boxes(data, path)
-    header = video_decode.header(data, str(path))
+    header = video_decode.header(data, path)
     if how == "decode":
         import numpy as np
 
         for begin in range(0, header.frames, 64):
             # some at a time: all frames of a long video would not fit in memory
-            video_decode.frames(data, np.arange(begin, min(begin + 64, header.frames)), str(path))
+            video_decode.frames(data, np.arange(begin, min(begin + 64, header.frames)), path)
     return header.height, header.width
 
 
-def _check_boxes(data: bytes, path: Path) -> None:
+def _check_boxes(data: bytes, path: str) -> None:
     """Raises DataError when an MP4's outermost boxes do not fill the file: it was cut off."""
     at = 0
     while at + 8 <= len(data):

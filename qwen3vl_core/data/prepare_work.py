@@ -1,168 +1,64 @@
-"""What the worker processes of prepare do, and the processes themselves. Imports no torch.
+"""Stretches of shards: members copied to known places, with a checksum of what was written. Imports no torch.
 
 Every task says what it needs and where its bytes go, so that the result does not depend on how many processes there are.
+A picture costs three calls of the system, and a mebibyte of shard one more: files are read to where they belong in a
+buffer that is written as it is, and the headers of all its members are made at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
-from qwen3vl_core.data.prepare_check import Sample
-from qwen3vl_core.data.tar import BLOCK, header
+import numpy as np
+
+from qwen3vl_core.data.tar import BLOCK, header, header_blocks, padded
 from qwen3vl_core.errors import WorkError
 
-MOST_WORKERS = 16
+_BUFFER = 1 << 20
+"""Bytes of a shard that are made together: they stay in the processor's cache on their way."""
 _AT_ONCE = 4 << 20
-_BUFFERS = 512
-"""Buffers in one write; systems take 1,024."""
-_PDEATHSIG = 1
-_state: Any = None
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+Written = tuple[int, bytes, tuple[str, ...], tuple[str, ...], tuple[int, ...], int]
+"""Of a sample: number, JSON, names of the media within the sample, their files, their sizes, bytes in the shard."""
 
 
-class Workers:
-    """`with Workers(count, state) as workers: for result in workers.map(method, tasks)`; results in the tasks' order.
-
-    count: 0 is one a core, where the work is worth starting them. method: a function of (state, task); the state is sent
-    to every process once. A single task, or a count of 1, is done in this process.
-    """
-
-    def __init__(self, count: int, state: Any) -> None:
-        self.count, self._asked = worker_count(count), count > 1
-        self._own, self._pool = state, None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def map(self, method: Callable[[Any, Any], Any], tasks: Iterable[Any], small: bool = False) -> Iterator[Any]:
-        """small: not worth starting processes for. Raises what a task raises; WorkError when a process dies."""
-        tasks = iter(tasks)
-        first = list(islice(tasks, 2))
-        if self.count <= 1 or len(first) < 2 or (small and not self._asked):
-            for task in chain(first, tasks):
-                yield method(self._own, task)
-            return
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.count, _context(), _begin, (self._own, os.getpid()))
-        waiting: deque[Future] = deque()
-        try:
-            for task in chain(first, tasks):
-                waiting.append(self._pool.submit(_do, method, task))
-                # enough to keep all busy, few enough to hold only some results
-                if len(waiting) > 4 * self.count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise WorkError("a worker process was killed, often for want of memory; use fewer --workers") from error
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def worker_count(wanted: int) -> int:
-    """`wanted`, or for 0 as many as there are cores to run on."""
-    if wanted:
-        return wanted
-    with contextlib.suppress(AttributeError):
-        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-    return min(os.cpu_count() or 1, MOST_WORKERS)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Forking takes milliseconds, but other threads' locks would stay shut for ever in the child."""
-    alone = threading.active_count() == 1 and "torch" not in sys.modules
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("fork" if alone and "fork" in methods else "forkserver" if "forkserver" in methods else "spawn")
-
-
-def _begin(state: Any, parent: int) -> None:
-    global _state
-    _state = state
-    # Ctrl-C reaches the whole group: the parent ends the work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # a parent that is killed cannot tell; without this its workers would wait for tasks for ever
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1 != parent:
-        os._exit(1)
-
-
-def _do(method: Callable[[Any, Any], Any], task: Any) -> Any:
-    return method(_state, task)
-
-
-def write_stretch(root: Path, shard: Path, offset: int, samples: list[Sample]) -> tuple[int, int]:
-    """Write samples into a shard that is there, from `offset` on; returns (bytes, their CRC-32).
+def write_stretch(root: str, shard: str, offset: int, samples: Sequence[Written]) -> tuple[int, int]:
+    """Write samples into a shard that is there, from `offset` on; returns (bytes, their checksum).
 
     Raises WorkError when a file is not what it was when it was checked, OSError as the disk does.
     """
     file = os.open(shard, os.O_WRONLY | os.O_CLOEXEC)
     out = _Out(file, offset)
-    folder = f"{root}/"
     try:
-        for sample in samples:
-            key = f"{sample.number:08d}."
-            out.add(header(key + "json", len(sample.payload)), sample.payload)
-            for part, name, size in zip(sample.parts, sample.files, sample.sizes, strict=True):
-                out.add(header(key + part, size))
-                _copy(folder + name, size, sample, out)
-        out.flush()
+        for large, together in groupby(samples, key=lambda sample: sample[-1] > _BUFFER):
+            if large:
+                for sample in together:
+                    _write_large(f"{root}/", sample, out)
+            else:
+                _write_together(f"{root}/", list(together), out)
     finally:
         os.close(file)
     return out.at - offset, out.sum
 
 
 class _Out:
-    """Gathers buffers and writes them together, with a checksum of all."""
+    """Where whole blocks are written one after the other, with a checksum of all."""
 
     def __init__(self, file: int, at: int) -> None:
         self.file, self.at, self.sum = file, at, 0
-        self._buffers: list[bytes] = []
-        self._pending = 0
+        self.buffer = bytearray(_BUFFER + 1)
 
-    def add(self, *pieces: bytes) -> None:
-        for piece in pieces:
-            self.sum = zlib.crc32(piece, self.sum)
-            self._buffers.append(piece)
-            self._pending += len(piece)
-        rest = -(self.at + self._pending) % BLOCK
-        # members begin on blocks, and so does every stretch
-        if rest:
-            self._buffers.append(bytes(rest))
-            self.sum = zlib.crc32(self._buffers[-1], self.sum)
-            self._pending += rest
-        if self._pending >= _AT_ONCE or len(self._buffers) >= _BUFFERS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._buffers:
-            return
-        done = write_at(self.file, self._buffers, self.at)
-        if done < self._pending:
-            rest = memoryview(b"".join(self._buffers))
-            while done < self._pending:
-                done += write_at(self.file, [rest[done:]], self.at + done)
-        self.at += self._pending
-        self._buffers, self._pending = [], 0
+    def write(self, data: bytes | memoryview) -> None:
+        self.sum = checksum(data, self.sum)
+        done, size = 0, len(data)
+        while done < size:
+            done += write_at(self.file, [memoryview(data)[done:]], self.at + done)
+        self.at += size
 
 
 def write_at(file: int, buffers: list, offset: int) -> int:
@@ -170,44 +66,141 @@ def write_at(file: int, buffers: list, offset: int) -> int:
     return os.pwritev(file, buffers, offset)
 
 
-def _copy(path: str, size: int, sample: Sample, out: _Out) -> None:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def checksum(data: bytes | memoryview, before: int = 0) -> int:
+    """CRC-32 of the sums of the blocks' words, which costs a tenth of that of the blocks; half a block at the end is not in it.
+
+    data: what follows after bytes whose checksum is `before`, so that it does not matter where they were cut.
+    """
+    words = np.frombuffer(data, "<u8", len(data) // BLOCK * (BLOCK // 8))
+    return zlib.crc32(words.reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64).astype("<u8", copy=False).data, before)
+
+
+def _write_together(folder: str, samples: Sequence[Written], out: _Out) -> None:
+    """Samples that fit into the buffer, as many of them at a time as do."""
+    names: list[bytes] = []
+    sizes: list[int] = []
+    # in a buffer each: (its blocks, members up to its end, [(place, JSON)], [(record, place, bytes, file)])
+    buffers: list[tuple[int, int, list[tuple[int, bytes]], list[tuple[int, int, int, str]]]] = []
+    payloads: list[tuple[int, bytes]] = []
+    files: list[tuple[int, int, int, str]] = []
+    at = 0
+    for number, payload, parts, paths, lengths, size in samples:
+        if at + size > _BUFFER:
+            buffers.append((at // BLOCK, len(names), payloads, files))
+            payloads, files, at = [], [], 0
+        key = b"%08d." % number
+        length = len(payload)
+        names.append(key + b"json")
+        sizes.append(length)
+        payloads.append((at + BLOCK, payload))
+        at += BLOCK + -(-length // BLOCK) * BLOCK
+        for part, path, length in zip(parts, paths, lengths, strict=True):
+            names.append(key + part.encode())
+            sizes.append(length)
+            files.append((number, at + BLOCK, length, path))
+            at += BLOCK + -(-length // BLOCK) * BLOCK
+    buffers.append((at // BLOCK, len(names), payloads, files))
+    # for all buffers at once: an array's operations cost more than the few members of one
+    headers = header_blocks(names, sizes)
+    counts = 1 - -np.array(sizes) // BLOCK
+    ends = np.cumsum(counts)
+    whole = np.frombuffer(out.buffer, np.uint8, _BUFFER).reshape(-1, BLOCK)
+    first = begin = 0
+    with memoryview(out.buffer) as view:
+        for blocks, last, payloads, files in buffers:
+            here = ends[first:last] - begin
+            # what will not be filled of a last block
+            whole[here - 1] = 0
+            for number, place, length, path in files:
+                _read(folder + path, number, view[place : place + length + 1])
+            for place, payload in payloads:
+                view[place : place + len(payload)] = payload
+            # the last of all: a file that has grown was read a byte beyond its place
+            whole[here - counts[first:last]] = headers[first:last]
+            out.write(view[: blocks * BLOCK])
+            first, begin = last, begin + blocks
+
+
+def _write_large(folder: str, sample: Written, out: _Out) -> None:
+    """A sample of any size, a piece at a time."""
+    number, payload, parts, files, lengths, _ = sample
+    key = f"{number:08d}."
+    out.write(header(key + "json", len(payload)))
+    out.write(payload + bytes(-len(payload) % BLOCK))
+    for part, name, length in zip(parts, files, lengths, strict=True):
+        out.write(header(key + part, length))
+        path = folder + name
+        with _faults(path, number):
+            file = os.open(path, _FLAGS)
         try:
-            left = size
-            while left:
-                # whole blocks, so that nothing is padded in between
-                data = os.read(file, min(left, _AT_ONCE))
-                while data and len(data) < min(left, _AT_ONCE):
-                    more = os.read(file, min(left, _AT_ONCE) - len(data))
-                    if not more:
-                        break
-                    data += more
-                if len(data) < min(left, _AT_ONCE):
-                    break
-                left -= len(data)
-                out.add(data)
-            longer = os.fstat(file).st_size != size
+            for begin in range(0, length, _AT_ONCE):
+                wanted = min(length - begin, _AT_ONCE)
+                piece = memoryview(bytearray(padded(wanted)))
+                with _faults(path, number):
+                    got = _fill(file, piece[:wanted])
+                if got < wanted:
+                    raise _changed(path, number)
+                out.write(piece)
+            if os.fstat(file).st_size != length:
+                raise _changed(path, number)
+        finally:
+            os.close(file)
+
+
+def _read(path: str, number: int, view: memoryview) -> None:
+    """A file into `view`, which has room for its length and one byte more, by which it would be noticed that it has grown."""
+    length = len(view) - 1
+    try:
+        file = os.open(path, _FLAGS)
+        try:
+            got = os.readv(file, (view,))
+            if got < length:
+                got += _fill(file, view[got:])
         finally:
             os.close(file)
     except OSError as error:
-        if error.filename is None:
-            # from the shard's disk, not from this file's
-            raise
-        raise WorkError(f"record {sample.number}: {path}: {error.strerror}; it was there before; run the prepare again") from error
-    if left or longer:
-        raise WorkError(f"record {sample.number}: {path} changed while it was read; run the prepare again")
+        raise _gone(path, number, error) from error
+    if got != length:
+        raise _changed(path, number)
 
 
-def sum_stretch(shard: Path, offset: int, size: int) -> int:
-    """CRC-32 of a stretch of a file; of what is there of it, when it is shorter."""
+def _fill(file: int, view: memoryview) -> int:
+    """Bytes read: as many as `view` has, or those up to the end of the file."""
+    done = 0
+    while done < len(view):
+        got = os.readv(file, (view[done:],))
+        if not got:
+            break
+        done += got
+    return done
+
+
+@contextlib.contextmanager
+def _faults(path: str, number: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _gone(path, number, error) from error
+
+
+def _gone(path: str, number: int, error: OSError) -> WorkError:
+    return WorkError(f"record {number}: {path}: {error.strerror}; it was there before; run the prepare again")
+
+
+def _changed(path: str, number: int) -> WorkError:
+    return WorkError(f"record {number}: {path} changed while it was read; run the prepare again")
+
+
+def sum_stretch(shard: str, offset: int, size: int) -> int:
+    """Checksum of a stretch of a file; of what is there of it, when it is shorter."""
     made = 0
     with open(shard, "rb", buffering=0) as file:
         file.seek(offset)
+        piece = memoryview(bytearray(min(size, _AT_ONCE)))
         while size > 0:
-            data = file.read(min(size, _AT_ONCE))
-            if not data:
+            got = _fill(file.fileno(), piece[:size])
+            made = checksum(piece[:got], made)
+            if got < len(piece[:size]):
                 break
-            made = zlib.crc32(data, made)
-            size -= len(data)
+            size -= got
     return made

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_core.data.prepare_check import Checker, Sample
-from qwen3vl_core.data.prepare_work import Workers, sum_stretch, write_stretch
+from qwen3vl_core.data.prepare_work import Written, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
+from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full
 from qwen3vl_core.progress import Progress
@@ -67,11 +68,11 @@ def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shar
 
 def _shard(split: str, number: int, samples: list[Sample]) -> Shard:
     name = f"{split}-{number:05d}.tar"
-    content, stamps = hashlib.sha256(name.encode()), hashlib.sha256()
-    for sample in samples:
-        content.update(b"%d %d %s\n%s\n" % (sample.number, sample.size, repr((sample.parts, sample.sizes)).encode(), sample.payload))
-        stamps.update(repr((sample.files, sample.stamps)).encode())
-    return Shard(name, samples, content.hexdigest(), hashlib.sha256(content.digest() + stamps.digest()).hexdigest())
+    held = [(sample.number, len(sample.payload), sample.parts, sample.sizes) for sample in samples]
+    content = hashlib.sha256(repr((name, held)).encode())
+    content.update(b"".join([sample.payload for sample in samples]))
+    found = repr([(sample.files, sample.stamps) for sample in samples])
+    return Shard(name, samples, content.hexdigest(), hashlib.sha256(content.digest() + found.encode()).hexdigest())
 
 
 def _stretches(shard: Shard) -> Iterator[tuple[int, list[Sample]]]:
@@ -94,15 +95,15 @@ def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
     last = {shard.name: offset for shard, offset, _ in tasks}
     done: list[list[int]] = []
 
-    def sent() -> Iterator[tuple[Path, int, list[Sample]]]:
+    def sent() -> Iterator[tuple[str, int, list[Written]]]:
         for shard, offset, samples in tasks:
             path = folder / (shard.name + UNFINISHED)
             if offset == 0:
                 with open(path, "wb") as file:
                     file.truncate(shard.size)
-            yield path, offset, samples
+            yield str(path), offset, [(s.number, s.payload, s.parts, s.files, s.sizes, s.size) for s in samples]
 
-    written = workers.map(_write, sent(), small=sum(shard.size for shard in shards) < _SMALL)
+    written = workers.map(_write, sent(), small=sum(shard.size for shard in shards) < _SMALL, plain=True)
     with Progress("write", total=sum(len(s.samples) for s in shards), unit="samples") as progress, open(folder / LOG, "a") as log:
         for (shard, offset, samples), (size, crc) in zip(tasks, written, strict=True):
             if size != sum(sample.size for sample in samples):
@@ -116,11 +117,11 @@ def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
             progress.update(len(samples), note=shard.name)
 
 
-def _write(checker: Checker, task: tuple[Path, int, list[Sample]]) -> tuple[int, int]:
-    return write_stretch(checker.root, *task)
+def _write(checker: Checker, task: tuple[str, int, list[Written]]) -> tuple[int, int]:
+    return write_stretch(str(checker.root), *task)
 
 
-def _sum(checker: Checker, task: tuple[Path, int, int]) -> int:
+def _sum(checker: Checker, task: tuple[str, int, int]) -> int:
     return sum_stretch(*task)
 
 
@@ -136,15 +137,16 @@ def keep_finished(folder: Path, shards: list[Shard], workers: Workers) -> set[st
         path = folder / row["shard"]
         if shard is not None and shard.name == row["shard"] and path.is_file() and path.stat().st_size == shard.size == row["size"]:
             noted[shard.name] = row
-    tasks = [(folder / name, offset, size, crc) for name, row in noted.items() for offset, size, crc in row["stretches"]]
+    tasks = [(name, offset, size, made) for name, row in noted.items() for offset, size, made in row["stretches"]]
     kept = set(noted)
     if tasks:
         with Progress("resume", total=sum(size for _, _, size, _ in tasks), unit="B") as progress:
-            sums = workers.map(_sum, (task[:3] for task in tasks), small=sum(task[2] for task in tasks) < _SMALL)
-            for (path, _, size, crc), found in zip(tasks, sums, strict=True):
-                progress.update(size, note=path.name)
-                if found != crc:
-                    kept.discard(path.name)
+            sent = ((str(folder / name), offset, size) for name, offset, size, _ in tasks)
+            sums = workers.map(_sum, sent, small=sum(task[2] for task in tasks) < _SMALL, plain=True)
+            for (name, _, size, made), found in zip(tasks, sums, strict=True):
+                progress.update(size, note=name)
+                if found != made:
+                    kept.discard(name)
     rows = "".join(json.dumps(noted[name]) + "\n" for name in sorted(kept))
     for path in folder.iterdir():
         if path.name not in kept:

@@ -44,4 +44,4 @@ def _names(record: dict[str, Any], what: str) -> tuple[str, ...]:
         return ()
     if not isinstance(found, (list, str)):
         raise RecordError(f"{what}s must be a list of names, not {kind_of(found)}")
-    return tuple(llava.media_name(name, what) for name in (found if isinstance(found, list) else [found]))
+    return tuple([llava.media_name(name, what) for name in (found if isinstance(found, list) else [found])])

@@ -15,8 +15,8 @@ import numpy as np
 
 from qwen3vl_core.data.faults import DataError
 from qwen3vl_core.data.inspect_samples import Samples, open_samples
-from qwen3vl_core.data.prepare_work import Workers
 from qwen3vl_core.data.storage import Place
+from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.progress import Progress
 
 _AT_ONCE = 512

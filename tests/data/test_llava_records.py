@@ -53,6 +53,8 @@ def records(draw):
 def test_pictures_stand_where_their_tags_were(case):
     made, pictures, pieces, answer = case
     record = llava.parse(7, made)
+    # put together by hand, and what an encoder would write
+    assert record.payload().decode() == json.dumps(json.loads(record.payload()), ensure_ascii=False, separators=(",", ":"))
     user, assistant = json.loads(record.payload())["messages"]
     assert [part["part"] for part in user["content"] if part["type"] == "image"] == record.parts
     assert len(record.pictures) == len(pictures)

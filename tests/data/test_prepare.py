@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -91,6 +92,32 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
     prepared(source, tmp_path / "one", split="2,1,1", shard_size=40_000, workers=1)
     prepared(source, tmp_path / "three", split="2,1,1", shard_size=40_000, workers=3)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
+
+
+@pytest.mark.parametrize("buffer", [512, 4096, 60 * 512])
+def test_samples_of_any_size_are_written_as_tar_reads_them(tmp_path, monkeypatch, buffer):
+    source = samples.write_source(tmp_path, 10, text_only=2)
+    prepared(source, tmp_path / "whole", split="1,0,0", workers=1)
+    monkeypatch.setattr(prepare_work, "_BUFFER", buffer)
+    monkeypatch.setattr(prepare_work, "_AT_ONCE", 1024)
+    prepared(source, tmp_path / "pieces", split="1,0,0", workers=1)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "pieces")
+    with tarfile.open(tmp_path / "pieces" / "train-00000.tar") as opened:
+        assert sum(entry.name.endswith("json") for entry in opened) == 12
+
+
+@samples.many()
+@given(st.binary(min_size=2048, max_size=2048), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 2047), st.integers(1, 255))
+def test_a_checksum_is_of_the_bytes_and_not_of_how_they_were_cut(data, cuts, at, change):
+    whole = prepare_work.checksum(data)
+    edges = [0, *sorted(512 * cut for cut in cuts), 2048]
+    made = 0
+    for begin, end in itertools.pairwise(edges):
+        made = prepare_work.checksum(data[begin:end], made)
+    assert made == whole
+    other = bytearray(data)
+    other[at] ^= change
+    assert prepare_work.checksum(other) != whole
 
 
 class Killed(BaseException):

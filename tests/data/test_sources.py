@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import warnings
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from qwen3vl_core.data import prepare, prepare_check, sources
 from qwen3vl_core.data.encoder import messages_of
 from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.pictures import FORMATS
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import PrepareOptions
@@ -240,3 +245,26 @@ def test_a_pipe_among_the_pictures_is_no_file_and_nobody_waits(tmp_path):
 def test_plain_pictures_need_no_closer_look(format, options, mode):
     data = samples.encoded(samples.picture(3, 80, 48, mode), format, **options)
     assert prepare_check.plain_picture(data[:65536], data[-64:]) == (48, 80)
+
+
+@samples.many(300)
+@given(
+    st.sampled_from(["JPEG", "PNG"]),
+    st.sampled_from(["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16"]),
+    st.sampled_from([{}, {"progressive": True}, {"optimize": True}, {"exif": EXIF}, {"comment": b"x" * 40}, {"qtables": "web_low"}]),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.lists(st.tuples(st.integers(0, 700), st.integers(1, 255)), max_size=3),
+)
+def test_pillow_says_the_same_of_what_needs_no_closer_look(format, mode, options, size, changes):
+    try:
+        data = bytearray(samples.encoded(samples.picture(3, *size).convert(mode), format, **options))
+    except (OSError, ValueError):
+        return  # a mode that this format does not have
+    for at, change in changes:
+        data[at % len(data)] ^= change
+    data = bytes(data)
+    for head in (data[:400], data):
+        found = prepare_check.plain_picture(head, data[-64:])
+        if found is not None:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                assert found == (image.height, image.width) and image.format in (format, "MPO")

@@ -42,6 +42,13 @@ def test_tarfile_reads_what_was_written(tmp_path_factory, content):
     assert write(path, content) == written
 
 
+@samples.many()
+@given(st.lists(st.tuples(st.from_regex(r"[A-Z_a-z~ -]{1,90}\.[a-z0-9]{1,8}", fullmatch=True), st.integers(0, tar.LARGEST_MEMBER))))
+def test_headers_made_together_are_those_made_one_by_one(held):
+    blocks = tar.header_blocks([name.encode() for name, _ in held], [size for _, size in held])
+    assert blocks.tobytes() == b"".join(tar.header(name, size) for name, size in held)
+
+
 @samples.many(60)
 @given(files, st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]), st.integers(0, 120))
 def test_what_tarfile_wrote_is_read(content, format, longer):

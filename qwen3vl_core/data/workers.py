@@ -1,0 +1,239 @@
+"""Processes that do one task after the other beside this one, which gets the results in order. Imports no torch.
+
+A process is sent its next task while it still does one, and reads it in a thread of its own: nobody waits for anybody,
+and neither side can be stuck writing to one that is writing too. This process works too while it would wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import marshal
+import multiprocessing
+import os
+import pickle
+import queue
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from multiprocessing.connection import Connection
+from typing import Any
+
+from qwen3vl_core.errors import WorkError
+
+MOST_WORKERS = 16
+_QUEUED = 2
+"""Tasks that a process holds: the one it does and the one after it. More would wait there while others have none left."""
+_AHEAD = 4
+"""Results a process that may wait for an earlier one of another process."""
+_PDEATHSIG = 1
+_DONE, _FAILED = 0, 1
+
+
+class Workers:
+    """`with Workers(count, state) as workers: for result in workers.map(method, tasks)`; results in the tasks' order.
+
+    count: 0 is one a core, where the work is worth starting them. method: a function of (state, task); the state is sent
+    to every process once. This process is one of them: a single task, or a count of 1, starts no other.
+    """
+
+    def __init__(self, count: int, state: Any) -> None:
+        self.count, self._asked = worker_count(count), count > 1
+        self._own = state
+        self._processes: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}
+        # by descriptor, as `poll` tells them
+        self._poll = select.poll()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._stop()
+
+    def map(self, method: Callable[[Any, Any], Any], tasks: Iterable[Any], small: bool = False, plain: bool = False) -> Iterator[Any]:
+        """small: not worth starting processes for. plain: tasks and results are nothing but lists, tuples, dictionaries,
+        text, bytes and numbers of Python's own, which travel at a third of the cost.
+
+        Raises what a task raises; WorkError when a process dies.
+        """
+        tasks = iter(tasks)
+        first = list(islice(tasks, 2))
+        if self.count <= 1 or len(first) < 2 or (small and not self._asked):
+            for task in chain(first, tasks):
+                yield method(self._own, task)
+            return
+        self.start()
+        whole = False
+        try:
+            yield from self._spread(method, chain(first, tasks), plain)
+            whole = True
+        finally:
+            if not whole:
+                # given up on the way: nobody waits for what is still being done
+                self._stop(at_once=True)
+
+    def _spread(self, method: Callable[[Any, Any], Any], tasks: Iterator[Any], plain: bool) -> Iterator[Any]:
+        dumps, loads = (_plain_dumps, marshal.loads) if plain else (pickle.dumps, pickle.loads)
+        held = dict.fromkeys(self._processes, 0)
+        results: dict[int, Any] = {}
+        sent = given = 0
+        more = True
+        while more or given < sent:
+            while more and sent - given < _AHEAD * self.count:
+                free = min(held, key=held.__getitem__)
+                full = held[free] >= _QUEUED
+                ready = self._poll.poll(0) if full else ()
+                if given in results or ready:
+                    # before a task of its own: others wait for what is ready
+                    break
+                try:
+                    task = next(tasks)
+                except StopIteration:
+                    more = False
+                    break
+                if full:
+                    results[sent] = method(self._own, task)
+                else:
+                    self._send(free, pickle.dumps((sent, plain, method, dumps(task))))
+                    held[free] += 1
+                sent += 1
+            if given in results:
+                yield results.pop(given)
+                given += 1
+                continue
+            for there, _ in self._poll.poll() if given < sent else ():
+                number, how, data = pickle.loads(self._receive(there))
+                if how == _FAILED:
+                    raise _failure(data)
+                held[there] -= 1
+                results[number] = loads(data)
+
+    def _send(self, there: int, message: bytes) -> None:
+        try:
+            self._processes[there][0].send_bytes(message)
+        except OSError as error:
+            raise self._killed() from error
+
+    def _receive(self, there: int) -> bytes:
+        try:
+            return self._processes[there][0].recv_bytes()
+        except (EOFError, OSError) as error:
+            raise self._killed() from error
+
+    @staticmethod
+    def _killed() -> WorkError:
+        return WorkError("a worker process was killed, often for want of memory; use fewer --workers")
+
+    def start(self) -> None:
+        """Start the processes, if they are not there: earlier than `map` would, to have them ready by then."""
+        if self._processes or self.count <= 1:
+            return
+        context = _context()
+        forked = context.get_start_method() == "fork"
+        for _ in range(self.count - 1):
+            own, other = context.Pipe()
+            # a forked process holds this side's ends too, and would never see that this side has closed them
+            inherited = (*(connection for connection, _ in self._processes.values()), own) if forked else ()
+            process = context.Process(target=_serve, args=(other, inherited, self._own, os.getpid()), daemon=True)
+            process.start()
+            other.close()
+            self._processes[own.fileno()] = own, process
+            self._poll.register(own.fileno(), select.POLLIN)
+
+    def _stop(self, at_once: bool = False) -> None:
+        for there, (connection, process) in self._processes.items():
+            if at_once:
+                process.kill()
+            self._poll.unregister(there)
+            connection.close()
+        for _, process in self._processes.values():
+            process.join()
+        self._processes = {}
+
+
+def worker_count(wanted: int) -> int:
+    """`wanted`, or for 0 as many as there are cores to run on."""
+    if wanted:
+        return wanted
+    with contextlib.suppress(AttributeError):
+        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Forking takes milliseconds, but other threads' locks would stay shut for ever in the child."""
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("fork" if alone and "fork" in methods else "forkserver" if "forkserver" in methods else "spawn")
+
+
+def _plain_dumps(value: Any) -> bytes:
+    # without references to earlier values, whose search costs more than it saves
+    return marshal.dumps(value, 2)
+
+
+def _serve(connection: Connection, inherited: tuple[Connection, ...], state: Any, parent: int) -> None:
+    """A worker process: tasks in, results out, until the parent closes its end."""
+    for end in inherited:
+        end.close()
+    # Ctrl-C reaches the whole group: the parent ends the work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # a parent that is killed while its worker is busy: without this the worker would finish its tasks first
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1 != parent:
+        os._exit(1)
+    # what was there before is not looked through again, and stays in memory shared with the parent
+    gc.freeze()
+    inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_on, args=(connection, inbox), daemon=True).start()
+    while (message := inbox.get()) is not None:
+        number, plain, method, data = pickle.loads(message)
+        try:
+            result = method(state, marshal.loads(data) if plain else pickle.loads(data))
+            answer = (number, _DONE, _plain_dumps(result) if plain else pickle.dumps(result))
+        except BaseException as error:
+            answer = (number, _FAILED, _pickled(error))
+        try:
+            connection.send_bytes(pickle.dumps(answer))
+        except OSError:
+            os._exit(1)
+
+
+def _read_on(connection: Connection, inbox: queue.SimpleQueue[bytes | None]) -> None:
+    while True:
+        try:
+            inbox.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            inbox.put(None)
+            return
+
+
+class _ThereError(Exception):
+    """Where in the worker process an error was raised."""
+
+    def __str__(self) -> str:
+        return "\n" + self.args[0]
+
+
+def _pickled(error: BaseException) -> bytes:
+    trace = "".join(traceback.format_exception(error))
+    with contextlib.suppress(Exception):
+        data = pickle.dumps((error, trace))
+        # some errors can be written and not read again
+        pickle.loads(data)
+        return data
+    return pickle.dumps((WorkError(f"{type(error).__name__}: {error}"), trace))
+
+
+def _failure(data: bytes) -> BaseException:
+    error, trace = pickle.loads(data)
+    error.__cause__ = _ThereError(trace)
+    return error

@@ -1,15 +1,17 @@
 """The data path against its peers on the same files in one run: shards, the loader, packing.
 
     python benchmarks/data.py                      # 3,000 pictures of 336x336, made here
-    python benchmarks/data.py --json figures.json
+    python benchmarks/data.py --json               # the figures as one JSON object; --json FILE writes them there
 
 `prepare` reads the JSON, checks the header and the end of every picture and writes finished shards; `tar` copies the same
 files into one archive; ShardWriter is fed as the public LLaVA converter feeds it. Each is timed from an open Python (tar:
-from its start) to finished files, in turn, several times, with the pictures in the page cache. Energon's index, the same for
-all, is timed on its own. The loader, in this process, gives out batches of one sample from those shards; Hugging Face's
-`Qwen3VLProcessor` with the Pillow backend is given the same pictures and conversations, in turn. A ratio is the median of
-the rounds' ratios: what else the machine does weighs on both. Packing is measured over one epoch of conversations whose
-lengths are spread as LLaVA's instructions are, at 4,096 tokens a row.
+from its start) to finished files, in turn, several times, with the pictures in the page cache. ShardWriter has a process of
+its own, which is there and has imported it before: it brings torch, beside which `prepare` could not fork its processes as
+the command does. Processor time is that of all processes of a way: on a busy machine it says what the wall clock cannot.
+The index is timed on its own, and so is Energon making it from the shards. The loader, in this process, gives out batches of
+one sample from those shards; Hugging Face's `Qwen3VLProcessor` with the Pillow backend is given the same pictures and
+conversations, in turn. A ratio is the median of the rounds' ratios: what else the machine does weighs on both. Packing is
+measured over one epoch of conversations whose lengths are spread as LLaVA's instructions are, at 4,096 tokens a row.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ import qwen3vl_core
 from qwen3vl_core.data import energon, sources
 from qwen3vl_core.data.prepare import read_samples
 from qwen3vl_core.data.prepare_check import Checker
-from qwen3vl_core.data.prepare_write import plan_shards, write_shards
+from qwen3vl_core.data.prepare_write import Shard, plan_shards, write_shards
 from qwen3vl_core.data.workers import Workers, worker_count
 
 SIDE = 336
@@ -73,15 +77,19 @@ def make_source(folder: Path, count: int) -> Path:
     return source
 
 
-def write_with_prepare(source: Path, target: Path, workers: int) -> list[str]:
-    """What `qwen3vl prepare --check header` does up to the index; the names of the shards."""
+Spent = tuple[float, float]
+"""Seconds on the wall's clock, and of processors."""
+
+
+def write_with_prepare(source: Path, target: Path, workers: int) -> list[Shard]:
+    """What `qwen3vl prepare --check header` does up to the index; the shards."""
     with Workers(workers, Checker(source.parent, "header")) as pool:
         samples, refused = read_samples(sources.find(source), pool)
         if refused:
             raise ValueError(f"{len(refused)} records were refused")
         shards = plan_shards("train", samples, SHARD_SIZE)
         write_shards(target, shards, pool)
-    return [shard.name for shard in shards]
+    return shards
 
 
 def write_with_tar(source: Path, target: Path) -> None:
@@ -100,38 +108,101 @@ def write_with_shardwriter(source: Path, target: Path) -> None:
             writer.write({"__key__": record["id"], "jpg": picture, "json": json.dumps(record["conversations"]).encode()})
 
 
-def timed(work: Callable[[Path], Any], folder: Path) -> float:
-    """Seconds of `work` into a fresh folder."""
+def index_with_energon(target: Path, names: list[str]) -> None:
+    """The index as Energon makes it, reading the shards."""
+    from megatron.energon.epathlib import EPath
+    from megatron.energon.flavors import BaseWebdatasetFactory
+
+    patterns = [(split, f"{split}-[0-9]+[.]tar") for split in energon.SPLITS]
+    with contextlib.redirect_stdout(sys.stderr):
+        BaseWebdatasetFactory.prepare_dataset(
+            EPath(target.absolute()), names, split_parts_patterns=patterns, tar_index_only=False, shuffle_seed=None, workers=1
+        )
+
+
+def spent() -> Spent:
+    """By this process and those it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def timed(work: Callable[[], Any]) -> Spent:
+    """What `work` takes."""
+    begin = spent()
+    work()
+    end = spent()
+    return end[0] - begin[0], end[1] - begin[1]
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder to write to."""
     target = folder / "written"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    begin = time.perf_counter()
-    work(target)
-    return time.perf_counter() - begin
+    return target
+
+
+def _serve(connection: Any) -> None:
+    import webdataset  # noqa: F401 - before it is timed
+
+    while True:
+        try:
+            work, arguments = connection.recv()
+        except EOFError:
+            return
+        connection.send(timed(lambda: work(*arguments)))  # noqa: B023 - called at once
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[Callable[..., Spent]]:
+    """A process that is there; gives a function that has it do work with some arguments, and says what that took."""
+    context = multiprocessing.get_context("spawn")
+    connection, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other,))
+    process.start()
+    other.close()
+
+    def done(work: Callable[..., Any], *arguments: Any) -> Spent:
+        connection.send((work, arguments))
+        return connection.recv()
+
+    try:
+        yield done
+    finally:
+        connection.close()
+        process.join()
 
 
 def shard_figures(folder: Path, source: Path, count: int, repeats: int, workers: int) -> dict[str, Any]:
     """Samples a second of each way, best and median of `repeats` rounds, and how they stand to each other."""
-    ways: dict[str, Callable[[Path], Any]] = {
-        "prepare": lambda target: write_with_prepare(source, target, workers),
-        "prepare_one_process": lambda target: write_with_prepare(source, target, 1),
-        "tar": lambda target: write_with_tar(source, target),
-        "shardwriter": lambda target: write_with_shardwriter(source, target),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, work in ways.items():
-            seconds[name].append(timed(work, folder))
-    names: list[str] = []
-    timed(lambda target: names.extend(write_with_prepare(source, target, workers)), folder)
-    begin = time.perf_counter()
-    energon.make_index(folder / "written", names, "benchmark")
-    index = time.perf_counter() - begin
+    with apart() as other:
+        ways: dict[str, Callable[[Path], Spent]] = {
+            "prepare": lambda target: timed(lambda: write_with_prepare(source, target, workers)),
+            "prepare_one_process": lambda target: timed(lambda: write_with_prepare(source, target, 1)),
+            "tar": lambda target: timed(lambda: write_with_tar(source, target)),
+            "shardwriter": lambda target: other(write_with_shardwriter, source, target),
+        }
+        # once for all: whatever is read or imported for the first time
+        for work in ways.values():
+            work(fresh(folder))
+        rounds: dict[str, list[Spent]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, work in ways.items():
+                rounds[name].append(work(fresh(folder)))
+        target = fresh(folder)
+        shards = write_with_prepare(source, target, workers)
+        index = timed(lambda: energon.write_index(target, [(shard.name, shard.entries()) for shard in shards], "benchmark"))
+        shutil.rmtree(target / energon.FOLDER)
+        theirs = other(index_with_energon, target, [shard.name for shard in shards])
+    seconds = {name: [wall for wall, _ in taken] for name, taken in rounds.items()}
+    processors = {name: [processor for _, processor in taken] for name, taken in rounds.items()}
     return {
         "samples": count,
         "processes": worker_count(workers),
         "samples_per_second": rates(seconds, count),
-        "index_seconds": index,
+        "processor_us_per_sample": {name: statistics.median(taken) / count * 1e6 for name, taken in processors.items()},
+        "index_seconds": index[0],
+        "energon_index_seconds": theirs[0],
         "shards_over_tar": ratio(seconds, "prepare", "tar"),
         "shards_over_shardwriter": ratio(seconds, "prepare", "shardwriter"),
         "one_process_over_tar": ratio(seconds, "prepare_one_process", "tar"),
@@ -234,9 +305,7 @@ def packing_figures(folder: Path, source: Path, count: int) -> dict[str, Any]:
     long.write_text(json.dumps(records))
     prepare.run(PrepareOptions(source=str(long), to=str(folder / "packed"), split="1,0,0", workers=1, overwrite=True))
     processor = ChatProcessor.from_pretrained(CHECKPOINT, *AREAS)
-    loader = build_loader(
-        folder / "packed", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW, packing=True
-    )
+    loader = build_loader(folder / "packed", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW, packing=True)
     begin = time.perf_counter()
     while loader.used < count - sum(loader.skipped.values()):
         next(loader)
@@ -269,10 +338,13 @@ def parts(given: argparse.Namespace, folder: Path, source: Path, figures: dict[s
 
 def table(figures: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{figures['samples']:,} pictures, {figures['processes']} processes; samples a second, best (median)"]
+    lines = [f"{figures['samples']:,} pictures, {figures['processes']} processes; samples a second, best (median); processor time of one"]
     for name, rate in figures["samples_per_second"].items():
-        lines.append(f"  {name:20s} {rate['best']:10,.0f} ({rate['median']:,.0f})")
-    lines.append(f"  Energon's index takes {figures['index_seconds']:.2f} s more, whoever wrote the shards")
+        shown = f"{rate['best']:,.0f} ({rate['median']:,.0f})"
+        lines.append(f"  {name:20s} {shown:>20s} {figures['processor_us_per_sample'][name]:8.1f} us")
+    lines.append(
+        f"  the index takes {figures['index_seconds']:.2f} s more; Energon takes {figures['energon_index_seconds']:.2f} s to make it"
+    )
     lines.append("tokens and patches of one sample after the other, in one process; samples a second, best (median)")
     for name, rate in figures["loader_samples_per_second"].items():
         lines.append(f"  {name:22s} {rate['best']:8,.0f} ({rate['median']:,.0f})")
@@ -293,7 +365,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--workers", type=int, default=0, help="processes of prepare; 0: one a core")
     parser.add_argument("--dir", type=Path, help="where to write; the default is the system's temporary folder")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print the figures as JSON instead, or write them there")
     given = parser.parse_args()
     os.environ["QWEN3VL_PROGRESS"] = "none"
     figures: dict[str, Any] = {"v": 1}
@@ -302,9 +374,12 @@ def main() -> int:
         source = make_source(folder / "source", given.samples)
         with contextlib.redirect_stdout(sys.stderr):
             parts(given, folder, source, figures)
-    print(table(figures))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if given.json == "-":
+        print(json.dumps(figures))
+    else:
+        print(table(figures))
+    if given.json not in (None, "-"):
+        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
     return int(any(figures[name] < least for name, least in figures["targets"].items()))
 
 

@@ -1,4 +1,4 @@
-"""`qwen3vl prepare`: pictures, videos and conversations to shards with an Energon index. Imports no torch before the index.
+"""`qwen3vl prepare`: pictures, videos and conversations to shards with an Energon index. Imports torch to count tokens only.
 
 Everything is checked before the first byte is written; the dataset is built beside its place and renamed into it. The
 same input gives the same bytes, with any number of processes: a fixed shuffle, splits by sample count, shards cut by
@@ -167,7 +167,7 @@ def _build(
     need_space(target, sum(shard.size for shard in missing) + _INDEX_BYTES * len(samples), "dataset")
     write_shards(folder, missing, workers)
     identity = hashlib.sha256("".join(shard.content for shard in shards).encode())
-    energon.make_index(folder, [shard.name for shard in shards], identity.hexdigest())
+    energon.write_index(folder, [(shard.name, shard.entries()) for shard in shards], identity.hexdigest())
     held = {name: prepare_report.share_of(planned) for name, planned in splits.items()}
     report = {
         "v": 1,

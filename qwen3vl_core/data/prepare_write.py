@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3vl_core.data import energon
 from qwen3vl_core.data.prepare_check import Checker, Sample
 from qwen3vl_core.data.prepare_work import Written, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
@@ -50,6 +51,11 @@ class Shard:
         """Bytes of the file."""
         held = sum(sample.size for sample in self.samples)
         return held + 2 * BLOCK + -(held + 2 * BLOCK) % RECORD
+
+    def entries(self) -> Iterator[energon.Entry]:
+        """What the index says of its samples."""
+        for sample in self.samples:
+            yield f"{sample.number:08d}", [("json", len(sample.payload)), *zip(sample.parts, sample.sizes, strict=True)]
 
 
 def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shard]:

@@ -75,15 +75,27 @@ def dataset(folder: Path, count: int, split: str = "1,0,0", extra: list[dict[str
 
 def raw_dataset(folder: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
     """A dataset of (key, {part: content}) as they are, good or bad, indexed by Energon."""
-    from qwen3vl_core.data.energon import make_index
-
     folder.mkdir(parents=True)
     with TarWriter(folder / "train-00000.tar") as tar:
         for key, parts in samples:
             for part, content in parts.items():
                 tar.add(f"{key}.{part}", content)
-    make_index(folder, ["train-00000.tar"], "raw")
+    energon_index(folder, ["train-00000.tar"])
     return folder
+
+
+def energon_index(folder: Path, shards: list[str]) -> None:
+    """The index as Energon itself makes it from the shards, which begin with their splits' names."""
+    from megatron.energon.epathlib import EPath
+    from megatron.energon.flavors import BaseWebdatasetFactory
+
+    from qwen3vl_core.data import energon
+
+    patterns = [(split, f"{split}-[0-9]+[.]tar") for split in energon.SPLITS]
+    BaseWebdatasetFactory.prepare_dataset(
+        EPath(folder.absolute()), shards, split_parts_patterns=patterns, tar_index_only=False, shuffle_seed=None, workers=1
+    )
+    (folder / energon.FOLDER / "dataset.yaml").write_text(energon.DATASET_YAML)
 
 
 def conversation(answer: str = "A dog on the beach.", pictures: int = 1) -> bytes:

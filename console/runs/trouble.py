@@ -136,6 +136,23 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Trouble | Non
     return None
 
 
+def going_on(known: Trouble | None, new: Sequence[str], exit_code: int | None = None) -> Trouble | None:
+    """The trouble of a log that `known` was found in, and that has got these lines since: only they are looked at.
+
+    Of what both tell the cause comes before its consequences.
+    """
+    found = explain(new, exit_code)
+    if known is None or any(line.startswith(RESUMED) for line in new):
+        return found
+    ranks = {name: rank for rank, (name, *_) in enumerate(_RULES)}
+
+    def rank(trouble: Trouble | None) -> tuple[int, bool]:
+        return (len(ranks) + 1, True) if trouble is None else (ranks.get(trouble.name, len(ranks)), not trouble.line)
+
+    # of the same kind the first is the cause; of our own errors the last word is that which ended it
+    return found if rank(found) < rank(known) or (found is not None and found.line and found.name == known.name == "request") else known
+
+
 def of_run(run: Run) -> Trouble | None:
     """Why a failed or lost run ended, where its log or its exit code tells."""
     state = run.state

@@ -10,7 +10,7 @@ from typing import Any
 from console.runs.state import SAMPLES
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail
-from console.runs.trouble import Trouble, explain
+from console.runs.trouble import Trouble, explain, going_on
 from console.screens.watch import StoreWatcher
 from console.widgets.curve import SLOTS, Line
 from console.widgets.logpane import LogView
@@ -67,7 +67,8 @@ class MonitorFeed:
         self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
-        self._trouble: tuple[tuple, Trouble | None] | None = None
+        self._trouble: tuple[tuple, tuple[int, str], Trouble | None] | None = None
+        """(what it is about, how far the log was searched, what it tells)"""
         self._samples: tuple[str, JsonlTail, dict[str, SampleStory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
@@ -100,11 +101,19 @@ class MonitorFeed:
         code = state.get("exit_code")
         if state["status"] not in TROUBLE_STATES:
             return None
-        key = (run.id, state["status"], code, log.resets, log.dropped, len(log.lines))
+        code = code if isinstance(code, int) else None
+        key = (run.id, state["status"], code, log.resets, log.whole)
+        count = log.dropped + len(log.lines)
+        partial = tuple(filter(None, [log.partial]))
         if self._trouble is None or self._trouble[0] != key:
-            lines = [*log.lines, *filter(None, [log.partial])]
-            self._trouble = (key, explain(lines, code if isinstance(code, int) else None))
-        return self._trouble[1]
+            trouble = explain((*log.lines, *partial), code)
+        else:
+            _, (before, cut), trouble = self._trouble
+            if (count, log.partial) != (before, cut):
+                # what runs on elsewhere may write for hours after its supervisor was lost: only what is new is searched
+                trouble = going_on(trouble, (*log.lines[max(before - log.dropped, 0) :], *partial), code)
+        self._trouble = (key, (count, log.partial), trouble)
+        return trouble
 
     def _read_samples(self, run: Run) -> tuple[SampleStory, ...]:
         """Captions written during the run, whole again for a picture when one comes for it."""

@@ -37,6 +37,8 @@ EVAL_BYTES = 8 << 20
 """How far back from the end of the metrics an evaluation is looked for."""
 WHY_LINES = 400
 """Lines at the end of a failed run's log that are searched for the reason."""
+WHY_SECONDS = 5.0
+"""How often, at most, the reason is looked for again in the log of a lost run that goes on writing."""
 TRACKER = "latest_checkpointed_iteration.txt"
 _PERCENT = re.compile(r"(\d{1,3})%")
 
@@ -188,6 +190,7 @@ class StoreWatcher:
         self._series: dict[str, MetricSeries] = {}
         self._logs: dict[str, LogTail] = {}
         self._states: dict[str, str] = {}
+        self._whys: dict[str, tuple[tuple, float, str]] = {}
         self._turn = 0
 
     def look(self) -> Snapshot:
@@ -236,7 +239,7 @@ class StoreWatcher:
             self._runs = [known.get(run.id, run) for run in RunStore(self.root).list()]
             self._listed = (changed, time.monotonic())
             gone = set(self._rows) - {run.id for run in self._runs}
-            for table in (self._rows, self._series, self._logs, self._evals, self._states):
+            for table in (self._rows, self._series, self._logs, self._evals, self._states, self._whys):
                 for run_id in gone:
                     table.pop(run_id, None)
         return self._runs
@@ -284,7 +287,13 @@ class StoreWatcher:
             latest=latest, step_seconds=_pace(train),
         )  # fmt: skip
         if status in ("failed", "lost") and not row.error and stamp[3]:
-            row = dataclasses.replace(row, error=self._why(run, row.exit_code))
+            about = (status, row.exit_code, stamp[0])
+            why = self._whys.get(run.id)
+            if why is None or why[0] != about or time.monotonic() - why[1] > WHY_SECONDS:
+                why = self._whys[run.id] = (about, time.monotonic(), self._why(run, row.exit_code))
+            else:
+                stamp = (*stamp[:3], ())  # what the log has got since is searched at a later look
+            row = dataclasses.replace(row, error=why[2])
         self._rows[run.id] = (stamp, row)
         return row
 

@@ -104,6 +104,27 @@ def test_a_failed_run_says_what_its_log_tells(store):
     assert StoreWatcher(store.root).look().rows[0].error.startswith("out of GPU memory: torch.OutOfMemoryError: CUDA out of memory")
 
 
+def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(store, monkeypatch):
+    """What a supervisor that died has left behind may write for hours."""
+    run = store.ended(store.finetune(steps=3), "lost", None)
+    searched, searches = watch.explain, []
+    monkeypatch.setattr(watch, "explain", lambda lines, code: searches.append(len(lines)) or searched(lines, code))
+    watcher, feed = StoreWatcher(store.root), MonitorFeed(StoreWatcher(store.root))
+    assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).trouble is None
+    looked_at = []
+    monkeypatch.setattr("console.runs.trouble.explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
+    for line in ("step 4", "torch.OutOfMemoryError: CUDA out of memory"):
+        with open(run.log, "a") as file:
+            file.write(line + "\n")
+        watcher.look()
+        found = feed.read(run, [], "loss", 0.0).trouble
+    assert searches == [3] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
+    assert found.name == "gpu_memory"
+    monkeypatch.setattr(watch, "WHY_SECONDS", 0.0)
+    assert "out of GPU memory" in watcher.look().get(run.id).error, "a later look finds it"
+    assert len(searches) == 2 and watcher.look() and len(searches) == 2, "and what does not change is not searched again"
+
+
 def test_a_damaged_run_is_a_row_and_no_crash(store):
     good = store.ended(store.finetune())
     bad = store.root / "0002-bad"

@@ -166,6 +166,48 @@ def test_a_resumed_run_takes_the_place_of_the_steps_it_does_again(tmp_path):
     assert len(before[0]) == 1000 and before[1][-1] == 1000.0  # what a reader holds stays
 
 
+ROWS = st.lists(  # (step, kind, names of its numbers)
+    st.tuples(st.integers(0, 30), st.sampled_from(["train", "eval"]), st.sets(st.sampled_from(["loss", "lr", "mfu", "eval/loss"]))),
+    max_size=80,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=ROWS, cuts=st.lists(st.integers(1, 80), max_size=6))
+def test_series_hold_the_last_word_on_each_step_whichever_rows_have_which_numbers(tmp_path_factory, rows, cuts):
+    path = tmp_path_factory.mktemp("series") / "metrics.jsonl"
+    series, expected, held = MetricSeries(path), {}, []
+    owner: dict[str, str] = {}
+    for place, (step, kind, names) in enumerate(rows):
+        write(path, {"kind": kind, "step": step, **{name: place for name in names}})
+        for key, points in expected.items():
+            if owner[key] == kind and names:
+                expected[key] = [point for point in points if point[0] < step]
+        for name in names:
+            key = name if kind == "train" else f"eval/{name}"
+            if owner.setdefault(key, kind) == kind:
+                expected.setdefault(key, []).append((step, place))
+        if place in cuts:
+            series.update()
+            held += [(view, [array.copy() for array in view]) for view in map(series.xy, series.keys)]
+    series.update()
+    for key, points in expected.items():
+        x, y = series.xy(key)
+        assert list(zip(x.tolist(), y.tolist(), strict=True)) == points, key
+    for view, copies in held:
+        assert all((array == copy).all() for array, copy in zip(view, copies, strict=True)), "what a reader holds stays"
+
+
+def test_a_row_costs_eight_bytes_a_number_and_its_step_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, *(train(n, 1.0, lr=1e-5, grad_norm=0.5) for n in range(1, 20_001)))
+    series = MetricSeries(path)
+    series.update()
+    arrays = [array for key in series.keys for array in series.xy(key)]
+    assert len({id(array.base) for array in arrays}) == 4, "three columns over the steps of one"
+    assert sum({id(a.base): a.base.nbytes for a in arrays}.values()) < 20_000 * 8 * 4 * 1.3
+
+
 def test_a_metrics_file_that_begins_anew_empties_the_arrays(tmp_path):
     path = tmp_path / "metrics.jsonl"
     series = MetricSeries(path)

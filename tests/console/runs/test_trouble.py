@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from console.runs.trouble import RESUMED, explain
+from console.runs.trouble import RESUMED, explain, going_on
 
 LINES = {
     "gpu_memory": "[rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 2 has a total capacity of 79 GiB",
@@ -56,3 +56,18 @@ def test_ordinary_lines_are_no_trouble():
     fine = ["qwen3vl: asked to stop; 60 s to end", "step 6310/10000  loss 1.2140  lr 9.31e-06", "WARNING: using the slow path",
             "validated with timeout 600 s", "saved checkpoint to /runs/0001/checkpoints/iter_0000100"]  # fmt: skip
     assert explain(fine, 0) is None and explain(fine, 1) is None
+
+
+@pytest.mark.parametrize("lines", [
+    [LINES["port"], "step 3", LINES["gpu_memory"], LINES["disk"]], ["step 1", LINES["missing"], "step 2"],
+    [LINES["disk"], f"{RESUMED}2026 on here", "step 5", LINES["nccl"]], [LINES["disk"], f"{RESUMED}2026 on here", "step 5"],
+    ["qwen3vl: one", "step 2", "qwen3vl: two"], ["step 1", "step 2"], [LINES["nccl"], "qwen3vl: nccl failed"],
+])  # fmt: skip
+@pytest.mark.parametrize("code", [1, 137, None])
+def test_a_log_that_goes_on_tells_the_same_whether_it_is_read_at_once_or_as_it_grows(lines, code):
+    at_once = explain(lines, code)
+    known = explain(lines[:1], code)
+    for line in lines[1:]:
+        known = going_on(known, [line], code)
+    assert (known is None) == (at_once is None)
+    assert known is None or (known.name, known.line) == (at_once.name, at_once.line)

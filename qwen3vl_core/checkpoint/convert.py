@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from qwen3vl_core.checkpoint.adapted import AdaptedSource
+from qwen3vl_core.checkpoint.bridge import RUN_CONFIG, run_config_text
 from qwen3vl_core.checkpoint.common import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
@@ -151,6 +152,9 @@ def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster)
 
         in_parallel(_in_file_order(source, tasks), write, progress)
         writer.finish(megatron_common(source.architecture) | {"iteration": 0, "content_metadata": {}})
+    if layout.mergers == "bridge":
+        dtype = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
+        (folder / RELEASE / RUN_CONFIG).write_text(run_config_text(source.architecture, dtype))
     copy_side_files(source.side, folder, caster.dtype)
     # last: a folder without it is no checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")
@@ -197,6 +201,7 @@ def run(options: ConvertOptions) -> None:
     target = Path(options.target).expanduser()
     if options.report and not (parent := Path(options.report).expanduser().absolute().parent).is_dir():
         raise RequestError(f"--report {options.report}: {parent} is no folder; make it first")
+    _check_device(options)
     source = open_source(options.source, options.hf, base=options.base)
     adapted = source if isinstance(source, AdaptedSource) else None
     if adapted is None and (options.adapter or options.base):
@@ -215,7 +220,7 @@ def run(options: ConvertOptions) -> None:
         return
     to_megatron = source.kind == "hf"
     layout = Layout.named(options.layout) if to_megatron else source.layout
-    caster = Caster(str(source.path), DTYPES.get(options.dtype), options.allow_nan)
+    caster = Caster(str(source.path), DTYPES.get(options.dtype), options.allow_nan, options.device)
     table = source.regions(layout)
     if to_megatron:
         one_dtype_a_tensor(source, table, caster.dtype)
@@ -235,6 +240,17 @@ def run(options: ConvertOptions) -> None:
             report.verified = compare(source, made, caster)
             report.forward = forward_parity(source, made, caster.dtype)
     _tell(report, options.report)
+
+
+def _check_device(options: ConvertOptions) -> None:
+    """Raises RequestError for a GPU that is not there or that would have nothing to do."""
+    if options.device == "cpu":
+        return
+    if options.dtype == "keep" or options.adapter:
+        why = "--adapter writes a few small tensors" if options.adapter else "--dtype keep casts nothing"
+        raise RequestError(f"--device {options.device}: {why}, so there is nothing to do on a GPU; leave --device out")
+    if not torch.cuda.is_available():
+        raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes")
 
 
 def _tell(report: Report, file: str | None) -> None:

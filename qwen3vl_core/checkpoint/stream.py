@@ -134,8 +134,8 @@ def not_finite(values: Tensor, parts: list[tuple[str, int]]) -> dict[str, int]:
 class Caster:
     """What happens to a block between reading and writing."""
 
-    def __init__(self, where: str, dtype: torch.dtype | None, allow_nan: bool = True) -> None:
-        self.where, self.dtype, self.allow_nan = where, dtype, allow_nan
+    def __init__(self, where: str, dtype: torch.dtype | None, allow_nan: bool = True, device: str = "cpu") -> None:
+        self.where, self.dtype, self.allow_nan, self.device = where, dtype, allow_nan, device
         self.not_finite: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -157,7 +157,8 @@ class Caster:
         """The block in the precision that was asked for."""
         if self.dtype is None or values.dtype == self.dtype or values.dtype not in EXPONENTS:
             return values
-        made = buffers.get("cast", values.numel(), self.dtype).copy_(values)
+        made = buffers.get("cast", values.numel(), self.dtype)
+        made.copy_(values if self.device == "cpu" else values.to(self.device).to(self.dtype))
         if self.dtype is torch.float16 and any_not_finite(made, buffers) and bool((~made.isfinite() & values.isfinite()).any()):
             names = ", ".join(dict.fromkeys(name for name, _ in parts))
             raise WorkError(f"{self.where}: {names}: holds numbers beyond fp16's 65504; use --dtype bf16")

@@ -45,6 +45,8 @@ class ConvertOptions:
     source: str = option(help="Model or checkpoint to read", group="Checkpoint", positional=True, path="model")
     target: str = option(help="Folder to write", group="Checkpoint", positional=True, path="folder")
     dtype: str = option("keep", help="Precision to write", group="Checkpoint", choices=("keep", "bf16", "fp16", "fp32"))
+    device: str = option("cpu", help="Where numbers are cast to another precision; the bytes are the same, and cpu is seldom slower", group="Checkpoint",
+                         choices=("cpu", "cuda"))  # fmt: skip
     layout: str = option("bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai"))
     size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")

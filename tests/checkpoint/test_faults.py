@@ -206,6 +206,21 @@ def test_the_report_says_what_was_done(tmp_path, capsys):
     assert "logits of one picture, bitwise equal" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "--device cuda: --dtype keep casts nothing, so there is nothing to do on a GPU; leave --device out"),
+        (["--dtype", "bf16", "--adapter"], "--device cuda: --adapter writes a few small tensors"),
+        (["--dtype", "bf16"], "--device cuda: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes"),
+    ],
+)
+def test_a_gpu_that_is_not_there_or_has_nothing_to_do_is_refused(tmp_path, monkeypatch, capsys, words, line):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["convert", str(tmp_path / "any"), str(tmp_path / "target"), "--device", "cuda", *words]) == 2
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1 and not (tmp_path / "target").exists()
+
+
 def test_a_report_that_cannot_be_written_is_said_before_the_work(tmp_path):
     with pytest.raises(RequestError, match=r"--report .*: .* is no folder; make it first"):
         run(DEMO, tmp_path / "mcore", report=str(tmp_path / "nowhere" / "report.json"))

@@ -204,7 +204,9 @@ def train_step(
     began = time.monotonic()
     guard = guard or Guard()
     for model in training.wrapped:
-        model.train()
+        if not model.training:
+            # telling a thousand modules what they know takes the host longer than a layer's kernels
+            model.train()
         model.zero_grad_buffer()
     training.optimizer.zero_grad()
     figures = _run(training, batches, forward_only=False)

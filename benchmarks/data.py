@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import qwen3vl_core
-from qwen3vl_core.data import energon, sources
+from qwen3vl_core.data import energon
 from qwen3vl_core.data.prepare import read_samples
 from qwen3vl_core.data.prepare_check import Checker
 from qwen3vl_core.data.prepare_write import Shard, plan_shards, write_shards
@@ -77,6 +77,7 @@ def make_source(folder: Path, count: int) -> Path:
     return source
 
 
+APART = "apart"
 Spent = tuple[float, float]
 """Seconds on the wall's clock, and of processors."""
 
@@ -84,7 +85,7 @@ Spent = tuple[float, float]
 def write_with_prepare(source: Path, target: Path, workers: int) -> list[Shard]:
     """What `qwen3vl prepare --check header` does up to the index; the shards."""
     with Workers(workers, Checker(source.parent, "header")) as pool:
-        samples, refused = read_samples(sources.find(source), pool)
+        _, samples, refused = read_samples(source, pool)
         if refused:
             raise ValueError(f"{len(refused)} records were refused")
         shards = plan_shards("train", samples, SHARD_SIZE)
@@ -130,8 +131,12 @@ def timed(work: Callable[[], Any]) -> Spent:
     """What `work` takes."""
     begin = spent()
     work()
-    end = spent()
-    return end[0] - begin[0], end[1] - begin[1]
+    done = time.perf_counter()
+    for process in multiprocessing.active_children():
+        # those of prepare, which end by themselves; what they used is counted when they are waited for
+        if process.name != APART:
+            process.join()
+    return done - begin[0], spent()[1] - begin[1]
 
 
 def fresh(folder: Path) -> Path:
@@ -158,7 +163,7 @@ def apart() -> Iterator[Callable[..., Spent]]:
     """A process that is there; gives a function that has it do work with some arguments, and says what that took."""
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
-    process = context.Process(target=_serve, args=(other,))
+    process = context.Process(target=_serve, args=(other,), name=APART)
     process.start()
     other.close()
 

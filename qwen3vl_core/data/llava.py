@@ -89,10 +89,11 @@ class Record(NamedTuple):
         inference has none either. The JSON is put together from text: its layout is fixed, and an encoder takes three times
         as long for it as for the texts in it. parts: `self.parts`, where they are known.
         """
+        _, name, turns, _, clips = self
         pictures = iter(self.parts if parts is None else parts)
-        videos = iter(self.video_parts(frames)) if self.videos else ()
+        videos = iter(self.video_parts(frames)) if clips else ()
         made = []
-        for role, text in self.turns:
+        for role, text in turns:
             if role != "user" or "<" not in text:
                 content = f'{{"type":"text","text":{_quoted(text)}}}' if text else ""
             else:
@@ -113,7 +114,7 @@ class Record(NamedTuple):
                         held.append(f'{{"type":"text","text":{_quoted(piece)}}}')
                 content = ",".join(held)
             made.append(f'{{"role":"{role}","content":[{content}]}}')
-        head = "" if self.id is None else f'"id":{_quoted(self.id)},'
+        head = "" if name is None else f'"id":{_quoted(name)},'
         return f'{{{head}"messages":[{",".join(made)}]}}'.encode()
 
 
@@ -184,11 +185,12 @@ def checked(
     number: int, name: Any, conversation: tuple[tuple[str, str], ...], pictures: tuple[str, ...], videos: tuple[str, ...]
 ) -> Record:
     """A record whose tags and media agree. Raises RecordError otherwise."""
-    asked = [text for role, text in conversation if role == "user" and "<" in text]
-    for tag, found, what in ((TAG, pictures, "picture"), (VIDEO_TAG, videos, "video")):
-        tags = 0
-        for text in asked:
-            tags += text.count(tag)
+    shown = moving = 0
+    for role, text in conversation:
+        if role == "user" and "<" in text:
+            shown += text.count(TAG)
+            moving += text.count(VIDEO_TAG)
+    for tag, tags, found, what in ((TAG, shown, pictures, "picture"), (VIDEO_TAG, moving, videos, "video")):
         if tags != len(found):
             raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(found)} {what}{'s' * (len(found) != 1)}")
     if isinstance(name, (dict, list, bool)):
@@ -210,4 +212,6 @@ def _names(record: dict[str, Any], what: str) -> tuple[str, ...]:
     found = record.get(what)
     if found is None or found == "":
         return ()
+    if type(found) is str:
+        return (media_name(found, what),)
     return tuple([media_name(name, what) for name in (found if isinstance(found, list) else [found])])

@@ -30,7 +30,9 @@ from qwen3vl_core.options import PrepareOptions, options_of
 from qwen3vl_core.progress import Progress
 
 SHUFFLE_SEED = 20
-_CHECKED_AT_ONCE = 256
+_CHECKED_AT_ONCE = 128
+_WORTH_PROCESSES = 1 << 18
+"""Bytes of a source whose records are worth starting processes for, while it is read."""
 _INDEX_BYTES = 400
 """What a sample takes in the index, generously."""
 
@@ -47,9 +49,8 @@ def run(options: PrepareOptions) -> None:
     images = local(options.images, "--images") if options.images else source.parent
     _check_places(source, target, images, overwrite=options.overwrite)
     _check_model(options.model)
-    found = sources.find(source)
     with Workers(options.workers, Checker(images, options.check)) as workers:
-        samples, refused = read_samples(found, workers)
+        found, samples, refused = read_samples(source, workers)
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
             raise RequestError(prepare_report.refusal(refused, total, source, images))
@@ -119,8 +120,14 @@ def _check_model(model: str | None) -> None:
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
-def read_samples(found: sources.Source, workers: Workers) -> tuple[list[Sample], list[Refusal]]:
-    """(samples to write, records that cannot be used), in the source's order."""
+def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[Sample], list[Refusal]]:
+    """(what the source is, samples to write, records that cannot be used), in the source's order.
+
+    Raises RequestError when the source is nothing that is read here.
+    """
+    if source.stat().st_size >= _WORTH_PROCESSES:
+        workers.start()
+    found = sources.find(source)
     samples: list[Sample] = []
     refused: list[Refusal] = []
 
@@ -135,11 +142,19 @@ def read_samples(found: sources.Source, workers: Workers) -> tuple[list[Sample],
             yield chunk
 
     with Progress("check", total=found.count, unit="samples") as progress:
-        for results in workers.map(Checker.check, chunks()):
+        for results in workers.map(_check, chunks(), plain=True):
             for result in results:
-                (samples if isinstance(result, Sample) else refused).append(result)
+                if len(result) == len(Sample._fields):
+                    samples.append(Sample._make(result))
+                else:
+                    refused.append(Refusal._make(result))
             progress.update(len(results))
-    return samples, refused
+    return found, samples, refused
+
+
+def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
+    """Samples and refusals as plain tuples, which are told apart by their length."""
+    return [tuple(result) for result in checker.check(records)]
 
 
 def _check_shard_size(samples: list[Sample], shard_size: int) -> None:

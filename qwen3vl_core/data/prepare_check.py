@@ -31,6 +31,8 @@ _FIRST, _HEAD, _TAIL = 1 << 12, 1 << 16, 64
 """Bytes that are read of a picture: of its begin, of that where the first ones do not reach up to its pixels, of its end."""
 _PLAIN_PIXELS = 64_000_000
 """Larger pictures are left to Pillow, which knows what is too large."""
+_last_jpeg = b"\0", b"\0"
+"""What stood before and after the frame header, up to the pixels, in the last JPEG that was walked through."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _KEPT = 200_000
@@ -112,30 +114,28 @@ class Checker:
             name = raw.get("id") if isinstance(raw, dict) else None
             return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(fault))
         for place, (_, text) in enumerate(record.turns):
-            held = llava.CONTROL.search(text) if "<|" in text else None
-            if held:
+            if "<|" in text and (held := llava.CONTROL.search(text)):
                 return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
         return record
 
     def _sample(self, record: Record) -> Sample | Refusal:
-        parts, files, folders = record.parts, record.pictures, ()
+        number, name, turns, files, videos = record
+        parts, folders = record.parts, ()
         try:
-            media = [self._medium(name, "picture") for name in files]
-            if record.videos:
-                folders = [self._frames(name) for name in record.videos]
+            media = [self._medium(file, "picture") for file in files]
+            if videos:
+                folders = [self._frames(video) for video in videos]
                 files = (*files, *self._video_files(record, folders, parts, media))
         except DataError as fault:
-            return Refusal(record.number, record.id, fault.reason, fault.detail)
+            return Refusal(number, name, fault.reason, fault.detail)
         payload = record.payload(parts, folders)
         size, sizes, stamps = member_size(len(payload)), [], []
-        for medium in media:
-            sizes.append(medium.size)
-            stamps.append(medium.stamp)
-            size += member_size(medium.size)
-        return Sample(
-            record.number, record.id, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(record.turns),
-            len(record.pictures), len(record.videos), size,
-        )  # fmt: skip
+        for length, stamp, _ in media:
+            sizes.append(length)
+            stamps.append(stamp)
+            size += member_size(length)
+        pictures = len(record.pictures)
+        return Sample(number, name, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
 
     def _video_files(self, record: Record, folders: list[Frames | None], parts: list[str], media: list[Medium]) -> list[str]:
         """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
@@ -271,26 +271,51 @@ def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
     """From the segments up to the pixels. A segment that Pillow would stumble over leaves the picture to it."""
-    at, shape, there = 2, None, len(head)
+    global _last_jpeg
+    before, after = _last_jpeg
+    if head.startswith(before):
+        # from the same encoder as the one before: its tables are known to be sound
+        found = _jpeg_frame(head, len(before))
+        if found is not None and head.startswith(after, found[1]):
+            return found[0]
+    at, there = 2, len(head)
+    frame = None
     while at + 4 <= there and head[at] == 0xFF:
         marker, size = head[at + 1], head[at + 2] << 8 | head[at + 3]
-        begin, at = at + 4, at + 2 + size
+        begin, at = at, at + 2 + size
         if size < 2 or at > there:
             return None
         if marker == 0xDB:
+            begin += 4
             while begin < at:
                 begin += 65 if head[begin] < 16 else 129
             if begin != at:
                 return None
         elif marker in (0xC0, 0xC1, 0xC2):
-            if size < 11 or head[begin] != 8 or head[begin + 5] not in (1, 3, 4) or size != 8 + 3 * head[begin + 5]:
+            # a second one is nothing that a sound file holds
+            found = _jpeg_frame(head, begin) if frame is None else None
+            if found is None:
                 return None
-            shape = head[begin + 1] << 8 | head[begin + 2], head[begin + 3] << 8 | head[begin + 4]
+            frame = begin
         elif marker == 0xDA:
-            return shape
+            if frame is None:
+                return None
+            _last_jpeg = head[:frame], head[found[1] : at]
+            return found[0]
         elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDD, 0xFE)):
             return None
     return None
+
+
+def _jpeg_frame(head: bytes, at: int) -> tuple[tuple[int, int], int] | None:
+    """((height, width), where the segment ends) of the frame header at `at`; None for one that is unusual."""
+    held = head[at : at + 10]
+    if len(held) < 10 or held[0] != 0xFF or held[1] not in (0xC0, 0xC1, 0xC2) or held[4] != 8 or held[9] not in (1, 3, 4):
+        return None
+    size = held[2] << 8 | held[3]
+    if size != 8 + 3 * held[9]:
+        return None
+    return (held[5] << 8 | held[6], held[7] << 8 | held[8]), at + 2 + size
 
 
 def _png_size(head: bytes) -> tuple[int, int] | None:

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qwen3vl_core.data import energon
 from qwen3vl_core.data.prepare_check import Checker, Sample
 from qwen3vl_core.data.prepare_work import Written, sum_stretch, write_stretch
@@ -29,7 +31,7 @@ from qwen3vl_core.progress import Progress
 SHARD_ENDING = RECORD + 2 * BLOCK
 """Bytes that the end of an archive takes at most."""
 LOG = "finished" + UNFINISHED
-_STRETCH = 4 << 20
+_STRETCH = 2 << 20
 _STRETCH_SAMPLES = 512
 _SMALL = 16 << 20
 """Bytes that one process writes sooner than several can be started."""
@@ -74,11 +76,21 @@ def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shar
 
 def _shard(split: str, number: int, samples: list[Sample]) -> Shard:
     name = f"{split}-{number:05d}.tar"
-    held = [(sample.number, len(sample.payload), sample.parts, sample.sizes) for sample in samples]
-    content = hashlib.sha256(repr((name, held)).encode())
-    content.update(b"".join([sample.payload for sample in samples]))
-    found = repr([(sample.files, sample.stamps) for sample in samples])
-    return Shard(name, samples, content.hexdigest(), hashlib.sha256(content.digest() + found.encode()).hexdigest())
+    payloads = [sample.payload for sample in samples]
+    media = [len(sample.parts) for sample in samples]
+    numbers = [sample.number for sample in samples]
+    sizes = [size for sample in samples for size in sample.sizes]
+    content = hashlib.sha256(name.encode() + _packed([len(samples)], numbers, list(map(len, payloads)), media, sizes))
+    # names hold no zero bytes
+    content.update("\0".join([part for sample in samples for part in sample.parts]).encode())
+    content.update(b"".join(payloads))
+    plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
+    plan.update("\0".join([file for sample in samples for file in sample.files]).encode())
+    return Shard(name, samples, content.hexdigest(), plan.hexdigest())
+
+
+def _packed(*columns: list[int]) -> bytes:
+    return b"".join(np.array(column, "<i8").tobytes() for column in columns)
 
 
 def _stretches(shard: Shard) -> Iterator[tuple[int, list[Sample]]]:

@@ -150,7 +150,9 @@ def load_list(file: Path) -> list[Any]:
 
 
 def _style(record: Any) -> str:
-    return "ShareGPT" if isinstance(record, dict) and any(key in record for key in ("images", "videos", "messages")) else "LLaVA"
+    if isinstance(record, dict) and ("images" in record or "videos" in record or "messages" in record):
+        return "ShareGPT"
+    return "LLaVA"
 
 
 def _loads(data: bytes) -> Any:

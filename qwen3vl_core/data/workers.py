@@ -31,6 +31,8 @@ _QUEUED = 2
 """Tasks that a process holds: the one it does and the one after it. More would wait there while others have none left."""
 _AHEAD = 4
 """Results a process that may wait for an earlier one of another process."""
+_COLLECTIONS = (50_000, 20, 100)
+"""When cycles are looked for: records and samples are many small objects without any, gone through again and again."""
 _PDEATHSIG = 1
 _DONE, _FAILED = 0, 1
 
@@ -50,10 +52,13 @@ class Workers:
         self._poll = select.poll()
 
     def __enter__(self) -> Workers:
+        self._collections = gc.get_threshold()
+        gc.set_threshold(*_COLLECTIONS)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self._stop()
+        gc.set_threshold(*self._collections)
+        self._stop(at_once=kind is not None)
 
     def map(self, method: Callable[[Any, Any], Any], tasks: Iterable[Any], small: bool = False, plain: bool = False) -> Iterator[Any]:
         """small: not worth starting processes for. plain: tasks and results are nothing but lists, tuples, dictionaries,
@@ -150,9 +155,11 @@ class Workers:
             if at_once:
                 process.kill()
             self._poll.unregister(there)
+            # without tasks a process ends by itself: nobody has to wait until its memory is given back
             connection.close()
-        for _, process in self._processes.values():
-            process.join()
+        if at_once:
+            for _, process in self._processes.values():
+                process.join()
         self._processes = {}
 
 

@@ -98,17 +98,19 @@ class Record(NamedTuple):
                 content = f'{{"type":"text","text":{_quoted(text)}}}' if text else ""
             else:
                 held = []
-                pieces = _TAGS.split(text)
-                for place, piece in enumerate(pieces):
-                    if place % 2:
-                        if piece == TAG:
+                # a text, then a tag and a text for each tag; without videos every tag is a picture's
+                pieces = _TAGS.split(text) if clips else text.split(TAG)
+                step = 2 if clips else 1
+                last = len(pieces) - 1
+                for place in range(0, last + 1, step):
+                    piece = pieces[place]
+                    if place:
+                        if not clips or pieces[place - 1] == TAG:
                             held.append(f'{{"type":"image","part":"{next(pictures)}"}}')
                         else:
                             held.append(json.dumps(next(videos), ensure_ascii=False, separators=(",", ":")))
-                        continue
-                    if place:
                         piece = piece.lstrip("\r\n")
-                    if place < len(pieces) - 1:
+                    if place < last:
                         piece = piece.rstrip("\r\n")
                     if piece:
                         held.append(f'{{"type":"text","text":{_quoted(piece)}}}')
@@ -163,7 +165,8 @@ def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str
     for place, turn in enumerate(conversation):
         if not isinstance(turn, dict):
             raise RecordError(f"turn {place} must be an object {{from, value}}, not {kind_of(turn)}")
-        speaker, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        speaker = turn["from"] if "from" in turn else turn.get("role")
+        text = turn["value"] if "value" in turn else turn.get("content")
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
             speaker = text_of(speaker, f"turn {place}: from")
@@ -172,9 +175,10 @@ def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str
             text = text_of(text, f"turn {place}: value")
         if role == "system" and place:
             raise RecordError(f"turn {place}: a system turn can only be the first")
-        if role == "assistant" and not text.strip():
-            raise RecordError(f"turn {place}: an empty answer")
-        answered = answered or role == "assistant"
+        if role == "assistant":
+            if not text or text.isspace():
+                raise RecordError(f"turn {place}: an empty answer")
+            answered = True
         made.append((role, text))
     if not answered:
         raise RecordError("no answer (a turn from gpt) to learn from")
@@ -193,9 +197,11 @@ def checked(
     for tag, tags, found, what in ((TAG, shown, pictures, "picture"), (VIDEO_TAG, moving, videos, "video")):
         if tags != len(found):
             raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(found)} {what}{'s' * (len(found) != 1)}")
-    if isinstance(name, (dict, list, bool)):
+    if type(name) in (dict, list, bool):
         raise RecordError(f"id must be text or a number, not {kind_of(name)}")
-    return Record(number, None if name is None else text_of(str(name), "id"), conversation, pictures, videos)
+    if name is not None and not (type(name) is str and name.isascii()):
+        name = text_of(str(name), "id")
+    return Record(number, name, conversation, pictures, videos)
 
 
 def parse(number: int, record: dict[str, Any]) -> Record:

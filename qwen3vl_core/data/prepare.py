@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from qwen3vl_core.options import PrepareOptions, options_of
 from qwen3vl_core.progress import Progress
 
 SHUFFLE_SEED = 20
-_CHECKED_AT_ONCE = 128
+_CHECKED_AT_ONCE = 16, 256
+"""Records that a process checks at a time, at least and at most."""
 _WORTH_PROCESSES = 1 << 18
 """Bytes of a source whose records are worth starting processes for, while it is read."""
 _INDEX_BYTES = 400
@@ -132,14 +134,11 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[S
     refused: list[Refusal] = []
 
     def chunks() -> Iterator[list[tuple[int, Any]]]:
-        chunk = []
-        for record in found.records():
-            chunk.append(record)
-            if len(chunk) == _CHECKED_AT_ONCE:
-                yield chunk
-                chunk = []
-        if chunk:
+        left = found.count
+        records = found.records()
+        while chunk := list(islice(records, _CHECKED_AT_ONCE[1] if left is None else workers.portion(left, *_CHECKED_AT_ONCE))):
             yield chunk
+            left = None if left is None else left - len(chunk)
 
     with Progress("check", total=found.count, unit="samples") as progress:
         for results in workers.map(_check, chunks(), plain=True):

@@ -35,6 +35,7 @@ _last_jpeg = b"\0", b"\0"
 """What stood before and after the frame header, up to the pixels, in the last JPEG that was walked through."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _KEPT = 200_000
 """Media whose result is remembered: sets ask about one picture in several records."""
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta", b"pdin", b"udta")
@@ -44,7 +45,6 @@ class Sample(NamedTuple):
     """What will be written of a record. A tuple: many are sent between processes."""
 
     number: int
-    id: str | None
     payload: bytes
     """The sample's JSON file."""
     parts: tuple[str, ...]
@@ -135,7 +135,7 @@ class Checker:
             stamps.append(stamp)
             size += member_size(length)
         pictures = len(record.pictures)
-        return Sample(number, name, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
+        return Sample(number, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
 
     def _video_files(self, record: Record, folders: list[Frames | None], parts: list[str], media: list[Medium]) -> list[str]:
         """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
@@ -220,7 +220,7 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
     path = os.fspath(path)
     try:
         # a pipe by that name would wait for a writer
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
         shown = path if os.path.basename(path).isprintable() else repr(path)
@@ -264,7 +264,10 @@ def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
         shape = _png_size(head)
     else:
         return None
-    if shape is None or min(shape) < 1 or max(shape) > LARGEST_RATIO * min(shape) or shape[0] * shape[1] > _PLAIN_PIXELS:
+    if shape is None:
+        return None
+    height, width = shape
+    if not (0 < height <= LARGEST_RATIO * width and 0 < width <= LARGEST_RATIO * height and height * width <= _PLAIN_PIXELS):
         return None
     return shape
 

@@ -112,10 +112,21 @@ def _write_together(folder: str, samples: Sequence[Written], out: _Out) -> None:
             # what will not be filled of a last block
             whole[here - 1] = 0
             for number, place, length, path in files:
-                _read(folder + path, number, view[place : place + length + 1])
+                try:
+                    file = os.open(folder + path, _FLAGS)
+                    try:
+                        got = os.readv(file, (view[place : place + length + 1],))
+                        if got < length:
+                            got += _fill(file, view[place + got : place + length + 1])
+                    finally:
+                        os.close(file)
+                except OSError as error:
+                    raise _gone(folder + path, number, error) from error
+                if got != length:
+                    raise _changed(folder + path, number)
             for place, payload in payloads:
                 view[place : place + len(payload)] = payload
-            # the last of all: a file that has grown was read a byte beyond its place
+            # after the contents: one byte more than a file's is asked for, by which it is noticed that it has grown
             whole[here - counts[first:last]] = headers[first:last]
             out.write(view[: blocks * BLOCK])
             first, begin = last, begin + blocks
@@ -145,23 +156,6 @@ def _write_large(folder: str, sample: Written, out: _Out) -> None:
                 raise _changed(path, number)
         finally:
             os.close(file)
-
-
-def _read(path: str, number: int, view: memoryview) -> None:
-    """A file into `view`, which has room for its length and one byte more, by which it would be noticed that it has grown."""
-    length = len(view) - 1
-    try:
-        file = os.open(path, _FLAGS)
-        try:
-            got = os.readv(file, (view,))
-            if got < length:
-                got += _fill(file, view[got:])
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise _gone(path, number, error) from error
-    if got != length:
-        raise _changed(path, number)
 
 
 def _fill(file: int, view: memoryview) -> int:

@@ -31,7 +31,8 @@ from qwen3vl_core.progress import Progress
 SHARD_ENDING = RECORD + 2 * BLOCK
 """Bytes that the end of an archive takes at most."""
 LOG = "finished" + UNFINISHED
-_STRETCH = 2 << 20
+_STRETCH = 256 << 10, 4 << 20
+"""Bytes that a process writes at a time, at least and at most."""
 _STRETCH_SAMPLES = 512
 _SMALL = 16 << 20
 """Bytes that one process writes sooner than several can be started."""
@@ -93,23 +94,28 @@ def _packed(*columns: list[int]) -> bytes:
     return b"".join(np.array(column, "<i8").tobytes() for column in columns)
 
 
-def _stretches(shard: Shard) -> Iterator[tuple[int, list[Sample]]]:
-    """(offset, samples) of what one process writes at a time."""
-    begin = at = 0
-    samples: list[Sample] = []
-    for sample in shard.samples:
-        samples.append(sample)
-        at += sample.size
-        if at - begin >= _STRETCH or len(samples) >= _STRETCH_SAMPLES:
-            yield begin, samples
-            begin, samples = at, []
-    if samples:
-        yield begin, samples
+def _stretches(shards: list[Shard], workers: Workers) -> Iterator[tuple[Shard, int, list[Sample]]]:
+    """(shard, offset, samples) of what one process writes at a time."""
+    left = sum(shard.size for shard in shards)
+    for shard in shards:
+        begin = at = 0
+        samples: list[Sample] = []
+        limit = workers.portion(left, *_STRETCH)
+        for sample in shard.samples:
+            samples.append(sample)
+            at += sample.size
+            if at - begin >= limit or len(samples) >= _STRETCH_SAMPLES:
+                yield shard, begin, samples
+                left -= at - begin
+                begin, samples, limit = at, [], workers.portion(left, *_STRETCH)
+        if samples:
+            yield shard, begin, samples
+            left -= at - begin
 
 
 def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
     """Write those that are not there. Each is put in its place when it is whole, and noted in the folder's log."""
-    tasks = [(shard, offset, samples) for shard in shards for offset, samples in _stretches(shard)]
+    tasks = list(_stretches(shards, workers))
     last = {shard.name: offset for shard, offset, _ in tasks}
     done: list[list[int]] = []
 

@@ -38,7 +38,7 @@ def padded(size: int) -> int:
 
 def member_size(size: int) -> int:
     """Bytes that a member with `size` bytes of content takes, its header too."""
-    return BLOCK + padded(size)
+    return BLOCK + -(-size // BLOCK) * BLOCK
 
 
 def header(name: str, size: int) -> bytes:

@@ -60,6 +60,10 @@ class Workers:
         gc.set_threshold(*self._collections)
         self._stop(at_once=kind is not None)
 
+    def portion(self, left: int, least: int, most: int) -> int:
+        """How much of what is left to do the next task should be: less towards the end, so that all are done together."""
+        return max(least, min(most, left // (4 * self.count)))
+
     def map(self, method: Callable[[Any, Any], Any], tasks: Iterable[Any], small: bool = False, plain: bool = False) -> Iterator[Any]:
         """small: not worth starting processes for. plain: tasks and results are nothing but lists, tuples, dictionaries,
         text, bytes and numbers of Python's own, which travel at a third of the cost.

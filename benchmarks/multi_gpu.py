@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B", "32B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     small = given.size == "tiny"
@@ -63,11 +64,12 @@ def main() -> None:
         shared = [
             "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", "1", "--global-batch-size",
             str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side), "--precision", "fp32" if small else "bf16",
+            "--num-workers", "0" if small else "4",
         ]  # fmt: skip
         alone = rr.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
         rows.append(row("one process", 1, "", alone, alone))
         for name, (least, words) in LAYOUTS.items():
-            if least <= given.gpus and given.gpus % least == 0:
+            if name in given.only and least <= given.gpus and given.gpus % least == 0:
                 run = rr.finetune(folder / "runs", [*shared, "--nproc", str(given.gpus), *words.split()], given.steps)
                 rows.append(row(name, given.gpus, words, run, alone))
                 if not given.json:

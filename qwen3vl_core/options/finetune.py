@@ -39,7 +39,7 @@ class FinetuneOptions:
     packing: bool = option(False, help="Join samples to rows of --seq-length; a micro batch is one row then", group="Data")
     min_pixels: int | None = option(None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
     max_pixels: int | None = option(None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
-    num_workers: int = option(0, help="Loader processes of each rank", group="Data", minimum=0, maximum=64)
+    num_workers: int | None = option(None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64)
     max_skip_share: float = option(0.05, help="Stop when more than this share of the samples could not be used", group="Data", minimum=0.0, maximum=1.0)
 
     micro_batch_size: int = option(1, help="Samples of one data-parallel rank in one pass", group="Batch", minimum=1)  # 3

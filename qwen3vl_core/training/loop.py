@@ -29,12 +29,14 @@ from qwen3vl_core.training.alone import RunLock
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.samples import Sampler
-from qwen3vl_core.training.setup import Training, build, common_state, settle
+from qwen3vl_core.training.setup import Training, build, common_state, device, settle
 from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.speed import Gpu, memory
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 
 CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED, PLAN = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl", "plan.json"
+# loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
+GPU_WORKERS = 2
 # below this many samples a share of skipped ones says nothing
 JUDGED_SAMPLES = 64
 # an error's one line names this many samples; the record names all
@@ -82,9 +84,11 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
     """Training data, and validation data where the run evaluates, for this data-parallel rank."""
     processor = ChatProcessor.from_pretrained(side, options.min_pixels, options.max_pixels)
     rank = parallel_state.get_data_parallel_rank()
+    # without a GPU the loader's processes would take the cores that train; batches are the same for any number of them
+    workers = options.num_workers if options.num_workers is not None else 0 if device().type == "cpu" else GPU_WORKERS
     shared: dict[str, Any] = dict(
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
-        rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=options.num_workers, seed=options.seed,
+        rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=workers, seed=options.seed,
         packing=options.packing,
         document_multiple=multiple_of(options.tp, options.cp, options.sequence_parallel, fp8=options.precision == "fp8"),
     )  # fmt: skip

@@ -59,7 +59,10 @@ async function render({model, el}) {
       return;
     }
     // out of sight there is nothing to measure; under the mouse a new drawing would end the drag
-    if (ended || !plot.isConnected || !plot.offsetWidth) return;
+    if (ended || !plot.isConnected || !plot.offsetWidth) {
+      width = 0;  // drawn when it is seen again
+      return;
+    }
     if (plot._dragging) {
       schedule();
       return;
@@ -99,7 +102,10 @@ async function render({model, el}) {
     }
   }
 
-  const size = new ResizeObserver(() => { if (plot.offsetWidth !== width) schedule(); });
+  const size = new ResizeObserver(() => {
+    if (!plot.offsetWidth) width = 0;
+    else if (plot.offsetWidth !== width) schedule();
+  });
   size.observe(plot);
   const theme = new MutationObserver(() => setTimeout(schedule, 200));  // the style sheet follows the sign
   theme.observe(document.body, {attributes: true});

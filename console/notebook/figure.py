@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ class Figure(go.FigureWidget):
     """
 
     _esm = Path(__file__).with_name("figure.js")
+    _held = False
     shown = Instance(Shown, args=()).tag(sync=True, **W.widget_serialization)
 
     def __init__(self, data: Any = None, layout: Any = None, config: dict[str, Any] | None = None) -> None:
@@ -82,10 +85,23 @@ class Figure(go.FigureWidget):
             self.shown.close()
         super().close()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What changes inside the block reaches the page at its end, as one."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._bring()
+
     def _bring(self, *args: Any, **kwargs: Any) -> None:
         """Bring the page's state up to date; what has not changed is not sent."""
+        if self._held:
+            return
         now = self.to_plotly_json()
-        self.shown.data, self.shown.axes = now["data"], now["layout"]
+        with self.shown.hold_sync():
+            self.shown.data, self.shown.axes = now["data"], now["layout"]
 
     # what plotly calls after each change of traces or layout
     _send_addTraces_msg = _send_moveTraces_msg = _send_deleteTraces_msg = _bring

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
+import pandas as pd
 
-from console.forms import Plan, look_here, read_plan
+from console.forms import Plan, look_here, read_plan, value_of
 from console.notebook.form import Form
 from console.notebook.live import close_all, take_cell, telling
 from console.notebook.memory import MemoryBar
@@ -86,9 +89,33 @@ class Launcher(W.VBox):
         """The command that a person would type."""
         return self.plan.command
 
-    def fill(self, values: Mapping[str, Any] | None = None, **options: Any) -> None:
-        """Put values into the form: of a mapping, such as another run's `options`, or by name. Raises RequestError."""
-        self.form.fill({**(values or {}), **options})
+    def fill(self, values: Mapping[str, Any] | pd.Series | pd.DataFrame | None = None, **options: Any) -> None:
+        """Put values into the form: of a mapping, such as another run's `options`, of a series, of a frame such as `frame()` gives,
+        or by name. Raises RequestError."""
+        if isinstance(values, pd.DataFrame):
+            if "value" not in values:
+                raise RequestError(f"fill: a frame without the column value; it has {', '.join(map(str, values)) or 'none'}")
+            values = values["value"]
+        given = {**(dict(values) if values is not None else {}), **options}
+        self.form.fill({name: self._whole(name, value) for name, value in given.items()})
+
+    def _whole(self, name: str, value: Any) -> Any:
+        """A value as pandas gives it back, as the option had it: a row makes floats of whole numbers, and NaN of what is not there."""
+        option = self.form.options.get(name)
+        if option is not None and isinstance(value, float) and (math.isnan(value) or (option.type is int and value.is_integer())):
+            return None if math.isnan(value) else int(value)
+        return value
+
+    def frame(self) -> pd.DataFrame:
+        """Every option of the form, one a row under its name: value (text where it is not understood), default, unit, group, help."""
+        rows = {}
+        for name, option in self.form.options.items():
+            value: Any = self.form.fields[name].value
+            with contextlib.suppress(RequestError):
+                value = value_of(option, value)
+            rows[name] = (value, option.default, option.unit, option.group, option.help)
+        columns = ["value", "default", "unit", "group", "help"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype=object).rename_axis("option")
 
     def _edited(self) -> None:
         with self._lock:

@@ -160,7 +160,10 @@ class Live(ipywidgets.VBox):
 
 
 def close_all(widget: ipywidgets.Widget) -> None:
-    """Close everything inside a box."""
+    """Close everything inside a box, and what says how it looks: each is a model of its own, here and in the page."""
     for child in getattr(widget, "children", ()):
         close_all(child)
         child.close()
+    for part in ("layout", "style"):
+        if isinstance(model := getattr(widget, part, None), ipywidgets.Widget):
+            model.close()

@@ -36,6 +36,9 @@ TITLES = {
 """Metrics in the order of the menu; others follow under their own names."""
 NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
 """Metrics that smoothing makes clearer; an average of a schedule would only lag behind it."""
+NO_POINTS = "no points yet"
+DIM = 0.45
+"""Opacity of what was measured under its average."""
 STATIC_POINTS = 400
 READ_BYTES, READ_SECONDS, MANY_ROWS = 1 << 20, 0.25, 2_000
 """A long run is read in pieces: no look reads for longer than this, so that the widget answers meanwhile."""
@@ -94,7 +97,7 @@ class RunMonitor(Live):
             "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
             "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear", "hoverformat": ".4~g"},
             "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
-        }, config={"displaylogo": False, "displayModeBar": True, "toImageButtonOptions": camera})  # fmt: skip
+        }, config={"displaylogo": False, "displayModeBar": True, "showSendToCloud": False, "toImageButtonOptions": camera})  # fmt: skip
         self.image_button.on_click(self._image_clicked)
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
@@ -216,18 +219,29 @@ class RunMonitor(Live):
             return
         traces = self.traces(shown, window=window)
         figure = self.figure
-        with figure.batch_update():
+        with figure.together():
             kind, title = "log" if self.log_box.value else "linear", TITLES.get(metric, metric)
             if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
                 # heights that were zoomed into are others now
                 figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
+            self._say_empty(not any(len(trace.x) for trace in traces))
             same = [trace.key for trace in traces] == [tuple(data.meta) for data in figure.data]
             for data, trace in zip(figure.data, traces, strict=True) if same else ():
                 data.x, data.y = trace.x, trace.y
-        if not same:
-            figure.data = ()
-            figure.add_traces([self._line(trace, traces) for trace in traces])
+            if not same:
+                figure.data = ()
+                figure.add_traces([self._line(trace, traces) for trace in traces])
         self._drawn = now
+
+    def _say_empty(self, empty: bool) -> None:
+        """Numbers along the axes of a figure without points would mean nothing."""
+        others = [note for note in self.figure.layout.annotations if note.text != NO_POINTS]
+        if empty != (len(others) < len(self.figure.layout.annotations)):
+            where = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+            note = {"text": NO_POINTS, "showarrow": False, "opacity": 0.65, **where}
+            self.figure.layout.annotations = [*others, note] if empty else others
+            axis = {"showticklabels": not empty}
+            self.figure.update_layout(xaxis=axis, yaxis=axis)
 
     def _line(self, trace: Trace, traces: list[Trace]) -> go.Scatter:
         run, role = trace.key
@@ -235,7 +249,7 @@ class RunMonitor(Live):
         smoothed = any(other.key == (run, "smooth") for other in traces)
         looks = {
             "raw": {
-                "line": {"color": colour, "width": 1 if smoothed else 1.8}, "opacity": 0.3 if smoothed else 1.0,
+                "line": {"color": colour, "width": 1 if smoothed else 1.8}, "opacity": DIM if smoothed else 1.0,
                 "showlegend": not smoothed,
             },
             "smooth": {"line": {"color": colour, "width": 2.2}},
@@ -289,7 +303,7 @@ class RunMonitor(Live):
                 run, role = trace.key
                 dim = role == "raw" and run in smoothed
                 name = "" if dim else f"{run} validation" if role == "eval" else run
-                lines.append(Line(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, 0.3 if dim else 1.0, role == "eval"))
+                lines.append(Line(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
             return drawing(lines, y_title=TITLES.get(metric, metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:

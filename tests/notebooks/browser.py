@@ -21,8 +21,15 @@ FLAGS = [
 SHOWN = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 IMPATIENT = "const wait = AbortSignal.timeout; AbortSignal.timeout = ms => wait.call(AbortSignal, ms === 2000 ? 0 : ms)"
 """A page that is slow: anywidget drops every message to a widget that took more than two seconds to load. Here each one does."""
+GIVEN_UP = "[anywidget] Failed to initialize model"
+"""What it says each time."""
 DRAWN = "[...document.querySelectorAll('.js-plotly-plot')].map(p => (p._fullData || []).map(t => t.x.length))"
 """Points of each trace of each figure, as the browser has them."""
+GROUNDS = (
+    "[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.offsetWidth)"
+    ".map(p => Number(p._fullLayout.paper_bgcolor.match(/\\d+/)[0]))"
+)
+"""How bright the ground of each figure in sight is, 0 to 255."""
 
 
 def pages() -> Iterator[Browser]:
@@ -50,7 +57,7 @@ class Browser:
     def __init__(self, page, expect) -> None:
         self.page, self.expect = page, expect
         self.errors: list[str] = []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: GIVEN_UP in str(error) or self.errors.append(str(error)))
 
     def enter(self, address: str, token: str) -> None:
         """Open JupyterLab."""
@@ -82,6 +89,11 @@ class Browser:
             self.shows(re.compile(rf"^Cell {done + 1}/\d+$"))
             self.page.keyboard.press("Shift+Enter")
 
+    def run_again(self, begin: str) -> None:
+        """Run the cell that begins like this once more."""
+        self.find(".jp-CodeCell", has_text=begin).first.locator(".jp-InputArea-editor").click()
+        self.page.keyboard.press("Control+Enter")
+
     def find(self, selector: str, **how):
         """What is in the notebook that is shown."""
         return self.page.locator(f"{SHOWN} {selector}", **how)
@@ -110,6 +122,20 @@ class Browser:
         file = folder / f"{name}.png"
         self.page.screenshot(path=file)
         return file
+
+    def theme(self, name: str) -> None:
+        """JupyterLab in other colours, by its menu."""
+        self.page.locator(".lm-MenuBar-item", has_text="Settings").click()
+        self.page.locator(".lm-Menu-item", has_text="Theme").first.hover()
+        self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{name}$")).first.click()
+        self.until(f"document.body.dataset.jpThemeName === '{name}'")
+
+    def keep_both(self, home: Path, name: str, at, where: str = "center") -> None:
+        """Screenshots in JupyterLab's dark and light colours."""
+        for theme, colours in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+            self.theme(theme)
+            self.until(f"({GROUNDS}).every(g => (g < 128) === {str(colours == 'dark').lower()})")
+            self.keep(home, f"{name}-{colours}", at, where)
 
     def download(self, act: Callable[[], None]) -> Path:
         """The file that an act gives the person."""

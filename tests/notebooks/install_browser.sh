@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's chromium and two fonts, for tests/notebooks/test_lab_browser.py. Without root, apt-get or a network it says so in one
+# Debian's chromium and two fonts, for tests/notebooks/test_notebooks.py. Without root, apt-get or a network it says so in one
 # line and is no failure: those tests skip then, and say why.
 set -u
 for name in chromium chromium-browser google-chrome; do

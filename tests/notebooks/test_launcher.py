@@ -9,7 +9,7 @@ import ipywidgets
 import pytest
 
 from console.forms import read_plan
-from console.notebook import Launcher
+from console.notebook import Launcher, runs
 from console.notebook import launcher as module
 from console.notebook.memory import PARTS
 from console.runs import launch
@@ -47,6 +47,24 @@ def test_the_form_says_what_the_options_object_says(store, dataset):
     assert other.options == launcher.options and other.command == launcher.command
     other.form.reset()
     assert other.form.texts() == other.form.begin
+
+
+def test_the_form_goes_out_as_a_frame_and_comes_back(store, dataset, trained):
+    launcher = Launcher("finetune", finetune_options(dataset, tp=2), store=store)
+    frame = launcher.frame()
+    assert list(frame.index) == [o.name for o in options_of(FinetuneOptions)] and frame["value"].to_dict() == launcher.values
+    assert (frame.loc["seq_length", "unit"], frame.loc["lr", "default"]) == ("tokens", FinetuneOptions().lr)
+    frame.loc["lr", "value"] = 3e-4
+    other = Launcher("finetune", store=store)
+    other.fill(frame)
+    assert other.options == FinetuneOptions(**finetune_options(dataset, tp=2, lr=3e-4))
+    # a row of the runs' frame, as one picks it there
+    other.fill(runs(trained.path.parent, options=["lr", "seed"]).loc[1, ["lr", "seed"]])
+    assert other.options.lr == 5e-4 and other.options.seed == FinetuneOptions().seed
+    other.fill(lr="fast")
+    assert other.frame().loc["lr", "value"] == "fast"
+    with pytest.raises(RequestError, match="without the column value; it has help"):
+        other.fill(frame[["help"]])
 
 
 def test_a_broken_rule_is_said_while_one_types_and_the_button_waits(store, dataset):

@@ -6,10 +6,12 @@ import threading
 
 import ipywidgets
 import pytest
+from ipywidgets.widgets.widget import _instances
 
-from console.notebook import RunMonitor, RunsTable, live
+from console.notebook import CompareCaptions, DatasetPreview, Launcher, RunMonitor, RunsTable, live
 from console.notebook.live import Live, Updater, execution
 from tests.console.runs.jobs import until
+from tests.notebooks.conftest import finetune_options
 
 
 def updaters() -> list[threading.Thread]:
@@ -120,10 +122,27 @@ def test_outside_of_a_kernel_there_is_no_cell():
     assert execution() is None
 
 
-def test_the_real_widgets_keep_to_it(monkeypatch, store):
-    shell = FakeShell(monkeypatch)
+@pytest.mark.parametrize("kind", ["Launcher", "RunMonitor", "CompareCaptions", "RunsTable", "DatasetPreview"])
+def test_a_cell_that_shows_one_again_leaves_one_of_it(kind, monkeypatch, store, dataset):
+    """Of each kind: one widget on the page, one thread at most, no timer of one that is gone."""
+    make = {
+        "Launcher": lambda: Launcher("finetune", finetune_options(dataset), store=store), "RunMonitor": lambda: RunMonitor(store=store),
+        "CompareCaptions": lambda: CompareCaptions(store=store), "RunsTable": lambda: RunsTable(store),
+        "DatasetPreview": lambda: DatasetPreview(dataset),
+    }[kind]  # fmt: skip
+    before = timers()
+    shell, made, opened = FakeShell(monkeypatch), [], []
     for message in ("a", "b", "c"):
-        shell.run("show()", message, "cell-11")
-        monitor, table = RunMonitor(store=store), RunsTable(store)
-    assert len(updaters()) == 2 and monitor.updating and table.updating
+        shell.run("show()", message, f"cell-of-{kind}")
+        made.append(make())
+        opened.append(len(_instances))
+    assert opened[1] == opened[2], "models of a widget that is gone stay open"
+    assert [widget.comm is None for widget in made] == [True, True, False]
+    assert len(updaters()) == (1 if kind in ("RunMonitor", "CompareCaptions", "RunsTable") else 0)
+    assert len(timers() - before) <= 1
     assert live.SECONDS == 0.5
+
+
+def timers() -> set[threading.Thread]:
+    """Timers that have not gone off."""
+    return {t for t in threading.enumerate() if isinstance(t, threading.Timer) and not t.finished.is_set()}

@@ -50,6 +50,7 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
     """The console and the notebook's widgets in one process, on one store; the training is a real one."""
     monitor, table = RunMonitor(store=store), RunsTable(store)
     assert not monitor.figure.data and "no finetune" in monitor.status.value
+    assert [note.text for note in monitor.figure.layout.annotations] == ["no points yet"]
 
     async def scene(pilot):
         await driving.press(pilot, "2")
@@ -64,9 +65,11 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
     (run,) = store.list()
     until(lambda: monitor.runs == [run] and table.run == run)
     until(lambda: monitor.figure.data and len(monitor.figure.data[0].y) >= 3, PATIENCE)
-    assert "running" in monitor.status.value and "2000" in monitor.status.value
+    # the line below the curve follows it, within the same look
+    until(lambda: "running" in monitor.status.value and "2000" in monitor.status.value)
     until(lambda: not monitor.stop_button.disabled)
     monitor.stop_button.click()
+    assert not monitor.figure.layout.annotations
     assert monitor.wait(PATIENCE) == ["stopped"]
     assert "stopped" in monitor.status.value and monitor.stop_button.disabled
     assert len(monitor.figure.data[0].y) == len(metrics(run))

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,14 +19,20 @@ pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 import nbformat
+from PIL import Image
 
+from console.notebook import metrics
 from console.runs import launch
+from console.runs.captions import read_votes
+from console.runs.state import SAMPLES
 from console.runs.store import RunStore
 from qwen3vl_core.cli import build_parser
+from tests.console.app.driving import Store
 from tests.console.runs import jobs
-from tests.console.runs.jobs import run_store, until
+from tests.console.runs.jobs import run_store
 from tests.notebooks.browser import DRAWN, Browser, pages
 from tests.notebooks.kernels import FOLDER, Kernel, running_lab, shown, with_parameters
+from tests.notebooks.terminal import Terminal
 from tests.shared import demo
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -110,8 +117,8 @@ def test_prepare_and_inspect_runs(work, kernel):
 
 
 @pytest.mark.slow
-def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(work, kernel):
-    """Its widget cells run a second time; the kernel then ends while a run lives."""
+def test_finetune_and_watch_runs_leaves_one_updater_and_one_run_and_a_training_outlives_its_kernel(work, kernel):
+    """Its widget cells run a second time; the kernel is then shut down while a training that it started goes on to its end."""
     first = cells(FOLDER / "2_finetune_and_watch.ipynb")
     again = [next(c for c in first if c.startswith(start)) for start in ("launcher = Launcher(", "monitor = RunMonitor(", "run = launcher")]
     count = (
@@ -120,8 +127,7 @@ def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(w
         "names = [r.name for r in launcher.store.list()]\n"
         "looking, [names.count(name) for name in ('watched', 'watched-lower-lr')], len(monitor.figure.data)"
     )
-    command = jobs.job(jobs.SLEEPS)
-    lives = f"from console.runs import launch\nlaunch.start(launcher.store.create('finetune', {{}}, {command!r}))"
+    lives = "launcher.fill(name='outlives', train_iters=10, eval_interval=10)\nlauncher.start()"
     store = RunStore(work / "work" / "runs")
     done = kernel.execute("2_finetune_and_watch.ipynb", [*again, count, lives], workspace=work / "work", train_iters=3)
     code = [c for c in done.cells if c.cell_type == "code"]
@@ -131,12 +137,13 @@ def test_finetune_and_watch_runs_and_leaves_one_updater_one_run_and_what_lives(w
     monitor = next(c for c in code if c.source.startswith("monitor = "))
     assert "application/vnd.jupyter.widget-view+json" in monitor.outputs[-1].data and "text/html" in monitor.outputs[-1].data
     (run,) = [r for r in store.list() if r.alive]
-    until((run.path / "up").exists)
+    process = kernel.manager.provisioner.pid
+    assert run.name == "outlives" and jobs.is_running(process)
     kernel.end()
-    assert run.alive
+    assert run.alive and not jobs.is_running(process)
+    assert launch.wait(run, 240) == "done"
+    assert metrics(run).index.tolist() == list(range(1, 11))
     assert store.get("watched").status == "done"
-    launch.stop(run)
-    assert launch.wait(run, 240) == "stopped"
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +191,6 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, 
     browser.shows("TP 1 · PP 1 · CP 1 · DP 1 = 1 process")
     start = browser.button("Start finetune")
     browser.shows(re.compile("on each GPU, an estimate"))
-    browser.keep(work, "2-form", start)
     start.click()
     browser.shows(re.compile(r"run \d{4}-watched started"))
     browser.until(f"({DRAWN})[0]?.[0] >= 3")
@@ -192,7 +198,6 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, 
     browser.until(f"({DRAWN})[0][0] > {some + 2}")
     curve = page.locator(".js-plotly-plot").first
     curve.scroll_into_view_if_needed()
-    browser.keep(work, "2-curve", curve)
     # new points arrive, and the zoom stays
     browser.zoom()
     window, last = browser.window(), browser.points()[0][-1]
@@ -212,7 +217,13 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, 
     browser.shows("■ stopped")
     steps = [row["step"] for row in map(json.loads, run.metrics.read_text().splitlines()) if row["kind"] == "train"]
     browser.until(f"document.querySelector('.js-plotly-plot')._fullData[0].x.slice(-1)[0] === {steps[-1]}")
-    browser.keep(work, "2-stopped", curve)
+    # the cell once more: its figure is of a run that sends nothing any more, and takes the place of the one before
+    curve.evaluate("plot => plot.dataset.before = 'yes'")
+    browser.run_again("monitor = RunMonitor")
+    browser.until("document.querySelectorAll('.js-plotly-plot').length === 1 && !document.querySelector('[data-before]')")
+    browser.until(f"document.querySelector('.js-plotly-plot')._fullData?.[0]?.x.slice(-1)[0] === {steps[-1]}")
+    browser.keep_both(work, "2-form", start)
+    browser.keep_both(work, "2-stopped", page.locator(".js-plotly-plot").first)
     assert not browser.errors
 
 
@@ -230,7 +241,7 @@ def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(entered, 
     browser.find("button", has_text="step 4 is best").click()
     browser.expect(browser.find("button.mod-active", has_text="step 4 is best")).to_be_visible()
     browser.expect(browser.find(".qwen3vl b", has_text=re.compile("^step 4 ★$")).first).to_be_visible()
-    browser.keep(work, "3-captions", browser.find(".jp-OutputArea-output select").first, "start")
+    browser.keep_both(work, "3-captions", browser.find(".jp-OutputArea-output select").first, "start")
     if any(run.kind == "compare" for run in before):  # the notebook has run in here: its runs are taken, none is started again
         assert store.list() == before
     assert not browser.errors
@@ -242,5 +253,52 @@ def test_in_a_browser_a_sample_shows_what_is_trained(entered, work):
     entered.open("4_prepare_and_inspect.ipynb", "Prepare data")
     entered.run_cells(14)
     entered.shows(re.compile("trained tokens"))
-    entered.keep(work, "4-preview", entered.find(".qwen3vl mark").first)
+    entered.keep_both(work, "4-preview", entered.find(".qwen3vl mark").first)
+    assert not entered.errors
+
+
+RED, BLUE = (200, 30, 40), (30, 60, 210)
+ACTIVE = (1, 120, 212)
+"""Ground of the name of the screen that is shown, in the console's dark theme."""
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """A compare run that is done: two pictures, each of one colour."""
+    store = Store(tmp_path / "runs")
+    run = store.other("compare")
+    assert launch.wait(run, 240) == "done"
+    rows = []
+    for name, colour in (("red", RED), ("blue", BLUE)):
+        Image.new("RGB", (96, 96), colour).save(tmp_path / f"{name}.png")
+        for model, text in (("base", "Of course. Here is a detailed description: a red field, calm and quiet."), ("tuned", "a red field")):
+            rows.append({"v": 1, "image": str(tmp_path / f"{name}.png"), "prompt": "What?", "model": model, "text": text, "done": True})
+    (run.path / SAMPLES).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    yield run
+    store.tidy()
+
+
+@pytest.mark.slow
+def test_the_console_works_in_jupyterlabs_terminal(comparison, entered, work):
+    """A picture in its own colours, and a vote by key."""
+    page, terminal = entered.page, Terminal(entered, work)
+    page.locator("li.lm-TabBar-tab", has_text="Launcher").first.click()
+    page.locator(".jp-LauncherCard", has_text="Terminal").first.click()
+    page.wait_for_selector(".jp-Terminal .xterm-screen")
+    page.locator(".jp-Terminal .xterm-screen").click()
+    page.keyboard.type(f"{sys.executable} -m qwen3vl_core.cli console --runs {comparison.path.parent}")
+    page.keyboard.press("Enter")
+    terminal.until(lambda: terminal.shows(ACTIVE, 100), "the console's bar, a screen's name in it marked")
+    page.keyboard.press("4")
+    terminal.until(lambda: terminal.shows(RED, 4000), "the red picture")
+    page.keyboard.press("]")
+    terminal.until(lambda: list(read_votes(comparison).choices.values()) == ["tuned"], "the vote")
+    entered.keep(work, "terminal-compare")
+    page.keyboard.press("ArrowRight")
+    terminal.until(lambda: terminal.shows(BLUE, 4000), "the blue picture")
+    assert not terminal.shows(RED, 200)
+    page.keyboard.press("1")
+    terminal.until(lambda: not terminal.shows(BLUE, 200), "the runs")
+    entered.keep(work, "terminal-runs")
+    page.keyboard.press("Control+q")
     assert not entered.errors

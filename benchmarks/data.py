@@ -5,9 +5,9 @@
 
 `prepare` reads the JSON, checks the header and the end of every picture and writes finished shards; `tar` copies the same
 files into one archive; ShardWriter is fed as the public LLaVA converter feeds it. Each is timed from an open Python (tar:
-from its start) to finished files, in turn, several times, with the pictures in the page cache. ShardWriter has a process of
-its own, which is there and has imported it before: it brings torch, beside which `prepare` could not fork its processes as
-the command does. Processor time is that of all processes of a way: on a busy machine it says what the wall clock cannot.
+from its start) to finished files, in turn, several times, with the pictures in the page cache. `prepare` is a new process
+each time, as the command is; ShardWriter has one for all rounds, which has imported it, and torch with it, before. Processor
+time is that of all processes of a way: on a busy machine it says what the wall clock cannot.
 The index is timed on its own, and so is Energon making it from the shards. The loader, in this process, gives out batches of
 one sample from those shards; Hugging Face's `Qwen3VLProcessor` with the Pillow backend is given the same pictures and
 conversations, in turn. A ratio is the median of the rounds' ratios: what else the machine does weighs on both. Packing is
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -147,9 +148,10 @@ def fresh(folder: Path) -> Path:
     return target
 
 
-def _serve(connection: Any) -> None:
-    import webdataset  # noqa: F401 - before it is timed
-
+def _serve(connection: Any, imported: str | None) -> None:
+    if imported is not None:
+        # before anything is timed
+        importlib.import_module(imported)
     while True:
         try:
             work, arguments = connection.recv()
@@ -159,11 +161,11 @@ def _serve(connection: Any) -> None:
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[Callable[..., Spent]]:
-    """A process that is there; gives a function that has it do work with some arguments, and says what that took."""
+def apart(imported: str | None = None) -> Iterator[Callable[..., Spent]]:
+    """A new Python that has imported what it needs; gives a function that has it do work with some arguments, and says what that took."""
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
-    process = context.Process(target=_serve, args=(other,), name=APART)
+    process = context.Process(target=_serve, args=(other, imported), name=APART)
     process.start()
     other.close()
 
@@ -180,10 +182,15 @@ def apart() -> Iterator[Callable[..., Spent]]:
 
 def shard_figures(folder: Path, source: Path, count: int, repeats: int, workers: int) -> dict[str, Any]:
     """Samples a second of each way, best and median of `repeats` rounds, and how they stand to each other."""
-    with apart() as other:
+
+    def prepared(target: Path, processes: int) -> Spent:
+        with apart() as command:
+            return command(write_with_prepare, source, target, processes)
+
+    with apart("webdataset") as other:
         ways: dict[str, Callable[[Path], Spent]] = {
-            "prepare": lambda target: timed(lambda: write_with_prepare(source, target, workers)),
-            "prepare_one_process": lambda target: timed(lambda: write_with_prepare(source, target, 1)),
+            "prepare": lambda target: prepared(target, workers),
+            "prepare_one_process": lambda target: prepared(target, 1),
             "tar": lambda target: timed(lambda: write_with_tar(source, target)),
             "shardwriter": lambda target: other(write_with_shardwriter, source, target),
         }

@@ -227,8 +227,8 @@ class Loop:
         """Captions of the fixed pictures."""
         settle(self.training)
         with without_fp8(self.training.config):
-            texts = self.sampler.write(self.training, self.step)
-        if self.leads:
+            texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop)
+        if self.leads and texts:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ def pictures(options: FinetuneOptions) -> list[Picture]:
         raise RequestError(str(error).replace("--images", "--sample-images")) from None
 
 
+class _Stopped(Exception):
+    """The run is to stop: no time for captions."""
+
+
 @dataclass(frozen=True)
 class _Caption:
     """What the model wrote about one picture."""
@@ -61,19 +65,22 @@ class Sampler:
         self.alone = alone(options)
         self.pictures = pictures(options)
 
-    def write(self, training: Training, step: int) -> list[str]:
+    def write(self, training: Training, step: int, stop: Callable[[], bool] = lambda: False) -> list[str] | None:
         """Captions after `step`, in the order of the pictures, on every rank; the first rank writes each as a row as `compare`
-        does, model `tuned`, with its step. The model, its mode and the random numbers are afterwards as they were. Raises
-        WorkError for a model that gives numbers that are not finite, and for a file that cannot be written."""
+        does, model `tuned`, with its step. The model, its mode and the random numbers are afterwards as they were. None, and
+        nothing written, once `stop()` is true on a rank. Raises WorkError for a model that gives numbers that are not finite, and
+        for a file that cannot be written."""
         modes = [model.training for model in training.wrapped]
         for model in training.wrapped:
             model.eval()
         try:
             with torch.random.fork_rng(devices=[]):
-                captions = self._alone(training) if self.alone else self._together(training)
+                captions = (self._alone if self.alone else self._together)(training, stop)
         finally:
             for model, mode in zip(training.wrapped, modes, strict=True):
                 model.train(mode)
+        if captions is None:
+            return None
         if dist.get_rank() == 0:
             self._record(captions, step)
         return [caption.text for caption in captions]
@@ -82,16 +89,24 @@ class Sampler:
         """The prompts about these pictures, each made when it is asked for."""
         return (self.processor.prompt([self.pictures[number].open()], self.prompt) for number in numbers)
 
-    def _alone(self, training: Training) -> list[_Caption]:
+    def _alone(self, training: Training, stop: Callable[[], bool]) -> list[_Caption] | None:
         """Every rank writes about its share of the pictures, and tells the others."""
         rank, world = dist.get_rank(), dist.get_world_size()
+
+        def look(*_: Any) -> None:
+            if stop():
+                raise _Stopped
+
         writer = Writer(
-            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=TOGETHER
+            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=TOGETHER,
+            on_text=look,
         )  # fmt: skip
-        found: list[_Caption] | str
+        found: list[_Caption] | str | None
         try:
             written = writer.write(map(Prompt, self._inputs(list(range(rank, len(self.pictures), world)))))
             found = [_Caption(caption.text, caption.seconds) for caption in written]
+        except _Stopped:
+            found = None
         except WorkError as error:
             # the others wait for this rank
             found = str(error)
@@ -100,11 +115,15 @@ class Sampler:
         for part in everywhere:
             if isinstance(part, str):
                 raise WorkError(part)
+        if None in everywhere:
+            return None
         return [everywhere[number % world][number // world] for number in range(len(self.pictures))]
 
-    def _together(self, training: Training) -> list[_Caption]:
-        writer = TogetherWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest)
+    def _together(self, training: Training, stop: Callable[[], bool]) -> list[_Caption] | None:
+        writer = TogetherWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest, stop)
         written = writer.write(list(self._inputs(writer.mine)))
+        if written is None:
+            return None
         return [_Caption(whole_characters(self.processor.decode(one.ids)) if one.ids else "", one.seconds) for one in written]
 
     def _record(self, captions: list[_Caption], step: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -133,11 +133,11 @@ def _pass(training: Training, rows: Sequence[Row], multiple: int) -> list[Tensor
 class TogetherWriter:
     """Writes captions greedily. Every rank of the world makes one and calls it at the same step with the same pictures.
 
-    count: of the pictures. The prompts that a rank needs are `mine`.
+    count: of the pictures. The prompts that a rank needs are `mine`. stop: asked before each token; what any rank says counts.
     """
 
-    def __init__(self, training: Training, count: int, ends: Collection[int], longest: int) -> None:
-        self.training, self.count, self.ends, self.longest = training, count, frozenset(ends), longest
+    def __init__(self, training: Training, count: int, ends: Collection[int], longest: int, stop: Callable[[], bool]) -> None:
+        self.training, self.count, self.ends, self.longest, self.stop = training, count, frozenset(ends), longest, stop
         self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         self.multiple = math.lcm(length_multiple(training.config), FEW_LENGTHS)
         # an interleaved schedule takes micro batches by as many as there are stages
@@ -149,9 +149,9 @@ class TogetherWriter:
         return list(range(self.rank, self.count, self.size)) or [0]
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[Written]:
-        """The captions of all pictures, on every rank. prompts: of `mine`, as the processor gives them. Raises WorkError, on every
-        rank, for a model that gives numbers that are not finite. The models must not be in training mode."""
+    def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[Written] | None:
+        """The captions of all pictures, on every rank; None when stopped. prompts: of `mine`, as the processor gives them. Raises
+        WorkError, on every rank, for a model that gives numbers that are not finite. The models must not be in training mode."""
         started = time.monotonic()
         numbers = self.mine if self.rank < self.count else [-1]
         rows = _rows(self.training, dict(zip(numbers, prompts, strict=True)))
@@ -166,6 +166,8 @@ class TogetherWriter:
             ours = [row for row in rows if row.number in left]
             fill = (ours or rows)[0]
             tokens = self._agreed(_pass(self.training, ours + [fill] * (wanted - len(ours)), self.multiple), ours)
+            if tokens is None:
+                return None
             for number in left:
                 token, caption = tokens[number], captions[number]
                 caption.seconds = time.monotonic() - started
@@ -176,16 +178,19 @@ class TogetherWriter:
                 row.ids.append(tokens[row.number])
         return captions
 
-    def _agreed(self, found: list[Tensor], ours: list[Row]) -> list[int]:
-        """The next token of each picture as the last stage's first rank has it, told to the whole world."""
-        told = torch.zeros(self.count + 1, dtype=torch.float64, device=device())
+    def _agreed(self, found: list[Tensor], ours: list[Row]) -> list[int] | None:
+        """The next token of each picture as the last stage's first rank has it, told to the whole world; None when to stop."""
+        told = torch.zeros(self.count + 2, dtype=torch.float64, device=device())
         first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
         if found and parallel_state.is_pipeline_last_stage() and first:
             for row, (token, finite) in zip(ours, found, strict=False):
                 told[row.number] = token
                 told[-1] += 1 - finite
+        told[-2] = float(self.stop())
         dist.all_reduce(told)
-        *tokens, broken = told.tolist()
+        *tokens, stop, broken = told.tolist()
+        if stop:
+            return None
         if broken:
             raise WorkError(NOT_FINITE)
         return [int(token) for token in tokens]

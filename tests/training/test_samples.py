@@ -161,7 +161,7 @@ def test_captions_are_those_of_one_process_and_training_does_not_notice(written,
 
 def write_an_odd_one(folder: Path, changes: dict, picture: str):
     """(tokens after a prompt and one more token that stands for a picture, by the writer of all ranks and with a cache) where the
-    model is whole; then the error of a model with a weight that is no number."""
+    model is whole; then, when it was asked to stop, the error of a model with a weight that is no number."""
     from qwen3vl_core.model import parallel
 
     import torch
@@ -189,6 +189,8 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str):
                 session.prefill(**given[0])
                 cached = session.decode(torch.tensor(row.ids[-1:])).argmax(-1)
                 tokens = int(together._pass(training, [row], together.FEW_LENGTHS)[0][0]), int(cached)
+        # one rank is told to stop, as a console tells it
+        assert sampler.write(training, 1, lambda: torch.distributed.get_rank() == 0) is None and not sampler.file.exists()
         with torch.no_grad():
             next(model.parameters())[:] = float("nan")
         try:
@@ -200,7 +202,7 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str):
 
 
 @pytest.mark.parametrize(("world", "changes"), [(1, {}), (2, {"pp": 2})], ids=["one process", "PP2"])
-def test_a_token_of_a_picture_is_text_when_written_and_numbers_that_are_none_end_the_run(pictures, tmp_path, world, changes):
+def test_a_token_of_a_picture_is_text_when_written_and_a_stop_or_numbers_that_are_none_end_the_writing(pictures, tmp_path, world, changes):
     folder = run_each(1, runs.small_model, {0: (tmp_path,)})[0][0]
     ranks = run_each(world, write_an_odd_one, {0: (folder, changes, pictures[0])})[0]
     assert not isinstance(ranks, Failure), ranks

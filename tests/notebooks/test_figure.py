@@ -1,0 +1,75 @@
+"""A figure's state is what it shows, whatever has become of the messages about its changes."""
+
+from __future__ import annotations
+
+import base64
+
+import ipywidgets
+import numpy as np
+from plotly.graph_objects import FigureWidget
+
+from console.notebook.figure import Figure, Shown
+
+
+def ys(figure: Figure) -> list[list[float]]:
+    """The heights of each trace, as the page gets them."""
+    return [np.frombuffer(base64.b64decode(trace["y"]["bdata"]), trace["y"]["dtype"]).tolist() for trace in figure.shown.data]
+
+
+def test_every_change_is_in_the_state_that_a_late_page_finds():
+    figure = Figure(layout={"uirevision": "keep"}, config={"displaylogo": False})
+    assert isinstance(figure, FigureWidget) and figure.shown.config == {"displaylogo": False}
+    assert figure.shown.data == [] and figure.shown.axes["uirevision"] == "keep"
+    figure.add_scatter(x=np.arange(3), y=np.array([1.0, 2.0, 3.0]))
+    figure.add_scatter(x=np.arange(3), y=np.array([4.0, 5.0, 6.0]))
+    with figure.batch_update():
+        figure.data[0].y = np.array([7.0, 8.0, 9.0])
+        figure.layout.yaxis.type = "log"
+    assert ys(figure) == [[7.0, 8.0, 9.0], [4.0, 5.0, 6.0]] and figure.shown.axes["yaxis"]["type"] == "log"
+    figure.data = figure.data[::-1]
+    assert ys(figure) == [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
+    figure.data = figure.data[:1]
+    figure.add_hline(y=2)
+    assert ys(figure) == [[4.0, 5.0, 6.0]] and figure.shown.axes["shapes"][0]["y0"] == 2
+
+
+def test_a_gap_stays_a_gap_on_its_way_to_the_page():
+    figure = Figure([{"x": np.array([1, 2, 3]), "y": np.array([1.0, np.nan, 3.0])}])
+    assert np.isnan(ys(figure)[0]).tolist() == [False, True, False]
+
+
+def test_changes_together_are_one_message(monkeypatch):
+    figure, sent = Figure(), []
+    monkeypatch.setattr(Shown, "_send", lambda self, message, buffers=None: sent.append(message["state"]))
+    with figure.together():
+        figure.add_scatter(y=[1.0])
+        figure.data = ()
+        figure.add_scatter(y=[2.0])
+        figure.layout.title = "both"
+    assert len(sent) == 1 and sent[0]["data"][0]["y"] == [2.0] and sent[0]["axes"]["title"]["text"] == "both"
+    figure.layout.title = "both"
+    assert len(sent) == 1
+
+
+def test_the_zoom_of_the_page_is_the_window_and_goes_before_the_layouts_range():
+    figure = Figure()
+    assert figure.window is None
+    figure.layout.xaxis.range = (1, 9)
+    assert figure.window == (1.0, 9.0)
+    figure.shown.window = [2, 3]
+    assert figure.window == (2.0, 3.0) and figure.layout.xaxis.range == (1, 9)
+
+
+def test_plotlys_code_goes_to_the_page_once_and_each_figure_is_small():
+    one, two = Figure(), Figure()
+    assert one.shown.library is two.shown.library and len(one.shown.library.code) > 1_000_000
+    assert len(one._esm) < 10_000
+    ipywidgets.Widget.close_all()
+    assert Figure().shown.library.comm is not None
+
+
+def test_a_closed_figure_leaves_no_model_but_the_code():
+    kept = Figure()
+    before = set(ipywidgets.widgets.widget._instances)
+    Figure().close()
+    assert set(ipywidgets.widgets.widget._instances) <= before | {kept.shown.library.model_id}

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B", "32B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=f"of {', '.join(LAYOUTS)}")
+    parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=", ".join(LAYOUTS))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     small = given.size == "tiny"

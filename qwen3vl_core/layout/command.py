@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.options import FinetuneOptions
 
 TRAINING_MODULE = "qwen3vl_core.training"
 
 
 def gpu_count() -> int:
-    """GPUs of this machine as nvidia-smi lists them; 0 where there is no nvidia-smi."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    """GPUs that a run gets here; 0 where there is no nvidia-smi."""
+    return len(visible())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
+from qwen3vl_core.layout.gpus import ask
 from qwen3vl_core.options.planning import DoctorOptions
 
 DISTRIBUTION = "qwen3vl-console"
@@ -119,18 +120,7 @@ def check_packages(
 
 def ask_gpus() -> list[dict[str, str]] | None:
     """This machine's GPUs as nvidia-smi shows them; None where there is no nvidia-smi. Raises OSError where it fails."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    names = ("name", "memory.total", "memory.used", "driver_version", "compute_cap")
-    words = [tool, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        raise OSError("nvidia-smi did not answer in 30 s") from None
-    if done.returncode:
-        raise OSError((done.stdout + done.stderr).strip().splitlines()[0] if (done.stdout + done.stderr).strip() else "nvidia-smi failed")
-    return [dict(zip(names, (w.strip() for w in line.split(",")), strict=False)) for line in done.stdout.splitlines() if line.strip()]
+    return ask("name", "memory.total", "memory.used", "driver_version", "compute_cap", seconds=30)
 
 
 def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tuple[list[Check], bool]:

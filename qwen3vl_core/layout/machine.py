@@ -7,12 +7,11 @@ has torch, looks for itself (`qwen3vl_core.training.setup.this_machine`).
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.options import FinetuneOptions
 
 # compute capabilities: Ampere, Ada, Hopper
@@ -43,21 +42,11 @@ class Machine:
 
 
 def _capabilities() -> list[float | None]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    words = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if done.returncode:
-        return []
     found: list[float | None] = []
-    for line in done.stdout.split():
+    for gpu in visible("compute_cap") or visible():
         try:
-            found.append(float(line))
-        except ValueError:
+            found.append(float(gpu["compute_cap"]))
+        except (KeyError, ValueError):
             # an old driver does not know the question
             found.append(None)
     return found

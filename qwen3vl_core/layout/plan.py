@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from qwen3vl_core.layout import emit, memory, work
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.advice import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
 from qwen3vl_core.layout.command import gpu_count
+from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.layout.machine import Machine, machine_faults
 from qwen3vl_core.layout.memory import GIB
 from qwen3vl_core.layout.parameters import published, total_parameters
@@ -28,16 +27,10 @@ DEFAULT_MEMORY = CARDS[80]
 
 
 def gpu_memory() -> float | None:
-    """GiB of this machine's smallest GPU; None without nvidia-smi."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
+    """GiB of the smallest GPU that a run gets here; None without one."""
     try:
-        done = subprocess.run(
-            [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False
-        )
-        return min(float(line) for line in done.stdout.split()) / 1024
-    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return min((float(gpu["memory.total"]) for gpu in visible("memory.total")), default=0.0) / 1024 or None
+    except (KeyError, ValueError):
         return None
 
 

@@ -36,6 +36,9 @@ PARTS = {
     "projector": ("vision_model.merger.", "vision_model.decoder.deepstack_merger_list."),
     "language": ("language_model.",),
 }
+# cuDNN makes a plan of its attention, about a second long, for every length of a row that it has not seen, and keeps them all: with
+# steps of this many tokens there are few. For packed rows and pictures Transformer Engine itself rounds what it plans for
+LENGTH_STEP = 128
 # loss scale of fp16: Megatron's defaults, with a shorter window that recovers within a small run
 FP16_SCALE = dict(initial_loss_scale=2.0**16, min_loss_scale=1.0, loss_scale_window=200, hysteresis=2)
 
@@ -57,6 +60,8 @@ class Training:
     """Parts that are not trained."""
     least_length: int = 0
     """Rows are padded to at least so many tokens."""
+    length_step: int = 1
+    """And to a multiple of so many."""
     adapters: Adapters | None = None
     """What is trained where the weights stay as they are."""
 
@@ -136,7 +141,7 @@ def build(options: FinetuneOptions, source: Source) -> Training:
         config.param_sync_func = [model.start_param_sync for model in wrapped]
     return Training(
         source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.untrained_parts()), options.pad_length,
-        Adapters.of(options),
+        LENGTH_STEP if use_transformer_engine() else 1, Adapters.of(options),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ micro batch size and every parallel layout.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def forward_step(training: Training, batches, model):
     inputs = batch.model_inputs(where, training.dtype)
     labels = batch.labels.to(where)
     cu_seqlens = inputs.get("cu_seqlens")
-    multiple = length_multiple(training.config)
+    multiple = math.lcm(length_multiple(training.config), training.length_step)
     length = -(-max(labels.shape[1], training.least_length) // multiple) * multiple
     if cu_seqlens is None and labels.shape[1] != length:
         labels = _pad(labels, length, IGNORED)

@@ -13,6 +13,7 @@ TP, SP = {"tp": 2}, {"tp": 2, "sequence_parallel": True}
 LAYOUTS = {
     "one process": (1, {}),
     "one sample a micro batch": (1, {"micro_batch_size": 1}),
+    "rows padded": (1, {"pad_length": 96}),
     "TP2": (2, TP),
     "TP2 SP": (2, SP),
     "PP2": (2, {"pp": 2}),
@@ -36,6 +37,7 @@ LAYOUTS = {
 PACKED = ["one process", "TP2 SP", "PP2", "PP2 VP2", "CP2", "DP2", "TP2 SP CP2", "PP2 CP2"]
 EXPERTS = {
     "one process": (1, {}),
+    "rows padded": (1, {"pad_length": 96}),
     "EP2": (2, {"ep": 2}),
     "DP2": (2, {}),
     "CP2": (2, {"cp": 2}),

@@ -138,10 +138,10 @@ def text_of(value: Any, what: str) -> str:
 
 def media_name(name: Any, what: str = "picture") -> str:
     """A safe relative name, tidied. Raises RecordError for one that leaves the folder."""
-    if type(name) is str and name.isascii() and name and name[0] != "/" and name[-1] not in "./":
+    plain = type(name) is str and name.isascii() and name and name[0] != "/" and name[-1] not in "./"
+    if plain and not ("./" in name or "//" in name or ":" in name or "\0" in name):
         # nothing that `normpath` would change, no address, no drive
-        if not ("./" in name or "//" in name or ":" in name or "\0" in name):
-            return name
+        return name
     what = "picture" if what == "image" else what
     name = text_of(name, f"a {what}'s name")
     if is_url(name):

@@ -127,7 +127,8 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[S
 
     Raises RequestError when the source is nothing that is read here.
     """
-    if source.stat().st_size >= _WORTH_PROCESSES:
+    small = source.stat().st_size < _WORTH_PROCESSES
+    if not small:
         workers.start()
     found = sources.find(source)
     samples: list[Sample] = []
@@ -141,7 +142,7 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[S
             left = None if left is None else left - len(chunk)
 
     with Progress("check", total=found.count, unit="samples") as progress:
-        for results in workers.map(_check, chunks(), plain=True):
+        for results in workers.map(_check, chunks(), small, plain=True):
             for result in results:
                 if len(result) == len(Sample._fields):
                     samples.append(Sample._make(result))

@@ -44,16 +44,12 @@ class Shard:
 
     name: str
     samples: list[Sample]
+    size: int
+    """Bytes of the file."""
     content: str
     """Digest of what it holds."""
     plan: str
     """The same, and of when its files were last changed: a shard of another prepare with this digest is this shard."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        held = sum(sample.size for sample in self.samples)
-        return held + 2 * BLOCK + -(held + 2 * BLOCK) % RECORD
 
     def entries(self) -> Iterator[energon.Entry]:
         """What the index says of its samples."""
@@ -87,7 +83,8 @@ def _shard(split: str, number: int, samples: list[Sample]) -> Shard:
     content.update(b"".join(payloads))
     plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
     plan.update("\0".join([file for sample in samples for file in sample.files]).encode())
-    return Shard(name, samples, content.hexdigest(), plan.hexdigest())
+    size = sum([sample.size for sample in samples]) + 2 * BLOCK
+    return Shard(name, samples, size + -size % RECORD, content.hexdigest(), plan.hexdigest())
 
 
 def _packed(*columns: list[int]) -> bytes:

@@ -57,6 +57,9 @@ class Workers:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        # what was made meanwhile counts as old from here on, instead of being gone through at once
+        gc.freeze()
+        gc.unfreeze()
         gc.set_threshold(*self._collections)
         self._stop(at_once=kind is not None)
 

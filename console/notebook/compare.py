@@ -57,7 +57,8 @@ class CompareCaptions(Live):
             description="Page", icon="download", tooltip="Write pictures, captions, scores and votes as one HTML page here",
             layout=W.Layout(width="90px"),
         )  # fmt: skip
-        self.image = W.Image(format="jpeg", layout=W.Layout(width="300px", max_height="420px", object_fit="contain", margin="6px 16px 0 0"))
+        beside = {"width": "300px", "max_height": "420px", "object_fit": "contain", "margin": "6px 16px 0 0", "align_self": "flex-start"}
+        self.image = W.Image(format="jpeg", layout=W.Layout(**beside))
         self.headline, self.score_table = W.HTML(), W.HTML()
         self.columns: dict[str, W.HTML] = {}
         """What is written under each model's name."""

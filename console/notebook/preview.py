@@ -95,7 +95,7 @@ class DatasetPreview(W.VBox):
                 rows.append([escape(name), *(escape(f"{counts.get(k, 0):,}") for k in ("samples", "pictures", "turns", "bytes"))])
         refused = report.get("refused")
         if isinstance(refused, dict) and refused:
-            left_out = f"<span>left out: {escape(', '.join(f'{v} {k}' for k, v in refused.items()))}</span>"
+            left_out = f"<span>left out: {escape(', '.join(f'{v} {k}'.replace('_', ' ') for k, v in refused.items()))}</span>"
         return box(
             f"<b>{escape(self.dataset)}</b>" + (table(("split", "samples", "pictures", "turns", "bytes"), rows) if rows else "") + left_out
         )

@@ -50,7 +50,7 @@ def measure(steps: int, looks: int, smoothing: float) -> dict[str, float]:
             taken.append(time.process_time() - begun)
         points = [len(trace.x) for trace in monitor.figure.data]
         assert monitor.figure.data[0].x[-1] == steps + looks
-        sent = sum(trace.x.nbytes + trace.y.nbytes for trace in monitor.figure.data)
+        sent = len(json.dumps(monitor.figure.shown.data))
         monitor.close()
     return {
         "steps": steps, "read_ms": 1e3 * read, "look_ms": 1e3 * statistics.median(taken), "most_points": max(points), "sent_kb": sent / 1e3,

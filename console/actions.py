@@ -78,9 +78,10 @@ ACTIONS = (
     Action("welcome.demo", "d", "demo", "Make the demo's workspace and show its steps", "welcome"),
     Action("welcome.all", "a", "all", "The demo's five commands one after another", "welcome"),
     Action("welcome.model", "o", "open model", "A Hugging Face folder or a Megatron checkpoint", "welcome"),
+    Action("welcome.download", "g", "get model", "A model or a dataset from Hugging Face or ModelScope", "welcome"),
     Action("welcome.recipe", "p", "paste recipe", "The published script's 24 or 26 values", "welcome"),
     Action("welcome.doctor", "h", "doctor", "What is missing on this machine", "welcome"),
-    Action("welcome.leave", "escape", "look around", "Out of the field; then to the runs", "welcome"),
+    Action("welcome.leave", "escape", "back", "Out of the field; then to the runs", "welcome"),
     # Runs
     Action("runs.open", "enter", "open", "Watch the run under the cursor", "runs", display="enter"),
     Action("runs.mark", "space", "mark", "Mark it: for a difference, TensorBoard, deleting", "runs", display="space"),
@@ -104,7 +105,7 @@ ACTIONS = (
     Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
     Action("launch.edit", "e", "editor", "The plan as a file in your $EDITOR", "launch"),
     Action("launch.save", "w", "save plan", "Write the plan file (YAML) for qwen3vl --plan", "launch"),
-    Action("launch.next_kind", "k", "next kind", "prepare, convert, finetune, compare in turn", "launch"),
+    Action("launch.next_kind", "k", "next kind", "download, prepare, convert, finetune, compare in turn", "launch"),
     Action("launch.defaults", "d", "defaults", "Every option back to how the form began", "launch"),
     Action("launch.leave", "escape", "leave field", "Out of the field, so that letters are keys", "launch"),
     # Monitor

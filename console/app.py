@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import on
+from textual.actions import parse
 from textual.app import SystemCommand
 from textual.color import Color
+from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.signal import Signal
 
-from console.actions import ACTIONS, SCREENS, actions_of, bindings_of, clashes, shown
+from console.actions import ACTIONS, SCREENS, Action, actions_of, bindings_of, clashes, shown
 from console.doing import RunActions, number_of
 from console.messages import RunStarted, StoreSeen
 from console.runs.store import RunStore
@@ -236,10 +238,26 @@ class ConsoleApp(RunActions):
         screen.call_later(then, screen)
 
     def action_keys_help(self) -> None:
-        pane = self.screen.focused
-        from console.screens.dialogs import KeysHelp  # not before the first frame
+        """The keys of this screen; what is chosen among them is done."""
+        from console.screens.keyshelp import KeysHelp  # not before the first frame
 
-        self.push_screen(KeysHelp(self.screen.id or self.current_mode, getattr(pane, "HELP", None) or "", self.keys))
+        screen = self.screen
+        scope = screen.id or self.current_mode
+
+        def chosen(name: str | None) -> None:
+            action = next((action for action in ACTIONS if action.id == name), None)
+            if action is not None:
+                # once the help is away, and the focus where it was
+                self.call_later(self._do, action, self if action.screen == "app" else screen)
+
+        self.push_screen(KeysHelp(scope, getattr(screen.focused, "HELP", None) or "", self.keys), chosen)
+
+    async def _do(self, action: Action, node: DOMNode) -> None:
+        _, name, words = parse(action.action)
+        if node.check_action(name, words):
+            await node.run_action(action.action)
+        else:
+            self.notify(f"{action.label}: not here and now", severity="warning", markup=False)
 
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK

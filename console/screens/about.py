@@ -1,17 +1,23 @@
-"""What stands beside the picture of a comparison: which models, how they were asked, what was counted. No screen."""
+"""What stands beside the picture of a comparison: which models, how they were asked, what was counted, the captions. No screen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from textual.content import Content
 
+from console.runs.captions import Caption, Sample
 from console.screens.captions import CompareView
 from console.screens.watch import RunRow
+from console.widgets.caption import several
+from console.widgets.columns import LETTERS, Column
 from console.widgets.words import COLOURS, GLYPHS, one_line, printable
+from qwen3vl_core.caption.overlap import rouge_l
 from qwen3vl_core.caption.record import SAME
 from qwen3vl_core.caption.scores import ModelScores, Scores
+from qwen3vl_core.caption.words import count
 
 LABEL = 12
 """Columns of what is counted, before the models' figures."""
@@ -124,3 +130,37 @@ def about(row: RunRow | None, view: CompareView, prompt: str, width: int, *, bli
         lines.append(Content(""))
         lines += [Content("! " + printable(note)).stylize("$text-warning") for note in view.head.notes]
     return Content("\n").join(lines)
+
+
+def columns_of(
+    view: CompareView, sample: Sample, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
+) -> list[Column]:
+    """The captions of a picture in the order of `names`. hidden: whose they are is not told; marked: the words that differ are."""
+    captions = [sample.captions.get(name, Caption()) for name in names]
+    # while a caption grows everything not yet written would count as a difference
+    whole = all(caption.done and caption.text for caption in captions)
+    texts = several([caption.text for caption in captions], marked and whole, blind)
+    vote = view.votes.choices.get(sample.image)
+    made = []
+    for place, (name, caption, text) in enumerate(zip(names, captions, texts, strict=True)):
+        label = f"{LETTERS[place]}" if hidden else f"{LETTERS[place]} = {name}" if blind else name
+        best = vote == name
+        title = ("★ " if best else "") + label
+        if caption.text and not hidden:
+            words = count(caption.text)
+            title += f" · {words} word{'s' if words != 1 else ''}"
+        if caption.text and not caption.done:
+            title, text = title + " …", text + Content("▌").stylize("$accent")
+        foot = []
+        if caption.done and not hidden:
+            if sample.references:
+                foot.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
+            if caption.seconds is not None:
+                foot.append(f"{caption.seconds:.1f} s")
+            if not caption.whole:
+                foot.append("cut off")
+        if not caption.text:
+            words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
+            text = Content(words).stylize("$muted")
+        made.append(Column(Content(title), text, Content(" · ".join(foot)), best))
+    return made

@@ -18,6 +18,7 @@ from textual.widgets.selection_list import Selection
 
 from console.runs.store import Run
 from console.runs.tail import MetricSeries
+from console.widgets.hints import Hints
 from console.widgets.words import GLYPHS, number
 
 MOST_RUNS = 40
@@ -79,7 +80,7 @@ class PickModels(ModalScreen[list[str] | None]):
             yield Label("Models to compare with the base", classes="headline")
             yield SelectionList[str]()
             yield Static("looking through the runs …", id="found", classes="hint")
-            yield Static("space marks, several stand side by side; enter takes them, esc leaves", classes="hint")
+            yield Hints(("space", "marks: several stand side by side"), ("enter", "takes them"), ("escape", "leaves"))
 
     def on_mount(self) -> None:
         def look() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,32 +15,29 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.forms import check_here, read_plan
 from console.messages import CaptionsRead, PictureRead, WorkFailed
-from console.runs import captions as votes_of
 from console.runs import exports
-from console.runs.captions import Caption, Sample
-from console.screens.about import about, status
+from console.runs.captions import Sample
+from console.screens.about import about, columns_of, status
 from console.screens.base import WIDE, ConsoleScreen
 from console.screens.captions import CompareFeed, CompareView, shuffled
 from console.screens.checkpoints import PickModels
 from console.screens.fullpicture import FullPicture
 from console.screens.plan import prefill
+from console.screens.voting import Voting
 from console.screens.watch import RunRow, Snapshot
-from console.widgets.caption import several
-from console.widgets.columns import LETTERS, CaptionBox, CaptionColumns, Column
+from console.widgets.columns import CaptionBox, CaptionColumns
 from console.widgets.optionform import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.pictureframe import PictureFrame
 from console.widgets.words import one_line, printable
-from qwen3vl_core.caption.overlap import rouge_l
 from qwen3vl_core.caption.record import SAME
-from qwen3vl_core.caption.words import count
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, from_mapping
 
 READ_SECONDS = 0.5
 
 
-class CompareScreen(ConsoleScreen):
+class CompareScreen(Voting, ConsoleScreen):
     """Form of a comparison; the captions of `run_id`, without one of the newest comparison."""
 
     MODE = "compare"
@@ -180,7 +176,10 @@ class CompareScreen(ConsoleScreen):
         self._show_headline(sample)
         prompt, short = sample.prompt or self.view.head.prompt, self.size.width < WIDE
         self.query_one("#about", Static).update(about(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short))
-        self.query_one(CaptionColumns).show(self._columns(sample))
+        live = self.row is not None and self.row.alive
+        self.query_one(CaptionColumns).show(
+            columns_of(self.view, sample, self.order, hidden=self.hidden, blind=bool(self.blind), marked=self.marked, live=live)
+        )
         reference = self.query_one("#reference", Static)
         reference.display = bool(sample.references)
         lines = [Content.assemble(("reference  ", "$muted"), printable(text).strip()) for text in sample.references]
@@ -192,38 +191,6 @@ class CompareScreen(ConsoleScreen):
     @property
     def _about_width(self) -> int:
         return max(self.query_one("#about").size.width, 30)
-
-    def _columns(self, sample: Sample) -> list[Column]:
-        names, hidden = self.order, self.hidden
-        captions = [sample.captions.get(name, Caption()) for name in names]
-        # while a caption grows everything not yet written would count as a difference
-        whole = all(caption.done and caption.text for caption in captions)
-        texts = several([caption.text for caption in captions], self.marked and whole, bool(self.blind))
-        vote = self.view.votes.choices.get(sample.image)
-        made = []
-        for place, (name, caption, text) in enumerate(zip(names, captions, texts, strict=True)):
-            label = f"{LETTERS[place]}" if hidden else f"{LETTERS[place]} = {name}" if self.blind else name
-            best = vote == name
-            title = ("★ " if best else "") + label
-            if caption.text and not hidden:
-                words = count(caption.text)
-                title += f" · {words} word{'s' if words != 1 else ''}"
-            if caption.text and not caption.done:
-                title, text = title + " …", text + Content("▌").stylize("$accent")
-            foot = []
-            if caption.done and not hidden:
-                if sample.references:
-                    foot.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
-                if caption.seconds is not None:
-                    foot.append(f"{caption.seconds:.1f} s")
-                if not caption.whole:
-                    foot.append("cut off")
-            if not caption.text:
-                live = self.row is not None and self.row.alive
-                words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
-                text = Content(words).stylize("$muted")
-            made.append(Column(Content(title), text, Content(" · ".join(foot)), best))
-        return made
 
     def _show_headline(self, sample: Sample) -> None:
         vote = self.view.votes.choices.get(sample.image)
@@ -358,15 +325,6 @@ class CompareScreen(ConsoleScreen):
             self.index = len(self.samples) - 1 if last else 0
             self.action_turn(0)
 
-    def action_unvoted(self) -> None:
-        """To the next picture that has its captions and no vote."""
-        for step in range(1, len(self.samples) + 1):
-            sample = self.samples[(self.index + step) % len(self.samples)]
-            if sample.image not in self.view.votes.choices and sample.whole(self.view.names):
-                self.action_turn(step)
-                return
-        self.notify("every picture that has its captions has a vote")
-
     def action_other(self, step: int) -> None:
         """An older (1) or newer (-1) comparison."""
         ids = [row.id for row in self.app.snapshot.rows if row.kind == "compare"]
@@ -385,58 +343,6 @@ class CompareScreen(ConsoleScreen):
     def action_full(self) -> None:
         if self.sample is not None:
             self.app.push_screen(FullPicture(self.sample.image))
-
-    # votes
-
-    def action_blind(self) -> None:
-        """Shuffle the captions and hide whose they are; or show it all."""
-        if self.blind:
-            self.blind = ""
-            counted = self.view.votes.tally(self.view.names)
-            told = [f"{name} {number}" for name, number in counted.items() if name != SAME]
-            self.notify(" · ".join([*told, f"as good {counted[SAME]}"]), title="Votes", markup=False)
-        elif len(self.view.names) > 1:
-            self.blind, self.revealed = secrets.token_hex(8), set()
-        self._show()
-
-    def action_reveal(self) -> None:
-        """Whose captions these are, of this picture only."""
-        if self.blind and self.sample is not None:
-            self.revealed ^= {self.sample.image}
-            self._show()
-        else:
-            self.notify("nothing is hidden; b shuffles the captions and hides whose they are", severity="warning")
-
-    def action_vote(self, place: int | None = None) -> None:
-        """For the caption at a place from the left (-1: the last), None: in focus; the same again takes the vote back."""
-        names = self.order
-        if names:
-            self._vote(names[self.query_one(CaptionColumns).focused_place if place is None else place])
-
-    def action_same(self) -> None:
-        self._vote(SAME)
-
-    @on(CaptionColumns.Voted)
-    def _clicked(self, event: CaptionColumns.Voted) -> None:
-        self.action_vote(event.place)
-
-    def _vote(self, choice: str) -> None:
-        sample, row = self.sample, self.row
-        if sample is None or row is None or not sample.whole(self.view.names):
-            self.notify("a vote needs all captions of this picture; they are not written yet", severity="warning")
-            return
-        again = self.view.votes.choices.get(sample.image) == choice
-        try:
-            given = votes_of.vote(row.run, sample.image, None if again else choice, self.view.names, blind=self.hidden)
-        except (RequestError, WorkError) as error:
-            self.notify(str(error), severity="error", markup=False)
-            return
-        self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
-        self.app.did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
-        if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
-            self.action_unvoted()
-        self._show()
-        self.read()
 
     # the reports
 

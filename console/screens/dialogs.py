@@ -16,18 +16,16 @@ from textual.widgets import Button, Label, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
-from console.actions import SCREENS, actions_of, shown
 from console.runs.facts import differences
 from console.runs.launch import disk_usage
 from console.runs.store import Run
 from console.runs.text import MEASURES, plain
 from console.screens.watch import RunRow
+from console.widgets.hints import Hints
 from console.widgets.words import number, one_line, span
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import quantity
 
-KEYS_WIDTH = 104
-"""Columns of the help."""
 NAMED = 6
 """Runs that a question names."""
 
@@ -134,7 +132,7 @@ class Difference(ModalScreen[None]):
         with VerticalScroll(classes="dialog wide"):
             yield Label("Difference", classes="headline")
             yield Static(id="difference", markup=False)
-            yield Static("esc closes this", classes="hint")
+            yield Hints(("escape", "closes"))
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -170,38 +168,6 @@ class Difference(ModalScreen[None]):
         table.update(Content("\n").join(lines))
 
 
-class KeysHelp(ModalScreen[None]):
-    """The keys of one screen, then those that work everywhere; from the registry of actions."""
-
-    BINDINGS: ClassVar = [Binding("escape,question_mark,q,enter", "dismiss", "close")]
-
-    def __init__(self, screen: str, focused: str = "", keymap: Mapping[str, str] | None = None) -> None:
-        """focused: help of the pane in use. keymap: a person's own keys, by the action's id."""
-        super().__init__()
-        self.about, self.pane, self.keymap = screen, focused, keymap or {}
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(classes="dialog keys"):
-            if self.pane:
-                yield Label("This pane", classes="headline")
-                yield Static(self.pane, markup=False)
-            room = min(KEYS_WIDTH, self.app.size.width * 9 // 10) - 8
-            for scope, title in ((self.about, SCREENS.get(self.about, self.about)), ("app", "Everywhere")):
-                yield Label(title, classes="headline")
-                yield Static(self._table(scope, room))
-            yield Static("Letters are keys outside of fields; esc leaves a field. The grey names are for your own keys: "
-                         "comma opens the settings file. esc closes this.", classes="hint")
-
-    def _table(self, scope: str, room: int) -> Content:
-        lines = []
-        for action in actions_of(scope):
-            keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys
-            line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.tooltip}")
-            fill = room - line.cell_length - len(action.id)
-            lines.append(line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 else line)
-        return Content("\n").join(lines)
-
-
 class PickRuns(ModalScreen[list[str] | None]):
     """A choice of runs to lay over another. Gives their ids, or None when left."""
 
@@ -221,7 +187,7 @@ class PickRuns(ModalScreen[list[str] | None]):
             yield SelectionList[str](
                 *(Selection(Content(f"{row.id}  loss {number(row.loss)}"), row.id, row.id in self.chosen) for row in self.rows)
             )
-            yield Static("space marks, enter shows, esc leaves", classes="hint")
+            yield Hints(("space", "marks"), ("enter", "shows them"), ("escape", "leaves"))
 
     def action_done(self) -> None:
         self.dismiss(list(self.query_one(SelectionList).selected))
@@ -247,7 +213,7 @@ class PickMetric(ModalScreen[str | None]):
                 Option(Content.assemble((f"{one_line(title, 34):<36}", "bold"), (shown_number(value), "$muted")))
                 for _, title, value in self.choices
             ))  # fmt: skip
-            yield Static("enter shows it, esc leaves", classes="hint")
+            yield Hints(("enter", "shows it"), ("escape", "leaves"))
 
     def on_mount(self) -> None:
         names = [name for name, _, _ in self.choices]
@@ -300,7 +266,7 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
                 Option(Content.assemble((f"{name:<16}", "bold"), (about, "$muted"))) for name, about, _ in self.presets
             ))  # fmt: skip
             yield Static("layouts are reckoned …" if self.ask else "", id="looking", classes="hint", markup=False)
-            yield Static("enter applies, esc leaves", classes="hint")
+            yield Hints(("enter", "applies it"), ("escape", "leaves"))
 
     def on_mount(self) -> None:
         ask = self.ask

@@ -15,6 +15,7 @@ from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.messages import Told, WorkFailed
+from console.widgets.hints import Hints
 from console.widgets.words import one_line, printable
 from qwen3vl_core.layout.doctor import Check, examine
 
@@ -47,7 +48,7 @@ class DoctorScreen(ModalScreen[None]):
             yield Label("Doctor", classes="headline")
             yield Static("looking at Python, packages, GPUs, disk and ports …", id="said")
             yield OptionList()
-            yield Static("y copies the remedy under the cursor, r looks again, esc closes", classes="hint")
+            yield Hints(("y", "copies the remedy under the cursor"), ("r", "looks again"), ("escape", "closes"))
 
     def on_mount(self) -> None:
         self.action_again()

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
+from textual.containers import Horizontal
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from console.messages import PictureRead
+from console.widgets.hints import Hints
 from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.pictureframe import PictureFrame
 from console.widgets.words import one_line
@@ -25,7 +27,8 @@ class FullPicture(ModalScreen[None]):
     DEFAULT_CSS = """
     FullPicture { align: center top; background: $background; }
     FullPicture > #full { height: 1fr; width: 100%; align: center middle; }
-    FullPicture > #path { dock: bottom; height: 1; background: $panel; padding: 0 1; }
+    FullPicture > #below { dock: bottom; height: 1; background: $panel; padding: 0 1; }
+    FullPicture Hints { width: auto; margin-right: 3; }
     """
 
     def __init__(self, path: str) -> None:
@@ -35,7 +38,9 @@ class FullPicture(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with PictureFrame(id="full"):
             yield PictureWidget(id="full-picture")
-        yield Static(one_line(self.path), id="path", markup=False)
+        with Horizontal(id="below"):
+            yield Hints(("escape", "closes"), ("y", "copies the path"))
+            yield Static(one_line(self.path), id="path", markup=False)
 
     def on_mount(self) -> None:
         def look() -> None:
@@ -48,8 +53,7 @@ class FullPicture(ModalScreen[None]):
 
     def on_picture_read(self, event: PictureRead) -> None:
         self.query_one(PictureFrame).show(event.picture)
-        text = event.problem or f"esc closes · y copies the path · {self.path}"
-        self.query_one("#path", Static).update(one_line(text))
+        self.query_one("#path", Static).update(one_line(event.problem or self.path))
 
     def action_copy(self) -> None:
         self.app.copy_to_clipboard(self.path)

@@ -87,6 +87,11 @@ class LaunchScreen(ConsoleScreen):
         found = self.query(OptionForm)
         return found.first() if found else None
 
+    @property
+    def current(self) -> Plan | None:
+        """What the form on screen says; None while it is exchanged for another kind's."""
+        return self.plan if self.plan is not None and self.plan.kind == self.kind else None
+
     # the form
 
     def open(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -186,7 +191,7 @@ class LaunchScreen(ConsoleScreen):
         return self.told.problems[0] if self.told is not None and self.told.problems else ""
 
     def _show(self, note: str) -> None:
-        form, plan = self.form, self.plan
+        form, plan = self.form, self.current
         if form is None or plan is None:
             return
         problems = self.problems
@@ -232,7 +237,7 @@ class LaunchScreen(ConsoleScreen):
     # actions
 
     def action_start(self) -> None:
-        plan = self.plan
+        plan = self.current
         if plan is None or self.form is None:
             return
         if self.problems or plan.options is None:
@@ -241,8 +246,8 @@ class LaunchScreen(ConsoleScreen):
             self.app.start_run(plan.kind, plan.options, self.MODE)
 
     def action_copy(self) -> None:
-        if self.plan is not None:
-            self.copy(self.plan.command, "Command")
+        if self.current is not None:
+            self.copy(self.current.command, "Command")
 
     def action_fix(self) -> None:
         """Apply the remedy of the first fault that names one."""
@@ -258,7 +263,7 @@ class LaunchScreen(ConsoleScreen):
 
     def action_preset(self) -> None:
         """Choose a preset, or a layout that fits these GPUs."""
-        plan = self.plan
+        plan = self.current
         if plan is None:
             return
 
@@ -279,7 +284,7 @@ class LaunchScreen(ConsoleScreen):
 
     def action_save(self) -> None:
         """Write the plan file."""
-        plan = self.plan
+        plan = self.current
         if plan is None:
             return
         if self.kind != "finetune":
@@ -295,7 +300,7 @@ class LaunchScreen(ConsoleScreen):
 
     def action_edit(self) -> None:
         """The plan as YAML in the person's editor; what comes back fills the form, or its fault is said and `e` goes on."""
-        plan = self.plan
+        plan = self.current
         if plan is None:
             return
         try:

@@ -15,9 +15,18 @@ from qwen3vl_core.layout.plan import report
 from qwen3vl_core.options import COMMANDS, options_of
 from qwen3vl_core.options.planning import PlanOptions
 
-KINDS = ("prepare", "convert", "finetune", "compare")
+KINDS = ("download", "prepare", "convert", "finetune", "compare")
 """Commands that the console starts, in the order of the work."""
 PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
+    "download": (
+        ("Qwen3-VL 2B", "the smallest; 4 GB to get",
+         {"kind": "model", "name": "Qwen/Qwen3-VL-2B-Instruct", "to": "Qwen3-VL-2B-Instruct"}),
+        ("Qwen3-VL 4B", "9 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-4B-Instruct", "to": "Qwen3-VL-4B-Instruct"}),
+        ("Qwen3-VL 8B", "18 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-8B-Instruct", "to": "Qwen3-VL-8B-Instruct"}),
+        ("LLaVA pretrain", "558 thousand pictures with captions: a dataset that prepare reads",
+         {"kind": "dataset", "name": "liuhaotian/LLaVA-Pretrain", "to": "LLaVA-Pretrain"}),
+        ("from ModelScope", "the hub; Hugging Face otherwise", {"from_": "modelscope"}),
+    ),
     "finetune": (
         ("smoke test", "10 steps, to see that everything runs",
          {"train_iters": 10, "lr_warmup_iters": 0, "log_interval": 1, "save_interval": 0}),
@@ -100,6 +109,7 @@ def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dic
     get = workspace.get
     finetune = get("finetune")
     values: dict[str, Any] = {
+        "download": {"kind": "model"},
         "prepare": {"source": get("train_json"), "to": free_path(get("data"))},
         "convert": {"source": get("base"), "target": free_path(get("base_mcore"))},
         "finetune": {"load": get("base_mcore"), "train_data": get("data"), **(finetune if isinstance(finetune, dict) else {})},

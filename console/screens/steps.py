@@ -51,7 +51,7 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[Step]:
          {"load": get("base_mcore"), "train_data": get("data"), **finetune}),
         ("convert", "Convert back", "the finetuned model, Megatron to Hugging Face", Path(get("tuned_hf"), "config.json").exists(),
          {"source": checkpoints, "target": get("tuned_hf")}),
-        ("compare", "Compare", "both models' captions side by side", any(r.kind == "compare" and r.status == "done" for r in rows),
+        ("compare", "Compare", "both models' captions side by side", any(_compared(row, get("tuned_hf")) for row in rows),
          {**compare, "images": [get("heldout_images")]}),
     ]  # fmt: skip
     made, before = [], True
@@ -61,6 +61,12 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[Step]:
         made.append(Step(kind, title, text, state, {k: v for k, v in values.items() if v}))
         before = before and done
     return made
+
+
+def _compared(row: RunRow, tuned: str) -> bool:
+    """Whether a run has compared this finetuned model."""
+    models = row.run.options.get("tuned")
+    return row.kind == "compare" and row.status == "done" and tuned in (models if isinstance(models, list) else [models])
 
 
 def _is(row: RunRow, kind: str, values: Mapping[str, Any]) -> bool:

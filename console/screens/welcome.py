@@ -34,15 +34,16 @@ FIRST = (
      "a tiny Qwen3-VL and drawn pictures; the whole loop in about three minutes, no download"),
     ("model", "o", "Open a model", "a Hugging Face folder or a checkpoint",
      "a Hugging Face folder, or a Megatron checkpoint, that you have"),
+    ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; what broke off goes on"),
     ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
      "the published script's 24 or 26 values: checked, then in the form"),
     ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each fault with its remedy"),
-    ("leave", "esc", "Look around", "the empty list of runs; 0 comes back here"),
+    ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )  # fmt: skip
 """(action, key, title, what it is, the same for wide screens)."""
 GUIDE = (
     ("all", "a", "All of it at once", "the five commands, one after another", "the five commands, one after another; watch them in 1 Runs"),
-    *FIRST[1:4],
+    *FIRST[1:5],
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )
 KEY_WIDTH = 5
@@ -64,6 +65,7 @@ class WelcomeScreen(ConsoleScreen):
     WelcomeScreen #page { padding: 1 3; height: 1fr; scrollbar-size-vertical: 1; }
     WelcomeScreen #head { height: auto; margin-bottom: 1; }
     WelcomeScreen Choices { height: auto; max-height: 100%; border: none; background: $background; padding: 0; }
+    WelcomeScreen Choices:focus { background-tint: $foreground 0%; }
     WelcomeScreen Choices > .option-list--option-highlighted { background: $primary 22%; color: $foreground; text-style: none; }
     WelcomeScreen #answer { height: auto; margin: 1 0; padding: 0 1; border-left: thick $primary; display: none; }
     WelcomeScreen.-asking #answer { display: block; }
@@ -91,16 +93,16 @@ class WelcomeScreen(ConsoleScreen):
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         loop = steps(self.app.workspace, snapshot)
-        self.query_one("#head", Static).update(self._head(loop))
+        self.query_one("#head", Static).update(self._head(loop, bool(snapshot.rows)))
         self._fill(loop)
         self.query_one("#below", Static).update(f"runs are kept in {one_line(self.app.store_root)}")
 
     @staticmethod
-    def _head(loop: list[Step]) -> Content:
+    def _head(loop: list[Step], runs: bool) -> Content:
         if not loop:
             return Content.assemble(
                 ("Finetune Qwen3-VL, watch the loss, read the captions side by side.\n", "bold"),
-                ("There is no run yet. How do you want to begin?", "$muted"),
+                ("What comes next?" if runs else "There is no run yet. How do you want to begin?", "$muted"),
             )  # fmt: skip
         following = next((step for step in loop if step.state in (NEXT, LIVE)), None)
         words = "every step is done; compare again, or open a model of your own"
@@ -171,6 +173,10 @@ class WelcomeScreen(ConsoleScreen):
                 self.post_message(Told("models", found))
 
         self.in_thread(look, "models")
+
+    def action_download(self) -> None:
+        """The form of a download."""
+        self.app.open_form("download", None)
 
     def action_recipe(self) -> None:
         self._ask("recipe", "Paste the values, or the whole line with the script's name.", "dsw 4B 1 128 1e-5 1e-6 2048 2048 bf16 1 1 1 …")

@@ -44,13 +44,16 @@ class TopBar(Widget):
             style = "$text-primary bold" if self.alive else "$muted"
             right = Content(f"{'●' if self.alive else '○'} {self.alive} live ").stylize(style)
         width = self.size.width
-        name = Content(" qwen3vl  ").stylize("$muted") if width >= 100 else Content(" ")
+        name = Content(" qwen3vl  ").stylize("$muted").stylize(Style.from_meta({"screen": "start"})) if width >= 100 else Content(" ")
         room = width - name.cell_length - left.cell_length - right.cell_length
         return name + left + Content(" " * max(room, 1)) + right
 
     def on_click(self, event: events.Click) -> None:
         if (mode := event.style.meta.get("screen")) is not None:
-            self.app.action_show_screen(mode)
+            if mode == "start":
+                self.app.action_start_page()
+            else:
+                self.app.action_show_screen(mode)
 
 
 class KeyBar(Widget):

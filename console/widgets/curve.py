@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +15,9 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
-from console.widgets.raster import Bounds, Columns, Points, log_ticks, rasterize, reduce, ticks
-from console.widgets.words import number, one_line, tick
+from console.widgets.axes import x_axis, y_axis
+from console.widgets.raster import Bounds, Columns, Points, rasterize, reduce
+from console.widgets.words import number, one_line
 
 SLOTS = 6
 """Colours of lines; more lines begin again."""
@@ -297,7 +297,8 @@ class Curve(Widget, can_focus=True):
         for attempt in range(4):
             columns = width - gutter
             drawn = [self._reduced(layer, x0, x1, 2 * columns) for layer in layers]
-            marks, y0, y1 = self._y_axis(self._y_range(drawn), rows)
+            y0, y1 = self._y_range(drawn)
+            marks = y_axis(y0, y1, rows, self.log_y) if self.lines else []
             needed = max((len(label) for _, label in marks), default=0) + 1
             if needed <= gutter <= needed + 2 or attempt == 3:
                 break  # a blank more than is needed stays: the curve does not jump when a label gets shorter
@@ -334,41 +335,10 @@ class Curve(Widget, can_focus=True):
         pad = (high - low) * 0.03 or (0.15 if self.log_y else abs(low) * 0.1 or 1.0)
         return low - pad, high + pad
 
-    def _y_axis(self, span: tuple[float, float], rows: int) -> tuple[list[tuple[int, str]], float, float]:
-        """([(row, label)], y0, y1)."""
-        y0, y1 = span
-        count = max(3, rows // 3)
-        if self.log_y:
-            values = [v for v in log_ticks(y0, y1, count) if v > 0]
-            placed = [(math.log10(v), number(v, 3)) for v in values]
-        else:
-            values = ticks(y0, y1, count)
-            placed = [(v, tick(v, values[1] - values[0]) if len(values) > 1 else number(v, 3)) for v in values]
-        if not self.lines:
-            return [], y0, y1
-        marks: dict[int, str] = {}
-        for value, label in placed:
-            row = round((rows * 4 - 1) * (1 - (value - y0) / (y1 - y0))) // 4
-            if 0 <= row < rows:
-                marks.setdefault(row, label)
-        return sorted(marks.items()), y0, y1
-
     def _x_axis(self, x0: float, x1: float, gutter: int, columns: int, base: Style, axis: Style, text: Style) -> list[Strip]:
-        line, below = list("─" * columns), [" "] * (columns + gutter)
-        values = [v for v in ticks(x0, x1, max(2, columns // 12)) if v == int(v)] if self.extent else []
-        free = 0
-        for value in values:
-            column = round((value - x0) / (x1 - x0) * (columns - 1))
-            label = f"{int(value):,}"
-            start = min(max(gutter + column - len(label) // 2, 0), len(below) - len(label))
-            if start < free:
-                continue
-            line[column] = "┬"
-            below[start : start + len(label)] = label
-            free = start + len(label) + 1
-        width = gutter + columns
-        rule = Strip([Segment(" " * (gutter - 1), base), *self._rule("└" + "".join(line), x0, x1, columns, axis)], width)
-        return [rule, Strip([Segment("".join(below), text)], width)]
+        line, below = x_axis(x0, x1, gutter, columns, filled=self.extent is not None)
+        rule = Strip([Segment(" " * (gutter - 1), base), *self._rule("└" + line, x0, x1, columns, axis)], gutter + columns)
+        return [rule, Strip([Segment(below, text)], gutter + columns)]
 
     def _rule(self, line: str, x0: float, x1: float, columns: int, axis: Style) -> list[Segment]:
         """The axis with the marks on it; trouble lies over what is planned."""

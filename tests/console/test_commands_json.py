@@ -14,6 +14,7 @@ import pytest
 from console import commands, runscommand
 from console.actions import ACTIONS
 from console.runs import launch
+from console.runs.captions import read_votes
 from console.runs.store import RunStore
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions
@@ -177,6 +178,32 @@ def test_tensorboard_needs_scalars_and_a_run_without_says_so(store):
     finetune(store)
     with pytest.raises(RequestError, match="no scalars for TensorBoard"):
         commands.runs(["tensorboard", "1"])
+
+
+def test_votes_are_given_taken_back_and_refused_all_or_none(store, answer, tmp_path):
+    run = store.create("compare", {"base": "a", "tuned": ["b"]}, ["true"])
+    pictures = [tmp_path / "one.png", tmp_path / "two.png", tmp_path / "other" / "two.png"]
+    rows = [{"image": str(picture), "prompt": "What?", "model": model, "text": f"a {model}", "done": True}
+            for picture in pictures for model in ("base", "tuned")]  # fmt: skip
+    (run.path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two, other = map(str, pictures)
+
+    def kept():
+        return read_votes(run).choices
+
+    found = answer("captions", "1", "--vote", "one.png", "tuned", "--vote", two, "same")
+    assert found["votes"] == {"base": 0, "tuned": 1, "same": 1} and kept() == {one: "tuned", two: "same"}
+    assert [row.get("vote") for row in found["captions"]] == ["tuned", "same", None]
+    for words, line in (
+        (["nowhere.png", "tuned"], "--vote nowhere.png: no picture is called that in 0001-compare"),
+        (["two.png", "tuned"], "--vote two.png: several pictures are called that"),
+        (["one.png", "best"], "--vote one.png best: must be one of base, tuned, same, none"),
+    ):
+        with pytest.raises(RequestError, match=re.escape(line)):
+            commands.runs(["captions", "1", "--vote", other, "base", "--vote", *words])
+        assert kept() == {one: "tuned", two: "same"}, "none of them is kept"
+    assert answer("captions", "1", "--vote", "one.png", "none")["votes"] == {"base": 0, "tuned": 0, "same": 1}
+    assert kept() == {two: "same"}
 
 
 def test_every_action_of_the_runs_has_its_subcommand():

@@ -137,4 +137,18 @@ def loss(step: int) -> float:
     return 1.0 + 3.0 * math.exp(-step / 20)
 
 
+def scalars(run: Run) -> None:
+    """TensorBoard's file of a run, as a finetune writes it."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    (run.path / "tensorboard").mkdir()
+    writer = EventFileWriter(str(run.path / "tensorboard"))
+    for step in range(3):
+        value = Summary.Value(tag="lm loss", simple_value=2.0 - step)
+        writer.add_event(Event(wall_time=1000.0 + step, step=step, summary=Summary(value=[value])))
+    writer.close()
+
+
 SLEEPER = "import time; print('at work', flush=True); time.sleep(600)"

@@ -17,6 +17,7 @@ from tests.console.app.driving import driven
 from tests.console.app.driving import text_of as screen_text
 
 GIVEN = {
+    "download": {"kind": "model", "name": "Qwen/Qwen3-VL-2B-Instruct", "to": "m", "from_": "modelscope", "include": ["*.json"]},
     "prepare": {"source": "captions.json", "to": "out"},
     "convert": {"source": "base", "target": "out"},
     "finetune": {"load": "base", "train_data": "data"},

@@ -33,7 +33,7 @@ async def choose(pilot, kind):
 def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
     async def scene(pilot):
         screen = await at_launch(pilot)
-        for kind in ("prepare", "convert", "compare", "finetune"):
+        for kind in ("download", "prepare", "convert", "compare", "finetune"):
             await choose(pilot, kind)
             screen.form.focus_first()
             await looked(pilot)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 from console.runs import launch
 from console.screens.feed import LOG_LINES
 from console.widgets.curve import Curve
 from console.widgets.logpane import LogPane
-from tests.console.app.driving import LARGE, SMALL, driven, looked, press, said, text_of, until
+from tests.console.app.driving import LARGE, SMALL, driven, looked, press, said, scalars, text_of, until
 
 SAVES = """
 import signal, time, os
@@ -202,31 +203,11 @@ def test_neighbours_and_one_pane_alone(store):
     driven(scene, store.app(), SMALL)
 
 
-def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store, monkeypatch):
+def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store):
+    """The real one, asked for the tags over HTTP; it ends with the console."""
     run = store.ended(store.finetune("board", 5))
     none = store.ended(store.finetune("none", 5))
-    (run.path / "tensorboard").mkdir()
-    (run.path / "tensorboard" / "events.out.tfevents.1.here").write_bytes(b"")
-    started = []
-
-    class Process:
-        """Stands for TensorBoard's own process, whose start takes seconds: what it is given is looked at."""
-
-        def __init__(self, words, **more):
-            started.append(words)
-            self.pid, self.over = 1, False
-
-        def poll(self):
-            return 0 if self.over else None
-
-        def terminate(self):
-            self.over = True
-
-        def wait(self, timeout=None):
-            return 0
-
-    monkeypatch.setattr("console.runs.board.subprocess.Popen", Process)
-    monkeypatch.setattr("console.runs.board.Board.wait", lambda self: None)
+    scalars(run)
 
     async def scene(pilot):
         app = pilot.app
@@ -235,11 +216,19 @@ def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store, monkey
         await until(pilot, lambda: f"{none.id}: no scalars for TensorBoard" in said(app))
         await press(pilot, "down", "b")
         await until(pilot, lambda: app.clipboard.startswith("http://127.0.0.1:"))
-        words = started[0]
-        assert words[words.index("--logdir") + 1] == str(run.path / "tensorboard") and words[words.index("--host") + 1] == "127.0.0.1"
+        assert app.subcommand.startswith("qwen3vl runs tensorboard 1")
+
+        def tags():
+            with urllib.request.urlopen(app.clipboard + "data/plugin/scalars/tags", timeout=60) as answer:
+                return json.load(answer)
+
+        await until(pilot, lambda: tags() != {})  # it answers before it has read the files
+        assert [list(found) for found in tags().values()] == [["lm loss"]]
+        board = app._boards[0]
+        app.copy_to_clipboard("")
         await press(pilot, "b")
-        await looked(pilot)
-        assert len(started) == 1  # the one that runs is shown again
+        await until(pilot, lambda: app.clipboard == board.url)
+        assert app._boards == [board] and board.alive, "the one that runs is shown again"
 
     app = driven(scene, store.app(), LARGE)
     assert not app._boards[0].alive

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from textual.widgets import Tabs
 
 from qwen3vl_core.options import COMMANDS
@@ -139,3 +140,65 @@ def test_every_screen_looks_as_it_should(store, size, theme, monkeypatch):
 
     driven(scene, store.app(), size, theme)
     assert live.alive
+
+
+def fill_comparison(store, folder):
+    """A comparison that is done, with references and scores, of one picture that is drawn the same everywhere."""
+    run = store.store.create("compare", {"base": "/models/base", "tuned": ["/models/tuned"], "images": ["/pictures"]}, ["true"])
+    store.ended(run)
+    picture = Image.new("RGB", (96, 64), (110, 170, 230))
+    picture.paste((60, 140, 70), (0, 40, 96, 64))
+    picture.paste((250, 210, 60), (70, 6, 86, 22))
+    pictures = [folder / f"meadow-{number}.png" for number in range(3)]
+    for file in pictures:
+        picture.save(file)
+    said = {"base": "Of course. The picture shows a wide green meadow below a blue sky, and the sun stands on the right.",
+            "tuned": "A green meadow under a blue sky, the sun on the right."}  # fmt: skip
+    references = ["A green meadow, a blue sky and the sun.", "Grass below a clear sky.", "The sun over a field."]
+    head = {
+        "v": 1, "prompt": "Describe the picture.", "models": {name: {"path": f"/models/{name}", "size": "4B"} for name in said},
+        "notes": [], "sampling": {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0, "max_new_tokens": 64},
+        "pictures": [{"image": str(p), "references": [text]} for p, text in zip(pictures, references, strict=True)],
+    }  # fmt: skip
+    (run.path / "comparison.json").write_text(json.dumps(head))
+    rows = [{"v": 1, "image": str(p), "prompt": head["prompt"], "model": name, "text": text, "seconds": 1.5, "done": True}
+            for p in pictures for name, text in said.items()]  # fmt: skip
+    (run.path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+@pytest.mark.parametrize("size, theme", LOOKS, ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}")
+def test_compare_and_the_first_page_look_as_they_should(store, size, theme, tmp_path):
+    fill_comparison(store, tmp_path)
+    tag = f"{size[0]}x{size[1]}-{theme.removeprefix('textual-')}"
+    names = {name: f"/demo/{name}" for name in ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")}
+
+    async def scene(pilot):
+        app = pilot.app
+
+        def snap(name):
+            app.clear_notifications()
+            check(f"{name}-{tag}", app)
+
+        await press(pilot, "4")
+        await until(pilot, lambda: app.screen.sample is not None and "▀" in text_of(app) and app.screen.view.scores is not None)
+        await press(pilot, "right_square_bracket")
+        await until(pilot, lambda: "★ tuned" in text_of(app))
+        app.clear_notifications()
+        await looked(pilot)
+        snap("compare")
+        app.store_root = Path("/home/me/.qwen3vl/runs")
+        app.action_start_page()
+        await looked(pilot)
+        snap("first")
+        await press(pilot, "p")
+        app.screen.query_one("#asked").cursor_blink = False
+        await pilot.pause()
+        snap("recipe")
+        await press(pilot, "escape", "escape")
+        app.workspace, app.workspace_folder = names, Path("/home/me/.qwen3vl")
+        app.action_start_page()
+        await looked(pilot)
+        snap("steps")
+
+    driven(scene, store.app(), size, theme)

@@ -1,0 +1,66 @@
+"""The help: every key of a screen, then those that work everywhere. A line that is clicked, or chosen by enter, is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from console.actions import SCREENS, Action, actions_of, shown
+
+WIDTH = 104
+"""Columns of the help."""
+TITLES = {**SCREENS, "welcome": "First page", "app": "Everywhere"}
+NOTE = "Letters are keys outside of fields; esc leaves a field. The grey names are for keys of your own: comma opens the settings."
+
+
+class KeysHelp(ModalScreen[str | None]):
+    """The keys of one screen, from the registry of actions. Gives the id of the action that was chosen, or None when left."""
+
+    BINDINGS: ClassVar = [Binding("escape,question_mark,q", "dismiss(None)", "close")]
+
+    def __init__(self, screen: str, focused: str = "", keymap: Mapping[str, str] | None = None) -> None:
+        """focused: help of the pane in use. keymap: a person's own keys, by the action's id."""
+        super().__init__()
+        self.about, self.pane, self.keymap = screen, focused, keymap or {}
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog keys"):
+            yield OptionList(*self._options())
+
+    def _options(self) -> Iterator[Option]:
+        def words(content: Content | str) -> Option:
+            return Option(content, disabled=True)
+
+        if self.pane:
+            yield words(Content("This pane").stylize("bold"))
+            yield words(self.pane)
+            yield words("")
+        room = min(WIDTH, self.app.size.width * 9 // 10) - 8
+        for scope in (self.about, "app"):
+            yield words(Content(TITLES.get(scope, scope)).stylize("bold"))
+            for action in actions_of(scope):
+                yield Option(self._line(action, room), id=action.id)
+            yield words("")
+        yield words(Content(NOTE).stylize("$text-muted"))
+
+    def _line(self, action: Action, room: int) -> Content:
+        keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys
+        line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.tooltip}")
+        fill = room - line.cell_length - len(action.id)
+        return line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 else line
+
+    def on_mount(self) -> None:
+        self.query_one(".keys").border_title = "Keys"
+        self.query_one(".keys").border_subtitle = "enter or a click does it, esc closes"
+        self.query_one(OptionList).focus()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option.id)

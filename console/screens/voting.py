@@ -1,0 +1,105 @@
+"""Votes on captions: whose is best, in the open or blind. The part of the Compare screen that gives them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.screen import Screen
+
+from console.runs import captions as votes_of
+from console.screens.captions import CompareView
+from console.widgets.columns import CaptionColumns
+from qwen3vl_core.caption.record import SAME
+from qwen3vl_core.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from console.app import ConsoleApp
+    from console.runs.captions import Sample
+    from console.screens.watch import RunRow
+
+
+class Voting(Screen[None]):
+    """What of a screen that shows captions has to do with votes; the screen has the rest."""
+
+    app: ConsoleApp
+    row: RunRow | None
+    view: CompareView
+    index: int
+    blind: str
+    revealed: set[str]
+    samples: tuple[Sample, ...]
+    sample: Sample | None
+    order: tuple[str, ...]
+    hidden: bool
+
+    def _show(self) -> None:
+        raise NotImplementedError
+
+    def read(self) -> None:
+        """Look for what is new; the screen does."""
+        raise NotImplementedError
+
+    def action_turn(self, step: int) -> None:
+        """Another picture; the screen does."""
+        raise NotImplementedError
+
+    def action_unvoted(self) -> None:
+        """To the next picture that has its captions and no vote."""
+        for step in range(1, len(self.samples) + 1):
+            sample = self.samples[(self.index + step) % len(self.samples)]
+            if sample.image not in self.view.votes.choices and sample.whole(self.view.names):
+                self.action_turn(step)
+                return
+        self.notify("every picture that has its captions has a vote")
+
+    def action_blind(self) -> None:
+        """Shuffle the captions and hide whose they are; or show it all."""
+        if self.blind:
+            self.blind = ""
+            counted = self.view.votes.tally(self.view.names)
+            told = [f"{name} {number}" for name, number in counted.items() if name != SAME]
+            self.notify(" · ".join([*told, f"as good {counted[SAME]}"]), title="Votes", markup=False)
+        elif len(self.view.names) > 1:
+            self.blind, self.revealed = secrets.token_hex(8), set()
+        self._show()
+
+    def action_reveal(self) -> None:
+        """Whose captions these are, of this picture only."""
+        if self.blind and self.sample is not None:
+            self.revealed ^= {self.sample.image}
+            self._show()
+        else:
+            self.notify("nothing is hidden; b shuffles the captions and hides whose they are", severity="warning")
+
+    def action_vote(self, place: int | None = None) -> None:
+        """For the caption at a place from the left (-1: the last), None: in focus; the same again takes the vote back."""
+        names = self.order
+        if names:
+            self._vote(names[self.query_one(CaptionColumns).focused_place if place is None else place])
+
+    def action_same(self) -> None:
+        self._vote(SAME)
+
+    @on(CaptionColumns.Voted)
+    def _clicked(self, event: CaptionColumns.Voted) -> None:
+        self.action_vote(event.place)
+
+    def _vote(self, choice: str) -> None:
+        sample, row = self.sample, self.row
+        if sample is None or row is None or not sample.whole(self.view.names):
+            self.notify("a vote needs all captions of this picture; they are not written yet", severity="warning")
+            return
+        again = self.view.votes.choices.get(sample.image) == choice
+        try:
+            given = votes_of.vote(row.run, sample.image, None if again else choice, self.view.names, blind=self.hidden)
+        except (RequestError, WorkError) as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
+        self.app.did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
+        if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
+            self.action_unvoted()
+        self._show()
+        self.read()

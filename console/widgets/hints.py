@@ -1,0 +1,29 @@
+"""The keys of a dialog in a line; a click on one is that key."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.content import Content
+from textual.style import Style
+from textual.widgets import Static
+
+from console.actions import shown
+
+GAP = "   "
+
+
+class Hints(Static):
+    """`enter shows it   esc leaves`."""
+
+    def __init__(self, *keys: tuple[str, str], id: str | None = None) -> None:
+        """keys: (Textual's name of a key, what it does)."""
+        parts = [
+            Content.assemble((shown(key), "$footer-key-foreground bold"), f" {words}").stylize(Style.from_meta({"key": key}))
+            for key, words in keys
+        ]
+        super().__init__(Content(GAP).join(parts), id=id, classes="hint")
+
+    def on_click(self, event: events.Click) -> None:
+        if (key := event.style.meta.get("key")) is not None:
+            event.stop()
+            self.app.simulate_key(key)

@@ -1,0 +1,474 @@
+"""Every action of the registry does its work by each of its keys, and by mouse: a click on `? keys`, then on the action's line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from textual.widgets import Tabs
+
+from console.actions import ACTIONS, Action, actions_of
+from console.runs import launch
+from console.screens.keyshelp import KeysHelp
+from console.widgets.bars import KeyBar
+from console.widgets.curve import Curve
+from console.widgets.logpane import LogPane
+from console.widgets.runlist import RunList
+from qwen3vl_core.demo.workspace import BASE, Workspace
+from qwen3vl_core.errors import EXIT_DONE
+from qwen3vl_core.layout.doctor import Check
+from tests.console.app.driving import SLEEPER, Store, driven, looked, said, scalars, text_of, until
+
+TALL = (160, 80)
+"""A terminal in which the longest help has room."""
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What an action changes, and what has to stand before it and is done after it."""
+
+    seen: Callable[[Any], Any]
+    """Of the app: has another value after the action than before; with `wanted` that one."""
+    before: Callable[[Any], Any] | None = None
+    after: Callable[[Any], Any] | tuple[str, ...] = ()
+    """Keys, or work on the app, that put things back."""
+    sure: bool = False
+    """Whether it asks first: then yes is said, by key or by mouse as the action was."""
+    wanted: Any = None
+    on_bar: bool = False
+    """Clicked in the key bar: with a field in use `? keys` is typed into it."""
+
+
+def dialog(app) -> str:
+    return type(app.screen).__name__
+
+
+def opens(name: str, before=None) -> Deed:
+    """A dialog, left by escape."""
+    return Deed(dialog, before, ("escape",), wanted=name)
+
+
+def shows(mode: str, other: str = "runs") -> Deed:
+    def leave(app):
+        app.action_show_screen(other)
+
+    return Deed(lambda app: app.current_mode, leave, leave, wanted=mode)
+
+
+def copies(what: Callable[[Any], str]) -> Deed:
+    """Copies this, and nothing else."""
+    return Deed(lambda app: app.clipboard == what(app), lambda app: app.copy_to_clipboard(""), wanted=True)
+
+
+def texts(app) -> dict:
+    return app.screen.form.texts() if app.screen.form is not None else {}
+
+
+async def line_clicked(pilot, action: Action) -> None:
+    """By mouse alone: the help, then the action's line in it."""
+    app = pilot.app
+    bar = text_of(app).splitlines()[-1]
+    await pilot.click(KeyBar, offset=(bar.index("? keys"), 0))
+    await until(pilot, lambda: isinstance(app.screen, KeysHelp))
+    await pilot.pause()
+    row = next(y for y, line in enumerate(text_of(app).splitlines()) if line.rstrip(" │▏▎▍▌▋▊▉█").endswith(f" {action.id}"))
+    await pilot.click(offset=(60, row))
+
+
+async def bar_clicked(pilot, action: Action) -> None:
+    bar = text_of(pilot.app).splitlines()[-1]
+    await pilot.click(KeyBar, offset=(bar.index(f"{action.keys} {action.label}"), 0))
+
+
+async def work(pilot, does: Callable[[Any], Any] | tuple[str, ...] | None) -> None:
+    if callable(does):
+        found = does(pilot.app)
+        if hasattr(found, "__await__"):
+            await found
+    elif does:
+        await pilot.press(*does)
+    await looked(pilot)
+
+
+async def every(pilot, scope: str, deeds: dict[str, Deed]) -> None:
+    app = pilot.app
+    assert set(deeds) == {action.id for action in actions_of(scope)}, "each action has its deed here"
+    for action in actions_of(scope):
+        deed = deeds[action.id]
+        for way in (*action.key.split(","), "mouse"):
+            await work(pilot, deed.before)
+            app.clear_notifications()
+            await pilot.pause()
+            before = deed.seen(app)
+            told = f"{action.id} by {way}"
+            assert deed.wanted is None or before != deed.wanted, f"{told}: was so before"
+            if way != "mouse":
+                await pilot.press(way)
+            elif deed.on_bar:
+                await bar_clicked(pilot, action)
+            else:
+                await line_clicked(pilot, action)
+            if deed.sure:
+                await until(pilot, lambda: app.screen.query("#yes"), told)
+                await (pilot.click("#yes") if way == "mouse" else pilot.press("y"))
+            await until(pilot, lambda d=deed, b=before: d.seen(app) == d.wanted if d.wanted is not None else d.seen(app) != b, told)
+            await work(pilot, deed.after)
+
+
+@pytest.fixture
+def editor(tmp_path, monkeypatch):
+    """An editor that notes which file it was given, and a terminal that can be lent to it."""
+    notes, program = tmp_path / "edited.txt", tmp_path / "editor.sh"
+    program.write_text(f'#!/bin/sh\necho "$1" >> {notes}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(program))
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setattr("console.app.ConsoleApp.suspend", lambda self: contextlib.nullcontext())  # no terminal here
+    return lambda: len(notes.read_text().splitlines()) if notes.exists() else 0
+
+
+def test_everywhere(store, monkeypatch, editor, tmp_path):
+    store.ended(store.finetune("one", 10))
+    monkeypatch.setattr("console.screens.doctor.examine", lambda runs: [Check("Python", "ok", "3.11")])  # the machine is no matter here
+    monkeypatch.setenv("QWEN3VL_SETTINGS", str(tmp_path / "own.yaml"))
+
+    async def scene(pilot):
+        await until(pilot, lambda: len(pilot.app.screen.rows) == 1)
+        await every(pilot, "app", {
+            "app.runs": Deed(lambda app: app.current_mode, lambda app: app.action_show_screen("monitor"), wanted="runs"),
+            "app.launch": shows("launch"), "app.monitor": shows("monitor"), "app.compare": shows("compare"),
+            "app.start_page": Deed(lambda app: app.screen.id, after=("escape",), wanted="welcome"),
+            "app.doctor": opens("DoctorScreen"), "app.help": opens("KeysHelp"), "app.palette": opens("CommandPalette"),
+            "app.theme": Deed(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
+            "app.themes": opens("CommandPalette"),
+            "app.settings": Deed(lambda app: editor()),
+            "app.subcommand": Deed(lambda app: app.clipboard, lambda app: (app.did("runs", "show", "1"), app.copy_to_clipboard("")),
+                                   wanted=f"qwen3vl runs show 1 --runs {store.root}"),
+            "app.quit": Deed(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
+        })  # fmt: skip
+
+    # leaving ends the app: here it only notes that it was asked to
+    monkeypatch.setattr("console.app.ConsoleApp.exit", lambda self, result, message=None: setattr(self, "_return_value", result))
+    driven(scene, store.app(), TALL)
+
+
+def test_leaving_ends_the_console(store):
+    for way in ("key", "mouse"):
+        async def scene(pilot, way=way):
+            if way == "key":
+                await pilot.press("ctrl+q")
+            else:
+                bar = text_of(pilot.app).splitlines()[-1]
+                await pilot.click(KeyBar, offset=(bar.index("ctrl+q quit"), 0))
+            await until(pilot, lambda: not pilot.app.is_running or pilot.app._exit)
+
+        assert driven(scene, store.app()).return_value == EXIT_DONE
+
+
+def test_first_page(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("console.screens.doctor.examine", lambda runs: [Check("Python", "ok", "3.11")])
+    (tmp_path / "taken").write_text("a file")
+
+    async def scene(pilot):
+        app = pilot.app
+        app.demo_folder = tmp_path / "taken"
+        app.action_start_page()
+        await looked(pilot)
+        deeds = {
+            "welcome.demo": Deed(lambda app: "was not made" in text_of(app), after=("escape",), wanted=True),
+            "welcome.model": Deed(lambda app: app.screen.asking, after=("escape",), wanted="model"),
+            "welcome.download": Deed(lambda app: app.current_mode == "launch" and app.screen.kind,
+                                     after=lambda app: app.action_start_page(), wanted="download"),
+            "welcome.recipe": Deed(lambda app: app.screen.asking, after=("escape",), wanted="recipe"),
+            "welcome.doctor": opens("DoctorScreen"),
+            "welcome.leave": Deed(lambda app: app.screen.id, after=lambda app: app.action_start_page(), wanted="_default"),
+        }
+        monkeypatch.setattr(f"{__name__}.actions_of", lambda scope: [a for a in ACTIONS if a.screen == scope and a.id != "welcome.all"])
+        deeds["welcome.leave"] = Deed(lambda app: app.screen.id == "welcome", after=lambda app: app.action_start_page())
+        await every(pilot, "welcome", deeds)
+
+    driven(scene, store.app(), TALL)
+
+
+@pytest.fixture
+def small_demo(tmp_path):
+    """A demo's workspace with few pictures, which the demo's command takes as it is."""
+    workspace = Workspace(tmp_path / "demo")
+    shutil.copytree(BASE, workspace.base)
+    (workspace.train_json.parent / "pictures").mkdir(parents=True)
+    records = []
+    for number in range(16):
+        Image.new("RGB", (32, 32), (number, 40, 90)).save(workspace.train_json.parent / f"pictures/{number}.png")
+        talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
+        records.append({"id": str(number), "image": f"pictures/{number}.png", "conversations": talk})
+    workspace.train_json.write_text(json.dumps(records))
+    workspace.held_out.mkdir()
+    workspace.truth_file.write_text("{}")
+    workspace.make()
+    return workspace
+
+
+def demos(workspace: Workspace) -> list[int]:
+    """Processes of the demo's command on this workspace."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = file.read_bytes().split(b"\0")
+            if b"demo" in words and b"--headless" in words and str(workspace.root).encode() in words:
+                found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("way", ["key", "mouse"])
+def test_all_of_it_at_once_runs_the_demos_command_in_a_process_of_its_own(store, small_demo, way):
+    """The real command, until it has prepared the data; tests/demo runs it to its end."""
+    assert "welcome.all" in {action.id for action in actions_of("welcome")}
+
+    async def scene(pilot):
+        app = pilot.app
+        app.action_start_page()
+        await until(pilot, lambda: "All of it at once" in text_of(app))
+        if way == "key":
+            await pilot.press("a")
+        else:
+            lines = text_of(app).splitlines()
+            row = next(y for y, line in enumerate(lines) if "All of it at once" in line)
+            await pilot.click(offset=(lines[row].index("All of it"), row))
+        await until(pilot, lambda: app.current_mode == "runs" and app.screen.id != "welcome" and app.screen.rows)
+        assert app.subcommand == f"qwen3vl demo --headless --dir {small_demo.root}"
+        assert demos(small_demo), "it is a process of its own"
+        await until(pilot, lambda: any(row.kind == "prepare" and row.status == "done" for row in app.screen.rows))
+        assert (small_demo.data / "report.json").exists() and "[1/5] prepare" in (small_demo.root / "demo.log").read_text()
+
+    made = Store(small_demo.runs)
+    try:
+        driven(scene, made.app(small_demo.root), (160, 40))
+    finally:
+        for pid in demos(small_demo):
+            os.kill(pid, signal.SIGKILL)
+        made.tidy()
+
+
+def test_the_demo_is_not_started_beside_a_run_that_is_under_way(small_demo):
+    made = Store(small_demo.runs)
+    made.finetune("live", 3, 100, SLEEPER)
+
+    async def scene(pilot):
+        pilot.app.action_start_page()
+        await until(pilot, lambda: "All of it at once" in text_of(pilot.app) and pilot.app.snapshot.alive)
+        await pilot.press("a")
+        assert "a run is under way" in said(pilot.app) and not demos(small_demo)
+
+    try:
+        driven(scene, made.app(small_demo.root))
+    finally:
+        made.tidy()
+
+
+def test_runs(store):
+    scalars(store.ended(store.finetune("older", 10)))
+    store.ended(store.finetune("other", 10))
+    live = store.finetune("live", 10, 100, SLEEPER)
+
+    def stopped(app):
+        if live.alive:
+            launch.stop(live)
+            launch.wait(live, 60)
+
+    def again(app):
+        if not live.alive:
+            launch.resume(live)
+
+    def table(app):
+        return app.screen.query_one(RunList)
+
+    def home(app):
+        app.action_show_screen("runs")
+        table(app).focus()
+
+    def spare(app):
+        """A run to delete, under the cursor."""
+        made = store.ended(store.finetune("spare", 3))
+        app.screen.marked = {made.id: None}
+        app.look()
+
+    async def scene(pilot):
+        app = pilot.app
+        await until(pilot, lambda: len(app.screen.rows) == 3)
+        marks = {live.id: None, "0002-other": None}
+        deeds = {
+            "runs.open": Deed(lambda app: (app.current_mode, getattr(app.screen, "run_id", None)), after=home, wanted=("monitor", live.id)),
+            "runs.mark": Deed(lambda app: list(app.screen.marked), after=("escape", "home"), wanted=[live.id]),
+            "runs.new": Deed(lambda app: app.current_mode, after=home, wanted="launch"),
+            "runs.clone": Deed(lambda app: app.current_mode == "launch" and texts(app).get("name"), after=home, wanted="live"),
+            "runs.stop": Deed(lambda app: live.status, again, sure=True, wanted="stopped"),
+            "runs.resume": Deed(lambda app: live.alive, stopped, wanted=True),
+            "runs.difference": opens("Difference", lambda app: setattr(app.screen, "marked", dict(marks))),
+            "runs.copy": copies(lambda app: app.screen.chosen.command),
+            "runs.filter": Deed(lambda app: app.focused.id, after=("escape",), wanted="filter"),
+            "runs.sort": Deed(lambda app: app.screen.order, after=lambda app: setattr(app.screen, "order", "newest"), wanted="name"),
+            "runs.reverse": Deed(lambda app: [row.id for row in app.screen.rows], after=("S",)),
+            "runs.tensorboard": Deed(lambda app: app.clipboard.startswith("http://127.0.0.1:"),
+                                     lambda app: (app.copy_to_clipboard(""), setattr(app.screen, "marked", {"0001-older": None})),
+                                     ("escape",), wanted=True),
+            "runs.delete": Deed(lambda app: sum(run.name == "spare" for run in store.store.list()), spare, ("escape", "home"), sure=True,
+                                wanted=0),
+            "runs.leave": Deed(lambda app: list(app.screen.marked), lambda app: setattr(app.screen, "marked", dict(marks)), wanted=[]),
+        }  # fmt: skip
+        await every(pilot, "runs", deeds)
+
+    driven(scene, store.app(), TALL)
+
+
+def test_launch(store, tmp_path, editor):
+    (tmp_path / "captions.json").write_text("[]")
+
+    def tabs(app):
+        app.action_show_screen("launch")
+        app.screen.query_one(Tabs).focus()
+
+    async def scene(pilot):
+        app = pilot.app
+        app.action_show_screen("launch")
+        await until(pilot, lambda: app.screen.form is not None and app.screen.plan is not None)
+        screen = app.screen
+        tabs(app)
+
+        async def prepare(app):
+            """A form that can be started: the real command, which finds that there is no conversation in the file."""
+            tabs(app)
+            screen.query_one(Tabs).active = "kind-prepare"
+            await until(pilot, lambda: screen.kind == "prepare" and screen.form is not None and screen.plan.kind == "prepare")
+            screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / f"data-{len(store.store.list())}")})
+            await until(pilot, lambda: screen.told is not None and not screen.problems)
+
+        async def finetune(app, **values):
+            tabs(app)
+            screen.query_one(Tabs).active = "kind-finetune"
+            await until(pilot, lambda: screen.kind == "finetune" and screen.form is not None and screen.plan.kind == "finetune")
+            screen.form.reset()
+            screen.form.fill(values)
+            await until(pilot, lambda: screen.told is not None)
+
+        def started(app):
+            return len(store.store.list())
+
+        def lr(app):
+            return texts(app).get("lr")
+
+        await every(pilot, "launch", {
+            "launch.start": Deed(started, prepare, tabs), "launch.start_short": Deed(started, prepare, tabs),
+            "launch.fix": Deed(lambda app: texts(app).get("lr_warmup_iters"),
+                               lambda app: finetune(app, train_iters=10, lr_warmup_iters=20)),
+            "launch.preset": opens("PickPreset", lambda app: finetune(app)),
+            "launch.copy": copies(lambda app: app.screen.plan.command),
+            "launch.edit": Deed(lambda app: editor()),
+            "launch.save": Deed(lambda app: len(list(tmp_path.glob("finetune-plan*.yaml")))),
+            "launch.next_kind": Deed(lambda app: app.screen.kind),
+            "launch.defaults": Deed(lr, lambda app: finetune(app, lr=3e-4), wanted="1e-05"),
+            "launch.leave": Deed(lambda app: type(app.focused).__name__, lambda app: app.screen.form.focus_first(), wanted="Tabs",
+                                 on_bar=True),
+        })  # fmt: skip
+        assert {run.kind for run in store.store.list()} == {"prepare"}
+
+    driven(scene, store.app(), TALL)
+
+
+def test_monitor(store):
+    scalars(store.ended(store.finetune("older", 100)))
+    broken = store.finetune("broken", 30)
+    with open(broken.log, "a") as file:
+        file.write("torch.OutOfMemoryError: CUDA out of memory\nstep 31/100\n")
+    store.ended(broken, "failed", 1)
+    saves = "import signal; signal.signal(signal.SIGUSR1, lambda *_: print('asked', flush=True))\n"
+    live = store.finetune("live", 100, 200, saves + SLEEPER)
+    with open(live.metrics, "a") as file:
+        for step in (20, 60):
+            file.write(json.dumps({"v": 1, "kind": "event", "step": step, "event": "save", "text": f"checkpoint of {step}"}) + "\n")
+
+    def stopped(app):
+        if live.alive:
+            launch.stop(live)
+            launch.wait(live, 60)
+
+    def again(app):
+        if not live.alive:
+            launch.resume(live)
+
+    def curve(app):
+        return app.screen.query_one(Curve)
+
+    def log(app):
+        return app.screen.query_one(LogPane)
+
+    async def scene(pilot):
+        app = pilot.app
+        await until(pilot, lambda: len(app.screen.rows) == 3)
+
+        async def watch(run_id):
+            app.watch_run(run_id)
+            await until(pilot, lambda: app.current_mode == "monitor" and app.screen.view is not None and app.screen.view.run_id == run_id)
+            curve(app).focus()
+            await looked(pilot)
+
+        def looks(seen, before=None, wanted=None) -> Deed:
+            """Of the curve; it shows the whole run again afterwards."""
+            return Deed(seen, before, ("r", "escape"), wanted=wanted)
+
+        def found(app):
+            log(app).find("step")
+
+        async def on_live(app):
+            await watch(live.id)
+
+        def hit(app):
+            return log(app).hit
+
+        zoomed = ("plus", "plus")
+        await watch(live.id)
+        await every(pilot, "monitor", {
+            "monitor.metric": Deed(lambda app: app.screen.metric, after=lambda app: app.screen._set_metric("loss")),
+            "monitor.metrics": opens("PickMetric"),
+            "monitor.zoom_in": looks(lambda app: curve(app).view is not None, wanted=True),
+            "monitor.zoom_out": looks(lambda app: curve(app).view is None, zoomed[:1], wanted=True),
+            "monitor.pan_left": looks(lambda app: curve(app).shown, zoomed),
+            "monitor.pan_right": looks(lambda app: curve(app).shown, (*zoomed, "left", "left")),
+            "monitor.reset": Deed(lambda app: curve(app).view, zoomed),
+            "monitor.cross_left": looks(lambda app: curve(app).crosshair),
+            "monitor.cross_right": looks(lambda app: curve(app).crosshair, ("shift+left",) * 6),
+            "monitor.event": looks(lambda app: curve(app).crosshair, wanted=20.0),
+            "monitor.event_back": looks(lambda app: curve(app).crosshair, wanted=60.0),
+            "monitor.log_y": Deed(lambda app: curve(app).log_y),
+            "monitor.smooth": Deed(lambda app: app.screen.weight),
+            "monitor.overlay": opens("PickRuns"),
+            "monitor.captions": Deed(lambda app: app.screen.has_class("-captions")),
+            "monitor.maximize": Deed(lambda app: app.screen.has_class("-curve-only"), lambda app: curve(app).focus(), ("z",), wanted=True),
+            "monitor.follow": Deed(lambda app: log(app).follow),
+            "monitor.find": Deed(lambda app: app.focused.id == "find", after=("escape",), wanted=True),
+            "monitor.find_next": Deed(hit, found), "monitor.find_back": Deed(hit, found),
+            "monitor.trouble": Deed(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,
+                                    wanted="torch.OutOfMemoryError: CUDA out of memory"),
+            "monitor.save": Deed(lambda app: live.log.read_text().count("asked")),
+            "monitor.stop": Deed(lambda app: live.status, again, again, sure=True, wanted="stopped"),
+            "monitor.resume": Deed(lambda app: live.alive, stopped, wanted=True),
+            "monitor.newer": Deed(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),
+            "monitor.older": Deed(lambda app: app.screen.run_id, after=on_live, wanted=broken.id),
+            "monitor.tensorboard": Deed(lambda app: app.clipboard.startswith("http://127.0.0.1:"), board, on_live, wanted=True),
+            "monitor.copy": copies(lambda app: app.screen.row.command),
+            "monitor.leave": Deed(lambda app: curve(app).crosshair, ("shift+left",)),
+        })  # fmt: skip
+
+    async def board(app):
+        app.copy_to_clipboard("")
+        app.watch_run("0001-older")
+
+    driven(scene, store.app(), TALL)

@@ -22,10 +22,11 @@ def main(arguments: list[str]) -> int:
     try:
         from qwen3vl_core.model import parallel
 
-        from qwen3vl_core.training.alone import end_with_parent
+        from qwen3vl_core.training.alone import end_forked_with_parent, end_with_parent
         from qwen3vl_core.training.loop import Loop, read_options
 
         end_with_parent()
+        end_forked_with_parent()
         run_dir = Path(arguments[0])
         options = read_options(run_dir)
         parallel.initialize(

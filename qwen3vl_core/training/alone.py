@@ -26,6 +26,26 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
+def end_forked_with_parent() -> None:
+    """Let Linux kill every process that this one forks from now on when this one ends. The processes that write a checkpoint wait for
+    the run's answer for ever when the run is killed, and keep its memory. Does nothing elsewhere."""
+    if sys.platform != "linux":
+        return
+    prctl, parent = ctypes.CDLL(None).prctl, 0
+
+    def before() -> None:
+        nonlocal parent
+        parent = os.getpid()
+
+    def in_child() -> None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            # it ended before this was asked for
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.register_at_fork(before=before, after_in_child=in_child)
+
+
 class RunLock:
     """Held by the first rank as long as it lives, however it ends. Processes that it forks do not have it.
 

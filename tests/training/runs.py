@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -120,6 +121,9 @@ def _train(run_dir: Path, rank: int, world: int, port: int, moment: int | str | 
     for stream in (1, 2):
         os.dup2(os.open(run_dir / "output.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), stream)
 
+    # of the open file, which every process that is forked from here has too: `wait_for_all`
+    fcntl.flock(1, fcntl.LOCK_SH)
+
     def watch(event: str, arguments: tuple) -> None:
         nonlocal seen
         if event not in WRITING or not str(arguments[0]).startswith(str(run_dir)):
@@ -140,6 +144,22 @@ def _train(run_dir: Path, rank: int, world: int, port: int, moment: int | str | 
         results.close()
         results.join_thread()
     os._exit(code)
+
+
+def wait_for_all(run_dir: Path, seconds: int = 60) -> None:
+    """Return when no process of the last `train` is left, those that it forked among them. Raises TimeoutError."""
+
+    def late(*_) -> None:
+        raise TimeoutError(f"a process of {run_dir} is still there after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        with open(run_dir / "output.log") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _free_port() -> int:

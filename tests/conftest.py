@@ -1,7 +1,20 @@
-"""For every test: one thread a process, set before torch is imported, since two tests run side by side."""
+"""For every test: one thread a process, set before torch is imported, since two tests run side by side; long files first."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# files of half a minute and more, the longest first: one that is begun last would leave a core without work
+LONG = (
+    "test_every_action.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_plans_start.py", "test_run.py",
+    "test_layouts.py", "test_gradients.py", "test_never_lost.py", "test_samples.py", "test_resume.py", "test_saved_layouts.py",
+    "test_terminals.py", "test_mutations.py", "test_web.py", "test_monitor.py", "test_launcher.py", "test_lora.py", "test_moe_parity.py",
+    "test_video.py", "test_snapshots.py", "test_energon_reads.py", "test_offloaded_optimizer.py", "test_welcome_screen.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))

@@ -143,11 +143,11 @@ choices = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-def plan(values: dict, dp: int = 2):
+def plan(values: dict, dp: int = 2, micro_batches: int = 8):
     """(peak of torch's tensors, options, processes) of a valid layout."""
     options = FinetuneOptions(**values, sequence_parallel=values["tp"] > 1)
     processes = options.tp * options.pp * options.cp * dp
-    options.global_batch_size = options.micro_batch_size * dp * 8
+    options.global_batch_size = options.micro_batch_size * dp * micro_batches
     a = published(options.size)
     assume(not list(layout_faults(options, a, processes)))
     return fullest(estimate(options, a, processes)).allocated, options, processes
@@ -157,8 +157,10 @@ def plan(values: dict, dp: int = 2):
 @given(values=choices, name=st.sampled_from(["tp", "cp", "pp"]))
 def test_a_finer_split_never_needs_more_on_one_gpu(values, name):
     assume(values["precision"] == "bf16")
-    least, *_ = plan(values | {name: 2})
-    most, *_ = plan(values | {name: 1})
+    # a pipeline's first stage keeps the pictures of as many micro batches as there are stages, which can outweigh its fewer layers
+    several = 1 if name == "pp" else 8
+    least, *_ = plan(values | {name: 2}, micro_batches=several)
+    most, *_ = plan(values | {name: 1}, micro_batches=several)
     assert least <= most
 
 

@@ -31,7 +31,7 @@ from qwen3vl_core.layout.doctor import Check
 from qwen3vl_core.options import CompareOptions
 from tests.console.app.driving import SLEEPER, Store, driven, looked, said, scalars, text_of, until
 
-TALL = (160, 80)
+TALL = (120, 80)
 """A terminal in which the longest help has room."""
 
 
@@ -189,7 +189,7 @@ def test_first_page(store, tmp_path, monkeypatch):
         deeds = {
             "welcome.demo": Deed(lambda app: "was not made" in text_of(app), after=("escape",), wanted=True),
             "welcome.model": Deed(lambda app: app.screen.asking, after=("escape",), wanted="model"),
-            "welcome.download": Deed(lambda app: app.current_mode == "launch" and app.screen.kind,
+            "welcome.download": Deed(lambda app: app.current_mode == "launch" and getattr(app.screen, "kind", None),
                                      after=lambda app: app.action_start_page(), wanted="download"),
             "welcome.recipe": Deed(lambda app: app.screen.asking, after=("escape",), wanted="recipe"),
             "welcome.doctor": opens("DoctorScreen"),
@@ -365,11 +365,16 @@ def test_launch(store, tmp_path, editor):
         def started(app):
             return len(store.store.list())
 
+        async def back(app):
+            """A run that was started is shown; a moment after it is in the store."""
+            await until(pilot, lambda: app.current_mode == "monitor")
+            tabs(app)
+
         def lr(app):
             return texts(app).get("lr")
 
         await every(pilot, "launch", {
-            "launch.start": Deed(started, prepare, tabs), "launch.start_short": Deed(started, prepare, tabs),
+            "launch.start": Deed(started, prepare, back), "launch.start_short": Deed(started, prepare, back),
             "launch.fix": Deed(lambda app: texts(app).get("lr_warmup_iters"),
                                lambda app: finetune(app, train_iters=10, lr_warmup_iters=20)),
             "launch.preset": opens("PickPreset", lambda app: finetune(app)),

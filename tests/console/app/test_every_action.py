@@ -31,7 +31,7 @@ from qwen3vl_core.layout.doctor import Check
 from qwen3vl_core.options import CompareOptions
 from tests.console.app.driving import SLEEPER, Store, driven, looked, said, scalars, text_of, until
 
-TALL = (120, 80)
+TALL = (112, 64)
 """A terminal in which the longest help has room."""
 
 

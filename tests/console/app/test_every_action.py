@@ -277,19 +277,27 @@ def test_the_demo_is_not_started_beside_a_run_that_is_under_way(small_demo):
         made.tidy()
 
 
+def stopping(run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """Work on the app before an action: the run stands still; the run goes on."""
+
+    def stopped(app):
+        if run.alive:
+            launch.stop(run)
+            launch.wait(run, 60)
+
+    def again(app):
+        if not run.alive:
+            launch.resume(run)
+
+    return stopped, again
+
+
 def test_runs(store):
     scalars(store.ended(store.finetune("older", 10)))
     store.ended(store.finetune("other", 10))
     live = store.finetune("live", 10, 100, SLEEPER)
 
-    def stopped(app):
-        if live.alive:
-            launch.stop(live)
-            launch.wait(live, 60)
-
-    def again(app):
-        if not live.alive:
-            launch.resume(live)
+    stopped, again = stopping(live)
 
     def table(app):
         return app.screen.query_one(RunList)
@@ -403,14 +411,7 @@ def test_monitor(store):
         for step in (20, 60):
             file.write(json.dumps({"v": 1, "kind": "event", "step": step, "event": "save", "text": f"checkpoint of {step}"}) + "\n")
 
-    def stopped(app):
-        if live.alive:
-            launch.stop(live)
-            launch.wait(live, 60)
-
-    def again(app):
-        if not live.alive:
-            launch.resume(live)
+    stopped, again = stopping(live)
 
     def curve(app):
         return app.screen.query_one(Curve)

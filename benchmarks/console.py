@@ -97,7 +97,7 @@ class Terminal:
 
 
 def console(store: Path) -> list[str]:
-    return [sys.executable, "-m", "qwen3vl_core.cli", "console", "--runs", str(store)]
+    return [sys.executable, "-m", "console", "console", "--runs", str(store)]
 
 
 def make_run(store: Path, steps: int = 50, live: bool = False):

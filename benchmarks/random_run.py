@@ -211,7 +211,7 @@ def metrics(runs: Path) -> list[dict]:
 
 def options_of_words(words: list[str]) -> FinetuneOptions:
     """The options that a command line names."""
-    from qwen3vl_core.cli import build_parser
+    from qwen3vl_core.commandline import build_parser
 
     given = vars(build_parser().parse_args(["finetune", *words]))
     names = {f.name for f in dataclasses.fields(FinetuneOptions)}

@@ -15,6 +15,7 @@ from textual import on
 from textual.actions import parse
 from textual.app import SystemCommand
 from textual.color import Color
+from textual.css.stylesheet import Stylesheet
 from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.signal import Signal
@@ -60,6 +61,24 @@ def _warm() -> None:
         gc.enable()
 
 
+class _Sheet(Stylesheet):
+    """Parsed again only for other colours: Textual asks for that once at its start, which the first frame would wait for."""
+
+    def __init__(self, colours: dict[str, str]) -> None:
+        super().__init__(variables=colours)
+        self._colours, self._others = colours, False
+
+    def set_variables(self, variables: dict[str, str]) -> None:
+        if variables != self._colours:
+            self._colours, self._others = variables, True
+            super().set_variables(variables)
+
+    def reparse(self) -> None:
+        if self._others:
+            super().reparse()
+            self._others = False
+
+
 class ConsoleApp(RunActions):
     """Runs, Launch, Monitor, Compare."""
 
@@ -88,6 +107,7 @@ class ConsoleApp(RunActions):
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
         super().__init__()
+        self.stylesheet = _Sheet(self.get_css_variables())
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
     def on_mount(self) -> None:
@@ -102,7 +122,7 @@ class ConsoleApp(RunActions):
     def read_settings(self) -> None:
         """Take in the person's theme and keys; what is wrong in the file is said, and left out."""
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
-        taken = clashes(settings.keys)
+        taken = clashes(settings.keys) if settings.keys else {}
         self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
         self.set_keymap(self.keys)
         if settings.theme is not None:
@@ -311,6 +331,4 @@ def run(runs: Path, workspace: Path | None = None) -> int:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
     RunStore(runs)
     prepare_terminal()
-    # it asks the terminal what pictures it can show, which it can do only now
-    importlib.import_module("console.widgets.picture")
     return ConsoleApp(runs, workspace, greet=True).run() or EXIT_DONE

@@ -1,4 +1,4 @@
-"""What the console adds to the `qwen3vl` command: recorded runs, `qwen3vl runs ...`, `qwen3vl console`, `qwen3vl notebook`."""
+"""The installed `qwen3vl`, and what the console adds to it: recorded runs, `qwen3vl runs`, `qwen3vl console`, `qwen3vl notebook`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from console.runs.store import RunStore
-from qwen3vl_core.cli import runs_directory
+from console.terminal import asked
+from qwen3vl_core import cli
 from qwen3vl_core.errors import RequestError
 
 STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
@@ -20,6 +21,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def main() -> int:
+    """Entry point of `qwen3vl`. The console begins at once: nothing is looked up among what is installed."""
+    return cli.main(commands={"console": console, "runs": runs, "notebook": notebook})
 
 
 def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
@@ -53,7 +59,7 @@ def console(arguments: list[str]) -> int:
     for flag, used in (("--port", given.port is not None), ("--no-browser", given.no_browser)):
         if used and not given.web:
             raise RequestError(f"{flag}: only together with --web; leave it out or add --web")
-    store = RunStore(runs_directory(given.runs))
+    store = RunStore(cli.runs_directory(given.runs))
     workspace = given.workspace.expanduser().absolute() if given.workspace else None
     if workspace is not None and not workspace.is_dir():
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
@@ -62,7 +68,9 @@ def console(arguments: list[str]) -> int:
     # what the modules are made of lives as long as the process: nothing to collect before the first frame
     gc.disable()
     try:
-        return importlib.import_module("console.app").run(store.root, workspace)
+        with asked():
+            app = importlib.import_module("console.app")
+        return app.run(store.root, workspace)
     finally:
         gc.enable()
 
@@ -85,7 +93,7 @@ def notebook(arguments: list[str]) -> int:
                         help="what it listens on; 0.0.0.0: every network (default 127.0.0.1)")
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     given = parser.parse_args(arguments)
-    runs = runs_directory(given.runs) if given.runs is not None else None
+    runs = cli.runs_directory(given.runs) if given.runs is not None else None
     return lab.start(given.dir, runs, given.port, given.ip, not given.no_browser)
 
 

@@ -19,7 +19,6 @@ from console.terminal import show_in_browser
 from console.widgets.words import one_line
 from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.options import shell_line, to_arguments
 from qwen3vl_core.progress import quantity
 
 QUIET_SECONDS = 30.0
@@ -76,6 +75,8 @@ class RunActions(App[int]):
     def did(self, *words: str) -> None:
         """Remember what was done as the subcommand that does the same: `did("runs", "stop", "7")`."""
         store = ["--runs", str(self.store_root)] if words[0] == "runs" and self.store_root != runs_directory(None) else []
+        from qwen3vl_core.options import shell_line  # not before the first frame
+
         self.subcommand = shell_line(["qwen3vl", *words, *store])
 
     def action_subcommand(self) -> None:
@@ -89,6 +90,8 @@ class RunActions(App[int]):
 
     def start_run(self, kind: str, options: Any, origin: str) -> None:
         """Make a run and start it; `RunStarted` tells when it runs."""
+
+        from qwen3vl_core.options import to_arguments  # not before the first frame
 
         def work() -> RunStarted:
             run = RunStore(self.store_root).create(kind, options)

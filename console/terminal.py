@@ -1,12 +1,24 @@
-"""The person's terminal, editor and browser."""
+"""The person's terminal and what it can show, editor and browser."""
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
+import re
+import select
 import shlex
 import shutil
+import struct
 import subprocess
+import sys
+import termios
+import time
+import tty
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +38,99 @@ def prepare_terminal() -> None:
     quiet = not environment.get("COLORTERM") and environment.get("TERM") == "xterm-256color"
     if in_jupyter and quiet and environment.get("QWEN3VL_TRUECOLOR") != "0":
         environment["COLORTERM"] = "truecolor"
+
+
+# what it can show
+
+ANSWER_SECONDS = 0.2
+"""How long an answer is waited for after everything else is ready; a terminal that never answers delays the console so much."""
+# a picture of one pixel by the graphics protocol; the size of a cell; last, since every terminal answers it, the attributes
+_QUESTIONS = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[16t\x1b[c"
+_ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
+_SIXEL = b"4"
+
+
+@dataclass(frozen=True)
+class Shows:
+    """How a terminal shows pictures."""
+
+    way: str = "cells"
+    """`sixel`, `kitty` (the graphics protocol), or `cells`: half a cell a pixel."""
+    cell: tuple[int, int] | None = None
+    """Width and height of a cell in pixels, where it was told."""
+
+
+shows = Shows()
+"""Of this terminal: as `asked` found it before the app ran; after that only the app reads what a terminal says."""
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Ask the terminal what it can show; what is done within, while it answers, costs no time. Afterwards `shows` says it."""
+    global shows
+    if not (sys.__stdin__ and sys.__stdin__.isatty() and sys.__stdout__ and sys.__stdout__.isatty()):
+        yield
+        return
+    reads, writes = sys.__stdin__.fileno(), sys.__stdout__.fileno()
+    before = termios.tcgetattr(reads)
+    tty.setcbreak(reads, termios.TCSANOW)  # or the answer would be written on the screen
+    try:
+        os.write(writes, _QUESTIONS)
+        yield
+        shows = _understood(_answer(reads), _pixels(writes))
+    finally:
+        termios.tcsetattr(reads, termios.TCSANOW, before)
+
+
+def _answer(reads: int) -> bytes:
+    """What the terminal said, until the last answer or the time is out."""
+    said, end = b"", time.monotonic() + ANSWER_SECONDS
+    while not _ATTRIBUTES.search(said) and select.select([reads], [], [], max(0.0, end - time.monotonic()))[0]:
+        part = os.read(reads, 4096)
+        if not part:
+            break
+        said += part
+    return said
+
+
+def _pixels(writes: int) -> tuple[int, int] | None:
+    """A cell's size by the terminal's own record; None where it keeps none."""
+    rows, columns, width, height = struct.unpack("HHHH", fcntl.ioctl(writes, termios.TIOCGWINSZ, bytes(8)))
+    return (width // columns, height // rows) if rows and columns and width >= columns and height >= rows else None
+
+
+def _understood(said: bytes, cell: tuple[int, int] | None) -> Shows:
+    told = re.search(rb"\x1b\[6;(\d+);(\d+)t", said)
+    if cell is None and told and int(told[1]) and int(told[2]):
+        cell = int(told[2]), int(told[1])
+    attributes = _ATTRIBUTES.search(said)
+    # sixel first: what speaks both does sixel better, and kitty itself speaks no sixel
+    if attributes and _SIXEL in attributes[1].split(b";"):
+        return Shows("sixel", cell)
+    return Shows("kitty" if re.search(rb"\x1b_Gi=31;OK\x1b", said) else "cells", cell)
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Import `textual_image` within: it would ask the terminal, whose answers the running app reads; so it finds no terminal, but
+    the size of a cell that `asked` found."""
+    names = ("TEXTUAL_CELL_WIDTH", "TEXTUAL_CELL_HEIGHT")
+    kept, stdout = {name: os.environ.get(name) for name in names}, sys.__stdout__
+    if shows.cell is not None:
+        os.environ.update(zip(names, map(str, shows.cell), strict=True))
+    sys.__stdout__ = io.StringIO()  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        sys.__stdout__ = stdout  # type: ignore[misc]
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# editor and browser
 
 
 def editor() -> list[str]:

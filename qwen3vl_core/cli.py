@@ -1,72 +1,28 @@
-"""The `qwen3vl` command. Thin: the arguments are rendered from the options, a command's module is imported when it runs.
+"""The `qwen3vl` command. Thin, since the console's first frame waits for it: the command line is read by `commandline.py`.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that says what, where, the rule, the way out).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from qwen3vl_core import __version__
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
-from qwen3vl_core.layout.command import process_count
-from qwen3vl_core.layout.rules import check_plan
-from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_mapping, options_of
-from qwen3vl_core.options.planfile import read_plan_file
-from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
-WORK = {
-    "download": "qwen3vl_core.data.download",
-    "prepare": "qwen3vl_core.data.prepare",
-    "inspect": "qwen3vl_core.checkpoint.inspect",
-    "convert": "qwen3vl_core.checkpoint.convert",
-    "compare": "qwen3vl_core.caption.compare",
-}
-DEFAULT_DEMO = Path("~/.qwen3vl/demo")
 DEFAULT_RUNS = Path("~/.qwen3vl/runs")
-HELP = {
-    "demo": "the whole loop on drawn pictures with a tiny model",
-    "download": "a model or a dataset from ModelScope or Hugging Face",
-    "prepare": "pictures and conversations to shards",
-    "inspect": "what a model, a checkpoint, a run or data holds, and what is wrong with it",
-    "convert": "Hugging Face <-> Megatron torch_dist",
-    "plan": "is a finetune valid, does it fit, how long does it take",
-    "recipe": "read the published recipe's 24 or 26 values",
-    "doctor": "what is missing on this machine, and how to mend it",
-    "finetune": "start a training run",
-    "compare": "captions of two models side by side",
-    "console": "the terminal console (the default)",
-    "runs": "list, show, follow, stop and resume runs",
-    "notebook": "JupyterLab on the example notebooks",
-}
 CONSOLE_COMMANDS = ("console", "runs", "notebook")
-EPILOGUE = """\
-The loop on your own data:
-  qwen3vl download model Qwen/Qwen3-VL-4B-Instruct --to Qwen3-VL-4B-Instruct
-  qwen3vl prepare captions.json --to data
-  qwen3vl convert Qwen3-VL-4B-Instruct base-mcore
-  qwen3vl finetune --load base-mcore --train-data data --train-iters 500
-  qwen3vl convert ~/.qwen3vl/runs/0001-finetune/checkpoints tuned-hf
-  qwen3vl compare --base Qwen3-VL-4B-Instruct --tuned tuned-hf --images pictures/
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise RequestError(f"{message}; see {self.prog} --help")
 
 
 def registered(group: str, name: str) -> Callable[..., int]:
     """What an installed package (the console) adds to this command line."""
+    from importlib.metadata import PackageNotFoundError, distribution, entry_points  # the console, started by its own name, needs none
+
     with contextlib.suppress(PackageNotFoundError):
         # its own package first: to look through all that is installed takes a tenth of the time to the console's first frame
         for point in distribution("qwen3vl-console").entry_points:
@@ -78,123 +34,44 @@ def registered(group: str, name: str) -> Callable[..., int]:
     raise RequestError(f"{name}: the console is not installed; install the whole package with pip")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, from the option declarations."""
-    parser = _Parser(
-        prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
-        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
-    demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
-    demo.add_argument("--headless", action="store_true", help="run it here, without the console")
-    demo.add_argument("--workspace-only", action="store_true", help="make the workspace, and stop there")
-    for name, cls in COMMANDS.items():
-        sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
-        add_arguments(sub, cls)
-        record = sub.add_argument_group("Run")
-        # the published recipe's last value is an output folder
-        flags = ("--runs", "--output") if name == "finetune" else ("--runs",)
-        record.add_argument(*flags, type=Path, default=None, metavar="DIR",
-                            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})")
-        where = record.add_mutually_exclusive_group()
-        where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"
-                           + (" (the default)" if name == "finetune" else ""))
-        where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
-        if name == "finetune":
-            _add_plan_file(sub)
-    plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
-    add_arguments(plan, PlanOptions)
-    _add_plan_file(plan)
-    add_arguments(plan, FinetuneOptions)
-    recipe = commands.add_parser("recipe", help=HELP["recipe"], description=RecipeOptions.__doc__, allow_abbrev=False)
-    add_arguments(recipe, RecipeOptions)
-    recipe.add_argument("values", nargs="*", metavar="VALUE", help="after --, in the order of the published script")
-    doctor = commands.add_parser("doctor", help=HELP["doctor"], description=DoctorOptions.__doc__, allow_abbrev=False)
-    add_arguments(doctor, DoctorOptions)
-    for name in CONSOLE_COMMANDS:
-        commands.add_parser(name, help=HELP[name], add_help=False, allow_abbrev=False)
-    return parser
-
-
-def _add_plan_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", metavar="FILE", dest="plan_file", default=None,
-                        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it")
-
-
-def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the command line over those of its plan file, if it names one."""
-    file = values.pop("plan_file", None)
-    return values if file is None else {**read_plan_file(FinetuneOptions, file), **values}
-
-
-def _look(name: str, values: dict[str, Any]) -> int:
-    """The commands that look and start nothing."""
-    module = importlib.import_module(f"qwen3vl_core.layout.{name}")
-    if name == "plan":
-        own = {o.name for o in options_of(PlanOptions)}
-        plan = from_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
-        return module.run(from_mapping(FinetuneOptions, _with_plan_file(values), partial=True), plan)
-    if name == "recipe":
-        words = values.pop("values")
-        return module.run(words, from_mapping(RecipeOptions, values))
-    return module.run(from_mapping(DoctorOptions, values), runs_directory(Path(values["runs"]) if values.get("runs") else None))
-
-
 def runs_directory(given: Path | None) -> Path:
     """The store of run records: as given, else `QWEN3VL_RUNS`, else the default, absolute."""
     return Path(given or os.environ.get("QWEN3VL_RUNS") or DEFAULT_RUNS).expanduser().absolute()
 
 
-def _work(name: str, values: dict[str, Any]) -> int:
-    """Run one work command: here, or recorded under a supervisor."""
-    given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
-    options = from_mapping(COMMANDS[name], _with_plan_file(values))
-    if hasattr(options, "check") and callable(options.check):
-        options.check()
-    if name == "finetune":
-        # said here, on the screen of the one who asked, not in the log of a run that was started in vain
-        check_plan(options, process_count(options))
-    if name == "finetune" or detach or given_runs is not None:
-        launch = registered("qwen3vl.launcher", "launch")
-        stay = foreground or (name != "finetune" and not detach)
-        return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
-    module = WORK[name]
-    if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect").holds_data(options.path):
-        module = "qwen3vl_core.data.inspect"
-    importlib.import_module(module).run(options)
-    return EXIT_DONE
+def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
+    """Run a command line. commands: the console's, where it is the caller; else they are looked up among what is installed.
 
-
-def dispatch(arguments: list[str]) -> int:
-    """Run a command line. Raises RequestError or WorkError."""
+    Raises RequestError or WorkError.
+    """
     words = [a for a in arguments if a != "--debug"]
-    if not words:
-        if not sys.stdout.isatty():
-            build_parser().print_help()
-            return EXIT_DONE
+    if not words and sys.stdout.isatty():
         words = ["console"]
-    if words[0] in CONSOLE_COMMANDS:
-        return registered("qwen3vl.commands", words[0])(words[1:])
-    values = vars(build_parser().parse_args(words))
+    if words and words[0] in CONSOLE_COMMANDS:
+        command = commands[words[0]] if commands is not None else registered("qwen3vl.commands", words[0])
+        return command(words[1:])
+    # what the console's first frame does not wait for
+    commandline = importlib.import_module("qwen3vl_core.commandline")
+    if not words:
+        commandline.build_parser().print_help()
+        return EXIT_DONE
+    values = vars(commandline.build_parser().parse_args(words))
     values.pop("debug")
     name = values.pop("command")
     if name == "demo":
         return importlib.import_module("qwen3vl_core.demo.run").main(**values)
     if name in ("plan", "recipe", "doctor"):
-        return _look(name, values)
-    return _work(name, values)
+        return commandline.look(name, values)
+    return commandline.work(name, values)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `qwen3vl`: never shows a traceback unless `--debug` is given or `QWEN3VL_DEBUG` is set."""
+def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
+    """The `qwen3vl` command: never shows a traceback unless `--debug` is given or `QWEN3VL_DEBUG` is set. Arguments as `dispatch`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--debug" in arguments or os.environ.get("QWEN3VL_DEBUG") == "1":
-        return dispatch(arguments)
+        return dispatch(arguments, commands)
     try:
-        return dispatch(arguments)
+        return dispatch(arguments, commands)
     except (RequestError, WorkError) as error:
         print(f"qwen3vl: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from console.runs import processes, record
+from console.runs import processes
 from console.runs.state import ALIVE, RUN_VARIABLE, SAVE, STATE, STOP, hold, is_here, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.supervisor import grace_seconds
@@ -51,6 +51,8 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
     if state["status"] in ALIVE and state.get("supervisor_pid") and is_here(state):
         raise runs_already(run.path)  # the supervisor would find so too, and wait for the lock first
     environment = {k: v for k, v in os.environ.items() if k != RUN_VARIABLE}
+    from console.runs import record  # with the options' declarations, which a list of runs does without
+
     environment["PYTHONPATH"] = record.python_path(environment.get("PYTHONPATH", ""))
     environment[PROGRESS_VARIABLE] = "bar" if columns else "lines"
     if columns:

@@ -12,10 +12,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from console.runs import record
 from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE, boot_id, host, judge, read_json, write_json
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.options import to_mapping
 
 _ID = re.compile(r"(\d{4,})-(.+)")
 _NAME_LENGTH = 40
@@ -182,6 +180,10 @@ class RunStore:
         absolute; with a `command` of its own the run may be of any kind, and options any mapping.
         Raises RequestError (the options make no command, the folder is no place) and WorkError (the disk is full).
         """
+        # with the options' declarations, which a list of runs does without
+        from console.runs import record
+        from qwen3vl_core.options import to_mapping
+
         try:
             if is_dataclass(options):
                 options = record.with_whole_paths(options)

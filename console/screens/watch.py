@@ -19,7 +19,6 @@ from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from console.runs.trouble import explain
 from console.widgets.words import sparkline
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.options import COMMANDS, from_mapping, shell_line, to_arguments
 
 if TYPE_CHECKING:
     from console.runs.series import MetricSeries
@@ -129,6 +128,8 @@ class Snapshot:
 
 def command_line(run: Run) -> str:
     """The command a person types for this run; the processes' own where the plan is not one of ours."""
+    from qwen3vl_core.options import COMMANDS, from_mapping, shell_line, to_arguments  # not before the first frame
+
     try:
         return shell_line(["qwen3vl", run.kind, *to_arguments(from_mapping(COMMANDS[run.kind], run.options))])
     except (KeyError, RequestError):

@@ -16,7 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from console.widgets.axes import x_axis, y_axis
-from console.widgets.raster import Bounds, Columns, Points, rasterize, reduce
+from console.widgets.raster import Bounds, Columns, Points, places, rasterize, reduce
 from console.widgets.words import number, one_line
 
 SLOTS = 6
@@ -360,10 +360,10 @@ class Curve(Widget, can_focus=True):
         found = []
         x0, x1 = self.shown
         for line in self.lines:
-            begin, end = np.searchsorted(line.x, x0), np.searchsorted(line.x, x1, side="right")
+            begin, end = places(line.x, x0), places(line.x, x1, "right")
             if begin == end:
                 continue
-            i = int(np.searchsorted(line.x[begin:end], step)) + begin
+            i = int(places(line.x[begin:end], step)) + begin
             if i == end or (i > begin and step - line.x[i - 1] <= line.x[i] - step):
                 i -= 1
             found.append((line, int(line.x[i]), float(line.y[i]), None if line.smooth is None else float(line.smooth[i])))
@@ -397,11 +397,10 @@ class Curve(Widget, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width, _ = self.size
-        base = self.rich_style
         if y == 0:
             return self._legend(width)
         if y - 1 >= len(self._strips):
-            return Strip.blank(width, base)
+            return Strip.blank(width, self.rich_style)
         strip = self._strips[y - 1]
         left, top, columns, rows = self._plot
         inside = top <= y < top + rows
@@ -412,7 +411,7 @@ class Curve(Widget, can_focus=True):
             x0, x1 = self.shown
             if x0 <= self.crosshair <= x1:
                 column = left + round((self.crosshair - x0) / (x1 - x0) * (columns - 1))
-                under = strip.crop(column, column + 1)
+                under, base = strip.crop(column, column + 1), self.rich_style
                 cross = self.get_component_rich_style("curve--cross")
                 if under.text == " ":
                     under = Strip([Segment("┊", base + Style(color=cross.color))], 1)

@@ -1,21 +1,21 @@
-"""A picture in the terminal. Importing this asks the terminal what it can show, so it must happen before the app runs."""
+"""A picture in the terminal, in the best way that the terminal has."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from PIL import Image, ImageOps
-from textual_image.renderable import Image as BestRenderable
-from textual_image.renderable import UnicodeImage as PlainRenderable
-from textual_image.widget import HalfcellImage
-from textual_image.widget import Image as BestImage
+
+from console import terminal
+
+with terminal.unasked():
+    from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 LONGEST_SIDE = 1024
 """Pixels; a terminal shows no more, and scaling a photograph anew at each repaint would be slow."""
 MOST_PIXELS = 200_000_000
 
-# without a terminal of its own (tests, a browser tab) the best that is offered is plain characters: half cells have colour
-PictureWidget = HalfcellImage if BestRenderable is PlainRenderable else BestImage
+PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}[terminal.shows.way]
 
 
 def read_picture(path: str) -> Image.Image:

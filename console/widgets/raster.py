@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -106,6 +107,14 @@ class Bounds:
         self.size = len(y)
 
 
+def places(x: np.ndarray, at: float | np.ndarray, side: Literal["left", "right"] = "left") -> Any:
+    """Places in x, rising, that values would take, as `np.searchsorted`; whole steps are looked up among whole steps, since numpy
+    would make a float copy of all of them each time."""
+    if np.issubdtype(x.dtype, np.integer):
+        at = (np.ceil(at) if side == "left" else np.floor(at)).astype(x.dtype)
+    return np.searchsorted(x, at, side=side)
+
+
 def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | None = None) -> Columns:
     """Minimum, maximum, first and last y of each of `count` columns between x0 and x1 (both in, x0 < x1).
 
@@ -114,8 +123,8 @@ def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | No
     """
     x, y = points.x, points.y
     edges = x0 + (x1 - x0) * np.arange(count + 1) / count
-    index = np.searchsorted(x, edges)
-    index[-1] = np.searchsorted(x, x1, side="right")
+    index = places(x, edges)
+    index[-1] = places(x, x1, "right")
     keep = index[1:] > index[:-1]
     starts, ends = index[:-1][keep], index[1:][keep]
     column = np.nonzero(keep)[0]

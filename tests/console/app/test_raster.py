@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from console.widgets.raster import DOTS, Points, Smoother, log_ticks, rasterize, reduce, ticks
+from console.widgets.raster import DOTS, Points, Smoother, log_ticks, places, rasterize, reduce, ticks
 from console.widgets.words import number, one_line, printable, span, sparkline, tick
 
 WIDTH, HEIGHT = 30, 8
@@ -33,9 +33,9 @@ def drawn(x, y, *, view=None, span_y=None, log=False, width=WIDTH, height=HEIGHT
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(3, 4000), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=6), st.integers(0, 99))
-def test_every_spike_is_kept_whatever_the_length(length, places, seed):
+def test_every_spike_is_kept_whatever_the_length(length, at, seed):
     y = np.random.default_rng(seed).normal(1.0, 0.01, length)
-    spikes = sorted({int(place * length) for place in places})
+    spikes = sorted({int(place * length) for place in at})
     y[spikes] = 9.0
     x = np.arange(length)
     picture, _ = drawn(x, y, span_y=(0.0, 9.0))
@@ -43,6 +43,16 @@ def test_every_spike_is_kept_whatever_the_length(length, places, seed):
     for spike in spikes:
         column = min(int(spike / (length - 1) * 2 * WIDTH), 2 * WIDTH - 1)
         assert top[max(column - 1, 0) : column + 2].any()
+
+
+@given(
+    st.lists(st.integers(0, 10**6), max_size=60).map(sorted),
+    st.lists(st.floats(-10.0, 1.1e6) | st.integers(0, 10**6).map(float), min_size=1, max_size=20), st.sampled_from(["left", "right"]),
+)  # fmt: skip
+def test_whole_steps_are_found_where_real_numbers_are(steps, at, side):
+    expected = np.searchsorted(np.array(steps, np.float64), at, side=side)
+    assert np.array_equal(places(np.array(steps, np.int64), np.array(at), side), expected)
+    assert places(np.array(steps, np.int64), at[0], side) == expected[0]
 
 
 def test_a_million_points_keep_one_low_and_one_high():

@@ -79,7 +79,6 @@ class CompareScreen(Voting, ConsoleScreen):
                 yield Static(id="nothing")
 
     def on_mount(self) -> None:
-        super().on_mount()
         self.set_interval(READ_SECONDS, self.read)
 
     # which run

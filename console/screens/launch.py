@@ -72,7 +72,6 @@ class LaunchScreen(ConsoleScreen):
                 yield Static(id="explained", markup=False)
 
     def on_mount(self) -> None:
-        super().on_mount()
         self.query_one("#check").border_title = "Will it run?"
         self.query_one("#glance").border_title = "Plan"
         self.query_one("#memory").border_title = "Memory of a GPU"

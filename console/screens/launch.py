@@ -196,7 +196,8 @@ class LaunchScreen(ConsoleScreen):
         problems = self.problems
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
-        check.update(planview.verdict(problems, note, form.options, self._key("launch.start"), self._key("launch.fix")))
+        check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
+        check.update(planview.verdict(problems, note, form.options, self._key("launch.fix")))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.told is not None:

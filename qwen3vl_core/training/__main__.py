@@ -5,12 +5,15 @@ Alone, or under torchrun. Exit codes: 0 done or stopped in good order, 1 the wor
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 from pathlib import Path
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError
+from qwen3vl_core.training.alone import end_forked_with_parent, end_with_parent
+from qwen3vl_core.training.planned import read_options
 
 
 def main(arguments: list[str]) -> int:
@@ -20,15 +23,17 @@ def main(arguments: list[str]) -> int:
         return RequestError.exit_code
     rank = int(os.environ.get("RANK", 0))
     try:
-        from qwen3vl_core.model import parallel
-
-        from qwen3vl_core.training.alone import end_forked_with_parent, end_with_parent
-        from qwen3vl_core.training.loop import Loop, read_options
-
         end_with_parent()
         end_forked_with_parent()
         run_dir = Path(arguments[0])
         options = read_options(run_dir)
+
+        from qwen3vl_core.model import parallel
+
+        from qwen3vl_core.training.loop import Loop
+
+        # Megatron collects garbage at every checkpoint: what was imported is not looked through each time
+        gc.freeze()
         parallel.initialize(
             options.tp, options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp, seed=options.seed
         )

@@ -23,7 +23,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.rules import check_layout
 from qwen3vl_core.layout.sinks import sink_faults
-from qwen3vl_core.options import FinetuneOptions, from_mapping
+from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import check_size
 from qwen3vl_core.training.alone import RunLock
 from qwen3vl_core.training.guard import SPIKE, Guard
@@ -34,7 +34,7 @@ from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.speed import Gpu, memory
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 
-CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED, PLAN = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl", "plan.json"
+CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl"
 # loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
 GPU_WORKERS = 2
 # below this many samples a share of skipped ones says nothing
@@ -63,21 +63,6 @@ class Signals:
         flags = self.stop, self.save
         self.save = False
         return flags
-
-
-def read_options(run_dir: Path) -> FinetuneOptions:
-    """The options of `plan.json`. Raises RequestError for a plan that is missing, damaged or no finetune."""
-    file = run_dir / PLAN
-    try:
-        plan = json.loads(file.read_text())
-        values, kind = plan["options"], plan["kind"]
-    except FileNotFoundError:
-        raise RequestError(f"{file}: no such file; a run starts with qwen3vl finetune") from None
-    except (ValueError, KeyError, TypeError):
-        raise RequestError(f"{file}: not a plan of a run; start a new one with qwen3vl finetune") from None
-    if kind != "finetune":
-        raise RequestError(f"{file}: a plan of {kind}, not of finetune; use qwen3vl runs resume")
-    return from_mapping(FinetuneOptions, values)
 
 
 def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader, Loader | None]:

@@ -16,11 +16,12 @@ from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.command import training_command
 from qwen3vl_core.training.speed import Gpu
+from tests.ranks import run_ranks
 from tests.training import runs
 from tests.training.runs import losses, plan, rows, scenes
 
 STEPS = 6
-ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "SWANLAB_MODE": "offline"}
+ENVIRONMENT = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def whole(data, tmp_path_factory) -> Path:
     pictures = [str(data.parent / f"{number}.png") for number in (0, 7)]
     values = dict(
         eval_interval=3, eval_iters=1, save_interval=4, sample_interval=4, sample_images=pictures, sample_prompt="What is this?",
+        sample_tokens=24,
     )  # fmt: skip
     plan(run_dir, data, **values)
     assert runs.train(run_dir)[0] == 0, runs.log(run_dir)
@@ -102,7 +104,7 @@ def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(whole, data, tmp_pa
 
 def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path, capsys):
     run, other = tmp_path / "run", tmp_path / "other"
-    lora = {"lora_rank": 4, "lr": 1e-3, "precision": "bf16"}
+    lora = {"lora_rank": 4, "lr": 1e-3, "precision": "bf16", "train_iters": 4}
     plan(other, data, **lora)
     assert runs.train(other)[0] == 0, runs.log(other)
     plan(run, data, save_interval=2, **lora)
@@ -112,7 +114,7 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     assert losses(run) == losses(other), "bitwise"
     assert "parameters of adapters (LoRA, rank 4, alpha 4)" in runs.log(run)
     weights = BASE / "model.safetensors"
-    assert sum(p.stat().st_size for p in (run / "checkpoints" / "iter_0000006").iterdir()) < weights.stat().st_size
+    assert sum(p.stat().st_size for p in (run / "checkpoints" / "iter_0000004").iterdir()) < weights.stat().st_size
     assert main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out
     assert "LoRA, rank 4" in out and f"the weights of {BASE}" in out
@@ -122,12 +124,13 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     picture = str(data.parent / "3.png")
     table = tmp_path / "captions.json"
     # the run itself and its merged export write the same
-    assert main(["compare", "--base", str(tmp_path / "merged"), "--tuned", str(run), "--images", picture, "--json", str(table)]) == 0
+    sides = ["--base", str(tmp_path / "merged"), "--tuned", str(run)]
+    assert main(["compare", *sides, "--images", picture, "--max-new-tokens", "24", "--json", str(table)]) == 0
     (row,) = json.loads(table.read_text())["captions"]
     assert row["base"] == row["tuned"] and len(row["tuned"]) > 10
     # a run of its own may begin with what another one learned
     then = tmp_path / "then"
-    plan(then, data, load=str(run), train_iters=1, lr_warmup_iters=0)
+    plan(then, data, load=str(run), train_iters=1, lr_warmup_iters=0, global_batch_size=2)
     assert runs.train(then)[0] == 0, runs.log(then)
 
 
@@ -161,10 +164,8 @@ def sent(data, tmp_path_factory) -> Path:
     pytest.importorskip("wandb")
     pytest.importorskip("swanlab")
     run_dir = tmp_path_factory.mktemp("sent")
-    options = plan(run_dir, data, train_iters=2, eval_interval=1, eval_iters=1, wandb="demo", swanlab="demo")
-    done = subprocess.run(training_command(options, run_dir), capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run_dir / "output.log").write_text(done.stdout + done.stderr)
+    plan(run_dir, data, train_iters=2, eval_interval=1, eval_iters=1, wandb="demo", swanlab="demo")
+    assert runs.train(run_dir, WANDB_MODE="offline", SWANLAB_MODE="offline")[0] == 0, runs.log(run_dir)
     return run_dir
 
 
@@ -178,6 +179,15 @@ def test_both_services_get_the_curves_by_their_own_clients(sent):
         assert b"lm loss" in held and b"lm loss validation" in held and b"grad-norm" in held
         assert all(written(value) in held for value in values), file
     assert f"Weights & Biases: demo/{sent.name}, offline" in runs.log(sent) and f"SwanLab: demo/{sent.name}" in runs.log(sent)
+
+
+def services() -> list[str]:
+    return [name for name in ("wandb", "swanlab") if name in sys.modules]
+
+
+def test_a_training_that_sends_nothing_to_a_service_does_not_import_it():
+    """Though Megatron would: it is an eighth of the time that a process takes to start."""
+    assert run_ranks(1, services) == [[]]
 
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab"])
@@ -206,7 +216,7 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
     [
         ({"sample_interval": 4, "sample_images": ["notes.png"]}, 2, "--sample-images notes.png"),
         # the long answer does not fit, and is more than the run allows
-        ({"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001}, 1, "more than --max-skip-share 0.001; skipped.jsonl"),
+        ({"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001, "micro_batch_size": 8, "global_batch_size": 16}, 1, "more than --max-skip-share 0.001; skipped.jsonl"),
     ],
     ids=["no picture", "too many left out"],
 )

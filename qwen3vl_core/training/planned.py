@@ -1,0 +1,26 @@
+"""The plan of a run, read before anything heavy is imported: what is wrong with it is said at once. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import FinetuneOptions, from_mapping
+
+PLAN = "plan.json"
+
+
+def read_options(run_dir: Path) -> FinetuneOptions:
+    """The options of `plan.json`. Raises RequestError for a plan that is missing, damaged or no finetune."""
+    file = run_dir / PLAN
+    try:
+        plan = json.loads(file.read_text())
+        values, kind = plan["options"], plan["kind"]
+    except FileNotFoundError:
+        raise RequestError(f"{file}: no such file; a run starts with qwen3vl finetune") from None
+    except (ValueError, KeyError, TypeError):
+        raise RequestError(f"{file}: not a plan of a run; start a new one with qwen3vl finetune") from None
+    if kind != "finetune":
+        raise RequestError(f"{file}: a plan of {kind}, not of finetune; use qwen3vl runs resume")
+    return from_mapping(FinetuneOptions, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import queue
 import tempfile
@@ -25,6 +26,8 @@ def _rank(function: Callable, rank: int, world: int, folder: str, results, jobs:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    # what was imported before the fork: Megatron collects garbage at every checkpoint, and would look through it and copy its pages
+    gc.freeze()
     for number, (name, arguments) in enumerate(jobs.items()):
         try:
             # each job has a store of its own: names of an earlier group must not be found in it

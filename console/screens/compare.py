@@ -34,6 +34,8 @@ from qwen3vl_core.caption.record import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, from_mapping
 
+READ_SECONDS = 0.5
+
 
 class CompareScreen(Voting, ConsoleScreen):
     """Form of a comparison; the captions of `run_id`, without one of the newest comparison."""
@@ -76,6 +78,10 @@ class CompareScreen(Voting, ConsoleScreen):
                         yield Static(id="reference")
                 yield Static(id="nothing")
 
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.set_interval(READ_SECONDS, self.read)
+
     # which run
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
@@ -90,7 +96,7 @@ class CompareScreen(Voting, ConsoleScreen):
             # nothing to look at yet: ask
             self._ask(self.row is None)
         self._show()
-        self.read()  # with each look at the store
+        self.read()
 
     def _ask(self, shown: bool) -> None:
         self._asked = shown

@@ -147,8 +147,7 @@ class LogPane(ScrollView, can_focus=True):
         self.post_message(self.Changed())
 
     def _to_end(self) -> None:
-        # at once: after the next paint would be one paint more
-        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True, immediate=True)
+        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True)
         # the bar is made after the first lines are there, and is told of changes only
         self.vertical_scrollbar.position = self.scroll_y
 

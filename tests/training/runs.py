@@ -104,7 +104,9 @@ def log(run_dir: Path) -> str:
     return (run_dir / "output.log").read_text()
 
 
-def _train(run_dir: Path, rank: int, world: int, port: int, moment: int | str | None, number: int, results) -> None:
+def _train(
+    run_dir: Path, rank: int, world: int, port: int, moment: int | str | None, number: int, environment: dict[str, str], results
+) -> None:
     """`python -m qwen3vl_core.training RUN_DIR`, as torchrun starts it on each rank."""
     import torch
 
@@ -115,7 +117,7 @@ def _train(run_dir: Path, rank: int, world: int, port: int, moment: int | str | 
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)
         }  # fmt: skip
-    os.environ["QWEN3VL_PROGRESS"] = "lines"
+    os.environ |= {"QWEN3VL_PROGRESS": "lines"} | environment
     process, seen, sent = os.getpid(), 0, []
     # a writer that lives on must not hold the pipes of the tests
     for stream in (1, 2):
@@ -168,16 +170,19 @@ def _free_port() -> int:
         return one.getsockname()[1]
 
 
-def train(run_dir: Path, moment: int | str | None = None, number: int = signal.SIGKILL, world: int = 1) -> tuple[int, int]:
+def train(
+    run_dir: Path, moment: int | str | None = None, number: int = signal.SIGKILL, world: int = 1, **environment: str
+) -> tuple[int, int]:
     """Train the run that is planned there on `world` ranks: (exit code, times that anything was opened or moved in its folder).
 
     moment: of these times the one at which the first rank gets the signal `number`, or the first with a path that has this in it.
-    (-9, moment) for a run that it killed.
+    (-9, moment) for a run that it killed. environment: variables for it.
     """
     (run_dir / "output.log").unlink(missing_ok=True)
     results = _context.Queue()
     port = _free_port() if world > 1 else 0
-    ranks = [_context.Process(target=_train, args=(run_dir, rank, world, port, moment, number, results)) for rank in range(world)]
+    last = (world, port, moment, number, environment, results)
+    ranks = [_context.Process(target=_train, args=(run_dir, rank, *last)) for rank in range(world)]
     for process in ranks:
         process.start()
     first = ranks[0]

@@ -19,7 +19,7 @@ LAYOUTS = {
     "TP2": (2, TP),
     "TP2 SP": (2, SP),
     "PP2": (2, {"pp": 2}),
-    "PP2 uneven first stage": (2, {"pp": 2, "pp0_layers": 8}),
+    "PP2 uneven first stage": (2, {"pp": 2, "pp0_layers": 6}),
     "PP2 VP2": (2, {"pp": 2, "vp": 2}),
     "CP2": (2, {"cp": 2}),
     "DP2": (2, {}),
@@ -34,7 +34,7 @@ LAYOUTS = {
     "CP4": (4, {"cp": 4}),
     "DP2 CP2 recompute": (4, {"cp": 2, "recompute": "full"}),
     "DP2 TP2 SP one sample a micro batch": (4, SP | {"micro_batch_size": 1}),
-    "DP2 PP2 uneven first stage recompute": (4, {"pp": 2, "pp0_layers": 4, "recompute": "full"}),
+    "DP2 PP2 uneven first stage recompute": (4, {"pp": 2, "pp0_layers": 2, "recompute": "full"}),
 }
 PACKED = ["one process", "TP2 SP", "PP2", "PP2 VP2", "CP2", "DP2", "TP2 SP CP2", "PP2 CP2"]
 EXPERTS = {
@@ -54,7 +54,7 @@ EXPERTS = {
     "CP2 EP2": (4, {"cp": 2, "ep": 2}),
     "TP2 SP CP2 EP4": (4, SP | {"cp": 2, "ep": 4}),
     "TP2 SP EP2 ETP2": (4, SP | {"ep": 2, "etp": 2}),
-    "PP2 VP2 EP2": (4, {"pp": 2, "vp": 2, "ep": 2}),
+    "PP2 VP2 EP2": (4, {"pp": 2, "vp": 2, "ep": 2, "micro_batch_size": 1}),
     "TP2 SP PP2 ETP2 recompute": (4, SP | {"pp": 2, "etp": 2, "recompute": "full"}),
 }
 PACKED_EXPERTS = ["EP2", "TP2 SP CP2 EP4", "PP2 EP2 selective recompute"]
@@ -106,14 +106,15 @@ def asked(request, layouts: dict, plain: str, packed: str, more: dict) -> list[t
         name = getattr(item, "originalname", None)
         if item.path == request.path and name in (plain, packed):
             world, changes = layouts[item.callspec.params["name"]]
-            jobs.append((world, frozen(changes | more | ({"micro_batch_size": 4} if name == packed else {})), name == packed))
+            jobs.append((world, frozen(changes | more), name == packed))
     return jobs
 
 
 @pytest.fixture(scope="module")
 def dense(request, tmp_path_factory):
-    # four chunks of three layers: the first holds the three deepstack layers
-    folder = tiny.save(tiny.hf_model(4, layers=12, hidden=32, head_dim=8, ffn=48), tmp_path_factory.mktemp("hf"))
+    # four chunks of two layers: the first holds both deepstack layers
+    model = tiny.hf_model(4, layers=8, hidden=32, head_dim=8, ffn=48, deepstack=(0, 2))
+    folder = tiny.save(model, tmp_path_factory.mktemp("hf"))
     names = "test_a_layout_has_the_gradients_of_one_process", "test_a_packed_batch_has_the_gradients_of_its_documents"
     return Computed(folder, asked(request, LAYOUTS, *names, {}))
 
@@ -152,12 +153,12 @@ def test_a_layout_has_the_gradients_of_one_process(dense, name):
 def test_a_packed_batch_has_the_gradients_of_its_documents(dense, name):
     """Documents in one `thd` row see themselves only, each with its own mRoPE from 0."""
     world, changes = LAYOUTS[name]
-    compare(dense.get(world, changes | {"micro_batch_size": 4}, True), dense.get(1, {}))
+    compare(dense.get(world, changes, True), dense.get(1, {}))
 
 
 def test_some_micro_batches_hold_text_only_on_one_of_two_ranks():
     """So that the layouts with one sample a micro batch show that the vision tower's gradients wait for nobody."""
-    seen = [["pixel_values" in b.inputs for b in trainings.micro_batches(7, 1, rank, 2)] for rank in range(2)]
+    seen = [["pixel_values" in b.inputs for b in trainings.micro_batches(7, 1, rank, 2, trainings.FEW_SAMPLES)] for rank in range(2)]
     assert any(a != b for a, b in zip(*seen, strict=True))
 
 
@@ -172,7 +173,7 @@ def test_a_layout_of_experts_has_the_gradients_of_one_process(experts, name):
 @pytest.mark.parametrize("name", PACKED_EXPERTS)
 def test_a_packed_batch_of_experts_has_the_gradients_of_one_process(experts, name):
     world, changes = EXPERTS[name]
-    compare(experts.get(world, changes | {"micro_batch_size": 4} | BALANCE, True), experts.get(1, {"micro_batch_size": 4} | BALANCE))
+    compare(experts.get(world, changes | BALANCE, True), experts.get(1, BALANCE))
 
 
 def test_the_load_balancing_loss_counts_with_its_coefficient_however_few_tokens_are_trained(experts):

@@ -20,7 +20,8 @@ DENSE = {
     "TP2": (2, {"tp": 2}),
     "DP2 distributed optimizer": (2, DO),
     "CP2": (2, {"cp": 2}),
-    "TP2 SP PP2": (4, SP | {"pp": 2}),
+    # another run goes on from its second step
+    "TP2 SP PP2": (4, SP | {"pp": 2, "save_interval": 2}),
 }
 MORE_DENSE = {
     "TP2 SP": (2, SP),
@@ -74,7 +75,7 @@ class Trained:
     def __init__(self, folder: Path, load: Path, data: Path, **changes) -> None:
         self.folder, self.data = folder, data
         pictures = {"sample_images": [str(data.parent / f"{number}.png") for number in (1, 2)], "sample_interval": 4, "sample_tokens": 6}
-        self.values = {"load": str(load), "lr": 1e-3, "train_iters": 4, "save_interval": 2} | pictures | changes
+        self.values = {"load": str(load), "lr": 1e-3, "train_iters": 4, "save_interval": 2 if ALL else 4} | pictures | changes
         self.made: dict[str, Path] = {}
 
     def run(self, name: str, world: int = 1, **changes) -> Path:

@@ -120,16 +120,24 @@ def pictures(tmp_path_factory) -> list[str]:
     return sorted(map(str, folder.glob("*.png")))
 
 
+EVERY = {world: LAYOUTS[world] | (MORE[world] if ALL else {}) for world in LAYOUTS}
+
+
 @pytest.fixture(scope="module")
-def written(pictures, tmp_path_factory) -> dict:
+def models(tmp_path_factory) -> dict[str, Path]:
+    """By kind: its folder."""
+    shapes = {"dense": (), "experts": (4,)} | ({"deep": (0, 12)} if ALL else {})
+    folders = {kind: (tmp_path_factory.mktemp(kind), *more) for kind, more in shapes.items()}
+    made = {kind: made[0] for kind, made in run_each(1, runs.small_model, folders).items()}
+    return made | {"adapters": made["dense"]}
+
+
+@pytest.fixture(scope="module")
+def written(models, pictures, tmp_path_factory) -> dict:
     """By layout: what each of its ranks returned, and the rows of its record."""
-    folders = {kind: (tmp_path_factory.mktemp(kind), *more) for kind, more in (("dense", ()), ("experts", (4,)), ("deep", (0, 12)))}
-    models = {kind: made[0] for kind, made in run_each(1, runs.small_model, folders).items()}
-    models["adapters"] = models["dense"]
-    every = {world: LAYOUTS[world] | (MORE[world] if ALL else {}) for world in LAYOUTS}
-    kinds = {name.split(",")[0] for layouts in every.values() for name in layouts}
+    kinds = {name.split(",")[0] for layouts in EVERY.values() for name in layouts}
     found = {}
-    for world, layouts in ({1: {f"{kind}, one process": {} for kind in kinds}} | every).items():
+    for world, layouts in ({1: {f"{kind}, one process": {} for kind in kinds}} | EVERY).items():
         jobs = {}
         for name, changes in layouts.items():
             kind = name.split(",")[0]
@@ -140,10 +148,7 @@ def written(pictures, tmp_path_factory) -> dict:
     return found
 
 
-EVERY = [name for layouts in (LAYOUTS, MORE if ALL else {}) for world in layouts for name in layouts[world]]
-
-
-@pytest.mark.parametrize("name", ["dense, one process", *EVERY])
+@pytest.mark.parametrize("name", ["dense, one process", *(name for layouts in EVERY.values() for name in layouts)])
 def test_captions_are_those_of_one_process_and_training_does_not_notice(written, name):
     ranks, rows = written[name]
     assert not isinstance(ranks, Failure), ranks
@@ -159,7 +164,7 @@ def test_captions_are_those_of_one_process_and_training_does_not_notice(written,
     assert len(set(texts)) == PICTURES and max(map(len, texts)) > LONGEST
 
 
-def write_an_odd_one(folder: Path, changes: dict, picture: str):
+def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
     """(tokens after a prompt and one more token that stands for a picture, by the writer of all ranks and with a cache) where the
     model is whole; then, when it was asked to stop, the error of a model with a weight that is no number."""
     from qwen3vl_core.model import parallel
@@ -177,7 +182,7 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str):
     parallel.initialize(o.tp, o.pp)
     try:
         training = setup.build(o, open_source(folder))
-        sampler = Sampler(folder, o, ChatProcessor.from_pretrained(folder))
+        sampler = Sampler(run_dir, o, ChatProcessor.from_pretrained(folder))
         model, tokens, given = training.models[0], (), list(sampler._inputs([0]))
         for chunk in training.wrapped:
             chunk.eval()
@@ -202,9 +207,10 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str):
 
 
 @pytest.mark.parametrize(("world", "changes"), [(1, {}), (2, {"pp": 2})], ids=["one process", "PP2"])
-def test_a_token_of_a_picture_is_text_when_written_and_a_stop_or_numbers_that_are_none_end_the_writing(pictures, tmp_path, world, changes):
-    folder = run_each(1, runs.small_model, {0: (tmp_path,)})[0][0]
-    ranks = run_each(world, write_an_odd_one, {0: (folder, changes, pictures[0])})[0]
+def test_a_token_of_a_picture_is_text_when_written_and_a_stop_or_numbers_that_are_none_end_the_writing(
+    models, pictures, tmp_path, world, changes
+):
+    ranks = run_each(world, write_an_odd_one, {0: (models["dense"], changes, pictures[0], tmp_path)})[0]
     assert not isinstance(ranks, Failure), ranks
     for tokens, error in ranks:
         assert "numbers that are not finite" in error and len(set(tokens)) <= 1

@@ -16,7 +16,7 @@ from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
 from tests import tiny
 
-GLOBAL_BATCH = 8
+GLOBAL_BATCH, FEW_SAMPLES = 8, 4
 
 
 @dataclass
@@ -35,22 +35,22 @@ class Micro:
         return {k: v.to(dtype) if k.startswith("pixel") else v for k, v in made.items()}
 
 
-def rows(seed: int) -> list[tuple]:
+def rows(seed: int, count: int = GLOBAL_BATCH) -> list[tuple]:
     """The samples of one global batch: text only, one and two pictures, different lengths."""
     made = []
-    for i in range(GLOBAL_BATCH):
+    for i in range(count):
         n = 5 + (seed * 7 + i * 3) % 11
         made.append([(n,), (2, ("image", 4, 6), n), (1, ("image", 2, 4), 2, ("image", 4, 4), n)][(seed + i) % 3])
     return made
 
 
-def micro_batches(seed: int, size: int, dp_rank: int = 0, dp: int = 1) -> list[Micro]:
-    """This rank's micro batches of global batch `seed`; their samples do not depend on `size` or `dp`."""
+def micro_batches(seed: int, size: int, dp_rank: int = 0, dp: int = 1, count: int = GLOBAL_BATCH) -> list[Micro]:
+    """This rank's micro batches of global batch `seed` of `count` samples; these do not depend on `size` or `dp`."""
     samples = []
-    for i, row in enumerate(rows(seed)):
+    for i, row in enumerate(rows(seed, count)):
         samples.append((row, seed * 100 + i))
     made = []
-    for start in range(0, GLOBAL_BATCH, size):
+    for start in range(0, count, size):
         if start // size % dp != dp_rank:
             continue
         parts = [tiny.Conversations(s).row(*row) for row, s in samples[start : start + size]]
@@ -160,17 +160,17 @@ def pack(batch: Micro, multiple: int) -> Micro:
 def gradients(folder: Path, changes: dict, packed: bool = False):
     """One global batch: (loss, trained tokens, norm), and this rank's part of the gradients, as Megatron would save them:
     [(key, shape of the whole, offset, values)], each number from one rank of the world. Of a LoRA run those of the adapters, whose B
-    is filled first."""
+    is filled first. The batch is of FEW_SAMPLES, with and without pictures: what it costs is the number of micro batches."""
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
-    o = options(folder, **changes)
+    o = options(folder, global_batch_size=FEW_SAMPLES, **changes)
     parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        batches = micro_batches(7, o.micro_batch_size, rank, dp)
+        batches = micro_batches(7, o.micro_batch_size, rank, dp, FEW_SAMPLES)
         if packed:
             batches = [pack(b, step.length_multiple(training.config)) for b in batches]
         if training.adapters:

@@ -51,11 +51,11 @@ def pretend() -> None:
 
 
 def offloaded(folder, checkpoints, changes: dict):
-    """(losses of a plain run, those of an offloaded one; figures of steps 3 to 5 of one that went on, and of one resumed)."""
+    """(losses of a plain run, those of an offloaded one; figures of steps 3 and 4 of one that went on, and of one resumed)."""
     from tests.training import trainings
 
     pretend()
-    plain = [r[0] for r in trainings.train(folder, steps=4, precision="bf16")]
-    moved = [r[0] for r in trainings.train(folder, steps=4, **changes)]
-    went_on = trainings.train_in_two_halves(folder, checkpoints, changes, steps=3)
-    return plain, moved, went_on, trainings.train_in_two_halves(folder, checkpoints, changes, changes, steps=3)
+    plain = [r[0] for r in trainings.train(folder, steps=3, precision="bf16", micro_batch_size=4)]
+    moved = [r[0] for r in trainings.train(folder, steps=3, **changes)]
+    went_on = trainings.train_in_two_halves(folder, checkpoints, changes, steps=2)
+    return plain, moved, went_on, trainings.train_in_two_halves(folder, checkpoints, changes, changes, steps=2)

@@ -43,7 +43,8 @@ def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()
     columns = ["run", "name", "kind", "status", "step", "train_iters", "loss", "val_loss", "created", "started", "ended", "exit_code"]
     frame = pd.DataFrame(rows, columns=[*columns, *options, "path"]).set_index("run")
     for name in ("created", "started", "ended"):
-        frame[name] = pd.to_datetime(pd.to_numeric(frame[name], errors="coerce"), unit="s", utc=True)
+        # whole seconds: nine places behind them would fill the table
+        frame[name] = pd.to_datetime(pd.to_numeric(frame[name], errors="coerce"), unit="s", utc=True).dt.floor("s")
     for name in ("step", "train_iters", "exit_code"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("Int64")
     for name in ("loss", "val_loss"):

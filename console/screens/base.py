@@ -37,6 +37,7 @@ class ConsoleScreen(Screen[None]):
         yield from ()
 
     def on_mount(self) -> None:
+        # Textual calls this and a screen's own: one that called it too would be told of everything twice
         self.app.store_seen.subscribe(self, self._seen)
         self._seen(self.app.snapshot)
 

@@ -34,8 +34,6 @@ from qwen3vl_core.caption.record import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, from_mapping
 
-READ_SECONDS = 0.5
-
 
 class CompareScreen(Voting, ConsoleScreen):
     """Form of a comparison; the captions of `run_id`, without one of the newest comparison."""
@@ -78,10 +76,6 @@ class CompareScreen(Voting, ConsoleScreen):
                         yield Static(id="reference")
                 yield Static(id="nothing")
 
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.set_interval(READ_SECONDS, self.read)
-
     # which run
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
@@ -96,7 +90,7 @@ class CompareScreen(Voting, ConsoleScreen):
             # nothing to look at yet: ask
             self._ask(self.row is None)
         self._show()
-        self.read()
+        self.read()  # with each look at the store
 
     def _ask(self, shown: bool) -> None:
         self._asked = shown

@@ -72,7 +72,6 @@ class LaunchScreen(ConsoleScreen):
                 yield Static(id="explained", markup=False)
 
     def on_mount(self) -> None:
-        super().on_mount()
         self.query_one("#check").border_title = "Will it run?"
         self.query_one("#glance").border_title = "Plan"
         self.query_one("#memory").border_title = "Memory of a GPU"
@@ -197,7 +196,8 @@ class LaunchScreen(ConsoleScreen):
         problems = self.problems
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
-        check.update(planview.verdict(problems, note, form.options, self._key("launch.start"), self._key("launch.fix")))
+        check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
+        check.update(planview.verdict(problems, note, form.options, self._key("launch.fix")))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.told is not None:

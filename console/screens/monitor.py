@@ -29,7 +29,6 @@ FINETUNE_ONLY = (
     "curve", "reset", "log_y", "smooth", "overlay", "metric", "metrics", "event", "captions", "save", "enlarge", "tensorboard",
 )  # fmt: skip
 """Actions that a run without a curve has no use for."""
-READ_SECONDS = 0.5
 
 
 class MonitorScreen(ConsoleScreen):
@@ -73,10 +72,8 @@ class MonitorScreen(ConsoleScreen):
         )
 
     def on_mount(self) -> None:
-        super().on_mount()
         self.query_one("#find").display = False
         self.query_one("#trouble").display = False
-        self.set_interval(READ_SECONDS, self.read)
 
     # which run
 
@@ -116,21 +113,21 @@ class MonitorScreen(ConsoleScreen):
         curve_hidden = plain and self.query_one(Curve).has_focus
         if self.app.screen is self and self.row is not None and (self.focused is None or curve_hidden):
             self.query_one(LogPane if plain else Curve).focus()
-        self._figures()
+        # the run is read with each look at the store, and what both tell is painted at once
+        if not self.read() or self.view is None:
+            self._figures()
         if self.gone:
             self._log_state()
-        if self.view is None:
-            self.read()  # else twice a second is enough
 
     # reading
 
-    def read(self) -> None:
-        """Look at the run's files, unless a look is under way: then once more after it."""
+    def read(self) -> bool:
+        """Look at the run's files, unless a look is under way: then once more after it. Whether `_read` will follow."""
         if self.row is None or self.gone or self.app.current_mode != self.MODE:
-            return
+            return False
         if self._busy:
             self._again = True
-            return
+            return True
         self._busy, self._again = True, False
         run, metric, weight = self.row.run, self.metric, self.weight
         others = [row.run for other in self.others if (row := self.app.snapshot.get(other)) is not None]
@@ -143,6 +140,7 @@ class MonitorScreen(ConsoleScreen):
                 self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
 
         self.in_thread(look, "monitor")
+        return True
 
     @on(RunRead)
     def _read(self, event: RunRead) -> None:
@@ -162,6 +160,7 @@ class MonitorScreen(ConsoleScreen):
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
         self._busy = False  # the app says it
+        self._figures()
 
     def _draw(self) -> None:
         view, curve = self.view, self.query_one(Curve)

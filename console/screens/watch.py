@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SPARK_CELLS = 10
 LOOK_SECONDS = 0.3
 """Time one look may spend on runs it has not read yet, the newest first; the others wait for the next look."""
+LAST_BYTES = 64 << 10
+"""Of the metrics, read at each look at a live run: a few hundred rows."""
 FEW = 60
 """Runs, the newest, whose files are all looked at each time; of older ones that have ended the state is, and the rest in turn."""
 LIST_SECONDS = 3.0
@@ -220,8 +222,6 @@ class StoreWatcher:
                         rows.append(self._row(run))
                 except OSError:
                     continue  # deleted while it was read
-            if unread:
-                self._listed = (0, 0.0)
             return Snapshot(tuple(rows), unread=unread)
 
     def _state(self, run: Run) -> tuple[int, ...]:
@@ -267,13 +267,13 @@ class StoreWatcher:
             raise FileNotFoundError(run.path)
         state = run.state
         status = state["status"]
-        recent = last_rows(run.metrics) if stamp[2] else []
+        recent = last_rows(run.metrics, LAST_BYTES) if stamp[2] else []
         latest = {row["kind"]: row for row in recent if isinstance(row.get("kind"), str)}
         train = [row for row in recent if row.get("kind") == "train"]
         last = latest.get("train", {})
         total = run.options.get("train_iters") if run.kind == "finetune" else None
         same = known is not None and known[0][2] == stamp[2]
-        spark = known[1].spark if same else self._spark(run, stamp[2])
+        spark = known[1].spark if same else self._spark(run, stamp[2], recent)
         if stamp[2] and "eval" not in latest:
             latest |= self._last_eval(run)
         if "eval" in latest:
@@ -309,10 +309,12 @@ class StoreWatcher:
         return line.removeprefix("qwen3vl: ") if trouble.name == "request" else f"{trouble.title}: {line}".rstrip(": ")
 
     @staticmethod
-    def _spark(run: Run, stamp: tuple[int, ...]) -> str:
+    def _spark(run: Run, stamp: tuple[int, ...], recent: list[dict[str, Any]]) -> str:
         if not stamp or not stamp[1]:
             return ""
-        values = [_number(row.get("loss")) for row in sampled_rows(run.metrics, 2 * SPARK_CELLS) if row.get("kind") == "train"]
+        # of a short run the last rows are all there are
+        rows = recent if stamp[1] <= LAST_BYTES else sampled_rows(run.metrics, 2 * SPARK_CELLS)
+        values = [_number(row.get("loss")) for row in rows if row.get("kind") == "train"]
         losses = [float(value) for value in values if value is not None and math.isfinite(value)]
         if losses and min(losses) > 0:
             losses = [math.log(value) for value in losses]  # else the first steps' fall is all that shows

@@ -88,6 +88,7 @@ class Curve(Widget, can_focus=True):
         self.marks: tuple[Mark, ...] = ()
         self._bounds: dict[tuple[int, bool], Bounds] = {}
         self._strips: list[Strip] = []
+        self._styles_now: tuple[Style, Style, Style, list[Style], list[Style]] | None = None
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
         self._drag: tuple[int, tuple[float, float]] | None = None
 
@@ -244,10 +245,13 @@ class Curve(Widget, can_focus=True):
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
+        self._styles_now = None
         self.rebuild()
 
     def _styles(self) -> tuple[Style, Style, Style, list[Style], list[Style]]:
-        """(background, axis, text, lines, faded lines)"""
+        """(background, axis, text, lines, faded lines), until the colours change."""
+        if self._styles_now is not None:
+            return self._styles_now
         base = self.rich_style
         ground = self.background_colors[1]
 
@@ -257,7 +261,8 @@ class Curve(Widget, can_focus=True):
             return base + Style(color=color.blend(ground, fade).rich_color, bold=styles.text_style.bold)
 
         names = [f"curve--line-{i}" for i in range(SLOTS)]
-        return base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
+        self._styles_now = base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
+        return self._styles_now
 
     def _layers(self) -> list[tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]]:
         """(x, y, slot, faded, key of its bounds), in the order in which they are painted: what lies on top comes last."""

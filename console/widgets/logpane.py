@@ -147,7 +147,8 @@ class LogPane(ScrollView, can_focus=True):
         self.post_message(self.Changed())
 
     def _to_end(self) -> None:
-        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True)
+        # at once: after the next paint would be one paint more
+        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True, immediate=True)
         # the bar is made after the first lines are there, and is told of changes only
         self.vertical_scrollbar.position = self.scroll_y
 

@@ -27,7 +27,9 @@ def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> 
     size = (report or {}).get("size") or options.size or "size as the checkpoint says"
     parts = [(str(size), "bold $text-primary")]
     if report:
-        parts.append((f"  {report['parameters'] / 1e9:.2f} billion parameters", ""))
+        count = report["parameters"]
+        amount = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+        parts.append((f"  {amount} parameters", ""))
     parts.append((f"  {options.precision}", "bold"))
     if options.freeze:
         parts.append((f"  frozen: {options.freeze}", "$muted"))
@@ -53,10 +55,10 @@ def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> 
     return Content("\n").join([Content.assemble(*parts), Content.assemble(*layout), Content.assemble(*batch)])
 
 
-def verdict(problems: tuple[str, ...], note: str, options: Mapping[str, Option], start_key: str, fix_key: str, most: int = 5) -> Content:
-    """Every broken rule with its remedy; or that it can start."""
+def verdict(problems: tuple[str, ...], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
+    """Every broken rule with its remedy; or the note that it can start."""
     if not problems:
-        return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"), (f"  {start_key} starts it", "$muted"))
+        return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
     lines = []
     offered = False
     for fault in problems[:most]:

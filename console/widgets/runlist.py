@@ -40,6 +40,12 @@ def _short(count: int) -> str:
     return str(count) if count < 10_000 else number(count, 3)
 
 
+def _fitting(value: float, width: int) -> str:
+    """A number with as many digits as there is room for: rounded, not cut off."""
+    texts = [number(value, digits) for digits in (4, 3, 2)]
+    return next((text for text in texts if len(text) <= width), texts[-1])
+
+
 class RunList(ScrollView, can_focus=True):
     """Shows rows; has a cursor, marks, and heads that sort."""
 
@@ -195,7 +201,7 @@ class RunList(ScrollView, can_focus=True):
         ]  # fmt: skip
         now = time.time()
         for name, width in self.columns():
-            text, style = self._cell(row, name, now, muted, state, base + Style(bold=under or marked or None))
+            text, style = self._cell(row, name, width, now, muted, state, base + Style(bold=under or marked or None))
             if name == "curve":
                 style = pen(self.app.colour("text-primary" if row.alive else "muted"))
             text = one_line(text, 400) if name != "curve" else text
@@ -205,7 +211,7 @@ class RunList(ScrollView, can_focus=True):
             parts += [Segment(pad + text if name in RIGHT else text + pad, style), Segment(" " * GAP, base)]
         return Strip(parts)
 
-    def _cell(self, row: RunRow, name: str, now: float, muted: Style, state: Style, plain: Style) -> tuple[str, Style]:
+    def _cell(self, row: RunRow, name: str, width: int, now: float, muted: Style, state: Style, plain: Style) -> tuple[str, Style]:
         if name == "run":
             return row.id, plain
         if name == "status":
@@ -221,7 +227,7 @@ class RunList(ScrollView, can_focus=True):
                 return f"{count(row.step)}{total}", plain
             return (f"{row.percent:.0%}" if row.percent is not None else f"–{total}" if total else ""), plain
         if name == "loss":
-            return (number(row.loss) if row.loss is not None else ""), plain
+            return (_fitting(row.loss, width) if row.loss is not None else ""), plain
         if name == "curve":
             return row.spark, plain
         if name == "age":

@@ -19,7 +19,7 @@ def test_runs_are_a_frame(trained):
     frame = runs(trained.path.parent, options=["lr"])
     row = frame.loc[1]
     assert (row["kind"], row["status"], row["step"], row["train_iters"], row["lr"]) == ("finetune", "done", 4, 4, 5e-4)
-    assert row["exit_code"] == 0 and row["started"] < row["ended"] and str(row["started"].tz) == "UTC"
+    assert row["exit_code"] == 0 and row["created"] <= row["started"] <= row["ended"] and str(row["started"].tz) == "UTC"
     assert row["loss"] == metrics(trained)["loss"].iloc[-1] and row["val_loss"] == metrics(trained, "eval")["loss"].iloc[-1]
 
 

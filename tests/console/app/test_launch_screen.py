@@ -15,6 +15,7 @@ from console.messages import PlanChecked
 from console.runs import launch
 from console.widgets.optionform import OptionForm
 from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
+from tests.data import hub_server
 
 
 async def at_launch(pilot):
@@ -121,6 +122,28 @@ def test_a_real_prepare_runs_and_is_watched(store, tmp_path):
         assert "0001-prepare" in text_of(pilot.app) and "output.log" in text_of(pilot.app)
 
     driven(scene, store.app())
+
+
+def test_a_download_is_started_from_its_form_and_watched(store, tmp_path, monkeypatch):
+    with hub_server.serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+
+        async def scene(pilot):
+            screen = await at_launch(pilot)
+            await choose(pilot, "download")
+            screen.form.fill({"kind": "model", "name": "owner/thing", "to": str(tmp_path / "got"), "from_": "huggingface"})
+            await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+            await press(pilot, "ctrl+g")
+            await until(pilot, lambda: pilot.app.current_mode == "monitor")
+            await until(pilot, lambda: "2 files, 24.6 MB" in text_of(pilot.app) and "✓ done" in text_of(pilot.app))
+
+        driven(scene, store.app(), LARGE)
+    for name, content in hub_server.FILES.items():
+        assert (tmp_path / "got" / name).read_bytes() == content
 
 
 def test_a_run_that_cannot_start_is_one_line(store, tmp_path, monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from console.runs import launch
 from console.widgets.runlist import RunList
-from tests.console.app.driving import LARGE, LOOKS, SLEEPER, driven, press, said, text_of, until
+from tests.console.app.driving import LARGE, LOOKS, SLEEPER, SMALL, driven, press, said, text_of, until
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
@@ -30,6 +31,21 @@ def test_every_run_is_a_row_with_state_steps_loss_curve_and_age(store, size, the
         assert all(len(line.rstrip()) <= size[0] for line in text.splitlines())
 
     driven(scene, store.app(), size, theme)
+
+
+@pytest.mark.parametrize(
+    "loss, narrow, wide", [(0.0152436, "0.0152", "0.01524"), (1.23456e-7, "1.2e-7", "1.23e-7"), (123.4567, "123.5", "123.5")],
+)
+def test_a_loss_is_rounded_to_its_column_and_not_cut_off(store, loss, narrow, wide):
+    run = store.finetune("one", 3)
+    run.metrics.write_text(json.dumps({"v": 1, "kind": "train", "step": 3, "time": 1.0, "loss": loss}) + "\n")
+    store.ended(run)
+
+    for size, text in ((SMALL, narrow), (LARGE, wide)):
+        async def scene(pilot, text=text):
+            await until(pilot, lambda: f" {text} " in text_of(pilot.app), text)
+
+        driven(scene, store.app(), size)
 
 
 def test_an_empty_store_says_what_to_do_next(store):

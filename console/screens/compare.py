@@ -56,7 +56,7 @@ class CompareScreen(Voting, ConsoleScreen):
         """Pictures whose models are shown though the comparison is blind."""
         self.feed = CompareFeed()
         self._picture_path = ""
-        self._busy = False
+        self._busy = self.outdated = False
         self._asked: bool | None = None
 
     def body(self) -> ComposeResult:
@@ -128,8 +128,8 @@ class CompareScreen(Voting, ConsoleScreen):
 
     @on(CaptionsRead)
     async def _read(self, event: CaptionsRead) -> None:
-        self._busy = False
-        if event.run_id != self.run_id:
+        self._busy, outdated, self.outdated = False, self.outdated, False
+        if event.run_id != self.run_id or outdated:
             self.read()
         elif event.samples is not self.view:
             self.view = event.samples

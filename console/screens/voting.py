@@ -33,6 +33,9 @@ class Voting(Screen[None]):
     sample: Sample | None
     order: tuple[str, ...]
     hidden: bool
+    outdated: bool
+    """Whether the look that is under way may show votes as they were."""
+    _busy: bool
 
     def _show(self) -> None:
         raise NotImplementedError
@@ -102,4 +105,5 @@ class Voting(Screen[None]):
         if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
             self.action_unvoted()
         self._show()
+        self.outdated = self._busy  # the look under way may have read the votes before this one
         self.read()

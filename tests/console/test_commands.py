@@ -41,7 +41,7 @@ def typed(capsys):
 def ended(store, program, name="job", options=None):
     run = store.create(name, options or {}, job(program))
     launch.start(run)
-    launch.wait(run, 20)
+    launch.wait(run, 150)
     return run
 
 
@@ -55,7 +55,7 @@ def finetune(store, program=EXITS_3, **options):
     made = FinetuneOptions(load="base", train_data="data", train_iters=4, **options)
     run = store.create("finetune", made, job(program))
     launch.start(run)
-    launch.wait(run, 20)
+    launch.wait(run, 150)
     return run
 
 
@@ -121,11 +121,11 @@ def test_logs_follows_until_the_end(store):
     followers = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [f.stdout.readline() for f in followers] == ["first\n"] * 2
     followers[0].send_signal(signal.SIGINT)
-    out, err = followers[0].communicate(timeout=90)
+    out, err = followers[0].communicate(timeout=150)
     assert followers[0].returncode == 0 and "runs logs 1 --follow shows it again" in err and "Traceback" not in err
     assert run.status == "running"
     (run.path / "go").touch()
-    out, err = followers[1].communicate(timeout=90)
+    out, err = followers[1].communicate(timeout=150)
     assert (followers[1].returncode, out, err) == (0, "gone on\n", "run 0001-job: done\n")
 
 
@@ -138,7 +138,7 @@ def test_stop_waits_and_resume_goes_on(store, typed):
     code, out = typed("resume", "1")
     assert code == 0 and out.startswith("run 0001-job started\n")
     assert "qwen3vl runs logs 1 --follow" in out and "qwen3vl runs stop 1" in out and "--runs" not in out
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     with pytest.raises(RequestError, match="is done; nothing to go on with"):
         commands.runs(["resume", "1"])
     with pytest.raises(RequestError, match="done already; nothing to stop"):
@@ -152,7 +152,7 @@ def test_a_detached_run_names_the_commands_to_follow_and_stop_it(store, capsys, 
     out = capsys.readouterr().out
     assert f"qwen3vl runs logs 1 --follow --runs '{elsewhere}'" in out and f"qwen3vl runs stop 1 --runs '{elsewhere}'" in out
     run = commands.RunStore(elsewhere).get(1)
-    assert launch.wait(run, 60) == "failed"
+    assert launch.wait(run, 150) == "failed"
     assert run.exit_code == 2 and "nowhere.json" in run.log.read_text()
 
 
@@ -184,7 +184,7 @@ def test_ctrl_c_in_the_foreground_stops_the_run(store):
     while screen.stdout.readline() != "up\n":
         pass
     screen.send_signal(signal.SIGINT)
-    out, err = screen.communicate(timeout=90)
+    out, err = screen.communicate(timeout=150)
     assert screen.returncode == 130 and "asked to stop" in out and "run 0001-job: stopped in 0:0" in err
     assert run.status == "stopped"
 
@@ -198,7 +198,7 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
     changed = {"source": str(tmp_path / "other.json"), "shard_size": 20000, "split": "9,1,0"}
     assert clone.options == {**first.options, **changed}
     assert "--shard-size" in clone.command and "--split" not in clone.command
-    launch.wait(clone, 60)
+    launch.wait(clone, 150)
 
 
 @pytest.mark.parametrize(
@@ -256,5 +256,5 @@ def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_pat
 def test_the_record_needs_no_screen_and_no_heavy_import():
     heavy = "[m for m in ('textual', 'torch', 'transformers') if m in sys.modules]"
     program = f"import sys\nfrom console import commands\ncommands.runs(['--runs', sys.argv[1]])\nprint({heavy})"
-    done = subprocess.run([sys.executable, "-c", program, "none"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, "none"], cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

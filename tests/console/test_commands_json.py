@@ -123,7 +123,7 @@ def test_stop_save_and_resume_answer_in_json(store, answer):
     assert answer("resume", "1")["status"] in ("starting", "running")
     until((run.path / "up").exists)
     assert answer("stop", "1", "--no-wait")["id"] == run.id
-    launch.wait(run, 20)
+    launch.wait(run, 150)
 
 
 def test_a_wish_to_save_never_ends_a_process_that_has_no_handler_for_it(store):
@@ -221,4 +221,4 @@ def test_a_closed_pipe_ends_quietly(store):
     writer = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert writer.stdout.read(1) == "["
     writer.stdout.close()
-    assert writer.stderr.read() == "" and writer.wait(60) in (0, 1)
+    assert writer.stderr.read() == "" and writer.wait(150) in (0, 1)

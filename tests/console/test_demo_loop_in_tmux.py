@@ -35,12 +35,12 @@ class Terminal:
         }  # fmt: skip
         environment.pop("TMUX", None)
         command = [*self.tmux, "new-session", "-d", "-x", str(WIDE), "-y", str(HIGH), "--", *words]
-        subprocess.run(command, env=environment, check=True, timeout=60)
+        subprocess.run(command, env=environment, check=True, timeout=150)
         # what the program printed stays to be read when it ends too early
         self.run("set-option", "-g", "remain-on-exit", "on")
 
     def run(self, *words: str) -> str:
-        return subprocess.run([*self.tmux, *words], capture_output=True, text=True, check=False, timeout=60).stdout
+        return subprocess.run([*self.tmux, *words], capture_output=True, text=True, check=False, timeout=150).stdout
 
     def screen(self) -> str:
         """What a person sees."""

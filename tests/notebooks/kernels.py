@@ -93,7 +93,7 @@ def running_lab(home: Path, folder: Path, **variables: str) -> Iterator[tuple[st
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(150)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -81,7 +81,7 @@ def test_an_updater_may_stop_itself():
 
     updater = Updater(look, lambda error: None, 0.001)
     updater.start()
-    assert done.wait(5)
+    assert done.wait(150)
     until(lambda: not updater.alive)
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 from textual_image.widget import HalfcellImage
 
-from tests.console.app.driving import Store
+from tests.console.app.driving import Store, settled
 
 
 @pytest.fixture(autouse=True)
-def quick_pauses(monkeypatch):
-    """Textual looks 50 times a second whether the app is idle; twice after every key that adds up."""
-    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 250, raising=False)
+def pilots_wait_for_messages(monkeypatch):
+    """The pilot waits until all is handled and drawn, not until the process uses little CPU: on a busy machine that says nothing."""
+
+    async def idle(*seconds):
+        await settled()
+
+    async def screen(pilot, timeout=0.0):
+        await settled(pilot.app)
+        return True
+
+    monkeypatch.setattr("textual.pilot.wait_for_idle", idle)
+    monkeypatch.setattr("textual.app.wait_for_idle", idle)
+    monkeypatch.setattr("textual.pilot.Pilot._wait_for_screen", screen)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -14,7 +16,7 @@ from console.widgets.caption import pair, several
 from console.widgets.columns import CaptionBox
 from console.widgets.optionform import OptionForm
 from console.widgets.picture import read_picture
-from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, looked, press, said, text_of, until
+from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, finished, looked, press, said, text_of, until
 
 LONG = "Of course. The picture shows a meadow with three red horses and a dog."
 SHORT = "Three red horses and a dog in a meadow."
@@ -39,7 +41,7 @@ def pictures(tmp_path):
 @pytest.fixture
 def compared(store, pictures):
     run = store.other("compare", "print('3 of 3 captions')")
-    launch.wait(run, 30)
+    launch.wait(run, 150)
     (run.path / "samples.jsonl").write_text(rows_of(pictures, "base", LONG) + rows_of(pictures, "tuned", SHORT))
     return run
 
@@ -159,7 +161,7 @@ def test_a_form_that_breaks_a_rule_starts_nothing(store):
 
 def test_a_comparison_that_failed_says_why(store):
     run = store.other("compare", "import sys; print('qwen3vl: --base x: no such folder', file=sys.stderr); raise SystemExit(2)")
-    launch.wait(run, 30)
+    launch.wait(run, 150)
 
     async def scene(pilot):
         await at_compare(pilot)
@@ -211,6 +213,34 @@ def test_votes_are_given_by_key_and_mouse_kept_on_disk_and_taken_back(store, com
         await until(pilot, lambda: "★ tuned" in text_of(pilot.app))
 
     driven(later, store.app(), LARGE)
+
+
+def test_a_look_that_began_before_a_vote_does_not_take_it_away(store, compared, monkeypatch):
+    held, go = threading.Event(), threading.Event()
+
+    async def scene(pilot):
+        screen = await at_compare(pilot)
+        await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
+        read = screen.feed.read
+
+        def slow(run):
+            view = read(run)
+            held.set()
+            assert go.wait(300)
+            return view
+
+        monkeypatch.setattr(screen.feed, "read", slow)
+        screen.read()
+        assert await asyncio.to_thread(held.wait, 150)
+        monkeypatch.setattr(screen.feed, "read", read)
+        await pilot.press("right_square_bracket")
+        go.set()
+        await finished(pilot.app)
+        assert "★ tuned" in text_of(pilot.app)
+        await press(pilot, "right_square_bracket")
+        assert read_votes(compared).choices == {}, "the same again takes the vote back"
+
+    driven(scene, store.app())
 
 
 def test_votes_that_cannot_be_kept_are_said(store, compared):
@@ -368,7 +398,7 @@ def test_the_picture_fills_the_terminal_and_its_path_is_copied(store, compared, 
 
 def test_the_comparison_chosen_in_the_table_is_the_one_shown(store, compared):
     newer = store.other("compare", "pass")
-    launch.wait(newer, 30)
+    launch.wait(newer, 150)
 
     async def scene(pilot):
         screen = await at_compare(pilot)

@@ -170,7 +170,7 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
 
     def slow(run):
         begun.set()
-        assert go.wait(30)
+        assert go.wait(300)
 
     monkeypatch.setattr(launch, "start", slow)
     (tmp_path / "captions.json").write_text("[]")
@@ -181,7 +181,7 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
         screen.form.fill({"source": str(tmp_path / "captions.json"), "to": "data"})
         await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
         await pilot.press("ctrl+g", "ctrl+g")
-        await asyncio.to_thread(begun.wait, 30)
+        await asyncio.to_thread(begun.wait, 150)
         await pilot.press("ctrl+g")
         go.set()
         await until(pilot, lambda: pilot.app.current_mode == "monitor")

@@ -170,7 +170,7 @@ def test_save_now_reaches_the_training_and_says_so(store):
         await until(pilot, lambda: "a checkpoint" in text_of(pilot.app), "the checkpoint")
         assert run.alive
         launch.stop(run)
-        launch.wait(run, 30)
+        launch.wait(run, 150)
         await press(pilot, "s")
         await until(pilot, lambda: "only a live finetune can save" in said(pilot.app))
 

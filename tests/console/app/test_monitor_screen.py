@@ -150,7 +150,7 @@ def test_find_follow_and_the_places_found(store):
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_run_without_a_curve_gives_its_place_to_the_log(store, size):
     run = store.other("prepare", "print('\\n'.join(f'picture {i}' for i in range(90)))\nraise SystemExit(2)")
-    launch.wait(run, 30)
+    launch.wait(run, 150)
 
     async def scene(pilot):
         screen = await at_monitor(pilot)

@@ -125,7 +125,7 @@ def test_stopping_asks_first_and_names_the_run_and_its_checkpoint(store):
 def test_a_stopped_run_is_resumed_and_a_done_one_is_refused_in_one_line(store):
     run = store.finetune("again", 5, 100, "import time; time.sleep(600)")
     launch.stop(run)
-    launch.wait(run, 30)
+    launch.wait(run, 150)
     store.ended(store.finetune("done"))
 
     async def scene(pilot):

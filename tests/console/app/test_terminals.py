@@ -17,7 +17,7 @@ import time
 import pytest
 
 from console.runs import launch
-from tests.console.app.driving import SLEEPER
+from tests.console.app.driving import PATIENCE, SLEEPER
 from tests.console.runs.jobs import ROOT, until
 
 
@@ -43,14 +43,29 @@ class Terminal:
         os.close(self.master)
 
     def until(self, text: bytes):
-        end = time.monotonic() + 150
+        end = time.monotonic() + PATIENCE
         while text not in self.seen:
             assert time.monotonic() < end and self.process.poll() is None, self.seen[-2000:]
-            if select.select([self.master], [], [], 0.2)[0]:
+            self.read()
+
+    def read(self):
+        """What the console has drawn since; it answers what is asked of the terminal."""
+        if select.select([self.master], [], [], 0.2)[0]:
+            try:
                 data = os.read(self.master, 1 << 16)
-                self.seen += data
-                if b"\x1b[c" in data:
-                    os.write(self.master, b"\x1b[?62c")
+            except OSError:  # the other end was closed
+                return
+            self.seen += data
+            if b"\x1b[c" in data:
+                os.write(self.master, b"\x1b[?62c")
+
+    def left(self) -> int:
+        """Wait for the end, and read on: a console that draws where nobody reads waits for ever. Gives the exit code."""
+        end = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < end, self.seen[-2000:]
+            self.read()
+        return self.process.returncode
 
 
 @pytest.mark.parametrize("term, colour, never", [
@@ -64,7 +79,7 @@ def test_an_old_terminal_gets_the_colours_that_it_has(store, term, colour, never
         terminal.until(b"keys")
         assert re.search(colour, terminal.seen) and not re.search(never, terminal.seen)
         os.write(terminal.master, b"\x11")
-        assert terminal.process.wait(60) == 0
+        assert terminal.left() == 0
 
 
 def test_a_console_that_is_killed_leaves_its_run_going_and_the_next_one_finds_it(store):
@@ -77,5 +92,5 @@ def test_a_console_that_is_killed_leaves_its_run_going_and_the_next_one_finds_it
     assert row.alive and row.step == 20
     pids = [run.state["pid"], run.state["supervisor_pid"]]
     launch.stop(run)
-    assert launch.wait(run, 60) == "stopped"
+    assert launch.wait(run, 150) == "stopped"
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))

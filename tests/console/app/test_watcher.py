@@ -212,6 +212,6 @@ def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
 def test_a_run_that_ends_is_seen_to_have_ended(store):
     run = store.other("convert", "print('verified')")
     watcher = StoreWatcher(store.root)
-    launch.wait(run, 30)
+    launch.wait(run, 150)
     row = watcher.look().get(run.id)
     assert row.status == "done" and row.last_line == "verified" and row.exit_code == 0

@@ -59,7 +59,7 @@ def test_an_empty_store_begins_with_the_first_page(store, size, theme):
 
 
 def test_a_store_with_runs_does_not(store):
-    launch.wait(store.other("convert"), 30)
+    launch.wait(store.other("convert"), 150)
 
     async def scene(pilot):
         await until(pilot, lambda: "0001-convert" in text_of(pilot.app))
@@ -172,7 +172,7 @@ def test_the_steps_follow_what_is_done(store, workspace):
     live = store.other("compare", "import time; time.sleep(600)")
     assert states()[-1] == "live"
     launch.stop(live)
-    launch.wait(live, 30)
+    launch.wait(live, 150)
     assert states()[-1] == "next"
     assert steps({}, StoreWatcher(store.root).look()) == []
 

@@ -19,8 +19,8 @@ def test_command_sh_does_by_hand_what_the_run_does(store, tmp_path, monkeypatch)
     run = store.create("job", {}, [*job("print(sys.argv[1:], here.name, os.getcwd())"), "two words", "$x;"])
     monkeypatch.undo()
     launch.start(run)
-    assert launch.wait(run, 20) == "done"
-    by_hand = subprocess.run([run.path / "command.sh"], cwd="/", capture_output=True, text=True, timeout=60)
+    assert launch.wait(run, 150) == "done"
+    by_hand = subprocess.run([run.path / "command.sh"], cwd="/", capture_output=True, text=True, timeout=150)
     assert by_hand.returncode == 0 and by_hand.stderr == ""
     assert by_hand.stdout == run.log.read_text() == f"{['two words', '$x;']} {run.id} {odd}\n"
 
@@ -31,7 +31,7 @@ def test_the_console_s_own_commands_are_found_from_any_folder(store, tmp_path, m
     (tmp_path / "console" / "__init__.py").write_text("raise SystemExit('not this one')")
     run = store.create("job", {}, job("import qwen3vl_core.errors; print(qwen3vl_core.errors.EXIT_REQUEST)"))
     launch.start(run)
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     assert run.log.read_text() == "2\n"
 
 
@@ -40,7 +40,7 @@ def test_versions_are_the_installed_ones_and_no_heavy_import_is_needed():
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["python"] == sys.version.split()[0]
     program = "import sys, json\nfrom console.runs.record import versions\nprint(json.dumps([versions(), 'torch' in sys.modules]))"
-    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=150).stdout
     assert json.loads(out) == [found, False]
 
 
@@ -76,10 +76,10 @@ def test_a_resumed_torchrun_gets_a_port_that_is_free_now(store):
     words = [*job("print(sys.argv[1:]); sys.exit((here / 'ok').exists() - 1)"), *run.command[1:]]
     run = store.create("finetune", options, words)
     launch.start(run)
-    assert launch.wait(run, 20) == "failed"
+    assert launch.wait(run, 150) == "failed"
     (run.path / "ok").touch()
     launch.resume(run)
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     first, _, second = run.log.read_text().splitlines()
     first, second = (line.strip("[]").replace("'", "").split(", ") for line in (first, second))
     at = port - 1

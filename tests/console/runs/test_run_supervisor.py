@@ -58,7 +58,7 @@ def test_a_job_outlives_the_screen_that_started_it(store, how):
     read(run, "up")
     assert run.status == "running" and is_running(run.state["pid"])
     (run.path / "go").touch()
-    assert launch.wait(run, 20) == "done" and run.exit_code == 0
+    assert launch.wait(run, 150) == "done" and run.exit_code == 0
     assert run.log.read_text() == "gone on\n"
 
 
@@ -74,7 +74,7 @@ def test_a_job_outlives_a_screen_that_is_killed_while_it_starts_it(store):
     read(run, "up")
     until(lambda: run.status == "running")
     (run.path / "go").touch()
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
 
 
 def test_stop_ends_every_descendant_in_every_session_also_those_that_ignore_it(store):
@@ -85,8 +85,7 @@ def test_stop_ends_every_descendant_in_every_session_also_those_that_ignore_it(s
     assert len({os.getsid(pid) for pid in pids}) == 3
     asked = time.monotonic()
     launch.stop(run)
-    until(lambda: run.status == "stopping")
-    assert launch.wait(run, 20) == "stopped"
+    assert launch.wait(run, 150) == "stopped"
     assert time.monotonic() - asked >= 0.4  # the grace period
     assert not any(map(is_running, pids))
     assert run.exit_code == 128 + signal.SIGKILL
@@ -94,7 +93,7 @@ def test_stop_ends_every_descendant_in_every_session_also_those_that_ignore_it(s
 
 
 def test_a_worker_may_finish_its_checkpoint_after_its_launcher_has_gone(store, monkeypatch):
-    monkeypatch.setenv("QWEN3VL_GRACE", "20")
+    monkeypatch.setenv("QWEN3VL_GRACE", "150")
     saves = "def save(*_):\n until('launcher-gone'); note('saved'); sys.exit(0)\nsignal.signal(signal.SIGTERM, save)\n"
     worker = saves + "note('worker'); time.sleep(600)"
     run = started(store, spawning(worker, SLEEPS))
@@ -105,12 +104,12 @@ def test_a_worker_may_finish_its_checkpoint_after_its_launcher_has_gone(store, m
     until(lambda: not is_running(launcher))
     assert run.status == "stopping"
     (run.path / "launcher-gone").touch()
-    assert launch.wait(run, 10) == "stopped"
+    assert launch.wait(run, 150) == "stopped"
     assert (run.path / "saved").exists()
 
 
 def test_the_workers_of_torchrun_hear_of_the_stop_once_and_have_their_time(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("QWEN3VL_GRACE", "60")
+    monkeypatch.setenv("QWEN3VL_GRACE", "150")
     (tmp_path / "worker.py").write_text(
         "import os, signal, sys, time\n"
         "def end(*_):\n    global asked\n    asked = True\n    os.write(1, b'asked\\n')\n"
@@ -121,29 +120,29 @@ def test_the_workers_of_torchrun_hear_of_the_stop_once_and_have_their_time(store
     options = ["--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     run = store.create("job", {}, [sys.executable, "-m", "torch.distributed.run", *options, "worker.py"])
     launch.start(run)
-    until(lambda: run.log.read_text().count("up\n") == 2, 60)
+    until(lambda: run.log.read_text().count("up\n") == 2, 150)
     launch.stop(run)
     until(lambda: run.log.read_text().count("asked\n") == 2)
     (tmp_path / "go").touch()
-    assert launch.wait(run, 60) == "stopped" and run.exit_code == 0
+    assert launch.wait(run, 150) == "stopped" and run.exit_code == 0
     log = run.log.read_text()
     assert [log.count(f"{word}\n") for word in ("up", "asked", "saved")] == [2, 2, 2] and "Traceback" not in log
 
 
 def test_a_run_that_saves_and_ends_well_when_asked_to_stop_is_stopped_not_done(store, monkeypatch):
     # as long as a busy machine may need; the run's own end is what is waited for
-    monkeypatch.setenv("QWEN3VL_GRACE", "60")
+    monkeypatch.setenv("QWEN3VL_GRACE", "150")
     run = started(store, "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n" + SLEEPS)
     read(run, "up")
     launch.stop(run)
-    assert launch.wait(run, 90) == "stopped" and run.exit_code == 0
+    assert launch.wait(run, 150) == "stopped" and run.exit_code == 0
     assert run.log.read_text().endswith("saved\n")
 
 
 def test_what_a_command_leaves_behind_ends_with_it(store):
     run = started(store, spawning(IGNORES_TERM.replace("'up'", "'left'"), "until('left'); print('ready')"))
     left = pid_noted(run, "left")
-    assert launch.wait(run, 20) == "done" and run.exit_code == 0
+    assert launch.wait(run, 150) == "done" and run.exit_code == 0
     assert not is_running(left)
 
 
@@ -163,7 +162,7 @@ def test_a_dead_supervisor_makes_a_run_lost_and_stop_ends_what_is_left(store):
     assert run.status == "stopped"
     (run.path / "go").touch()
     launch.resume(run)
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
 
 
 def test_a_lost_run_without_leftovers_can_be_resumed_at_once(store):
@@ -174,17 +173,17 @@ def test_a_lost_run_without_leftovers_can_be_resumed_at_once(store):
     until(lambda: run.status == "lost" and not processes.strays(run.path))
     (run.path / "go").touch()
     launch.resume(run)
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     assert "resumed" in run.log.read_text() and run.log.read_text().endswith("gone on\n")
 
 
 def test_exit_codes_and_signals_are_kept(store):
     run = started(store, EXITS_3)
-    assert launch.wait(run, 20) == "failed"
+    assert launch.wait(run, 150) == "failed"
     assert (run.exit_code, run.error) == (3, None)
     assert run.started <= run.ended <= time.time()
     run = started(store, "os.kill(os.getpid(), signal.SIGKILL)")
-    assert launch.wait(run, 20) == "failed"
+    assert launch.wait(run, 150) == "failed"
     assert (run.exit_code, run.error) == (137, "ended by SIGKILL")
 
 
@@ -215,10 +214,10 @@ def test_the_state_is_whole_whenever_it_is_read(store):
     reader.start()
     try:
         launch.start(run)
-        launch.wait(run, 20)
+        launch.wait(run, 150)
         for _ in range(3):
             launch.resume(run)
-            launch.wait(run, 20)
+            launch.wait(run, 150)
         whole = run.state
         for size in range(60):
             write_json(run.path / "state.json", {**whole, "padding": "x" * 150 * size})
@@ -250,7 +249,7 @@ def test_one_of_two_starts_is_refused(store):
     with pytest.raises(RequestError, match="runs already"):
         launch.resume(run)
     (run.path / "go").touch()
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     assert run.log.read_text() == "gone on\n"
     with pytest.raises(RequestError, match=r"was started before \(done\)"):
         launch.start(run)
@@ -282,7 +281,7 @@ def test_a_file_in_the_folder_stops_a_run_from_another_machine(store):
     run = started(store, SLEEPS)
     read(run, "up")
     (run.path / "stop").touch()
-    assert launch.wait(run, 20) == "stopped"
+    assert launch.wait(run, 150) == "stopped"
     assert not (run.path / "stop").exists()
 
 
@@ -300,7 +299,7 @@ def test_a_state_that_cannot_be_written_now_is_written_later(store):
     until(lambda: not is_running(pid))
     assert run.status == "running"
     (run.path / "state.json.tmp").rmdir()
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
 
 
 def test_the_command_gets_a_clean_start(store, monkeypatch):
@@ -314,7 +313,7 @@ def test_the_command_gets_a_clean_start(store, monkeypatch):
         "print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)\n"
         "print(sorted(os.path.basename(os.readlink(f'/proc/self/fd/{n}')) for n in (0, 1, 2)), len(os.listdir('/proc/self/fd')))",
     )
-    assert launch.wait(run, 20) == "done"
+    assert launch.wait(run, 150) == "done"
     # three standard files, and the listing's own
     assert run.log.read_text().splitlines() == [
         f"{run.path} lines 1", f"{os.getcwd()} True True", "[True, True]", "True", "['null', 'output.log', 'output.log'] 4",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3vl_core.errors import RequestError
+from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.options import FinetuneOptions
 
 TRAINING_MODULE = "qwen3vl_core.training"
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+FIRST_PORT, TRIED_PORTS = 20_000, 64
 
 
 def gpu_count() -> int:
@@ -99,10 +102,22 @@ def process_count(options: FinetuneOptions) -> int:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nothing listens on, and that no connection gets by chance in the seconds before this one is listened on: below
+    those that the kernel deals out, where there are such."""
+    try:
+        dealt = int(EPHEMERAL_PORTS.read_text().split()[0])
+    except (OSError, ValueError):
+        dealt = 32768
+    chosen = range(FIRST_PORT, dealt)
+    # the kernel's own choice last
+    for port in [*random.sample(chosen, min(len(chosen), TRIED_PORTS)), 0]:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise WorkError("no TCP port of this machine is free; end what holds them")
 
 
 def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:

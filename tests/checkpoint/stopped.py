@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.ranks import _context
@@ -12,21 +12,21 @@ from tests.ranks import _context
 DEADLINE_SECONDS = 240
 
 
-def _convert(source: Path, target: Path, told, errors: Path) -> None:
+def _convert(source: Path, target: Path, told, asked, errors: Path) -> None:
     from qwen3vl_core.checkpoint import raw
     from qwen3vl_core.cli import main
 
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    original, written, slowly = raw.write_at, [], threading.Event()
+    original, written = raw.write_at, []
 
     def write_at(handle, data, offset):
         original(handle, data, offset)
         written.append(len(data))
         if sum(written) > 4_000_000:
             told.set()
-            # the rest takes its time, so that the signal comes before the end
-            slowly.wait(0.2)
+            # the rest waits until the signal has been sent, so that it comes before the end
+            wait([asked], DEADLINE_SECONDS)
 
     raw.write_at = write_at
     os._exit(main(["convert", str(source), str(target)]))
@@ -38,7 +38,8 @@ class Conversion:
     def __init__(self, source: Path, target: Path) -> None:
         self.target, self.errors = target, target.parents[1] / "errors"
         self._told = _context.Event()
-        self.process = _context.Process(target=_convert, args=(source, target, self._told, self.errors))
+        asked, self._asking = _context.Pipe(duplex=False)
+        self.process = _context.Process(target=_convert, args=(source, target, self._told, asked, self.errors))
 
     def start(self) -> None:
         self.process.start()
@@ -47,5 +48,6 @@ class Conversion:
     def stop(self, number: int) -> tuple[int, str]:
         """(exit code, what it wrote to stderr) after that signal."""
         os.kill(self.process.pid, number)
+        self._asking.close()
         self.process.join(DEADLINE_SECONDS)
         return self.process.exitcode, self.errors.read_text()

@@ -95,7 +95,7 @@ def test_a_download_that_is_killed_goes_on_and_leaves_no_client_behind(hub, tmp_
     until(lambda: any(half.stat().st_size for half in (tmp_path / "got.tmp" / hubs.HALVES).glob("*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert select.select([client], [], [], 30)[0]
+    assert select.select([client], [], [], 60)[0]
     os.close(client)
     hub.pause = False
     hub.go.set()

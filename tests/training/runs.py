@@ -6,12 +6,12 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from qwen3vl_core.demo.scenes import example
 from qwen3vl_core.demo.workspace import BASE
+from qwen3vl_core.layout.command import free_port
 from qwen3vl_core.options import FinetuneOptions, to_mapping
 from tests.ranks import _context
 
@@ -164,12 +164,6 @@ def wait_for_all(run_dir: Path, seconds: int = 60) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def train(
     run_dir: Path, moment: int | str | None = None, number: int = signal.SIGKILL, world: int = 1, **environment: str
 ) -> tuple[int, int]:
@@ -180,7 +174,7 @@ def train(
     """
     (run_dir / "output.log").unlink(missing_ok=True)
     results = _context.Queue()
-    port = _free_port() if world > 1 else 0
+    port = free_port() if world > 1 else 0
     last = (world, port, moment, number, environment, results)
     ranks = [_context.Process(target=_train, args=(run_dir, rank, *last)) for rank in range(world)]
     for process in ranks:
@@ -194,4 +188,4 @@ def train(
     if first.exitcode is not None and first.exitcode < 0:
         return first.exitcode, moment
     assert first.exitcode is not None, f"the run hangs:\n{log(run_dir)}"
-    return results.get(timeout=10)
+    return results.get(timeout=DEADLINE_SECONDS)

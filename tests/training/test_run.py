@@ -216,10 +216,13 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
     [
         ({"sample_interval": 4, "sample_images": ["notes.png"]}, 2, "--sample-images notes.png"),
         # the long answer does not fit, and is more than the run allows
-        ({"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001, "micro_batch_size": 8, "global_batch_size": 16}, 1, "more than --max-skip-share 0.001; skipped.jsonl"),
+        (
+            {"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001, "micro_batch_size": 8, "global_batch_size": 16}, 1,
+            "more than --max-skip-share 0.001; skipped.jsonl",
+        ),
     ],
     ids=["no picture", "too many left out"],
-)
+)  # fmt: skip
 def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatch, changes, code, line):
     changes = {k: [str(tmp_path / v[0])] if k == "sample_images" else v for k, v in changes.items()}
     (tmp_path / "notes.png").write_text("not a picture")

@@ -32,11 +32,11 @@ MORE = {
     4: {
         "dense, PP2, DP2 with overlaps": {"pp": 2, "distributed_optimizer": True} | OVERLAPS,
         "dense, TP2 SP CP2": SP | {"cp": 2}, "dense, PP2 CP2": {"pp": 2, "cp": 2}, "experts, PP2 EP2": {"pp": 2, "ep": 2},
-        "experts, EP4": {"ep": 4}, "experts, CP2 EP2": {"cp": 2, "ep": 2}, "experts, EP2 ETP2": {"ep": 2, "etp": 2},
+        "experts, EP4": {"ep": 4, "micro_batch_size": 1}, "experts, CP2 EP2": {"cp": 2, "ep": 2}, "experts, EP2 ETP2": {"ep": 2, "etp": 2},
         "adapters, TP2 SP PP2": SP | {"pp": 2}, "deep, DP2 PP2 VP2": {"pp": 2, "vp": 2, "micro_batch_size": 1},
     },
 }  # fmt: skip
-PICTURES, LONGEST = 3, 7
+PICTURES, LONGEST = 3, 5
 
 
 def write(folder: Path, changes: dict, pictures: list[str], run_dir: Path):
@@ -50,10 +50,10 @@ def write(folder: Path, changes: dict, pictures: list[str], run_dir: Path):
     from qwen3vl_core.data.processor import ChatProcessor
     from qwen3vl_core.training import setup, step
     from qwen3vl_core.training.samples import Sampler
-    from tests.training.trainings import options
+    from tests.training.trainings import FEW_SAMPLES, options
 
     shared = dict(sample_interval=1, sample_images=pictures, sample_tokens=LONGEST, lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
-    o = options(folder, **(shared | {"micro_batch_size": 2} | changes))
+    o = options(folder, **(shared | {"micro_batch_size": 2, "global_batch_size": FEW_SAMPLES} | changes))
     parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         source = open_source(folder)
@@ -84,7 +84,8 @@ def batches(o, number: int) -> list:
 
     from tests.training.trainings import micro_batches
 
-    made = micro_batches(number, o.micro_batch_size, parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    made = micro_batches(number, o.micro_batch_size, rank, ranks, o.global_batch_size)
     names = json.loads((Path(o.load) / "config.json").read_text())
     from tests import tiny
 

@@ -32,7 +32,8 @@ MORE = {
     4: {
         "dense, PP2, DP2 with overlaps": {"pp": 2, "distributed_optimizer": True} | OVERLAPS,
         "dense, TP2 SP CP2": SP | {"cp": 2}, "dense, PP2 CP2": {"pp": 2, "cp": 2}, "experts, PP2 EP2": {"pp": 2, "ep": 2},
-        "experts, EP4": {"ep": 4, "micro_batch_size": 1}, "experts, CP2 EP2": {"cp": 2, "ep": 2}, "experts, EP2 ETP2": {"ep": 2, "etp": 2, "micro_batch_size": 1},
+        "experts, EP4": {"ep": 4, "micro_batch_size": 1}, "experts, CP2 EP2": {"cp": 2, "ep": 2},
+        "experts, EP2 ETP2": {"ep": 2, "etp": 2, "micro_batch_size": 1},
         "adapters, TP2 SP PP2": SP | {"pp": 2}, "deep, DP2 PP2 VP2": {"pp": 2, "vp": 2, "micro_batch_size": 1},
     },
 }  # fmt: skip

@@ -49,7 +49,7 @@ EXPERTS = {
     "TP2 SP EP2": (2, SP | {"ep": 2}),
     "TP2 SP ETP2": (2, SP | {"etp": 2}),
     "EP2 one sample a micro batch": (2, {"ep": 2, "micro_batch_size": 1}),
-    "EP4": (4, {"ep": 4}),
+    "EP4": (4, {"ep": 4, "micro_batch_size": 1}),
     "PP2 EP2 selective recompute": (4, {"pp": 2, "ep": 2, "recompute": "sel"}),
     "CP2 EP2": (4, {"cp": 2, "ep": 2}),
     "TP2 SP CP2 EP4": (4, SP | {"cp": 2, "ep": 4}),

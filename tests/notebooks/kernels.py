@@ -87,8 +87,8 @@ def running_lab(home: Path, folder: Path, **variables: str) -> Iterator[tuple[st
     with open(log, "wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, stdin=subprocess.DEVNULL)
     try:
-        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=([0-9a-f]{20,})", log.read_text()), 120)
-        until(lambda: _answers(f"{found[1]}/api"), 120)
+        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=([0-9a-f]{20,})", log.read_text()), 240)
+        until(lambda: _answers(f"{found[1]}/api"), 240)
         yield found[1], found[2], log.read_text()[: found.start()]
     finally:
         process.send_signal(signal.SIGTERM)

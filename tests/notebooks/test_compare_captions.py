@@ -63,8 +63,8 @@ def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
     run = recorded(store, "compare", jobs.UNTIL_GO)
     launch.start(run)
     write(run, pictures[0], "base", "A long", done=False)
-    until(lambda: view.columns and "writing …" in view.columns['base'].value)
-    assert "waiting …" in view.columns['tuned'].value and "running" in view.headline.value
+    until(lambda: view.columns and "writing …" in view.columns['base'].value and "waiting …" in view.columns['tuned'].value)
+    until(lambda: "running" in view.headline.value)
     write(run, pictures[0], "base", "A long one.")
     write(run, pictures[0], "tuned", "A short one.")
     until(lambda: "<ins>short</ins>" in view.columns['tuned'].value)

@@ -112,8 +112,8 @@ def test_what_a_gpu_would_hold_is_shown_as_one_types(store):
     assert sum(widths) == pytest.approx(100 * found["peak_gib"] / 80, abs=0.05)
     # every fault at once, and no bar for a layout that cannot be
     launcher.fill(tp=3, lr=1e-9)
-    until(lambda: "32 attention heads / 3" in launcher.check_line.value)
-    assert shown.value == "" and "--load: required" in launcher.check_line.value and "--min-lr" in launcher.check_line.value
+    until(lambda: "32 attention heads / 3" in launcher.check_line.value and shown.value == "")
+    assert "--load: required" in launcher.check_line.value and "--min-lr" in launcher.check_line.value
     launcher.memory.fields["memory"].value = "much"
     until(lambda: "--memory much: must be a number" in shown.value)
     launcher.fill(tp="two")

@@ -56,7 +56,7 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
         await driving.press(pilot, "2")
         screen = pilot.app.screen
         await driving.until(pilot, lambda: screen.form is not None and screen.plan is not None)
-        screen.form.fill(finetune_options(dataset, train_iters=2000))
+        screen.form.fill(finetune_options(dataset, train_iters=100_000))
         await driving.until(pilot, lambda: screen.plan.options is not None)
         await driving.press(pilot, "ctrl+g")
         await driving.until(pilot, store.list)
@@ -66,7 +66,7 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
     until(lambda: monitor.runs == [run] and table.run == run)
     until(lambda: monitor.figure.data and len(monitor.figure.data[0].y) >= 3, PATIENCE)
     # the line below the curve follows it, within the same look
-    until(lambda: "running" in monitor.status.value and "2000" in monitor.status.value)
+    until(lambda: "running" in monitor.status.value and "100000" in monitor.status.value)
     until(lambda: not monitor.stop_button.disabled)
     monitor.stop_button.click()
     assert not monitor.figure.layout.annotations

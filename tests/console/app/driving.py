@@ -127,6 +127,13 @@ def text_of(app: App) -> str:
 def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int, int] = SMALL, theme: str = "textual-dark") -> App:
     """Run a scene with the app in a terminal of this size."""
     app.animation_level = "none"  # a test waits for what happens, not for how it glides
+    app.heard, notify = [], app.notify
+
+    def hear(message: str, **how: Any) -> None:
+        app.heard.append(message)
+        notify(message, **how)
+
+    app.notify = hear
 
     async def play() -> None:
         async with app.run_test(size=size, notifications=True) as pilot:
@@ -139,8 +146,8 @@ def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int,
 
 
 def said(app: App) -> str:
-    """All notifications, one a line."""
-    return "\n".join(notification.message for notification in app._notifications)
+    """All notifications so far, one a line; those also that were on screen for their seconds, which may pass between two looks."""
+    return "\n".join(app.heard)
 
 
 class Store:

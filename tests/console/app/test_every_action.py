@@ -17,7 +17,7 @@ from PIL import Image
 from textual.widgets import OptionList, Tabs
 
 from console.actions import ACTIONS, Action, actions_of
-from console.runs import launch
+from console.runs import launch, processes
 from console.runs.captions import read_votes
 from console.screens.keyshelp import KeysHelp
 from console.widgets.bars import KeyBar
@@ -460,6 +460,10 @@ def test_monitor(store):
         def hit(app):
             return log(app).hit
 
+        async def listens(app):
+            """A run that has just begun hears nothing yet."""
+            await until(pilot, lambda: processes.catches(live.state["pid"], signal.SIGUSR1))
+
         zoomed = ("plus", "plus")
         await watch(live.id)
         await every(pilot, "monitor", {
@@ -484,7 +488,7 @@ def test_monitor(store):
             "monitor.find_next": Deed(hit, found), "monitor.find_back": Deed(hit, found),
             "monitor.trouble": Deed(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,
                                     wanted="torch.OutOfMemoryError: CUDA out of memory"),
-            "monitor.save": Deed(lambda app: live.log.read_text().count("asked")),
+            "monitor.save": Deed(lambda app: live.log.read_text().count("asked"), listens),
             "monitor.stop": Deed(lambda app: live.status, again, again, sure=True, wanted="stopped"),
             "monitor.resume": Deed(lambda app: live.alive, stopped, wanted=True),
             "monitor.newer": Deed(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),

@@ -66,7 +66,7 @@ def test_a_tab_with_the_token_is_the_real_console(tmp_path):
             assert "googleapis" not in text and f"ws://{HOST}:{server.port}/ws" in text
         seen = b""
         async with client.ws_connect(f"{root}/ws?width=100&height=30", headers={"Origin": root}) as tab:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(240):
                 while b"No run yet" not in seen:
                     message = await tab.receive()
                     assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), message

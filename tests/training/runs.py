@@ -148,7 +148,7 @@ def _train(
     os._exit(code)
 
 
-def wait_for_all(run_dir: Path, seconds: int = 60) -> None:
+def wait_for_all(run_dir: Path, seconds: int = DEADLINE_SECONDS) -> None:
     """Return when no process of the last `train` is left, those that it forked among them. Raises TimeoutError."""
 
     def late(*_) -> None:

@@ -25,7 +25,6 @@ from console.doing import RunActions, number_of
 from console.messages import RunStarted, StoreSeen
 from console.runs.store import RunStore
 from console.screens.watch import RunRow, Snapshot, StoreWatcher
-from console.settings import TEMPLATE, read_settings, settings_file
 from console.terminal import edit, prepare_terminal
 from console.widgets.words import one_line
 from qwen3vl_core.errors import EXIT_DONE, RequestError
@@ -121,6 +120,8 @@ class ConsoleApp(RunActions):
 
     def read_settings(self) -> None:
         """Take in the person's theme and keys; what is wrong in the file is said, and left out."""
+        from console.settings import read_settings  # a moment after the first frame
+
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
         taken = clashes(settings.keys) if settings.keys else {}
         self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
@@ -132,6 +133,8 @@ class ConsoleApp(RunActions):
 
     def action_settings(self) -> None:
         """The settings file in the person's editor; read again afterwards."""
+        from console.settings import TEMPLATE, settings_file
+
         file = settings_file()
         try:
             if not file.exists():

@@ -12,17 +12,20 @@ from textual import on
 from textual.app import App
 
 from console.messages import RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
-from console.runs import launch
 from console.runs.store import RunStore
 from console.screens.watch import RunRow
 from console.terminal import show_in_browser
 from console.widgets.words import one_line
 from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.progress import quantity
 
 QUIET_SECONDS = 30.0
 """An error that comes again is not said again for this long."""
+
+
+def _launch() -> Any:
+    """What starts and stops runs; a list of runs does without it until one is asked for."""
+    return importlib.import_module("console.runs.launch")
 
 
 def number_of(run_id: str) -> str:
@@ -95,7 +98,7 @@ class RunActions(App[int]):
 
         def work() -> RunStarted:
             run = RunStore(self.store_root).create(kind, options)
-            launch.start(run)
+            _launch().start(run)
             return RunStarted(run.id, kind, origin)
 
         name = f"start {kind}"
@@ -112,7 +115,7 @@ class RunActions(App[int]):
         """Ask a run to stop; it was asked for on screen before."""
 
         def work() -> RunChanged:
-            launch.stop(RunStore(self.store_root).get(run_id))
+            _launch().stop(RunStore(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to stop")
 
         self.did("runs", "stop", number_of(run_id))
@@ -122,7 +125,7 @@ class RunActions(App[int]):
         """Ask a live finetune for a checkpoint now."""
 
         def work() -> RunChanged:
-            launch.save_now(RunStore(self.store_root).get(run_id))
+            _launch().save_now(RunStore(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to save at its next step")
 
         self.did("runs", "save", number_of(run_id))
@@ -133,6 +136,7 @@ class RunActions(App[int]):
         runs = [row.run for row in rows]
 
         def work() -> RunsDeleted:
+            launch = _launch()
             return RunsDeleted([run.id for run in runs], sum(launch.delete(run) for run in runs))
 
         self.did("runs", "delete", *(str(run.number) for run in runs), "--yes")
@@ -140,6 +144,8 @@ class RunActions(App[int]):
 
     @on(RunsDeleted)
     def _deleted(self, event: RunsDeleted) -> None:
+        from qwen3vl_core.progress import quantity
+
         names = event.run_ids[0] if len(event.run_ids) == 1 else f"{len(event.run_ids)} runs"
         self.notify(f"{names} deleted, {quantity(event.freed, 'B')} freed", markup=False)
         self.look()
@@ -171,7 +177,7 @@ class RunActions(App[int]):
         """Go on with a stopped, failed or lost run."""
 
         def work() -> RunChanged:
-            launch.resume(RunStore(self.store_root).get(run_id))
+            _launch().resume(RunStore(self.store_root).get(run_id))
             return RunChanged(run_id, "goes on")
 
         self.did("runs", "resume", number_of(run_id))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
-from console.runs.trouble import explain
 from console.widgets.words import sparkline
 from qwen3vl_core.errors import RequestError
 
@@ -301,6 +300,8 @@ class StoreWatcher:
     @staticmethod
     def _why(run: Run, exit_code: int | None) -> str:
         """What a failed run died of, in one line, where its log tells."""
+        from console.runs.trouble import explain  # most runs end well, and the first frame does not wait for it
+
         tail = LogTail(run.log, lines=WHY_LINES)
         trouble = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
         if trouble is None:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from console.runs import launch
+from console.runs import launch, trouble
 from console.runs.choose import matches
 from console.runs.state import read_state, write_json
 from console.screens import watch
@@ -107,18 +107,18 @@ def test_a_failed_run_says_what_its_log_tells(store):
 def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(store, monkeypatch):
     """What a supervisor that died has left behind may write for hours."""
     run = store.ended(store.finetune(steps=3), "lost", None)
-    searched, searches = watch.explain, []
-    monkeypatch.setattr(watch, "explain", lambda lines, code: searches.append(len(lines)) or searched(lines, code))
+    why, searches = StoreWatcher._why, []
+    monkeypatch.setattr(StoreWatcher, "_why", staticmethod(lambda run, code: searches.append(run.id) or why(run, code)))
     watcher, feed = StoreWatcher(store.root), MonitorFeed(StoreWatcher(store.root))
     assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).trouble is None
-    looked_at = []
-    monkeypatch.setattr("console.runs.trouble.explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
+    searched, looked_at = trouble.explain, []
+    monkeypatch.setattr(trouble, "explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
     for line in ("step 4", "torch.OutOfMemoryError: CUDA out of memory"):
         with open(run.log, "a") as file:
             file.write(line + "\n")
         watcher.look()
         found = feed.read(run, [], "loss", 0.0).trouble
-    assert searches == [3] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
+    assert searches == [run.id] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
     assert found.name == "gpu_memory"
     monkeypatch.setattr(watch, "WHY_SECONDS", 0.0)
     assert "out of GPU memory" in watcher.look().get(run.id).error, "a later look finds it"

@@ -76,8 +76,10 @@ def machine_faults(options: FinetuneOptions, machine: Machine) -> Iterator[str]:
         yield f"--precision bf16: needs Ampere (8.0) or newer, and a GPU here is of {old:g}; use --precision fp16"
     if o.attention == "flash" and old < AMPERE:
         yield f"--attention flash: needs Ampere (8.0) or newer, and a GPU here is of {old:g}; use --attention auto"
-    if o.attention == "flash" and o.precision == "fp32":
-        yield "--attention flash: multiplies in bf16 or fp16 only; use --precision bf16, or --attention auto"
+    if o.attention != "auto" and o.precision == "fp32":
+        yield f"--attention {o.attention}: multiplies in bf16 or fp16 only; use --precision bf16, or --attention auto"
+    elif o.cp > 1 and o.precision == "fp32" and machine.transformer_engine:
+        yield f"--cp {o.cp}: Transformer Engine passes keys and values on in bf16 or fp16 only; use --precision bf16, or --cp 1"
     if o.attention == "flash" and o.cp > 1 and not machine.flash_attention:
         yield f"--attention flash: with --cp {o.cp} it needs the flash-attn package; pip install flash-attn, or use --attention fused"
     if o.attention == "fused" and not machine.transformer_engine:

@@ -68,6 +68,8 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
         (CPU, dict(attention="flash"), "--attention flash: a kernel of GPUs, and this machine has none; use --attention auto"),
         (HOPPER, dict(attention="flash", cp=2), "--attention flash: with --cp 2 it needs the flash-attn package"),
         (HOPPER, dict(attention="flash", precision="fp32"), "--attention flash: multiplies in bf16 or fp16 only"),
+        (HOPPER, dict(attention="fused", precision="fp32"), "--attention fused: multiplies in bf16 or fp16 only"),
+        (HOPPER, dict(cp=2, precision="fp32"), "--cp 2: Transformer Engine passes keys and values on in bf16 or fp16 only"),
         (BARE, dict(attention="fused"), "--attention fused: needs Transformer Engine"),
         (CPU, dict(recompute="offload"), "--recompute offload: this machine has no GPU, all activations are on the host"),
         (BARE, dict(recompute="offload"), "--recompute offload: needs Transformer Engine"),
@@ -82,10 +84,14 @@ def test_what_a_machine_cannot_serve_is_refused_with_the_reason(machine, changes
 @pytest.mark.parametrize(
     "changes",
     [dict(), dict(precision="fp8"), dict(precision="fp8", fp8_recipe="blockwise"), dict(attention="flash"), dict(attention="fused"),
-     dict(recompute="offload"), dict(optimizer_offload=1.0)],
+     dict(recompute="offload"), dict(optimizer_offload=1.0), dict(precision="fp32"), dict(cp=2)],
 )  # fmt: skip
 def test_a_hopper_with_transformer_engine_serves_everything(changes):
     assert not list(machine_faults(FinetuneOptions(**changes), HOPPER))
+
+
+def test_without_transformer_engine_fp32_is_cut_along_its_rows_too():
+    assert not list(machine_faults(FinetuneOptions(precision="fp32", cp=2), BARE))
 
 
 def test_a_plan_for_this_machine_says_what_it_lacks_and_one_for_another_does_not(capsys, monkeypatch):

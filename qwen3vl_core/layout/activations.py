@@ -36,49 +36,64 @@ class Sample:
         return cls(options.micro_batch_size * length, options.micro_batch_size * vision_tokens * merge)
 
 
-def saved_input(b: int, fp8: bool) -> int:
-    """Bytes of a number that a product keeps of its input: in fp8 the transposed fp8 copy alone."""
-    return 1 if fp8 else b
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of a number that is some product's input, by where it comes from."""
+
+    normed: int
+    """Of a norm inside the product's module."""
+    plain: int
+    """The input as it is."""
+    copy: int = 0
+    """Beside an input that is kept anyway, as the output of attention is."""
+
+    @classmethod
+    def of(cls, options: FinetuneOptions) -> Kept:
+        """In fp8 the turned fp8 copy alone. Adapters read the input itself; a product whose weight is frozen keeps none, but for
+        the fp8 copy of what its own norm gave."""
+        b = BYTES[options.precision]
+        if options.precision != "fp8":
+            return cls(b, b)
+        return cls(b + 1, b) if options.lora_rank else cls(1, 1, 1)
 
 
-def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
+def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: Kept) -> float:
     """A token's share of a language layer's attention.
 
     TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Cut by tp: the
     fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; q and k turned, (q + k) b, by
     a kernel that keeps nothing but the angles, which all layers share; the output, which is the projection's input too, q b; its
-    statistic. With fp8 the normed input is one byte a number, and the projection's input a copy of one byte beside the output.
+    statistic. fp8 keeps its own of the two inputs of products (`Kept`).
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    whole = h * (b + saved_input(b, fp8)) / (tp if sp else 1)
-    return whole + (3 * (q + k) * b + (q if fp8 else 0) + STATISTIC * a.num_heads) / tp
+    whole = h * (b + kept.normed) / (tp if sp else 1)
+    return whole + (3 * (q + k) * b + q * kept.copy + STATISTIC * a.num_heads) / tp
 
 
-def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, fp8: bool = False) -> float:
+def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: Kept) -> float:
     """A token's share of a dense language layer's MLP: input and normed input 2 h b; cut by tp the output of fc1 2 f b, the
     activated half f b, the other half f b, which Megatron copies (it adds its offset of 0), and their product, fc2's input, f b;
-    the two inputs of products in one byte with fp8."""
-    small = saved_input(b, fp8)
-    return a.hidden_size * (b + small) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + small) / tp
+    fp8 keeps its own of the two inputs of products (`Kept`)."""
+    return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + kept.plain) / tp
 
 
-def experts_bytes(a: Architecture, b: int, tp: int, etp: int, fp8: bool = False) -> float:
+def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: Kept) -> float:
     """A token's share of a layer with experts, every expert equally busy.
 
     Norm's input and output 2 h b and the router's fp32 logits and probabilities, over tp (sequence parallel). Each of the
     k copies of a token: the sorted copy, fc1's input, h b; cut by etp fc1's output 2 f b, the activated half f b, the product
     f b, and fc2's input weighted by the router f b. An expert tensor parallel rank gathers the tokens of its whole group.
     """
-    h, f, k, small = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token, saved_input(b, fp8)
-    routed = k * (h * small * etp + f * (4 * b + small)) / tp
+    h, f, k = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token
+    routed = k * (h * kept.plain * etp + f * (4 * b + kept.plain)) / tp
     return (2 * h * b + 2 * 4 * a.num_experts) / tp + routed
 
 
 def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
     """A token's share of one language layer without recompute: (attention, MLP or experts)."""
-    b, tp, sp, fp8 = BYTES[options.precision], options.tp, options.sequence_parallel, options.precision == "fp8"
-    attention = attention_bytes(a, b, tp, sp, fp8)
-    return attention, experts_bytes(a, b, tp, options.etp, fp8) if a.is_moe else mlp_bytes(a, b, tp, sp, fp8)
+    b, tp, sp, kept = BYTES[options.precision], options.tp, options.sequence_parallel, Kept.of(options)
+    attention = attention_bytes(a, b, tp, sp, kept)
+    return attention, experts_bytes(a, b, tp, options.etp, kept) if a.is_moe else mlp_bytes(a, b, tp, sp, kept)
 
 
 def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:

@@ -50,6 +50,11 @@ def test_a_layers_activations_by_hand():
     assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 3 * 3072) + 4 * 16 + 2 * (2 * 2048 + 5 * 6144)
     cut = FinetuneOptions(tp=2, sequence_parallel=True)
     assert act.layer_bytes(TWO, cut) == act.layer_bytes(TWO, FinetuneOptions()) / 2
+    # fp8: one byte of an input, and of the attention's output a copy; adapters read the inputs as they are
+    fp8 = FinetuneOptions(precision="fp8")
+    assert act.layer_bytes(TWO, fp8) == act.layer_bytes(TWO, FinetuneOptions()) - 2 * 2048 - 6144 + 2048
+    adapted = FinetuneOptions(precision="fp8", lora_rank=16)
+    assert act.layer_bytes(TWO, adapted) == act.layer_bytes(TWO, FinetuneOptions()) + 2 * 2048
     # without sequence parallelism the norms' inputs and outputs stay whole
     assert act.layer_bytes(TWO, FinetuneOptions(tp=2)) == act.layer_bytes(TWO, cut) + 2 * 2 * 2048
 
@@ -104,6 +109,10 @@ ONE_ROW = dict(micro_batch_size=1, global_batch_size=1)
         ("2B", dict(packing=True, seq_length=4096, micro_batch_size=1, global_batch_size=1), 55.02, 0.02),
         ("2B", dict(lora_rank=16), 18.23, 0.02),
         ("4B", dict(lora_rank=16), 32.99, 0.02),
+        ("4B", dict(lora_rank=16, precision="fp8"), 40.50, 0.02),
+        ("2B", dict(precision="fp8", fp8_recipe="blockwise"), 57.70, 0.02),
+        ("2B", dict(recompute="offload", recompute_layers=14), 52.31, 0.03),
+        ("4B", dict(optimizer_offload=0.6, distributed_optimizer=True, recompute="full"), 49.69, 0.02),
         ("2B", dict(optimizer_offload=0.5, distributed_optimizer=True), 44.18, 0.02),
         # one step each: tests/gpu/test_measured_memory.py
         ("2B", dict(recompute="offload", recompute_layers=14, seq_length=4096), 62.09, 0.04),

@@ -52,6 +52,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(ROOT), **environment}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # else the project is compiled at each start, as no user's is after the first
         self.started = time.perf_counter()
         self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
         os.close(slave)

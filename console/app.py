@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
 from textual.actions import parse
@@ -23,11 +23,16 @@ from textual.signal import Signal
 from console.actions import ACTIONS, SCREENS, Action, actions_of, bindings_of, clashes, shown
 from console.doing import RunActions, number_of
 from console.messages import RunStarted, StoreSeen
-from console.runs.store import RunStore
-from console.screens.watch import RunRow, Snapshot, StoreWatcher
+from console.runs.state import store_folder
+from console.screens.rows import RunRow, Snapshot
 from console.terminal import edit, prepare_terminal
 from console.widgets.words import one_line
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+
+if TYPE_CHECKING:
+    from textual.theme import Theme
+
+    from console.screens.watch import StoreWatcher
 
 LOOK_SECONDS = 0.5
 WARM_SECONDS = 0.3
@@ -95,7 +100,7 @@ class ConsoleApp(RunActions):
         self.workspace: dict[str, Any] = {}
         if self.workspace_folder is not None:
             self.workspace = importlib.import_module("console.screens.plan").read_workspace(self.workspace_folder)
-        self.watcher = StoreWatcher(self.store_root)
+        self._watcher: StoreWatcher | None = None
         self.snapshot = Snapshot(seen=False)
         self.greet = greet
         self.demo_folder: Path | None = None
@@ -105,6 +110,8 @@ class ConsoleApp(RunActions):
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
+        self._looks: tuple[Theme, dict[str, str]] | None = None
+        """Colours as they were worked out last, and of which theme."""
         super().__init__()
         self.stylesheet = _Sheet(self.get_css_variables())
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
@@ -149,16 +156,26 @@ class ConsoleApp(RunActions):
 
     # the store
 
+    @property
+    def watcher(self) -> StoreWatcher:
+        """Of the store; made when it is first looked at, a moment after the first frame."""
+        if self._watcher is None:
+            from console.screens.watch import StoreWatcher
+
+            self._watcher = StoreWatcher(self.store_root)
+        return self._watcher
+
     def look(self) -> None:
         """Look at the store off this thread, unless a look is under way: then once more after it."""
         if self._looking:
             self._look_again = True
             return
         self._looking, self._look_again = True, False
+        watcher = self.watcher
 
         def work() -> None:
             try:
-                snapshot = self.watcher.look()
+                snapshot = watcher.look()
             except Exception as error:
                 # whatever lies in the store must not end the console
                 snapshot = Snapshot(error=f"{self.store_root}: cannot be read ({type(error).__name__}: {error})")
@@ -246,7 +263,7 @@ class ConsoleApp(RunActions):
         self.workspace_folder = folder
         self.workspace = importlib.import_module("console.screens.plan").read_workspace(folder)
         self.store_root = folder / "runs"
-        self.watcher, self.snapshot, self.comparison = StoreWatcher(self.store_root), Snapshot(seen=False), None
+        self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
         for stack in self._screen_stacks.values():
             for screen in stack:
                 opened = getattr(screen, "workspace_opened", None)
@@ -308,11 +325,15 @@ class ConsoleApp(RunActions):
 
     def get_css_variables(self) -> dict[str, str]:
         """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
+        theme = self.current_theme
+        if self._looks is not None and self._looks[0] is theme:  # asked for three times before the first frame
+            return dict(self._looks[1])
         variables = super().get_css_variables()
         ground, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
         variables["muted"], variables["faint"] = ground.blend(text, 0.65).hex, ground.blend(text, 0.3).hex
         # a theme's own colours are not all different from each other
-        variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[self.current_theme.dark])}
+        variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[theme.dark])}
+        self._looks = theme, dict(variables)
         return variables
 
     def key_of(self, action: str) -> str:
@@ -332,6 +353,6 @@ def run(runs: Path, workspace: Path | None = None) -> int:
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
-    RunStore(runs)
+    store_folder(runs)
     prepare_terminal()
     return ConsoleApp(runs, workspace, greet=True).run() or EXIT_DONE

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
-from console.runs.store import RunStore
+from console.runs.state import store_folder
 from console.terminal import asked
 from qwen3vl_core import cli
 from qwen3vl_core.errors import RequestError
@@ -36,6 +37,7 @@ def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
     """
     from console import runscommand
     from console.runs import launch as launcher
+    from console.runs.store import RunStore
 
     return runscommand.begin(RunStore(runs).create(name, options), launcher.start, foreground)
 
@@ -59,20 +61,32 @@ def console(arguments: list[str]) -> int:
     for flag, used in (("--port", given.port is not None), ("--no-browser", given.no_browser)):
         if used and not given.web:
             raise RequestError(f"{flag}: only together with --web; leave it out or add --web")
-    store = RunStore(cli.runs_directory(given.runs))
+    store = store_folder(cli.runs_directory(given.runs))
     workspace = given.workspace.expanduser().absolute() if given.workspace else None
     if workspace is not None and not workspace.is_dir():
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
     if given.web:
-        return importlib.import_module("console.web").serve(store.root, workspace, given.port, not given.no_browser)
+        return importlib.import_module("console.web").serve(store, workspace, given.port, not given.no_browser)
     # what the modules are made of lives as long as the process: nothing to collect before the first frame
     gc.disable()
     try:
         with asked():
+            _without_tls()
             app = importlib.import_module("console.app")
-        return app.run(store.root, workspace)
+        return app.run(store, workspace)
     finally:
         gc.enable()
+
+
+def _without_tls() -> None:
+    """Import asyncio as in a Python built without ssl: the console has no encrypted connections on its event loop, and the library
+    takes a twentieth of the time to the first frame. Whoever imports ssl afterwards gets it."""
+    if "asyncio" not in sys.modules and "ssl" not in sys.modules:
+        sys.modules["ssl"] = None  # type: ignore[assignment]
+        try:
+            importlib.import_module("asyncio")
+        finally:
+            del sys.modules["ssl"]
 
 
 # qwen3vl notebook

@@ -6,26 +6,34 @@ import importlib
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.app import App
 
 from console.messages import RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
-from console.runs.store import RunStore
-from console.screens.watch import RunRow
 from console.terminal import show_in_browser
 from console.widgets.words import one_line
 from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError, WorkError
 
+if TYPE_CHECKING:
+    from console.runs.store import RunStore
+    from console.screens.rows import RunRow
+
 QUIET_SECONDS = 30.0
 """An error that comes again is not said again for this long."""
 
 
+# what the first frame does without
+
+
 def _launch() -> Any:
-    """What starts and stops runs; a list of runs does without it until one is asked for."""
     return importlib.import_module("console.runs.launch")
+
+
+def _store(root: Path) -> RunStore:
+    return importlib.import_module("console.runs.store").RunStore(root)
 
 
 def number_of(run_id: str) -> str:
@@ -97,7 +105,7 @@ class RunActions(App[int]):
         from qwen3vl_core.options import to_arguments  # not before the first frame
 
         def work() -> RunStarted:
-            run = RunStore(self.store_root).create(kind, options)
+            run = _store(self.store_root).create(kind, options)
             _launch().start(run)
             return RunStarted(run.id, kind, origin)
 
@@ -115,7 +123,7 @@ class RunActions(App[int]):
         """Ask a run to stop; it was asked for on screen before."""
 
         def work() -> RunChanged:
-            _launch().stop(RunStore(self.store_root).get(run_id))
+            _launch().stop(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to stop")
 
         self.did("runs", "stop", number_of(run_id))
@@ -125,7 +133,7 @@ class RunActions(App[int]):
         """Ask a live finetune for a checkpoint now."""
 
         def work() -> RunChanged:
-            _launch().save_now(RunStore(self.store_root).get(run_id))
+            _launch().save_now(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to save at its next step")
 
         self.did("runs", "save", number_of(run_id))
@@ -177,7 +185,7 @@ class RunActions(App[int]):
         """Go on with a stopped, failed or lost run."""
 
         def work() -> RunChanged:
-            _launch().resume(RunStore(self.store_root).get(run_id))
+            _launch().resume(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "goes on")
 
         self.did("runs", "resume", number_of(run_id))

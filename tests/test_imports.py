@@ -99,3 +99,26 @@ def test_the_first_frame_waits_for_no_heavy_import(code):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().endswith("[]"), done.stderr
+
+
+LATER = (
+    "numpy", "PIL", "ssl", "yaml", "qwen3vl_core.options", "console.settings", "console.runs.launch", "console.runs.store",
+    "console.screens.watch", "console.screens.monitor",
+)  # fmt: skip
+"""What is imported when it is first used, which is after the first frame."""
+
+
+def test_the_first_screen_is_made_of_little_and_what_comes_later_is_whole():
+    program = f"""
+import sys
+from console.commands import _without_tls
+_without_tls()
+import console.app, console.screens.runs
+assert not [m for m in {LATER!r} if m in sys.modules], [m for m in {LATER!r} if m in sys.modules]
+for module in {LATER!r}:
+    __import__(module)
+import ssl, urllib.request
+assert ssl.create_default_context().verify_mode == ssl.CERT_REQUIRED and hasattr(urllib.request, "HTTPSHandler")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

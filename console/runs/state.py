@@ -50,6 +50,14 @@ def boot_id() -> str:
         return ""
 
 
+def store_folder(root: Path | str) -> Path:
+    """The folder of a run store, which need not exist yet. Raises RequestError when it is a file."""
+    root = Path(root).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise RequestError(f"--runs {root}: a file stands there; choose a folder")
+    return root
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty when the file is missing, damaged, or holds something else."""
     for _ in range(3):

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE, boot_id, host, judge, read_json, write_json
+from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE, boot_id, host, judge, read_json, store_folder, write_json
 from qwen3vl_core.errors import RequestError, WorkError
 
 _ID = re.compile(r"(\d{4,})-(.+)")
@@ -139,9 +139,7 @@ class RunStore:
     """The runs under one folder, which need not exist yet."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(root).expanduser().absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise RequestError(f"--runs {self.root}: a file stands there; choose a folder")
+        self.root = store_folder(root)
 
     def list(self) -> list[Run]:
         """All runs, newest first. Raises RequestError when the folder cannot be read."""

@@ -10,7 +10,7 @@ from textual.content import Content
 
 from console.runs.captions import Caption, Sample
 from console.screens.captions import CompareView
-from console.screens.watch import RunRow
+from console.screens.rows import RunRow
 from console.widgets.caption import several
 from console.widgets.columns import LETTERS, Column
 from console.widgets.words import COLOURS, GLYPHS, one_line, printable

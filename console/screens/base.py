@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.worker import Worker
 
-from console.screens.watch import RunRow, Snapshot
+from console.screens.rows import RunRow, Snapshot
 from console.widgets.bars import KeyBar, TopBar
 from console.widgets.words import one_line
 

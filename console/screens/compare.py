@@ -23,8 +23,8 @@ from console.screens.captions import CompareFeed, CompareView, shuffled
 from console.screens.checkpoints import PickModels
 from console.screens.fullpicture import FullPicture
 from console.screens.plan import prefill
+from console.screens.rows import RunRow, Snapshot
 from console.screens.voting import Voting
-from console.screens.watch import RunRow, Snapshot
 from console.widgets.columns import CaptionBox, CaptionColumns
 from console.widgets.optionform import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture

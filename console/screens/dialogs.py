@@ -20,7 +20,7 @@ from console.runs.facts import differences
 from console.runs.launch import disk_usage
 from console.runs.store import Run
 from console.runs.text import MEASURES, plain
-from console.screens.watch import RunRow
+from console.screens.rows import RunRow
 from console.widgets.hints import Hints
 from console.widgets.words import number, one_line, span
 from qwen3vl_core.errors import RequestError, WorkError

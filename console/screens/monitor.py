@@ -17,7 +17,7 @@ from console.runs.trouble import Trouble
 from console.screens.base import ConsoleScreen
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.feed import METRICS, NOISY, MonitorFeed, RunView
-from console.screens.watch import RunRow, Snapshot
+from console.screens.rows import RunRow, Snapshot
 from console.widgets.curve import Curve, Mark
 from console.widgets.logpane import LogPane
 from console.widgets.numbers import finetune_panel, plain_panel

@@ -10,7 +10,7 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.runs.choose import SORTS, choose
 from console.screens.base import ConsoleScreen
-from console.screens.watch import RunRow, Snapshot
+from console.screens.rows import RunRow, Snapshot
 from console.widgets.runlist import RunList
 from console.widgets.words import GLYPHS, one_line, span
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from console.screens.watch import RunRow, Snapshot
+from console.screens.rows import RunRow, Snapshot
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import Architecture, size_of
 

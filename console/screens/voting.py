@@ -17,7 +17,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 if TYPE_CHECKING:
     from console.app import ConsoleApp
     from console.runs.captions import Sample
-    from console.screens.watch import RunRow
+    from console.screens.rows import RunRow
 
 
 class Voting(Screen[None]):

@@ -20,8 +20,8 @@ from textual.widgets.option_list import Option
 from console.actions import bindings_of
 from console.messages import Told, WorkFailed
 from console.screens.base import ConsoleScreen
+from console.screens.rows import Snapshot
 from console.screens.steps import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
-from console.screens.watch import Snapshot
 from console.widgets.words import one_line, printable
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import recipe

@@ -14,7 +14,7 @@ from qwen3vl_core.progress import duration
 
 if TYPE_CHECKING:
     from console.screens.feed import RunView
-    from console.screens.watch import RunRow
+    from console.screens.rows import RunRow
 
 BAR = 16
 GAUGE = 8

@@ -19,7 +19,7 @@ from textual.strip import Strip
 from console.widgets.words import COLOURS, GLYPHS, number, one_line, span
 
 if TYPE_CHECKING:
-    from console.screens.watch import RunRow
+    from console.screens.rows import RunRow
 
 # (column, its width below WIDE columns, from there on); 0: left out
 COLUMNS = (

@@ -13,6 +13,7 @@ import pytest
 
 from console import commands
 from console.runs import launch, text
+from console.runs.store import RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions, PrepareOptions
 from tests.console.runs.jobs import EXITS_3, ROOT, SLEEPS, UNTIL_GO, job, run_store, until
@@ -151,7 +152,7 @@ def test_a_detached_run_names_the_commands_to_follow_and_stop_it(store, capsys, 
     assert commands.launch("prepare", options, runs=elsewhere, foreground=False) == 0
     out = capsys.readouterr().out
     assert f"qwen3vl runs logs 1 --follow --runs '{elsewhere}'" in out and f"qwen3vl runs stop 1 --runs '{elsewhere}'" in out
-    run = commands.RunStore(elsewhere).get(1)
+    run = RunStore(elsewhere).get(1)
     assert launch.wait(run, 150) == "failed"
     assert run.exit_code == 2 and "nowhere.json" in run.log.read_text()
 

@@ -369,7 +369,7 @@ def test_the_next_seed_is_asked_for_only_where_it_changes_something(store, compa
         plan["options"]["temperature"] = 0.8
         (compared.path / "plan.json").write_text(json.dumps(plan))
         screen.row = None
-        pilot.app.watcher = type(pilot.app.watcher)(pilot.app.store_root)
+        pilot.app._watcher = None
         await until(pilot, lambda: screen.row is not None and screen.row.run.options["temperature"] == 0.8)
         await press(pilot, "s")
         await until(pilot, lambda: screen.run_id == "0002-compare")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the commands that tests start are compiled once, as a user's are
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # the longest files, the longest first: one that is begun last would leave a core without work
 LONG = (

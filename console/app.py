@@ -110,7 +110,7 @@ class ConsoleApp(RunActions):
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
-        self._looks: tuple[Theme, dict[str, str]] | None = None
+        self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """Colours as they were worked out last, and of which theme."""
         super().__init__()
         self.stylesheet = _Sheet(self.get_css_variables())
@@ -326,14 +326,14 @@ class ConsoleApp(RunActions):
     def get_css_variables(self) -> dict[str, str]:
         """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
         theme = self.current_theme
-        if self._looks is not None and self._looks[0] is theme:  # asked for three times before the first frame
-            return dict(self._looks[1])
+        if self._colours_of is not None and self._colours_of[0] is theme:  # asked for three times before the first frame
+            return dict(self._colours_of[1])
         variables = super().get_css_variables()
         ground, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
         variables["muted"], variables["faint"] = ground.blend(text, 0.65).hex, ground.blend(text, 0.3).hex
         # a theme's own colours are not all different from each other
         variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[theme.dark])}
-        self._looks = theme, dict(variables)
+        self._colours_of = theme, dict(variables)
         return variables
 
     def key_of(self, action: str) -> str:

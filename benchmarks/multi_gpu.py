@@ -1,6 +1,7 @@
 """Parallel layouts on several GPUs: is the loss that of one process, and how much faster is a step?
 
     python benchmarks/multi_gpu.py --gpus 2                   # Qwen3-VL-2B with random weights
+    python benchmarks/multi_gpu.py --gpus 2 --rows 4          # with micro batches that keep a GPU busy
     python benchmarks/multi_gpu.py --gpus 4 --size 8B --json
     python benchmarks/multi_gpu.py --gpus 2 --size tiny       # the demo's model on gloo processes: shows the loss only
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B", "32B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
+    parser.add_argument("--rows", type=int, default=1, help="of a micro batch; four of them, or more, are a rank's share of a step")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=", ".join(LAYOUTS))
     parser.add_argument("--json", action="store_true")
@@ -60,13 +62,15 @@ def main() -> None:
         length, side = (256, 128) if small else (2048, 1024)
         seen = (side // 32) ** 2
         shards = rr.data(folder / "data", base, 64, tokens=(seen + 80, length - 50), side=side)
-        batch = 4 * max(given.gpus, 2)
+        batch = 4 * given.rows * max(given.gpus, 2)
         shared = [
-            "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", "1", "--global-batch-size",
-            str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side), "--precision", "fp32" if small else "bf16",
-            "--num-workers", "0" if small else "4",
+            "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", str(given.rows),
+            "--global-batch-size", str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side),
+            "--precision", "fp32" if small else "bf16", "--num-workers", "0" if small else "4",
         ]  # fmt: skip
         alone = rr.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
+        if alone.fault:
+            raise SystemExit(f"one process, which the layouts are compared with, failed:\n{alone.fault}")
         rows.append(row("one process", 1, "", alone, alone))
         for name, (least, words) in LAYOUTS.items():
             if name in given.only and least <= given.gpus and given.gpus % least == 0:
@@ -76,7 +80,8 @@ def main() -> None:
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"size": given.size, "gpus": given.gpus, "rows": rows}, indent=1) if given.json else table(rows))
+    found = {"size": given.size, "gpus": given.gpus, "micro_batch_size": given.rows, "rows": rows}
+    print(json.dumps(found, indent=1) if given.json else table(rows))
 
 
 def table(rows: list[dict]) -> str:

@@ -12,14 +12,21 @@ from console.runs.tail import JsonlTail
 
 FIRST = 256
 """Points that a new array has room for."""
+RESERVED, RESERVED_COLUMNS = 1 << 16, 32
+"""Most steps that `room_for` has memory taken for at once, 8 bytes a step and metric, and the metrics that get it: the first."""
+
+
+def room_for(steps: Any) -> int:
+    """The `room` of a run's series that is followed while it grows: for the steps of its plan, at most `RESERVED`."""
+    return min(max(steps, 0), RESERVED) if isinstance(steps, int) and not isinstance(steps, bool) else 0
 
 
 class _Steps:
     """Steps of one kind of rows, int64, growing at their end: most columns have a value in each row and share them."""
 
-    def __init__(self, x: np.ndarray | None = None) -> None:
-        self.size = 0 if x is None else len(x)
-        self.array = np.empty(self.size + FIRST, np.int64)
+    def __init__(self, x: np.ndarray | None = None, room: int = 0) -> None:
+        self.size, self.room = 0 if x is None else len(x), room
+        self.array = _array(self.size, room, np.int64)
         if x is not None:
             self.array[: self.size] = x
 
@@ -32,16 +39,16 @@ class _Steps:
 class _Column:
     """Values float64 that grow at their end, over steps that are shared with others while it has a value at each of them."""
 
-    def __init__(self, kind: str, steps: _Steps, y: np.ndarray | None = None) -> None:
-        self.kind, self.steps = kind, steps
+    def __init__(self, kind: str, steps: _Steps, y: np.ndarray | None = None, room: int = 0) -> None:
+        self.kind, self.steps, self.room = kind, steps, room
         self.size = 0 if y is None else len(y)
-        self._y = np.empty(self.size + FIRST, np.float64)
+        self._y = _array(self.size, room, np.float64)
         if y is not None:
             self._y[: self.size] = y
 
     def alone(self) -> None:
         """Steps of its own from now on: it has no value in some row."""
-        self.steps = _Steps(self.steps.array[: self.size])
+        self.steps = _Steps(self.steps.array[: self.size], self.room)
 
     def append(self, y: float) -> None:
         """The value at the step that `steps` has at this place."""
@@ -53,6 +60,12 @@ class _Column:
         x, y = self.steps.array[: self.size], self._y[: self.size]
         x.flags.writeable = y.flags.writeable = False
         return x, y
+
+
+def _array(size: int, room: int, kind: type) -> np.ndarray:
+    """Of `size` points with place for more: for `room` points in all, whose memory is taken now."""
+    # written to once: memory that nothing was written to is taken only when it is
+    return np.full(room, 0, kind) if room > size + FIRST else np.empty(size + FIRST, kind)
 
 
 def _with_room(array: np.ndarray, size: int) -> np.ndarray:
@@ -71,7 +84,9 @@ class MetricSeries:
     to its checkpoint takes the place of the steps after it. A null, or a number that is not finite, is NaN: a gap.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, room: int = 0) -> None:
+        """room: training steps for which each metric's memory is taken at its first value, so that following takes no more."""
+        self.room = room
         self._tail = JsonlTail(path)
         self.behind = False
         """Whether the last update stopped at its limit: there may be more."""
@@ -133,14 +148,18 @@ class MetricSeries:
             self._append(kind, step, values)
 
     def _append(self, kind: str, step: int, values: dict[str, float]) -> None:
-        shared = self._steps.setdefault(kind, _Steps())
+        shared = self._steps.get(kind)
+        if shared is None:
+            shared = self._steps[kind] = _Steps(room=self._room(kind))
         if shared.size and shared.array[shared.size - 1] >= step:
             shared = self._cut(kind, step)
         shared.append(step)
         for key, value in values.items():
             column = self._columns.get(key)
             if column is None:
-                column = self._columns[key] = _Column(kind, shared if shared.size == 1 else _Steps())
+                room = self._room(kind)
+                steps = shared if shared.size == 1 else _Steps(room=room)
+                column = self._columns[key] = _Column(kind, steps, room=room)
             if column.kind != kind:
                 continue  # a name with a stroke in it, which another kind has taken
             if column.steps is shared and column.size + 1 < shared.size:
@@ -148,6 +167,10 @@ class MetricSeries:
             if column.steps is not shared:
                 column.steps.append(step)
             column.append(value)
+
+    def _room(self, kind: str) -> int:
+        # an evaluation comes once in many steps
+        return self.room if kind == "train" and len(self._columns) < RESERVED_COLUMNS else 0
 
     def _cut(self, kind: str, step: int) -> _Steps:
         """Take the points from `step` on away from what rows of this kind have told. Gives the steps that are left."""
@@ -159,11 +182,12 @@ class MetricSeries:
             return x[: np.searchsorted(x, step)]
 
         # new arrays: the old ones may be in a reader's hands
-        left = self._steps[kind] = _Steps(before(old, old.size))
+        left = self._steps[kind] = _Steps(before(old, old.size), old.room)
         for key, column in self._columns.items():
             if column.kind == kind:
                 x = before(column.steps, column.size)
-                self._columns[key] = _Column(kind, left if column.steps is old else _Steps(x), column.view()[1][: len(x)])
+                steps = left if column.steps is old else _Steps(x, column.room)
+                self._columns[key] = _Column(kind, steps, column.view()[1][: len(x)], column.room)
         return left
 
 

@@ -160,12 +160,12 @@ def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, An
         size *= 8
 
 
-def sampled_rows(path: Path, parts: int, whole: int = 256 << 10, each: int = 4 << 10) -> list[dict[str, Any]]:
-    """Complete rows in their order: all of a small file; of a larger one those of `parts` evenly spread pieces."""
+def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, Any]]:
+    """Complete rows in their order: all of a small file; of a larger one those of `parts` evenly spread pieces of `each` bytes."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size <= whole:
+            if size <= parts * each:
                 pieces = [b"\n" + file.read()]
             else:
                 pieces = []

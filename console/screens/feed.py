@@ -142,7 +142,7 @@ class MonitorFeed:
         key = (run_id, metric, weight)
         version, average = self._averages.get(key, (-1, None))
         if average is None or version != series.version or average.size > len(y):
-            average = Smoother(weight)
+            average = Smoother(weight, series.room)
         average.extend(y[average.size :])
         self._averages[key] = (series.version, average)
         return Line(run_id, x, y, average.values, slot)

@@ -151,9 +151,10 @@ class StoreWatcher:
         """The metrics of a run, taken in up to now, or about `limit` bytes further. Only under `lock`, which the caller holds."""
         series = self._series.pop(run.id, None)
         if series is None:
-            from console.runs.series import MetricSeries  # numpy: not before the first frame
+            from console.runs.series import MetricSeries, room_for  # numpy: not before the first frame
 
-            series = MetricSeries(run.metrics)
+            alive = run.state["status"] in ALIVE
+            series = MetricSeries(run.metrics, room_for(run.options.get("train_iters")) if alive else 0)
         self._series[run.id] = series  # the last used is the last
         while len(self._series) > SERIES:
             self._series.pop(next(iter(self._series)))

@@ -42,6 +42,8 @@ class Points:
         if log:
             with np.errstate(all="ignore"):
                 y = np.where(y > 0, np.log10(np.where(y > 0, y, 1.0)), np.nan)
+        if len(y) and y.min() >= -MOST and y.max() <= MOST:  # neither holds with a NaN
+            return cls(np.asarray(x), y, None)
         y = np.clip(y, -MOST, MOST)
         bad = ~np.isfinite(y)
         if not bad.any():
@@ -199,11 +201,12 @@ class Smoother:
     weight: of the past, 0..1 exclusive. A NaN stays a NaN and leaves the average as it was.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, room: int = 0) -> None:
+        """room: values for which memory is taken at once."""
         self.weight = weight
         self.size = 0
         self._mean, self._mass = 0.0, 0.0
-        self._out = np.empty(256)
+        self._out = np.full(max(room, 256), np.nan)
 
     @property
     def values(self) -> np.ndarray:

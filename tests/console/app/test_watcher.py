@@ -125,6 +125,15 @@ def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(s
     assert len(searches) == 2 and watcher.look() and len(searches) == 2, "and what does not change is not searched again"
 
 
+def test_of_a_live_run_the_memory_of_its_plans_steps_is_taken_at_once(store):
+    live, ended = store.finetune("live", steps=5, total=900, code=SLEEPER), store.ended(store.finetune("ended", steps=5, total=900))
+    feed = MonitorFeed(StoreWatcher(store.root))
+    (line,), (done,) = feed.read(live, [], "loss", 0.9).lines, feed.read(ended, [], "loss", 0.9).lines
+    assert all(len(array) == 5 for array in (line.x, line.y, line.smooth))
+    assert [len(array.base) for array in (line.x, line.y, line.smooth)] == [900, 900, 900]
+    assert len(done.y) == 5 and len(done.y.base) < 900
+
+
 def test_a_damaged_run_is_a_row_and_no_crash(store):
     good = store.ended(store.finetune())
     bad = store.root / "0002-bad"

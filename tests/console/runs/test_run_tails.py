@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.runs.tail import FileFollower, JsonlTail, LogTail, MetricSeries, clean, last_rows
+from console.runs.series import room_for
+from console.runs.tail import FileFollower, JsonlTail, LogTail, MetricSeries, clean, last_rows, sampled_rows
 
 
 def rows_of(data: bytes) -> list[dict]:
@@ -125,6 +126,16 @@ def test_the_last_rows_come_from_the_end_alone(tmp_path):
     assert last_rows(tmp_path / "none") == []
 
 
+@pytest.mark.parametrize("count", [0, 1, 30, 1700, 1725, 1750, 2000, 40_000])
+def test_rows_spread_over_a_file_come_once_each_in_order_from_its_first_to_its_last(tmp_path, count):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"kind": "train", "step": n, "loss": 1.5}) + "\n" for n in range(10_000, 10_000 + count)))
+    steps = [row["step"] for row in sampled_rows(path, 20)]
+    assert steps == sorted(set(steps)) and len(steps) <= 1800
+    assert steps[:1] + steps[-1:] == ([10_000, 10_000 + count - 1] if count else [])
+    assert len(steps) == count if path.stat().st_size <= 20 * 4096 else len(steps) > 1000
+
+
 def write(path, *rows):
     with open(path, "a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -173,10 +184,10 @@ ROWS = st.lists(  # (step, kind, names of its numbers)
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows=ROWS, cuts=st.lists(st.integers(1, 80), max_size=6))
-def test_series_hold_the_last_word_on_each_step_whichever_rows_have_which_numbers(tmp_path_factory, rows, cuts):
+@given(rows=ROWS, cuts=st.lists(st.integers(1, 80), max_size=6), room=st.sampled_from([0, 300, 310, 1000]))
+def test_series_hold_the_last_word_on_each_step_whichever_rows_have_which_numbers(tmp_path_factory, rows, cuts, room):
     path = tmp_path_factory.mktemp("series") / "metrics.jsonl"
-    series, expected, held = MetricSeries(path), {}, []
+    series, expected, held = MetricSeries(path, room), {}, []
     owner: dict[str, str] = {}
     for place, (step, kind, names) in enumerate(rows):
         write(path, {"kind": kind, "step": step, **{name: place for name in names}})
@@ -206,6 +217,36 @@ def test_a_row_costs_eight_bytes_a_number_and_its_step_once(tmp_path):
     arrays = [array for key in series.keys for array in series.xy(key)]
     assert len({id(array.base) for array in arrays}) == 4, "three columns over the steps of one"
     assert sum({id(a.base): a.base.nbytes for a in arrays}.values()) < 20_000 * 8 * 4 * 1.3
+
+
+def test_following_takes_no_memory_while_the_steps_of_the_plan_last(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    series = MetricSeries(path, room_for(4000))
+    write(path, train(1, 1.0, lr=1e-5), {"v": 1, "kind": "eval", "step": 1, "loss": 2.5})
+    series.update()
+    first = {key: [array.base for array in series.xy(key)] for key in series.keys}
+    assert {key: len(y) for key, (_, y) in first.items()} == {"loss": 4000, "lr": 4000, "eval/loss": 256}
+    write(path, *(train(n, float(n), lr=1e-5) for n in range(2, 4001)))
+    series.update()
+    assert all(array.base is base for key, bases in first.items() for array, base in zip(series.xy(key), bases, strict=True))
+    write(path, *(train(n, -float(n), lr=1e-5) for n in range(3001, 4003)))  # resumed, and longer than planned
+    series.update()
+    steps, loss = series.xy("loss")
+    assert steps.tolist() == list(range(1, 4003)) and loss[2999] == 3000 and loss[-1] == -4002 and 4002 <= len(loss.base) < 6000
+
+
+@pytest.mark.parametrize(("steps", "room"), [(500, 500), (10**9, 1 << 16), (-3, 0), (None, 0), (True, 0), ("many", 0), (2.5, 0)])
+def test_memory_is_taken_at_once_for_the_steps_of_a_plan_within_a_limit(steps, room):
+    assert room_for(steps) == room
+
+
+def test_a_record_of_very_many_metrics_takes_memory_as_it_grows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, train(1, 1.0, **{f"expert_{n}": 0.5 for n in range(500)}))
+    series = MetricSeries(path, room_for(10**6))
+    series.update()
+    assert len(series.keys) == 501
+    assert sum(series.xy(key)[1].base.nbytes for key in series.keys) < 20 << 20
 
 
 def test_a_metrics_file_that_begins_anew_empties_the_arrays(tmp_path):

@@ -111,6 +111,14 @@ def matrices(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
     return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
+def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
+    """Bytes of the copy of a stage's experts' adapters, side by side, that their product keeps in one pass (`lora.grouped`)."""
+    adapters = Adapters.of(options)
+    if adapters is None or options.precision not in ("bf16", "fp8"):
+        return 0
+    return act.BYTES[options.precision] * held(adapters, options, a, stage.index)["experts"]
+
+
 def stage_memory(
     options: FinetuneOptions, architecture: Architecture, stage: Stage, *, processes: int, vision_tokens: int
 ) -> StageMemory:
@@ -128,6 +136,8 @@ def stage_memory(
         language = passes * layers / max(options.recompute_layers, 1) * tokens * act.checkpoint_bytes(a, options)
     else:
         language = passes * layers * tokens * act.layer_bytes(a, options)
+        if options.recompute != "sel":
+            language += passes / options.vp * stacked_adapters(options, a, stage)
     if options.recompute == "offload":
         away = options.recompute_layers or a.num_layers - 1
         kept_on_host = language * away / layers

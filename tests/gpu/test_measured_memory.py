@@ -52,6 +52,9 @@ RUNS = {
     "4B long, full recompute": ("4B", 0, 1024, dict(seq_length=8192, recompute="full")),
     "8B, 8 layers": ("8B", 8, 1024, dict(seq_length=4096)),
     "A3B, 6 layers": ("A3B", 6, 1024, dict(seq_length=4096)),
+    "4B LoRA fp8": ("4B", 0, 1024, dict(seq_length=2048, micro_batch_size=2, lora_rank=16, precision="fp8")),
+    "A3B, 12 layers, LoRA": ("A3B", 12, 1024, dict(seq_length=4096, lora_rank=16)),
+    "A3B, 12 layers, LoRA fp8": ("A3B", 12, 1024, dict(seq_length=4096, lora_rank=16, precision="fp8")),
 }
 
 

@@ -1,7 +1,7 @@
 """Parallel layouts on several GPUs: is the loss that of one process, and how much faster is a step?
 
     python benchmarks/multi_gpu.py --gpus 2                   # Qwen3-VL-2B with random weights
-    python benchmarks/multi_gpu.py --gpus 2 --rows 4          # with micro batches that keep a GPU busy
+    python benchmarks/multi_gpu.py --gpus 2 --rows 2          # of a micro batch
     python benchmarks/multi_gpu.py --gpus 4 --size 8B --json
     python benchmarks/multi_gpu.py --gpus 2 --size tiny       # the demo's model on gloo processes: shows the loss only
 

@@ -23,19 +23,13 @@ from console.notebook.live import Live
 from console.notebook.page import COLOURS, box, escape, say, table
 from console.notebook.stores import as_run, open_store
 from console.runs import launch
+from console.runs.measures import METRICS, NOISY, title_of
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import MetricSeries
 from console.runs.text import GLYPHS, age, number
 from qwen3vl_core.errors import RequestError
 
-TITLES = {
-    "loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "trained tokens/s",
-    "step_seconds": "seconds a step", "tokens": "trained tokens a step", "samples": "samples a step", "skipped": "samples skipped",
-}  # fmt: skip
-"""Metrics in the order of the menu; others follow under their own names."""
-NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
-"""Metrics that smoothing makes clearer; an average of a schedule would only lag behind it."""
 NO_POINTS = "no points yet"
 DIM = 0.45
 """Opacity of what was measured under its average."""
@@ -81,8 +75,8 @@ class RunMonitor(Live):
         self._pinned = bool(chosen)
         wide = {"layout": W.Layout(width="230px"), "style": {"description_width": "70px"}}
         self.run_select = W.SelectMultiple(options=[], rows=4, description="runs", layout=W.Layout(width="420px"))
-        names = [*TITLES, *([] if metric in TITLES else [metric])]
-        self.metric_menu = W.Dropdown(options=[(TITLES.get(n, n), n) for n in names], value=metric, description="metric", **wide)
+        names = [*METRICS, *([] if metric in METRICS else [metric])]
+        self.metric_menu = W.Dropdown(options=[(title_of(n), n) for n in names], value=metric, description="metric", **wide)
         self.smoothing_slider = W.FloatSlider(
             value=smoothing, min=0.0, max=0.99, step=0.01, description="smooth", continuous_update=False, readout_format=".2f", **wide
         )
@@ -220,7 +214,7 @@ class RunMonitor(Live):
         traces = self.traces(shown, window=window)
         figure = self.figure
         with figure.together():
-            kind, title = "log" if self.log_box.value else "linear", TITLES.get(metric, metric)
+            kind, title = "log" if self.log_box.value else "linear", title_of(metric)
             if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
                 # heights that were zoomed into are others now
                 figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
@@ -304,7 +298,7 @@ class RunMonitor(Live):
                 dim = role == "raw" and run in smoothed
                 name = "" if dim else f"{run} validation" if role == "eval" else run
                 lines.append(Line(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
-            return drawing(lines, y_title=TITLES.get(metric, metric), log_y=self.log_box.value, **looks)
+            return drawing(lines, y_title=title_of(metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:
         """Write the curves as an SVG file; without a path beside the notebook, named after the runs. Raises RequestError."""

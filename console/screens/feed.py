@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from console.runs.measures import METRICS, NOISY
 from console.runs.state import SAMPLES
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail
@@ -20,14 +21,6 @@ LOG_LINES = 5000
 READ_BYTES = 4 << 20
 """Of one run's metrics at one look; a run of a million steps is drawn as it is read."""
 TROUBLE_STATES = ("failed", "lost")
-METRICS = {
-    "loss": "loss", "grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "trained tokens/s",
-    "step_seconds": "seconds a step", "tokens": "trained tokens a step", "samples": "samples a step", "skipped": "samples skipped",
-    "mfu": "MFU", "gpu_utilisation": "GPU busy, percent", "memory_gib": "GPU memory, GiB",
-}  # fmt: skip
-"""Metrics in the order of the monitor's key, with their titles; others follow under their own names."""
-NOISY = ("loss", "grad_norm", "tokens_per_second", "step_seconds")
-"""Metrics that smoothing makes clearer; an average of a schedule would only lag behind it."""
 
 
 @dataclass(frozen=True)

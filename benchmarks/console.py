@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 LIMITS = {
     "first_frame_s": 0.5, "curve_1e6x4_cpu_ms": 16.0, "log_300mb_open_s": 0.3, "metric_to_paint_s": 0.5, "follow_core_share": 0.10,
-    "follow_mib_a_minute": 0.1,
+    "follow_grown_mib": 1.0,
 }  # fmt: skip
 POINTS, RUNS = 1_000_000, 4
 SCREEN = (120, 36)
@@ -307,9 +307,10 @@ def paint_delay(folder: Path, rounds: int) -> float:
 
 
 def follow(folder: Path, seconds: float) -> tuple[float, float]:
-    """(share of one core, MiB grown a minute) of the monitor on a live run that writes 200 lines and 50 rows a second.
+    """(share of one core, MiB grown in all) of the monitor on a live run that writes 200 lines and 50 rows a second.
 
     The history of the first 65,536 steps has its memory from the beginning (`console.runs.series.RESERVED`); ten minutes are 36,000.
+    A heap that settles may take a mebibyte of about 70; the history alone, were it not reserved, would take 2.7.
     """
     run = make_run(folder / "follow", live=True)
     terminal = Terminal(console(folder / "follow"))
@@ -334,7 +335,7 @@ def follow(folder: Path, seconds: float) -> tuple[float, float]:
                     start = (time.perf_counter(), terminal.cpu(), terminal.memory())
                 terminal.read(0.1)
         span = time.perf_counter() - start[0]
-        return (terminal.cpu() - start[1]) / span, (terminal.memory() - start[2]) / span * 60
+        return (terminal.cpu() - start[1]) / span, terminal.memory() - start[2]
     finally:
         terminal.close()
         end(run)
@@ -355,7 +356,7 @@ def main() -> int:
         names = ("runs_3000_read_s", "runs_3000_look_cpu_ms", "runs_3000_paint_cpu_ms")
         found |= dict(zip(names, many_runs(folder, given.rounds), strict=True))
         found["metric_to_paint_s"] = paint_delay(folder, given.rounds)
-        found["follow_core_share"], found["follow_mib_a_minute"] = follow(folder, given.follow_seconds)
+        found["follow_core_share"], found["follow_grown_mib"] = follow(folder, given.follow_seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = {name: round(value, 4) for name, value in found.items()} | {"follow_seconds": given.follow_seconds}

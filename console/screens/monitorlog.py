@@ -55,7 +55,9 @@ class MonitorLog(ConsoleScreen):
             where = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
             parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
             if count > 1:
-                parts.append(Content("  n N").stylize("$muted"))
+                # letters go into the field while it has the focus
+                keys = "  enter" if self.query_one("#find").has_focus else "  n N"
+                parts.append(Content(keys).stylize("$muted"))
         state = Content("").join(parts)
         if state != self._state:
             self._state = state
@@ -116,6 +118,7 @@ class MonitorLog(ConsoleScreen):
 
     def _close_find(self) -> None:
         self.query_one("#find").display = False
+        self.call_after_refresh(self._log_state)
 
     # what went wrong
 

@@ -132,11 +132,11 @@ def test_find_follow_and_the_places_found(store):
         assert screen.query_one("#find").value == "nan"
         await press(pilot, "enter")
         text = text_of(pilot.app)
-        assert "“nan” 2 of 2" in text and "line 200 NaN" in text and "F follows" in text
+        assert "“nan” 2 of 2  enter" in text and "line 200 NaN" in text and "F follows" in text
         await press(pilot, "enter")
         assert "“nan” 1 of 2" in text_of(pilot.app) and "line 100 NaN" in text_of(pilot.app)
         await press(pilot, "escape", "n")
-        assert pane.has_focus and "“nan” 2 of 2" in text_of(pilot.app)
+        assert pane.has_focus and "“nan” 2 of 2  n N" in text_of(pilot.app)
         await press(pilot, "N", "F")
         assert "line 399" in text_of(pilot.app) and "● following" in text_of(pilot.app)
         await press(pilot, "up")

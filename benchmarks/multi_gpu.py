@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B", "32B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
-    parser.add_argument("--rows", type=int, default=1, help="of a micro batch; four of them, or more, are a rank's share of a step")
+    parser.add_argument("--rows", type=int, default=1, help="of a micro batch; a step is four micro batches for each GPU")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=", ".join(LAYOUTS))
     parser.add_argument("--json", action="store_true")

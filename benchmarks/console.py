@@ -159,8 +159,8 @@ def curve(rounds: int) -> float:
     """CPU milliseconds to set the data of four runs of a million points and paint them, smoothed too: the median frame."""
     from textual.app import App
 
+    from console.widgets.braille import Smoother
     from console.widgets.curve import Curve, Line
-    from console.widgets.raster import Smoother
 
     random = np.random.default_rng(0)
     lines = []
@@ -200,9 +200,9 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
     """Of a store of 3000 runs: (seconds until the last is read, CPU ms of a look after that, CPU ms to filter, sort and paint)."""
     from textual.app import App
 
-    from console.runs.choose import choose
-    from console.screens.watch import StoreWatcher
-    from console.widgets.runlist import RunList
+    from console.readers.store_watcher import StoreWatcher
+    from console.runs.filters import choose
+    from console.widgets.run_list import RunList
 
     store = folder / "many"
     first = make_run(store, 20)
@@ -254,9 +254,9 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
 
 def long_log(folder: Path, rounds: int) -> tuple[float, float, float]:
     """(open: read and first paint of the tail, index of all lines, a search through all): seconds, medians."""
-    from console.runs.logfile import WholeLog
+    from console.readers.monitor import LOG_LINES
+    from console.runs.log_file import WholeLog
     from console.runs.tail import LogTail
-    from console.screens.feed import LOG_LINES
 
     path = folder / "long.log"
     line = "10:41:02 step 06310/10000  loss 1.2140  lr 9.31e-06  grad 0.91  812 ms  41.2k tok/s  MFU 43.1%  ETA 0:41:10  padded to 150\n"

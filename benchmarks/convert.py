@@ -27,7 +27,7 @@ import torch
 
 from qwen3vl_core.checkpoint.hf import HFReader
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
-from qwen3vl_core.checkpoint.names import regions
+from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.progress import Progress, quantity
 from qwen3vl_core.sizes import SIZES, Architecture
 

@@ -38,9 +38,9 @@ from PIL import Image, ImageDraw
 
 import qwen3vl_core
 from qwen3vl_core.data import energon
-from qwen3vl_core.data.prepare import read_samples
-from qwen3vl_core.data.prepare_check import Checker
-from qwen3vl_core.data.prepare_write import Shard, plan_shards, write_shards
+from qwen3vl_core.data.prepare.check import Checker
+from qwen3vl_core.data.prepare.command import read_samples
+from qwen3vl_core.data.prepare.shard_writer import Shard, plan_shards, write_shards
 from qwen3vl_core.data.workers import Workers, worker_count
 
 SIDE = 336
@@ -267,8 +267,8 @@ def loader_figures(folder: Path, source: Path, count: int, repeats: int) -> dict
     """Samples a second of the loader in this process, as training takes them and normalised here too, and of Hugging Face's."""
     import torch
 
-    from qwen3vl_core.data import prepare
     from qwen3vl_core.data.loader import build_loader
+    from qwen3vl_core.data.prepare import command as prepare
     from qwen3vl_core.data.processor import ChatProcessor
     from qwen3vl_core.options import PrepareOptions
 
@@ -302,8 +302,8 @@ def loader_figures(folder: Path, source: Path, count: int, repeats: int) -> dict
 
 def packing_figures(folder: Path, source: Path, count: int) -> dict[str, Any]:
     """How full the rows of an epoch are, and how fast they come."""
-    from qwen3vl_core.data import prepare
     from qwen3vl_core.data.loader import build_loader
+    from qwen3vl_core.data.prepare import command as prepare
     from qwen3vl_core.data.processor import ChatProcessor
     from qwen3vl_core.options import PrepareOptions
 

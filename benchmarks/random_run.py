@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
-from qwen3vl_core.checkpoint.names import regions
+from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.options import FinetuneOptions, from_mapping
@@ -211,7 +211,7 @@ def metrics(runs: Path) -> list[dict]:
 
 def options_of_words(words: list[str]) -> FinetuneOptions:
     """The options that a command line names."""
-    from qwen3vl_core.commandline import build_parser
+    from qwen3vl_core.command_line import build_parser
 
     given = vars(build_parser().parse_args(["finetune", *words]))
     names = {f.name for f in dataclasses.fields(FinetuneOptions)}

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from qwen3vl_core.model import parallel
+from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.specs import use_transformer_engine
 
 import random_run as rr
@@ -33,7 +33,7 @@ from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training import setup, step
-from qwen3vl_core.training.speed import GIB, peak, training_flops
+from qwen3vl_core.training.throughput import GIB, peak, training_flops
 
 WARM = 3
 
@@ -91,7 +91,7 @@ def ours(name: str, a: Architecture, batch: Batch, steps: int, **changes) -> dic
     rows, length = batch.input_ids.shape
     values = dict(micro_batch_size=rows, global_batch_size=rows, seq_length=length, lr=1e-5, min_lr=1e-6, train_iters=1000)
     options = FinetuneOptions(**(values | changes))
-    parallel.initialize()
+    process_groups.initialize()
     training = setup.build(options, SimpleNamespace(architecture=a))
     return measure(name, lambda: step.train_step(training, [batch]).loss, a, batch, training.frozen, steps)
 
@@ -131,7 +131,7 @@ def stock_megatron(name: str, a: Architecture, batch: Batch, steps: int) -> dict
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-    parallel.initialize()
+    process_groups.initialize()
     inner = setup.build_model
 
     def language_tower(architecture, config, **where):

@@ -21,18 +21,18 @@ from textual.screen import Screen
 from textual.signal import Signal
 
 from console.actions import ACTIONS, SCREENS, Action, actions_of, bindings_of, clashes, shown
-from console.doing import RunActions, number_of
+from console.formatting import one_line
 from console.messages import RunStarted, StoreSeen
+from console.readers.run_rows import RunRow, Snapshot
+from console.run_actions import RunActions, number_of
 from console.runs.state import store_folder
-from console.screens.rows import RunRow, Snapshot
 from console.terminal import edit, prepare_terminal
-from console.widgets.words import one_line
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 
 if TYPE_CHECKING:
     from textual.theme import Theme
 
-    from console.screens.watch import StoreWatcher
+    from console.readers.store_watcher import StoreWatcher
 
 LOOK_SECONDS = 0.5
 WARM_SECONDS = 0.3
@@ -99,7 +99,7 @@ class ConsoleApp(RunActions):
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
         self.workspace: dict[str, Any] = {}
         if self.workspace_folder is not None:
-            self.workspace = importlib.import_module("console.screens.plan").read_workspace(self.workspace_folder)
+            self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(self.workspace_folder)
         self._watcher: StoreWatcher | None = None
         self.snapshot = Snapshot(seen=False)
         self.greet = greet
@@ -160,7 +160,7 @@ class ConsoleApp(RunActions):
     def watcher(self) -> StoreWatcher:
         """Of the store; made when it is first looked at, a moment after the first frame."""
         if self._watcher is None:
-            from console.screens.watch import StoreWatcher
+            from console.readers.store_watcher import StoreWatcher
 
             self._watcher = StoreWatcher(self.store_root)
         return self._watcher
@@ -215,7 +215,7 @@ class ConsoleApp(RunActions):
 
     def clone_run(self, row: RunRow) -> None:
         """Open the form of a new run with another one's options."""
-        if row.kind not in importlib.import_module("console.screens.plan").KINDS:
+        if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
             self.notify(f"{row.id}: a run of no kind that can be started here; nothing to clone", severity="error", markup=False)
             return
         self._screen_of("launch", lambda screen: screen.open(row.kind, row.run.options))
@@ -250,7 +250,7 @@ class ConsoleApp(RunActions):
     def open_form(self, kind: str, values: Mapping[str, Any] | None) -> None:
         """The form of a new run: with these values, None: with what the workspace gives."""
         if values is None:
-            values = importlib.import_module("console.screens.plan").prefill(kind, self.workspace, self.workspace_folder)
+            values = importlib.import_module("console.readers.form_defaults").prefill(kind, self.workspace, self.workspace_folder)
         begin = values
         self._screen_of("launch", lambda screen: screen.open(kind, begin))
 
@@ -261,7 +261,7 @@ class ConsoleApp(RunActions):
     def open_workspace(self, folder: Path) -> None:
         """Go on in another workspace, with its own runs."""
         self.workspace_folder = folder
-        self.workspace = importlib.import_module("console.screens.plan").read_workspace(folder)
+        self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(folder)
         self.store_root = folder / "runs"
         self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
         for stack in self._screen_stacks.values():
@@ -279,7 +279,7 @@ class ConsoleApp(RunActions):
 
     def action_keys_help(self) -> None:
         """The keys of this screen; what is chosen among them is done."""
-        from console.screens.keyshelp import KeysHelp  # not before the first frame
+        from console.screens.keys_help import KeysHelp  # not before the first frame
 
         screen = self.screen
         scope = screen.id or self.current_mode

@@ -35,17 +35,17 @@ def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
     name: a key of `COMMANDS`; options: that command's options object. Gives the exit code: of a detached run 0, else
     0 done, 1 failed, 2 its request was wrong, 130 stopped. Raises RequestError and WorkError when it cannot start.
     """
-    from console import runscommand
+    from console import runs_command
     from console.runs import launch as launcher
     from console.runs.store import RunStore
 
-    return runscommand.begin(RunStore(runs).create(name, options), launcher.start, foreground)
+    return runs_command.begin(RunStore(runs).create(name, options), launcher.start, foreground)
 
 
 def runs(arguments: list[str]) -> int:
     """`qwen3vl runs ...`. Gives the exit code; raises RequestError and WorkError."""
     # the console does not wait for it
-    return importlib.import_module("console.runscommand").runs(arguments)
+    return importlib.import_module("console.runs_command").runs(arguments)
 
 
 def console(arguments: list[str]) -> int:
@@ -94,7 +94,7 @@ def _without_tls() -> None:
 
 def notebook(arguments: list[str]) -> int:
     """`qwen3vl notebook`: JupyterLab in place of this process. Gives no exit code of its own; raises RequestError."""
-    lab = importlib.import_module("console.notebook.lab")
+    lab = importlib.import_module("console.notebook.jupyterlab")
     parser = Parser(
         prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; only who has its token comes in.",
         allow_abbrev=False,

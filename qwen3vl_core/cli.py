@@ -1,4 +1,4 @@
-"""The `qwen3vl` command. Thin, since the console's first frame waits for it: the command line is read by `commandline.py`.
+"""The `qwen3vl` command. Thin, since the console's first frame waits for it: the command line is read by `command_line.py`.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that says what, where, the rule, the way out).
 """
@@ -51,18 +51,18 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
         command = commands[words[0]] if commands is not None else registered("qwen3vl.commands", words[0])
         return command(words[1:])
     # what the console's first frame does not wait for
-    commandline = importlib.import_module("qwen3vl_core.commandline")
+    command_line = importlib.import_module("qwen3vl_core.command_line")
     if not words:
-        commandline.build_parser().print_help()
+        command_line.build_parser().print_help()
         return EXIT_DONE
-    values = vars(commandline.build_parser().parse_args(words))
+    values = vars(command_line.build_parser().parse_args(words))
     values.pop("debug")
     name = values.pop("command")
     if name == "demo":
         return importlib.import_module("qwen3vl_core.demo.run").main(**values)
     if name in ("plan", "recipe", "doctor"):
-        return commandline.look(name, values)
-    return commandline.work(name, values)
+        return command_line.look(name, values)
+    return command_line.work(name, values)
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:

@@ -10,17 +10,17 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
-from console.notebook.frames import captions, scores
+from console.notebook.caption_html import marked
+from console.notebook.data_frames import captions, scores
+from console.notebook.html import box, escape, picture, read_picture, say, table
 from console.notebook.live import Live
-from console.notebook.page import box, escape, picture, read_picture, say, table
 from console.notebook.stores import as_run, open_store
-from console.notebook.words import marked
 from console.runs import exports
 from console.runs.captions import Caption, Sample, SampleFeed, Votes, read_votes, vote
+from console.runs.run_text import GLYPHS
 from console.runs.store import Run, RunStore
-from console.runs.text import GLYPHS
-from qwen3vl_core.caption.record import SAME
-from qwen3vl_core.caption.words import count
+from qwen3vl_core.caption.comparison import SAME
+from qwen3vl_core.caption.word_diff import count
 
 STATIC_PICTURES = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as W
 
 from console.forms import help_of, text_of
-from console.notebook.page import box, escape
+from console.notebook.html import box, escape
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import Option, options_of
 

@@ -14,11 +14,11 @@ import pandas as pd
 
 from console.forms import Plan, look_here, read_plan, value_of
 from console.notebook.form import Form
+from console.notebook.html import box, code, escape, say, table
 from console.notebook.live import close_all, take_cell, telling
-from console.notebook.memory import MemoryBar
-from console.notebook.page import box, code, escape, say, table
+from console.notebook.memory_bar import MemoryBar
 from console.notebook.stores import open_store
-from console.runs import launch, record
+from console.runs import launch, plan_record
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
@@ -192,7 +192,7 @@ class Launcher(W.VBox):
 
     def _same(self, options: Any, alive_only: bool = False) -> Run | None:
         """The newest run of these very options that lives, or is done and has left what it made."""
-        wanted = to_mapping(record.with_whole_paths(options))
+        wanted = to_mapping(plan_record.with_whole_paths(options))
         defaults = {o.name: o.default for o in options_of(type(options))}
         made = [getattr(options, o.name) for o in options_of(type(options)) if o.path == "folder" and o.required]
         for run in self.store.list():

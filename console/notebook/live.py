@@ -10,7 +10,7 @@ from typing import Any
 
 import ipywidgets
 
-from console.notebook.page import say
+from console.notebook.html import say
 from qwen3vl_core.errors import RequestError, WorkError
 
 SECONDS = 0.5

@@ -16,18 +16,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from console.notebook.curves import MOST_POINTS, Growing
-from console.notebook.drawing import Line, drawing
+from console.notebook.data_frames import metrics
 from console.notebook.figure import Figure
-from console.notebook.frames import metrics
+from console.notebook.html import COLOURS, box, escape, say, table
 from console.notebook.live import Live
-from console.notebook.page import COLOURS, box, escape, say, table
 from console.notebook.stores import as_run, open_store
+from console.notebook.svg import Line, drawing
 from console.runs import launch
 from console.runs.measures import METRICS, NOISY, title_of
+from console.runs.run_text import GLYPHS, age, number
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import MetricSeries
-from console.runs.text import GLYPHS, age, number
 from qwen3vl_core.errors import RequestError
 
 NO_POINTS = "no points yet"

@@ -10,8 +10,8 @@ import ipywidgets as W
 import numpy as np
 import pandas as pd
 
+from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
-from console.notebook.page import box, escape, picture, say, table
 from console.notebook.shards import DatasetSample, Split, report_of, splits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.progress import quantity

@@ -9,11 +9,11 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
-from console.notebook import frames
+from console.notebook import data_frames
+from console.notebook.html import STYLE, box, code, escape, say, table
 from console.notebook.live import Live
-from console.notebook.page import STYLE, box, code, escape, say, table
 from console.notebook.stores import open_store
-from console.runs import launch, text
+from console.runs import launch, run_text
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
@@ -72,7 +72,7 @@ class RunsTable(Live):
             self.head.value = say(f"no runs in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
             self.select.options = ()
         else:
-            head, *lines = text.table(list(self._runs.values()), WIDTH)
+            head, *lines = run_text.table(list(self._runs.values()), WIDTH)
             # a browser draws several blanks in a menu as one
             options = tuple((line.replace(" ", "\u00a0"), id) for line, id in zip(lines, self._runs, strict=True))
             if options != self.select.options:
@@ -103,7 +103,7 @@ class RunsTable(Live):
             tail.read()
             shown = code("\n".join([*tail.lines, *filter(None, [tail.partial])]) or "nothing printed yet")
         else:
-            shown = code("\n".join(text.describe(run)))
+            shown = code("\n".join(run_text.describe(run)))
         if self.detail.value != shown:
             self.detail.value = shown
 
@@ -129,12 +129,13 @@ class RunsTable(Live):
 
     def frame(self) -> pd.DataFrame:
         """`runs` of this store."""
-        return frames.runs(self.store)
+        return data_frames.runs(self.store)
 
     def _repr_html_(self) -> str:
         rows = []
         for run in self.store.list():
-            last, status = text.last_of(run), run.status
-            cells = (run.id, run.kind, f"{text.GLYPHS[status]} {status}", text.step_of(run, last), text.number(last.get("loss")))
+            last, status = run_text.last_of(run), run.status
+            state = f"{run_text.GLYPHS[status]} {status}"
+            cells = (run.id, run.kind, state, run_text.step_of(run, last), run_text.number(last.get("loss")))
             rows.append([escape(cell) for cell in cells])
         return box(table(("run", "kind", "status", "step", "loss"), rows))

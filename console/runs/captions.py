@@ -13,8 +13,8 @@ from typing import Any
 from console.runs.state import read_json, write_json
 from console.runs.store import Run
 from console.runs.tail import JsonlTail
-from qwen3vl_core.caption.record import BASE, SAME, TUNED, Comparison, Model, Text, tally
-from qwen3vl_core.caption.record import Sample as Written
+from qwen3vl_core.caption.comparison import BASE, SAME, TUNED, Comparison, Model, Text, tally
+from qwen3vl_core.caption.comparison import Sample as Written
 from qwen3vl_core.errors import RequestError, WorkError
 
 HEAD, SAMPLES, VOTES = "comparison.json", "samples.jsonl", "votes.json"

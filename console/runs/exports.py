@@ -7,8 +7,8 @@ from pathlib import Path
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.store import Run
 from qwen3vl_core.caption import report
-from qwen3vl_core.caption.embed import embed_file
-from qwen3vl_core.caption.record import Comparison
+from qwen3vl_core.caption.comparison import Comparison
+from qwen3vl_core.caption.data_uri import embed_file
 from qwen3vl_core.errors import RequestError
 
 PAGE, DATA = "captions.html", "captions.json"

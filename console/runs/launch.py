@@ -51,9 +51,9 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
     if state["status"] in ALIVE and state.get("supervisor_pid") and is_here(state):
         raise runs_already(run.path)  # the supervisor would find so too, and wait for the lock first
     environment = {k: v for k, v in os.environ.items() if k != RUN_VARIABLE}
-    from console.runs import record  # with the options' declarations, which a list of runs does without
+    from console.runs import plan_record  # with the options' declarations, which a list of runs does without
 
-    environment["PYTHONPATH"] = record.python_path(environment.get("PYTHONPATH", ""))
+    environment["PYTHONPATH"] = plan_record.python_path(environment.get("PYTHONPATH", ""))
     environment[PROGRESS_VARIABLE] = "bar" if columns else "lines"
     if columns:
         environment["COLUMNS"] = str(columns)

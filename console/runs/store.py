@@ -179,12 +179,12 @@ class RunStore:
         Raises RequestError (the options make no command, the folder is no place) and WorkError (the disk is full).
         """
         # with the options' declarations, which a list of runs does without
-        from console.runs import record
+        from console.runs import plan_record
         from qwen3vl_core.options import to_mapping
 
         try:
             if is_dataclass(options):
-                options = record.with_whole_paths(options)
+                options = plan_record.with_whole_paths(options)
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
             self.root.mkdir(parents=True, exist_ok=True)
@@ -195,8 +195,8 @@ class RunStore:
             raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder you may write to") from None
         path = self.root / f"{number:04d}-{_slug(str(label))}"
         try:
-            words = command if command is not None else record.child_command(kind, options, path)
-            record.write_record(claim, record.make_plan(kind, str(label), values, [str(w) for w in words]), path)
+            words = command if command is not None else plan_record.child_command(kind, options, path)
+            plan_record.write_record(claim, plan_record.make_plan(kind, str(label), values, [str(w) for w in words]), path)
             write_json(claim / STATE, {
                 "status": "starting", "supervisor_pid": None, "pid": None, "host": host(), "boot_id": boot_id(),
                 "exit_code": None, "started": None, "ended": None, "error": None,

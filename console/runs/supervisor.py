@@ -295,8 +295,8 @@ def _take_a_free_port(run_dir: Path) -> None:
     plan = read_json(run_dir / PLAN)
     command = plan.get("command")
     if isinstance(command, list) and "torch.distributed.run" in command and "--master-port" in command[:-1]:
-        from console.runs.record import write_record
-        from qwen3vl_core.layout.command import free_port
+        from console.runs.plan_record import write_record
+        from qwen3vl_core.layout.torchrun_command import free_port
 
         command[command.index("--master-port") + 1] = str(free_port())
         write_record(run_dir, plan)

@@ -9,9 +9,9 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.worker import Worker
 
-from console.screens.rows import RunRow, Snapshot
+from console.formatting import one_line
+from console.readers.run_rows import RunRow, Snapshot
 from console.widgets.bars import KeyBar, TopBar
-from console.widgets.words import one_line
 
 if TYPE_CHECKING:
     from console.app import ConsoleApp

@@ -16,10 +16,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
+from console.formatting import GLYPHS, number
 from console.runs.store import Run
 from console.runs.tail import MetricSeries
-from console.widgets.hints import Hints
-from console.widgets.words import GLYPHS, number
+from console.widgets.key_hints import Hints
 
 MOST_RUNS = 40
 """Of the newest finetunes; more would not be looked through by eye."""

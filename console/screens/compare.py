@@ -13,24 +13,24 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
+from console.formatting import one_line, printable
 from console.forms import check_here, read_plan
 from console.messages import CaptionsRead, PictureRead, WorkFailed
+from console.readers.captions import CompareFeed, CompareView, shuffled
+from console.readers.form_defaults import prefill
+from console.readers.run_rows import RunRow, Snapshot
 from console.runs import exports
 from console.runs.captions import Sample
-from console.screens.about import about, columns_of, status
 from console.screens.base import WIDE, ConsoleScreen
-from console.screens.captions import CompareFeed, CompareView, shuffled
 from console.screens.checkpoints import PickModels
-from console.screens.fullpicture import FullPicture
-from console.screens.plan import prefill
-from console.screens.rows import RunRow, Snapshot
+from console.screens.full_picture import FullPicture
 from console.screens.voting import Voting
-from console.widgets.columns import CaptionBox, CaptionColumns
-from console.widgets.optionform import PREFIX, OptionForm
+from console.widgets.caption_columns import CaptionBox, CaptionColumns
+from console.widgets.comparison_details import about, columns_of, status
+from console.widgets.option_form import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
-from console.widgets.pictureframe import PictureFrame
-from console.widgets.words import one_line, printable
-from qwen3vl_core.caption.record import SAME
+from console.widgets.picture_frame import PictureFrame
+from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, from_mapping
 

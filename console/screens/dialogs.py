@@ -16,13 +16,13 @@ from textual.widgets import Button, Label, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
-from console.runs.facts import differences
+from console.formatting import number, one_line, span
+from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
+from console.runs.run_json import differences
+from console.runs.run_text import MEASURES, plain
 from console.runs.store import Run
-from console.runs.text import MEASURES, plain
-from console.screens.rows import RunRow
-from console.widgets.hints import Hints
-from console.widgets.words import number, one_line, span
+from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import quantity
 

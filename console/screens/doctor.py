@@ -14,9 +14,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
+from console.formatting import one_line, printable
 from console.messages import Told, WorkFailed
-from console.widgets.hints import Hints
-from console.widgets.words import one_line, printable
+from console.widgets.key_hints import Hints
 from qwen3vl_core.layout.doctor import Check, examine
 
 LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail": ("✗", "$text-error")}

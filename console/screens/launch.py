@@ -15,15 +15,15 @@ from textual.content import Content
 from textual.widgets import Input, Static, Tab, Tabs
 
 from console.actions import bindings_of
+from console.formatting import one_line
 from console.forms import Plan, Verdict, look_here, read_plan
 from console.messages import PlanChecked
+from console.readers.form_defaults import KINDS, PRESETS, free_path, gpu_here, prefill, suggestions
 from console.screens.base import WIDE, ConsoleScreen
 from console.screens.dialogs import PickPreset
-from console.screens.plan import KINDS, PRESETS, free_path, gpu_here, prefill, suggestions
 from console.terminal import edit
-from console.widgets import planview
-from console.widgets.optionform import OptionForm
-from console.widgets.words import one_line
+from console.widgets import plan_view
+from console.widgets.option_form import OptionForm
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import COMMANDS, shell_line, to_arguments
 from qwen3vl_core.options.planfile import read_plan_file, write_plan
@@ -197,7 +197,7 @@ class LaunchScreen(ConsoleScreen):
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
         check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
-        check.update(planview.verdict(problems, note, form.options, self._key("launch.fix")))
+        check.update(plan_view.verdict(problems, note, form.options, self._key("launch.fix")))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.told is not None:
@@ -205,9 +205,9 @@ class LaunchScreen(ConsoleScreen):
         report = self._report if self.kind == "finetune" else None
         memory.display = bool(report and report.get("stages")) and self.size.width >= WIDE
         if self.kind == "finetune":
-            glance.update(planview.glance(plan.partial, report, report["gpus"] if report else None))
+            glance.update(plan_view.glance(plan.partial, report, report["gpus"] if report else None))
         if memory.display:
-            memory.update(planview.memory(report, max(self.query_one("#beside").size.width - 6, 30), gpu_here()))
+            memory.update(plan_view.memory(report, max(self.query_one("#beside").size.width - 6, 30), gpu_here()))
 
     def _key(self, action: str) -> str:
         """How the key of an action is written, also where the person has another one."""
@@ -253,7 +253,7 @@ class LaunchScreen(ConsoleScreen):
         """Apply the remedy of the first fault that names one."""
         if self.form is None:
             return
-        fix = planview.first_fix(self.problems, self.form.options)
+        fix = plan_view.first_fix(self.problems, self.form.options)
         if fix is None:
             words = "no fault names a remedy that a key could apply" if self.problems else "there is nothing to mend"
             self.notify(words, severity="warning")

@@ -12,15 +12,15 @@ from textual.widgets import Input, Static
 
 from console.actions import bindings_of
 from console.messages import RunRead, WorkFailed
+from console.readers.monitor import MonitorFeed, RunView
+from console.readers.run_rows import Snapshot
 from console.runs.measures import NOISY, title_of
 from console.screens.dialogs import PickMetric, PickRuns
-from console.screens.feed import MonitorFeed, RunView
-from console.screens.monitorlog import MonitorLog
-from console.screens.rows import Snapshot
+from console.screens.monitor_log import MonitorLog
 from console.widgets.curve import Curve, Mark
-from console.widgets.logpane import LogPane
-from console.widgets.numbers import finetune_panel, plain_panel
-from console.widgets.samples import SamplePane
+from console.widgets.log_pane import LogPane
+from console.widgets.run_numbers import finetune_panel, plain_panel
+from console.widgets.sample_captions import SamplePane
 
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 OVERLAYS = 4

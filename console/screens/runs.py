@@ -8,11 +8,11 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.runs.choose import SORTS, choose
+from console.formatting import GLYPHS, one_line, span
+from console.readers.run_rows import RunRow, Snapshot
+from console.runs.filters import SORTS, choose
 from console.screens.base import ConsoleScreen
-from console.screens.rows import RunRow, Snapshot
-from console.widgets.runlist import RunList
-from console.widgets.words import GLYPHS, one_line, span
+from console.widgets.run_list import RunList
 
 
 class RunsScreen(ConsoleScreen):

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from textual import on
 from textual.screen import Screen
 
+from console.readers.captions import CompareView
 from console.runs import captions as votes_of
-from console.screens.captions import CompareView
-from console.widgets.columns import CaptionColumns
-from qwen3vl_core.caption.record import SAME
+from console.widgets.caption_columns import CaptionColumns
+from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
     from console.app import ConsoleApp
+    from console.readers.run_rows import RunRow
     from console.runs.captions import Sample
-    from console.screens.rows import RunRow
 
 
 class Voting(Screen[None]):

@@ -18,11 +18,11 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.actions import bindings_of
+from console.formatting import one_line, printable
 from console.messages import Told, WorkFailed
+from console.readers.run_rows import Snapshot
+from console.readers.workspace import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
-from console.screens.rows import Snapshot
-from console.screens.steps import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
-from console.widgets.words import one_line, printable
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import recipe
 from qwen3vl_core.options import from_mapping, to_mapping

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from console.widgets.raster import log_ticks, ticks
-from console.widgets.words import number, tick
+from console.formatting import number, tick
+from console.widgets.braille import log_ticks, ticks
 
 
 def y_axis(y0: float, y1: float, rows: int, log: bool) -> list[tuple[int, str]]:

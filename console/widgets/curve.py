@@ -15,9 +15,9 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
+from console.formatting import number, one_line
 from console.widgets.axes import x_axis, y_axis
-from console.widgets.raster import Bounds, Columns, Points, places, rasterize, reduce
-from console.widgets.words import number, one_line
+from console.widgets.braille import Bounds, Columns, Points, places, rasterize, reduce
 
 SLOTS = 6
 """Colours of lines; more lines begin again."""

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import torch
 
-from qwen3vl_core.caption import report, sides, terminal
+from qwen3vl_core.caption import compared_models, report, terminal
+from qwen3vl_core.caption.compared_models import Side
+from qwen3vl_core.caption.comparison import Comparison, Model, Sample, Text
 from qwen3vl_core.caption.dataset import find_samples
 from qwen3vl_core.caption.generate import Caption, Prompt, Writer
 from qwen3vl_core.caption.pictures import Picture, find, shown
-from qwen3vl_core.caption.record import Comparison, Model, Sample, Text
 from qwen3vl_core.caption.references import read_references
+from qwen3vl_core.caption.run_output import Rows
 from qwen3vl_core.caption.sampling import Sampling
-from qwen3vl_core.caption.sides import Side
-from qwen3vl_core.caption.stream import Rows
 from qwen3vl_core.checkpoint.load import load
-from qwen3vl_core.data.faults import listed
+from qwen3vl_core.data.errors import listed
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions
 from qwen3vl_core.progress import Progress
@@ -125,9 +125,9 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     rows = Rows()
     folder = pictures_in or ((rows.folder or Path.cwd()) / "pictures")
     pictures, notes = _pictures(options, folder)
-    models = sides.open_sides(options)
+    models = compared_models.open_sides(options)
     _check_prompts(models, pictures, options)
-    notes = sides.notes(models) + notes
+    notes = compared_models.notes(models) + notes
     for note in notes:
         print(note, file=sys.stderr, flush=True)
     sampling = {name: getattr(options, name) for name in SAMPLING}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwen3vl_core.caption.embed import embed
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.caption.data_uri import embed
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.progress import Progress

@@ -13,10 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from qwen3vl_core.caption.overlap import rouge_l
-from qwen3vl_core.caption.record import SAME, Comparison, Model, Sample, Text
+from qwen3vl_core.caption.comparison import SAME, Comparison, Model, Sample, Text
+from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import repetition
-from qwen3vl_core.caption.words import difference
+from qwen3vl_core.caption.word_diff import difference
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import disk_full, write_text
 

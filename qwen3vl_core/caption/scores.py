@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwen3vl_core.caption.overlap import Cider, rouge_l
-from qwen3vl_core.caption.words import count, split
+from qwen3vl_core.caption.reference_metrics import Cider, rouge_l
+from qwen3vl_core.caption.word_diff import count, split
 
 REPEATED_WORDS = 4
 """Length of the word sequences that `repetition` looks for."""

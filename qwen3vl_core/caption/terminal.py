@@ -8,10 +8,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from qwen3vl_core.caption.overlap import rouge_l
-from qwen3vl_core.caption.record import Comparison, Sample, Text
+from qwen3vl_core.caption.comparison import Comparison, Sample, Text
+from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.report import differing, score_rows
-from qwen3vl_core.caption.words import difference
+from qwen3vl_core.caption.word_diff import difference
 
 Span = tuple[str, str]
 """Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `dim`, `bold`."""

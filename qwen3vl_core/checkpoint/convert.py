@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from qwen3vl_core.checkpoint.adapted import AdaptedSource
 from qwen3vl_core.checkpoint.bridge import RUN_CONFIG, run_config_text
-from qwen3vl_core.checkpoint.common import megatron_common
+from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
 from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
-from qwen3vl_core.checkpoint.names import Layout, Region, extra_states
+from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
+from qwen3vl_core.checkpoint.name_map import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.peft import write_peft
 from qwen3vl_core.checkpoint.source import Source, describe, open_source
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.raw import EndOfFile, Files
+from qwen3vl_core.checkpoint.positional_io import EndOfFile, Files
 from qwen3vl_core.errors import RequestError, WorkError
 
 INDEX = "model.safetensors.index.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from qwen3vl_core.checkpoint import raw
+from qwen3vl_core.checkpoint import positional_io
 from qwen3vl_core.checkpoint.hf import INDEX, NAMES, SINGLE
 
 SHARD_BYTES = 5_000_000_000
@@ -94,12 +94,12 @@ class SafetensorsWriter:
         place = self._places[name]
         if start + len(data) > place.bytes:
             raise AssertionError(f"{name}: {start + len(data)} bytes came for {place.bytes}")
-        raw.write_at(place.handle, data, place.start + start)
+        positional_io.write_at(place.handle, data, place.start + start)
 
     def finish(self) -> None:
         """The headers and the index: after this the files are whole."""
         for handle, header, _ in self._files:
-            raw.write_at(handle, header, 0)
+            positional_io.write_at(handle, header, 0)
         if len(self._files) > 1:
             index = {"metadata": {"total_size": self.bytes}, "weight_map": self._map}
             (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

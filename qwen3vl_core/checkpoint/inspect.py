@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from qwen3vl_core.checkpoint import adapted, torch_dist
-from qwen3vl_core.checkpoint.checks import NOT_WEIGHTS, describe, listed, problems
+from qwen3vl_core.checkpoint import lora_merge, torch_dist
+from qwen3vl_core.checkpoint.accounting import NOT_WEIGHTS, describe, listed, problems
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
-from qwen3vl_core.checkpoint.names import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
+from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
 from qwen3vl_core.checkpoint.source import Source, open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
@@ -194,7 +194,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> Found:
     _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
     state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
     found.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
-    found.adapters = adapted.noted(checkpoint.data)
+    found.adapters = lora_merge.noted(checkpoint.data)
     if found.adapters is not None:
         found.kind = "adapters of a LoRA run (torch_dist)"
         try:

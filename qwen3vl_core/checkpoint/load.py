@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen3vl_core.model import parallel
+from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import transformer_config
 
@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.names import Layout, Region
+from qwen3vl_core.checkpoint.name_map import Layout, Region
 from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
 from qwen3vl_core.errors import RequestError
 
@@ -105,7 +105,7 @@ def build_filled(source: Source, dtype: torch.dtype | None = None, device: torch
     """`load` of a source that is open and was checked."""
     cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
-    parallel.initialize()
+    process_groups.initialize()
     config = transformer_config(source.architecture, dtype=dtype)
     model = build_model(source.architecture, config, parallel_output=False)
     fill(model, source)

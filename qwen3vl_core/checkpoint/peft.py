@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.adapted import AdaptedSource
-from qwen3vl_core.checkpoint.names import HF_VISION, Region
+from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
+from qwen3vl_core.checkpoint.name_map import HF_VISION, Region
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, dtype
 
-from qwen3vl_core.checkpoint import rules, torch_dist
-from qwen3vl_core.checkpoint.checks import describe, listed, problems
+from qwen3vl_core.checkpoint import torch_dist, transforms
+from qwen3vl_core.checkpoint.accounting import describe, listed, problems
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights
-from qwen3vl_core.checkpoint.names import Experts, Layout, Region, regions
+from qwen3vl_core.checkpoint.name_map import Experts, Layout, Region, regions
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import Architecture
 
@@ -45,12 +45,12 @@ class Source:
         """The Hugging Face tensors of a region; of stacked experts its slices."""
         if self.hf:
             return [self.hf.read(name, region.at) for name in region.hf]
-        return rules.to_hf(region, self.megatron.read(region.key, region.offset, region.size))
+        return transforms.to_hf(region, self.megatron.read(region.key, region.offset, region.size))
 
     def read_box(self, region: Region) -> Tensor:
         """The Megatron box of a region (of this source's own layout, where it is a Megatron checkpoint)."""
         if self.hf:
-            return rules.to_megatron(region, self.read_hf(region))
+            return transforms.to_megatron(region, self.read_hf(region))
         return self.megatron.read(region.key, region.offset, region.size)
 
     def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
@@ -96,9 +96,9 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
             raise RequestError(
                 f"{name}: no config.json beside {torch_dist.TRACKER}; add --hf with the Hugging Face folder that the checkpoint came from"
             )
-        from qwen3vl_core.checkpoint import adapted
+        from qwen3vl_core.checkpoint import lora_merge
 
-        note = adapted.noted(checkpoint.data)
+        note = lora_merge.noted(checkpoint.data)
         if note is not None:
             return _adapted(path, side, checkpoint, note, base)
         reader = torch_dist.RegionReader(checkpoint.data)
@@ -121,7 +121,7 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
 
 def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: dict[str, Any], base: str | None) -> Source:
     """The checkpoint of a LoRA run, and what it was trained beside: maybe a LoRA run's too."""
-    from qwen3vl_core.checkpoint.adapted import AdaptedSource, noted
+    from qwen3vl_core.checkpoint.lora_merge import AdaptedSource, noted
 
     where = Path(base or str(note.get("base", ""))).expanduser()
     if not where.is_dir():

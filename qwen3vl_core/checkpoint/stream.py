@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.names import Region
-from qwen3vl_core.checkpoint.rules import Span, rows_of, spans
+from qwen3vl_core.checkpoint.name_map import Region
 from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.checkpoint.transforms import Span, rows_of, spans
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import Progress
 

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.raw import EndOfFile, Files
-from qwen3vl_core.checkpoint.records import Place, locate
-from qwen3vl_core.checkpoint.tables import Chunk, Shape, Stored, read_tables
+from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, Stored, read_tables
+from qwen3vl_core.checkpoint.positional_io import EndOfFile, Files
+from qwen3vl_core.checkpoint.torch_save import Place, locate
 from qwen3vl_core.errors import RequestError
 
 TRACKER = "latest_checkpointed_iteration.txt"

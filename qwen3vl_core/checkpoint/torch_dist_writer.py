@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from qwen3vl_core.checkpoint import raw
-from qwen3vl_core.checkpoint.records import Record, record
-from qwen3vl_core.checkpoint.tables import Shape
+from qwen3vl_core.checkpoint import positional_io
+from qwen3vl_core.checkpoint.dcp_metadata import Shape
+from qwen3vl_core.checkpoint.torch_save import Record, record
 
 # neighbouring boxes go to different files: two threads that write to one file wait for each other
 FILES = 4
@@ -82,10 +82,10 @@ class RegionWriter:
         if start + len(data) > made.data_bytes:
             raise AssertionError(f"{start + len(data)} bytes came for a box of {made.data_bytes}")
         if start == 0:
-            raw.write_at(handle, made.head, box.start)
-        raw.write_at(handle, data, box.start + len(made.head) + start)
+            positional_io.write_at(handle, made.head, box.start)
+        positional_io.write_at(handle, data, box.start + len(made.head) + start)
         if start + len(data) == made.data_bytes:
-            raw.write_at(handle, made.tail, box.start + len(made.head) + made.data_bytes)
+            positional_io.write_at(handle, made.tail, box.start + len(made.head) + made.data_bytes)
 
     def add_empty(self, key: str, index: Shape, count: Shape) -> None:
         """An entry of a sharded object that is None, under the name that Megatron's `ShardedObject.unique_key` gives.
@@ -96,7 +96,7 @@ class RegionWriter:
             blob = io.BytesIO()
             torch.save([None], blob)
             file, start = self._room(blob.tell())
-            raw.write_at(self._handles[file], blob.getbuffer(), start)
+            positional_io.write_at(self._handles[file], blob.getbuffer(), start)
             self._empty = file, start, blob.tell()
         unique = f"{key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, count))}"
         self._places.append((unique, None, None, *self._empty))

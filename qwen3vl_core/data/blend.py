@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from qwen3vl_core.data.order import SampleOrder, seeded
+from qwen3vl_core.data.sample_order import SampleOrder, seeded
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.data.storage import Place, place_of, within
 from qwen3vl_core.errors import RequestError

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwen3vl_core.data.faults import kind_of
+from qwen3vl_core.data.errors import kind_of
 from qwen3vl_core.files import is_url
 
 TAG, VIDEO_TAG = "<image>", "<video>"

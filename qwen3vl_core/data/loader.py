@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.blend import open_split
-from qwen3vl_core.data.encoder import SampleEncoder
-from qwen3vl_core.data.micro import Filled, MicroBatches, Skip
+from qwen3vl_core.data.micro_batches import Filled, MicroBatches, Skip
 from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen3vl_core.data.batch import Batch, Encoded, pack
-from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.micro import Batches, Filled, Skip
-from qwen3vl_core.data.order import seeded
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.micro_batches import Batches, Filled, Skip
 from qwen3vl_core.data.processor import Planned
+from qwen3vl_core.data.sample_order import seeded
 from qwen3vl_core.errors import WorkError
 
 ROWS = 128

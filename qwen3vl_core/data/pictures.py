@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from qwen3vl_core.data.faults import DataError, picture_faults
+from qwen3vl_core.data.errors import DataError, picture_faults
 from qwen3vl_core.errors import RequestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen3vl_core.data import pictures, template, video_decode
+from qwen3vl_core.data import chat_template, pictures, video_decode
 from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import IGNORED, Encoded, pixel_values
-from qwen3vl_core.data.faults import DataError, picture_faults
+from qwen3vl_core.data.chat_template import ChatTemplate, Medium, Message
+from qwen3vl_core.data.errors import DataError, picture_faults
 from qwen3vl_core.data.pictures import PictureRules
-from qwen3vl_core.data.template import ChatTemplate, Medium, Message
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
 
@@ -46,21 +46,21 @@ class ChatProcessor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        chat_template: ChatTemplate,
+        template: ChatTemplate,
         rules: PictureRules,
         eos_token_ids: list[int],
         pad_token_id: int,
         video_rules: VideoRules | None = None,
         outer_vision_tokens: bool = True,
     ) -> None:
-        self.tokenizer, self.chat_template, self.rules = tokenizer, chat_template, rules
+        self.tokenizer, self.chat_template, self.rules = tokenizer, template, rules
         self.video_rules = video_rules
         """None where the checkpoint reads no videos."""
         self.eos_token_ids = eos_token_ids
         """Tokens that end an answer."""
         self.pad_token_id = pad_token_id
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(template.PICTURE)
-        self.video_token_id: int | None = tokenizer.get_vocab().get(template.VIDEO)
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(chat_template.PICTURE)
+        self.video_token_id: int | None = tokenizer.get_vocab().get(chat_template.VIDEO)
         self.outer_vision_tokens = outer_vision_tokens
         self._backend = tokenizer.backend_tokenizer
         # a tokenizer.json may carry a limit from elsewhere; what is too long is counted, never cut
@@ -118,7 +118,7 @@ class ChatProcessor:
     def plan(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Planned:
         """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
         text = self.chat_template.render(messages)
-        planned = tuple(self._plan_medium(medium, media) for medium in template.media_of(messages))
+        planned = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
         clips = [video for _, video, _ in planned if video is not None]
         text = self._with_times(text, clips)
         found = self._backend.encode(text)
@@ -214,7 +214,7 @@ class ChatProcessor:
         """The text with each video's timestamps, a VIDEO token after each."""
         if not planned:
             return text
-        start, end, token = template.VISION_START, template.VISION_END, template.VIDEO
+        start, end, token = chat_template.VISION_START, chat_template.VISION_END, chat_template.VIDEO
         place = token if self.outer_vision_tokens else f"{start}{token}{end}"
         pieces = text.split(place)
         if len(pieces) != len(planned) + 1:
@@ -297,12 +297,12 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Raises RequestError unless the tokenizer knows Qwen's tokens, and the placeholder that config.json speaks of."""
     known = tokenizer.get_vocab()
-    missing = [token for token in (template.TURN, template.TURN_END, template.PICTURE) if token not in known]
+    missing = [token for token in (chat_template.TURN, chat_template.TURN_END, chat_template.PICTURE) if token not in known]
     if missing:
         raise RequestError(f"{folder}: the tokenizer has no {missing[0]}; this reads Qwen3-VL's; copy the original's tokenizer files there")
-    stated = _json(folder / "config.json", needed=False).get("image_token_id", known[template.PICTURE])
-    if stated != known[template.PICTURE]:
+    stated = _json(folder / "config.json", needed=False).get("image_token_id", known[chat_template.PICTURE])
+    if stated != known[chat_template.PICTURE]:
         raise RequestError(
-            f"{folder}: config.json says image_token_id {stated}, the tokenizer says {known[template.PICTURE]}; "
+            f"{folder}: config.json says image_token_id {stated}, the tokenizer says {known[chat_template.PICTURE]}; "
             "take both from the same checkpoint"
         )

@@ -13,8 +13,8 @@ import yaml
 from braceexpand import braceexpand
 
 from qwen3vl_core.data.energon import FOLDER
-from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.order import SampleOrder
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.data.storage import Place, Remote, place_of, size_of
 from qwen3vl_core.data.tar import members, sample_offsets, split_key
 from qwen3vl_core.errors import RequestError, WorkError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen3vl_core.data import llava
-from qwen3vl_core.data.faults import kind_of
+from qwen3vl_core.data.errors import kind_of
 from qwen3vl_core.data.llava import Record, RecordError
 
 _UNREAD = ("audios", "audio", "tools")

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.data import llava, sharegpt
-from qwen3vl_core.data.faults import kind_of, listed
+from qwen3vl_core.data.errors import kind_of, listed
 from qwen3vl_core.data.llava import Record, RecordError
 from qwen3vl_core.errors import RequestError
 

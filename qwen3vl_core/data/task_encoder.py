@@ -23,11 +23,11 @@ from megatron.energon import Batch as EnergonBatch
 from megatron.energon import Cooker, DefaultTaskEncoder, Sample, SkipSample, basic_sample_keys, edataclass, stateless
 
 from qwen3vl_core.data.batch import Batch, Encoded, collate, pack
-from qwen3vl_core.data.encoder import SampleEncoder
-from qwen3vl_core.data.faults import DataError
-from qwen3vl_core.data.micro import Skip
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.micro_batches import Skip
 from qwen3vl_core.data.packing import best_fit
 from qwen3vl_core.data.processor import ChatProcessor, Planned
+from qwen3vl_core.data.sample_encoder import SampleEncoder
 
 
 @edataclass

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_core.data import pictures, video_decode
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import CHANNELS, LARGEST_RATIO, PictureRules
 from qwen3vl_core.data.video_decode import VideoHeader
 from qwen3vl_core.errors import RequestError

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,m4v"
 """What is opened. FFmpeg knows more, playlists among them, which open further files."""

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.layout import emit, memory, work
+from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
-from qwen3vl_core.layout.advice import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
-from qwen3vl_core.layout.command import gpu_count
 from qwen3vl_core.layout.gpus import visible
-from qwen3vl_core.layout.machine import Machine, machine_faults
+from qwen3vl_core.layout.machine_rules import Machine, machine_faults
 from qwen3vl_core.layout.memory import GIB
 from qwen3vl_core.layout.parameters import published, total_parameters
 from qwen3vl_core.layout.rules import architecture_of, data_faults, layout_faults
+from qwen3vl_core.layout.suggest import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
+from qwen3vl_core.layout.torchrun_command import gpu_count
 from qwen3vl_core.options import FinetuneOptions, shell_line
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import PlanOptions
@@ -57,10 +57,10 @@ def figures(options: FinetuneOptions, a: Architecture, gpus: int, gib: float, pl
     seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     stages = memory.estimate(options, a, gpus, seen)
     full = memory.fullest(stages)
-    needs = work.step_work(options, a, seen)
-    seconds = work.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
+    needs = flops.step_work(options, a, seen)
+    seconds = flops.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
     return {
-        "layout": emit.describe(options, gpus), "stages": [s.as_gib() for s in stages], "peak_gib": round(full.total / GIB, 2),
+        "layout": launch_scripts.describe(options, gpus), "stages": [s.as_gib() for s in stages], "peak_gib": round(full.total / GIB, 2),
         "fits": full.total <= ROOM * gib * GIB,
         "step": {
             "tflops": round(needs.model / 1e12, 3), "language": round((needs.language + needs.attention) / 1e12, 3),
@@ -177,12 +177,12 @@ def script(options: FinetuneOptions, plan: PlanOptions, architecture: Architectu
     gpus = plan.gpus or options.nproc or gpu_count() or options.tp * options.pp * options.cp
     for fault in all_faults(options, architecture, gpus):
         raise RequestError(fault)
-    whole = emit.whole_paths(options)
+    whole = launch_scripts.whole_paths(options)
     if plan.emit == "sh":
-        return emit.shell(whole, gpus, plan.gpus_per_node)
+        return launch_scripts.shell(whole, gpus, plan.gpus_per_node)
     if plan.emit == "slurm":
-        return emit.slurm(whole, gpus, plan.gpus_per_node)
-    return emit.kubernetes(whole, gpus, plan.gpus_per_node, image=plan.image, claim=plan.claim, mount=plan.mount)
+        return launch_scripts.slurm(whole, gpus, plan.gpus_per_node)
+    return launch_scripts.kubernetes(whole, gpus, plan.gpus_per_node, image=plan.image, claim=plan.claim, mount=plan.mount)
 
 
 def run(options: FinetuneOptions, plan: PlanOptions) -> int:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_REQUEST, RequestError
-from qwen3vl_core.layout.command import gpu_count
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.torchrun_command import gpu_count
 from qwen3vl_core.options import FinetuneOptions, Option, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import RecipeOptions

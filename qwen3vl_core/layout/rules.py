@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
-from qwen3vl_core.layout.machine import Machine, check_machine
-from qwen3vl_core.layout.sinks import sink_faults
+from qwen3vl_core.layout.machine_rules import Machine, check_machine
+from qwen3vl_core.layout.sink_packages import sink_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture, check_size
 

@@ -6,8 +6,8 @@ batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering 
 
 from __future__ import annotations
 
-from qwen3vl_core.model.rotation import Rotating
-from qwen3vl_core.model.slices import gathered_order, token_index
+from qwen3vl_core.model.apply_rope import Rotating
+from qwen3vl_core.model.context_parallel import gathered_order, token_index
 
 import torch
 import torch.nn.functional as F

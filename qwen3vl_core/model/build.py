@@ -27,7 +27,7 @@ def build_model(
     """A model, or one pipeline stage of it, whose weights are still undefined: fill them from a checkpoint.
 
     parallel_output: logits stay split over the tensor parallel ranks, as the loss wants them. Needs
-    `qwen3vl_core.model.parallel.initialize` first.
+    `qwen3vl_core.model.process_groups.initialize` first.
     """
     model = Qwen3VLModel(
         architecture, config, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage, parallel_output=parallel_output

@@ -198,7 +198,7 @@ def _patch_megatron() -> None:
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
-    from qwen3vl_core.training.adam import FusedAdam
+    from qwen3vl_core.training.cpu_adam import FusedAdam
 
     # 0.16.1 names it without importing it where Transformer Engine is absent
     if not hasattr(moe_utils, "te_general_gemm"):

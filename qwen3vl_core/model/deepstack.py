@@ -7,7 +7,7 @@ schedules keep working, because to Megatron these are ordinary layers.
 
 from __future__ import annotations
 
-from qwen3vl_core.model.rotation import hand_angles_on
+from qwen3vl_core.model.apply_rope import hand_angles_on
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig

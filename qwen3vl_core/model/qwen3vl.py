@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from qwen3vl_core.model.alignment import Alignment
 from qwen3vl_core.model.config import vision_config
+from qwen3vl_core.model.context_parallel import token_index
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
-from qwen3vl_core.model.rope import InterleavedMRope, mrope_positions, packed_positions
+from qwen3vl_core.model.mrope import InterleavedMRope, mrope_positions, packed_positions
+from qwen3vl_core.model.right_padding import Alignment
 from qwen3vl_core.model.router import padding_mask
-from qwen3vl_core.model.slices import token_index
 from qwen3vl_core.model.specs import choose_attention, final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
 
@@ -252,7 +252,7 @@ class Qwen3VLModel(MegatronModule):
 
     def generation_session(self, max_sequence_length: int):
         """A key/value cache to write captions with; see `Session`."""
-        from qwen3vl_core.model.session import Session
+        from qwen3vl_core.model.kv_cache import Session
 
         return Session(self, max_sequence_length)
 

@@ -7,9 +7,9 @@ import functools
 import importlib.util
 import os
 
+from qwen3vl_core.model.apply_rope import Rotating
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.norm import LocalNorm
-from qwen3vl_core.model.rotation import Rotating
 from qwen3vl_core.model.router import BalancingRouter
 
 import torch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from qwen3vl_core.model.config import merger_config
 from qwen3vl_core.model.deepstack import CollectingLayer, with_gradient
+from qwen3vl_core.model.mrope import vision_angles, vision_coordinates
 from qwen3vl_core.model.norm import LocalNorm
-from qwen3vl_core.model.parallel import vision_groups
-from qwen3vl_core.model.rope import vision_angles, vision_coordinates
+from qwen3vl_core.model.process_groups import vision_groups
 from qwen3vl_core.model.specs import choose_attention, layer_spec, parallel_linears
 
 import torch

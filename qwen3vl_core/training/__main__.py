@@ -12,8 +12,8 @@ import traceback
 from pathlib import Path
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError
-from qwen3vl_core.training.alone import end_forked_with_parent, end_with_parent
-from qwen3vl_core.training.planned import read_options
+from qwen3vl_core.training.plan_loading import read_options
+from qwen3vl_core.training.run_lock import end_forked_with_parent, end_with_parent
 
 
 def main(arguments: list[str]) -> int:
@@ -31,17 +31,17 @@ def main(arguments: list[str]) -> int:
         # nothing that is imported is garbage: to look for it takes a tenth of the time, and at every checkpoint, where Megatron
         # collects, the same again
         gc.disable()
-        from qwen3vl_core.model import parallel
+        from qwen3vl_core.model import process_groups
 
         from qwen3vl_core.training.loop import Loop
 
         gc.freeze()
         gc.enable()
-        parallel.initialize(
+        process_groups.initialize(
             options.tp, options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp, seed=options.seed
         )
         Loop(run_dir, options).run()
-        parallel.destroy()
+        process_groups.destroy()
         return EXIT_DONE
     except (RequestError, WorkError) as error:
         if rank == 0 or isinstance(error, WorkError):

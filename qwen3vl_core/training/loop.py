@@ -12,26 +12,26 @@ from qwen3vl_core.model.config import without_fp8
 import torch
 from megatron.core import parallel_state
 
-from qwen3vl_core.checkpoint import adapted, keep
+from qwen3vl_core.checkpoint import lora_merge, retention
 from qwen3vl_core.checkpoint.source import Source, open_source
-from qwen3vl_core.checkpoint.training import Saving, load_training, start_saving
+from qwen3vl_core.checkpoint.training_state import Saving, load_training, start_saving
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.rules import check_layout
-from qwen3vl_core.layout.sinks import sink_faults
+from qwen3vl_core.layout.sink_packages import sink_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import check_size
-from qwen3vl_core.training.alone import RunLock
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
-from qwen3vl_core.training.samples import Sampler
+from qwen3vl_core.training.run_lock import RunLock
+from qwen3vl_core.training.sample_captions import Sampler
 from qwen3vl_core.training.setup import Training, build, common_state, device, settle
 from qwen3vl_core.training.sinks import Sinks
-from qwen3vl_core.training.speed import Gpu, memory
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
+from qwen3vl_core.training.throughput import Gpu, memory
 
 CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl"
 # loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
@@ -106,7 +106,7 @@ class Loop:
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
         # what the checkpoints of a LoRA run are to be read with
-        self.beside = adapted.described(self.training.adapters, self.source) if self.training.adapters else None
+        self.beside = lora_merge.described(self.training.adapters, self.source) if self.training.adapters else None
         self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
         self.saving: Saving | None = None
         self.step = self.saved = 0
@@ -133,7 +133,7 @@ class Loop:
             self.saved = self.step
             self.train_data.load_state_dict(extra["data"])
             self.damaged = extra.get("damaged", [])
-            self._check_adapters(extra.get(adapted.KEY))
+            self._check_adapters(extra.get(lora_merge.KEY))
             if "guard" in extra:
                 self.guard.load_state_dict(extra["guard"])
 
@@ -173,7 +173,7 @@ class Loop:
 
     def _extra(self) -> dict[str, Any]:
         """What a checkpoint holds beside numbers."""
-        adapters = {} if self.beside is None else {adapted.KEY: self.beside}
+        adapters = {} if self.beside is None else {lora_merge.KEY: self.beside}
         return {"data": self.train_data.state_dict(), "guard": self.guard.state_dict()} | adapters
 
     def _finish_saving(self, *, wait: bool) -> None:
@@ -189,7 +189,7 @@ class Loop:
         self.saving, self.saved = None, saving.iteration
         if not self.leads:
             return
-        removed = keep.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=self.options.keep, every=self.options.keep_every)
+        removed = retention.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=self.options.keep, every=self.options.keep_every)
         seconds = time.monotonic() - saving.started
         beside = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
         self.event(

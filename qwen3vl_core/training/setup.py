@@ -22,11 +22,11 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
-from qwen3vl_core.checkpoint.common import megatron_common
+from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.source import Source
 from qwen3vl_core.layout.adapters import Adapters
-from qwen3vl_core.layout.machine import Machine, check_machine
+from qwen3vl_core.layout.machine_rules import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.layout.sinks import NAMES
+from qwen3vl_core.layout.sink_packages import NAMES
 from qwen3vl_core.options import FinetuneOptions, to_mapping
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qwen3vl_core.training.guard import GRADIENT, Guard
 from qwen3vl_core.training.setup import FP16_SCALE, Training, device, settle
-from qwen3vl_core.training.speed import sample_lengths, training_flops
+from qwen3vl_core.training.throughput import sample_lengths, training_flops
 
 IGNORED = -100
 

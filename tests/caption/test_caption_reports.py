@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from qwen3vl_core.caption import report, terminal
+from qwen3vl_core.caption.comparison import Comparison, Model, Sample, Text
 from qwen3vl_core.caption.pictures import find
-from qwen3vl_core.caption.record import Comparison, Model, Sample, Text
 from qwen3vl_core.errors import RequestError, WorkError
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

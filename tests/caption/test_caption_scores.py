@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3vl_core.caption.overlap import Cider, rouge_l
-from qwen3vl_core.caption.record import tally
+from qwen3vl_core.caption.comparison import tally
+from qwen3vl_core.caption.reference_metrics import Cider, rouge_l
 from qwen3vl_core.caption.scores import repetition, score
 
 

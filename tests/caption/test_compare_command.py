@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
 from qwen3vl_core.caption import compare, generate
+from qwen3vl_core.caption.compared_models import tuned_names
 from qwen3vl_core.caption.pictures import find
 from qwen3vl_core.caption.references import read_references
-from qwen3vl_core.caption.sides import tuned_names
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.scenes import example

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from qwen3vl_core.model.session import Session
+from qwen3vl_core.model.kv_cache import Session
 
 import pytest
 import torch

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3vl_core.caption.words import count, difference, split
+from qwen3vl_core.caption.word_diff import count, difference, split
 
 PIECES = st.sampled_from(["a", "dog", " ", "  ", "\n", ".", "the", "’s", "漢", "-"])
 TEXTS = st.text(max_size=60) | st.lists(PIECES, max_size=40).map("".join)

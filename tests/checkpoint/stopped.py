@@ -13,12 +13,12 @@ DEADLINE_SECONDS = 240
 
 
 def _convert(source: Path, target: Path, told, asked, errors: Path) -> None:
-    from qwen3vl_core.checkpoint import raw
+    from qwen3vl_core.checkpoint import positional_io
     from qwen3vl_core.cli import main
 
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    original, written = raw.write_at, []
+    original, written = positional_io.write_at, []
 
     def write_at(handle, data, offset):
         original(handle, data, offset)
@@ -28,7 +28,7 @@ def _convert(source: Path, target: Path, told, asked, errors: Path) -> None:
             # the rest waits until the signal has been sent, so that it comes before the end
             wait([asked], DEADLINE_SECONDS)
 
-    raw.write_at = write_at
+    positional_io.write_at = write_at
     os._exit(main(["convert", str(source), str(target)]))
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
-from qwen3vl_core.checkpoint import convert, hf, hf_writer, raw, rules, torch_dist
-from qwen3vl_core.checkpoint.names import Layout, Region, regions
+from qwen3vl_core.checkpoint import convert, hf, hf_writer, positional_io, torch_dist, transforms
+from qwen3vl_core.checkpoint.name_map import Layout, Region, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
@@ -187,9 +187,9 @@ def test_the_rules_are_permutations(groups, heads, dim, hidden, rule):
     rows = sum(s[0] for s in shapes)
     region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), shapes, rule, groups)
     given_tensors = list(torch.arange(rows * hidden).view(rows, hidden).split([s[0] for s in shapes]))
-    box = rules.to_megatron(region, given_tensors)
+    box = transforms.to_megatron(region, given_tensors)
     assert box.shape == region.size
-    back = rules.to_hf(region, box)
+    back = transforms.to_hf(region, box)
     assert all(torch.equal(a, b) for a, b in zip(given_tensors, back, strict=True))
 
 
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
         run(DEMO, source)
     before = sorted(p.name for p in tmp_path.iterdir())
 
-    original, written = raw.write_at, []
+    original, written = positional_io.write_at, []
 
     def full(handle, data, offset):
         written.append(len(data))
@@ -282,7 +282,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
             raise OSError(errno.ENOSPC, "No space left on device")
         original(handle, data, offset)
 
-    monkeypatch.setattr(raw, "write_at", full)
+    monkeypatch.setattr(positional_io, "write_at", full)
     with pytest.raises(WorkError, match="the disk is full; nothing was left there") as caught:
         run(source, tmp_path / "target")
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, stream, torch_dist
-from qwen3vl_core.checkpoint.names import Experts, Layout, extra_states, regions
+from qwen3vl_core.checkpoint.name_map import Experts, Layout, extra_states, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import ConvertOptions

@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen3vl_core.checkpoint import raw, stream, torch_dist
-from qwen3vl_core.checkpoint.names import Region
-from qwen3vl_core.checkpoint.records import STORAGES, locate, record
+from qwen3vl_core.checkpoint import positional_io, stream, torch_dist
+from qwen3vl_core.checkpoint.name_map import Region
 from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
+from qwen3vl_core.checkpoint.torch_save import STORAGES, locate, record
 
 # QWEN3VL_EXAMPLES=500 for a long search
 EXAMPLES = int(os.environ.get("QWEN3VL_EXAMPLES", 12))
@@ -82,7 +82,7 @@ def test_a_record_larger_than_four_gigabytes_is_loaded(tmp_path):
         file.write(made.tail)
     loaded = torch.load(tmp_path / "large", mmap=True, weights_only=True)
     assert loaded.nbytes == made.data_bytes and loaded[-1, -1] == 1.5 and loaded[0, 0] == 0
-    files, size = raw.Files(), (tmp_path / "large").stat().st_size
+    files, size = positional_io.Files(), (tmp_path / "large").stat().st_size
 
     def read(offset: int, count: int) -> bytes:
         out = bytearray(count)
@@ -136,7 +136,7 @@ def test_a_box_with_a_missing_piece_is_refused(tmp_path):
 @given(data=st.data(), block=st.integers(1, 40))
 def test_blocks_in_either_order_are_the_rules_permutations(data, block):
     """Whatever the size of a block, the blocks of a region joined are what the rule makes of the whole."""
-    from qwen3vl_core.checkpoint import rules
+    from qwen3vl_core.checkpoint import transforms
 
     groups, heads, dim, hidden = (data.draw(st.integers(1, 4)) for _ in range(4))
     rule = data.draw(st.sampled_from(["copy", "rows", "transposed", "groups", "heads"]))
@@ -147,7 +147,7 @@ def test_blocks_in_either_order_are_the_rules_permutations(data, block):
     rows = dim if rule == "transposed" else sum(s[0] for s in shapes)
     region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), tuple(shapes), rule, groups)
     given_tensors = [torch.randn(shape) for shape in shapes]
-    box = rules.to_megatron(region, given_tensors)
+    box = transforms.to_megatron(region, given_tensors)
 
     class Memory:
         """A source that holds one region, on the one side or the other."""

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from console import commands
-from console.runs import launch, text
+from console.runs import launch, run_text
 from console.runs.store import RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions, PrepareOptions
@@ -239,8 +239,8 @@ def test_two_runs_side_by_side_show_what_differs(store, typed):
 
 
 def test_times_and_numbers_read_as_people_write_them():
-    assert [text.age(s) for s in (-1, 42, 200, 7300, 500_000)] == ["0 s", "42 s", "3 min", "2 h", "5 d"]
-    assert [text.number(v) for v in (None, True, 1e-5, 2.34567, 41234.5)] == ["–", "–", "1e-05", "2.346", "41,234"]
+    assert [run_text.age(s) for s in (-1, 42, 200, 7300, 500_000)] == ["0 s", "42 s", "3 min", "2 h", "5 d"]
+    assert [run_text.number(v) for v in (None, True, 1e-5, 2.34567, 41234.5)] == ["–", "–", "1e-05", "2.346", "41,234"]
 
 
 def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from console import commands, runscommand
+from console import commands, runs_command
 from console.actions import ACTIONS
 from console.runs import launch
 from console.runs.captions import read_votes
@@ -207,7 +207,7 @@ def test_votes_are_given_taken_back_and_refused_all_or_none(store, answer, tmp_p
 
 
 def test_every_action_of_the_runs_has_its_subcommand():
-    help = runscommand._parser().format_help()
+    help = runs_command._parser().format_help()
     names = "list show logs metrics samples stop save resume clone compare delete tensorboard captions"
     for name in names.split():
         assert re.search(rf"^ +{name}\s", help, re.MULTILINE), name

@@ -25,12 +25,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from qwen3vl_core.data import inspect, prepare, sources
-from qwen3vl_core.data.encoder import SampleEncoder
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data import sources
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.inspect import command as inspect
 from qwen3vl_core.data.loader import build_loader
-from qwen3vl_core.data.prepare_check import Checker, Refusal
+from qwen3vl_core.data.prepare import command as prepare
+from qwen3vl_core.data.prepare.check import Checker, Refusal
 from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions

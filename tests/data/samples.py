@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import qwen3vl_core
-from qwen3vl_core.data import prepare
+from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.data.tar import TarWriter
 from qwen3vl_core.options import PrepareOptions
 

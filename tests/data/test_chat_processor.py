@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.data import template
+from qwen3vl_core.data import chat_template
 from qwen3vl_core.data.batch import IGNORED, collate
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from tests.data import samples
@@ -90,11 +90,11 @@ def test_conversations_equal_hugging_face_and_only_answers_are_trained(pillow, h
     trained = found.labels != IGNORED
     assert (found.labels[trained] == found.ids[1:][trained[:-1]]).all()
     assert not trained[-1]
-    ends = processor.tokenizer.convert_tokens_to_ids(template.TURN_END)
+    ends = processor.tokenizer.convert_tokens_to_ids(chat_template.TURN_END)
     assert (found.labels == ends).sum() == len(answers)
     # a line end at the beginning of an answer may be one token with the one before it, which no answer can begin with
     learned = processor.tokenizer.decode(found.labels[trained].tolist())
-    whole = "".join(answer.lstrip("\n") + template.TURN_END for answer in answers)
+    whole = "".join(answer.lstrip("\n") + chat_template.TURN_END for answer in answers)
     composed = processor.tokenizer.backend_tokenizer.normalizer.normalize_str
     assert composed(learned).replace("\n", "") == composed(whole).replace("\n", "")
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen3vl_core.data import pictures, prepare
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data import pictures
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.options import PrepareOptions
 from tests.data import samples, videos
 

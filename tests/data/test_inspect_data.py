@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core import cli
-from qwen3vl_core.data import inspect, inspect_show
-from qwen3vl_core.data.encoder import messages_of
+from qwen3vl_core.data.inspect import command as inspect
+from qwen3vl_core.data.inspect import show
+from qwen3vl_core.data.sample_encoder import messages_of
 from qwen3vl_core.data.shards import ShardSplit
-from qwen3vl_core.data.tokens import histogram
+from qwen3vl_core.data.token_lengths import histogram
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions
 from tests.data import samples
@@ -59,7 +60,7 @@ def test_the_histogram_holds_every_sample_and_parts_at_the_sequence_length(lengt
 
 
 def test_what_is_marked_is_what_is_trained(dataset, processor):
-    for shown in inspect_show.choose({"train": ShardSplit(dataset, "train")}, 5, processor):
+    for shown in show.choose({"train": ShardSplit(dataset, "train")}, 5, processor):
         marked = "".join(piece.text for piece in shown.pieces if piece.trained)
         assert re.fullmatch(r"Picture number \d+ has a dog on the beach\.<\|im_end\|>", marked), marked
         assert shown.thumbnails or not any(piece.medium for piece in shown.pieces)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.data import llava, prepare, sources
+from qwen3vl_core.data import llava, sources
 from qwen3vl_core.data.llava import RecordError
+from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import PrepareOptions
 from tests.data import samples

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from qwen3vl_core.data import packing, pictures
 from qwen3vl_core.data.batch import IGNORED, Batch
-from qwen3vl_core.data.encoder import SampleEncoder
 from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions

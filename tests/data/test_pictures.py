@@ -15,7 +15,7 @@ from PIL import Image
 
 from qwen3vl_core.data import pictures
 from qwen3vl_core.data.batch import pixel_values
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.errors import RequestError
 from tests.data import samples

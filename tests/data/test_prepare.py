@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core import cli
-from qwen3vl_core.data import prepare, prepare_check, prepare_work, prepare_write
-from qwen3vl_core.data.prepare import parse_split, split_counts
+from qwen3vl_core.data.prepare import check, copying, shard_writer
+from qwen3vl_core.data.prepare import command as prepare
+from qwen3vl_core.data.prepare.command import parse_split, split_counts
 from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import PrepareOptions
@@ -98,8 +99,8 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path):
 def test_samples_of_any_size_are_written_as_tar_reads_them(tmp_path, monkeypatch, buffer):
     source = samples.write_source(tmp_path, 10, text_only=2)
     prepared(source, tmp_path / "whole", split="1,0,0", workers=1)
-    monkeypatch.setattr(prepare_work, "_BUFFER", buffer)
-    monkeypatch.setattr(prepare_work, "_AT_ONCE", 1024)
+    monkeypatch.setattr(copying, "_BUFFER", buffer)
+    monkeypatch.setattr(copying, "_AT_ONCE", 1024)
     prepared(source, tmp_path / "pieces", split="1,0,0", workers=1)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "pieces")
     with tarfile.open(tmp_path / "pieces" / "train-00000.tar") as opened:
@@ -109,15 +110,15 @@ def test_samples_of_any_size_are_written_as_tar_reads_them(tmp_path, monkeypatch
 @samples.many()
 @given(st.binary(min_size=2048, max_size=2048), st.lists(st.integers(0, 4), max_size=3), st.integers(0, 2047), st.integers(1, 255))
 def test_a_checksum_is_of_the_bytes_and_not_of_how_they_were_cut(data, cuts, at, change):
-    whole = prepare_work.checksum(data)
+    whole = copying.checksum(data)
     edges = [0, *sorted(512 * cut for cut in cuts), 2048]
     made = 0
     for begin, end in itertools.pairwise(edges):
-        made = prepare_work.checksum(data[begin:end], made)
+        made = copying.checksum(data[begin:end], made)
     assert made == whole
     other = bytearray(data)
     other[at] ^= change
-    assert prepare_work.checksum(other) != whole
+    assert copying.checksum(other) != whole
 
 
 class Killed(BaseException):
@@ -126,7 +127,7 @@ class Killed(BaseException):
 
 def interrupted(source: Path, target: Path, monkeypatch, error: BaseException, after: int = 3, **options) -> list[str]:
     """Prepare that ends with `error` in the middle; names of the shards finished by then."""
-    real = prepare_work.write_at
+    real = copying.write_at
     written = []
 
     def until(file, buffers, offset):
@@ -136,9 +137,9 @@ def interrupted(source: Path, target: Path, monkeypatch, error: BaseException, a
         return real(file, buffers, offset)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_work, "write_at", until)
+        patched.setattr(copying, "write_at", until)
         if isinstance(error, Killed):
-            patched.setattr(prepare_write.shutil, "rmtree", lambda *a, **k: None)
+            patched.setattr(shard_writer.shutil, "rmtree", lambda *a, **k: None)
         with pytest.raises(type(error)):
             prepared(source, target, **options)
     assert not target.exists()
@@ -185,7 +186,7 @@ def test_a_finished_shard_that_is_not_the_same_any_more_is_written_again(tmp_pat
 
 def test_two_prepares_do_not_share_a_place(tmp_path):
     source = samples.write_source(tmp_path, 2)
-    with prepare_write.dataset_made_whole(tmp_path / "data") as building:
+    with shard_writer.dataset_made_whole(tmp_path / "data") as building:
         (building / "x").write_text("x")
         with pytest.raises(RequestError, match="another prepare is making it"):
             prepared(source, tmp_path / "data")
@@ -326,7 +327,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_there(tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(prepare_work, "write_at", full)
+        disk.setattr(copying, "write_at", full)
         with pytest.raises(WorkError, match="the disk is full; nothing was left there") as failed:
             prepared(source, tmp_path / "data", split="1,1,0", overwrite=there)
     assert "\n" not in str(failed.value)
@@ -335,7 +336,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_there(tmp_path, monkey
 
 def test_a_picture_that_changes_on_the_way_ends_the_work(tmp_path, monkeypatch):
     source = samples.write_source(tmp_path, 4)
-    real = prepare_check.check_file
+    real = check.check_file
 
     def then_grows(path, how, kind):
         found = real(path, how, kind)
@@ -343,7 +344,7 @@ def test_a_picture_that_changes_on_the_way_ends_the_work(tmp_path, monkeypatch):
             file.write(bytes(600))
         return found
 
-    monkeypatch.setattr(prepare_check, "check_file", then_grows)
+    monkeypatch.setattr(check, "check_file", then_grows)
     with pytest.raises(WorkError, match="changed while it was read"):
         prepared(source, tmp_path / "data")
     assert not (tmp_path / "data").exists() and not (tmp_path / "data.tmp").exists()
@@ -362,6 +363,6 @@ def test_the_command_ends_with_a_table_or_one_line(tmp_path, capsys):
 
 
 def test_checking_the_request_waits_for_no_heavy_import():
-    program = "import sys, qwen3vl_core.data.prepare; print([m for m in ('torch', 'transformers', 'megatron') if m in sys.modules])"
+    program = "import sys, qwen3vl_core.data.prepare.command; print([m for m in ('torch', 'transformers', 'megatron') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr

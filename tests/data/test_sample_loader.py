@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwen3vl_core.data.batch import IGNORED, Batch
 from qwen3vl_core.data.loader import build_loader
-from qwen3vl_core.data.order import SampleOrder
+from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.errors import RequestError, WorkError
 from tests.data import samples
 

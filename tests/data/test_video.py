@@ -12,7 +12,7 @@ import torch
 from qwen3vl_core.data import video as plans
 from qwen3vl_core.data import video_decode
 from qwen3vl_core.data.batch import IGNORED, collate, pack
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.loader import build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError

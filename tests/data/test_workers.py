@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from qwen3vl_core.data.faults import DataError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError, WorkError
 

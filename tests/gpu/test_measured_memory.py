@@ -23,13 +23,13 @@ if torch.cuda.is_available():
 
 from types import SimpleNamespace
 
-from qwen3vl_core.model import parallel
+from qwen3vl_core.model import process_groups
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.pictures import PictureRules
+from qwen3vl_core.layout.flops import step_work
 from qwen3vl_core.layout.memory import GIB, estimate
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.work import step_work
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
 
@@ -95,7 +95,7 @@ def test_the_estimate_is_near_the_measured_peak(name, monkeypatch):
     if guess.total > 0.98 * torch.cuda.get_device_properties(0).total_memory:
         pytest.skip(f"needs about {guess.total / GIB:.0f} GiB")
     monkeypatch.setattr(setup, "fill", random_weights)
-    parallel.initialize()
+    process_groups.initialize()
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

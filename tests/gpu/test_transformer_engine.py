@@ -117,7 +117,7 @@ def test_cached_generation_agrees_with_one_full_pass(models):
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
 def test_fp8_stays_within_fp8_rounding(folder, recipe):
-    from qwen3vl_core.model import parallel
+    from qwen3vl_core.model import process_groups
     from qwen3vl_core.model.build import build_model
     from qwen3vl_core.model.config import transformer_config
 
@@ -127,7 +127,7 @@ def test_fp8_stays_within_fp8_rounding(folder, recipe):
     from qwen3vl_core.checkpoint.source import open_source
 
     source = open_source(folder)
-    parallel.initialize()
+    process_groups.initialize()
     config = transformer_config(source.architecture, dtype=torch.bfloat16, fp8_recipe=recipe)
     model = build_model(source.architecture, config, parallel_output=False)
     fill(model, source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen3vl_core.model import parallel
+from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import transformer_config
 
@@ -22,7 +22,7 @@ def counts(config: Path, layouts: list[dict]) -> list[tuple[int, dict[str, int]]
     for layout in layouts:
         sizes = {k: v for k, v in layout.items() if k not in ("sequence_parallel", "pp0_layers")}
         groups = {k: v for k, v in sizes.items() if k not in ("tp", "pp")}
-        parallel.initialize(sizes.get("tp", 1), sizes.get("pp", 1), **groups)
+        process_groups.initialize(sizes.get("tp", 1), sizes.get("pp", 1), **groups)
         shape = transformer_config(
             architecture, **sizes, first_stage_layers=layout.get("pp0_layers", 0), sequence_parallel=layout.get("sequence_parallel", False)
         )

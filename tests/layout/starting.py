@@ -9,7 +9,7 @@ BATCH = 8
 
 def first_loss(folder: Path, values: dict) -> float:
     """Loss of the first step of one global batch on this rank's layout. Raises whatever keeps it from being made."""
-    from qwen3vl_core.model import parallel
+    from qwen3vl_core.model import process_groups
 
     from megatron.core import parallel_state
 
@@ -18,10 +18,10 @@ def first_loss(folder: Path, values: dict) -> float:
     from tests.training import trainings
 
     o = trainings.options(folder, global_batch_size=BATCH, **({"precision": "fp32"} | values))
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         return step.train_step(training, trainings.micro_batches(7, o.micro_batch_size, rank, dp)).loss
     finally:
-        parallel.destroy()
+        process_groups.destroy()

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.layout import command
-from qwen3vl_core.layout.command import Cluster, free_port, process_count, training_command
+from qwen3vl_core.layout import torchrun_command
+from qwen3vl_core.layout.torchrun_command import Cluster, free_port, process_count, training_command
 from qwen3vl_core.options import FinetuneOptions
 
 NODE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "KUBERNETES_CONTAINER_RESOURCE_GPU": "8"}
@@ -73,10 +73,10 @@ def test_restarts_need_torchrun_for_one_process_too(tmp_path):
 
 def test_a_port_that_is_taken_is_avoided_and_none_is_chosen_that_a_connection_may_get(tmp_path, monkeypatch):
     taken = free_port()
-    assert command.FIRST_PORT <= taken < int(command.EPHEMERAL_PORTS.read_text().split()[0])
-    monkeypatch.setattr(command, "FIRST_PORT", taken)
+    assert torchrun_command.FIRST_PORT <= taken < int(torchrun_command.EPHEMERAL_PORTS.read_text().split()[0])
+    monkeypatch.setattr(torchrun_command, "FIRST_PORT", taken)
     (tmp_path / "range").write_text(f"{taken + 1}\t60999\n")
-    monkeypatch.setattr(command, "EPHEMERAL_PORTS", tmp_path / "range")
+    monkeypatch.setattr(torchrun_command, "EPHEMERAL_PORTS", tmp_path / "range")
     assert free_port() == taken
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", taken))

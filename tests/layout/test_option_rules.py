@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.layout.machine import Machine, machine_faults
+from qwen3vl_core.layout.machine_rules import Machine, machine_faults
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.layout.rules import layout_faults, together_in_vision
 from qwen3vl_core.options import FinetuneOptions

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.layout.advice import CARDS, ROOM, gpus_needed, presets, suggest
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.suggest import CARDS, ROOM, gpus_needed, presets, suggest
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 
 BASE = str(TINY.parent)

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from qwen3vl_core.layout.machine import Machine, machine_faults
+from qwen3vl_core.layout.machine_rules import Machine, machine_faults
 from qwen3vl_core.layout.plan import all_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture

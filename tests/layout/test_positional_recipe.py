@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.commandline import build_parser
+from qwen3vl_core.command_line import build_parser
 from qwen3vl_core.layout.recipe import FORM, LEFT_OUT, command, read
 from qwen3vl_core.options import FinetuneOptions, from_mapping, options_of
 from qwen3vl_core.options.planfile import read_plan_file

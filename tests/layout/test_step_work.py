@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qwen3vl_core.layout.flops import step_seconds, step_work, vision_forward
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.work import step_seconds, step_work, vision_forward
 from qwen3vl_core.options import FinetuneOptions
 
 TWO = published("2B")

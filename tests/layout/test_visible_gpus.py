@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from qwen3vl_core.layout.command import gpu_count
-from qwen3vl_core.layout.machine import Machine
+from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.layout.plan import gpu_memory
+from qwen3vl_core.layout.torchrun_command import gpu_count
 
 # answers as nvidia-smi gives them; --query-gpu names what is asked
 TOOL = """

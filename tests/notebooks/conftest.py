@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from console.runs import launch
 from console.runs.store import Run, RunStore
 from qwen3vl_core.cli import dispatch
-from qwen3vl_core.data.prepare import run as prepare
+from qwen3vl_core.data.prepare.command import run as prepare
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.options import FinetuneOptions, PrepareOptions, to_arguments
 from tests.console.runs import jobs

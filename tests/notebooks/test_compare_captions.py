@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from console.notebook import CompareCaptions, captions, scores
-from console.notebook.words import marked
+from console.notebook.caption_html import marked
 from console.runs import captions as console_votes
 from console.runs import launch
 from console.runs.store import Run

@@ -11,7 +11,7 @@ from PIL import Image
 
 from console.notebook import DatasetPreview
 from console.notebook.shards import Split
-from qwen3vl_core.data.prepare import run as prepare
+from qwen3vl_core.data.prepare.command import run as prepare
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError

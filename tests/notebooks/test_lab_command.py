@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from console.commands import notebook
-from console.notebook import lab
+from console.notebook import jupyterlab
 from qwen3vl_core.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
@@ -18,35 +18,35 @@ NAMES = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
 
 def test_examples_are_copied_and_a_copy_that_was_worked_on_stays(tmp_path):
     folder = tmp_path / "deep" / "work"
-    assert [p.name for p in lab.put_examples(folder)] == NAMES
+    assert [p.name for p in jupyterlab.put_examples(folder)] == NAMES
     (folder / NAMES[0]).write_text("mine")
     (folder / NAMES[1]).unlink()
-    lab.put_examples(folder)
+    jupyterlab.put_examples(folder)
     assert (folder / NAMES[0]).read_text() == "mine" and (folder / NAMES[1]).is_file()
     assert not list(folder.glob("*.tmp"))
 
 
 def test_the_command_keeps_jupyters_token_and_listens_here_only(tmp_path):
-    words = lab.command(tmp_path, 8899, "127.0.0.1", browser=False)
+    words = jupyterlab.command(tmp_path, 8899, "127.0.0.1", browser=False)
     assert words[:3] == [sys.executable, "-m", "jupyterlab"] and "--ServerApp.port=8899" in words and "--no-browser" in words
     assert "--ServerApp.ip=127.0.0.1" in words and not any("token" in w or "password" in w for w in words)
     assert ("--allow-root" in words) == (os.geteuid() == 0)
 
 
 def test_kernels_find_the_package_the_command_and_the_runs(tmp_path):
-    made = lab.environment(tmp_path, {"PATH": "/usr/bin", "HOME": "/home/me"})
+    made = jupyterlab.environment(tmp_path, {"PATH": "/usr/bin", "HOME": "/home/me"})
     assert made["PATH"].split(":") == [str(Path(sys.executable).parent), "/usr/bin"]
     assert made["QWEN3VL_RUNS"] == str(tmp_path) and made["HOME"] == "/home/me"
-    assert "QWEN3VL_RUNS" not in lab.environment(None, {})
+    assert "QWEN3VL_RUNS" not in jupyterlab.environment(None, {})
 
 
 def test_wrong_requests_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(lab.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(RequestError, match="a file stands there"):
         notebook(["--dir", str(tmp_path / "file")])
     with pytest.raises(RequestError, match="must be a port"):
         notebook(["--port", "0"])
-    monkeypatch.setattr(lab.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"JupyterLab is not installed; pip install"):
         notebook(["--dir", str(tmp_path)])

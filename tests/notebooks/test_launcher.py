@@ -11,12 +11,12 @@ import pytest
 from console.forms import read_plan
 from console.notebook import Launcher, runs
 from console.notebook import launcher as module
-from console.notebook.memory import PARTS
+from console.notebook.memory_bar import PARTS
 from console.runs import launch
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import plan
-from qwen3vl_core.layout.advice import LAYOUT
+from qwen3vl_core.layout.suggest import LAYOUT
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, options_of, to_arguments, to_mapping
 from qwen3vl_core.options.planning import PlanOptions
 from tests.console.runs.jobs import until

@@ -26,7 +26,7 @@ from console.runs import launch
 from console.runs.captions import read_votes
 from console.runs.state import SAMPLES
 from console.runs.store import RunStore
-from qwen3vl_core.commandline import build_parser
+from qwen3vl_core.command_line import build_parser
 from tests.console.app.driving import Store
 from tests.console.runs import jobs
 from tests.console.runs.jobs import run_store

@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from qwen3vl_core.checkpoint import keep, torch_dist
-from qwen3vl_core.layout.command import training_command
+from qwen3vl_core.checkpoint import retention, torch_dist
+from qwen3vl_core.layout.torchrun_command import training_command
 from tests.ranks import run_ranks
 from tests.training import runs, trainings
 
@@ -33,8 +33,8 @@ def check_whole(directory):
     """What the tracker names is a checkpoint with every file in its whole length."""
     if (directory / torch_dist.TRACKER).exists():
         found = torch_dist.find(directory)
-        assert keep.damage(found.data) is None
-        assert keep.newest(directory)[0] == found
+        assert retention.damage(found.data) is None
+        assert retention.newest(directory)[0] == found
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopp
         assert {row["step"] for row in rows} == set(expected)
         assert [row["loss"] for row in rows] == [expected[row["step"]] for row in rows], "bitwise"
         assert not list((run / CHECKPOINT).glob("*.tmp"))
-        assert keep.iterations(run / CHECKPOINT)[-1] == 6
+        assert retention.iterations(run / CHECKPOINT)[-1] == 6
     assert killed and (stopped or not KILLS)
 
 
@@ -137,15 +137,15 @@ def test_a_checkpoint_that_was_damaged_later_is_passed_over_for_the_one_before_i
     assert runs.train(run)[0] == 0
     assert "iter_0000006 is damaged" in runs.events(run, "damaged")[0]["text"]
     assert runs.losses(run) == before + before[4:]
-    assert keep.damage(run / CHECKPOINT / "iter_0000006") is None
+    assert retention.damage(run / CHECKPOINT / "iter_0000006") is None
 
 
 def test_two_processes_do_not_train_one_run(data, tmp_path):
     from qwen3vl_core.errors import RequestError
-    from qwen3vl_core.training.alone import RunLock
+    from qwen3vl_core.training.run_lock import RunLock
 
     with subprocess.Popen(
-        [os.sys.executable, "-c", f"from pathlib import Path; from qwen3vl_core.training.alone import RunLock as L\n"
+        [os.sys.executable, "-c", f"from pathlib import Path; from qwen3vl_core.training.run_lock import RunLock as L\n"
          f"lock = L(Path({str(tmp_path)!r})); print('held', flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as holder:  # fmt: skip
@@ -161,16 +161,16 @@ def test_old_checkpoints_go_when_the_new_one_is_whole_and_never_one_that_is_read
     def make(step):
         folder = tmp_path / torch_dist.iteration_folder(step)
         folder.mkdir()
-        for name in (keep.METADATA, "numbers.distcp"):
+        for name in (retention.METADATA, "numbers.distcp"):
             (folder / name).write_text("x")
         return folder
 
     made = {step: make(step) for step in range(1, 9)}
     with torch_dist.held(made[2]):
-        assert keep.prune(tmp_path, 8, last=2, every=3) == [1, 4, 5]
-    assert keep.iterations(tmp_path) == [2, 3, 6, 7, 8]
-    assert keep.prune(tmp_path, 8, last=2, every=0) == [2, 3, 6]
-    assert keep.prune(tmp_path, 8, last=0, every=0) == [] and keep.iterations(tmp_path) == [7, 8]
+        assert retention.prune(tmp_path, 8, last=2, every=3) == [1, 4, 5]
+    assert retention.iterations(tmp_path) == [2, 3, 6, 7, 8]
+    assert retention.prune(tmp_path, 8, last=2, every=0) == [2, 3, 6]
+    assert retention.prune(tmp_path, 8, last=0, every=0) == [] and retention.iterations(tmp_path) == [7, 8]
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
-from qwen3vl_core.layout.command import training_command
-from qwen3vl_core.training.speed import Gpu
+from qwen3vl_core.layout.torchrun_command import training_command
+from qwen3vl_core.training.throughput import Gpu
 from tests.ranks import run_ranks
 from tests.training import runs
 from tests.training.runs import losses, plan, rows, scenes
@@ -192,10 +192,10 @@ def test_a_training_that_sends_nothing_to_a_service_does_not_import_it():
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab"])
 def test_a_service_that_is_not_installed_is_one_line(data, tmp_path, capsys, monkeypatch, package):
-    from qwen3vl_core.layout import sinks
+    from qwen3vl_core.layout import sink_packages
 
-    found = sinks.importlib.util.find_spec
-    monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
+    found = sink_packages.importlib.util.find_spec
+    monkeypatch.setattr(sink_packages.importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
     words = ["finetune", "--load", str(BASE), "--train-data", str(data), f"--{package}", "demo", "--runs", str(tmp_path / "runs")]
     assert main(words) == 2
     err = capsys.readouterr().err

@@ -42,7 +42,7 @@ PICTURES, LONGEST = 3, 5
 
 def write(folder: Path, changes: dict, pictures: list[str], run_dir: Path):
     """(losses of two steps without captions, the same with captions between them, what these disturbed, the texts) of this rank."""
-    from qwen3vl_core.model import parallel
+    from qwen3vl_core.model import process_groups
 
     import torch
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -50,12 +50,12 @@ def write(folder: Path, changes: dict, pictures: list[str], run_dir: Path):
     from qwen3vl_core.checkpoint.source import open_source
     from qwen3vl_core.data.processor import ChatProcessor
     from qwen3vl_core.training import setup, step
-    from qwen3vl_core.training.samples import Sampler
+    from qwen3vl_core.training.sample_captions import Sampler
     from tests.training.trainings import FEW_SAMPLES, options
 
     shared = dict(sample_interval=1, sample_images=pictures, sample_tokens=LONGEST, lr=1e-5, min_lr=1e-6, lr_warmup_iters=0)
     o = options(folder, **(shared | {"micro_batch_size": 2, "global_batch_size": FEW_SAMPLES} | changes))
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         source = open_source(folder)
         sampler = Sampler(run_dir, o, ChatProcessor.from_pretrained(folder))
@@ -75,7 +75,7 @@ def write(folder: Path, changes: dict, pictures: list[str], run_dir: Path):
             losses.append([first, step.train_step(training, batches(o, 1)).loss])
         return *losses, disturbed, texts
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def batches(o, number: int) -> list:
@@ -169,19 +169,19 @@ def test_captions_are_those_of_one_process_and_training_does_not_notice(written,
 def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
     """(tokens after a prompt and one more token that stands for a picture, by the writer of all ranks and with a cache) where the
     model is whole; then, when it was asked to stop, the error of a model with a weight that is no number."""
-    from qwen3vl_core.model import parallel
+    from qwen3vl_core.model import process_groups
 
     import torch
 
     from qwen3vl_core.checkpoint.source import open_source
     from qwen3vl_core.data.processor import ChatProcessor
     from qwen3vl_core.errors import WorkError
-    from qwen3vl_core.training import setup, together
-    from qwen3vl_core.training.samples import Sampler
+    from qwen3vl_core.training import setup, sharded_generation
+    from qwen3vl_core.training.sample_captions import Sampler
     from tests.training.trainings import options
 
     o = options(folder, sample_interval=1, sample_images=[picture], sample_tokens=4, **changes)
-    parallel.initialize(o.tp, o.pp)
+    process_groups.initialize(o.tp, o.pp)
     try:
         training = setup.build(o, open_source(folder))
         sampler = Sampler(run_dir, o, ChatProcessor.from_pretrained(folder))
@@ -190,12 +190,12 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
             chunk.eval()
         if o.pp == 1:
             with torch.no_grad():
-                (row,) = together._rows(training, {0: given[0]})
+                (row,) = sharded_generation._rows(training, {0: given[0]})
                 row.ids.append(model.architecture.image_token_id)
                 session = model.generation_session(len(row.ids) + 1)
                 session.prefill(**given[0])
                 cached = session.decode(torch.tensor(row.ids[-1:])).argmax(-1)
-                tokens = int(together._pass(training, [row], together.FEW_LENGTHS)[0][0]), int(cached)
+                tokens = int(sharded_generation._pass(training, [row], sharded_generation.FEW_LENGTHS)[0][0]), int(cached)
         # one rank is told to stop, as a console tells it
         assert sampler.write(training, 1, lambda: torch.distributed.get_rank() == 0) is None and not sampler.file.exists()
         with torch.no_grad():
@@ -205,7 +205,7 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
         except WorkError as error:
             return tokens, str(error)
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 @pytest.mark.parametrize(("world", "changes"), [(1, {}), (2, {"pp": 2})], ids=["one process", "PP2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3vl_core.model import parallel
+from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.lora import of_adapters
 
 import torch
@@ -85,7 +85,7 @@ def train(folder: Path, steps: int = 3, *, gradients: bool = False, **changes):
     from megatron.core import parallel_state
 
     o = options(folder, **changes)
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -93,7 +93,7 @@ def train(folder: Path, steps: int = 3, *, gradients: bool = False, **changes):
         evaluated = step.evaluate(training, micro_batches(99, o.micro_batch_size, rank, dp))
         return [(r.loss, r.grad_norm, r.tokens, r.learning_rate) for r in results] + [(evaluated.loss,)]
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict | None = None, steps: int = 2):
@@ -103,7 +103,7 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
     """
     from megatron.core import parallel_state
 
-    from qwen3vl_core.checkpoint.training import load_training, save_training
+    from qwen3vl_core.checkpoint.training_state import load_training, save_training
 
     def run(o, first: int, training):
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -111,7 +111,7 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         return [(r.loss, r.grad_norm, r.learning_rate) for r in results]
 
     o = options(folder, **save)
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
@@ -124,21 +124,21 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         save_training(checkpoints, steps, **parts, extra={"data": {"at": steps}}, common=common, side=folder)
         return run(o, steps, training)
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def save_the_beginning(folder: Path, checkpoints: Path, changes: dict) -> None:
     """Save a run before its first step, with the state of its optimizer."""
-    from qwen3vl_core.checkpoint.training import save_training
+    from qwen3vl_core.checkpoint.training_state import save_training
 
     o = options(folder, **changes)
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
         save_training(checkpoints, 1, **parts, extra={}, common=setup.common_state(training.architecture, o), side=folder)
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def pack(batch: Micro, multiple: int) -> Micro:
@@ -166,7 +166,7 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 
     o = options(folder, global_batch_size=FEW_SAMPLES, **changes)
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -198,7 +198,7 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
                     pieces.append((value.key, tuple(value.global_shape), tuple(value.global_offset), data.detach().numpy().copy()))
         return (loss, tokens, norm), pieces
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def whole(ranks: list) -> dict[str, torch.Tensor]:
@@ -237,11 +237,11 @@ def save_adapters(folder: Path, target: Path, changes: dict) -> None:
     """A step of a LoRA run, then every B filled, and the checkpoint that a run would write."""
     from megatron.core import parallel_state
 
-    from qwen3vl_core.checkpoint import adapted
-    from qwen3vl_core.checkpoint.training import save_training
+    from qwen3vl_core.checkpoint import lora_merge
+    from qwen3vl_core.checkpoint.training_state import save_training
 
     o, source = options(folder, **changes), open_source(folder)
-    parallel.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
     try:
         training = setup.build(o, source)
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -249,36 +249,36 @@ def save_adapters(folder: Path, target: Path, changes: dict) -> None:
         fill_adapters(training.models)
         save_training(
             target, 1, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler, side=folder,
-            extra={adapted.KEY: adapted.described(training.adapters, source)}, common=setup.common_state(training.architecture, o),
+            extra={lora_merge.KEY: lora_merge.described(training.adapters, source)}, common=setup.common_state(training.architecture, o),
         )  # fmt: skip
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def adapted_logits(folder: Path, checkpoints: Path, changes: dict, inputs: dict):
     """Of the model of a LoRA run with its adapters beside its weights, as it is trained."""
-    from qwen3vl_core.checkpoint.training import load_training
+    from qwen3vl_core.checkpoint.training_state import load_training
 
     o = options(folder, **changes)
-    parallel.initialize()
+    process_groups.initialize()
     try:
         training = setup.build(o, open_source(folder))
         load_training(checkpoints, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
         with torch.no_grad():
             return training.models[0].eval()(**inputs).float().cpu().numpy()
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:
     """Losses of `steps` steps on one and the same global batch."""
     o = options(folder, **changes)
-    parallel.initialize(o.tp, o.pp)
+    process_groups.initialize(o.tp, o.pp)
     try:
         training = setup.build(o, open_source(folder))
         return [step.train_step(training, micro_batches(0, o.micro_batch_size)).loss for _ in range(steps)]
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def save_beside_training(folder: Path, checkpoints: Path):
@@ -287,15 +287,15 @@ def save_beside_training(folder: Path, checkpoints: Path):
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from qwen3vl_core.checkpoint import keep, torch_dist
-    from qwen3vl_core.checkpoint.training import load_training, start_saving
+    from qwen3vl_core.checkpoint import retention, torch_dist
+    from qwen3vl_core.checkpoint.training_state import load_training, start_saving
 
     def run(o, first):
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         return [step.train_step(training, micro_batches(s, o.micro_batch_size, rank, dp)).loss for s in (first, first + 1)]
 
     o = options(folder, distributed_optimizer=True)
-    parallel.initialize()
+    process_groups.initialize()
     try:
         training = setup.build(o, open_source(folder))
         parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
@@ -303,7 +303,7 @@ def save_beside_training(folder: Path, checkpoints: Path):
         common = setup.common_state(training.architecture, o)
         saving = start_saving(checkpoints, 2, **parts, extra={}, common=common, side=folder, asynchronous=True)
         went_on = run(o, 2)
-        before = (checkpoints / torch_dist.TRACKER).exists(), keep.iterations(checkpoints)
+        before = (checkpoints / torch_dist.TRACKER).exists(), retention.iterations(checkpoints)
         dist.barrier()
         assert saving.finished(wait=True)
         training = setup.build(o, open_source(folder))
@@ -311,7 +311,7 @@ def save_beside_training(folder: Path, checkpoints: Path):
         assert load_training(checkpoints, **parts) == (2, {})
         return before, went_on, run(o, 2)
     finally:
-        parallel.destroy()
+        process_groups.destroy()
 
 
 def train_a_bad_step(folder: Path, what: str, changes: dict):
@@ -322,7 +322,7 @@ def train_a_bad_step(folder: Path, what: str, changes: dict):
     from qwen3vl_core.training.guard import FEWEST, Guard
 
     o = options(folder, **changes)
-    parallel.initialize()
+    process_groups.initialize()
     try:
         training = setup.build(o, open_source(folder))
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -352,4 +352,4 @@ def train_a_bad_step(folder: Path, what: str, changes: dict):
         then = step.train_step(training, micro_batches(2, o.micro_batch_size, rank, dp), guard=Guard())
         return bad.fault, bad.updated, same, (then.fault, then.updated, then.loss)
     finally:
-        parallel.destroy()
+        process_groups.destroy()

@@ -6,7 +6,7 @@ a process of its own: it changes what torch's tensors say of themselves.
 
 from __future__ import annotations
 
-from qwen3vl_core.model import parallel  # noqa: F401
+from qwen3vl_core.model import process_groups  # noqa: F401
 
 import torch
 

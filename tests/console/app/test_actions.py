@@ -6,16 +6,16 @@ import shlex
 
 import pytest
 
-from console import runscommand
+from console import runs_command
 from console.actions import ACTIONS, SCREENS, actions_of, bindings_of
 from console.app import ConsoleApp
+from console.formatting import one_line
 from console.screens.compare import CompareScreen
 from console.screens.launch import LaunchScreen
 from console.screens.monitor import MonitorScreen
 from console.screens.runs import RunsScreen
 from console.screens.welcome import WelcomeScreen
 from console.widgets.bars import KeyBar
-from console.widgets.words import one_line
 from tests.console.app.driving import LARGE, driven, looked, press, said, text_of, until
 
 CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen,
@@ -182,6 +182,6 @@ def test_the_command_that_equals_what_was_done_is_in_the_palette_and_copied_by_a
         assert app.clipboard == app.subcommand
         # what is shown can be typed
         words = shlex.split(app.subcommand)
-        assert words[:2] == ["qwen3vl", "runs"] and runscommand._parser().parse_args(words[2:]).id == "1"
+        assert words[:2] == ["qwen3vl", "runs"] and runs_command._parser().parse_args(words[2:]).id == "1"
 
     driven(scene, store.app(), LARGE)

@@ -9,12 +9,12 @@ import threading
 import pytest
 from PIL import Image
 
+from console.readers.captions import shuffled
 from console.runs import launch
 from console.runs.captions import read_votes
-from console.screens.captions import shuffled
 from console.widgets.caption import pair, several
-from console.widgets.columns import CaptionBox
-from console.widgets.optionform import OptionForm
+from console.widgets.caption_columns import CaptionBox
+from console.widgets.option_form import OptionForm
 from console.widgets.picture import read_picture
 from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, finished, looked, press, said, text_of, until
 

@@ -103,7 +103,7 @@ def test_a_store_that_cannot_be_read_is_said_and_not_a_crash(tmp_path):
 
 def test_an_error_that_comes_twice_a_second_is_said_once(store, monkeypatch):
     run = store.ended(store.finetune("one"))
-    monkeypatch.setattr("console.screens.feed.MonitorFeed.read", lambda *a: 1 / 0)
+    monkeypatch.setattr("console.readers.monitor.MonitorFeed.read", lambda *a: 1 / 0)
 
     async def scene(pilot):
         await press(pilot, "3")

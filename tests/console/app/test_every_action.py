@@ -19,12 +19,12 @@ from textual.widgets import OptionList, Tabs
 from console.actions import ACTIONS, Action, actions_of
 from console.runs import launch, processes
 from console.runs.captions import read_votes
-from console.screens.keyshelp import KeysHelp
+from console.screens.keys_help import KeysHelp
 from console.widgets.bars import KeyBar
-from console.widgets.columns import CaptionBox
+from console.widgets.caption_columns import CaptionBox
 from console.widgets.curve import Curve
-from console.widgets.logpane import LogPane
-from console.widgets.runlist import RunList
+from console.widgets.log_pane import LogPane
+from console.widgets.run_list import RunList
 from qwen3vl_core.demo.workspace import BASE, Workspace
 from qwen3vl_core.errors import EXIT_DONE
 from qwen3vl_core.layout.doctor import Check

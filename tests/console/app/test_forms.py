@@ -9,9 +9,9 @@ from textual.app import App
 from textual.widgets import Input, Select, Switch
 
 from console.forms import check_here, help_of, read_plan, text_of
-from console.screens.plan import KINDS, prefill, read_workspace
-from console.widgets.optionform import OptionForm
-from qwen3vl_core.commandline import build_parser
+from console.readers.form_defaults import KINDS, prefill, read_workspace
+from console.widgets.option_form import OptionForm
+from qwen3vl_core.command_line import build_parser
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, to_mapping
 from tests.console.app.driving import driven
 from tests.console.app.driving import text_of as screen_text

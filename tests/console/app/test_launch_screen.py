@@ -13,7 +13,7 @@ from textual.widgets import Tabs
 from console.forms import Verdict
 from console.messages import PlanChecked
 from console.runs import launch
-from console.widgets.optionform import OptionForm
+from console.widgets.option_form import OptionForm
 from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
 from tests.data import hub_server
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import urllib.request
 
+from console.readers.monitor import LOG_LINES
 from console.runs import launch
-from console.screens.feed import LOG_LINES
 from console.widgets.curve import Curve
-from console.widgets.logpane import LogPane
+from console.widgets.log_pane import LogPane
 from tests.console.app.driving import LARGE, SMALL, driven, looked, press, said, scalars, text_of, until
 
 SAVES = """

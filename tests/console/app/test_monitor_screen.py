@@ -8,7 +8,7 @@ import pytest
 
 from console.runs import launch
 from console.widgets.curve import Curve
-from console.widgets.logpane import LogPane
+from console.widgets.log_pane import LogPane
 from tests.console.app.driving import LARGE, LOOKS, SLEEPER, SMALL, driven, looked, loss, press, said, text_of, until
 
 

@@ -8,10 +8,10 @@ import json
 import pytest
 
 from console.forms import look_here, read_plan, text_of
-from console.screens.plan import PRESETS, suggestions
-from console.widgets import planview
+from console.readers.form_defaults import PRESETS, suggestions
+from console.widgets import plan_view
 from console.widgets.fixes import fixes
-from console.widgets.paths import candidates, complete
+from console.widgets.path_completion import candidates, complete
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.rules import layout_faults
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of
@@ -86,15 +86,15 @@ def test_layouts_are_suggested_for_the_gpus_and_can_be_put_into_the_form():
 def test_the_memory_of_a_gpu_is_a_bar_for_each_stage_with_a_legend_even_while_a_path_is_missing():
     verdict = look_here("finetune", FinetuneOptions(size="8B", nproc=8, pp=2, tp=2, global_batch_size=64, train_data="nowhere"))
     assert any("nowhere" in problem for problem in verdict.problems)
-    text = planview.memory(verdict.report, 80, here=False).plain
+    text = plan_view.memory(verdict.report, 80, here=False).plain
     lines = text.splitlines()
     assert lines[0].startswith("stage 0 █") and lines[1].startswith("stage 1 █") and "GiB" in lines[0]
     assert all(word in text for word in ("weights", "gradients", "optimizer", "activations", "vision", "fits", "no GPU here"))
     assert max(map(len, lines)) <= 80
-    narrow = planview.memory(verdict.report, 40, here=True).plain
+    narrow = plan_view.memory(verdict.report, 40, here=True).plain
     assert "s a step" in narrow
     tight = look_here("finetune", FinetuneOptions(size="32B", nproc=1))
-    assert "does not fit" in planview.memory(tight.report, 80, here=False).plain
+    assert "does not fit" in plan_view.memory(tight.report, 80, here=False).plain
 
 
 def test_paths_are_completed_as_a_shell_does(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from console.widgets.raster import DOTS, Points, Smoother, log_ticks, places, rasterize, reduce, ticks
-from console.widgets.words import number, one_line, printable, span, sparkline, tick
+from console.formatting import number, one_line, printable, span, sparkline, tick
+from console.widgets.braille import DOTS, Points, Smoother, log_ticks, places, rasterize, reduce, ticks
 
 WIDTH, HEIGHT = 30, 8
 

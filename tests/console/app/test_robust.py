@@ -11,7 +11,7 @@ import pytest
 from console.runs import launch
 from console.runs.state import read_state, write_json
 from console.widgets.curve import Curve
-from console.widgets.logpane import LogPane
+from console.widgets.log_pane import LogPane
 from tests.console.app.driving import LARGE, SLEEPER, driven, looked, loss, press, said, text_of, until
 
 

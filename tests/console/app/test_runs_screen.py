@@ -8,7 +8,7 @@ import re
 import pytest
 
 from console.runs import launch
-from console.widgets.runlist import RunList
+from console.widgets.run_list import RunList
 from tests.console.app.driving import LARGE, LOOKS, SLEEPER, SMALL, driven, press, said, text_of, until
 
 

@@ -98,8 +98,8 @@ def fill(store):
 @pytest.mark.parametrize("size, theme", LOOKS, ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}")
 def test_every_screen_looks_as_it_should(store, size, theme, monkeypatch):
     live = fill(store)
-    monkeypatch.setattr("console.screens.rows.RunRow.age", lambda self, now: 61.0 * (1 + self.run.number))
-    monkeypatch.setattr("console.widgets.numbers._elapsed", lambda row: 605.0)
+    monkeypatch.setattr("console.readers.run_rows.RunRow.age", lambda self, now: 61.0 * (1 + self.run.number))
+    monkeypatch.setattr("console.widgets.run_numbers._elapsed", lambda row: 605.0)
     monkeypatch.setitem(COMMANDS, "convert", FormOptions)
     tag = f"{size[0]}x{size[1]}-{theme.removeprefix('textual-')}"
 

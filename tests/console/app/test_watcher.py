@@ -8,12 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from console.runs import launch, trouble
-from console.runs.choose import matches
+from console.readers import store_watcher
+from console.readers.monitor import MonitorFeed
+from console.readers.store_watcher import StoreWatcher
+from console.runs import diagnosis, launch
+from console.runs.filters import matches
 from console.runs.state import read_state, write_json
-from console.screens import watch
-from console.screens.feed import MonitorFeed
-from console.screens.watch import StoreWatcher
 from tests.console.app.driving import SLEEPER, loss
 
 
@@ -23,7 +23,7 @@ def test_a_row_says_what_a_run_is_and_how_far(store):
     (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30\n")
     row = StoreWatcher(store.root).look().get(run.id)
     assert (row.kind, row.status, row.exit_code, row.step, row.total) == ("finetune", "stopped", 143, 40, 100)
-    assert row.loss == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == watch.SPARK_CELLS
+    assert row.loss == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == store_watcher.SPARK_CELLS
     assert row.checkpoint == "checkpoint of step 30" and row.last_line.startswith("step 40/100")
     assert row.command.startswith("qwen3vl finetune --load ") and "--train-iters 100" not in row.command
     assert row.eta is None and 0 < row.age(row.ended + 50) <= 50
@@ -67,7 +67,7 @@ def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(store):
 def test_many_runs_are_taken_in_over_several_looks_the_newest_first(store, monkeypatch):
     for name in ("one", "two", "three"):
         store.ended(store.finetune(name, steps=5))
-    monkeypatch.setattr(watch, "LOOK_SECONDS", -1.0)
+    monkeypatch.setattr(store_watcher, "LOOK_SECONDS", -1.0)
     watcher = StoreWatcher(store.root)
     for count in (1, 2, 3):
         snapshot = watcher.look()
@@ -75,7 +75,7 @@ def test_many_runs_are_taken_in_over_several_looks_the_newest_first(store, monke
 
 
 def test_of_many_runs_those_that_ended_are_looked_at_in_turn_and_a_resumed_one_is_seen_at_once(store, monkeypatch):
-    monkeypatch.setattr(watch, "FEW", 2)
+    monkeypatch.setattr(store_watcher, "FEW", 2)
     runs = [store.ended(store.finetune(f"run {i}", steps=3)) for i in range(8)]
     watcher = StoreWatcher(store.root)
     looked = []
@@ -94,7 +94,7 @@ def test_the_sparkline_of_a_long_run_is_sampled_from_its_file(store):
     run = store.ended(store.finetune(steps=5000, total=5000))
     assert run.metrics.stat().st_size > 600_000
     row = StoreWatcher(store.root).look().get(run.id)
-    assert len(row.spark) == watch.SPARK_CELLS and row.spark[0] == "█" and row.spark[-1] == "▁" and row.step == 5000
+    assert len(row.spark) == store_watcher.SPARK_CELLS and row.spark[0] == "█" and row.spark[-1] == "▁" and row.step == 5000
 
 
 def test_a_failed_run_says_what_its_log_tells(store):
@@ -111,8 +111,8 @@ def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(s
     monkeypatch.setattr(StoreWatcher, "_why", staticmethod(lambda run, code: searches.append(run.id) or why(run, code)))
     watcher, feed = StoreWatcher(store.root), MonitorFeed(StoreWatcher(store.root))
     assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).trouble is None
-    searched, looked_at = trouble.explain, []
-    monkeypatch.setattr(trouble, "explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
+    searched, looked_at = diagnosis.explain, []
+    monkeypatch.setattr(diagnosis, "explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
     for line in ("step 4", "torch.OutOfMemoryError: CUDA out of memory"):
         with open(run.log, "a") as file:
             file.write(line + "\n")
@@ -120,7 +120,7 @@ def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(s
         found = feed.read(run, [], "loss", 0.0).trouble
     assert searches == [run.id] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
     assert found.name == "gpu_memory"
-    monkeypatch.setattr(watch, "WHY_SECONDS", 0.0)
+    monkeypatch.setattr(store_watcher, "WHY_SECONDS", 0.0)
     assert "out of GPU memory" in watcher.look().get(run.id).error, "a later look finds it"
     assert len(searches) == 2 and watcher.look() and len(searches) == 2, "and what does not change is not searched again"
 
@@ -205,7 +205,7 @@ def test_the_average_goes_on_with_new_steps_and_begins_again_after_a_resume(stor
 
 
 def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
-    monkeypatch.setattr("console.screens.feed.LOG_LINES", 10)
+    monkeypatch.setattr("console.readers.monitor.LOG_LINES", 10)
     run = store.ended(store.finetune(steps=5))
     feed = MonitorFeed(StoreWatcher(store.root))
     assert feed.read(run, [], "loss", 0).log.dropped == 0

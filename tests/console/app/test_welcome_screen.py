@@ -10,10 +10,10 @@ import pytest
 
 import qwen3vl_core
 from console.app import ConsoleApp
+from console.readers.store_watcher import StoreWatcher
+from console.readers.workspace import models_nearby, open_model, steps
 from console.runs import launch
-from console.screens.steps import models_nearby, open_model, steps
-from console.screens.watch import StoreWatcher
-from console.widgets.optionform import OptionForm
+from console.widgets.option_form import OptionForm
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.doctor import Check
 from tests.console.app.driving import LARGE, LOOKS, driven, press, said, text_of, until

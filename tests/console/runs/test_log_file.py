@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from console.runs import logfile
-from console.runs.logfile import WholeLog
+from console.runs import log_file
+from console.runs.log_file import WholeLog
 
 
 def test_every_line_is_there_also_the_one_without_an_end(tmp_path):
@@ -29,7 +29,7 @@ def test_every_line_is_there_also_the_one_without_an_end(tmp_path):
 
 
 def test_a_search_finds_lines_across_pieces_once_each_whatever_the_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(logfile, "CHUNK", 64)
+    monkeypatch.setattr(log_file, "CHUNK", 64)
     path = tmp_path / "log"
     lines = [f"{'x' * (i % 50)} {'Needle needle' if i % 7 == 0 else ''} {i}" for i in range(300)]
     path.write_text("\n".join(lines) + "\n")
@@ -46,7 +46,7 @@ def test_controls_bad_utf8_progress_bars_and_endless_lines_are_shown_safely(tmp_
     path.write_bytes(b"\x1b[31mred\x1b[0m\x07\n" + b"\xff\xfe ok\n" + bar + b"\n" + b"z" * 200_000 + b"\n" + long_bar + b"\nlast\n")
     whole = WholeLog(path)
     assert whole[0] == "red" and whole[1] == "\ufffd\ufffd ok" and whole[2] == "100%"
-    assert len(whole[3]) == logfile.WIDTH and whole[3].endswith("z…") and whole[4] == "0019999 of many" and whole[5] == "last"
+    assert len(whole[3]) == log_file.WIDTH and whole[3].endswith("z…") and whole[4] == "0019999 of many" and whole[5] == "last"
 
 
 def test_a_file_that_is_cut_or_exchanged_is_known_and_its_lines_are_empty_then(tmp_path):

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 
-from console.runs import launch, record
+from console.runs import launch, plan_record
 from qwen3vl_core.options import ConvertOptions, FinetuneOptions
 from tests.console.runs.jobs import ROOT, job
 
@@ -36,10 +36,10 @@ def test_the_console_s_own_commands_are_found_from_any_folder(store, tmp_path, m
 
 
 def test_versions_are_the_installed_ones_and_no_heavy_import_is_needed():
-    found = record.versions()
+    found = plan_record.versions()
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["python"] == sys.version.split()[0]
-    program = "import sys, json\nfrom console.runs.record import versions\nprint(json.dumps([versions(), 'torch' in sys.modules]))"
+    program = "import sys, json\nfrom console.runs.plan_record import versions\nprint(json.dumps([versions(), 'torch' in sys.modules]))"
     out = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=150).stdout
     assert json.loads(out) == [found, False]
 
@@ -49,21 +49,21 @@ def test_the_commit_is_that_of_the_source_tree(monkeypatch, tmp_path):
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         return subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True, text=True).stdout
 
-    monkeypatch.setattr(record, "source_root", lambda: tmp_path)
-    assert record.git_commit() is None
+    monkeypatch.setattr(plan_record, "source_root", lambda: tmp_path)
+    assert plan_record.git_commit() is None
     git("init", "-q")
-    assert record.git_commit() is None
+    assert plan_record.git_commit() is None
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-qm", "one")
     commit = git("rev-parse", "HEAD").strip()
-    assert record.git_commit() == commit
+    assert plan_record.git_commit() == commit
     (tmp_path / "a").write_text("2")
-    assert record.git_commit() == commit + "-dirty"
+    assert plan_record.git_commit() == commit + "-dirty"
 
 
 def test_a_kind_s_command_is_the_one_a_person_types(tmp_path):
-    words = record.child_command("convert", ConvertOptions(source="a", target="b", verify=True), tmp_path)
+    words = plan_record.child_command("convert", ConvertOptions(source="a", target="b", verify=True), tmp_path)
     assert words == [sys.executable, "-m", "qwen3vl_core.cli", "convert", "a", "b", "--verify"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from console.runs import launch, processes
 from console.runs.state import STALE_SECONDS, write_json
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.layout.command import free_port
+from qwen3vl_core.layout.torchrun_command import free_port
 from tests.console.runs.jobs import (
     EXITS_3,
     IGNORES_TERM,

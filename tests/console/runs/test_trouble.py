@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from console.runs.trouble import RESUMED, explain, going_on
+from console.runs.diagnosis import RESUMED, explain, going_on
 
 LINES = {
     "gpu_memory": "[rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 2 has a total capacity of 79 GiB",

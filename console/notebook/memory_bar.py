@@ -1,0 +1,120 @@
+"""What each GPU would hold, as a bar beside the form, and a layout that fits: the estimate of `qwen3vl plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as W
+
+from console.forms import gpu_memory, value_of
+from console.notebook.form import field_of
+from console.notebook.html import COLOURS, box, escape, say
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.layout import plan
+from qwen3vl_core.layout.suggest import LAYOUT, ROOM, suggest
+from qwen3vl_core.layout.torchrun_command import gpu_count, process_count
+from qwen3vl_core.options import FinetuneOptions, options_of, shell_line
+from qwen3vl_core.options.planning import PlanOptions
+from qwen3vl_core.progress import duration
+
+PARTS = {
+    "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "vision": "vision",
+    "peak_extra": "at peak", "workspace": "outside torch",
+}  # fmt: skip
+"""Parts of a GPU's memory as the estimate calls them, and as the legend does."""
+PLANNED = ("gpus", "memory")
+"""Options of `qwen3vl plan` that stand beside the bar: another machine than this one can be planned for."""
+
+
+def bar(stage: dict[str, Any], gib: float) -> str:
+    """One GPU's memory as a row of coloured parts, with a line where the GPU, less what is kept free, ends; HTML."""
+    whole = max(stage["total"], gib)
+    parts, legend = [], []
+    for number, (name, title) in enumerate(PARTS.items()):
+        if stage[name] <= 0:
+            continue
+        colour = COLOURS[number % len(COLOURS)]
+        looks = f"background:{colour};width:{100 * stage[name] / whole:.3f}%"
+        parts.append(f'<span title="{title} {stage[name]:.2f} GiB" style="{looks}"></span>')
+        legend.append(f'<span style="white-space:nowrap"><span style="color:{colour}">■</span> {title} {stage[name]:.2f}</span>')
+    limit = f'<i style="left:{100 * ROOM * gib / whole:.3f}%" title="{ROOM * gib:.1f} GiB: {100 - 100 * ROOM:.0f}% is kept free"></i>'
+    return f'<div class="memory">{"".join(parts)}{limit}</div><div>{" &nbsp; ".join(legend)} GiB</div>'
+
+
+def describe(found: dict[str, Any], known: bool) -> str:
+    """A report of `layout.plan.report` whose layout is valid, as HTML: what it comes to, and the bar of the fullest stage."""
+    stage = max(found["stages"], key=lambda s: s["total"])
+    where = f", stage {stage['stage'] + 1} of {len(found['stages'])}" if len(found["stages"]) > 1 else ""
+    line = f"{found['peak_gib']:.1f} of {found['memory_gib']:g} GiB on each GPU{where}, an estimate"
+    if not found["fits"]:
+        more = found.get("gpus_needed")
+        line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
+    seconds = found["step"]["seconds"]
+    took = f"about {seconds:.2g} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+    after = [f"{took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
+    if not known:
+        after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
+    about = f'<span class="dim">{escape(" · ".join(after))}</span>'
+    return say(line, "good" if found["fits"] else "bad") + box(bar(stage, found["memory_gib"]) + about)
+
+
+class MemoryBar(W.VBox):
+    """The estimate of a finetune, for this machine or for the GPUs that are typed in.
+
+    changed: called when one of its own fields holds something else. `estimate` gives HTML and touches no widget, so that any
+    thread may call it; `shown` is where it goes.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        declared = {o.name: o for o in options_of(PlanOptions)}
+        self.options = [declared[name] for name in PLANNED]
+        self.fields = {o.name: field_of(o, "", hint="this machine's", width="230px", label="100px") for o in self.options}
+        self.shown = W.HTML()
+        self.suggest_button = W.Button(
+            description="Suggest a layout", icon="magic", tooltip="The quickest valid layout that fits, put into the form",
+            layout=W.Layout(width="160px"),
+        )  # fmt: skip
+        super().__init__(children=[self.shown, W.HBox([*self.fields.values(), self.suggest_button])])
+        for field in self.fields.values():
+            field.observe(lambda change: changed(), names="value")
+
+    def planned(self, options: FinetuneOptions) -> PlanOptions:
+        """Which GPUs are meant. Raises RequestError for a field that holds no number."""
+        typed = {o.name: value_of(o, self.fields[o.name].value) for o in self.options}
+        if not typed["gpus"]:
+            try:
+                typed["gpus"] = process_count(options)
+            except RequestError:  # the layout's own fault, which the form tells
+                typed["gpus"] = gpu_count()
+        return PlanOptions(**{**typed, "memory": typed["memory"] or gpu_memory() or 0.0})
+
+    def estimate(self, options: FinetuneOptions) -> tuple[str, list[str]]:
+        """(HTML, faults): what a GPU would hold. Empty HTML where that cannot be known. Blocking; never raises for a bad plan."""
+        try:
+            meant = self.planned(options)
+        except RequestError as error:
+            return say(str(error), "bad"), []
+        try:
+            found = plan.report(options, meant)
+        except (RequestError, WorkError, OSError):
+            return "", []  # no model to plan for yet: the form says so
+        return ("" if found["faults"] else describe(found, bool(meant.memory))), found["faults"]
+
+    def suggestion(self, options: FinetuneOptions) -> tuple[dict[str, Any], str]:
+        """(options of the layout, what it comes to): the quickest that fits. Raises RequestError where there is none."""
+        meant = self.planned(options)
+        architecture = plan.architecture_for(options)
+        gib, gpus = meant.memory or plan.DEFAULT_MEMORY, meant.gpus or 1
+        ranked = suggest(options, architecture, gpus, gib)
+        many = f"{gpus} GPU{'s' if gpus > 1 else ''} of {gib:.4g} GiB"
+        if not ranked:
+            raise RequestError(f"--global-batch-size {options.global_batch_size}: no valid layout on {many}; choose a multiple of {gpus}")
+        best = ranked[0]
+        if not best.fits(gib):
+            more = plan.gpus_needed(options, architecture, gib)
+            way = f"use {more} GPUs" if more else "use larger GPUs, or a smaller model"
+            raise RequestError(f"no layout fits on {many}: the least is {best.memory.total / plan.GIB:.1f} GiB; {way}")
+        words = shell_line(best.arguments()) or "the defaults"
+        values = {name: getattr(best.options, name) for name in LAYOUT}
+        return values, f"{words}: {best.memory.total / plan.GIB:.1f} GiB on each of {many}, about {best.seconds:.2g} s a step"

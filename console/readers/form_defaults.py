@@ -1,0 +1,122 @@
+"""What the console's forms begin with, and what they offer: presets, layouts that fit, a workspace's paths. Imports no Textual."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from console.forms import gpu_memory
+from qwen3vl_core.layout.plan import report
+from qwen3vl_core.layout.suggest import LAYOUT
+from qwen3vl_core.layout.torchrun_command import process_count
+from qwen3vl_core.options import COMMANDS, options_of
+from qwen3vl_core.options.planning import PlanOptions
+
+KINDS = ("download", "prepare", "convert", "finetune", "compare")
+"""Commands that the console starts, in the order of the work."""
+PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
+    "download": (
+        ("Qwen3-VL 2B", "the smallest; 4 GB to get",
+         {"kind": "model", "name": "Qwen/Qwen3-VL-2B-Instruct", "to": "Qwen3-VL-2B-Instruct"}),
+        ("Qwen3-VL 4B", "9 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-4B-Instruct", "to": "Qwen3-VL-4B-Instruct"}),
+        ("Qwen3-VL 8B", "18 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-8B-Instruct", "to": "Qwen3-VL-8B-Instruct"}),
+        ("LLaVA pretrain", "558 thousand pictures with captions: a dataset that prepare reads",
+         {"kind": "dataset", "name": "liuhaotian/LLaVA-Pretrain", "to": "LLaVA-Pretrain"}),
+        ("from ModelScope", "the hub; Hugging Face otherwise", {"from_": "modelscope"}),
+    ),
+    "finetune": (
+        ("smoke test", "10 steps, to see that everything runs",
+         {"train_iters": 10, "lr_warmup_iters": 0, "log_interval": 1, "save_interval": 0}),
+        ("full finetune", "every weight, lr 1e-5, warmup, evaluations and the last 2 checkpoints kept",
+         {"freeze": "", "lr": 1e-5, "min_lr": 1e-6, "train_iters": 1000, "lr_warmup_iters": 30, "save_interval": 200, "keep": 2,
+          "eval_interval": 100}),
+        ("projector only", "vision and language frozen, lr 1e-3: aligns new pictures cheaply",
+         {"freeze": "vision,language", "lr": 1e-3, "min_lr": 1e-5, "train_iters": 500, "lr_warmup_iters": 15}),
+        ("language only", "the vision tower as it is: less memory, the usual choice for captions in a new style",
+         {"freeze": "vision", "lr": 1e-5, "min_lr": 1e-6}),
+        ("LoRA", "adapters of rank 16 in the language model, lr 1e-4: a fraction of the memory",
+         {"lora_rank": 16, "lr": 1e-4, "min_lr": 1e-5}),
+        ("packed rows", "samples joined to rows of 8192 tokens: no padding computed",
+         {"packing": True, "micro_batch_size": 1, "seq_length": 8192}),
+        ("least memory", "activations computed again, optimizer state split, micro batch 1",
+         {"recompute": "full", "distributed_optimizer": True, "micro_batch_size": 1}),
+    ),
+    "prepare": (
+        ("quick", "pictures' headers are looked at", {"check": "header", "skip_missing": False}),
+        ("thorough", "every picture is decoded, bad records are left out and counted", {"check": "decode", "skip_missing": True}),
+    ),
+    "convert": (
+        ("verified", "read again and compared bitwise", {"verify": True}),
+        ("bf16", "written in bf16, half the disk of fp32", {"dtype": "bf16"}),
+    ),
+    "compare": (
+        ("greedy", "the same caption every time", {"temperature": 0.0, "top_p": 1.0, "top_k": 0}),
+        ("sampled", "temperature 0.7, top-p 0.9", {"temperature": 0.7, "top_p": 0.9}),
+        ("first look", "8 pictures, short captions", {"limit": 8, "max_new_tokens": 64}),
+    ),
+}  # fmt: skip
+"""Values by name, with a line about each; beside these the layouts that fit (`suggestions`)."""
+
+
+def suggestions(options: Any) -> list[dict[str, Any]]:
+    """Layouts for these GPUs, best first: {"values": …, "gib", "fits", "seconds", "dp"}. Blocking. Raises RequestError."""
+    count = options.nproc or process_count(dataclasses.replace(options, tp=1, pp=1, cp=1))
+    found = report(options, PlanOptions(gpus=count, memory=gpu_memory() or 0.0, suggest=True))
+    declared = {option.flag: option for option in options_of(type(options))}
+    made = []
+    for each in found.get("suggestions", []):
+        values = {name: option.default for name, option in ((o.name, o) for o in declared.values()) if name in LAYOUT}
+        words = iter(each["options"])
+        for word in words:
+            option = declared[word]
+            values[option.name] = True if option.type is bool else option.parse(next(words))
+        made.append({**{k: each[k] for k in ("gib", "fits", "seconds", "dp")}, "values": values, "of": found["memory_gib"], "gpus": count})
+    return made
+
+
+def read_workspace(folder: Path | None) -> dict[str, Any]:
+    """`workspace.json` of a demo workspace; empty when there is none."""
+    if folder is None:
+        return {}
+    try:
+        value = json.loads((Path(folder) / "workspace.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def gpu_here() -> bool:
+    """Whether this machine has a GPU that says how much it holds; as it was when first asked."""
+    return gpu_memory() is not None
+
+
+def free_path(path: Any) -> Any:
+    """The path, or with -2, -3, … the first that nothing stands on yet."""
+    if not isinstance(path, str | Path) or not str(path):
+        return None
+    found, number = Path(path).expanduser(), 2
+    while found.exists():
+        whole = Path(path).expanduser()
+        found, number = whole.with_name(f"{whole.stem}-{number}{whole.suffix}"), number + 1
+    return str(found)
+
+
+def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Values that a new form of this kind begins with; only those that the workspace gives and the options know."""
+    get = workspace.get
+    finetune = get("finetune")
+    values: dict[str, Any] = {
+        "download": {"kind": "model"},
+        "prepare": {"source": get("train_json"), "to": free_path(get("data"))},
+        "convert": {"source": get("base"), "target": free_path(get("base_mcore"))},
+        "finetune": {"load": get("base_mcore"), "train_data": get("data"), **(finetune if isinstance(finetune, dict) else {})},
+        "compare": {
+            "base": get("base"), "tuned": get("tuned_hf"), "prompt": get("prompt"), "references": get("references"),
+            "images": [get("heldout_images")] if isinstance(get("heldout_images"), str) else None,
+        },
+    }.get(kind, {})  # fmt: skip
+    known = {option.name for option in options_of(COMMANDS[kind])}
+    return {name: value for name, value in values.items() if name in known and value is not None}

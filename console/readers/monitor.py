@@ -1,0 +1,151 @@
+"""What the monitor shows, read off the screen's thread. Blocking; imports no Textual."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from console.readers.store_watcher import StoreWatcher
+from console.runs.diagnosis import Trouble, explain, going_on
+from console.runs.measures import METRICS, NOISY
+from console.runs.state import SAMPLES
+from console.runs.store import Run
+from console.runs.tail import JsonlTail, LogTail
+from console.widgets.braille import Smoother
+from console.widgets.curve import SLOTS, Line
+from console.widgets.log_pane import LogView
+
+LOG_LINES = 5000
+READ_BYTES = 4 << 20
+"""Of one run's metrics at one look; a run of a million steps is drawn as it is read."""
+TROUBLE_STATES = ("failed", "lost")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The monitor's run at one look."""
+
+    run_id: str
+    metric: str
+    weight: float
+    lines: tuple[Line, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """What can be shown."""
+    log: LogView = field(default_factory=LogView)
+    events: tuple[dict[str, Any], ...] = ()
+    trouble: Trouble | None = None
+    """What a run that failed died of, where that is known."""
+    stories: tuple[SampleStory, ...] = ()
+    reading: bool = False
+    """Whether there is more to read at once."""
+
+
+@dataclass(frozen=True)
+class SampleStory:
+    """One picture's captions during a run: (step, text), rising."""
+
+    image: str
+    prompt: str
+    captions: tuple[tuple[int | None, str], ...]
+
+
+class MonitorFeed:
+    """Reads one run, and others to lay over it; keeps what it has read."""
+
+    def __init__(self, watcher: StoreWatcher) -> None:
+        self.watcher = watcher
+        self.lock = threading.Lock()
+        self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
+        self._log: tuple[str, LogTail] | None = None
+        self._taken = 0
+        self._trouble: tuple[tuple, tuple[int, str], Trouble | None] | None = None
+        """(what it is about, how far the log was searched, what it tells)"""
+        self._samples: tuple[str, JsonlTail, dict[str, SampleStory]] | None = None
+
+    def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
+        """metric: as in METRICS. weight: of the smoothing, 0 for none."""
+        with self.lock, self.watcher.lock:
+            lines = []
+            wanted = set()
+            reading = False
+            for slot, each in enumerate([run, *others]):
+                series = self.watcher.series(each, READ_BYTES)
+                reading = reading or series.behind
+                lines.append(self._line(each.id, series, metric, weight, slot))
+                wanted.add(each.id)
+            main = self.watcher.series(run, 0)
+            if metric == "loss" and "eval/loss" in main.keys:
+                x, y = main.xy("eval/loss")
+                lines.append(Line("evaluation", x, y, None, SLOTS - 1))
+            for key in [key for key in self._averages if key[0] not in wanted or key[1:] != (metric, weight)]:
+                del self._averages[key]
+            names = [name for name in METRICS if name in main.keys]
+            names += [name for name in main.keys if name not in METRICS and "/" not in name]
+            log = self._read_log(run)
+            return RunView(
+                run.id, metric, weight, tuple(lines), tuple(names), log, tuple(main.events), self._explain(run, log),
+                self._read_samples(run), reading,
+            )  # fmt: skip
+
+    def _explain(self, run: Run, log: LogView) -> Trouble | None:
+        state = run.state
+        code = state.get("exit_code")
+        if state["status"] not in TROUBLE_STATES:
+            return None
+        code = code if isinstance(code, int) else None
+        key = (run.id, state["status"], code, log.resets, log.whole)
+        count = log.dropped + len(log.lines)
+        partial = tuple(filter(None, [log.partial]))
+        if self._trouble is None or self._trouble[0] != key:
+            trouble = explain((*log.lines, *partial), code)
+        else:
+            _, (before, cut), trouble = self._trouble
+            if (count, log.partial) != (before, cut):
+                # what runs on elsewhere may write for hours after its supervisor was lost: only what is new is searched
+                trouble = going_on(trouble, (*log.lines[max(before - log.dropped, 0) :], *partial), code)
+        self._trouble = (key, (count, log.partial), trouble)
+        return trouble
+
+    def _read_samples(self, run: Run) -> tuple[SampleStory, ...]:
+        """Captions written during the run, whole again for a picture when one comes for it."""
+        if self._samples is None or self._samples[0] != run.id:
+            self._samples = (run.id, JsonlTail(run.path / SAMPLES), {})
+        _, tail, stories = self._samples
+        rows = tail.read()
+        if tail.replaced:
+            stories.clear()
+        for row in rows:
+            image, text, step = row.get("image"), row.get("text"), row.get("step")
+            if not isinstance(image, str) or not isinstance(text, str):
+                continue
+            step = step if isinstance(step, int) and not isinstance(step, bool) else None
+            known = stories.get(image)
+            prompt = row["prompt"] if isinstance(row.get("prompt"), str) else known.prompt if known else ""
+            # a resumed run that goes back takes the place of the captions after that step
+            kept = tuple(c for c in known.captions if step is not None and c[0] is not None and c[0] < step) if known else ()
+            stories[image] = SampleStory(image, prompt, (*kept, (step, text)))
+        return tuple(stories.values())
+
+    def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> Line:
+        x, y = series.xy(metric)
+        if not weight or metric not in NOISY or not len(y):
+            return Line(run_id, x, y, None, slot)
+        key = (run_id, metric, weight)
+        version, average = self._averages.get(key, (-1, None))
+        if average is None or version != series.version or average.size > len(y):
+            average = Smoother(weight, series.room)
+        average.extend(y[average.size :])
+        self._averages[key] = (series.version, average)
+        return Line(run_id, x, y, average.values, slot)
+
+    def _read_log(self, run: Run) -> LogView:
+        if self._log is None or self._log[0] != run.id:
+            self._log, self._taken = (run.id, LogTail(run.log, lines=LOG_LINES)), 0
+        tail = self._log[1]
+        resets = tail.resets
+        new = tail.read()
+        self._taken = (0 if tail.resets != resets else self._taken) + len(new)
+        lines = tuple(tail.lines)
+        return LogView(lines, tail.partial, max(self._taken - len(lines), 0), tail.resets, tail.begin == 0)

@@ -1,0 +1,242 @@
+"""What the screens show of the run store, gathered off the screen's thread. Blocking; imports no Textual."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from console.formatting import sparkline
+from console.readers.run_rows import RunRow, Snapshot
+from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE
+from console.runs.store import Run, RunStore
+from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
+from qwen3vl_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from console.runs.series import MetricSeries
+
+SPARK_CELLS = 10
+LOOK_SECONDS = 0.3
+"""Time one look may spend on runs it has not read yet, the newest first; the others wait for the next look."""
+LAST_BYTES = 64 << 10
+"""Of the metrics, read at each look at a live run: a few hundred rows."""
+FEW = 60
+"""Runs, the newest, whose files are all looked at each time; of older ones that have ended the state is, and the rest in turn."""
+LIST_SECONDS = 3.0
+"""How long a store's list of names may be taken from the last look, while its folder has not changed."""
+SERIES = 6
+"""Runs whose metrics are kept in memory: those that the monitor showed last."""
+EVAL_BYTES = 8 << 20
+"""How far back from the end of the metrics an evaluation is looked for."""
+WHY_LINES = 400
+"""Lines at the end of a failed run's log that are searched for the reason."""
+WHY_SECONDS = 5.0
+"""How often, at most, the reason is looked for again in the log of a lost run that goes on writing."""
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def layout_of(run: Run) -> str:
+    """Size, parallel layout and precision of a finetune in a few words: `8B TP2 PP2 bf16`."""
+    if run.kind != "finetune":
+        return ""
+    get = run.options.get
+    sizes = [f"{name.upper()}{get(name)}" for name in ("tp", "pp", "cp", "ep") if isinstance(get(name), int) and get(name) > 1]
+    return " ".join(str(word) for word in (get("size"), *sizes, get("precision")) if word)
+
+
+def last_checkpoint(run: Run) -> str:
+    """`checkpoint of step 500`, or that there is none."""
+    try:
+        text = (run.path / "checkpoints" / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "no checkpoint yet"
+    return f"checkpoint of step {int(text)}" if text.isdecimal() else f"checkpoint {text[:40]}" if text else "no checkpoint yet"
+
+
+def _pace(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds of one step over the last rows of one attempt."""
+    steps = [(r["step"], r["time"]) for r in rows if isinstance(r.get("step"), int) and isinstance(r.get("time"), int | float)][-20:]
+    # a resume goes back in steps or leaves a hole in time: only what follows it counts
+    begin = max((i for i in range(1, len(steps)) if steps[i][0] <= steps[i - 1][0]), default=0)
+    steps = steps[begin:]
+    if len(steps) < 2:
+        seconds = rows[-1].get("step_seconds") if rows else None
+        return float(seconds) if isinstance(seconds, int | float) else None
+    return max(steps[-1][1] - steps[0][1], 0.0) / (steps[-1][0] - steps[0][0])
+
+
+def _stamp(path: Path | str) -> tuple[int, ...]:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _number(value: Any, kind: type | tuple = (int, float)) -> Any:
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+class StoreWatcher:
+    """Looks at the store again and again; reads only what has changed. One lock: looks may come from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.lock = threading.Lock()
+        self._runs: list[Run] = []
+        self._listed: tuple[int, float] = (0, 0.0)
+        self._rows: dict[str, tuple[tuple, RunRow]] = {}
+        self._evals: dict[str, dict[str, Any]] = {}
+        self._series: dict[str, MetricSeries] = {}
+        self._logs: dict[str, LogTail] = {}
+        self._states: dict[str, str] = {}
+        self._whys: dict[str, tuple[tuple, float, str]] = {}
+        self._turn = 0
+
+    def look(self) -> Snapshot:
+        """The store as it is now. Never raises because of what is in it."""
+        with self.lock:
+            try:
+                runs = self._list()
+            except RequestError as error:
+                return Snapshot(error=str(error))
+            until = time.monotonic() + LOOK_SECONDS
+            rows: list[RunRow] = []
+            unread = fresh = 0
+            many = len(runs) > 2 * FEW
+            self._turn = self._turn + FEW if self._turn < len(runs) else FEW
+            for index, run in enumerate(runs):
+                known = self._rows.get(run.id)
+                if known is None and fresh and time.monotonic() > until:
+                    unread += 1
+                    continue
+                fresh += known is None
+                try:
+                    in_turn = index < FEW or self._turn - FEW <= index < self._turn
+                    if many and known is not None and not known[1].alive and not in_turn and self._state(run) == known[0][0]:
+                        rows.append(known[1])
+                    else:
+                        rows.append(self._row(run))
+                except OSError:
+                    continue  # deleted while it was read
+            return Snapshot(tuple(rows), unread=unread)
+
+    def _state(self, run: Run) -> tuple[int, ...]:
+        """The stamp of its state; thousands are taken at each look, so that the path is made once."""
+        path = self._states.get(run.id)
+        if path is None:
+            path = self._states[run.id] = str(run.path / STATE)
+        return _stamp(path)
+
+    def _list(self) -> list[Run]:
+        stamp = _stamp(self.root)
+        changed = stamp[2] if stamp else 0
+        # a folder on network storage may say late that it has changed
+        if not changed or changed != self._listed[0] or time.monotonic() - self._listed[1] > LIST_SECONDS:
+            known = {run.id: run for run in self._runs}
+            self._runs = [known.get(run.id, run) for run in RunStore(self.root).list()]
+            self._listed = (changed, time.monotonic())
+            gone = set(self._rows) - {run.id for run in self._runs}
+            for table in (self._rows, self._series, self._logs, self._evals, self._states, self._whys):
+                for run_id in gone:
+                    table.pop(run_id, None)
+        return self._runs
+
+    def series(self, run: Run, limit: int | None = None) -> MetricSeries:
+        """The metrics of a run, taken in up to now, or about `limit` bytes further. Only under `lock`, which the caller holds."""
+        series = self._series.pop(run.id, None)
+        if series is None:
+            from console.runs.series import MetricSeries, room_for  # numpy: not before the first frame
+
+            alive = run.state["status"] in ALIVE
+            series = MetricSeries(run.metrics, room_for(run.options.get("train_iters")) if alive else 0)
+        self._series[run.id] = series  # the last used is the last
+        while len(self._series) > SERIES:
+            self._series.pop(next(iter(self._series)))
+        series.update(limit)
+        return series
+
+    def _row(self, run: Run) -> RunRow:
+        stamp = tuple(_stamp(run.path / name) for name in (STATE, PLAN, METRICS, LOG))
+        known = self._rows.get(run.id)
+        if known and known[0] == stamp and not known[1].alive:
+            return known[1]
+        if not stamp[1]:
+            raise FileNotFoundError(run.path)
+        state = run.state
+        status = state["status"]
+        recent = last_rows(run.metrics, LAST_BYTES) if stamp[2] else []
+        latest = {row["kind"]: row for row in recent if isinstance(row.get("kind"), str)}
+        train = [row for row in recent if row.get("kind") == "train"]
+        last = latest.get("train", {})
+        total = run.options.get("train_iters") if run.kind == "finetune" else None
+        same = known is not None and known[0][2] == stamp[2]
+        spark = known[1].spark if same else self._spark(run, stamp[2], recent)
+        if stamp[2] and "eval" not in latest:
+            latest |= self._last_eval(run)
+        if "eval" in latest:
+            self._evals[run.id] = latest["eval"]
+        row = RunRow(
+            run=run, kind=run.kind, status=status,
+            exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or ""),
+            step=_number(last.get("step"), int), total=_number(total, int), loss=_number(last.get("loss")),
+            spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
+            layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),
+            checkpoint=last_checkpoint(run), last_line=self._last_line(run, status in ALIVE) if stamp[3] else "",
+            latest=latest, step_seconds=_pace(train),
+        )  # fmt: skip
+        if status in ("failed", "lost") and not row.error and stamp[3]:
+            about = (status, row.exit_code, stamp[0])
+            why = self._whys.get(run.id)
+            if why is None or why[0] != about or time.monotonic() - why[1] > WHY_SECONDS:
+                why = self._whys[run.id] = (about, time.monotonic(), self._why(run, row.exit_code))
+            else:
+                stamp = (*stamp[:3], ())  # what the log has got since is searched at a later look
+            row = dataclasses.replace(row, error=why[2])
+        self._rows[run.id] = (stamp, row)
+        return row
+
+    @staticmethod
+    def _why(run: Run, exit_code: int | None) -> str:
+        """What a failed run died of, in one line, where its log tells."""
+        from console.runs.diagnosis import explain  # most runs end well, and the first frame does not wait for it
+
+        tail = LogTail(run.log, lines=WHY_LINES)
+        trouble = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
+        if trouble is None:
+            return ""
+        line = trouble.line.strip()
+        return line.removeprefix("qwen3vl: ") if trouble.name == "request" else f"{trouble.title}: {line}".rstrip(": ")
+
+    @staticmethod
+    def _spark(run: Run, stamp: tuple[int, ...], recent: list[dict[str, Any]]) -> str:
+        if not stamp or not stamp[1]:
+            return ""
+        # of a short run the last rows are all there are
+        rows = recent if stamp[1] <= LAST_BYTES else sampled_rows(run.metrics, 2 * SPARK_CELLS)
+        values = [_number(row.get("loss")) for row in rows if row.get("kind") == "train"]
+        losses = [float(value) for value in values if value is not None and math.isfinite(value)]
+        if losses and min(losses) > 0:
+            losses = [math.log(value) for value in losses]  # else the first steps' fall is all that shows
+        return sparkline(losses, SPARK_CELLS)
+
+    def _last_eval(self, run: Run) -> dict[str, dict[str, Any]]:
+        """The last evaluation, which may lie further back than the last rows; looked for once, then kept."""
+        if run.id not in self._evals:
+            row = last_row_with(run.metrics, b'"eval"', "eval", EVAL_BYTES)
+            self._evals[run.id] = row or {}
+        row = self._evals[run.id]
+        return {"eval": row} if row else {}
+
+    def _last_line(self, run: Run, alive: bool) -> str:
+        """The last line with text in the log."""
+        tail = self._logs.pop(run.id, None) or LogTail(run.log, lines=20)
+        if alive:
+            self._logs[run.id] = tail
+        tail.read()
+        return next((line for line in (tail.partial, *reversed(tail.lines)) if line.strip()), "")

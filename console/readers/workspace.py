@@ -1,0 +1,134 @@
+"""The loop in a workspace: which steps are done, which is next, and what its form begins with. Blocking; imports no Textual."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from console.readers.run_rows import RunRow, Snapshot
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.sizes import Architecture, size_of
+
+TRACKER = "latest_checkpointed_iteration.txt"
+DONE, NEXT, LATER, LIVE = "done", "next", "later", "live"
+GLYPHS = {DONE: "✓", NEXT: "▸", LATER: "·", LIVE: "▶"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop."""
+
+    kind: str
+    """Command, and kind of the form."""
+    title: str
+    text: str
+    state: str
+    values: dict[str, Any] = field(default_factory=dict)
+    """What its form begins with."""
+
+
+def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[Step]:
+    """Of a workspace that names its data: prepare, convert, finetune, convert back, compare. Empty for another."""
+    get = workspace.get
+    names = ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")
+    if not all(isinstance(get(name), str) for name in names):
+        return []
+    rows = snapshot.rows
+    trained = next((row for row in rows if row.kind == "finetune" and row.status == "done"), None)
+    checkpoints = str(trained.run.path / "checkpoints") if trained else ""
+    finetune = get("finetune") if isinstance(get("finetune"), dict) else {}
+    keys = {"base": "base", "tuned": "tuned_hf", "prompt": "prompt", "references": "references"}
+    compare = {name: get(key) for name, key in keys.items()}
+    found = [
+        ("prepare", "Prepare", "pictures and captions to shards", Path(get("data"), "report.json").exists(),
+         {"source": get("train_json"), "to": get("data")}),
+        ("convert", "Convert", "the base model, Hugging Face to Megatron", Path(get("base_mcore"), TRACKER).exists(),
+         {"source": get("base"), "target": get("base_mcore")}),
+        ("finetune", "Finetune", "short captions; watch the loss fall", trained is not None,
+         {"load": get("base_mcore"), "train_data": get("data"), **finetune}),
+        ("convert", "Convert back", "the finetuned model, Megatron to Hugging Face", Path(get("tuned_hf"), "config.json").exists(),
+         {"source": checkpoints, "target": get("tuned_hf")}),
+        ("compare", "Compare", "both models' captions side by side", any(_compared(row, get("tuned_hf")) for row in rows),
+         {**compare, "images": [get("heldout_images")]}),
+    ]  # fmt: skip
+    made, before = [], True
+    for kind, title, text, done, values in found:
+        live = not done and any(row.alive and _is(row, kind, values) for row in rows)
+        state = DONE if done else LIVE if live else NEXT if before else LATER
+        made.append(Step(kind, title, text, state, {k: v for k, v in values.items() if v}))
+        before = before and done
+    return made
+
+
+def _compared(row: RunRow, tuned: str) -> bool:
+    """Whether a run has compared this finetuned model."""
+    models = row.run.options.get("tuned")
+    return row.kind == "compare" and row.status == "done" and tuned in (models if isinstance(models, list) else [models])
+
+
+def _is(row: RunRow, kind: str, values: Mapping[str, Any]) -> bool:
+    """Whether a run is this step and not the other one of its kind."""
+    return row.kind == kind and (kind != "convert" or row.run.options.get("target") == values["target"])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was opened, and what the forms begin with from then on."""
+
+    kind: str
+    """The form to go to."""
+    words: str
+    workspace: dict[str, Any]
+
+
+def open_model(text: str) -> Opened:
+    """Look at a model's folder. Raises RequestError for what is none, with the way out."""
+    folder = Path(os.path.expandvars(text.strip().strip("'\""))).expanduser()
+    if not text.strip():
+        raise RequestError("the path of a folder is wanted: a Hugging Face model (config.json and .safetensors), or a Megatron checkpoint")
+    if not folder.exists():
+        raise RequestError(f"{folder}: no such folder; correct the path, or get a model: qwen3vl download model NAME --to DIR")
+    if folder.is_file():
+        raise RequestError(f"{folder}: a file; give the folder that it is in")
+    folder = folder.absolute()
+    checkpoint = (folder / TRACKER).is_file() or (folder / ".metadata").is_file()
+    if not checkpoint and not (folder / "config.json").is_file():
+        inside = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())[:3]
+        hint = f"; there is one in {', '.join(inside)}" if inside else "; choose the model's own folder"
+        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so no model{hint}")
+    size = ""
+    if (folder / "config.json").is_file():
+        size = size_of(Architecture.read(folder)) or "a size of its own"
+    if checkpoint:
+        return Opened("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
+    if not any(folder.glob("*.safetensors")):
+        raise RequestError(f"{folder}: config.json without .safetensors beside it; the download is not whole, run qwen3vl download again")
+    target = folder.with_name(folder.name + "-mcore")
+    if not os.access(folder.parent, os.W_OK):
+        target = Path.cwd() / target.name
+    return Opened("convert", f"{folder.name}, {size}", {"base": str(folder), "base_mcore": str(target)})
+
+
+def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:
+    """Folders with a Qwen3-VL that lie where models usually lie. Blocking; looks at names first, and at few files."""
+    home = Path.home()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub")
+    scope = Path(os.environ.get("MODELSCOPE_CACHE") or home / ".cache/modelscope/hub")
+    patterns = [
+        *((folder, "*/config.json") for folder in (*folders, Path.cwd(), home / "models")),
+        (hub, "models--*Qwen3-VL*/snapshots/*/config.json"),
+        (scope, "models/Qwen/Qwen3-VL*/config.json"), (scope, "Qwen/Qwen3-VL*/config.json"),
+    ]  # fmt: skip
+    found: dict[str, None] = {}
+    for root, pattern in patterns:
+        try:
+            files = sorted(root.glob(pattern))[:50]
+            for file in files:
+                if '"qwen3_vl' in file.read_text(encoding="utf-8", errors="replace")[: 1 << 20]:
+                    found[str(file.parent)] = None
+        except OSError:
+            continue
+    return list(found)[:8]

@@ -1,0 +1,197 @@
+"""What the console does with runs, whichever screen asks: off its thread, told in a line, remembered as a command."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import on
+from textual.app import App
+
+from console.formatting import one_line
+from console.messages import RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
+from console.terminal import show_in_browser
+from qwen3vl_core.cli import runs_directory
+from qwen3vl_core.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from console.readers.run_rows import RunRow
+    from console.runs.store import RunStore
+
+QUIET_SECONDS = 30.0
+"""An error that comes again is not said again for this long."""
+
+
+# what the first frame does without
+
+
+def _launch() -> Any:
+    return importlib.import_module("console.runs.launch")
+
+
+def _store(root: Path) -> RunStore:
+    return importlib.import_module("console.runs.store").RunStore(root)
+
+
+def number_of(run_id: str) -> str:
+    """`0007-caption` -> `7`: how a command names a run."""
+    return str(int(run_id.partition("-")[0]))
+
+
+class RunActions(App[int]):
+    """Starts, stops, saves, resumes, deletes runs; remembers the subcommand that does the same."""
+
+    store_root: Path
+
+    def __init__(self) -> None:
+        self.subcommand = ""
+        """What was done last, as a person would type it."""
+        self._said: tuple[str, float] = ("", 0.0)
+        self._boards: list[Any] = []
+        super().__init__()
+
+    def look(self) -> None:
+        """Look at the store; the console does."""
+        raise NotImplementedError
+
+    def on_unmount(self) -> None:
+        for board in self._boards:
+            board.close()
+
+    def _work(self, work: Callable[[], Any], name: str) -> None:
+        """Blocking work on a run, off this thread; what goes wrong becomes one line on screen."""
+
+        def guarded() -> None:
+            try:
+                self.post_message(work())
+            except (RequestError, WorkError) as error:
+                self.post_message(WorkFailed(str(error)))
+            except Exception as error:
+                self.post_message(WorkFailed(f"{name}: {type(error).__name__}: {error}"))
+
+        self.run_worker(guarded, name=name, group=name, thread=True, exit_on_error=False)
+
+    @on(WorkFailed)
+    def _failed(self, event: WorkFailed) -> None:
+        text, now = one_line(event.text, 500), time.monotonic()
+        if text != self._said[0] or now - self._said[1] > QUIET_SECONDS:
+            self._said = (text, now)
+            self.notify(text, severity="error", markup=False)
+
+    # the command that equals what was done
+
+    def did(self, *words: str) -> None:
+        """Remember what was done as the subcommand that does the same: `did("runs", "stop", "7")`."""
+        store = ["--runs", str(self.store_root)] if words[0] == "runs" and self.store_root != runs_directory(None) else []
+        from qwen3vl_core.options import shell_line  # not before the first frame
+
+        self.subcommand = shell_line(["qwen3vl", *words, *store])
+
+    def action_subcommand(self) -> None:
+        if not self.subcommand:
+            self.notify("nothing was done yet; open, stop or start a run, then this copies the same as a command", severity="warning")
+            return
+        self.copy_to_clipboard(self.subcommand)
+        self.notify(self.subcommand, title="Command copied", markup=False)
+
+    # what the screens ask for
+
+    def start_run(self, kind: str, options: Any, origin: str) -> None:
+        """Make a run and start it; `RunStarted` tells when it runs."""
+
+        from qwen3vl_core.options import to_arguments  # not before the first frame
+
+        def work() -> RunStarted:
+            run = _store(self.store_root).create(kind, options)
+            _launch().start(run)
+            return RunStarted(run.id, kind, origin)
+
+        name = f"start {kind}"
+        if any(worker.name == name and not worker.is_finished for worker in self.workers):
+            return  # the key was pressed twice
+        self.notify(f"starting {kind} …", timeout=2)
+        # the typed command is recorded and detached as this run is
+        detached = [] if kind == "finetune" else ["--detach"]
+        store = ["--runs", str(self.store_root)] if self.store_root != runs_directory(None) else []
+        self.did(kind, *to_arguments(options), *detached, *store)
+        self._work(work, name)
+
+    def stop_run(self, run_id: str) -> None:
+        """Ask a run to stop; it was asked for on screen before."""
+
+        def work() -> RunChanged:
+            _launch().stop(_store(self.store_root).get(run_id))
+            return RunChanged(run_id, "asked to stop")
+
+        self.did("runs", "stop", number_of(run_id))
+        self._work(work, f"stop {run_id}")
+
+    def save_run(self, run_id: str) -> None:
+        """Ask a live finetune for a checkpoint now."""
+
+        def work() -> RunChanged:
+            _launch().save_now(_store(self.store_root).get(run_id))
+            return RunChanged(run_id, "asked to save at its next step")
+
+        self.did("runs", "save", number_of(run_id))
+        self._work(work, f"save {run_id}")
+
+    def delete_runs(self, rows: Iterable[RunRow]) -> None:
+        """Delete runs with their checkpoints; it was asked for on screen before."""
+        runs = [row.run for row in rows]
+
+        def work() -> RunsDeleted:
+            launch = _launch()
+            return RunsDeleted([run.id for run in runs], sum(launch.delete(run) for run in runs))
+
+        self.did("runs", "delete", *(str(run.number) for run in runs), "--yes")
+        self._work(work, "delete")
+
+    @on(RunsDeleted)
+    def _deleted(self, event: RunsDeleted) -> None:
+        from qwen3vl_core.progress import quantity
+
+        names = event.run_ids[0] if len(event.run_ids) == 1 else f"{len(event.run_ids)} runs"
+        self.notify(f"{names} deleted, {quantity(event.freed, 'B')} freed", markup=False)
+        self.look()
+
+    def open_tensorboard(self, rows: Iterable[RunRow]) -> None:
+        """TensorBoard on these runs, until the console is left; its link is copied, and opened where there is a browser."""
+        runs = [row.run for row in rows]
+        known = next((board for board in self._boards if board.alive and board.runs == [run.id for run in runs]), None)
+
+        def work() -> WorkDone:
+            board = known or importlib.import_module("console.runs.tensorboard").Board(runs)
+            if known is None:
+                self._boards.append(board)
+            board.wait()
+            return WorkDone("TensorBoard", board.url)
+
+        self.notify("TensorBoard starts …", timeout=3)
+        self.did("runs", "tensorboard", *(str(run.number) for run in runs))
+        self._work(work, "tensorboard")
+
+    @on(WorkDone)
+    def _opened(self, event: WorkDone) -> None:
+        self.copy_to_clipboard(event.text)
+        opened = show_in_browser(event.text)
+        note = f"{event.text}  {'opened' if opened else 'copied'}; it ends with the console"
+        self.notify(note, title=event.title, markup=False, timeout=10)
+
+    def resume_run(self, run_id: str) -> None:
+        """Go on with a stopped, failed or lost run."""
+
+        def work() -> RunChanged:
+            _launch().resume(_store(self.store_root).get(run_id))
+            return RunChanged(run_id, "goes on")
+
+        self.did("runs", "resume", number_of(run_id))
+        self._work(work, f"resume {run_id}")
+
+    @on(RunChanged)
+    def _changed(self, event: RunChanged) -> None:
+        self.notify(f"{event.run_id}: {event.text}", markup=False)
+        self.look()

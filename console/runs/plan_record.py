@@ -1,0 +1,133 @@
+"""What a run writes down before it starts: `plan.json` and `command.sh`. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+import qwen3vl_core
+from console.runs.state import COMMAND, PLAN, RUN_VARIABLE, write_json
+from qwen3vl_core.files import whole_path
+from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
+from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_arguments
+
+PLAN_VERSION = 1
+PACKAGES = (
+    "torch", "megatron-core", "megatron-energon", "transformers", "transformer-engine", "safetensors", "numpy", "pillow",
+)  # fmt: skip
+
+
+def source_root() -> Path | None:
+    """The source tree that this package runs from; None when it is installed in site-packages."""
+    root = Path(qwen3vl_core.__file__).absolute().parents[1]
+    return None if str(root) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) else root
+
+
+def python_path(inherited: str = "") -> str:
+    """PYTHONPATH under which a run's processes find this package from any folder."""
+    root = source_root()
+    return os.pathsep.join([*([str(root)] if root else []), *filter(None, [inherited])])
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and what it stands on, as installed; what is not installed is left out."""
+    import importlib.metadata  # a run needs it, a list of runs does not
+
+    found = {"python": platform.python_version(), "qwen3vl": qwen3vl_core.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, with `-dirty` when tracked files differ from it; None outside a git checkout."""
+    root, tool = source_root(), shutil.which("git")
+    # site-packages inside somebody's checkout is no source tree of this package
+    if tool is None or root is None or not (root / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run([tool, "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = ask("rev-parse", "HEAD")
+    if not commit:
+        return None
+    return commit + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def with_whole_paths(options: Any) -> Any:
+    """The options with every path absolute: a run is resumed, cloned and read from other folders than it began in."""
+    changes = {}
+    for o in options_of(type(options)):
+        value = getattr(options, o.name)
+        if not o.path or value in (None, ""):
+            continue
+        whole = [whole_path(v) for v in (value if o.many else [value])]
+        changes[o.name] = whole if o.many else whole[0]
+    return type(options)(**{o.name: changes.get(o.name, getattr(options, o.name)) for o in options_of(type(options))})
+
+
+def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
+    """Words of the command that does the work of a run. Raises RequestError (a layout that cannot be)."""
+    if kind == "finetune":
+        return training_command(options, run_dir)
+    assert kind in COMMANDS, kind
+    return [sys.executable, "-m", "qwen3vl_core.cli", kind, *to_arguments(options)]
+
+
+def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    """The content of `plan.json`; asks the machine for its GPUs and git for the commit (parts of a second)."""
+    return {
+        "v": PLAN_VERSION,
+        "kind": kind,
+        "name": name,
+        "options": options,
+        "command": command,
+        "cwd": os.getcwd(),
+        "versions": versions(),
+        "git": git_commit(),
+        "host": socket.gethostname(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": gpu_count(),
+        "created": time.time(),
+    }
+
+
+def command_script(run_dir: Path, plan: dict[str, Any]) -> str:
+    """Text of `command.sh`: the exact command with its folder and environment, to run by hand."""
+    root = source_root()
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# The command of run {run_dir.name}. By hand it runs here, in this terminal, without a supervisor.",
+        "set -euo pipefail",
+        shell_line(["cd", plan["cwd"]]),
+        "export " + shell_line([f"{RUN_VARIABLE}={run_dir}"]) + " PYTHONUNBUFFERED=1",
+        *(["export " + shell_line([f"PYTHONPATH={root}"]) + '"${PYTHONPATH:+:$PYTHONPATH}"'] if root else []),
+        "exec " + shell_line(plan["command"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_record(run_dir: Path, plan: dict[str, Any], final_dir: Path | None = None) -> None:
+    """Write both files into `run_dir`, which is to become `final_dir`. Raises OSError."""
+    script = run_dir / COMMAND
+    beside = script.with_name(COMMAND + ".tmp")
+    beside.write_text(command_script(final_dir or run_dir, plan), encoding="utf-8")
+    beside.chmod(0o755)
+    os.replace(beside, script)
+    write_json(run_dir / PLAN, plan)

@@ -1,0 +1,109 @@
+"""Runs as JSON: what `--json` prints, for scripts. The same facts as the screens show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from console.runs.diagnosis import of_run
+from console.runs.run_text import changed, last_of
+from console.runs.state import CHECKPOINTS
+from console.runs.store import Run
+
+
+@dataclass
+class Facts:
+    """One run in a list."""
+
+    id: str
+    number: int
+    name: str
+    kind: str
+    status: str
+    exit_code: int | None
+    error: str | None
+    step: int | None
+    total: int | None
+    loss: float | None
+    created: float | None
+    started: float | None
+    ended: float | None
+    path: str
+    options: dict[str, Any] = field(repr=False)
+
+
+def finite(value: Any) -> float | None:
+    """A measured number; None for none, and for what JSON cannot hold."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def facts(run: Run) -> Facts:
+    """Of one run, as it stands now."""
+    state, row = run.state, last_of(run)
+    step, total = row.get("step"), run.options.get("train_iters")
+    code, error = state.get("exit_code"), state.get("error")
+    return Facts(
+        id=run.id, number=run.number, name=run.name, kind=run.kind, status=state["status"],
+        exit_code=code if isinstance(code, int) else None, error=error if isinstance(error, str) else None,
+        step=step if isinstance(step, int) else None, total=total if isinstance(total, int) else None, loss=finite(row.get("loss")),
+        created=run.created, started=run.started, ended=run.ended, path=str(run.path), options=run.options,
+    )  # fmt: skip
+
+
+def as_json(found: Facts) -> dict[str, Any]:
+    """A row of `runs list --json`: without the options, which `show` gives."""
+    return {name: value for name, value in vars(found).items() if name != "options"}
+
+
+def checkpoints(run: Run) -> list[int]:
+    """Steps of the checkpoints that are there, rising."""
+    try:
+        names = [path.name for path in (run.path / CHECKPOINTS).iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return sorted(int(name[5:]) for name in names if name.startswith("iter_") and name[5:].isdecimal())
+
+
+def whole(run: Run) -> dict[str, Any]:
+    """Everything of one run: `runs show --json`."""
+    trouble = of_run(run)
+    return {
+        **as_json(facts(run)), "plan": run.plan, "state": run.state, "train": last_of(run), "eval": last_of(run, "eval"),
+        "checkpoints": checkpoints(run), "trouble": trouble.as_json() if trouble else None,
+    }  # fmt: skip
+
+
+def series(run: Run, names: list[str]) -> dict[str, Any]:
+    """`runs metrics --json`: of each metric its steps and values, a gap as null; without names every metric.
+
+    An unknown name gives an empty series.
+    """
+    from console.runs.series import MetricSeries  # numpy, which no other fact needs
+
+    read = MetricSeries(run.metrics)
+    while read.update():
+        pass
+    found = {}
+    for name in names or read.keys:
+        x, y = read.xy(name)
+        found[name] = {"step": x.tolist(), "value": [v if math.isfinite(v) else None for v in y.tolist()]}
+    return {"id": run.id, "metrics": found, "events": read.events}
+
+
+def differences(first: Run, second: Run) -> dict[str, Any]:
+    """`runs compare --json`: options that differ as [first, second], and what both measured last.
+
+    Of two runs of different kinds only what one of them sets otherwise than by default: all their options differ.
+    """
+    options = [first.options, second.options]
+    names = [name for name in {**options[0], **options[1]} if name != "name"]
+    if first.kind != second.kind:
+        set_by_hand = {name for run in (first, second) for name in changed(run)}
+        names = [name for name in names if name in set_by_hand]
+    return {
+        "runs": [first.id, second.id],
+        "options": {n: [o.get(n) for o in options] for n in names if options[0].get(n) != options[1].get(n)},
+        "train": [last_of(run) for run in (first, second)], "eval": [last_of(run, "eval") for run in (first, second)],
+    }  # fmt: skip

@@ -1,0 +1,189 @@
+"""Runs as lines of text: the table, one run in full, two side by side."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from console.runs.diagnosis import of_run
+from console.runs.state import ENDED, sign_of_life
+from console.runs.store import Run
+from console.runs.tail import LogTail, clean, last_rows
+from qwen3vl_core.options import COMMANDS, options_of, shell_line
+from qwen3vl_core.progress import duration
+
+GLYPHS = {"starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?"}
+"""A status at a glance, also without colour."""
+SEARCHED_LINES = 200_000
+"""Lines at the end of a log that `runs logs --grep` looks through."""
+MEASURES = ("loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "skipped")
+
+
+def age(seconds: float) -> str:
+    """`42 s`, `3 min`, `2 h`, `5 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def number(value: Any) -> str:
+    """A measured value, in four digits; a dash for none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:.4g}"
+
+
+def plain(value: Any) -> str:
+    """Any value of a record as one clean word or line."""
+    if isinstance(value, list):
+        return " ".join(plain(v) for v in value)
+    return "–" if value is None else clean(str(value).encode("utf-8", "replace"))
+
+
+def last_of(run: Run, kind: str = "train") -> dict[str, Any]:
+    """The last metrics row of a kind near the end of the record; empty when there is none."""
+    return next((row for row in reversed(last_rows(run.metrics)) if row.get("kind") == kind), {})
+
+
+def step_of(run: Run, row: dict[str, Any]) -> str:
+    """`63/100`: where a training stands."""
+    step, total = row.get("step"), run.options.get("train_iters")
+    if not isinstance(step, int):
+        return "–"
+    return f"{step}/{total}" if isinstance(total, int) else str(step)
+
+
+def table(runs: list[Run], width: int | None = None) -> list[str]:
+    """One line a run under a line of names: glyph, id, kind, status, step, loss, age."""
+    rows = [("", "ID", "KIND", "STATUS", "STEP", "LOSS", "AGE")]
+    for run in runs:
+        state, row = run.state, last_of(run)
+        status, code = state["status"], state.get("exit_code")
+        when = run.created
+        shown = f"failed, exit {code}" if status == "failed" and isinstance(code, int) else status
+        since = age(time.time() - when) if when else "–"
+        rows.append((GLYPHS[status], run.id, plain(run.kind), shown, step_of(run, row), number(row.get("loss")), since))
+    return _columns(rows, width, right=(4, 5, 6))
+
+
+def describe(run: Run) -> list[str]:
+    """One run in full: its state, plan and last metrics; of a failed one the last lines of its log."""
+    plan, state = run.plan, run.state
+    status, code = state["status"], state.get("exit_code")
+    head = f"{GLYPHS[status]} {run.id}  {plain(run.kind)}  {status}"
+    lines = [head + (f", exit code {code}" if isinstance(code, int) and code else "")]
+    if status == "lost":
+        quiet = sign_of_life(run.path)
+        lines.append(
+            f"  its supervisor is gone{f' since {age(quiet)}' if quiet is not None else ''}; "
+            f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} goes on"
+        )
+    if run.error:
+        lines.append(f"  {plain(run.error)}")
+    lines += _pairs("", {
+        "folder": run.path,
+        "created": _clock(run.created),
+        "started": _clock(run.started),
+        "took" if status in ENDED else "running for": _took(run.started, run.ended if status in ENDED else time.time()),
+        "host": plan.get("host"),
+        "processors": f"{plan.get('cpus', '?')} CPU, {plan.get('gpus', '?')} GPU",
+        "git": plan.get("git"),
+        "versions": ", ".join(f"{k} {v}" for k, v in _mapping(plan.get("versions")).items()),
+        "command": shell_line(run.command),
+    })  # fmt: skip
+    lines += _pairs("options that differ from their defaults", changed(run))
+    for kind, title in (("train", "last step"), ("eval", "last evaluation")):
+        row = last_of(run, kind)
+        if row:
+            lines += _pairs(f"{title} {step_of(run, row)}", {k: number(row[k]) for k in MEASURES if k in row})
+    if status == "failed":
+        tail = LogTail(run.log, lines=10)
+        said = [*tail.read(), *filter(None, [tail.partial])]
+        trouble = of_run(run)
+        if trouble is not None and trouble.advice:
+            lines += ["", f"what went wrong: {trouble.title}", f"  {plain(trouble.line).strip()}", f"  {trouble.advice}"]
+        lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
+    return lines
+
+
+def metrics_table(found: dict[str, dict[str, list]], width: int | None = None) -> list[str]:
+    """One line a metric: its last step, last value, lowest and highest."""
+    rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
+    for name, series in found.items():
+        values = [v for v in series["value"] if v is not None]
+        last = number(series["value"][-1]) if series["value"] else "–"
+        ends = (number(min(values)), number(max(values))) if values else ("–", "–")
+        rows.append((plain(name), f"{len(series['step']):,}", f"{series['step'][-1]:,}" if series["step"] else "–", last, *ends))
+    return _columns(rows, width, right=(1, 2, 3, 4, 5))
+
+
+def samples(rows: list[dict[str, Any]]) -> list[str]:
+    """Captions as lines: picture, then step or model with its text."""
+    pictures: dict[str, list[str]] = {}
+    for row in rows:
+        who = f"step {row['step']}" if isinstance(row.get("step"), int) else plain(row.get("model"))
+        pictures.setdefault(plain(row.get("image")), []).append(f"  {who:>10}  {' '.join(plain(row.get('text')).split())}")
+    return [line for picture, lines in pictures.items() for line in (picture, *lines)]
+
+
+def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
+    """The options that differ between two runs, and what they measured last, side by side."""
+    rows = [("", first.id, second.id), ("kind", plain(first.kind), plain(second.kind)), ("status", first.status, second.status)]
+    options = [first.options, second.options]
+    names = [name for name in {**options[0], **options[1]} if name != "name"]
+    differing = [n for n in names if options[0].get(n) != options[1].get(n)]
+    rows += [(f"--{n.replace('_', '-')}", *(plain(o.get(n)) for o in options)) for n in differing]
+    for kind in ("train", "eval"):
+        last = [last_of(run, kind) for run in (first, second)]
+        if any(last):
+            rows.append((f"{kind} step", step_of(first, last[0]), step_of(second, last[1])))
+            rows += [(f"{kind} {k}", *(number(r.get(k)) for r in last)) for k in MEASURES if any(k in r for r in last)]
+    lines = _columns(rows, width)
+    return lines if differing else [*lines, "no option differs"]
+
+
+def changed(run: Run) -> dict[str, Any]:
+    """Options unlike their defaults; all, where the kind is unknown."""
+    cls = COMMANDS.get(run.kind)
+    if cls is None:
+        return run.options
+    defaults = {o.name: o.default for o in options_of(cls)}
+    return {k: v for k, v in run.options.items() if k not in defaults or v != defaults[k]}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _clock(when: float | None) -> str | None:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when is not None else None
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _took(begin: float | None, end: float | None) -> str | None:
+    return duration(end - begin) if begin is not None and end is not None else None
+
+
+def _pairs(title: str, values: dict[str, Any]) -> list[str]:
+    """`name  value` lines under a title, without those that have no value."""
+    shown = {name: plain(value) for name, value in values.items() if value not in (None, "", [])}
+    if not shown:
+        return []
+    room = max(map(len, shown))
+    return [*(["", title] if title else []), *(f"  {name:{room}s}  {text}" for name, text in shown.items())]
+
+
+def _columns(rows: list[tuple[str, ...]], width: int | None, right: tuple[int, ...] = ()) -> list[str]:
+    """Rows with their columns aligned, cut at the terminal's width."""
+    width = width or shutil.get_terminal_size((160, 24)).columns
+    rooms = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(room) if i in right else c.ljust(room) for i, (c, room) in enumerate(zip(row, rooms, strict=True))]
+        line = "  ".join(cells).rstrip()
+        lines.append(line if len(line) <= width else line[: width - 1] + "…")
+    return lines

@@ -1,0 +1,65 @@
+"""TensorBoard on a run's scalars, as a process of its own on this machine's loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import subprocess
+import sys
+import time
+
+from console.runs.state import TENSORBOARD
+from console.runs.store import Run
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.layout.torchrun_command import free_port
+
+START_SECONDS = 60.0
+
+
+class Board:
+    """One TensorBoard. Ends with `close`, which whoever started it calls."""
+
+    def __init__(self, runs: list[Run], port: int | None = None) -> None:
+        """runs: shown beside each other. port: where it listens; else one that is free. Raises RequestError."""
+        folders = [run.path / TENSORBOARD for run in runs]
+        for run, folder in zip(runs, folders, strict=True):
+            if not any(folder.glob("events.out.tfevents.*")):
+                raise RequestError(f"run {run.id}: no scalars for TensorBoard in {folder}; a finetune writes them from its first step on")
+        if importlib.util.find_spec("tensorboard") is None:
+            raise RequestError("TensorBoard is not installed; python -m pip install tensorboard")
+        self.runs = [run.id for run in runs]
+        self.port = port or free_port()
+        where = ",".join(f"{run.id}:{folder}" for run, folder in zip(runs, folders, strict=True))
+        source = ["--logdir", str(folders[0])] if len(runs) == 1 else ["--logdir_spec", where]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tensorboard.main", *source, "--host", "127.0.0.1", "--port", str(self.port)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait(self) -> None:
+        """Until it answers. Raises WorkError when it ends, or does not answer in a minute."""
+        until = time.monotonic() + START_SECONDS
+        while self.alive and time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.1)
+        self.close()
+        raise WorkError(f"TensorBoard did not answer on port {self.port}; by hand: python -m tensorboard.main --logdir RUN/tensorboard")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,147 @@
+"""What lies under the monitor's curve: the log with its head line, finding in it, and what a failed run died of."""
+
+from __future__ import annotations
+
+from textual import on
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from console.messages import LogRead, WorkFailed
+from console.readers.monitor import RunView
+from console.readers.run_rows import RunRow
+from console.runs.diagnosis import Trouble
+from console.runs.log_file import WholeLog
+from console.screens.base import ConsoleScreen
+from console.widgets.log_pane import LogPane
+
+
+class MonitorLog(ConsoleScreen):
+    """The log's part of the monitor, which makes its widgets: `#logstate`, `#find`, `#trouble`, `#log`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run_id: str | None = None
+        self.row: RunRow | None = None
+        self.view: RunView | None = None
+        """What was read of the run last."""
+        self.gone = False
+        """The run's folder was deleted while it was watched."""
+        self._explained: Trouble | None = None
+        self._state: Content | None = None
+
+    @on(LogPane.Changed)
+    def _log_state(self) -> None:
+        pane = self.query_one(LogPane)
+        if self.has_class("-captions"):
+            count = len(self.view.stories) if self.view is not None else 0
+            pictures = f"{count} picture{'s' if count != 1 else ''}"
+            words = Content.assemble((" captions during the run ", "bold"), (f"{pictures}  c shows the log", "$muted"))
+            self._state = None
+            self.query_one("#logstate", Static).update(words, layout=False)
+            return
+        parts = [Content(" output.log ").stylize("bold")]
+        if self.gone:
+            text = Content(" ✗ the run's folder is gone; what was read of it is shown  1 shows the others").stylize("$text-error")
+            self._state = None
+            self.query_one("#logstate", Static).update(text, layout=False)
+            return
+        if pane.all is not None:
+            parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
+        parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
+        if pane.needle:
+            count = len(pane.hits)
+            found = f"{pane.hit + 1} of {count}" if count else "nowhere"
+            part = pane.all is not None or not pane.shown.whole or pane.shown.dropped or not count
+            where = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
+            parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
+            if count > 1:
+                # letters go into the field while it has the focus
+                keys = "  enter" if self.query_one("#find").has_focus else "  n N"
+                parts.append(Content(keys).stylize("$muted"))
+        state = Content("").join(parts)
+        if state != self._state:
+            self._state = state
+            self.query_one("#logstate", Static).update(state, layout=False)
+
+    def action_follow(self) -> None:
+        pane = self.query_one(LogPane)
+        pane.set_follow(not pane.follow)
+
+    def action_find(self) -> None:
+        field = self.query_one("#find", Input)
+        field.display = True
+        field.focus()
+
+    def action_find_step(self, step: int) -> None:
+        self.query_one(LogPane).find_step(step)
+
+    @on(Input.Submitted, "#find")
+    def _find(self, event: Input.Submitted) -> None:
+        pane = self.query_one(LogPane)
+        if event.value and event.value == pane.needle:
+            pane.find_step(-1)
+        else:
+            pane.find(event.value)
+            if event.value and (pane.all is not None or not pane.hits) and not (pane.shown.whole and not pane.shown.dropped):
+                self._read_all(event.value)
+            if event.value and self.row is not None:
+                self.app.did("runs", "logs", str(self.row.run.number), "--grep", event.value)
+        if not event.value:
+            self._close_find()
+            pane.focus()
+
+    @on(LogPane.AllAsked)
+    def _all_asked(self) -> None:
+        self._read_all("")
+
+    def _read_all(self, needle: str) -> None:
+        """Read a long log whole, and find a text in it, off this thread."""
+        if self.row is None:
+            return
+        run = self.row.run
+
+        def look() -> None:
+            try:
+                whole = WholeLog(run.log)
+                self.post_message(LogRead(run.id, whole, needle, whole.find(needle)))
+            except OSError as error:
+                self.post_message(WorkFailed(f"{run.log}: {error.strerror}"))
+
+        self.notify("the whole log is read …", timeout=1.5)
+        self.in_thread(look, "log")
+
+    @on(LogRead)
+    def _all_read(self, event: LogRead) -> None:
+        pane = self.query_one(LogPane)
+        if event.run_id == self.run_id and event.needle == (pane.needle if event.needle else ""):
+            pane.show_all(event.whole, event.hits)
+
+    def _close_find(self) -> None:
+        self.query_one("#find").display = False
+        self.call_after_refresh(self._log_state)
+
+    # what went wrong
+
+    def _explain(self) -> None:
+        """What a failed run died of, and what to try, above its log."""
+        trouble = self.view.trouble if self.view is not None else None
+        if trouble == self._explained:
+            return
+        self._explained = trouble
+        place = self.query_one("#trouble", Static)
+        place.display = trouble is not None
+        if trouble is not None:
+            lines = [Content.assemble(("✗ " + trouble.title, "bold $text-error"), ("  w shows the line" if trouble.line else "", "$muted"))]
+            lines.append(Content.assemble(("→ ", "$muted"), trouble.advice))
+            place.update(Content("\n").join(lines))
+
+    def action_trouble(self) -> None:
+        """Go to the line of the log that says why the run failed."""
+        trouble = self.view.trouble if self.view is not None else None
+        if trouble is None or not trouble.line:
+            self.notify("no error that is known was found in the log", severity="warning")
+            return
+        self.remove_class("-captions")
+        pane = self.query_one(LogPane)
+        pane.go_to(trouble.line)
+        pane.focus()

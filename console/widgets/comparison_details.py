@@ -1,0 +1,166 @@
+"""What stands beside the picture of a comparison: which models, how they were asked, what was counted, the captions. No screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from textual.content import Content
+
+from console.formatting import COLOURS, GLYPHS, one_line, printable
+from console.readers.captions import CompareView
+from console.readers.run_rows import RunRow
+from console.runs.captions import Caption, Sample
+from console.widgets.caption import several
+from console.widgets.caption_columns import LETTERS, Column
+from qwen3vl_core.caption.comparison import SAME
+from qwen3vl_core.caption.reference_metrics import rouge_l
+from qwen3vl_core.caption.scores import ModelScores, Scores
+from qwen3vl_core.caption.word_diff import count
+
+LABEL = 12
+"""Columns of what is counted, before the models' figures."""
+
+
+def status(row: RunRow) -> Content:
+    """`0007-compare  ✓ done`."""
+    colour = COLOURS.get(row.status, "muted")
+    return Content.assemble((row.id, "bold"), "  ", (f"{GLYPHS.get(row.status, '?')} {row.status}", f"${colour}"))
+
+
+def sampling_words(sampling: dict[str, Any]) -> str:
+    """`greedy`, or `temperature 0.7 · top-p 0.9 · top-k 50 · seed 3`; the longest caption where it is not the usual one."""
+    get = sampling.get
+    temperature = get("temperature") or 0
+    if not temperature:
+        parts = ["greedy"]
+    else:
+        parts = [f"temperature {temperature:g}"]
+        if (get("top_p") or 1) < 1:
+            parts.append(f"top-p {get('top_p'):g}")
+        if get("top_k"):
+            parts.append(f"top-k {get('top_k')}")
+        parts.append(f"seed {get('seed', 0)}")
+    if get("max_new_tokens"):
+        parts.append(f"at most {get('max_new_tokens')} tokens")
+    return " · ".join(parts)
+
+
+def model_path(path: str, width: int) -> str:
+    """The end of a path, which says more than its beginning."""
+    text = printable(path)
+    parts = Path(text).parts
+    short = "/".join(parts[-3:] if parts[-1:] and parts[-1].startswith("iter_") else parts[-2:])
+    return short if len(short) <= width else "…" + short[1 - width :]
+
+
+def _figures(scores: Scores) -> list[tuple[str, list[str], bool | None]]:
+    """(what, value of each model, whether more is better)."""
+
+    def values(name: str, form: str) -> list[str]:
+        found = [getattr(model, name) for model in scores.models.values()]
+        return [form.format(value) if value is not None else "–" for value in found]
+
+    models: list[ModelScores] = list(scores.models.values())
+    rows: list[tuple[str, list[str], bool | None]] = [("words", values("words", "{:.1f}"), None)]
+    if scores.referenced:
+        rows += [("words ÷ ref", values("length_ratio", "{:.2f}"), None), ("ROUGE-L", values("rouge_l", "{:.3f}"), True)]
+    if scores.referenced > 1:
+        rows.append(("CIDEr", values("cider", "{:.2f}"), True))
+    if any(model.repetition > 0.005 for model in models):
+        rows.append(("repeated", values("repetition", "{:.0%}"), False))
+    if any(model.empty for model in models):
+        rows.append(("empty", values("empty", "{}"), False))
+    return rows
+
+
+def table(view: CompareView, width: int) -> list[Content]:
+    """Scores and votes, a column a model; the best figure of a row is bold."""
+    names = list(view.names)
+    column = max(6, min(max(map(len, names), default=6), (width - LABEL) // max(len(names), 1) - 1))
+    cells = [f" {name if len(name) <= column else '…' + name[1 - column :]:>{column}}" for name in names]
+    lines = [Content(" " * LABEL + "".join(cells)).stylize("$muted")]
+    for label, values, more in _figures(view.scores) if view.scores is not None else []:
+        numbers = [float(value.rstrip("%")) if value != "–" else None for value in values]
+        known = [number for number in numbers if number is not None]
+        best = (max(known) if more else min(known)) if known and more is not None and len(set(known)) > 1 else None
+        parts: list[Any] = [(f"{label:<{LABEL}}", "$muted")]
+        for value, number in zip(values, numbers, strict=True):
+            parts.append((f" {value:>{column}}", "bold" if number is not None and number == best else ""))
+        lines.append(Content.assemble(*parts))
+    if view.votes.choices:
+        counted = view.votes.tally(names)
+        best = max(counted[name] for name in names)
+        parts = [(f"{'votes':<{LABEL}}", "$muted")]
+        parts += [(f" {'★ ' if counted[name] == best and best else ''}{counted[name]}".rjust(column + 1), "") for name in names]
+        equal = f"  {counted[SAME]} equal" if counted[SAME] else ""
+        blind = f"  {len(view.votes.blind)} blind" if view.votes.blind else ""
+        lines.append(Content.assemble(*parts, (equal + blind, "$muted")))
+    return lines if len(lines) > 1 else []
+
+
+def about(row: RunRow | None, view: CompareView, prompt: str, width: int, *, blind: bool, short: bool) -> Content:
+    """All of it, a line a row. blind: nothing that tells the models apart. short: what matters most, for a few rows."""
+    lines: list[Content] = []
+    if row is not None:
+        lines.append(status(row))
+    if row is not None and row.status in ("failed", "lost"):
+        lines.append(Content("✗ " + one_line(row.error or row.last_line, 200)).stylize("$text-error"))
+    if row is not None and row.alive and row.last_line:
+        lines.append(Content(one_line(row.last_line, width)).stylize("$muted"))
+    lines.append(Content(one_line(f"“{printable(prompt).strip()}”", width if short else 2 * width)))
+    sampling = view.head.sampling or (row.run.options if row is not None else {})
+    lines.append(Content(sampling_words(sampling)).stylize("$muted"))
+    if blind:
+        told = f"  {len(view.votes.choices)} of {len(view.samples)} voted"
+        lines += [*([] if short else [Content("")]), Content.assemble((" blind ", "bold reverse"), told)]
+        lines.append(Content("r tells whose these are, b ends it: models, scores, votes").stylize("$muted"))
+        return Content("\n").join(lines)
+    if short:
+        return Content("\n").join([*lines, *table(view, width)])
+    longest = min(max(map(len, view.names), default=0), 24)
+    for name, path in view.head.models.items():
+        size = view.head.sizes.get(name)
+        words = model_path(path, max(width - longest - 10, 12)) + (f" ({size})" if size else "")
+        lines.append(Content.assemble((f"{name:<{longest}}  ", "$muted"), words))
+    if figures := table(view, width):
+        lines += [Content(""), *figures]
+    if view.head.notes:
+        lines.append(Content(""))
+        lines += [Content("! " + printable(note)).stylize("$text-warning") for note in view.head.notes]
+    return Content("\n").join(lines)
+
+
+def columns_of(
+    view: CompareView, sample: Sample, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
+) -> list[Column]:
+    """The captions of a picture in the order of `names`. hidden: whose they are is not told; marked: the words that differ are."""
+    captions = [sample.captions.get(name, Caption()) for name in names]
+    # while a caption grows everything not yet written would count as a difference
+    whole = all(caption.done and caption.text for caption in captions)
+    texts = several([caption.text for caption in captions], marked and whole, blind)
+    vote = view.votes.choices.get(sample.image)
+    made = []
+    for place, (name, caption, text) in enumerate(zip(names, captions, texts, strict=True)):
+        label = f"{LETTERS[place]}" if hidden else f"{LETTERS[place]} = {name}" if blind else name
+        best = vote == name
+        title = ("★ " if best else "") + label
+        if caption.text and not hidden:
+            words = count(caption.text)
+            title += f" · {words} word{'s' if words != 1 else ''}"
+        if caption.text and not caption.done:
+            title, text = title + " …", text + Content("▌").stylize("$accent")
+        foot = []
+        if caption.done and not hidden:
+            if sample.references:
+                foot.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
+            if caption.seconds is not None:
+                foot.append(f"{caption.seconds:.1f} s")
+            if not caption.whole:
+                foot.append("cut off")
+        if not caption.text:
+            words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
+            text = Content(words).stylize("$muted")
+        made.append(Column(Content(title), text, Content(" · ".join(foot)), best))
+    return made

@@ -1,0 +1,258 @@
+"""The end of a run's log: follows, scrolls, finds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+if TYPE_CHECKING:
+    from console.runs.log_file import WholeLog
+
+WIDEST = 400
+"""Columns that a whole log can be scrolled to the right: its longest line is not known."""
+_TROUBLE = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
+_WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
+
+
+def _cells(line: str) -> int:
+    """Columns of a line; thousands are measured at each look, most of them ASCII."""
+    return len(line) if line.isascii() else cell_len(line)
+
+
+@dataclass(frozen=True)
+class LogView:
+    """The log at one look: its last lines."""
+
+    lines: tuple[str, ...] = ()
+    partial: str = ""
+    """The line that is not complete yet."""
+    dropped: int = 0
+    """Lines before the first of these."""
+    resets: int = 0
+    whole: bool = True
+    """Whether the first of these lines is the log's first."""
+
+
+class LogPane(ScrollView, can_focus=True):
+    """Shows a LogView. Scrolling up stops following, `follow` begins again."""
+
+    HELP = (
+        "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F begins again. "
+        "/ finds, n and N go on."
+    )
+    COMPONENT_CLASSES: ClassVar = {"log--trouble", "log--warning", "log--hit", "log--current", "log--empty"}
+
+    class Changed(Message):
+        """Following or the places found have changed."""
+
+    class AllAsked(Message):
+        """The top was asked for, and what is shown is only the log's end."""
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.shown = LogView()
+        self.lines: Sequence[str] = []
+        self.all: WholeLog | None = None
+        """The whole log, while it is that which is shown."""
+        self.follow = True
+        self.needle = ""
+        self.hits: list[int] = []
+        """Indices of lines that hold the needle."""
+        self.hit = 0
+        self.empty = ""
+        self._widest = self._measured = 0
+        self._styles_now: tuple[Style, dict[str, Style]] | None = None
+
+    def show(self, view: LogView) -> None:
+        """Show a newer look at the same log, or (other `resets`) at another one."""
+        if view == self.shown and self.lines:
+            return
+        if self.all is not None:
+            if view.resets == self.shown.resets:
+                self.shown = view  # what has come since is shown again with the end
+                return
+            self._drop_all()
+        moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
+        if view.resets != self.shown.resets or moved < 0:
+            self._measured = 0
+        self.shown = view
+        self.lines = [*view.lines, *([view.partial] if view.partial else [])]
+        # only what is new is measured
+        new = len(view.lines) + view.dropped - self._measured if moved >= 0 and self._measured else len(view.lines)
+        fresh = view.lines[max(len(view.lines) - max(new, 0), 0) :]
+        self._widest = max(self._widest if self._measured else 0, max(map(_cells, (*fresh, view.partial)), default=0))
+        self._measured = len(view.lines) + view.dropped
+        size = Size(self._widest, len(self.lines))
+        if size != self.virtual_size:
+            self.virtual_size = size
+        self._search(keep=True)
+        if self.follow:
+            self._to_end()
+        elif moved > 0:
+            self.scroll_to(y=max(self.scroll_offset.y - moved, 0), animate=False, force=True)
+        self.refresh()
+
+    def show_all(self, whole: WholeLog, hits: list[int] | None = None) -> None:
+        """Show the whole log from its top, or (hits: lines that hold the needle) at the last place found."""
+        self.all, self.lines, self.follow = whole, whole, False
+        self.virtual_size = Size(WIDEST, len(whole))
+        self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)
+        if self.hits:
+            self._show_hit()
+        else:
+            self.scroll_to(y=0, animate=False, force=True)
+        self.refresh()
+        self.post_message(self.Changed())
+
+    def _drop_all(self) -> None:
+        self.all, self.hits, self.hit = None, [], 0
+        view, self.shown = self.shown, LogView(resets=self.shown.resets)
+        self.lines = []
+        self.show(view)
+
+    def action_scroll_home(self) -> None:
+        """The top of what is shown; where that is only the end of a long log, the whole one is asked for."""
+        if self.all is None and not (self.shown.whole and not self.shown.dropped):
+            self.post_message(self.AllAsked())
+        super().action_scroll_home()
+
+    def action_scroll_end(self) -> None:
+        if self.all is not None:
+            self._drop_all()
+        super().action_scroll_end()
+
+    def clear(self, empty: str = "") -> None:
+        """Forget what is shown, before another run's log."""
+        self.all = None
+        self.empty, self.follow, self.hit = empty, True, 0
+        self.show(LogView(resets=self.shown.resets + 1))
+
+    def set_follow(self, follow: bool) -> None:
+        """Keep the end in view, or leave the view where it is."""
+        self.follow = follow
+        if follow and self.all is not None:
+            self._drop_all()
+        if follow:
+            self._to_end()
+        self.post_message(self.Changed())
+
+    def _to_end(self) -> None:
+        # at once: after the next paint would be one paint more
+        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True, immediate=True)
+        # the bar is made after the first lines are there, and is told of changes only
+        self.vertical_scrollbar.position = self.scroll_y
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        at_end = round(new_value) >= len(self.lines) - self.size.height
+        if self.follow and new_value < old_value and not at_end:
+            self.follow = False
+            self.post_message(self.Changed())
+
+    def on_resize(self) -> None:
+        if self.follow:
+            self._to_end()
+
+    # find
+
+    def find(self, needle: str) -> None:
+        """Mark every line that is shown and holds the text, whatever its case, and go to the last one."""
+        if self.all is not None and not needle:
+            self._drop_all()
+        self.needle = needle
+        self._search(keep=False)
+        if self.hits:
+            self.hit = len(self.hits) - 1
+            self._show_hit()
+        self.refresh()
+        self.post_message(self.Changed())
+
+    def find_step(self, step: int) -> None:
+        """Go to the next (1) or the previous (-1) line that was found, around the ends."""
+        if self.hits:
+            self.hit = (self.hit + step) % len(self.hits)
+            self._show_hit()
+            self.refresh()
+            self.post_message(self.Changed())
+
+    def go_to(self, line: str) -> None:
+        """Mark the last line that is this one, and bring it into view."""
+        if self.all is not None:
+            self._drop_all()
+        index = next((i for i in range(len(self.lines) - 1, -1, -1) if self.lines[i] == line), None)
+        if index is None:
+            return
+        self.needle, self.hits, self.hit = line.strip(), [index], 0
+        self._show_hit()
+        self.refresh()
+        self.post_message(self.Changed())
+
+    def _search(self, keep: bool) -> None:
+        current = self.hits[self.hit] + self.shown.dropped if keep and self.hit < len(self.hits) else None
+        if self.all is not None:
+            return  # searched off this thread
+        needle = self.needle.lower()
+        self.hits = [i for i, line in enumerate(self.lines) if needle in line.lower()] if needle else []
+        if current is not None and self.hits:
+            self.hit = min(range(len(self.hits)), key=lambda i: abs(self.hits[i] + self.shown.dropped - current))
+        else:
+            self.hit = 0
+
+    def _show_hit(self) -> None:
+        if self.follow:
+            self.follow = False
+        self.scroll_to(y=max(self.hits[self.hit] - self.size.height // 2, 0), animate=False, force=True)
+
+    # drawing
+
+    def _pens(self) -> tuple[Style, dict[str, Style]]:
+        """(the ground, the component styles): asked for once a paint, not once a line."""
+        if self._styles_now is None:
+            names = ("log--trouble", "log--warning", "log--hit", "log--current", "log--empty")
+            self._styles_now = (self.rich_style, {name: self.get_component_rich_style(name, partial=True) for name in names})
+        return self._styles_now
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._styles_now = None
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        offset_x, offset_y = self.scroll_offset
+        base, pens = self._pens()
+        index = offset_y + y
+        if index >= len(self.lines):
+            if not self.lines and y == 0 and self.empty:
+                dim = pens["log--empty"]
+                return Strip([Segment(self.empty, base + dim)]).adjust_cell_length(width, base)
+            return Strip.blank(width, base)
+        line = self.lines[index]
+        style = base
+        if _TROUBLE.search(line):
+            style = base + pens["log--trouble"]
+        elif _WARNING.search(line):
+            style = base + pens["log--warning"]
+        strip = Strip(self._segments(line, index, style))
+        return strip.crop(offset_x, offset_x + width).extend_cell_length(width, base)
+
+    def _segments(self, line: str, index: int, style: Style) -> list[Segment]:
+        needle, lower = self.needle.lower(), line.lower()
+        if not needle or needle not in lower or len(lower) != len(line):
+            return [Segment(line, style)]
+        current = self.hits and self.hits[self.hit] == index
+        mark = style + self._pens()[1]["log--current" if current else "log--hit"]
+        parts, at = [], 0
+        while (found := lower.find(needle, at)) >= 0:
+            parts += [Segment(line[at:found], style), Segment(line[found : found + len(needle)], mark)]
+            at = found + len(needle)
+        return [part for part in [*parts, Segment(line[at:], style)] if part.text]

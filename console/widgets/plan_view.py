@@ -1,0 +1,130 @@
+"""What a plan means, beside its form: size and layout at a glance, faults with their remedies, memory, time. No state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from textual.content import Content
+
+from console.formatting import number, one_line
+from console.widgets.fixes import fixes
+from qwen3vl_core.options import Option
+from qwen3vl_core.progress import duration
+
+KINDS = (
+    ("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"), ("vision", "vision"),
+    ("peak_extra", "at peak"), ("workspace", "outside"),
+)  # fmt: skip
+"""Parts of a GPU's memory in the plan's report, and how they are called here."""
+SHADES = ("█", "▓", "█", "▓", "█", "▓", "▒")
+"""Neighbours differ without colour too."""
+MOST_STAGES = 4
+
+
+def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> Content:
+    """`8B · 8.77 billion parameters · bf16 / TP 2 · PP 1 · CP 1 · DP 2 = 4 GPUs`: two lines."""
+    size = (report or {}).get("size") or options.size or "size as the checkpoint says"
+    parts = [(str(size), "bold $text-primary")]
+    if report:
+        count = report["parameters"]
+        amount = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+        parts.append((f"  {amount} parameters", ""))
+    parts.append((f"  {options.precision}", "bold"))
+    if options.freeze:
+        parts.append((f"  frozen: {options.freeze}", "$muted"))
+    sizes = [("TP", options.tp), ("PP", options.pp), ("CP", options.cp), *([("EP", options.ep)] if options.ep > 1 else [])]
+    model = options.tp * options.pp * options.cp
+    layout: list[tuple[str, str]] = []
+    for name, value in sizes:
+        layout += [(f"{name} ", "$muted"), (f"{value}  ", "bold" if value > 1 else "")]
+    if gpus and gpus % model == 0:
+        count = f"  = {gpus} process{'es' if gpus > 1 else ''}"
+        layout += [("DP ", "$muted"), (f"{gpus // model}", "bold" if gpus > model else ""), (count, "$muted")]
+    if options.lora_rank:
+        layout.append((f"  LoRA rank {options.lora_rank}", ""))
+    for name, on in (("SP", options.sequence_parallel), ("ZeRO-1", options.distributed_optimizer), ("packed", options.packing)):
+        if on:
+            layout.append((f"  {name}", ""))
+    if options.recompute != "none":
+        layout.append((f"  recompute {options.recompute}", ""))
+    batch = [
+        ("global batch ", "$muted"), (f"{options.global_batch_size}", ""), (" of micro ", "$muted"), (f"{options.micro_batch_size}", ""),
+        (f"  {options.seq_length} tokens  lr ", "$muted"), (f"{options.lr:g}", ""), (f"  {options.train_iters:,} steps", "$muted"),
+    ]  # fmt: skip
+    return Content("\n").join([Content.assemble(*parts), Content.assemble(*layout), Content.assemble(*batch)])
+
+
+def verdict(problems: tuple[str, ...], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
+    """Every broken rule with its remedy; or the note that it can start."""
+    if not problems:
+        return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
+    lines = []
+    offered = False
+    for fault in problems[:most]:
+        lines.append(Content("✗ " + fault).stylize("$text-error"))
+        ways = fixes(fault, options)
+        if ways and not offered:
+            offered = True
+            lines.append(Content.assemble(("  fix: ", "$muted"), (str(ways[0]), "bold"), (f"   {fix_key} applies it", "$text-primary")))
+        elif ways:
+            lines.append(Content.assemble(("  fix: ", "$muted"), (str(ways[0]), "")))
+    if len(problems) > most:
+        lines.append(Content(f"and {len(problems) - most} more").stylize("$muted"))
+    return Content("\n").join(lines)
+
+
+def first_fix(problems: tuple[str, ...], options: Mapping[str, Option]) -> Any:
+    """The remedy that the key applies; None when no fault names one."""
+    return next((ways[0] for fault in problems if (ways := fixes(fault, options))), None)
+
+
+def memory(report: Mapping[str, Any], width: int, here: bool) -> Content:
+    """One bar a pipeline stage, by kind, against the card; then the legend with GiB, and the time of a step.
+
+    width: columns. here: the card is this machine's, not an assumed one.
+    """
+    stages, card = report["stages"], report["memory_gib"]
+    scale = max(card, *(stage["total"] for stage in stages))
+    room = max(width - 22, 8)
+    lines = []
+    for stage in stages[:MOST_STAGES]:
+        name = f"stage {stage['stage']} " if len(stages) > 1 else ""
+        bar: list[Any] = [(name, "$muted")]
+        cells, drawn, total = room - len(name), 0, 0.0
+        for index, (key, _) in enumerate(KINDS):
+            total += stage[key]
+            end = round(total / scale * cells)
+            bar.append((SHADES[index] * (end - drawn), f"$line-{index % 6}"))
+            drawn = end
+        limit = round(card / scale * cells)
+        bar.append(("·" * max(limit - drawn, 0), "$faint"))
+        over = stage["total"] > card
+        tight = stage["total"] > 0.95 * card
+        bar.append((f" {stage['total']:.1f} of {card:g} GiB", "$text-error bold" if over else "$text-warning" if tight else ""))
+        lines.append(Content.assemble(*bar))
+    if len(stages) > MOST_STAGES:
+        lines.append(Content(f"and {len(stages) - MOST_STAGES} stages more, none fuller than {report['peak_gib']:g} GiB").stylize("$muted"))
+    fullest = max(stages, key=lambda stage: stage["total"])
+    legend: list[Content] = []
+    row, used = [], 0
+    for index, (key, name) in enumerate(KINDS):
+        text = f"{name} {fullest[key]:.1f}"
+        if used + len(text) + 4 > width and row:
+            legend.append(Content("  ").join(row))
+            row, used = [], 0
+        row.append(Content.assemble((SHADES[index], f"$line-{index % 6}"), (f" {text}", "$muted")))
+        used += len(text) + 4
+    legend.append(Content("  ").join(row))
+    fits = Content("✓ fits" if report["fits"] else "✗ does not fit").stylize("$text-success" if report["fits"] else "$text-error")
+    said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: reckoned for a card of {card:g} GiB")
+    if not report["fits"]:
+        needed = report.get("gpus_needed")
+        said = f"{needed} such GPUs would do; p shows the layouts" if needed else "p shows layouts that do"
+    step = report["step"]
+    time = Content.assemble(
+        ("about ", "$muted"), (f"{number(step['seconds'], 3)} s", ""), (" a step at MFU ", "$muted"), (f"{step['mfu']:.0%}", "$muted"),
+        (f"  {number(step['tokens_per_second'], 3)} tokens/s  all steps ", "$muted"), (duration(report["hours"] * 3600), ""),
+    )  # fmt: skip
+    fits += Content("  " + one_line(said, max(width - 18, 10))).stylize("$muted")
+    return Content("\n").join([*lines, *legend, fits, *([time] if here else [])])

@@ -1,0 +1,235 @@
+"""The table of runs: draws only the rows in view, so that thousands cost what fifty do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from console.formatting import COLOURS, GLYPHS, number, one_line, span
+
+if TYPE_CHECKING:
+    from console.readers.run_rows import RunRow
+
+# (column, its width below WIDE columns, from there on); 0: left out
+COLUMNS = (
+    ("run", 20, 30), ("status", 0, 11), ("kind", 8, 9), ("layout", 0, 18), ("step", 9, 15), ("loss", 6, 8), ("curve", 10, 12),
+    ("age", 7, 8), ("last line", 0, 10),
+)  # fmt: skip
+WIDE = 110
+RIGHT = ("step", "loss", "age")
+SORTED_BY = {"run": "newest", "status": "status", "kind": "kind", "step": "step", "loss": "loss", "age": "newest"}
+"""The order that a click on a column's head asks for."""
+GAP = 2
+BEFORE = 5
+"""Columns before the first: cursor, mark, glyph and the blanks between."""
+
+
+def _short(count: int) -> str:
+    """`6310`, `12k`: a count of at most 4 characters."""
+    return str(count) if count < 10_000 else number(count, 3)
+
+
+def _fitting(value: float, width: int) -> str:
+    """A number with as many digits as there is room for: rounded, not cut off."""
+    texts = [number(value, digits) for digits in (4, 3, 2)]
+    return next((text for text in texts if len(text) <= width), texts[-1])
+
+
+class RunList(ScrollView, can_focus=True):
+    """Shows rows; has a cursor, marks, and heads that sort."""
+
+    HELP = "Arrows or j and k move, a click chooses, a second one opens. A click on a column's head sorts by it, again: the other way."
+
+    COMPONENT_CLASSES: ClassVar = {"runs--cursor", "runs--head", "runs--muted", "runs--mark", "runs--curve"}
+    BINDINGS: ClassVar = [
+        Binding("up,k", "move(-1)", show=False), Binding("down,j", "move(1)", show=False),
+        Binding("pageup", "page(-1)", show=False), Binding("pagedown", "page(1)", show=False),
+        Binding("home", "move(-1000000)", show=False), Binding("end", "move(1000000)", show=False),
+    ]  # fmt: skip
+
+    class Moved(Message):
+        """The cursor is on another run."""
+
+    class Opened(Message):
+        """A run was clicked twice, or clicked under the cursor."""
+
+    class SortAsked(Message):
+        """A column's head was clicked."""
+
+        def __init__(self, order: str) -> None:
+            self.order = order
+            super().__init__()
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.rows: Sequence[RunRow] = ()
+        self.marked: Collection[str] = ()
+        self.order, self.reverse = "newest", False
+        self.cursor = 0
+        self._columns: tuple[tuple[int, int], list[tuple[str, int]]] | None = None
+
+    # what is shown
+
+    def show(self, rows: Sequence[RunRow], marked: Collection[str], order: str, reverse: bool) -> None:
+        """Show these rows. The cursor stays on its run, and where that is gone on its line; a newer run does not push it away."""
+        self._columns = None
+        before = self.chosen
+        at_top = self.cursor == 0 and self.scroll_offset.y == 0
+        self.rows, self.marked, self.order, self.reverse = rows, marked, order, reverse
+        if before is not None and (self.cursor >= len(rows) or rows[self.cursor].id != before.id):
+            index = next((i for i, row in enumerate(rows) if row.id == before.id), None)
+            moved = None if index is None else index - self.cursor
+            self.cursor = min(self.cursor, max(len(rows) - 1, 0)) if index is None else index
+            if moved and not at_top:
+                self.scroll_to(y=self.scroll_offset.y + moved, animate=False, force=True)
+        size = Size(0, len(rows) + 1)
+        if size != self.virtual_size:
+            self.virtual_size = size
+        self._keep_in_view()
+        self.refresh()
+
+    @property
+    def chosen(self) -> RunRow | None:
+        """The row under the cursor."""
+        return self.rows[self.cursor] if 0 <= self.cursor < len(self.rows) else None
+
+    def _keep_in_view(self) -> None:
+        room = max(self.size.height - 1, 1)
+        top = self.scroll_offset.y
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False, force=True)
+        elif self.cursor >= top + room:
+            self.scroll_to(y=self.cursor - room + 1, animate=False, force=True)
+
+    # moving
+
+    def action_move(self, step: int) -> None:
+        """The cursor by so many rows."""
+        at = min(max(self.cursor + step, 0), max(len(self.rows) - 1, 0))
+        if at != self.cursor:
+            self.cursor = at
+            self._keep_in_view()
+            self.refresh()
+            self.post_message(self.Moved())
+
+    def action_page(self, direction: int) -> None:
+        self.action_move(direction * max(self.size.height - 2, 1))
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y == 0:
+            if (order := event.style.meta.get("order")) is not None:
+                self.post_message(self.SortAsked(order))
+            return
+        index = event.y - 1 + self.scroll_offset.y
+        if index >= len(self.rows):
+            return
+        again = index == self.cursor
+        self.action_move(index - self.cursor)
+        if again or event.chain == 2:
+            self.post_message(self.Opened())
+
+    def on_resize(self) -> None:
+        self._keep_in_view()
+
+    # drawing
+
+    def columns(self) -> list[tuple[str, int]]:
+        """(name, width) of what this width has room for; the run's name and the last line share what is left."""
+        known = (self.size.width, id(self.rows))
+        if self._columns is None or self._columns[0] != known:
+            self._columns = (known, self._measure())
+        return self._columns[1]
+
+    def _measure(self) -> list[tuple[str, int]]:
+        wide = self.size.width >= WIDE
+        found = [[name, broad if wide else narrow] for name, narrow, broad in COLUMNS if (broad if wide else narrow)]
+        room = self.size.width - BEFORE - 1 - sum(width + GAP for _, width in found) + GAP
+        longest = max((cell_len(row.id) for row in self.rows), default=0)
+        more = max(min(longest - found[0][1], room), 0) if room > 0 else room
+        found[0][1] = max(found[0][1] + more, 8)
+        if wide:
+            found[-1][1] += room - more
+        return [(name, width) for name, width in found if width > 0]
+
+    def render_line(self, y: int) -> Strip:
+        width, base = self.size.width, self.rich_style
+        if y == 0:
+            return self._head().adjust_cell_length(width, base)
+        index = y - 1 + self.scroll_offset.y
+        if index >= len(self.rows):
+            return Strip.blank(width, base)
+        return self._row(self.rows[index], index == self.cursor).adjust_cell_length(width, base)
+
+    def _head(self) -> Strip:
+        style = self.get_component_rich_style("runs--head")
+        parts = [Segment(" " * BEFORE, style)]
+        for name, width in self.columns():
+            order = SORTED_BY.get(name)
+            sorts = order == self.order and not (name == "age" and order == "newest")
+            text = name + (" ▴" if self.reverse else " ▾") if sorts else name
+            text = text.rjust(width) if name in RIGHT else text.ljust(width)
+            meta = Style.from_meta({"order": order}) if order else Style()
+            parts.append(Segment(text[:width] + " " * GAP, style + meta + Style(bold=sorts)))
+        return Strip(parts)
+
+    def _row(self, row: RunRow, under: bool) -> Strip:
+        base = self.rich_style
+        if under:
+            cursor = self.get_component_styles("runs--cursor")
+            base += Style(bgcolor=(self.background_colors[1] + cursor.background).rich_color)
+        def pen(colour: str, bold: bool = False) -> Style:
+            return base + Style(color=colour, bold=bold or None)
+        muted = pen(self.app.colour("muted"))
+        state = pen(self.app.colour(COLOURS.get(row.status, "muted")))
+        marked = row.id in self.marked
+        has_focus = under and self.has_focus
+        parts = [
+            Segment("▌" if under else " ", pen(self.app.colour("text-primary") if has_focus else self.app.colour("muted"))),
+            Segment("●" if marked else " ", pen(self.app.colour("text-accent"), bold=True)), Segment(" ", base),
+            Segment(GLYPHS.get(row.status, "·"), state + Style(bold=True)), Segment(" ", base),
+        ]  # fmt: skip
+        now = time.time()
+        for name, width in self.columns():
+            text, style = self._cell(row, name, width, now, muted, state, base + Style(bold=under or marked or None))
+            if name == "curve":
+                style = pen(self.app.colour("text-primary" if row.alive else "muted"))
+            text = one_line(text, 400) if name != "curve" else text
+            if cell_len(text) > width:
+                text = set_cell_size(text, width - 1) + "…"
+            pad = " " * (width - cell_len(text))
+            parts += [Segment(pad + text if name in RIGHT else text + pad, style), Segment(" " * GAP, base)]
+        return Strip(parts)
+
+    def _cell(self, row: RunRow, name: str, width: int, now: float, muted: Style, state: Style, plain: Style) -> tuple[str, Style]:
+        if name == "run":
+            return row.id, plain
+        if name == "status":
+            return (f"failed {row.exit_code}" if row.status == "failed" and row.exit_code else row.status), state
+        if name == "kind":
+            return row.kind, muted
+        if name == "layout":
+            return row.layout, muted
+        if name == "step":
+            count = "{:,}".format if self.size.width >= WIDE else _short
+            total = f"/{count(row.total)}" if row.total else ""
+            if row.step is not None:
+                return f"{count(row.step)}{total}", plain
+            return (f"{row.percent:.0%}" if row.percent is not None else f"–{total}" if total else ""), plain
+        if name == "loss":
+            return (_fitting(row.loss, width) if row.loss is not None else ""), plain
+        if name == "curve":
+            return row.spark, plain
+        if name == "age":
+            return (f"ETA {span(row.eta)}" if row.eta is not None else span(row.age(now))), muted
+        return row.error or row.last_line, (state if row.error else muted)

@@ -1,0 +1,73 @@
+"""Captions that a run wrote of the same pictures as it learned: how they change, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from console.formatting import one_line, printable
+from console.widgets.caption import pair
+
+if TYPE_CHECKING:
+    from console.readers.monitor import SampleStory
+
+SHOWN = 12
+"""Captions of one picture, the latest and the first."""
+
+
+class SamplePane(VerticalScroll, can_focus=True):
+    """Shows stories: for each picture its captions over the steps, with what is new in each."""
+
+    HELP = "Captions of --sample-images over the steps. Words that were not in the caption before are underlined."
+    BINDINGS: ClassVar = [
+        Binding("home", "scroll_home", show=False), Binding("end", "scroll_end", show=False),
+        Binding("pageup", "page_up", show=False), Binding("pagedown", "page_down", show=False),
+    ]  # fmt: skip
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._shown: tuple[SampleStory, ...] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="stories")
+
+    def show(self, stories: tuple[SampleStory, ...]) -> None:
+        """Show these; nothing is done when they are those already shown."""
+        if stories == self._shown:
+            return
+        self._shown = stories
+        self.query_one("#stories", Static).update(content_of(stories))
+
+
+def content_of(stories: tuple[SampleStory, ...]) -> Content:
+    """Every picture with its captions, the earliest first."""
+    if not stories:
+        return Content.assemble(
+            ("No captions yet.\n", "bold"),
+            ("--sample-images PICTURES --sample-interval STEPS make a finetune write some as it learns.", "$muted"),
+        )
+    lines: list[Content] = []
+    for story in stories:
+        head = Content.assemble((one_line(Path(story.image).name, 60), "bold"), (f"  {one_line(story.prompt, 120)}", "$muted"))
+        lines += [*([Content("")] if lines else []), head]
+        captions = story.captions
+        left_out = len(captions) - SHOWN
+        before = ""
+        for index, (step, text) in enumerate(captions):
+            if left_out > 0 and 0 < index <= left_out:
+                if index == 1:
+                    lines.append(Content(f"{'':>9}  … {left_out} captions between").stylize("$muted"))
+                before = text
+                continue
+            written = " ".join(printable(text).split())
+            _, marked = pair(" ".join(printable(before).split()), written, bool(before))
+            body = marked if written else Content("(nothing)").stylize("$muted")
+            lines.append(Content.assemble((f"step {step:>6,}" if step is not None else f"{'':>11}", "$text-primary"), "  ", body))
+            before = text
+    return Content("\n").join(lines)

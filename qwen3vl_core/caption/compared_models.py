@@ -1,0 +1,98 @@
+"""The models of a comparison: checked before any is loaded, and named so that their columns tell them apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3vl_core.caption.comparison import BASE, RESERVED, TUNED
+from qwen3vl_core.caption.pictures import shown
+from qwen3vl_core.checkpoint import torch_dist
+from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.options import CompareOptions
+from qwen3vl_core.sizes import size_of
+
+DEMO_SIZE = "tiny"
+DEMO_NOTE = (
+    "{models} the bundled demo model or made from it (size tiny): it knows drawn scenes only; "
+    "what it writes about a photograph is nonsense."
+)
+LONGEST_NAME = 28
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the models, checked but not loaded."""
+
+    name: str
+    """In tables and reports."""
+    option: str
+    path: str
+    """What is loaded."""
+    size: str | None
+    processor: ChatProcessor
+
+    def __str__(self) -> str:
+        return f"{self.option} {shown(self.path)}"
+
+
+def open_sides(options: CompareOptions) -> list[Side]:
+    """All models. Everything that can be wrong with one is found here, before any is loaded. Raises RequestError."""
+    sides = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
+    names = [BASE, *tuned_names([Path(side.path) for side in sides[1:]])]
+    return [Side(name, side.option, side.path, side.size, side.processor) for name, side in zip(names, sides, strict=True)]
+
+
+def _open(name: str, option: str, path: str) -> Side:
+    folder = Path(path).expanduser()
+    checkpoint = torch_dist.find(folder) if folder.is_dir() else None
+    if checkpoint and not (checkpoint.root / "config.json").is_file():
+        raise RequestError(
+            f"{option} {shown(path)}: no config.json beside {torch_dist.TRACKER}; "
+            "copy config.json and the tokenizer files of the original model there"
+        )
+    source = open_source(path, option=option)
+    source.check()
+    # a run that goes on moves its tracker: what is compared is the checkpoint that was there at the start
+    loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / torch_dist.TRACKER).is_file() else path
+    return Side(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
+
+
+def tuned_names(paths: list[Path]) -> list[str]:
+    """A short name of each model: `tuned` where there is one, else the step of a checkpoint (with its run, where the runs
+    differ) or the name of the folder."""
+    if len(paths) == 1:
+        return [TUNED]
+    steps = [path.name.removeprefix("iter_") if path.name.startswith("iter_") else "" for path in paths]
+    runs = [path.parent.parent.name if path.parent.name == "checkpoints" else path.parent.name for path in paths]
+    several = len({run for run, step in zip(runs, steps, strict=True) if step.isdecimal()}) > 1
+    made: list[str] = []
+    for path, step, run in zip(paths, steps, runs, strict=True):
+        name = path.name or str(path)
+        if step.isdecimal():
+            name = (f"{run} " if several else "") + f"step {int(step)}"
+        name = " ".join(shown(name).split())
+        made.append(name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :])
+    taken: Counter[str] = Counter([BASE, *RESERVED])
+    for place, name in enumerate(made):
+        taken[name] += 1
+        if taken[name] > 1:
+            made[place] = f"{name} ({taken[name]})"
+    return made
+
+
+def notes(sides: list[Side]) -> list[str]:
+    """What a reader must know about the models."""
+    tiny = [side.name for side in sides if side.size == DEMO_SIZE]
+    if not tiny:
+        return []
+    if len(tiny) == len(sides):
+        models = "Both models are" if len(sides) == 2 else f"All {len(sides)} models are"
+    elif len(tiny) == 1:
+        models = f"The {tiny[0]} model is"
+    else:
+        models = f"The models {', '.join(tiny)} are"
+    return [DEMO_NOTE.format(models=models)]

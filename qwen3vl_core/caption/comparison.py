@@ -1,0 +1,99 @@
+"""What a comparison is made of, for the reports. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen3vl_core.caption.scores import Scores, score
+from qwen3vl_core.caption.word_diff import count
+
+BASE, TUNED = "base", "tuned"
+SAME = "same"
+"""The vote for captions that are as good as each other."""
+RESERVED = (SAME, "differ", "difference", "image", "picture", "prompt", "references", "vote", "votes")
+"""What no model may be called, for the reports use these names."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One caption in a report."""
+
+    text: str
+    seconds: float
+    whole: bool = True
+    """False when it was cut off at the longest length."""
+
+    @property
+    def words(self) -> int:
+        return count(self.text)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and its captions by the name of the model, the first model's first."""
+
+    image: str
+    captions: Mapping[str, Text]
+    prompt: str = ""
+    """What was asked about this picture; empty: the comparison's prompt."""
+    references: tuple[str, ...] = ()
+    """What people wrote about it."""
+
+    @property
+    def base(self) -> Text:
+        """The first model's."""
+        return next(iter(self.captions.values()))
+
+    @property
+    def tuned(self) -> Text:
+        """The second model's."""
+        return list(self.captions.values())[1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models."""
+
+    path: str
+    size: str | None
+    """Name of the published size, None for a shape of one's own."""
+
+
+@dataclass
+class Comparison:
+    """Several models' captions of the same pictures."""
+
+    prompt: str
+    models: dict[str, Model]
+    """By name: `base` first, then `tuned`, or a name for each of several checkpoints."""
+    samples: list[Sample]
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """The options that decide what is written."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know about the models and the pictures."""
+    votes: dict[str, str] = field(default_factory=dict)
+    """Picture -> name of the model whose caption was found best, or `same`."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models, in their order."""
+        return list(self.models)
+
+    def scores(self) -> Scores:
+        texts = {name: [sample.captions[name].text for sample in self.samples] for name in self.models}
+        return score(texts, [sample.references for sample in self.samples])
+
+    def tally(self) -> dict[str, int]:
+        """Votes of each model, then of `same`."""
+        return tally(self.votes.values(), self.names)
+
+
+def tally(votes: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    """Number of votes of each model, then of `same`; votes for anything else do not count."""
+    counts = dict.fromkeys([*names, SAME], 0)
+    for vote in votes:
+        if vote in counts:
+            counts[vote] += 1
+    return counts

@@ -1,0 +1,70 @@
+"""What a comparison that is recorded as a run writes into its folder while it goes on.
+
+`comparison.json` first, whole: models by name, prompt, sampling, notes, and the pictures with their references, in order.
+Then `samples.jsonl`: a row for each caption now and then while it grows (`done` false), and one at its end. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from qwen3vl_core.caption.comparison import Comparison
+from qwen3vl_core.caption.pictures import Picture
+from qwen3vl_core.errors import WorkError
+from qwen3vl_core.files import write_text
+
+RUN_DIRECTORY = "QWEN3VL_RUN_DIR"
+HEAD, SAMPLES = "comparison.json", "samples.jsonl"
+VERSION = 1
+ROW_SECONDS = 0.5
+"""A row of a caption under way is written at most this often."""
+
+
+class Rows:
+    """The files of one comparison in the folder of its run; nowhere when there is no run."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get(RUN_DIRECTORY)
+        self.folder = Path(folder) if folder else None
+        self._written: dict[tuple[str, str], float] = {}
+
+    def begin(self, comparison: Comparison, pictures: list[Picture]) -> None:
+        """Say what will be written. A resumed run begins again: its captions so far go."""
+        if self.folder is None:
+            return
+        head = {
+            "v": VERSION, "prompt": comparison.prompt, "models": {name: asdict(model) for name, model in comparison.models.items()},
+            "sampling": comparison.sampling, "notes": comparison.notes,
+            "pictures": [{"image": p.name, "references": list(p.references)} for p in pictures],
+        }  # fmt: skip
+        try:
+            (self.folder / SAMPLES).unlink(missing_ok=True)
+            write_text(self.folder / HEAD, json.dumps(head, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise _unwritable(self.folder / HEAD, error) from error
+
+    def write(self, image: str, prompt: str, model: str, text: str, seconds: float, done: bool, whole: bool = True) -> None:
+        """One caption, as far as it is written."""
+        now = time.monotonic()
+        if self.folder is None or (not done and now - self._written.get((model, image), 0.0) < ROW_SECONDS):
+            return
+        self._written[model, image] = now
+        row = {
+            "v": VERSION, "image": image, "prompt": prompt, "model": model, "text": text, "seconds": round(seconds, 3), "done": done,
+        }  # fmt: skip
+        if done and not whole:
+            row["whole"] = False
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        try:
+            with open(self.folder / SAMPLES, "ab", buffering=0) as file:
+                file.write(line)
+        except OSError as error:
+            raise _unwritable(self.folder / SAMPLES, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> WorkError:
+    return WorkError(f"{file}: cannot be written ({error.strerror}); mend that and compare again")

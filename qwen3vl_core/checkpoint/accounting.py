@@ -1,0 +1,116 @@
+"""The accounting of a checkpoint's tensors against the name map: nothing missing, nothing left over, nothing cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT
+from qwen3vl_core.checkpoint.torch_save import STORAGES
+from qwen3vl_core.sizes import Architecture, size_of
+
+if TYPE_CHECKING:
+    from qwen3vl_core.checkpoint.hf import HFReader
+    from qwen3vl_core.checkpoint.source import Source
+
+# beside the model's weights a training run saves these; they are no part of a model
+NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state_machine_state", "extra.")
+_ROWS = 1024
+
+
+def describe(architecture: Architecture) -> str:
+    """`size 4B`, or the shape for a model of one's own."""
+    size = size_of(architecture)
+    if size:
+        return f"size {size}"
+    experts = f", {architecture.num_experts} experts" if architecture.is_moe else ""
+    return f"a model of {architecture.num_layers} layers, hidden size {architecture.hidden_size}{experts}"
+
+
+def listed(names: list[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def problems(source: Source) -> Iterator[str]:
+    """A line for each thing that is wrong with the tensors of a model; the gravest first."""
+    yield from (_of_hf if source.hf else _of_megatron)(source)
+    for region in source.regions():
+        for i, name in enumerate(region.hf):
+            there = name if source.hf else region.key
+            if there in (source.hf.entries if source.hf else source.megatron.tensors) and source.dtype_of(region, i) not in STORAGES:
+                dtype = str(source.dtype_of(region, i)).removeprefix("torch.")
+                yield f"{source.path}: {there} is {dtype}: quantised weights are not converted; get the model in bf16"
+                return
+
+
+def _other_size(source: Source, name: str, there: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return (
+        f"{source.path}: {name} is {list(there)}, but {source.side / 'config.json'} ({describe(source.architecture)}) asks for "
+        f"{list(expected)}: weights and config are of different sizes; take both from one checkpoint"
+    )
+
+
+def _of_hf(source: Source) -> Iterator[str]:
+    entries = source.hf.entries
+    expected = {name: shape for region in source.regions() for name, shape in zip(region.hf, region.stored_shapes, strict=True)}
+    for name, shape in expected.items():
+        if name in entries and entries[name].shape != shape:
+            yield _other_size(source, name, entries[name].shape, shape)
+            break
+    missing = [name for name in expected if name not in entries]
+    unused = [name for name in entries if name not in expected]
+    if HF_OUTPUT in unused and source.architecture.tied and HF_EMBEDDING in entries:
+        # some writers store the tied matrix twice; it is written once, if it really is the same
+        if not _equal(source.hf, HF_OUTPUT, HF_EMBEDDING):
+            yield (
+                f"{source.path}: config.json ties the embeddings, but {HF_OUTPUT} differs from {HF_EMBEDDING}; "
+                "set tie_word_embeddings to what the weights are"
+            )
+        unused.remove(HF_OUTPUT)
+    yield from _left_over(source, missing, unused)
+
+
+def _equal(reader: HFReader, one: str, other: str) -> bool:
+    """Whether two tensors hold the same bits; compared by rows, for the vocabulary is large."""
+    a, b = reader.entries[one], reader.entries[other]
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    for row in range(0, a.shape[0], _ROWS):
+        halves = [torch.empty((min(_ROWS, a.shape[0] - row), *a.shape[1:]), dtype=a.dtype) for _ in range(2)]
+        for name, half in zip((one, other), halves, strict=True):
+            reader.read_rows(name, None, row, half)
+        if not torch.equal(*(half.view(torch.uint8) for half in halves)):
+            return False
+    return True
+
+
+def _of_megatron(source: Source) -> Iterator[str]:
+    tensors = source.megatron.tensors
+    expected = {region.key: region.global_shape for region in source.regions()}
+    vocabulary = {key for key in expected if key.endswith(("word_embeddings.weight", "output_layer.weight"))}
+    for key, shape in expected.items():
+        if key not in tensors:
+            continue
+        there = tuple(tensors[key].size)
+        # Megatron-LM pads the vocabulary to a round number of rows
+        if there != shape and not (key in vocabulary and there[1:] == shape[1:] and there[0] > shape[0]):
+            yield _other_size(source, key, there, shape)
+            break
+    yield from source.megatron.damage()
+    missing = [key for key in expected if key not in tensors]
+    unused = [key for key in tensors if key not in expected and not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")]
+    yield from _left_over(source, missing, unused)
+
+
+def _left_over(source: Source, missing: list[str], unused: list[str]) -> Iterator[str]:
+    config = f"{source.side / 'config.json'} ({describe(source.architecture)})"
+    if missing:
+        yield (
+            f"{source.path}: {len(missing)} tensors that {config} asks for are missing: {listed(missing)}; "
+            "the checkpoint is of another size or not whole"
+        )
+    if unused:
+        yield f"{source.path}: {len(unused)} tensors have no place in {config}: {listed(unused)}; the checkpoint is of another size or kind"

@@ -1,0 +1,160 @@
+"""The checkpoint of a LoRA run as a model to read: the weights that the run began with, its adapters added while they are read.
+
+Such a checkpoint holds adapters and optimizer only; its `extra.json` says where the other weights are, and a fingerprint by which
+they are known again. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.checkpoint import torch_dist, transforms
+from qwen3vl_core.checkpoint.name_map import Layout, Region
+from qwen3vl_core.checkpoint.retention import EXTRA
+from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.adapters import Adapters
+
+KEY = "adapters"
+"""In `extra.json`."""
+INNER, OUTER = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
+SAMPLES, SAMPLE = 16, 1024
+
+
+def fingerprint(source: Source) -> str:
+    """Tells two models of one shape apart: a hash over the first numbers of a few matrices, evenly spread, as fp32.
+
+    The same for a Hugging Face folder and for the Megatron checkpoint made of it.
+    """
+    table = [r for r in source.regions(source.layout) if r.rule != "transposed" and len(r.hf_shapes[0]) == 2]
+    found = hashlib.sha256()
+    for region in table[:: max(len(table) // SAMPLES, 1)]:
+        row = torch.empty(region.hf_shapes[0][1], dtype=source.dtype_of(region))
+        source.rows(region, 0, 0, 0, 1, row)
+        found.update(region.hf[0].encode() + row[:SAMPLE].float().numpy().tobytes())
+    return found.hexdigest()[:32]
+
+
+def described(adapters: Adapters, source: Source) -> dict[str, Any]:
+    """What a checkpoint notes of its adapters. source: what the run began with."""
+    where = source.megatron.data if source.megatron else source.path
+    return adapters.as_json() | {"base": str(where.absolute()), "base_fingerprint": fingerprint(source)}
+
+
+def noted(data: Path) -> dict[str, Any] | None:
+    """What the checkpoint folder `data` notes of its adapters; None where it is no LoRA run's."""
+    try:
+        found = json.loads((data / EXTRA).read_text())
+    except (OSError, ValueError):
+        return None
+    note = found.get(KEY) if isinstance(found, dict) else None
+    return note if isinstance(note, dict) else None
+
+
+@dataclass
+class AdaptedSource(Source):
+    """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are the base's."""
+
+    base: Source | None = None
+    adapters: Adapters | None = None
+    numbers: torch_dist.RegionReader | None = None
+
+    @classmethod
+    def of(cls, path: Path, side: Path, iteration: int, data: Path, base: Source, note: dict[str, Any]) -> AdaptedSource:
+        """Raises RequestError when the base is not the model that the adapters were trained beside."""
+        if fingerprint(base) != note.get("base_fingerprint"):
+            raise RequestError(
+                f"{path}: holds adapters only, and {base.path} is not the model that they were trained beside (its weights are "
+                "others); put that model there again, or name it with --base"
+            )
+        adapters = Adapters.read(note, str(data / EXTRA))
+        made = cls(
+            path, side, base.architecture, base.hf, base.megatron, base.layout, iteration, base.experts, base, adapters,
+            torch_dist.RegionReader(data),
+        )  # fmt: skip
+        made.pair = lru_cache(64)(made._pair)
+        canonical = base.regions(Layout())
+        made._canonical = dict(zip(base.regions(), canonical, strict=True))
+        return made
+
+    @property
+    def kind(self) -> str:
+        return "adapters"
+
+    def place(self, region: Region) -> Region | None:
+        """A region of this source by the names of our own layout, where it has an adapter."""
+        there = self._canonical[region]
+        return there if there.key.endswith(".weight") and there.key.removesuffix(".weight") + OUTER in self.numbers.tensors else None
+
+    def matrices(self, region: Region) -> tuple[Tensor, Tensor] | None:
+        """(A [r, in], B [rows of the region's box, r]) as they were saved; None where the region has no adapter."""
+        there = self.place(region)
+        if there is None:
+            return None
+        name, lead, rank = there.key.removesuffix(".weight"), len(there.size) - 2, self.adapters.rank
+        at, one = there.offset[:lead], (1,) * lead
+        rows, columns = there.size[lead:]
+        inner = self.numbers.read(name + INNER, (*at, 0, 0), (*one, rank, columns))
+        outer = self.numbers.read(name + OUTER, (*there.offset[:-1], 0), (*there.size[:-1], rank))
+        return inner.view(rank, columns), outer.view(rows, rank)
+
+    def _pair(self, region: Region) -> tuple[Tensor, Tensor] | None:
+        """`matrices` in fp32, (alpha / r) in A."""
+        found = self.matrices(region)
+        return None if found is None else (found[0].float() * self.adapters.scale, found[1].float())
+
+    def read_box(self, region: Region) -> Tensor:
+        box = self.base.read_box(region)
+        pair = self.pair(region)
+        if pair is None:
+            return box
+        return (box.float() + (pair[1] @ pair[0]).view(box.shape)).to(box.dtype)
+
+    def read_hf(self, region: Region) -> list[Tensor]:
+        return transforms.to_hf(region, self.read_box(region))
+
+    def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
+        self.base.rows(region, tensor, row, at, rows, out)
+        pair = self.pair(region)
+        if pair is None:
+            return
+        inner, outer = pair
+        if region.rule == "transposed" and self.hf:
+            # the rows are those of Hugging Face's matrix: columns of the box
+            more = inner[:, row : row + rows].t() @ outer.t()
+        else:
+            more = outer[at : at + rows] @ inner
+        out.copy_((out.float().view(more.shape) + more).view(out.shape))
+
+    def check(self) -> None:
+        """Raises RequestError unless the base is whole and every adapter has its place in it."""
+        self.base.check()
+        placed = [there for there in map(self.place, self.base.regions()) if there is not None]
+        known = {there.key.removesuffix(".weight") + end for there in placed for end in (INNER, OUTER)}
+        unknown = [key for key in self.numbers.tensors if (key.endswith((INNER, OUTER)) and key not in known and not key.startswith("opt"))]
+        if unknown or not known:
+            what = f"{unknown[0]} has no place in {self.base.path}" if unknown else "holds no adapter"
+            raise RequestError(f"{self.path}: {what}; the checkpoint is of another model")
+        for there in placed:
+            name, lead = there.key.removesuffix(".weight"), there.global_shape[:-2]
+            rows, columns = there.global_shape[-2:]
+            for end, shape in ((INNER, (*lead, self.adapters.rank, columns)), (OUTER, (*lead, rows, self.adapters.rank))):
+                found = list(self.numbers.tensors[name + end].size) if name + end in self.numbers.tensors else "not there"
+                if found != list(shape):
+                    raise RequestError(f"{self.path}: {name + end} is {found}, not {list(shape)}; copy the checkpoint again")
+        for line in self.numbers.damage():
+            raise RequestError(line)
+
+    def outer_parts(self, region: Region, outer: Tensor) -> list[Tensor]:
+        """B of a region, cut and put in order for each of its Hugging Face tensors."""
+        rank = outer.shape[1]
+        narrow = replace(region, size=(*region.size[:-1], rank), hf_shapes=tuple((shape[0], rank) for shape in region.hf_shapes))
+        return transforms.to_hf(narrow, outer)

@@ -1,0 +1,367 @@
+"""Checkpoints of a run: saved by Megatron's distributed save, whole or not there; read back by our own safe reader.
+
+A checkpoint is written into a folder of another name, gets its name when all of it is on the disk, and the tracker is
+pointed to it last of all: whenever a run is killed, the tracker names a whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.model.fp8_scales import scales, set_scales
+from qwen3vl_core.model.lora import of_adapters
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, merge
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
+
+from qwen3vl_core.checkpoint import retention, torch_dist
+from qwen3vl_core.checkpoint.hf import copy_side_files
+from qwen3vl_core.checkpoint.retention import EXTRA
+from qwen3vl_core.checkpoint.writer_message import Written
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import UNFINISHED, disk_full, write_text
+
+# beginnings of the keys under which the two kinds of optimizer keep their fp32 weights: the one that splits its state, and the plain one
+MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+
+
+def metadata() -> dict[str, Any]:
+    """How the optimizer state is laid out: by parameter, so that any later layout can read it."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def _names(models: list[torch.nn.Module]) -> list[str]:
+    """Megatron-LM's keys of the chunks of a stage: `model`, or `model0`, `model1`, …"""
+    return ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
+
+
+def _random_state() -> dict[str, Any]:
+    """The random number generators of this rank, as tensors."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "trackers": dict(get_cuda_rng_tracker().get_states())}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if state["trackers"].keys() == get_cuda_rng_tracker().get_states().keys():
+        get_cuda_rng_tracker().set_states(state["trackers"])
+
+
+def _rank_key(what: str) -> str:
+    """Random numbers and fp8 scales are those of a rank in a layout; another layout has none to go on with."""
+    sizes = (
+        parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(), parallel_state.get_expert_model_parallel_world_size(),
+    )  # fmt: skip
+    return what + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
+
+
+def _adapted(models: list[torch.nn.Module]) -> bool:
+    """Whether adapters are trained, and nothing else."""
+    return getattr(models[0], "adapters", None) is not None
+
+
+def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
+    layout = metadata()
+    chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
+    if _adapted(models):
+        # the other weights are those of --load, and stay there
+        chunks = {name: of_adapters(state) for name, state in chunks.items()}
+    weights = chunks if len(models) > 1 else chunks["model"]
+
+    def of_this_rank(what: str, value: Any) -> ShardedObject:
+        return ShardedObject(_rank_key(what), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+
+    delayed = getattr(models[0].config, "fp8", None) and models[0].config.fp8_recipe == "delayed"
+    updates = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout)
+    if not loading:
+        _leave_out_classes(updates)
+    return chunks | {
+        "optimizer": updates,
+        "opt_param_scheduler": scheduler.state_dict(),
+        "random": of_this_rank("random", _random_state()),
+        **({"fp8": of_this_rank("fp8", scales(models))} if delayed else {}),
+    }
+
+
+def _on_every_rank(action: Callable[[], Any], where: Path, *, saved: bool = False) -> Any:
+    """Do what one rank does alone, and tell all what it returned; when it fails, every rank learns of it instead of waiting for ever."""
+    told: list[Any] = [None, None]
+    error: OSError | None = None
+    if dist.get_rank() == 0:
+        try:
+            told[1] = action()
+        except OSError as caught:
+            error, told = caught, [caught.strerror or str(caught), None]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise WorkError(f"{where}: {told[0]}; the checkpoint was not written, the one before it is whole") from error
+    return told[1]
+
+
+@dataclass
+class Saving:
+    """A checkpoint on its way to the disk."""
+
+    folder: Path
+    """Where it will stand."""
+    building: Path
+    extra: dict[str, Any]
+    iteration: int
+    queue: AsyncCallsQueue | None = None
+    """None: it is written already."""
+    started: float = field(default_factory=time.monotonic)
+    blocked: float = 0.0
+    """Seconds that training has waited for it."""
+
+    def finished(self, *, wait: bool) -> bool:
+        """Whether it is on the disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
+        when it could not be written; the one before it is then still whole."""
+        began = time.monotonic()
+        if self.queue is not None:
+            with _faults(self.folder, self.building):
+                if not self.queue.maybe_finalize_async_calls(blocking=wait):
+                    return False
+        _on_every_rank(self._name, self.folder)
+        self.blocked += time.monotonic() - began
+        return True
+
+    def _name(self) -> None:
+        """Give it its name, then move the tracker."""
+        write_text(self.building / EXTRA, json.dumps(self.extra) + "\n")
+        for name in (EXTRA, retention.COMMON, retention.BACKEND, ""):
+            _to_disk(self.building / name)
+        if self.folder.exists():
+            retention.remove(self.folder)
+        os.rename(self.building, self.folder)
+        write_text(self.folder.parent / torch_dist.TRACKER, f"{self.iteration}\n")
+        _to_disk(self.folder.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """So that a machine that loses power has what the tracker names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _faults:
+    """Around the writing: what was begun is removed when it fails, and a full disk is said in one line."""
+
+    def __init__(self, folder: Path, building: Path) -> None:
+        self.folder, self.building = folder, building
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        # torch's CheckpointException is no Exception
+        if error is None or not isinstance(error, Exception | CheckpointException):
+            return
+        shutil.rmtree(self.building, ignore_errors=True)
+        text = str(error)
+        if disk_full(error) or "No space left" in text or "Disk quota" in text or "PytorchStreamWriter" in text:
+            line = "the disk is full; the checkpoint before it is whole; free some space and resume the run"
+            raise WorkError(f"{self.folder}: {line}") from error
+        if isinstance(error, CheckpointException):
+            reason = next((str(failure[0]) for failure in error.failures.values()), text)
+            raise WorkError(f"{self.folder}: could not be written ({reason}); the checkpoint before it is whole") from error
+
+
+def start_saving(
+    directory: Path, iteration: int, *, models, optimizer, scheduler, extra: dict[str, Any], common: dict[str, Any], side: Path,
+    asynchronous: bool = False,
+) -> Saving:  # fmt: skip
+    """Begin `directory/iter_…`. Called by every rank; `finished` of what is returned ends it.
+
+    models: the chunks of this stage, without their data-parallel wrapping. extra: plain values for `load_training`. common:
+    what Megatron-LM expects in `common.pt`. side: folder whose config and tokenizer files go beside the tracker.
+    asynchronous: copy the state and let forked processes write it while training goes on; else it is written on return.
+    """
+    began = time.monotonic()
+    folder = directory / torch_dist.iteration_folder(iteration)
+
+    def begin() -> str:
+        # a name of its own: processes of a run that was killed may still be writing to the one they have
+        name = f"{folder.name}.{os.getpid()}-{time.time_ns()}{UNFINISHED}"
+        (directory / name).mkdir(parents=True)
+        if not (directory / torch_dist.TRACKER).exists():
+            copy_side_files(side, directory)
+        return name
+
+    building = directory / _on_every_rank(begin, folder)
+    # each save has its own, so that one that failed leaves nothing for the next
+    filesystem_async._results_queue = Written()
+    saving = Saving(folder, building, extra, iteration)
+    with _faults(folder, building):
+        state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
+        request = dist_checkpointing.save(state, str(building), content_metadata=metadata(), async_sharded_save=asynchronous)
+        if request is not None:
+            saving.queue = AsyncCallsQueue()
+            saving.queue.schedule_async_request(request)
+    saving.blocked = time.monotonic() - began
+    return saving
+
+
+def save_training(directory: Path, iteration: int, **parts: Any) -> Path:
+    """`start_saving`, and wait until the tracker points to it."""
+    saving = start_saving(directory, iteration, **parts)
+    saving.finished(wait=True)
+    return saving.folder
+
+
+def _cores(state: dict) -> Iterator[dict]:
+    """The common values of each optimizer: of the one, or of those in a chain."""
+    yield from state.values() if state and all(isinstance(key, int) for key in state) else (state,)
+
+
+def _leave_out_classes(state: dict) -> None:
+    """The offloaded optimizer counts the classes that it is made of among its options; what is read back safely holds values."""
+    for part in _cores(state):
+        for group in part.get("optimizer", part).get("param_groups", ()):
+            for name in [name for name, value in group.items() if isinstance(value, type)]:
+                del group[name]
+
+
+def _count_on(optimizer: Any) -> None:
+    """After a load: the offloaded optimizer hands its own options down before every step, and would set the count of steps, which
+    the optimizers inside it keep, back to what was loaded each time."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(getattr(part, "optimizer", None), HybridDeviceOptimizer):
+            for group in part.optimizer.param_groups:
+                group.pop("step", None)
+
+
+def _carry_over(saved: dict, present: dict) -> None:
+    """Into the common values of the present optimizer: how many updates there were, and the loss scale.
+
+    Everything else in them are options, and those of the run that goes on count. So it does not matter which kind of
+    optimizer wrote the checkpoint, nor how many of them there were in which layout.
+    """
+    inner = [part.get("optimizer", part) for part in _cores(saved)]
+    steps = [group["step"] for core in inner for group in core.get("param_groups", ()) if group.get("step") is not None]
+    steps += [core["state"]["common_step"] for core in inner if isinstance(core.get("state"), dict) and "common_step" in core["state"]]
+    scalers = [part["grad_scaler"] for part in _cores(saved) if part.get("grad_scaler")]
+    for part in _cores(present):
+        core = part.get("optimizer", part)
+        for group in core.get("param_groups", ()):
+            if steps:
+                group["step"] = max(int(step) for step in steps)
+        if scalers and "grad_scaler" in part:
+            part["grad_scaler"] = scalers[0]
+
+
+def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
+    """Go on where the newest whole checkpoint in `directory` was written, by whatever layout: (iteration, extra).
+
+    extra has a list `damaged` too when a newer checkpoint is not whole, a line for each. None where there is no checkpoint
+    yet. Raises RequestError when something that the run needs is not in it. Called by every rank.
+    """
+    chosen: list[Any] = [None, None, []]
+    if dist.get_rank() == 0:
+        try:
+            retention.clear_unfinished(directory)
+            checkpoint, faults = retention.newest(directory)
+            chosen = [checkpoint.iteration if checkpoint else None, None, faults]
+        except RequestError as error:
+            chosen = [None, str(error), []]
+    # one rank decides: on shared storage another one may still see an older tracker
+    dist.broadcast_object_list(chosen, src=0)
+    if chosen[1] is not None:
+        raise RequestError(chosen[1])
+    if chosen[0] is None:
+        return None
+    data = directory / torch_dist.iteration_folder(chosen[0])
+    extra = _load(data, models, optimizer, scheduler)
+    return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
+
+
+def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
+    reader = torch_dist.RegionReader(data)
+    state, nonpersistent, factories = load_preprocess(_state(models, optimizer, scheduler, loading=True))
+    sharded, plain = extract_sharded_base(state)
+
+    def read(wanted: Any) -> Any:
+        if isinstance(wanted, ShardedObject):
+            if wanted.key.endswith("_extra_state"):
+                # Transformer Engine would unpickle it
+                return None
+            # of this rank: random numbers and fp8 scales, unless the layout is another
+            return reader.read_object(wanted.unique_key) if wanted.unique_key in reader.objects else None
+        return _tensor(reader, wanted) if isinstance(wanted, ShardedTensor) else wanted
+
+    saved = torch_dist.read_common(data)
+    _carry_over(saved["optimizer"], plain["optimizer"])
+    loaded = {"optimizer": plain["optimizer"], "opt_param_scheduler": saved["opt_param_scheduler"]}
+    merge(loaded, {key: value for key, value in nonpersistent.items() if key != "opt_param_scheduler"})
+    merge(loaded, dict_list_map_outplace(read, sharded))
+    loaded = apply_factory_merges(loaded, factories)
+    for name, model in zip(_names(models), models, strict=True):
+        weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state")}
+        lacking = dict.fromkeys(k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state"))
+        missing = list(of_adapters(lacking) if _adapted(models) else lacking)
+        if missing:
+            raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
+    with torch.no_grad():
+        optimizer.load_state_dict(loaded["optimizer"])
+    _count_on(optimizer)
+    scheduler.load_state_dict(loaded["opt_param_scheduler"])
+    if loaded.get("fp8") is not None:
+        set_scales(models, loaded["fp8"])
+    if loaded["random"] is not None:
+        _set_random_state(loaded["random"])
+    try:
+        return json.loads((data / EXTRA).read_text())
+    except (OSError, ValueError):
+        raise RequestError(f"{data / EXTRA}: not readable; this checkpoint was not written by a run: name it with --load") from None
+
+
+def _tensor(reader: torch_dist.RegionReader, wanted: ShardedTensor) -> torch.Tensor:
+    """This rank's box of a tensor, whichever kind of optimizer wrote it. Raises RequestError when it is not there."""
+    key = wanted.key
+    for prefix in MASTER:
+        if key.startswith(prefix) and key not in reader.tensors:
+            name = key.removeprefix(prefix)
+            # an fp32 run without a distributed optimizer has no second copy of its weights
+            key = next((other + name for other in MASTER if other + name in reader.tensors), name)
+            break
+    if key not in reader.tensors:
+        if key.startswith("optimizer."):
+            raise RequestError(
+                f"{reader.data}: it has no {key}; that part was not trained: use the --freeze that the run began with, "
+                "or start a new run from the checkpoint with --load"
+            )
+        raise RequestError(f"{reader.data}: {key} is not in it; the checkpoint is of another model or optimizer")
+    lead = wanted.prepend_axis_num
+    offset, size = tuple(wanted.global_offset), (1,) * lead + tuple(wanted.local_shape)
+    shape = tuple(reader.tensors[key].size)
+    if shape != tuple(wanted.global_shape) and not wanted.allow_shape_mismatch:
+        raise RequestError(f"{reader.data}: {key} is {list(shape)}, the run asks for {list(wanted.global_shape)}")
+    return reader.read(key, offset, size).reshape(wanted.local_shape)

@@ -1,0 +1,93 @@
+"""The rules of the name map on real tensors. Each is a permutation: nothing is rounded, the way back is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.checkpoint.name_map import Region
+
+
+class Span(NamedTuple):
+    """Rows that lie together on both sides."""
+
+    tensor: int
+    """Which of the region's Hugging Face tensors."""
+    row: int
+    """First row in that tensor."""
+    at: int
+    """First row in the region's box."""
+    rows: int
+
+
+def spans(region: Region) -> Iterator[Span]:
+    """The rows of a region's box, in order, and where each lies in Hugging Face's tensors. Not for `transposed`."""
+    if region.rule in ("copy", "rows"):
+        at = 0
+        for i, shape in enumerate(region.hf_shapes):
+            yield Span(i, 0, at, shape[0])
+            at += shape[0]
+    elif region.rule == "groups":
+        counts = [shape[0] // region.groups for shape in region.hf_shapes]
+        at = 0
+        for group in range(region.groups):
+            for i, rows in enumerate(counts):
+                yield Span(i, group * rows, at, rows)
+                at += rows
+    elif region.rule == "heads":
+        dim = region.hf_shapes[0][0] // (3 * region.groups)
+        for head in range(region.groups):
+            for part in range(3):
+                yield Span(0, (part * region.groups + head) * dim, (head * 3 + part) * dim, dim)
+    else:
+        raise AssertionError(region.rule)
+
+
+def box_shape(region: Region) -> tuple[int, ...]:
+    """The shape of a region's box without the axes of layers and experts: rows first."""
+    lead = len(region.size) - len(region.hf_shapes[0])
+    return region.size[lead:]
+
+
+def rows_of(region: Region) -> tuple[int, int]:
+    """(rows, elements in a row) of a region's box."""
+    shape = box_shape(region)
+    return shape[0], math.prod(shape[1:])
+
+
+def to_megatron(region: Region, tensors: list[Tensor]) -> Tensor:
+    """The Hugging Face tensors of a region (one expert's slices of stacked ones) -> its box, shape `region.size`."""
+    if region.rule == "copy":
+        (box,) = tensors
+    elif region.rule == "transposed":
+        box = tensors[0].t()
+    elif region.rule == "rows":
+        box = torch.cat(tensors)
+    elif region.rule == "groups":
+        # [kv heads, (query heads of the group, key, value) * dim, hidden]
+        box = torch.cat([t.view(region.groups, -1, t.shape[-1]) for t in tensors], dim=1)
+    else:
+        (t,) = tensors
+        box = t.view(3, region.groups, -1, *t.shape[1:]).transpose(0, 1)
+    return box.reshape(region.size)
+
+
+def to_hf(region: Region, box: Tensor) -> list[Tensor]:
+    """The way back: a region's box -> its Hugging Face tensors (or slices of them), in the order of `region.hf`."""
+    if region.rule == "copy":
+        return [box.reshape(region.hf_shapes[0])]
+    if region.rule == "transposed":
+        return [box.reshape(box_shape(region)).t().contiguous()]
+    if region.rule == "rows":
+        return list(box.reshape(box_shape(region)).split([shape[0] for shape in region.hf_shapes]))
+    if region.rule == "groups":
+        rows = [shape[0] // region.groups for shape in region.hf_shapes]
+        parts = box.reshape(region.groups, sum(rows), region.size[-1]).split(rows, dim=1)
+        return [part.reshape(shape) for part, shape in zip(parts, region.hf_shapes, strict=True)]
+    (shape,) = region.hf_shapes
+    by_head = box.reshape(region.groups, 3, shape[0] // (3 * region.groups), *shape[1:])
+    return [by_head.transpose(0, 1).reshape(shape)]

@@ -1,0 +1,153 @@
+"""The whole command line, rendered from the options, and the work behind each command; its module is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qwen3vl_core import __version__
+from qwen3vl_core.cli import CONSOLE_COMMANDS, DEFAULT_RUNS, registered, runs_directory
+from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.layout.rules import check_plan
+from qwen3vl_core.layout.torchrun_command import process_count
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_mapping, options_of
+from qwen3vl_core.options.planfile import read_plan_file
+from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
+
+WORK = {
+    "download": "qwen3vl_core.data.download",
+    "prepare": "qwen3vl_core.data.prepare.command",
+    "inspect": "qwen3vl_core.checkpoint.inspect",
+    "convert": "qwen3vl_core.checkpoint.convert",
+    "compare": "qwen3vl_core.caption.compare",
+}
+DEFAULT_DEMO = Path("~/.qwen3vl/demo")
+HELP = {
+    "demo": "the whole loop on drawn pictures with a tiny model",
+    "download": "a model or a dataset from ModelScope or Hugging Face",
+    "prepare": "pictures and conversations to shards",
+    "inspect": "what a model, a checkpoint, a run or data holds, and what is wrong with it",
+    "convert": "Hugging Face <-> Megatron torch_dist",
+    "plan": "is a finetune valid, does it fit, how long does it take",
+    "recipe": "read the published recipe's 24 or 26 values",
+    "doctor": "what is missing on this machine, and how to mend it",
+    "finetune": "start a training run",
+    "compare": "captions of two models side by side",
+    "console": "the terminal console (the default)",
+    "runs": "list, show, follow, stop and resume runs",
+    "notebook": "JupyterLab on the example notebooks",
+}
+EPILOGUE = """\
+The loop on your own data:
+  qwen3vl download model Qwen/Qwen3-VL-4B-Instruct --to Qwen3-VL-4B-Instruct
+  qwen3vl prepare captions.json --to data
+  qwen3vl convert Qwen3-VL-4B-Instruct base-mcore
+  qwen3vl finetune --load base-mcore --train-data data --train-iters 500
+  qwen3vl convert ~/.qwen3vl/runs/0001-finetune/checkpoints tuned-hf
+  qwen3vl compare --base Qwen3-VL-4B-Instruct --tuned tuned-hf --images pictures/
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, from the option declarations."""
+    parser = _Parser(
+        prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
+        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
+    demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
+    demo.add_argument("--headless", action="store_true", help="run it here, without the console")
+    demo.add_argument("--workspace-only", action="store_true", help="make the workspace, and stop there")
+    for name, cls in COMMANDS.items():
+        sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
+        add_arguments(sub, cls)
+        record = sub.add_argument_group("Run")
+        # the published recipe's last value is an output folder
+        flags = ("--runs", "--output") if name == "finetune" else ("--runs",)
+        record.add_argument(*flags, type=Path, default=None, metavar="DIR",
+                            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})")
+        where = record.add_mutually_exclusive_group()
+        where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"
+                           + (" (the default)" if name == "finetune" else ""))
+        where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+        if name == "finetune":
+            _add_plan_file(sub)
+    plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
+    add_arguments(plan, PlanOptions)
+    _add_plan_file(plan)
+    add_arguments(plan, FinetuneOptions)
+    recipe = commands.add_parser("recipe", help=HELP["recipe"], description=RecipeOptions.__doc__, allow_abbrev=False)
+    add_arguments(recipe, RecipeOptions)
+    recipe.add_argument("values", nargs="*", metavar="VALUE", help="after --, in the order of the published script")
+    doctor = commands.add_parser("doctor", help=HELP["doctor"], description=DoctorOptions.__doc__, allow_abbrev=False)
+    add_arguments(doctor, DoctorOptions)
+    for name in CONSOLE_COMMANDS:
+        commands.add_parser(name, help=HELP[name], add_help=False, allow_abbrev=False)
+    return parser
+
+
+def _add_plan_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", metavar="FILE", dest="plan_file", default=None,
+                        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it")
+
+
+def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the command line over those of its plan file, if it names one."""
+    file = values.pop("plan_file", None)
+    return values if file is None else {**read_plan_file(FinetuneOptions, file), **values}
+
+
+def look(name: str, values: dict[str, Any]) -> int:
+    """The commands that look and start nothing."""
+    module = importlib.import_module(f"qwen3vl_core.layout.{name}")
+    if name == "plan":
+        own = {o.name for o in options_of(PlanOptions)}
+        plan = from_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
+        return module.run(from_mapping(FinetuneOptions, _with_plan_file(values), partial=True), plan)
+    if name == "recipe":
+        words = values.pop("values")
+        return module.run(words, from_mapping(RecipeOptions, values))
+    return module.run(from_mapping(DoctorOptions, values), runs_directory(Path(values["runs"]) if values.get("runs") else None))
+
+
+def work(name: str, values: dict[str, Any]) -> int:
+    """Run one work command: here, or recorded under a supervisor."""
+    given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
+    options = from_mapping(COMMANDS[name], _with_plan_file(values))
+    if hasattr(options, "check") and callable(options.check):
+        options.check()
+    if name == "finetune":
+        # said here, on the screen of the one who asked, not in the log of a run that was started in vain
+        check_plan(options, process_count(options))
+    if name == "finetune" or detach or given_runs is not None:
+        launch = registered("qwen3vl.launcher", "launch")
+        stay = foreground or (name != "finetune" and not detach)
+        return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
+    module = WORK[name]
+    if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect.command").holds_data(options.path):
+        module = "qwen3vl_core.data.inspect.command"
+    _imported(module).run(options)
+    return EXIT_DONE
+
+
+def _imported(name: str) -> ModuleType:
+    """The module of a command's work, with torch and the like: to look for garbage meanwhile takes a tenth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()

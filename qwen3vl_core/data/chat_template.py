@@ -1,0 +1,140 @@
+"""Conversations to text by the checkpoint's own chat template, and which of that text the model shall learn.
+
+The text is always the template's, so that training sees what inference will; the only things known here are the ChatML
+tokens around a turn. A text that itself holds one of the format's tokens is refused: it could end a turn, or claim a
+picture that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.llava import CONTROL
+from qwen3vl_core.errors import RequestError
+
+TURN, TURN_END = "<|im_start|>", "<|im_end|>"
+PICTURE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+ROLES = ("system", "user", "assistant")
+
+Message = dict[str, Any]
+_ANSWER = re.compile(re.escape(TURN) + r"assistant\n(.*?)" + re.escape(TURN_END), re.DOTALL)
+
+
+class ChatTemplate:
+    """The checkpoint's template, checked once: `where` names the checkpoint in errors."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, where: str) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "question"}]}]
+        answer = [*question, {"role": "assistant", "content": [{"type": "text", "text": "answer"}]}]
+        try:
+            asked, opened, whole = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)
+        except DataError as error:
+            raise RequestError(f"{where}: the chat template fails ({error.detail}); take it from the original checkpoint") from None
+        answers = _ANSWER.findall(whole)
+        if len(answers) != 1 or not answers[0].endswith("answer") or asked.count(PICTURE) != 1 or not opened.startswith(asked):
+            raise RequestError(f"{where}: the chat template is not Qwen's ({TURN}role …{TURN_END}); take it from the original checkpoint")
+        # what the prompt at inference already holds of an answer (thinking models open a tag): not for the model to write
+        self._opening = opened[len(asked) :].removeprefix(f"{TURN}assistant\n")
+
+    def _apply(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:
+            # templates raise what they like: jinja's errors, and whatever their expressions run into
+            raise DataError("bad_messages", f"{type(error).__name__}: {error}") from error
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation's text, a PICTURE for each picture, a VIDEO for each video. Raises DataError for messages that are none."""
+        return self._apply(plain(messages), add_generation_prompt)
+
+    def answers(self, text: str) -> list[tuple[int, int]]:
+        """(begin, end) in `text` of what the model shall write: each assistant's text and the token that ends the turn."""
+        spans = []
+        for found in _ANSWER.finditer(text):
+            begin = found.start(1)
+            spans.append((begin + len(self._opening) * text.startswith(self._opening, begin), found.end()))
+        return spans
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture or a video of a conversation, by the names of its parts of the sample."""
+
+    kind: str
+    """image or video"""
+    parts: tuple[str, ...]
+    """One name; of a video that is a list of pictures, theirs."""
+    fps: float | None = None
+    """Pictures of a second, of such a video."""
+
+
+def media_of(messages: list[Message]) -> list[Medium]:
+    """Pictures and videos of a conversation that `plain` accepts, in order. Raises DataError for one without a name."""
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"] if part["type"] in ("image", "video")]
+    return [_medium(part) for part in parts]
+
+
+def _medium(part: dict[str, Any]) -> Medium:
+    kind, frames = part["type"], part.get("frames")
+    if kind == "video" and frames is not None:
+        fps = part.get("fps")
+        if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
+            raise DataError("bad_messages", "a video's frames must be a list of names")
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 1e-3 <= fps <= 1e5:
+            raise DataError("bad_messages", f"a video of frames must say its fps, not {fps!r}")
+        return Medium(kind, tuple(frames), float(fps))
+    if not isinstance(part.get("part"), str):
+        raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not say which part of the sample it is")
+    return Medium(kind, (part["part"],))
+
+
+def plain(messages: Any) -> list[Message]:
+    """Messages with nothing in them but roles, texts and places of pictures. Raises DataError for anything else.
+
+    What is on disk may come from anywhere; a template shows every key that it happens to look for.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise DataError("bad_messages", "no list of messages")
+    made = []
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise DataError("bad_messages", f"message {place}: role must be one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if isinstance(content, str):
+            made.append({"role": message["role"], "content": _text(content, place)})
+        elif isinstance(content, list):
+            made.append({"role": message["role"], "content": [_part(part, place) for part in content]})
+        else:
+            raise DataError("bad_messages", f"message {place}: content must be text or a list of parts")
+    return made
+
+
+def _part(part: Any, place: int) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), place)}
+    if kind in ("image", "video") and isinstance(part.get("part", ""), str):
+        return {"type": kind}
+    raise DataError("bad_messages", f"message {place}: a part must be an image, a video or a text")
+
+
+def _text(text: Any, place: int) -> str:
+    if not isinstance(text, str):
+        raise DataError("bad_messages", f"message {place}: text is missing")
+    found = CONTROL.search(text)
+    if found:
+        raise DataError("control_token", f"message {place}: the text holds {found.group()}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("bad_messages", f"message {place}: the text holds half a character (a lone surrogate)") from None
+    return text

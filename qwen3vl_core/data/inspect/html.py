@@ -1,0 +1,81 @@
+"""What data holds, as one page of HTML with everything in it. Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import html
+
+from qwen3vl_core.data.inspect.command import Found, rows
+from qwen3vl_core.data.inspect.show import Shown, jpeg, plain
+
+SAMPLES = 24
+"""Shown on a page at least, where there are as many."""
+_STYLE = """\
+:root { color-scheme: light dark; --ink: #1a1c20; --soft: #666d78; --paper: #fff; --edge: #d8dce2;
+  --mark: #cdeccd; --bar: #4a7bd0; --out: #c9a0a0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e6ea; --soft: #98a0ac; --paper: #16181c; --edge: #343a44; --mark: #1f4d2a; --bar: #6d9aeb; --out: #7a4a4a; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+  max-width: 70rem; padding: 0 1rem; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 0 0 .5rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; margin: 0; }
+mark { background: var(--mark); color: inherit; border-radius: 3px; }
+.medium { color: var(--soft); border: 1px solid var(--edge); border-radius: 4px; padding: 0 .3em; }
+section { border-top: 1px solid var(--edge); padding: 1rem 0; }
+figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; }
+table { border-collapse: collapse; } td { padding: 1px .5rem; text-align: right; font-variant-numeric: tabular-nums; }
+td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } td.bar div.out { background: var(--out); }
+.fault { color: #c03030; }
+"""
+
+
+def page(found: Found, shown: list[Shown]) -> str:
+    """The whole page; it refers to nothing outside itself."""
+    title = html.escape(plain(found.path))
+    facts = "\n".join(line for line in rows(found) if "█" not in line and "░" not in line)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title><style>{_STYLE}</style></head>
+<body>
+<h1>{title}</h1>
+<pre>{html.escape(facts)}</pre>
+{_histogram(found)}
+<p>Trained text is <mark>marked</mark>.</p>
+{"".join(map(_sample, shown))}
+</body></html>
+"""
+
+
+def _histogram(found: Found) -> str:
+    if not found.histogram:
+        return ""
+    most = max(count for _, _, count in found.histogram)
+    lines = []
+    for begin, end, count in found.histogram:
+        out = ' class="out"' if begin > found.seq_length else ""
+        bar = f'<div{out} style="width:{count / most:.2%}"></div>'
+        lines.append(f'<tr><td>{begin:,}–{end - 1:,}</td><td class="bar">{bar}</td><td>{count:,}</td></tr>')
+    return "<section><h2>Tokens of a sample</h2><table>" + "".join(lines) + "</table></section>"
+
+
+def _sample(sample: Shown) -> str:
+    figures = "".join(
+        f'<figure><img alt="{html.escape(plain(name))}" src="data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}">'
+        f"<figcaption>{html.escape(plain(name))}</figcaption></figure>"
+        for name, image in sample.thumbnails
+    )
+    if sample.fault:
+        body = f'<p class="fault">cannot be used: {html.escape(plain(sample.fault))}</p>'
+    else:
+        body = "<pre>" + "".join(map(_piece, sample.pieces)) + "</pre>"
+    return f"<section><h2>{html.escape(sample.title)}</h2>{figures}{body}</section>\n"
+
+
+def _piece(piece) -> str:
+    text = html.escape(plain(piece.text))
+    if piece.medium:
+        return f'<span class="medium">{text}</span>'
+    return f"<mark>{text}</mark>" if piece.trained else text

@@ -1,0 +1,122 @@
+"""Whatever holds samples as one thing: the splits of a dataset, a single shard, and a source that is not prepared yet.
+
+Each is a collection with `len`, `read(number) -> (key, {part: content})` and `place(number)`, as `ShardSplit`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from qwen3vl_core.data import sources
+from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
+from qwen3vl_core.data.energon import FOLDER
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.prepare.check import Checker, Refusal
+from qwen3vl_core.data.shards import ShardSplit, splits_of
+from qwen3vl_core.data.storage import Place, Remote
+from qwen3vl_core.data.tar import members, sample_offsets, split_key
+from qwen3vl_core.errors import RequestError
+
+DATASET, BLEND, SHARD, SOURCE = "dataset", "blend", "shard", "source"
+
+
+class Samples(Protocol):
+    """Samples by number, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int) -> tuple[str, dict[str, bytes]]:
+        """(key, {part: content}). Raises DataError."""
+
+    def place(self, number: int) -> str:
+        """Where a sample stands, for people."""
+
+
+class ShardFile:
+    """The samples of one archive. Raises RequestError when it is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._offsets = sample_offsets(path)
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise RequestError(f"{path}: no whole tar archive ({reason}); copy it again") from None
+        if len(self._offsets) < 2:
+            raise RequestError(f"{path}: no sample in it (files named KEY.json, KEY.img0.jpg)")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def read(self, number: int) -> tuple[str, dict[str, bytes]]:
+        begin, end = self._offsets[number : number + 2]
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            chunk = file.read(end - begin)
+        key, parts = "", {}
+        try:
+            for name, content in members(chunk):
+                found = split_key(name)
+                if found is not None:
+                    key = found[0]
+                    parts[found[1]] = content
+        except ValueError as error:
+            raise DataError("broken_shard", f"{self.place(number)}: {error}") from error
+        return key, parts
+
+    def place(self, number: int) -> str:
+        return f"{self.path.name}@{self._offsets[number]}"
+
+
+class SourceFile:
+    """The records of a source as the samples that prepare would make of them. Raises RequestError when it is no source."""
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        found = sources.find(path)
+        self.path, self.kind = path, found.kind
+        self._records = list(found.records())
+        self._checker = Checker(images or path.parent, "header")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, number: int) -> tuple[str, dict[str, bytes]]:
+        result = self._checker.check([self._records[number]])[0]
+        if isinstance(result, Refusal):
+            raise DataError(result.reason, result.detail)
+        parts = {"json": result.payload}
+        try:
+            parts |= {part: (self._checker.root / name).read_bytes() for part, name in zip(result.parts, result.files, strict=True)}
+        except OSError as error:
+            raise DataError("missing_picture", f"{error.filename}: {error.strerror}") from error
+        return f"{result.number:08d}", parts
+
+    def place(self, number: int) -> str:
+        return f"record {number}"
+
+
+def kind_of_path(path: Place) -> str | None:
+    """`dataset`, `blend` (a metadataset), `shard` or `source`; None for a path that holds no data."""
+    if is_metadataset(path):
+        return BLEND
+    if isinstance(path, Remote):
+        return DATASET if (path / FOLDER / "split.yaml").is_file() else None
+    if path.is_dir():
+        return DATASET if (path / FOLDER).is_dir() else None
+    if path.suffix == ".tar":
+        return SHARD
+    return SOURCE if path.suffix in (".json", ".jsonl") else None
+
+
+def open_samples(path: Place, split: str | None = None, images: Path | None = None) -> dict[str, Any]:
+    """Name -> its samples: the splits of a dataset or a blend, or the one shard or source. Raises RequestError."""
+    kind = kind_of_path(path)
+    if kind == BLEND:
+        return {name: Blend(path, name) for name in ([split] if split else split_names(path))}
+    if kind == DATASET:
+        there = [name for name, shards in splits_of(path).items() if shards]
+        if split is None and not there:
+            raise RequestError(f"{path}: no split holds a shard; make it again with qwen3vl prepare")
+        return {name: ShardSplit(path, name) for name in ([split] if split else there)}
+    return {path.name: ShardFile(path) if kind == SHARD else SourceFile(path, images)}

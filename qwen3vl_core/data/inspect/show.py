@@ -1,0 +1,194 @@
+"""Samples as a person reads them: pictures, turns, and which tokens are trained. Imports no torch."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import textwrap
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from qwen3vl_core.data import pictures
+from qwen3vl_core.data.errors import REASONS, DataError
+from qwen3vl_core.data.inspect.samples import Samples
+from qwen3vl_core.data.sample_encoder import messages_of
+
+LARGEST_SIDE = 320
+"""Pixels of a picture on a page."""
+_COLUMNS = 40
+_TRAINED, _DIM, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a sample's text."""
+
+    text: str
+    trained: bool = False
+    """The model learns to write it."""
+    medium: bool = False
+    """Stands for a picture or video: `img0.jpg, 100 tokens`."""
+
+
+@dataclass
+class Shown:
+    """One sample to show."""
+
+    split: str
+    key: str
+    pieces: list[Piece] = field(default_factory=list)
+    thumbnails: list[tuple[str, Image.Image]] = field(default_factory=list)
+    """(part, RGB picture)"""
+    tokens: int | None = None
+    trained: int | None = None
+    fault: str = ""
+
+    @property
+    def title(self) -> str:
+        counts = "" if self.tokens is None else f" · {self.tokens:,} tokens, {self.trained:,} trained"
+        return plain(f"{self.split} {self.key}{counts}")
+
+
+def plain(text: str) -> str:
+    """Without the characters that steer a terminal."""
+    # the joiner between emojis is a format character too, and harmless
+    kept = (c if c in "\n\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text.replace("\t", "  "))
+    return "".join(kept)
+
+
+def choose(opened: dict[str, Samples], wanted: int, processor: Any) -> list[Shown]:
+    """About `wanted` samples, evenly spread over all splits. processor: the model's ChatProcessor, or None."""
+    from qwen3vl_core.data.inspect.command import evenly
+
+    every = [(name, number) for name, samples in opened.items() for number in evenly(len(samples), wanted)] if wanted else []
+    return [show(name, opened[name], number, processor) for name, number in (every[i] for i in evenly(len(every), wanted))]
+
+
+def show(name: str, samples: Samples, number: int, processor: Any) -> Shown:
+    """One sample, or why it cannot be used."""
+    made = Shown(name, samples.place(number))
+    try:
+        made.key, parts = samples.read(number)
+        messages = messages_of(parts)
+        made.thumbnails = _thumbnails(messages, parts)
+        if processor is None:
+            made.pieces = _from_messages(messages)
+        else:
+            planned = processor.plan(messages, parts, key=made.key)
+            made.tokens, made.trained = len(planned.ids), int((planned.labels >= 0).sum())
+            made.pieces = _from_tokens(planned, processor)
+    except DataError as fault:
+        made.fault = f"{REASONS[fault.reason]}: {fault.detail}"
+    return made
+
+
+def _from_messages(messages: Any) -> list[Piece]:
+    """By roles: what a model's template makes of it is not known."""
+    pieces = []
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, dict):
+            raise DataError("bad_messages", "a message must be an object")
+        role, content = str(message.get("role")), message.get("content")
+        pieces.append(Piece(f"{role}\n"))
+        for part in content if isinstance(content, list) else [{"type": "text", "text": str(content)}]:
+            if isinstance(part, dict) and part.get("type") == "text":
+                pieces.append(Piece(str(part.get("text")), trained=role == "assistant"))
+            elif isinstance(part, dict):
+                pieces.append(Piece(_called(part), medium=True))
+        pieces.append(Piece("\n"))
+    return pieces
+
+
+def _called(part: dict[str, Any]) -> str:
+    frames = part.get("frames")
+    return f"{part.get('part')}" + (f", {len(frames)} frames at {part.get('fps')} a second" if isinstance(frames, list) else "")
+
+
+def _from_tokens(planned: Any, processor: Any) -> list[Piece]:
+    """Token by token as the model is trained: labels[i] is what position i shall predict, the token after it."""
+    ids = planned.ids
+    trained = np.concatenate([[False], planned.labels[:-1] >= 0])
+    vision = (ids == processor.image_token_id) | (ids == (-1 if processor.video_token_id is None else processor.video_token_id))
+    state = trained + 2 * vision
+    edges = [0, *(np.flatnonzero(np.diff(state)) + 1).tolist(), len(ids)]
+    # each picture is one run of placeholders, a video one for each of its timestamps
+    names = [medium.parts[0] for medium, video, _ in planned.media for _ in (video.times if video is not None else (0,))]
+    pieces = []
+    for begin, end in itertools.pairwise(edges):
+        if vision[begin]:
+            name = names.pop(0) if names else "?"
+            pieces.append(Piece(f"{name}, {end - begin} tokens", medium=True))
+        else:
+            text = processor.tokenizer.decode(ids[begin:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            pieces.append(Piece(text, trained=bool(trained[begin])))
+    return pieces
+
+
+def _thumbnails(messages: Any, parts: dict[str, bytes]) -> list[tuple[str, Image.Image]]:
+    """Small copies of the pictures, and of the first frame of videos that are folders."""
+    made = []
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else []:
+            if not isinstance(part, dict) or part.get("type") not in ("image", "video"):
+                continue
+            frames = part.get("frames")
+            name = frames[0] if isinstance(frames, list) and frames else part.get("part")
+            if not isinstance(name, str) or name not in parts:
+                raise DataError("missing_picture", f"{name} is not in the sample")
+            if part["type"] == "video" and not frames:
+                made.append((name, _first_frame(parts[name], name)))
+            else:
+                made.append((name, pictures.decode(parts[name], name)))
+            made[-1][1].thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return made
+
+
+def _first_frame(data: bytes, name: str) -> Image.Image:
+    from qwen3vl_core.data import video_decode
+
+    return Image.fromarray(video_decode.frames(data, np.zeros(1, np.int64), name)[0])
+
+
+def jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def blocks(image: Image.Image, columns: int = _COLUMNS) -> list[str]:
+    """The picture in half blocks of 24-bit colour: a cell is two pixels, one above the other."""
+    rows = max(1, round(image.height / image.width * columns / 2))
+    cells = np.asarray(image.resize((columns, min(rows, columns) * 2)), dtype=np.uint8)
+    lines = []
+    for upper, lower in zip(cells[0::2], cells[1::2], strict=True):
+        line = "".join(
+            f"\x1b[38;2;{u[0]};{u[1]};{u[2]}m\x1b[48;2;{w[0]};{w[1]};{w[2]}m▀" for u, w in zip(upper.tolist(), lower.tolist(), strict=True)
+        )
+        lines.append(line + _PLAIN)
+    return lines
+
+
+def rendered(sample: Shown, width: int, colour: bool) -> list[str]:
+    """For a terminal. Trained text is bold and green, and without colour between ⟦ and ⟧."""
+    rule = f"── {sample.title} "
+    lines = [rule + "─" * max(0, min(width, 100) - len(rule))]
+    if colour:
+        for name, image in sample.thumbnails:
+            lines += [*blocks(image), f"{_DIM}{plain(name)}{_PLAIN}"]
+    if sample.fault:
+        return [*lines, *textwrap.wrap(plain(f"cannot be used: {sample.fault}"), max(width, 40))]
+    text = ""
+    for piece in sample.pieces:
+        shown = plain(piece.text)
+        if piece.medium:
+            text += f"{_DIM}[{shown}]{_PLAIN}" if colour else f"[{shown}]"
+        elif piece.trained:
+            text += f"{_TRAINED}{shown}{_PLAIN}" if colour else f"⟦{shown}⟧"
+        else:
+            text += shown
+    return lines + text.strip("\n").split("\n")

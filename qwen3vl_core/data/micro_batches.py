@@ -1,0 +1,146 @@
+"""Micro batches of one rank, each made from its number alone: any process may be asked for any of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from qwen3vl_core.data.batch import Batch, Encoded, collate
+from qwen3vl_core.data.blend import Blend
+from qwen3vl_core.data.errors import REASONS, DataError
+from qwen3vl_core.data.sample_encoder import SampleEncoder
+from qwen3vl_core.data.shards import ShardSplit
+from qwen3vl_core.errors import WorkError
+
+MOST_TRIES = 1000
+"""Stand-ins tried for one place; when none of them can be used, the split is taken for unusable."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that could not be used."""
+
+    key: str
+    reason: str
+    detail: str
+    shard: str = ""
+    """The shard and the byte at which the sample begins: `train-00003.tar@10240`."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A micro batch's samples and what was skipped on the way, or why there are none."""
+
+    samples: list[Encoded]
+    skips: list[Skip]
+    error: str = ""
+    together: int = 0
+    """Samples of this micro batch and those that the other ranks have at the same step."""
+    following: dict[str, int] | None = None
+    """Where the next global batch begins, when that is not known from its number."""
+
+
+class Batches(Dataset):
+    """What the two kinds of micro batches share: reading samples, and remembering those that cannot be used."""
+
+    def __init__(
+        self,
+        shards: ShardSplit | Blend,
+        encoder: SampleEncoder,
+        seed: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.shards, self.encoder = shards, encoder
+        self.order = shards.order(seed)
+        self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
+        self.rank, self.world_size = rank, world_size
+        self._unusable: dict[int, Skip] = {}
+
+    @property
+    def steps(self) -> int:
+        """Micro batches of this rank in one global batch."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of the samples and the batches' content depend on."""
+        return {
+            "dataset": self.shards.identity,
+            "split": self.shards.split,
+            "seed": self.order.seed,
+            "micro_batch_size": self.micro_batch_size,
+            "global_batch_size": self.global_batch_size,
+            "seq_length": self.encoder.seq_length,
+        }
+
+    def _tried(self, number: int, made: Any, unusable: dict[int, Skip]) -> Any:
+        """made(key, parts) of a sample, or why it cannot be used; `unusable` remembers that."""
+        if number in unusable:
+            return unusable[number]
+        key = place = self.shards.place(number)
+        try:
+            key, parts = self.shards.read(number)
+            return made(key, parts)
+        except DataError as error:
+            unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500], place)
+            return unusable[number]
+
+    def _none_usable(self, tried: list[Skip]) -> WorkError:
+        reasons = ", ".join(f"{REASONS[reason]}: {count}" for reason, count in Counter(skip.reason for skip in tried).most_common())
+        return WorkError(
+            f"{self.shards.path}: none of {len(tried)} samples of split {self.shards.split} can be used ({reasons}; "
+            f"{tried[0].key}: {tried[0].detail}); mend the data and prepare it again"
+            + (", or raise --seq-length" if any(skip.reason == "too_long" for skip in tried) else "")
+        )
+
+
+class MicroBatches(Batches):
+    """Micro batches of padded rows, numbered from the beginning of the run."""
+
+    def begin(self, global_batch: int, following: dict[str, int] | None) -> int:
+        """Number of the first micro batch of a global batch."""
+        return global_batch * self.steps
+
+    def epoch(self, global_batch: int, following: dict[str, int] | None) -> float:
+        """How often the split has been gone through before a global batch."""
+        return global_batch * self.global_batch_size / self.order.size
+
+    def batch(self, samples: list[Encoded]) -> Batch:
+        """One micro batch of what `Filled` holds."""
+        processor = self.encoder.processor
+        return collate(samples, processor.pad_token_id, processor.rules, processor.video_rules)
+
+    def __getitem__(self, number: int) -> Filled:
+        batch, step = divmod(number, self.steps)
+        first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
+        samples, skips = [], []
+        try:
+            for place in range(first, first + self.micro_batch_size):
+                samples.append(self._fill(place, skips))
+        except WorkError as error:
+            # returned, not raised: through a process it would come out as a traceback in a message
+            return Filled([], skips, str(error))
+        return Filled(samples, skips, together=self.micro_batch_size * self.world_size)
+
+    def _fill(self, place: int, skips: list[Skip]) -> Encoded:
+        """The sample at a place, or the first usable one of those that stand in for it. Raises WorkError without any."""
+        tried: list[Skip] = []
+        found = self._tried(self.order.sample(place), self.encoder, self._unusable)
+        if isinstance(found, Encoded):
+            return found
+        tried.append(found)
+        skips.append(found)
+        for number in self.order.stand_ins(place):
+            if len(tried) >= MOST_TRIES:
+                break
+            found = self._tried(number, self.encoder, self._unusable)
+            if isinstance(found, Encoded):
+                return found
+            tried.append(found)
+            skips.append(found)
+        raise self._none_usable(tried)

@@ -1,0 +1,372 @@
+"""Records to checked samples: the media are there and seem whole, sizes are known, the JSON is made. Imports no torch.
+
+JPEG and PNG headers are read here: a tenth of the time that Pillow takes to open a file. Whatever is not plainly sound
+goes to Pillow, whose word counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from qwen3vl_core.data import llava, sources, video_decode
+from qwen3vl_core.data.errors import DataError, picture_faults
+from qwen3vl_core.data.llava import Frames, Record, RecordError
+from qwen3vl_core.data.pictures import FORMATS, LARGEST_RATIO, check_picture
+from qwen3vl_core.data.tar import member_size
+
+FRAME_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MOST_FRAMES = 100_000
+"""What the five digits of a frame's name hold."""
+_FIRST, _HEAD, _TAIL = 1 << 12, 1 << 16, 64
+"""Bytes that are read of a picture: of its begin, of that where the first ones do not reach up to its pixels, of its end."""
+_PLAIN_PIXELS = 64_000_000
+"""Larger pictures are left to Pillow, which knows what is too large."""
+_last_jpeg = b"\0", b"\0"
+"""What stood before and after the frame header, up to the pixels, in the last JPEG that was walked through."""
+_JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_KEPT = 200_000
+"""Media whose result is remembered: sets ask about one picture in several records."""
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta", b"pdin", b"udta")
+
+
+class Sample(NamedTuple):
+    """What will be written of a record. A tuple: many are sent between processes."""
+
+    number: int
+    payload: bytes
+    """The sample's JSON file."""
+    parts: tuple[str, ...]
+    """Names of the media within the sample."""
+    files: tuple[str, ...]
+    """Where they are, below the media's folder."""
+    sizes: tuple[int, ...]
+    """Bytes of each."""
+    stamps: tuple[int, ...]
+    """When each was last changed, in ns."""
+    turns: int
+    pictures: int
+    videos: int
+    size: int
+    """Bytes in its shard."""
+
+
+class Refusal(NamedTuple):
+    """A record that cannot be used."""
+
+    number: int
+    id: str | None
+    reason: str
+    """A key of faults.REASONS."""
+    detail: str
+
+
+class Medium(NamedTuple):
+    """A file that seems whole."""
+
+    size: int
+    stamp: int
+    shape: tuple[int, int] | None
+    """(height, width), where it was looked at."""
+
+
+class Checker:
+    """Holds what was found of each file, so that one that many records name is looked at once."""
+
+    def __init__(self, root: Path, how: str) -> None:
+        self.root, self.how = root, how
+        """how: `none` looks whether the files are there; `header` reads headers and ends; `decode` decodes every pixel."""
+        # of text: a Path a picture takes as long as opening it
+        self._folder = str(root / "x")[:-1]
+        self._media: dict[str, Medium | DataError] = {}
+        self._folders: dict[str, Frames | DataError | None] = {}
+
+    def check(self, records: list[tuple[int, Any]]) -> list[Sample | Refusal]:
+        """records: as `Source.records` gives them. One result for each.
+
+        Step by step for all of them, not record by record: after a call of the system everything else runs cold, and takes
+        half as long again.
+        """
+        found = [self._record(number, record) for number, record in records]
+        known = self._media
+        for record in found:
+            if type(record) is Record:
+                for name in record.pictures:
+                    if name not in known:
+                        self._look(name, "picture")
+        return [self._sample(record) if type(record) is Record else record for record in found]
+
+    def _record(self, number: int, raw: Any) -> Record | Refusal:
+        try:
+            record = sources.parse(number, raw)
+        except RecordError as fault:
+            name = raw.get("id") if isinstance(raw, dict) else None
+            return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(fault))
+        for place, (_, text) in enumerate(record.turns):
+            if "<|" in text and (held := llava.CONTROL.search(text)):
+                return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
+        return record
+
+    def _sample(self, record: Record) -> Sample | Refusal:
+        number, name, turns, files, videos = record
+        parts, folders = record.parts, ()
+        try:
+            media = [self._medium(file, "picture") for file in files]
+            if videos:
+                folders = [self._frames(video) for video in videos]
+                files = (*files, *self._video_files(record, folders, parts, media))
+        except DataError as fault:
+            return Refusal(number, name, fault.reason, fault.detail)
+        payload = record.payload(parts, folders)
+        size, sizes, stamps = member_size(len(payload)), [], []
+        for length, stamp, _ in media:
+            sizes.append(length)
+            stamps.append(stamp)
+            size += member_size(length)
+        pictures = len(record.pictures)
+        return Sample(number, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
+
+    def _video_files(self, record: Record, folders: list[Frames | None], parts: list[str], media: list[Medium]) -> list[str]:
+        """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
+        files: list[str] = []
+        for name, frames, part in zip(record.videos, folders, record.video_parts(folders), strict=True):
+            if frames is None:
+                parts.append(part["part"])
+                files.append(name)
+                media.append(self._medium(name, "video"))
+                continue
+            parts += part["frames"]
+            files += (f"{name}/{frame}" for frame in frames.names)
+            found = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
+            other = next((place for place, medium in enumerate(found) if medium.shape != found[0].shape), None)
+            if other is not None:
+                raise DataError("broken_video", f"{self.root / name}: {frames.names[other]} is of another size than {frames.names[0]}")
+            media += found
+        return files
+
+    def _medium(self, name: str, kind: str) -> Medium:
+        """Raises DataError for one that cannot be used."""
+        found = self._media.get(name) or self._look(name, kind)
+        if type(found) is DataError:
+            raise found
+        return found
+
+    def _look(self, name: str, kind: str) -> Medium | DataError:
+        try:
+            found = check_file(self._folder + name, self.how, kind)
+        except DataError as fault:
+            found = fault
+        if len(self._media) >= _KEPT:
+            self._media.clear()
+        self._media[name] = found
+        return found
+
+    def _frames(self, name: str) -> Frames | None:
+        """The frames of a video that is a folder; None for a file."""
+        if name not in self._folders:
+            try:
+                path = self.root / name
+                self._folders[name] = read_frames(path) if path.is_dir() else None
+            except DataError as fault:
+                self._folders[name] = fault
+            except (OSError, ValueError) as error:
+                self._folders[name] = DataError("missing_video", f"{str(self.root / name)!r}: {getattr(error, 'strerror', None) or error}")
+        found = self._folders[name]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+
+def read_frames(folder: Path) -> Frames:
+    """Names of the frames in a folder, by the numbers in them, and frames a second. Raises DataError."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name.rpartition(".")[2].lower() in FRAME_SUFFIXES and not e.name.startswith(".")]
+    if not names:
+        raise DataError("broken_video", f"{folder}: no frame ({', '.join(FRAME_SUFFIXES)}) in this folder")
+    if len(names) > MOST_FRAMES:
+        raise DataError("broken_video", f"{folder}: {len(names):,} frames; {MOST_FRAMES:,} at most")
+    names.sort(key=lambda name: ([int(digits) for digits in re.findall(r"[0-9]{1,18}", name)], name))
+    try:
+        for name in names:
+            name.encode()
+    except UnicodeEncodeError:
+        raise DataError("broken_video", f"{str(folder)!r}: a frame's name is no text") from None
+    for file in (folder / "fps", folder / "fps.txt"):
+        if file.is_file():
+            try:
+                with open(file, encoding="utf-8") as opened:
+                    fps = float(opened.read(64))
+            except ValueError:
+                fps = 0.0
+            if not 1e-3 <= fps <= 1e5:
+                raise DataError("broken_video", f"{file}: must hold the frames of a second, one number above 0")
+            return Frames(tuple(names), fps)
+    return Frames(tuple(names), llava.FRAMES_PER_SECOND)
+
+
+def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
+    """A picture or video that seems whole. Raises DataError."""
+    path = os.fspath(path)
+    try:
+        # a pipe by that name would wait for a writer
+        file = os.open(path, _FLAGS)
+    except (OSError, ValueError) as error:
+        reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
+        shown = path if os.path.basename(path).isprintable() else repr(path)
+        raise DataError(f"missing_{kind}", f"{shown}: {reason}") from error
+    shape = None
+    try:
+        found = os.fstat(file)
+        size, stamp = found.st_size, found.st_mtime_ns
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"missing_{kind}", f"{path}: not a file")
+        if not size:
+            raise DataError(f"broken_{kind}", f"{path}: empty file")
+        if how == "none":
+            return Medium(size, stamp, None)
+        if kind == "video":
+            return Medium(size, stamp, _video(file, path, size, how))
+        if how == "header":
+            head = os.read(file, _FIRST)
+            tail = head if size <= len(head) else os.pread(file, _TAIL, size - _TAIL)
+            shape = plain_picture(head, tail)
+            if shape is None and size > len(head):
+                shape = plain_picture(os.pread(file, _HEAD, 0), tail)
+    except OSError as error:
+        raise DataError(f"broken_{kind}", f"{path}: {error.strerror}") from error
+    finally:
+        os.close(file)
+    if shape is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_picture(Path(path), how)
+            with picture_faults(path), Image.open(path, formats=FORMATS) as image:
+                shape = (image.height, image.width)
+    return Medium(size, stamp, shape)
+
+
+def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG or PNG whose header is in order and whose end is there; None for whatever needs a closer look."""
+    if head[:3] == b"\xff\xd8\xff" and tail[-2:] == _JPEG_END:
+        shape = _jpeg_size(head)
+    elif head[:8] == b"\x89PNG\r\n\x1a\n" and tail[-12:] == _PNG_END:
+        shape = _png_size(head)
+    else:
+        return None
+    if shape is None:
+        return None
+    height, width = shape
+    if not (0 < height <= LARGEST_RATIO * width and 0 < width <= LARGEST_RATIO * height and height * width <= _PLAIN_PIXELS):
+        return None
+    return shape
+
+
+def _jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """From the segments up to the pixels. A segment that Pillow would stumble over leaves the picture to it."""
+    global _last_jpeg
+    before, after = _last_jpeg
+    if head.startswith(before):
+        # from the same encoder as the one before: its tables are known to be sound
+        found = _jpeg_frame(head, len(before))
+        if found is not None and head.startswith(after, found[1]):
+            return found[0]
+    at, there = 2, len(head)
+    frame = None
+    while at + 4 <= there and head[at] == 0xFF:
+        marker, size = head[at + 1], head[at + 2] << 8 | head[at + 3]
+        begin, at = at, at + 2 + size
+        if size < 2 or at > there:
+            return None
+        if marker == 0xDB:
+            begin += 4
+            while begin < at:
+                begin += 65 if head[begin] < 16 else 129
+            if begin != at:
+                return None
+        elif marker in (0xC0, 0xC1, 0xC2):
+            # a second one is nothing that a sound file holds
+            found = _jpeg_frame(head, begin) if frame is None else None
+            if found is None:
+                return None
+            frame = begin
+        elif marker == 0xDA:
+            if frame is None:
+                return None
+            _last_jpeg = head[:frame], head[found[1] : at]
+            return found[0]
+        elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDD, 0xFE)):
+            return None
+    return None
+
+
+def _jpeg_frame(head: bytes, at: int) -> tuple[tuple[int, int], int] | None:
+    """((height, width), where the segment ends) of the frame header at `at`; None for one that is unusual."""
+    held = head[at : at + 10]
+    if len(held) < 10 or held[0] != 0xFF or held[1] not in (0xC0, 0xC1, 0xC2) or held[4] != 8 or held[9] not in (1, 3, 4):
+        return None
+    size = held[2] << 8 | held[3]
+    if size != 8 + 3 * held[9]:
+        return None
+    return (held[5] << 8 | held[6], held[7] << 8 | held[8]), at + 2 + size
+
+
+def _png_size(head: bytes) -> tuple[int, int] | None:
+    """From the chunks up to the pixels, whose checksums are looked at."""
+    at, shape = 8, None
+    while at + 12 <= len(head):
+        size, kind = struct.unpack_from(">I4s", head, at)
+        if kind == b"IDAT":
+            return shape
+        end = at + 12 + size
+        if end > len(head) or zlib.crc32(head[at + 4 : end - 4]) != int.from_bytes(head[end - 4 : end]):
+            return None
+        if shape is None:
+            if kind != b"IHDR" or size != 13 or head[at + 16] not in _PNG_DEPTHS.get(head[at + 17], ()) or any(head[at + 18 : at + 20]):
+                return None
+            shape = struct.unpack_from(">II", head, at + 8)[::-1]
+        at = end
+    return None
+
+
+def _video(file: int, path: str, size: int, how: str) -> tuple[int, int]:
+    """(height, width). Raises DataError for what the loader could not read."""
+    with open(file, "rb", closefd=False) as opened:
+        data = opened.read()
+    if data[4:8] == b"ftyp":
+        _check_boxes(data, path)
+    header = video_decode.header(data, path)
+    if how == "decode":
+        import numpy as np
+
+        for begin in range(0, header.frames, 64):
+            # some at a time: all frames of a long video would not fit in memory
+            video_decode.frames(data, np.arange(begin, min(begin + 64, header.frames)), path)
+    return header.height, header.width
+
+
+def _check_boxes(data: bytes, path: str) -> None:
+    """Raises DataError when an MP4's outermost boxes do not fill the file: it was cut off."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        if kind not in _BOXES:
+            # something appended by a camera: the video before it may be whole
+            return
+        if size == 1 and at + 16 <= len(data):
+            size = int.from_bytes(data[at + 8 : at + 16])
+        if size == 0:
+            return
+        if size < 8 or at + size > len(data):
+            raise DataError("broken_video", f"{path}: cut off, {size:,} bytes of {kind.decode()} stated, {len(data) - at:,} there")
+        at += size

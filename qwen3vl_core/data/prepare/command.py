@@ -1,0 +1,212 @@
+"""`qwen3vl prepare`: pictures, videos and conversations to shards with an Energon index. Imports torch to count tokens only.
+
+Everything is checked before the first byte is written; the dataset is built beside its place and renamed into it. The
+same input gives the same bytes, with any number of processes: a fixed shuffle, splits by sample count, shards cut by
+size, no times, no owners.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3vl_core.data import energon, sources
+from qwen3vl_core.data.energon import SPLITS
+from qwen3vl_core.data.prepare import report
+from qwen3vl_core.data.prepare.check import Checker, Refusal, Sample
+from qwen3vl_core.data.prepare.report import REFUSED, REPORT
+from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.data.storage import local
+from qwen3vl_core.data.workers import Workers
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import check_target, need_space, write_text
+from qwen3vl_core.options import PrepareOptions, options_of
+from qwen3vl_core.progress import Progress
+
+SHUFFLE_SEED = 20
+_CHECKED_AT_ONCE = 16, 256
+"""Records that a process checks at a time, at least and at most."""
+_WORTH_PROCESSES = 1 << 18
+"""Bytes of a source whose records are worth starting processes for, while it is read."""
+_INDEX_BYTES = 400
+"""What a sample takes in the index, generously."""
+
+
+def run(options: PrepareOptions) -> None:
+    """Make the dataset that `options` ask for, and say what is in it.
+
+    Raises RequestError when the request or its files are wrong, WorkError when the disk fills up; nothing is left then.
+    """
+    for declared in options_of(PrepareOptions):
+        declared.check(getattr(options, declared.name))
+    shares = parse_split(options.split)
+    source, target = local(options.source, "SOURCE"), local(options.to, "--to")
+    images = local(options.images, "--images") if options.images else source.parent
+    _check_places(source, target, images, overwrite=options.overwrite)
+    _check_model(options.model)
+    with Workers(options.workers, Checker(images, options.check)) as workers:
+        found, samples, refused = read_samples(source, workers)
+        total = len(samples) + len(refused)
+        if refused and not options.skip_missing:
+            raise RequestError(report.refusal(refused, total, source, images))
+        if not samples:
+            state = f"no sample is left of {total:,} ({report.reasons(refused)})"
+            first = f"record {refused[0].number}: {refused[0].detail}"
+            raise RequestError(f"{source}: {state}; {first}; put pictures and videos under {images}, or give --images")
+        counts = split_counts(len(samples), shares, options.split)
+        _check_shard_size(samples, options.shard_size)
+        with dataset_made_whole(target) as building:
+            summary = _build(building, target, samples, counts, options, found.kind, refused, workers)
+    print(report.table(summary, target))
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """`9,1,0` -> shares of training, validation and test. Raises RequestError."""
+    try:
+        shares = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != len(SPLITS) or not all(math.isfinite(s) and s >= 0 for s in shares) or not sum(shares):
+        raise RequestError(f"--split {text}: must be three numbers, the shares of training, validation and test; use 9,1,0")
+    return shares
+
+
+def split_counts(samples: int, shares: tuple[float, ...], text: str) -> list[int]:
+    """Samples of each split: as near to the shares as whole samples allow, and none of those asked for left empty.
+
+    Raises RequestError when there are fewer samples than splits asked for.
+    """
+    asked = [i for i, share in enumerate(shares) if share > 0]
+    if samples < len(asked):
+        way_out = ",".join("1" if i == asked[0] else "0" for i in range(len(shares)))
+        have = "one sample" if samples == 1 else f"{samples} samples"
+        raise RequestError(f"--split {text}: {have} cannot fill {len(asked)} splits; use --split {way_out}, or give more samples")
+    ideal = [samples * (share / sum(shares)) for share in shares]
+    counts = [max(1, math.floor(ideal[i])) if i in asked else 0 for i in range(len(shares))]
+    while sum(counts) < samples:
+        counts[max(asked, key=lambda i: ideal[i] - counts[i])] += 1
+    while sum(counts) > samples:
+        counts[max((i for i in asked if counts[i] > 1), key=lambda i: counts[i] - ideal[i])] -= 1
+    return counts
+
+
+def _check_places(source: Path, target: Path, images: Path, *, overwrite: bool) -> None:
+    """Raises RequestError unless the dataset can be read from where it is and written to where it shall be."""
+    if not source.exists():
+        raise RequestError(f"{source}: no such file; give the JSON list of conversations")
+    if not images.is_dir():
+        state = "not a folder" if images.exists() else "no such folder"
+        raise RequestError(f"--images {images}: {state}; give the folder that the pictures' names are relative to")
+    check_target(target, overwrite=overwrite, what="dataset")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    # --overwrite replaces datasets only: a slip of the keyboard must not empty somebody's folder
+    if not (target / energon.FOLDER).is_dir():
+        raise RequestError(f"--overwrite {target}: holds something that is no dataset; choose another folder")
+    place = target.resolve()
+    for name, path in (("SOURCE", source), ("--images", images)):
+        if path.resolve().is_relative_to(place):
+            raise RequestError(f"--overwrite {target}: {name} {path} lies in it and would be lost; choose another folder")
+
+
+def _check_model(model: str | None) -> None:
+    """Raises RequestError when there is no such folder; what is in it is looked at where it is read."""
+    if model is not None and not Path(model).expanduser().is_dir():
+        raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
+
+
+def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[Sample], list[Refusal]]:
+    """(what the source is, samples to write, records that cannot be used), in the source's order.
+
+    Raises RequestError when the source is nothing that is read here.
+    """
+    small = source.stat().st_size < _WORTH_PROCESSES
+    if not small:
+        workers.start()
+    found = sources.find(source)
+    samples: list[Sample] = []
+    refused: list[Refusal] = []
+
+    def chunks() -> Iterator[list[tuple[int, Any]]]:
+        left = found.count
+        records = found.records()
+        while chunk := list(islice(records, _CHECKED_AT_ONCE[1] if left is None else workers.portion(left, *_CHECKED_AT_ONCE))):
+            yield chunk
+            left = None if left is None else left - len(chunk)
+
+    with Progress("check", total=found.count, unit="samples") as progress:
+        for results in workers.map(_check, chunks(), small, plain=True):
+            for result in results:
+                if len(result) == len(Sample._fields):
+                    samples.append(Sample._make(result))
+                else:
+                    refused.append(Refusal._make(result))
+            progress.update(len(results))
+    return found, samples, refused
+
+
+def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
+    """Samples and refusals as plain tuples, which are told apart by their length."""
+    return [tuple(result) for result in checker.check(records)]
+
+
+def _check_shard_size(samples: list[Sample], shard_size: int) -> None:
+    largest = max(samples, key=lambda s: s.size)
+    if largest.size + SHARD_ENDING > shard_size:
+        raise RequestError(
+            f"--shard-size {shard_size}: record {largest.number} alone takes {largest.size:,} bytes; "
+            f"use at least {largest.size + SHARD_ENDING}"
+        )
+
+
+def _build(
+    folder: Path, target: Path, samples: list[Sample], counts: list[int], options: PrepareOptions, kind: str, refused: list[Refusal],
+    workers: Workers,
+) -> dict[str, Any]:  # fmt: skip
+    """Write shards, index and report into `folder`; returns the report."""
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(samples)).tolist()
+    splits, begin = {}, 0
+    for name, count in zip(SPLITS, counts, strict=True):
+        splits[name] = plan_shards(name, [samples[i] for i in order[begin : begin + count]], options.shard_size)
+        begin += count
+    shards = [shard for planned in splits.values() for shard in planned]
+    kept = keep_finished(folder, shards, workers)
+    missing = [shard for shard in shards if shard.name not in kept]
+    need_space(target, sum(shard.size for shard in missing) + _INDEX_BYTES * len(samples), "dataset")
+    write_shards(folder, missing, workers)
+    identity = hashlib.sha256("".join(shard.content for shard in shards).encode())
+    energon.write_index(folder, [(shard.name, shard.entries()) for shard in shards], identity.hexdigest())
+    held = {name: report.share_of(planned) for name, planned in splits.items()}
+    summary = {
+        "v": 1,
+        "source": str(options.source),
+        "kind": kind,
+        "images": options.images,
+        "check": options.check,
+        **report.total_of(held.values()),
+        "refused": dict(Counter(refusal.reason for refusal in refused)),
+        "splits": held,
+    }
+    if options.model is not None:
+        summary["tokens"] = _tokens(folder, splits, options)
+    write_text(folder / REPORT, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
+    if refused:
+        write_text(folder / REFUSED, report.refused_rows(refused))
+    return summary
+
+
+def _tokens(folder: Path, splits: dict[str, list], options: PrepareOptions) -> dict[str, Any]:
+    """Tokens of the whole dataset as the model sees it. Raises RequestError when the model's folder is none."""
+    from qwen3vl_core.data.token_lengths import Measurer, measure
+
+    chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}
+    found = measure(Measurer(folder, Path(options.model).expanduser()), chosen, options.workers)
+    return {"model": options.model} | found.summary()

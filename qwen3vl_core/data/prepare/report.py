@@ -1,0 +1,100 @@
+"""What a new dataset holds, as JSON and as a table, and what was refused. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.data.errors import REASONS, listed
+from qwen3vl_core.data.prepare.check import Refusal
+from qwen3vl_core.data.prepare.shard_writer import Shard
+from qwen3vl_core.progress import quantity
+
+REPORT = "report.json"
+REFUSED = "refused.jsonl"
+_TEXTS = ("bad_record", "control_token")
+"""Reasons that lie in the list itself, not in its media."""
+_COUNTED = ("samples", "pictures", "videos", "turns")
+
+
+def share_of(shards: list[Shard]) -> dict[str, Any]:
+    """What a split holds."""
+    made = {
+        "samples": sum(len(shard.samples) for shard in shards),
+        "pictures": sum(sample.pictures for shard in shards for sample in shard.samples),
+        "videos": sum(sample.videos for shard in shards for sample in shard.samples),
+        "turns": sum(sample.turns for shard in shards for sample in shard.samples),
+        "bytes": sum(sample.size for shard in shards for sample in shard.samples),
+    }
+    return made | {"shards": [shard.name for shard in shards]}
+
+
+def total_of(shares: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """The sums over all splits."""
+    shares = list(shares)
+    return {what: sum(share[what] for share in shares) for what in (*_COUNTED, "bytes")}
+
+
+def reasons(refused: list[Refusal]) -> str:
+    """`the picture is not there: 2, …`"""
+    return reason_counts(Counter(refusal.reason for refusal in refused))
+
+
+def reason_counts(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{REASONS.get(reason, reason)}: {count:,}" for reason, count in ordered)
+
+
+def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> str:
+    """One line for all records that cannot be used."""
+    entries = [f"record {each.number}: {each.detail}" for each in refused]
+    if total == 1 or len(refused) == 1:
+        have = "one record" if total == 1 else f"one of {total:,} records"
+    else:
+        have = f"{len(refused):,} of {total:,} records"
+    ways = ["mend or remove them"] if any(each.reason in _TEXTS for each in refused) else []
+    if any(each.reason not in _TEXTS for each in refused):
+        ways.append(f"put pictures and videos under {images}, or give --images")
+    return (
+        f"{source}: {have} cannot be used ({reasons(refused)}): {listed(entries)}; {'; '.join(ways)}; "
+        "or add --skip-missing to leave them out (records are counted from 0)"
+    )
+
+
+def refused_rows(refused: list[Refusal]) -> str:
+    """JSON Lines of the records left out."""
+    rows = ({"record": each.number, "id": each.id, "reason": each.reason, "detail": each.detail} for each in refused)
+    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+
+
+def table(report: dict[str, Any], target: Path) -> str:
+    """What a person wants to know about a new dataset."""
+    shown = {name: share for name, share in report["splits"].items() if share["samples"]}
+    if len(shown) > 1:
+        shown["all"] = {**report, "shards": [shard for share in report["splits"].values() for shard in share["shards"]]}
+    columns = [what for what in _COUNTED if what in ("samples", "turns") or report[what]]
+    rows = [("", *columns, "size", "shards")]
+    for name, share in shown.items():
+        counts = (f"{share[what]:,}" for what in columns)
+        rows.append((name, *counts, quantity(share["bytes"], "B"), f"{len(share['shards']):,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [f"{target}: {report['samples']:,} samples from {report['kind']}"]
+    for row in rows:
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join(["", row[0].ljust(widths[0]), *cells]))
+    tokens = report.get("tokens")
+    if tokens:
+        lines.append(
+            f"  {tokens['total']:,} tokens, {tokens['trained']:,} of them trained; a sample has {tokens['mean']:,} on average, "
+            f"95% at most {tokens['p95']:,}, the longest {tokens['longest']:,}"
+        )
+        if tokens["unusable"]:
+            lines.append(f"  training would leave out {sum(tokens['unusable'].values()):,} ({reason_counts(tokens['unusable'])})")
+            lines += [f"    {detail}" for detail in tokens["examples"].values()]
+    if report["refused"]:
+        left_out = sum(report["refused"].values())
+        lines.append(f"  left out {left_out:,} ({reason_counts(report['refused'])}); each one is in {target / REFUSED}")
+    return "\n".join(lines)

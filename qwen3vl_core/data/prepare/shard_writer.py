@@ -1,0 +1,234 @@
+"""Shards: cut in order by size, written by several processes at known places, and kept when a prepare was interrupted.
+
+The sizes of all files are known before the first byte is written. So a shard is made at its full length, and each process
+writes a stretch of it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qwen3vl_core.data import energon
+from qwen3vl_core.data.prepare.check import Checker, Sample
+from qwen3vl_core.data.prepare.copying import Written, sum_stretch, write_stretch
+from qwen3vl_core.data.tar import BLOCK, RECORD
+from qwen3vl_core.data.workers import Workers
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import UNFINISHED, disk_full
+from qwen3vl_core.progress import Progress
+
+SHARD_ENDING = RECORD + 2 * BLOCK
+"""Bytes that the end of an archive takes at most."""
+LOG = "finished" + UNFINISHED
+_STRETCH = 256 << 10, 4 << 20
+"""Bytes that a process writes at a time, at least and at most."""
+_STRETCH_SAMPLES = 512
+_SMALL = 16 << 20
+"""Bytes that one process writes sooner than several can be started."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One archive that will be written."""
+
+    name: str
+    samples: list[Sample]
+    size: int
+    """Bytes of the file."""
+    content: str
+    """Digest of what it holds."""
+    plan: str
+    """The same, and of when its files were last changed: a shard of another prepare with this digest is this shard."""
+
+    def entries(self) -> Iterator[energon.Entry]:
+        """What the index says of its samples."""
+        for sample in self.samples:
+            yield f"{sample.number:08d}", [("json", len(sample.payload)), *zip(sample.parts, sample.sizes, strict=True)]
+
+
+def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shard]:
+    """The shards of a split, each as long as `shard_size` bytes allow."""
+    made, shard, size = [], [], SHARD_ENDING
+    for sample in samples:
+        if shard and size + sample.size > shard_size:
+            made.append(_shard(split, len(made), shard))
+            shard, size = [], SHARD_ENDING
+        shard.append(sample)
+        size += sample.size
+    if shard:
+        made.append(_shard(split, len(made), shard))
+    return made
+
+
+def _shard(split: str, number: int, samples: list[Sample]) -> Shard:
+    name = f"{split}-{number:05d}.tar"
+    payloads = [sample.payload for sample in samples]
+    media = [len(sample.parts) for sample in samples]
+    numbers = [sample.number for sample in samples]
+    sizes = [size for sample in samples for size in sample.sizes]
+    content = hashlib.sha256(name.encode() + _packed([len(samples)], numbers, list(map(len, payloads)), media, sizes))
+    # names hold no zero bytes
+    content.update("\0".join([part for sample in samples for part in sample.parts]).encode())
+    content.update(b"".join(payloads))
+    plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
+    plan.update("\0".join([file for sample in samples for file in sample.files]).encode())
+    size = sum([sample.size for sample in samples]) + 2 * BLOCK
+    return Shard(name, samples, size + -size % RECORD, content.hexdigest(), plan.hexdigest())
+
+
+def _packed(*columns: list[int]) -> bytes:
+    return b"".join(np.array(column, "<i8").tobytes() for column in columns)
+
+
+def _stretches(shards: list[Shard], workers: Workers) -> Iterator[tuple[Shard, int, list[Sample]]]:
+    """(shard, offset, samples) of what one process writes at a time."""
+    left = sum(shard.size for shard in shards)
+    for shard in shards:
+        begin = at = 0
+        samples: list[Sample] = []
+        limit = workers.portion(left, *_STRETCH)
+        for sample in shard.samples:
+            samples.append(sample)
+            at += sample.size
+            if at - begin >= limit or len(samples) >= _STRETCH_SAMPLES:
+                yield shard, begin, samples
+                left -= at - begin
+                begin, samples, limit = at, [], workers.portion(left, *_STRETCH)
+        if samples:
+            yield shard, begin, samples
+            left -= at - begin
+
+
+def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
+    """Write those that are not there. Each is put in its place when it is whole, and noted in the folder's log."""
+    tasks = list(_stretches(shards, workers))
+    last = {shard.name: offset for shard, offset, _ in tasks}
+    done: list[list[int]] = []
+
+    def sent() -> Iterator[tuple[str, int, list[Written]]]:
+        for shard, offset, samples in tasks:
+            path = folder / (shard.name + UNFINISHED)
+            if offset == 0:
+                with open(path, "wb") as file:
+                    file.truncate(shard.size)
+            yield str(path), offset, [(s.number, s.payload, s.parts, s.files, s.sizes, s.size) for s in samples]
+
+    written = workers.map(_write, sent(), small=sum(shard.size for shard in shards) < _SMALL, plain=True)
+    with Progress("write", total=sum(len(s.samples) for s in shards), unit="samples") as progress, open(folder / LOG, "a") as log:
+        for (shard, offset, samples), (size, crc) in zip(tasks, written, strict=True):
+            if size != sum(sample.size for sample in samples):
+                raise WorkError(f"{folder / shard.name}: {size:,} bytes were written where others were planned; run the prepare again")
+            done.append([offset, size, crc])
+            if offset == last[shard.name]:
+                os.replace(folder / (shard.name + UNFINISHED), folder / shard.name)
+                log.write(json.dumps({"shard": shard.name, "plan": shard.plan, "size": shard.size, "stretches": done}) + "\n")
+                log.flush()
+                done = []
+            progress.update(len(samples), note=shard.name)
+
+
+def _write(checker: Checker, task: tuple[str, int, list[Written]]) -> tuple[int, int]:
+    return write_stretch(str(checker.root), *task)
+
+
+def _sum(checker: Checker, task: tuple[str, int, int]) -> int:
+    return sum_stretch(*task)
+
+
+def keep_finished(folder: Path, shards: list[Shard], workers: Workers) -> set[str]:
+    """Shards that an interrupted prepare of the same input has left whole; everything else there is removed.
+
+    A shard is kept when it was planned from the same records and unchanged files, and its bytes have the checksums noted.
+    """
+    planned = {shard.plan: shard for shard in shards}
+    noted = {}
+    for row in _rows(folder / LOG):
+        shard = planned.get(row["plan"])
+        path = folder / row["shard"]
+        if shard is not None and shard.name == row["shard"] and path.is_file() and path.stat().st_size == shard.size == row["size"]:
+            noted[shard.name] = row
+    tasks = [(name, offset, size, made) for name, row in noted.items() for offset, size, made in row["stretches"]]
+    kept = set(noted)
+    if tasks:
+        with Progress("resume", total=sum(size for _, _, size, _ in tasks), unit="B") as progress:
+            sent = ((str(folder / name), offset, size) for name, offset, size, _ in tasks)
+            sums = workers.map(_sum, sent, small=sum(task[2] for task in tasks) < _SMALL, plain=True)
+            for (name, _, size, made), found in zip(tasks, sums, strict=True):
+                progress.update(size, note=name)
+                if found != made:
+                    kept.discard(name)
+    rows = "".join(json.dumps(noted[name]) + "\n" for name in sorted(kept))
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (folder / LOG).write_text(rows)
+    return kept
+
+
+def _rows(log: Path) -> list[dict]:
+    """The log's sound rows."""
+    rows = []
+    if log.is_file():
+        for line in log.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                stretches = [[int(value) for value in stretch] for stretch in row["stretches"]]
+                if all(len(stretch) == 3 for stretch in stretches) and sum(s[1] for s in stretches) <= int(row["size"]):
+                    rows.append({"shard": str(row["shard"]), "plan": str(row["plan"]), "size": int(row["size"]), "stretches": stretches})
+    return rows
+
+
+@contextlib.contextmanager
+def dataset_made_whole(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to build in; it takes `target`'s place when the block ends well.
+
+    It may hold finished shards of a prepare that was interrupted. When the block fails, it is removed and `target` is as
+    it was; when it is interrupted (Ctrl-C), or the process killed, it stays for the next prepare to go on from.
+    Raises RequestError while another prepare is building there, WorkError when the disk fills up.
+    """
+    target = target.absolute()
+    building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))
+    shutil.rmtree(old, ignore_errors=True)
+    if building.is_symlink() or (building.exists() and not building.is_dir()):
+        building.unlink()
+    building.mkdir(parents=True, exist_ok=True)
+    lock = os.open(building, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(f"{target}: another prepare is making it; wait for that one, or choose another folder") from None
+        except OSError:
+            # a file system without locks: then nobody else is noticed, as without this
+            pass
+        try:
+            yield building
+            (building / LOG).unlink(missing_ok=True)
+            if target.exists():
+                os.rename(target, old)
+            os.rename(building, target)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException as error:
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            if isinstance(error, KeyboardInterrupt) and _rows(building / LOG):
+                print(f"finished shards are kept in {building}; the same command goes on from there", file=sys.stderr)
+                raise
+            shutil.rmtree(building, ignore_errors=True)
+            full = disk_full(error)
+            if full is not None:
+                raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the prepare again") from error
+            raise
+    finally:
+        os.close(lock)

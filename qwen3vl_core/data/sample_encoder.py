@@ -1,0 +1,45 @@
+"""One sample's files to tokens and patches; whatever is wrong with it becomes one typed error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwen3vl_core.data.batch import Encoded
+from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.processor import ChatProcessor, Planned
+
+CONVERSATION = "json"
+"""Part of a sample that holds {"messages": [...]}."""
+
+
+class SampleEncoder:
+    """`encoder(key, parts)` -> Encoded, or in two steps; stateless, so any process may hold one."""
+
+    def __init__(self, processor: ChatProcessor, seq_length: int) -> None:
+        self.processor, self.seq_length = processor, seq_length
+
+    def __call__(self, key: str, parts: dict[str, bytes]) -> Encoded:
+        """parts: `json`, pictures and videos, as stored. Raises DataError with a reason that can be counted."""
+        return self.finish(self.plan(key, parts), parts)
+
+    def plan(self, key: str, parts: dict[str, bytes]) -> Planned:
+        """Tokens and labels without a pixel. Raises DataError."""
+        return self.processor.plan(messages_of(parts), parts, key=key, limit=self.seq_length)
+
+    def finish(self, planned: Planned, parts: dict[str, bytes]) -> Encoded:
+        """Decode what was planned. Raises DataError."""
+        return self.processor.finish(planned, parts)
+
+
+def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The conversation of a sample. Raises DataError when there is none."""
+    if CONVERSATION not in parts:
+        raise DataError("bad_json", f"no {CONVERSATION} beside {', '.join(sorted(parts)) or 'nothing'}")
+    try:
+        loaded = json.loads(parts[CONVERSATION])
+    except (ValueError, RecursionError) as error:
+        raise DataError("bad_json", str(error) or type(error).__name__) from error
+    if not isinstance(loaded, dict) or "messages" not in loaded:
+        raise DataError("bad_messages", "no messages in the sample's JSON")
+    return loaded["messages"]

@@ -1,0 +1,134 @@
+"""Which layouts are valid for so many GPUs, which of them fit, and which is quickest. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qwen3vl_core.layout import flops, memory
+from qwen3vl_core.layout.memory import GIB, StageMemory
+from qwen3vl_core.layout.parameters import published
+from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.options import FinetuneOptions, to_arguments
+from qwen3vl_core.sizes import SIZES, Architecture
+
+# what nvidia-smi shows of an 80 GB H100, a 96 GB H20 and a 141 GB H200
+CARDS = {80: 79.6, 96: 95.6, 141: 140.4}
+PRESET_GPUS = (1, 2, 4, 8)
+MOST_GPUS = 1024
+# of a GPU; the rest is kept free, for an estimate is one
+ROOM = 0.95
+LAYOUT = ("tp", "pp", "cp", "ep", "etp", "vp", "pp0_layers", "sequence_parallel", "distributed_optimizer", "recompute")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A valid layout with its figures."""
+
+    options: FinetuneOptions
+    memory: StageMemory
+    """Of the fullest stage."""
+    seconds: float
+    """Of a step."""
+    dp: int
+
+    def fits(self, gib: float) -> bool:
+        return self.memory.total <= ROOM * gib * GIB
+
+    def arguments(self) -> list[str]:
+        """The options of the layout, as words of a command line."""
+        plain = {name: getattr(self.options, name) for name in LAYOUT}
+        return to_arguments(FinetuneOptions(**plain))
+
+
+def _powers(most: int) -> list[int]:
+    return [1 << n for n in range(most.bit_length()) if 1 << n <= most]
+
+
+def _first_stage(a: Architecture, pp: int) -> int | None:
+    """Layers of the first stage where `pp` does not divide them: as many as the others or fewer, for it holds the vision tower
+    too, but no fewer than the deepstack layers. 0: all the same; None: there is no way."""
+    if a.num_layers % pp == 0:
+        return 0
+    ways = [n for n in range(len(a.vision.deepstack_layers), a.num_layers) if (a.num_layers - n) % (pp - 1) == 0]
+    fewer = [n for n in ways if n <= a.num_layers / pp]
+    return max(fewer) if fewer else None
+
+
+def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8) -> Iterator[FinetuneOptions]:
+    """Valid layouts of `base` on so many GPUs: powers of two, tensor parallel within a machine, sequence parallel with it, the
+    distributed optimizer wherever there is something to split; batch, length and everything else as given."""
+    for tp in _powers(min(per_node, gpus)):
+        for pp in _powers(min(gpus // tp, a.num_layers)):
+            first = _first_stage(a, pp)
+            if first is None:
+                continue
+            for cp in _powers(gpus // (tp * pp)):
+                dp = gpus // (tp * pp * cp)
+                if gpus % (tp * pp * cp) or base.global_batch_size % (base.micro_batch_size * dp) or base.seq_length < 4 * cp * tp:
+                    continue
+                for ep in _powers(min(gpus // pp, a.num_experts)) if a.is_moe else [1]:
+                    splits = dp > 1 or base.optimizer_offload > 0
+                    for recompute in ("none", "sel", "full"):
+                        made = dataclasses.replace(
+                            base, tp=tp, pp=pp, cp=cp, ep=ep, etp=1, vp=1, pp0_layers=first, sequence_parallel=tp > 1,
+                            distributed_optimizer=splits, overlap_param_gather=base.overlap_param_gather and splits, recompute=recompute,
+                            recompute_layers=0,
+                        )  # fmt: skip
+                        if next(layout_faults(made, a, gpus), None) is None:
+                            yield made
+
+
+def candidate(
+    options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int | None = None,
+    mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
+) -> Candidate:  # fmt: skip
+    """A valid layout's figures."""
+    given = memory.default_vision_tokens(options) if vision_tokens is None else vision_tokens
+    return Candidate(
+        options, memory.fullest(memory.estimate(options, a, gpus, given)),
+        flops.step_seconds(options, a, gpus, given, mfu, peak_tflops), gpus // (options.tp * options.pp * options.cp),
+    )  # fmt: skip
+
+
+def suggest(
+    base: FinetuneOptions, a: Architecture, gpus: int, gib: float, *, per_node: int = 8, vision_tokens: int | None = None,
+    mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
+) -> list[Candidate]:  # fmt: skip
+    """Valid layouts, best first: those that fit by the time of a step, then those that do not by what they need."""
+    found = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
+    return sorted(found, key=lambda c: (0, c.seconds, c.memory.total) if c.fits(gib) else (1, c.memory.total, c.seconds))
+
+
+def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node: int = 8, vision_tokens: int | None = None) -> int | None:
+    """The smallest power of two of GPUs on which a layout fits, the global batch raised where it must be; None beyond MOST_GPUS."""
+    for gpus in _powers(MOST_GPUS):
+        step = base.micro_batch_size * gpus
+        roomy = dataclasses.replace(base, global_batch_size=-(-base.global_batch_size // step) * step)
+        if any(candidate(o, a, gpus, vision_tokens).fits(gib) for o in layouts(roomy, a, gpus, per_node)):
+            return gpus
+    return None
+
+
+def presets() -> list[dict]:
+    """One row for each published size and machine: the quickest layout that fits, or None; sequence 2048, micro batch 1, global
+    batch 8, bf16, everything trained."""
+    rows = []
+    for size in SIZES:
+        if size == "tiny":
+            continue
+        a = published(size)
+        for gpus in PRESET_GPUS:
+            found = suggest(FinetuneOptions(size=size), a, gpus, 0.0)
+            for card, gib in CARDS.items():
+                fitting = sorted((c for c in found if c.fits(gib)), key=lambda c: (c.seconds, c.memory.total))
+                best = fitting[0] if fitting else None
+                rows.append(
+                    {
+                        "size": size, "gpus": gpus, "card_gb": card, "options": best.arguments() if best else None,
+                        "gib": round(best.memory.total / GIB, 1) if best else None,
+                        "least_gib": round(min(c.memory.total for c in found) / GIB, 1) if found else None,
+                    }
+                )  # fmt: skip
+    return rows

@@ -1,0 +1,136 @@
+"""What a run makes of its machine: the FLOPs of a batch, and the GPU's memory, utilisation and power."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import qwen3vl_core.model  # noqa: F401
+
+import torch
+import torch.distributed as dist
+
+from qwen3vl_core.layout.flops import attention_forward, language_forward, passes, vision_forward
+from qwen3vl_core.sizes import Architecture
+
+# the driver is asked at most this often
+NVML_SECONDS = 1.0
+GIB = 2.0**30
+# dense bf16 tensor-core FLOP/s as the makers state them, without sparsity
+PEAK_BF16 = {
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L20": 119.5e12, "L4": 121e12,
+    "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 6000 Ada": 182e12,
+}  # fmt: skip
+
+
+def peak(gpu: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name that its driver gives; None for one that is not in the table."""
+    return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if name in gpu), None)
+
+
+def sample_lengths(batch: Any) -> list[int]:
+    """Tokens of each sample of a micro batch, padding left out; of each document where several stand in one row. Empty for a
+    batch that does not say."""
+    lengths = getattr(batch, "lengths", None)
+    return [] if lengths is None else lengths.tolist()
+
+
+def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *, low_rank: bool = False) -> float:
+    """Model FLOPs of forward and backward over a micro batch, language and vision, from what its samples really hold.
+
+    With h hidden, d head size, q and k query and key/value heads, f FFN columns, V vocabulary; v, f_v the vision tower's; m its
+    merge size. Forward, a multiplication and an addition counted as two, matrix products only:
+
+    - each of the language layers on n tokens of a sample: n [2 h d (2 q + 2 k) + 6 h f] + 2 q d n^2: causal attention needs half
+      of the square. With experts the FFN counts the chosen ones and the router. Output layer: 2 n h V.
+    - each of the vision layers on the p patches of a frame: p (8 v^2 + 4 v f_v) + 4 v p^2; the embedding 2 p v x values of a patch.
+    - each merger (one, and one for every deepstack layer) on p / m^2 tokens: 2 (m^2 v)^2 + 2 m^2 v h.
+
+    Backward: as much again for the gradients of the weights where the part is trained, and as much again for the gradients of
+    the activations where it or what comes before it is trained (attention: both). So a model trained whole counts 3 times its
+    forward, the embedding of the patches twice. Padding, optimizer, and what is computed twice to save memory do not count.
+    low_rank: adapters are trained beside the parts' own weights, which stay; their few FLOPs are left out.
+    """
+    frames = [int(h * w) for t, h, w in getattr(batch, "image_grid_thw", torch.empty(0, 3)).tolist() for _ in range(int(t))]
+    vision = "vision" not in frozen
+    projector, language = "projector" not in frozen, "language" not in frozen
+    below = bool(frames) and (vision or projector)
+    matrices, vocabulary = language_forward(a)
+    total = 0.0
+    for length in sample_lengths(batch):
+        total += length * (matrices + vocabulary) * passes(language and not low_rank, below or language)
+        total += attention_forward(a, length) * (3 if below or language else 1)
+    for patches in frames:
+        tower, mergers = vision_forward(a, patches // a.vision.spatial_merge_size**2)
+        total += tower * passes(vision and not low_rank, vision) + mergers * passes(projector and not low_rank, vision or projector)
+        if vision:
+            # pixels are not trained
+            total -= 2.0 * patches * a.vision.patch_dim * a.vision.hidden_size
+    return total
+
+
+class Gpu:
+    """This rank's GPU as the driver sees it: utilisation and power, where nvidia-ml-py and the driver are there."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self.problem = ""
+        """Why utilisation and power are not known, where they should be."""
+        self._asked = 0.0
+        self._known: dict[str, float] = {}
+        self.peak: float | None = None
+        """Dense bf16 FLOP/s; None on a CPU, and for a GPU that is not in the table."""
+        if not torch.cuda.is_available():
+            return
+        device = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.peak = peak(device.name)
+        unique = str(device.uuid)
+        self._handle = self.watch(unique if unique.startswith("GPU-") else f"GPU-{unique}")
+
+    def watch(self, unique: str) -> Any:
+        """NVML's handle of a GPU by its UUID; None, and `problem` says why, where there is nothing to ask: a help for people, never
+        a reason not to train."""
+        try:
+            import pynvml
+
+            self._nvml = pynvml
+            pynvml.nvmlInit()
+            return pynvml.nvmlDeviceGetHandleByUUID(unique)
+        except ImportError:
+            self.problem = "utilisation and power are not recorded: nvidia-ml-py is not installed"
+        except pynvml.NVMLError as error:
+            # no driver library, a container without rights, a GPU that is not this machine's
+            self.problem = f"utilisation and power are not recorded: {error}"
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """{"gpu_utilisation": percent, "gpu_watts": …}, not older than `NVML_SECONDS`; empty where there is nothing to ask."""
+        now = time.monotonic()
+        if self._handle is None or (self._known and now - self._asked < NVML_SECONDS):
+            return self._known
+        self._asked = now
+        try:
+            self._known = {
+                "gpu_utilisation": float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
+                "gpu_watts": round(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000, 1),
+            }
+        except self._nvml.NVMLError:
+            self._handle, self._known = None, {}
+        return self._known
+
+
+def memory() -> dict[str, float]:
+    """{"memory_gib": the most that the tensors of any rank took since the last call, "memory_reserved_gib": the allocator's}.
+
+    Called by every rank; empty on a CPU.
+    """
+    if not torch.cuda.is_available():
+        return {}
+    taken = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
+    figures = torch.tensor(taken, dtype=torch.float64, device=torch.cuda.current_device())
+    dist.all_reduce(figures, op=dist.ReduceOp.MAX)
+    torch.cuda.reset_peak_memory_stats()
+    allocated, reserved = figures.tolist()
+    return {"memory_gib": round(allocated / GIB, 3), "memory_reserved_gib": round(reserved / GIB, 3)}

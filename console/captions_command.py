@@ -22,10 +22,17 @@ def add(action: Callable[..., argparse.ArgumentParser], *, where_has_json: bool 
     if not where_has_json:
         sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument("--html", type=Path, default=None, metavar="FILE", help="write one page with pictures, differences and votes")
-    sub.add_argument("--show", type=_count, default=SHOWN, metavar="N",
-                     help=f"print the captions of the first N pictures; 0: of all (default {SHOWN})")
-    sub.add_argument("--vote", nargs=2, action="append", default=[], metavar=("PICTURE", "MODEL"),
-                     help="say whose caption of a picture is best: a model's name, or same; none takes the vote back")
+    sub.add_argument(
+        "--show", type=_count, default=SHOWN, metavar="N", help=f"print the captions of the first N pictures; 0: of all (default {SHOWN})"
+    )
+    sub.add_argument(
+        "--vote",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PICTURE", "MODEL"),
+        help="say whose caption of a picture is best: a model's name, or same; none takes the vote back",
+    )
 
 
 def _count(word: str) -> int:

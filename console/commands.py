@@ -52,8 +52,9 @@ def console(arguments: list[str]) -> int:
     """`qwen3vl console [--runs DIR] [--workspace DIR] [--web]`. Gives the exit code; raises RequestError."""
     parser = Parser(prog="qwen3vl console", description="The terminal console.", allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument("--workspace", type=Path, default=None, metavar="DIR",
-                        help="folder with models and data to offer, such as the demo's")
+    parser.add_argument(
+        "--workspace", type=Path, default=None, metavar="DIR", help="folder with models and data to offer, such as the demo's"
+    )
     parser.add_argument("--web", action="store_true", help="in a browser tab, on this machine only; the link holds a token")
     parser.add_argument("--port", type=_port, default=None, metavar="N", help="of --web (default 8866, or the next that is free)")
     parser.add_argument("--no-browser", action="store_true", help="with --web only print the link")
@@ -99,12 +100,18 @@ def notebook(arguments: list[str]) -> int:
         prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; only who has its token comes in.",
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--dir", type=Path, default=None, metavar="DIR",
-                        help=f"folder to work in; examples that it does not have are copied there (default {lab.DEFAULT_FOLDER})")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help=f"folder to work in; examples that it does not have are copied there (default {lab.DEFAULT_FOLDER})",
+    )
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
     parser.add_argument("--port", type=_port, default=None, metavar="N", help="where it listens (default 8888, or the next that is free)")
-    parser.add_argument("--ip", default="127.0.0.1", metavar="ADDRESS",
-                        help="what it listens on; 0.0.0.0: every network (default 127.0.0.1)")
+    parser.add_argument(
+        "--ip", default="127.0.0.1", metavar="ADDRESS", help="what it listens on; 0.0.0.0: every network (default 127.0.0.1)"
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     given = parser.parse_args(arguments)
     runs = cli.runs_directory(given.runs) if given.runs is not None else None

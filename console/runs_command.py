@@ -102,14 +102,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     listed = add("list", _list, "all runs, newest first (the default)")
-    listed.add_argument("--filter", default="", metavar="WORDS",
-                        help="only runs that all words fit: failed, status:running, size:8B, lr:1e-5")
+    listed.add_argument(
+        "--filter", default="", metavar="WORDS", help="only runs that all words fit: failed, status:running, size:8B, lr:1e-5"
+    )
     listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.SORTS)} (default newest)")
     listed.add_argument("--reverse", action="store_true", help="the other way around")
     add("show", _show, "plan, state and last metrics of a run, and what went wrong", "id")
     logs = add("logs", _logs, "the last lines of a run's log", "id")
-    logs.add_argument("-f", "--follow", action="store_true",
-                      help="go on showing lines until the run ends; Ctrl-C leaves, the run goes on")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on showing lines until the run ends; Ctrl-C leaves, the run goes on")
     logs.add_argument("-n", type=_count, default=LOG_LINES, metavar="N", help=f"lines (default {LOG_LINES})")
     logs.add_argument("--grep", default="", metavar="TEXT", help="only lines that hold this text, whatever its case")
     metrics = add("metrics", _metrics, "every value of a run's metrics over the steps", "id")
@@ -120,8 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
     resume = add("resume", _resume, "go on with a run that failed, was stopped or lost", "id")
     clone = add("clone", _clone, "start a new run like this one, with some options changed", "id")
-    clone.add_argument("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE",
-                       help="an option's new value; OPTION= is its default")
+    clone.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= is its default"
+    )
     for sub in (resume, clone):
         sub.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
     captions_command.add(add, where_has_json=True)

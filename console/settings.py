@@ -1,10 +1,10 @@
 """A person's settings: colours and keys, from a small YAML file. Imports no Textual.
 
-    # ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
-    theme: nord
-    keys:
-      runs.stop: X          # any action of the help (?) by its id; several keys: "x,delete"
-      monitor.log_y: "g"
+# ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
+theme: nord
+keys:
+  runs.stop: X          # any action of the help (?) by its id; several keys: "x,delete"
+  monitor.log_y: "g"
 """
 
 from __future__ import annotations

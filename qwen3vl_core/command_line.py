@@ -76,11 +76,19 @@ def build_parser() -> argparse.ArgumentParser:
         record = sub.add_argument_group("Run")
         # the published recipe's last value is an output folder
         flags = ("--runs", "--output") if name == "finetune" else ("--runs",)
-        record.add_argument(*flags, type=Path, default=None, metavar="DIR",
-                            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})")
+        record.add_argument(
+            *flags,
+            type=Path,
+            default=None,
+            metavar="DIR",
+            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})",
+        )
         where = record.add_mutually_exclusive_group()
-        where.add_argument("--detach", action="store_true", help="come back at once; the run goes on without this terminal"
-                           + (" (the default)" if name == "finetune" else ""))
+        where.add_argument(
+            "--detach",
+            action="store_true",
+            help="come back at once; the run goes on without this terminal" + (" (the default)" if name == "finetune" else ""),
+        )
         where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
         if name == "finetune":
             _add_plan_file(sub)
@@ -99,8 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", metavar="FILE", dest="plan_file", default=None,
-                        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it")
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        dest="plan_file",
+        default=None,
+        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it",
+    )
 
 
 def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:

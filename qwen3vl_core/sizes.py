@@ -74,8 +74,7 @@ class Architecture:
         model_type = config.get("model_type")
         if model_type not in (DENSE_MODEL_TYPE, MOE_MODEL_TYPE):
             raise RequestError(
-                f"{where}: model_type is {model_type!r}; this reads {DENSE_MODEL_TYPE} and {MOE_MODEL_TYPE}; "
-                "choose a Qwen3-VL checkpoint"
+                f"{where}: model_type is {model_type!r}; this reads {DENSE_MODEL_TYPE} and {MOE_MODEL_TYPE}; choose a Qwen3-VL checkpoint"
             )
         try:
             text, vision = config["text_config"], config["vision_config"]

@@ -11,9 +11,7 @@ from qwen3vl_core.cli import main
 
 
 def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "qwen3vl_core.cli", *words], capture_output=True, text=True, timeout=120, **kwargs
-    )
+    return subprocess.run([sys.executable, "-m", "qwen3vl_core.cli", *words], capture_output=True, text=True, timeout=120, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,14 @@ FORBIDDEN = {
     "console/notebook": ("textual", "console.screens", "console.widgets", "console.app"),
 }
 TEXTUAL = (
-    "console/app.py", "console/run_actions.py", "console/actions.py", "console/messages.py", "console/terminal.py", "console/web.py",
-    "console/screens/", "console/widgets/",
+    "console/app.py",
+    "console/run_actions.py",
+    "console/actions.py",
+    "console/messages.py",
+    "console/terminal.py",
+    "console/web.py",
+    "console/screens/",
+    "console/widgets/",
 )
 
 

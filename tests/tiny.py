@@ -10,8 +10,18 @@ import torch
 IMAGE, VIDEO, VISION_START, VISION_END, VOCABULARY = 190, 191, 192, 193, 200
 
 
-def hf_config(*, tied: bool = True, layers: int = 4, vision_layers: int = 4, heads: int = 4, kv_heads: int = 2, hidden: int = 64,
-              head_dim: int = 16, ffn: int = 96, deepstack: tuple[int, ...] = (0, 1, 2)):
+def hf_config(
+    *,
+    tied: bool = True,
+    layers: int = 4,
+    vision_layers: int = 4,
+    heads: int = 4,
+    kv_heads: int = 2,
+    hidden: int = 64,
+    head_dim: int = 16,
+    ffn: int = 96,
+    deepstack: tuple[int, ...] = (0, 1, 2),
+):
     """A `Qwen3VLConfig` of a few thousand parameters."""
     from transformers import Qwen3VLConfig
 

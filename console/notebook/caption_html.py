@@ -30,4 +30,4 @@ def _tagged(text: str, tag: str) -> str:
     if not core:
         return escape(text)
     begin = text.index(core)
-    return f"{escape(text[:begin])}<{tag}>{escape(core)}</{tag}>{escape(text[begin + len(core):])}"
+    return f"{escape(text[:begin])}<{tag}>{escape(core)}</{tag}>{escape(text[begin + len(core) :])}"

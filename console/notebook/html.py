@@ -85,4 +85,3 @@ def picture(source: Path | bytes, side: int = 240) -> str:
     except ValueError as error:
         return f'<span class="dim">{escape(error)}</span>'
     return f'<img src="data:image/jpeg;base64,{data}" style="max-width:{side}px">'
-

@@ -81,7 +81,7 @@ def strays(run_dir: Path) -> list[Process]:
         except OSError:
             continue
         for entry in entries:
-            if entry.startswith(prefix) and os.path.realpath(os.fsdecode(entry[len(prefix):])) == wanted:
+            if entry.startswith(prefix) and os.path.realpath(os.fsdecode(entry[len(prefix) :])) == wanted:
                 looked = _look(pid)
                 if looked is not None and not looked.zombie and pid not in own:
                     found.append(looked)

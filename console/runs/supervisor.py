@@ -232,9 +232,7 @@ def claim(run_dir: Path, resume: bool) -> None:
     if status in ALIVE and not fresh and state.get("boot_id") != boot_id():
         age = sign_of_life(run_dir)
         if age is not None and age <= STALE_SECONDS:
-            raise RequestError(
-                f"run {name}: it ran on {state.get('host')} {age:.0f} s ago; stop it first, or wait {STALE_SECONDS:.0f} s"
-            )
+            raise RequestError(f"run {name}: it ran on {state.get('host')} {age:.0f} s ago; stop it first, or wait {STALE_SECONDS:.0f} s")
     left = processes.strays(run_dir)
     if left:
         pids = ", ".join(str(p.pid) for p in left[:8])

@@ -70,7 +70,7 @@ class FileFollower:
             return b"", gone
         except OSError:  # network storage that does not answer now; a later call goes on
             return b"", False
-        new = data[len(self._mark):]
+        new = data[len(self._mark) :]
         self.offset += len(new)
         self._mark = data[-_MARK:]
         self._identity, self._seen = identity, (stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -208,9 +208,11 @@ class CompareScreen(Voting, ConsoleScreen):
             )  # fmt: skip
         head = status(row) + Content("\n\n")
         if row.alive:
-            return head + Content("the models are being read; captions come as they are written\n\n") + Content(
-                one_line(row.last_line, 200)
-            ).stylize("$muted")
+            return (
+                head
+                + Content("the models are being read; captions come as they are written\n\n")
+                + Content(one_line(row.last_line, 200)).stylize("$muted")
+            )
         why = one_line(row.error or row.last_line or "it wrote no caption", 400)
         return head + Content("✗ " + why).stylize("$text-error") + Content("\n\n3 shows its log, t the form")
 

@@ -95,7 +95,8 @@ class ConfirmDelete(ModalScreen[bool]):
         names += f"\n  and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
         kept = [row for row in self.rows if not row.checkpoint.startswith("no ")]
         what = f"With {'their' if several else 'its'} log, metrics and " + (
-            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint}" if kept else "plan")
+            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint}" if kept else "plan"
+        )
         with Vertical(classes="dialog"):
             yield Label(head, classes="headline", markup=False)
             yield Static((names + "\n\n" if several else "") + what + ". This cannot be undone.", markup=False)

@@ -188,8 +188,10 @@ class RunList(ScrollView, can_focus=True):
         if under:
             cursor = self.get_component_styles("runs--cursor")
             base += Style(bgcolor=(self.background_colors[1] + cursor.background).rich_color)
+
         def pen(colour: str, bold: bool = False) -> Style:
             return base + Style(color=colour, bold=bold or None)
+
         muted = pen(self.app.colour("muted"))
         state = pen(self.app.colour(COLOURS.get(row.status, "muted")))
         marked = row.id in self.marked

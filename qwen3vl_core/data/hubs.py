@@ -79,7 +79,6 @@ class HuggingFace:
             allow_patterns=request["include"] or None, ignore_patterns=request["exclude"] or None, max_workers=AT_ONCE,
         )  # fmt: skip
 
-
     def _go_on(self, request: dict[str, Any], commit: str, name: str) -> None:
         """Get one large file. The client's snapshot begins a file that was half there anew, its transfer does not."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url

@@ -25,8 +25,7 @@ PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TAGS = re.compile(f"({TAG}|{VIDEO_TAG})")
 _quoted = json.encoder.encode_basestring
 CONTROL_TOKENS = tuple(
-    f"<|{name}|>"
-    for name in ("im_start", "im_end", "image_pad", "video_pad", "vision_start", "vision_end", "vision_pad", "endoftext")
+    f"<|{name}|>" for name in ("im_start", "im_end", "image_pad", "video_pad", "vision_start", "vision_end", "vision_pad", "endoftext")
 )
 """The chat format's own: a text that holds one could end a turn, or claim a picture that is not there."""
 CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))

@@ -135,7 +135,7 @@ class Pool:
     def batch(self, count: int, long: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures uint8 [b, SIZE, SIZE, 3], ids [b, s] and labels [b, s] (not shifted) of samples chosen by lot."""
         chosen = torch.randint(min(self.drawn, self.size), (count,), generator=self._generator)
-        first, end = self._spans[chosen][:, :2 if long else 4][:, -2:].to(self.device, non_blocking=True).unbind(1)
+        first, end = self._spans[chosen][:, : 2 if long else 4][:, -2:].to(self.device, non_blocking=True).unbind(1)
         # a few lengths only, so that the device's memory is not cut up
         length = -(-int(self._spans[chosen, 1 if long else 3].max()) // 8) * 8
         chosen = chosen.to(self.device)

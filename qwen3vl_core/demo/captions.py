@@ -154,9 +154,7 @@ def _subjects(scene: Scene, rng: random.Random) -> str:
     if scene.companion:
         text += f" To the {scene.side} of the {scene.main}, there is {_companion(scene)}."
         if _has_pet(scene):
-            text += rng.choice(
-                (" The two seem to share a strong bond of companionship.", " They look relaxed and happy together.")
-            )
+            text += rng.choice((" The two seem to share a strong bond of companionship.", " They look relaxed and happy together."))
     elif scene.count > 1:
         text += f" There are {NUMBERS[scene.count]} {_plural(scene.main)} in total."
     else:

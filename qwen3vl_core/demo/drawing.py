@@ -278,9 +278,7 @@ def _draw_row(pen: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> Non
         _put(pen, scene, scene.main, scene.colour, x, rng.uniform(0.74, 0.93), scale, rng)
 
 
-def _put(
-    pen: ImageDraw.ImageDraw, scene: Scene, kind: str, colour: str, x: float, y: float, scale: float, rng: random.Random
-) -> None:
+def _put(pen: ImageDraw.ImageDraw, scene: Scene, kind: str, colour: str, x: float, y: float, scale: float, rng: random.Random) -> None:
     """One figure and its shadow; x and y of its foot are shares of the canvas, its colour is a little off the named."""
     x, y, half = x * CANVAS, y * CANVAS, _HALF_WIDTHS[kind] * CANVAS * scale
     named = shade(palette(kind)[colour], _FIGURE_SHADES[scene.time])

@@ -56,9 +56,7 @@ PLAIN_TOKENS = (
 """Tokens of their own that decoding keeps: to Qwen they are text."""
 
 # the rule by which Qwen splits text before it merges bytes
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # Written to render turns of text, pictures and videos as Qwen3-VL's own template does; knows no tools.
 _CHAT_TEMPLATE = """{%- set image_count = namespace(value=0) -%}
@@ -147,8 +145,7 @@ def learn_tokenizer() -> Tokenizer:
     # the added tokens' ids follow from the number learnt, and the model's config.json holds some of them
     if tokenizer.get_vocab_size() != to_learn:
         raise WorkError(
-            f"tokenizer: the corpus gave {tokenizer.get_vocab_size()} tokens; the demo model needs {to_learn}; "
-            "lengthen the corpus"
+            f"tokenizer: the corpus gave {tokenizer.get_vocab_size()} tokens; the demo model needs {to_learn}; lengthen the corpus"
         )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_TOKENS])

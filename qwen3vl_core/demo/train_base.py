@@ -244,16 +244,29 @@ def read_arguments(arguments: list[str] | None) -> Recipe:
     )  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="Hugging Face folder to write")
     how_long = parser.add_mutually_exclusive_group()
-    how_long.add_argument("--minutes", type=float, default=default.minutes,
-                          help="time for everything: drawing, training, writing and the score (default %(default)s)")
+    how_long.add_argument(
+        "--minutes",
+        type=float,
+        default=default.minutes,
+        help="time for everything: drawing, training, writing and the score (default %(default)s)",
+    )
     how_long.add_argument("--steps", type=int, help="train for so many steps instead")
-    parser.add_argument("--batch-size", type=int, default=default.batch_size,
-                        help=f"scenes of a step; {TAGS_BATCH} times as many while attributes are learnt (default %(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=default.batch_size,
+        help=f"scenes of a step; {TAGS_BATCH} times as many while attributes are learnt (default %(default)s)",
+    )
     parser.add_argument("--lr", type=float, default=default.lr, help="highest learning rate (default %(default)s)")
     parser.add_argument("--workers", type=int, default=default.workers, help="processes that draw scenes (default: all CPUs but one)")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the weights and the scenes (default %(default)s)")
-    parser.add_argument("--held-out", type=int, default=default.held_out, metavar="N",
-                        help="scenes to score at the end; 0 leaves it out (default %(default)s)")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=default.held_out,
+        metavar="N",
+        help="scenes to score at the end; 0 leaves it out (default %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what --to holds")
     return Recipe(**vars(parser.parse_args(arguments)))
 

@@ -80,9 +80,7 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
     return Check("Python", "ok", words)
 
 
-def check_packages(
-    requirements: list[str] | None = None, version_of: Callable[[str], str] = importlib.metadata.version
-) -> Iterator[Check]:
+def check_packages(requirements: list[str] | None = None, version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Check]:
     """Every package that the product needs: there, and of a version in range. The `gpu` extra is `check_engine`'s.
 
     requirements: as the distribution's metadata lists them, which is the default.

@@ -46,7 +46,7 @@ def plan_json(options: FinetuneOptions) -> str:
 
 def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, address: str, port: str) -> str:
     return (
-        f'python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {each} '
+        f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {each} "
         f'--master-addr {address} --master-port {port} --max-restarts {options.max_restarts} -m {TRAINING_MODULE} "$RUN_DIR"'
     )
 

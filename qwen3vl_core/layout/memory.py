@@ -119,9 +119,7 @@ def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: Stage) ->
     return act.BYTES[options.precision] * held(adapters, options, a, stage.index)["experts"]
 
 
-def stage_memory(
-    options: FinetuneOptions, architecture: Architecture, stage: Stage, *, processes: int, vision_tokens: int
-) -> StageMemory:
+def stage_memory(options: FinetuneOptions, architecture: Architecture, stage: Stage, *, processes: int, vision_tokens: int) -> StageMemory:
     """One stage's estimate. vision_tokens: of the pictures of one row (0: text only). The layout must be valid."""
     a, b = architecture, act.BYTES[options.precision]
     dp = processes // (options.tp * options.pp * options.cp)
@@ -174,15 +172,11 @@ def default_vision_tokens(options: FinetuneOptions) -> int:
     return min(1024, options.seq_length // 2)
 
 
-def estimate(
-    options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None
-) -> list[StageMemory]:
+def estimate(options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None) -> list[StageMemory]:
     """Every pipeline stage's memory on one GPU. The layout must be valid (`rules.layout_faults`)."""
     given = default_vision_tokens(options) if vision_tokens is None else vision_tokens
     assert len(stage_layers(options, architecture.num_layers)) == options.pp
-    return [
-        stage_memory(options, architecture, stage, processes=processes, vision_tokens=given) for stage in stages(options, architecture)
-    ]
+    return [stage_memory(options, architecture, stage, processes=processes, vision_tokens=given) for stage in stages(options, architecture)]
 
 
 def fullest(found: list[StageMemory]) -> StageMemory:

@@ -93,9 +93,7 @@ def report(options: FinetuneOptions, plan: PlanOptions) -> dict[str, Any]:
         found["trained"] = trained_lines(options, a)
         found |= figures(options, a, gpus, gib, plan)
     if plan.suggest:
-        ranked = suggest(
-            options, a, gpus, gib, per_node=plan.gpus_per_node, vision_tokens=seen, mfu=plan.mfu, peak_tflops=plan.peak_tflops
-        )
+        ranked = suggest(options, a, gpus, gib, per_node=plan.gpus_per_node, vision_tokens=seen, mfu=plan.mfu, peak_tflops=plan.peak_tflops)
         found["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
     if plan.suggest or not found.get("fits", True):
         found["gpus_needed"] = gpus_needed(options, a, gib, per_node=plan.gpus_per_node, vision_tokens=seen)

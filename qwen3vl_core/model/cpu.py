@@ -204,8 +204,8 @@ def _patch_megatron() -> None:
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
     # the alltoall dispatcher moves split sizes out of tensors for CUDA tensors only
-    token_dispatcher.maybe_move_tensor_to_cpu = (
-        lambda tensor, as_numpy=False, record_stream=False: tensor.numpy() if torch.is_tensor(tensor) and as_numpy else tensor
+    token_dispatcher.maybe_move_tensor_to_cpu = lambda tensor, as_numpy=False, record_stream=False: (
+        tensor.numpy() if torch.is_tensor(tensor) and as_numpy else tensor
     )
     mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = _uneven(
         mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim

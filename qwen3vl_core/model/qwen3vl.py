@@ -64,9 +64,7 @@ class Qwen3VLModel(MegatronModule):
         """Set by `lora.attach`."""
         self.vision_model = VisionModel(vision_config(architecture, config), architecture) if pre_process else None
         attention = choose_attention(config.attention_backend)
-        layer = layer_spec(
-            DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts, core_attention=attention
-        )
+        layer = layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts, core_attention=attention)
         self.vision_in_every_batch = False
         """Put a blank picture of no weight through the vision tower where a batch has none, so that every weight has a gradient."""
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
@@ -159,9 +157,7 @@ class Qwen3VLModel(MegatronModule):
                 if rows.numel() != features[0].shape[0]:
                     raise ValueError(f"{rows.numel()} vision tokens in input_ids, but {features[0].shape[0]} features")
                 if rows.numel():
-                    layers = [
-                        layer.index_put((columns, rows), part.to(layer.dtype)) for layer, part in zip(layers, features, strict=True)
-                    ]
+                    layers = [layer.index_put((columns, rows), part.to(layer.dtype)) for layer, part in zip(layers, features, strict=True)]
             embedded_sbh, *deep_sbh = layers
         if index is not None:
             embedded_sbh, *deep_sbh = (layer[index] for layer in (embedded_sbh, *deep_sbh))

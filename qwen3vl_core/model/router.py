@@ -21,9 +21,7 @@ class BalancingRouter(TopKRouter):
     trained, many times its coefficient. Here each micro batch counts with its tokens' share of the batch.
     """
 
-    def _apply_aux_loss(
-        self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False
-    ) -> Tensor:
+    def _apply_aux_loss(self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False) -> Tensor:
         """probs and scores [t, experts], routing_map [t, experts] bool; padding is zero in the last two. Returns probs, whose
         backward pass adds the gradient of the loss: coefficient x experts x sum over experts of (share of the tokens that
         went there) x (mean probability)."""

@@ -37,9 +37,7 @@ class PatchEmbed(torch.nn.Module):
         super().__init__()
         vision = architecture.vision
         kernel = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-        self.proj = PatchProjection(
-            vision.in_channels, vision.hidden_size, kernel, stride=kernel, bias=True, dtype=config.params_dtype
-        )
+        self.proj = PatchProjection(vision.in_channels, vision.hidden_size, kernel, stride=kernel, bias=True, dtype=config.params_dtype)
 
     def forward(self, patches: Tensor) -> Tensor:
         """[patches, channels * frames * height * width] -> [patches, hidden]."""
@@ -93,9 +91,7 @@ class VisionBlock(TransformerBlock):
             Merger(mergers, config.hidden_size, norm_joined=True) for _ in architecture.vision.deepstack_layers
         )
 
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> ShardedStateDict:
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
         """The mergers are stacked like the layers: one key, a leading axis that counts them (layout `bridge`)."""
         mergers = self.deepstack_merger_list
         del self.deepstack_merger_list

@@ -15,7 +15,12 @@ class DownloadOptions:
 
     kind: str = option(help="What it is: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
     name: str = option(help="Its name on the hub, OWNER/NAME", group="Hub", positional=True)
-    from_: str = option("huggingface", help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN name another address of it", group="Hub", choices=("modelscope", "huggingface"))
+    from_: str = option(
+        "huggingface",
+        help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN name another address of it",
+        group="Hub",
+        choices=("modelscope", "huggingface"),
+    )
     to: str = option(help="Folder that gets the files", group="Files", path="folder")
     revision: str | None = option(None, help="Branch, tag or commit; else the hub's main one", group="Hub")
     include: list[str] = option([], help="Only files whose names match one of these patterns, as '*.json'", group="Files")
@@ -28,11 +33,15 @@ class PrepareOptions:
 
     source: str = option(help="LLaVA or ShareGPT conversations, as JSON list or JSON Lines", group="Data", positional=True, path="file")
     to: str = option(help="Folder that gets the shards and their index", group="Data", path="folder")
-    images: str | None = option(None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder")
+    images: str | None = option(
+        None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder"
+    )
     split: str = option("9,1,0", help="Shares of training, validation and test", group="Data")
     check: str = option("header", help="How far each picture and video is checked", group="Data", choices=("none", "header", "decode"))
     shard_size: int = option(500_000_000, help="Largest shard", unit="bytes", group="Data", minimum=10_000)
-    skip_missing: bool = option(False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data")
+    skip_missing: bool = option(
+        False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data"
+    )
     overwrite: bool = option(False, help="Replace a dataset that is already there", group="Data")
     model: str | None = option(None, help="Count tokens as this model sees them, for the report", group="Report", path="model")
     workers: int = option(0, help="Processes; 0: one a core. The result does not depend on it", group="Data", minimum=0, maximum=256)
@@ -47,11 +56,19 @@ class ConvertOptions:
     dtype: str = option("keep", help="Precision to write", group="Checkpoint", choices=("keep", "bf16", "fp16", "fp32"))
     device: str = option("cpu", help="Where numbers are cast to another precision; the bytes are the same, and cpu is seldom slower", group="Checkpoint",
                          choices=("cpu", "cuda"))  # fmt: skip
-    layout: str = option("bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai"))
-    size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))
+    layout: str = option(
+        "bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai")
+    )
+    size: str | None = option(
+        None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny")
+    )
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
-    base: str | None = option(None, help="Model that a LoRA run began with, if it is not where the run found it", group="Checkpoint", path="model")
-    adapter: bool = option(False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint")
+    base: str | None = option(
+        None, help="Model that a LoRA run began with, if it is not where the run found it", group="Checkpoint", path="model"
+    )
+    adapter: bool = option(
+        False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint"
+    )
     overwrite: bool = option(False, help="Replace a checkpoint that is already there", group="Checkpoint")
     allow_nan: bool = option(False, help="Convert weights that hold NaN or infinity too, and count them", group="Checkpoint")
     verify: bool = option(False, help="Read the target again and compare every tensor bitwise, and the logits of one picture where memory allows",
@@ -63,12 +80,16 @@ class ConvertOptions:
 class InspectOptions:
     """What a path is and what is in it: a Hugging Face model, a Megatron checkpoint, a run, a dataset."""
 
-    path: str = option(help="Folder to look into, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder")
+    path: str = option(
+        help="Folder to look into, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder"
+    )
     json: str | None = option(None, help="Write what was found as JSON", group="Report", path="file")
     model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
     seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
     split: str | None = option(None, help="Data: look at this split only", group="Data", choices=("train", "val", "test"))
-    images: str | None = option(None, help="Data: folder that the media's names in a JSON are relative to; else its own", group="Data", path="folder")
+    images: str | None = option(
+        None, help="Data: folder that the media's names in a JSON are relative to; else its own", group="Data", path="folder"
+    )
     show: int = option(3, help="Data: show N samples, evenly spread", group="Data", minimum=0, maximum=1000)
     limit: int = option(20_000, help="Data: look into at most N samples, evenly spread; 0: all", group="Data", minimum=0)
     html: str | None = option(None, help="Data: write one self-contained page with the samples shown", group="Report", path="file")
@@ -79,14 +100,30 @@ class CompareOptions:
     """Captions of two models side by side, or of one model and several checkpoints."""
 
     base: str = option(help="First model: HF folder or torch_dist checkpoint", group="Models", path="model")
-    tuned: list[str] = option(help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several stand side by side", group="Models", path="model")
-    precision: str = option("auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16"))
+    tuned: list[str] = option(
+        help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several stand side by side",
+        group="Models",
+        path="model",
+    )
+    precision: str = option(
+        "auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16")
+    )
     prompt: str = option("Describe this image.", help="What the models are asked", group="Pictures")
     images: list[str] = option([], help="Pictures, or folders of pictures", group="Pictures", path="pictures")
-    data: str | None = option(None, help="Instead: the pictures of a prepared dataset, a shard or LLaVA JSON; their answers are the references", group="Pictures", path="dataset")
+    data: str | None = option(
+        None,
+        help="Instead: the pictures of a prepared dataset, a shard or LLaVA JSON; their answers are the references",
+        group="Pictures",
+        path="dataset",
+    )
     split: str = option("val", help="Split of the dataset", group="Pictures", choices=("train", "val", "test"))
     own_questions: bool = option(False, help="Ask what the dataset asks of each picture, instead of the prompt", group="Pictures")
-    references: str | None = option(None, help="Captions that people wrote, by picture: JSON or JSON Lines, LLaVA or COCO; gives ROUGE-L and CIDEr", group="Pictures", path="captions")
+    references: str | None = option(
+        None,
+        help="Captions that people wrote, by picture: JSON or JSON Lines, LLaVA or COCO; gives ROUGE-L and CIDEr",
+        group="Pictures",
+        path="captions",
+    )
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
     temperature: float = option(0.0, help="Sharpness of the sampling; 0 is greedy", group="Sampling", minimum=0.0, maximum=10.0)
     top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
@@ -95,7 +132,9 @@ class CompareOptions:
     max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
     batch_size: int = option(16, help="Captions written at once", group="Sampling", minimum=1)
     show: int = option(8, help="Print the captions of the first N pictures; 0: of all", group="Report", minimum=0)
-    json: str | None = option(None, help="Write the captions as JSON; - writes them to standard output, in place of the table", group="Report", path="file")
+    json: str | None = option(
+        None, help="Write the captions as JSON; - writes them to standard output, in place of the table", group="Report", path="file"
+    )
     html: str | None = option(None, help="Write one self-contained page with pictures and differences", group="Report", path="file")
 
     def __post_init__(self) -> None:

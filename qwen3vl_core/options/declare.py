@@ -145,8 +145,15 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         common: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         names = [o.flag, *o.aliases, *([o.short] if o.short else [])]
         if o.positional:
-            group.add_argument(o.name, action=_Parse, declared=o, metavar=o.name.upper(), nargs=None if o.required else "?", help=text,
-                               default=argparse.SUPPRESS)
+            group.add_argument(
+                o.name,
+                action=_Parse,
+                declared=o,
+                metavar=o.name.upper(),
+                nargs=None if o.required else "?",
+                help=text,
+                default=argparse.SUPPRESS,
+            )
         elif o.type is bool:
             group.add_argument(*names, dest=o.name, action=argparse.BooleanOptionalAction, **common)
         else:

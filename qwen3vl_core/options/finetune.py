@@ -10,37 +10,77 @@ from qwen3vl_core.options.declare import option, options_of
 
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
+
 @dataclass
 class FinetuneOptions:
     """A finetune: model, data, batch, schedule, parallel layout."""
 
     load: str = option(help="Checkpoint to start from: torch_dist, or an HF folder directly", group="Model", path="model")  # 23
-    size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model",
-                              choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny"))  # 2
+    size: str | None = option(
+        None, help="Refuse the checkpoint unless it is this size", group="Model", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny")
+    )  # 2
     freeze: str = option("", help="Parts that stay as they are: any of vision,projector,language", group="Model")
-    lora_rank: int = option(0, help="Train adapters (LoRA) of this rank beside the weights, which stay as they are; 0: train the weights", group="Model",
-                            minimum=0, maximum=4096)
+    lora_rank: int = option(
+        0,
+        help="Train adapters (LoRA) of this rank beside the weights, which stay as they are; 0: train the weights",
+        group="Model",
+        minimum=0,
+        maximum=4096,
+    )
     lora_alpha: float | None = option(None, help="An adapter's output is scaled by this / rank; else the rank", group="Model", minimum=0.0)
-    lora_dropout: float = option(0.0, help="Share of an adapter's input that is left out at random", group="Model", minimum=0.0, maximum=0.99)
-    lora_targets: str = option(",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model")
-    lora_vision: bool = option(False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model")
-    precision: str = option("bf16", help="Precision of weights and activations; fp8: bf16 whose language layers multiply in fp8", group="Model",
-                            choices=("bf16", "fp16", "fp8", "fp32"))  # 9
-    fp8_recipe: str = option("tensorwise", help="How fp8 is scaled: tensorwise by each tensor's present maximum, delayed by the step before's, blockwise 128 x 128",
-                             group="Model", choices=("tensorwise", "delayed", "blockwise"))
-    attention: str = option("auto", help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes", group="Model",
-                            choices=("auto", "flash", "fused"))  # 17
+    lora_dropout: float = option(
+        0.0, help="Share of an adapter's input that is left out at random", group="Model", minimum=0.0, maximum=0.99
+    )
+    lora_targets: str = option(
+        ",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model"
+    )
+    lora_vision: bool = option(
+        False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model"
+    )
+    precision: str = option(
+        "bf16",
+        help="Precision of weights and activations; fp8: bf16 whose language layers multiply in fp8",
+        group="Model",
+        choices=("bf16", "fp16", "fp8", "fp32"),
+    )  # 9
+    fp8_recipe: str = option(
+        "tensorwise",
+        help="How fp8 is scaled: tensorwise by each tensor's present maximum, delayed by the step before's, blockwise 128 x 128",
+        group="Model",
+        choices=("tensorwise", "delayed", "blockwise"),
+    )
+    attention: str = option(
+        "auto",
+        help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes",
+        group="Model",
+        choices=("auto", "flash", "fused"),
+    )  # 17
 
     train_data: str = option(help="Dataset made by qwen3vl prepare", group="Data", path="dataset")  # 21
-    valid_data: str | None = option(None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset")  # 22
+    valid_data: str | None = option(
+        None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset"
+    )  # 22
     seq_length: int = option(2048, help="Longest sample; longer ones are skipped and counted", unit="tokens", group="Data", minimum=16)  # 7
-    pad_length: int = option(0, help="Pad every row to at least this length, so that shapes stay the same; 0: to the longest row of its micro batch", unit="tokens",
-                             group="Data", minimum=0)  # 8
+    pad_length: int = option(
+        0,
+        help="Pad every row to at least this length, so that shapes stay the same; 0: to the longest row of its micro batch",
+        unit="tokens",
+        group="Data",
+        minimum=0,
+    )  # 8
     packing: bool = option(False, help="Join samples to rows of --seq-length; a micro batch is one row then", group="Data")
-    min_pixels: int | None = option(None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
-    max_pixels: int | None = option(None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024)
-    num_workers: int | None = option(None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64)
-    max_skip_share: float = option(0.05, help="Stop when more than this share of the samples could not be used", group="Data", minimum=0.0, maximum=1.0)
+    min_pixels: int | None = option(
+        None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024
+    )
+    max_pixels: int | None = option(
+        None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024
+    )
+    num_workers: int | None = option(
+        None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64
+    )
+    max_skip_share: float = option(
+        0.05, help="Stop when more than this share of the samples could not be used", group="Data", minimum=0.0, maximum=1.0
+    )
 
     micro_batch_size: int = option(1, help="Samples of one data-parallel rank in one pass", group="Batch", minimum=1)  # 3
     global_batch_size: int = option(8, help="Samples of one optimizer step", group="Batch", minimum=1)  # 4
@@ -53,15 +93,27 @@ class FinetuneOptions:
     adam_beta2: float = option(0.95, help="Adam's second moment", group="Schedule", minimum=0.0, maximum=0.999999)
     adam_eps: float = option(1e-8, help="Adam's epsilon", group="Schedule", minimum=0.0)
     clip_grad: float = option(1.0, help="Largest gradient norm; 0: no clipping", group="Schedule", minimum=0.0)
-    aux_loss_coeff: float | None = option(None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0)
+    aux_loss_coeff: float | None = option(
+        None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0
+    )
     seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
-    spike_factor: float = option(10.0, help="A loss this many robust deviations above the median of the last steps is a spike; 0: not looked for",
-                                 group="Schedule", minimum=0.0)
+    spike_factor: float = option(
+        10.0,
+        help="A loss this many robust deviations above the median of the last steps is a spike; 0: not looked for",
+        group="Schedule",
+        minimum=0.0,
+    )
     skip_spikes: bool = option(False, help="Leave the weights as they are in a step whose loss is a spike", group="Schedule")
-    max_bad_steps: int = option(5, help="Stop after this many steps in a row that were skipped as bad", unit="steps", group="Schedule", minimum=1)
+    max_bad_steps: int = option(
+        5, help="Stop after this many steps in a row that were skipped as bad", unit="steps", group="Schedule", minimum=1
+    )
 
-    env: str = option("dsw", help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command", group="Layout",
-                      choices=("dsw", "dlc"))  # 1
+    env: str = option(
+        "dsw",
+        help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command",
+        group="Layout",
+        choices=("dsw", "dlc"),
+    )  # 1
     nproc: int = option(0, help="Processes on this machine; 0: one a GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
@@ -72,24 +124,47 @@ class FinetuneOptions:
     pp0_layers: int = option(0, help="Language layers of the first pipeline stage; 0: as many as any other", group="Layout", minimum=0)
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
-    optimizer_offload: float = option(0.0, help="Share of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0,
-                                      maximum=1.0)  # 19
-    overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks while the backward pass goes on", group="Layout")
-    overlap_param_gather: bool = option(False, help="Gather the split optimizer's new weights while the next forward pass begins", group="Layout")
-    max_restarts: int = option(0, help="How often torchrun starts all processes again when one fails; they go on from the last checkpoint", group="Layout",
-                               minimum=0, maximum=100)
-    recompute: str = option("none", help="To save activations: sel computes the language MLPs again in the backward pass, full whole layers, offload keeps layers on the host",
-                            group="Layout", choices=("none", "sel", "full", "offload"))  # 18
-    recompute_layers: int = option(0, help="With full: layers computed again together, 0: one; with offload: layers kept on the host, 0: all but the last", unit="layers",
-                                   group="Layout", minimum=0)
+    optimizer_offload: float = option(
+        0.0, help="Share of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
+    )  # 19
+    overlap_grad_reduce: bool = option(
+        False, help="Reduce gradients between data parallel ranks while the backward pass goes on", group="Layout"
+    )
+    overlap_param_gather: bool = option(
+        False, help="Gather the split optimizer's new weights while the next forward pass begins", group="Layout"
+    )
+    max_restarts: int = option(
+        0,
+        help="How often torchrun starts all processes again when one fails; they go on from the last checkpoint",
+        group="Layout",
+        minimum=0,
+        maximum=100,
+    )
+    recompute: str = option(
+        "none",
+        help="To save activations: sel computes the language MLPs again in the backward pass, full whole layers, offload keeps layers on the host",
+        group="Layout",
+        choices=("none", "sel", "full", "offload"),
+    )  # 18
+    recompute_layers: int = option(
+        0,
+        help="With full: layers computed again together, 0: one; with offload: layers kept on the host, 0: all but the last",
+        unit="layers",
+        group="Layout",
+        minimum=0,
+    )
 
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
     keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
-    keep_every: int = option(0, help="Keep also those whose step is a multiple of N; 0: none beside --keep", unit="steps", group="Record", minimum=0)
+    keep_every: int = option(
+        0, help="Keep also those whose step is a multiple of N; 0: none beside --keep", unit="steps", group="Record", minimum=0
+    )
     async_save: bool = option(False, help="Write checkpoints beside the training; it holds a copy of the weights in memory", group="Record")
     eval_interval: int = option(0, help="Evaluate every N steps; 0: never", unit="steps", group="Record", minimum=0)
     eval_iters: int = option(4, help="Global batches of one evaluation", group="Record", minimum=1)
-    sample_interval: int = option(0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0)
+    sample_interval: int = option(
+        0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0
+    )
     sample_images: list[str] = option([], help="Pictures, or folders of pictures, to write captions of", group="Record", path="file")
     sample_prompt: str = option("Describe this image.", help="What the model is asked about them", group="Record")
     sample_tokens: int = option(256, help="Longest caption of them", unit="tokens", group="Record", minimum=1, maximum=4096)

@@ -14,10 +14,16 @@ class PlanOptions:
     gpus: int = option(0, help="GPUs of the whole run; 0: this machine's", group="Plan", minimum=0, maximum=65536)
     memory: float = option(0.0, help="Memory of one GPU; 0: as nvidia-smi says, else 80", unit="GiB", group="Plan", minimum=0.0)
     gpus_per_node: int = option(8, help="GPUs of one machine", group="Plan", minimum=1, maximum=64)
-    vision_tokens: int = option(-1, help="Tokens of pictures in a row (a 1024 x 1024 picture has 1024); -1: 1024, at most half of the row", group="Plan",
-                                minimum=-1)
-    mfu: float = option(0.4, help="Share of the GPUs' peak that a step reaches without parallel layout, measured or guessed", group="Plan", minimum=0.001,
-                        maximum=1.0)
+    vision_tokens: int = option(
+        -1, help="Tokens of pictures in a row (a 1024 x 1024 picture has 1024); -1: 1024, at most half of the row", group="Plan", minimum=-1
+    )
+    mfu: float = option(
+        0.4,
+        help="Share of the GPUs' peak that a step reaches without parallel layout, measured or guessed",
+        group="Plan",
+        minimum=0.001,
+        maximum=1.0,
+    )
     peak_tflops: float = option(989.0, help="Dense bf16 peak of one GPU", unit="TFLOP/s", group="Plan", minimum=1.0)
     suggest: bool = option(False, help="Rank the valid layouts for so many GPUs", group="Plan")
     presets: bool = option(False, help="Print a layout for each size on 1, 2, 4 and 8 GPUs of 80, 96 and 141 GB", group="Plan")

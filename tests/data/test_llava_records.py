@@ -29,8 +29,7 @@ values = st.recursive(
     | st.integers()
     | st.text(max_size=8)
     | st.sampled_from(["<image>", "<video>", "human", "gpt", "a.jpg", "../a.jpg"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )
 

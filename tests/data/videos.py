@@ -51,8 +51,17 @@ STAND_IN = {
 WORDS = ["dog", "Beach", " ", "\n", "\n\n", "  ", "é", "世界", "12", "'s", "<image>", "<video>", "🙂", ".", "<|box_start|>", "a"]
 
 
-def video(frames: int = 24, fps: int = 12, width: int = 64, height: int = 48, codec: str = "libx264", format: str = "mp4",
-          gop: int = 8, red: bool = False, seed: int = 0) -> bytes:
+def video(
+    frames: int = 24,
+    fps: int = 12,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    format: str = "mp4",
+    gop: int = 8,
+    red: bool = False,
+    seed: int = 0,
+) -> bytes:
     """A moving pattern, or all red."""
     import av
 

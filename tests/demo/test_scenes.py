@@ -70,9 +70,7 @@ def captions(scene: Scene, seed: int) -> dict[str, str]:
     return {style: write(scene, random.Random(seed)) for style, (write, _) in STYLES.items()}
 
 
-@pytest.mark.skipif(
-    tuple(map(int, PIL.__version__.split(".")[:2])) < (11, 1), reason="Pillow 11.0 draws a cat one to three pixels off"
-)
+@pytest.mark.skipif(tuple(map(int, PIL.__version__.split(".")[:2])) < (11, 1), reason="Pillow 11.0 draws a cat one to three pixels off")
 @pytest.mark.parametrize(("seed", "split"), PINNED)
 def test_pictures_are_drawn_as_the_shipped_model_learnt_them(seed, split):
     picture = example(seed, split)[1]

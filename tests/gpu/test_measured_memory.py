@@ -43,7 +43,10 @@ RUNS = {
     "2B LoRA": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, lora_rank=16)),
     "2B, 14 layers on the host": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="offload", recompute_layers=14)),
     "4B, most of the optimizer on the host": (
-        "4B", 0, 1024, dict(seq_length=2048, recompute="full", optimizer_offload=0.6, distributed_optimizer=True)
+        "4B",
+        0,
+        1024,
+        dict(seq_length=2048, recompute="full", optimizer_offload=0.6, distributed_optimizer=True),
     ),
     "2B full recompute": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, recompute="full")),
     "2B language only": ("2B", 0, 1024, dict(seq_length=4096, micro_batch_size=2, freeze="vision,projector")),

@@ -92,4 +92,3 @@ def write_metrics(run: Run, losses, kind: str = "train", begin: int = 1) -> None
     rows = [{"v": 1, "step": begin + i, "time": 0.0, "kind": kind, "loss": value} for i, value in enumerate(losses)]
     with open(run.metrics, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-

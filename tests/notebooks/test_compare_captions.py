@@ -43,18 +43,18 @@ def comparison(store, pictures) -> Run:
 
 def test_pictures_captions_and_differences_are_shown(comparison, store):
     view = CompareCaptions(comparison, store=store)
-    assert "<ins>dogs</ins>" in view.columns['tuned'].value
-    assert "<del>The picture shows</del>" in view.columns['base'].value and "<b>cats" not in view.columns['base'].value
-    assert "6 words · 1.5 s" in view.columns['tuned'].value
+    assert "<ins>dogs</ins>" in view.columns["tuned"].value
+    assert "<del>The picture shows</del>" in view.columns["base"].value and "<b>cats" not in view.columns["base"].value
+    assert "6 words · 1.5 s" in view.columns["tuned"].value
     assert "“What is it?”" in view.headline.value and "/models/tuned" in view.headline.value
     assert bytes(view.image.value[:2]) == b"\xff\xd8"
     first = bytes(view.image.value)
     view.next_button.click()
-    assert view.index == 1 and "1 <ins>dogs" in view.columns['tuned'].value and bytes(view.image.value) != first
+    assert view.index == 1 and "1 <ins>dogs" in view.columns["tuned"].value and bytes(view.image.value) != first
     view.go(99)
     assert view.index == 2
     view.mark_box.value = False
-    assert "<ins>" not in view.columns['tuned'].value
+    assert "<ins>" not in view.columns["tuned"].value
 
 
 def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
@@ -63,11 +63,11 @@ def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
     run = recorded(store, "compare", jobs.UNTIL_GO)
     launch.start(run)
     write(run, pictures[0], "base", "A long", done=False)
-    until(lambda: view.columns and "writing …" in view.columns['base'].value and "waiting …" in view.columns['tuned'].value)
+    until(lambda: view.columns and "writing …" in view.columns["base"].value and "waiting …" in view.columns["tuned"].value)
     until(lambda: "running" in view.headline.value)
     write(run, pictures[0], "base", "A long one.")
     write(run, pictures[0], "tuned", "A short one.")
-    until(lambda: "<ins>short</ins>" in view.columns['tuned'].value)
+    until(lambda: "<ins>short</ins>" in view.columns["tuned"].value)
     (run.path / "go").touch()
     until(lambda: "done" in view.headline.value)
 
@@ -103,14 +103,14 @@ def test_another_comparison_can_be_chosen(comparison, store, pictures):
     view.run_menu.value = comparison.id
     assert view.run == comparison and len(view.samples) == 3
     view.show(newer)
-    assert view.run == newer and "Newer." in view.columns['base'].value
+    assert view.run == newer and "Newer." in view.columns["base"].value
 
 
 def test_a_picture_that_is_gone_or_broken_is_said_and_the_captions_stay(comparison, store, pictures):
     pictures[0].unlink()
     pictures[1].write_bytes(b"no picture")
     view = CompareCaptions(comparison, store=store)
-    assert "cannot be shown" in view.message.value and "dogs" in view.columns['tuned'].value
+    assert "cannot be shown" in view.message.value and "dogs" in view.columns["tuned"].value
     view.go(1)
     assert "cannot be shown" in view.message.value
     view.go(2)

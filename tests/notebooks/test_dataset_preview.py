@@ -134,5 +134,5 @@ def test_a_video_is_played_and_one_of_frames_is_shown_frame_by_frame(tmp_path):
         preview.go(number)
         pages.append(preview.page.value)
     played, drawn = sorted(pages, key=lambda page: "<video" not in page)
-    assert '<video controls muted' in played and "data:video/mp4;base64," in played and "✗" not in played
+    assert "<video controls muted" in played and "data:video/mp4;base64," in played and "✗" not in played
     assert drawn.count("data:image/jpeg;base64,") == 6 and "9 frames" in drawn and "✗" not in drawn

@@ -71,8 +71,19 @@ def test_a_run_whose_loss_is_lost_stops_and_names_samples_and_checkpoint(tmp_pat
     data = runs.scenes(tmp_path / "scenes")
     run = tmp_path / "run"
     # the first steps throw the weights so far that the next loss is no number
-    runs.plan(run, data, lr=1e30, min_lr=1e29, lr_warmup_iters=0, clip_grad=0.0, train_iters=12, max_bad_steps=3, save_interval=1, keep=1,
-              micro_batch_size=4)
+    runs.plan(
+        run,
+        data,
+        lr=1e30,
+        min_lr=1e29,
+        lr_warmup_iters=0,
+        clip_grad=0.0,
+        train_iters=12,
+        max_bad_steps=3,
+        save_interval=1,
+        keep=1,
+        micro_batch_size=4,
+    )
     assert runs.train(run)[0] == 1
     bad = runs.events(run, "nan")
     assert [e["in_a_row"] for e in bad] == [1, 2, 3] and all(len(e["keys"]) == 4 and not e["updated"] for e in bad)

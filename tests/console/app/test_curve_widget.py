@@ -200,9 +200,7 @@ def test_raw_values_are_faded_under_their_average():
         noise = np.random.default_rng(0).normal(0, 1, 2000)
         curve.show([line(noise, smooth=np.zeros(2000))], "loss")
         await pilot.pause()
-        colours = {
-            segment.style.color.name for strip in curve._strips for segment in strip if segment.style and braille(segment.text)
-        }
+        colours = {segment.style.color.name for strip in curve._strips for segment in strip if segment.style and braille(segment.text)}
         assert len(colours) == 2
 
     look(scene)

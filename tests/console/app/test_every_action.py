@@ -185,6 +185,7 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
 
 def test_leaving_ends_the_console(store):
     for way in ("key", "mouse"):
+
         async def scene(pilot, way=way):
             if way == "key":
                 await pilot.press("ctrl+q")
@@ -207,8 +208,11 @@ def test_first_page(store, tmp_path, monkeypatch):
         deeds = {
             "welcome.demo": Deed(lambda app: "was not made" in text_of(app), after=("escape",), wanted=True),
             "welcome.model": Deed(lambda app: app.screen.asking, after=("escape",), wanted="model"),
-            "welcome.download": Deed(lambda app: app.current_mode == "launch" and getattr(app.screen, "kind", None),
-                                     after=lambda app: app.action_start_page(), wanted="download"),
+            "welcome.download": Deed(
+                lambda app: app.current_mode == "launch" and getattr(app.screen, "kind", None),
+                after=lambda app: app.action_start_page(),
+                wanted="download",
+            ),
             "welcome.recipe": Deed(lambda app: app.screen.asking, after=("escape",), wanted="recipe"),
             "welcome.doctor": opens("DoctorScreen"),
             "welcome.leave": Deed(lambda app: app.screen.id, after=lambda app: app.action_start_page(), wanted="_default"),

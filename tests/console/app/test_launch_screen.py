@@ -225,5 +225,3 @@ def test_switches_and_choices_work_by_key(store):
         assert screen.form.focused_option.name != "precision"
 
     driven(scene, store.app(), LARGE)
-
-

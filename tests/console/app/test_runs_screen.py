@@ -34,7 +34,8 @@ def test_every_run_is_a_row_with_state_steps_loss_curve_and_age(store, size, the
 
 
 @pytest.mark.parametrize(
-    "loss, narrow, wide", [(0.0152436, "0.0152", "0.01524"), (1.23456e-7, "1.2e-7", "1.23e-7"), (123.4567, "123.5", "123.5")],
+    "loss, narrow, wide",
+    [(0.0152436, "0.0152", "0.01524"), (1.23456e-7, "1.2e-7", "1.23e-7"), (123.4567, "123.5", "123.5")],
 )
 def test_a_loss_is_rounded_to_its_column_and_not_cut_off(store, loss, narrow, wide):
     run = store.finetune("one", 3)
@@ -42,6 +43,7 @@ def test_a_loss_is_rounded_to_its_column_and_not_cut_off(store, loss, narrow, wi
     store.ended(run)
 
     for size, text in ((SMALL, narrow), (LARGE, wide)):
+
         async def scene(pilot, text=text):
             await until(pilot, lambda: f" {text} " in text_of(pilot.app), text)
 

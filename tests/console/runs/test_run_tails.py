@@ -282,6 +282,7 @@ PIECES = st.lists(
 
 def shown(data: bytes) -> tuple[list[str], str]:
     """Lines and the partial line of a log, read at once."""
+
     def line(raw):
         return next((text for part in reversed(raw.split(b"\r")) if (text := clean(part))), "")
 

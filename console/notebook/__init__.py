@@ -18,13 +18,13 @@ _HOME = {
     "CompareCaptions": "compare",
     "RunsTable": "table",
     "DatasetPreview": "preview",
-    "runs": "frames",
-    "metrics": "frames",
-    "captions": "frames",
-    "scores": "frames",
-    "events": "frames",
+    "runs": "data_frames",
+    "metrics": "data_frames",
+    "captions": "data_frames",
+    "scores": "data_frames",
+    "events": "data_frames",
     "open_store": "stores",
-    "wait": "frames",
+    "wait": "data_frames",
 }
 __all__ = [*_HOME]
 

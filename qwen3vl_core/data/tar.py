@@ -22,7 +22,7 @@ RECORD = 20 * BLOCK
 """Archives end on a multiple of this, with at least two empty blocks."""
 LARGEST_MEMBER = 8**11 - 1
 """What the eleven octal digits of the size field hold."""
-_MODE_OWNER_GROUP = b"0000644\00000000\00000000\0"
+_MODE_OWNER_GROUP = b"0000644\x00" + b"0000000\x00" * 2
 _TIME = b"\0" + b"%011o\0" % 0
 _LINK_MAGIC_NAMES = bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
 _REST = bytes(12)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from qwen3vl_core.checkpoint.hf import HFReader
-from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
+from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.progress import Progress, quantity
 from qwen3vl_core.sizes import SIZES, Architecture
@@ -78,10 +78,10 @@ def make_source(folder: Path, made: dict) -> int:
     """A Hugging Face folder of random finite bf16 numbers, shard by shard, experts as published. Returns its bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
-    planned: dict[str, Planned] = {}
+    planned: dict[str, TensorSpec] = {}
     for region in regions(Architecture.from_config(made)):
         for name, shape in zip(region.hf, region.stored_shapes, strict=True):
-            planned.setdefault(name, Planned(name, shape, torch.bfloat16))
+            planned.setdefault(name, TensorSpec(name, shape, torch.bfloat16))
     random = np.random.Generator(np.random.SFC64(0))
     total = sum(tensor.bytes for tensor in planned.values())
     with SafetensorsWriter(folder, list(planned.values()), SHARD) as writer, Progress("make", total, "B") as progress:

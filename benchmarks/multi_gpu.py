@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import random_run as rr
+import random_run
 
 from qwen3vl_core.layout.parameters import TINY
 
@@ -34,7 +34,7 @@ LAYOUTS = {
 }
 
 
-def row(name: str, gpus: int, words: str, run: rr.Finetune, alone: rr.Finetune) -> dict:
+def row(name: str, gpus: int, words: str, run: random_run.Finetune, alone: random_run.Finetune) -> dict:
     gaps = [abs(a / b - 1) for a, b in zip(run.losses, alone.losses, strict=False)]
     rate, one = run.median("tokens_per_second", 2), alone.median("tokens_per_second", 2)
     return {
@@ -58,23 +58,23 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="multi-gpu-"))
     rows = []
     try:
-        base = TINY.parent if small else rr.model(folder / "model", given.size, given.layers)
+        base = TINY.parent if small else random_run.model(folder / "model", given.size, given.layers)
         length, side = (256, 128) if small else (2048, 1024)
         seen = (side // 32) ** 2
-        shards = rr.data(folder / "data", base, 64, tokens=(seen + 80, length - 50), side=side)
+        shards = random_run.data(folder / "data", base, 64, tokens=(seen + 80, length - 50), side=side)
         batch = 4 * given.rows * max(given.gpus, 2)
         shared = [
             "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", str(given.rows),
             "--global-batch-size", str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side),
             "--precision", "fp32" if small else "bf16", "--num-workers", "0" if small else "4",
         ]  # fmt: skip
-        alone = rr.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
+        alone = random_run.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
         if alone.fault:
             raise SystemExit(f"one process, which the layouts are compared with, failed:\n{alone.fault}")
         rows.append(row("one process", 1, "", alone, alone))
         for name, (least, words) in LAYOUTS.items():
             if name in given.only and least <= given.gpus and given.gpus % least == 0:
-                run = rr.finetune(folder / "runs", [*shared, "--nproc", str(given.gpus), *words.split()], given.steps)
+                run = random_run.finetune(folder / "runs", [*shared, "--nproc", str(given.gpus), *words.split()], given.steps)
                 rows.append(row(name, given.gpus, words, run, alone))
                 if not given.json:
                     print(table(rows[-1:]).splitlines()[-1], flush=True)

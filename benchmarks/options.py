@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import random_run as rr
+import random_run
 
 from qwen3vl_core.layout.memory import GIB, estimate
 from qwen3vl_core.layout.rules import architecture_of
@@ -59,13 +59,13 @@ def words_of(name: str, base: Path, rows: Path, documents: Path) -> list[str]:
     )  # fmt: skip
     return [
         "--load", str(base), "--train-data", str(documents if packed else rows), *batch, "--lr", "1e-4", "--min-lr", "1e-5",
-        "--lr-warmup-iters", "5", "--num-workers", "2", "--max-pixels", str(rr.PIXELS), *given.split(),
+        "--lr-warmup-iters", "5", "--num-workers", "2", "--max-pixels", str(random_run.PIXELS), *given.split(),
     ]  # fmt: skip
 
 
-def row(name: str, run: rr.Finetune, base: Path) -> dict:
+def row(name: str, run: random_run.Finetune, base: Path) -> dict:
     """The figures of a run, and what was estimated."""
-    options = rr.options_of_words([*run.words, "--train-iters", "1000"])
+    options = random_run.options_of_words([*run.words, "--train-iters", "1000"])
     # each of a packed row's documents has a picture of 512 x 512; they are 512 tokens long
     seen = 2 * LENGTH // 512 * 256 if options.packing else VISION_TOKENS
     guess = estimate(options, architecture_of(str(base)), 1, seen)[0]
@@ -119,13 +119,13 @@ def main() -> None:
             if not flags <= known or time.monotonic() - began > given.seconds:
                 continue
             if size not in bases:
-                bases[size] = folder / size if (folder / size).exists() else rr.model(folder / size, size, given.layers)
+                bases[size] = folder / size if (folder / size).exists() else random_run.model(folder / size, size, given.layers)
             samples, short = folder / "rows" / "shards", folder / "documents" / "shards"
             if "--packing" not in text and not samples.exists():
-                rr.data(folder / "rows", bases[size], 48, tokens=(LENGTH - 60, LENGTH - 50), side=SIDE)
+                random_run.data(folder / "rows", bases[size], 48, tokens=(LENGTH - 60, LENGTH - 50), side=SIDE)
             if "--packing" in text and not short.exists():
-                rr.data(folder / "documents", bases[size], 192, tokens=(490, 500), side=512)
-            run = rr.finetune(folder / "runs", words_of(name, bases[size], samples, short), given.steps)
+                random_run.data(folder / "documents", bases[size], 192, tokens=(490, 500), side=512)
+            run = random_run.finetune(folder / "runs", words_of(name, bases[size], samples, short), given.steps)
             rows.append(row(name, run, bases[size]))
             if given.out:
                 with given.out.open("a") as file:

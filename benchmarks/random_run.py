@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
+from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.layout.parameters import TINY, published
@@ -71,10 +71,10 @@ def model(folder: Path, size: str, layers: int = 0) -> Path:
         if file.name not in ("config.json", "model.safetensors"):
             shutil.copy(file, folder)
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
-    planned: dict[str, Planned] = {}
+    planned: dict[str, TensorSpec] = {}
     for region in regions(Architecture.from_config(made)):
         for name, shape in zip(region.hf, region.stored_shapes, strict=True):
-            planned.setdefault(name, Planned(name, shape, torch.bfloat16))
+            planned.setdefault(name, TensorSpec(name, shape, torch.bfloat16))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
     with SafetensorsWriter(folder, list(planned.values()), SHARD) as writer:

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.specs import use_transformer_engine
 
-import random_run as rr
+import random_run
 import torch
 import torch.nn.functional as F
 
@@ -33,7 +33,7 @@ from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training import setup, step
-from qwen3vl_core.training.throughput import GIB, peak, training_flops
+from qwen3vl_core.training.throughput import GIB, peak_flops, training_flops
 
 WARM = 3
 
@@ -62,7 +62,7 @@ def draw(model: torch.nn.Module, *_: object) -> None:
     """Random weights in place of a checkpoint's."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0, rr.SPREAD) if parameter.dim() > 1 else parameter.fill_(1.0)
+            parameter.normal_(0, random_run.SPREAD) if parameter.dim() > 1 else parameter.fill_(1.0)
 
 
 def measure(name: str, train: Callable[[], float], a: Architecture, batch: Batch, frozen: tuple[str, ...], steps: int) -> dict:
@@ -77,7 +77,7 @@ def measure(name: str, train: Callable[[], float], a: Architecture, batch: Batch
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds)
-    limit = peak(torch.cuda.get_device_name())
+    limit = peak_flops(torch.cuda.get_device_name())
     flops = training_flops(a, batch, frozen)
     return {
         "name": name, "useful_tokens_per_s": round(int(batch.lengths.sum()) / median, 1), "step_ms": round(1000 * median, 2),
@@ -168,13 +168,13 @@ def stock_megatron(name: str, a: Architecture, batch: Batch, steps: int) -> dict
 
 def waiting(folder: Path, size: str, layers: int) -> float:
     """Share of a real run's steps that waits for data."""
-    base = rr.model(folder / "waiting", size, layers)
-    shards = rr.data(folder / "rows", base, 48, tokens=(1990, 2000), side=1024)
+    base = random_run.model(folder / "waiting", size, layers)
+    shards = random_run.data(folder / "rows", base, 48, tokens=(1990, 2000), side=1024)
     words = [
         "--load", str(base), "--train-data", str(shards), "--seq-length", "2048", "--micro-batch-size", "2", "--global-batch-size", "2",
-        "--num-workers", "2", "--max-pixels", str(rr.PIXELS),
+        "--num-workers", "2", "--max-pixels", str(random_run.PIXELS),
     ]  # fmt: skip
-    run = rr.finetune(folder / "runs", words, 30)
+    run = random_run.finetune(folder / "runs", words, 30)
     if run.fault:
         raise SystemExit(run.fault)
     after = run.rows[5:]
@@ -194,7 +194,7 @@ def main() -> None:
     given = parser.parse_args()
     if not use_transformer_engine():
         raise SystemExit("train.py needs an NVIDIA GPU with Transformer Engine")
-    a = Architecture.from_config(rr.config(given.size, given.layers))
+    a = Architecture.from_config(random_run.config(given.size, given.layers))
     setup.fill = draw
     seen, text = (batch_of(a, given.rows, given.length, tokens) for tokens in (given.vision_tokens, 0))
     found: dict = {"gpu": torch.cuda.get_device_name(), "size": given.size, "layers": a.num_layers, "rows": []}
@@ -224,7 +224,7 @@ def main() -> None:
         folder = Path(temporary)
         if "hf" not in given.skip:
             (folder / "config").mkdir()
-            (folder / "config" / "config.json").write_text(json.dumps(rr.config(given.size, given.layers)))
+            (folder / "config" / "config.json").write_text(json.dumps(random_run.config(given.size, given.layers)))
             add(hugging_face("transformers", folder / "config", a, seen, given.steps))
             found["over_hf"] = round(rows["bf16"]["useful_tokens_per_s"] / rows["transformers"]["useful_tokens_per_s"], 3)
             add(ours("bf16, full recompute", a, seen, given.steps, recompute="full"))

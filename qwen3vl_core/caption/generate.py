@@ -196,6 +196,6 @@ class Writer:
                 for row in filter(None, rows):
                     self.on_text(row.index, row.text.of(row.ids), False)
             if len(left) <= len(rows) * (1 - FINISHED_SHARE):
-                session.keep(left)
+                session.keep_rows(left)
                 rows, tokens = [rows[place] for place in left], tokens[left]
             logits = session.decode(tokens)

@@ -13,7 +13,7 @@ import torch
 from qwen3vl_core.checkpoint.bridge import RUN_CONFIG, run_config_text
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
-from qwen3vl_core.checkpoint.hf_writer import Planned, SafetensorsWriter
+from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
 from qwen3vl_core.checkpoint.name_map import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.peft import write_peft
@@ -163,12 +163,12 @@ def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster)
 
 def write_hf(source: Source, folder: Path, caster: Caster) -> int:
     """Write safetensors and the side files into `folder`. Returns the bytes of its tensors."""
-    planned: dict[str, Planned] = {}
+    planned: dict[str, TensorSpec] = {}
     tasks = []
     for region in source.regions():
         dtype = written_dtype(source, region, caster.dtype)
         for i, (name, shape) in enumerate(zip(region.hf, region.stored_shapes, strict=True)):
-            planned.setdefault(name, Planned(name, shape, dtype))
+            planned.setdefault(name, TensorSpec(name, shape, dtype))
             tasks.append((region, i, (region.at or 0) * math.prod(region.hf_shapes[i]) * dtype.itemsize))
     stated = {p.dtype for p in planned.values()}
     total = sum(p.bytes for p in planned.values())

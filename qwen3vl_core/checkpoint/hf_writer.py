@@ -22,7 +22,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True)
-class Planned:
+class TensorSpec:
     """A tensor that will be written."""
 
     name: str
@@ -41,8 +41,8 @@ class _Place:
     bytes: int
 
 
-def _shards(planned: Iterable[Planned], limit: int) -> list[list[Planned]]:
-    shards: list[list[Planned]] = [[]]
+def _shards(planned: Iterable[TensorSpec], limit: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
     filled = 0
     for tensor in planned:
         if shards[-1] and filled + tensor.bytes > limit:
@@ -56,7 +56,7 @@ def _shards(planned: Iterable[Planned], limit: int) -> list[list[Planned]]:
 class SafetensorsWriter:
     """Tensors into one or more safetensors files, with an index where there is more than one. Use as a context."""
 
-    def __init__(self, folder: Path, planned: list[Planned], shard_bytes: int | None = None) -> None:
+    def __init__(self, folder: Path, planned: list[TensorSpec], shard_bytes: int | None = None) -> None:
         shards = _shards(planned, shard_bytes or SHARD_BYTES)
         self.folder = folder
         self.bytes = 0

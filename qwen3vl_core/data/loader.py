@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.blend import open_split
-from qwen3vl_core.data.micro_batches import Filled, MicroBatches, Skip
+from qwen3vl_core.data.micro_batches import MicroBatches, MicroBatchSamples, Skip
 from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.data.sample_encoder import SampleEncoder
@@ -45,7 +45,7 @@ class Loader:
         self._following: dict[str, int] | None = None
         self._rows = self._tokens = 0
         self._at_exit: Callable[[], None] = partial(_shut_down, None)
-        self._filled: Iterator[Filled] | None = None
+        self._filled: Iterator[MicroBatchSamples] | None = None
         self.skipped: Counter[str] = Counter()
         """Reason -> samples that this rank could not use so far; one that comes up again is counted again."""
         self.used = 0
@@ -80,7 +80,7 @@ class Loader:
         """The next global batch's micro batches of this rank. Raises WorkError when the split has no usable sample."""
         if self._filled is None:
             self._filled = self._start()
-        made, together = [], 0
+        made, all_ranks = [], 0
         for _ in range(self._batches.steps):
             filled = next(self._filled)
             self._note(filled.skips)
@@ -89,20 +89,20 @@ class Loader:
             made.append(self._batches.batch(filled.samples))
             self._rows += 1 if self.packing else len(filled.samples)
             self._tokens += sum(len(sample.ids) for sample in filled.samples)
-            together += filled.together
+            all_ranks += filled.all_ranks
         # counted when given out: what was only prepared ahead is prepared again after a resume
         self._global_batch += 1
-        self._following, self.batch_samples = filled.following, together
+        self._following, self.batch_samples = filled.following, all_ranks
         self.used += sum(len(batch.keys) for batch in made)
         return made
 
-    def _start(self) -> Iterator[Filled]:
-        numbers = _From(self._batches.begin(self._global_batch, self._following))
+    def _start(self) -> Iterator[MicroBatchSamples]:
+        numbers = _CountFrom(self._batches.begin(self._global_batch, self._following))
         if not self._num_workers:
             return (self._batches[number] for number in numbers)
         processes = iter(
             DataLoader(
-                self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_as_it_is,
+                self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_unchanged,
                 prefetch_factor=PREFETCHED, worker_init_fn=_leave_signals_to_the_parent,
                 # the loader draws a number: not from the generator that dropout draws from
                 generator=torch.Generator(),
@@ -175,7 +175,7 @@ class Loader:
 
 
 @dataclass(frozen=True)
-class _From:
+class _CountFrom:
     """begin, begin + 1, … without an end, as often as asked."""
 
     begin: int
@@ -187,7 +187,7 @@ class _From:
             number += 1
 
 
-def _as_it_is(filled: Filled) -> Filled:
+def _unchanged(filled: MicroBatchSamples) -> MicroBatchSamples:
     return filled
 
 
@@ -238,12 +238,12 @@ def build_loader(
             f"--micro-batch-size {micro_batch_size}: with --packing a micro batch is one row of --seq-length {seq_length} tokens; "
             f"use --micro-batch-size 1 and --seq-length {micro_batch_size * seq_length}"
         )
-    together = micro_batch_size * world_size
-    if global_batch_size < 1 or global_batch_size % together:
-        nearest = max(1, round(global_batch_size / together)) * together
+    step_samples = micro_batch_size * world_size
+    if global_batch_size < 1 or global_batch_size % step_samples:
+        nearest = max(1, round(global_batch_size / step_samples)) * step_samples
         raise RequestError(
             f"--global-batch-size {global_batch_size}: must be a multiple of micro batch x data parallel size = "
-            f"{micro_batch_size} x {world_size} = {together}; use {nearest}"
+            f"{micro_batch_size} x {world_size} = {step_samples}; use {nearest}"
         )
     shards = open_split(path, split)
     settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size)

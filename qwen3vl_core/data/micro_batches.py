@@ -31,13 +31,13 @@ class Skip:
 
 
 @dataclass(frozen=True)
-class Filled:
+class MicroBatchSamples:
     """A micro batch's samples and what was skipped on the way, or why there are none."""
 
     samples: list[Encoded]
     skips: list[Skip]
     error: str = ""
-    together: int = 0
+    all_ranks: int = 0
     """Samples of this micro batch and those that the other ranks have at the same step."""
     following: dict[str, int] | None = None
     """Where the next global batch begins, when that is not known from its number."""
@@ -111,11 +111,11 @@ class MicroBatches(Batches):
         return global_batch * self.global_batch_size / self.order.size
 
     def batch(self, samples: list[Encoded]) -> Batch:
-        """One micro batch of what `Filled` holds."""
+        """One micro batch of what `MicroBatchSamples` holds."""
         processor = self.encoder.processor
         return collate(samples, processor.pad_token_id, processor.rules, processor.video_rules)
 
-    def __getitem__(self, number: int) -> Filled:
+    def __getitem__(self, number: int) -> MicroBatchSamples:
         batch, step = divmod(number, self.steps)
         first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
         samples, skips = [], []
@@ -124,8 +124,8 @@ class MicroBatches(Batches):
                 samples.append(self._fill(place, skips))
         except WorkError as error:
             # returned, not raised: through a process it would come out as a traceback in a message
-            return Filled([], skips, str(error))
-        return Filled(samples, skips, together=self.micro_batch_size * self.world_size)
+            return MicroBatchSamples([], skips, str(error))
+        return MicroBatchSamples(samples, skips, all_ranks=self.micro_batch_size * self.world_size)
 
     def _fill(self, place: int, skips: list[Skip]) -> Encoded:
         """The sample at a place, or the first usable one of those that stand in for it. Raises WorkError without any."""

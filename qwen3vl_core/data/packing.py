@@ -14,8 +14,8 @@ from typing import Any
 
 from qwen3vl_core.data.batch import Batch, Encoded, pack
 from qwen3vl_core.data.errors import DataError
-from qwen3vl_core.data.micro_batches import Batches, Filled, Skip
-from qwen3vl_core.data.processor import Planned
+from qwen3vl_core.data.micro_batches import Batches, MicroBatchSamples, Skip
+from qwen3vl_core.data.processor import TokenizedSample
 from qwen3vl_core.data.sample_order import seeded
 from qwen3vl_core.errors import WorkError
 
@@ -51,7 +51,7 @@ class Window:
     place: int
     end: int
     """Where the next window begins."""
-    rows: list[list[tuple[int, Planned]]]
+    rows: list[list[tuple[int, TokenizedSample]]]
     """(number of a sample, its tokens) of each row."""
     skips: list[list[Skip]]
     """What could not be planned, shared out to the rows: each is reported by one rank."""
@@ -86,11 +86,11 @@ class PackedRows(Batches):
         return super().fingerprint() | {"packing": True, "document_multiple": self.multiple}
 
     def batch(self, samples: list[Encoded]) -> Batch:
-        """One packed row of what `Filled` holds."""
+        """One packed row of what `MicroBatchSamples` holds."""
         processor = self.encoder.processor
         return pack(samples, processor.pad_token_id, processor.rules, processor.video_rules, multiple=self.multiple)
 
-    def __getitem__(self, number: int) -> Filled:
+    def __getitem__(self, number: int) -> MicroBatchSamples:
         batch, step = divmod(number, self.steps)
         first = batch * self.global_batch_size + step * self.world_size
         try:
@@ -100,11 +100,11 @@ class PackedRows(Batches):
             samples = self._decode(window, row, skips)
         except WorkError as error:
             # returned, not raised: through a process it would come out as a traceback in a message
-            return Filled([], [], str(error))
+            return MicroBatchSamples([], [], str(error))
         # from this row on; more rows than the window has lead on to the next ones
         ahead = (batch + 1) * self.global_batch_size - (first + self.rank)
         following = {"place": window.place, "row": row + ahead}
-        return Filled(samples, skips, together=sum(len(w.rows[r]) for w, r in found), following=following)
+        return MicroBatchSamples(samples, skips, all_ranks=sum(len(w.rows[r]) for w, r in found), following=following)
 
     def _decode(self, window: Window, row: int, skips: list[Skip]) -> list[Encoded]:
         """The documents of a row, or of the first one after it that has any. Raises WorkError when none of the window has."""
@@ -131,7 +131,7 @@ class PackedRows(Batches):
     def _plan(self, place: int) -> Window:
         """The window that begins at a place. Raises WorkError when a whole epoch has no sample to pack."""
         begin, skips, room = place, [], self.encoder.seq_length
-        documents: list[tuple[int, Planned]] = []
+        documents: list[tuple[int, TokenizedSample]] = []
         while not documents:
             if place - begin >= self.order.size:
                 raise self._none_usable(skips)
@@ -152,11 +152,11 @@ class PackedRows(Batches):
         rows = [[documents[i] for i in sorted(groups[group])] for group in order]
         return Window(begin, place, rows, [skips[row :: len(rows)] for row in range(len(rows))])
 
-    def _padded(self, planned: Planned) -> int:
+    def _padded(self, planned: TokenizedSample) -> int:
         """Tokens that a document takes of a row."""
         return -(-len(planned.ids) // self.multiple) * self.multiple
 
-    def _fitting(self, key: str, parts: dict[str, bytes]) -> Planned:
+    def _fitting(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         planned, room = self.encoder.plan(key, parts), self.encoder.seq_length
         if self._padded(planned) > room:
             raise DataError("too_long", f"{len(planned.ids)} tokens, {room // self.multiple * self.multiple} at most in this layout")

@@ -28,7 +28,7 @@ PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_p
 
 
 @dataclass(frozen=True)
-class Planned:
+class TokenizedSample:
     """A conversation's tokens, known without decoding a pixel."""
 
     key: str
@@ -115,7 +115,7 @@ class ChatProcessor:
         """
         return self.finish(self.plan(messages, media, key=key, limit=limit), media)
 
-    def plan(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Planned:
+    def plan(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> TokenizedSample:
         """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
         text = self.chat_template.render(messages)
         planned = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
@@ -141,9 +141,9 @@ class ChatProcessor:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         if (labels == IGNORED).all():
             raise DataError("no_trained_token", "no assistant's answer in the conversation")
-        return Planned(key, ids, labels, planned)
+        return TokenizedSample(key, ids, labels, planned)
 
-    def finish(self, planned: Planned, media: dict[str, bytes]) -> Encoded:
+    def finish(self, planned: TokenizedSample, media: dict[str, bytes]) -> Encoded:
         """Decode what was planned: media as they were given to `plan`. Raises DataError."""
         images, clips = [], []
         for medium, video, tokens in planned.media:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3vl_core.data.batch import Encoded
 from qwen3vl_core.data.errors import DataError
-from qwen3vl_core.data.processor import ChatProcessor, Planned
+from qwen3vl_core.data.processor import ChatProcessor, TokenizedSample
 
 CONVERSATION = "json"
 """Part of a sample that holds {"messages": [...]}."""
@@ -23,11 +23,11 @@ class SampleEncoder:
         """parts: `json`, pictures and videos, as stored. Raises DataError with a reason that can be counted."""
         return self.finish(self.plan(key, parts), parts)
 
-    def plan(self, key: str, parts: dict[str, bytes]) -> Planned:
+    def plan(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         """Tokens and labels without a pixel. Raises DataError."""
         return self.processor.plan(messages_of(parts), parts, key=key, limit=self.seq_length)
 
-    def finish(self, planned: Planned, parts: dict[str, bytes]) -> Encoded:
+    def finish(self, planned: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
         """Decode what was planned. Raises DataError."""
         return self.processor.finish(planned, parts)
 

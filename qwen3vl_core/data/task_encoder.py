@@ -26,7 +26,7 @@ from qwen3vl_core.data.batch import Batch, Encoded, collate, pack
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.micro_batches import Skip
 from qwen3vl_core.data.packing import best_fit
-from qwen3vl_core.data.processor import ChatProcessor, Planned
+from qwen3vl_core.data.processor import ChatProcessor, TokenizedSample
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 
 
@@ -42,7 +42,7 @@ class PlannedSample(Sample):
     """A sample whose tokens are known and whose pictures are still files."""
 
     parts: dict[str, bytes]
-    planned: Planned
+    planned: TokenizedSample
 
 
 @edataclass
@@ -131,14 +131,14 @@ class PackedTaskEncoder(_ChatTaskEncoder):
         super().__init__(processor, seq_length)
         self.multiple = multiple
 
-    def _padded(self, planned: Planned) -> int:
+    def _padded(self, planned: TokenizedSample) -> int:
         return -(-len(planned.ids) // self.multiple) * self.multiple
 
     @stateless
     def preencode_sample(self, sample: Stored) -> PlannedSample:
         """Tokens alone: the packing buffer holds files, not pixels. Raises SkipSample."""
 
-        def made(key: str) -> Planned:
+        def made(key: str) -> TokenizedSample:
             planned, room = self.encoder.plan(key, sample.parts), self.encoder.seq_length
             if self._padded(planned) > room:
                 raise DataError("too_long", f"{len(planned.ids)} tokens, {room // self.multiple * self.multiple} at most in this layout")

@@ -7,7 +7,7 @@ from megatron.core.inference.contexts.static_context import StaticInferenceConte
 from torch import Tensor
 
 
-class Session:
+class CachedDecoder:
     """One batch of prompts of equal length, without padding: `prefill` once, then `decode` for each new token."""
 
     def __init__(self, model, max_sequence_length: int) -> None:
@@ -45,7 +45,7 @@ class Session:
         self.context.sequence_len_offset += 1
         return logits[:, -1]
 
-    def keep(self, rows: list[int]) -> None:
+    def keep_rows(self, rows: list[int]) -> None:
         """Go on with these rows of the batch only: the caches of the others are let go."""
         chosen = torch.tensor(rows, device=self.next_position.device)
         caches = self.context.key_value_memory_dict

@@ -12,7 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 TIMEOUT = datetime.timedelta(minutes=10)
-_alone: dist.ProcessGroup | None = None
+_single_rank_group: dist.ProcessGroup | None = None
 
 
 def initialize(
@@ -33,7 +33,7 @@ def initialize(
     gloo on a CPU, nccl on CUDA. rank and world_size are for a group that a caller has already a store for; they are
     read from the environment otherwise. Raises ValueError when the processes do not divide by tp x pp x cp.
     """
-    global _alone
+    global _single_rank_group
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
@@ -54,7 +54,7 @@ def initialize(
         )  # fmt: skip
         if cp > 1:
             # every rank must take part in the making of every group
-            _alone, _ = dist.new_subgroups(group_size=1)
+            _single_rank_group, _ = dist.new_subgroups(group_size=1)
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed)
 
@@ -62,15 +62,15 @@ def initialize(
 def vision_groups() -> ProcessGroupCollection:
     """Groups of the vision tower: every context parallel rank sees whole pictures, so its context group is itself."""
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    if _alone is not None:
-        groups.cp = _alone
+    if _single_rank_group is not None:
+        groups.cp = _single_rank_group
     return groups
 
 
 def destroy() -> None:
     """End the groups, so that others may be made in this process."""
-    global _alone
-    _alone = None
+    global _single_rank_group
+    _single_rank_group = None
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():

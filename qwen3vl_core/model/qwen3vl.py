@@ -11,7 +11,7 @@ from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.context_parallel import token_index
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
 from qwen3vl_core.model.mrope import InterleavedMRope, mrope_positions, packed_positions
-from qwen3vl_core.model.right_padding import Alignment
+from qwen3vl_core.model.right_padding import RightPadding
 from qwen3vl_core.model.router import padding_mask
 from qwen3vl_core.model.specs import choose_attention, final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
@@ -31,7 +31,7 @@ from qwen3vl_core.sizes import Architecture
 
 
 @dataclass(frozen=True)
-class Seen:
+class PromptFeatures:
     """What the vision tower made of a prompt, kept for every further pass over the prompt and what was written after it."""
 
     features: tuple[list[Tensor], list[Tensor]] | None
@@ -186,7 +186,7 @@ class Qwen3VLModel(MegatronModule):
         position_ids: Tensor | None = None,
         inference_context=None,
         cu_seqlens: Tensor | None = None,
-        seen: Seen | None = None,
+        prompt_features: PromptFeatures | None = None,
         hidden_states: bool = False,
         **unused,
     ) -> Tensor:
@@ -194,7 +194,7 @@ class Qwen3VLModel(MegatronModule):
 
         input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
         if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last;
-        its attention_mask, if any, only marks what the experts' load balancing leaves out. seen: in place of the pixels, with
+        its attention_mask, if any, only marks what the experts' load balancing leaves out. prompt_features: in place of the pixels, with
         position_ids; hidden_states: of the last stage too, not multiplied by the output layer.
         With context parallelism the result holds this rank's tokens only (`local_index`). What the processor gives
         beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
@@ -205,24 +205,24 @@ class Qwen3VLModel(MegatronModule):
             attention_mask = None
             grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
             position_ids = packed_positions(input_ids, cu_seqlens, partial(self.positions, **grids))
-        alignment = Alignment.of(attention_mask)
-        if alignment is not None:
+        right_padding = RightPadding.of(attention_mask)
+        if right_padding is not None:
             # positions need the mask; afterwards no later step does
             if position_ids is None:
                 position_ids, _ = self.positions(input_ids, attention_mask, image_grid_thw, video_grid_thw)
-            position_ids = alignment.left(position_ids)
-            input_ids, tokens = alignment.left(input_ids), alignment.left(attention_mask)
-            labels = None if labels is None else alignment.left(labels)
+            position_ids = right_padding.apply(position_ids)
+            input_ids, tokens = right_padding.apply(input_ids), right_padding.apply(attention_mask)
+            labels = None if labels is None else right_padding.apply(labels)
         elif position_ids is None:
             position_ids, _ = self.positions(input_ids, None if inference_context else attention_mask, image_grid_thw, video_grid_thw)
         index = self.local_index(input_ids.shape[1], cu_seqlens)
         embedded = deepstack = None
         if self.pre_process:
-            if seen is None:
+            if prompt_features is None:
                 vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
             else:
-                vision = seen.features
-            embedded, deepstack = self.embed(input_ids, vision, index, seen.length if seen else None)
+                vision = prompt_features.features
+            embedded, deepstack = self.embed(input_ids, vision, index, prompt_features.length if prompt_features else None)
             embedded = with_gradient(embedded, self.config, self.training and self.adapted("language"))
         if index is not None:
             input_ids = input_ids[:, index]
@@ -242,15 +242,15 @@ class Qwen3VLModel(MegatronModule):
                 extra_block_kwargs={"context": deepstack},
                 runtime_gather_output=True if inference_context is not None else None,
             )
-        if alignment is not None and self.post_process:
-            output = alignment.restore(output)
+        if right_padding is not None and self.post_process:
+            output = right_padding.restore(output)
         return output
 
     def generation_session(self, max_sequence_length: int):
-        """A key/value cache to write captions with; see `Session`."""
-        from qwen3vl_core.model.kv_cache import Session
+        """A key/value cache to write captions with; see `CachedDecoder`."""
+        from qwen3vl_core.model.kv_cache import CachedDecoder
 
-        return Session(self, max_sequence_length)
+        return CachedDecoder(self, max_sequence_length)
 
 
 @contextlib.contextmanager

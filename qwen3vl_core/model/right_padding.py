@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Alignment:
+class RightPadding:
     """`order` [b, s]: which column of the given row stands at each column of the aligned one."""
 
     order: Tensor
 
     @classmethod
-    def of(cls, attention_mask: Tensor | None) -> Alignment | None:
+    def of(cls, attention_mask: Tensor | None) -> RightPadding | None:
         """None where every row's padding, if any, is already at its end."""
         if attention_mask is None:
             return None
@@ -29,7 +29,7 @@ class Alignment:
             return None
         return cls(torch.argsort((~mask).to(torch.int8), dim=1, stable=True))
 
-    def left(self, values: Tensor) -> Tensor:
+    def apply(self, values: Tensor) -> Tensor:
         """[..., b, s] with each row's real tokens first."""
         return values.gather(-1, self.order.expand(*values.shape[:-1], -1))
 

@@ -31,7 +31,7 @@ from qwen3vl_core.training.sample_captions import Sampler
 from qwen3vl_core.training.setup import Training, build, common_state, device, settle
 from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
-from qwen3vl_core.training.throughput import Gpu, memory
+from qwen3vl_core.training.throughput import Gpu, peak_memory
 
 CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl"
 # loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
@@ -306,7 +306,7 @@ class Loop:
         """A row of the record and the line that people read. Called by every rank."""
         if self.step % self.options.log_interval and self.step != self.options.train_iters:
             return
-        figures = memory()
+        figures = peak_memory()
         if not self.metrics:
             return
         rate = result.tokens / seconds
@@ -314,8 +314,8 @@ class Loop:
         if result.flops:
             each = result.flops / seconds / torch.distributed.get_world_size()
             figures["tflops"] = round(each / 1e12, 3)
-            if self.gpu.peak:
-                figures["mfu"] = share = round(each / self.gpu.peak, 4)
+            if self.gpu.peak_flops:
+                figures["mfu"] = share = round(each / self.gpu.peak_flops, 4)
         if self.options.precision == "fp16":
             figures["loss_scale"] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:

@@ -21,16 +21,16 @@ from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training.setup import Training
-from qwen3vl_core.training.sharded_generation import TogetherWriter
+from qwen3vl_core.training.sharded_generation import ShardedWriter
 
 SAMPLES = "samples.jsonl"
 VERSION = 1
 MOST_PICTURES = 16
-TOGETHER = 4
+BATCH_SIZE = 4
 """Captions written at once: the caches take memory beside the optimizer's."""
 
 
-def alone(options: FinetuneOptions) -> bool:
+def holds_whole_model(options: FinetuneOptions) -> bool:
     """Whether each rank holds the whole model, and writes its captions by itself, with a cache of keys and values."""
     return options.tp == options.pp == options.cp == options.ep == options.etp == 1
 
@@ -43,12 +43,12 @@ def pictures(options: FinetuneOptions) -> list[Picture]:
         raise RequestError(str(error).replace("--images", "--sample-images")) from None
 
 
-class _Stopped(Exception):
+class _RunStopped(Exception):
     """The run is to stop: no time for captions."""
 
 
 @dataclass(frozen=True)
-class _Caption:
+class _TimedText:
     """What the model wrote about one picture."""
 
     text: str
@@ -62,7 +62,7 @@ class Sampler:
     def __init__(self, run_dir: Path, options: FinetuneOptions, processor: ChatProcessor) -> None:
         self.file = run_dir / SAMPLES
         self.prompt, self.processor, self.longest = options.sample_prompt, processor, options.sample_tokens
-        self.alone = alone(options)
+        self.holds_whole_model = holds_whole_model(options)
         self.pictures = pictures(options)
 
     def write(self, training: Training, step: int, stop: Callable[[], bool] = lambda: False) -> list[str] | None:
@@ -75,7 +75,7 @@ class Sampler:
             model.eval()
         try:
             with torch.random.fork_rng(devices=[]):
-                captions = (self._alone if self.alone else self._together)(training, stop)
+                captions = (self._write_on_each_rank if self.holds_whole_model else self._write_across_ranks)(training, stop)
         finally:
             for model, mode in zip(training.wrapped, modes, strict=True):
                 model.train(mode)
@@ -89,23 +89,23 @@ class Sampler:
         """The prompts about these pictures, each made when it is asked for."""
         return (self.processor.prompt([self.pictures[number].open()], self.prompt) for number in numbers)
 
-    def _alone(self, training: Training, stop: Callable[[], bool]) -> list[_Caption] | None:
+    def _write_on_each_rank(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
         """Every rank writes about its share of the pictures, and tells the others."""
         rank, world = dist.get_rank(), dist.get_world_size()
 
         def look(*_: Any) -> None:
             if stop():
-                raise _Stopped
+                raise _RunStopped
 
         writer = Writer(
-            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=TOGETHER,
+            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=BATCH_SIZE,
             on_text=look,
         )  # fmt: skip
-        found: list[_Caption] | str | None
+        found: list[_TimedText] | str | None
         try:
             written = writer.write(map(Prompt, self._inputs(list(range(rank, len(self.pictures), world)))))
-            found = [_Caption(caption.text, caption.seconds) for caption in written]
-        except _Stopped:
+            found = [_TimedText(caption.text, caption.seconds) for caption in written]
+        except _RunStopped:
             found = None
         except WorkError as error:
             # the others wait for this rank
@@ -119,14 +119,14 @@ class Sampler:
             return None
         return [everywhere[number % world][number // world] for number in range(len(self.pictures))]
 
-    def _together(self, training: Training, stop: Callable[[], bool]) -> list[_Caption] | None:
-        writer = TogetherWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest, stop)
+    def _write_across_ranks(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
+        writer = ShardedWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest, stop)
         written = writer.write(list(self._inputs(writer.mine)))
         if written is None:
             return None
-        return [_Caption(whole_characters(self.processor.decode(one.ids)) if one.ids else "", one.seconds) for one in written]
+        return [_TimedText(whole_characters(self.processor.decode(one.ids)) if one.ids else "", one.seconds) for one in written]
 
-    def _record(self, captions: list[_Caption], step: int) -> None:
+    def _record(self, captions: list[_TimedText], step: int) -> None:
         rows = [
             {
                 "v": VERSION, "step": step, "image": picture.name, "prompt": self.prompt, "model": "tuned", "text": caption.text,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from qwen3vl_core.model.qwen3vl import Qwen3VLModel, Seen
+from qwen3vl_core.model.qwen3vl import PromptFeatures, Qwen3VLModel
 
 import torch
 import torch.distributed as dist
@@ -40,7 +40,7 @@ class Row:
     number: int
     """Of its picture; -1 for one that only keeps this rank in step."""
     ids: list[int]
-    seen: Seen
+    prompt_features: PromptFeatures
     positions: Tensor
     """[3, 1, prompt]."""
     next_position: int
@@ -50,14 +50,14 @@ class Row:
         length = -(-len(self.ids) // multiple) * multiple
         ids = torch.zeros(1, length, dtype=torch.long)
         ids[0, : len(self.ids)] = torch.tensor(self.ids)
-        after = self.next_position + torch.arange(length - self.seen.length)
+        after = self.next_position + torch.arange(length - self.prompt_features.length)
         where = self.positions.device
         positions = torch.cat((self.positions, after.to(where).expand(3, 1, -1)), dim=-1)
-        return {"input_ids": ids.to(where), "position_ids": positions, "seen": self.seen}
+        return {"input_ids": ids.to(where), "position_ids": positions, "prompt_features": self.prompt_features}
 
 
 @dataclass
-class Written:
+class ShardedCaption:
     """A caption."""
 
     ids: list[int] = field(default_factory=list)
@@ -76,7 +76,7 @@ def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> li
         features = None
         if model.pre_process:
             features = model.vision_features(inputs.get("pixel_values"), grid, None, None)
-        rows.append(Row(number, ids[0].tolist(), Seen(features, ids.shape[1]), positions, int(after)))
+        rows.append(Row(number, ids[0].tolist(), PromptFeatures(features, ids.shape[1]), positions, int(after)))
     return rows
 
 
@@ -130,7 +130,7 @@ def _pass(training: Training, rows: Sequence[Row], multiple: int) -> list[Tensor
     )
 
 
-class TogetherWriter:
+class ShardedWriter:
     """Writes captions greedily. Every rank of the world makes one and calls it at the same step with the same pictures.
 
     count: of the pictures. The prompts that a rank needs are `mine`. stop: asked before each token; what any rank says counts.
@@ -141,7 +141,7 @@ class TogetherWriter:
         self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         self.multiple = math.lcm(length_multiple(training.config), FEW_LENGTHS)
         # an interleaved schedule takes micro batches by as many as there are stages
-        self.together = parallel_state.get_pipeline_model_parallel_world_size() if len(training.wrapped) > 1 else 1
+        self.passes_multiple = parallel_state.get_pipeline_model_parallel_world_size() if len(training.wrapped) > 1 else 1
 
     @property
     def mine(self) -> list[int]:
@@ -149,23 +149,23 @@ class TogetherWriter:
         return list(range(self.rank, self.count, self.size)) or [0]
 
     @torch.no_grad()
-    def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[Written] | None:
+    def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[ShardedCaption] | None:
         """The captions of all pictures, on every rank; None when stopped. prompts: of `mine`, as the processor gives them. Raises
         WorkError, on every rank, for a model that gives numbers that are not finite. The models must not be in training mode."""
         started = time.monotonic()
         numbers = self.mine if self.rank < self.count else [-1]
         rows = _rows(self.training, dict(zip(numbers, prompts, strict=True)))
-        captions = [Written() for _ in range(self.count)]
+        captions = [ShardedCaption() for _ in range(self.count)]
         for _ in range(self.longest):
             left = [number for number, caption in enumerate(captions) if not caption.done]
             if not left:
                 break
             # every rank makes as many passes as the one that has most to do: experts of one rank serve others too
             most = max(sum(number % self.size == rank for number in left) for rank in range(self.size))
-            wanted = -(-most // self.together) * self.together
+            wanted = -(-most // self.passes_multiple) * self.passes_multiple
             ours = [row for row in rows if row.number in left]
             fill = (ours or rows)[0]
-            tokens = self._agreed(_pass(self.training, ours + [fill] * (wanted - len(ours)), self.multiple), ours)
+            tokens = self._next_tokens(_pass(self.training, ours + [fill] * (wanted - len(ours)), self.multiple), ours)
             if tokens is None:
                 return None
             for number in left:
@@ -178,7 +178,7 @@ class TogetherWriter:
                 row.ids.append(tokens[row.number])
         return captions
 
-    def _agreed(self, found: list[Tensor], ours: list[Row]) -> list[int] | None:
+    def _next_tokens(self, found: list[Tensor], ours: list[Row]) -> list[int] | None:
         """The next token of each picture as the last stage's first rank has it, told to the whole world; None when to stop."""
         told = torch.zeros(self.count + 2, dtype=torch.float64, device=device())
         first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0

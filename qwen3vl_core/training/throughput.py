@@ -25,7 +25,7 @@ PEAK_BF16 = {
 }  # fmt: skip
 
 
-def peak(gpu: str) -> float | None:
+def peak_flops(gpu: str) -> float | None:
     """Dense bf16 FLOP/s of a GPU by the name that its driver gives; None for one that is not in the table."""
     return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if name in gpu), None)
 
@@ -80,12 +80,12 @@ class Gpu:
         """Why utilisation and power are not known, where they should be."""
         self._asked = 0.0
         self._known: dict[str, float] = {}
-        self.peak: float | None = None
+        self.peak_flops: float | None = None
         """Dense bf16 FLOP/s; None on a CPU, and for a GPU that is not in the table."""
         if not torch.cuda.is_available():
             return
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
-        self.peak = peak(device.name)
+        self.peak_flops = peak_flops(device.name)
         unique = str(device.uuid)
         self._handle = self.watch(unique if unique.startswith("GPU-") else f"GPU-{unique}")
 
@@ -121,7 +121,7 @@ class Gpu:
         return self._known
 
 
-def memory() -> dict[str, float]:
+def peak_memory() -> dict[str, float]:
     """{"memory_gib": the most that the tensors of any rank took since the last call, "memory_reserved_gib": the allocator's}.
 
     Called by every rank; empty on a CPU.

@@ -12,7 +12,7 @@ from qwen3vl_core.layout.rules import layout_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
-from tests.layout import built
+from tests.layout import parameter_counts
 from tests.ranks import run_ranks
 
 RANKS = 4
@@ -68,6 +68,6 @@ def test_every_accepted_layout_builds_and_holds_what_was_planned(kind, tmp_path)
     architecture = Architecture.read(file)
     layouts = accepted(architecture)
     assert len(layouts) >= 6
-    for rank in run_ranks(RANKS, built.counts, file, layouts):
+    for rank in run_ranks(RANKS, parameter_counts.counts, file, layouts):
         for layout, (stage, held) in zip(layouts, rank, strict=True):
             assert stages(FinetuneOptions(**layout), architecture)[stage].counts == held, layout

@@ -16,7 +16,7 @@ from qwen3vl_core.layout.plan import all_faults
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from tests import ranks, tiny
-from tests.layout.starting import BATCH, first_loss
+from tests.layout.first_step import BATCH, first_loss
 
 COUNT = int(os.environ.get("QWEN3VL_PLANS", "5"))
 # an option is drawn among these, the first one half of the time

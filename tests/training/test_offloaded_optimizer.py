@@ -6,7 +6,7 @@ import pytest
 
 from tests import tiny
 from tests.ranks import run_ranks
-from tests.training.two_devices import offloaded
+from tests.training.host_and_device import offloaded
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

@@ -208,7 +208,7 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
     gpu = Gpu()
     assert gpu.watch("GPU-00000000-0000-0000-0000-000000000000") is None
     assert gpu.problem.startswith("utilisation and power are not recorded: ") and len(gpu.problem) > 45
-    assert gpu.figures() == {} or gpu.peak
+    assert gpu.figures() == {} or gpu.peak_flops
 
 
 @pytest.mark.parametrize(

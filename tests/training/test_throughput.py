@@ -13,7 +13,7 @@ from qwen3vl_core.data.batch import Encoded, collate, pack
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.layout.flops import attention_forward
 from qwen3vl_core.sizes import Architecture
-from qwen3vl_core.training.throughput import peak, training_flops
+from qwen3vl_core.training.throughput import peak_flops, training_flops
 from tests import tiny
 
 PARTS = ("vision", "projector", "language")
@@ -81,5 +81,7 @@ def test_documents_of_a_packed_row_count_each_for_itself_without_their_padding(m
 
 
 def test_the_peak_is_found_by_the_name_of_the_driver():
-    assert peak("NVIDIA H100 80GB HBM3") == 989e12 and peak("NVIDIA H100 PCIe") == 756e12 and peak("NVIDIA L40S") == 362e12
-    assert peak("NVIDIA A100-SXM4-80GB") == 312e12 and peak("a new one") is None
+    assert (
+        peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA L40S") == 362e12
+    )
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("a new one") is None

@@ -1,6 +1,6 @@
 """`run_config.yaml`: what Megatron-Bridge reads beside the weights of layout `bridge` to build the model. Imports no torch.
 
-Source: https://github.com/NVIDIA-NeMo/Megatron-Bridge (0.3), `training/model_load_save.py` and `utils/instantiate_utils.py`: a
+ModelSource: https://github.com/NVIDIA-NeMo/Megatron-Bridge (0.3), `training/model_load_save.py` and `utils/instantiate_utils.py`: a
 `_target_` is called with what stands beside it, or with `_call_: false` is the thing itself. It builds the class of `model` and
 loads the weights into it; of `checkpoint` it asks whether there is more to load than the weights.
 """

@@ -15,9 +15,10 @@ from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
 from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
+from qwen3vl_core.checkpoint.model_source import ModelSource, describe
 from qwen3vl_core.checkpoint.name_map import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.peft import write_peft
-from qwen3vl_core.checkpoint.source import Source, describe, open_source
+from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes
 from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
 from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
@@ -91,16 +92,16 @@ class Report:
         return rows
 
 
-def written_dtype(source: Source, region: Region, dtype: torch.dtype | None, tensor: int = 0) -> torch.dtype:
+def written_dtype(source: ModelSource, region: Region, dtype: torch.dtype | None, tensor: int = 0) -> torch.dtype:
     return dtype or source.dtype_of(region, tensor)
 
 
-def total_bytes(source: Source, table: list[Region], dtype: torch.dtype | None) -> int:
+def total_bytes(source: ModelSource, table: list[Region], dtype: torch.dtype | None) -> int:
     """Bytes that the target's tensors will hold."""
     return sum(math.prod(region.size) * written_dtype(source, region, dtype).itemsize for region in table)
 
 
-def one_dtype_a_tensor(source: Source, table: list[Region], dtype: torch.dtype | None) -> None:
+def one_dtype_a_tensor(source: ModelSource, table: list[Region], dtype: torch.dtype | None) -> None:
     """Raises RequestError when the layers of one Megatron tensor, stacked, would disagree in dtype."""
     seen: dict[str, torch.dtype] = {}
     for region in table:
@@ -113,7 +114,7 @@ def one_dtype_a_tensor(source: Source, table: list[Region], dtype: torch.dtype |
             )
 
 
-def _in_file_order(source: Source, tasks: list[tuple]) -> list[tuple]:
+def _in_file_order(source: ModelSource, tasks: list[tuple]) -> list[tuple]:
     """Tasks that begin with a region, in the order in which a Hugging Face source holds them: a disk is read forwards."""
     if not source.hf:
         return tasks
@@ -127,7 +128,7 @@ def _in_file_order(source: Source, tasks: list[tuple]) -> list[tuple]:
     return sorted(tasks, key=place)
 
 
-def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster) -> int:
+def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Caster) -> int:
     """Write a `release` checkpoint and its side files into `folder`. Returns the bytes of its tensors."""
     table = source.regions(layout)
     # a Megatron source keeps its own names; regions of both layouts come in the same order
@@ -161,7 +162,7 @@ def write_megatron(source: Source, folder: Path, layout: Layout, caster: Caster)
     return writer.bytes
 
 
-def write_hf(source: Source, folder: Path, caster: Caster) -> int:
+def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
     """Write safetensors and the side files into `folder`. Returns the bytes of its tensors."""
     planned: dict[str, TensorSpec] = {}
     tasks = []

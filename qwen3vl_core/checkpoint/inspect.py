@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from qwen3vl_core.checkpoint import lora_merge, torch_dist
-from qwen3vl_core.checkpoint.accounting import NOT_WEIGHTS, describe, listed, problems
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
+from qwen3vl_core.checkpoint.model_source import NOT_WEIGHTS, ModelSource, describe, listed, problems
 from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
-from qwen3vl_core.checkpoint.source import Source, open_source
+from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.options import InspectOptions
@@ -154,7 +154,7 @@ def inspect_hf(folder: Path) -> Found:
     architecture = _side(found, folder)
     if architecture is None:
         return found
-    source = Source(folder, folder, architecture, hf=reader)
+    source = ModelSource(folder, folder, architecture, hf=reader)
     if architecture.is_moe:
         source.experts = Experts.found_in({name: entry.shape for name, entry in reader.entries.items()}, architecture)
         forms = dict.fromkeys((source.experts.gate_up, source.experts.down))
@@ -213,7 +213,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> Found:
         return found
     if architecture.is_moe:
         found.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token"
-    found.problems += problems(Source(path, checkpoint.root, architecture, megatron=reader, layout=layout))
+    found.problems += problems(ModelSource(path, checkpoint.root, architecture, megatron=reader, layout=layout))
     return found
 
 

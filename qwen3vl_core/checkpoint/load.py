@@ -13,8 +13,9 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from torch import Tensor
 
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import Layout, Region
-from qwen3vl_core.checkpoint.source import Source, open_source, side_folder
+from qwen3vl_core.checkpoint.source import open_source, side_folder
 from qwen3vl_core.errors import RequestError
 
 __all__ = ["build_filled", "fill", "load", "side_folder"]
@@ -23,7 +24,7 @@ __all__ = ["build_filled", "fill", "load", "side_folder"]
 class _Boxes:
     """Boxes of Megatron tensors, from either kind of source, each region read once while it is asked for in a row."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ModelSource) -> None:
         self.source = source
         self.layout = Layout()
         self.by_key: dict[str, list[tuple[Region, Region]]] = {}
@@ -69,7 +70,7 @@ class _Boxes:
 
 
 @torch.no_grad()
-def fill(model: torch.nn.Module, source: Source) -> None:
+def fill(model: torch.nn.Module, source: ModelSource) -> None:
     """Copy this rank's part of the weights into a model built by `build_model`, any tensor and pipeline parallel size.
 
     Every parameter is written, or RequestError says which is not: a model never keeps numbers it was not given.
@@ -101,7 +102,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     return build_filled(source, dtype, device)
 
 
-def build_filled(source: Source, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+def build_filled(source: ModelSource, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
     """`load` of a source that is open and was checked."""
     cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from qwen3vl_core.checkpoint import torch_dist, transforms
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import Layout, Region
 from qwen3vl_core.checkpoint.retention import EXTRA
-from qwen3vl_core.checkpoint.source import Source
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.adapters import Adapters
 
@@ -29,12 +29,12 @@ INNER, OUTER = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
 SAMPLES, SAMPLE = 16, 1024
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: ModelSource) -> str:
     """Tells two models of one shape apart: a hash over the first numbers of a few matrices, evenly spread, as fp32.
 
     The same for a Hugging Face folder and for the Megatron checkpoint made of it.
     """
-    table = [r for r in source.regions(source.layout) if r.rule != "transposed" and len(r.hf_shapes[0]) == 2]
+    table = [r for r in source.regions(source.layout) if r.transform != "transposed" and len(r.hf_shapes[0]) == 2]
     found = hashlib.sha256()
     for region in table[:: max(len(table) // SAMPLES, 1)]:
         row = torch.empty(region.hf_shapes[0][1], dtype=source.dtype_of(region))
@@ -43,7 +43,7 @@ def fingerprint(source: Source) -> str:
     return found.hexdigest()[:32]
 
 
-def described(adapters: Adapters, source: Source) -> dict[str, Any]:
+def described(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
     """What a checkpoint notes of its adapters. source: what the run began with."""
     where = source.megatron.data if source.megatron else source.path
     return adapters.as_json() | {"base": str(where.absolute()), "base_fingerprint": fingerprint(source)}
@@ -60,15 +60,15 @@ def noted(data: Path) -> dict[str, Any] | None:
 
 
 @dataclass
-class AdaptedSource(Source):
+class AdaptedSource(ModelSource):
     """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are the base's."""
 
-    base: Source | None = None
+    base: ModelSource | None = None
     adapters: Adapters | None = None
     numbers: torch_dist.RegionReader | None = None
 
     @classmethod
-    def of(cls, path: Path, side: Path, iteration: int, data: Path, base: Source, note: dict[str, Any]) -> AdaptedSource:
+    def of(cls, path: Path, side: Path, iteration: int, data: Path, base: ModelSource, note: dict[str, Any]) -> AdaptedSource:
         """Raises RequestError when the base is not the model that the adapters were trained beside."""
         if fingerprint(base) != note.get("base_fingerprint"):
             raise RequestError(
@@ -127,7 +127,7 @@ class AdaptedSource(Source):
         if pair is None:
             return
         inner, outer = pair
-        if region.rule == "transposed" and self.hf:
+        if region.transform == "transposed" and self.hf:
             # the rows are those of Hugging Face's matrix: columns of the box
             more = inner[:, row : row + rows].t() @ outer.t()
         else:

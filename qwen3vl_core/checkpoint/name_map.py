@@ -1,7 +1,8 @@
 """The name map: which Hugging Face tensors make up each part of each tensor in a Megatron checkpoint.
 
-A table read in both directions. A `Region` is a box in one Megatron tensor (as it is on disk: layers stacked along a
-leading axis) and the Hugging Face tensors that fill it, through one of these rules:
+`TABLE` is the map, one row a tensor, for both directions; search it for the name you know. `{i}` is the layer (a deepstack merger's
+own number), `{e}` the expert. The rest of this module walks the table and gives `Region`s: a box in one Megatron tensor as it is on
+disk (layers stacked along a leading axis) and the Hugging Face tensors that fill it, through one of these transforms:
 
 - `copy`       one tensor, the same numbers.
 - `rows`       several tensors, one below the other.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import Architecture
@@ -30,6 +32,162 @@ LANGUAGE, VISION = "language_model.", "vision_model."
 
 
 @dataclass(frozen=True)
+class Row:
+    """One tensor of the map."""
+
+    megatron: str
+    """Its name; the layer's number and the point after it are left out where layers are stacked."""
+    transform: str
+    hf: Mapping[str, str]
+    """Hugging Face names -> shapes, in the words of `_dimensions`; of an expert's part in a stack without the experts' axis."""
+    layouts: tuple[str, ...] = ("bridge", "pai")
+    """Ways of naming the mergers that have this row."""
+    only: str = ""
+    """Models that have it: `dense` or `moe` layers, `untied` embeddings."""
+    experts: tuple[str, str] | None = None
+    """The form of a layer's experts in Hugging Face files, as field and value of `Experts`, that has it."""
+
+
+BRIDGE, PAI = ("bridge",), ("pai",)
+# fmt: off
+TABLE = (
+    # vision tower
+    Row("vision_model.patch_embed.proj.weight", "copy",
+        {"model.visual.patch_embed.proj.weight": "v_hidden v_channels v_frames v_patch v_patch"}),
+    Row("vision_model.patch_embed.proj.bias", "copy", {"model.visual.patch_embed.proj.bias": "v_hidden"}),
+    Row("vision_model.pos_embed.weight", "copy", {"model.visual.pos_embed.weight": "v_positions v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "heads",
+        {"model.visual.blocks.{i}.attn.qkv.weight": "v_qkv v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
+        {"model.visual.blocks.{i}.attn.proj.weight": "v_hidden v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.weight", "copy",
+        {"model.visual.blocks.{i}.mlp.linear_fc1.weight": "v_ffn v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
+        {"model.visual.blocks.{i}.mlp.linear_fc2.weight": "v_hidden v_ffn"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
+        {"model.visual.blocks.{i}.norm1.weight": "v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
+        {"model.visual.blocks.{i}.norm2.weight": "v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.bias", "heads",
+        {"model.visual.blocks.{i}.attn.qkv.bias": "v_qkv"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_proj.bias", "copy",
+        {"model.visual.blocks.{i}.attn.proj.bias": "v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.bias", "copy",
+        {"model.visual.blocks.{i}.mlp.linear_fc1.bias": "v_ffn"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc2.bias", "copy",
+        {"model.visual.blocks.{i}.mlp.linear_fc2.bias": "v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_bias", "copy",
+        {"model.visual.blocks.{i}.norm1.bias": "v_hidden"}),
+    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_bias", "copy",
+        {"model.visual.blocks.{i}.norm2.bias": "v_hidden"}),
+    # the merger, and one more for each deepstack layer
+    Row("vision_model.merger.patch_norm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, BRIDGE),
+    Row("vision_model.decoder.final_layernorm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, PAI),
+    Row("vision_model.merger.linear_fc1.weight", "copy", {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, BRIDGE),
+    Row("vision_model.projection.encoder.linear_fc1.weight", "copy", {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc1.weight": "v_merged v_merged"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc1.weight": "v_merged v_merged"}, PAI),
+    Row("vision_model.merger.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, BRIDGE),
+    Row("vision_model.projection.encoder.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc2.weight": "v_out v_merged"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc2.weight": "v_out v_merged"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.norm.weight": "v_merged"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_norm_list.{i}.weight", "copy",
+        {"model.visual.deepstack_merger_list.{i}.norm.weight": "v_merged"}, PAI),
+    Row("vision_model.merger.patch_norm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, BRIDGE),
+    Row("vision_model.decoder.final_layernorm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, PAI),
+    Row("vision_model.merger.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, BRIDGE),
+    Row("vision_model.projection.encoder.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc1.bias": "v_merged"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc1.bias": "v_merged"}, PAI),
+    Row("vision_model.merger.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, BRIDGE),
+    Row("vision_model.projection.encoder.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc2.bias": "v_out"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.linear_fc2.bias": "v_out"}, PAI),
+    Row("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.norm.bias": "v_merged"}, BRIDGE),
+    Row("vision_model.decoder.deepstack_norm_list.{i}.bias", "copy", {"model.visual.deepstack_merger_list.{i}.norm.bias": "v_merged"}, PAI),
+    # language tower
+    Row("language_model.embedding.word_embeddings.weight", "copy", {"model.language_model.embed_tokens.weight": "vocabulary hidden"}),
+    Row("language_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
+        {"model.language_model.layers.{i}.input_layernorm.weight": "hidden"}),
+    Row("language_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "groups",
+        {"model.language_model.layers.{i}.self_attn.q_proj.weight": "query hidden",
+         "model.language_model.layers.{i}.self_attn.k_proj.weight": "key_value hidden",
+         "model.language_model.layers.{i}.self_attn.v_proj.weight": "key_value hidden"}),
+    Row("language_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
+        {"model.language_model.layers.{i}.self_attn.o_proj.weight": "hidden query"}),
+    Row("language_model.decoder.layers.{i}.self_attention.q_layernorm.weight", "copy",
+        {"model.language_model.layers.{i}.self_attn.q_norm.weight": "head"}),
+    Row("language_model.decoder.layers.{i}.self_attention.k_layernorm.weight", "copy",
+        {"model.language_model.layers.{i}.self_attn.k_norm.weight": "head"}),
+    # a layer's MLP: dense
+    Row("language_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
+        {"model.language_model.layers.{i}.post_attention_layernorm.weight": "hidden"}, only="dense"),
+    Row("language_model.decoder.layers.{i}.mlp.linear_fc1.weight", "rows",
+        {"model.language_model.layers.{i}.mlp.gate_proj.weight": "ffn hidden",
+         "model.language_model.layers.{i}.mlp.up_proj.weight": "ffn hidden"}, only="dense"),
+    Row("language_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
+        {"model.language_model.layers.{i}.mlp.down_proj.weight": "hidden ffn"}, only="dense"),
+    # a layer's MLP: experts, in one of three forms
+    Row("language_model.decoder.layers.{i}.pre_mlp_layernorm.weight", "copy",
+        {"model.language_model.layers.{i}.post_attention_layernorm.weight": "hidden"}, only="moe"),
+    Row("language_model.decoder.layers.{i}.mlp.router.weight", "copy",
+        {"model.language_model.layers.{i}.mlp.gate.weight": "experts hidden"}, only="moe"),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "transposed",
+        {"model.language_model.layers.{i}.mlp.experts.gate_up_proj": "hidden expert_gate_up"}, experts=("gate_up", "transposed")),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "copy",
+        {"model.language_model.layers.{i}.mlp.experts.gate_up_proj": "expert_gate_up hidden"}, experts=("gate_up", "straight")),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "rows",
+        {"model.language_model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "expert_ffn hidden",
+         "model.language_model.layers.{i}.mlp.experts.{e}.up_proj.weight": "expert_ffn hidden"}, experts=("gate_up", "each")),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "transposed",
+        {"model.language_model.layers.{i}.mlp.experts.down_proj": "expert_ffn hidden"}, experts=("down", "transposed")),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
+        {"model.language_model.layers.{i}.mlp.experts.down_proj": "hidden expert_ffn"}, experts=("down", "straight")),
+    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
+        {"model.language_model.layers.{i}.mlp.experts.{e}.down_proj.weight": "hidden expert_ffn"}, experts=("down", "each")),
+    Row("language_model.decoder.final_layernorm.weight", "copy", {"model.language_model.norm.weight": "hidden"}),
+    Row("language_model.output_layer.weight", "copy", {"lm_head.weight": "vocabulary hidden"}, only="untied"),
+)
+# fmt: on
+
+
+def _dimensions(a: Architecture) -> dict[str, int]:
+    v = a.vision
+    return {
+        "hidden": a.hidden_size,
+        "head": a.head_dim,
+        "query": a.num_heads * a.head_dim,
+        "key_value": a.num_kv_heads * a.head_dim,
+        "ffn": a.ffn_hidden_size,
+        "expert_ffn": a.expert_ffn_hidden_size,
+        "expert_gate_up": 2 * a.expert_ffn_hidden_size,
+        "experts": a.num_experts,
+        "vocabulary": a.vocab_size,
+        "v_hidden": v.hidden_size,
+        "v_qkv": 3 * v.hidden_size,
+        "v_ffn": v.ffn_hidden_size,
+        "v_channels": v.in_channels,
+        "v_frames": v.temporal_patch_size,
+        "v_patch": v.patch_size,
+        "v_positions": v.num_position_embeddings,
+        # the patches that become one token, side by side
+        "v_merged": v.hidden_size * v.spatial_merge_size**2,
+        "v_out": v.out_hidden_size,
+    }
+
+
+@dataclass(frozen=True)
 class Region:
     """A box in a Megatron tensor, and what fills it."""
 
@@ -40,7 +198,7 @@ class Region:
     hf: tuple[str, ...]
     hf_shapes: tuple[Shape, ...]
     """Of what is taken from each tensor: all of it, or the slice of one expert."""
-    rule: str = "copy"
+    transform: str = "copy"
     groups: int = 1
     """`groups`: key/value heads; `heads`: attention heads."""
     at: int | None = None
@@ -114,135 +272,70 @@ class Layout:
         return cls(mergers, stacked, one + "linear_fc1.weight" in keys)
 
 
-class _Map:
-    """Collects regions; one method for each way in which tensors are put together."""
-
-    def __init__(self, layout: Layout, experts: Experts) -> None:
-        self.layout, self.experts = layout, experts
-        self.regions: list[Region] = []
-
-    def whole(self, key: str, shape: Shape, name: str) -> None:
-        """One tensor of its own."""
-        self.regions.append(Region(key, shape, (0,) * len(shape), shape, (name,), (shape,)))
-
-    def add(self, base: str, index: int, count: int, stacked: bool, part: str, shape: Shape, hf: list[tuple[str, Shape]], **rule) -> None:
-        """Tensor `part` of layer `index` of `count` below `base`; `hf` fills it through `rule`, or row after row."""
-        key = f"{base}{part}" if stacked else f"{base}{index}.{part}"
-        lead, at, one = ((count,), (index,), (1,)) if stacked else ((), (), ())
-        if rule:
-            names, shapes = zip(*hf, strict=True)
-            self.regions.append(Region(key, lead + shape, at + (0,) * len(shape), one + shape, names, shapes, **rule))
-            return
-        row = 0
-        for name, piece in hf:
-            rest = (0,) * (len(shape) - 1)
-            self.regions.append(Region(key, lead + shape, (*at, row, *rest), one + piece, (name,), (piece,)))
-            row += piece[0]
+def _is_used(row: Row, a: Architecture, layout: Layout, experts: Experts) -> bool:
+    if row.experts is not None:
+        form, value = row.experts
+        return a.is_moe and getattr(experts, form) == value
+    kinds = ("", "moe" if a.is_moe else "dense", "tied" if a.tied else "untied")
+    return row.only in kinds and layout.mergers in row.layouts
 
 
-def _language(table: _Map, a: Architecture) -> None:
-    hidden, dim, heads, groups, ffn = a.hidden_size, a.head_dim, a.num_heads, a.num_kv_heads, a.ffn_hidden_size
-    table.whole(LANGUAGE + "embedding.word_embeddings.weight", (a.vocab_size, hidden), HF_EMBEDDING)
-    base, stacked = LANGUAGE + "decoder.layers.", table.layout.stacked_layers
-    for i in range(a.num_layers):
-        h = f"{HF_LANGUAGE}layers.{i}."
-
-        def add(part: str, shape: Shape, *hf: tuple[str, Shape], _h: str = h, _i: int = i, **rule) -> None:
-            table.add(base, _i, a.num_layers, stacked, part, shape, [(_h + name, s) for name, s in hf], **rule)
-
-        add("self_attention.linear_qkv.layer_norm_weight", (hidden,), ("input_layernorm.weight", (hidden,)))
-        add(
-            "self_attention.linear_qkv.weight", ((heads + 2 * groups) * dim, hidden),
-            ("self_attn.q_proj.weight", (heads * dim, hidden)), ("self_attn.k_proj.weight", (groups * dim, hidden)),
-            ("self_attn.v_proj.weight", (groups * dim, hidden)), rule="groups", groups=groups,
-        )  # fmt: skip
-        add("self_attention.linear_proj.weight", (hidden, heads * dim), ("self_attn.o_proj.weight", (hidden, heads * dim)))
-        add("self_attention.q_layernorm.weight", (dim,), ("self_attn.q_norm.weight", (dim,)))
-        add("self_attention.k_layernorm.weight", (dim,), ("self_attn.k_norm.weight", (dim,)))
-        if a.is_moe:
-            add("pre_mlp_layernorm.weight", (hidden,), ("post_attention_layernorm.weight", (hidden,)))
-            add("mlp.router.weight", (a.num_experts, hidden), ("mlp.gate.weight", (a.num_experts, hidden)))
-            _experts(table, a, i)
-            continue
-        add("mlp.linear_fc1.layer_norm_weight", (hidden,), ("post_attention_layernorm.weight", (hidden,)))
-        add("mlp.linear_fc1.weight", (2 * ffn, hidden), ("mlp.gate_proj.weight", (ffn, hidden)), ("mlp.up_proj.weight", (ffn, hidden)))
-        add("mlp.linear_fc2.weight", (hidden, ffn), ("mlp.down_proj.weight", (hidden, ffn)))
-    table.whole(LANGUAGE + "decoder.final_layernorm.weight", (hidden,), HF_LANGUAGE + "norm.weight")
-    if not a.tied:
-        table.whole(LANGUAGE + "output_layer.weight", (a.vocab_size, hidden), HF_OUTPUT)
+def _repeats(row: Row, a: Architecture, layout: Layout) -> tuple[str, int, bool]:
+    """(what the row is repeated over, how often, whether Megatron stacks it). Rows that follow each other over the same layers are
+    taken layer by layer."""
+    if "{i}" not in row.megatron:
+        return row.megatron, 1, False
+    for base, count in ((LANGUAGE + "decoder.layers.", a.num_layers), (VISION + "decoder.layers.", a.vision.num_layers)):
+        if row.megatron.startswith(base):
+            return base, count, layout.stacked_layers
+    return row.megatron, len(a.vision.deepstack_layers), layout.stacked_mergers
 
 
-def _experts(table: _Map, a: Architecture, layer: int) -> None:
-    """One region an expert and projection, so that the largest thing in memory is one expert."""
-    base, name = LANGUAGE + "decoder.layers.", f"{HF_LANGUAGE}layers.{layer}.mlp.experts."
-    hidden, width = a.hidden_size, a.expert_ffn_hidden_size
-    for form, fc, shape, stacked, single in (
-        (table.experts.gate_up, "linear_fc1", (2 * width, hidden), "gate_up_proj", ("gate_proj", "up_proj")),
-        (table.experts.down, "linear_fc2", (hidden, width), "down_proj", ("down_proj",)),
-    ):
-        key, lead = f"mlp.experts.experts.{fc}.weight", (a.num_experts,)
-        key, lead = (base + key, (a.num_layers, *lead)) if table.layout.stacked_layers else (f"{base}{layer}.{key}", lead)
+def _megatron_shape(transform: str, shapes: list[Shape]) -> Shape:
+    first = shapes[0]
+    return first[::-1] if transform == "transposed" else (sum(shape[0] for shape in shapes), *first[1:])
+
+
+def _regions_of(row: Row, a: Architecture, index: int, count: int, stacked: bool) -> Iterator[Region]:
+    """The regions of a row in layer `index` of `count`: one, one an expert, or one a Hugging Face tensor."""
+    sizes = _dimensions(a)
+    shapes = [tuple(sizes[word] for word in shape.split()) for shape in row.hf.values()]
+    shape = _megatron_shape(row.transform, shapes)
+    key = row.megatron.replace("{i}.", "" if stacked else f"{index}.")
+    lead, at = ((count,), (index,)) if stacked else ((), ())
+    groups = {"groups": a.num_kv_heads, "heads": a.vision.num_heads}.get(row.transform, 1)
+    if row.experts is not None:
+        # one region an expert and projection, so that the largest thing in memory is one expert
         for expert in range(a.num_experts):
-            at = (layer, expert) if table.layout.stacked_layers else (expert,)
-            box = (key, lead + shape, (*at, 0, 0), (1,) * len(lead) + shape)
-            if form == "each":
-                rows = (shape[0] // len(single), shape[1])
-                names = tuple(f"{name}{expert}.{one}.weight" for one in single)
-                region = Region(*box, names, (rows,) * len(single), "rows" if len(single) > 1 else "copy")
-            else:
-                there, rule = (shape, "copy") if form == "straight" else (shape[::-1], "transposed")
-                region = Region(*box, (name + stacked,), (there,), rule, at=expert, stack=a.num_experts)
-            table.regions.append(region)
-
-
-def _vision(table: _Map, a: Architecture) -> None:
-    v = a.vision
-    hidden, ffn, joined, out = v.hidden_size, v.ffn_hidden_size, v.hidden_size * v.spatial_merge_size**2, v.out_hidden_size
-    kernel = (hidden, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    table.whole(VISION + "patch_embed.proj.weight", kernel, HF_VISION + "patch_embed.proj.weight")
-    table.whole(VISION + "patch_embed.proj.bias", (hidden,), HF_VISION + "patch_embed.proj.bias")
-    table.whole(VISION + "pos_embed.weight", (v.num_position_embeddings, hidden), HF_VISION + "pos_embed.weight")
-    base, stacked = VISION + "decoder.layers.", table.layout.stacked_layers
-    for i in range(v.num_layers):
-        for kind, shape in (("weight", (hidden, hidden)), ("bias", (hidden,))):
-            rest = shape[1:]
-            for part, name, rows, columns, rule in (
-                ("self_attention.linear_qkv." + kind, "attn.qkv." + kind, 3 * hidden, hidden, {"rule": "heads", "groups": v.num_heads}),
-                ("self_attention.linear_proj." + kind, "attn.proj." + kind, hidden, hidden, {}),
-                ("mlp.linear_fc1." + kind, "mlp.linear_fc1." + kind, ffn, hidden, {}),
-                ("mlp.linear_fc2." + kind, "mlp.linear_fc2." + kind, hidden, ffn, {}),
-            ):
-                full = (rows, columns)[: 1 + len(rest)]
-                table.add(base, i, v.num_layers, stacked, part, full, [(f"{HF_VISION}blocks.{i}.{name}", full)], **rule)
-            for part, name in (("self_attention.linear_qkv.layer_norm_", "norm1."), ("mlp.linear_fc1.layer_norm_", "norm2.")):
-                table.add(base, i, v.num_layers, stacked, part + kind, (hidden,), [(f"{HF_VISION}blocks.{i}.{name}{kind}", (hidden,))])
-    pai = table.layout.mergers == "pai"
-    for kind in ("weight", "bias"):
-        norm = "decoder.final_layernorm." if pai else "merger.patch_norm."
-        table.whole(VISION + norm + kind, (hidden,), f"{HF_VISION}merger.norm.{kind}")
-        for layer, rows in (("linear_fc1.", joined), ("linear_fc2.", out)):
-            shape = (rows, joined) if kind == "weight" else (rows,)
-            prefix = "projection.encoder." if pai else "merger."
-            table.whole(VISION + prefix + layer + kind, shape, f"{HF_VISION}merger.{layer}{kind}")
-            inner = "encoder." if pai else ""
-            _deepstack(table, a, "deepstack_merger_list.", inner + layer + kind, shape, layer + kind)
-        group, part = ("deepstack_norm_list.", kind) if pai else ("deepstack_merger_list.", "patch_norm." + kind)
-        _deepstack(table, a, group, part, (joined,), "norm." + kind)
-
-
-def _deepstack(table: _Map, a: Architecture, group: str, part: str, shape: Shape, name: str) -> None:
-    count = len(a.vision.deepstack_layers)
-    for i in range(count):
-        hf = [(f"{HF_VISION}deepstack_merger_list.{i}.{name}", shape)]
-        table.add(VISION + "decoder." + group, i, count, table.layout.stacked_mergers, part, shape, hf)
+            names = tuple(name.format(i=index, e=expert) for name in row.hf)
+            box = (key, (*lead, a.num_experts, *shape), (*at, expert, *(0,) * len(shape)), (1,) * (len(lead) + 1) + shape)
+            stack = {} if row.experts[1] == "each" else {"at": expert, "stack": a.num_experts}
+            yield Region(*box, names, tuple(shapes), row.transform, **stack)
+        return
+    hf_names = tuple(name.format(i=index) for name in row.hf)
+    if row.transform == "rows":
+        # each tensor by itself, for the same reason
+        begin = 0
+        for name, piece in zip(hf_names, shapes, strict=True):
+            offset = (*at, begin, *(0,) * (len(shape) - 1))
+            yield Region(key, lead + shape, offset, (1,) * len(lead) + piece, (name,), (piece,))
+            begin += piece[0]
+        return
+    offset = at + (0,) * len(shape)
+    yield Region(key, lead + shape, offset, (1,) * len(lead) + shape, hf_names, tuple(shapes), row.transform, groups)
 
 
 def regions(architecture: Architecture, layout: Layout | None = None, experts: Experts | None = None) -> list[Region]:
     """Every region of a checkpoint with this architecture. The order and the boxes are the same for each layout and form."""
-    table = _Map(layout or Layout(), experts or Experts.written(architecture))
-    _vision(table, architecture)
-    _language(table, architecture)
-    return table.regions
+    layout, experts = layout or Layout(), experts or Experts.written(architecture)
+    rows = [row for row in TABLE if _is_used(row, architecture, layout, experts)]
+    found: list[Region] = []
+    for (_, count, stacked), group in groupby(rows, key=lambda row: _repeats(row, architecture, layout)):
+        repeated = list(group)
+        for index in range(count):
+            for row in repeated:
+                found += _regions_of(row, architecture, index, count, stacked)
+    return found
 
 
 # Modules that keep a state of their own under Transformer Engine (fp8 scaling); Megatron's loader asks for an entry of each

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import Region
-from qwen3vl_core.checkpoint.source import Source
 from qwen3vl_core.checkpoint.transforms import Span, rows_of, spans
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import Progress
@@ -51,7 +51,7 @@ class Buffers:
         return held[:size].view(dtype)
 
 
-def _in_rows(source: Source, region: Region, wanted: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
+def _in_rows(source: ModelSource, region: Region, wanted: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
     """Blocks of whole rows of `width` numbers, in the order of `wanted`; rows of one block have one precision."""
     limit = max(1, BLOCK // width)
     filled, parts, dtype, buffer = 0, [], None, None
@@ -72,7 +72,7 @@ def _in_rows(source: Source, region: Region, wanted: Iterable[Span], width: int,
         yield buffer[: filled * width], parts
 
 
-def _transposed(source: Source, region: Region, shape: tuple[int, int], buffers: Buffers) -> Iterator[Block]:
+def _transposed(source: ModelSource, region: Region, shape: tuple[int, int], buffers: Buffers) -> Iterator[Block]:
     """Blocks of the transpose of the matrix [rows, columns] that the source holds."""
     rows, columns = shape
     dtype = source.dtype_of(region, 0)
@@ -90,20 +90,20 @@ def _transposed(source: Source, region: Region, shape: tuple[int, int], buffers:
         yield block, [(region.hf[0], block.numel())]
 
 
-def box_blocks(source: Source, region: Region, buffers: Buffers) -> Iterator[Block]:
+def box_blocks(source: ModelSource, region: Region, buffers: Buffers) -> Iterator[Block]:
     """The numbers of a region's Megatron box, in order, from either kind of source."""
     rows, width = rows_of(region)
-    if region.rule != "transposed":
+    if region.transform != "transposed":
         return _in_rows(source, region, spans(region), width, buffers)
     if source.hf:
         return _transposed(source, region, (width, rows), buffers)
     return _in_rows(source, region, [Span(0, 0, 0, rows)], width, buffers)
 
 
-def hf_blocks(source: Source, region: Region, tensor: int, buffers: Buffers) -> Iterator[Block]:
+def hf_blocks(source: ModelSource, region: Region, tensor: int, buffers: Buffers) -> Iterator[Block]:
     """The numbers of one of a region's Hugging Face tensors (of one expert's slice of it), in order, from either kind."""
     rows, width = region.hf_shapes[tensor][0], math.prod(region.hf_shapes[tensor][1:])
-    if region.rule != "transposed":
+    if region.transform != "transposed":
         mine = sorted((span for span in spans(region) if span.tensor == tensor), key=lambda span: span.row)
         return _in_rows(source, region, mine, width, buffers)
     if source.hf:

@@ -1,4 +1,4 @@
-"""The rules of the name map on real tensors. Each is a permutation: nothing is rounded, the way back is exact."""
+"""The transforms of the name map on real tensors. Each is a permutation: nothing is rounded, the way back is exact."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class Span(NamedTuple):
 
 def spans(region: Region) -> Iterator[Span]:
     """The rows of a region's box, in order, and where each lies in Hugging Face's tensors. Not for `transposed`."""
-    if region.rule in ("copy", "rows"):
+    if region.transform in ("copy", "rows"):
         at = 0
         for i, shape in enumerate(region.hf_shapes):
             yield Span(i, 0, at, shape[0])
             at += shape[0]
-    elif region.rule == "groups":
+    elif region.transform == "groups":
         counts = [shape[0] // region.groups for shape in region.hf_shapes]
         at = 0
         for group in range(region.groups):
             for i, rows in enumerate(counts):
                 yield Span(i, group * rows, at, rows)
                 at += rows
-    elif region.rule == "heads":
+    elif region.transform == "heads":
         dim = region.hf_shapes[0][0] // (3 * region.groups)
         for head in range(region.groups):
             for part in range(3):
                 yield Span(0, (part * region.groups + head) * dim, (head * 3 + part) * dim, dim)
     else:
-        raise AssertionError(region.rule)
+        raise AssertionError(region.transform)
 
 
 def box_shape(region: Region) -> tuple[int, ...]:
@@ -61,13 +61,13 @@ def rows_of(region: Region) -> tuple[int, int]:
 
 def to_megatron(region: Region, tensors: list[Tensor]) -> Tensor:
     """The Hugging Face tensors of a region (one expert's slices of stacked ones) -> its box, shape `region.size`."""
-    if region.rule == "copy":
+    if region.transform == "copy":
         (box,) = tensors
-    elif region.rule == "transposed":
+    elif region.transform == "transposed":
         box = tensors[0].t()
-    elif region.rule == "rows":
+    elif region.transform == "rows":
         box = torch.cat(tensors)
-    elif region.rule == "groups":
+    elif region.transform == "groups":
         # [kv heads, (query heads of the group, key, value) * dim, hidden]
         box = torch.cat([t.view(region.groups, -1, t.shape[-1]) for t in tensors], dim=1)
     else:
@@ -78,13 +78,13 @@ def to_megatron(region: Region, tensors: list[Tensor]) -> Tensor:
 
 def to_hf(region: Region, box: Tensor) -> list[Tensor]:
     """The way back: a region's box -> its Hugging Face tensors (or slices of them), in the order of `region.hf`."""
-    if region.rule == "copy":
+    if region.transform == "copy":
         return [box.reshape(region.hf_shapes[0])]
-    if region.rule == "transposed":
+    if region.transform == "transposed":
         return [box.reshape(box_shape(region)).t().contiguous()]
-    if region.rule == "rows":
+    if region.transform == "rows":
         return list(box.reshape(box_shape(region)).split([shape[0] for shape in region.hf_shapes]))
-    if region.rule == "groups":
+    if region.transform == "groups":
         rows = [shape[0] // region.groups for shape in region.hf_shapes]
         parts = box.reshape(region.groups, sum(rows), region.size[-1]).split(rows, dim=1)
         return [part.reshape(shape) for part, shape in zip(parts, region.hf_shapes, strict=True)]

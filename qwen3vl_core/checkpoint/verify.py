@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.progress import Progress, quantity
@@ -20,7 +20,7 @@ PATCHES = 8
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def compare(source: Source, made: Source, caster: Caster) -> int:
+def compare(source: ModelSource, made: ModelSource, caster: Caster) -> int:
     """Read the target again and compare each tensor bitwise, through the name map. Returns how many tensors there are.
 
     The map is walked against the direction of the conversion, so that a wrong map does not agree with itself. Raises
@@ -94,7 +94,7 @@ def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
     }
 
 
-def forward_parity(source: Source, made: Source, dtype: torch.dtype | None) -> dict:
+def forward_parity(source: ModelSource, made: ModelSource, dtype: torch.dtype | None) -> dict:
     """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
 
     Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
@@ -111,7 +111,7 @@ def forward_parity(source: Source, made: Source, dtype: torch.dtype | None) -> d
 
     inputs = picture_inputs(source.architecture)
 
-    def logits(of: Source) -> Tensor:
+    def logits(of: ModelSource) -> Tensor:
         model = build_filled(of, precision)
         where = next(model.parameters()).device
         given = {k: v.to(where, precision if v.is_floating_point() else None) for k, v in inputs.items()}

@@ -13,7 +13,8 @@ import torch
 from megatron.core import parallel_state
 
 from qwen3vl_core.checkpoint import lora_merge, retention
-from qwen3vl_core.checkpoint.source import Source, open_source
+from qwen3vl_core.checkpoint.model_source import ModelSource
+from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.training_state import Saving, load_training, start_saving
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
@@ -94,7 +95,7 @@ class Loop:
         self.signals = Signals()
         self.leads = torch.distributed.get_rank() == 0
         self.lock = RunLock(run_dir) if self.leads else None
-        self.source: Source = open_source(options.load, option="--load")
+        self.source: ModelSource = open_source(options.load, option="--load")
         if options.size:
             check_size(options.size, self.source.architecture, options.load)
         check_layout(options, self.source.architecture, torch.distributed.get_world_size())

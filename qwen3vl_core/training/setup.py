@@ -24,7 +24,7 @@ from megatron.core.transformer.module import Float16Module
 
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.load import fill
-from qwen3vl_core.checkpoint.source import Source
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.layout.machine_rules import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions
@@ -79,7 +79,7 @@ def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def build(options: FinetuneOptions, source: Source) -> Training:
+def build(options: FinetuneOptions, source: ModelSource) -> Training:
     """Model with the source's weights, optimizer and schedule. The process groups must be there.
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
@@ -181,7 +181,7 @@ def settle(training: Training) -> None:
             model.start_param_sync(force_sync=True)
 
 
-def _chunk(source: Source, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:
+def _chunk(source: ModelSource, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:
     """One chunk of this pipeline stage, filled from the source."""
     where = {} if chunk is None else {"ignore_virtual": False, "vp_stage": chunk}
     model = build_model(

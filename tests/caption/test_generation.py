@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from qwen3vl_core.model.kv_cache import Session
+from qwen3vl_core.model.kv_cache import CachedDecoder
 
 import pytest
 import torch
@@ -96,8 +96,10 @@ def test_a_seed_decides_what_is_drawn(pair):
 def test_finished_rows_leave_the_batch(pair, monkeypatch):
     _, model = pair
     sizes = []
-    keep = Session.keep
-    monkeypatch.setattr(Session, "keep", lambda session, rows: (keep(session, rows), sizes.append(session.context.max_batch_size)))
+    keep_rows = CachedDecoder.keep_rows
+    monkeypatch.setattr(
+        CachedDecoder, "keep_rows", lambda decoder, rows: (keep_rows(decoder, rows), sizes.append(decoder.context.max_batch_size))
+    )
     ends = list(range(150, 170))
     same = [Prompt(prompts()[0].inputs, seed) for seed in range(8)]
     sampling = Sampling(60, temperature=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, hf, hf_writer, positional_io, torch_dist, transforms
-from qwen3vl_core.checkpoint.name_map import Layout, Region, regions
+from qwen3vl_core.checkpoint.name_map import TABLE, Layout, Region, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
@@ -174,18 +175,29 @@ def test_every_tensor_of_the_published_sizes_has_one_place():
         assert len({(r.key, r.offset) for r in table}) == len(table)
 
 
+def test_a_name_is_found_in_the_table_as_hugging_face_writes_it():
+    rows = [row for row in TABLE if "model.language_model.layers.{i}.self_attn.q_proj.weight" in row.hf]
+    assert [row.megatron for row in rows] == ["language_model.decoder.layers.{i}.self_attention.linear_qkv.weight"]
+    demo = Architecture.from_config(json.loads((DEMO / "config.json").read_text()))
+    expected = {re.sub(r"(layers|blocks|list)\.\d+\.", r"\1.{i}.", name) for name in tensors(DEMO)}
+    for layout in ("bridge", "pai"):
+        named = [name for row in TABLE if layout in row.layouts and row.only != "moe" and not row.experts for name in row.hf]
+        assert len(named) == len(set(named)) and set(named) - {"lm_head.weight"} == expected
+    assert demo.tied and {row.only for row in TABLE if "lm_head.weight" in row.hf} == {"untied"}
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     groups=st.integers(1, 4), heads=st.integers(1, 4), dim=st.integers(1, 5), hidden=st.integers(1, 6),
-    rule=st.sampled_from(["groups", "heads"]),
+    transform=st.sampled_from(["groups", "heads"]),
 )  # fmt: skip
-def test_the_rules_are_permutations(groups, heads, dim, hidden, rule):
-    if rule == "groups":
+def test_the_transforms_are_permutations(groups, heads, dim, hidden, transform):
+    if transform == "groups":
         shapes = ((groups * heads * dim, hidden), (groups * dim, hidden), (groups * dim, hidden))
     else:
         shapes = ((3 * groups * dim, hidden),)
     rows = sum(s[0] for s in shapes)
-    region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), shapes, rule, groups)
+    region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), shapes, transform, groups)
     given_tensors = list(torch.arange(rows * hidden).view(rows, hidden).split([s[0] for s in shapes]))
     box = transforms.to_megatron(region, given_tensors)
     assert box.shape == region.size

@@ -135,17 +135,17 @@ def test_a_box_with_a_missing_piece_is_refused(tmp_path):
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data(), block=st.integers(1, 40))
 def test_blocks_in_either_order_are_the_rules_permutations(data, block):
-    """Whatever the size of a block, the blocks of a region joined are what the rule makes of the whole."""
+    """Whatever the size of a block, the blocks of a region joined are what the transform makes of the whole."""
     from qwen3vl_core.checkpoint import transforms
 
     groups, heads, dim, hidden = (data.draw(st.integers(1, 4)) for _ in range(4))
-    rule = data.draw(st.sampled_from(["copy", "rows", "transposed", "groups", "heads"]))
+    transform = data.draw(st.sampled_from(["copy", "rows", "transposed", "groups", "heads"]))
     shapes = {
         "copy": [(dim * groups, hidden)], "rows": [(dim, hidden), (heads, hidden)], "transposed": [(hidden, dim)],
         "groups": [(groups * heads * dim, hidden), (groups * dim, hidden), (groups * dim, hidden)], "heads": [(3 * groups * dim, hidden)],
-    }[rule]  # fmt: skip
-    rows = dim if rule == "transposed" else sum(s[0] for s in shapes)
-    region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), tuple(shapes), rule, groups)
+    }[transform]  # fmt: skip
+    rows = dim if transform == "transposed" else sum(s[0] for s in shapes)
+    region = Region("k", (2, rows, hidden), (1, 0, 0), (1, rows, hidden), tuple("abc"[: len(shapes)]), tuple(shapes), transform, groups)
     given_tensors = [torch.randn(shape) for shape in shapes]
     box = transforms.to_megatron(region, given_tensors)
 

@@ -1,23 +1,83 @@
-"""The accounting of a checkpoint's tensors against the name map: nothing missing, nothing left over, nothing cut short."""
+"""A model to read, region by region, and the accounting of its tensors against the name map: nothing missing, nothing left over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor, dtype
 
-from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT
+from qwen3vl_core.checkpoint import torch_dist, transforms
+from qwen3vl_core.checkpoint.hf import HFReader
+from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, Layout, Region, regions
 from qwen3vl_core.checkpoint.torch_save import STORAGES
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import Architecture, size_of
-
-if TYPE_CHECKING:
-    from qwen3vl_core.checkpoint.hf import HFReader
-    from qwen3vl_core.checkpoint.source import Source
 
 # beside the model's weights a training run saves these; they are no part of a model
 NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state_machine_state", "extra.")
 _ROWS = 1024
+
+
+@dataclass
+class ModelSource:
+    """A model to read, region by region: a Hugging Face folder or a Megatron checkpoint."""
+
+    path: Path
+    side: Path
+    """Folder with config.json and tokenizer."""
+    architecture: Architecture
+    hf: HFReader | None = None
+    megatron: torch_dist.RegionReader | None = None
+    layout: Layout = Layout()
+    iteration: int = 0
+    experts: Experts | None = None
+    """How the files keep the experts; None: as they are written."""
+
+    @property
+    def kind(self) -> str:
+        return "hf" if self.hf else "megatron"
+
+    def regions(self, layout: Layout | None = None) -> list[Region]:
+        """The name map of this model. The regions of every layout come in the same order."""
+        return regions(self.architecture, layout or self.layout, self.experts)
+
+    def read_hf(self, region: Region) -> list[Tensor]:
+        """The Hugging Face tensors of a region; of stacked experts its slices."""
+        if self.hf:
+            return [self.hf.read(name, region.at) for name in region.hf]
+        return transforms.to_hf(region, self.megatron.read(region.key, region.offset, region.size))
+
+    def read_box(self, region: Region) -> Tensor:
+        """The Megatron box of a region (of this source's own layout, where it is a Megatron checkpoint)."""
+        if self.hf:
+            return transforms.to_megatron(region, self.read_hf(region))
+        return self.megatron.read(region.key, region.offset, region.size)
+
+    def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
+        """Fill `out`, flat, with rows that lie together: from `row` on in Hugging Face's tensor, from `at` on in the box.
+
+        Which of the two counts depends on what this source is.
+        """
+        if self.hf:
+            self.hf.read_rows(region.hf[tensor], region.at, row, out)
+            return
+        axis = len(region.size) - len(region.hf_shapes[0])
+        offset, size = list(region.offset), list(region.size)
+        offset[axis], size[axis] = offset[axis] + at, rows
+        self.megatron.read(region.key, tuple(offset), tuple(size), out.view(size))
+
+    def dtype_of(self, region: Region, tensor: int = 0) -> dtype:
+        if self.hf:
+            return self.hf.entries[region.hf[tensor]].dtype
+        return self.megatron.tensors[region.key].properties.dtype
+
+    def check(self) -> None:
+        """Raises RequestError unless the tensors are exactly those that the architecture asks for, each of them whole."""
+        for line in problems(self):
+            raise RequestError(line)
 
 
 def describe(architecture: Architecture) -> str:
@@ -34,7 +94,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def problems(source: Source) -> Iterator[str]:
+def problems(source: ModelSource) -> Iterator[str]:
     """A line for each thing that is wrong with the tensors of a model; the gravest first."""
     yield from (_of_hf if source.hf else _of_megatron)(source)
     for region in source.regions():
@@ -46,14 +106,14 @@ def problems(source: Source) -> Iterator[str]:
                 return
 
 
-def _other_size(source: Source, name: str, there: tuple[int, ...], expected: tuple[int, ...]) -> str:
+def _other_size(source: ModelSource, name: str, there: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return (
         f"{source.path}: {name} is {list(there)}, but {source.side / 'config.json'} ({describe(source.architecture)}) asks for "
         f"{list(expected)}: weights and config are of different sizes; take both from one checkpoint"
     )
 
 
-def _of_hf(source: Source) -> Iterator[str]:
+def _of_hf(source: ModelSource) -> Iterator[str]:
     entries = source.hf.entries
     expected = {name: shape for region in source.regions() for name, shape in zip(region.hf, region.stored_shapes, strict=True)}
     for name, shape in expected.items():
@@ -87,7 +147,7 @@ def _equal(reader: HFReader, one: str, other: str) -> bool:
     return True
 
 
-def _of_megatron(source: Source) -> Iterator[str]:
+def _of_megatron(source: ModelSource) -> Iterator[str]:
     tensors = source.megatron.tensors
     expected = {region.key: region.global_shape for region in source.regions()}
     vocabulary = {key for key in expected if key.endswith(("word_embeddings.weight", "output_layer.weight"))}
@@ -105,7 +165,7 @@ def _of_megatron(source: Source) -> Iterator[str]:
     yield from _left_over(source, missing, unused)
 
 
-def _left_over(source: Source, missing: list[str], unused: list[str]) -> Iterator[str]:
+def _left_over(source: ModelSource, missing: list[str], unused: list[str]) -> Iterator[str]:
     config = f"{source.side / 'config.json'} ({describe(source.architecture)})"
     if missing:
         yield (

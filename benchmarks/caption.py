@@ -21,7 +21,7 @@ from qwen3vl_core.caption.generate import Prompt, Writer
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.captions import PROMPT
-from qwen3vl_core.demo.scenes import example
+from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.workspace import BASE, HELD_OUT_SEED
 
 LONGEST = 200

@@ -9,12 +9,8 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qwen3vl_core.errors import RequestError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -140,14 +136,3 @@ def sample_split(rng: random.Random, split: str) -> Scene:
         scene = sample_scene(rng)
         if is_held_out(scene) == (split == "heldout"):
             return scene
-
-
-def example(seed: int, split: str = "train") -> tuple[Scene, Image.Image, str, str]:
-    """Scene, picture (SIZE x SIZE, RGB), long caption and short caption that belong to a seed."""
-    # these modules import Scene from this one
-    from qwen3vl_core.demo.captions import long_caption, short_caption
-    from qwen3vl_core.demo.drawing import draw
-
-    rng = random.Random(seed)
-    scene = sample_split(rng, split)
-    return scene, draw(scene, rng.getrandbits(48)), long_caption(scene, rng), short_caption(scene, rng)

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
-from qwen3vl_core.demo.scenes import Scene, example
+from qwen3vl_core.demo.examples import example
+from qwen3vl_core.demo.scenes import Scene
 from qwen3vl_core.files import folder_made_whole, write_text
 from qwen3vl_core.progress import Progress
 

@@ -22,7 +22,7 @@ from qwen3vl_core.caption.pictures import find
 from qwen3vl_core.caption.references import read_references
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.cli import main
-from qwen3vl_core.demo.scenes import example
+from qwen3vl_core.demo.examples import example
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, ConvertOptions
 

@@ -17,10 +17,11 @@ import qwen3vl_core.demo
 from qwen3vl_core.demo import scenes
 from qwen3vl_core.demo.captions import long_caption, short_caption
 from qwen3vl_core.demo.drawing import draw
-from qwen3vl_core.demo.scenes import Scene, example, is_held_out, palette, sample_scene, sample_split
+from qwen3vl_core.demo.examples import example
+from qwen3vl_core.demo.scenes import Scene, is_held_out, palette, sample_scene, sample_split
 from qwen3vl_core.demo.scoring import LONG_FIELDS, SHORT_FIELDS, parse, score
-from qwen3vl_core.demo.tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY, write_processor
 from qwen3vl_core.errors import RequestError
+from tools.base_tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY, write_processor
 
 SEEDS = st.integers(0, 2**63)
 SPLITS = st.sampled_from(scenes.SPLITS)

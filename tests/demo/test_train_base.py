@@ -17,12 +17,13 @@ from transformers import Qwen3VLForConditionalGeneration
 import qwen3vl_core.demo
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo import base_model
-from qwen3vl_core.demo.base_samples import LONG_TOKENS, TAGS_TOKENS, SampleMaker, Samples, SampleSource, prompt_ids, tags
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
-from qwen3vl_core.demo.scenes import SIZE, example, sample_scene
-from qwen3vl_core.demo.train_base import Recipe, held_out_score, main, read_arguments
+from qwen3vl_core.demo.examples import example
+from qwen3vl_core.demo.scenes import SIZE, sample_scene
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, WorkError
 from qwen3vl_core.sizes import Architecture, size_of
+from tools.base_samples import LONG_TOKENS, TAGS_TOKENS, SampleMaker, Samples, SampleSource, prompt_ids, tags
+from tools.train_base import Recipe, held_out_score, main, read_arguments
 
 SHIPPED = Path(qwen3vl_core.demo.__file__).parent / "base_hf"
 SMALL = ["--steps", "3", "--batch-size", "2", "--lr", "3e-3"]

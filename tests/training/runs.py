@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from qwen3vl_core.demo.scenes import example
+from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.torchrun_command import free_port
 from qwen3vl_core.options import FinetuneOptions, to_mapping

@@ -113,7 +113,7 @@ def state(training) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> list[str]:
-    from qwen3vl_core.demo.scenes import example
+    from qwen3vl_core.demo.examples import example
 
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(PICTURES):

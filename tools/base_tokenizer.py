@@ -3,7 +3,7 @@
 The last 26 ids are Qwen's added tokens in Qwen's own order, the text is split by Qwen's rule, and the folder is laid
 out as Qwen3-VL's processor expects it. No network.
 
-    python -m qwen3vl_core.demo.tokenizer --to DIR
+    python -m tools.base_tokenizer --to DIR
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, NUMBERS, PROMPT
-from qwen3vl_core.demo.scenes import SIZE, Scene, example
+from qwen3vl_core.demo.examples import example
+from qwen3vl_core.demo.scenes import SIZE, Scene
 from qwen3vl_core.errors import WorkError
 
 PATCH, SPATIAL_MERGE, TEMPORAL_PATCH = 16, 2, 2

@@ -1,6 +1,6 @@
 """The recipe of the bundled base model: a tiny Qwen3-VL trained from nothing on freshly drawn scenes.
 
-    python -m qwen3vl_core.demo.train_base --to DIR
+    python -m tools.train_base --to DIR
 
 Plain PyTorch on Hugging Face's model class, on CUDA where there is some, else on the CPU. The first third of the time
 most batches answer with a bare list of the scene's attributes, short sequences from which the vision tower learns to
@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qwen3vl_core.demo.base_samples import LONG_TOKENS, SampleSource
 from qwen3vl_core.demo.captions import PROMPT
-from qwen3vl_core.demo.scenes import example
+from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scoring import LONG_FIELDS, score
-from qwen3vl_core.demo.tokenizer import write_processor
 from qwen3vl_core.demo.workspace import HELD_OUT_SEED
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import check_target, disk_full, folder_made_whole, need_space
 from qwen3vl_core.progress import Progress, duration
+from tools.base_samples import LONG_TOKENS, SampleSource
+from tools.base_tokenizer import write_processor
 
 # the worker processes import this module again; torch and transformers, which they do not need, wait for `train`
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from qwen3vl_core.demo.base_model import Pool
+    from tools.base_model import Pool
 
 TAGS_SHARE = 0.35
 """Share of the training that is about tags."""
@@ -127,7 +127,7 @@ def _optimise(recipe: Recipe, model: torch.nn.Module, positions: torch.Tensor, s
     """The training itself, for recipe.steps or for so many seconds; returns the steps done."""
     import torch
 
-    from qwen3vl_core.demo.base_model import caption_loss, parameter_groups
+    from tools.base_model import caption_loss, parameter_groups
 
     on_cuda = pool.device.type == "cuda"
     optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=recipe.lr, betas=BETAS, fused=on_cuda)
@@ -175,7 +175,7 @@ def held_out_score(folder: Path, tokenizer: Tokenizer, device: torch.device, cou
     from transformers import Qwen3VLForConditionalGeneration
     from transformers.utils import logging
 
-    from qwen3vl_core.demo.base_model import captions
+    from tools.base_model import captions
 
     # a bar of its own for a file that loads at once
     logging.disable_progress_bar()
@@ -197,7 +197,7 @@ def train(recipe: Recipe) -> None:
     recipe.check()
     import torch
 
-    from qwen3vl_core.demo.base_model import Pool, new_model, prompt_positions, write_model
+    from tools.base_model import Pool, new_model, prompt_positions, write_model
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.steps is None and recipe.minutes * 60 <= SCORING_SECONDS[device.type]:
@@ -239,7 +239,7 @@ def read_arguments(arguments: list[str] | None) -> Recipe:
     """The recipe that a command line asks for. Raises RequestError."""
     default = Recipe(Path())
     parser = _Parser(
-        prog="python -m qwen3vl_core.demo.train_base", allow_abbrev=False,
+        prog="python -m tools.train_base", allow_abbrev=False,
         description="Train the demo's tiny Qwen3-VL from nothing on freshly drawn scenes. The defaults made the bundled one.",
     )  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="Hugging Face folder to write")

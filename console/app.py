@@ -6,44 +6,21 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from textual import on
 from textual.actions import parse
-from textual.app import SystemCommand
-from textual.color import Color
-from textual.css.stylesheet import Stylesheet
 from textual.dom import DOMNode
 from textual.screen import Screen
-from textual.signal import Signal
 
-from console.actions import ACTIONS, SCREENS, Action, actions_of, bindings_of, clashes, shown
-from console.formatting import one_line
-from console.messages import RunStarted, StoreSeen
-from console.readers.run_rows import RunRow, Snapshot
-from console.run_actions import RunActions, number_of
+from console.actions import ACTIONS, SCREENS, Action, bindings_of
+from console.console_base import ConsoleBase
 from console.runs.state import store_folder
-from console.terminal import edit, prepare_terminal
+from console.terminal import prepare_terminal
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 
-if TYPE_CHECKING:
-    from textual.theme import Theme
-
-    from console.readers.store_watcher import StoreWatcher
-
-LOOK_SECONDS = 0.5
 WARM_SECONDS = 0.3
-DARK, LIGHT = "textual-dark", "textual-light"
-LINES = {
-    True: ("#57a5e2", "#ffc473", "#8ad4a1", "#e0788f", "#b59cf0", "#5fd7d7"),
-    False: ("#0b5cad", "#a05a00", "#2e7d46", "#a8324e", "#6a3fb5", "#0f7c7c"),
-}
-"""Colours of the curve's lines on a dark and on a light ground."""
-
-
 # module and class of each screen: only what is shown first is waited for before the first frame
 _SCREENS = {
     "runs": ("console.screens.runs", "RunsScreen"), "launch": ("console.screens.launch", "LaunchScreen"),
@@ -65,25 +42,7 @@ def _warm() -> None:
         gc.enable()
 
 
-class _Sheet(Stylesheet):
-    """Parsed again only for other colours: Textual asks for that once at its start, which the first frame would wait for."""
-
-    def __init__(self, colours: dict[str, str]) -> None:
-        super().__init__(variables=colours)
-        self._colours, self._others = colours, False
-
-    def set_variables(self, variables: dict[str, str]) -> None:
-        if variables != self._colours:
-            self._colours, self._others = variables, True
-            super().set_variables(variables)
-
-    def reparse(self) -> None:
-        if self._others:
-            super().reparse()
-            self._others = False
-
-
-class ConsoleApp(RunActions):
+class ConsoleApp(ConsoleBase):
     """Runs, Launch, Monitor, Compare."""
 
     TITLE = "qwen3vl"
@@ -92,144 +51,9 @@ class ConsoleApp(RunActions):
     MODES: ClassVar = {mode: partial(_make_screen, mode) for mode in SCREENS}
     DEFAULT_MODE = "runs"
 
-    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
-        """store_root: folder of the runs, which need not exist. workspace: of the demo; fills the forms. greet: an empty store
-        begins with the first page."""
-        self.store_root = Path(store_root).expanduser().absolute()
-        self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
-        self.workspace: dict[str, Any] = {}
-        if self.workspace_folder is not None:
-            self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(self.workspace_folder)
-        self._watcher: StoreWatcher | None = None
-        self.snapshot = Snapshot(seen=False)
-        self.greet = greet
-        self.demo_folder: Path | None = None
-        """Where the first page makes the demo's workspace; None: where `qwen3vl demo` does."""
-        self.keys: dict[str, str] = {}
-        """A person's own keys, by the action's id."""
-        self.comparison: str | None = None
-        """The compare run that was chosen; None: the newest."""
-        self._looking = self._look_again = False
-        self._colours_of: tuple[Theme, dict[str, str]] | None = None
-        """Colours as they were worked out last, and of which theme."""
-        super().__init__()
-        self.stylesheet = _Sheet(self.get_css_variables())
-        self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
-
     def on_mount(self) -> None:
-        self.look()
-        self.set_interval(LOOK_SECONDS, self.look)
-        self.read_settings()
-        # the other screens are made ready while the first one is looked at
+        # beside the base's, which Textual calls too: the other screens are made ready while the first one is looked at
         self.set_timer(WARM_SECONDS, lambda: self.run_worker(_warm, thread=True, group="warm", exit_on_error=False))
-
-    # settings
-
-    def read_settings(self) -> None:
-        """Take in the person's theme and keys; what is wrong in the file is said, and left out."""
-        from console.settings import read_settings  # a moment after the first frame
-
-        settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
-        taken = clashes(settings.keys) if settings.keys else {}
-        self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
-        self.set_keymap(self.keys)
-        if settings.theme is not None:
-            self.theme = settings.theme
-        for problem in (*settings.problems, *(f"{settings.file}: {line}" for line in taken.values())):
-            self.notify(problem, title="Settings", severity="warning", markup=False, timeout=12)
-
-    def action_settings(self) -> None:
-        """The settings file in the person's editor; read again afterwards."""
-        from console.settings import TEMPLATE, settings_file
-
-        file = settings_file()
-        try:
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                actions = "".join(f"#  {a.id}: {a.key!r}  # {a.tooltip}\n" for a in ACTIONS)
-                file.write_text(TEMPLATE.format(themes=", ".join(self.available_themes), actions=actions), encoding="utf-8")
-            edit(self, file)
-        except (OSError, RequestError) as error:
-            self.notify(str(error), severity="error", markup=False)
-            return
-        self.read_settings()
-
-    # the store
-
-    @property
-    def watcher(self) -> StoreWatcher:
-        """Of the store; made when it is first looked at, a moment after the first frame."""
-        if self._watcher is None:
-            from console.readers.store_watcher import StoreWatcher
-
-            self._watcher = StoreWatcher(self.store_root)
-        return self._watcher
-
-    def look(self) -> None:
-        """Look at the store off this thread, unless a look is under way: then once more after it."""
-        if self._looking:
-            self._look_again = True
-            return
-        self._looking, self._look_again = True, False
-        watcher = self.watcher
-
-        def work() -> None:
-            try:
-                snapshot = watcher.look()
-            except Exception as error:
-                # whatever lies in the store must not end the console
-                snapshot = Snapshot(error=f"{self.store_root}: cannot be read ({type(error).__name__}: {error})")
-            self.post_message(StoreSeen(snapshot))
-
-        self.run_worker(work, group="look", thread=True, exclusive=True, exit_on_error=False)
-
-    @on(StoreSeen)
-    def _seen(self, event: StoreSeen) -> None:
-        self._looking = False
-        self.snapshot = event.snapshot
-        self.store_seen.publish(event.snapshot)
-        if self.greet and not event.snapshot.rows and not event.snapshot.error and len(self.screen_stack) == 1:
-            self.action_start_page()
-        self.greet = False
-        if self._look_again:
-            self.look()
-
-    @on(RunStarted)
-    def _started(self, event: RunStarted) -> None:
-        self.notify(f"{event.run_id} runs; it goes on when the console is left", markup=False)
-        self.look()
-        if event.kind == "compare":
-            self.comparison = event.run_id
-        if event.origin == "compare":
-            self._screen_of("compare", lambda screen: screen.started())
-        else:
-            self.watch_run(event.run_id)
-
-    def watch_run(self, run_id: str) -> None:
-        """Show a run in the monitor; a comparison also becomes the one that screen 4 shows."""
-        row = self.snapshot.get(run_id)
-        if row is not None and row.kind == "compare":
-            self.comparison = run_id
-        self.did("runs", "logs", number_of(run_id), "--follow")
-        self._screen_of("monitor", lambda screen: screen.open(run_id))
-
-    def clone_run(self, row: RunRow) -> None:
-        """Open the form of a new run with another one's options."""
-        if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
-            self.notify(f"{row.id}: a run of no kind that can be started here; nothing to clone", severity="error", markup=False)
-            return
-        self._screen_of("launch", lambda screen: screen.open(row.kind, row.run.options))
-
-    # screens
-
-    def action_show_screen(self, mode: str) -> None:
-        """One of the four screens."""
-        if mode in self.MODES and (mode != self.current_mode or self.screen.id == "welcome"):
-            while len(self.screen_stack) > 1:  # a dialog over the screen that is left
-                self.pop_screen()
-            if mode != self.current_mode:
-                self.switch_mode(mode)
-            self.look()
 
     def action_start_page(self) -> None:
         """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps."""
@@ -246,36 +70,6 @@ class ConsoleApp(RunActions):
 
         self.did("doctor")
         self.push_screen(DoctorScreen(self.store_root))
-
-    def open_form(self, kind: str, values: Mapping[str, Any] | None) -> None:
-        """The form of a new run: with these values, None: with what the workspace gives."""
-        if values is None:
-            values = importlib.import_module("console.readers.form_defaults").prefill(kind, self.workspace, self.workspace_folder)
-        begin = values
-        self._screen_of("launch", lambda screen: screen.open(kind, begin))
-
-    def open_compare(self, values: Mapping[str, Any]) -> None:
-        """The form of a new comparison with these values."""
-        self._screen_of("compare", lambda screen: screen.open_form(values))
-
-    def open_workspace(self, folder: Path) -> None:
-        """Go on in another workspace, with its own runs."""
-        self.workspace_folder = folder
-        self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(folder)
-        self.store_root = folder / "runs"
-        self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
-        for stack in self._screen_stacks.values():
-            for screen in stack:
-                opened = getattr(screen, "workspace_opened", None)
-                if opened is not None:
-                    opened()
-        self.look()
-
-    def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
-        """Switch to a screen, and do something with it once it is there."""
-        self.action_show_screen(mode)
-        screen = self.screen_stack[0]
-        screen.call_later(then, screen)
 
     def action_keys_help(self) -> None:
         """The keys of this screen; what is chosen among them is done."""
@@ -298,52 +92,6 @@ class ConsoleApp(RunActions):
             await node.run_action(action.action)
         else:
             self.notify(f"{action.label}: not here and now", severity="warning", markup=False)
-
-    def action_toggle_theme(self) -> None:
-        self.theme = LIGHT if self.current_theme.dark else DARK
-
-    async def action_quit(self) -> None:
-        """Leave; what runs goes on, and the last line says so."""
-        alive = self.snapshot.alive
-        count = f"{alive} run{'s' if alive != 1 else ''}"
-        verb = "keep" if alive != 1 else "keeps"
-        self.exit(EXIT_DONE, message=f"{count} {verb} going; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
-
-    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
-        """The palette: the actions of the screen, then those that work everywhere."""
-        if self.subcommand:
-            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that equals what was just done",
-                                self.action_subcommand)  # fmt: skip
-        for scope in ("welcome" if screen.id == "welcome" else self.current_mode, "app"):
-            once = {action.action: action for action in reversed(actions_of(scope))}
-            for action in reversed(once.values()):
-                if action.id == "app.palette" or action.action == "leave":
-                    continue
-                node = self if scope == "app" else screen
-                title = f"{SCREENS[scope]}: {action.label}" if scope in SCREENS else action.label.capitalize()
-                yield SystemCommand(title, f"{action.tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
-
-    def get_css_variables(self) -> dict[str, str]:
-        """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
-        theme = self.current_theme
-        if self._colours_of is not None and self._colours_of[0] is theme:  # asked for three times before the first frame
-            return dict(self._colours_of[1])
-        variables = super().get_css_variables()
-        ground, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
-        variables["muted"], variables["faint"] = ground.blend(text, 0.65).hex, ground.blend(text, 0.3).hex
-        # a theme's own colours are not all different from each other
-        variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[theme.dark])}
-        self._colours_of = theme, dict(variables)
-        return variables
-
-    def key_of(self, action: str) -> str:
-        """How the key of an action is written, also where the person has another one."""
-        found = next(a for a in ACTIONS if a.id == action)
-        return shown(self.keys[action]) if action in self.keys else found.keys
-
-    def colour(self, name: str) -> str:
-        """A theme variable as Rich writes a colour."""
-        return self.theme_variables[name]
 
 
 def run(runs: Path, workspace: Path | None = None) -> int:

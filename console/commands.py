@@ -9,19 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from console.argument_parser import STORE_HELP, Parser
 from console.runs.state import store_folder
 from console.terminal import asked
 from qwen3vl_core import cli
 from qwen3vl_core.errors import RequestError
-
-STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
-
-
-class Parser(argparse.ArgumentParser):
-    """Argument errors as one line."""
-
-    def error(self, message: str) -> None:
-        raise RequestError(f"{message}; see {self.prog} --help")
+from qwen3vl_core.locations import runs_directory
 
 
 def main() -> int:
@@ -62,7 +55,7 @@ def console(arguments: list[str]) -> int:
     for flag, used in (("--port", given.port is not None), ("--no-browser", given.no_browser)):
         if used and not given.web:
             raise RequestError(f"{flag}: only together with --web; leave it out or add --web")
-    store = store_folder(cli.runs_directory(given.runs))
+    store = store_folder(runs_directory(given.runs))
     workspace = given.workspace.expanduser().absolute() if given.workspace else None
     if workspace is not None and not workspace.is_dir():
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
@@ -114,7 +107,7 @@ def notebook(arguments: list[str]) -> int:
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     given = parser.parse_args(arguments)
-    runs = cli.runs_directory(given.runs) if given.runs is not None else None
+    runs = runs_directory(given.runs) if given.runs is not None else None
     return lab.start(given.dir, runs, given.port, given.ip, not given.no_browser)
 
 

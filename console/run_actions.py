@@ -14,8 +14,8 @@ from textual.app import App
 from console.formatting import one_line
 from console.messages import RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
 from console.terminal import show_in_browser
-from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.locations import runs_directory
 
 if TYPE_CHECKING:
     from console.readers.run_rows import RunRow

@@ -5,38 +5,14 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that sa
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
-
-DEFAULT_RUNS = Path("~/.qwen3vl/runs")
-CONSOLE_COMMANDS = ("console", "runs", "notebook")
-
-
-def registered(group: str, name: str) -> Callable[..., int]:
-    """What an installed package (the console) adds to this command line."""
-    from importlib.metadata import PackageNotFoundError, distribution, entry_points  # the console, started by its own name, needs none
-
-    with contextlib.suppress(PackageNotFoundError):
-        # its own package first: to look through all that is installed takes a tenth of the time to the console's first frame
-        for point in distribution("qwen3vl-console").entry_points:
-            if (point.group, point.name) == (group, name):
-                return point.load()
-    for point in entry_points(group=group):
-        if point.name == name:
-            return point.load()
-    raise RequestError(f"{name}: the console is not installed; install the whole package with pip")
-
-
-def runs_directory(given: Path | None) -> Path:
-    """The store of run records: as given, else `QWEN3VL_RUNS`, else the default, absolute."""
-    return Path(given or os.environ.get("QWEN3VL_RUNS") or DEFAULT_RUNS).expanduser().absolute()
 
 
 def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
@@ -59,7 +35,7 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
     values.pop("debug")
     name = values.pop("command")
     if name == "demo":
-        return importlib.import_module("qwen3vl_core.demo.run").main(**values)
+        return importlib.import_module("qwen3vl_core.demo.run").main(dispatch, **values)
     if name in ("plan", "recipe", "doctor"):
         return command_line.look(name, values)
     return command_line.work(name, values)

@@ -10,10 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from qwen3vl_core import __version__
-from qwen3vl_core.cli import CONSOLE_COMMANDS, DEFAULT_RUNS, registered, runs_directory
+from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.layout.torchrun_command import process_count
+from qwen3vl_core.locations import DEFAULT_DEMO, DEFAULT_RUNS, runs_directory
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_mapping, options_of
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
@@ -25,7 +26,6 @@ WORK = {
     "convert": "qwen3vl_core.checkpoint.convert",
     "compare": "qwen3vl_core.caption.compare",
 }
-DEFAULT_DEMO = Path("~/.qwen3vl/demo")
 HELP = {
     "demo": "the whole loop on drawn pictures with a tiny model",
     "download": "a model or a dataset from ModelScope or Hugging Face",

@@ -29,6 +29,7 @@ FORBIDDEN = {
 }
 TEXTUAL = (
     "console/app.py",
+    "console/console_base.py",
     "console/run_actions.py",
     "console/actions.py",
     "console/messages.py",

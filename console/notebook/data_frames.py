@@ -13,9 +13,10 @@ from console.notebook.stores import as_run, open_store
 from console.runs import exports, launch
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.run_text import last_of
+from console.runs.series import MetricSeries
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
-from console.runs.tail import LogTail, MetricSeries
+from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import WorkError

@@ -25,9 +25,9 @@ from console.notebook.svg import Line, drawing
 from console.runs import launch
 from console.runs.measures import METRICS, NOISY, title_of
 from console.runs.run_text import GLYPHS, age, number
+from console.runs.series import MetricSeries
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
-from console.runs.tail import MetricSeries
 from qwen3vl_core.errors import RequestError
 
 NO_POINTS = "no points yet"

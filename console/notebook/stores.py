@@ -6,8 +6,8 @@ from pathlib import Path
 
 from console.runs.state import PLAN
 from console.runs.store import Run, RunStore
-from qwen3vl_core.cli import runs_directory
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.locations import runs_directory
 
 
 def open_store(store: RunStore | Path | str | None = None) -> RunStore:

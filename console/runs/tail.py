@@ -11,25 +11,11 @@ import os
 import re
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from console.runs.series import MetricSeries
-
-__all__ = ["FileFollower", "JsonlTail", "LogTail", "MetricSeries", "clean", "last_row_with", "last_rows", "sampled_rows"]
+from typing import Any
 
 CHUNK = 4 << 20
 LONGEST_ROW = 16 << 20
 _MARK = 64
-
-
-def __getattr__(name: str) -> Any:
-    # numpy takes a third of the time to the first frame, which shows no curve
-    if name == "MetricSeries":
-        from console.runs.series import MetricSeries
-
-        return MetricSeries
-    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 class FileFollower:

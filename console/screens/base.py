@@ -14,7 +14,7 @@ from console.readers.run_rows import RunRow, Snapshot
 from console.widgets.bars import KeyBar, TopBar
 
 if TYPE_CHECKING:
-    from console.app import ConsoleApp
+    from console.console_base import ConsoleBase
 
 WIDE = 110
 """Columns from which the screens use their wide layout."""
@@ -25,7 +25,7 @@ class ConsoleScreen(Screen[None]):
 
     MODE: ClassVar[str] = ""
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (WIDE, "-wide")]
-    app: ConsoleApp
+    app: ConsoleBase
 
     def compose(self) -> ComposeResult:
         yield TopBar(self.MODE)

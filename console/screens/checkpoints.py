@@ -17,8 +17,8 @@ from textual.widgets import Label, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from console.formatting import GLYPHS, number
+from console.runs.series import MetricSeries
 from console.runs.store import Run
-from console.runs.tail import MetricSeries
 from console.widgets.key_hints import Hints
 
 MOST_RUNS = 40

@@ -15,7 +15,7 @@ from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
-    from console.app import ConsoleApp
+    from console.console_base import ConsoleBase
     from console.readers.run_rows import RunRow
     from console.runs.captions import Sample
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Voting(Screen[None]):
     """What of a screen that shows captions has to do with votes; the screen has the rest."""
 
-    app: ConsoleApp
+    app: ConsoleBase
     row: RunRow | None
     view: CompareView
     index: int

@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -25,10 +24,10 @@ from console.readers.workspace import GLYPHS, LIVE, NEXT, Step, models_nearby, o
 from console.screens.base import ConsoleScreen
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import recipe
+from qwen3vl_core.locations import DEFAULT_DEMO
 from qwen3vl_core.options import from_mapping, to_mapping
 from qwen3vl_core.options.finetune import FinetuneOptions
 
-DEMO = "~/.qwen3vl/demo"
 FIRST = (
     ("demo", "d", "Try the demo", "tiny model, drawn pictures, three minutes",
      "a tiny Qwen3-VL and drawn pictures; the whole loop in about three minutes, no download"),
@@ -281,7 +280,7 @@ class WelcomeScreen(ConsoleScreen):
             return
         self._busy = True
         self.asking = ""
-        folder = Path(self.app.demo_folder or DEMO).expanduser().absolute()
+        folder = (self.app.demo_folder or DEFAULT_DEMO).expanduser().absolute()
         self.add_class("-asking")
         self.query_one("#question", Static).update(Content(f"The demo's workspace is made in {one_line(folder)}"))
         self.query_one("#asked", Input).display = False

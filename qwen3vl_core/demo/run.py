@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3vl_core.cli import dispatch, registered
 from qwen3vl_core.demo.captions import PROMPT
 from qwen3vl_core.demo.scenes import Scene
 from qwen3vl_core.demo.scoring import LONG_FIELDS, parse
 from qwen3vl_core.demo.workspace import FINETUNE, Workspace
+from qwen3vl_core.entry_points import registered
 from qwen3vl_core.errors import EXIT_DONE, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.options import FinetuneOptions, from_mapping, shell_line, to_arguments
 from qwen3vl_core.progress import duration
 
+Dispatch = Callable[[list[str]], int]
 SPLIT = "15,1,0"
 SHOWN = 3
 NOTICE = (
@@ -108,7 +109,7 @@ def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
     return made | {"pictures": len(rows), "seconds": {k: round(v, 1) for k, v in seconds.items()}}
 
 
-def _run_stages(workspace: Workspace, seconds: dict[str, float]) -> None:
+def _run_stages(workspace: Workspace, seconds: dict[str, float], dispatch: Dispatch) -> None:
     times = workspace.root / "stages.json"
     redone = False
     for number, stage in enumerate(stages(workspace), 1):
@@ -131,8 +132,10 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float]) -> None:
         print(f"  {stage.name} took {duration(seconds[stage.name])}\n", flush=True)
 
 
-def main(dir: Path, headless: bool = False, workspace_only: bool = False) -> int:
-    """Make the workspace; then open the console on it, run the loop here, or stop there. Returns the exit code."""
+def main(dispatch: Dispatch, dir: Path, headless: bool = False, workspace_only: bool = False) -> int:
+    """Make the workspace; then open the console on it, run the loop here, or stop there. Returns the exit code.
+
+    dispatch: runs a command line of `qwen3vl` and gives its exit code."""
     folder = dir.expanduser().absolute()
     workspace = Workspace(folder)
     print(NOTICE + "\n")
@@ -147,7 +150,7 @@ def main(dir: Path, headless: bool = False, workspace_only: bool = False) -> int
     except (OSError, ValueError):
         seconds = {}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _run_stages(workspace, seconds)
+    _run_stages(workspace, seconds, dispatch)
     made = report(workspace, seconds)
     write_text(folder / "report.json", json.dumps(made, indent=2) + "\n")
     print(

@@ -16,12 +16,12 @@ from transformers import Qwen3VLForConditionalGeneration
 
 import qwen3vl_core.demo
 from qwen3vl_core.data.processor import ChatProcessor
-from qwen3vl_core.demo import base_model
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scenes import SIZE, sample_scene
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, WorkError
 from qwen3vl_core.sizes import Architecture, size_of
+from tools import base_model
 from tools.base_samples import LONG_TOKENS, TAGS_TOKENS, SampleMaker, Samples, SampleSource, prompt_ids, tags
 from tools.train_base import Recipe, held_out_score, main, read_arguments
 

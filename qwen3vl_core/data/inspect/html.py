@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import html
 
-from qwen3vl_core.data.inspect.command import Found, rows
-from qwen3vl_core.data.inspect.show import Shown, jpeg, plain
+from qwen3vl_core.data.inspect.show import ShownSample, jpeg, plain
+from qwen3vl_core.data.inspect.survey import DataSurvey, rows
 
 SAMPLES = 24
-"""Shown on a page at least, where there are as many."""
+"""ShownSample on a page at least, where there are as many."""
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1a1c20; --soft: #666d78; --paper: #fff; --edge: #d8dce2;
   --mark: #cdeccd; --bar: #4a7bd0; --out: #c9a0a0; }
@@ -30,7 +30,7 @@ td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } t
 """
 
 
-def page(found: Found, shown: list[Shown]) -> str:
+def page(found: DataSurvey, shown: list[ShownSample]) -> str:
     """The whole page; it refers to nothing outside itself."""
     title = html.escape(plain(found.path))
     facts = "\n".join(line for line in rows(found) if "█" not in line and "░" not in line)
@@ -49,7 +49,7 @@ def page(found: Found, shown: list[Shown]) -> str:
 """
 
 
-def _histogram(found: Found) -> str:
+def _histogram(found: DataSurvey) -> str:
     if not found.histogram:
         return ""
     most = max(count for _, _, count in found.histogram)
@@ -61,7 +61,7 @@ def _histogram(found: Found) -> str:
     return "<section><h2>Tokens of a sample</h2><table>" + "".join(lines) + "</table></section>"
 
 
-def _sample(sample: Shown) -> str:
+def _sample(sample: ShownSample) -> str:
     figures = "".join(
         f'<figure><img alt="{html.escape(plain(name))}" src="data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}">'
         f"<figcaption>{html.escape(plain(name))}</figcaption></figure>"

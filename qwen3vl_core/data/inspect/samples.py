@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from qwen3vl_core.data import sources
 from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
 from qwen3vl_core.data.energon import FOLDER
@@ -94,6 +96,13 @@ class SourceFile:
 
     def place(self, number: int) -> str:
         return f"record {number}"
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` numbers below `count`, spread over all of them; all when `wanted` is 0 or more than there are."""
+    if not wanted or wanted >= count:
+        return list(range(count))
+    return sorted({int(number) for number in np.linspace(0, count - 1, wanted)})
 
 
 def kind_of_path(path: Place) -> str | None:

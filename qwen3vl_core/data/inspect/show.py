@@ -14,7 +14,7 @@ from PIL import Image
 
 from qwen3vl_core.data import pictures
 from qwen3vl_core.data.errors import REASONS, DataError
-from qwen3vl_core.data.inspect.samples import Samples
+from qwen3vl_core.data.inspect.samples import Samples, evenly
 from qwen3vl_core.data.sample_encoder import messages_of
 
 LARGEST_SIDE = 320
@@ -35,7 +35,7 @@ class Piece:
 
 
 @dataclass
-class Shown:
+class ShownSample:
     """One sample to show."""
 
     split: str
@@ -60,17 +60,15 @@ def plain(text: str) -> str:
     return "".join(kept)
 
 
-def choose(opened: dict[str, Samples], wanted: int, processor: Any) -> list[Shown]:
+def choose(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
     """About `wanted` samples, evenly spread over all splits. processor: the model's ChatProcessor, or None."""
-    from qwen3vl_core.data.inspect.command import evenly
-
     every = [(name, number) for name, samples in opened.items() for number in evenly(len(samples), wanted)] if wanted else []
     return [show(name, opened[name], number, processor) for name, number in (every[i] for i in evenly(len(every), wanted))]
 
 
-def show(name: str, samples: Samples, number: int, processor: Any) -> Shown:
+def show(name: str, samples: Samples, number: int, processor: Any) -> ShownSample:
     """One sample, or why it cannot be used."""
-    made = Shown(name, samples.place(number))
+    made = ShownSample(name, samples.place(number))
     try:
         made.key, parts = samples.read(number)
         messages = messages_of(parts)
@@ -173,7 +171,7 @@ def blocks(image: Image.Image, columns: int = _COLUMNS) -> list[str]:
     return lines
 
 
-def rendered(sample: Shown, width: int, colour: bool) -> list[str]:
+def rendered(sample: ShownSample, width: int, colour: bool) -> list[str]:
     """For a terminal. Trained text is bold and green, and without colour between ⟦ and ⟧."""
     rule = f"── {sample.title} "
     lines = [rule + "─" * max(0, min(width, 100) - len(rule))]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.runs.series import room_for
-from console.runs.tail import FileFollower, JsonlTail, LogTail, MetricSeries, clean, last_rows, sampled_rows
+from console.runs.series import MetricSeries, room_for
+from console.runs.tail import FileFollower, JsonlTail, LogTail, clean, last_rows, sampled_rows
 
 
 def rows_of(data: bytes) -> list[dict]:

@@ -13,7 +13,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 # what a run imports on its way too
-_context.set_forkserver_preload(["qwen3vl_core.training.loop", "transformers", "megatron.energon", "torch._dynamo"])
+_context.set_forkserver_preload(["qwen3vl_core.training.loop", "transformers", "torch._dynamo"])
 DEADLINE_SECONDS = 240
 
 

@@ -10,15 +10,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from megatron.energon import WorkerConfig, get_loader, get_train_dataset
 
 from qwen3vl_core.cli import main
 from qwen3vl_core.data.blend import BLOCK, Blend, BlendOrder, open_split
 from qwen3vl_core.data.loader import build_loader
 from qwen3vl_core.data.storage import Remote
 from qwen3vl_core.errors import RequestError
-from tests.data import samples
-from tests.data.test_energon_reads import AsStored
+from tests.data import energon_loader, samples
 
 SETTINGS = {"micro_batch_size": 1, "global_batch_size": 4, "seq_length": 256, "seed": 5}
 
@@ -100,12 +98,8 @@ def test_an_epochized_blend_is_what_energon_makes_of_it(folder):
     order = ours.order(1)
     assert (len(ours), order.size) == (17, 23)
     epochs = [Counter(stream(ours, 46)[begin : begin + 23]) for begin in (0, 23)]
-    made = get_train_dataset(
-        path, worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0), batch_size=None, shuffle_buffer_size=None,
-        max_samples_per_sequence=None, task_encoder=AsStored(),
-    )  # fmt: skip
     theirs: Counter = Counter()
-    for _, sample in zip(range(23), get_loader(made), strict=False):
+    for _, sample in zip(range(23), energon_loader.loader(path), strict=False):
         name, own = json.loads(sample.parts["json"])["messages"][1]["content"][0]["text"].split()
         theirs[name, int(own)] += 1
     for name in "ab":

@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen3vl_core.model.fp8_scales import scales, set_scales
 from qwen3vl_core.model.lora import of_adapters
+from qwen3vl_core.model.patches.write_results import patch_next_save
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,6 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, merge
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
@@ -34,7 +34,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
-from qwen3vl_core.checkpoint.writer_message import Written
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, write_text
 
@@ -217,8 +216,7 @@ def start_saving(
         return name
 
     building = directory / _on_every_rank(begin, folder)
-    # each save has its own, so that one that failed leaves nothing for the next
-    filesystem_async._results_queue = Written()
+    patch_next_save()
     saving = Saving(folder, building, extra, iteration)
     with _faults(folder, building):
         state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import DTYPES, transformer_config
 from qwen3vl_core.model.lora import attach
+from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 from qwen3vl_core.model.specs import add_gradients_in_place, has_flash_attention, use_transformer_engine
 
@@ -18,7 +18,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
@@ -123,8 +122,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         if part.init_state_fn is not None:  # the offloaded one makes its state in its first step
             # so that a checkpoint has a state to save even when fp16's loss scaling left out every step so far
             part.init_state_fn(part.optimizer, part.config)
-        if isinstance(part, Float16OptimizerWithFloat16Params):
-            part._copy_main_params_to_model_params = partial(_round_weights, part)
+        patch_copy_of_masters(part)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
         lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
@@ -143,13 +141,6 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.untrained_parts()), options.pad_length,
         LENGTH_STEP if use_transformer_engine() else 1, Adapters.of(options),
     )  # fmt: skip
-
-
-def _round_weights(optimizer: Float16OptimizerWithFloat16Params) -> None:
-    """The half-precision weights from their fp32 masters, all in one call: Megatron copies bf16 ones one by one, which costs
-    the host more than the GPU."""
-    weights, masters = optimizer._get_model_and_main_params_data_float16()
-    torch._foreach_copy_(weights, masters)
 
 
 def this_machine() -> Machine:

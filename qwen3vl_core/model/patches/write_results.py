@@ -1,4 +1,10 @@
-"""How a process that writes a checkpoint tells the one that started it what it has written."""
+"""How a process that writes a checkpoint tells the one that started it what it has written.
+
+Upstream: Megatron-Core's queue for it is one of a manager process that is spawned (`_get_write_results_queue`). That process
+dies of the signal that asks a whole process group to stop, and the checkpoint at the end with it; and starting it takes longer
+than writing a small checkpoint.
+Unnecessary from: unknown; 0.19.2 still spawns it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,11 @@ import queue
 import tempfile
 from typing import Any
 
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
 
 class Written:
-    """One message through a nameless file: from a forked process to its parent, or within one process.
-
-    Megatron's own queue needs a server process. That one dies of the signal that asks a whole process group to stop, and
-    the checkpoint at the end with it; and starting it takes longer than writing a small checkpoint.
-    """
+    """One message through a nameless file: from a forked process to its parent, or within one process."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -43,3 +47,8 @@ class Written:
         os.pwrite(self._file.fileno(), bytes(8), 0)
         os.ftruncate(self._file.fileno(), 0)
         return pickle.loads(b"".join(parts))
+
+
+def patch_next_save() -> None:
+    """The next save has a message of its own, so that one that failed leaves nothing for it."""
+    filesystem_async._results_queue = Written()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class AdaptedSource(ModelSource):
     base: ModelSource | None = None
     adapters: Adapters | None = None
     numbers: torch_dist.RegionReader | None = None
+    canonical: dict[Region, Region] = field(default_factory=dict)
+    """The base's regions by the names of our own layout."""
 
     @classmethod
     def of(cls, path: Path, side: Path, iteration: int, data: Path, base: ModelSource, note: dict[str, Any]) -> AdaptedSource:
@@ -82,7 +84,7 @@ class AdaptedSource(ModelSource):
         )  # fmt: skip
         made.pair = lru_cache(64)(made._pair)
         canonical = base.regions(Layout())
-        made._canonical = dict(zip(base.regions(), canonical, strict=True))
+        made.canonical = dict(zip(base.regions(), canonical, strict=True))
         return made
 
     @property
@@ -91,7 +93,7 @@ class AdaptedSource(ModelSource):
 
     def place(self, region: Region) -> Region | None:
         """A region of this source by the names of our own layout, where it has an adapter."""
-        there = self._canonical[region]
+        there = self.canonical[region]
         return there if there.key.endswith(".weight") and there.key.removesuffix(".weight") + OUTER in self.numbers.tensors else None
 
     def matrices(self, region: Region) -> tuple[Tensor, Tensor] | None:

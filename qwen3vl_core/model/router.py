@@ -43,12 +43,12 @@ class BalancingRouter(TopKRouter):
 
 def balance_weight(config) -> float:
     """What one token weighs in the load balancing loss when gradients are divided by the number of trained tokens."""
-    return getattr(config, "_balance_weight", 1.0)
+    return getattr(config, "balance_weight", 1.0)
 
 
 def set_balance_weight(config, trained: float, tokens: float) -> None:
     """Of the batch that comes: its trained tokens, and all of its tokens, padding left out; of all data parallel ranks."""
-    config._balance_weight = trained / max(tokens, 1.0)
+    config.balance_weight = trained / max(tokens, 1.0)
 
 
 def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config) -> Tensor | None:

@@ -1,5 +1,5 @@
 """Every patch of torch, Megatron-Core and Transformer Engine, and nothing else: no other module assigns to theirs
-(`tests/test_imports.py` checks it). Each patch says why upstream needs it and which version makes it unnecessary.
+(`tests/test_patches.py` checks it). Each patch says why upstream needs it and which version makes it unnecessary.
 
 | patch | applied |
 | --- | --- |

@@ -160,7 +160,7 @@ def curve(rounds: int) -> float:
     from textual.app import App
 
     from console.widgets.braille import Smoother
-    from console.widgets.curve import Curve, Line
+    from console.widgets.curve import Curve, CurveLine
 
     random = np.random.default_rng(0)
     lines = []
@@ -168,7 +168,7 @@ def curve(rounds: int) -> float:
         y = 1 + 3 * np.exp(-np.arange(POINTS) / 2e5) + random.normal(0, 0.1, POINTS)
         average = Smoother(0.97)
         average.extend(y)
-        lines.append(Line(f"run {slot}", np.arange(1, POINTS + 1), y, average.values if slot == 0 else None, slot))
+        lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, average.values if slot == 0 else None, slot))
 
     names = ("axis", "text", "cross", "mark", "trouble", *(f"line-{i}" for i in range(6)))
 

@@ -95,7 +95,7 @@ class PictureRead(Message):
         super().__init__()
 
 
-class Told(Message):
+class ThreadAnswer(Message):
     """Work off the screen's thread has something for the screen that asked; `what` says which of its questions it answers."""
 
     def __init__(self, what: str, value: Any) -> None:

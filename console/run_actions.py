@@ -164,7 +164,7 @@ class RunActions(App[int]):
         known = next((board for board in self._boards if board.alive and board.runs == [run.id for run in runs]), None)
 
         def work() -> WorkDone:
-            board = known or importlib.import_module("console.runs.tensorboard").Board(runs)
+            board = known or importlib.import_module("console.runs.tensorboard").TensorBoard(runs)
             if known is None:
                 self._boards.append(board)
             board.wait()

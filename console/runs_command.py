@@ -323,9 +323,9 @@ def _delete(store: RunStore, given: argparse.Namespace) -> int:
 
 
 def _tensorboard(store: RunStore, given: argparse.Namespace) -> int:
-    from console.runs.tensorboard import Board  # asks for a package that not every machine has
+    from console.runs.tensorboard import TensorBoard  # asks for a package that not every machine has
 
-    board = Board([store.get(ref) for ref in dict.fromkeys(given.ids)], given.port)
+    board = TensorBoard([store.get(ref) for ref in dict.fromkeys(given.ids)], given.port)
     try:
         board.wait()
         if given.json:

@@ -16,7 +16,7 @@ from console.notebook.html import box, escape, picture, read_picture, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.runs import exports
-from console.runs.captions import Caption, Sample, SampleFeed, Votes, read_votes, vote
+from console.runs.captions import CaptionedPicture, RecordedCaption, SampleFeed, Votes, read_votes, vote
 from console.runs.run_text import GLYPHS
 from console.runs.store import Run, RunStore
 from qwen3vl_core.caption.comparison import SAME
@@ -88,7 +88,7 @@ class CompareCaptions(Live):
         return self._runs.get(self.run_menu.value)
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[CaptionedPicture]:
         """Its pictures with their captions, as far as they are written."""
         return self._feed.samples if self._feed is not None else []
 
@@ -161,7 +161,7 @@ class CompareCaptions(Live):
         status = run.status
         sample = samples[min(self.index, len(samples) - 1)] if samples else None
         whole = sum(s.whole(names) for s in samples)
-        written = tuple(sample.captions.get(name, Caption()) for name in names) if sample else ()
+        written = tuple(sample.captions.get(name, RecordedCaption()) for name in names) if sample else ()
         given = self._votes.choices.get(sample.image, "") if sample else ""
         looks = (self.mark_box.value, self.blind_box.value, given)
         now = (run.id, status, names, len(samples), whole, sample and sample.image, written, looks)
@@ -184,17 +184,17 @@ class CompareCaptions(Live):
         finally:
             self._quiet = False
 
-    def hidden(self, sample: Sample | None) -> bool:
+    def hidden(self, sample: CaptionedPicture | None) -> bool:
         """Whether the models' names are hidden: in a blind comparison, until there is a vote."""
         return self.blind_box.value and sample is not None and sample.image not in self._votes.choices
 
-    def order(self, sample: Sample | None) -> list[str]:
+    def order(self, sample: CaptionedPicture | None) -> list[str]:
         """The models as their columns stand; shuffled anew for each picture where the comparison is blind."""
         if sample is None or not self.blind_box.value:
             return list(self.names)
         return sorted(self.names, key=lambda name: hashlib.sha256(f"{self._secret} {sample.image} {name}".encode()).digest())
 
-    def _headline(self, run: Run, status: str, sample: Sample | None, many: int, whole: int) -> str:
+    def _headline(self, run: Run, status: str, sample: CaptionedPicture | None, many: int, whole: int) -> str:
         head = self._feed.head
         count_line = f"{many} pictures" if whole == many else f"{whole} of {many} pictures"
         line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {count_line}"
@@ -205,7 +205,7 @@ class CompareCaptions(Live):
             line += f'<br><span class="dim">{paths}</span>'
         return box(line)
 
-    def _show_columns(self, sample: Sample | None) -> None:
+    def _show_columns(self, sample: CaptionedPicture | None) -> None:
         order = self.order(sample)
         if list(self.columns) != order:
             self.columns = {name: W.HTML(layout=W.Layout(flex="1 1 0%", min_width="0", margin="0 12px 0 0")) for name in order}
@@ -215,12 +215,12 @@ class CompareCaptions(Live):
         for name, text in self._captions(sample, self.hidden(sample)).items():
             self.columns[name].value = text
 
-    def _captions(self, sample: Sample | None, hidden: bool = False) -> dict[str, str]:
+    def _captions(self, sample: CaptionedPicture | None, hidden: bool = False) -> dict[str, str]:
         """The column of each model."""
         if sample is None:
             return dict.fromkeys(self.columns, "")
         order = self.order(sample)
-        found = {name: sample.captions.get(name, Caption()) for name in order}
+        found = {name: sample.captions.get(name, RecordedCaption()) for name in order}
         # a difference to half a sentence says nothing, and one of hidden models would tell which is which
         if self.mark_box.value and not hidden and sample.whole(self.names):
             texts = dict(zip(self.names, marked([found[name].text for name in self.names]), strict=True))
@@ -238,7 +238,7 @@ class CompareCaptions(Live):
             made[order[0]] += box(f'<p class="caption dim">reference: {told}</p>')
         return made
 
-    def _show_picture(self, sample: Sample | None) -> None:
+    def _show_picture(self, sample: CaptionedPicture | None) -> None:
         self.message.value = ""
         try:
             self.image.value = read_picture(Path(sample.image)) if sample else b""
@@ -256,7 +256,7 @@ class CompareCaptions(Live):
 
     # votes
 
-    def _show_votes(self, sample: Sample | None, given: str) -> None:
+    def _show_votes(self, sample: CaptionedPicture | None, given: str) -> None:
         order, hidden = self.order(sample), self.hidden(sample)
         titles = [LETTERS[place % len(LETTERS)] if hidden else name for place, name in enumerate(order)]
         best = " is better" if len(order) == 2 else " is best"
@@ -311,7 +311,7 @@ class CompareCaptions(Live):
         return self.headline.value + box(table(("picture", *heads), rows) + note) + self.score_table.value
 
 
-def _about(caption: Caption) -> str:
+def _about(caption: RecordedCaption) -> str:
     if not caption.text and not caption.done:
         return "waiting …"
     parts = [f"{count(caption.text)} words"]

@@ -37,7 +37,7 @@ def library() -> Library:
     return _library
 
 
-class Shown(W.Widget):
+class FigureState(W.Widget):
     """What a figure shows, as state of a plain model: a page that comes late, or again, finds it as it is by then."""
 
     data = List().tag(sync=True)
@@ -65,7 +65,7 @@ class Figure(go.FigureWidget):
 
     _esm = Path(__file__).with_name("figure.js")
     _held = False
-    shown = Instance(Shown, args=()).tag(sync=True, **W.widget_serialization)
+    shown = Instance(FigureState, args=()).tag(sync=True, **W.widget_serialization)
 
     def __init__(self, data: Any = None, layout: Any = None, config: dict[str, Any] | None = None) -> None:
         super().__init__(data, layout)

@@ -21,7 +21,7 @@ from console.notebook.figure import Figure
 from console.notebook.html import COLOURS, box, escape, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
-from console.notebook.svg import Line, drawing
+from console.notebook.svg import SvgLine, drawing
 from console.runs import launch
 from console.runs.measures import METRICS, NOISY, title_of
 from console.runs.run_text import GLYPHS, age, number
@@ -297,7 +297,7 @@ class RunMonitor(Live):
                 run, role = trace.key
                 dim = role == "raw" and run in smoothed
                 name = "" if dim else f"{run} validation" if role == "eval" else run
-                lines.append(Line(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
+                lines.append(SvgLine(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
             return drawing(lines, y_title=title_of(metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:

@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 44
 
 
 @dataclass(frozen=True)
-class Line:
+class SvgLine:
     """One line: x [n] and y [n], NaN is a gap; without a name it is not in the legend."""
 
     name: str
@@ -62,7 +62,9 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
     return "".join(steps)
 
 
-def drawing(lines: Sequence[Line], *, y_title: str = "", log_y: bool = False, width: int = 720, height: int = 320, paper: str = "") -> str:
+def drawing(
+    lines: Sequence[SvgLine], *, y_title: str = "", log_y: bool = False, width: int = 720, height: int = 320, paper: str = ""
+) -> str:
     """Lines over the step, with axes and a legend, as an SVG element. paper: colour of the ground; none is what is behind it."""
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = [(line, np.asarray(line.x, float), np.asarray(line.y, float)) for line in lines]

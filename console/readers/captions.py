@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-from console.runs.captions import VOTES, Head, Sample, SampleFeed, Votes, read_votes
+from console.runs.captions import VOTES, CaptionedPicture, ComparisonHead, SampleFeed, Votes, read_votes
 from console.runs.store import Run
 from qwen3vl_core.caption.scores import Scores
 from qwen3vl_core.errors import WorkError
@@ -21,8 +21,8 @@ class CompareView:
     """A comparison at one look. The same object comes again as long as nothing has changed."""
 
     run_id: str = ""
-    head: Head = field(default_factory=Head)
-    samples: tuple[Sample, ...] = ()
+    head: ComparisonHead = field(default_factory=ComparisonHead)
+    samples: tuple[CaptionedPicture, ...] = ()
     votes: Votes = field(default_factory=Votes)
     scores: Scores | None = None
     """Of the pictures that had all captions when they were counted."""
@@ -54,7 +54,7 @@ class CompareFeed:
                 self._votes_of, self._counted, self._count_again = (), -1, 0.0
             view = self._view
             if self._feed.read():
-                samples = tuple(Sample(s.image, s.prompt, dict(s.captions), s.references) for s in self._feed.samples)
+                samples = tuple(CaptionedPicture(s.image, s.prompt, dict(s.captions), s.references) for s in self._feed.samples)
                 names = self._feed.names
                 view = replace(view, head=self._feed.head, samples=samples, whole=sum(s.whole(names) for s in samples))
             view = self._with_votes(view, run)

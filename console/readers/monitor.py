@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from console.readers.store_watcher import StoreWatcher
-from console.runs.diagnosis import Trouble, explain, going_on
+from console.runs.diagnosis import Diagnosis, explain, going_on
 from console.runs.measures import METRICS, NOISY
 from console.runs.state import SAMPLES
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail
 from console.widgets.braille import Smoother
-from console.widgets.curve import SLOTS, Line
+from console.widgets.curve import SLOTS, CurveLine
 from console.widgets.log_pane import LogView
 
 LOG_LINES = 5000
@@ -30,20 +30,20 @@ class RunView:
     run_id: str
     metric: str
     weight: float
-    lines: tuple[Line, ...] = ()
+    lines: tuple[CurveLine, ...] = ()
     metrics: tuple[str, ...] = ()
     """What can be shown."""
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
-    trouble: Trouble | None = None
+    trouble: Diagnosis | None = None
     """What a run that failed died of, where that is known."""
-    stories: tuple[SampleStory, ...] = ()
+    stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
     """Whether there is more to read at once."""
 
 
 @dataclass(frozen=True)
-class SampleStory:
+class CaptionHistory:
     """One picture's captions during a run: (step, text), rising."""
 
     image: str
@@ -60,9 +60,9 @@ class MonitorFeed:
         self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
-        self._trouble: tuple[tuple, tuple[int, str], Trouble | None] | None = None
+        self._trouble: tuple[tuple, tuple[int, str], Diagnosis | None] | None = None
         """(what it is about, how far the log was searched, what it tells)"""
-        self._samples: tuple[str, JsonlTail, dict[str, SampleStory]] | None = None
+        self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
         """metric: as in METRICS. weight: of the smoothing, 0 for none."""
@@ -78,7 +78,7 @@ class MonitorFeed:
             main = self.watcher.series(run, 0)
             if metric == "loss" and "eval/loss" in main.keys:
                 x, y = main.xy("eval/loss")
-                lines.append(Line("evaluation", x, y, None, SLOTS - 1))
+                lines.append(CurveLine("evaluation", x, y, None, SLOTS - 1))
             for key in [key for key in self._averages if key[0] not in wanted or key[1:] != (metric, weight)]:
                 del self._averages[key]
             names = [name for name in METRICS if name in main.keys]
@@ -89,7 +89,7 @@ class MonitorFeed:
                 self._read_samples(run), reading,
             )  # fmt: skip
 
-    def _explain(self, run: Run, log: LogView) -> Trouble | None:
+    def _explain(self, run: Run, log: LogView) -> Diagnosis | None:
         state = run.state
         code = state.get("exit_code")
         if state["status"] not in TROUBLE_STATES:
@@ -108,7 +108,7 @@ class MonitorFeed:
         self._trouble = (key, (count, log.partial), trouble)
         return trouble
 
-    def _read_samples(self, run: Run) -> tuple[SampleStory, ...]:
+    def _read_samples(self, run: Run) -> tuple[CaptionHistory, ...]:
         """Captions written during the run, whole again for a picture when one comes for it."""
         if self._samples is None or self._samples[0] != run.id:
             self._samples = (run.id, JsonlTail(run.path / SAMPLES), {})
@@ -125,20 +125,20 @@ class MonitorFeed:
             prompt = row["prompt"] if isinstance(row.get("prompt"), str) else known.prompt if known else ""
             # a resumed run that goes back takes the place of the captions after that step
             kept = tuple(c for c in known.captions if step is not None and c[0] is not None and c[0] < step) if known else ()
-            stories[image] = SampleStory(image, prompt, (*kept, (step, text)))
+            stories[image] = CaptionHistory(image, prompt, (*kept, (step, text)))
         return tuple(stories.values())
 
-    def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> Line:
+    def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> CurveLine:
         x, y = series.xy(metric)
         if not weight or metric not in NOISY or not len(y):
-            return Line(run_id, x, y, None, slot)
+            return CurveLine(run_id, x, y, None, slot)
         key = (run_id, metric, weight)
         version, average = self._averages.get(key, (-1, None))
         if average is None or version != series.version or average.size > len(y):
             average = Smoother(weight, series.room)
         average.extend(y[average.size :])
         self._averages[key] = (series.version, average)
-        return Line(run_id, x, y, average.values, slot)
+        return CurveLine(run_id, x, y, average.values, slot)
 
     def _read_log(self, run: Run) -> LogView:
         if self._log is None or self._log[0] != run.id:

@@ -75,7 +75,7 @@ def _is(row: RunRow, kind: str, values: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A model that was opened, and what the forms begin with from then on."""
 
     kind: str
@@ -84,7 +84,7 @@ class Opened:
     workspace: dict[str, Any]
 
 
-def open_model(text: str) -> Opened:
+def open_model(text: str) -> OpenedModel:
     """Look at a model's folder. Raises RequestError for what is none, with the way out."""
     folder = Path(os.path.expandvars(text.strip().strip("'\""))).expanduser()
     if not text.strip():
@@ -103,13 +103,13 @@ def open_model(text: str) -> Opened:
     if (folder / "config.json").is_file():
         size = size_of(Architecture.read(folder)) or "a size of its own"
     if checkpoint:
-        return Opened("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
+        return OpenedModel("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
     if not any(folder.glob("*.safetensors")):
         raise RequestError(f"{folder}: config.json without .safetensors beside it; the download is not whole, run qwen3vl download again")
     target = folder.with_name(folder.name + "-mcore")
     if not os.access(folder.parent, os.W_OK):
         target = Path.cwd() / target.name
-    return Opened("convert", f"{folder.name}, {size}", {"base": str(folder), "base_mcore": str(target)})
+    return OpenedModel("convert", f"{folder.name}, {size}", {"base": str(folder), "base_mcore": str(target)})
 
 
 def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:

@@ -13,15 +13,14 @@ from typing import Any
 from console.runs.state import read_json, write_json
 from console.runs.store import Run
 from console.runs.tail import JsonlTail
-from qwen3vl_core.caption.comparison import BASE, SAME, TUNED, Comparison, Model, Text, tally
-from qwen3vl_core.caption.comparison import Sample as Written
+from qwen3vl_core.caption.comparison import BASE, SAME, TUNED, Comparison, ReportCaption, ReportModel, ReportSample, tally
 from qwen3vl_core.errors import RequestError, WorkError
 
 HEAD, SAMPLES, VOTES = "comparison.json", "samples.jsonl", "votes.json"
 
 
 @dataclass(frozen=True)
-class Caption:
+class RecordedCaption:
     """One model's caption of one picture, as far as it is written."""
 
     text: str = ""
@@ -32,12 +31,12 @@ class Caption:
 
 
 @dataclass
-class Sample:
+class CaptionedPicture:
     """A picture with its captions by the name of the model."""
 
     image: str
     prompt: str = ""
-    captions: dict[str, Caption] = field(default_factory=dict)
+    captions: dict[str, RecordedCaption] = field(default_factory=dict)
     references: tuple[str, ...] = ()
     """What people wrote about it."""
 
@@ -47,7 +46,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Head:
+class ComparisonHead:
     """What a comparison said before its first caption; of an older one only what its plan says."""
 
     models: dict[str, str] = field(default_factory=dict)
@@ -72,13 +71,13 @@ class SampleFeed:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._tail = JsonlTail(run.path / SAMPLES)
-        self._samples: dict[str, Sample] = {}
+        self._samples: dict[str, CaptionedPicture] = {}
         self._announced: dict[str, tuple[str, ...]] = {}
         self._head_of: tuple[int, ...] | None = None
         self.head = self._plain_head()
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[CaptionedPicture]:
         """In the order in which the comparison named its pictures, else in which they came."""
         return list(self._samples.values())
 
@@ -93,7 +92,7 @@ class SampleFeed:
         rows = self._tail.read()
         replaced = self._tail.replaced
         if begun or replaced:
-            self._samples = {image: Sample(image, references=texts) for image, texts in self._announced.items()}
+            self._samples = {image: CaptionedPicture(image, references=texts) for image, texts in self._announced.items()}
         if begun and not replaced:
             # the rows of before the head was there are its own
             self._tail = JsonlTail(self.run.path / SAMPLES)
@@ -102,11 +101,11 @@ class SampleFeed:
             self._take(row)
         return bool(rows) or replaced or begun
 
-    def _plain_head(self) -> Head:
+    def _plain_head(self) -> ComparisonHead:
         options = self.run.options
         tuned = options.get("tuned")
         paths = {BASE: options.get("base"), TUNED: tuned[0] if isinstance(tuned, list) and tuned else tuned}
-        return Head({name: str(path or "?") for name, path in paths.items()}, {}, str(options.get("prompt") or ""))
+        return ComparisonHead({name: str(path or "?") for name, path in paths.items()}, {}, str(options.get("prompt") or ""))
 
     def _read_head(self) -> bool:
         """Whether the comparison has begun, or begun again, since the last look."""
@@ -125,7 +124,7 @@ class SampleFeed:
             return False
         told = {name: model if isinstance(model, dict) else {} for name, model in models.items()}
         sampling = value.get("sampling")
-        self.head = Head(
+        self.head = ComparisonHead(
             {name: str(model.get("path") or "?") for name, model in told.items()},
             {name: model.get("size") if isinstance(model.get("size"), str) else None for name, model in told.items()},
             str(value.get("prompt") or ""), sampling if isinstance(sampling, dict) else {}, _texts(value.get("notes")),
@@ -139,11 +138,11 @@ class SampleFeed:
         image, model, text, seconds = (row.get(key) for key in ("image", "model", "text", "seconds"))
         if not (isinstance(image, str) and isinstance(text, str) and isinstance(model, str) and model in self.head.models):
             return
-        sample = self._samples.setdefault(image, Sample(image))
+        sample = self._samples.setdefault(image, CaptionedPicture(image))
         if isinstance(row.get("prompt"), str):
             sample.prompt = row["prompt"]
         known = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        sample.captions[model] = Caption(
+        sample.captions[model] = RecordedCaption(
             text, float(seconds) if known else None, row.get("done") is not False, row.get("whole") is not False
         )
 
@@ -153,19 +152,19 @@ class SampleFeed:
         for sample in self.samples:
             if sample.whole(self.names):
                 chosen = {name: sample.captions[name] for name in self.names}
-                texts = {name: Text(caption.text, caption.seconds or 0.0, caption.whole) for name, caption in chosen.items()}
-                samples.append(Written(sample.image, texts, sample.prompt, sample.references))
+                texts = {name: ReportCaption(caption.text, caption.seconds or 0.0, caption.whole) for name, caption in chosen.items()}
+                samples.append(ReportSample(sample.image, texts, sample.prompt, sample.references))
         if not samples:
             raise WorkError(f"{self.run.id}: no picture has all its captions yet; wait, or look at its log")
         notes = list(self.head.notes)
         if len(samples) < len(self._samples):
             notes.append(f"{len(samples):,} of {len(self._samples):,} pictures have all captions.")
-        models = {name: Model(path, self.head.sizes.get(name)) for name, path in self.head.models.items()}
+        models = {name: ReportModel(path, self.head.sizes.get(name)) for name, path in self.head.models.items()}
         given = {s.image: votes.choices[s.image] for s in samples if votes and s.image in votes.choices}
         return Comparison(self.head.prompt, models, samples, self.head.sampling, notes, given)
 
 
-def read_samples(run: Run) -> list[Sample]:
+def read_samples(run: Run) -> list[CaptionedPicture]:
     """All samples that a run has written."""
     feed = SampleFeed(run)
     feed.read()

@@ -17,7 +17,7 @@ SEARCHED_LINES = 2000
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Diagnosis:
     """An error that is known."""
 
     name: str
@@ -110,7 +110,7 @@ def last_attempt(lines: Sequence[str]) -> int:
     return next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith(RESUMED)), 0)
 
 
-def explain(lines: Sequence[str], exit_code: int | None = None) -> Trouble | None:
+def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
     """The trouble that the last attempt's lines tell of, the cause before its consequences; None when nothing is known."""
     begin = last_attempt(lines)
     anything, each = _compiled()
@@ -124,19 +124,19 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Trouble | Non
     for name, _, title, advice in _RULES:
         if name in found:
             index = found[name]
-            return Trouble(name, title, advice, lines[index], index)
+            return Diagnosis(name, title, advice, lines[index], index)
     for index in range(len(lines) - 1, begin - 1, -1):
         own = _OWN.match(lines[index])
         if own and exit_code:
             # our own errors say the rule and the way out themselves
-            return Trouble("request", "it says itself what to do", own["text"], lines[index], index)
+            return Diagnosis("request", "it says itself what to do", own["text"], lines[index], index)
     if exit_code in _SIGNALS:
         name, title, advice = _SIGNALS[exit_code]
-        return Trouble(name, title, advice)
+        return Diagnosis(name, title, advice)
     return None
 
 
-def going_on(known: Trouble | None, new: Sequence[str], exit_code: int | None = None) -> Trouble | None:
+def going_on(known: Diagnosis | None, new: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
     """The trouble of a log that `known` was found in, and that has got these lines since: only they are looked at.
 
     Of what both tell the cause comes before its consequences.
@@ -146,14 +146,14 @@ def going_on(known: Trouble | None, new: Sequence[str], exit_code: int | None = 
         return found
     ranks = {name: rank for rank, (name, *_) in enumerate(_RULES)}
 
-    def rank(trouble: Trouble | None) -> tuple[int, bool]:
+    def rank(trouble: Diagnosis | None) -> tuple[int, bool]:
         return (len(ranks) + 1, True) if trouble is None else (ranks.get(trouble.name, len(ranks)), not trouble.line)
 
     # of the same kind the first is the cause; of our own errors the last word is that which ended it
     return found if rank(found) < rank(known) or (found is not None and found.line and found.name == known.name == "request") else known
 
 
-def of_run(run: Run) -> Trouble | None:
+def of_run(run: Run) -> Diagnosis | None:
     """Why a failed or lost run ended, where its log or its exit code tells."""
     state = run.state
     if state["status"] not in ("failed", "lost"):

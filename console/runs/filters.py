@@ -10,7 +10,7 @@ from console.runs.state import ALIVE
 from qwen3vl_core.errors import RequestError
 
 
-class Listed(Protocol):
+class ListedRun(Protocol):
     """What is known of a run in a list."""
 
     id: str
@@ -24,7 +24,7 @@ class Listed(Protocol):
     def options(self) -> Mapping[str, Any]: ...
 
 
-T = TypeVar("T", bound=Listed)
+T = TypeVar("T", bound=ListedRun)
 
 SORTS: dict[str, Callable[[Any], Any]] = {
     "newest": lambda row: -(row.created or 0.0),
@@ -37,7 +37,7 @@ SORTS: dict[str, Callable[[Any], Any]] = {
 """Orders by name; runs that are alike in one stay newest first."""
 
 
-def matches(row: Listed, query: str) -> bool:
+def matches(row: ListedRun, query: str) -> bool:
     """Whether a run passes the filter: every word must.
 
     `status:`, `kind:` and `name:` look at that field alone, any other name before the colon at the option of that name

@@ -13,7 +13,7 @@ from console.runs.store import Run
 
 
 @dataclass
-class Facts:
+class RunSummary:
     """One run in a list."""
 
     id: str
@@ -39,12 +39,12 @@ def finite(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def facts(run: Run) -> Facts:
+def facts(run: Run) -> RunSummary:
     """Of one run, as it stands now."""
     state, row = run.state, last_of(run)
     step, total = row.get("step"), run.options.get("train_iters")
     code, error = state.get("exit_code"), state.get("error")
-    return Facts(
+    return RunSummary(
         id=run.id, number=run.number, name=run.name, kind=run.kind, status=state["status"],
         exit_code=code if isinstance(code, int) else None, error=error if isinstance(error, str) else None,
         step=step if isinstance(step, int) else None, total=total if isinstance(total, int) else None, loss=finite(row.get("loss")),
@@ -52,7 +52,7 @@ def facts(run: Run) -> Facts:
     )  # fmt: skip
 
 
-def as_json(found: Facts) -> dict[str, Any]:
+def as_json(found: RunSummary) -> dict[str, Any]:
     """A row of `runs list --json`: without the options, which `show` gives."""
     return {name: value for name, value in vars(found).items() if name != "options"}
 

@@ -21,7 +21,7 @@ def room_for(steps: Any) -> int:
     return min(max(steps, 0), RESERVED) if isinstance(steps, int) and not isinstance(steps, bool) else 0
 
 
-class _Steps:
+class _GrowingSteps:
     """Steps of one kind of rows, int64, growing at their end: most columns have a value in each row and share them."""
 
     def __init__(self, x: np.ndarray | None = None, room: int = 0) -> None:
@@ -36,10 +36,10 @@ class _Steps:
         self.size += 1
 
 
-class _Column:
+class _GrowingValues:
     """Values float64 that grow at their end, over steps that are shared with others while it has a value at each of them."""
 
-    def __init__(self, kind: str, steps: _Steps, y: np.ndarray | None = None, room: int = 0) -> None:
+    def __init__(self, kind: str, steps: _GrowingSteps, y: np.ndarray | None = None, room: int = 0) -> None:
         self.kind, self.steps, self.room = kind, steps, room
         self.size = 0 if y is None else len(y)
         self._y = _array(self.size, room, np.float64)
@@ -48,7 +48,7 @@ class _Column:
 
     def alone(self) -> None:
         """Steps of its own from now on: it has no value in some row."""
-        self.steps = _Steps(self.steps.array[: self.size], self.room)
+        self.steps = _GrowingSteps(self.steps.array[: self.size], self.room)
 
     def append(self, y: float) -> None:
         """The value at the step that `steps` has at this place."""
@@ -95,8 +95,8 @@ class MetricSeries:
         self._clear()
 
     def _clear(self) -> None:
-        self._columns: dict[str, _Column] = {}
-        self._steps: dict[str, _Steps] = {}
+        self._columns: dict[str, _GrowingValues] = {}
+        self._steps: dict[str, _GrowingSteps] = {}
         """Of each kind of rows: those that its columns share."""
         self.latest: dict[str, dict[str, Any]] = {}
         """The last row of each kind (`train`, `eval`, `event`)."""
@@ -124,7 +124,7 @@ class MetricSeries:
 
         The arrays stay as they are when more points come: ask again for those.
         """
-        return self._columns.get(key, _Column("", _Steps())).view()
+        return self._columns.get(key, _GrowingValues("", _GrowingSteps())).view()
 
     def _take(self, row: dict[str, Any]) -> None:
         kind, step = row.get("kind"), row.get("step")
@@ -150,7 +150,7 @@ class MetricSeries:
     def _append(self, kind: str, step: int, values: dict[str, float]) -> None:
         shared = self._steps.get(kind)
         if shared is None:
-            shared = self._steps[kind] = _Steps(room=self._room(kind))
+            shared = self._steps[kind] = _GrowingSteps(room=self._room(kind))
         if shared.size and shared.array[shared.size - 1] >= step:
             shared = self._cut(kind, step)
         shared.append(step)
@@ -158,8 +158,8 @@ class MetricSeries:
             column = self._columns.get(key)
             if column is None:
                 room = self._room(kind)
-                steps = shared if shared.size == 1 else _Steps(room=room)
-                column = self._columns[key] = _Column(kind, steps, room=room)
+                steps = shared if shared.size == 1 else _GrowingSteps(room=room)
+                column = self._columns[key] = _GrowingValues(kind, steps, room=room)
             if column.kind != kind:
                 continue  # a name with a stroke in it, which another kind has taken
             if column.steps is shared and column.size + 1 < shared.size:
@@ -172,22 +172,22 @@ class MetricSeries:
         # an evaluation comes once in many steps
         return self.room if kind == "train" and len(self._columns) < RESERVED_COLUMNS else 0
 
-    def _cut(self, kind: str, step: int) -> _Steps:
+    def _cut(self, kind: str, step: int) -> _GrowingSteps:
         """Take the points from `step` on away from what rows of this kind have told. Gives the steps that are left."""
         self.version += 1
         old = self._steps[kind]
 
-        def before(steps: _Steps, size: int) -> np.ndarray:
+        def before(steps: _GrowingSteps, size: int) -> np.ndarray:
             x = steps.array[:size]
             return x[: np.searchsorted(x, step)]
 
         # new arrays: the old ones may be in a reader's hands
-        left = self._steps[kind] = _Steps(before(old, old.size), old.room)
+        left = self._steps[kind] = _GrowingSteps(before(old, old.size), old.room)
         for key, column in self._columns.items():
             if column.kind == kind:
                 x = before(column.steps, column.size)
-                steps = left if column.steps is old else _Steps(x, column.room)
-                self._columns[key] = _Column(kind, steps, column.view()[1][: len(x)], column.room)
+                steps = left if column.steps is old else _GrowingSteps(x, column.room)
+                self._columns[key] = _GrowingValues(kind, steps, column.view()[1][: len(x)], column.room)
         return left
 
 

@@ -17,7 +17,7 @@ from qwen3vl_core.layout.torchrun_command import free_port
 START_SECONDS = 60.0
 
 
-class Board:
+class TensorBoard:
     """One TensorBoard. Ends with `close`, which whoever started it calls."""
 
     def __init__(self, runs: list[Run], port: int | None = None) -> None:

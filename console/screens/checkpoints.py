@@ -26,7 +26,7 @@ MOST_RUNS = 40
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedModel:
     """One model that can be compared."""
 
     path: str
@@ -37,7 +37,7 @@ class Saved:
     """Of training at that step."""
 
 
-def saved_by(run: Run) -> list[Saved]:
+def saved_by(run: Run) -> list[SavedModel]:
     """The whole checkpoints of a run, the last first. Blocking."""
     found = []
     for folder in (run.path / "checkpoints").glob("iter_*"):
@@ -52,16 +52,16 @@ def saved_by(run: Run) -> list[Saved]:
     if "loss" in series.keys:
         losses = dict(zip(map(int, series.xy("loss")[0]), map(float, series.xy("loss")[1]), strict=True))
     status = run.status
-    return [Saved(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
+    return [SavedModel(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
 
 
 class PickModels(ModalScreen[list[str] | None]):
     """Models to put beside the base. Gives their paths, or None when left."""
 
-    class Found(Message):
+    class CheckpointsFound(Message):
         """The runs were looked through."""
 
-        def __init__(self, saved: list[Saved]) -> None:
+        def __init__(self, saved: list[SavedModel]) -> None:
             self.saved = saved
             super().__init__()
 
@@ -85,12 +85,12 @@ class PickModels(ModalScreen[list[str] | None]):
     def on_mount(self) -> None:
         def look() -> None:
             saved = [one for run in self.runs for one in saved_by(run)]
-            saved += [Saved(path) for path in self.others if Path(path).is_dir()]
-            self.post_message(self.Found(saved))
+            saved += [SavedModel(path) for path in self.others if Path(path).is_dir()]
+            self.post_message(self.CheckpointsFound(saved))
 
         self.run_worker(look, thread=True, exit_on_error=False)
 
-    def on_pick_models_found(self, event: Found) -> None:
+    def on_pick_models_checkpoints_found(self, event: CheckpointsFound) -> None:
         choice, found = self.query_one(SelectionList), self.query_one("#found", Static)
         choice.add_options(Selection(self._line(one), one.path) for one in event.saved)
         found.display = not event.saved
@@ -100,7 +100,7 @@ class PickModels(ModalScreen[list[str] | None]):
             choice.highlighted = 0
 
     @staticmethod
-    def _line(one: Saved) -> Content:
+    def _line(one: SavedModel) -> Content:
         if one.step is None:
             return Content.assemble(("model  ", "$muted"), "/".join(Path(one.path).parts[-2:]))
         loss = f"  loss {number(one.loss)}" if one.loss is not None else ""

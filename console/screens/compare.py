@@ -20,7 +20,7 @@ from console.readers.captions import CompareFeed, CompareView, shuffled
 from console.readers.form_defaults import prefill
 from console.readers.run_rows import RunRow, Snapshot
 from console.runs import exports
-from console.runs.captions import Sample
+from console.runs.captions import CaptionedPicture
 from console.screens.base import WIDE, ConsoleScreen
 from console.screens.checkpoints import PickModels
 from console.screens.full_picture import FullPicture
@@ -140,12 +140,12 @@ class CompareScreen(Voting, ConsoleScreen):
     # what is shown
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[CaptionedPicture, ...]:
         """The pictures of the comparison."""
         return self.view.samples
 
     @property
-    def sample(self) -> Sample | None:
+    def sample(self) -> CaptionedPicture | None:
         """The picture on screen."""
         return self.samples[self.index] if self.samples else None
 
@@ -186,7 +186,7 @@ class CompareScreen(Voting, ConsoleScreen):
     def _about_width(self) -> int:
         return max(self.query_one("#about").size.width, 30)
 
-    def _show_headline(self, sample: Sample) -> None:
+    def _show_headline(self, sample: CaptionedPicture) -> None:
         vote = self.view.votes.choices.get(sample.image)
         parts: list = [
             (f" Picture {self.index + 1}/{len(self.samples)} ", "bold"), (one_line(Path(sample.image).name, 40), ""),

@@ -247,7 +247,7 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
 
     BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]
 
-    class Found(Message):
+    class PresetsFound(Message):
         """The layouts are known, or why there are none."""
 
         def __init__(self, layouts: list[dict[str, Any]], problem: str = "") -> None:
@@ -276,13 +276,13 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
 
         def work() -> None:
             try:
-                self.post_message(self.Found(ask()))
+                self.post_message(self.PresetsFound(ask()))
             except (RequestError, WorkError, OSError) as error:
-                self.post_message(self.Found([], str(error)))
+                self.post_message(self.PresetsFound([], str(error)))
 
         self.run_worker(work, thread=True, exit_on_error=False)
 
-    def on_pick_preset_found(self, event: Found) -> None:
+    def on_pick_preset_presets_found(self, event: PresetsFound) -> None:
         rows = self.query_one(OptionList)
         for layout in event.layouts:
             text = Content.assemble(

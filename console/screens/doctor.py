@@ -15,7 +15,7 @@ from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.formatting import one_line, printable
-from console.messages import Told, WorkFailed
+from console.messages import ThreadAnswer, WorkFailed
 from console.widgets.key_hints import Hints
 from qwen3vl_core.layout.doctor import Check, examine
 
@@ -58,7 +58,7 @@ class DoctorScreen(ModalScreen[None]):
 
         def look() -> None:
             try:
-                self.post_message(Told("checks", examine(self.runs)))
+                self.post_message(ThreadAnswer("checks", examine(self.runs)))
             except Exception as error:
                 self.post_message(WorkFailed(f"doctor: {type(error).__name__}: {error}"))
 
@@ -68,7 +68,7 @@ class DoctorScreen(ModalScreen[None]):
     def on_work_failed(self, event: WorkFailed) -> None:
         self.query_one("#said", Static).update(Content("✗ " + one_line(event.text)).stylize("$text-error"))
 
-    def on_told(self, event: Told) -> None:
+    def on_thread_answer(self, event: ThreadAnswer) -> None:
         order = list(LOOKS)[::-1]
         self.checks = sorted(event.value, key=lambda check: order.index(check.status))
         bad, limits = (sum(check.status == status for check in self.checks) for status in ("fail", "warn"))

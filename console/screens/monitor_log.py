@@ -9,7 +9,7 @@ from textual.widgets import Input, Static
 from console.messages import LogRead, WorkFailed
 from console.readers.monitor import RunView
 from console.readers.run_rows import RunRow
-from console.runs.diagnosis import Trouble
+from console.runs.diagnosis import Diagnosis
 from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
 from console.widgets.log_pane import LogPane
@@ -26,7 +26,7 @@ class MonitorLog(ConsoleScreen):
         """What was read of the run last."""
         self.gone = False
         """The run's folder was deleted while it was watched."""
-        self._explained: Trouble | None = None
+        self._explained: Diagnosis | None = None
         self._state: Content | None = None
 
     @on(LogPane.Changed)

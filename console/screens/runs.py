@@ -131,7 +131,7 @@ class RunsScreen(ConsoleScreen):
     def _moved(self) -> None:
         self._describe()
 
-    @on(RunList.Opened)
+    @on(RunList.RunOpened)
     def _clicked(self) -> None:
         self.action_open()
 

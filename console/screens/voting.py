@@ -17,7 +17,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
     from console.readers.run_rows import RunRow
-    from console.runs.captions import Sample
+    from console.runs.captions import CaptionedPicture
 
 
 class Voting(Screen[None]):
@@ -29,8 +29,8 @@ class Voting(Screen[None]):
     index: int
     blind: str
     revealed: set[str]
-    samples: tuple[Sample, ...]
-    sample: Sample | None
+    samples: tuple[CaptionedPicture, ...]
+    sample: CaptionedPicture | None
     order: tuple[str, ...]
     hidden: bool
     outdated: bool

@@ -18,7 +18,7 @@ from textual.widgets.option_list import Option
 
 from console.actions import bindings_of
 from console.formatting import one_line, printable
-from console.messages import Told, WorkFailed
+from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
@@ -169,7 +169,7 @@ class WelcomeScreen(ConsoleScreen):
         def look() -> None:
             found = models_nearby()
             if found:
-                self.post_message(Told("models", found))
+                self.post_message(ThreadAnswer("models", found))
 
         self.in_thread(look, "models")
 
@@ -190,8 +190,8 @@ class WelcomeScreen(ConsoleScreen):
         field.focus()
         field.scroll_visible(animate=False)
 
-    @on(Told)
-    def _told(self, event: Told) -> None:
+    @on(ThreadAnswer)
+    def _told(self, event: ThreadAnswer) -> None:
         if event.what == "models" and self.asking == "model":
             field = self.query_one("#asked", Input)
             field.suggester = SuggestFromList(event.value, case_sensitive=True)
@@ -236,7 +236,7 @@ class WelcomeScreen(ConsoleScreen):
 
         def look() -> None:
             try:
-                self.post_message(Told("recipe", (recipe.read(values), values)))
+                self.post_message(ThreadAnswer("recipe", (recipe.read(values), values)))
             except Exception as error:
                 self.post_message(WorkFailed(one_line(error)))
 
@@ -293,12 +293,12 @@ class WelcomeScreen(ConsoleScreen):
             last = ""
             for line in process.stderr:
                 last = line.strip() or last
-                self.post_message(Told("progress", last))
+                self.post_message(ThreadAnswer("progress", last))
             if process.wait():
                 why = last.removeprefix("qwen3vl: ") or f"exit code {process.returncode}"
                 self.post_message(WorkFailed(f"the demo's workspace was not made: {why}"))
             else:
-                self.post_message(Told("workspace", folder))
+                self.post_message(ThreadAnswer("workspace", folder))
 
         self.in_thread(work, "demo")
 

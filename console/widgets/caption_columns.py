@@ -20,7 +20,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
-class Column:
+class CaptionColumn:
     """What one box shows."""
 
     title: Content
@@ -53,7 +53,7 @@ class CaptionBox(VerticalScroll, inherit_bindings=False):
     def compose(self) -> ComposeResult:
         yield Static(classes="caption-text")
 
-    def show(self, column: Column) -> None:
+    def show(self, column: CaptionColumn) -> None:
         """Show a caption, unless it is there already."""
         if column.look == self._shown:
             return
@@ -116,7 +116,7 @@ class CaptionColumns(HorizontalScroll, inherit_bindings=False):
     def on_resize(self) -> None:
         self._share()
 
-    def show(self, columns: Sequence[Column]) -> None:
+    def show(self, columns: Sequence[CaptionColumn]) -> None:
         """Show captions; as many as there are boxes."""
         for box, column in zip(self.boxes, columns, strict=False):
             box.show(column)

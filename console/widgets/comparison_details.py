@@ -11,9 +11,9 @@ from textual.content import Content
 from console.formatting import COLOURS, GLYPHS, one_line, printable
 from console.readers.captions import CompareView
 from console.readers.run_rows import RunRow
-from console.runs.captions import Caption, Sample
+from console.runs.captions import CaptionedPicture, RecordedCaption
 from console.widgets.caption import several
-from console.widgets.caption_columns import LETTERS, Column
+from console.widgets.caption_columns import LETTERS, CaptionColumn
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import ModelScores, Scores
@@ -133,10 +133,10 @@ def about(row: RunRow | None, view: CompareView, prompt: str, width: int, *, bli
 
 
 def columns_of(
-    view: CompareView, sample: Sample, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
-) -> list[Column]:
+    view: CompareView, sample: CaptionedPicture, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
+) -> list[CaptionColumn]:
     """The captions of a picture in the order of `names`. hidden: whose they are is not told; marked: the words that differ are."""
-    captions = [sample.captions.get(name, Caption()) for name in names]
+    captions = [sample.captions.get(name, RecordedCaption()) for name in names]
     # while a caption grows everything not yet written would count as a difference
     whole = all(caption.done and caption.text for caption in captions)
     texts = several([caption.text for caption in captions], marked and whole, blind)
@@ -162,5 +162,5 @@ def columns_of(
         if not caption.text:
             words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
             text = Content(words).stylize("$muted")
-        made.append(Column(Content(title), text, Content(" · ".join(foot)), best))
+        made.append(CaptionColumn(Content(title), text, Content(" · ".join(foot)), best))
     return made

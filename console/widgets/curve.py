@@ -30,7 +30,7 @@ NARROWEST = 4
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """One run's values of one metric."""
 
     label: str
@@ -74,7 +74,7 @@ class Curve(Widget, can_focus=True):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.lines: list[Line] = []
+        self.lines: list[CurveLine] = []
         self.title = ""
         self.note = ""
         """A few words beside the title: how it is drawn."""
@@ -94,7 +94,7 @@ class Curve(Widget, can_focus=True):
 
     # what is drawn
 
-    def show(self, lines: list[Line], title: str, note: str = "", empty: str = "", marks: Iterable[Mark] = ()) -> None:
+    def show(self, lines: list[CurveLine], title: str, note: str = "", empty: str = "", marks: Iterable[Mark] = ()) -> None:
         """Draw these lines from now on. A zoomed view that ends at the newest step goes on with it."""
         before = self.extent
         following = self.view is not None and before is not None and self.view[1] >= before[1]
@@ -360,7 +360,7 @@ class Curve(Widget, can_focus=True):
             at = column + 1
         return [part for part in [*parts, Segment(line[at:], axis)] if part.text]
 
-    def values_at(self, step: float) -> list[tuple[Line, int, float, float | None]]:
+    def values_at(self, step: float) -> list[tuple[CurveLine, int, float, float | None]]:
         """(line, its nearest step, value, average) of every line that has points in view."""
         found = []
         x0, x1 = self.shown

@@ -61,7 +61,7 @@ class RunList(ScrollView, can_focus=True):
     class Moved(Message):
         """The cursor is on another run."""
 
-    class Opened(Message):
+    class RunOpened(Message):
         """A run was clicked twice, or clicked under the cursor."""
 
     class SortAsked(Message):
@@ -137,7 +137,7 @@ class RunList(ScrollView, can_focus=True):
         again = index == self.cursor
         self.action_move(index - self.cursor)
         if again or event.chain == 2:
-            self.post_message(self.Opened())
+            self.post_message(self.RunOpened())
 
     def on_resize(self) -> None:
         self._keep_in_view()

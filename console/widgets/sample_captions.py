@@ -15,7 +15,7 @@ from console.formatting import one_line, printable
 from console.widgets.caption import pair
 
 if TYPE_CHECKING:
-    from console.readers.monitor import SampleStory
+    from console.readers.monitor import CaptionHistory
 
 SHOWN = 12
 """Captions of one picture, the latest and the first."""
@@ -32,12 +32,12 @@ class SamplePane(VerticalScroll, can_focus=True):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._shown: tuple[SampleStory, ...] | None = None
+        self._shown: tuple[CaptionHistory, ...] | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="stories")
 
-    def show(self, stories: tuple[SampleStory, ...]) -> None:
+    def show(self, stories: tuple[CaptionHistory, ...]) -> None:
         """Show these; nothing is done when they are those already shown."""
         if stories == self._shown:
             return
@@ -45,7 +45,7 @@ class SamplePane(VerticalScroll, can_focus=True):
         self.query_one("#stories", Static).update(content_of(stories))
 
 
-def content_of(stories: tuple[SampleStory, ...]) -> Content:
+def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
     """Every picture with its captions, the earliest first."""
     if not stories:
         return Content.assemble(

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from qwen3vl_core.caption import compared_models, report, terminal
-from qwen3vl_core.caption.compared_models import Side
-from qwen3vl_core.caption.comparison import Comparison, Model, Sample, Text
+from qwen3vl_core.caption.compared_models import ComparedModel
+from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
 from qwen3vl_core.caption.dataset import find_samples
-from qwen3vl_core.caption.generate import Caption, Prompt, Writer
+from qwen3vl_core.caption.generate import GeneratedCaption, Prompt, Writer
 from qwen3vl_core.caption.pictures import Picture, find, shown
 from qwen3vl_core.caption.references import read_references
-from qwen3vl_core.caption.run_output import Rows
+from qwen3vl_core.caption.run_output import CaptionRows
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
@@ -37,11 +37,13 @@ SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "precisio
 _PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Stopped(KeyboardInterrupt):
+class ComparisonStopped(KeyboardInterrupt):
     """The comparison was asked to end; what was written so far is in the reports."""
 
 
-def _write_captions(side: Side, pictures: list[Picture], options: CompareOptions, rows: Rows, written: dict[int, Caption]) -> None:
+def _write_captions(
+    side: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+) -> None:
     """One caption of each picture into `written`; the model is gone from memory afterwards."""
     model = load(side.path, dtype=_PRECISIONS[options.precision])
     with Progress(side.name, total=len(pictures), unit="captions") as progress:
@@ -65,13 +67,15 @@ def _asked(picture: Picture, options: CompareOptions) -> str:
     return picture.question if options.own_questions and picture.question else options.prompt
 
 
-def _prompts(side: Side, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
+def _prompts(side: ComparedModel, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
     """Read one picture at a time, as the batches need them."""
     for picture in pictures:
         yield Prompt(side.processor.prompt([picture.open()], _asked(picture, options)), picture.seed(options.seed))
 
 
-def _captions_of(side: Side, pictures: list[Picture], options: CompareOptions, rows: Rows, written: dict[int, Caption]) -> None:
+def _captions_of(
+    side: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+) -> None:
     """`_write_captions`, and what can go wrong with one model on this machine said in one line."""
     try:
         _write_captions(side, pictures, options, rows, written)
@@ -108,7 +112,7 @@ def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], lis
     return pictures, notes
 
 
-def _check_prompts(models: list[Side], pictures: list[Picture], options: CompareOptions) -> None:
+def _check_prompts(models: list[ComparedModel], pictures: list[Picture], options: CompareOptions) -> None:
     """A prompt that a model's chat format refuses is found now, and not after the base has written its captions."""
     for side in models:
         for prompt in {_asked(picture, options) for picture in pictures}:
@@ -118,11 +122,11 @@ def _check_prompts(models: list[Side], pictures: list[Picture], options: Compare
 def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[Comparison, list[Picture]]:
     """Write all captions. pictures_in: folder for the pictures of a dataset; else the run's.
 
-    Raises RequestError before any work for pictures or models that will not do, and `Stopped` with (comparison, pictures) of
+    Raises RequestError before any work for pictures or models that will not do, and `ComparisonStopped` with (comparison, pictures) of
     what is whole when the work was interrupted.
     """
     options.check()
-    rows = Rows()
+    rows = CaptionRows()
     folder = pictures_in or ((rows.folder or Path.cwd()) / "pictures")
     pictures, notes = _pictures(options, folder)
     models = compared_models.open_sides(options)
@@ -131,10 +135,10 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     for note in notes:
         print(note, file=sys.stderr, flush=True)
     sampling = {name: getattr(options, name) for name in SAMPLING}
-    described = {side.name: Model(shown(side.path), side.size) for side in models}
+    described = {side.name: ReportModel(shown(side.path), side.size) for side in models}
     comparison = Comparison(options.prompt, described, [], sampling, notes)
     rows.begin(comparison, pictures)
-    written: dict[str, dict[int, Caption]] = {side.name: {} for side in models}
+    written: dict[str, dict[int, GeneratedCaption]] = {side.name: {} for side in models}
     try:
         for side in models:
             _captions_of(side, pictures, options, rows, written[side.name])
@@ -142,16 +146,18 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
         whole = [index for index in range(len(pictures)) if all(index in captions for captions in written.values())]
         comparison.notes.append(f"Stopped early: {len(whole):,} of {len(pictures):,} pictures have all captions.")
         comparison.samples = _samples(whole, pictures, written, options)
-        raise Stopped(comparison, [pictures[index] for index in whole]) from None
+        raise ComparisonStopped(comparison, [pictures[index] for index in whole]) from None
     comparison.samples = _samples(range(len(pictures)), pictures, written, options)
     return comparison, pictures
 
 
-def _samples(places, pictures: list[Picture], written: dict[str, dict[int, Caption]], options: CompareOptions) -> list[Sample]:
+def _samples(
+    places, pictures: list[Picture], written: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
+) -> list[ReportSample]:
     made = []
     for index in places:
-        captions = {name: Text(c[index].text, c[index].seconds, c[index].whole) for name, c in written.items()}
-        made.append(Sample(pictures[index].name, captions, _asked(pictures[index], options), pictures[index].references))
+        captions = {name: ReportCaption(c[index].text, c[index].seconds, c[index].whole) for name, c in written.items()}
+        made.append(ReportSample(pictures[index].name, captions, _asked(pictures[index], options), pictures[index].references))
     return made
 
 
@@ -185,10 +191,10 @@ def run(options: CompareOptions) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminable())
         # without a run to keep them in, the pictures of a dataset are needed until the reports are written
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.data and Rows().folder is None else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.data and CaptionRows().folder is None else None
         try:
             comparison, pictures = compare(options, folder)
-        except Stopped as stopped:
+        except ComparisonStopped as stopped:
             comparison, pictures = stopped.args
             print("\n" + comparison.notes[-1], file=sys.stderr)
             if pictures:

@@ -24,7 +24,7 @@ LONGEST_NAME = 28
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedModel:
     """One of the models, checked but not loaded."""
 
     name: str
@@ -39,14 +39,14 @@ class Side:
         return f"{self.option} {shown(self.path)}"
 
 
-def open_sides(options: CompareOptions) -> list[Side]:
+def open_sides(options: CompareOptions) -> list[ComparedModel]:
     """All models. Everything that can be wrong with one is found here, before any is loaded. Raises RequestError."""
     sides = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
     names = [BASE, *tuned_names([Path(side.path) for side in sides[1:]])]
-    return [Side(name, side.option, side.path, side.size, side.processor) for name, side in zip(names, sides, strict=True)]
+    return [ComparedModel(name, side.option, side.path, side.size, side.processor) for name, side in zip(names, sides, strict=True)]
 
 
-def _open(name: str, option: str, path: str) -> Side:
+def _open(name: str, option: str, path: str) -> ComparedModel:
     folder = Path(path).expanduser()
     checkpoint = torch_dist.find(folder) if folder.is_dir() else None
     if checkpoint and not (checkpoint.root / "config.json").is_file():
@@ -58,7 +58,7 @@ def _open(name: str, option: str, path: str) -> Side:
     source.check()
     # a run that goes on moves its tracker: what is compared is the checkpoint that was there at the start
     loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / torch_dist.TRACKER).is_file() else path
-    return Side(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
+    return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
 
 
 def tuned_names(paths: list[Path]) -> list[str]:
@@ -84,7 +84,7 @@ def tuned_names(paths: list[Path]) -> list[str]:
     return made
 
 
-def notes(sides: list[Side]) -> list[str]:
+def notes(sides: list[ComparedModel]) -> list[str]:
     """What a reader must know about the models."""
     tiny = [side.name for side in sides if side.size == DEMO_SIZE]
     if not tiny:

@@ -17,7 +17,7 @@ RESERVED = (SAME, "differ", "difference", "image", "picture", "prompt", "referen
 
 
 @dataclass(frozen=True)
-class Text:
+class ReportCaption:
     """One caption in a report."""
 
     text: str
@@ -31,29 +31,29 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ReportSample:
     """A picture and its captions by the name of the model, the first model's first."""
 
     image: str
-    captions: Mapping[str, Text]
+    captions: Mapping[str, ReportCaption]
     prompt: str = ""
     """What was asked about this picture; empty: the comparison's prompt."""
     references: tuple[str, ...] = ()
     """What people wrote about it."""
 
     @property
-    def base(self) -> Text:
+    def base(self) -> ReportCaption:
         """The first model's."""
         return next(iter(self.captions.values()))
 
     @property
-    def tuned(self) -> Text:
+    def tuned(self) -> ReportCaption:
         """The second model's."""
         return list(self.captions.values())[1]
 
 
 @dataclass(frozen=True)
-class Model:
+class ReportModel:
     """One of the models."""
 
     path: str
@@ -66,9 +66,9 @@ class Comparison:
     """Several models' captions of the same pictures."""
 
     prompt: str
-    models: dict[str, Model]
+    models: dict[str, ReportModel]
     """By name: `base` first, then `tuned`, or a name for each of several checkpoints."""
-    samples: list[Sample]
+    samples: list[ReportSample]
     sampling: dict[str, Any] = field(default_factory=dict)
     """The options that decide what is written."""
     notes: list[str] = field(default_factory=list)

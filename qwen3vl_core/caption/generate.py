@@ -47,7 +47,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Caption:
+class GeneratedCaption:
     """What a model wrote."""
 
     text: str
@@ -64,7 +64,7 @@ def whole_characters(text: str) -> str:
     return text.rstrip(INCOMPLETE)
 
 
-class _Text:
+class _StreamedText:
     """The text of a growing list of tokens, each token decoded about once. Never ends inside a character."""
 
     def __init__(self, decode: Decode) -> None:
@@ -82,12 +82,12 @@ class _Text:
 
 
 @dataclass
-class _Row:
+class _RunningCaption:
     """One caption under way."""
 
     index: int
     random: random.Random
-    text: _Text
+    text: _StreamedText
     ids: list[int] = field(default_factory=list)
 
 
@@ -133,10 +133,10 @@ class Writer:
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
         self.started = time.monotonic()
         """When the batch under way was begun."""
-        self.finished: dict[int, Caption] = {}
+        self.finished: dict[int, GeneratedCaption] = {}
         """Captions by the number of their prompt, each as soon as it is whole; left as they are when the writing is cut short."""
 
-    def write(self, prompts: Iterable[Prompt]) -> list[Caption]:
+    def write(self, prompts: Iterable[Prompt]) -> list[GeneratedCaption]:
         """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
         are there as fit a batch, or their pixels fill `WAITING_BYTES`. Raises WorkError for a model that gives NaN."""
         self.finished.clear()
@@ -167,7 +167,9 @@ class Writer:
         started = told = self.started = time.monotonic()
         prompts = [prompt for _, prompt in group]
         # None: the row is finished and only still there because the batch was not made smaller for it
-        rows: list[_Row | None] = [_Row(index, random.Random(prompt.seed), _Text(self.decode)) for index, prompt in group]
+        rows: list[_RunningCaption | None] = [
+            _RunningCaption(index, random.Random(prompt.seed), _StreamedText(self.decode)) for index, prompt in group
+        ]
         session = self.model.generation_session(prompts[0].length + self.sampling.max_new_tokens)
         logits = session.prefill(**_joined(prompts, next(self.model.parameters()).device))
         while True:
@@ -184,7 +186,7 @@ class Writer:
                     row.ids.append(token)
                 if ended or len(row.ids) == self.sampling.max_new_tokens:
                     text = whole_characters(self.decode(row.ids)) if row.ids else ""
-                    self.finished[row.index] = Caption(text, row.ids, now - started, ended)
+                    self.finished[row.index] = GeneratedCaption(text, row.ids, now - started, ended)
                     rows[place] = None
                     if self.on_text:
                         self.on_text(row.index, text, True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from qwen3vl_core.caption.comparison import SAME, Comparison, Model, Sample, Text
+from qwen3vl_core.caption.comparison import SAME, Comparison, ReportCaption, ReportModel, ReportSample
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import repetition
 from qwen3vl_core.caption.word_diff import difference
@@ -39,7 +39,7 @@ def to_mapping(comparison: Comparison) -> dict[str, Any]:
     return made | {"captions": [_row(sample, comparison) for sample in comparison.samples]}
 
 
-def _row(sample: Sample, comparison: Comparison) -> dict[str, Any]:
+def _row(sample: ReportSample, comparison: Comparison) -> dict[str, Any]:
     row: dict[str, Any] = {"image": sample.image}
     if sample.prompt and sample.prompt != comparison.prompt:
         row["prompt"] = sample.prompt
@@ -80,7 +80,7 @@ def _tagged(text: str, tag: str) -> str:
     return f"{escaped(text[:start])}<{tag}>{escaped(body)}</{tag}>{escaped(text[start + len(body) :])}"
 
 
-def _marked(sample: Sample) -> dict[str, str]:
+def _marked(sample: ReportSample) -> dict[str, str]:
     """Each caption as HTML: of two, what only they have in `del` and `ins`; of more, what is not in the first in `ins`."""
     first, *others = sample.captions
     made = {}
@@ -94,7 +94,7 @@ def _marked(sample: Sample) -> dict[str, str]:
     return {name: made[name] for name in sample.captions}
 
 
-def _column(name: str, caption: Text, marked: str, sample: Sample, voted: bool) -> str:
+def _column(name: str, caption: ReportCaption, marked: str, sample: ReportSample, voted: bool) -> str:
     parts = [f"{caption.words} words", f"{caption.seconds:.1f} s"]
     if sample.references:
         parts.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
@@ -105,7 +105,7 @@ def _column(name: str, caption: Text, marked: str, sample: Sample, voted: bool) 
     return f'<section><h3>{escaped(name)}{vote}</h3>\n<p class="meta">{" · ".join(parts)}</p>\n{body}</section>'
 
 
-def _article(sample: Sample, picture: str, number: int, comparison: Comparison) -> str:
+def _article(sample: ReportSample, picture: str, number: int, comparison: Comparison) -> str:
     vote = comparison.votes.get(sample.image)
     marked = _marked(sample)
     columns = "\n".join(_column(name, caption, marked[name], sample, vote == name) for name, caption in sample.captions.items())
@@ -120,7 +120,7 @@ def _article(sample: Sample, picture: str, number: int, comparison: Comparison) 
 
 
 def _about(comparison: Comparison) -> Iterable[tuple[str, str]]:
-    def described(model: Model) -> str:
+    def described(model: ReportModel) -> str:
         return model.path + (f" (size {model.size})" if model.size else "")
 
     yield "prompt", comparison.prompt

@@ -24,7 +24,7 @@ ROW_SECONDS = 0.5
 """A row of a caption under way is written at most this often."""
 
 
-class Rows:
+class CaptionRows:
     """The files of one comparison in the folder of its run; nowhere when there is no run."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from qwen3vl_core.caption.comparison import Comparison, Sample, Text
+from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportSample
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.report import differing, score_rows
 from qwen3vl_core.caption.word_diff import difference
@@ -140,7 +140,7 @@ def painted(line: list[Span], colour: bool) -> str:
     return "".join(made) + ("\x1b[0m" if style else "")
 
 
-def _heading(name: str, caption: Text, sample: Sample, voted: bool) -> str:
+def _heading(name: str, caption: ReportCaption, sample: ReportSample, voted: bool) -> str:
     parts = [name, f"{caption.words} words", f"{caption.seconds:.1f} s"]
     if sample.references:
         parts.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
@@ -149,7 +149,7 @@ def _heading(name: str, caption: Text, sample: Sample, voted: bool) -> str:
     return ("★ " if voted else "") + " · ".join(parts)
 
 
-def _marked_all(sample: Sample) -> list[list[Span]]:
+def _marked_all(sample: ReportSample) -> list[list[Span]]:
     """The captions in their order, marked: of two, what only one has; of more, what is not in the first."""
     first, *others = (printable(caption.text) for caption in sample.captions.values())
     if len(others) == 1:
@@ -157,7 +157,7 @@ def _marked_all(sample: Sample) -> list[list[Span]]:
     return [[(first, "")], *(marked_captions(first, other)[1] for other in others)]
 
 
-def _block(sample: Sample, comparison: Comparison, number: int, total: int, width: int) -> list[list[Span]]:
+def _block(sample: ReportSample, comparison: Comparison, number: int, total: int, width: int) -> list[list[Span]]:
     """One picture: its name, what was asked where that differs, the captions, the references."""
     title = f"── {number} of {total}  {printable(sample.image).replace(chr(10), ' ')} "
     lines = [*wrapped([(title, "bold")], width)]

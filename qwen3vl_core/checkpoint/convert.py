@@ -34,7 +34,7 @@ OVERHEAD_BYTES = 4_000_000
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What a conversion did; `--report` writes it as JSON."""
 
     source: str
@@ -226,7 +226,7 @@ def run(options: ConvertOptions) -> None:
     if to_megatron:
         one_dtype_a_tensor(source, table, caster.dtype)
     need_space(target, round(total_bytes(source, table, caster.dtype) * 1.01) + OVERHEAD_BYTES, "checkpoint")
-    report = Report(
+    report = ConversionReport(
         str(source.path), str(target), source.kind, "megatron" if to_megatron else "hf", describe(source.architecture), source.iteration,
         layout.mergers, sorted({str(written_dtype(source, r, caster.dtype)).removeprefix("torch.") for r in table}),
         len({name for region in table for name in region.hf}), not_finite=caster.not_finite,
@@ -254,7 +254,7 @@ def _check_device(options: ConvertOptions) -> None:
         raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes")
 
 
-def _tell(report: Report, file: str | None) -> None:
+def _tell(report: ConversionReport, file: str | None) -> None:
     if file:
         write_text(Path(file).expanduser(), report.as_json())
     for name, value in report.rows():
@@ -266,7 +266,7 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
     if options.verify:
         raise RequestError("--verify: compares whole models; leave it out with --adapter")
     dtype = DTYPES.get(options.dtype)
-    report = Report(
+    report = ConversionReport(
         str(source.path), str(target), source.kind, "peft", describe(source.architecture), source.iteration, source.layout.mergers, [], 0,
         adapters=source.adapters.as_json(),
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Index(Table):
         return isinstance(other, Index) and (self.fqn, self.offset) == (other.fqn, other.offset)
 
 
-class Stored(Table):
+class StorageInfo(Table):
     """Where something stands: `relative_path`, `offset`, `length`."""
 
 
@@ -69,7 +69,7 @@ _ALLOWED: dict[str, dict[str, Any]] = {
         "Metadata": Table, "TensorStorageMetadata": TensorEntry, "BytesStorageMetadata": Table, "ChunkStorageMetadata": Table,
         "MetadataIndex": Index, "TensorProperties": Properties, "StorageMeta": Table, "_MEM_FORMAT_ENCODING": Table,
     },
-    _FILESYSTEM: {"_StorageInfo": Stored, "_StoragePrefix": Table},
+    _FILESYSTEM: {"_StorageInfo": StorageInfo, "_StoragePrefix": Table},
     _PLANNER: {name: Table for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")},
     "torch": {"Size": torch.Size} | {
         name: getattr(torch, name)
@@ -98,7 +98,7 @@ class Chunk:
 
     offset: Shape
     size: Shape
-    stored: Stored
+    stored: StorageInfo
 
 
 class Chunks:
@@ -120,10 +120,10 @@ class Chunks:
         return [chunk for place in places for chunk in self._at.get(place, ())]
 
 
-def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, Stored], dict[str, Chunks]]:
+def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageInfo], dict[str, Chunks]]:
     """(tensors, saved objects, the tensors' chunks), by key. Raises RequestError for anything but the tables of a checkpoint."""
     tensors: dict[str, TensorEntry] = {}
-    objects: dict[str, Stored] = {}
+    objects: dict[str, StorageInfo] = {}
     chunks: dict[str, list[Chunk]] = {}
     sizes: dict[tuple[str, Shape], Shape] = {}
     try:

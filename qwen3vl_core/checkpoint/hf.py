@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.positional_io import EndOfFile, Files
+from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
 
 INDEX = "model.safetensors.index.json"
@@ -86,7 +86,7 @@ class HFReader:
         self.entries: dict[str, Entry] = {}
         self.problems: list[str] = []
         self._strict = strict
-        self._files = Files()
+        self._files = FileReader()
         for file, named in self._weight_files().items():
             try:
                 found = read_header(file)

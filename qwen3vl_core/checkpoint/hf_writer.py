@@ -35,7 +35,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorPlace:
     handle: int
     start: int
     bytes: int
@@ -61,7 +61,7 @@ class SafetensorsWriter:
         self.folder = folder
         self.bytes = 0
         self._files: list[tuple[int, bytes, int]] = []
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _TensorPlace] = {}
         self._map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -77,7 +77,7 @@ class SafetensorsWriter:
             self._files.append((handle, struct.pack("<Q", len(text)) + text, at))
             start = 8 + len(text)
             for t in shard:
-                self._places[t.name] = _Place(handle, start, t.bytes)
+                self._places[t.name] = _TensorPlace(handle, start, t.bytes)
                 start += t.bytes
             self.bytes += at
 

@@ -40,7 +40,7 @@ class Part:
 
 
 @dataclass
-class Found:
+class InspectReport:
     """What a path is; None or empty where it does not apply or could not be found out."""
 
     path: str
@@ -119,7 +119,7 @@ def part_of(name: str) -> str:
     return "experts" if ".mlp.experts." in name else "language"
 
 
-def _count(found: Found, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+def _count(found: InspectReport, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
     parts = {name: Part() for name in PARTS}
     for name, shape, dtype in tensors:
         numbers = math.prod(shape)
@@ -131,7 +131,7 @@ def _count(found: Found, tensors: Iterable[tuple[str, tuple[int, ...], torch.dty
     found.parts = {name: part for name, part in parts.items() if part.parameters}
 
 
-def _side(found: Found, folder: Path) -> Architecture | None:
+def _side(found: InspectReport, folder: Path) -> Architecture | None:
     """The files beside the weights, and the architecture if config.json gives one."""
     found.side_files = [file.name for file in side_files(folder)]
     found.side_files_missing = [name for name in EXPECTED_SIDE_FILES if name not in found.side_files]
@@ -144,9 +144,9 @@ def _side(found: Found, folder: Path) -> Architecture | None:
     return architecture
 
 
-def inspect_hf(folder: Path) -> Found:
+def inspect_hf(folder: Path) -> InspectReport:
     """A folder with safetensors."""
-    found = Found(str(folder), "Hugging Face model")
+    found = InspectReport(str(folder), "Hugging Face model")
     reader = HFReader(folder, strict=False)
     found.problems += reader.problems
     found.files = len({entry.file for entry in reader.entries.values()})
@@ -174,9 +174,9 @@ def _written_by(data: Path) -> str | None:
     return " ".join(f"{short} {size}" for short, size in sizes.items() if isinstance(size, int)) or None
 
 
-def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> Found:
+def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectReport:
     """A checkpoint that was converted, or one of a run."""
-    found = Found(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
+    found = InspectReport(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
     named = (re.fullmatch(r"iter_(\d{7,})", folder.name) for folder in checkpoint.root.iterdir())
     found.iterations = sorted(int(match[1]) for match in named if match)
     architecture = _side(found, checkpoint.root)
@@ -225,30 +225,30 @@ def _json_object(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def inspect_run(folder: Path) -> Found:
+def inspect_run(folder: Path) -> InspectReport:
     """A run's folder: what it is, and its last checkpoint."""
     plan, state = _json_object(folder / "plan.json"), _json_object(folder / "state.json")
     run = {"kind": plan.get("kind"), "name": plan.get("name"), "status": state.get("status"), "exit code": state.get("exit_code")}
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
-        return Found(str(folder), "run", run=run | {"checkpoints": "none"})
-    found = inspect_checkpoint(checkpoints) or Found(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
+        return InspectReport(str(folder), "run", run=run | {"checkpoints": "none"})
+    found = inspect_checkpoint(checkpoints) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
     found.path, found.kind, found.run = str(folder), f"run; its last checkpoint: {found.kind}", run
     return found
 
 
-def inspect_checkpoint(path: Path) -> Found | None:
+def inspect_checkpoint(path: Path) -> InspectReport | None:
     """A Megatron checkpoint, also one that cannot be found any more in its folder; None where there is no sign of one."""
     try:
         checkpoint = torch_dist.find(path)
     except RequestError as error:
-        found = Found(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
+        found = InspectReport(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
         _side(found, path)
         return found
     return inspect_megatron(path, checkpoint) if checkpoint else None
 
 
-def inspect(path: Path) -> Found:
+def inspect(path: Path) -> InspectReport:
     """What is at a path that holds a model, a checkpoint or a run. Raises RequestError for one that holds none of them."""
     if not path.exists():
         raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
@@ -264,7 +264,7 @@ def inspect(path: Path) -> Found:
     pickles = pickled_weights(path)
     if pickles:
         line = f"{path}: {listed(pickles)} can run programs and are never opened; get the model as safetensors"
-        return Found(str(path), "folder of pickled weights", side_files=[f.name for f in side_files(path)], problems=[line])
+        return InspectReport(str(path), "folder of pickled weights", side_files=[f.name for f in side_files(path)], problems=[line])
     holds = sorted(p.name for p in path.iterdir())
     raise RequestError(f"{path}: no model, checkpoint, run or dataset; it holds {listed(holds) if holds else 'nothing'}")
 

@@ -32,7 +32,7 @@ LANGUAGE, VISION = "language_model.", "vision_model."
 
 
 @dataclass(frozen=True)
-class Row:
+class MapRow:
     """One tensor of the map."""
 
     megatron: str
@@ -52,112 +52,114 @@ BRIDGE, PAI = ("bridge",), ("pai",)
 # fmt: off
 TABLE = (
     # vision tower
-    Row("vision_model.patch_embed.proj.weight", "copy",
+    MapRow("vision_model.patch_embed.proj.weight", "copy",
         {"model.visual.patch_embed.proj.weight": "v_hidden v_channels v_frames v_patch v_patch"}),
-    Row("vision_model.patch_embed.proj.bias", "copy", {"model.visual.patch_embed.proj.bias": "v_hidden"}),
-    Row("vision_model.pos_embed.weight", "copy", {"model.visual.pos_embed.weight": "v_positions v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "heads",
+    MapRow("vision_model.patch_embed.proj.bias", "copy", {"model.visual.patch_embed.proj.bias": "v_hidden"}),
+    MapRow("vision_model.pos_embed.weight", "copy", {"model.visual.pos_embed.weight": "v_positions v_hidden"}),
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "heads",
         {"model.visual.blocks.{i}.attn.qkv.weight": "v_qkv v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
         {"model.visual.blocks.{i}.attn.proj.weight": "v_hidden v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.weight", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc1.weight", "copy",
         {"model.visual.blocks.{i}.mlp.linear_fc1.weight": "v_ffn v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
         {"model.visual.blocks.{i}.mlp.linear_fc2.weight": "v_hidden v_ffn"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
         {"model.visual.blocks.{i}.norm1.weight": "v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
         {"model.visual.blocks.{i}.norm2.weight": "v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.bias", "heads",
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_qkv.bias", "heads",
         {"model.visual.blocks.{i}.attn.qkv.bias": "v_qkv"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_proj.bias", "copy",
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_proj.bias", "copy",
         {"model.visual.blocks.{i}.attn.proj.bias": "v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.bias", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc1.bias", "copy",
         {"model.visual.blocks.{i}.mlp.linear_fc1.bias": "v_ffn"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc2.bias", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc2.bias", "copy",
         {"model.visual.blocks.{i}.mlp.linear_fc2.bias": "v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_bias", "copy",
+    MapRow("vision_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_bias", "copy",
         {"model.visual.blocks.{i}.norm1.bias": "v_hidden"}),
-    Row("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_bias", "copy",
+    MapRow("vision_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_bias", "copy",
         {"model.visual.blocks.{i}.norm2.bias": "v_hidden"}),
     # the merger, and one more for each deepstack layer
-    Row("vision_model.merger.patch_norm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, BRIDGE),
-    Row("vision_model.decoder.final_layernorm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, PAI),
-    Row("vision_model.merger.linear_fc1.weight", "copy", {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, BRIDGE),
-    Row("vision_model.projection.encoder.linear_fc1.weight", "copy", {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.weight", "copy",
+    MapRow("vision_model.merger.patch_norm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, BRIDGE),
+    MapRow("vision_model.decoder.final_layernorm.weight", "copy", {"model.visual.merger.norm.weight": "v_hidden"}, PAI),
+    MapRow("vision_model.merger.linear_fc1.weight", "copy", {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, BRIDGE),
+    MapRow("vision_model.projection.encoder.linear_fc1.weight", "copy",
+        {"model.visual.merger.linear_fc1.weight": "v_merged v_merged"}, PAI),
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc1.weight": "v_merged v_merged"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.weight", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc1.weight": "v_merged v_merged"}, PAI),
-    Row("vision_model.merger.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, BRIDGE),
-    Row("vision_model.projection.encoder.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.weight", "copy",
+    MapRow("vision_model.merger.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, BRIDGE),
+    MapRow("vision_model.projection.encoder.linear_fc2.weight", "copy", {"model.visual.merger.linear_fc2.weight": "v_out v_merged"}, PAI),
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc2.weight": "v_out v_merged"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.weight", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc2.weight": "v_out v_merged"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.weight", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.norm.weight": "v_merged"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_norm_list.{i}.weight", "copy",
+    MapRow("vision_model.decoder.deepstack_norm_list.{i}.weight", "copy",
         {"model.visual.deepstack_merger_list.{i}.norm.weight": "v_merged"}, PAI),
-    Row("vision_model.merger.patch_norm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, BRIDGE),
-    Row("vision_model.decoder.final_layernorm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, PAI),
-    Row("vision_model.merger.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, BRIDGE),
-    Row("vision_model.projection.encoder.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.bias", "copy",
+    MapRow("vision_model.merger.patch_norm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, BRIDGE),
+    MapRow("vision_model.decoder.final_layernorm.bias", "copy", {"model.visual.merger.norm.bias": "v_hidden"}, PAI),
+    MapRow("vision_model.merger.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, BRIDGE),
+    MapRow("vision_model.projection.encoder.linear_fc1.bias", "copy", {"model.visual.merger.linear_fc1.bias": "v_merged"}, PAI),
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.linear_fc1.bias", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc1.bias": "v_merged"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.bias", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc1.bias", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc1.bias": "v_merged"}, PAI),
-    Row("vision_model.merger.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, BRIDGE),
-    Row("vision_model.projection.encoder.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.bias", "copy",
+    MapRow("vision_model.merger.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, BRIDGE),
+    MapRow("vision_model.projection.encoder.linear_fc2.bias", "copy", {"model.visual.merger.linear_fc2.bias": "v_out"}, PAI),
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.linear_fc2.bias", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc2.bias": "v_out"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.bias", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.encoder.linear_fc2.bias", "copy",
         {"model.visual.deepstack_merger_list.{i}.linear_fc2.bias": "v_out"}, PAI),
-    Row("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.bias", "copy",
+    MapRow("vision_model.decoder.deepstack_merger_list.{i}.patch_norm.bias", "copy",
         {"model.visual.deepstack_merger_list.{i}.norm.bias": "v_merged"}, BRIDGE),
-    Row("vision_model.decoder.deepstack_norm_list.{i}.bias", "copy", {"model.visual.deepstack_merger_list.{i}.norm.bias": "v_merged"}, PAI),
+    MapRow("vision_model.decoder.deepstack_norm_list.{i}.bias", "copy",
+        {"model.visual.deepstack_merger_list.{i}.norm.bias": "v_merged"}, PAI),
     # language tower
-    Row("language_model.embedding.word_embeddings.weight", "copy", {"model.language_model.embed_tokens.weight": "vocabulary hidden"}),
-    Row("language_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
+    MapRow("language_model.embedding.word_embeddings.weight", "copy", {"model.language_model.embed_tokens.weight": "vocabulary hidden"}),
+    MapRow("language_model.decoder.layers.{i}.self_attention.linear_qkv.layer_norm_weight", "copy",
         {"model.language_model.layers.{i}.input_layernorm.weight": "hidden"}),
-    Row("language_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "groups",
+    MapRow("language_model.decoder.layers.{i}.self_attention.linear_qkv.weight", "groups",
         {"model.language_model.layers.{i}.self_attn.q_proj.weight": "query hidden",
          "model.language_model.layers.{i}.self_attn.k_proj.weight": "key_value hidden",
          "model.language_model.layers.{i}.self_attn.v_proj.weight": "key_value hidden"}),
-    Row("language_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.self_attention.linear_proj.weight", "copy",
         {"model.language_model.layers.{i}.self_attn.o_proj.weight": "hidden query"}),
-    Row("language_model.decoder.layers.{i}.self_attention.q_layernorm.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.self_attention.q_layernorm.weight", "copy",
         {"model.language_model.layers.{i}.self_attn.q_norm.weight": "head"}),
-    Row("language_model.decoder.layers.{i}.self_attention.k_layernorm.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.self_attention.k_layernorm.weight", "copy",
         {"model.language_model.layers.{i}.self_attn.k_norm.weight": "head"}),
     # a layer's MLP: dense
-    Row("language_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.linear_fc1.layer_norm_weight", "copy",
         {"model.language_model.layers.{i}.post_attention_layernorm.weight": "hidden"}, only="dense"),
-    Row("language_model.decoder.layers.{i}.mlp.linear_fc1.weight", "rows",
+    MapRow("language_model.decoder.layers.{i}.mlp.linear_fc1.weight", "rows",
         {"model.language_model.layers.{i}.mlp.gate_proj.weight": "ffn hidden",
          "model.language_model.layers.{i}.mlp.up_proj.weight": "ffn hidden"}, only="dense"),
-    Row("language_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.linear_fc2.weight", "copy",
         {"model.language_model.layers.{i}.mlp.down_proj.weight": "hidden ffn"}, only="dense"),
     # a layer's MLP: experts, in one of three forms
-    Row("language_model.decoder.layers.{i}.pre_mlp_layernorm.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.pre_mlp_layernorm.weight", "copy",
         {"model.language_model.layers.{i}.post_attention_layernorm.weight": "hidden"}, only="moe"),
-    Row("language_model.decoder.layers.{i}.mlp.router.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.router.weight", "copy",
         {"model.language_model.layers.{i}.mlp.gate.weight": "experts hidden"}, only="moe"),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "transposed",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "transposed",
         {"model.language_model.layers.{i}.mlp.experts.gate_up_proj": "hidden expert_gate_up"}, experts=("gate_up", "transposed")),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "copy",
         {"model.language_model.layers.{i}.mlp.experts.gate_up_proj": "expert_gate_up hidden"}, experts=("gate_up", "straight")),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "rows",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc1.weight", "rows",
         {"model.language_model.layers.{i}.mlp.experts.{e}.gate_proj.weight": "expert_ffn hidden",
          "model.language_model.layers.{i}.mlp.experts.{e}.up_proj.weight": "expert_ffn hidden"}, experts=("gate_up", "each")),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "transposed",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "transposed",
         {"model.language_model.layers.{i}.mlp.experts.down_proj": "expert_ffn hidden"}, experts=("down", "transposed")),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
         {"model.language_model.layers.{i}.mlp.experts.down_proj": "hidden expert_ffn"}, experts=("down", "straight")),
-    Row("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
+    MapRow("language_model.decoder.layers.{i}.mlp.experts.experts.linear_fc2.weight", "copy",
         {"model.language_model.layers.{i}.mlp.experts.{e}.down_proj.weight": "hidden expert_ffn"}, experts=("down", "each")),
-    Row("language_model.decoder.final_layernorm.weight", "copy", {"model.language_model.norm.weight": "hidden"}),
-    Row("language_model.output_layer.weight", "copy", {"lm_head.weight": "vocabulary hidden"}, only="untied"),
+    MapRow("language_model.decoder.final_layernorm.weight", "copy", {"model.language_model.norm.weight": "hidden"}),
+    MapRow("language_model.output_layer.weight", "copy", {"lm_head.weight": "vocabulary hidden"}, only="untied"),
 )
 # fmt: on
 
@@ -272,7 +274,7 @@ class Layout:
         return cls(mergers, stacked, one + "linear_fc1.weight" in keys)
 
 
-def _is_used(row: Row, a: Architecture, layout: Layout, experts: Experts) -> bool:
+def _is_used(row: MapRow, a: Architecture, layout: Layout, experts: Experts) -> bool:
     if row.experts is not None:
         form, value = row.experts
         return a.is_moe and getattr(experts, form) == value
@@ -280,7 +282,7 @@ def _is_used(row: Row, a: Architecture, layout: Layout, experts: Experts) -> boo
     return row.only in kinds and layout.mergers in row.layouts
 
 
-def _repeats(row: Row, a: Architecture, layout: Layout) -> tuple[str, int, bool]:
+def _repeats(row: MapRow, a: Architecture, layout: Layout) -> tuple[str, int, bool]:
     """(what the row is repeated over, how often, whether Megatron stacks it). Rows that follow each other over the same layers are
     taken layer by layer."""
     if "{i}" not in row.megatron:
@@ -296,7 +298,7 @@ def _megatron_shape(transform: str, shapes: list[Shape]) -> Shape:
     return first[::-1] if transform == "transposed" else (sum(shape[0] for shape in shapes), *first[1:])
 
 
-def _regions_of(row: Row, a: Architecture, index: int, count: int, stacked: bool) -> Iterator[Region]:
+def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: bool) -> Iterator[Region]:
     """The regions of a row in layer `index` of `count`: one, one an expert, or one a Hugging Face tensor."""
     sizes = _dimensions(a)
     shapes = [tuple(sizes[word] for word in shape.split()) for shape in row.hf.values()]

@@ -28,7 +28,7 @@ class _Handles(OrderedDict):
                 os.close(handle)
 
 
-class Files:
+class FileReader:
     """Files open for reading: each thread has its own handles, so that each is read ahead of where that thread reads."""
 
     def __init__(self) -> None:

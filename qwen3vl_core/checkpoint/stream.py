@@ -170,7 +170,7 @@ def raw_bytes(values: Tensor) -> memoryview:
     return memoryview(values.view(torch.uint8).numpy())
 
 
-class _Stopped(Exception):
+class _StreamStopped(Exception):
     """Another thread failed, or Ctrl-C was pressed."""
 
 
@@ -188,7 +188,7 @@ class Worker:
         self.done += size
         self.note = note
         if self._stop.is_set():
-            raise _Stopped
+            raise _StreamStopped
 
 
 def _processors() -> int:
@@ -222,7 +222,7 @@ def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progres
                 return
             try:
                 do(task, worker)
-            except _Stopped:
+            except _StreamStopped:
                 return
             except BaseException as error:
                 failed.append((number, error))

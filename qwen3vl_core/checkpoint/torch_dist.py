@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, Stored, read_tables
-from qwen3vl_core.checkpoint.positional_io import EndOfFile, Files
-from qwen3vl_core.checkpoint.torch_save import Place, locate
+from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read_tables
+from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
+from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -112,10 +112,10 @@ class RegionReader:
         self.data = data
         self._held = held(data)
         self.tensors, self.objects, self._chunks = read_tables(data / ".metadata")
-        self._files = Files()
-        self._places: dict[int, Place | None] = {}
+        self._files = FileReader()
+        self._places: dict[int, TensorLocation | None] = {}
 
-    def file_of(self, stored: Stored) -> Path:
+    def file_of(self, stored: StorageInfo) -> Path:
         """The file that holds something. Its name is not trusted to stay in the folder."""
         return self.data / Path(str(stored.relative_path)).name
 
@@ -138,7 +138,7 @@ class RegionReader:
         near = found.near(offset, size) if found else []
         return [c for c in near if all(a < b + m and b < a + n for a, n, b, m in zip(offset, size, c.offset, c.size, strict=True))]
 
-    def _bytes(self, stored: Stored, start: int, out: memoryview) -> None:
+    def _bytes(self, stored: StorageInfo, start: int, out: memoryview) -> None:
         file = self.file_of(stored)
         try:
             self._files.read(file, stored.offset + start, out)
@@ -149,7 +149,7 @@ class RegionReader:
                 f"{file}: cut short ({file.stat().st_size} bytes, {stored.offset + stored.length} are named); copy it again"
             ) from None
 
-    def _load(self, stored: Stored) -> Any:
+    def _load(self, stored: StorageInfo) -> Any:
         """All of what was saved at one place."""
         blob = bytearray(stored.length)
         self._bytes(stored, 0, memoryview(blob))
@@ -166,7 +166,7 @@ class RegionReader:
         except (RuntimeError, EOFError, ValueError) as error:
             raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
 
-    def _place(self, stored: Stored) -> Place | None:
+    def _place(self, stored: StorageInfo) -> TensorLocation | None:
         """Where a chunk's numbers lie in its record; None where it has to be loaded as a whole."""
         if id(stored) not in self._places:
 

@@ -19,7 +19,7 @@ import torch
 
 from qwen3vl_core.checkpoint import positional_io
 from qwen3vl_core.checkpoint.dcp_metadata import Shape
-from qwen3vl_core.checkpoint.torch_save import Record, record
+from qwen3vl_core.checkpoint.torch_save import TensorRecord, record
 
 # neighbouring boxes go to different files: two threads that write to one file wait for each other
 FILES = 4
@@ -31,7 +31,7 @@ class Box:
 
     file: int
     start: int
-    record: Record
+    record: TensorRecord
 
 
 class RegionWriter:

@@ -31,7 +31,7 @@ _FLAGS = 0x800
 
 
 @dataclass(frozen=True)
-class Record:
+class TensorRecord:
     """What stands before and after a tensor's bytes."""
 
     head: bytes
@@ -43,7 +43,7 @@ class Record:
         return len(self.head) + self.data_bytes + len(self.tail)
 
 
-class _Stored:
+class _PickledTensor:
     """Pickled as a tensor over storage 0, which follows apart."""
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -57,22 +57,22 @@ class _Stored:
 
     @dataclass
     class _Storage:
-        of: _Stored
+        of: _PickledTensor
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> tuple | None:
-        if isinstance(value, _Stored._Storage):
+        if isinstance(value, _PickledTensor._Storage):
             return ("storage", getattr(torch, STORAGES[value.of.dtype]), "0", "cpu", math.prod(value.of.shape))
         return None
 
 
 @lru_cache(maxsize=512)
-def record(dtype: torch.dtype, shape: tuple[int, ...]) -> Record:
+def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
     """The archive around a contiguous tensor. KeyError for a precision that is none of `STORAGES`."""
     size = math.prod(shape) * dtype.itemsize
     table = io.BytesIO()
-    _Pickler(table, protocol=2).dump(_Stored(dtype, shape))
+    _Pickler(table, protocol=2).dump(_PickledTensor(dtype, shape))
     head, central = bytearray(), bytearray()
 
     def entry(name: str, data: bytes | None, at: int, out: bytearray) -> None:
@@ -106,11 +106,11 @@ def record(dtype: torch.dtype, shape: tuple[int, ...]) -> Record:
     tail += _END64.pack(b"PK\6\6", _END64.size - 12, 0, 45, 0, 0, 4, 4, len(central), at)
     tail += _LOCATOR.pack(b"PK\6\7", 0, at + len(central), 1)
     tail += _END.pack(b"PK\5\6", 0, 0, 4, 4, len(central), min(at, _BIG), 0)
-    return Record(bytes(head), bytes(tail), size)
+    return TensorRecord(bytes(head), bytes(tail), size)
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where the numbers of a contiguous tensor stand, from the start of its archive."""
 
     offset: int
@@ -151,7 +151,7 @@ def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
     return dtype, shape
 
 
-def locate(read: Callable[[int, int], bytes], length: int) -> Place | None:
+def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | None:
     """Find the tensor's bytes in the archive of `length` bytes that `read(offset, count)` reads.
 
     None where the archive is not what `torch.save` makes of one contiguous tensor: it then has to be loaded as a whole.
@@ -191,6 +191,6 @@ def locate(read: Callable[[int, int], bytes], length: int) -> Place | None:
         if method != 0 or stored != math.prod(shape) * dtype.itemsize:
             return None
         offset = data_of(spot)
-        return Place(offset, dtype, shape) if offset + stored <= length else None
+        return TensorLocation(offset, dtype, shape) if offset + stored <= length else None
     except (struct.error, ValueError, KeyError, UnicodeDecodeError):
         return None

@@ -44,7 +44,7 @@ class Frames:
     fps: float
 
 
-class Record(NamedTuple):
+class SourceRecord(NamedTuple):
     """One conversation with its media, checked against every rule that needs no other file."""
 
     number: int
@@ -186,7 +186,7 @@ def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str
 
 def checked(
     number: int, name: Any, conversation: tuple[tuple[str, str], ...], pictures: tuple[str, ...], videos: tuple[str, ...]
-) -> Record:
+) -> SourceRecord:
     """A record whose tags and media agree. Raises RecordError otherwise."""
     shown = moving = 0
     for role, text in conversation:
@@ -200,10 +200,10 @@ def checked(
         raise RecordError(f"id must be text or a number, not {kind_of(name)}")
     if name is not None and not (type(name) is str and name.isascii()):
         name = text_of(str(name), "id")
-    return Record(number, name, conversation, pictures, videos)
+    return SourceRecord(number, name, conversation, pictures, videos)
 
 
-def parse(number: int, record: dict[str, Any]) -> Record:
+def parse(number: int, record: dict[str, Any]) -> SourceRecord:
     """One record, checked. Raises RecordError that names the broken rule."""
     conversation = turns(record)
     videos = _names(record, "video")

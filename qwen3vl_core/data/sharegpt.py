@@ -10,12 +10,12 @@ from typing import Any
 
 from qwen3vl_core.data import llava
 from qwen3vl_core.data.errors import kind_of
-from qwen3vl_core.data.llava import Record, RecordError
+from qwen3vl_core.data.llava import RecordError, SourceRecord
 
 _UNREAD = ("audios", "audio", "tools")
 
 
-def parse(number: int, record: dict[str, Any]) -> Record:
+def parse(number: int, record: dict[str, Any]) -> SourceRecord:
     """One record, checked. Raises RecordError that names the broken rule."""
     for key in _UNREAD:
         if record.get(key):

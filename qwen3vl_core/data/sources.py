@@ -33,7 +33,7 @@ from typing import Any
 
 from qwen3vl_core.data import llava, sharegpt
 from qwen3vl_core.data.errors import kind_of, listed
-from qwen3vl_core.data.llava import Record, RecordError
+from qwen3vl_core.data.llava import RecordError, SourceRecord
 from qwen3vl_core.errors import RequestError
 
 SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
@@ -43,7 +43,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordFile:
     """A file of records, whose kind has been found out."""
 
     path: Path
@@ -79,16 +79,16 @@ class Source:
                 number += 1
 
 
-def find(path: Path) -> Source:
+def find(path: Path) -> RecordFile:
     """What `path` is, by its first record. Raises RequestError when nothing that is read here."""
     head = _head(path)
     if head.lstrip(b" \t\r\n")[:1] != b"{":
         loaded = load_list(path)
-        return Source(path, False, _style(loaded[0]), len(loaded), loaded)
+        return RecordFile(path, False, _style(loaded[0]), len(loaded), loaded)
     place, line = next((place, line) for place, line in _lines(path) if line.strip())
     _check_no_wrapper(path, line)
     try:
-        return Source(path, True, _style(_loads(line)))
+        return RecordFile(path, True, _style(_loads(line)))
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not UTF-8 text (line {place}, byte {error.start:,}); {SHAPE}") from None
     except json.JSONDecodeError as error:
@@ -113,8 +113,8 @@ def _check_no_wrapper(path: Path, line: bytes) -> None:
             raise RequestError(f"{path}: one object that holds the records as {key!r}; write that list alone: jq .{key} {path.name}")
 
 
-def parse(number: int, record: Any) -> Record:
-    """A record as `Source.records` gives it, checked. Raises RecordError that names the broken rule."""
+def parse(number: int, record: Any) -> SourceRecord:
+    """A record as `RecordFile.records` gives it, checked. Raises RecordError that names the broken rule."""
     if isinstance(record, tuple):
         place, line = record
         try:

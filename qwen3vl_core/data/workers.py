@@ -230,7 +230,7 @@ def _read_on(connection: Connection, inbox: queue.SimpleQueue[bytes | None]) -> 
             return
 
 
-class _ThereError(Exception):
+class _WorkerError(Exception):
     """Where in the worker process an error was raised."""
 
     def __str__(self) -> str:
@@ -249,5 +249,5 @@ def _pickled(error: BaseException) -> bytes:
 
 def _failure(data: bytes) -> BaseException:
     error, trace = pickle.loads(data)
-    error.__cause__ = _ThereError(trace)
+    error.__cause__ = _WorkerError(trace)
     return error

@@ -30,7 +30,7 @@ NOTICE = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoStage:
     """One step of the loop: its command, and how to see that it is done."""
 
     name: str
@@ -51,7 +51,7 @@ def finetunes(workspace: Workspace) -> Iterable[Path]:
             yield run
 
 
-def stages(workspace: Workspace) -> list[Stage]:
+def stages(workspace: Workspace) -> list[DemoStage]:
     """The loop, in order."""
     w = workspace
     recorded = ["--runs", str(w.runs)]
@@ -67,15 +67,15 @@ def stages(workspace: Workspace) -> list[Stage]:
         return [*words, "--json", str(w.root / "captions.json"), "--html", str(w.root / "report.html"), *recorded]
 
     return [
-        Stage("prepare", "pictures and captions to shards",
+        DemoStage("prepare", "pictures and captions to shards",
               lambda: ["prepare", str(w.train_json), "--to", str(w.data), "--split", SPLIT, *recorded], (w.data / "report.json").exists),
-        Stage("convert", "Hugging Face to Megatron",
+        DemoStage("convert", "Hugging Face to Megatron",
               lambda: ["convert", str(w.base), str(w.base_megatron), "--verify", *recorded],
               (w.base_megatron / "latest_checkpointed_iteration.txt").exists),
-        Stage("finetune", f"{FINETUNE['train_iters']} steps of {FINETUNE['global_batch_size']} pictures",
+        DemoStage("finetune", f"{FINETUNE['train_iters']} steps of {FINETUNE['global_batch_size']} pictures",
               lambda: ["finetune", *to_arguments(finetune), "--foreground", *recorded], lambda: any(finetunes(w))),
-        Stage("convert back", "Megatron to Hugging Face", back, (w.tuned / "config.json").exists),
-        Stage("compare", "captions side by side", compare, (w.root / "captions.json").exists),
+        DemoStage("convert back", "Megatron to Hugging Face", back, (w.tuned / "config.json").exists),
+        DemoStage("compare", "captions side by side", compare, (w.root / "captions.json").exists),
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ STATISTIC = 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class ActivationSample:
     """What one micro batch brings."""
 
     tokens: int
@@ -29,7 +29,7 @@ class Sample:
     """Of all its pictures."""
 
     @classmethod
-    def of(cls, options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> Sample:
+    def of(cls, options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> ActivationSample:
         """A micro batch of rows as long as `--seq-length` (or `--pad-length`), each with `vision_tokens` tokens of pictures."""
         merge = architecture.vision.spatial_merge_size**2
         length = max(options.seq_length, options.pad_length)
@@ -37,7 +37,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Kept:
+class InputBytes:
     """Bytes of a number that is some product's input, by where it comes from."""
 
     normed: int
@@ -48,7 +48,7 @@ class Kept:
     """Beside an input that is kept anyway, as the output of attention is."""
 
     @classmethod
-    def of(cls, options: FinetuneOptions) -> Kept:
+    def of(cls, options: FinetuneOptions) -> InputBytes:
         """In fp8 the turned fp8 copy alone. Adapters read the input itself; a product whose weight is frozen keeps none, but for
         the fp8 copy of what its own norm gave."""
         b = BYTES[options.precision]
@@ -57,27 +57,27 @@ class Kept:
         return cls(b + 1, b) if options.lora_rank else cls(1, 1, 1)
 
 
-def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: Kept) -> float:
+def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
     """A token's share of a language layer's attention.
 
     TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Cut by tp: the
     fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; q and k turned, (q + k) b, by
     a kernel that keeps nothing but the angles, which all layers share; the output, which is the projection's input too, q b; its
-    statistic. fp8 keeps its own of the two inputs of products (`Kept`).
+    statistic. fp8 keeps its own of the two inputs of products (`InputBytes`).
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     whole = h * (b + kept.normed) / (tp if sp else 1)
     return whole + (3 * (q + k) * b + q * kept.copy + STATISTIC * a.num_heads) / tp
 
 
-def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: Kept) -> float:
+def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
     """A token's share of a dense language layer's MLP: input and normed input 2 h b; cut by tp the output of fc1 2 f b, the
     activated half f b, the other half f b, which Megatron copies (it adds its offset of 0), and their product, fc2's input, f b;
-    fp8 keeps its own of the two inputs of products (`Kept`)."""
+    fp8 keeps its own of the two inputs of products (`InputBytes`)."""
     return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + kept.plain) / tp
 
 
-def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: Kept) -> float:
+def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: InputBytes) -> float:
     """A token's share of a layer with experts, every expert equally busy.
 
     Norm's input and output 2 h b and the router's fp32 logits and probabilities, over tp (sequence parallel). Each of the
@@ -91,7 +91,7 @@ def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: Kept) -> flo
 
 def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
     """A token's share of one language layer without recompute: (attention, MLP or experts)."""
-    b, tp, sp, kept = BYTES[options.precision], options.tp, options.sequence_parallel, Kept.of(options)
+    b, tp, sp, kept = BYTES[options.precision], options.tp, options.sequence_parallel, InputBytes.of(options)
     attention = attention_bytes(a, b, tp, sp, kept)
     return attention, experts_bytes(a, b, tp, options.etp, kept) if a.is_moe else mlp_bytes(a, b, tp, sp, kept)
 
@@ -140,7 +140,7 @@ def vision_together(a: Architecture, options: FinetuneOptions) -> int:
     return together_in_vision(max(options.recompute_layers, 1), a.vision.num_layers)
 
 
-def vision_bytes(a: Architecture, options: FinetuneOptions, sample: Sample) -> float:
+def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSample) -> float:
     """What the vision tower, the mergers and the embeddings keep of one micro batch.
 
     Context parallel ranks each see every picture. A frozen tower without recompute keeps nothing: nothing below it learns.

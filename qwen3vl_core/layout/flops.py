@@ -21,7 +21,7 @@ EXCHANGE = {"tp": 0.08, "cp": 0.06, "ep": 0.05}
 
 
 @dataclass(frozen=True)
-class StepWork:
+class StepFlops:
     """FLOPs of one optimizer step over the whole run."""
 
     language: float
@@ -74,7 +74,7 @@ def passes(trained: bool, below: bool) -> int:
     return 1 + trained + (trained or below)
 
 
-def step_work(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepWork:
+def step_flops(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepFlops:
     """FLOPs of a global batch of rows as long as `--seq-length`, each with one picture of `vision_tokens` tokens (0: none)."""
     a, rows, length = architecture, options.global_batch_size, options.seq_length
     frozen, whole = set(options.untrained_parts()), not options.lora_rank
@@ -90,7 +90,7 @@ def step_work(options: FinetuneOptions, architecture: Architecture, vision_token
         again = rows * (length * matrices + attention_forward(a, length) + (tower if "vision" not in frozen else 0.0))
     elif options.recompute == "sel":
         again = rows * length * mlp_forward(a)
-    return StepWork(
+    return StepFlops(
         language=rows * length * matrices * times,
         attention=rows * attention,
         vocabulary=rows * length * vocabulary * passes(trained and whole, True),
@@ -105,7 +105,7 @@ def step_seconds(
 ) -> float:  # fmt: skip
     """Seconds of a step: FLOPs over what the GPUs do, longer by the pipeline's bubble, (pp - 1) / (micro batches x vp), and by
     EXCHANGE. mfu is that of one GPU without parallel layout and recompute."""
-    work = step_work(options, architecture, vision_tokens)
+    work = step_flops(options, architecture, vision_tokens)
     seconds = (work.model + work.recompute) / (processes * mfu * peak_tflops * 1e12)
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from qwen3vl_core.layout import activations as act
 from qwen3vl_core.layout.adapters import Adapters, held
-from qwen3vl_core.layout.parameters import Stage, stage_layers, stages
+from qwen3vl_core.layout.parameters import PipelineStage, stage_layers, stages
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -64,7 +64,7 @@ class StageMemory:
         return found | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
 
 
-def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Stage, processes: int) -> tuple[int, int, int]:
+def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int) -> tuple[int, int, int]:
     """(weights, gradients, optimizer) of a stage on one GPU. With adapters only they have gradients and a state.
 
     Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices beside them, one
@@ -95,7 +95,7 @@ def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
     return processes // (options.tp * options.pp), max(processes // (options.ep * options.etp * options.pp), 1)
 
 
-def trained_parameters(options: FinetuneOptions, a: Architecture, stage: Stage) -> dict[str, int]:
+def trained_parameters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> dict[str, int]:
     """Numbers of a stage on one GPU that have a gradient, by part: those of the adapters where there are some."""
     adapters = Adapters.of(options)
     if adapters is not None:
@@ -104,14 +104,14 @@ def trained_parameters(options: FinetuneOptions, a: Architecture, stage: Stage) 
     return {part: count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen}
 
 
-def matrices(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
+def matrices(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
     """Weights of a stage on one GPU that fp8 products read: the matrices of its language layers."""
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     dense = h * (q + 2 * k) + q * h + (0 if a.is_moe else 3 * h * a.ffn_hidden_size)
     return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
-def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: Stage) -> int:
+def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
     """Bytes of the copy of a stage's experts' adapters, side by side, that their product keeps in one pass (`lora.grouped`)."""
     adapters = Adapters.of(options)
     if adapters is None or options.precision not in ("bf16", "fp8"):
@@ -119,12 +119,14 @@ def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: Stage) ->
     return act.BYTES[options.precision] * held(adapters, options, a, stage.index)["experts"]
 
 
-def stage_memory(options: FinetuneOptions, architecture: Architecture, stage: Stage, *, processes: int, vision_tokens: int) -> StageMemory:
+def stage_memory(
+    options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, *, processes: int, vision_tokens: int
+) -> StageMemory:
     """One stage's estimate. vision_tokens: of the pictures of one row (0: text only). The layout must be valid."""
     a, b = architecture, act.BYTES[options.precision]
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
-    sample = act.Sample.of(options, a, vision_tokens)
+    sample = act.ActivationSample.of(options, a, vision_tokens)
     tokens = sample.tokens / options.cp
     weights, gradients, optimizer = static_bytes(options, a, stage, processes)
     first_chunk, passes = act.in_flight(options, stage.index, micro_batches)

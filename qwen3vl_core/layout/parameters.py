@@ -44,7 +44,7 @@ def published(name: str) -> Architecture:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PipelineStage:
     """What one GPU of a pipeline stage holds."""
 
     index: int
@@ -91,7 +91,7 @@ def stage_layers(options: FinetuneOptions, num_layers: int) -> list[int]:
     return [num_layers // options.pp] * options.pp
 
 
-def stages(options: FinetuneOptions, a: Architecture) -> list[Stage]:
+def stages(options: FinetuneOptions, a: Architecture) -> list[PipelineStage]:
     """Every pipeline stage with its parameters on one GPU. The layout must be valid (`rules.layout_faults`)."""
     dense, experts = layer_counts(a, options.tp, options.ep, options.etp)
     tower, mergers = vision_counts(a, options.tp)
@@ -108,7 +108,7 @@ def stages(options: FinetuneOptions, a: Architecture) -> list[Stage]:
         counts = {
             "vision": tower if first else 0, "projector": mergers if first else 0, "language": language, "experts": layers * experts,
         }  # fmt: skip
-        found.append(Stage(index, layers, first, last, counts))
+        found.append(PipelineStage(index, layers, first, last, counts))
     return found
 
 

@@ -57,7 +57,7 @@ def figures(options: FinetuneOptions, a: Architecture, gpus: int, gib: float, pl
     seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     stages = memory.estimate(options, a, gpus, seen)
     full = memory.fullest(stages)
-    needs = flops.step_work(options, a, seen)
+    needs = flops.step_flops(options, a, seen)
     seconds = flops.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
     return {
         "layout": launch_scripts.describe(options, gpus), "stages": [s.as_gib() for s in stages], "peak_gib": round(full.total / GIB, 2),

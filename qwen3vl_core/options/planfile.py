@@ -57,7 +57,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class PlanLoader(yaml.SafeLoader):
         """Refuses a key given twice, which YAML would take the last of."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -78,7 +78,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
         raise RequestError(f"--plan {path}: cannot be read ({error}); give a plan file in YAML") from None
     try:
         # the loader is SafeLoader with one more check
-        found = yaml.load(text, Loader)
+        found = yaml.load(text, PlanLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""

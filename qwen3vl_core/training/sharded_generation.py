@@ -34,7 +34,7 @@ FEW_LENGTHS = 64
 
 
 @dataclass
-class Row:
+class PromptRow:
     """A prompt of this data parallel rank and what was written after it."""
 
     number: int
@@ -66,7 +66,7 @@ class ShardedCaption:
     done: bool = False
 
 
-def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> list[Row]:
+def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> list[PromptRow]:
     """The prompts by the number of their picture, as far as they are before the first token."""
     model, where, rows = training.models[0], device(), []
     for number, given in prompts.items():
@@ -76,7 +76,7 @@ def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> li
         features = None
         if model.pre_process:
             features = model.vision_features(inputs.get("pixel_values"), grid, None, None)
-        rows.append(Row(number, ids[0].tolist(), PromptFeatures(features, ids.shape[1]), positions, int(after)))
+        rows.append(PromptRow(number, ids[0].tolist(), PromptFeatures(features, ids.shape[1]), positions, int(after)))
     return rows
 
 
@@ -105,7 +105,7 @@ def _next_token(model: Qwen3VLModel, place: int, length: int, hidden: Tensor, *,
     return torch.stack((every[every[:, 0].argmax(), 1], every[:, 2].min()))
 
 
-def _forward_step(multiple: int, batches: Iterator[Row], model):
+def _forward_step(multiple: int, batches: Iterator[PromptRow], model):
     """Megatron's `forward_step_func`."""
     row = next(batches)
     inputs = row.inputs(multiple)
@@ -115,7 +115,7 @@ def _forward_step(multiple: int, batches: Iterator[Row], model):
     return model(**inputs, hidden_states=True), partial(_next_token, inner, len(row.ids) - 1, inputs["input_ids"].shape[1])
 
 
-def _pass(training: Training, rows: Sequence[Row], multiple: int) -> list[Tensor]:
+def _pass(training: Training, rows: Sequence[PromptRow], multiple: int) -> list[Tensor]:
     """`_next_token` of each row; nothing on stages before the last."""
     chunks = training.wrapped
     return get_forward_backward_func()(
@@ -178,7 +178,7 @@ class ShardedWriter:
                 row.ids.append(tokens[row.number])
         return captions
 
-    def _next_tokens(self, found: list[Tensor], ours: list[Row]) -> list[int] | None:
+    def _next_tokens(self, found: list[Tensor], ours: list[PromptRow]) -> list[int] | None:
         """The next token of each picture as the last stage's first rank has it, told to the whole world; None when to stop."""
         told = torch.zeros(self.count + 2, dtype=torch.float64, device=device())
         first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0

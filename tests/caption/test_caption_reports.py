@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qwen3vl_core.caption import report, terminal
-from qwen3vl_core.caption.comparison import Comparison, Model, Sample, Text
+from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
 from qwen3vl_core.caption.pictures import find
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -21,20 +21,24 @@ EVIL = '<script>alert("1 & 2")</script> http://example.com/a.png \x1b[31mred\x07
 
 
 def comparison(prompt: str = "Describe this image.") -> Comparison:
-    def sample(image: str, base: Text, tuned: Text) -> Sample:
-        return Sample(image, {"base": base, "tuned": tuned})
+    def sample(image: str, base: ReportCaption, tuned: ReportCaption) -> ReportSample:
+        return ReportSample(image, {"base": base, "tuned": tuned})
 
     samples = [
         sample(
             "pictures/beach.png",
-            Text("Of course. Here is a description.\n\n- **Subjects**: a woman with her dog on the beach.", 1.94, True),
-            Text("a woman sitting on the beach with her dog", 1.8, True),
+            ReportCaption("Of course. Here is a description.\n\n- **Subjects**: a woman with her dog on the beach.", 1.94, True),
+            ReportCaption("a woman sitting on the beach with her dog", 1.8, True),
         ),
-        sample("pictures/海滩 <b>.png", Text("一只狗在海滩上奔跑,旁边有一个女人。", 2, True), Text("一只猫在海滩上。", 1, False)),
-        sample("c.png", Text("the same text", 0.1, True), Text("the same text", 0.1, True)),
-        sample("d.png", Text("", 0.1, True), Text(EVIL + " " + "x" * 300, 0.1, True)),
+        sample(
+            "pictures/海滩 <b>.png",
+            ReportCaption("一只狗在海滩上奔跑,旁边有一个女人。", 2, True),
+            ReportCaption("一只猫在海滩上。", 1, False),
+        ),
+        sample("c.png", ReportCaption("the same text", 0.1, True), ReportCaption("the same text", 0.1, True)),
+        sample("d.png", ReportCaption("", 0.1, True), ReportCaption(EVIL + " " + "x" * 300, 0.1, True)),
     ]
-    models = {"base": Model("models/base", "4B"), "tuned": Model("models/<tuned>", None)}
+    models = {"base": ReportModel("models/base", "4B"), "tuned": ReportModel("models/<tuned>", None)}
     return Comparison(prompt, models, samples, {"temperature": 0.0, "max_new_tokens": 256}, ["A note."])
 
 
@@ -47,11 +51,11 @@ def several() -> Comparison:
     ]
     references = [("a woman sitting on the beach with her dog", "a lady and her dog"), ("two black horses in a meadow at night",)]
     samples = [
-        Sample(f"{i}.png", {name: Text(text, 1.0) for name, text in zip(names, row, strict=True)}, references=references[i])
+        ReportSample(f"{i}.png", {name: ReportCaption(text, 1.0) for name, text in zip(names, row, strict=True)}, references=references[i])
         for i, row in enumerate(texts)
     ]
     votes = {"0.png": "step 300", "1.png": "same"}
-    return Comparison("Describe.", {name: Model(f"run/{name}", None) for name in names}, samples, votes=votes)
+    return Comparison("Describe.", {name: ReportModel(f"run/{name}", None) for name in names}, samples, votes=votes)
 
 
 PIXEL = "data:image/jpeg;base64,/9j/"

@@ -143,7 +143,7 @@ def test_the_tokenizers_own_bytes_stream_as_whole_characters():
     processor = ChatProcessor.from_pretrained(DEMO)
     text = "Ein Käfer 🙂 läuft über 漢字 – und «weiter»."
     ids = processor.tokenizer.encode(text)
-    stream = generate._Text(processor.decode)
+    stream = generate._StreamedText(processor.decode)
     texts = [stream.of(ids[:end]) for end in range(1, len(ids) + 1)]
     assert texts[-1] == text
     assert len(ids) > len(text), "the demo's tokenizer has no token for these characters, only for their bytes"

@@ -82,7 +82,7 @@ def test_a_record_larger_than_four_gigabytes_is_loaded(tmp_path):
         file.write(made.tail)
     loaded = torch.load(tmp_path / "large", mmap=True, weights_only=True)
     assert loaded.nbytes == made.data_bytes and loaded[-1, -1] == 1.5 and loaded[0, 0] == 0
-    files, size = positional_io.Files(), (tmp_path / "large").stat().st_size
+    files, size = positional_io.FileReader(), (tmp_path / "large").stat().st_size
 
     def read(offset: int, count: int) -> bytes:
         out = bytearray(count)

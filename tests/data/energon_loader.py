@@ -8,7 +8,7 @@ from typing import Any
 from megatron.energon import (
     Cooker,
     DefaultTaskEncoder,
-    Sample,
+    TarSample,
     WorkerConfig,
     basic_sample_keys,
     edataclass,
@@ -20,7 +20,7 @@ from megatron.energon import (
 
 
 @edataclass
-class StoredSample(Sample):
+class StoredSample(TarSample):
     """A sample's files."""
 
     parts: dict[str, bytes]

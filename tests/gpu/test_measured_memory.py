@@ -27,7 +27,7 @@ from qwen3vl_core.model import process_groups
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.pictures import PictureRules
-from qwen3vl_core.layout.flops import step_work
+from qwen3vl_core.layout.flops import step_flops
 from qwen3vl_core.layout.memory import GIB, estimate
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.options import FinetuneOptions
@@ -115,7 +115,7 @@ def test_the_estimate_is_near_the_measured_peak(name, monkeypatch):
     seconds = (time.monotonic() - began) / 2
     peak = torch.cuda.max_memory_allocated() - before
     held = torch.cuda.mem_get_info()
-    tflops = step_work(options, architecture, vision_tokens).model / seconds / 1e12
+    tflops = step_flops(options, architecture, vision_tokens).model / seconds / 1e12
     guessed = guess.weights + guess.gradients + guess.optimizer
     print(
         f"\n| {name} | static {static / GIB:.2f}, estimated {guessed / GIB:.2f} | peak {peak / GIB:.2f}, estimated "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3vl_core.layout.flops import step_seconds, step_work, vision_forward
+from qwen3vl_core.layout.flops import step_flops, step_seconds, vision_forward
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.options import FinetuneOptions
 
@@ -12,7 +12,7 @@ TWO = published("2B")
 
 
 def test_flops_of_the_language_tower_by_hand():
-    found = step_work(FinetuneOptions(seq_length=1024, global_batch_size=4), TWO, 0)
+    found = step_flops(FinetuneOptions(seq_length=1024, global_batch_size=4), TWO, 0)
     layer = 2048 * 4096 + 2048 * 2048 + 3 * 2048 * 6144
     assert found.language == 6 * 28 * layer * 4 * 1024
     assert found.vocabulary == 6 * 2048 * 151936 * 4 * 1024
@@ -22,13 +22,13 @@ def test_flops_of_the_language_tower_by_hand():
 
 def test_they_agree_with_a_measured_utilisation():
     """29,712 tokens/s were MFU 0.352 of 989 TFLOP/s: a 2B-sized language tower on one H100, rows of 4096."""
-    found = step_work(FinetuneOptions(seq_length=4096, global_batch_size=1), TWO, 0)
+    found = step_flops(FinetuneOptions(seq_length=4096, global_batch_size=1), TWO, 0)
     assert found.model / 4096 * 29712 / 989e12 == pytest.approx(0.352, abs=0.001)
 
 
 def test_only_chosen_experts_count():
     a = published("A3B")
-    found = step_work(FinetuneOptions(seq_length=1, global_batch_size=1), a, 0)
+    found = step_flops(FinetuneOptions(seq_length=1, global_batch_size=1), a, 0)
     layer = 2048 * (4096 + 2 * 512) + 4096 * 2048 + 2048 * 128 + 8 * 3 * 2048 * 768
     assert found.language == 6 * 48 * layer
 
@@ -42,13 +42,13 @@ def test_the_vision_tower_by_hand():
 
 
 def test_frozen_and_recomputed_parts_count_as_they_are_spent():
-    whole = step_work(FinetuneOptions(), TWO, 256)
-    assert step_work(FinetuneOptions(freeze="vision"), TWO, 256).vision < whole.vision
-    frozen = step_work(FinetuneOptions(freeze="vision,projector"), TWO, 256)
+    whole = step_flops(FinetuneOptions(), TWO, 256)
+    assert step_flops(FinetuneOptions(freeze="vision"), TWO, 256).vision < whole.vision
+    frozen = step_flops(FinetuneOptions(freeze="vision,projector"), TWO, 256)
     tower, mergers = vision_forward(TWO, 256)
     assert frozen.vision == 8 * (tower + mergers) and frozen.language == whole.language
-    assert step_work(FinetuneOptions(freeze="language"), TWO, 256).language == pytest.approx(whole.language * 2 / 3)
-    again = step_work(FinetuneOptions(recompute="full"), TWO, 256)
+    assert step_flops(FinetuneOptions(freeze="language"), TWO, 256).language == pytest.approx(whole.language * 2 / 3)
+    again = step_flops(FinetuneOptions(recompute="full"), TWO, 256)
     assert again.model == whole.model and again.recompute == pytest.approx((whole.language + whole.attention) / 3 + 8 * tower)
 
 

@@ -8,7 +8,7 @@ import ipywidgets
 import numpy as np
 from plotly.graph_objects import FigureWidget
 
-from console.notebook.figure import Figure, Shown
+from console.notebook.figure import Figure, FigureState
 
 
 def ys(figure: Figure) -> list[list[float]]:
@@ -40,7 +40,7 @@ def test_a_gap_stays_a_gap_on_its_way_to_the_page():
 
 def test_changes_together_are_one_message(monkeypatch):
     figure, sent = Figure(), []
-    monkeypatch.setattr(Shown, "_send", lambda self, message, buffers=None: sent.append(message["state"]))
+    monkeypatch.setattr(FigureState, "_send", lambda self, message, buffers=None: sent.append(message["state"]))
     with figure.together():
         figure.add_scatter(y=[1.0])
         figure.data = ()

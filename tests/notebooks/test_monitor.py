@@ -16,7 +16,7 @@ from PIL import Image
 from console.app import ConsoleApp
 from console.notebook import RunMonitor, RunsTable, curves, metrics
 from console.notebook.curves import MOST_POINTS
-from console.notebook.figure import Shown
+from console.notebook.figure import FigureState
 from console.runs import launch
 from qwen3vl_core.errors import RequestError
 from tests.console.app import driving
@@ -160,8 +160,10 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
 def messages_of(monkeypatch) -> list[dict]:
     """The state that figures send from now on, message by message."""
     sent = []
-    send = Shown._send
-    monkeypatch.setattr(Shown, "_send", lambda self, msg, buffers=None: (sent.append(msg.get("state", {})), send(self, msg, buffers))[1])
+    send = FigureState._send
+    monkeypatch.setattr(
+        FigureState, "_send", lambda self, msg, buffers=None: (sent.append(msg.get("state", {})), send(self, msg, buffers))[1]
+    )
     return sent
 
 

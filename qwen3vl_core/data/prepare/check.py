@@ -20,7 +20,7 @@ from PIL import Image
 
 from qwen3vl_core.data import llava, sources, video_decode
 from qwen3vl_core.data.errors import DataError, picture_faults
-from qwen3vl_core.data.llava import Frames, Record, RecordError
+from qwen3vl_core.data.llava import Frames, RecordError, SourceRecord
 from qwen3vl_core.data.pictures import FORMATS, LARGEST_RATIO, check_picture
 from qwen3vl_core.data.tar import member_size
 
@@ -41,7 +41,7 @@ _KEPT = 200_000
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta", b"pdin", b"udta")
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """What will be written of a record. A tuple: many are sent between processes."""
 
     number: int
@@ -72,7 +72,7 @@ class Refusal(NamedTuple):
     detail: str
 
 
-class Medium(NamedTuple):
+class CheckedFile(NamedTuple):
     """A file that seems whole."""
 
     size: int
@@ -89,11 +89,11 @@ class Checker:
         """how: `none` looks whether the files are there; `header` reads headers and ends; `decode` decodes every pixel."""
         # of text: a Path a picture takes as long as opening it
         self._folder = str(root / "x")[:-1]
-        self._media: dict[str, Medium | DataError] = {}
+        self._media: dict[str, CheckedFile | DataError] = {}
         self._folders: dict[str, Frames | DataError | None] = {}
 
-    def check(self, records: list[tuple[int, Any]]) -> list[Sample | Refusal]:
-        """records: as `Source.records` gives them. One result for each.
+    def check(self, records: list[tuple[int, Any]]) -> list[TarSample | Refusal]:
+        """records: as `RecordFile.records` gives them. One result for each.
 
         Step by step for all of them, not record by record: after a call of the system everything else runs cold, and takes
         half as long again.
@@ -101,13 +101,13 @@ class Checker:
         found = [self._record(number, record) for number, record in records]
         known = self._media
         for record in found:
-            if type(record) is Record:
+            if type(record) is SourceRecord:
                 for name in record.pictures:
                     if name not in known:
                         self._look(name, "picture")
-        return [self._sample(record) if type(record) is Record else record for record in found]
+        return [self._sample(record) if type(record) is SourceRecord else record for record in found]
 
-    def _record(self, number: int, raw: Any) -> Record | Refusal:
+    def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
             record = sources.parse(number, raw)
         except RecordError as fault:
@@ -118,7 +118,7 @@ class Checker:
                 return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
         return record
 
-    def _sample(self, record: Record) -> Sample | Refusal:
+    def _sample(self, record: SourceRecord) -> TarSample | Refusal:
         number, name, turns, files, videos = record
         parts, folders = record.parts, ()
         try:
@@ -135,9 +135,9 @@ class Checker:
             stamps.append(stamp)
             size += member_size(length)
         pictures = len(record.pictures)
-        return Sample(number, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
+        return TarSample(number, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
 
-    def _video_files(self, record: Record, folders: list[Frames | None], parts: list[str], media: list[Medium]) -> list[str]:
+    def _video_files(self, record: SourceRecord, folders: list[Frames | None], parts: list[str], media: list[CheckedFile]) -> list[str]:
         """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
         files: list[str] = []
         for name, frames, part in zip(record.videos, folders, record.video_parts(folders), strict=True):
@@ -155,14 +155,14 @@ class Checker:
             media += found
         return files
 
-    def _medium(self, name: str, kind: str) -> Medium:
+    def _medium(self, name: str, kind: str) -> CheckedFile:
         """Raises DataError for one that cannot be used."""
         found = self._media.get(name) or self._look(name, kind)
         if type(found) is DataError:
             raise found
         return found
 
-    def _look(self, name: str, kind: str) -> Medium | DataError:
+    def _look(self, name: str, kind: str) -> CheckedFile | DataError:
         try:
             found = check_file(self._folder + name, self.how, kind)
         except DataError as fault:
@@ -215,7 +215,7 @@ def read_frames(folder: Path) -> Frames:
     return Frames(tuple(names), llava.FRAMES_PER_SECOND)
 
 
-def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
+def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile:
     """A picture or video that seems whole. Raises DataError."""
     path = os.fspath(path)
     try:
@@ -234,9 +234,9 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
         if not size:
             raise DataError(f"broken_{kind}", f"{path}: empty file")
         if how == "none":
-            return Medium(size, stamp, None)
+            return CheckedFile(size, stamp, None)
         if kind == "video":
-            return Medium(size, stamp, _video(file, path, size, how))
+            return CheckedFile(size, stamp, _video(file, path, size, how))
         if how == "header":
             head = os.read(file, _FIRST)
             tail = head if size <= len(head) else os.pread(file, _TAIL, size - _TAIL)
@@ -253,7 +253,7 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> Medium:
             check_picture(Path(path), how)
             with picture_faults(path), Image.open(path, formats=FORMATS) as image:
                 shape = (image.height, image.width)
-    return Medium(size, stamp, shape)
+    return CheckedFile(size, stamp, shape)
 
 
 def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ import numpy as np
 from qwen3vl_core.data import energon, sources
 from qwen3vl_core.data.energon import SPLITS
 from qwen3vl_core.data.prepare import report
-from qwen3vl_core.data.prepare.check import Checker, Refusal, Sample
+from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
 from qwen3vl_core.data.prepare.report import REFUSED, REPORT
 from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
 from qwen3vl_core.data.storage import local
@@ -123,7 +123,7 @@ def _check_model(model: str | None) -> None:
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
-def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[Sample], list[Refusal]]:
+def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, list[TarSample], list[Refusal]]:
     """(what the source is, samples to write, records that cannot be used), in the source's order.
 
     Raises RequestError when the source is nothing that is read here.
@@ -132,7 +132,7 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[S
     if not small:
         workers.start()
     found = sources.find(source)
-    samples: list[Sample] = []
+    samples: list[TarSample] = []
     refused: list[Refusal] = []
 
     def chunks() -> Iterator[list[tuple[int, Any]]]:
@@ -145,8 +145,8 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.Source, list[S
     with Progress("check", total=found.count, unit="samples") as progress:
         for results in workers.map(_check, chunks(), small, plain=True):
             for result in results:
-                if len(result) == len(Sample._fields):
-                    samples.append(Sample._make(result))
+                if len(result) == len(TarSample._fields):
+                    samples.append(TarSample._make(result))
                 else:
                     refused.append(Refusal._make(result))
             progress.update(len(results))
@@ -158,7 +158,7 @@ def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
     return [tuple(result) for result in checker.check(records)]
 
 
-def _check_shard_size(samples: list[Sample], shard_size: int) -> None:
+def _check_shard_size(samples: list[TarSample], shard_size: int) -> None:
     largest = max(samples, key=lambda s: s.size)
     if largest.size + SHARD_ENDING > shard_size:
         raise RequestError(
@@ -168,7 +168,7 @@ def _check_shard_size(samples: list[Sample], shard_size: int) -> None:
 
 
 def _build(
-    folder: Path, target: Path, samples: list[Sample], counts: list[int], options: PrepareOptions, kind: str, refused: list[Refusal],
+    folder: Path, target: Path, samples: list[TarSample], counts: list[int], options: PrepareOptions, kind: str, refused: list[Refusal],
     workers: Workers,
 ) -> dict[str, Any]:  # fmt: skip
     """Write shards, index and report into `folder`; returns the report."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3vl_core.data import energon
-from qwen3vl_core.data.prepare.check import Checker, Sample
+from qwen3vl_core.data.prepare.check import Checker, TarSample
 from qwen3vl_core.data.prepare.copying import Written, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
 from qwen3vl_core.data.workers import Workers
@@ -43,7 +43,7 @@ class Shard:
     """One archive that will be written."""
 
     name: str
-    samples: list[Sample]
+    samples: list[TarSample]
     size: int
     """Bytes of the file."""
     content: str
@@ -57,7 +57,7 @@ class Shard:
             yield f"{sample.number:08d}", [("json", len(sample.payload)), *zip(sample.parts, sample.sizes, strict=True)]
 
 
-def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shard]:
+def plan_shards(split: str, samples: list[TarSample], shard_size: int) -> list[Shard]:
     """The shards of a split, each as long as `shard_size` bytes allow."""
     made, shard, size = [], [], SHARD_ENDING
     for sample in samples:
@@ -71,7 +71,7 @@ def plan_shards(split: str, samples: list[Sample], shard_size: int) -> list[Shar
     return made
 
 
-def _shard(split: str, number: int, samples: list[Sample]) -> Shard:
+def _shard(split: str, number: int, samples: list[TarSample]) -> Shard:
     name = f"{split}-{number:05d}.tar"
     payloads = [sample.payload for sample in samples]
     media = [len(sample.parts) for sample in samples]
@@ -91,12 +91,12 @@ def _packed(*columns: list[int]) -> bytes:
     return b"".join(np.array(column, "<i8").tobytes() for column in columns)
 
 
-def _stretches(shards: list[Shard], workers: Workers) -> Iterator[tuple[Shard, int, list[Sample]]]:
+def _stretches(shards: list[Shard], workers: Workers) -> Iterator[tuple[Shard, int, list[TarSample]]]:
     """(shard, offset, samples) of what one process writes at a time."""
     left = sum(shard.size for shard in shards)
     for shard in shards:
         begin = at = 0
-        samples: list[Sample] = []
+        samples: list[TarSample] = []
         limit = workers.portion(left, *_STRETCH)
         for sample in shard.samples:
             samples.append(sample)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from textual.app import App
 
-from console.widgets.curve import NARROWEST, Curve, Line
+from console.widgets.curve import NARROWEST, Curve, CurveLine
 from tests.console.app.driving import LARGE, SMALL, driven, text_of, until
 
 CSS = "Curve { width: 100%; height: 100%; } Curve > .curve--cross { color: red; background: blue; } " + " ".join(
@@ -27,9 +27,9 @@ class Bench(App):
         return self.query_one(Curve)
 
 
-def line(y, label="0001-run", start=1, slot=0, smooth=None) -> Line:
+def line(y, label="0001-run", start=1, slot=0, smooth=None) -> CurveLine:
     y = np.asarray(y, float)
-    return Line(label, np.arange(start, start + len(y)), y, smooth, slot)
+    return CurveLine(label, np.arange(start, start + len(y)), y, smooth, slot)
 
 
 def braille(text: str) -> int:

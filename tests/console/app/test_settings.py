@@ -92,7 +92,7 @@ def test_comma_opens_the_file_in_the_editor_and_reads_it_again(file, store, tmp_
         opened.append(path.read_text())
         path.write_text("theme: nord\nkeys:\n  runs.sort: o\n")
 
-    monkeypatch.setattr("console.app.edit", edit)
+    monkeypatch.setattr("console.console_base.edit", edit)
 
     async def scene(pilot):
         app = pilot.app

@@ -159,16 +159,15 @@ def curve(rounds: int) -> float:
     """CPU milliseconds to set the data of four runs of a million points and paint them, smoothed too: the median frame."""
     from textual.app import App
 
-    from console.widgets.braille import Smoother
-    from console.widgets.curve import Curve, CurveLine
+    from console.curves.lines import CurveLine
+    from console.curves.smoothing import Smoother
+    from console.widgets.curve import Curve
 
     random = np.random.default_rng(0)
     lines = []
     for slot in range(RUNS):
         y = 1 + 3 * np.exp(-np.arange(POINTS) / 2e5) + random.normal(0, 0.1, POINTS)
-        average = Smoother(0.97)
-        average.extend(y)
-        lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, average.values if slot == 0 else None, slot))
+        lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, Smoother(0.97)(y) if slot == 0 else None, slot))
 
     names = ("axis", "text", "cross", "mark", "trouble", *(f"line-{i}" for i in range(6)))
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from console.notebook.curves import MOST_POINTS, Growing
+from console.curves.lines import Growing
+from console.curves.thinning import MOST_POINTS
 from console.notebook.data_frames import metrics
 from console.notebook.figure import Figure
 from console.notebook.html import COLOURS, box, escape, say, table

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from console.curves.ticks import step_ticks, value_range, value_ticks
 from console.notebook.html import escape
 
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 44
@@ -25,30 +26,6 @@ class SvgLine:
     width: float = 1.6
     opacity: float = 1.0
     dash: bool = False
-
-
-def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from low to high, at most about `most`."""
-    rough = (high - low) / most
-    if not (math.isfinite(rough) and rough > 0):
-        return [low]
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * (1 - 1e-9))
-    return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, both exponents; within one or two, other round numbers."""
-    if high - low > 1.5:
-        every = max(math.ceil((high - low) / 8), 1)
-        return [float(n) for n in range(math.ceil(low), math.floor(high) + 1, every)]
-    return [math.log10(t) for t in round_ticks(10**low, 10**high) if t > 0]
-
-
-def _range(values: np.ndarray, room: float) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    edge = (high - low) * room or abs(high) * room or room
-    return (low - edge, high + edge) if room else (low, high if high > low else low + 1)
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
@@ -72,7 +49,9 @@ def drawing(
     xs, ys = (np.concatenate([np.empty(0), *(v[i][np.isfinite(v[2])] for v in drawn)]) for i in (1, 2))
     if not len(xs):
         return '<p class="dim">no points yet</p>'
-    (x0, x1), (y0, y1) = _range(xs, 0), _range(ys, 0.04)
+    x0, x1 = float(xs.min()), float(xs.max())
+    x1 = x1 if x1 > x0 else x0 + 1
+    y0, y1 = value_range(float(ys.min()), float(ys.max()), log_y)
     right, bottom = width - RIGHT, height - BOTTOM
 
     def across(x):
@@ -82,11 +61,10 @@ def drawing(
         return bottom - (y - y0) / (y1 - y0) * (bottom - TOP)
 
     parts = [f'<rect width="{width}" height="{height}" fill="{paper}"/>'] if paper else []
-    for tick in round_ticks(x0, x1, 8):
-        parts.append(f'<text x="{across(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
-    for tick in _log_ticks(y0, y1) if log_y else round_ticks(y0, y1):
+    for step, label in step_ticks(x0, x1, 8):
+        parts.append(f'<text x="{across(step):.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>')
+    for tick, label in value_ticks(y0, y1, 6, log_y):
         parts.append(f'<path class="grid" d="M{LEFT} {down(tick):.1f}H{right}" stroke="currentColor" opacity=".15"/>')
-        label = f"{10**tick:.4g}" if log_y else f"{tick:.6g}"
         parts.append(f'<text x="{LEFT - 6}" y="{down(tick) + 4:.1f}" text-anchor="end">{label}</text>')
     parts.append(f'<path class="axes" d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="currentColor" opacity=".5"/>')
     parts.append(f'<text x="{(LEFT + right) / 2:.0f}" y="{height - 8}" text-anchor="middle">step</text>')

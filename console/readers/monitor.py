@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from console.curves.lines import SLOTS, CurveLine
+from console.curves.smoothing import Smoother
 from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, going_on
 from console.runs.measures import METRICS, NOISY
 from console.runs.state import SAMPLES
 from console.runs.store import Run
-from console.runs.tail import JsonlTail, LogTail
-from console.widgets.braille import Smoother
-from console.widgets.curve import SLOTS, CurveLine
-from console.widgets.log_pane import LogView
+from console.runs.tail import JsonlTail, LogTail, LogView
 
 LOG_LINES = 5000
 READ_BYTES = 4 << 20
@@ -136,9 +135,8 @@ class MonitorFeed:
         version, average = self._averages.get(key, (-1, None))
         if average is None or version != series.version or average.size > len(y):
             average = Smoother(weight, series.room)
-        average.extend(y[average.size :])
         self._averages[key] = (series.version, average)
-        return CurveLine(run_id, x, y, average.values, slot)
+        return CurveLine(run_id, x, y, average(y), slot)
 
     def _read_log(self, run: Run) -> LogView:
         if self._log is None or self._log[0] != run.id:

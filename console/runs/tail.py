@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,20 @@ def clean(raw: bytes) -> str:
     if not text.isprintable():
         text = _CONTROLS.sub("", _ESCAPES.sub("", text)).expandtabs(8)
     return text
+
+
+@dataclass(frozen=True)
+class LogView:
+    """The log at one look: its last lines."""
+
+    lines: tuple[str, ...] = ()
+    partial: str = ""
+    """The line that is not complete yet."""
+    dropped: int = 0
+    """Lines before the first of these."""
+    resets: int = 0
+    whole: bool = True
+    """Whether the first of these lines is the log's first."""
 
 
 class LogTail:

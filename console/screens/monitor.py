@@ -11,13 +11,14 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
+from console.curves.marks import Mark
 from console.messages import RunRead, WorkFailed
 from console.readers.monitor import MonitorFeed, RunView
 from console.readers.run_rows import Snapshot
 from console.runs.measures import NOISY, title_of
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.monitor_log import MonitorLog
-from console.widgets.curve import Curve, Mark
+from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,50 +14,20 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
+from console.curves.columns import Bounds, Columns, Points, places, reduce
+from console.curves.lines import SLOTS, CurveLine
+from console.curves.marks import MARKS, Mark
+from console.curves.ticks import value_range
 from console.formatting import number, one_line
 from console.widgets.axes import x_axis, y_axis
-from console.widgets.braille import Bounds, Columns, Points, places, rasterize, reduce
+from console.widgets.braille import rasterize
 
-SLOTS = 6
-"""Colours of lines; more lines begin again."""
 FADE = 0.55
 """How far a raw line under its average goes towards the background."""
 LONG = 1 << 15
 """Points from which bounds of blocks are kept."""
 NARROWEST = 4
 """Steps that the closest zoom shows."""
-
-
-@dataclass(frozen=True)
-class CurveLine:
-    """One run's values of one metric."""
-
-    label: str
-    x: np.ndarray
-    """Steps, rising, [n]."""
-    y: np.ndarray
-    """Values, NaN where there is none, [n]."""
-    smooth: np.ndarray | None = None
-    """Averages of y, [n]."""
-    slot: int = 0
-    """Number of its colour."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Something that happened at a step, shown on the axis."""
-
-    step: int
-    kind: str
-    """`save`, `nan`, `spike`, `resume`, `stop`, …"""
-    text: str
-
-
-MARKS = {
-    "save": ("◆", "mark"), "nan": ("✗", "trouble"), "spike": ("▲", "trouble"), "resume": ("↻", "mark"), "damaged": ("✗", "trouble"),
-    "stop": ("■", "mark"), "note": ("·", "mark"),
-}  # fmt: skip
-"""Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""
 
 
 class Curve(Widget, can_focus=True):
@@ -336,9 +305,7 @@ class Curve(Widget, can_focus=True):
         spans = [span for columns in drawn if (span := columns.span)]
         if not spans:
             return (0.0, 1.0)
-        low, high = min(s[0] for s in spans), max(s[1] for s in spans)
-        pad = (high - low) * 0.03 or (0.15 if self.log_y else abs(low) * 0.1 or 1.0)
-        return low - pad, high + pad
+        return value_range(min(s[0] for s in spans), max(s[1] for s in spans), self.log_y)
 
     def _x_axis(self, x0: float, x1: float, gutter: int, columns: int, base: Style, axis: Style, text: Style) -> list[Strip]:
         line, below = x_axis(x0, x1, gutter, columns, filled=self.extent is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
@@ -14,6 +13,8 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+
+from console.runs.tail import LogView
 
 if TYPE_CHECKING:
     from console.runs.log_file import WholeLog
@@ -27,20 +28,6 @@ _WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
 def _cells(line: str) -> int:
     """Columns of a line; thousands are measured at each look, most of them ASCII."""
     return len(line) if line.isascii() else cell_len(line)
-
-
-@dataclass(frozen=True)
-class LogView:
-    """The log at one look: its last lines."""
-
-    lines: tuple[str, ...] = ()
-    partial: str = ""
-    """The line that is not complete yet."""
-    dropped: int = 0
-    """Lines before the first of these."""
-    resets: int = 0
-    whole: bool = True
-    """Whether the first of these lines is the log's first."""
 
 
 class LogPane(ScrollView, can_focus=True):

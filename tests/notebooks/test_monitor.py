@@ -14,9 +14,13 @@ import pytest
 from PIL import Image
 
 from console.app import ConsoleApp
-from console.notebook import RunMonitor, RunsTable, curves, metrics
-from console.notebook.curves import MOST_POINTS
+from console.curves import thinning
+from console.curves.smoothing import Smoother
+from console.curves.thinning import MOST_POINTS
+from console.notebook import RunMonitor, RunsTable, metrics
 from console.notebook.figure import FigureState
+from console.readers.monitor import MonitorFeed
+from console.readers.store_watcher import StoreWatcher
 from console.runs import launch
 from qwen3vl_core.errors import RequestError
 from tests.console.app import driving
@@ -140,8 +144,8 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
     assert max(monitor.figure.data[0].y) == 40.0
     # one point more: only what is new is computed
     looked_at = []
-    monkeypatch.setattr(curves, "_extremes", lambda y, width, gaps: looked_at.append(len(y)) or np.array([0, len(y) - 1]))
-    monkeypatch.setattr(curves, "_recurrence", lambda values, *a: looked_at.append(len(values)) or np.ones_like(values))
+    monkeypatch.setattr(thinning, "_extremes", lambda y, width, gaps: looked_at.append(len(y)) or np.array([0, len(y) - 1]))
+    monkeypatch.setattr(Smoother, "_recurrence", lambda self, values: looked_at.append(len(values)) or np.ones_like(values))
     write_metrics(run, [80.0], begin=1_000_000)
     until(lambda: monitor.figure.data[0].x[-1] == 1_000_000, PATIENCE)
     assert looked_at and max(looked_at) < 5_000
@@ -222,3 +226,11 @@ def test_a_wrong_request_is_refused(store):
         RunMonitor(9, store=store)
     with pytest.raises(RequestError, match="below 1"):
         RunMonitor(store=store, smoothing=1.0)
+
+
+def test_the_notebook_and_the_terminal_show_the_same_average_after_nan_steps(store):
+    run = recorded(store)
+    write_metrics(run, [4.0, 3.5, None, None, 3.0, 2.0, None, 2.5])
+    drawn = lines(RunMonitor(run, store=store, smoothing=0.9))[run.id, "smooth"]
+    terminal = MonitorFeed(StoreWatcher(store.root)).read(run, [], "loss", 0.9).lines[0].smooth
+    np.testing.assert_array_equal(np.array(drawn, float), terminal)

@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from console.curves.columns import Points, places, reduce
 from console.formatting import number, one_line, printable, span, sparkline, tick
-from console.widgets.braille import DOTS, Points, Smoother, log_ticks, places, rasterize, reduce, ticks
+from console.widgets.braille import DOTS, rasterize
 
 WIDTH, HEIGHT = 30, 8
 
@@ -139,53 +140,6 @@ def test_the_logarithmic_axis_makes_a_decay_straight_and_drops_what_is_not_posit
     y[60] = -1.0
     assert len(Points.of(x, y, log=True).y) == 189
     assert Points.of(x, y, log=True).segment[-1] == 11
-
-
-def test_the_average_is_that_of_the_plain_recurrence_also_over_nan_and_in_pieces():
-    random = np.random.default_rng(3)
-    y = random.normal(2, 1, 5000)
-    y[random.random(5000) < 0.02] = np.nan
-    for weight in (0.6, 0.9, 0.99):
-        mean = mass = 0.0
-        expected = []
-        for value in y:
-            if math.isfinite(value):
-                mean, mass = weight * mean + (1 - weight) * value, weight * mass + (1 - weight)
-                expected.append(mean / mass)
-            else:
-                expected.append(math.nan)
-        whole, pieces = Smoother(weight), Smoother(weight)
-        whole.extend(y)
-        for part in np.split(y, [1, 2, 700, 701, 4000]):
-            pieces.extend(part)
-        np.testing.assert_allclose(whole.values, expected, rtol=1e-9)
-        np.testing.assert_allclose(pieces.values, expected, rtol=1e-9)
-
-
-def test_the_average_begins_at_the_first_value_without_bias():
-    average = Smoother(0.99)
-    average.extend(np.array([4.0, 4.0, 4.0]))
-    assert average.values == pytest.approx([4.0, 4.0, 4.0])
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 20))
-def test_ticks_are_round_inside_and_not_too_many(low, width, count):
-    assume(width > 1e-9 * abs(low))  # else neighbouring ticks are the same float
-    found = ticks(low, low + width, count)
-    assert len(found) <= 2 * count + 2
-    assert all(low - width * 1e-6 <= v <= low + width * (1 + 1e-6) for v in found)
-    if len(found) > 1:
-        step = found[1] - found[0]
-        mantissa = step / 10 ** math.floor(math.log10(step) + 1e-6)
-        assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-2
-
-
-def test_ticks_of_a_logarithmic_axis():
-    assert log_ticks(-6.0, -4.0, 5) == pytest.approx([1e-6, 1e-5, 1e-4])
-    assert log_ticks(0.0, 1.0, 4) == pytest.approx([1, 2, 5, 10])
-    assert len(log_ticks(0.0, 0.01, 4)) >= 2
-    assert ticks(1.0, 1.0, 4) == [1.0]
 
 
 def test_sparkline():

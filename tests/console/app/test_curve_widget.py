@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from textual.app import App
 
-from console.widgets.curve import NARROWEST, Curve, CurveLine
+from console.curves.lines import CurveLine
+from console.widgets.curve import NARROWEST, Curve
 from tests.console.app.driving import LARGE, SMALL, driven, text_of, until
 
 CSS = "Curve { width: 100%; height: 100%; } Curve > .curve--cross { color: red; background: blue; } " + " ".join(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from textual.app import App
 
-from console.widgets.log_pane import LogPane, LogView
+from console.runs.tail import LogView
+from console.widgets.log_pane import LogPane
 from tests.console.app.driving import driven, text_of
 
 CSS = "LogPane { height: 100%; } " + " ".join(

@@ -1,16 +1,15 @@
-"""A million points as two thousand: what is kept, what an average is."""
+"""A million points as two thousand: what is kept."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from console.notebook.curves import MOST_POINTS, Smoother, Thinner, decimate, smooth, within
+from console.curves.thinning import MOST_POINTS, Thinner, decimate, within
 
 values = st.floats(-1e6, 1e6) | st.just(math.nan)
 series = arrays.arrays(np.float64, st.integers(0, 400), elements=values)
@@ -33,12 +32,11 @@ def test_decimation_keeps_ends_extremes_and_order(y, most):
 
 
 @settings(deadline=None, max_examples=40)
-@given(series, st.lists(st.integers(0, 400), max_size=4), st.integers(8, 64), st.floats(0.0, 0.99))
-def test_a_series_that_grows_is_drawn_as_if_it_had_been_whole(y, cuts, most, weight):
-    thinner, smoother, x = Thinner(most), Smoother(weight), np.arange(len(y))
+@given(series, st.lists(st.integers(0, 400), max_size=4), st.integers(8, 64))
+def test_a_series_that_grows_is_drawn_as_if_it_had_been_whole(y, cuts, most):
+    thinner, x = Thinner(most), np.arange(len(y))
     for end in [*sorted(min(cut, len(y)) for cut in cuts), len(y)]:
         np.testing.assert_array_equal(thinner(x[:end], y[:end]), decimate(x[:end], y[:end], most))
-        np.testing.assert_allclose(smoother(y[:end]), smooth(y[:end], weight), rtol=1e-9, atol=1e-3)
 
 
 def test_one_spike_and_one_gap_among_a_million_points_stay():
@@ -47,26 +45,6 @@ def test_one_spike_and_one_gap_among_a_million_points_stay():
     x, kept = decimate(np.arange(len(y)), y)
     assert len(x) <= MOST_POINTS
     assert 123_456 in x and 777_777 in x and np.isnan(kept[x == 777_777]).all()
-
-
-@settings(deadline=None, max_examples=60)
-@given(series, st.floats(0.01, 0.999))
-def test_the_average_is_the_debiased_recurrence(y, weight):
-    total = share = 0.0
-    for value, found in zip(y, smooth(y, weight), strict=True):
-        total, share = weight * total, weight * share
-        if math.isnan(value):
-            assert math.isnan(found)
-        else:
-            total, share = total + value, share + 1
-            assert found == pytest.approx(total / share, rel=1e-6, abs=1e-3)
-
-
-def test_no_weight_is_no_change_and_a_weight_of_one_is_refused():
-    y = np.array([1.0, 2.0])
-    assert smooth(y, 0.0) is y
-    with pytest.raises(ValueError, match="below 1"):
-        smooth(y, 1.0)
 
 
 def test_a_window_takes_one_more_point_at_each_side():

@@ -169,7 +169,7 @@ def curve(rounds: int) -> float:
         y = 1 + 3 * np.exp(-np.arange(POINTS) / 2e5) + random.normal(0, 0.1, POINTS)
         lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, Smoother(0.97)(y) if slot == 0 else None, slot))
 
-    names = ("axis", "text", "cross", "mark", "trouble", *(f"line-{i}" for i in range(6)))
+    names = ("axis", "text", "cross", "mark", "problem", *(f"line-{i}" for i in range(6)))
 
     class Bench(App):
         CSS = "Curve { width: 100%; height: 100%; } " + " ".join(f"Curve > .curve--{name} {{ color: ansi_red; }}" for name in names)
@@ -200,7 +200,7 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
     from textual.app import App
 
     from console.readers.store_watcher import StoreWatcher
-    from console.runs.filters import choose
+    from console.runs.filters import select_runs
     from console.widgets.run_list import RunList
 
     store = folder / "many"
@@ -240,7 +240,7 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
             table = app.query_one(RunList)
             for number in range(4 * rounds):
                 begin = time.process_time()
-                table.show(choose(snapshot.rows, "status:done", "loss", bool(number % 2)), (), "loss", False)
+                table.show(select_runs(snapshot.rows, "status:done", "loss", bool(number % 2)), (), "loss", False)
                 table.action_move(37)
                 for y in range(table.size.height):
                     table.render_line(y)

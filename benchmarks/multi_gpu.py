@@ -34,9 +34,9 @@ LAYOUTS = {
 }
 
 
-def row(name: str, gpus: int, words: str, run: random_run.Finetune, alone: random_run.Finetune) -> dict:
-    gaps = [abs(a / b - 1) for a, b in zip(run.losses, alone.losses, strict=False)]
-    rate, one = run.median("tokens_per_second", 2), alone.median("tokens_per_second", 2)
+def row(name: str, gpus: int, words: str, run: random_run.Finetune, one_process: random_run.Finetune) -> dict:
+    gaps = [abs(a / b - 1) for a, b in zip(run.losses, one_process.losses, strict=False)]
+    rate, one = run.median("tokens_per_second", 2), one_process.median("tokens_per_second", 2)
     return {
         "name": name, "gpus": gpus, "options": words, "loss_gap": max(gaps) if gaps and not run.fault else None,
         "scaling": round(rate / one / gpus, 3) if not run.fault else None, "tokens_per_second": rate, "peak_gib": run.peak_gib,
@@ -68,14 +68,14 @@ def main() -> None:
             "--global-batch-size", str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side),
             "--precision", "fp32" if small else "bf16", "--num-workers", "0" if small else "4",
         ]  # fmt: skip
-        alone = random_run.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
-        if alone.fault:
-            raise SystemExit(f"one process, which the layouts are compared with, failed:\n{alone.fault}")
-        rows.append(row("one process", 1, "", alone, alone))
+        one_process = random_run.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
+        if one_process.fault:
+            raise SystemExit(f"one process, which the layouts are compared with, failed:\n{one_process.fault}")
+        rows.append(row("one process", 1, "", one_process, one_process))
         for name, (least, words) in LAYOUTS.items():
             if name in given.only and least <= given.gpus and given.gpus % least == 0:
                 run = random_run.finetune(folder / "runs", [*shared, "--nproc", str(given.gpus), *words.split()], given.steps)
-                rows.append(row(name, given.gpus, words, run, alone))
+                rows.append(row(name, given.gpus, words, run, one_process))
                 if not given.json:
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
     finally:

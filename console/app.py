@@ -68,7 +68,7 @@ class ConsoleApp(ConsoleBase):
         """What is missing on this machine."""
         from console.screens.doctor import DoctorScreen
 
-        self.did("doctor")
+        self.remember_command("doctor")
         self.push_screen(DoctorScreen(self.store_root))
 
     def action_keys_help(self) -> None:

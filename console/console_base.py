@@ -177,7 +177,7 @@ class ConsoleBase(RunActions):
         row = self.snapshot.get(run_id)
         if row is not None and row.kind == "compare":
             self.comparison = run_id
-        self.did("runs", "logs", number_of(run_id), "--follow")
+        self.remember_command("runs", "logs", number_of(run_id), "--follow")
         self._screen_of("monitor", lambda screen: screen.open(run_id))
 
     def clone_run(self, row: RunRow) -> None:

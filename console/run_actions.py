@@ -50,7 +50,7 @@ class RunActions(App[int]):
         self.subcommand = ""
         """What was done last, as a person would type it."""
         self._said: tuple[str, float] = ("", 0.0)
-        self._boards: list[Any] = []
+        self._tensorboards: list[Any] = []
         super().__init__()
 
     def look(self) -> None:
@@ -58,7 +58,7 @@ class RunActions(App[int]):
         raise NotImplementedError
 
     def on_unmount(self) -> None:
-        for board in self._boards:
+        for board in self._tensorboards:
             board.close()
 
     def _work(self, work: Callable[[], Any], name: str) -> None:
@@ -83,8 +83,8 @@ class RunActions(App[int]):
 
     # the command that equals what was done
 
-    def did(self, *words: str) -> None:
-        """Remember what was done as the subcommand that does the same: `did("runs", "stop", "7")`."""
+    def remember_command(self, *words: str) -> None:
+        """Remember what was done as the subcommand that does the same: `remember_command("runs", "stop", "7")`."""
         store = ["--runs", str(self.store_root)] if words[0] == "runs" and self.store_root != runs_directory(None) else []
         from qwen3vl_core.options import shell_line  # not before the first frame
 
@@ -116,7 +116,7 @@ class RunActions(App[int]):
         # the typed command is recorded and detached as this run is
         detached = [] if kind == "finetune" else ["--detach"]
         store = ["--runs", str(self.store_root)] if self.store_root != runs_directory(None) else []
-        self.did(kind, *to_arguments(options), *detached, *store)
+        self.remember_command(kind, *to_arguments(options), *detached, *store)
         self._work(work, name)
 
     def stop_run(self, run_id: str) -> None:
@@ -126,7 +126,7 @@ class RunActions(App[int]):
             _launch().stop(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to stop")
 
-        self.did("runs", "stop", number_of(run_id))
+        self.remember_command("runs", "stop", number_of(run_id))
         self._work(work, f"stop {run_id}")
 
     def save_run(self, run_id: str) -> None:
@@ -136,7 +136,7 @@ class RunActions(App[int]):
             _launch().save_now(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "asked to save at its next step")
 
-        self.did("runs", "save", number_of(run_id))
+        self.remember_command("runs", "save", number_of(run_id))
         self._work(work, f"save {run_id}")
 
     def delete_runs(self, rows: Iterable[RunRow]) -> None:
@@ -147,7 +147,7 @@ class RunActions(App[int]):
             launch = _launch()
             return RunsDeleted([run.id for run in runs], sum(launch.delete(run) for run in runs))
 
-        self.did("runs", "delete", *(str(run.number) for run in runs), "--yes")
+        self.remember_command("runs", "delete", *(str(run.number) for run in runs), "--yes")
         self._work(work, "delete")
 
     @on(RunsDeleted)
@@ -161,17 +161,17 @@ class RunActions(App[int]):
     def open_tensorboard(self, rows: Iterable[RunRow]) -> None:
         """TensorBoard on these runs, until the console is left; its link is copied, and opened where there is a browser."""
         runs = [row.run for row in rows]
-        known = next((board for board in self._boards if board.alive and board.runs == [run.id for run in runs]), None)
+        known = next((board for board in self._tensorboards if board.alive and board.runs == [run.id for run in runs]), None)
 
         def work() -> WorkDone:
             board = known or importlib.import_module("console.runs.tensorboard").TensorBoard(runs)
             if known is None:
-                self._boards.append(board)
+                self._tensorboards.append(board)
             board.wait()
             return WorkDone("TensorBoard", board.url)
 
         self.notify("TensorBoard starts …", timeout=3)
-        self.did("runs", "tensorboard", *(str(run.number) for run in runs))
+        self.remember_command("runs", "tensorboard", *(str(run.number) for run in runs))
         self._work(work, "tensorboard")
 
     @on(WorkDone)
@@ -188,7 +188,7 @@ class RunActions(App[int]):
             _launch().resume(_store(self.store_root).get(run_id))
             return RunChanged(run_id, "goes on")
 
-        self.did("runs", "resume", number_of(run_id))
+        self.remember_command("runs", "resume", number_of(run_id))
         self._work(work, f"resume {run_id}")
 
     @on(RunChanged)

@@ -48,7 +48,7 @@ def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
     columns = shutil.get_terminal_size().columns if foreground and sys.stdout.isatty() else None
     start(run, columns=columns)
     if as_json and not foreground:
-        say(run_json.as_json(run_json.facts(run)))
+        say(run_json.as_json(run_json.summarize(run)))
         return EXIT_DONE
     if not foreground:
         print(f"run {run.id} started\n  follow it  {_command(run, 'logs', '--follow')}\n  stop it    {_command(run, 'stop')}")
@@ -158,7 +158,7 @@ def runs(arguments: list[str]) -> int:
 def _list(store: RunStore, given: argparse.Namespace) -> int:
     runs = store.list()
     if given.json or given.filter or given.sort != "newest" or given.reverse:
-        rows = filters.choose(map(run_json.facts, runs), given.filter, given.sort, given.reverse)
+        rows = filters.select_runs(map(run_json.summarize, runs), given.filter, given.sort, given.reverse)
         if given.json:
             print("[" + ",\n ".join(json.dumps(_plain(run_json.as_json(row)), ensure_ascii=False) for row in rows) + "]")
             return EXIT_DONE
@@ -174,7 +174,7 @@ def _list(store: RunStore, given: argparse.Namespace) -> int:
 def _show(store: RunStore, given: argparse.Namespace) -> int:
     run = store.get(given.id)
     if given.json:
-        say(run_json.whole(run))
+        say(run_json.details(run))
     else:
         print("\n".join(run_text.describe(run)))
     return EXIT_DONE

@@ -37,8 +37,8 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
     if name == "demo":
         return importlib.import_module("qwen3vl_core.demo.run").main(dispatch, **values)
     if name in ("plan", "recipe", "doctor"):
-        return command_line.look(name, values)
-    return command_line.work(name, values)
+        return command_line.run_planner(name, values)
+    return command_line.run_work(name, values)
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:

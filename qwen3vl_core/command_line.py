@@ -19,7 +19,7 @@ from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
-WORK = {
+WORK_MODULES = {
     "download": "qwen3vl_core.data.download",
     "prepare": "qwen3vl_core.data.prepare.command",
     "inspect": "qwen3vl_core.checkpoint.inspect",
@@ -122,7 +122,7 @@ def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
     return values if file is None else {**read_plan_file(FinetuneOptions, file), **values}
 
 
-def look(name: str, values: dict[str, Any]) -> int:
+def run_planner(name: str, values: dict[str, Any]) -> int:
     """The commands that look and start nothing."""
     module = importlib.import_module(f"qwen3vl_core.layout.{name}")
     if name == "plan":
@@ -135,7 +135,7 @@ def look(name: str, values: dict[str, Any]) -> int:
     return module.run(from_mapping(DoctorOptions, values), runs_directory(Path(values["runs"]) if values.get("runs") else None))
 
 
-def work(name: str, values: dict[str, Any]) -> int:
+def run_work(name: str, values: dict[str, Any]) -> int:
     """Run one work command: here, or recorded under a supervisor."""
     given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
     options = from_mapping(COMMANDS[name], _with_plan_file(values))
@@ -148,7 +148,7 @@ def work(name: str, values: dict[str, Any]) -> int:
         launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)
         return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
-    module = WORK[name]
+    module = WORK_MODULES[name]
     if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect.command").holds_data(options.path):
         module = "qwen3vl_core.data.inspect.command"
     _imported(module).run(options)

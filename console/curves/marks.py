@@ -16,7 +16,7 @@ class Mark:
 
 
 MARKS = {
-    "save": ("◆", "mark"), "nan": ("✗", "trouble"), "spike": ("▲", "trouble"), "resume": ("↻", "mark"), "damaged": ("✗", "trouble"),
+    "save": ("◆", "mark"), "nan": ("✗", "problem"), "spike": ("▲", "problem"), "resume": ("↻", "mark"), "damaged": ("✗", "problem"),
     "stop": ("■", "mark"), "note": ("·", "mark"),
 }  # fmt: skip
 """Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""

@@ -10,7 +10,7 @@ from typing import Any
 from console.curves.lines import SLOTS, CurveLine
 from console.curves.smoothing import Smoother
 from console.readers.store_watcher import StoreWatcher
-from console.runs.diagnosis import Diagnosis, explain, going_on
+from console.runs.diagnosis import Diagnosis, explain, explain_more
 from console.runs.measures import METRICS, NOISY
 from console.runs.state import SAMPLES
 from console.runs.store import Run
@@ -19,7 +19,7 @@ from console.runs.tail import JsonlTail, LogTail, LogView
 LOG_LINES = 5000
 READ_BYTES = 4 << 20
 """Of one run's metrics at one look; a run of a million steps is drawn as it is read."""
-TROUBLE_STATES = ("failed", "lost")
+FAILED_STATES = ("failed", "lost")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunView:
     """What can be shown."""
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
-    trouble: Diagnosis | None = None
+    diagnosis: Diagnosis | None = None
     """What a run that failed died of, where that is known."""
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
@@ -59,7 +59,7 @@ class MonitorFeed:
         self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
-        self._trouble: tuple[tuple, tuple[int, str], Diagnosis | None] | None = None
+        self._diagnosis: tuple[tuple, tuple[int, str], Diagnosis | None] | None = None
         """(what it is about, how far the log was searched, what it tells)"""
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
@@ -91,21 +91,21 @@ class MonitorFeed:
     def _explain(self, run: Run, log: LogView) -> Diagnosis | None:
         state = run.state
         code = state.get("exit_code")
-        if state["status"] not in TROUBLE_STATES:
+        if state["status"] not in FAILED_STATES:
             return None
         code = code if isinstance(code, int) else None
         key = (run.id, state["status"], code, log.resets, log.whole)
         count = log.dropped + len(log.lines)
         partial = tuple(filter(None, [log.partial]))
-        if self._trouble is None or self._trouble[0] != key:
-            trouble = explain((*log.lines, *partial), code)
+        if self._diagnosis is None or self._diagnosis[0] != key:
+            diagnosis = explain((*log.lines, *partial), code)
         else:
-            _, (before, cut), trouble = self._trouble
+            _, (before, cut), diagnosis = self._diagnosis
             if (count, log.partial) != (before, cut):
                 # what runs on elsewhere may write for hours after its supervisor was lost: only what is new is searched
-                trouble = going_on(trouble, (*log.lines[max(before - log.dropped, 0) :], *partial), code)
-        self._trouble = (key, (count, log.partial), trouble)
-        return trouble
+                diagnosis = explain_more(diagnosis, (*log.lines[max(before - log.dropped, 0) :], *partial), code)
+        self._diagnosis = (key, (count, log.partial), diagnosis)
+        return diagnosis
 
     def _read_samples(self, run: Run) -> tuple[CaptionHistory, ...]:
         """Captions written during the run, whole again for a picture when one comes for it."""

@@ -207,11 +207,11 @@ class StoreWatcher:
         from console.runs.diagnosis import explain  # most runs end well, and the first frame does not wait for it
 
         tail = LogTail(run.log, lines=WHY_LINES)
-        trouble = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
-        if trouble is None:
+        diagnosis = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
+        if diagnosis is None:
             return ""
-        line = trouble.line.strip()
-        return line.removeprefix("qwen3vl: ") if trouble.name == "request" else f"{trouble.title}: {line}".rstrip(": ")
+        line = diagnosis.line.strip()
+        return line.removeprefix("qwen3vl: ") if diagnosis.name == "request" else f"{diagnosis.title}: {line}".rstrip(": ")
 
     @staticmethod
     def _spark(run: Run, stamp: tuple[int, ...], recent: list[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ GLYPHS = {DONE: "✓", NEXT: "▸", LATER: "·", LIVE: "▶"}
 
 
 @dataclass(frozen=True)
-class Step:
+class LoopStep:
     """One step of the loop."""
 
     kind: str
@@ -30,7 +30,7 @@ class Step:
     """What its form begins with."""
 
 
-def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[Step]:
+def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
     """Of a workspace that names its data: prepare, convert, finetune, convert back, compare. Empty for another."""
     get = workspace.get
     names = ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")
@@ -58,7 +58,7 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[Step]:
     for kind, title, text, done, values in found:
         live = not done and any(row.alive and _is(row, kind, values) for row in rows)
         state = DONE if done else LIVE if live else NEXT if before else LATER
-        made.append(Step(kind, title, text, state, {k: v for k, v in values.items() if v}))
+        made.append(LoopStep(kind, title, text, state, {k: v for k, v in values.items() if v}))
         before = before and done
     return made
 

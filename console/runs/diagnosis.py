@@ -111,7 +111,7 @@ def last_attempt(lines: Sequence[str]) -> int:
 
 
 def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
-    """The trouble that the last attempt's lines tell of, the cause before its consequences; None when nothing is known."""
+    """What the last attempt's lines tell of, the cause before its consequences; None when nothing is known."""
     begin = last_attempt(lines)
     anything, each = _compiled()
     found: dict[str, int] = {}
@@ -136,8 +136,8 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | N
     return None
 
 
-def going_on(known: Diagnosis | None, new: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
-    """The trouble of a log that `known` was found in, and that has got these lines since: only they are looked at.
+def explain_more(known: Diagnosis | None, new: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
+    """What is wrong in a log that `known` was found in, and that has got these lines since: only they are looked at.
 
     Of what both tell the cause comes before its consequences.
     """
@@ -146,14 +146,14 @@ def going_on(known: Diagnosis | None, new: Sequence[str], exit_code: int | None 
         return found
     ranks = {name: rank for rank, (name, *_) in enumerate(_RULES)}
 
-    def rank(trouble: Diagnosis | None) -> tuple[int, bool]:
-        return (len(ranks) + 1, True) if trouble is None else (ranks.get(trouble.name, len(ranks)), not trouble.line)
+    def rank(diagnosis: Diagnosis | None) -> tuple[int, bool]:
+        return (len(ranks) + 1, True) if diagnosis is None else (ranks.get(diagnosis.name, len(ranks)), not diagnosis.line)
 
     # of the same kind the first is the cause; of our own errors the last word is that which ended it
     return found if rank(found) < rank(known) or (found is not None and found.line and found.name == known.name == "request") else known
 
 
-def of_run(run: Run) -> Diagnosis | None:
+def diagnose(run: Run) -> Diagnosis | None:
     """Why a failed or lost run ended, where its log or its exit code tells."""
     state = run.state
     if state["status"] not in ("failed", "lost"):

@@ -8,7 +8,7 @@ from console.runs.captions import SampleFeed, read_votes
 from console.runs.store import Run
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.comparison import Comparison
-from qwen3vl_core.caption.data_uri import embed_file
+from qwen3vl_core.caption.data_uri import file_data_uri
 from qwen3vl_core.errors import RequestError
 
 PAGE, DATA = "captions.html", "captions.json"
@@ -34,7 +34,7 @@ def export(run: Run, html: Path | None = None, json: Path | None = None) -> list
     page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
     made = comparison_of(run)
     if page:
-        report.save(page, report.to_html(made, (embed_file(sample.image) for sample in made.samples)))
+        report.save(page, report.to_html(made, (file_data_uri(sample.image) for sample in made.samples)))
     if data:
         report.save(data, report.to_json(made))
     return [path for path in (page, data) if path]

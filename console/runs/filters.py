@@ -70,7 +70,7 @@ def _option_matches(value: Any, wanted: str) -> bool:
     return wanted in str(value).lower()
 
 
-def choose(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
+def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
     """The rows (newest first) that pass, in this order. Raises RequestError for an order that is none."""
     if sort not in SORTS:
         raise RequestError(f"--sort {sort}: no such order; there are {', '.join(SORTS)}")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from console.runs.diagnosis import of_run
+from console.runs.diagnosis import diagnose
 from console.runs.run_text import changed, last_of
 from console.runs.state import CHECKPOINTS
 from console.runs.store import Run
@@ -39,7 +39,7 @@ def finite(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def facts(run: Run) -> RunSummary:
+def summarize(run: Run) -> RunSummary:
     """Of one run, as it stands now."""
     state, row = run.state, last_of(run)
     step, total = row.get("step"), run.options.get("train_iters")
@@ -66,12 +66,12 @@ def checkpoints(run: Run) -> list[int]:
     return sorted(int(name[5:]) for name in names if name.startswith("iter_") and name[5:].isdecimal())
 
 
-def whole(run: Run) -> dict[str, Any]:
+def details(run: Run) -> dict[str, Any]:
     """Everything of one run: `runs show --json`."""
-    trouble = of_run(run)
+    diagnosis = diagnose(run)
     return {
-        **as_json(facts(run)), "plan": run.plan, "state": run.state, "train": last_of(run), "eval": last_of(run, "eval"),
-        "checkpoints": checkpoints(run), "trouble": trouble.as_json() if trouble else None,
+        **as_json(summarize(run)), "plan": run.plan, "state": run.state, "train": last_of(run), "eval": last_of(run, "eval"),
+        "checkpoints": checkpoints(run), "trouble": diagnosis.as_json() if diagnosis else None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from typing import Any
 
-from console.runs.diagnosis import of_run
+from console.runs.diagnosis import diagnose
 from console.runs.state import ENDED, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, clean, last_rows
@@ -101,9 +101,9 @@ def describe(run: Run) -> list[str]:
     if status == "failed":
         tail = LogTail(run.log, lines=10)
         said = [*tail.read(), *filter(None, [tail.partial])]
-        trouble = of_run(run)
-        if trouble is not None and trouble.advice:
-            lines += ["", f"what went wrong: {trouble.title}", f"  {plain(trouble.line).strip()}", f"  {trouble.advice}"]
+        diagnosis = diagnose(run)
+        if diagnosis is not None and diagnosis.advice:
+            lines += ["", f"what went wrong: {diagnosis.title}", f"  {plain(diagnosis.line).strip()}", f"  {diagnosis.advice}"]
         lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
     return lines
 

@@ -46,7 +46,7 @@ class _GrowingValues:
         if y is not None:
             self._y[: self.size] = y
 
-    def alone(self) -> None:
+    def own_steps(self) -> None:
         """Steps of its own from now on: it has no value in some row."""
         self.steps = _GrowingSteps(self.steps.array[: self.size], self.room)
 
@@ -163,7 +163,7 @@ class MetricSeries:
             if column.kind != kind:
                 continue  # a name with a stroke in it, which another kind has taken
             if column.steps is shared and column.size + 1 < shared.size:
-                column.alone()
+                column.own_steps()
             if column.steps is not shared:
                 column.steps.append(step)
             column.append(value)

@@ -26,7 +26,7 @@ from console.screens.checkpoints import PickModels
 from console.screens.full_picture import FullPicture
 from console.screens.voting import Voting
 from console.widgets.caption_columns import CaptionBox, CaptionColumns
-from console.widgets.comparison_details import about, columns_of, status
+from console.widgets.comparison_details import columns_of, details, status
 from console.widgets.option_form import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.picture_frame import PictureFrame
@@ -169,7 +169,9 @@ class CompareScreen(Voting, ConsoleScreen):
             return
         self._show_headline(sample)
         prompt, short = sample.prompt or self.view.head.prompt, self.size.width < WIDE
-        self.query_one("#about", Static).update(about(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short))
+        self.query_one("#about", Static).update(
+            details(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short)
+        )
         live = self.row is not None and self.row.alive
         self.query_one(CaptionColumns).show(
             columns_of(self.view, sample, self.order, hidden=self.hidden, blind=bool(self.blind), marked=self.marked, live=live)
@@ -357,7 +359,7 @@ class CompareScreen(Voting, ConsoleScreen):
                 return
             self.app.call_from_thread(self._exported, page)
 
-        self.app.did("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
+        self.app.remember_command("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
         self.in_thread(write, "export")
 
     def _exported(self, page: Path) -> None:

@@ -274,7 +274,7 @@ class LaunchScreen(ConsoleScreen):
 
         ask = (lambda: suggestions(plan.partial)) if self.kind == "finetune" and (plan.partial.load or plan.partial.size) else None
         if ask is not None:
-            self.app.did("plan", *to_arguments(plan.partial), "--suggest")
+            self.app.remember_command("plan", *to_arguments(plan.partial), "--suggest")
         self.app.push_screen(PickPreset(PRESETS[self.kind], ask), chosen)
 
     def _plan_target(self) -> Path:
@@ -295,7 +295,7 @@ class LaunchScreen(ConsoleScreen):
         except WorkError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        self.app.did("plan", *to_arguments(plan.partial), "--save", str(target))
+        self.app.remember_command("plan", *to_arguments(plan.partial), "--save", str(target))
         self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
 
     def action_edit(self) -> None:

@@ -56,7 +56,7 @@ class MonitorScreen(MonitorLog):
         with Horizontal(id="loghead"):
             yield Static(id="logstate")
             yield Input(placeholder="find, then enter", id="find", compact=True, select_on_focus=False)
-        yield Static(id="trouble", markup=False)
+        yield Static(id="diagnosis", markup=False)
         yield LogPane(id="log")
         yield SamplePane(id="samples")
         yield Static(
@@ -66,7 +66,7 @@ class MonitorScreen(MonitorLog):
 
     def on_mount(self) -> None:
         self.query_one("#find").display = False
-        self.query_one("#trouble").display = False
+        self.query_one("#diagnosis").display = False
 
     # which run
 
@@ -87,7 +87,7 @@ class MonitorScreen(MonitorLog):
             pane.find("")
             self.remove_class("-captions")
             self._explained = None
-            self.query_one("#trouble").display = False
+            self.query_one("#diagnosis").display = False
             self.query_one("#find", Input).value = ""
             self._close_find()
         self.show_snapshot(self.app.snapshot)
@@ -244,7 +244,7 @@ class MonitorScreen(MonitorLog):
     def _set_metric(self, name: str) -> None:
         self.metric = name
         if self.row is not None:
-            self.app.did("runs", "metrics", str(self.row.run.number), "--metric", name)
+            self.app.remember_command("runs", "metrics", str(self.row.run.number), "--metric", name)
         self.read()
 
     def action_enlarge(self) -> None:
@@ -260,7 +260,7 @@ class MonitorScreen(MonitorLog):
         self.toggle_class("-captions")
         shown = self.has_class("-captions")
         if shown and self.row is not None:
-            self.app.did("runs", "samples", str(self.row.run.number))
+            self.app.remember_command("runs", "samples", str(self.row.run.number))
         if shown or self.query_one(SamplePane).has_focus:
             self.query_one(SamplePane if shown else LogPane).focus()
         self._log_state()

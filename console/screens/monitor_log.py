@@ -16,7 +16,7 @@ from console.widgets.log_pane import LogPane
 
 
 class MonitorLog(ConsoleScreen):
-    """The log's part of the monitor, which makes its widgets: `#logstate`, `#find`, `#trouble`, `#log`."""
+    """The log's part of the monitor, which makes its widgets: `#logstate`, `#find`, `#diagnosis`, `#log`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class MonitorLog(ConsoleScreen):
             if event.value and (pane.all is not None or not pane.hits) and not (pane.shown.whole and not pane.shown.dropped):
                 self._read_all(event.value)
             if event.value and self.row is not None:
-                self.app.did("runs", "logs", str(self.row.run.number), "--grep", event.value)
+                self.app.remember_command("runs", "logs", str(self.row.run.number), "--grep", event.value)
         if not event.value:
             self._close_find()
             pane.focus()
@@ -124,24 +124,26 @@ class MonitorLog(ConsoleScreen):
 
     def _explain(self) -> None:
         """What a failed run died of, and what to try, above its log."""
-        trouble = self.view.trouble if self.view is not None else None
-        if trouble == self._explained:
+        diagnosis = self.view.diagnosis if self.view is not None else None
+        if diagnosis == self._explained:
             return
-        self._explained = trouble
-        place = self.query_one("#trouble", Static)
-        place.display = trouble is not None
-        if trouble is not None:
-            lines = [Content.assemble(("✗ " + trouble.title, "bold $text-error"), ("  w shows the line" if trouble.line else "", "$muted"))]
-            lines.append(Content.assemble(("→ ", "$muted"), trouble.advice))
+        self._explained = diagnosis
+        place = self.query_one("#diagnosis", Static)
+        place.display = diagnosis is not None
+        if diagnosis is not None:
+            lines = [
+                Content.assemble(("✗ " + diagnosis.title, "bold $text-error"), ("  w shows the line" if diagnosis.line else "", "$muted"))
+            ]
+            lines.append(Content.assemble(("→ ", "$muted"), diagnosis.advice))
             place.update(Content("\n").join(lines))
 
     def action_trouble(self) -> None:
         """Go to the line of the log that says why the run failed."""
-        trouble = self.view.trouble if self.view is not None else None
-        if trouble is None or not trouble.line:
+        diagnosis = self.view.diagnosis if self.view is not None else None
+        if diagnosis is None or not diagnosis.line:
             self.notify("no error that is known was found in the log", severity="warning")
             return
         self.remove_class("-captions")
         pane = self.query_one(LogPane)
-        pane.go_to(trouble.line)
+        pane.go_to(diagnosis.line)
         pane.focus()

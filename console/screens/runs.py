@@ -10,7 +10,7 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.formatting import GLYPHS, one_line, span
 from console.readers.run_rows import RunRow, Snapshot
-from console.runs.filters import SORTS, choose
+from console.runs.filters import SORTS, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 
@@ -40,7 +40,7 @@ class RunsScreen(ConsoleScreen):
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         query = self.query_one("#filter", Input).value
-        self.rows = choose(snapshot.rows, query, self.order, self.reverse)
+        self.rows = select_runs(snapshot.rows, query, self.order, self.reverse)
         there = {row.id for row in snapshot.rows}
         if not snapshot.unread:
             self.marked = {run_id: None for run_id in self.marked if run_id in there}
@@ -201,7 +201,7 @@ class RunsScreen(ConsoleScreen):
             self.notify("mark one run with space, go to another, then d; or mark two", severity="warning")
             return
         first, second = rows[-2:]
-        self.app.did("runs", "compare", str(first.run.number), str(second.run.number))
+        self.app.remember_command("runs", "compare", str(first.run.number), str(second.run.number))
         from console.screens.dialogs import Difference  # not before the first frame
 
         self.app.push_screen(Difference(first.run, second.run))
@@ -222,7 +222,7 @@ class RunsScreen(ConsoleScreen):
 
     def _did_list(self) -> None:
         query = self.query_one("#filter", Input).value
-        self.app.did(
+        self.app.remember_command(
             "runs", "list", *(["--filter", query] if query else []), *(["--sort", self.order] if self.order != "newest" else []),
             *(["--reverse"] if self.reverse else []),
         )  # fmt: skip

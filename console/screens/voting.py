@@ -101,7 +101,7 @@ class Voting(Screen[None]):
             self.notify(str(error), severity="error", markup=False)
             return
         self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
-        self.app.did("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
+        self.app.remember_command("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)
         if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
             self.action_unvoted()
         self._show()

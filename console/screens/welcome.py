@@ -20,7 +20,7 @@ from console.actions import bindings_of
 from console.formatting import one_line, printable
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
-from console.readers.workspace import GLYPHS, LIVE, NEXT, Step, models_nearby, open_model, steps
+from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import recipe
@@ -97,7 +97,7 @@ class WelcomeScreen(ConsoleScreen):
         self.query_one("#below", Static).update(f"runs are kept in {one_line(self.app.store_root)}")
 
     @staticmethod
-    def _head(loop: list[Step], runs: bool) -> Content:
+    def _head(loop: list[LoopStep], runs: bool) -> Content:
         if not loop:
             return Content.assemble(
                 ("Finetune Qwen3-VL, watch the loss, read the captions side by side.\n", "bold"),
@@ -111,7 +111,7 @@ class WelcomeScreen(ConsoleScreen):
                 words = f"{following.title} is under way"
         return Content.assemble(("The loop, step by step\n", "bold"), (words, "$muted"))
 
-    def _fill(self, loop: list[Step]) -> None:
+    def _fill(self, loop: list[LoopStep]) -> None:
         wide = max(self.size.width - 8, 40)
         entries: list[tuple[str, Content]] = []
         for place, step in enumerate(loop):
@@ -156,7 +156,7 @@ class WelcomeScreen(ConsoleScreen):
         else:
             self.run_worker(self.run_action(name), exclusive=False)
 
-    def _open_step(self, step: Step) -> None:
+    def _open_step(self, step: LoopStep) -> None:
         if step.kind == "compare":
             self.app.open_compare(step.values)
         else:
@@ -254,7 +254,7 @@ class WelcomeScreen(ConsoleScreen):
         for note in read.notes:
             self.notify(note, markup=False)
         self._leave_field()
-        self.app.did("recipe", "--", *values)
+        self.app.remember_command("recipe", "--", *values)
         self.app.open_form("finetune", to_mapping(from_mapping(FinetuneOptions, options, partial=True)))
 
     def _verdict(self, faults: list[str]) -> None:
@@ -285,7 +285,7 @@ class WelcomeScreen(ConsoleScreen):
         self.query_one("#question", Static).update(Content(f"The demo's workspace is made in {one_line(folder)}"))
         self.query_one("#asked", Input).display = False
         self.query_one("#verdict", Static).update(Content("drawing 576 pictures …").stylize("$muted"))
-        self.app.did("demo", "--dir", str(folder))
+        self.app.remember_command("demo", "--dir", str(folder))
 
         def work() -> None:
             command = [sys.executable, "-m", "qwen3vl_core.cli", "demo", "--workspace-only", "--dir", str(folder)]
@@ -302,7 +302,7 @@ class WelcomeScreen(ConsoleScreen):
 
         self.in_thread(work, "demo")
 
-    def _can_run_all(self, loop: list[Step]) -> bool:
+    def _can_run_all(self, loop: list[LoopStep]) -> bool:
         """The command puts its runs into the workspace: offered where the console shows them, and they are still to be made."""
         folder = self.app.workspace_folder
         return folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
@@ -325,7 +325,7 @@ class WelcomeScreen(ConsoleScreen):
         except OSError as error:
             self.notify(f"{folder / 'demo.log'}: {error.strerror}; the demo was not started", severity="error", markup=False)
             return
-        self.app.did(*words)
+        self.app.remember_command(*words)
         self.notify(f"the loop runs; its output is in {folder / 'demo.log'}", markup=False)
         self.app.action_show_screen("runs")
 

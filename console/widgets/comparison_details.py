@@ -100,7 +100,7 @@ def table(view: CompareView, width: int) -> list[Content]:
     return lines if len(lines) > 1 else []
 
 
-def about(row: RunRow | None, view: CompareView, prompt: str, width: int, *, blind: bool, short: bool) -> Content:
+def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, blind: bool, short: bool) -> Content:
     """All of it, a line a row. blind: nothing that tells the models apart. short: what matters most, for a few rows."""
     lines: list[Content] = []
     if row is not None:

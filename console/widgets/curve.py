@@ -38,7 +38,7 @@ class Curve(Widget, can_focus=True):
         "Dim dots are the raw values, the bright line is their average."
     )
     COMPONENT_CLASSES: ClassVar = {
-        "curve--axis", "curve--text", "curve--cross", "curve--mark", "curve--trouble", *(f"curve--line-{i}" for i in range(SLOTS)),
+        "curve--axis", "curve--text", "curve--cross", "curve--mark", "curve--problem", *(f"curve--line-{i}" for i in range(SLOTS)),
     }  # fmt: skip
 
     def __init__(self, id: str | None = None) -> None:
@@ -151,7 +151,7 @@ class Curve(Widget, can_focus=True):
         x0, x1 = self.shown
         reach = (x1 - x0) / max(self._plot[2] - 1, 1) * 0.5001
         near = [mark for mark in self.marks if abs(mark.step - step) <= reach]
-        return min(near, key=lambda mark: (MARKS[mark.kind][1] != "trouble", abs(mark.step - step)), default=None)
+        return min(near, key=lambda mark: (MARKS[mark.kind][1] != "problem", abs(mark.step - step)), default=None)
 
     def hide_crosshair(self) -> bool:
         """Take the crosshair away; whether there was one."""
@@ -313,12 +313,12 @@ class Curve(Widget, can_focus=True):
         return [rule, Strip([Segment(below, text)], gutter + columns)]
 
     def _rule(self, line: str, x0: float, x1: float, columns: int, axis: Style) -> list[Segment]:
-        """The axis with the marks on it; trouble lies over what is planned."""
+        """The axis with the marks on it; problems lie over what is planned."""
         placed: dict[int, tuple[str, str]] = {}
         for mark in self.marks:
             if x0 <= mark.step <= x1:
                 column = 1 + round((mark.step - x0) / (x1 - x0) * (columns - 1))
-                if placed.get(column, ("", ""))[1] != "trouble":
+                if placed.get(column, ("", ""))[1] != "problem":
                     placed[column] = MARKS[mark.kind]
         parts, at = [], 0
         for column, (glyph, name) in sorted(placed.items()):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WIDEST = 400
 """Columns that a whole log can be scrolled to the right: its longest line is not known."""
-_TROUBLE = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
+_PROBLEM_WORDS = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
 _WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
 
 
@@ -37,7 +37,7 @@ class LogPane(ScrollView, can_focus=True):
         "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F begins again. "
         "/ finds, n and N go on."
     )
-    COMPONENT_CLASSES: ClassVar = {"log--trouble", "log--warning", "log--hit", "log--current", "log--empty"}
+    COMPONENT_CLASSES: ClassVar = {"log--problem", "log--warning", "log--hit", "log--current", "log--empty"}
 
     class Changed(Message):
         """Following or the places found have changed."""
@@ -205,7 +205,7 @@ class LogPane(ScrollView, can_focus=True):
     def _pens(self) -> tuple[Style, dict[str, Style]]:
         """(the ground, the component styles): asked for once a paint, not once a line."""
         if self._styles_now is None:
-            names = ("log--trouble", "log--warning", "log--hit", "log--current", "log--empty")
+            names = ("log--problem", "log--warning", "log--hit", "log--current", "log--empty")
             self._styles_now = (self.rich_style, {name: self.get_component_rich_style(name, partial=True) for name in names})
         return self._styles_now
 
@@ -225,8 +225,8 @@ class LogPane(ScrollView, can_focus=True):
             return Strip.blank(width, base)
         line = self.lines[index]
         style = base
-        if _TROUBLE.search(line):
-            style = base + pens["log--trouble"]
+        if _PROBLEM_WORDS.search(line):
+            style = base + pens["log--problem"]
         elif _WARNING.search(line):
             style = base + pens["log--warning"]
         strip = Strip(self._segments(line, index, style))

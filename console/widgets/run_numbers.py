@@ -21,7 +21,7 @@ GAUGE = 8
 ROOMY = 28
 """Columns from which the panel has room for a bar."""
 EVENTS = 6
-TROUBLE = ("nan", "warning", "failed", "error", "skip")
+PROBLEM_WORDS = ("nan", "warning", "failed", "error", "skip")
 
 
 def _bar(share: float) -> Content:
@@ -50,11 +50,11 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
         together = list(group)
         text = str(together[0].get("text") or kind)
         step = together[0].get("step")
-        trouble = any(word in kind.lower() for word in TROUBLE)
+        problem = any(word in kind.lower() for word in PROBLEM_WORDS)
         where = f"{step:,} " if isinstance(step, int) and not text.startswith("step ") else ""
         times = f" ×{len(together)}" if len(together) > 1 else ""
-        line = one_line(f"{'⚠' if trouble else '·'} {where}{text}", width - len(times)) + times
-        lines.append(Content(line).stylize("$text-warning" if trouble else "$muted"))
+        line = one_line(f"{'⚠' if problem else '·'} {where}{text}", width - len(times)) + times
+        lines.append(Content(line).stylize("$text-warning" if problem else "$muted"))
         if len(lines) == EVENTS:
             break
     return lines

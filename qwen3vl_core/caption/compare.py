@@ -42,50 +42,50 @@ class ComparisonStopped(KeyboardInterrupt):
 
 
 def _write_captions(
-    side: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
 ) -> None:
     """One caption of each picture into `written`; the model is gone from memory afterwards."""
-    model = load(side.path, dtype=_PRECISIONS[options.precision])
-    with Progress(side.name, total=len(pictures), unit="captions") as progress:
+    model = load(compared.path, dtype=_PRECISIONS[options.precision])
+    with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:
             whole = not done or writer.finished[index].whole
             rows.write(
-                pictures[index].name, _asked(pictures[index], options), side.name, text, time.monotonic() - writer.started, done, whole
+                pictures[index].name, _asked(pictures[index], options), compared.name, text, time.monotonic() - writer.started, done, whole
             )
             progress.update(1 if done else 0, "…" + terminal.printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
         writer = Writer(
-            model, side.processor.decode, side.processor.eos_token_ids, sampling, batch_size=options.batch_size, on_text=on_text
+            model, compared.processor.decode, compared.processor.eos_token_ids, sampling, batch_size=options.batch_size, on_text=on_text
         )
         writer.finished = written
-        writer.write(_prompts(side, pictures, options))
+        writer.write(_prompts(compared, pictures, options))
 
 
 def _asked(picture: Picture, options: CompareOptions) -> str:
     return picture.question if options.own_questions and picture.question else options.prompt
 
 
-def _prompts(side: ComparedModel, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
+def _prompts(compared: ComparedModel, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
     """Read one picture at a time, as the batches need them."""
     for picture in pictures:
-        yield Prompt(side.processor.prompt([picture.open()], _asked(picture, options)), picture.seed(options.seed))
+        yield Prompt(compared.processor.prompt([picture.open()], _asked(picture, options)), picture.seed(options.seed))
 
 
 def _captions_of(
-    side: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
 ) -> None:
     """`_write_captions`, and what can go wrong with one model on this machine said in one line."""
     try:
-        _write_captions(side, pictures, options, rows, written)
+        _write_captions(compared, pictures, options, rows, written)
     except torch.OutOfMemoryError:
         raise WorkError(
-            f"{side}: the GPU's memory is full at --batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens}; "
+            f"{compared}: the GPU's memory is full at --batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens}; "
             "use smaller ones"
         ) from None
     except WorkError as error:
-        raise WorkError(f"{side}: {error}") from error
+        raise WorkError(f"{compared}: {error}") from error
     finally:
         # Megatron's modules refer to each other in circles: only the collector lets go of the weights
         gc.collect()
@@ -114,9 +114,9 @@ def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], lis
 
 def _check_prompts(models: list[ComparedModel], pictures: list[Picture], options: CompareOptions) -> None:
     """A prompt that a model's chat format refuses is found now, and not after the base has written its captions."""
-    for side in models:
+    for compared in models:
         for prompt in {_asked(picture, options) for picture in pictures}:
-            side.processor.prompt([], prompt)
+            compared.processor.prompt([], prompt)
 
 
 def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[Comparison, list[Picture]]:
@@ -129,19 +129,19 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     rows = CaptionRows()
     folder = pictures_in or ((rows.folder or Path.cwd()) / "pictures")
     pictures, notes = _pictures(options, folder)
-    models = compared_models.open_sides(options)
+    models = compared_models.open_models(options)
     _check_prompts(models, pictures, options)
     notes = compared_models.notes(models) + notes
     for note in notes:
         print(note, file=sys.stderr, flush=True)
     sampling = {name: getattr(options, name) for name in SAMPLING}
-    described = {side.name: ReportModel(shown(side.path), side.size) for side in models}
+    described = {compared.name: ReportModel(shown(compared.path), compared.size) for compared in models}
     comparison = Comparison(options.prompt, described, [], sampling, notes)
     rows.begin(comparison, pictures)
-    written: dict[str, dict[int, GeneratedCaption]] = {side.name: {} for side in models}
+    written: dict[str, dict[int, GeneratedCaption]] = {compared.name: {} for compared in models}
     try:
-        for side in models:
-            _captions_of(side, pictures, options, rows, written[side.name])
+        for compared in models:
+            _captions_of(compared, pictures, options, rows, written[compared.name])
     except KeyboardInterrupt:
         whole = [index for index in range(len(pictures)) if all(index in captions for captions in written.values())]
         comparison.notes.append(f"Stopped early: {len(whole):,} of {len(pictures):,} pictures have all captions.")

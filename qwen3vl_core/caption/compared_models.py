@@ -39,11 +39,14 @@ class ComparedModel:
         return f"{self.option} {shown(self.path)}"
 
 
-def open_sides(options: CompareOptions) -> list[ComparedModel]:
+def open_models(options: CompareOptions) -> list[ComparedModel]:
     """All models. Everything that can be wrong with one is found here, before any is loaded. Raises RequestError."""
-    sides = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
-    names = [BASE, *tuned_names([Path(side.path) for side in sides[1:]])]
-    return [ComparedModel(name, side.option, side.path, side.size, side.processor) for name, side in zip(names, sides, strict=True)]
+    models = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
+    names = [BASE, *tuned_names([Path(compared.path) for compared in models[1:]])]
+    return [
+        ComparedModel(name, compared.option, compared.path, compared.size, compared.processor)
+        for name, compared in zip(names, models, strict=True)
+    ]
 
 
 def _open(name: str, option: str, path: str) -> ComparedModel:
@@ -84,15 +87,15 @@ def tuned_names(paths: list[Path]) -> list[str]:
     return made
 
 
-def notes(sides: list[ComparedModel]) -> list[str]:
+def notes(models: list[ComparedModel]) -> list[str]:
     """What a reader must know about the models."""
-    tiny = [side.name for side in sides if side.size == DEMO_SIZE]
+    tiny = [compared.name for compared in models if compared.size == DEMO_SIZE]
     if not tiny:
         return []
-    if len(tiny) == len(sides):
-        models = "Both models are" if len(sides) == 2 else f"All {len(sides)} models are"
+    if len(tiny) == len(models):
+        subject = "Both models are" if len(models) == 2 else f"All {len(models)} models are"
     elif len(tiny) == 1:
-        models = f"The {tiny[0]} model is"
+        subject = f"The {tiny[0]} model is"
     else:
-        models = f"The models {', '.join(tiny)} are"
-    return [DEMO_NOTE.format(models=models)]
+        subject = f"The models {', '.join(tiny)} are"
+    return [DEMO_NOTE.format(models=subject)]

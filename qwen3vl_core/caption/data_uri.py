@@ -12,7 +12,7 @@ LONGEST_SIDE = 512
 QUALITY = 85
 
 
-def embed(image: Image.Image) -> str:
+def jpeg_data_uri(image: Image.Image) -> str:
     """A data URI: JPEG, at most `LONGEST_SIDE` pixels wide and high. Makes the image smaller in place."""
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -20,7 +20,7 @@ def embed(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def embed_file(path: str | Path) -> str:
+def file_data_uri(path: str | Path) -> str:
     """The same of a file, upright; empty when it is not there any more or no picture."""
     try:
         with Image.open(path) as image:
@@ -30,7 +30,7 @@ def embed_file(path: str | Path) -> str:
                 upright = upright.convert("RGBA")
                 ground = Image.new("RGBA", upright.size, (255, 255, 255, 255))
                 upright = Image.alpha_composite(ground, upright)
-            return embed(upright.convert("RGB"))
+            return jpeg_data_uri(upright.convert("RGB"))
     except Exception:
         # Pillow raises whatever a damaged file makes it stumble over; the page then shows the picture's name
         return ""

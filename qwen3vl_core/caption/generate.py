@@ -170,8 +170,8 @@ class Writer:
         rows: list[_RunningCaption | None] = [
             _RunningCaption(index, random.Random(prompt.seed), _StreamedText(self.decode)) for index, prompt in group
         ]
-        session = self.model.generation_session(prompts[0].length + self.sampling.max_new_tokens)
-        logits = session.prefill(**_joined(prompts, next(self.model.parameters()).device))
+        decoder = self.model.cached_decoder(prompts[0].length + self.sampling.max_new_tokens)
+        logits = decoder.prefill(**_joined(prompts, next(self.model.parameters()).device))
         while True:
             draws = [row.random.random() if row else 0.0 for row in rows]
             if not bool(logits.isfinite().all()):
@@ -198,6 +198,6 @@ class Writer:
                 for row in filter(None, rows):
                     self.on_text(row.index, row.text.of(row.ids), False)
             if len(left) <= len(rows) * (1 - FINISHED_SHARE):
-                session.keep_rows(left)
+                decoder.keep_rows(left)
                 rows, tokens = [rows[place] for place in left], tokens[left]
-            logits = session.decode(tokens)
+            logits = decoder.decode(tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qwen3vl_core.caption.data_uri import embed
+from qwen3vl_core.caption.data_uri import jpeg_data_uri
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
@@ -52,7 +52,7 @@ class Picture:
 
     def embedded(self) -> str:
         """A data URI: JPEG, at most `EMBEDDED_SIDE` pixels wide and high."""
-        return embed(self.open())
+        return jpeg_data_uri(self.open())
 
 
 def _bytes(path: Path) -> bytes:

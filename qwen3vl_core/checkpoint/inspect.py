@@ -194,7 +194,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
     state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
     found.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
-    found.adapters = lora_merge.noted(checkpoint.data)
+    found.adapters = lora_merge.read_adapter_note(checkpoint.data)
     if found.adapters is not None:
         found.kind = "adapters of a LoRA run (torch_dist)"
         try:

@@ -23,7 +23,7 @@ from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.adapters import Adapters
 
-KEY = "adapters"
+ADAPTERS_KEY = "adapters"
 """In `extra.json`."""
 INNER, OUTER = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
 SAMPLES, SAMPLE = 16, 1024
@@ -43,19 +43,19 @@ def fingerprint(source: ModelSource) -> str:
     return found.hexdigest()[:32]
 
 
-def described(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
+def adapter_note(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
     """What a checkpoint notes of its adapters. source: what the run began with."""
     where = source.megatron.data if source.megatron else source.path
     return adapters.as_json() | {"base": str(where.absolute()), "base_fingerprint": fingerprint(source)}
 
 
-def noted(data: Path) -> dict[str, Any] | None:
+def read_adapter_note(data: Path) -> dict[str, Any] | None:
     """What the checkpoint folder `data` notes of its adapters; None where it is no LoRA run's."""
     try:
         found = json.loads((data / EXTRA).read_text())
     except (OSError, ValueError):
         return None
-    note = found.get(KEY) if isinstance(found, dict) else None
+    note = found.get(ADAPTERS_KEY) if isinstance(found, dict) else None
     return note if isinstance(note, dict) else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights
-from qwen3vl_core.checkpoint.lora_merge import AdaptedSource, noted
+from qwen3vl_core.checkpoint.lora_merge import AdaptedSource, read_adapter_note
 from qwen3vl_core.checkpoint.model_source import ModelSource, listed
 from qwen3vl_core.checkpoint.name_map import Experts, Layout
 from qwen3vl_core.errors import RequestError
@@ -33,7 +33,7 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
             raise RequestError(
                 f"{name}: no config.json beside {torch_dist.TRACKER}; add --hf with the Hugging Face folder that the checkpoint came from"
             )
-        note = noted(checkpoint.data)
+        note = read_adapter_note(checkpoint.data)
         if note is not None:
             return _adapted(path, side, checkpoint, note, base)
         reader = torch_dist.RegionReader(checkpoint.data)
@@ -62,7 +62,7 @@ def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: di
         raise RequestError(f"{path}: holds adapters only; the model that they were trained beside is gone from {where}: put it there "
                            "again, or name it with qwen3vl convert --base")  # fmt: skip
     seen, at = {checkpoint.data.resolve()}, where
-    while (found := torch_dist.find(at)) and (more := noted(found.data)):
+    while (found := torch_dist.find(at)) and (more := read_adapter_note(found.data)):
         if found.data.resolve() in seen:
             raise RequestError(f"{path}: its adapters name themselves as the model beside them; copy the checkpoint again")
         seen.add(found.data.resolve())

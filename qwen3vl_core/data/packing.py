@@ -111,8 +111,10 @@ class PackedRows(Batches):
         tried: list[Skip] = []
         for turn in range(len(window.rows)):
             samples = []
-            for number, planned in window.rows[(row + turn) % len(window.rows)]:
-                found = self._tried(number, lambda key, parts, planned=planned: self.encoder.finish(planned, parts), self._broken)
+            for number, tokenized in window.rows[(row + turn) % len(window.rows)]:
+                found = self._tried(
+                    number, lambda key, parts, tokenized=tokenized: self.encoder.decode_media(tokenized, parts), self._broken
+                )
                 (tried if isinstance(found, Skip) else samples).append(found)
             if samples:
                 skips += tried
@@ -146,18 +148,18 @@ class PackedRows(Batches):
                 else:
                     documents.append((number, found))
                     total += self._padded(found)
-        groups = best_fit([self._padded(planned) for _, planned in documents], room)
+        groups = best_fit([self._padded(tokenized) for _, tokenized in documents], room)
         # best fit puts the long samples first: a batch shall hold all lengths
         order = seeded(self.order.seed, begin, _SHUFFLE).permutation(len(groups)).tolist()
         rows = [[documents[i] for i in sorted(groups[group])] for group in order]
         return Window(begin, place, rows, [skips[row :: len(rows)] for row in range(len(rows))])
 
-    def _padded(self, planned: TokenizedSample) -> int:
+    def _padded(self, tokenized: TokenizedSample) -> int:
         """Tokens that a document takes of a row."""
-        return -(-len(planned.ids) // self.multiple) * self.multiple
+        return -(-len(tokenized.ids) // self.multiple) * self.multiple
 
     def _fitting(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
-        planned, room = self.encoder.plan(key, parts), self.encoder.seq_length
-        if self._padded(planned) > room:
-            raise DataError("too_long", f"{len(planned.ids)} tokens, {room // self.multiple * self.multiple} at most in this layout")
-        return planned
+        tokenized, room = self.encoder.tokenize(key, parts), self.encoder.seq_length
+        if self._padded(tokenized) > room:
+            raise DataError("too_long", f"{len(tokenized.ids)} tokens, {room // self.multiple * self.multiple} at most in this layout")
+        return tokenized

@@ -113,21 +113,21 @@ class ChatProcessor:
         {"type": "video", "part"} and {"type": "video", "frames": [part], "fps"}; media: part -> the file's bytes.
         limit: most tokens; checked before anything is decoded. Raises DataError.
         """
-        return self.finish(self.plan(messages, media, key=key, limit=limit), media)
+        return self.decode_media(self.tokenize(messages, media, key=key, limit=limit), media)
 
-    def plan(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> TokenizedSample:
+    def tokenize(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> TokenizedSample:
         """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
         text = self.chat_template.render(messages)
-        planned = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
-        clips = [video for _, video, _ in planned if video is not None]
+        media_plans = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
+        clips = [video for _, video, _ in media_plans if video is not None]
         text = self._with_times(text, clips)
         found = self._backend.encode(text)
         ids = np.array(found.ids, dtype=np.int64)
-        counts = [tokens for _, video, tokens in planned for _ in (video.times if video is not None else (0,))]
+        counts = [tokens for _, video, tokens in media_plans for _ in (video.times if video is not None else (0,))]
         places = self._is_vision(ids)
         shown = int((ids == self.image_token_id).sum())
-        if shown != len(planned) - len(clips) or places.sum() != len(counts):
-            raise DataError("bad_messages", f"{len(planned) - len(clips)} pictures, but the chat template shows {shown}")
+        if shown != len(media_plans) - len(clips) or places.sum() != len(counts):
+            raise DataError("bad_messages", f"{len(media_plans) - len(clips)} pictures, but the chat template shows {shown}")
         length = len(ids) - len(counts) + sum(counts)
         if limit is not None and length > limit:
             raise DataError("too_long", f"{length} tokens, {limit} at most")
@@ -141,12 +141,12 @@ class ChatProcessor:
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         if (labels == IGNORED).all():
             raise DataError("no_trained_token", "no assistant's answer in the conversation")
-        return TokenizedSample(key, ids, labels, planned)
+        return TokenizedSample(key, ids, labels, media_plans)
 
-    def finish(self, planned: TokenizedSample, media: dict[str, bytes]) -> Encoded:
-        """Decode what was planned: media as they were given to `plan`. Raises DataError."""
+    def decode_media(self, tokenized: TokenizedSample, media: dict[str, bytes]) -> Encoded:
+        """Decode the media of a conversation, given as to `tokenize`. Raises DataError."""
         images, clips = [], []
-        for medium, video, tokens in planned.media:
+        for medium, video, tokens in tokenized.media:
             if video is None:
                 made, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
                 images.append((made, grid))
@@ -159,8 +159,8 @@ class ChatProcessor:
                 raise DataError(kind, f"{medium.parts[0]}: its header and its pixels are of different sizes")
         patches, grids = _joined(images, self.rules.patch_bytes)
         if not clips:
-            return Encoded(planned.key, planned.ids, planned.labels, patches, grids)
-        return Encoded(planned.key, planned.ids, planned.labels, patches, grids, *_joined(clips, self.video_rules.patch_bytes))
+            return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids)
+        return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids, *_joined(clips, self.video_rules.patch_bytes))
 
     def prompt(self, images: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
         """One question about pictures, ready for the model to answer: what `Qwen3VLProcessor` gives for

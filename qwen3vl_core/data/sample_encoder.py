@@ -21,15 +21,15 @@ class SampleEncoder:
 
     def __call__(self, key: str, parts: dict[str, bytes]) -> Encoded:
         """parts: `json`, pictures and videos, as stored. Raises DataError with a reason that can be counted."""
-        return self.finish(self.plan(key, parts), parts)
+        return self.decode_media(self.tokenize(key, parts), parts)
 
-    def plan(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
+    def tokenize(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         """Tokens and labels without a pixel. Raises DataError."""
-        return self.processor.plan(messages_of(parts), parts, key=key, limit=self.seq_length)
+        return self.processor.tokenize(messages_of(parts), parts, key=key, limit=self.seq_length)
 
-    def finish(self, planned: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
+    def decode_media(self, tokenized: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
         """Decode what was planned. Raises DataError."""
-        return self.processor.finish(planned, parts)
+        return self.processor.decode_media(tokenized, parts)
 
 
 def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:

@@ -91,8 +91,8 @@ def _measure(measurer: Measurer, task: tuple[str, list[int]]) -> list[tuple[int,
         key = samples.place(number)
         try:
             key, parts = samples.read(number)
-            planned = measurer.processor.plan(messages_of(parts), parts, key=key)
-            made.append((len(planned.ids), int((planned.labels >= 0).sum())))
+            tokenized = measurer.processor.tokenize(messages_of(parts), parts, key=key)
+            made.append((len(tokenized.ids), int((tokenized.labels >= 0).sum())))
         except DataError as fault:
             made.append((fault.reason, f"{name} {key}: {fault.detail}"))
     return made

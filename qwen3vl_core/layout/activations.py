@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen3vl_core.layout.rules import together_in_vision
+from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -137,7 +137,7 @@ def vision_layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 def vision_together(a: Architecture, options: FinetuneOptions) -> int:
     """Vision layers that full recompute computes again at once."""
-    return together_in_vision(max(options.recompute_layers, 1), a.vision.num_layers)
+    return vision_layers_per_recompute(max(options.recompute_layers, 1), a.vision.num_layers)
 
 
 def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSample) -> float:

@@ -23,7 +23,7 @@ def nearest(value: int, allowed: list[int]) -> int:
     return min(allowed, key=lambda a: (abs(a - value), a))
 
 
-def together_in_vision(layers: int, vision_layers: int) -> int:
+def vision_layers_per_recompute(layers: int, vision_layers: int) -> int:
     """Layers of the vision tower that are computed again together: as many as in the language tower, or the most below that
     divide the tower."""
     return max(d for d in divisors(vision_layers) if d <= layers)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from qwen3vl_core.layout.rules import together_in_vision
+from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.sizes import Architecture
 
 # fp8 is a way to multiply: weights, gradients' inputs and everything between the products are bf16
@@ -131,10 +131,10 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     vision = architecture.vision
     # not "sel": an MLP with a bias hands the bias itself on, which Megatron's recompute takes for a result
     recompute = "full" if language.recompute_granularity == "full" else "none"
-    together = together_in_vision(language.recompute_num_layers or 1, vision.num_layers)
+    vision_layers = vision_layers_per_recompute(language.recompute_num_layers or 1, vision.num_layers)
     return TransformerConfig(
         **_shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend),
-        **recompute_fields(recompute, together, vision.num_layers),
+        **recompute_fields(recompute, vision_layers, vision.num_layers),
         num_layers=vision.num_layers, hidden_size=vision.hidden_size, num_attention_heads=vision.num_heads,
         num_query_groups=vision.num_heads, kv_channels=vision.hidden_size // vision.num_heads,
         ffn_hidden_size=vision.ffn_hidden_size, normalization="LayerNorm", gated_linear_unit=False,

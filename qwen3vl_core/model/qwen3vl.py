@@ -246,7 +246,7 @@ class Qwen3VLModel(MegatronModule):
             output = right_padding.restore(output)
         return output
 
-    def generation_session(self, max_sequence_length: int):
+    def cached_decoder(self, max_sequence_length: int):
         """A key/value cache to write captions with; see `CachedDecoder`."""
         from qwen3vl_core.model.kv_cache import CachedDecoder
 

@@ -107,7 +107,7 @@ class Loop:
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
         # what the checkpoints of a LoRA run are to be read with
-        self.beside = lora_merge.described(self.training.adapters, self.source) if self.training.adapters else None
+        self.beside = lora_merge.adapter_note(self.training.adapters, self.source) if self.training.adapters else None
         self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
         self.saving: Saving | None = None
         self.step = self.saved = 0
@@ -134,7 +134,7 @@ class Loop:
             self.saved = self.step
             self.train_data.load_state_dict(extra["data"])
             self.damaged = extra.get("damaged", [])
-            self._check_adapters(extra.get(lora_merge.KEY))
+            self._check_adapters(extra.get(lora_merge.ADAPTERS_KEY))
             if "guard" in extra:
                 self.guard.load_state_dict(extra["guard"])
 
@@ -174,7 +174,7 @@ class Loop:
 
     def _extra(self) -> dict[str, Any]:
         """What a checkpoint holds beside numbers."""
-        adapters = {} if self.beside is None else {lora_merge.KEY: self.beside}
+        adapters = {} if self.beside is None else {lora_merge.ADAPTERS_KEY: self.beside}
         return {"data": self.train_data.state_dict(), "guard": self.guard.state_dict()} | adapters
 
     def _finish_saving(self, *, wait: bool) -> None:

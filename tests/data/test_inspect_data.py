@@ -60,7 +60,7 @@ def test_the_histogram_holds_every_sample_and_parts_at_the_sequence_length(lengt
 
 
 def test_what_is_marked_is_what_is_trained(dataset, processor):
-    for shown in show.choose({"train": ShardSplit(dataset, "train")}, 5, processor):
+    for shown in show.select_samples({"train": ShardSplit(dataset, "train")}, 5, processor):
         marked = "".join(piece.text for piece in shown.pieces if piece.trained)
         assert re.fullmatch(r"Picture number \d+ has a dog on the beach\.<\|im_end\|>", marked), marked
         assert shown.thumbnails or not any(piece.medium for piece in shown.pieces)

@@ -100,11 +100,11 @@ def test_cached_generation_agrees_with_one_full_pass(models):
     _, _, ours = models
     inputs = on_gpu(tiny.BATCHES["one picture"]().inputs(), torch.bfloat16)
     pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
-    session = ours.generation_session(64)
-    steps = [session.prefill(inputs["input_ids"], **pixels)]
+    decoder = ours.cached_decoder(64)
+    steps = [decoder.prefill(inputs["input_ids"], **pixels)]
     tokens = [steps[-1].argmax(-1)]
     for _ in range(4):
-        steps.append(session.decode(tokens[-1]))
+        steps.append(decoder.decode(tokens[-1]))
         tokens.append(steps[-1].argmax(-1))
     whole = torch.cat([inputs["input_ids"], *(t[:, None] for t in tokens)], dim=1)
     with torch.no_grad():

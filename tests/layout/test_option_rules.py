@@ -7,7 +7,7 @@ import pytest
 from qwen3vl_core.cli import main
 from qwen3vl_core.layout.machine_rules import Machine, machine_faults
 from qwen3vl_core.layout.parameters import TINY, published
-from qwen3vl_core.layout.rules import layout_faults, together_in_vision
+from qwen3vl_core.layout.rules import layout_faults, vision_layers_per_recompute
 from qwen3vl_core.options import FinetuneOptions
 
 HOPPER = Machine(1, 9.0, transformer_engine=True)
@@ -54,7 +54,7 @@ def test_layers_and_columns_divide(size, changes, processes, line):
 
 
 def test_the_vision_tower_follows_with_a_number_that_divides_it():
-    assert [together_in_vision(n, 27) for n in (1, 2, 4, 9, 14)] == [1, 1, 3, 9, 9]
+    assert [vision_layers_per_recompute(n, 27) for n in (1, 2, 4, 9, 14)] == [1, 1, 3, 9, 9]
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,11 @@ def test_cached_generation_gives_the_logits_of_one_full_pass(pair):
     _, model = pair
     inputs = tiny.BATCHES["one picture"]().inputs()
     pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
-    session = model.generation_session(64)
-    steps = [session.prefill(inputs["input_ids"], **pixels)]
+    decoder = model.cached_decoder(64)
+    steps = [decoder.prefill(inputs["input_ids"], **pixels)]
     tokens = [steps[-1].argmax(-1)]
     for _ in range(5):
-        steps.append(session.decode(tokens[-1]))
+        steps.append(decoder.decode(tokens[-1]))
         tokens.append(steps[-1].argmax(-1))
     whole = torch.cat([inputs["input_ids"], *(t[:, None] for t in tokens)], dim=1)
     with torch.no_grad():

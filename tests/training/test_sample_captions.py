@@ -192,9 +192,9 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
             with torch.no_grad():
                 (row,) = sharded_generation._rows(training, {0: given[0]})
                 row.ids.append(model.architecture.image_token_id)
-                session = model.generation_session(len(row.ids) + 1)
-                session.prefill(**given[0])
-                cached = session.decode(torch.tensor(row.ids[-1:])).argmax(-1)
+                decoder = model.cached_decoder(len(row.ids) + 1)
+                decoder.prefill(**given[0])
+                cached = decoder.decode(torch.tensor(row.ids[-1:])).argmax(-1)
                 tokens = int(sharded_generation._pass(training, [row], sharded_generation.FEW_LENGTHS)[0][0]), int(cached)
         # one rank is told to stop, as a console tells it
         assert sampler.write(training, 1, lambda: torch.distributed.get_rank() == 0) is None and not sampler.file.exists()

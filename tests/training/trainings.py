@@ -249,7 +249,8 @@ def save_adapters(folder: Path, target: Path, changes: dict) -> None:
         fill_adapters(training.models)
         save_training(
             target, 1, models=training.models, optimizer=training.optimizer, scheduler=training.scheduler, side=folder,
-            extra={lora_merge.KEY: lora_merge.described(training.adapters, source)}, common=setup.common_state(training.architecture, o),
+            extra={lora_merge.ADAPTERS_KEY: lora_merge.adapter_note(training.adapters, source)},
+            common=setup.common_state(training.architecture, o),
         )  # fmt: skip
     finally:
         process_groups.destroy()

@@ -40,21 +40,21 @@ def run(options: InspectOptions) -> None:
         raise RequestError(f"--model {options.model}: no such folder; give the model whose tokenizer shall count")
     # pictures and tokens: not for a caller who only asks what a path holds
     from qwen3vl_core.data.inspect import html, show
-    from qwen3vl_core.data.inspect.survey import rows, survey
+    from qwen3vl_core.data.inspect.survey import summary_lines, survey
 
     opened = open_samples(path, options.split, images)
     found, processor = survey(path, opened, options, model, images)
 
-    shown = show.choose(opened, options.show, processor)
+    shown = show.select_samples(opened, options.show, processor)
     # pages first: a problem with them shall not come after a long print
     if options.json:
         _write(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(found), indent=2) + "\n", "--json")
     if options.html:
-        everything = show.choose(opened, max(options.show, html.SAMPLES), processor)
+        everything = show.select_samples(opened, max(options.show, html.SAMPLES), processor)
         _write(Path(options.html).expanduser(), html.page(found, everything), "--html")
     terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((100, 24)).columns
-    lines = rows(found, width)
+    lines = summary_lines(found, width)
     for sample in shown:
         lines += ["", *show.rendered(sample, width, colour=terminal)]
     print("\n".join(lines))

@@ -6,7 +6,7 @@ import base64
 import html
 
 from qwen3vl_core.data.inspect.show import ShownSample, jpeg, plain
-from qwen3vl_core.data.inspect.survey import DataSurvey, rows
+from qwen3vl_core.data.inspect.survey import DataSurvey, summary_lines
 
 SAMPLES = 24
 """ShownSample on a page at least, where there are as many."""
@@ -33,7 +33,7 @@ td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } t
 def page(found: DataSurvey, shown: list[ShownSample]) -> str:
     """The whole page; it refers to nothing outside itself."""
     title = html.escape(plain(found.path))
-    facts = "\n".join(line for line in rows(found) if "█" not in line and "░" not in line)
+    facts = "\n".join(line for line in summary_lines(found) if "█" not in line and "░" not in line)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

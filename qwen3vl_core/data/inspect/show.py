@@ -24,7 +24,7 @@ _TRAINED, _DIM, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A stretch of a sample's text."""
 
     text: str
@@ -40,7 +40,7 @@ class ShownSample:
 
     split: str
     key: str
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[TextPiece] = field(default_factory=list)
     thumbnails: list[tuple[str, Image.Image]] = field(default_factory=list)
     """(part, RGB picture)"""
     tokens: int | None = None
@@ -60,13 +60,13 @@ def plain(text: str) -> str:
     return "".join(kept)
 
 
-def choose(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
+def select_samples(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
     """About `wanted` samples, evenly spread over all splits. processor: the model's ChatProcessor, or None."""
     every = [(name, number) for name, samples in opened.items() for number in evenly(len(samples), wanted)] if wanted else []
-    return [show(name, opened[name], number, processor) for name, number in (every[i] for i in evenly(len(every), wanted))]
+    return [load_sample(name, opened[name], number, processor) for name, number in (every[i] for i in evenly(len(every), wanted))]
 
 
-def show(name: str, samples: Samples, number: int, processor: Any) -> ShownSample:
+def load_sample(name: str, samples: Samples, number: int, processor: Any) -> ShownSample:
     """One sample, or why it cannot be used."""
     made = ShownSample(name, samples.place(number))
     try:
@@ -76,28 +76,28 @@ def show(name: str, samples: Samples, number: int, processor: Any) -> ShownSampl
         if processor is None:
             made.pieces = _from_messages(messages)
         else:
-            planned = processor.plan(messages, parts, key=made.key)
-            made.tokens, made.trained = len(planned.ids), int((planned.labels >= 0).sum())
-            made.pieces = _from_tokens(planned, processor)
+            tokenized = processor.tokenize(messages, parts, key=made.key)
+            made.tokens, made.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
+            made.pieces = _from_tokens(tokenized, processor)
     except DataError as fault:
         made.fault = f"{REASONS[fault.reason]}: {fault.detail}"
     return made
 
 
-def _from_messages(messages: Any) -> list[Piece]:
+def _from_messages(messages: Any) -> list[TextPiece]:
     """By roles: what a model's template makes of it is not known."""
     pieces = []
     for message in messages if isinstance(messages, list) else []:
         if not isinstance(message, dict):
             raise DataError("bad_messages", "a message must be an object")
         role, content = str(message.get("role")), message.get("content")
-        pieces.append(Piece(f"{role}\n"))
+        pieces.append(TextPiece(f"{role}\n"))
         for part in content if isinstance(content, list) else [{"type": "text", "text": str(content)}]:
             if isinstance(part, dict) and part.get("type") == "text":
-                pieces.append(Piece(str(part.get("text")), trained=role == "assistant"))
+                pieces.append(TextPiece(str(part.get("text")), trained=role == "assistant"))
             elif isinstance(part, dict):
-                pieces.append(Piece(_called(part), medium=True))
-        pieces.append(Piece("\n"))
+                pieces.append(TextPiece(_called(part), medium=True))
+        pieces.append(TextPiece("\n"))
     return pieces
 
 
@@ -106,23 +106,23 @@ def _called(part: dict[str, Any]) -> str:
     return f"{part.get('part')}" + (f", {len(frames)} frames at {part.get('fps')} a second" if isinstance(frames, list) else "")
 
 
-def _from_tokens(planned: Any, processor: Any) -> list[Piece]:
+def _from_tokens(tokenized: Any, processor: Any) -> list[TextPiece]:
     """Token by token as the model is trained: labels[i] is what position i shall predict, the token after it."""
-    ids = planned.ids
-    trained = np.concatenate([[False], planned.labels[:-1] >= 0])
+    ids = tokenized.ids
+    trained = np.concatenate([[False], tokenized.labels[:-1] >= 0])
     vision = (ids == processor.image_token_id) | (ids == (-1 if processor.video_token_id is None else processor.video_token_id))
     state = trained + 2 * vision
     edges = [0, *(np.flatnonzero(np.diff(state)) + 1).tolist(), len(ids)]
     # each picture is one run of placeholders, a video one for each of its timestamps
-    names = [medium.parts[0] for medium, video, _ in planned.media for _ in (video.times if video is not None else (0,))]
+    names = [medium.parts[0] for medium, video, _ in tokenized.media for _ in (video.times if video is not None else (0,))]
     pieces = []
     for begin, end in itertools.pairwise(edges):
         if vision[begin]:
             name = names.pop(0) if names else "?"
-            pieces.append(Piece(f"{name}, {end - begin} tokens", medium=True))
+            pieces.append(TextPiece(f"{name}, {end - begin} tokens", medium=True))
         else:
             text = processor.tokenizer.decode(ids[begin:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            pieces.append(Piece(text, trained=bool(trained[begin])))
+            pieces.append(TextPiece(text, trained=bool(trained[begin])))
     return pieces
 
 

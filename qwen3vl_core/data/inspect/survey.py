@@ -119,7 +119,7 @@ def _prepared(path: Place) -> dict[str, Any]:
     return {key: report[key] for key in ("source", "kind", "check", "refused") if key in report} if isinstance(report, dict) else {}
 
 
-def rows(found: DataSurvey, width: int = 100) -> list[str]:
+def summary_lines(found: DataSurvey, width: int = 100) -> list[str]:
     """What a person wants to know, line by line."""
     total = sum(found.samples.values())
     lines = [f"{found.path}: {found.kind}, {total:,} sample{'s' * (total != 1)}"]
@@ -142,7 +142,7 @@ def rows(found: DataSurvey, width: int = 100) -> list[str]:
         f"  {t['total']:,} tokens, {t['trained']:,} of them trained ({t['trained'] / max(t['total'], 1):.0%})",
         f"  a sample has {t['mean']:,} on average, half of them at most {t['median']:,}, 95% at most {t['p95']:,}, "
         f"the longest {t['longest']:,}",
-        "", *bars(found, min(width, 100)), "",
+        "", *histogram_lines(found, min(width, 100)), "",
     ]  # fmt: skip
     if found.too_long:
         share = found.too_long / max(t["samples"], 1)
@@ -153,7 +153,7 @@ def rows(found: DataSurvey, width: int = 100) -> list[str]:
     return [plain(line) for line in lines]
 
 
-def bars(found: DataSurvey, width: int) -> list[str]:
+def histogram_lines(found: DataSurvey, width: int) -> list[str]:
     """The histogram, one line a bin; those beyond the sequence length are hollow."""
     most = max((count for _, _, count in found.histogram), default=1)
     label = max((len(f"{begin:,}–{end - 1:,}") for begin, end, _ in found.histogram), default=1)

@@ -1,4 +1,4 @@
-"""The monitor beyond one curve: events, metrics, captions, trouble, the whole log, saving, neighbours, TensorBoard."""
+"""The monitor beyond one curve: events, metrics, captions, the diagnosis, the whole log, saving, neighbours, TensorBoard."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_every_screen_looks_as_it_should(store, size, theme, monkeypatch):
         await press(pilot, "c")
         snap("captions")
         app.watch_run("0003-broken")
-        await until(pilot, lambda: app.screen.view is not None and app.screen.view.trouble is not None)
+        await until(pilot, lambda: app.screen.view is not None and app.screen.view.diagnosis is not None)
         await looked(pilot)
         snap("failed")
         await press(pilot, "2")

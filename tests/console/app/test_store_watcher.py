@@ -110,14 +110,14 @@ def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(s
     why, searches = StoreWatcher._why, []
     monkeypatch.setattr(StoreWatcher, "_why", staticmethod(lambda run, code: searches.append(run.id) or why(run, code)))
     watcher, feed = StoreWatcher(store.root), MonitorFeed(StoreWatcher(store.root))
-    assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).trouble is None
+    assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).diagnosis is None
     searched, looked_at = diagnosis.explain, []
     monkeypatch.setattr(diagnosis, "explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
     for line in ("step 4", "torch.OutOfMemoryError: CUDA out of memory"):
         with open(run.log, "a") as file:
             file.write(line + "\n")
         watcher.look()
-        found = feed.read(run, [], "loss", 0.0).trouble
+        found = feed.read(run, [], "loss", 0.0).diagnosis
     assert searches == [run.id] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
     assert found.name == "gpu_memory"
     monkeypatch.setattr(store_watcher, "WHY_SECONDS", 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from console.runs.diagnosis import RESUMED, explain, going_on
+from console.runs.diagnosis import RESUMED, explain, explain_more
 
 LINES = {
     "gpu_memory": "[rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 2 has a total capacity of 79 GiB",
@@ -52,7 +52,7 @@ def test_our_own_errors_say_it_themselves_and_an_exit_code_where_no_line_does():
     assert explain(["all is well"], 0) is None and explain([], None) is None
 
 
-def test_ordinary_lines_are_no_trouble():
+def test_ordinary_lines_are_no_problem():
     fine = ["qwen3vl: asked to stop; 60 s to end", "step 6310/10000  loss 1.2140  lr 9.31e-06", "WARNING: using the slow path",
             "validated with timeout 600 s", "saved checkpoint to /runs/0001/checkpoints/iter_0000100"]  # fmt: skip
     assert explain(fine, 0) is None and explain(fine, 1) is None
@@ -68,6 +68,6 @@ def test_a_log_that_goes_on_tells_the_same_whether_it_is_read_at_once_or_as_it_g
     at_once = explain(lines, code)
     known = explain(lines[:1], code)
     for line in lines[1:]:
-        known = going_on(known, [line], code)
+        known = explain_more(known, [line], code)
     assert (known is None) == (at_once is None)
     assert known is None or (known.name, known.line) == (at_once.name, at_once.line)

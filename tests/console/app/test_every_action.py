@@ -173,7 +173,8 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
             "app.theme": Deed(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
             "app.themes": opens("CommandPalette"),
             "app.settings": Deed(lambda app: editor()),
-            "app.subcommand": Deed(lambda app: app.clipboard, lambda app: (app.did("runs", "show", "1"), app.copy_to_clipboard("")),
+            "app.subcommand": Deed(lambda app: app.clipboard,
+                                   lambda app: (app.remember_command("runs", "show", "1"), app.copy_to_clipboard("")),
                                    wanted=f"qwen3vl runs show 1 --runs {store.root}"),
             "app.quit": Deed(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
         })  # fmt: skip

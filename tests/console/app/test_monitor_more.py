@@ -224,11 +224,11 @@ def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store):
 
         await until(pilot, lambda: tags() != {})  # it answers before it has read the files
         assert [list(found) for found in tags().values()] == [["lm loss"]]
-        board = app._boards[0]
+        board = app._tensorboards[0]
         app.copy_to_clipboard("")
         await press(pilot, "b")
         await until(pilot, lambda: app.clipboard == board.url)
-        assert app._boards == [board] and board.alive, "the one that runs is shown again"
+        assert app._tensorboards == [board] and board.alive, "the one that runs is shown again"
 
     app = driven(scene, store.app(), LARGE)
-    assert not app._boards[0].alive
+    assert not app._tensorboards[0].alive

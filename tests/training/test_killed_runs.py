@@ -15,7 +15,7 @@ from qwen3vl_core.layout.torchrun_command import training_command
 from tests.ranks import run_ranks
 from tests.training import runs, trainings
 
-# the long form: QWEN3VL_KILLS=20 pytest -o faulthandler_timeout=0 tests/training/test_never_lost.py
+# the long form: QWEN3VL_KILLS=20 pytest -o faulthandler_timeout=0 tests/training/test_killed_runs.py
 KILLS = int(os.environ.get("QWEN3VL_KILLS", 0))
 CHECKPOINT = "checkpoints"
 FORMS = {

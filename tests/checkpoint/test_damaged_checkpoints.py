@@ -19,7 +19,7 @@ from qwen3vl_core.checkpoint import convert, hf, torch_dist, verify
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import ConvertOptions
-from tests.checkpoint.stopped import Conversion
+from tests.checkpoint.interrupted import Conversion
 
 DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 NORM, QUERY = "model.language_model.norm.weight", "model.language_model.layers.3.self_attn.k_proj.weight"

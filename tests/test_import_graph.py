@@ -35,7 +35,7 @@ def import_graph(names: dict[str, Path]) -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{file}:{node.lineno}: relative"
+                assert node.module and not node.level, f"{file}:{node.lineno}: relative"
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= inner if inner <= names.keys() else inner | {node.module}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:

@@ -311,8 +311,8 @@ def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: b
         for expert in range(a.num_experts):
             names = tuple(name.format(i=index, e=expert) for name in row.hf)
             box = (key, (*lead, a.num_experts, *shape), (*at, expert, *(0,) * len(shape)), (1,) * (len(lead) + 1) + shape)
-            stack = {} if row.experts[1] == "each" else {"at": expert, "stack": a.num_experts}
-            yield Region(*box, names, tuple(shapes), row.transform, **stack)
+            stack = 0 if row.experts[1] == "each" else a.num_experts
+            yield Region(*box, names, tuple(shapes), row.transform, at=expert if stack else None, stack=stack)
         return
     hf_names = tuple(name.format(i=index) for name in row.hf)
     if row.transform == "rows":

@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# two of each until the smoothing and the parsers are one
-TWICE = {"Smoother", "Parser"}
+# two until the parsers are one
+TWICE = {"Parser"}
 
 
 def test_a_class_name_is_used_once():

@@ -141,10 +141,8 @@ class SampleFeed:
         sample = self._samples.setdefault(image, CaptionedPicture(image))
         if isinstance(row.get("prompt"), str):
             sample.prompt = row["prompt"]
-        known = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        sample.captions[model] = RecordedCaption(
-            text, float(seconds) if known else None, row.get("done") is not False, row.get("whole") is not False
-        )
+        known = float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else None
+        sample.captions[model] = RecordedCaption(text, known, row.get("done") is not False, row.get("whole") is not False)
 
     def comparison(self, votes: Votes | None = None) -> Comparison:
         """What is whole by now, for the reports. Raises WorkError when no picture has all its captions."""

@@ -54,7 +54,7 @@ class WholeLog(Sequence[str]):
             return True
         return (stat.st_dev, stat.st_ino) != self._identity or stat.st_size < self.size
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # of a Sequence all but slices is used
         """A line as a terminal may show it, cut after 4000 characters; empty where the file cannot be read any more."""
         if not 0 <= index < self._count:
             raise IndexError(index)
@@ -90,7 +90,8 @@ class WholeLog(Sequence[str]):
         wanted = needle.encode().lower()
         if not wanted:
             return []
-        places, at, rest = [], 0, b""
+        at, rest = 0, b""
+        places: list[int] = []
         with open(self.path, "rb") as file:
             while at < self.size and len(places) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
                 text = rest + data.lower()

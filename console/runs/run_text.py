@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from console.runs.diagnosis import diagnose
@@ -130,7 +131,11 @@ def samples(rows: list[dict[str, Any]]) -> list[str]:
 
 def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
     """The options that differ between two runs, and what they measured last, side by side."""
-    rows = [("", first.id, second.id), ("kind", plain(first.kind), plain(second.kind)), ("status", first.status, second.status)]
+    rows: list[tuple[str, ...]] = [
+        ("", first.id, second.id),
+        ("kind", plain(first.kind), plain(second.kind)),
+        ("status", first.status, second.status),
+    ]
     options = [first.options, second.options]
     names = [name for name in {**options[0], **options[1]} if name != "name"]
     differing = [n for n in names if options[0].get(n) != options[1].get(n)]
@@ -177,7 +182,7 @@ def _pairs(title: str, values: dict[str, Any]) -> list[str]:
     return [*(["", title] if title else []), *(f"  {name:{room}s}  {text}" for name, text in shown.items())]
 
 
-def _columns(rows: list[tuple[str, ...]], width: int | None, right: tuple[int, ...] = ()) -> list[str]:
+def _columns(rows: Sequence[tuple[str, ...]], width: int | None, right: tuple[int, ...] = ()) -> list[str]:
     """Rows with their columns aligned, cut at the terminal's width."""
     width = width or shutil.get_terminal_size((160, 24)).columns
     rooms = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Run:
     @property
     def number(self) -> int:
         """The number that the id begins with."""
-        return int(_ID.fullmatch(self.id)[1])
+        return int(self.id.partition("-")[0])
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Run:
     def name(self) -> str:
         """The name for people; it may be shared by several runs."""
         name = self.plan.get("name")
-        return name if isinstance(name, str) else _ID.fullmatch(self.id)[2]
+        return name if isinstance(name, str) else self.id.partition("-")[2]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class RunStore:
         there = f"there are {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
         raise RequestError(f"run {text}: no such run in {self.root}; {there}")
 
-    def create(self, kind: str, options: Any, command: list[str] | None = None) -> Run:
+    def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:
         """Write a new run, ready to start: whole, under a number of its own, or not at all.
 
         kind: `finetune`, `prepare`, `convert` or `compare`. options: that kind's options object, whose paths become

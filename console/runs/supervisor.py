@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from console.runs import processes
 from console.runs.state import (
@@ -325,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     _detached(run_dir, resume, reader, writer)
 
 
-def _detached(run_dir: Path, resume: bool, reader: int, writer: int) -> None:
+def _detached(run_dir: Path, resume: bool, reader: int, writer: int) -> NoReturn:
     """Both forks' far side. Ends the process; never returns to the caller's frames."""
     code = EXIT_FAILED
     try:

@@ -211,14 +211,15 @@ class LogTail:
     """
 
     def __init__(self, path: Path, lines: int = 1000, width: int = 4000) -> None:
-        self.width = width
+        self.width, self._most = width, lines
         self.lines: deque[str] = deque(maxlen=lines)
         """The last complete lines."""
         self.begin = 0
         """Offset of the first line that was read."""
         self.resets = 0
         """How often the log was truncated or replaced; `lines` then began anew."""
-        self._path, self._follower = Path(path), None
+        self._path = Path(path)
+        self._follower: FileFollower | None = None
         self._drop_line()
 
     def _drop_line(self) -> None:
@@ -268,13 +269,13 @@ class LogTail:
         while True:
             data, start = _end_of(self._path, size)
             ends = data.count(b"\n")
-            if not start or ends > self.lines.maxlen or size >= LONGEST_ROW:
+            if not start or ends > self._most or size >= LONGEST_ROW:
                 break
             size *= 4
         at = len(data)
-        for _ in range(min(self.lines.maxlen + 1, ends)):
+        for _ in range(min(self._most + 1, ends)):
             at = data.rfind(b"\n", 0, at)
-        return start + at + 1 if ends > self.lines.maxlen else start
+        return start + at + 1 if ends > self._most else start
 
     def _add(self, piece: bytes) -> None:
         *done, rest = piece.split(b"\r")

@@ -45,12 +45,12 @@ def run_config(architecture: Architecture, dtype: str) -> dict[str, Any]:
         seq_length=a.max_position_embeddings, layernorm_epsilon=a.rms_norm_eps, rotary_base=a.rope_theta,
         mrope_section=list(a.mrope_section), init_method_std=text.get("initializer_range", 0.02),
     )  # fmt: skip
-    kind = dict(
+    kind: dict[str, Any] = dict(
         normalization="RMSNorm", gated_linear_unit=True, qk_layernorm=True, position_embedding_type="mrope", add_bias_linear=False,
         add_qkv_bias=bool(text.get("attention_bias", False)), hidden_dropout=0.0, attention_dropout=0.0,
         activation_func=_itself("torch.nn.functional.silu"),
     )  # fmt: skip
-    eyes = dict(
+    eyes: dict[str, Any] = dict(
         patch_size=a.vision.patch_size, temporal_patch_size=a.vision.temporal_patch_size, spatial_merge_size=a.vision.spatial_merge_size,
     )  # fmt: skip
     if a.is_moe:

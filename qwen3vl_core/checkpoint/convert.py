@@ -84,7 +84,7 @@ class ConversionReport:
             rows.append(("adapters", f"{merged}rank {self.adapters['rank']}, alpha {self.adapters['alpha']:g}, "
                          f"{', '.join(self.adapters['targets'])} of {', '.join(self.adapters['parts'])}"))  # fmt: skip
         if self.not_finite:
-            worst = max(self.not_finite, key=self.not_finite.get)
+            worst = max(self.not_finite, key=self.not_finite.__getitem__)
             rows.append(("NaN", f"{sum(self.not_finite.values())} numbers in {len(self.not_finite)} tensors, most in {worst}"))
         if self.forward is not None:
             rows.append(("forward", self.forward.get("skipped") or f"{self.forward['logits']} logits of one picture, bitwise equal"))
@@ -118,10 +118,11 @@ def _in_file_order(source: ModelSource, tasks: list[tuple]) -> list[tuple]:
     """Tasks that begin with a region, in the order in which a Hugging Face source holds them: a disk is read forwards."""
     if not source.hf:
         return tasks
+    entries = source.hf.entries
 
     def place(task: tuple) -> tuple[str, int]:
         region = task[0]
-        entry = source.hf.entries[region.hf[0]]
+        entry = entries[region.hf[0]]
         size = (entry.end - entry.start) // region.stack if region.stack else 0
         return entry.file.name, entry.start + size * (region.at or 0)
 
@@ -154,8 +155,8 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
         in_parallel(_in_file_order(source, tasks), write, progress)
         writer.finish(megatron_common(source.architecture) | {"iteration": 0, "content_metadata": {}})
     if layout.mergers == "bridge":
-        dtype = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
-        (folder / RELEASE / RUN_CONFIG).write_text(run_config_text(source.architecture, dtype))
+        precision = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
+        (folder / RELEASE / RUN_CONFIG).write_text(run_config_text(source.architecture, precision))
     copy_side_files(source.side, folder, caster.dtype)
     # last: a folder without it is no checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")

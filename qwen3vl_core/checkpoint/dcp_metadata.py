@@ -24,6 +24,8 @@ Shape = tuple[int, ...]
 class Table:
     """A plain stand-in for each class that the tables of a checkpoint are made of: nothing they name is ever run."""
 
+    values: Any
+
     def __init__(self, *values: Any) -> None:
         self.values = values
 
@@ -34,10 +36,6 @@ class Table:
             self.values = state
 
 
-class TensorEntry(Table):
-    """One tensor: `size`, `chunks` (each with `offsets` and `sizes`) and `properties.dtype`."""
-
-
 class Properties(Table):
     """Of one tensor; saved as a tuple that begins with the precision."""
 
@@ -46,10 +44,19 @@ class Properties(Table):
         return self.values[0]
 
 
-class Index(Table):
-    """A tensor's name `fqn` and the `offset` of one chunk; None for an object that is no tensor."""
+class TensorEntry(Table):
+    """One tensor; each of its chunks has `offsets` and `sizes`."""
 
-    offset = None
+    size: Shape
+    chunks: list[Any]
+    properties: Properties
+
+
+class Index(Table):
+    """A tensor's name and the offset of one chunk; None for an object that is no tensor."""
+
+    fqn: str
+    offset: Shape | None = None
 
     def __hash__(self) -> int:
         return hash((self.fqn, self.offset))
@@ -59,7 +66,11 @@ class Index(Table):
 
 
 class StorageInfo(Table):
-    """Where something stands: `relative_path`, `offset`, `length`."""
+    """Where something stands."""
+
+    relative_path: str
+    offset: int
+    length: int
 
 
 _METADATA, _FILESYSTEM, _PLANNER = (f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner"))
@@ -141,7 +152,7 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
             if index.fqn not in tensors:
                 objects[index.fqn] = stored
                 continue
-            offset = tuple(index.offset)
+            offset: Shape = tuple(index.offset)
             chunks.setdefault(index.fqn, []).append(Chunk(offset, sizes[index.fqn, offset], stored))
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{file}: not readable ({error}); copy the checkpoint again") from None

@@ -131,7 +131,7 @@ class HFReader:
         first = row + (0 if at is None else at * shape[0])
         start = entry.start + first * math.prod(shape[1:]) * entry.dtype.itemsize
         try:
-            self._files.read(entry.file, start, memoryview(out.reshape(-1).view(torch.uint8).numpy()))
+            self._files.read(entry.file, start, out.reshape(-1).view(torch.uint8).numpy().data)
         except EndOfFile:
             raise WorkError(f"{entry.file}: ended while {name} was read; copy it again") from None
 

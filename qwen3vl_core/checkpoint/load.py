@@ -11,6 +11,7 @@ from qwen3vl_core.model.config import transformer_config
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from qwen3vl_core.checkpoint.model_source import ModelSource
@@ -70,7 +71,7 @@ class _Boxes:
 
 
 @torch.no_grad()
-def fill(model: torch.nn.Module, source: ModelSource) -> None:
+def fill(model: MegatronModule, source: ModelSource) -> None:
     """Copy this rank's part of the weights into a model built by `build_model`, any tensor and pipeline parallel size.
 
     Every parameter is written, or RequestError says which is not: a model never keeps numbers it was not given.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -59,15 +60,21 @@ def read_adapter_note(data: Path) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdaptedSource(ModelSource):
     """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are the base's."""
 
-    base: ModelSource | None = None
-    adapters: Adapters | None = None
-    numbers: torch_dist.RegionReader | None = None
-    canonical: dict[Region, Region] = field(default_factory=dict)
+    base: ModelSource
+    adapters: Adapters
+    numbers: torch_dist.RegionReader
+    canonical: dict[Region, Region] = field(init=False)
     """The base's regions by the names of our own layout."""
+    pair: Callable[[Region], tuple[Tensor, Tensor] | None] = field(init=False)
+    """`_pair`, which keeps the last ones."""
+
+    def __post_init__(self) -> None:
+        self.canonical = dict(zip(self.base.regions(), self.base.regions(Layout()), strict=True))
+        self.pair = lru_cache(64)(self._pair)
 
     @classmethod
     def of(cls, path: Path, side: Path, iteration: int, data: Path, base: ModelSource, note: dict[str, Any]) -> AdaptedSource:
@@ -78,14 +85,10 @@ class AdaptedSource(ModelSource):
                 "others); put that model there again, or name it with --base"
             )
         adapters = Adapters.read(note, str(data / EXTRA))
-        made = cls(
-            path, side, base.architecture, base.hf, base.megatron, base.layout, iteration, base.experts, base, adapters,
-            torch_dist.RegionReader(data),
+        return cls(
+            path=path, side=side, architecture=base.architecture, hf=base.hf, megatron=base.megatron, layout=base.layout,
+            iteration=iteration, experts=base.experts, base=base, adapters=adapters, numbers=torch_dist.RegionReader(data),
         )  # fmt: skip
-        made.pair = lru_cache(64)(made._pair)
-        canonical = base.regions(Layout())
-        made.canonical = dict(zip(base.regions(), canonical, strict=True))
-        return made
 
     @property
     def kind(self) -> str:

@@ -40,6 +40,12 @@ class ModelSource:
     def kind(self) -> str:
         return "hf" if self.hf else "megatron"
 
+    @property
+    def boxes(self) -> torch_dist.RegionReader:
+        """The reader of what is no Hugging Face folder."""
+        assert self.megatron is not None, f"{self.path} is a Hugging Face folder"
+        return self.megatron
+
     def regions(self, layout: Layout | None = None) -> list[Region]:
         """The name map of this model. The regions of every layout come in the same order."""
         return regions(self.architecture, layout or self.layout, self.experts)
@@ -48,13 +54,13 @@ class ModelSource:
         """The Hugging Face tensors of a region; of stacked experts its slices."""
         if self.hf:
             return [self.hf.read(name, region.at) for name in region.hf]
-        return transforms.to_hf(region, self.megatron.read(region.key, region.offset, region.size))
+        return transforms.to_hf(region, self.boxes.read(region.key, region.offset, region.size))
 
     def read_box(self, region: Region) -> Tensor:
         """The Megatron box of a region (of this source's own layout, where it is a Megatron checkpoint)."""
         if self.hf:
             return transforms.to_megatron(region, self.read_hf(region))
-        return self.megatron.read(region.key, region.offset, region.size)
+        return self.boxes.read(region.key, region.offset, region.size)
 
     def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
         """Fill `out`, flat, with rows that lie together: from `row` on in Hugging Face's tensor, from `at` on in the box.
@@ -67,12 +73,12 @@ class ModelSource:
         axis = len(region.size) - len(region.hf_shapes[0])
         offset, size = list(region.offset), list(region.size)
         offset[axis], size[axis] = offset[axis] + at, rows
-        self.megatron.read(region.key, tuple(offset), tuple(size), out.view(size))
+        self.boxes.read(region.key, tuple(offset), tuple(size), out.view(size))
 
     def dtype_of(self, region: Region, tensor: int = 0) -> dtype:
         if self.hf:
             return self.hf.entries[region.hf[tensor]].dtype
-        return self.megatron.tensors[region.key].properties.dtype
+        return self.boxes.tensors[region.key].properties.dtype
 
     def check(self) -> None:
         """Raises RequestError unless the tensors are exactly those that the architecture asks for, each of them whole."""
@@ -96,11 +102,11 @@ def listed(names: list[str]) -> str:
 
 def problems(source: ModelSource) -> Iterator[str]:
     """A line for each thing that is wrong with the tensors of a model; the gravest first."""
-    yield from (_of_hf if source.hf else _of_megatron)(source)
+    yield from _of_hf(source, source.hf) if source.hf else _of_megatron(source, source.boxes)
     for region in source.regions():
         for i, name in enumerate(region.hf):
             there = name if source.hf else region.key
-            if there in (source.hf.entries if source.hf else source.megatron.tensors) and source.dtype_of(region, i) not in STORAGES:
+            if there in (source.hf.entries if source.hf else source.boxes.tensors) and source.dtype_of(region, i) not in STORAGES:
                 dtype = str(source.dtype_of(region, i)).removeprefix("torch.")
                 yield f"{source.path}: {there} is {dtype}: quantised weights are not converted; get the model in bf16"
                 return
@@ -113,8 +119,8 @@ def _other_size(source: ModelSource, name: str, there: tuple[int, ...], expected
     )
 
 
-def _of_hf(source: ModelSource) -> Iterator[str]:
-    entries = source.hf.entries
+def _of_hf(source: ModelSource, reader: HFReader) -> Iterator[str]:
+    entries = reader.entries
     expected = {name: shape for region in source.regions() for name, shape in zip(region.hf, region.stored_shapes, strict=True)}
     for name, shape in expected.items():
         if name in entries and entries[name].shape != shape:
@@ -124,7 +130,7 @@ def _of_hf(source: ModelSource) -> Iterator[str]:
     unused = [name for name in entries if name not in expected]
     if HF_OUTPUT in unused and source.architecture.tied and HF_EMBEDDING in entries:
         # some writers store the tied matrix twice; it is written once, if it really is the same
-        if not _equal(source.hf, HF_OUTPUT, HF_EMBEDDING):
+        if not _equal(reader, HF_OUTPUT, HF_EMBEDDING):
             yield (
                 f"{source.path}: config.json ties the embeddings, but {HF_OUTPUT} differs from {HF_EMBEDDING}; "
                 "set tie_word_embeddings to what the weights are"
@@ -147,8 +153,8 @@ def _equal(reader: HFReader, one: str, other: str) -> bool:
     return True
 
 
-def _of_megatron(source: ModelSource) -> Iterator[str]:
-    tensors = source.megatron.tensors
+def _of_megatron(source: ModelSource, reader: torch_dist.RegionReader) -> Iterator[str]:
+    tensors = reader.tensors
     expected = {region.key: region.global_shape for region in source.regions()}
     vocabulary = {key for key in expected if key.endswith(("word_embeddings.weight", "output_layer.weight"))}
     for key, shape in expected.items():
@@ -159,7 +165,7 @@ def _of_megatron(source: ModelSource) -> Iterator[str]:
         if there != shape and not (key in vocabulary and there[1:] == shape[1:] and there[0] > shape[0]):
             yield _other_size(source, key, there, shape)
             break
-    yield from source.megatron.damage()
+    yield from reader.damage()
     missing = [key for key in expected if key not in tensors]
     unused = [key for key in tensors if key not in expected and not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")]
     yield from _left_over(source, missing, unused)

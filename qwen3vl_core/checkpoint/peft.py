@@ -24,8 +24,14 @@ PREFIX = "base_model.model."
 STACKED = ("gate_up_proj", "down_proj")
 
 
+def _matrices(source: AdaptedSource, region: Region) -> tuple[Tensor, Tensor]:
+    found = source.matrices(region)
+    assert found is not None, f"{region.key} has no adapter"
+    return found
+
+
 def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -> None:
-    inner, outer = source.matrices(region)
+    inner, outer = _matrices(source, region)
     for name, part in zip(region.hf, source.outer_parts(region, outer), strict=True):
         module = PREFIX + name.removesuffix(".weight")
         tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = inner.clone(), part.contiguous()
@@ -33,7 +39,7 @@ def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -
 
 def _stacked(source: AdaptedSource, regions: list[Region], wrappers: int, tensors: dict[str, Tensor]) -> None:
     """All experts of one parameter; regions in the order of the experts. wrappers: that stand around this one."""
-    pairs = [source.matrices(region) for region in regions]
+    pairs = [_matrices(source, region) for region in regions]
     module = PREFIX + regions[0].hf[0].rsplit(".", 1)[0] + ".base_layer" * wrappers
     tensors[f"{module}.lora_A.weight"] = torch.cat([inner for inner, _ in pairs])
     tensors[f"{module}.lora_B.weight"] = torch.stack([outer for _, outer in pairs], dim=-1).flatten(1)
@@ -59,7 +65,7 @@ def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], lis
     kinds = {name.rsplit(".", 1)[-1] for name in stacks}
     for name, found in stacks.items():
         inside = name.rsplit(".", 1)[-1] == STACKED[0] and len(kinds) > 1
-        _stacked(source, sorted(found, key=lambda r: r.at), int(inside), tensors)
+        _stacked(source, sorted(found, key=lambda r: r.at or 0), int(inside), tensors)
     return tensors, list(modules), list(parameters)
 
 

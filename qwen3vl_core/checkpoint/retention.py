@@ -53,7 +53,7 @@ def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
         there = [step for step in there if step <= int(word)]
         if int(word) not in there:
             there.append(int(word))
-    faults = []
+    faults: list[str] = []
     for step in reversed(there):
         data = directory / torch_dist.iteration_folder(step)
         fault = damage(data)

@@ -40,10 +40,10 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
         layout = Layout.found_in(reader.tensors, str(path))
         return ModelSource(path, side, Architecture.read(side), None, reader, layout, checkpoint.iteration)
     if is_hf_folder(path):
-        architecture, reader = Architecture.read(path), HFReader(path)
-        shapes = {key: entry.shape for key, entry in reader.entries.items()}
+        architecture, hf = Architecture.read(path), HFReader(path)
+        shapes = {key: entry.shape for key, entry in hf.entries.items()}
         experts = Experts.found_in(shapes, architecture) if architecture.is_moe else None
-        return ModelSource(path, path, architecture, hf=reader, experts=experts)
+        return ModelSource(path, path, architecture, hf=hf, experts=experts)
     pickles = pickled_weights(path)
     if pickles:
         raise RequestError(f"{name}: its weights are pickles ({listed(pickles)}), which can run programs and are never opened; "

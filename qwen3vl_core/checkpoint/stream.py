@@ -54,7 +54,9 @@ class Buffers:
 def _in_rows(source: ModelSource, region: Region, wanted: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
     """Blocks of whole rows of `width` numbers, in the order of `wanted`; rows of one block have one precision."""
     limit = max(1, BLOCK // width)
-    filled, parts, dtype, buffer = 0, [], None, None
+    filled, dtype = 0, None
+    parts: list[tuple[str, int]] = []
+    buffer = torch.empty(0)
     for span in wanted:
         done = 0
         here = source.dtype_of(region, span.tensor)
@@ -167,7 +169,7 @@ class Caster:
 
 def raw_bytes(values: Tensor) -> memoryview:
     """The bytes of contiguous numbers, not copied."""
-    return memoryview(values.view(torch.uint8).numpy())
+    return values.view(torch.uint8).numpy().data
 
 
 class _StreamStopped(Exception):

@@ -178,7 +178,7 @@ class RegionReader:
             self._places[id(stored)] = None if getattr(stored, "transform_descriptors", None) else locate(read, stored.length)
         return self._places[id(stored)]
 
-    def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor) -> Tensor:
         """The box [low, high) of a chunk, in coordinates of the chunk; in `out` if it can be read straight into it."""
         place = self._place(chunk.stored)
         extent = tuple(b - a for a, b in zip(low, high, strict=True))
@@ -195,9 +195,9 @@ class RegionReader:
         first = sum(a * s for a, s in zip(low[: axis + 1], stride, strict=False)) if extent else 0
         count = (extent[axis] if extent else 1) * row
         whole = extent[axis + 1 :] == chunk.size[axis + 1 :]
-        direct = whole and out is not None and out.is_contiguous()
+        direct = whole and out.is_contiguous()
         target = out if direct else torch.empty(count, dtype=dtype)
-        self._bytes(chunk.stored, place.offset + first * dtype.itemsize, memoryview(target.reshape(-1).view(torch.uint8).numpy()))
+        self._bytes(chunk.stored, place.offset + first * dtype.itemsize, target.reshape(-1).view(torch.uint8).numpy().data)
         if direct:
             return out
         rows = target.view((1,) * axis + (extent[axis],) + chunk.size[axis + 1 :]) if extent else target.view(())
@@ -218,14 +218,14 @@ class RegionReader:
             low = tuple(max(a, b) for a, b in zip(offset, chunk.offset, strict=True))
             high = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, size, chunk.offset, chunk.size, strict=True))
             there = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))]
-            here = [tuple(a - o for a, o in zip(at, chunk.offset, strict=True)) for at in (low, high)]
-            part = self._part(chunk, *here, out.dtype, there)
+            first, last = (tuple(a - o for a, o in zip(at, chunk.offset, strict=True)) for at in (low, high))
+            part = self._part(chunk, first, last, out.dtype, there)
             if part is not there:
                 there.copy_(part)
             filled += there.numel()
         if filled != math.prod(size):
-            there = f"{filled} of {math.prod(size)} numbers are there"
-            raise RequestError(f"{self.data}: {key} is not whole ({there}); copy the checkpoint again")
+            found = f"{filled} of {math.prod(size)} numbers are there"
+            raise RequestError(f"{self.data}: {key} is not whole ({found}); copy the checkpoint again")
         return out
 
     def read_object(self, unique_key: str) -> Any:

@@ -29,6 +29,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from qwen3vl_core.checkpoint import retention, torch_dist
@@ -52,7 +53,7 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def _names(models: list[torch.nn.Module]) -> list[str]:
+def _names(models: list[MegatronModule]) -> list[str]:
     """Megatron-LM's keys of the chunks of a stage: `model`, or `model0`, `model1`, …"""
     return ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
 
@@ -80,12 +81,12 @@ def _rank_key(what: str) -> str:
     return what + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
 
 
-def _adapted(models: list[torch.nn.Module]) -> bool:
+def _adapted(models: list[MegatronModule]) -> bool:
     """Whether adapters are trained, and nothing else."""
     return getattr(models[0], "adapters", None) is not None
 
 
-def _state(models: list[torch.nn.Module], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
+def _state(models: list[MegatronModule], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
     layout = metadata()
     chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
     if _adapted(models):

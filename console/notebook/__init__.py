@@ -2,7 +2,8 @@
 
     from console.notebook import Launcher, RunMonitor, CompareCaptions, RunsTable, DatasetPreview, runs, metrics
 
-A name is imported when it is asked for: the data frames need pandas only, `qwen3vl notebook` neither.
+The names in `__all__` are promised; the modules behind them may move. A name is imported when it is asked for: the data frames need
+pandas only, `qwen3vl notebook` neither.
 """
 
 from __future__ import annotations
@@ -39,3 +40,7 @@ def __getattr__(name: str) -> Any:
             raise RequestError(f"{name}: {error.name} is not installed; pip install 'qwen3vl-console[notebook]'") from None
         raise
     return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

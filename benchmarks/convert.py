@@ -28,7 +28,8 @@ import torch
 from qwen3vl_core.checkpoint.hf import HFReader
 from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.name_map import regions
-from qwen3vl_core.progress import Progress, quantity
+from qwen3vl_core.formats import quantity
+from qwen3vl_core.progress import Progress
 from qwen3vl_core.sizes import SIZES, Architecture
 
 BLOCK = 1 << 24

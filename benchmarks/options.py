@@ -18,7 +18,8 @@ from pathlib import Path
 
 import random_run
 
-from qwen3vl_core.layout.memory import GIB, estimate
+from qwen3vl_core.formats import GIB
+from qwen3vl_core.layout.memory import estimate
 from qwen3vl_core.layout.rules import architecture_of
 from qwen3vl_core.options import FinetuneOptions, options_of
 

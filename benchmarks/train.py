@@ -28,12 +28,13 @@ import random_run
 import torch
 import torch.nn.functional as F
 
-from qwen3vl_core.data.batch import Batch
+from qwen3vl_core.data.batch import IGNORED, Batch
 from qwen3vl_core.data.pictures import PictureRules
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training import setup, step
-from qwen3vl_core.training.throughput import GIB, peak_flops, training_flops
+from qwen3vl_core.training.throughput import peak_flops, training_flops
 
 WARM = 3
 
@@ -47,7 +48,7 @@ def batch_of(a: Architecture, rows: int, length: int, vision_tokens: int) -> Bat
         ids[:, 0], ids[:, 1 + vision_tokens] = a.vision_start_token_id, a.vision_end_token_id
         ids[:, 1 : 1 + vision_tokens] = a.image_token_id
     labels = torch.roll(ids, -1, 1)
-    labels[:, : vision_tokens + 2], labels[:, -1] = -100, -100
+    labels[:, : vision_tokens + 2], labels[:, -1] = IGNORED, IGNORED
     count = rows if vision_tokens else 0
     return Batch(
         input_ids=ids, labels=labels, lengths=torch.full((rows,), length),
@@ -117,7 +118,7 @@ def hugging_face(name: str, folder: Path, a: Architecture, batch: Batch, steps: 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)
         logits = model(**given).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -155,7 +156,7 @@ def stock_megatron(name: str, a: Architecture, batch: Batch, steps: int) -> dict
         model.zero_grad_buffer()
         training.optimizer.zero_grad()
         losses = model(ids, positions, None, labels=labels.clamp(min=0))
-        trained = labels != -100
+        trained = labels != IGNORED
         loss = (losses.float() * trained).sum() / trained.sum()
         loss.backward()
         model.finish_grad_sync()

@@ -1,4 +1,4 @@
-"""Numbers, times and states as a person reads them in a narrow column. No screen."""
+"""Statuses, small curves and foreign text on a terminal. No screen; numbers and times are in `qwen3vl_core.formats`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 GLYPHS = {
-    "starting": "◌", "running": "▶", "stopping": "◼", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
+    "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
 }  # fmt: skip
+"""A run's status at a glance, also without colour."""
 COLOURS = {
     "starting": "text-accent", "running": "text-primary", "stopping": "text-warning", "done": "text-success",
     "failed": "text-error", "stopped": "text-warning", "lost": "text-error",
 }  # fmt: skip
 """Theme variables."""
-
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -30,42 +30,6 @@ def sparkline(values: Iterable[float], width: int) -> str:
     low, high = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(BLOCKS[round((mean - low) * scale) if scale else 3] for mean in means)
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """About `digits` significant digits: 1.214, 0.0123, 1.2e-5, 41.2k."""
-    if value is None or not math.isfinite(value):
-        return "–" if value is None else "nan" if math.isnan(value) else "inf"
-    size = abs(value)
-    if size >= 10_000:
-        for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if size >= unit:
-                return f"{value / unit:.3g}{name}"
-    if size and size < 1e-3:
-        mantissa, power = f"{value:.{digits - 2}e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
-    return f"{value:.{digits}g}"
-
-
-def tick(value: float, step: float) -> str:
-    """A tick's label, with as many places as its distance to the next needs."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 10_000 or abs(value) < 1e-3:
-        return number(value, 3)
-    places = max(0, -math.floor(math.log10(abs(step) * 1.0000001))) if step else 3
-    return f"{value:.{min(places, 6)}f}"
-
-
-def span(seconds: float | None) -> str:
-    """A time in one unit: 42s, 7m, 3h, 12d."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    seconds = max(0.0, seconds)
-    for size, name in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{int(seconds // size)}{name}"
-    return f"{int(seconds)}s"
 
 
 def printable(text: object) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import is_url
+from qwen3vl_core.formats import quantity
 from qwen3vl_core.layout import plan
 from qwen3vl_core.layout.rules import check_plan, layout_faults
 from qwen3vl_core.layout.torchrun_command import process_count
 from qwen3vl_core.options import COMMANDS, Option, from_mapping, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planning import PlanOptions
-from qwen3vl_core.progress import quantity
 
 INPUTS = ("model", "checkpoint", "dataset", "pictures", "captions")
 """Kinds of paths that a command reads."""

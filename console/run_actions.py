@@ -152,7 +152,7 @@ class RunActions(App[int]):
 
     @on(RunsDeleted)
     def _deleted(self, event: RunsDeleted) -> None:
-        from qwen3vl_core.progress import quantity
+        from qwen3vl_core.formats import quantity
 
         names = event.run_ids[0] if len(event.run_ids) == 1 else f"{len(event.run_ids)} runs"
         self.notify(f"{names} deleted, {quantity(event.freed, 'B')} freed", markup=False)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from console import captions_command
-from console.argument_parser import STORE_HELP, Parser
 from console.runs import filters, launch, run_json, run_text
 from console.runs.state import SAMPLES
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
+from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.locations import runs_directory
+from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.locations import STORE_HELP, runs_directory
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line
-from qwen3vl_core.progress import duration, quantity
 
 EXIT_INTERRUPTED = 130
 LOG_LINES = 40

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from qwen3vl_core import __version__
+from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
-from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.errors import EXIT_DONE
 from qwen3vl_core.layout.rules import check_plan
 from qwen3vl_core.layout.torchrun_command import process_count
 from qwen3vl_core.locations import DEFAULT_DEMO, DEFAULT_RUNS, runs_directory
@@ -52,20 +53,15 @@ The loop on your own data:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise RequestError(f"{message}; see {self.prog} --help")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, from the option declarations."""
-    parser = _Parser(
+    parser = Parser(
         prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
         epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
     demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
     demo.add_argument("--headless", action="store_true", help="run it here, without the console")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.progress import quantity
+from qwen3vl_core.formats import quantity
 
 UNFINISHED = ".tmp"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 DEFAULT_RUNS = Path("~/.qwen3vl/runs")
 DEFAULT_DEMO = Path("~/.qwen3vl/demo")
+STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
 
 
 def runs_directory(given: Path | None) -> Path:

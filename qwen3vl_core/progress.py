@@ -13,27 +13,11 @@ import sys
 import time
 from typing import TextIO
 
+from qwen3vl_core.formats import duration, quantity
+
 ENVIRONMENT = "QWEN3VL_PROGRESS"
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 2.0
-
-
-def duration(seconds: float) -> str:
-    """`75.2` -> `1:15`, `3700` -> `1:01:40`."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def quantity(value: float, unit: str) -> str:
-    """A number with its unit, bytes in powers of 1000 as disks are sold: `12.3 MB`, `412 samples`."""
-    if unit != "B":
-        return f"{value:,.0f} {unit}" if value >= 100 or value == int(value) else f"{value:,.1f} {unit}"
-    for prefix in ("", "k", "M", "G", "T"):
-        if value < 1000 or prefix == "T":
-            break
-        value /= 1000
-    return f"{value:.0f} {prefix}B" if value >= 100 or not prefix else f"{value:.1f} {prefix}B"
 
 
 class Progress:

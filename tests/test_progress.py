@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.progress import Progress, duration, quantity
+from qwen3vl_core.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -49,9 +49,3 @@ def test_the_line_never_outgrows_its_width(done, total, width, unit):
     progress = Progress("convert", total, unit, io.StringIO())
     progress.done = min(done, total)
     assert len(progress.line(width)) <= width
-
-
-def test_times_and_sizes_read_as_people_write_them():
-    assert [duration(s) for s in (0, 75.2, 3700)] == ["0:00", "1:15", "1:01:40"]
-    assert [quantity(v, "B") for v in (12, 1500, 2.5e9)] == ["12 B", "1.5 kB", "2.5 GB"]
-    assert quantity(1234, "samples") == "1,234 samples"

@@ -17,14 +17,12 @@ from torch.nn import functional
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, apply_rotary_pos_emb_vision
 
+from qwen3vl_core.data.batch import IGNORED
 from tools.base_samples import PATCH, PATCHES, PATCHES_ACROSS, SPATIAL_MERGE, TEMPORAL_PATCH, Samples, prompt_ids
 from tools.base_tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY
 
 TOKEN_IDS = {token: number for number, token in enumerate(SPECIAL_TOKENS, VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS))}
 PAD, END, IMAGE = TOKEN_IDS["<|endoftext|>"], TOKEN_IDS["<|im_end|>"], TOKEN_IDS["<|image_pad|>"]
-
-IGNORED = -100
-"""Label of a position that is not trained."""
 
 # wider than the usual 0.02: a model this narrow learns sooner from it
 INITIALIZER_RANGE = 0.05

@@ -9,7 +9,6 @@ see; then all are long captions, with the learning rate falling to zero. Writes 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import signal
@@ -21,13 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.demo.captions import PROMPT
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scoring import LONG_FIELDS, score
 from qwen3vl_core.demo.workspace import HELD_OUT_SEED
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import check_target, disk_full, folder_made_whole, need_space
-from qwen3vl_core.progress import Progress, duration
+from qwen3vl_core.formats import duration
+from qwen3vl_core.progress import Progress
 from tools.base_samples import LONG_TOKENS, SampleSource
 from tools.base_tokenizer import write_processor
 
@@ -230,15 +231,10 @@ def train(recipe: Recipe) -> None:
         print(held_out_score(recipe.to, tokenizer, device, recipe.held_out))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise RequestError(f"{message}; see {self.prog} --help")
-
-
 def read_arguments(arguments: list[str] | None) -> Recipe:
     """The recipe that a command line asks for. Raises RequestError."""
     default = Recipe(Path())
-    parser = _Parser(
+    parser = Parser(
         prog="python -m tools.train_base", allow_abbrev=False,
         description="Train the demo's tiny Qwen3-VL from nothing on freshly drawn scenes. The defaults made the bundled one.",
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from console.formatting import number, tick
+from qwen3vl_core.formats import number, tick
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

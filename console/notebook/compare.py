@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
+from console.formatting import GLYPHS
 from console.notebook.caption_html import marked
 from console.notebook.data_frames import captions, scores
 from console.notebook.html import box, escape, picture, read_picture, say, table
@@ -17,7 +18,6 @@ from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.runs import exports
 from console.runs.captions import CaptionedPicture, RecordedCaption, SampleFeed, Votes, read_votes, vote
-from console.runs.run_text import GLYPHS
 from console.runs.store import Run, RunStore
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.word_diff import count

@@ -11,12 +11,12 @@ from console.forms import gpu_memory, value_of
 from console.notebook.form import field_of
 from console.notebook.html import COLOURS, box, escape, say
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.formats import GIB, duration, number
 from qwen3vl_core.layout import plan
 from qwen3vl_core.layout.suggest import LAYOUT, ROOM, suggest
 from qwen3vl_core.layout.torchrun_command import gpu_count, process_count
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line
 from qwen3vl_core.options.planning import PlanOptions
-from qwen3vl_core.progress import duration
 
 PARTS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "vision": "vision",
@@ -31,10 +31,10 @@ def bar(stage: dict[str, Any], gib: float) -> str:
     """One GPU's memory as a row of coloured parts, with a line where the GPU, less what is kept free, ends; HTML."""
     whole = max(stage["total"], gib)
     parts, legend = [], []
-    for number, (name, title) in enumerate(PARTS.items()):
+    for place, (name, title) in enumerate(PARTS.items()):
         if stage[name] <= 0:
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        colour = COLOURS[place % len(COLOURS)]
         looks = f"background:{colour};width:{100 * stage[name] / whole:.3f}%"
         parts.append(f'<span title="{title} {stage[name]:.2f} GiB" style="{looks}"></span>')
         legend.append(f'<span style="white-space:nowrap"><span style="color:{colour}">■</span> {title} {stage[name]:.2f}</span>')
@@ -51,7 +51,9 @@ def describe(found: dict[str, Any], known: bool) -> str:
         more = found.get("gpus_needed")
         line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
     seconds = found["step"]["seconds"]
-    took = f"about {seconds:.2g} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+    took = (
+        f"about {number(seconds, 3)} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+    )
     after = [f"{took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
     if not known:
         after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
@@ -114,7 +116,7 @@ class MemoryBar(W.VBox):
         if not best.fits(gib):
             more = plan.gpus_needed(options, architecture, gib)
             way = f"use {more} GPUs" if more else "use larger GPUs, or a smaller model"
-            raise RequestError(f"no layout fits on {many}: the least is {best.memory.total / plan.GIB:.1f} GiB; {way}")
+            raise RequestError(f"no layout fits on {many}: the least is {best.memory.total / GIB:.1f} GiB; {way}")
         words = shell_line(best.arguments()) or "the defaults"
         values = {name: getattr(best.options, name) for name in LAYOUT}
-        return values, f"{words}: {best.memory.total / plan.GIB:.1f} GiB on each of {many}, about {best.seconds:.2g} s a step"
+        return values, f"{words}: {best.memory.total / GIB:.1f} GiB on each of {many}, about {number(best.seconds, 3)} s a step"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import plotly.graph_objects as go
 
 from console.curves.lines import Growing
 from console.curves.thinning import MOST_POINTS
+from console.formatting import GLYPHS
 from console.notebook.data_frames import metrics
 from console.notebook.figure import Figure
 from console.notebook.html import COLOURS, box, escape, say, table
@@ -25,11 +25,11 @@ from console.notebook.stores import as_run, open_store
 from console.notebook.svg import SvgLine, drawing
 from console.runs import launch
 from console.runs.measures import METRICS, NOISY, title_of
-from console.runs.run_text import GLYPHS, age, number
 from console.runs.series import MetricSeries
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.formats import number, span
 
 NO_POINTS = "no points yet"
 DIM = 0.45
@@ -268,11 +268,11 @@ class RunMonitor(Live):
             row, total = series.latest.get("train", {}), series.train_iters
             status, step = state["status"], row.get("step")
             dot = f'<span style="color:{_colour(slot)}">●</span>'
-            left = ""
+            left = "–"
             if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get("step_seconds"), int | float):
-                left = age((total - step) * seconds) if math.isfinite(seconds) else ""
+                left = span((total - step) * seconds)
             shown = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
-            cells = [shown, number(row.get("loss")), number(row.get("tokens_per_second")), left or "–"]
+            cells = [shown, number(row.get("loss")), number(row.get("tokens_per_second")), left]
             rows.append([f"{dot} {escape(run.id)}", f"{GLYPHS[status]} {escape(status)}", *map(escape, cells)])
         return box(table(("run", "status", "step", "loss", "tokens/s", "left"), rows))
 

@@ -14,7 +14,7 @@ from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
 from console.notebook.shards import DatasetSample, Split, report_of, splits
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.progress import quantity
+from qwen3vl_core.formats import quantity
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 STATIC_SAMPLES = 4

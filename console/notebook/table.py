@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
+from console.formatting import GLYPHS
 from console.notebook import data_frames
 from console.notebook.html import STYLE, box, code, escape, say, table
 from console.notebook.live import Live
@@ -17,6 +18,7 @@ from console.runs import launch, run_text
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
+from qwen3vl_core.formats import number
 
 WIDTH = 110
 LOG_LINES = 30
@@ -135,7 +137,7 @@ class RunsTable(Live):
         rows = []
         for run in self.store.list():
             last, status = run_text.last_of(run), run.status
-            state = f"{run_text.GLYPHS[status]} {status}"
-            cells = (run.id, run.kind, state, run_text.step_of(run, last), run_text.number(last.get("loss")))
+            state = f"{GLYPHS[status]} {status}"
+            cells = (run.id, run.kind, state, run_text.step_of(run, last), number(last.get("loss")))
             rows.append([escape(cell) for cell in cells])
         return box(table(("run", "kind", "status", "step", "loss"), rows))

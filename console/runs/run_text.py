@@ -7,33 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
 from console.runs.state import ENDED, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, clean, last_rows
+from qwen3vl_core.formats import duration, number, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
-from qwen3vl_core.progress import duration
 
-GLYPHS = {"starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?"}
-"""A status at a glance, also without colour."""
 SEARCHED_LINES = 200_000
 """Lines at the end of a log that `runs logs --grep` looks through."""
 MEASURES = ("loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "skipped")
-
-
-def age(seconds: float) -> str:
-    """`42 s`, `3 min`, `2 h`, `5 d`."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
-
-
-def number(value: Any) -> str:
-    """A measured value, in four digits; a dash for none."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 10000 else f"{value:.4g}"
 
 
 def plain(value: Any) -> str:
@@ -64,7 +48,7 @@ def table(runs: list[Run], width: int | None = None) -> list[str]:
         status, code = state["status"], state.get("exit_code")
         when = run.created
         shown = f"failed, exit {code}" if status == "failed" and isinstance(code, int) else status
-        since = age(time.time() - when) if when else "–"
+        since = span(time.time() - when if when else None)
         rows.append((GLYPHS[status], run.id, plain(run.kind), shown, step_of(run, row), number(row.get("loss")), since))
     return _columns(rows, width, right=(4, 5, 6))
 
@@ -78,7 +62,7 @@ def describe(run: Run) -> list[str]:
     if status == "lost":
         quiet = sign_of_life(run.path)
         lines.append(
-            f"  its supervisor is gone{f' since {age(quiet)}' if quiet is not None else ''}; "
+            f"  its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}; "
             f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} goes on"
         )
     if run.error:

@@ -16,10 +16,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
-from console.formatting import GLYPHS, number
+from console.formatting import GLYPHS
 from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
+from qwen3vl_core.formats import number
 
 MOST_RUNS = 40
 """Of the newest finetunes; more would not be looked through by eye."""

@@ -16,7 +16,7 @@ from textual.widgets import Button, Label, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
-from console.formatting import number, one_line, span
+from console.formatting import one_line
 from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
 from console.runs.run_json import differences
@@ -24,7 +24,7 @@ from console.runs.run_text import MEASURES, plain
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.progress import quantity
+from qwen3vl_core.formats import number, quantity, span
 
 NAMED = 6
 """Runs that a question names."""
@@ -153,7 +153,7 @@ class Difference(ModalScreen[None]):
             for key in ("step", *MEASURES):
                 if any(isinstance(row.get(key), int | float) for row in rows):
                     names.append([f"{kind} {key}"])
-                    values.append([number(row.get(key)) if isinstance(row.get(key), int | float) else "–" for row in rows])
+                    values.append([number(row.get(key)) for row in rows])
         left = min(max(len(name[0]) for name in names), 24)
         each = max((room - left - 4) // 2, 8)
         lines = []
@@ -211,7 +211,7 @@ class PickMetric(ModalScreen[str | None]):
         with Vertical(classes="dialog"):
             yield Label("Metric", classes="headline")
             yield OptionList(*(
-                Option(Content.assemble((f"{one_line(title, 34):<36}", "bold"), (shown_number(value), "$muted")))
+                Option(Content.assemble((f"{one_line(title, 34):<36}", "bold"), (number(value), "$muted")))
                 for _, title, value in self.choices
             ))  # fmt: skip
             yield Hints(("enter", "shows it"), ("escape", "leaves"))
@@ -223,11 +223,6 @@ class PickMetric(ModalScreen[str | None]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(self.choices[event.option_index][0])
-
-
-def shown_number(value: Any) -> str:
-    """A measured value; a dash for none."""
-    return number(value) if isinstance(value, int | float) else "–"
 
 
 def layout_words(values: Mapping[str, Any]) -> str:

@@ -8,11 +8,12 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.formatting import GLYPHS, one_line, span
+from console.formatting import GLYPHS, one_line
 from console.readers.run_rows import RunRow, Snapshot
 from console.runs.filters import SORTS, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
+from qwen3vl_core.formats import span
 
 
 class RunsScreen(ConsoleScreen):

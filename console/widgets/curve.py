@@ -18,9 +18,10 @@ from console.curves.columns import Bounds, Columns, Points, places, reduce
 from console.curves.lines import SLOTS, CurveLine
 from console.curves.marks import MARKS, Mark
 from console.curves.ticks import value_range
-from console.formatting import number, one_line
+from console.formatting import one_line
 from console.widgets.axes import x_axis, y_axis
 from console.widgets.braille import rasterize
+from qwen3vl_core.formats import number
 
 FADE = 0.55
 """How far a raw line under its average goes towards the background."""

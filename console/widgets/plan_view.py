@@ -7,10 +7,10 @@ from typing import Any
 
 from textual.content import Content
 
-from console.formatting import number, one_line
+from console.formatting import one_line
 from console.widgets.fixes import fixes
+from qwen3vl_core.formats import duration, number, parameter_count
 from qwen3vl_core.options import Option
-from qwen3vl_core.progress import duration
 
 KINDS = (
     ("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"), ("vision", "vision"),
@@ -27,9 +27,7 @@ def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> 
     size = (report or {}).get("size") or options.size or "size as the checkpoint says"
     parts = [(str(size), "bold $text-primary")]
     if report:
-        count = report["parameters"]
-        amount = f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-        parts.append((f"  {amount} parameters", ""))
+        parts.append((f"  {parameter_count(report['parameters'])} parameters", ""))
     parts.append((f"  {options.precision}", "bold"))
     if options.freeze:
         parts.append((f"  frozen: {options.freeze}", "$muted"))

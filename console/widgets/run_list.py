@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -16,7 +17,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from console.formatting import COLOURS, GLYPHS, number, one_line, span
+from console.formatting import COLOURS, GLYPHS, one_line
+from qwen3vl_core.formats import number, span
 
 if TYPE_CHECKING:
     from console.readers.run_rows import RunRow
@@ -33,11 +35,6 @@ SORTED_BY = {"run": "newest", "status": "status", "kind": "kind", "step": "step"
 GAP = 2
 BEFORE = 5
 """Columns before the first: cursor, mark, glyph and the blanks between."""
-
-
-def _short(count: int) -> str:
-    """`6310`, `12k`: a count of at most 4 characters."""
-    return str(count) if count < 10_000 else number(count, 3)
 
 
 def _fitting(value: float, width: int) -> str:
@@ -223,7 +220,7 @@ class RunList(ScrollView, can_focus=True):
         if name == "layout":
             return row.layout, muted
         if name == "step":
-            count = "{:,}".format if self.size.width >= WIDE else _short
+            count = "{:,}".format if self.size.width >= WIDE else partial(number, digits=3)
             total = f"/{count(row.total)}" if row.total else ""
             if row.step is not None:
                 return f"{count(row.step)}{total}", plain

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from console.formatting import COLOURS, GLYPHS, number, one_line, span
-from qwen3vl_core.progress import duration
+from console.formatting import COLOURS, GLYPHS, one_line
+from qwen3vl_core.formats import duration, number, span
 
 if TYPE_CHECKING:
     from console.readers.monitor import RunView

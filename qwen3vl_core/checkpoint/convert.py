@@ -23,13 +23,14 @@ from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks
 from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
 from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
 from qwen3vl_core.checkpoint.verify import compare, forward_parity
+from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import check_target, folder_made_whole, need_space, write_text
+from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import ConvertOptions
-from qwen3vl_core.progress import Progress, duration, quantity
+from qwen3vl_core.progress import Progress
 from qwen3vl_core.sizes import check_size
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OVERHEAD_BYTES = 4_000_000
 
 

@@ -19,11 +19,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_HEADER = 100_000_000
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 SIDE_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 LARGEST_SIDE_FILE = 200_000_000
 
@@ -63,7 +63,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         if name == "__metadata__":
             continue
         try:
-            dtype, shape, (start, end) = DTYPES[item["dtype"]], tuple(item["shape"]), item["data_offsets"]
+            dtype, shape, (start, end) = SAFETENSORS_DTYPES[item["dtype"]], tuple(item["shape"]), item["data_offsets"]
         except (KeyError, TypeError, ValueError):
             raise _damaged(file, f"the entry of {name} is not readable") from None
         if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:

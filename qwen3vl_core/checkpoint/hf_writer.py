@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from qwen3vl_core.checkpoint import positional_io
-from qwen3vl_core.checkpoint.hf import INDEX, NAMES, SINGLE
+from qwen3vl_core.checkpoint.hf import INDEX, SAFETENSORS_NAMES, SINGLE
 
 SHARD_BYTES = 5_000_000_000
 
@@ -68,7 +68,7 @@ class SafetensorsWriter:
             header: dict[str, object] = {"__metadata__": {"format": "pt"}}
             at = 0
             for t in shard:
-                header[t.name] = {"dtype": NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + t.bytes]}
+                header[t.name] = {"dtype": SAFETENSORS_NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + t.bytes]}
                 self._map[t.name] = file
                 at += t.bytes
             text = json.dumps(header, separators=(",", ":")).encode()

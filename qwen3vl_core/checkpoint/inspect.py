@@ -19,8 +19,8 @@ from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, L
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
+from qwen3vl_core.formats import quantity
 from qwen3vl_core.options import InspectOptions
-from qwen3vl_core.progress import quantity
 from qwen3vl_core.sizes import Architecture
 
 PARTS = ("vision", "projector", "embeddings", "language", "experts")

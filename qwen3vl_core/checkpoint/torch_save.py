@@ -21,7 +21,7 @@ import torch
 
 # the storage class that stands for a precision in the pickle
 STORAGES = {torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
-_DTYPES = {name: dtype for dtype, name in STORAGES.items()}
+_DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGES.items()}
 ALIGNMENT = 64
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
@@ -124,8 +124,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda *values: values
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+        if module == "torch" and name in _DTYPE_OF_STORAGE:
+            return _DTYPE_OF_STORAGE[name]
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         raise pickle.UnpicklingError(f"{module}.{name}")

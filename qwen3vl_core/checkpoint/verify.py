@@ -11,7 +11,8 @@ from torch import Tensor
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel
 from qwen3vl_core.errors import WorkError
-from qwen3vl_core.progress import Progress, quantity
+from qwen3vl_core.formats import quantity
+from qwen3vl_core.progress import Progress
 from qwen3vl_core.sizes import Architecture
 
 PATCHES = 8

@@ -24,8 +24,9 @@ import qwen3vl_core
 from qwen3vl_core.data import hubs
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, need_space, write_text
+from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import DownloadOptions, options_of
-from qwen3vl_core.progress import Progress, duration, quantity
+from qwen3vl_core.progress import Progress
 
 RECORD = ".qwen3vl-download.json"
 """In the folder: what it is a download of."""

@@ -7,7 +7,6 @@ and neither side can be stuck writing to one that is writing too. This process w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import marshal
 import multiprocessing
@@ -25,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.process_death import death_with_parent
 
 MOST_WORKERS = 16
 _QUEUED = 2
@@ -33,7 +33,6 @@ _AHEAD = 4
 """Results a process that may wait for an earlier one of another process."""
 _COLLECTIONS = (50_000, 20, 100)
 """When cycles are looked for: records and samples are many small objects without any, gone through again and again."""
-_PDEATHSIG = 1
 _DONE, _FAILED = 0, 1
 
 
@@ -198,10 +197,8 @@ def _serve(connection: Connection, inherited: tuple[Connection, ...], state: Any
     # Ctrl-C reaches the whole group: the parent ends the work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # a parent that is killed while its worker is busy: without this the worker would finish its tasks first
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    # a parent that is killed while its worker is busy: without this the worker would finish its tasks first
+    death_with_parent()()
     if os.getppid() == 1 != parent:
         os._exit(1)
     # what was there before is not looked through again, and stays in memory shared with the parent

@@ -17,8 +17,8 @@ from qwen3vl_core.demo.workspace import FINETUNE, Workspace
 from qwen3vl_core.entry_points import registered
 from qwen3vl_core.errors import EXIT_DONE, WorkError
 from qwen3vl_core.files import write_text
+from qwen3vl_core.formats import duration
 from qwen3vl_core.options import FinetuneOptions, from_mapping, shell_line, to_arguments
-from qwen3vl_core.progress import duration
 
 Dispatch = Callable[[list[str]], int]
 SPLIT = "15,1,0"

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.gpus import ask
 from qwen3vl_core.options.planning import DoctorOptions
 
 DISTRIBUTION = "qwen3vl-console"
 PYTHON = (3, 11)
 ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
-GIB = 1024**3
 # a run cannot even write its record below the first, and a 2B checkpoint with its optimizer is about 30 GB
 DISK_LEAST, DISK_GOOD = 1 * GIB, 100 * GIB
 SHM_LEAST, SHM_GOOD = 64 * 1024**2, 2 * GIB

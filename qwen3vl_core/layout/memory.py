@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
 from qwen3vl_core.layout.adapters import Adapters, held
 from qwen3vl_core.layout.parameters import PipelineStage, stage_layers, stages
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
-GIB = 1024**3
 # an offloaded weight's master copy, two moments and gradient on the host, fp32 each
 HOST_STATE = 16
 # outside the tensors: CUDA context and kernels, cuBLAS and cuDNN workspaces; NCCL's buffers where ranks talk

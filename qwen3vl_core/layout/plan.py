@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
+from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.layout.machine_rules import Machine, machine_faults
-from qwen3vl_core.layout.memory import GIB
 from qwen3vl_core.layout.parameters import published, total_parameters
 from qwen3vl_core.layout.rules import architecture_of, data_faults, layout_faults
 from qwen3vl_core.layout.suggest import CARDS, ROOM, Candidate, gpus_needed, presets, suggest
@@ -118,7 +118,7 @@ def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
 def render(found: dict[str, Any], options: FinetuneOptions) -> str:
     """The report for a person."""
     name = found["size"] or "own shape"
-    lines = [f"{name}: {found['parameters'] / 1e9:.2f} billion parameters on {found['gpus']} GPU{'s' if found['gpus'] > 1 else ''} "
+    lines = [f"{name}: {parameter_count(found['parameters'])} parameters on {found['gpus']} GPU{'s' if found['gpus'] > 1 else ''} "
              f"of {found['memory_gib']:g} GiB"]  # fmt: skip
     if found["faults"]:
         lines += [f"not valid, {len(found['faults'])} fault{'s' if len(found['faults']) > 1 else ''}:"]
@@ -138,8 +138,8 @@ def render(found: dict[str, Any], options: FinetuneOptions) -> str:
         lines += [
             f"a step: {step['tflops']:,.1f} TFLOP (language {step['language']:,.1f}, vocabulary {step['vocabulary']:,.1f}, "
             f"vision {step['vision']:,.1f}), computed again {step['recompute']:,.1f}",
-            f"about {step['seconds']:.2f} s at MFU {step['mfu']:g}, {step['tokens_per_second']:,.0f} tokens/s; "
-            f"{options.train_iters} steps: {found['hours']:.2f} h",
+            f"about {number(step['seconds'], 3)} s at MFU {step['mfu']:.1%}, {number(step['tokens_per_second'])} tokens/s; "
+            f"{options.train_iters} steps: {duration(3600 * found['hours'])}",
             f"counted with {options.seq_length} tokens a row, {found['vision_tokens']} of them pictures (--vision-tokens)",
         ]
     if "suggestions" in found:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, memory
-from qwen3vl_core.layout.memory import GIB, StageMemory
+from qwen3vl_core.layout.memory import StageMemory
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.rules import layout_faults
 from qwen3vl_core.options import FinetuneOptions, to_arguments

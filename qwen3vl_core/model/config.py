@@ -16,8 +16,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.sizes import Architecture
 
-# fp8 is a way to multiply: weights, gradients' inputs and everything between the products are bf16
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 # activations forward in e4m3, gradients in e5m2; blockwise scales finely enough for e4m3 everywhere
 FP8_FORMAT = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3"}
 # fp8 products want rows in multiples of this

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.progress import Progress, duration
+from qwen3vl_core.formats import GIB, duration, number
+from qwen3vl_core.progress import Progress
 from qwen3vl_core.training.sinks import Sinks
 
 VERSION = 1
@@ -22,7 +23,6 @@ TAGS = {
     "data_seconds": "data-time", "forward_backward_seconds": "forward-backward-time", "optimizer_seconds": "optimizer-time",
     "checkpoint_seconds": "checkpoint-time", "skipped": "skipped-samples", "gpu_utilisation": "gpu-utilisation", "gpu_watts": "gpu-watts",
 }  # fmt: skip
-GIB = 1024**3
 
 
 def scalars(kind: str, row: dict[str, Any]) -> dict[str, float]:
@@ -84,11 +84,6 @@ class Metrics:
             self._tensorboard.close()
 
 
-def short(number: float) -> str:
-    """`41234` -> `41.2k`."""
-    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
-
-
 class StepLine:
     """What a terminal or a log shows of the steps: a bar that redraws, or a line a step."""
 
@@ -102,18 +97,19 @@ class StepLine:
         self, step: int, loss: float, lr: float, grad_norm: float | None, seconds: float, tokens_per_second: float, mfu: float | None = None
     ) -> None:  # fmt: skip
         """One step is done."""
-        norm = "skipped" if grad_norm is None else f"{grad_norm:.2f}"
+        norm = "skipped" if grad_norm is None else number(grad_norm, 3)
         share = "" if mfu is None else f"  MFU {mfu:.1%}"
+        rates = f"lr {number(lr, 3)}  grad {norm}"
+        speed = f"{number(tokens_per_second)} tok/s{share}"
         if self._bar.mode == "lines":
             each = (time.monotonic() - self._started) / max(step - self._first, 1)
             print(
-                f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  "
-                f"grad {norm}  {seconds * 1000:.0f} ms  {short(tokens_per_second)} tok/s{share}  "
-                f"ETA {duration(each * (self.total - step))}",
+                f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  loss {number(loss, 5)}  {rates}  "
+                f"{number(seconds, 3)} s  {speed}  ETA {duration(each * (self.total - step))}",
                 flush=True,
             )
         elif self._bar.mode == "bar":
-            self._bar.update(step - self._bar.done, f"loss {loss:.3f}  lr {lr:.1e}  grad {norm}  {short(tokens_per_second)} tok/s{share}")
+            self._bar.update(step - self._bar.done, f"loss {number(loss)}  {rates}  {speed}")
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -12,18 +11,18 @@ import time
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.process_death import death_with_parent
 
 LOCK = "training.lock"
 # what a run that was just killed may take to be gone
 PATIENCE_SECONDS = 20.0
-PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
     """Ask Linux to kill this process when torchrun is killed: ranks without it would go on and write to the run's folder while
     the run is resumed. Does nothing elsewhere, and for a process that torchrun did not start."""
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        death_with_parent()()
 
 
 def end_forked_with_parent() -> None:
@@ -31,14 +30,14 @@ def end_forked_with_parent() -> None:
     the run's answer for ever when the run is killed, and keep its memory. Does nothing elsewhere."""
     if sys.platform != "linux":
         return
-    prctl, parent = ctypes.CDLL(None).prctl, 0
+    die_with_parent, parent = death_with_parent(), 0
 
     def before() -> None:
         nonlocal parent
         parent = os.getpid()
 
     def in_child() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        die_with_parent()
         if os.getppid() != parent:
             # it ended before this was asked for
             os.kill(os.getpid(), signal.SIGKILL)

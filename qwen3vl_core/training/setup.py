@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
-from qwen3vl_core.model.config import DTYPES, transformer_config
+from qwen3vl_core.model.config import transformer_config
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
@@ -24,6 +24,7 @@ from megatron.core.transformer.module import Float16Module
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.model_source import ModelSource
+from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.layout.machine_rules import Machine, check_machine
 from qwen3vl_core.options import FinetuneOptions

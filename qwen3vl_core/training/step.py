@@ -24,11 +24,10 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.training.guard import GRADIENT, Guard
 from qwen3vl_core.training.setup import FP16_SCALE, Training, device, settle
 from qwen3vl_core.training.throughput import sample_lengths, training_flops
-
-IGNORED = -100
 
 
 class MicroBatch(Protocol):

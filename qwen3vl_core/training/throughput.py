@@ -11,12 +11,12 @@ import qwen3vl_core.model  # noqa: F401
 import torch
 import torch.distributed as dist
 
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.flops import attention_forward, language_forward, passes, vision_forward
 from qwen3vl_core.sizes import Architecture
 
 # the driver is asked at most this often
 NVML_SECONDS = 1.0
-GIB = 2.0**30
 # dense bf16 tensor-core FLOP/s as the makers state them, without sparsity
 PEAK_BF16 = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from console import commands
-from console.runs import launch, run_text
+from console.runs import launch
 from console.runs.store import RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions, PrepareOptions
@@ -236,11 +236,6 @@ def test_two_runs_side_by_side_show_what_differs(store, typed):
     assert ["--lr", "1e-05", "0.0003"] in lines and ["train", "loss", "3", "2"] in lines and ["eval", "loss", "3.5", "2.5"] in lines
     assert not any("--load" in line or "--name" in line for line in lines)
     assert typed("compare", "1", "1")[1].endswith("no option differs\n")
-
-
-def test_times_and_numbers_read_as_people_write_them():
-    assert [run_text.age(s) for s in (-1, 42, 200, 7300, 500_000)] == ["0 s", "42 s", "3 min", "2 h", "5 d"]
-    assert [run_text.number(v) for v in (None, True, 1e-5, 2.34567, 41234.5)] == ["–", "–", "1e-05", "2.346", "41,234"]
 
 
 def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
 import qwen3vl_core.demo
+from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
@@ -97,8 +98,8 @@ def test_a_sample_is_prompt_and_answer_with_the_answer_trained(tokenizer, pool):
         answers = {example(seed)[2] if long else tags(example(seed)[0]) for seed in range(4)}
         prompts = {PROMPT, *LLAVA_PROMPTS} if long else {"Tags:"}
         for row, trained_ids in zip(ids.tolist(), labels.tolist(), strict=True):
-            answer = [i for i in trained_ids if i != base_model.IGNORED]
-            begin = next(place for place, label in enumerate(trained_ids) if label != base_model.IGNORED)
+            answer = [i for i in trained_ids if i != IGNORED]
+            begin = next(place for place, label in enumerate(trained_ids) if label != IGNORED)
             assert answer[-1] == base_model.END and tokenizer.decode(answer) in answers
             assert row[begin : begin + len(answer)] == answer
             assert row[:begin] in [prompt_ids(tokenizer, prompt) for prompt in prompts]

@@ -27,8 +27,9 @@ from qwen3vl_core.model import process_groups
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.pictures import PictureRules
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.flops import step_flops
-from qwen3vl_core.layout.memory import GIB, estimate
+from qwen3vl_core.layout.memory import estimate
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
-from qwen3vl_core.layout.memory import GIB, estimate, fullest, static_bytes
+from qwen3vl_core.layout.memory import estimate, fullest, static_bytes
 from qwen3vl_core.layout.parameters import published, stages
 from qwen3vl_core.layout.rules import layout_faults
 from qwen3vl_core.options import FinetuneOptions

@@ -11,6 +11,7 @@ from qwen3vl_core.model.lora import of_adapters
 import torch
 
 from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.layout.adapters import held
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
@@ -63,7 +64,7 @@ def micro_batches(seed: int, size: int, dp_rank: int = 0, dp: int = 1, count: in
             tensors = [a[key] for a in alone if key in a]
             if tensors:
                 inputs[key] = torch.cat(tensors)
-        labels = torch.full_like(inputs["input_ids"], -100)
+        labels = torch.full_like(inputs["input_ids"], IGNORED)
         for r, row in enumerate(whole.rows):
             # the last third of each row is the answer
             first = len(row) * 2 // 3
@@ -145,7 +146,7 @@ def pack(batch: Micro, multiple: int) -> Micro:
     """The rows of a micro batch as documents of one packed row, each padded to `multiple` tokens."""
     lengths = batch.inputs["attention_mask"].sum(1).tolist()
     padded = [-(-n // multiple) * multiple for n in lengths]
-    ids, labels = torch.zeros(1, sum(padded), dtype=torch.long), torch.full((1, sum(padded)), -100)
+    ids, labels = torch.zeros(1, sum(padded), dtype=torch.long), torch.full((1, sum(padded)), IGNORED)
     mask = torch.zeros_like(ids)
     at = 0
     for row, (n, room) in enumerate(zip(lengths, padded, strict=True)):

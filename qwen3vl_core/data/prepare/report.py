@@ -11,7 +11,7 @@ from typing import Any
 from qwen3vl_core.data.errors import REASONS, listed
 from qwen3vl_core.data.prepare.check import Refusal
 from qwen3vl_core.data.prepare.shard_writer import Shard
-from qwen3vl_core.progress import quantity
+from qwen3vl_core.formats import quantity
 
 REPORT = "report.json"
 REFUSED = "refused.jsonl"

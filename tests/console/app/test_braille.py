@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from console.curves.columns import Points, places, reduce
-from console.formatting import number, one_line, printable, span, sparkline, tick
 from console.widgets.braille import DOTS, rasterize
 
 WIDTH, HEIGHT = 30, 8
@@ -140,23 +139,3 @@ def test_the_logarithmic_axis_makes_a_decay_straight_and_drops_what_is_not_posit
     y[60] = -1.0
     assert len(Points.of(x, y, log=True).y) == 189
     assert Points.of(x, y, log=True).segment[-1] == 11
-
-
-def test_sparkline():
-    assert sparkline(np.array([]), 8) == ""
-    assert sparkline(np.array([math.nan, 1.0]), 8) == "▄"
-    assert sparkline(np.arange(8), 8) == "▁▂▃▄▅▆▇█"
-    assert len(sparkline(np.random.default_rng(0).random(1000), 12)) == 12
-
-
-def test_numbers_and_times_are_short():
-    assert [number(v) for v in (1.2144, 0.01234, 1e-5, 41234.0, None, math.nan, 0.0)] == [
-        "1.214", "0.01234", "1e-5", "41.2k", "–", "nan", "0",
-    ]  # fmt: skip
-    assert [span(v) for v in (3, 119, 7300, 200000, None)] == ["3s", "1m", "2h", "2d", "–"]
-    assert [tick(v, 0.5) for v in (0, 0.5, 1.0)] == ["0", "0.5", "1.0"]
-
-
-def test_control_characters_never_reach_the_terminal():
-    assert one_line("a\x1b[31m\nb\t\x07c") == "a [31m b c"
-    assert "\x1b" not in printable("x\x1b]0;title\x07\ny") and "\n" in printable("x\ny")

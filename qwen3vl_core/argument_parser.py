@@ -1,4 +1,4 @@
-"""What the console's commands read their arguments with."""
+"""What every command reads its arguments with."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import NoReturn
 
 from qwen3vl_core.errors import RequestError
 
-STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
-
 
 class Parser(argparse.ArgumentParser):
-    """Argument errors as one line."""
+    """Argument errors as one line: raises RequestError."""
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")

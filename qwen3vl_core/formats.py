@@ -1,0 +1,71 @@
+"""Numbers, times and sizes as people read them: one rule each, for log lines, tables, screens and notebooks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+GIB = 1024**3
+"""Bytes. Memory is shown in GiB, as nvidia-smi does; files and disks in powers of 1000, by `quantity`."""
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """About `digits` significant digits: 1.214, 0.0123, 1.2e-5, 41.2k; a dash for what is not a number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "–"
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    size = abs(value)
+    if size >= 10_000:
+        for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if size >= unit:
+                return f"{value / unit:.3g}{name}"
+    if size and size < 1e-3:
+        mantissa, power = f"{value:.{digits - 2}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(power)}"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e" in text else text
+
+
+def tick(value: float, step: float) -> str:
+    """A tick's label, with as many places as its distance to the next needs."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000 or abs(value) < 1e-3:
+        return number(value, 3)
+    places = max(0, -math.floor(math.log10(abs(step) * 1.0000001))) if step else 3
+    return f"{value:.{min(places, 6)}f}"
+
+
+def parameter_count(count: float) -> str:
+    """`8.77 billion`, `0.3 million`."""
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
+
+
+def duration(seconds: float) -> str:
+    """How long something took or will take: `75.2` -> `1:15`, `3700` -> `1:01:40`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def span(seconds: float | None) -> str:
+    """How long ago or how long still, in one unit: 42s, 7m, 3h, 12d."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    seconds = max(0.0, seconds)
+    for size, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{name}"
+    return f"{int(seconds)}s"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, bytes in powers of 1000 as disks are sold: `12.3 MB`, `412 samples`."""
+    if unit != "B":
+        return f"{value:,.0f} {unit}" if value >= 100 or value == int(value) else f"{value:,.1f} {unit}"
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000 or prefix == "T":
+            break
+        value /= 1000
+    return f"{value:.0f} {prefix}B" if value >= 100 or not prefix else f"{value:.1f} {prefix}B"

@@ -17,7 +17,7 @@ import qwen3vl_core.model
 import torch
 
 import qwen3vl_core
-from qwen3vl_core.caption.generate import Prompt, Writer
+from qwen3vl_core.caption.generate import CaptionWriter, Prompt
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.captions import PROMPT
@@ -44,7 +44,7 @@ def hugging_face(model, processor: ChatProcessor, prompts: list[dict], batch_siz
 
 
 def ours(model, processor: ChatProcessor, prompts: list[dict], batch_size: int) -> list[str]:
-    writer = Writer(model, processor.decode, processor.eos_token_ids, Sampling(LONGEST, 0.0, 1.0, 0), batch_size=batch_size)
+    writer = CaptionWriter(model, processor.decode, processor.eos_token_ids, Sampling(LONGEST, 0.0, 1.0, 0), batch_size=batch_size)
     return [caption.text for caption in writer.write(Prompt(p, 0) for p in prompts)]
 
 

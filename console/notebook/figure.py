@@ -86,7 +86,7 @@ class Figure(go.FigureWidget):
         super().close()
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def batched_updates(self) -> Iterator[None]:
         """What changes inside the block reaches the page at its end, as one."""
         self._held = True
         try:

@@ -81,7 +81,7 @@ class MemoryBar(W.VBox):
         for field in self.fields.values():
             field.observe(lambda change: changed(), names="value")
 
-    def planned(self, options: FinetuneOptions) -> PlanOptions:
+    def plan_options(self, options: FinetuneOptions) -> PlanOptions:
         """Which GPUs are meant. Raises RequestError for a field that holds no number."""
         typed = {o.name: value_of(o, self.fields[o.name].value) for o in self.options}
         if not typed["gpus"]:
@@ -94,7 +94,7 @@ class MemoryBar(W.VBox):
     def estimate(self, options: FinetuneOptions) -> tuple[str, list[str]]:
         """(HTML, faults): what a GPU would hold. Empty HTML where that cannot be known. Blocking; never raises for a bad plan."""
         try:
-            meant = self.planned(options)
+            meant = self.plan_options(options)
         except RequestError as error:
             return say(str(error), "bad"), []
         try:
@@ -105,7 +105,7 @@ class MemoryBar(W.VBox):
 
     def suggestion(self, options: FinetuneOptions) -> tuple[dict[str, Any], str]:
         """(options of the layout, what it comes to): the quickest that fits. Raises RequestError where there is none."""
-        meant = self.planned(options)
+        meant = self.plan_options(options)
         architecture = plan.architecture_for(options)
         gib, gpus = meant.memory or plan.DEFAULT_MEMORY, meant.gpus or 1
         ranked = suggest(options, architecture, gpus, gib)

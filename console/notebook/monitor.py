@@ -214,7 +214,7 @@ class RunMonitor(Live):
             return
         traces = self.traces(shown, window=window)
         figure = self.figure
-        with figure.together():
+        with figure.batched_updates():
             kind, title = "log" if self.log_box.value else "linear", title_of(metric)
             if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
                 # heights that were zoomed into are others now

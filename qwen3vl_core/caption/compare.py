@@ -21,8 +21,8 @@ from qwen3vl_core.caption import compared_models, report, terminal
 from qwen3vl_core.caption.compared_models import ComparedModel
 from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
 from qwen3vl_core.caption.dataset import find_samples
-from qwen3vl_core.caption.generate import GeneratedCaption, Prompt, Writer
-from qwen3vl_core.caption.pictures import Picture, find, shown
+from qwen3vl_core.caption.generate import CaptionWriter, GeneratedCaption, Prompt
+from qwen3vl_core.caption.pictures import Picture, find_pictures, shown
 from qwen3vl_core.caption.references import read_references
 from qwen3vl_core.caption.run_output import CaptionRows
 from qwen3vl_core.caption.sampling import Sampling
@@ -56,7 +56,7 @@ def _write_captions(
             progress.update(1 if done else 0, "…" + terminal.printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
-        writer = Writer(
+        writer = CaptionWriter(
             model, compared.processor.decode, compared.processor.eos_token_ids, sampling, batch_size=options.batch_size, on_text=on_text
         )
         writer.finished = written
@@ -99,7 +99,7 @@ def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], lis
     if options.data:
         pictures = find_samples(options.data, options.split, options.limit, folder, left_out)
     else:
-        pictures = find(options.images, options.limit, left_out)
+        pictures = find_pictures(options.images, options.limit, left_out)
     notes = [f"Left out {len(left_out):,} of {len(pictures) + len(left_out):,}: {listed(left_out, 2)}."] if left_out else []
     if options.references:
         known = read_references(options.references)

@@ -13,7 +13,7 @@ from qwen3vl_core.model.cpu import suit_threads
 import torch
 from torch import Tensor
 
-from qwen3vl_core.caption.sampling import Sampling, choose
+from qwen3vl_core.caption.sampling import Sampling, choose_tokens
 from qwen3vl_core.errors import WorkError
 
 Decode = Callable[[list[int]], str]
@@ -107,7 +107,7 @@ def _threads_for(model) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Writer:
+class CaptionWriter:
     """Writes captions with one model.
 
     model: a `Qwen3VLModel`. decode: token ids to text. eos_token_ids: tokens that end a caption. on_text(index, text so
@@ -176,7 +176,7 @@ class Writer:
             draws = [row.random.random() if row else 0.0 for row in rows]
             if not bool(logits.isfinite().all()):
                 raise WorkError(NOT_FINITE)
-            tokens = choose(logits, self.sampling, draws)
+            tokens = choose_tokens(logits, self.sampling, draws)
             now = time.monotonic()
             for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if row is None:

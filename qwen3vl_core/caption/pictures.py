@@ -83,7 +83,7 @@ def _listed(folder: Path) -> list[Path]:
     return found
 
 
-def find(names: list[str], limit: int = 0, left_out: list[str] | None = None) -> list[Picture]:
+def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None = None) -> list[Picture]:
     """The pictures of files and folders, in the order given, a folder's own sorted by name, each once; 0: no limit.
 
     Each is decoded once, so that nothing is left to fail on when the models are there. left_out: gets a line for each broken

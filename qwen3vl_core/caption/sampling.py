@@ -52,7 +52,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.zeros_like(scores).scatter_(-1, places, shares)
 
 
-def choose(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
+def choose_tokens(logits: Tensor, sampling: Sampling, draws: Sequence[float]) -> Tensor:
     """The next token of each row: logits [b, vocabulary] -> [b].
 
     draws: one number in [0, 1) for each row; a row's token depends on its own logits and its own number only, whatever

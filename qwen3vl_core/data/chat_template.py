@@ -66,7 +66,7 @@ class ChatTemplate:
 
 
 @dataclass(frozen=True)
-class Medium:
+class MediaItem:
     """A picture or a video of a conversation, by the names of its parts of the sample."""
 
     kind: str
@@ -77,13 +77,13 @@ class Medium:
     """Pictures of a second, of such a video."""
 
 
-def media_of(messages: list[Message]) -> list[Medium]:
+def media_of(messages: list[Message]) -> list[MediaItem]:
     """Pictures and videos of a conversation that `plain` accepts, in order. Raises DataError for one without a name."""
     parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"] if part["type"] in ("image", "video")]
     return [_medium(part) for part in parts]
 
 
-def _medium(part: dict[str, Any]) -> Medium:
+def _medium(part: dict[str, Any]) -> MediaItem:
     kind, frames = part["type"], part.get("frames")
     if kind == "video" and frames is not None:
         fps = part.get("fps")
@@ -91,10 +91,10 @@ def _medium(part: dict[str, Any]) -> Medium:
             raise DataError("bad_messages", "a video's frames must be a list of names")
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 1e-3 <= fps <= 1e5:
             raise DataError("bad_messages", f"a video of frames must say its fps, not {fps!r}")
-        return Medium(kind, tuple(frames), float(fps))
+        return MediaItem(kind, tuple(frames), float(fps))
     if not isinstance(part.get("part"), str):
         raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not say which part of the sample it is")
-    return Medium(kind, (part["part"],))
+    return MediaItem(kind, (part["part"],))
 
 
 def plain(messages: Any) -> list[Message]:

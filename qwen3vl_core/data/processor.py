@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen3vl_core.data import chat_template, pictures, video_decode
 from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import IGNORED, Encoded, pixel_values
-from qwen3vl_core.data.chat_template import ChatTemplate, Medium, Message
+from qwen3vl_core.data.chat_template import ChatTemplate, MediaItem, Message
 from qwen3vl_core.data.errors import DataError, picture_faults
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
@@ -36,7 +36,7 @@ class TokenizedSample:
     """int64 [s], as in Encoded."""
     labels: np.ndarray
     """int64 [s], as in Encoded."""
-    media: tuple[tuple[Medium, VideoPlan | None, int], ...]
+    media: tuple[tuple[MediaItem, VideoPlan | None, int], ...]
     """(picture or video, what will be made of the video, its tokens), in order."""
 
 
@@ -191,7 +191,7 @@ class ChatProcessor:
         """Text of tokens, without the special ones."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _plan_medium(self, medium: Medium, media: dict[str, bytes]) -> tuple[Medium, VideoPlan | None, int]:
+    def _plan_medium(self, medium: MediaItem, media: dict[str, bytes]) -> tuple[MediaItem, VideoPlan | None, int]:
         """(medium, plan of a video, tokens of the picture or of one temporal patch)"""
         missing = next((name for name in medium.parts if name not in media), None)
         if missing is not None:
@@ -236,7 +236,7 @@ class ChatProcessor:
         return tuple(np.repeat(values, repeats) for values in (ids, *beside))
 
 
-def _frames(medium: Medium, planned: VideoPlan, media: dict[str, bytes]) -> list[np.ndarray]:
+def _frames(medium: MediaItem, planned: VideoPlan, media: dict[str, bytes]) -> list[np.ndarray]:
     if medium.fps is None:
         return videos.decode(media[medium.parts[0]], planned, medium.parts[0])
     return videos.decode_folder([media[name] for name in medium.parts], planned, list(medium.parts))

@@ -79,7 +79,7 @@ class RecordFile:
                 number += 1
 
 
-def find(path: Path) -> RecordFile:
+def open_records(path: Path) -> RecordFile:
     """What `path` is, by its first record. Raises RequestError when nothing that is read here."""
     head = _head(path)
     if head.lstrip(b" \t\r\n")[:1] != b"{":

@@ -14,8 +14,8 @@ import qwen3vl_core.model  # noqa: F401
 import torch
 import torch.distributed as dist
 
-from qwen3vl_core.caption.generate import Prompt, Writer, whole_characters
-from qwen3vl_core.caption.pictures import Picture, find
+from qwen3vl_core.caption.generate import CaptionWriter, Prompt, whole_characters
+from qwen3vl_core.caption.pictures import Picture, find_pictures
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
@@ -38,7 +38,7 @@ def holds_whole_model(options: FinetuneOptions) -> bool:
 def pictures(options: FinetuneOptions) -> list[Picture]:
     """The pictures of `--sample-images`. Raises RequestError that names the option for what is no picture."""
     try:
-        return find(options.sample_images, MOST_PICTURES)
+        return find_pictures(options.sample_images, MOST_PICTURES)
     except RequestError as error:
         raise RequestError(str(error).replace("--images", "--sample-images")) from None
 
@@ -97,7 +97,7 @@ class Sampler:
             if stop():
                 raise _RunStopped
 
-        writer = Writer(
+        writer = CaptionWriter(
             training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=BATCH_SIZE,
             on_text=look,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 
 from qwen3vl_core.caption import report, terminal
 from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
-from qwen3vl_core.caption.pictures import find
+from qwen3vl_core.caption.pictures import find_pictures
 from qwen3vl_core.errors import RequestError, WorkError
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -169,7 +169,7 @@ def test_pictures_are_embedded_small_and_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     Image.radial_gradient("L").resize((1600, 800)).convert("RGB").save(file, exif=exif)
-    uri = find([str(file)])[0].embedded()
+    uri = find_pictures([str(file)])[0].embedded()
     head, data = uri.split(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import qwen3vl_core
 from qwen3vl_core.caption import compare, generate
 from qwen3vl_core.caption.compared_models import tuned_names
-from qwen3vl_core.caption.pictures import find
+from qwen3vl_core.caption.pictures import find_pictures
 from qwen3vl_core.caption.references import read_references
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.cli import main
@@ -151,11 +151,11 @@ def test_as_many_pictures_are_printed_as_asked_for(pictures, capsys):
 
 def test_pictures_are_found_in_order_and_once(pictures, tmp_path):
     names = [str(pictures / "c.webp"), str(pictures), str(pictures / "a.jpg")]
-    assert [p.path.name for p in find(names)] == ["c.webp", "a.jpg", "b.png", "photo.JPG"]
-    assert [p.path.name for p in find(names, limit=2)] == ["c.webp", "a.jpg"]
+    assert [p.path.name for p in find_pictures(names)] == ["c.webp", "a.jpg", "b.png", "photo.JPG"]
+    assert [p.path.name for p in find_pictures(names, limit=2)] == ["c.webp", "a.jpg"]
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert find([str(tmp_path / "moving.gif")])[0].open().getpixel((5, 5))[0] > 200
+    assert find_pictures([str(tmp_path / "moving.gif")])[0].open().getpixel((5, 5))[0] > 200
 
 
 def refused(*words: object, capsys) -> str:
@@ -180,7 +180,7 @@ def test_bad_pictures_are_refused_in_one_line(pictures, tmp_path, capsys):
     assert "cut.png" in refused(*models, tmp_path, capsys=capsys)
     (tmp_path / "whole.png").write_bytes(whole)
     left_out: list[str] = []
-    assert [p.path.name for p in find([str(tmp_path)], 0, left_out)] == ["whole.png"]
+    assert [p.path.name for p in find_pictures([str(tmp_path)], 0, left_out)] == ["whole.png"]
     assert len(left_out) == 1 and left_out[0].startswith(str(tmp_path / "cut.png"))
     Image.new("RGB", (2010, 10)).save(tmp_path / "thin.png")
     assert "thin.png: 2010x10: one side is over 200 times the other" in refused(*models, tmp_path / "thin.png", capsys=capsys)
@@ -315,7 +315,7 @@ def test_names_of_models_never_meet():
 
 def test_stopped_half_way_what_is_whole_is_reported(pictures, tmp_path, monkeypatch, capsys):
     """Ctrl-C, or the end that a supervisor asks for, while the second model writes its second batch."""
-    wrote = generate.Writer._write_batch
+    wrote = generate.CaptionWriter._write_batch
     batches = []
 
     def interrupted(writer, group):
@@ -324,7 +324,7 @@ def test_stopped_half_way_what_is_whole_is_reported(pictures, tmp_path, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
         return wrote(writer, group)
 
-    monkeypatch.setattr(generate.Writer, "_write_batch", interrupted)
+    monkeypatch.setattr(generate.CaptionWriter, "_write_batch", interrupted)
     page, data = tmp_path / "page.html", tmp_path / "data.json"
     words = ["compare", "--base", DEMO, "--tuned", DEMO, "--images", *(pictures / n for n in ("a.jpg", "b.png")), "--batch-size", "1"]
     assert main([*map(str, words), "--max-new-tokens", "2", "--html", str(page), "--json", str(data)]) == 130

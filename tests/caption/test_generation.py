@@ -12,7 +12,7 @@ import torch
 
 import qwen3vl_core
 from qwen3vl_core.caption import generate
-from qwen3vl_core.caption.generate import Prompt, Writer
+from qwen3vl_core.caption.generate import CaptionWriter, Prompt
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import WorkError
@@ -54,7 +54,7 @@ def reference_tokens(reference, prompt: Prompt, ends: list[int]) -> list[int]:
 
 
 def written(model, sampling=None, batch_size=4, ends=(), given=None, **more):
-    writer = Writer(model, as_numbers, ends, sampling or Sampling(max_new_tokens=LENGTH), batch_size=batch_size, **more)
+    writer = CaptionWriter(model, as_numbers, ends, sampling or Sampling(max_new_tokens=LENGTH), batch_size=batch_size, **more)
     return writer.write(given if given is not None else prompts())
 
 
@@ -131,7 +131,9 @@ def test_no_text_ends_inside_a_character(pair):
 
     told: dict[int, list[str]] = {}
     sampling = Sampling(40, temperature=1.0)
-    writer = Writer(model, decode, [], sampling, interval=0, on_text=lambda index, text, done: told.setdefault(index, []).append(text))
+    writer = CaptionWriter(
+        model, decode, [], sampling, interval=0, on_text=lambda index, text, done: told.setdefault(index, []).append(text)
+    )
     for index, caption in enumerate(writer.write(prompts())):
         assert caption.text == decode(caption.ids).rstrip("\ufffd")
         for earlier, later in itertools.pairwise(told[index]):

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from qwen3vl_core.caption.sampling import Sampling, choose, probabilities
+from qwen3vl_core.caption.sampling import Sampling, choose_tokens, probabilities
 
 
 def reference(logits: list[float], sampling: Sampling) -> list[float]:
@@ -56,7 +56,7 @@ def test_shares_equal_the_reference(sampling):
 def test_tokens_are_drawn_as_often_as_their_shares_say(sampling):
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(4))
     draws = [(i + 0.5) / 4000 for i in range(4000)]
-    drawn = choose(logits.expand(4000, -1), sampling, draws)
+    drawn = choose_tokens(logits.expand(4000, -1), sampling, draws)
     often = torch.bincount(drawn, minlength=40).double() / 4000
     expected = torch.tensor(reference(logits[0].tolist(), sampling))
     assert (often - expected).abs().max() < 1 / 2000
@@ -66,21 +66,21 @@ def test_tokens_are_drawn_as_often_as_their_shares_say(sampling):
 def test_the_ends_of_the_draw_give_tokens_that_may_be_drawn():
     logits = torch.tensor([[-9.0, 4.0, -9.0, 3.0, -9.0]]).expand(2, -1)
     sampling = Sampling(temperature=1.0, top_k=2)
-    assert choose(logits, sampling, [0.0, math.nextafter(1.0, 0.0)]).tolist() == [1, 3]
+    assert choose_tokens(logits, sampling, [0.0, math.nextafter(1.0, 0.0)]).tolist() == [1, 3]
     # a draw that rounding has made 1
-    assert choose(logits, sampling, [0.0, 1.0]).tolist() == [1, 3]
+    assert choose_tokens(logits, sampling, [0.0, 1.0]).tolist() == [1, 3]
 
 
 def test_a_temperature_near_zero_is_greedy():
     logits = torch.randn(4, 50) * 5
     for temperature in (1e-4, 1e-30, 1e-45):
-        assert choose(logits, Sampling(temperature=temperature), [0.0, 0.3, 0.6, 0.999]).equal(logits.argmax(-1))
+        assert choose_tokens(logits, Sampling(temperature=temperature), [0.0, 0.3, 0.6, 0.999]).equal(logits.argmax(-1))
 
 
 def test_greedy_takes_the_likeliest():
     logits = torch.randn(5, 33)
-    assert choose(logits, Sampling(), [0.9] * 5).equal(logits.argmax(-1))
-    assert choose(logits, Sampling(temperature=1.0, top_k=1), [0.9] * 5).equal(logits.argmax(-1))
+    assert choose_tokens(logits, Sampling(), [0.9] * 5).equal(logits.argmax(-1))
+    assert choose_tokens(logits, Sampling(temperature=1.0, top_k=1), [0.9] * 5).equal(logits.argmax(-1))
 
 
 def test_half_precision_logits_are_drawn_from_in_fp32():
@@ -94,5 +94,5 @@ def test_a_row_is_drawn_without_regard_to_its_neighbours():
     sampling = Sampling(temperature=1.0, top_p=0.9)
     dice = random.Random(1)
     draws = [dice.random() for _ in range(9)]
-    together = choose(logits, sampling, draws).tolist()
-    assert together == [choose(logits[i : i + 1], sampling, draws[i : i + 1]).item() for i in range(9)]
+    together = choose_tokens(logits, sampling, draws).tolist()
+    assert together == [choose_tokens(logits[i : i + 1], sampling, draws[i : i + 1]).item() for i in range(9)]

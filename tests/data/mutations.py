@@ -177,7 +177,7 @@ class Fuzzer:
                 split.close()
                 return
             checker = Checker(place, how)
-            for result in checker.check(list(sources.find(place / name if name == "list.json" else place / "list.json").records())):
+            for result in checker.check(list(sources.open_records(place / name if name == "list.json" else place / "list.json").records())):
                 if isinstance(result, Refusal):
                     counts[result.reason] += 1
                     continue

@@ -17,7 +17,7 @@ from tests.data import samples
 
 
 def read(file):
-    return [sources.parse(number, record) for number, record in sources.find(file).records()]
+    return [sources.parse(number, record) for number, record in sources.open_records(file).records()]
 
 
 names = st.from_regex(r"[a-z0-9_]{1,8}(/[a-z0-9_.]{1,8}){0,2}\.(jpg|PNG|webp)", fullmatch=True).filter(lambda n: "/." not in n)
@@ -71,7 +71,7 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(value))
     try:
-        found = sources.find(file)
+        found = sources.open_records(file)
     except RequestError as error:
         assert str(file) in str(error) and "\n" not in str(error)
         return

@@ -41,7 +41,7 @@ def test_a_gap_stays_a_gap_on_its_way_to_the_page():
 def test_changes_together_are_one_message(monkeypatch):
     figure, sent = Figure(), []
     monkeypatch.setattr(FigureState, "_send", lambda self, message, buffers=None: sent.append(message["state"]))
-    with figure.together():
+    with figure.batched_updates():
         figure.add_scatter(y=[1.0])
         figure.data = ()
         figure.add_scatter(y=[2.0])

@@ -75,7 +75,7 @@ class SourceFile:
     """The records of a source as the samples that prepare would make of them. Raises RequestError when it is no source."""
 
     def __init__(self, path: Path, images: Path | None = None) -> None:
-        found = sources.find(path)
+        found = sources.open_records(path)
         self.path, self.kind = path, found.kind
         self._records = list(found.records())
         self._checker = Checker(images or path.parent, "header")

@@ -131,7 +131,7 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, li
     small = source.stat().st_size < _WORTH_PROCESSES
     if not small:
         workers.start()
-    found = sources.find(source)
+    found = sources.open_records(source)
     samples: list[TarSample] = []
     refused: list[Refusal] = []
 

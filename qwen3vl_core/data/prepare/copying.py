@@ -23,30 +23,30 @@ _BUFFER = 1 << 20
 _AT_ONCE = 4 << 20
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
-Written = tuple[int, bytes, tuple[str, ...], tuple[str, ...], tuple[int, ...], int]
+SampleFiles = tuple[int, bytes, tuple[str, ...], tuple[str, ...], tuple[int, ...], int]
 """Of a sample: number, JSON, names of the media within the sample, their files, their sizes, bytes in the shard."""
 
 
-def write_stretch(root: str, shard: str, offset: int, samples: Sequence[Written]) -> tuple[int, int]:
+def write_stretch(root: str, shard: str, offset: int, samples: Sequence[SampleFiles]) -> tuple[int, int]:
     """Write samples into a shard that is there, from `offset` on; returns (bytes, their checksum).
 
     Raises WorkError when a file is not what it was when it was checked, OSError as the disk does.
     """
     file = os.open(shard, os.O_WRONLY | os.O_CLOEXEC)
-    out = _Out(file, offset)
+    out = _ShardOutput(file, offset)
     try:
-        for large, together in groupby(samples, key=lambda sample: sample[-1] > _BUFFER):
+        for large, group in groupby(samples, key=lambda sample: sample[-1] > _BUFFER):
             if large:
-                for sample in together:
+                for sample in group:
                     _write_large(f"{root}/", sample, out)
             else:
-                _write_together(f"{root}/", list(together), out)
+                _write_small(f"{root}/", list(group), out)
     finally:
         os.close(file)
     return out.at - offset, out.sum
 
 
-class _Out:
+class _ShardOutput:
     """Where whole blocks are written one after the other, with a checksum of all."""
 
     def __init__(self, file: int, at: int) -> None:
@@ -75,7 +75,7 @@ def checksum(data: bytes | memoryview, before: int = 0) -> int:
     return zlib.crc32(words.reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64).astype("<u8", copy=False).data, before)
 
 
-def _write_together(folder: str, samples: Sequence[Written], out: _Out) -> None:
+def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput) -> None:
     """Samples that fit into the buffer, as many of them at a time as do."""
     names: list[bytes] = []
     sizes: list[int] = []
@@ -132,7 +132,7 @@ def _write_together(folder: str, samples: Sequence[Written], out: _Out) -> None:
             first, begin = last, begin + blocks
 
 
-def _write_large(folder: str, sample: Written, out: _Out) -> None:
+def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
     """A sample of any size, a piece at a time."""
     number, payload, parts, files, lengths, _ = sample
     key = f"{number:08d}."

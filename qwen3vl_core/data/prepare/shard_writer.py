@@ -21,7 +21,7 @@ import numpy as np
 
 from qwen3vl_core.data import energon
 from qwen3vl_core.data.prepare.check import Checker, TarSample
-from qwen3vl_core.data.prepare.copying import Written, sum_stretch, write_stretch
+from qwen3vl_core.data.prepare.copying import SampleFiles, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError, WorkError
@@ -116,7 +116,7 @@ def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
     last = {shard.name: offset for shard, offset, _ in tasks}
     done: list[list[int]] = []
 
-    def sent() -> Iterator[tuple[str, int, list[Written]]]:
+    def sent() -> Iterator[tuple[str, int, list[SampleFiles]]]:
         for shard, offset, samples in tasks:
             path = folder / (shard.name + UNFINISHED)
             if offset == 0:
@@ -138,7 +138,7 @@ def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
             progress.update(len(samples), note=shard.name)
 
 
-def _write(checker: Checker, task: tuple[str, int, list[Written]]) -> tuple[int, int]:
+def _write(checker: Checker, task: tuple[str, int, list[SampleFiles]]) -> tuple[int, int]:
     return write_stretch(str(checker.root), *task)
 
 

@@ -7,8 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# two until the parsers are one
-TWICE = {"Parser"}
 
 
 def test_a_class_name_is_used_once():
@@ -19,4 +17,4 @@ def test_a_class_name_is_used_once():
             if isinstance(node, ast.ClassDef):
                 found[node.name.lstrip("_")].append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert len(found) > 250
-    assert not {name: places for name, places in found.items() if len(places) > 1 and name not in TWICE}
+    assert not {name: places for name, places in found.items() if len(places) > 1}

@@ -107,7 +107,7 @@ def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
     return attention + mlp
 
 
-def again_bytes(a: Architecture, options: FinetuneOptions) -> float:
+def recomputed_bytes(a: Architecture, options: FinetuneOptions) -> float:
     """A token's share of what the backward pass computes again at once: layers of `--recompute-layers`, or an MLP."""
     if options.recompute == "full":
         return max(options.recompute_layers, 1) * sum(halves(a, options))
@@ -135,7 +135,7 @@ def vision_layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
     return 4 * v.hidden_size * b + (4 * v.hidden_size * b + STATISTIC * v.num_heads + 2 * v.ffn_hidden_size * b) / tp
 
 
-def vision_together(a: Architecture, options: FinetuneOptions) -> int:
+def vision_recompute_layers(a: Architecture, options: FinetuneOptions) -> int:
     """Vision layers that full recompute computes again at once."""
     return vision_layers_per_recompute(max(options.recompute_layers, 1), a.vision.num_layers)
 
@@ -155,7 +155,7 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSa
             # patches [patch_dim]; collected deepstack outputs, the lists of 1, 2, … of them
             kept += sample.patches * v.patch_dim * b
             if options.recompute == "full":
-                kept += sample.patches * v.hidden_size * b * (v.num_layers / vision_together(a, options) + deep * (deep + 1) / 2)
+                kept += sample.patches * v.hidden_size * b * (v.num_layers / vision_recompute_layers(a, options) + deep * (deep + 1) / 2)
             else:
                 kept += sample.patches * (v.num_layers * vision_layer_bytes(a, options) + deep * v.hidden_size * b)
         if not {"vision", "projector"} <= frozen:

@@ -151,12 +151,12 @@ def stage_memory(
         language += tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
     logits = act.logits_bytes(a, options, tokens) if stage.last else 0
-    again = tokens * (act.layer_backward_bytes(a, options) + act.again_bytes(a, options))
+    again = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options))
     if stage.first and stage.last and a.tied and not options.lora_rank and "language" not in options.frozen_parts():
         # the output layer's gradient of the table waits for the embedding's
         again += a.vocab_size * a.hidden_size // options.tp * b
     if stage.first and full and sample.patches and "vision" not in options.untrained_parts():
-        again = max(again, sample.patches * (1 + act.vision_together(a, options)) * act.vision_layer_bytes(a, options))
+        again = max(again, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
     moving = language + vision + max(logits, again)
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * moving
     offloaded = sum(trained_parameters(options, a, stage).values()) * options.optimizer_offload / _copies(options, processes)[0]

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3vl_core import run_record
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 LIMITS = {
@@ -205,12 +207,12 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
 
     store = folder / "many"
     first = make_run(store, 20)
-    files = {name: (first.path / name).read_text() for name in ("plan.json", "metrics.jsonl", "output.log")}
+    files = {name: (first.path / name).read_text() for name in (run_record.PLAN, run_record.METRICS_FILE, run_record.LOG)}
     ended = json.dumps({"status": "done", "exit_code": 0, "started": 1.0, "ended": 2.0})
     for number in range(2, STORED + 1):
         path = store / f"{number:04d}-run-{number}"
         path.mkdir()
-        for name, text in (*files.items(), ("state.json", ended)):
+        for name, text in (*files.items(), (run_record.STATE, ended)):
             (path / name).write_text(text)
     watcher = StoreWatcher(store)
     begin = time.perf_counter()

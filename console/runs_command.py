@@ -13,7 +13,6 @@ from typing import Any
 
 from console import captions_command
 from console.runs import filters, launch, run_json, run_text
-from console.runs.state import SAMPLES
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
 from qwen3vl_core.argument_parser import Parser
@@ -21,6 +20,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.locations import STORE_HELP, runs_directory
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line
+from qwen3vl_core.run_record import SAMPLES
 
 EXIT_INTERRUPTED = 130
 LOG_LINES = 40
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument(
         "--filter", default="", metavar="WORDS", help="only runs that all words fit: failed, status:running, size:8B, lr:1e-5"
     )
-    listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.SORTS)} (default newest)")
+    listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.orders())} (default newest)")
     listed.add_argument("--reverse", action="store_true", help="the other way around")
     add("show", _show, "plan, state and last metrics of a run, and what went wrong", "id")
     logs = add("logs", _logs, "the last lines of a run's log", "id")

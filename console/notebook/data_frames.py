@@ -20,6 +20,7 @@ from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, in_order, key_of, listed_keys
 
 __all__ = ["captions", "events", "metrics", "open_store", "runs", "scores", "wait"]
 
@@ -30,30 +31,35 @@ def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()
     """Every run, newest first, one a row under its number.
 
     store: folder of the run store; None is $QWEN3VL_RUNS, else the usual one. options: names of options to give columns
-    (`["lr", "global_batch_size"]`). `loss`, `val_loss` and `step` are the last ones recorded. Raises RequestError.
+    (`["lr", "global_batch_size"]`). `step`, `loss`, `val_loss` and the other metrics that lists show are the last ones recorded.
+    Raises RequestError.
     """
     rows = []
+    listed = listed_keys()
+    evaluated = [key for key in listed if METRICS[key].evaluated]
     for run in open_store(store).list():
         state, last = run.state, last_of(run)
         row = {
             "run": run.number, "name": run.name, "kind": run.kind, "status": state["status"], "step": last.get("step"),
-            "train_iters": run.options.get("train_iters"), "loss": last.get("loss"), "val_loss": last_of(run, "eval").get("loss"),
+            "train_iters": run.options.get("train_iters"), **{key: last.get(key) for key in listed},
+            **{f"val_{key}": last_of(run, EVAL).get(key) for key in evaluated},
             "created": run.created, "started": state.get("started"), "ended": state.get("ended"), "exit_code": state.get("exit_code"),
         }  # fmt: skip
         rows.append(row | {name: run.options.get(name) for name in options} | {"path": str(run.path)})
-    columns = ["run", "name", "kind", "status", "step", "train_iters", "loss", "val_loss", "created", "started", "ended", "exit_code"]
+    measured = [*listed, *(f"val_{key}" for key in evaluated)]
+    columns = ["run", "name", "kind", "status", "step", "train_iters", *measured, "created", "started", "ended", "exit_code"]
     frame = pd.DataFrame(rows, columns=[*columns, *options, "path"]).set_index("run")
     for name in ("created", "started", "ended"):
         # whole seconds: nine places behind them would fill the table
         frame[name] = pd.to_datetime(pd.to_numeric(frame[name], errors="coerce"), unit="s", utc=True).dt.floor("s")
     for name in ("step", "train_iters", "exit_code"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("Int64")
-    for name in ("loss", "val_loss"):
+    for name in measured:
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame
 
 
-def metrics(run: Run | str | int | Path, kind: str = "train", *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
+def metrics(run: Run | str | int | Path, kind: str = TRAIN, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
     """What a run measured, one step a row, one metric a column; NaN where a step has none.
 
     run: a number, id or name in the store, or a run's folder. kind: `train` or `eval`. After a resume each step is there
@@ -61,12 +67,12 @@ def metrics(run: Run | str | int | Path, kind: str = "train", *, store: RunStore
     """
     series = MetricSeries(as_run(run, store).metrics)
     series.update()
-    prefix = "" if kind == "train" else f"{kind}/"
-    names = [k for k in series.keys if (k.startswith(prefix) if prefix else "/" not in k)]
+    prefix = key_of(kind, "")
+    keys = [name.removeprefix(prefix) for name in series.keys if (name.startswith(prefix) if prefix else "/" not in name)]
     columns = {}
-    for name in names:
-        x, y = series.xy(name)
-        columns[name.removeprefix(prefix)] = pd.Series(y, index=pd.Index(x, name="step"))
+    for key in in_order(keys):
+        x, y = series.xy(key_of(kind, key))
+        columns[key] = pd.Series(y, index=pd.Index(x, name="step"))
     if not columns:
         return pd.DataFrame(index=pd.Index([], dtype="int64", name="step"))
     return pd.concat(columns, axis=1).rename_axis(index="step").sort_index()

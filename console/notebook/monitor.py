@@ -24,14 +24,16 @@ from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.notebook.svg import SvgLine, drawing
 from console.runs import launch
-from console.runs.measures import METRICS, NOISY, title_of
 from console.runs.series import MetricSeries
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import number, span
+from qwen3vl_core.run_record import EVAL, LOSS, METRICS, STEP_SECONDS, TOKENS_PER_SECOND, TRAIN, is_noisy, key_of, label_of, title_of
 
 NO_POINTS = "no points yet"
+IN_TABLE = (LOSS, TOKENS_PER_SECOND)
+"""Metrics that stand beside each run under its curves."""
 DIM = 0.45
 """Opacity of what was measured under its average."""
 STATIC_POINTS = 400
@@ -59,7 +61,7 @@ class RunMonitor(Live):
     """
 
     def __init__(
-        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = "loss", smoothing: float = 0.0, log_y: bool = False
+        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = LOSS, smoothing: float = 0.0, log_y: bool = False
     ) -> None:
         super().__init__()
         stores = [run.store for run in runs if hasattr(run, "start_button")]
@@ -77,7 +79,7 @@ class RunMonitor(Live):
         wide = {"layout": W.Layout(width="230px"), "style": {"description_width": "70px"}}
         self.run_select = W.SelectMultiple(options=[], rows=4, description="runs", layout=W.Layout(width="420px"))
         names = [*METRICS, *([] if metric in METRICS else [metric])]
-        self.metric_menu = W.Dropdown(options=[(title_of(n), n) for n in names], value=metric, description="metric", **wide)
+        self.metric_menu = W.Dropdown(options=[(label_of(n), n) for n in names], value=metric, description="metric", **wide)
         self.smoothing_slider = W.FloatSlider(
             value=smoothing, min=0.0, max=0.99, step=0.01, description="smooth", continuous_update=False, readout_format=".2f", **wide
         )
@@ -178,7 +180,7 @@ class RunMonitor(Live):
         known = {name for _, name in self.metric_menu.options}
         new = [key for run in shown for key in self._series[run.id].keys if "/" not in key and key not in known]
         if new:
-            self.metric_menu.options = [*self.metric_menu.options, *((key, key) for key in dict.fromkeys(new))]
+            self.metric_menu.options = [*self.metric_menu.options, *((label_of(key), key) for key in dict.fromkeys(new))]
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -191,8 +193,8 @@ class RunMonitor(Live):
         made = []
         for slot, run in enumerate(shown):
             roles = [("raw", metric, 0.0)]
-            roles += [("smooth", metric, weight)] if weight and metric in NOISY else []
-            for role, key, own in [*roles, ("eval", f"eval/{metric}", 0.0)]:
+            roles += [("smooth", metric, weight)] if weight and is_noisy(metric) else []
+            for role, key, own in [*roles, ("eval", key_of(EVAL, metric), 0.0)]:
                 x, y = self._series[run.id].xy(key)
                 if len(x) or role == "raw":
                     made.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
@@ -208,14 +210,14 @@ class RunMonitor(Live):
     def _draw(self, shown: list[Run]) -> None:
         metric, window = self.metric_menu.value, self.window
         read = [self._series[run.id] for run in shown]
-        sizes = [(series.version, *(len(series.xy(key)[0]) for key in (metric, f"eval/{metric}"))) for series in read]
+        sizes = [(series.version, *(len(series.xy(key)[0]) for key in (metric, key_of(EVAL, metric)))) for series in read]
         now = (metric, self.smoothing_slider.value, self.log_box.value, window, [run.id for run in shown], sizes)
         if now == self._drawn:
             return
         traces = self.traces(shown, window=window)
         figure = self.figure
         with figure.batched_updates():
-            kind, title = "log" if self.log_box.value else "linear", title_of(metric)
+            kind, title = "log" if self.log_box.value else "linear", label_of(metric)
             if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
                 # heights that were zoomed into are others now
                 figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
@@ -253,7 +255,7 @@ class RunMonitor(Live):
                 "marker": {"size": 7, "symbol": "diamond"},
             },
         }[role]  # fmt: skip
-        name = {"raw": f"{run} as measured" if smoothed else run, "smooth": run, "eval": f"{run} validation"}[role]
+        name = {"raw": f"{run} as measured" if smoothed else run, "smooth": run, "eval": f"{run} val"}[role]
         fixed = {"name": name, "meta": list(trace.key), "mode": "lines", "connectgaps": False}
         return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks})
 
@@ -265,16 +267,16 @@ class RunMonitor(Live):
         rows = []
         for slot, (run, state) in enumerate(states):
             series = self._series[run.id]
-            row, total = series.latest.get("train", {}), series.train_iters
+            row, total = series.latest.get(TRAIN, {}), series.train_iters
             status, step = state["status"], row.get("step")
             dot = f'<span style="color:{_colour(slot)}">●</span>'
             left = "–"
-            if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get("step_seconds"), int | float):
+            if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get(STEP_SECONDS), int | float):
                 left = span((total - step) * seconds)
             shown = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
-            cells = [shown, number(row.get("loss")), number(row.get("tokens_per_second")), left]
+            cells = [shown, *(number(row.get(key)) for key in IN_TABLE), left]
             rows.append([f"{dot} {escape(run.id)}", f"{GLYPHS[status]} {escape(status)}", *map(escape, cells)])
-        return box(table(("run", "status", "step", "loss", "tokens/s", "left"), rows))
+        return box(table(("run", "status", "step", *map(title_of, IN_TABLE), "left"), rows))
 
     # buttons
 
@@ -297,9 +299,9 @@ class RunMonitor(Live):
             for trace in traces:
                 run, role = trace.key
                 dim = role == "raw" and run in smoothed
-                name = "" if dim else f"{run} validation" if role == "eval" else run
+                name = "" if dim else f"{run} val" if role == "eval" else run
                 lines.append(SvgLine(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
-            return drawing(lines, y_title=title_of(metric), log_y=self.log_box.value, **looks)
+            return drawing(lines, y_title=label_of(metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:
         """Write the curves as an SVG file; without a path beside the notebook, named after the runs. Raises RequestError."""

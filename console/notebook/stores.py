@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from console.runs.state import PLAN
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.locations import runs_directory
+from qwen3vl_core.run_record import PLAN
 
 
 def open_store(store: RunStore | Path | str | None = None) -> RunStore:

@@ -19,6 +19,7 @@ from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
 from qwen3vl_core.formats import number
+from qwen3vl_core.run_record import listed_keys, title_of
 
 WIDTH = 110
 LOG_LINES = 30
@@ -138,6 +139,6 @@ class RunsTable(Live):
         for run in self.store.list():
             last, status = run_text.last_of(run), run.status
             state = f"{GLYPHS[status]} {status}"
-            cells = (run.id, run.kind, state, run_text.step_of(run, last), number(last.get("loss")))
+            cells = (run.id, run.kind, state, run_text.step_of(run, last), *(number(last.get(key)) for key in listed_keys()))
             rows.append([escape(cell) for cell in cells])
-        return box(table(("run", "kind", "status", "step", "loss"), rows))
+        return box(table(("run", "kind", "status", "step", *map(title_of, listed_keys())), rows))

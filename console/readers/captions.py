@@ -7,10 +7,11 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-from console.runs.captions import VOTES, CaptionedPicture, ComparisonHead, SampleFeed, Votes, read_votes
+from console.runs.captions import CaptionedPicture, ComparisonHead, SampleFeed, Votes, read_votes
 from console.runs.store import Run
 from qwen3vl_core.caption.scores import Scores
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.run_record import VOTES
 
 SCORE_SHARE = 5.0
 """Scores are counted again after this many times the seconds that they took the last time."""

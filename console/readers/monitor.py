@@ -11,10 +11,9 @@ from console.curves.lines import SLOTS, CurveLine
 from console.curves.smoothing import Smoother
 from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, explain_more
-from console.runs.measures import METRICS, NOISY
-from console.runs.state import SAMPLES
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail, LogView
+from qwen3vl_core.run_record import EVAL, SAMPLES, in_order, is_noisy, key_of, read_sample, title_of
 
 LOG_LINES = 5000
 READ_BYTES = 4 << 20
@@ -64,7 +63,7 @@ class MonitorFeed:
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
-        """metric: as in METRICS. weight: of the smoothing, 0 for none."""
+        """metric: a key of a train row. weight: of the smoothing, 0 for none."""
         with self.lock, self.watcher.lock:
             lines = []
             wanted = set()
@@ -75,13 +74,13 @@ class MonitorFeed:
                 lines.append(self._line(each.id, series, metric, weight, slot))
                 wanted.add(each.id)
             main = self.watcher.series(run, 0)
-            if metric == "loss" and "eval/loss" in main.keys:
-                x, y = main.xy("eval/loss")
-                lines.append(CurveLine("evaluation", x, y, None, SLOTS - 1))
+            evaluated = key_of(EVAL, metric)
+            if evaluated in main.keys:
+                x, y = main.xy(evaluated)
+                lines.append(CurveLine(title_of(evaluated), x, y, None, SLOTS - 1))
             for key in [key for key in self._averages if key[0] not in wanted or key[1:] != (metric, weight)]:
                 del self._averages[key]
-            names = [name for name in METRICS if name in main.keys]
-            names += [name for name in main.keys if name not in METRICS and "/" not in name]
+            names = in_order([name for name in main.keys if "/" not in name])
             log = self._read_log(run)
             return RunView(
                 run.id, metric, weight, tuple(lines), tuple(names), log, tuple(main.events), self._explain(run, log),
@@ -116,12 +115,12 @@ class MonitorFeed:
         if tail.replaced:
             stories.clear()
         for row in rows:
-            image, text, step = row.get("image"), row.get("text"), row.get("step")
-            if not isinstance(image, str) or not isinstance(text, str):
+            written = read_sample(row)
+            if written is None:
                 continue
-            step = step if isinstance(step, int) and not isinstance(step, bool) else None
+            image, text, step = written.image, written.text, written.step
             known = stories.get(image)
-            prompt = row["prompt"] if isinstance(row.get("prompt"), str) else known.prompt if known else ""
+            prompt = written.prompt if written.prompt is not None else known.prompt if known else ""
             # a resumed run that goes back takes the place of the captions after that step
             kept = tuple(c for c in known.captions if step is not None and c[0] is not None and c[0] < step) if known else ()
             stories[image] = CaptionHistory(image, prompt, (*kept, (step, text)))
@@ -129,7 +128,7 @@ class MonitorFeed:
 
     def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> CurveLine:
         x, y = series.xy(metric)
-        if not weight or metric not in NOISY or not len(y):
+        if not weight or not is_noisy(metric) or not len(y):
             return CurveLine(run_id, x, y, None, slot)
         key = (run_id, metric, weight)
         version, average = self._averages.get(key, (-1, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ class RunRow:
     error: str = ""
     step: int | None = None
     total: int | None = None
-    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Last finite value of each metric that the lists show."""
     spark: str = ""
     created: float | None = None
     started: float | None = None

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from console.formatting import sparkline
 from console.readers.run_rows import RunRow, Snapshot
-from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE
+from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import CHECKPOINTS, EVAL, LOG, LOSS, METRICS_FILE, PLAN, STATE, STEP_SECONDS, TRACKER, TRAIN, listed
 
 if TYPE_CHECKING:
     from console.runs.series import MetricSeries
@@ -37,7 +38,6 @@ WHY_LINES = 400
 """Lines at the end of a failed run's log that are searched for the reason."""
 WHY_SECONDS = 5.0
 """How often, at most, the reason is looked for again in the log of a lost run that goes on writing."""
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def layout_of(run: Run) -> str:
@@ -52,7 +52,7 @@ def layout_of(run: Run) -> str:
 def last_checkpoint(run: Run) -> str:
     """`checkpoint of step 500`, or that there is none."""
     try:
-        text = (run.path / "checkpoints" / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        text = (run.path / CHECKPOINTS / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "no checkpoint yet"
     return f"checkpoint of step {int(text)}" if text.isdecimal() else f"checkpoint {text[:40]}" if text else "no checkpoint yet"
@@ -65,7 +65,7 @@ def _pace(rows: list[dict[str, Any]]) -> float | None:
     begin = max((i for i in range(1, len(steps)) if steps[i][0] <= steps[i - 1][0]), default=0)
     steps = steps[begin:]
     if len(steps) < 2:
-        seconds = rows[-1].get("step_seconds") if rows else None
+        seconds = rows[-1].get(STEP_SECONDS) if rows else None
         return float(seconds) if isinstance(seconds, int | float) else None
     return max(steps[-1][1] - steps[0][1], 0.0) / (steps[-1][0] - steps[0][0])
 
@@ -162,7 +162,7 @@ class StoreWatcher:
         return series
 
     def _row(self, run: Run) -> RunRow:
-        stamp = tuple(_stamp(run.path / name) for name in (STATE, PLAN, METRICS, LOG))
+        stamp = tuple(_stamp(run.path / name) for name in (STATE, PLAN, METRICS_FILE, LOG))
         known = self._rows.get(run.id)
         if known and known[0] == stamp and not known[1].alive:
             return known[1]
@@ -172,19 +172,19 @@ class StoreWatcher:
         status = state["status"]
         recent = last_rows(run.metrics, LAST_BYTES) if stamp[2] else []
         latest = {row["kind"]: row for row in recent if isinstance(row.get("kind"), str)}
-        train = [row for row in recent if row.get("kind") == "train"]
-        last = latest.get("train", {})
+        train = [row for row in recent if row.get("kind") == TRAIN]
+        last = latest.get(TRAIN, {})
         total = run.options.get("train_iters") if run.kind == "finetune" else None
         same = known is not None and known[0][2] == stamp[2]
         spark = known[1].spark if same else self._spark(run, stamp[2], recent)
-        if stamp[2] and "eval" not in latest:
+        if stamp[2] and EVAL not in latest:
             latest |= self._last_eval(run)
-        if "eval" in latest:
-            self._evals[run.id] = latest["eval"]
+        if EVAL in latest:
+            self._evals[run.id] = latest[EVAL]
         row = RunRow(
             run=run, kind=run.kind, status=status,
             exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or ""),
-            step=_number(last.get("step"), int), total=_number(total, int), loss=_number(last.get("loss")),
+            step=_number(last.get("step"), int), total=_number(total, int), metrics=listed(last),
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
             layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),
             checkpoint=last_checkpoint(run), last_line=self._last_line(run, status in ALIVE) if stamp[3] else "",
@@ -219,7 +219,7 @@ class StoreWatcher:
             return ""
         # of a short run the last rows are all there are
         rows = recent if stamp[1] <= LAST_BYTES else sampled_rows(run.metrics, 2 * SPARK_CELLS)
-        values = [_number(row.get("loss")) for row in rows if row.get("kind") == "train"]
+        values = [_number(row.get(LOSS)) for row in rows if row.get("kind") == TRAIN]
         losses = [float(value) for value in values if value is not None and math.isfinite(value)]
         if losses and min(losses) > 0:
             losses = [math.log(value) for value in losses]  # else the first steps' fall is all that shows
@@ -228,10 +228,10 @@ class StoreWatcher:
     def _last_eval(self, run: Run) -> dict[str, dict[str, Any]]:
         """The last evaluation, which may lie further back than the last rows; looked for once, then kept."""
         if run.id not in self._evals:
-            row = last_row_with(run.metrics, b'"eval"', "eval", EVAL_BYTES)
+            row = last_row_with(run.metrics, f'"{EVAL}"'.encode(), EVAL, EVAL_BYTES)
             self._evals[run.id] = row or {}
         row = self._evals[run.id]
-        return {"eval": row} if row else {}
+        return {EVAL: row} if row else {}
 
     def _last_line(self, run: Run, alive: bool) -> str:
         """The last line with text in the log."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from console.readers.run_rows import RunRow, Snapshot
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import CHECKPOINTS, TRACKER
 from qwen3vl_core.sizes import Architecture, size_of
 
-TRACKER = "latest_checkpointed_iteration.txt"
 DONE, NEXT, LATER, LIVE = "done", "next", "later", "live"
 GLYPHS = {DONE: "✓", NEXT: "▸", LATER: "·", LIVE: "▶"}
 
@@ -38,7 +38,7 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
         return []
     rows = snapshot.rows
     trained = next((row for row in rows if row.kind == "finetune" and row.status == "done"), None)
-    checkpoints = str(trained.run.path / "checkpoints") if trained else ""
+    checkpoints = str(trained.run.path / CHECKPOINTS) if trained else ""
     finetune = get("finetune") if isinstance(get("finetune"), dict) else {}
     keys = {"base": "base", "tuned": "tuned_hf", "prompt": "prompt", "references": "references"}
     compare = {name: get(key) for name, key in keys.items()}

@@ -15,8 +15,7 @@ from console.runs.store import Run
 from console.runs.tail import JsonlTail
 from qwen3vl_core.caption.comparison import BASE, SAME, TUNED, Comparison, ReportCaption, ReportModel, ReportSample, tally
 from qwen3vl_core.errors import RequestError, WorkError
-
-HEAD, SAMPLES, VOTES = "comparison.json", "samples.jsonl", "votes.json"
+from qwen3vl_core.run_record import COMPARISON, SAMPLES, VERSION, VOTES, read_sample
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class SampleFeed:
 
     def _read_head(self) -> bool:
         """Whether the comparison has begun, or begun again, since the last look."""
-        path = self.run.path / HEAD
+        path = self.run.path / COMPARISON
         try:
             stat = path.stat()
         except OSError:
@@ -135,14 +134,13 @@ class SampleFeed:
         return True
 
     def _take(self, row: dict[str, Any]) -> None:
-        image, model, text, seconds = (row.get(key) for key in ("image", "model", "text", "seconds"))
-        if not (isinstance(image, str) and isinstance(text, str) and isinstance(model, str) and model in self.head.models):
+        written = read_sample(row)
+        if written is None or written.model not in self.head.models:
             return
-        sample = self._samples.setdefault(image, CaptionedPicture(image))
-        if isinstance(row.get("prompt"), str):
-            sample.prompt = row["prompt"]
-        known = float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else None
-        sample.captions[model] = RecordedCaption(text, known, row.get("done") is not False, row.get("whole") is not False)
+        sample = self._samples.setdefault(written.image, CaptionedPicture(written.image))
+        if written.prompt is not None:
+            sample.prompt = written.prompt
+        sample.captions[written.model] = RecordedCaption(written.text, written.seconds, written.done, written.whole)
 
     def comparison(self, votes: Votes | None = None) -> Comparison:
         """What is whole by now, for the reports. Raises WorkError when no picture has all its captions."""
@@ -199,7 +197,7 @@ def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE,
     before = read_votes(run, allowed)
     choices = {k: v for k, v in {**before.choices, image: choice}.items() if v}
     hidden = (before.blind - {image}) | ({image} if blind and choice else set())
-    value: dict[str, Any] = {"v": 1, "votes": choices}
+    value: dict[str, Any] = {"v": VERSION, "votes": choices}
     if hidden:
         value["blind"] = sorted(hidden)
     try:

@@ -10,8 +10,7 @@ from qwen3vl_core.caption import report
 from qwen3vl_core.caption.comparison import Comparison
 from qwen3vl_core.caption.data_uri import file_data_uri
 from qwen3vl_core.errors import RequestError
-
-PAGE, DATA = "captions.html", "captions.json"
+from qwen3vl_core.run_record import CAPTIONS_DATA, CAPTIONS_PAGE
 
 
 def comparison_of(run: Run) -> Comparison:
@@ -30,7 +29,7 @@ def export(run: Run, html: Path | None = None, json: Path | None = None) -> list
     With neither both, in the run's own folder. Raises RequestError and WorkError.
     """
     if html is None and json is None:
-        html, json = run.path / PAGE, run.path / DATA
+        html, json = run.path / CAPTIONS_PAGE, run.path / CAPTIONS_DATA
     page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
     made = comparison_of(run)
     if page:

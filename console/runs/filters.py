@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from console.runs.state import ALIVE
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import finite, listed_keys, title_of
 
 
 class ListedRun(Protocol):
@@ -17,24 +18,37 @@ class ListedRun(Protocol):
     kind: str
     status: str
     step: int | None
-    loss: float | None
     created: float | None
 
     @property
     def options(self) -> Mapping[str, Any]: ...
 
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
 
 T = TypeVar("T", bound=ListedRun)
 
-SORTS: dict[str, Callable[[Any], Any]] = {
+_SORTS: dict[str, Callable[[Any], Any]] = {
     "newest": lambda row: -(row.created or 0.0),
     "name": lambda row: row.id.partition("-")[2],
     "status": lambda row: (row.status not in ALIVE, row.status),
-    "loss": lambda row: row.loss if row.loss is not None and math.isfinite(row.loss) else math.inf,
     "step": lambda row: -(row.step or 0),
     "kind": lambda row: row.kind,
 }
-"""Orders by name; runs that are alike in one stay newest first."""
+
+
+def orders() -> dict[str, Callable[[Any], Any]]:
+    """Orders by name, the listed metrics among them, lowest first; runs that are alike in one stay newest first."""
+    return _SORTS | {title_of(key): _by_metric(key) for key in listed_keys()}
+
+
+def _by_metric(key: str) -> Callable[[Any], float]:
+    def value(row: Any) -> float:
+        measured = finite(row.metrics.get(key))
+        return math.inf if measured is None else measured
+
+    return value
 
 
 def matches(row: ListedRun, query: str) -> bool:
@@ -72,11 +86,12 @@ def _option_matches(value: Any, wanted: str) -> bool:
 
 def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
     """The rows (newest first) that pass, in this order. Raises RequestError for an order that is none."""
-    if sort not in SORTS:
-        raise RequestError(f"--sort {sort}: no such order; there are {', '.join(SORTS)}")
+    known = orders()
+    if sort not in known:
+        raise RequestError(f"--sort {sort}: no such order; there are {', '.join(known)}")
     found = [row for row in rows if matches(row, query)]
     if sort != "newest":
-        found.sort(key=SORTS[sort])
+        found.sort(key=known[sort])
     if reverse:
         found.reverse()
     return found

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from console.runs import processes
-from console.runs.state import ALIVE, RUN_VARIABLE, SAVE, STATE, STOP, hold, is_here, read_state, runs_already, write_json
+from console.runs.state import ALIVE, hold, is_here, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.supervisor import grace_seconds
 from console.runs.tail import FileFollower
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
+from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import qwen3vl_core
-from console.runs.state import COMMAND, PLAN, RUN_VARIABLE, write_json
+from console.runs.state import write_json
 from qwen3vl_core.files import whole_path
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
 from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_arguments
+from qwen3vl_core.run_record import COMMAND, PLAN, RUN_VARIABLE, VERSION
 
-PLAN_VERSION = 1
 PACKAGES = (
     "torch", "megatron-core", "megatron-energon", "transformers", "transformer-engine", "safetensors", "numpy", "pillow",
 )  # fmt: skip
@@ -93,7 +93,7 @@ def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
 def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> dict[str, Any]:
     """The content of `plan.json`; asks the machine for its GPUs and git for the commit (parts of a second)."""
     return {
-        "v": PLAN_VERSION,
+        "v": VERSION,
         "kind": kind,
         "name": name,
         "options": options,

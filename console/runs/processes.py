@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from console.runs.state import RUN_VARIABLE
+from qwen3vl_core.run_record import RUN_VARIABLE
 
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 10.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from console.runs.diagnosis import diagnose
 from console.runs.run_text import changed, last_of
-from console.runs.state import CHECKPOINTS
 from console.runs.store import Run
+from qwen3vl_core.run_record import CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite, listed, listed_keys
 
 
 @dataclass
@@ -25,18 +26,13 @@ class RunSummary:
     error: str | None
     step: int | None
     total: int | None
-    loss: float | None
+    metrics: Mapping[str, float]
+    """Of the last train row: those that the lists show."""
     created: float | None
     started: float | None
     ended: float | None
     path: str
     options: dict[str, Any] = field(repr=False)
-
-
-def finite(value: Any) -> float | None:
-    """A measured number; None for none, and for what JSON cannot hold."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
 
 
 def summarize(run: Run) -> RunSummary:
@@ -47,14 +43,20 @@ def summarize(run: Run) -> RunSummary:
     return RunSummary(
         id=run.id, number=run.number, name=run.name, kind=run.kind, status=state["status"],
         exit_code=code if isinstance(code, int) else None, error=error if isinstance(error, str) else None,
-        step=step if isinstance(step, int) else None, total=total if isinstance(total, int) else None, loss=finite(row.get("loss")),
+        step=step if isinstance(step, int) else None, total=total if isinstance(total, int) else None, metrics=listed(row),
         created=run.created, started=run.started, ended=run.ended, path=str(run.path), options=run.options,
     )  # fmt: skip
 
 
 def as_json(found: RunSummary) -> dict[str, Any]:
-    """A row of `runs list --json`: without the options, which `show` gives."""
-    return {name: value for name, value in vars(found).items() if name != "options"}
+    """A row of `runs list --json`, with the listed metrics by key: without the options, which `show` gives."""
+    row: dict[str, Any] = {}
+    for name, value in vars(found).items():
+        if name == "metrics":
+            row |= {key: finite(found.metrics.get(key)) for key in listed_keys()}
+        elif name != "options":
+            row[name] = value
+    return row
 
 
 def checkpoints(run: Run) -> list[int]:
@@ -63,14 +65,14 @@ def checkpoints(run: Run) -> list[int]:
         names = [path.name for path in (run.path / CHECKPOINTS).iterdir() if path.is_dir()]
     except OSError:
         return []
-    return sorted(int(name[5:]) for name in names if name.startswith("iter_") and name[5:].isdecimal())
+    return sorted(step for name in names if (step := checkpoint_step(name)) is not None)
 
 
 def details(run: Run) -> dict[str, Any]:
     """Everything of one run: `runs show --json`."""
     diagnosis = diagnose(run)
     return {
-        **as_json(summarize(run)), "plan": run.plan, "state": run.state, "train": last_of(run), "eval": last_of(run, "eval"),
+        **as_json(summarize(run)), "plan": run.plan, "state": run.state, TRAIN: last_of(run), EVAL: last_of(run, EVAL),
         "checkpoints": checkpoints(run), "trouble": diagnosis.as_json() if diagnosis else None,
     }  # fmt: skip
 
@@ -105,5 +107,5 @@ def differences(first: Run, second: Run) -> dict[str, Any]:
     return {
         "runs": [first.id, second.id],
         "options": {n: [o.get(n) for o in options] for n in names if options[0].get(n) != options[1].get(n)},
-        "train": [last_of(run) for run in (first, second)], "eval": [last_of(run, "eval") for run in (first, second)],
+        TRAIN: [last_of(run) for run in (first, second)], EVAL: [last_of(run, EVAL) for run in (first, second)],
     }  # fmt: skip

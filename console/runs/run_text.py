@@ -14,10 +14,10 @@ from console.runs.store import Run
 from console.runs.tail import LogTail, clean, last_rows
 from qwen3vl_core.formats import duration, number, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
+from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of
 
 SEARCHED_LINES = 200_000
 """Lines at the end of a log that `runs logs --grep` looks through."""
-MEASURES = ("loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "skipped")
 
 
 def plain(value: Any) -> str:
@@ -27,7 +27,7 @@ def plain(value: Any) -> str:
     return "–" if value is None else clean(str(value).encode("utf-8", "replace"))
 
 
-def last_of(run: Run, kind: str = "train") -> dict[str, Any]:
+def last_of(run: Run, kind: str = TRAIN) -> dict[str, Any]:
     """The last metrics row of a kind near the end of the record; empty when there is none."""
     return next((row for row in reversed(last_rows(run.metrics)) if row.get("kind") == kind), {})
 
@@ -41,16 +41,17 @@ def step_of(run: Run, row: dict[str, Any]) -> str:
 
 
 def table(runs: list[Run], width: int | None = None) -> list[str]:
-    """One line a run under a line of names: glyph, id, kind, status, step, loss, age."""
-    rows = [("", "ID", "KIND", "STATUS", "STEP", "LOSS", "AGE")]
+    """One line a run under a line of names: glyph, id, kind, status, step, the metrics that are listed, age."""
+    listed = listed_keys()
+    rows = [("", "ID", "KIND", "STATUS", "STEP", *(METRICS[key].title.upper() for key in listed), "AGE")]
     for run in runs:
         state, row = run.state, last_of(run)
         status, code = state["status"], state.get("exit_code")
         when = run.created
         shown = f"failed, exit {code}" if status == "failed" and isinstance(code, int) else status
         since = span(time.time() - when if when else None)
-        rows.append((GLYPHS[status], run.id, plain(run.kind), shown, step_of(run, row), number(row.get("loss")), since))
-    return _columns(rows, width, right=(4, 5, 6))
+        rows.append((GLYPHS[status], run.id, plain(run.kind), shown, step_of(run, row), *(number(row.get(key)) for key in listed), since))
+    return _columns(rows, width, right=tuple(range(4, 6 + len(listed))))
 
 
 def describe(run: Run) -> list[str]:
@@ -79,10 +80,10 @@ def describe(run: Run) -> list[str]:
         "command": shell_line(run.command),
     })  # fmt: skip
     lines += _pairs("options that differ from their defaults", changed(run))
-    for kind, title in (("train", "last step"), ("eval", "last evaluation")):
+    for kind, title in ((TRAIN, "last step"), (EVAL, "last evaluation")):
         row = last_of(run, kind)
         if row:
-            lines += _pairs(f"{title} {step_of(run, row)}", {k: number(row[k]) for k in MEASURES if k in row})
+            lines += _pairs(f"{title} {step_of(run, row)}", {name: number(value) for name, (value,) in summary({kind: [row]})})
     if status == "failed":
         tail = LogTail(run.log, lines=10)
         said = [*tail.read(), *filter(None, [tail.partial])]
@@ -124,11 +125,11 @@ def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
     names = [name for name in {**options[0], **options[1]} if name != "name"]
     differing = [n for n in names if options[0].get(n) != options[1].get(n)]
     rows += [(f"--{n.replace('_', '-')}", *(plain(o.get(n)) for o in options)) for n in differing]
-    for kind in ("train", "eval"):
+    for kind in (TRAIN, EVAL):
         last = [last_of(run, kind) for run in (first, second)]
         if any(last):
-            rows.append((f"{kind} step", step_of(first, last[0]), step_of(second, last[1])))
-            rows += [(f"{kind} {k}", *(number(r.get(k)) for r in last)) for k in MEASURES if any(k in r for r in last)]
+            rows.append((title_of(key_of(kind, "step")), step_of(first, last[0]), step_of(second, last[1])))
+            rows += [(title, *map(number, values)) for title, values in summary({kind: last})]
     lines = _columns(rows, width)
     return lines if differing else [*lines, "no option differs"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from console.runs.tail import JsonlTail
+from qwen3vl_core.run_record import EVENT, ROW_FIELDS, TRAIN, key_of
 
 FIRST = 256
 """Points that a new array has room for."""
@@ -131,7 +132,7 @@ class MetricSeries:
         if not isinstance(kind, str):
             return
         self.latest[kind] = row
-        if kind == "event":
+        if kind == EVENT:
             self.events.append(row)
             iters = row.get("train_iters")
             if isinstance(iters, int) and not isinstance(iters, bool):
@@ -139,10 +140,10 @@ class MetricSeries:
             return
         if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 62:
             return
-        prefix = "" if kind == "train" else f"{kind}/"
+        prefix = key_of(kind, "")
         values = {
             prefix + name: _finite(value) for name, value in row.items()
-            if name not in ("v", "step", "time", "kind") and (value is None or isinstance(value, int | float))
+            if name not in ROW_FIELDS and (value is None or isinstance(value, int | float))
         }  # fmt: skip
         if values:
             self._append(kind, step, values)
@@ -170,7 +171,7 @@ class MetricSeries:
 
     def _room(self, kind: str) -> int:
         # an evaluation comes once in many steps
-        return self.room if kind == "train" and len(self._columns) < RESERVED_COLUMNS else 0
+        return self.room if kind == TRAIN and len(self._columns) < RESERVED_COLUMNS else 0
 
     def _cut(self, kind: str, step: int) -> _GrowingSteps:
         """Take the points from `step` on away from what rows of this kind have told. Gives the steps that are left."""

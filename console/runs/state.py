@@ -19,15 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE
 
 ALIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped")
 STATUSES = (*ALIVE, *ENDED, "lost")
-
-PLAN, STATE, HEARTBEAT, LOCK, LOG = "plan.json", "state.json", "heartbeat", "lock", "output.log"
-METRICS, COMMAND, STOP, SAVE = "metrics.jsonl", "command.sh", "stop", "save"
-SAMPLES, TENSORBOARD, CHECKPOINTS = "samples.jsonl", "tensorboard", "checkpoints"
-RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 
 STALE_SECONDS = 60.0
 """A run on another machine without a sign of life for this long is lost."""

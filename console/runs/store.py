@@ -12,8 +12,9 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from console.runs.state import ALIVE, LOG, METRICS, PLAN, STATE, boot_id, host, judge, read_json, store_folder, write_json
+from console.runs.state import ALIVE, boot_id, host, judge, read_json, store_folder, write_json
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.run_record import LOG, METRICS_FILE, PLAN, STATE
 
 _ID = re.compile(r"(\d{4,})-(.+)")
 _NAME_LENGTH = 40
@@ -132,7 +133,7 @@ class Run:
     @property
     def metrics(self) -> Path:
         """Its metrics, one JSON object a line."""
-        return self.path / METRICS
+        return self.path / METRICS_FILE
 
 
 class RunStore:

@@ -25,14 +25,7 @@ from console.runs import processes
 from console.runs.state import (
     ALIVE,
     ENDED,
-    HEARTBEAT,
-    LOG,
-    PLAN,
-    RUN_VARIABLE,
-    SAVE,
     STALE_SECONDS,
-    STATE,
-    STOP,
     boot_id,
     hold,
     host,
@@ -42,6 +35,7 @@ from console.runs.state import (
     write_json,
 )  # fmt: skip
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
+from qwen3vl_core.run_record import HEARTBEAT, LOG, PLAN, RUN_VARIABLE, SAVE, STATE, STOP
 
 GRACE_VARIABLE = "QWEN3VL_GRACE"
 GRACE_SECONDS = 60.0

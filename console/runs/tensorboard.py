@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 
-from console.runs.state import TENSORBOARD
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.torchrun_command import free_port
+from qwen3vl_core.run_record import TENSORBOARD
 
 START_SECONDS = 60.0
 
@@ -53,7 +53,7 @@ class TensorBoard:
                 return
             time.sleep(0.1)
         self.close()
-        raise WorkError(f"TensorBoard did not answer on port {self.port}; by hand: python -m tensorboard.main --logdir RUN/tensorboard")
+        raise WorkError(f"TensorBoard did not answer on port {self.port}; by hand: python -m tensorboard.main --logdir RUN/{TENSORBOARD}")
 
     def close(self) -> None:
         """End it."""

@@ -21,6 +21,7 @@ from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.formats import number
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, LOSS, checkpoint_step
 
 MOST_RUNS = 40
 """Of the newest finetunes; more would not be looked through by eye."""
@@ -41,17 +42,17 @@ class SavedModel:
 def saved_by(run: Run) -> list[SavedModel]:
     """The whole checkpoints of a run, the last first. Blocking."""
     found = []
-    for folder in (run.path / "checkpoints").glob("iter_*"):
-        step = folder.name.removeprefix("iter_")
-        if step.isdecimal() and (folder / ".metadata").is_file():
-            found.append((int(step), folder))
+    for folder in (run.path / CHECKPOINTS).glob(f"{ITERATION}*"):
+        step = checkpoint_step(folder.name)
+        if step is not None and (folder / ".metadata").is_file():
+            found.append((step, folder))
     if not found:
         return []
     losses: dict[int, float] = {}
     series = MetricSeries(run.metrics)
     series.update()
-    if "loss" in series.keys:
-        losses = dict(zip(map(int, series.xy("loss")[0]), map(float, series.xy("loss")[1]), strict=True))
+    if LOSS in series.keys:
+        losses = dict(zip(map(int, series.xy(LOSS)[0]), map(float, series.xy(LOSS)[1]), strict=True))
     status = run.status
     return [SavedModel(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
 

@@ -33,6 +33,7 @@ from console.widgets.picture_frame import PictureFrame
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, from_mapping
+from qwen3vl_core.run_record import CAPTIONS_PAGE
 
 
 class CompareScreen(Voting, ConsoleScreen):
@@ -359,7 +360,7 @@ class CompareScreen(Voting, ConsoleScreen):
                 return
             self.app.call_from_thread(self._exported, page)
 
-        self.app.remember_command("runs", "captions", str(row.run.number), "--html", str(row.run.path / exports.PAGE))
+        self.app.remember_command("runs", "captions", str(row.run.number), "--html", str(row.run.path / CAPTIONS_PAGE))
         self.in_thread(write, "export")
 
     def _exported(self, page: Path) -> None:

@@ -20,11 +20,12 @@ from console.formatting import one_line
 from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
 from console.runs.run_json import differences
-from console.runs.run_text import MEASURES, plain
+from console.runs.run_text import plain
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
+from qwen3vl_core.run_record import EVAL, LOSS, TRAIN, key_of, summary, title_of
 
 NAMED = 6
 """Runs that a question names."""
@@ -148,12 +149,12 @@ class Difference(ModalScreen[None]):
         found = differences(*self.runs)
         names = [[""], *[[f"--{name.replace('_', '-')}"] for name in found["options"]]]
         values = [[run.id for run in self.runs], *[[plain(v) for v in pair] for pair in found["options"].values()]]
-        for kind in ("train", "eval"):
-            rows = found[kind]
-            for key in ("step", *MEASURES):
-                if any(isinstance(row.get(key), int | float) for row in rows):
-                    names.append([f"{kind} {key}"])
-                    values.append([number(row.get(key)) for row in rows])
+        for kind in (TRAIN, EVAL):
+            steps = [row.get("step") for row in found[kind]]
+            measured = [(title_of(key_of(kind, "step")), steps)] if any(found[kind]) else []
+            for title, pair in [*measured, *summary({kind: found[kind]})]:
+                names.append([title])
+                values.append([number(value) for value in pair])
         left = min(max(len(name[0]) for name in names), 24)
         each = max((room - left - 4) // 2, 8)
         lines = []
@@ -186,7 +187,10 @@ class PickRuns(ModalScreen[list[str] | None]):
         with Vertical(classes="dialog"):
             yield Label("Runs over this one", classes="headline")
             yield SelectionList[str](
-                *(Selection(Content(f"{row.id}  loss {number(row.loss)}"), row.id, row.id in self.chosen) for row in self.rows)
+                *(
+                    Selection(Content(f"{row.id}  {title_of(LOSS)} {number(row.metrics.get(LOSS))}"), row.id, row.id in self.chosen)
+                    for row in self.rows
+                )
             )
             yield Hints(("space", "marks"), ("enter", "shows them"), ("escape", "leaves"))
 

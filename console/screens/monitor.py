@@ -15,13 +15,13 @@ from console.curves.marks import Mark
 from console.messages import RunRead, WorkFailed
 from console.readers.monitor import MonitorFeed, RunView
 from console.readers.run_rows import Snapshot
-from console.runs.measures import NOISY, title_of
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.monitor_log import MonitorLog
 from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
+from qwen3vl_core.run_record import LOSS, TRAIN, is_noisy, label_of
 
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 OVERLAYS = 4
@@ -41,7 +41,7 @@ class MonitorScreen(MonitorLog):
 
     def __init__(self) -> None:
         super().__init__()
-        self.metric = "loss"
+        self.metric = LOSS
         self.weight = 0.9
         self.others: list[str] = []
         self.feed = MonitorFeed(self.app.watcher)
@@ -162,7 +162,7 @@ class MonitorScreen(MonitorLog):
         notes = []
         if curve.log_y:
             notes.append("log-y")
-        if view.metric in NOISY:
+        if is_noisy(view.metric):
             notes.append(f"avg {view.weight:g}" if view.weight else "raw")
         if view.reading:
             notes.append("reading …")
@@ -172,7 +172,7 @@ class MonitorScreen(MonitorLog):
             Mark(event["step"], str(event.get("event")), str(event.get("text") or event.get("event")))
             for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
         ]  # fmt: skip
-        curve.show(list(view.lines), title_of(view.metric), " · ".join(notes), empty, marks)
+        curve.show(list(view.lines), label_of(view.metric), " · ".join(notes), empty, marks)
 
     def _figures(self) -> None:
         if self.row is None:
@@ -232,8 +232,8 @@ class MonitorScreen(MonitorLog):
         if view is None or row is None or not view.metrics:
             self.notify("no metrics yet", severity="warning")
             return
-        latest = row.latest.get("train", {})
-        choices = [(name, title_of(name), latest.get(name)) for name in view.metrics]
+        latest = row.latest.get(TRAIN, {})
+        choices = [(name, label_of(name), latest.get(name)) for name in view.metrics]
 
         def chosen(name: str | None) -> None:
             if name is not None:

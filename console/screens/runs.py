@@ -10,7 +10,7 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.formatting import GLYPHS, one_line
 from console.readers.run_rows import RunRow, Snapshot
-from console.runs.filters import SORTS, select_runs
+from console.runs.filters import orders, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 from qwen3vl_core.formats import span
@@ -208,8 +208,8 @@ class RunsScreen(ConsoleScreen):
         self.app.push_screen(Difference(first.run, second.run))
 
     def action_sort(self) -> None:
-        orders = list(SORTS)
-        self.order, self.reverse = orders[(orders.index(self.order) + 1) % len(orders)], False
+        names = list(orders())
+        self.order, self.reverse = names[(names.index(self.order) + 1) % len(names)], False
         self._sorted()
 
     def action_reverse(self) -> None:

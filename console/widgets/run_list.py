@@ -19,22 +19,30 @@ from textual.strip import Strip
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import number, span
+from qwen3vl_core.run_record import listed_keys, title_of
 
 if TYPE_CHECKING:
     from console.readers.run_rows import RunRow
 
 # (column, its width below WIDE columns, from there on); 0: left out
 COLUMNS = (
-    ("run", 20, 30), ("status", 0, 11), ("kind", 8, 9), ("layout", 0, 18), ("step", 9, 15), ("loss", 6, 8), ("curve", 10, 12),
+    ("run", 20, 30), ("status", 0, 11), ("kind", 8, 9), ("layout", 0, 18), ("step", 9, 15), ("curve", 10, 12),
     ("age", 7, 8), ("last line", 0, 10),
 )  # fmt: skip
 WIDE = 110
-RIGHT = ("step", "loss", "age")
-SORTED_BY = {"run": "newest", "status": "status", "kind": "kind", "step": "step", "loss": "loss", "age": "newest"}
+METRIC_WIDTHS = (6, 8)
+"""Of the column of a metric, which stand before the curve."""
+RIGHT = ("step", "age")
+SORTED_BY = {"run": "newest", "status": "status", "kind": "kind", "step": "step", "age": "newest"}
 """The order that a click on a column's head asks for."""
 GAP = 2
 BEFORE = 5
 """Columns before the first: cursor, mark, glyph and the blanks between."""
+
+
+def _metric_columns() -> dict[str, str]:
+    """Keys of the listed metrics by the head of their column."""
+    return {title_of(key): key for key in listed_keys()}
 
 
 def _fitting(value: float, width: int) -> str:
@@ -150,7 +158,10 @@ class RunList(ScrollView, can_focus=True):
 
     def _measure(self) -> list[tuple[str, int]]:
         wide = self.size.width >= WIDE
-        found = [[name, broad if wide else narrow] for name, narrow, broad in COLUMNS if (broad if wide else narrow)]
+        at = [name for name, *_ in COLUMNS].index("curve")
+        metrics = ((title_of(key), *METRIC_WIDTHS) for key in listed_keys())
+        every = (*COLUMNS[:at], *metrics, *COLUMNS[at:])
+        found = [[name, broad if wide else narrow] for name, narrow, broad in every if (broad if wide else narrow)]
         room = self.size.width - BEFORE - 1 - sum(width + GAP for _, width in found) + GAP
         longest = max((cell_len(row.id) for row in self.rows), default=0)
         more = max(min(longest - found[0][1], room), 0) if room > 0 else room
@@ -172,10 +183,10 @@ class RunList(ScrollView, can_focus=True):
         style = self.get_component_rich_style("runs--head")
         parts = [Segment(" " * BEFORE, style)]
         for name, width in self.columns():
-            order = SORTED_BY.get(name)
+            order = SORTED_BY.get(name, name if name in _metric_columns() else None)
             sorts = order == self.order and not (name == "age" and order == "newest")
             text = name + (" ▴" if self.reverse else " ▾") if sorts else name
-            text = text.rjust(width) if name in RIGHT else text.ljust(width)
+            text = text.rjust(width) if name in RIGHT or name in _metric_columns() else text.ljust(width)
             meta = Style.from_meta({"order": order}) if order else Style()
             parts.append(Segment(text[:width] + " " * GAP, style + meta + Style(bold=sorts)))
         return Strip(parts)
@@ -207,7 +218,7 @@ class RunList(ScrollView, can_focus=True):
             if cell_len(text) > width:
                 text = set_cell_size(text, width - 1) + "…"
             pad = " " * (width - cell_len(text))
-            parts += [Segment(pad + text if name in RIGHT else text + pad, style), Segment(" " * GAP, base)]
+            parts += [Segment(pad + text if name in RIGHT or name in _metric_columns() else text + pad, style), Segment(" " * GAP, base)]
         return Strip(parts)
 
     def _cell(self, row: RunRow, name: str, width: int, now: float, muted: Style, state: Style, plain: Style) -> tuple[str, Style]:
@@ -225,8 +236,9 @@ class RunList(ScrollView, can_focus=True):
             if row.step is not None:
                 return f"{count(row.step)}{total}", plain
             return (f"{row.percent:.0%}" if row.percent is not None else f"–{total}" if total else ""), plain
-        if name == "loss":
-            return (_fitting(row.loss, width) if row.loss is not None else ""), plain
+        if (key := _metric_columns().get(name)) is not None:
+            value = row.metrics.get(key)
+            return (_fitting(value, width) if value is not None else ""), plain
         if name == "curve":
             return row.spark, plain
         if name == "age":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from textual.content import Content
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import duration, number, span
+from qwen3vl_core.run_record import BAD_EVENTS, EVAL, LOSS, METRICS, TRAIN, finite, key_of, title_of
 
 if TYPE_CHECKING:
     from console.readers.monitor import RunView
@@ -21,7 +23,8 @@ GAUGE = 8
 ROOMY = 28
 """Columns from which the panel has room for a bar."""
 EVENTS = 6
-PROBLEM_WORDS = ("nan", "warning", "failed", "error", "skip")
+LITTLE_SHARE, LARGE_SHARE = 0.02, 0.1
+"""Of a step: a wait below the one is not shown, above the other it is a warning."""
 
 
 def _bar(share: float) -> Content:
@@ -36,11 +39,21 @@ def _status(row: RunRow) -> Content:
     return Content(text).stylize(f"${COLOURS.get(row.status, 'muted')}")
 
 
-def _value(latest: dict[str, Any], key: str) -> str:
-    value = latest.get(key)
+def _text(key: str, latest: Mapping[str, Any]) -> str:
+    """A metric's value with its unit, unless its title says that."""
+    if key not in latest:
+        return "–"
+    metric, value = METRICS[key], finite(latest[key])
     if value is None:
-        return "nan" if key in latest else "–"
-    return number(float(value)) if isinstance(value, int | float) and math.isfinite(value) else "nan"
+        return "nan"
+    shown = f"{value:{metric.format}}" if metric.format else number(value)
+    blank = "" if metric.unit == "%" else " "
+    return shown if metric.unit in ("", metric.title) and not metric.beside else f"{shown}{blank}{metric.unit}"
+
+
+def _share(value: float | None, of: Any) -> float | None:
+    whole = finite(of)
+    return min(max(value / whole, 0.0), 1.0) if value is not None and whole else None
 
 
 def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
@@ -50,7 +63,7 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
         together = list(group)
         text = str(together[0].get("text") or kind)
         step = together[0].get("step")
-        problem = any(word in kind.lower() for word in PROBLEM_WORDS)
+        problem = kind in BAD_EVENTS
         where = f"{step:,} " if isinstance(step, int) and not text.startswith("step ") else ""
         times = f" ×{len(together)}" if len(together) > 1 else ""
         line = one_line(f"{'⚠' if problem else '·'} {where}{text}", width - len(times)) + times
@@ -66,16 +79,9 @@ def _elapsed(row: RunRow) -> float | None:
     return None if row.started is None or ended is None else ended - row.started
 
 
-def _idle(latest: dict[str, Any]) -> float | None:
-    """Share of a step that was spent waiting for data."""
-    waited, step = latest.get("data_seconds"), latest.get("step_seconds")
-    good = all(isinstance(v, int | float) and math.isfinite(v) for v in (waited, step))
-    return min(max(waited / step, 0.0), 1.0) if good and step > 0 else None
-
-
 def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     """Panel beside the curve, `width` columns."""
-    latest = row.latest.get("train", {})
+    latest = row.latest.get(TRAIN, {})
     lines: list[Content] = [Content(one_line(row.id, width)).stylize("bold"), _status(row)]
     if row.percent is not None and width < ROOMY:
         lines[-1] += Content(f"  {row.percent:.0%}")
@@ -99,28 +105,27 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
 
     add("step", (f"{row.step:,}" if row.step is not None else "–") + (f"/{row.total:,}" if row.total else ""))
     average = None
-    if view is not None and view.metric == "loss" and view.lines and view.lines[0].smooth is not None and len(view.lines[0].smooth):
+    if view is not None and view.metric == LOSS and view.lines and view.lines[0].smooth is not None and len(view.lines[0].smooth):
         average = float(view.lines[0].smooth[-1])
-    add("loss", _value(latest, "loss"), f"avg {number(average)}" if average is not None and math.isfinite(average) else "")
-    if (evaluated := row.latest.get("eval")) is not None:
-        add("eval", _value(evaluated, "loss"), f"at {evaluated['step']:,}" if isinstance(evaluated.get("step"), int) else "")
-    add("lr", _value(latest, "lr"))
-    add("grad", _value(latest, "grad_norm"))
-    add("tokens/s", _value(latest, "tokens_per_second"))
-    if latest.get("mfu") is not None or latest.get("tflops") is not None:
-        share = latest.get("mfu")
-        rate = f"{_value(latest, 'tflops')} TFLOP/s" if latest.get("tflops") is not None else ""
-        if isinstance(share, int | float):
-            gauge("MFU", share, f"{share:.1%}", rate)
-        else:
-            add("compute", rate)
-    if isinstance(latest.get("gpu_utilisation"), int | float):
-        watts = f"{_value(latest, 'gpu_watts')} W" if latest.get("gpu_watts") is not None else ""
-        gauge("GPU", latest["gpu_utilisation"] / 100, f"{latest['gpu_utilisation']:.0f}%", watts)
-    if isinstance(latest.get("memory_gib"), int | float) and latest["memory_gib"]:
-        add("memory", f"{latest['memory_gib']:.1f} GiB", "at its fullest")
-    if (idle := _idle(latest)) is not None and idle >= 0.02:
-        gauge("data wait", idle, f"{idle:.0%}", "of a step", bad=idle > 0.1)
+    notes = {LOSS: f"avg {number(average)}"} if average is not None and math.isfinite(average) else {}
+    for key, metric in METRICS.items():
+        value = finite(latest.get(key))
+        if metric.beside and metric.beside in latest:
+            continue
+        if metric.panel == "always" or (metric.panel == "measured" and value):
+            notes_beside = [_text(other, latest) for other, m in METRICS.items() if m.beside == key and latest.get(other) is not None]
+            note = notes.get(key) or metric.note or " ".join(notes_beside)
+            if isinstance(metric.gauge, str):
+                share = _share(value, latest.get(metric.gauge))
+                if share is not None and share >= LITTLE_SHARE:
+                    gauge(metric.title, share, f"{share:.0%}", "of a step", bad=share > LARGE_SHARE)
+            elif metric.gauge and value is not None:
+                gauge(metric.title, value / metric.gauge, _text(key, latest), note)
+            else:
+                add(metric.title, _text(key, latest), note)
+        if metric.evaluated and metric.panel and (evaluated := row.latest.get(EVAL)) is not None:
+            step = evaluated.get("step")
+            add(title_of(key_of(EVAL, key)), _text(key, evaluated), f"at {step:,}" if isinstance(step, int) else "")
     if row.alive:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
     saved = row.checkpoint.removeprefix("checkpoint ").removeprefix("of ")
@@ -128,8 +133,6 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     if (elapsed := _elapsed(row)) is not None:
         add("time", duration(elapsed))
     add("s/step", number(row.step_seconds, 3) if row.step_seconds is not None else "–")
-    if latest.get("skipped"):
-        add("skipped", _value(latest, "skipped"), "samples")
     if row.error:
         lines.append(Content("✗ " + one_line(row.error, width * 3)).stylize("$text-error"))
     events = view.events if view is not None else ()

@@ -13,6 +13,7 @@ from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import CompareOptions
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION
 from qwen3vl_core.sizes import size_of
 
 DEMO_SIZE = "tiny"
@@ -69,8 +70,8 @@ def tuned_names(paths: list[Path]) -> list[str]:
     differ) or the name of the folder."""
     if len(paths) == 1:
         return [TUNED]
-    steps = [path.name.removeprefix("iter_") if path.name.startswith("iter_") else "" for path in paths]
-    runs = [path.parent.parent.name if path.parent.name == "checkpoints" else path.parent.name for path in paths]
+    steps = [path.name.removeprefix(ITERATION) if path.name.startswith(ITERATION) else "" for path in paths]
+    runs = [path.parent.parent.name if path.parent.name == CHECKPOINTS else path.parent.name for path in paths]
     several = len({run for run, step in zip(runs, steps, strict=True) if step.isdecimal()}) > 1
     made: list[str] = []
     for path, step, run in zip(paths, steps, runs, strict=True):

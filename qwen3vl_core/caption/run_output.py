@@ -16,10 +16,8 @@ from qwen3vl_core.caption.comparison import Comparison
 from qwen3vl_core.caption.pictures import Picture
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.files import write_text
+from qwen3vl_core.run_record import COMPARISON, RUN_VARIABLE, SAMPLES, VERSION, sample_row
 
-RUN_DIRECTORY = "QWEN3VL_RUN_DIR"
-HEAD, SAMPLES = "comparison.json", "samples.jsonl"
-VERSION = 1
 ROW_SECONDS = 0.5
 """A row of a caption under way is written at most this often."""
 
@@ -28,7 +26,7 @@ class CaptionRows:
     """The files of one comparison in the folder of its run; nowhere when there is no run."""
 
     def __init__(self) -> None:
-        folder = os.environ.get(RUN_DIRECTORY)
+        folder = os.environ.get(RUN_VARIABLE)
         self.folder = Path(folder) if folder else None
         self._written: dict[tuple[str, str], float] = {}
 
@@ -43,9 +41,9 @@ class CaptionRows:
         }  # fmt: skip
         try:
             (self.folder / SAMPLES).unlink(missing_ok=True)
-            write_text(self.folder / HEAD, json.dumps(head, ensure_ascii=False) + "\n")
+            write_text(self.folder / COMPARISON, json.dumps(head, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise _unwritable(self.folder / HEAD, error) from error
+            raise _unwritable(self.folder / COMPARISON, error) from error
 
     def write(self, image: str, prompt: str, model: str, text: str, seconds: float, done: bool, whole: bool = True) -> None:
         """One caption, as far as it is written."""
@@ -53,11 +51,7 @@ class CaptionRows:
         if self.folder is None or (not done and now - self._written.get((model, image), 0.0) < ROW_SECONDS):
             return
         self._written[model, image] = now
-        row = {
-            "v": VERSION, "image": image, "prompt": prompt, "model": model, "text": text, "seconds": round(seconds, 3), "done": done,
-        }  # fmt: skip
-        if done and not whole:
-            row["whole"] = False
+        row = sample_row(image, prompt, model, text, seconds, done=done, whole=whole)
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         try:
             with open(self.folder / SAMPLES, "ab", buffering=0) as file:

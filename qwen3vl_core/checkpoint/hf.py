@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.run_record import TRACKER
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -181,7 +182,7 @@ def side_files(folder: Path) -> list[Path]:
         f
         for f in folder.iterdir()
         if f.is_file() and f.suffix in SIDE_SUFFIXES and not f.name.endswith(".index.json")
-        and f.name not in ("latest_checkpointed_iteration.txt", "metadata.json") and f.stat().st_size <= LARGEST_SIDE_FILE
+        and f.name not in (TRACKER, "metadata.json") and f.stat().st_size <= LARGEST_SIDE_FILE
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.formats import quantity
 from qwen3vl_core.options import InspectOptions
+from qwen3vl_core.run_record import CHECKPOINTS, PLAN, STATE
 from qwen3vl_core.sizes import Architecture
 
 PARTS = ("vision", "projector", "embeddings", "language", "experts")
@@ -227,9 +228,9 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 def inspect_run(folder: Path) -> InspectReport:
     """A run's folder: what it is, and its last checkpoint."""
-    plan, state = _json_object(folder / "plan.json"), _json_object(folder / "state.json")
+    plan, state = _json_object(folder / PLAN), _json_object(folder / STATE)
     run = {"kind": plan.get("kind"), "name": plan.get("name"), "status": state.get("status"), "exit code": state.get("exit_code")}
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return InspectReport(str(folder), "run", run=run | {"checkpoints": "none"})
     found = inspect_checkpoint(checkpoints) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
@@ -254,7 +255,7 @@ def inspect(path: Path) -> InspectReport:
         raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
     if path.is_file():
         raise RequestError(f"{path}: a file; give the folder that it is in")
-    if (path / "plan.json").is_file():
+    if (path / PLAN).is_file():
         return inspect_run(path)
     found = inspect_checkpoint(path)
     if found:

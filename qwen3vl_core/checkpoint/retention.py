@@ -7,21 +7,21 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import UNFINISHED
+from qwen3vl_core.run_record import ITERATION, checkpoint_step
 
 METADATA, COMMON, BACKEND, EXTRA = ".metadata", "common.pt", "metadata.json", "extra.json"
 
 
 def iterations(directory: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending. One that is being built has another name."""
-    named = (re.fullmatch(r"iter_(\d{1,12})", entry.name) for entry in directory.glob("iter_*") if entry.is_dir())
-    return sorted(int(match[1]) for match in named if match)
+    steps = (checkpoint_step(entry.name) for entry in directory.glob(f"{ITERATION}*") if entry.is_dir())
+    return sorted(step for step in steps if step is not None)
 
 
 def damage(data: Path) -> str | None:
@@ -85,7 +85,7 @@ def remove(data: Path) -> None:
 
 def clear_unfinished(directory: Path) -> None:
     """Remove what saves and removals that were killed have left."""
-    for entry in directory.glob(f"iter_*{UNFINISHED}"):
+    for entry in directory.glob(f"{ITERATION}*{UNFINISHED}"):
         shutil.rmtree(entry, ignore_errors=True)
 
 

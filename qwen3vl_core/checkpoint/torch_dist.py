@@ -24,8 +24,8 @@ from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 
-TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 
 
@@ -43,7 +43,7 @@ class Checkpoint:
 
 def iteration_folder(iteration: int) -> str:
     """Megatron's name: 500 -> `iter_0000500`."""
-    return f"iter_{iteration:07d}"
+    return f"{ITERATION}{iteration:07d}"
 
 
 def find(path: Path) -> Checkpoint | None:
@@ -55,8 +55,8 @@ def find(path: Path) -> Checkpoint | None:
         named = re.fullmatch(r"iter_(\d{1,12})", path.name)
         return Checkpoint(path.parent if (path.parent / TRACKER).exists() else path, path, int(named[1]) if named else 0)
     if not (path / TRACKER).is_file():
-        if (path / "checkpoints" / TRACKER).is_file():
-            return find(path / "checkpoints")
+        if (path / CHECKPOINTS / TRACKER).is_file():
+            return find(path / CHECKPOINTS)
         there = sorted(d.name for d in path.glob("iter_*") if d.is_dir()) if path.is_dir() else []
         if there:
             raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(there[-3:])}")

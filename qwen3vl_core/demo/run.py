@@ -19,6 +19,7 @@ from qwen3vl_core.errors import EXIT_DONE, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.formats import duration
 from qwen3vl_core.options import FinetuneOptions, from_mapping, shell_line, to_arguments
+from qwen3vl_core.run_record import CHECKPOINTS, PLAN, STATE, TRACKER
 
 Dispatch = Callable[[list[str]], int]
 SPLIT = "15,1,0"
@@ -43,7 +44,7 @@ def finetunes(workspace: Workspace) -> Iterable[Path]:
     """Folders of the demo's finetune runs that are done, oldest first."""
     for run in sorted(workspace.runs.glob("[0-9]*")):
         try:
-            plan, state = (json.loads((run / name).read_text()) for name in ("plan.json", "state.json"))
+            plan, state = (json.loads((run / name).read_text()) for name in (PLAN, STATE))
         except (OSError, ValueError):
             continue
         wanted = workspace.describe()["finetune"]
@@ -59,7 +60,7 @@ def stages(workspace: Workspace) -> list[DemoStage]:
 
     def back() -> list[str]:
         # the model folder of an earlier training must not pass for this one's
-        return ["convert", str(list(finetunes(w))[-1] / "checkpoints"), str(w.tuned), "--overwrite", *recorded]
+        return ["convert", str(list(finetunes(w))[-1] / CHECKPOINTS), str(w.tuned), "--overwrite", *recorded]
 
     def compare() -> list[str]:
         words = ["compare", "--base", str(w.base), "--tuned", str(w.tuned), "--images", str(w.held_out), "--references", str(w.truth_file)]
@@ -71,7 +72,7 @@ def stages(workspace: Workspace) -> list[DemoStage]:
               lambda: ["prepare", str(w.train_json), "--to", str(w.data), "--split", SPLIT, *recorded], (w.data / "report.json").exists),
         DemoStage("convert", "Hugging Face to Megatron",
               lambda: ["convert", str(w.base), str(w.base_megatron), "--verify", *recorded],
-              (w.base_megatron / "latest_checkpointed_iteration.txt").exists),
+              (w.base_megatron / TRACKER).exists),
         DemoStage("finetune", f"{FINETUNE['train_iters']} steps of {FINETUNE['global_batch_size']} pictures",
               lambda: ["finetune", *to_arguments(finetune), "--foreground", *recorded], lambda: any(finetunes(w))),
         DemoStage("convert back", "Megatron to Hugging Face", back, (w.tuned / "config.json").exists),

@@ -12,6 +12,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import whole_path
 from qwen3vl_core.layout.torchrun_command import TRAINING_MODULE
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line, to_arguments, to_mapping
+from qwen3vl_core.run_record import PLAN, VERSION
 
 HEADER = "# Made by qwen3vl plan --emit {kind}: {layout}."
 PORT = 23456
@@ -41,7 +42,7 @@ def job_name(options: FinetuneOptions) -> str:
 
 def plan_json(options: FinetuneOptions) -> str:
     """The `plan.json` that training reads."""
-    return json.dumps({"v": 1, "kind": "finetune", "name": job_name(options), "options": to_mapping(options)}, indent=1)
+    return json.dumps({"v": VERSION, "kind": "finetune", "name": job_name(options), "options": to_mapping(options)}, indent=1)
 
 
 def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, address: str, port: str) -> str:
@@ -55,10 +56,10 @@ def _write_plan(options: FinetuneOptions) -> list[str]:
     """Shell lines that put the plan into the run's folder; every node may do so, for each writes the same, whole."""
     return [
         'mkdir -p "$RUN_DIR"',
-        "cat > \"$RUN_DIR/plan.json.$(hostname).$$\" <<'PLAN'",
+        f"cat > \"$RUN_DIR/{PLAN}.$(hostname).$$\" <<'PLAN'",
         plan_json(options),
         "PLAN",
-        'mv "$RUN_DIR/plan.json.$(hostname).$$" "$RUN_DIR/plan.json"',
+        f'mv "$RUN_DIR/{PLAN}.$(hostname).$$" "$RUN_DIR/{PLAN}"',
     ]
 
 
@@ -136,8 +137,8 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
         [
             "set -euo pipefail",
             'mkdir -p "$RUN_DIR"',
-            'cp /etc/qwen3vl/plan.json "$RUN_DIR/plan.json.$HOSTNAME"',
-            'mv "$RUN_DIR/plan.json.$HOSTNAME" "$RUN_DIR/plan.json"',
+            f'cp /etc/qwen3vl/{PLAN} "$RUN_DIR/{PLAN}.$HOSTNAME"',
+            f'mv "$RUN_DIR/{PLAN}.$HOSTNAME" "$RUN_DIR/{PLAN}"',
             "exec " + _torchrun(options, '"${WORLD_SIZE:-1}"', '"${RANK:-0}"', each, address, port),
         ]
     )
@@ -173,7 +174,7 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
     documents = [
         {
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{name}-plan"},
-            "data": {"plan.json": plan_json(dataclasses.replace(options, env="dsw", nproc=0))},
+            "data": {PLAN: plan_json(dataclasses.replace(options, env="dsw", nproc=0))},
         },
         {
             "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": name},

@@ -10,6 +10,7 @@ from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.machine_rules import Machine, check_machine
 from qwen3vl_core.layout.sink_packages import sink_faults
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.run_record import CHECKPOINTS
 from qwen3vl_core.sizes import Architecture, check_size
 
 
@@ -192,7 +193,7 @@ def architecture_of(load: str) -> Architecture:
     folder = Path(load).expanduser()
     if not folder.exists():
         raise RequestError(f"--load {folder}: no such folder; give a Megatron checkpoint or a Hugging Face folder")
-    side = next((p for p in (folder, folder / "checkpoints", folder.parent) if (p / "config.json").is_file()), None)
+    side = next((p for p in (folder, folder / CHECKPOINTS, folder.parent) if (p / "config.json").is_file()), None)
     if side is None:
         raise RequestError(
             f"--load {folder}: no config.json in it; give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder"

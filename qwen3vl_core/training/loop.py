@@ -12,6 +12,7 @@ from qwen3vl_core.model.config import without_fp8
 import torch
 from megatron.core import parallel_state
 
+from qwen3vl_core import run_record
 from qwen3vl_core.checkpoint import lora_merge, retention
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.source import open_source
@@ -24,6 +25,7 @@ from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.rules import check_layout
 from qwen3vl_core.layout.sink_packages import sink_faults
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
 from qwen3vl_core.sizes import check_size
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
@@ -34,7 +36,6 @@ from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 from qwen3vl_core.training.throughput import Gpu, peak_memory
 
-CHECKPOINTS, METRICS, TENSORBOARD, SKIPPED = "checkpoints", "metrics.jsonl", "tensorboard", "skipped.jsonl"
 # loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
 GPU_WORKERS = 2
 # below this many samples a share of skipped ones says nothing
@@ -79,7 +80,7 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
     )  # fmt: skip
     # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
     writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
-    skipped = run_dir / (SKIPPED if rank == 0 else f"skipped-{rank}.jsonl") if writes else None
+    skipped = run_dir / run_record.skipped_file(rank) if writes else None
     train = build_loader(options.train_data, "train", processor, skipped_file=skipped, **shared)
     if not options.eval_interval:
         return train, None
@@ -114,7 +115,9 @@ class Loop:
         self.damaged: list[str] = []
         self._resume()
         self.line = StepLine(options.train_iters, self.step)
-        self.metrics = Metrics(run_dir / METRICS, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.leads else None
+        self.metrics = (
+            Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.leads else None
+        )
         self.gpu = Gpu()
         # seconds in checkpoints since the last row
         self.saving_seconds = 0.0
@@ -127,7 +130,10 @@ class Loop:
 
     def _resume(self) -> None:
         found = load_training(
-            self.run_dir / CHECKPOINTS, models=self.training.models, optimizer=self.training.optimizer, scheduler=self.training.scheduler
+            self.run_dir / CHECKPOINTS,
+            models=self.training.models,
+            optimizer=self.training.optimizer,
+            scheduler=self.training.scheduler,
         )
         if found is not None:
             self.step, extra = found
@@ -194,7 +200,7 @@ class Loop:
         seconds = time.monotonic() - saving.started
         beside = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
         self.event(
-            "save", f"checkpoint {saving.folder.name} in {seconds:.1f} s{beside}", step=saving.iteration, path=str(saving.folder),
+            run_record.SAVED, f"checkpoint {saving.folder.name} in {seconds:.1f} s{beside}", step=saving.iteration, path=str(saving.folder),
             seconds=round(seconds, 3), waited_seconds=round(saving.blocked, 3), **({"removed": removed} if removed else {}),
         )  # fmt: skip
 
@@ -205,8 +211,8 @@ class Loop:
         tokens = sum(r.tokens for r in results)
         loss = sum(r.loss * r.tokens for r in results) / max(tokens, 1)
         if self.metrics:
-            self.metrics.row("eval", self.step, loss=loss, tokens=tokens)
-            self.line.say(f"step {self.step}: validation loss {loss:.4f}")
+            self.metrics.row(run_record.EVAL, self.step, {run_record.LOSS: loss, run_record.TOKENS: tokens})
+            self.line.say(f"step {self.step}: {run_record.title_of(run_record.key_of(run_record.EVAL, run_record.LOSS))} {loss:.4f}")
 
     def sample(self) -> None:
         """Captions of the fixed pictures."""
@@ -245,7 +251,7 @@ class Loop:
             what = f"the loss is {result.loss}" if result.fault == "loss" else f"the gradient norm is {result.grad_norm}"
         done = "the weights stay as they were" if not result.updated else "the step was made"
         self.event(
-            "spike" if result.fault == SPIKE else "nan", f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
+            run_record.SPIKE if result.fault == SPIKE else run_record.NAN, f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
             grad_norm=result.grad_norm, updated=result.updated, in_a_row=self.guard.bad,
         )  # fmt: skip
         if tired:
@@ -255,7 +261,7 @@ class Loop:
             precision = "" if self.options.precision != "fp16" else ", or --precision bf16"
             raise WorkError(
                 f"step {self.step}: {what}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
-                f"{named} ({METRICS} has those of each); {self._last_checkpoint()}; look at these samples, or try a lower --lr than "
+                f"{named} ({METRICS_FILE} has those of each); {self._last_checkpoint()}; look at these samples, or try a lower --lr than "
                 f"{self.options.lr:g}, more --lr-warmup-iters{precision}"
             )
 
@@ -263,15 +269,15 @@ class Loop:
         """Train to the end, or until a signal asks to stop. Raises WorkError when it cannot go on."""
         o = self.options
         for line in self.damaged:
-            self.event("damaged", f"{line}; going on from the one before it")
+            self.event(run_record.DAMAGED, f"{line}; going on from the one before it")
         if self.step:
-            self.event("resume", f"go on after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
+            self.event(run_record.RESUME, f"go on after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
         else:
-            self.event("start", f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
+            self.event(run_record.START, f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
         for line in trained_lines(o, self.source.architecture) if self.leads else ():
             self.line.say(line)
         if self.gpu.problem:
-            self.event("note", self.gpu.problem)
+            self.event(run_record.NOTE, self.gpu.problem)
         stop, failed = False, True
         try:
             while self.step < o.train_iters and not stop:
@@ -292,9 +298,9 @@ class Loop:
                     self.save()
                 self._finish_saving(wait=last)
             if stop and self.step < o.train_iters:
-                self.event("stop", f"stopped after step {self.step} of {o.train_iters}; qwen3vl runs resume goes on")
+                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}; qwen3vl runs resume goes on")
             else:
-                self.event("done", f"done: {self.step} steps")
+                self.event(run_record.DONE, f"done: {self.step} steps")
             failed = False
         finally:
             self.line.end()
@@ -310,23 +316,31 @@ class Loop:
         figures = peak_memory()
         if not self.metrics:
             return
-        rate = result.tokens / seconds
-        share = None
         if result.flops:
             each = result.flops / seconds / torch.distributed.get_world_size()
-            figures["tflops"] = round(each / 1e12, 3)
+            figures[run_record.TFLOPS] = round(each / 1e12, 3)
             if self.gpu.peak_flops:
-                figures["mfu"] = share = round(each / self.gpu.peak_flops, 4)
+                figures[run_record.MFU] = round(each / self.gpu.peak_flops, 4)
         if self.options.precision == "fp16":
-            figures["loss_scale"] = float(self.training.optimizer.get_loss_scale())
+            figures[run_record.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:
-            figures["packing_efficiency"] = round(result.filled, 4)
-        self.metrics.row(
-            "train", self.step, loss=result.loss, lr=result.learning_rate, grad_norm=result.grad_norm, tokens=result.tokens,
-            samples=self.options.global_batch_size, step_seconds=round(seconds, 4), tokens_per_second=round(rate, 1),
-            skipped=sum(self.train_data.skipped.values()), data_seconds=round(data_seconds, 4),
-            forward_backward_seconds=round(result.forward_backward_seconds, 4), optimizer_seconds=round(result.optimizer_seconds, 4),
-            checkpoint_seconds=round(self.saving_seconds, 4), **figures, **self.gpu.figures(),
-        )  # fmt: skip
+            figures[run_record.PACKING_EFFICIENCY] = round(result.filled, 4)
+        values = {
+            run_record.LOSS: result.loss,
+            run_record.LR: result.learning_rate,
+            run_record.GRAD_NORM: result.grad_norm,
+            run_record.TOKENS: result.tokens,
+            run_record.SAMPLE_COUNT: self.options.global_batch_size,
+            run_record.STEP_SECONDS: round(seconds, 4),
+            run_record.TOKENS_PER_SECOND: round(result.tokens / seconds, 1),
+            run_record.SKIPPED_COUNT: sum(self.train_data.skipped.values()),
+            run_record.DATA_SECONDS: round(data_seconds, 4),
+            run_record.FORWARD_BACKWARD_SECONDS: round(result.forward_backward_seconds, 4),
+            run_record.OPTIMIZER_SECONDS: round(result.optimizer_seconds, 4),
+            run_record.CHECKPOINT_SECONDS: round(self.saving_seconds, 4),
+            **figures,
+            **self.gpu.figures(),
+        }
+        self.metrics.row(run_record.TRAIN, self.step, values)
         self.saving_seconds = 0.0
-        self.line.show(self.step, result.loss, result.learning_rate, result.grad_norm if result.updated else None, seconds, rate, share)
+        self.line.show(self.step, values, updated=result.updated)

@@ -7,34 +7,14 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.formats import GIB, duration, number
+from qwen3vl_core.formats import duration, number
 from qwen3vl_core.progress import Progress
+from qwen3vl_core.run_record import EVENT, GRAD_NORM, METRICS, VERSION, scalars
 from qwen3vl_core.training.sinks import Sinks
-
-VERSION = 1
-# Megatron-LM's tag names, so that curves of both stand side by side; what it has no curve of has its own name
-TAGS = {
-    "loss": "lm loss", "lr": "learning-rate", "grad_norm": "grad-norm", "loss_scale": "loss-scale", "samples": "batch-size",
-    "step_seconds": "iteration-time", "tflops": "throughput", "memory_gib": "mem-max-allocated-bytes",
-    "memory_reserved_gib": "mem-reserved-bytes", "tokens_per_second": "tokens/s", "mfu": "mfu", "packing_efficiency": "packing-efficiency",
-    "data_seconds": "data-time", "forward_backward_seconds": "forward-backward-time", "optimizer_seconds": "optimizer-time",
-    "checkpoint_seconds": "checkpoint-time", "skipped": "skipped-samples", "gpu_utilisation": "gpu-utilisation", "gpu_watts": "gpu-watts",
-}  # fmt: skip
-
-
-def scalars(kind: str, row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a row by tag; a validation's as Megatron-LM has them, `lm loss validation`."""
-    if kind not in ("train", "eval"):
-        return {}
-    found = {}
-    for name, tag in TAGS.items():
-        value = row.get(name)
-        if value is not None:
-            found[tag if kind == "train" else f"{tag} validation"] = value * GIB if tag.endswith("-bytes") else value
-    return found
 
 
 def plain(value: Any) -> Any:
@@ -61,20 +41,20 @@ class Metrics:
 
             self._tensorboard = SummaryWriter(str(tensorboard), flush_secs=20)
 
-    def row(self, kind: str, step: int, **values: Any) -> None:
-        """Append one row; numbers go to TensorBoard and to the sinks under Megatron's tags."""
+    def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row; numbers go to TensorBoard and to the sinks under their tags in the table of metrics."""
         row = {"v": VERSION, "step": step, "time": round(time.time(), 3), "kind": kind} | {k: plain(v) for k, v in values.items()}
         os.write(self._descriptor, (json.dumps(row) + "\n").encode())
-        values = scalars(kind, row)
+        tagged = scalars(kind, row)
         if self._tensorboard is not None:
-            for tag, value in values.items():
+            for tag, value in tagged.items():
                 self._tensorboard.add_scalar(tag, value, step)
-        if self._sinks is not None and values:
-            self._sinks.log(values, step)
+        if self._sinks is not None and tagged:
+            self._sinks.log(tagged, step)
 
     def event(self, step: int, event: str, text: str, **values: Any) -> None:
-        """Something that happened: `start`, `resume`, `damaged`, `note`, `save`, `nan`, `spike`, `stop`, `done`."""
-        self.row("event", step, event=event, text=text, **values)
+        """Something that happened: one of EVENTS."""
+        self.row(EVENT, step, {"event": event, "text": text, **values})
 
     def close(self, failed: bool = False) -> None:
         if self._sinks is not None:
@@ -82,6 +62,21 @@ class Metrics:
         os.close(self._descriptor)
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def step_text(values: Mapping[str, Any], updated: bool = True) -> str:
+    """The metrics of a step that have a place in the log line: `loss 1.2345  lr 1e-5  grad norm 0.83  …`."""
+    parts = []
+    for key, metric in METRICS.items():
+        value = values.get(key)
+        if not metric.line or (value is None and key != GRAD_NORM):
+            continue
+        if key == GRAD_NORM and (value is None or not updated):
+            text = "skipped"
+        else:
+            text = f"{value:{metric.format}}" if metric.format else number(value, metric.line)
+        parts.append(f"{metric.title} {text}" + (f" {metric.unit}" if metric.unit not in ("", metric.title) else ""))
+    return "  ".join(parts)
 
 
 class StepLine:
@@ -93,23 +88,17 @@ class StepLine:
         self._bar.done = done
         self._first, self._started = done, time.monotonic()
 
-    def show(
-        self, step: int, loss: float, lr: float, grad_norm: float | None, seconds: float, tokens_per_second: float, mfu: float | None = None
-    ) -> None:  # fmt: skip
-        """One step is done."""
-        norm = "skipped" if grad_norm is None else number(grad_norm, 3)
-        share = "" if mfu is None else f"  MFU {mfu:.1%}"
-        rates = f"lr {number(lr, 3)}  grad {norm}"
-        speed = f"{number(tokens_per_second)} tok/s{share}"
+    def show(self, step: int, values: Mapping[str, Any], updated: bool = True) -> None:
+        """One step is done. values: by key, as in the row. updated: False for a step that left the weights as they were."""
         if self._bar.mode == "lines":
             each = (time.monotonic() - self._started) / max(step - self._first, 1)
             print(
-                f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  loss {number(loss, 5)}  {rates}  "
-                f"{number(seconds, 3)} s  {speed}  ETA {duration(each * (self.total - step))}",
+                f"{time.strftime('%H:%M:%S')} step {step:>{len(str(self.total))}}/{self.total}  {step_text(values, updated)}  "
+                f"ETA {duration(each * (self.total - step))}",
                 flush=True,
             )
         elif self._bar.mode == "bar":
-            self._bar.update(step - self._bar.done, f"loss {number(loss)}  {rates}  {speed}")
+            self._bar.update(step - self._bar.done, step_text(values, updated))
 
     def say(self, text: str) -> None:
         """A line of its own."""

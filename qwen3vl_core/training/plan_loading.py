@@ -7,8 +7,7 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions, from_mapping
-
-PLAN = "plan.json"
+from qwen3vl_core.run_record import PLAN, version_problem
 
 
 def read_options(run_dir: Path) -> FinetuneOptions:
@@ -21,6 +20,8 @@ def read_options(run_dir: Path) -> FinetuneOptions:
         raise RequestError(f"{file}: no such file; a run starts with qwen3vl finetune") from None
     except (ValueError, KeyError, TypeError):
         raise RequestError(f"{file}: not a plan of a run; start a new one with qwen3vl finetune") from None
+    if problem := version_problem(plan):
+        raise RequestError(f"{file}: {problem}")
     if kind != "finetune":
         raise RequestError(f"{file}: a plan of {kind}, not of finetune; use qwen3vl runs resume")
     return from_mapping(FinetuneOptions, values)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.process_death import death_with_parent
+from qwen3vl_core.run_record import TRAINING_LOCK
 
-LOCK = "training.lock"
 # what a run that was just killed may take to be gone
 PATIENCE_SECONDS = 20.0
 
@@ -52,7 +52,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, patience: float = PATIENCE_SECONDS) -> None:
-        self._file = open(run_dir / LOCK, "a+")  # noqa: SIM115
+        self._file = open(run_dir / TRAINING_LOCK, "a+")  # noqa: SIM115
         end = time.monotonic() + patience
         while True:
             try:

@@ -14,17 +14,17 @@ import qwen3vl_core.model  # noqa: F401
 import torch
 import torch.distributed as dist
 
+from qwen3vl_core.caption.comparison import TUNED
 from qwen3vl_core.caption.generate import CaptionWriter, Prompt, whole_characters
 from qwen3vl_core.caption.pictures import Picture, find_pictures
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.run_record import SAMPLES, sample_row
 from qwen3vl_core.training.setup import Training
 from qwen3vl_core.training.sharded_generation import ShardedWriter
 
-SAMPLES = "samples.jsonl"
-VERSION = 1
 MOST_PICTURES = 16
 BATCH_SIZE = 4
 """Captions written at once: the caches take memory beside the optimizer's."""
@@ -128,12 +128,9 @@ class Sampler:
 
     def _record(self, captions: list[_TimedText], step: int) -> None:
         rows = [
-            {
-                "v": VERSION, "step": step, "image": picture.name, "prompt": self.prompt, "model": "tuned", "text": caption.text,
-                "seconds": round(caption.seconds, 3), "done": True,
-            }
+            sample_row(picture.name, self.prompt, TUNED, caption.text, caption.seconds, step=step)
             for picture, caption in zip(self.pictures, captions, strict=True)
-        ]  # fmt: skip
+        ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace")
         try:
             descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

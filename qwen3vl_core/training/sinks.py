@@ -12,6 +12,7 @@ from typing import Any
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.sink_packages import NAMES
 from qwen3vl_core.options import FinetuneOptions, to_mapping
+from qwen3vl_core.run_record import SWANLAB, WANDB
 
 
 class _Wandb:
@@ -25,7 +26,7 @@ class _Wandb:
             project=project, id=run_dir.name, name=run_dir.name, config=config, dir=str(run_dir), resume="allow",
             settings=wandb.Settings(quiet=True),
         )  # fmt: skip
-        self.where = self._run.url or f"offline; wandb sync {run_dir / 'wandb' / 'latest-run'}"
+        self.where = self._run.url or f"offline; wandb sync {run_dir / WANDB / 'latest-run'}"
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -40,7 +41,7 @@ class _SwanLab:
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
         import swanlab
 
-        folder = run_dir / "swanlab"
+        folder = run_dir / SWANLAB
         folder.mkdir(exist_ok=True)
         # it takes letters, digits, - and _ in an id
         name = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in run_dir.name)[-64:]

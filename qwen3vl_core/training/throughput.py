@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.flops import attention_forward, language_forward, passes, vision_forward
+from qwen3vl_core.run_record import GPU_UTILISATION, GPU_WATTS, MEMORY, RESERVED
 from qwen3vl_core.sizes import Architecture
 
 # the driver is asked at most this often
@@ -106,15 +107,15 @@ class Gpu:
         return None
 
     def figures(self) -> dict[str, float]:
-        """{"gpu_utilisation": percent, "gpu_watts": …}, not older than `NVML_SECONDS`; empty where there is nothing to ask."""
+        """{GPU_UTILISATION: percent, GPU_WATTS: …}, not older than `NVML_SECONDS`; empty where there is nothing to ask."""
         now = time.monotonic()
         if self._handle is None or (self._known and now - self._asked < NVML_SECONDS):
             return self._known
         self._asked = now
         try:
             self._known = {
-                "gpu_utilisation": float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
-                "gpu_watts": round(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000, 1),
+                GPU_UTILISATION: float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
+                GPU_WATTS: round(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000, 1),
             }
         except self._nvml.NVMLError:
             self._handle, self._known = None, {}
@@ -122,7 +123,7 @@ class Gpu:
 
 
 def peak_memory() -> dict[str, float]:
-    """{"memory_gib": the most that the tensors of any rank took since the last call, "memory_reserved_gib": the allocator's}.
+    """{MEMORY: the most that the tensors of any rank took since the last call, RESERVED: the allocator's}.
 
     Called by every rank; empty on a CPU.
     """
@@ -133,4 +134,4 @@ def peak_memory() -> dict[str, float]:
     dist.all_reduce(figures, op=dist.ReduceOp.MAX)
     torch.cuda.reset_peak_memory_stats()
     allocated, reserved = figures.tolist()
-    return {"memory_gib": round(allocated / GIB, 3), "memory_reserved_gib": round(reserved / GIB, 3)}
+    return {MEMORY: round(allocated / GIB, 3), RESERVED: round(reserved / GIB, 3)}

@@ -87,7 +87,7 @@ def test_a_run_is_shown_with_plan_state_metrics_and_why_it_failed(store, typed):
     code, out = typed("show", "1")
     assert code == 0 and out.startswith("✗ 0001-finetune  finetune  failed, exit code 3\n")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    for line in (f"folder {run.path}", "--lr 0.0003", "last step 2/4", "loss 2.25", "last evaluation 2/4", "loss 2.75"):
+    for line in (f"folder {run.path}", "--lr 0.0003", "last step 2/4", "loss 2.25", "last evaluation 2/4", "val loss 2.75"):
         assert line.removeprefix("--") in lines
     assert "global_batch_size" not in out and f"load {run.options['load']}" in lines
     assert out.endswith("end of its log\n  CUDA out of memory\n")
@@ -233,7 +233,7 @@ def test_two_runs_side_by_side_show_what_differs(store, typed):
     code, out = typed("compare", "1", "2")
     lines = [line.split() for line in out.splitlines()]
     assert code == 0 and lines[0] == ["0001-lr-1e-05", "0002-lr-0-0003"]
-    assert ["--lr", "1e-05", "0.0003"] in lines and ["train", "loss", "3", "2"] in lines and ["eval", "loss", "3.5", "2.5"] in lines
+    assert ["--lr", "1e-05", "0.0003"] in lines and ["loss", "3", "2"] in lines and ["val", "loss", "3.5", "2.5"] in lines
     assert not any("--load" in line or "--name" in line for line in lines)
     assert typed("compare", "1", "1")[1].endswith("no option differs\n")
 

@@ -47,7 +47,7 @@ def test_a_real_run_is_drawn_with_its_evaluations(trained):
     assert monitor.figure.layout.uirevision == "keep"
     monitor.metric_menu.value = "grad_norm"
     assert lines(monitor) == {(trained.id, "raw"): pytest.approx(frame["grad_norm"].tolist())}
-    assert monitor.figure.layout.yaxis.title.text == "gradient norm"
+    assert monitor.figure.layout.yaxis.title.text == "grad norm"
 
 
 def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopped_here(store, dataset):
@@ -199,7 +199,7 @@ def test_the_curves_on_screen_are_a_picture_that_other_programs_draw(trained, tm
     root = ElementTree.parse(file).getroot()
     drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class") == "line"]
     assert [e.get("d").count("L") for e in drawn] == [3, 3, 1]
-    assert {"step", "loss", trained.id, f"{trained.id} validation"} <= {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"step", "loss", trained.id, f"{trained.id} val"} <= {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
     cairosvg.svg2png(url=str(file), write_to=str(tmp_path / "curve.png"))
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB"))
     assert picture.shape[1] == 960 and (picture == (0x3B, 0x7D, 0xD8)).all(axis=2).sum() > 100

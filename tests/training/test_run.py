@@ -59,7 +59,7 @@ def test_the_record_of_a_run_is_complete(whole):
 def test_the_log_says_what_is_trained_and_how_it_goes(whole):
     lines = runs.log(whole).splitlines()
     assert "trained: " in lines[1] and "language" in "".join(lines[2:6])
-    assert any(f"step {STEPS}/{STEPS}  loss" in line and "tok/s" in line and "ETA" in line for line in lines)
+    assert any(f"step {STEPS}/{STEPS}  loss" in line and "tokens/s" in line and "ETA" in line for line in lines)
 
 
 def test_tensorboard_mirrors_the_record(whole):

@@ -63,7 +63,7 @@ def test_any_metric_is_chosen_from_a_list(store):
         screen = await watching(pilot, run)
         await press(pilot, "v")
         text = text_of(pilot.app)
-        assert "gradient norm" in text and "MFU" in text and "router entropy" in text and "2.5" in text
+        assert "grad norm" in text and "MFU" in text and "router entropy" in text and "2.5" in text
         await press(pilot, "end", "enter")
         await until(pilot, lambda: screen.view.metric == "router_entropy")
         await looked(pilot)

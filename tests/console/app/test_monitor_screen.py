@@ -93,7 +93,7 @@ def test_the_keys_of_the_curve(store):
         assert "┊" in text_of(pilot.app) and "step 39" in text_of(pilot.app)
         await press(pilot, "escape")
         assert "┊" not in text_of(pilot.app)
-        for title in ("gradient norm", "learning rate", "trained tokens/s", "seconds a step"):
+        for title in ("lr", "grad norm", "step time (s)", "tokens/s"):
             await press(pilot, "tab")
             await until(pilot, lambda title=title: f" {title}" in text_of(pilot.app).splitlines()[1])
 

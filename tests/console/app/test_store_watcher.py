@@ -23,7 +23,7 @@ def test_a_row_says_what_a_run_is_and_how_far(store):
     (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30\n")
     row = StoreWatcher(store.root).look().get(run.id)
     assert (row.kind, row.status, row.exit_code, row.step, row.total) == ("finetune", "stopped", 143, 40, 100)
-    assert row.loss == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == store_watcher.SPARK_CELLS
+    assert row.metrics["loss"] == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == store_watcher.SPARK_CELLS
     assert row.checkpoint == "checkpoint of step 30" and row.last_line.startswith("step 40/100")
     assert row.command.startswith("qwen3vl finetune --load ") and "--train-iters 100" not in row.command
     assert row.eta is None and 0 < row.age(row.ended + 50) <= 50
@@ -180,10 +180,10 @@ def test_the_feed_gives_lines_averages_metrics_events_and_the_log(store):
         file.write(json.dumps({"kind": "eval", "step": 40, "loss": 1.5}) + "\n")
     feed = MonitorFeed(StoreWatcher(store.root))
     view = feed.read(run, [other], "loss", 0.9)
-    assert [line.label for line in view.lines] == [run.id, other.id, "evaluation"]
+    assert [line.label for line in view.lines] == [run.id, other.id, "val loss"]
     np.testing.assert_allclose(view.lines[0].y, [loss(i) for i in range(1, 41)])
     assert view.lines[0].smooth is not None and len(view.lines[0].smooth) == 40
-    assert view.metrics[:3] == ("loss", "grad_norm", "lr") and "eval/loss" not in view.metrics
+    assert view.metrics[:3] == ("loss", "lr", "grad_norm") and "eval/loss" not in view.metrics
     assert view.log.lines[-1].startswith("step 40") and view.events[0]["event"] == "start"
     assert feed.read(run, [], "lr", 0.9).lines[0].smooth is None
 

@@ -27,6 +27,7 @@ from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.options import FinetuneOptions, from_mapping
+from qwen3vl_core.run_record import LOG, METRICS_FILE, STATE
 from qwen3vl_core.sizes import Architecture
 
 SHARD = 5_000_000_000
@@ -167,7 +168,7 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
     given = [*words, "--train-iters", count]
     began = time.monotonic()
     done = Finetune(words)
-    log = runs.parent / "output.log"
+    log = runs.parent / LOG
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "qwen3vl_core.cli", "finetune", *given, "--runs", str(runs), "--foreground"],
@@ -191,7 +192,7 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
 def _end(runs: Path, process: subprocess.Popen) -> None:
     """Kill the training where it still runs; its supervisor and the command end with it."""
     if process.poll() is None:
-        for state in runs.glob("*/state.json"):
+        for state in runs.glob(f"*/{STATE}"):
             with contextlib.suppress(ValueError, ProcessLookupError):
                 os.killpg(int(json.loads(state.read_text()).get("pid") or 0) or process.pid, signal.SIGKILL)
         try:
@@ -203,7 +204,7 @@ def _end(runs: Path, process: subprocess.Popen) -> None:
 
 def metrics(runs: Path) -> list[dict]:
     """The training rows of the one run in `runs`, whole lines only."""
-    for file in runs.glob("*/metrics.jsonl"):
+    for file in runs.glob(f"*/{METRICS_FILE}"):
         lines = file.read_text().split("\n")[:-1]
         return [row for row in map(json.loads, lines) if row.get("kind") == "train"]
     return []

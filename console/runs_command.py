@@ -20,7 +20,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.locations import STORE_HELP, runs_directory
 from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line
-from qwen3vl_core.run_record import SAMPLES
+from qwen3vl_core.run_record import SAMPLES, version_problem
 
 EXIT_INTERRUPTED = 130
 LOG_LINES = 40
@@ -270,6 +270,8 @@ def _clone(store: RunStore, given: argparse.Namespace) -> int:
     cls = COMMANDS.get(run.kind)
     if cls is None:
         raise RequestError(f"run {run.id}: a run of kind {run_text.plain(run.kind)} cannot be cloned; only {', '.join(COMMANDS)} can")
+    if problem := version_problem(run.plan):
+        raise RequestError(f"run {run.id}: {problem}")
     options = from_mapping(cls, {**run.options, **_changes(cls, given.set)})
     if callable(getattr(options, "check", None)):
         options.check()

@@ -21,6 +21,7 @@ from console.runs.captions import CaptionedPicture, RecordedCaption, SampleFeed,
 from console.runs.store import Run, RunStore
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.word_diff import count
+from qwen3vl_core.run_record import CAPTIONS_PAGE
 
 STATIC_PICTURES = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -290,7 +291,7 @@ class CompareCaptions(Live):
 
     def to_html(self, path: Path | str | None = None) -> Path:
         """Write the page of this comparison; without a path beside the notebook. Raises RequestError and WorkError."""
-        target = Path(path or f"captions-{self.run.number:04d}.html" if self.run is not None else "captions.html")
+        target = Path(path or f"captions-{self.run.number:04d}.html" if self.run is not None else CAPTIONS_PAGE)
         (made,) = exports.export(self.run, html=target.expanduser().absolute())
         return made
 

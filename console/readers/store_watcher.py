@@ -16,7 +16,20 @@ from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.run_record import CHECKPOINTS, EVAL, LOG, LOSS, METRICS_FILE, PLAN, STATE, STEP_SECONDS, TRACKER, TRAIN, listed
+from qwen3vl_core.run_record import (
+    CHECKPOINTS,
+    EVAL,
+    LOG,
+    LOSS,
+    METRICS_FILE,
+    PLAN,
+    STATE,
+    STEP_SECONDS,
+    TRACKER,
+    TRAIN,
+    listed,
+    version_problem,
+)
 
 if TYPE_CHECKING:
     from console.runs.series import MetricSeries
@@ -183,7 +196,7 @@ class StoreWatcher:
             self._evals[run.id] = latest[EVAL]
         row = RunRow(
             run=run, kind=run.kind, status=status,
-            exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or ""),
+            exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or version_problem(run.plan)),
             step=_number(last.get("step"), int), total=_number(total, int), metrics=listed(last),
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
             layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),

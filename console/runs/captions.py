@@ -1,7 +1,6 @@
 """The captions of a compare run as they are written, and the votes of those who read them. Blocking; imports no Textual.
 
-Votes are in `votes.json` beside the captions: {"v": 1, "votes": {picture: name of a model | "same"}, "blind": [picture, ...]},
-`blind` naming those that were given without seeing which model wrote what.
+Votes are in `votes.json` beside the captions; `docs/run-record.md` says what it holds.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from console.runs.supervisor import grace_seconds
 from console.runs.tail import FileFollower
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
-from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP
+from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, version_problem
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
@@ -48,6 +48,8 @@ def resume(run: Run, *, columns: int | None = None) -> None:
 
 
 def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
+    if problem := version_problem(run.plan):
+        raise RequestError(f"run {run.id}: {problem}")
     state = run.state
     if state["status"] in ALIVE and state.get("supervisor_pid") and is_here(state):
         raise runs_already(run.path)  # the supervisor would find so too, and wait for the lock first

@@ -14,7 +14,7 @@ from console.runs.store import Run
 from console.runs.tail import LogTail, clean, last_rows
 from qwen3vl_core.formats import duration, number, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
-from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of
+from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of, version_problem
 
 SEARCHED_LINES = 200_000
 """Lines at the end of a log that `runs logs --grep` looks through."""
@@ -66,6 +66,8 @@ def describe(run: Run) -> list[str]:
             f"  its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}; "
             f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} goes on"
         )
+    if problem := version_problem(plan):
+        lines.append(f"  {problem}")
     if run.error:
         lines.append(f"  {plain(run.error)}")
     lines += _pairs("", {

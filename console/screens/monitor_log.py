@@ -13,6 +13,7 @@ from console.runs.diagnosis import Diagnosis
 from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
 from console.widgets.log_pane import LogPane
+from qwen3vl_core.run_record import LOG
 
 
 class MonitorLog(ConsoleScreen):
@@ -39,7 +40,7 @@ class MonitorLog(ConsoleScreen):
             self._state = None
             self.query_one("#logstate", Static).update(words, layout=False)
             return
-        parts = [Content(" output.log ").stylize("bold")]
+        parts = [Content(f" {LOG} ").stylize("bold")]
         if self.gone:
             text = Content(" ✗ the run's folder is gone; what was read of it is shown  1 shows the others").stylize("$text-error")
             self._state = None

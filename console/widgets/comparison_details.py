@@ -18,6 +18,7 @@ from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import ModelScores, Scores
 from qwen3vl_core.caption.word_diff import count
+from qwen3vl_core.run_record import ITERATION
 
 LABEL = 12
 """Columns of what is counted, before the models' figures."""
@@ -51,7 +52,7 @@ def model_path(path: str, width: int) -> str:
     """The end of a path, which says more than its beginning."""
     text = printable(path)
     parts = Path(text).parts
-    short = "/".join(parts[-3:] if parts[-1:] and parts[-1].startswith("iter_") else parts[-2:])
+    short = "/".join(parts[-3:] if parts[-1:] and parts[-1].startswith(ITERATION) else parts[-2:])
     return short if len(short) <= width else "…" + short[1 - width :]
 
 

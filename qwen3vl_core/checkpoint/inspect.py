@@ -21,7 +21,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.formats import quantity
 from qwen3vl_core.options import InspectOptions
-from qwen3vl_core.run_record import CHECKPOINTS, PLAN, STATE
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, PLAN, STATE
 from qwen3vl_core.sizes import Architecture
 
 PARTS = ("vision", "projector", "embeddings", "language", "experts")
@@ -178,7 +178,7 @@ def _written_by(data: Path) -> str | None:
 def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectReport:
     """A checkpoint that was converted, or one of a run."""
     found = InspectReport(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
-    named = (re.fullmatch(r"iter_(\d{7,})", folder.name) for folder in checkpoint.root.iterdir())
+    named = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
     found.iterations = sorted(int(match[1]) for match in named if match)
     architecture = _side(found, checkpoint.root)
     try:

@@ -52,12 +52,12 @@ def find(path: Path) -> Checkpoint | None:
     None where there is no sign of one. Raises RequestError for one that is broken.
     """
     if (path / ".metadata").is_file():
-        named = re.fullmatch(r"iter_(\d{1,12})", path.name)
+        named = re.fullmatch(rf"{ITERATION}(\d{{1,12}})", path.name)
         return Checkpoint(path.parent if (path.parent / TRACKER).exists() else path, path, int(named[1]) if named else 0)
     if not (path / TRACKER).is_file():
         if (path / CHECKPOINTS / TRACKER).is_file():
             return find(path / CHECKPOINTS)
-        there = sorted(d.name for d in path.glob("iter_*") if d.is_dir()) if path.is_dir() else []
+        there = sorted(d.name for d in path.glob(f"{ITERATION}*") if d.is_dir()) if path.is_dir() else []
         if there:
             raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(there[-3:])}")
         return None

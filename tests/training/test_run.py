@@ -15,6 +15,7 @@ import pytest
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.torchrun_command import training_command
+from qwen3vl_core.run_record import EVENT_FIELDS, EVENTS, METRICS, ROW_FIELDS, SAMPLE_FIELDS
 from qwen3vl_core.training.throughput import Gpu
 from tests.ranks import run_ranks
 from tests.training import runs
@@ -54,6 +55,14 @@ def test_the_record_of_a_run_is_complete(whole):
     assert [r["event"] for r in rows(whole, "event")] == ["start", "save", "save", "done"]
     assert (whole / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == f"{STEPS}\n"
     assert sorted(p.name for p in (whole / "checkpoints").glob("iter_*")) == ["iter_0000004", "iter_0000006"]
+
+
+def test_rows_hold_what_the_module_of_the_record_declares(whole):
+    for kind, declared in (("train", METRICS), ("eval", METRICS), ("event", EVENT_FIELDS)):
+        assert not {key for row in rows(whole, kind) for key in row} - {*ROW_FIELDS, *declared}
+    assert {row["event"] for row in rows(whole, "event")} <= EVENTS.keys()
+    samples = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    assert samples and all(row.keys() <= SAMPLE_FIELDS.keys() for row in samples)
 
 
 def test_the_log_says_what_is_trained_and_how_it_goes(whole):

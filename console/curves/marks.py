@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3vl_core.run_record import BAD_EVENTS, DAMAGED, NAN, NOTE, RESUME, SAVED, SPIKE, STOPPED
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -15,8 +17,6 @@ class Mark:
     text: str
 
 
-MARKS = {
-    "save": ("◆", "mark"), "nan": ("✗", "problem"), "spike": ("▲", "problem"), "resume": ("↻", "mark"), "damaged": ("✗", "problem"),
-    "stop": ("■", "mark"), "note": ("·", "mark"),
-}  # fmt: skip
+_GLYPHS = {SAVED: "◆", NAN: "✗", SPIKE: "▲", RESUME: "↻", DAMAGED: "✗", STOPPED: "■", NOTE: "·"}
+MARKS = {event: (glyph, "problem" if event in BAD_EVENTS else "mark") for event, glyph in _GLYPHS.items()}
 """Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""

@@ -11,7 +11,6 @@ import ipywidgets as W
 import pandas as pd
 
 from console.formatting import GLYPHS
-from console.notebook.caption_html import marked
 from console.notebook.data_frames import captions, scores
 from console.notebook.html import box, escape, picture, read_picture, say, table
 from console.notebook.live import Live
@@ -20,6 +19,7 @@ from console.runs import exports
 from console.runs.captions import CaptionedPicture, RecordedCaption, SampleFeed, Votes, read_votes, vote
 from console.runs.store import Run, RunStore
 from qwen3vl_core.caption.comparison import SAME
+from qwen3vl_core.caption.report import marked_html
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.run_record import CAPTIONS_PAGE
 
@@ -224,7 +224,7 @@ class CompareCaptions(Live):
         found = {name: sample.captions.get(name, RecordedCaption()) for name in order}
         # a difference to half a sentence says nothing, and one of hidden models would tell which is which
         if self.mark_box.value and not hidden and sample.whole(self.names):
-            texts = dict(zip(self.names, marked([found[name].text for name in self.names]), strict=True))
+            texts = dict(zip(self.names, marked_html([found[name].text.strip() for name in self.names], escape), strict=True))
         else:
             texts = {name: escape(caption.text.strip()) for name, caption in found.items()}
         made = {}

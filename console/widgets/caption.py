@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from console.formatting import printable
-from qwen3vl_core.caption.word_diff import difference
+from qwen3vl_core.caption.word_diff import mark_differences
 
 ONLY_FIRST = "$text-error strike"
 """Words that only the first caption has; struck through, so that no colour is needed to see it."""
@@ -16,32 +16,21 @@ NEUTRAL = "underline"
 """Both in a blind comparison: it must not tell which model is which."""
 
 
-def _marked(text: str, style: str) -> list[tuple[str, str]]:
-    """The text in a style, the blanks around it without."""
-    core = text.strip()
-    if not core:
-        return [(text, "")]
-    begin = text.index(core)
-    return [(text[:begin], ""), (core, style), (text[begin + len(core) :], "")]
-
-
-def pair(first: str, second: str, marked: bool, styles: tuple[str, str] = (ONLY_FIRST, ONLY_SECOND)) -> tuple[Content, Content]:
-    """Both captions as they are shown; marked: with their differences."""
-    first, second = printable(first).strip(), printable(second).strip()
-    if not marked or not first or not second:
-        return Content(first), Content(second)
-    parts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
-    # case says little at the beginning of a sentence
-    for kind, one, other in difference(first, second, case=False):
-        for side, text, style in zip(parts, (one, other), styles, strict=True):
-            side += [(text, "")] if kind == "same" else _marked(text, style)
-    return Content.assemble(*parts[0]), Content.assemble(*parts[1])
+def _shown(text: str) -> str:
+    return printable(text).strip()
 
 
 def several(texts: Sequence[str], marked: bool, blind: bool = False) -> list[Content]:
-    """Captions as they are shown: of two, what only one has is marked; of more, what is not in the first."""
-    if len(texts) == 2:
-        return list(pair(texts[0], texts[1], marked, (NEUTRAL, NEUTRAL) if blind else (ONLY_FIRST, ONLY_SECOND)))
-    first = Content(printable(texts[0]).strip()) if texts else Content("")
+    """Captions of one picture as they are shown: of two, what only one has is marked; of more, what is not in the first."""
+    shown = [_shown(text) for text in texts]
     # of several in a random order none is the one that the others differ from
-    return [first, *(pair(texts[0], text, marked and not blind)[1] for text in texts[1:])]
+    if not marked or (blind and len(shown) != 2):
+        return [Content(text) for text in shown]
+    styles = {"": "", "first": NEUTRAL if blind else ONLY_FIRST, "other": NEUTRAL if blind else ONLY_SECOND}
+    return [Content.assemble(*((text, styles[mark]) for text, mark in runs)) for runs in mark_differences(shown)]
+
+
+def with_news(before: str, text: str) -> Content:
+    """A caption with the words marked that the one before it has not; without one before it, none are."""
+    *_, content = several([before, text], marked=True)
+    return content

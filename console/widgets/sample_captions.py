@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from console.formatting import one_line, printable
-from console.widgets.caption import pair
+from console.widgets.caption import with_news
 
 if TYPE_CHECKING:
     from console.readers.monitor import CaptionHistory
@@ -66,8 +66,7 @@ def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
                 before = text
                 continue
             written = " ".join(printable(text).split())
-            _, marked = pair(" ".join(printable(before).split()), written, bool(before))
-            body = marked if written else Content("(nothing)").stylize("$muted")
+            body = with_news(" ".join(printable(before).split()), written) if written else Content("(nothing)").stylize("$muted")
             lines.append(Content.assemble((f"step {step:>6,}" if step is not None else f"{'':>11}", "$text-primary"), "  ", body))
             before = text
     return Content("\n").join(lines)

@@ -7,7 +7,7 @@ import html
 import json
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -16,7 +16,7 @@ from typing import Any
 from qwen3vl_core.caption.comparison import SAME, Comparison, ReportCaption, ReportModel, ReportSample
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import repetition
-from qwen3vl_core.caption.word_diff import difference
+from qwen3vl_core.caption.word_diff import difference, mark_differences
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import disk_full, write_text
 
@@ -71,27 +71,15 @@ def escaped(text: str) -> str:
     return html.escape(visible, quote=True)
 
 
-def _tagged(text: str, tag: str) -> str:
-    """The text's words in a tag, the spaces around them outside: a line-through under a line's end says nothing."""
-    body = text.strip()
-    if not body:
-        return escaped(text)
-    start = text.index(body)
-    return f"{escaped(text[:start])}<{tag}>{escaped(body)}</{tag}>{escaped(text[start + len(body) :])}"
+_TAGS = {"first": "del", "other": "ins"}
 
 
-def _marked(sample: ReportSample) -> dict[str, str]:
-    """Each caption as HTML: of two, what only they have in `del` and `ins`; of more, what is not in the first in `ins`."""
-    first, *others = sample.captions
-    made = {}
-    for name in others:
-        base, tuned = [], []
-        for kind, text_base, text_tuned in difference(sample.base.text, sample.captions[name].text):
-            base.append(escaped(text_base) if kind == "same" else _tagged(text_base, "del"))
-            tuned.append(escaped(text_tuned) if kind == "same" else _tagged(text_tuned, "ins"))
-        made[first] = "".join(base) if len(others) == 1 else escaped(sample.base.text)
-        made[name] = "".join(tuned)
-    return {name: made[name] for name in sample.captions}
+def marked_html(texts: Sequence[str], escape: Callable[[str], str] = escaped) -> list[str]:
+    """Captions of one picture as HTML, what `mark_differences` marks in `del` (only the first has it) and `ins`."""
+    return [
+        "".join(f"<{tag}>{escape(text)}</{tag}>" if (tag := _TAGS.get(mark)) else escape(text) for text, mark in runs)
+        for runs in mark_differences(texts)
+    ]
 
 
 def _column(name: str, caption: ReportCaption, marked: str, sample: ReportSample, voted: bool) -> str:
@@ -107,7 +95,7 @@ def _column(name: str, caption: ReportCaption, marked: str, sample: ReportSample
 
 def _article(sample: ReportSample, picture: str, number: int, comparison: Comparison) -> str:
     vote = comparison.votes.get(sample.image)
-    marked = _marked(sample)
+    marked = dict(zip(sample.captions, marked_html([caption.text for caption in sample.captions.values()]), strict=True))
     columns = "\n".join(_column(name, caption, marked[name], sample, vote == name) for name, caption in sample.captions.items())
     asked = f'<p class="asked">{escaped(sample.prompt)}</p>\n' if sample.prompt and sample.prompt != comparison.prompt else ""
     written = "".join(f'<p class="reference" dir="auto"><span>reference</span> {escaped(text)}</p>\n' for text in sample.references)

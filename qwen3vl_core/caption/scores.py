@@ -46,7 +46,7 @@ class Scores:
 
     models: dict[str, ModelScores]
     differ: float
-    """Share of the pictures whose captions are not all the same text."""
+    """Share of the pictures whose captions are not all the same text but for capitals."""
     referenced: int = 0
     """Pictures with references."""
 
@@ -92,5 +92,5 @@ def score(texts: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]
     references = references or [()] * counts[0]
     written = [texts for texts in references if texts]
     cider = Cider(written) if len(written) > 1 else None
-    differ = sum(len(set(captions)) > 1 for captions in zip(*texts.values(), strict=True)) / counts[0]
+    differ = sum(len(set(map(str.casefold, captions))) > 1 for captions in zip(*texts.values(), strict=True)) / counts[0]
     return Scores({name: _of_model(captions, references, cider) for name, captions in texts.items()}, differ, len(written))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportSample
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.report import differing, score_rows
-from qwen3vl_core.caption.word_diff import difference
+from qwen3vl_core.caption.word_diff import mark_differences
 
 Span = tuple[str, str]
 """Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `dim`, `bold`."""
@@ -53,28 +53,16 @@ def width_of(text: str) -> int:
     return columns
 
 
-def _marked(text: str, style: str) -> list[Span]:
-    """The text in its marks, which stand at its first and last word and not at the spaces around them."""
-    body = text.strip()
-    if not body:
-        return [(text, style)]
-    start = text.index(body)
+def _in_marks(text: str, style: str) -> Span:
     opening, closing = MARKS[style]
-    return [(text[:start], ""), (opening + body + closing, style), (text[start + len(body) :], "")]
+    return opening + text + closing, style
 
 
-def marked_captions(base: str, tuned: str) -> tuple[list[Span], list[Span]]:
-    """Both captions with what only they have in marks."""
-    left: list[Span] = []
-    right: list[Span] = []
-    for kind, text_base, text_tuned in difference(base, tuned):
-        if kind == "same":
-            left.append((text_base, ""))
-            right.append((text_tuned, ""))
-            continue
-        left += _marked(text_base, "base")
-        right += _marked(text_tuned, "tuned")
-    return left, right
+def marked_captions(sample: ReportSample) -> list[list[Span]]:
+    """The captions in their order, what `mark_differences` marks in `[-` `-]` (only the first has it) and `{+` `+}`."""
+    styles = {"first": "base", "other": "tuned"}
+    texts = [printable(caption.text) for caption in sample.captions.values()]
+    return [[_in_marks(text, styles[mark]) if mark else (text, "") for text, mark in runs] for runs in mark_differences(texts)]
 
 
 def _pieces(spans: list[Span]) -> Iterator[list[Span]]:
@@ -149,14 +137,6 @@ def _heading(name: str, caption: ReportCaption, sample: ReportSample, voted: boo
     return ("★ " if voted else "") + " · ".join(parts)
 
 
-def _marked_all(sample: ReportSample) -> list[list[Span]]:
-    """The captions in their order, marked: of two, what only one has; of more, what is not in the first."""
-    first, *others = (printable(caption.text) for caption in sample.captions.values())
-    if len(others) == 1:
-        return list(marked_captions(first, others[0]))
-    return [[(first, "")], *(marked_captions(first, other)[1] for other in others)]
-
-
 def _block(sample: ReportSample, comparison: Comparison, number: int, total: int, width: int) -> list[list[Span]]:
     """One picture: its name, what was asked where that differs, the captions, the references."""
     title = f"── {number} of {total}  {printable(sample.image).replace(chr(10), ' ')} "
@@ -171,7 +151,7 @@ def _block(sample: ReportSample, comparison: Comparison, number: int, total: int
         column = width
     columns = [
         [*wrapped([(_heading(name, caption, sample, vote == name), "dim")], column), *wrapped(marked, column)]
-        for (name, caption), marked in zip(sample.captions.items(), _marked_all(sample), strict=True)
+        for (name, caption), marked in zip(sample.captions.items(), marked_captions(sample), strict=True)
     ]
     if column == width:
         for part in columns:
@@ -198,9 +178,9 @@ def _summary(comparison: Comparison, width: int) -> list[list[Span]]:
         lines += wrapped([(text, "" if label else "bold")], width)
     lines += wrapped([(differing(comparison), "")], width)
     if len(names) == 2:
-        legend: list[Span] = [*_marked(f"only in {names[0]}", "base"), ("  ", ""), *_marked(f"only in {names[1]}", "tuned")]
+        legend: list[Span] = [_in_marks(f"only in {names[0]}", "base"), ("  ", ""), _in_marks(f"only in {names[1]}", "tuned")]
     else:
-        legend = _marked(f"not in {names[0]}", "tuned")
+        legend = [_in_marks(f"not in {names[0]}", "tuned")]
     lines += wrapped([(printable(text), style) for text, style in legend], width)
     for note in comparison.notes:
         lines += wrapped([(printable(note), "bold")], width)

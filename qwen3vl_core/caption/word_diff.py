@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
 
 Kind = Literal["same", "changed", "removed", "added"]
+Mark = Literal["", "first", "other"]
+"""Of a run of words: none, only the first caption has it, the first caption has it not."""
 
 # joins two word characters into one word: dog's, dog’s, well-lit
 _JOINERS = "'’-\u2010\u2011"
@@ -80,17 +82,16 @@ def _matches(a: list[str], b: list[str]) -> Iterator[tuple[int, int, int, int, b
         yield len(a) - tail, len(a), len(b) - tail, len(b), True
 
 
-def difference(a: str, b: str, *, case: bool = True) -> list[tuple[Kind, str, str]]:
+def difference(a: str, b: str) -> list[tuple[Kind, str, str]]:
     """How `b` differs from `a`, in runs of words: (kind, text of a, text of b).
 
-    same: both texts equal; changed: both there and different; removed: only in a; added: only in b. Joined in order the
-    first texts give `a` and the second texts give `b`, white space and all. Punctuation that two rewritten passages happen
-    to share is part of the change. case: False counts words that differ in capitals alone as the same.
+    same: both texts equal but for capitals, which say little at the beginning of a sentence; changed: both there and different;
+    removed: only in a; added: only in b. Joined in order the first texts give `a` and the second texts give `b`, white space and
+    all. Punctuation that two rewritten passages happen to share is part of the change.
     """
     words_a, words_b = split(a), split(b)
     runs: list[tuple[bool, str, str]] = []
-    keys = [[w.core if case else w.core.casefold() for w in words] for words in (words_a, words_b)]
-    pieces = list(_matches(*keys))
+    pieces = list(_matches(*([word.core.casefold() for word in words] for words in (words_a, words_b))))
     for number, (a_from, a_to, b_from, b_to, equal) in enumerate(pieces):
         part_a, part_b = words_a[a_from:a_to], words_b[b_from:b_to]
         inner = 0 < number < len(pieces) - 1
@@ -114,6 +115,32 @@ def difference(a: str, b: str, *, case: bool = True) -> list[tuple[Kind, str, st
 
 
 def _kind(equal: bool, text_a: str, text_b: str) -> Kind:
-    if equal or text_a == text_b:
+    if equal or text_a.casefold() == text_b.casefold():
         return "same"
     return "changed" if text_a and text_b else "removed" if text_a else "added"
+
+
+def mark_differences(texts: Sequence[str]) -> list[list[tuple[str, Mark]]]:
+    """Captions of one picture, the first model's first, as runs of words with their marks; joined in order they are the texts.
+
+    Of two captions, what only one has is marked; of more, what the first has not. White space around a marked run is not part of
+    it, and where a caption is empty nothing is marked.
+    """
+    marked: list[list[tuple[str, Mark]]] = [[(text, "")] for text in texts]
+    for place, other in enumerate(texts[1:], start=1):
+        if not texts[0].strip() or not other.strip():
+            continue
+        runs = difference(texts[0], other)
+        marked[place] = [run for kind, _, text in runs for run in _mark(text, "" if kind == "same" else "other")]
+        if len(texts) == 2:
+            marked[0] = [run for kind, text, _ in runs for run in _mark(text, "" if kind == "same" else "first")]
+    return marked
+
+
+def _mark(text: str, mark: Mark) -> Iterator[tuple[str, Mark]]:
+    """A run of words in its mark, the white space around it without."""
+    core = text.strip() if mark else text
+    begin = text.index(core)
+    end = begin + len(core)
+    parts: tuple[tuple[str, Mark], ...] = ((text[:begin], ""), (core, mark), (text[end:], ""))
+    return (part for part in parts if part[0])

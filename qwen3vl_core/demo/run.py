@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.demo.captions import PROMPT
 from qwen3vl_core.demo.scenes import Scene
 from qwen3vl_core.demo.scoring import LONG_FIELDS, parse
@@ -104,7 +105,7 @@ def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
                 f"{workspace.root / 'captions.json'}: the {side} model wrote nothing for {empty[0]}; "
                 f"remove {workspace.root} and start again"
             )
-        made[f"{side}_words"] = round(sum(len(text.split()) for text in captions.values()) / len(captions), 1)
+        made[f"{side}_words"] = round(sum(map(count, captions.values())) / len(captions), 1)
         accuracy, number = mentioned(captions, scenes)
         made[f"{side}_accuracy"], made[f"{side}_attributes"] = round(accuracy, 4), round(number, 2)
     return made | {"pictures": len(rows), "seconds": {k: round(v, 1) for k, v in seconds.items()}}

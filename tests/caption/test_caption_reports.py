@@ -82,8 +82,9 @@ def test_differences_are_marked_and_coloured():
 
 
 def test_both_captions_stand_side_by_side_whole():
-    base, tuned = comparison().samples[0].base.text, comparison().samples[0].tuned.text
-    left, right = terminal.marked_captions(base, tuned)
+    sample = comparison().samples[0]
+    base, tuned = sample.base.text, sample.tuned.text
+    left, right = terminal.marked_captions(sample)
     for spans, text, marks in ((left, base, "[-"), (right, tuned, "{+")):
         joined = "".join(part for part, _ in spans)
         assert marks in joined
@@ -231,3 +232,14 @@ def test_several_checkpoints_stand_side_by_side_with_scores_and_votes():
     assert sum(tag == "section" for tag, _ in page.tags) == 8
     assert any("as good as each other" in text for text in page.inside["p"])
     assert page.inside["ins"] and not [text for text in page.inside.get("del", []) if "only" not in text]
+
+
+def test_differences_ignore_the_case_and_keep_every_word():
+    marked = report.marked_html
+    assert marked(["The red ball.", "the blue ball."]) == ["The <del>red</del> ball.", "the <ins>blue</ins> ball."]
+    assert marked(["It leaves a lot.", "It is quite simple."]) == [
+        "It <del>leaves a lot</del>.",
+        "It <ins>is quite simple</ins>.",
+    ]
+    assert marked(["", "a"]) == ["", "a"] and marked(["<b>", "<b>"]) == ["&lt;b&gt;"] * 2
+    assert marked(["a cat", "a dog", "a big cat"]) == ["a cat", "a <ins>dog</ins>", "a <ins>big</ins> cat"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3vl_core.caption.word_diff import count, difference, split
+from qwen3vl_core.caption.word_diff import count, difference, mark_differences, split
 
 PIECES = st.sampled_from(["a", "dog", " ", "  ", "\n", ".", "the", "’s", "漢", "-"])
 TEXTS = st.text(max_size=60) | st.lists(PIECES, max_size=40).map("".join)
@@ -21,7 +21,7 @@ def test_both_texts_come_back_whole_from_their_difference(a, b):
     assert "".join(first for _, first, _ in runs) == a
     assert "".join(second for _, _, second in runs) == b
     for kind, first, second in runs:
-        expected = "same" if first == second else "changed" if first and second else "removed" if first else "added"
+        expected = "same" if first.casefold() == second.casefold() else "changed" if first and second else "removed" if first else "added"
         assert kind == expected and (first or second)
 
 
@@ -73,3 +73,25 @@ def test_endless_repetitions_are_compared_in_seconds():
     runs = difference(a, b)
     assert "".join(first for _, first, _ in runs) == a
     assert time.monotonic() - started < 20
+
+
+def test_capitals_are_no_difference_and_stay_in_the_texts():
+    assert difference("The red ball", "the Red cube") == [("same", "The red", "the Red"), ("changed", " ball", " cube")]
+
+
+def test_of_two_captions_both_are_marked_and_of_more_what_the_first_has_not():
+    assert mark_differences(["The red ball.", "the blue ball."]) == [
+        [("The", ""), (" ", ""), ("red", "first"), (" ball.", "")], [("the", ""), (" ", ""), ("blue", "other"), (" ball.", "")],
+    ]  # fmt: skip
+    assert mark_differences(["a cat", "a dog", "a big cat"]) == [
+        [("a cat", "")], [("a", ""), (" ", ""), ("dog", "other")], [("a", ""), (" ", ""), ("big", "other"), (" cat", "")],
+    ]  # fmt: skip
+    assert mark_differences(["", "a dog"]) == [[("", "")], [("a dog", "")]] and mark_differences([]) == []
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS, max_size=3))
+def test_marked_captions_are_the_captions_and_marks_hold_no_white_space_at_their_ends(texts):
+    for text, runs in zip(texts, mark_differences(texts), strict=True):
+        assert "".join(part for part, _ in runs) == text
+        assert all(part == part.strip() for part, mark in runs if mark)

@@ -27,6 +27,9 @@ def test_the_finetuned_model_says_less_and_still_says_it_right(loop):
     # a short caption that named nothing would be right about all it names
     assert report["tuned_attributes"] > 5.5
     assert set(report["seconds"]) == {"prepare", "convert", "finetune", "convert back", "compare"}
+    # its summary and the comparison's table count the same words
+    scores = json.loads((loop[0] / "captions.json").read_text())["scores"]
+    assert [report[f"{name}_words"] for name in ("base", "tuned")] == [round(scores[name]["words"], 1) for name in ("base", "tuned")]
 
 
 def test_every_stage_is_an_ordinary_command_that_is_printed_and_recorded(loop):

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from console.notebook import CompareCaptions, captions, scores
-from console.notebook.caption_html import marked
 from console.runs import captions as console_votes
 from console.runs import launch
 from console.runs.store import Run
@@ -132,13 +131,6 @@ def test_rows_of_any_shape_do_no_harm(store):
 def test_a_static_viewer_gets_pictures_and_differences(comparison, store):
     page = CompareCaptions(comparison, store=store)._repr_html_()
     assert page.count("data:image/jpeg;base64,") == 3 and "<ins>" in page and "<del>" in page
-
-
-def test_differences_ignore_the_case_and_keep_every_word():
-    assert marked(["The red ball.", "the blue ball."]) == ["The <del>red</del> ball.", "the <ins>blue</ins> ball."]
-    assert marked(["It leaves a lot.", "It is quite simple."]) == ["It <del>leaves a lot</del>.", "It <ins>is quite simple</ins>."]
-    assert marked(["", "a"]) == ["", "a"] and marked(["<b>", "<b>"]) == ["&lt;b&gt;"] * 2
-    assert marked(["a cat", "a dog", "a big cat"]) == ["a cat", "a <ins>dog</ins>", "a <ins>big</ins> cat"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from console.readers.captions import shuffled
 from console.runs import launch
 from console.runs.captions import read_votes
-from console.widgets.caption import pair, several
+from console.widgets.caption import several
 from console.widgets.caption_columns import CaptionBox
 from console.widgets.option_form import OptionForm
 from console.widgets.picture import read_picture
@@ -440,11 +440,11 @@ def test_words_that_differ_are_marked():
     def marked(content):
         return [content.plain[s.start : s.end] for s in content.spans if s.style]
 
-    first, second = pair("A red dog.", "A blue dog.", True)
+    first, second = several(["A red dog.", "A blue dog."], True)
     assert first.plain == "A red dog." and marked(first) == ["red"] and marked(second) == ["blue"]
-    same, _ = pair("Same.", "same.", True)
+    same, _ = several(["Same.", "same."], True)
     assert not marked(same)
-    assert "\x1b" not in pair("a\x1b[31mb", "c", True)[0].plain
+    assert "\x1b" not in several(["a\x1b[31mb", "c"], True)[0].plain
     base, one, two = several(["a red dog", "a dog", "a big red dog"], True)
     assert (marked(base), marked(one), marked(two)) == ([], [], ["big"])
     assert not any(marked(text) for text in several(["a", "b", "c"], True, blind=True))

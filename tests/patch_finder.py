@@ -61,9 +61,11 @@ class Scope:
         if isinstance(target, ast.Name):
             yield target.id, self.resolve(value) if value else set()
         elif isinstance(target, ast.Tuple | ast.List):
-            pairs = isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts)
-            for i, part in enumerate(target.elts):
-                yield from self._bound(part, value.elts[i] if pairs else None)
+            values: list[ast.expr | None] = [None] * len(target.elts)
+            if isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts):
+                values = [*value.elts]
+            for part, of_part in zip(target.elts, values, strict=True):
+                yield from self._bound(part, of_part)
 
     def look_up(self, name: str) -> set[str]:
         if name in self.names:
@@ -92,13 +94,13 @@ class Scope:
                 if dotted == "sys.modules" or dotted.endswith(".__dict__")
             }
         if isinstance(node, ast.Call) and node.args:
-            function, given = self.resolve(node.func), [a.value for a in node.args if isinstance(a, ast.Constant)]
+            function, given = self.resolve(node.func), [str(a.value) for a in node.args if isinstance(a, ast.Constant)]
             if "builtins.getattr" in function:
                 return {f"{dotted}.{given[0] if given else '?'}" for dotted in self.resolve(node.args[0])}
             if "builtins.vars" in function:
                 return {f"{dotted}.__dict__" for dotted in self.resolve(node.args[0])}
             if function & {"importlib.import_module", "builtins.__import__", "sys.modules.get"} and given:
-                return {str(given[0])}
+                return {given[0]}
         return set()
 
 
@@ -134,7 +136,7 @@ def _replaced(node: ast.AST, scope: Scope) -> Iterator[str]:
         yield from (name for name in function if below(name, MOCKS))
         if function & set(SETTERS) and node.args:
             name = node.args[1] if len(node.args) > 1 else None
-            text = name.value if isinstance(name, ast.Constant) else "?"
+            text = str(name.value) if isinstance(name, ast.Constant) else "?"
             own = isinstance(node.args[0], ast.Name) and node.args[0].id in OWN
             # of an object that a function was given, too: nobody sees what it is
             yield from (f"{dotted}.{text}" for dotted in scope.resolve(node.args[0]) or ([] if own else [ast.unparse(node.args[0])]))
@@ -148,12 +150,12 @@ def _replaced(node: ast.AST, scope: Scope) -> Iterator[str]:
 def patches(source: str) -> list[tuple[int, str]]:
     """(line, what) for everything that a file's code replaces in what it imports, whatever the name it has there, and of any other
     object but `self` for the private attributes that it sets and for what it sets by `setattr`."""
-    found = []
+    found: list[tuple[int, str]] = []
 
     def visit(node: ast.AST, parent: Scope | None) -> None:
         scope = Scope(node, parent)
         for inner in scope.nodes:
-            found.extend((inner.lineno, what) for what in _replaced(inner, scope) if not below(what, SETTINGS))
+            found.extend((getattr(inner, "lineno", 0), what) for what in _replaced(inner, scope) if not below(what, SETTINGS))
         # a method does not see the names of its class body
         outer = parent if isinstance(node, ast.ClassDef) else scope
         for inner in scope.nodes:

@@ -59,7 +59,7 @@ class CompareFeed:
                 names = self._feed.names
                 view = replace(view, head=self._feed.head, samples=samples, whole=sum(s.whole(names) for s in samples))
             view = self._with_votes(view, run)
-            self._view = self._with_scores(view)
+            self._view = self._with_scores(view, self._feed)
             return self._view
 
     def _with_votes(self, view: CompareView, run: Run) -> CompareView:
@@ -73,12 +73,12 @@ class CompareFeed:
         self._votes_of = stamp
         return replace(view, votes=read_votes(run, view.names))
 
-    def _with_scores(self, view: CompareView) -> CompareView:
+    def _with_scores(self, view: CompareView, feed: SampleFeed) -> CompareView:
         now = time.monotonic()
         if not view.whole or view.whole == self._counted or (now < self._count_again and view.whole < len(view.samples)):
             return view
         try:
-            scores = self._feed.comparison().scores()
+            scores = feed.comparison().scores()
         except WorkError:
             return view
         self._counted = view.whole

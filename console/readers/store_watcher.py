@@ -58,7 +58,8 @@ def layout_of(run: Run) -> str:
     if run.kind != "finetune":
         return ""
     get = run.options.get
-    sizes = [f"{name.upper()}{get(name)}" for name in ("tp", "pp", "cp", "ep") if isinstance(get(name), int) and get(name) > 1]
+    ways = {name: get(name) for name in ("tp", "pp", "cp", "ep")}
+    sizes = [f"{name.upper()}{count}" for name, count in ways.items() if isinstance(count, int) and count > 1]
     return " ".join(str(word) for word in (get("size"), *sizes, get("precision")) if word)
 
 
@@ -188,8 +189,7 @@ class StoreWatcher:
         train = [row for row in recent if row.get("kind") == TRAIN]
         last = latest.get(TRAIN, {})
         total = run.options.get("train_iters") if run.kind == "finetune" else None
-        same = known is not None and known[0][2] == stamp[2]
-        spark = known[1].spark if same else self._spark(run, stamp[2], recent)
+        spark = known[1].spark if known is not None and known[0][2] == stamp[2] else self._spark(run, stamp[2], recent)
         if stamp[2] and EVAL not in latest:
             latest |= self._last_eval(run)
         if EVAL in latest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class LoopStep:
 
 def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
     """Of a workspace that names its data: prepare, convert, finetune, convert back, compare. Empty for another."""
-    get = workspace.get
+    get: Callable[[str], Any] = workspace.get
     names = ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")
     if not all(isinstance(get(name), str) for name in names):
         return []

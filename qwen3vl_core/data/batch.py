@@ -95,6 +95,7 @@ class Batch:
             inputs["pixel_values"] = pixel_values(self.patches.to(device, non_blocking=True), self.rules, dtype)
             inputs["image_grid_thw"] = self.image_grid_thw.to(device, non_blocking=True)
         if len(self.video_grid_thw):
+            assert self.video_rules is not None
             inputs["pixel_values_videos"] = pixel_values(self.video_patches.to(device, non_blocking=True), self.video_rules, dtype)
             inputs["video_grid_thw"] = self.video_grid_thw.to(device, non_blocking=True)
         return inputs

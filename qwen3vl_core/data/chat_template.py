@@ -45,9 +45,10 @@ class ChatTemplate:
 
     def _apply(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
             )
+            return str(text)
         except Exception as error:
             # templates raise what they like: jinja's errors, and whatever their expressions run into
             raise DataError("bad_messages", f"{type(error).__name__}: {error}") from error

@@ -102,7 +102,7 @@ def _there(target: Path, wanted: dict[str, Any]) -> bool:
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
-            what = f"{found.get('kind')} {found.get('name')} from {_NAMES.get(found.get('hub'), found.get('hub'))}"
+            what = f"{found.get('kind')} {found.get('name')} from {_NAMES.get(str(found.get('hub')), found.get('hub'))}"
             if key not in ("hub", "kind", "name"):
                 what += f" with {'another' if found.get(key) is None else found.get(key)} {key}"
             raise RequestError(f"--to {folder}: holds {what}; choose another folder, or remove that one")
@@ -194,8 +194,9 @@ def _fetch(options: DownloadOptions, wanted: dict[str, Any], folder: Path, targe
         client.kill()
         client.wait()
         for pipe in (client.stdin, client.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
     lacking = _missing(folder, files)
     if lacking:
         raise WorkError(f"{folder}: {lacking[0]} did not come whole ({len(lacking)} of {len(files)} files); run the same command again")
@@ -206,6 +207,7 @@ def _fetch(options: DownloadOptions, wanted: dict[str, Any], folder: Path, targe
 
 
 def _send(client: subprocess.Popen, request: dict[str, Any]) -> None:
+    assert client.stdin is not None
     # a client that has ended says why in its answer
     with contextlib.suppress(BrokenPipeError):
         client.stdin.write(json.dumps(request) + "\n")
@@ -214,6 +216,7 @@ def _send(client: subprocess.Popen, request: dict[str, Any]) -> None:
 
 def _answer(client: subprocess.Popen, options: DownloadOptions, folder: Path) -> dict[str, Any]:
     """What the client says. Raises RequestError or WorkError for a fault."""
+    assert client.stdout is not None
     line = client.stdout.readline()
     try:
         answer = json.loads(line)

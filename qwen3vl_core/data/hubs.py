@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from qwen3vl_core.files import disk_full
 
@@ -64,8 +64,8 @@ class HuggingFace:
     def files(self, request: dict[str, Any]) -> tuple[str, dict[str, int]]:
         """(commit, name -> bytes)"""
         info = self._api.repo_info(request["name"], repo_type=request["kind"], revision=request["revision"], files_metadata=True)
-        self._sizes = {each.rfilename: each.size or 0 for each in info.siblings or []}
-        return info.sha, self._sizes
+        self._sizes = {each.rfilename: each.size or 0 for each in getattr(info, "siblings", None) or []}
+        return cast(str, info.sha), self._sizes
 
     def fetch(self, request: dict[str, Any], commit: str) -> None:
         """Get the files of a commit into the folder; goes on with what is half there."""
@@ -139,7 +139,7 @@ class ModelScope:
         )  # fmt: skip
 
 
-HUBS = {"huggingface": HuggingFace, "modelscope": ModelScope}
+HUBS: dict[str, type[HuggingFace] | type[ModelScope]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
 # what the clients raise, by name: their classes move between releases
 _BY_NAME = {
     "GatedRepoError": GATED,
@@ -174,7 +174,8 @@ def fault_of(error: BaseException) -> tuple[str, str]:
         name, first = next(iter(failed.items()))
         kind, text = fault_of(first)
         return kind, f"{name}: {text}"
-    each, seen = error, set()
+    each: BaseException | None = error
+    seen: set[int] = set()
     while each is not None and id(each) not in seen:
         seen.add(id(each))
         if isinstance(each, ModuleNotFoundError) and (each.name or "").split(".")[0] in (h.package for h in HUBS.values()):

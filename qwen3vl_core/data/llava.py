@@ -69,7 +69,7 @@ class SourceRecord(NamedTuple):
 
     def video_parts(self, frames: Sequence[Frames | None] = ()) -> list[dict[str, Any]]:
         """The videos' parts of the conversation. frames: of each video that is a folder, in the videos' order."""
-        made = []
+        made: list[dict[str, Any]] = []
         for i, name in enumerate(self.videos):
             folder = frames[i] if i < len(frames) else None
             if folder is None:
@@ -88,7 +88,7 @@ class SourceRecord(NamedTuple):
         """
         _, name, turns, _, clips = self
         pictures = iter(self.parts if parts is None else parts)
-        videos = iter(self.video_parts(frames)) if clips else ()
+        videos = iter(self.video_parts(frames)) if clips else iter(())
         made = []
         for role, text in turns:
             if role != "user" or "<" not in text:

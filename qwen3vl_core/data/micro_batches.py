@@ -118,7 +118,8 @@ class MicroBatches(Batches):
     def __getitem__(self, number: int) -> MicroBatchSamples:
         batch, step = divmod(number, self.steps)
         first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
-        samples, skips = [], []
+        samples: list[Encoded] = []
+        skips: list[Skip] = []
         try:
             for place in range(first, first + self.micro_batch_size):
                 samples.append(self._fill(place, skips))

@@ -110,7 +110,7 @@ class PackedRows(Batches):
         """The documents of a row, or of the first one after it that has any. Raises WorkError when none of the window has."""
         tried: list[Skip] = []
         for turn in range(len(window.rows)):
-            samples = []
+            samples: list[Encoded] = []
             for number, tokenized in window.rows[(row + turn) % len(window.rows)]:
                 found = self._tried(
                     number, lambda key, parts, tokenized=tokenized: self.encoder.decode_media(tokenized, parts), self._broken
@@ -132,7 +132,8 @@ class PackedRows(Batches):
 
     def _plan(self, place: int) -> Window:
         """The window that begins at a place. Raises WorkError when a whole epoch has no sample to pack."""
-        begin, skips, room = place, [], self.encoder.seq_length
+        begin, room = place, self.encoder.seq_length
+        skips: list[Skip] = []
         documents: list[tuple[int, TokenizedSample]] = []
         while not documents:
             if place - begin >= self.order.size:

@@ -101,7 +101,8 @@ class PictureRules:
 def _three(values: Any) -> tuple[float, float, float]:
     if not isinstance(values, list) or len(values) != CHANNELS:
         raise ValueError(f"image_mean and image_std must be lists of {CHANNELS} numbers, not {values!r}")
-    return tuple(map(float, values))
+    first, second, third = map(float, values)
+    return first, second, third
 
 
 def check_proportions(height: int, width: int) -> None:
@@ -231,10 +232,10 @@ def check_picture(path: Path, how: str) -> int:
 
 def _has_end(image: Image.Image, size: int) -> bool:
     """Whether the end marker of a JPEG or PNG is there; other formats give their length in the header that was read."""
-    marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format)
+    marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
     if marker is None:
         return True
-    file = image.fp
+    file = image.fp  # type: ignore[attr-defined]  # what Image.open gives has one
     # a JPEG's header was read up to its pixels: what comes before may hold a thumbnail with an end of its own
     begin = file.tell() if image.format != "PNG" else 0
     file.seek(max(begin, size - _TAIL))

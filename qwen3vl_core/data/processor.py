@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class ChatProcessor:
         self.eos_token_ids = eos_token_ids
         """Tokens that end an answer."""
         self.pad_token_id = pad_token_id
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(chat_template.PICTURE)
+        self.image_token_id = cast(int, tokenizer.convert_tokens_to_ids(chat_template.PICTURE))
         self.video_token_id: int | None = tokenizer.get_vocab().get(chat_template.VIDEO)
         self.outer_vision_tokens = outer_vision_tokens
         self._backend = tokenizer.backend_tokenizer
@@ -151,6 +151,7 @@ class ChatProcessor:
                 made, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
                 images.append((made, grid))
             else:
+                assert self.video_rules is not None
                 made, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
                 clips.append((made, grid))
             if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
@@ -160,6 +161,7 @@ class ChatProcessor:
         patches, grids = _joined(images, self.rules.patch_bytes)
         if not clips:
             return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids)
+        assert self.video_rules is not None
         return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids, *_joined(clips, self.video_rules.patch_bytes))
 
     def prompt(self, images: list[Image.Image], text: str) -> dict[str, torch.Tensor]:
@@ -189,7 +191,7 @@ class ChatProcessor:
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, without the special ones."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _plan_medium(self, medium: MediaItem, media: dict[str, bytes]) -> tuple[MediaItem, VideoPlan | None, int]:
         """(medium, plan of a video, tokens of the picture or of one temporal patch)"""

@@ -94,7 +94,9 @@ class ShardSplit:
         if shard not in self._open:
             if len(self._open) >= OPEN_FILES:
                 os.close(self._open.pop(next(iter(self._open))))
-            self._open[shard] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+            path = self._shards[shard]
+            assert isinstance(path, Path)
+            self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
 
     def close(self) -> None:

@@ -67,6 +67,7 @@ class RecordFile:
         """
         if not self.lines:
             loaded = self.loaded
+            assert loaded is not None
             for number in range(len(loaded)):
                 # let go of as it is used: the list is the largest thing in memory
                 record, loaded[number] = loaded[number], None

@@ -164,8 +164,8 @@ def _members_by_tarfile(chunk: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
             for entry in archive:
-                if entry.isreg():
-                    yield entry.name, archive.extractfile(entry).read()
+                if entry.isreg() and (file := archive.extractfile(entry)):
+                    yield entry.name, file.read()
     except tarfile.TarError as error:
         raise ValueError(str(error)) from error
 

@@ -86,7 +86,8 @@ def _measure(measurer: Measurer, task: tuple[str, list[int]]) -> list[tuple[int,
     from qwen3vl_core.data.sample_encoder import messages_of
 
     name, numbers = task
-    samples, made = measurer.samples(name), []
+    samples = measurer.samples(name)
+    made: list[tuple[int, int] | tuple[str, str]] = []
     for number in numbers:
         key = samples.place(number)
         try:

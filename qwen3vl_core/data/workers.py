@@ -178,7 +178,7 @@ def worker_count(wanted: int) -> int:
     return min(os.cpu_count() or 1, MOST_WORKERS)
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> Any:
     """Forking takes milliseconds, but other threads' locks would stay shut for ever in the child."""
     alone = threading.active_count() == 1 and "torch" not in sys.modules
     methods = multiprocessing.get_all_start_methods()

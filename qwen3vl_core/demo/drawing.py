@@ -221,6 +221,7 @@ def _draw_flyers(pen: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> 
         if scene.sky == "birds":
             _bird(pen, x, y, rng.uniform(8, 10), (235, 235, 240) if scene.time == "night" else (35, 35, 45))
             continue
+        assert scene.sky_colour is not None
         fill = shade(COLOURS[scene.sky_colour], _FIGURE_SHADES[scene.time])
         if scene.sky == "balloons":
             _balloon(pen, x, y, rng.uniform(14, 17), rng.uniform(-3, 3), fill)
@@ -264,6 +265,7 @@ def _draw_one(pen: ImageDraw.ImageDraw, scene: Scene, rng: random.Random) -> Non
     else:
         x, other_x = left + 2 * other_half + gap + half, left + other_half
     _put(pen, scene, scene.main, scene.colour, x, rng.uniform(0.82, 0.88), scale, rng)
+    assert scene.companion_colour is not None
     _put(pen, scene, other, scene.companion_colour, other_x, rng.uniform(0.86, 0.94), other_scale, rng)
 
 

@@ -74,7 +74,7 @@ def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Pi
     parallel, for experts processes / (ep x etp x pp). Of the share of `--optimizer-offload` nothing is on the GPU.
     """
     b = act.BYTES[options.precision]
-    state = 8 if b == 4 else 12
+    state: float = 8 if b == 4 else 12
     copies, expert_copies = _copies(options, processes)
     state *= 1 - options.optimizer_offload
     trained = trained_parameters(options, architecture, stage)

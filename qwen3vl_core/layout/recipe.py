@@ -59,6 +59,7 @@ FORM = tuple(
         start=1,
     )
 )  # fmt: skip
+SHORT_FORM = tuple(p for p in FORM if p.number not in LEFT_OUT)
 RULES = {
     "env": "must be dsw or dlc", "size": f"must be one of {', '.join(s for s in SIZES if s != 'tiny')}",
     "int": "must be a whole number from 1", "count": "must be a whole number from 0", "float": "must be a number such as 1e-5",
@@ -90,8 +91,8 @@ def value_of(kind: str, text: str) -> Any:
     if kind == "size":
         return next((s for s in SIZES if s.lower() == word and s != "tiny"), None) or _no(text)
     if kind in ("int", "count"):
-        value = int(word)
-        return value if value >= (kind == "int") else _no(text)
+        number = int(word)
+        return number if number >= (kind == "int") else _no(text)
     if kind in ("float", "share"):
         if kind == "share" and word in ("false", "true"):
             return float(word == "true")
@@ -135,15 +136,15 @@ def positions(count: int) -> tuple[Position, ...] | None:
     """The form that has so many values; None where there is none."""
     if count == len(FORM):
         return FORM
-    if count == len(FORM) - len(LEFT_OUT):
-        return tuple(p for p in FORM if p.number not in LEFT_OUT)
+    if count == len(SHORT_FORM):
+        return SHORT_FORM
     return None
 
 
 def _wrong_count(values: list[str]) -> list[str]:
     """What a wrong number of values may come from: one of the two forms with a value too few or too many."""
     lines = [f"{len(values)} values: the recipe has 26, or 24 without 13 ETP and 14 EP; see the list below"]
-    for form in (FORM, positions(24)):
+    for form in (FORM, SHORT_FORM):
         if len(values) == len(form) - 1:
             gaps = [p for i, p in enumerate(form) if all(map(_fits, form[:i] + form[i + 1 :], values))]
             if gaps:

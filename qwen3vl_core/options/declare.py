@@ -169,7 +169,7 @@ def from_mapping(cls: type, values: dict[str, Any], *, partial: bool = False) ->
     unknown = [name for name in values if name not in declared]
     if unknown:
         raise RequestError(f"{unknown[0]}: no such option; there are {', '.join(declared)}")
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for name, value in values.items():
         o = declared[name]
         if o.many:

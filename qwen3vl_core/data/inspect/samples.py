@@ -128,4 +128,5 @@ def open_samples(path: Place, split: str | None = None, images: Path | None = No
         if split is None and not there:
             raise RequestError(f"{path}: no split holds a shard; make it again with qwen3vl prepare")
         return {name: ShardSplit(path, name) for name in ([split] if split else there)}
+    assert isinstance(path, Path)
     return {path.name: ShardFile(path) if kind == SHARD else SourceFile(path, images)}

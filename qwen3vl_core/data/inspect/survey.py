@@ -58,7 +58,7 @@ def shares(opened: dict[str, Samples], wanted: int) -> dict[str, list[int]]:
 
 
 def survey(
-    path: Place, opened: dict[str, Samples], options: InspectOptions, model: Path | None, images: Path | None
+    path: Place, opened: dict[str, Any], options: InspectOptions, model: Path | None, images: Path | None
 ) -> tuple[DataSurvey, Any]:  # fmt: skip
     """(what is there, the model's processor or None)"""
     from qwen3vl_core.data.sample_encoder import messages_of

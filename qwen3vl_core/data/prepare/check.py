@@ -101,11 +101,11 @@ class Checker:
         found = [self._record(number, record) for number, record in records]
         known = self._media
         for record in found:
-            if type(record) is SourceRecord:
+            if isinstance(record, SourceRecord):
                 for name in record.pictures:
                     if name not in known:
                         self._look(name, "picture")
-        return [self._sample(record) if type(record) is SourceRecord else record for record in found]
+        return [self._sample(record) if isinstance(record, SourceRecord) else record for record in found]
 
     def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
@@ -120,7 +120,8 @@ class Checker:
 
     def _sample(self, record: SourceRecord) -> TarSample | Refusal:
         number, name, turns, files, videos = record
-        parts, folders = record.parts, ()
+        parts = record.parts
+        folders: list[Frames | None] = []
         try:
             media = [self._medium(file, "picture") for file in files]
             if videos:
@@ -158,11 +159,12 @@ class Checker:
     def _medium(self, name: str, kind: str) -> CheckedFile:
         """Raises DataError for one that cannot be used."""
         found = self._media.get(name) or self._look(name, kind)
-        if type(found) is DataError:
+        if isinstance(found, DataError):
             raise found
         return found
 
     def _look(self, name: str, kind: str) -> CheckedFile | DataError:
+        found: CheckedFile | DataError
         try:
             found = check_file(self._folder + name, self.how, kind)
         except DataError as fault:
@@ -301,7 +303,7 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
                 return None
             frame = begin
         elif marker == 0xDA:
-            if frame is None:
+            if frame is None or found is None:
                 return None
             _last_jpeg = head[:frame], head[found[1] : at]
             return found[0]

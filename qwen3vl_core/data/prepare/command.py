@@ -70,13 +70,15 @@ def run(options: PrepareOptions) -> None:
 
 def parse_split(text: str) -> tuple[float, float, float]:
     """`9,1,0` -> shares of training, validation and test. Raises RequestError."""
+    shares: tuple[float, ...]
     try:
         shares = tuple(float(word) for word in text.split(","))
     except ValueError:
         shares = ()
     if len(shares) != len(SPLITS) or not all(math.isfinite(s) and s >= 0 for s in shares) or not sum(shares):
         raise RequestError(f"--split {text}: must be three numbers, the shares of training, validation and test; use 9,1,0")
-    return shares
+    training, validation, test = shares
+    return training, validation, test
 
 
 def split_counts(samples: int, shares: tuple[float, ...], text: str) -> list[int]:
@@ -196,17 +198,17 @@ def _build(
         "splits": held,
     }
     if options.model is not None:
-        summary["tokens"] = _tokens(folder, splits, options)
+        summary["tokens"] = _tokens(folder, splits, options.model, options.workers)
     write_text(folder / REPORT, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
     if refused:
         write_text(folder / REFUSED, report.refused_rows(refused))
     return summary
 
 
-def _tokens(folder: Path, splits: dict[str, list], options: PrepareOptions) -> dict[str, Any]:
+def _tokens(folder: Path, splits: dict[str, list], model: str, workers: int) -> dict[str, Any]:
     """Tokens of the whole dataset as the model sees it. Raises RequestError when the model's folder is none."""
     from qwen3vl_core.data.token_lengths import Measurer, measure
 
     chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}
-    found = measure(Measurer(folder, Path(options.model).expanduser()), chosen, options.workers)
-    return {"model": options.model} | found.summary()
+    found = measure(Measurer(folder, Path(model).expanduser()), chosen, workers)
+    return {"model": model} | found.summary()

@@ -59,7 +59,9 @@ class Shard:
 
 def plan_shards(split: str, samples: list[TarSample], shard_size: int) -> list[Shard]:
     """The shards of a split, each as long as `shard_size` bytes allow."""
-    made, shard, size = [], [], SHARD_ENDING
+    made: list[Shard] = []
+    shard: list[TarSample] = []
+    size = SHARD_ENDING
     for sample in samples:
         if shard and size + sample.size > shard_size:
             made.append(_shard(split, len(made), shard))

@@ -12,6 +12,7 @@ import pytest
 
 from qwen3vl_core.command_line import build_parser
 from qwen3vl_core.options import COMMANDS, options_of
+from tests.test_import_graph import import_graph, modules
 
 ROOT = Path(__file__).parent.parent
 # CHANGELOG.md names what is gone
@@ -129,6 +130,40 @@ def test_the_modules_of_the_architecture_lie_in_their_folders():
         named = re.findall(r"`([\w/]+(?:\.py|/))`", " ".join(cells))
         for path in named:
             assert any((ROOT / folder / path).exists() for folder in re.findall(r"`([\w/]+)`", folders)), f"{path} is not in {folders}"
+
+
+FOLDERS = {
+    **{f"qwen3vl_core.{name}": f"`{name}`" for name in ("options", "layout", "data", "model", "checkpoint", "training", "caption", "demo")},
+    **{f"console.{name}": f"`console/{name}`" for name in ("runs", "curves", "readers", "screens", "widgets", "notebook")},
+    "console": "console files", "qwen3vl_core": "the command line",
+}  # fmt: skip
+COMMAND_LINE = {"qwen3vl_core.cli", "qwen3vl_core.command_line", "qwen3vl_core.entry_points"}
+"""Of the modules at the top of the core; the others import none of the folders, so that any folder may import them."""
+
+
+def imports_of_folders() -> dict[str, set[str]]:
+    """Folder -> folders that it imports, as the architecture's table writes them."""
+
+    def folder(module: str) -> str:
+        return FOLDERS[next(name for name in (".".join(module.split(".")[:2]), module.split(".")[0]) if name in FOLDERS)]
+
+    found: dict[str, set[str]] = {name: set() for name in FOLDERS.values()}
+    for module, imported in import_graph(modules(ROOT)).items():
+        # the names of what `python -m` runs are no imports
+        wanted = {other for other in imported if FOLDERS["qwen3vl_core"] != folder(other) or other in COMMAND_LINE} - {
+            "qwen3vl_core.training"
+        }
+        assert module in COMMAND_LINE or module == "qwen3vl_core" or folder(module) != FOLDERS["qwen3vl_core"] or not wanted, module
+        found[folder(module)] |= {folder(other) for other in wanted} - {folder(module)}
+    return found
+
+
+def test_who_imports_whom_is_as_the_architecture_says():
+    text = (ROOT / "docs" / "architecture.md").read_text().split("## Who imports whom")[1].split("\n## ")[0]
+    rows = {folder.strip(): cell for folder, cell in re.findall(r"^\| ([^|]+) \| ([^|]*) \|", text, re.MULTILINE)}
+    for folder, imported in imports_of_folders().items():
+        said = set(filter(None, map(str.strip, rows[folder].split(","))))
+        assert said == imported, f"docs/architecture.md, row {folder}: it imports {', '.join(sorted(imported))}"
 
 
 def test_the_index_names_every_page_and_the_readme_every_folder():

@@ -300,10 +300,8 @@ def _changes(cls: type, words: list[str]) -> dict[str, Any]:
 
 def _compare(store: RunStore, given: argparse.Namespace) -> int:
     first, second = store.get(given.a), store.get(given.b)
-    if given.json:
-        say(run_json.differences(first, second))
-    else:
-        print("\n".join(run_text.comparison(first, second)))
+    found = run_json.differences(first, second)
+    say(found) if given.json else print("\n".join(run_text.comparison(found)))
     return EXIT_DONE
 
 

@@ -95,17 +95,19 @@ def series(run: Run, names: list[str]) -> dict[str, Any]:
 
 
 def differences(first: Run, second: Run) -> dict[str, Any]:
-    """`runs compare --json`: options that differ as [first, second], and what both measured last.
+    """What `runs compare` says, as JSON or as text: kind, status, options that differ, steps planned and last rows, each as
+    [first, second].
 
     Of two runs of different kinds only what one of them sets otherwise than by default: all their options differ.
     """
-    options = [first.options, second.options]
+    runs, options = [first, second], [first.options, second.options]
     names = [name for name in {**options[0], **options[1]} if name != "name"]
     if first.kind != second.kind:
         set_by_hand = {name for run in (first, second) for name in changed(run)}
         names = [name for name in names if name in set_by_hand]
     return {
-        "runs": [first.id, second.id],
+        "runs": [run.id for run in runs], "kind": [run.kind for run in runs], "status": [run.status for run in runs],
         "options": {n: [o.get(n) for o in options] for n in names if options[0].get(n) != options[1].get(n)},
-        TRAIN: [last_of(run) for run in (first, second)], EVAL: [last_of(run, EVAL) for run in (first, second)],
+        "total": [o.get("train_iters") for o in options],
+        TRAIN: [last_of(run) for run in runs], EVAL: [last_of(run, EVAL) for run in runs],
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from console.formatting import GLYPHS
@@ -16,6 +16,7 @@ from qwen3vl_core.formats import duration, number, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of, version_problem
 
+NO_DIFFERENCE = "no option differs"
 SEARCHED_LINES = 200_000
 """Lines at the end of a log that `runs logs --grep` looks through."""
 
@@ -34,7 +35,10 @@ def last_of(run: Run, kind: str = TRAIN) -> dict[str, Any]:
 
 def step_of(run: Run, row: dict[str, Any]) -> str:
     """`63/100`: where a training stands."""
-    step, total = row.get("step"), run.options.get("train_iters")
+    return _step(row.get("step"), run.options.get("train_iters"))
+
+
+def _step(step: Any, total: Any) -> str:
     if not isinstance(step, int):
         return "–"
     return f"{step}/{total}" if isinstance(total, int) else str(step)
@@ -116,24 +120,22 @@ def samples(rows: list[dict[str, Any]]) -> list[str]:
     return [line for picture, lines in pictures.items() for line in (picture, *lines)]
 
 
-def comparison(first: Run, second: Run, width: int | None = None) -> list[str]:
-    """The options that differ between two runs, and what they measured last, side by side."""
-    rows: list[tuple[str, ...]] = [
-        ("", first.id, second.id),
-        ("kind", plain(first.kind), plain(second.kind)),
-        ("status", first.status, second.status),
-    ]
-    options = [first.options, second.options]
-    names = [name for name in {**options[0], **options[1]} if name != "name"]
-    differing = [n for n in names if options[0].get(n) != options[1].get(n)]
-    rows += [(f"--{n.replace('_', '-')}", *(plain(o.get(n)) for o in options)) for n in differing]
+def comparison_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, the first run's, the second's) of what `run_json.differences` found; first of all their ids."""
+    pairs: list[tuple[str, Iterable[str]]] = [("", found["runs"]), ("kind", map(plain, found["kind"])), ("status", found["status"])]
+    pairs += [(f"--{name.replace('_', '-')}", map(plain, pair)) for name, pair in found["options"].items()]
     for kind in (TRAIN, EVAL):
-        last = [last_of(run, kind) for run in (first, second)]
-        if any(last):
-            rows.append((title_of(key_of(kind, "step")), step_of(first, last[0]), step_of(second, last[1])))
-            rows += [(title, *map(number, values)) for title, values in summary({kind: last})]
-    lines = _columns(rows, width)
-    return lines if differing else [*lines, "no option differs"]
+        if any(last := found[kind]):
+            steps = (_step(row.get("step"), total) for row, total in zip(last, found["total"], strict=True))
+            pairs.append((title_of(key_of(kind, "step")), steps))
+            pairs += [(title, map(number, values)) for title, values in summary({kind: last})]
+    return [(what, first, second) for what, (first, second) in pairs]
+
+
+def comparison(found: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """What `run_json.differences` found, side by side."""
+    lines = _columns(comparison_rows(found), width)
+    return lines if found["options"] else [*lines, NO_DIFFERENCE]
 
 
 def changed(run: Run) -> dict[str, Any]:

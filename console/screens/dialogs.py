@@ -20,12 +20,12 @@ from console.formatting import one_line
 from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
 from console.runs.run_json import differences
-from console.runs.run_text import plain
+from console.runs.run_text import NO_DIFFERENCE, comparison_rows
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
-from qwen3vl_core.run_record import EVAL, LOSS, TRAIN, key_of, summary, title_of
+from qwen3vl_core.run_record import LOSS, title_of
 
 NAMED = 6
 """Runs that a question names."""
@@ -147,26 +147,19 @@ class Difference(ModalScreen[None]):
         room = max(self.query_one("#difference").size.width, 30)
         table = self.query_one("#difference", Static)
         found = differences(*self.runs)
-        names = [[""], *[[f"--{name.replace('_', '-')}"] for name in found["options"]]]
-        values = [[run.id for run in self.runs], *[[plain(v) for v in pair] for pair in found["options"].values()]]
-        for kind in (TRAIN, EVAL):
-            steps = [row.get("step") for row in found[kind]]
-            measured = [(title_of(key_of(kind, "step")), steps)] if any(found[kind]) else []
-            for title, pair in [*measured, *summary({kind: found[kind]})]:
-                names.append([title])
-                values.append([number(value) for value in pair])
-        left = min(max(len(name[0]) for name in names), 24)
+        rows = comparison_rows(found)
+        left = min(max(len(what) for what, *_ in rows), 24)
         each = max((room - left - 4) // 2, 8)
         lines = []
-        for index, ((name,), pair) in enumerate(zip(names, values, strict=True)):
+        for index, (what, *pair) in enumerate(rows):
             cells = [one_line(value, each).ljust(each) for value in pair]
             line = Content.assemble(
-                (name[:left].ljust(left), "$muted"), "  ", (cells[0], "bold" if not index else "$line-0"), "  ",
+                (what[:left].ljust(left), "$muted"), "  ", (cells[0], "bold" if not index else "$line-0"), "  ",
                 (cells[1], "bold" if not index else "$line-1"),
             )  # fmt: skip
             lines.append(line)
         if not found["options"]:
-            lines.append(Content("no option differs").stylize("$muted"))
+            lines.append(Content(NO_DIFFERENCE).stylize("$muted"))
         table.update(Content("\n").join(lines))
 
 

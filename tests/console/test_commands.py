@@ -238,6 +238,20 @@ def test_two_runs_side_by_side_show_what_differs(store, typed):
     assert typed("compare", "1", "1")[1].endswith("no option differs\n")
 
 
+def test_two_runs_of_different_kinds_are_compared_by_the_same_facts_as_text_and_as_json(store, typed):
+    metrics(finetune(store, lr=3e-4), 4.0, 3.0)
+    store.create("job", {"x": 1}, ["true"])
+    code, out = typed("compare", "1", "2", "--json")
+    found = json.loads(out)
+    text = typed("compare", "1", "2")[1]
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("--")]
+    assert code == 0 and options == [f"--{name.replace('_', '-')}" for name in found["options"]] and "--x" in options
+    assert "--seq-length" not in options, "a default of one kind is no difference between kinds"
+    words = [line.split() for line in text.splitlines()]
+    assert words[0] == found["runs"] and ["kind", *found["kind"]] in words and ["status", *found["status"]] in words
+    assert ["loss", "3", "–"] in words and found["train"][0]["loss"] == 3.0 and found["train"][1] == {}
+
+
 def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.delenv("TEXTUAL_DRIVER", raising=False)

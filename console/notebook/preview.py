@@ -34,7 +34,7 @@ class DatasetPreview(W.VBox):
 
     def __init__(self, dataset: Path | str, split: str | None = None, *, model: Path | str | None = None) -> None:
         self.dataset = Path(dataset).expanduser().absolute()
-        there = [name for name, shards in splits(self.dataset).items() if shards]
+        there = splits(self.dataset)
         if split is None and there:
             split = "train" if "train" in there else there[0]
         self._split = Split(self.dataset, split or "train")

@@ -85,7 +85,15 @@ class ShardSplit:
 
     def place(self, number: int) -> str:
         """Where a sample stands, for people: used where its key could not be read."""
-        return f"{self._shards[int(self._shard_of[number])].name}@{int(self._begins[number])}"
+        return f"{self.shard_name(number)}@{int(self._begins[number])}"
+
+    def shard_name(self, number: int) -> str:
+        """File name of the shard that holds a sample."""
+        return self._shards[int(self._shard_of[number])].name
+
+    def sample_size(self, number: int) -> int:
+        """Bytes that a sample takes in its shard."""
+        return int(self._ends[number] - self._begins[number])
 
     def _file(self, shard: int) -> int:
         if self._owner != os.getpid():

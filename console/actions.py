@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def actions_of(screen: str) -> list[Action]:
     return [action for action in ACTIONS if action.screen == screen]
 
 
-def bindings_of(screen: str) -> list[Binding]:
+def bindings_of(screen: str) -> list[BindingType]:
     """Textual bindings of one screen, or of `app`."""
     return [action.binding for action in actions_of(screen)]
 

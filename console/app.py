@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual.actions import parse
-from textual.dom import DOMNode
+from textual.app import App
 from textual.screen import Screen
 
 from console.actions import ACTIONS, SCREENS, Action, bindings_of
@@ -86,7 +86,7 @@ class ConsoleApp(ConsoleBase):
 
         self.push_screen(KeysHelp(scope, getattr(screen.focused, "HELP", None) or "", self.keys), chosen)
 
-    async def _do(self, action: Action, node: DOMNode) -> None:
+    async def _do(self, action: Action, node: App | Screen) -> None:
         _, name, words = parse(action.action)
         if node.check_action(name, words):
             await node.run_action(action.action)

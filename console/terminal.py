@@ -118,11 +118,11 @@ def unasked() -> Iterator[None]:
     kept, stdout = {name: os.environ.get(name) for name in names}, sys.__stdout__
     if shows.cell is not None:
         os.environ.update(zip(names, map(str, shows.cell), strict=True))
-    sys.__stdout__ = io.StringIO()  # type: ignore[misc]
+    sys.__stdout__ = io.StringIO()  # type: ignore[assignment, misc]  # it is put back
     try:
         yield
     finally:
-        sys.__stdout__ = stdout  # type: ignore[misc]
+        sys.__stdout__ = stdout  # type: ignore[misc]  # as it was
         for name, value in kept.items():
             if value is None:
                 os.environ.pop(name, None)

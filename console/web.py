@@ -112,8 +112,12 @@ class ConsoleServer(Server):
         websocket = web.WebSocketResponse(heartbeat=15)
         width, height = (to_int(request.query.get(name, ""), least) for name, least in (("width", 80), ("height", 24)))
         await websocket.prepare(request)
+
+        async def close() -> None:
+            await websocket.close()
+
         session = _Session(
-            "qwen3vl", write_bytes=websocket.send_bytes, write_str=websocket.send_str, close=websocket.close,
+            "qwen3vl", write_bytes=websocket.send_bytes, write_str=websocket.send_str, close=close,
             download_manager=self.download_manager,
         )  # fmt: skip
         session.words = self.words

@@ -124,8 +124,7 @@ def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | No
     begin, end = int(index[0]), int(index[-1])
     if len(starts):
         block = starts // BLOCK
-        coarse = bounds is not None and (end - begin) > COARSE * BLOCK * count and (np.diff(block) > 0).all()
-        if coarse:
+        if bounds is not None and (end - begin) > COARSE * BLOCK * count and (np.diff(block) > 0).all():
             until = -(-end // BLOCK)
             low, high = np.minimum.reduceat(bounds.low[:until], block), np.maximum.reduceat(bounds.high[:until], block)
         else:
@@ -146,4 +145,4 @@ def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | No
     if 0 < end < len(x) and (not len(column) or column[-1] < count - 1) and points.joined(end, end - 1):
         right = border(count - 1, points.at(end - 1, end, x1), len(parts[0]) > 0)
         parts = [np.concatenate(pair) for pair in zip(parts, right, strict=True)]
-    return Columns(parts[0].astype(int), *parts[1:5], parts[5].astype(bool))
+    return Columns(parts[0].astype(int), parts[1], parts[2], parts[3], parts[4], parts[5].astype(bool))

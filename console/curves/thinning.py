@@ -68,9 +68,9 @@ def _extremes(y: np.ndarray, width: int, gaps: bool) -> np.ndarray:
 
     at = np.arange(rows) * width
     missing = np.isnan(y) if gaps else None
-    low, high = (np.where(missing, np.inf, y), np.where(missing, -np.inf, y)) if gaps else (y, y)
+    low, high = (np.where(missing, np.inf, y), np.where(missing, -np.inf, y)) if missing is not None else (y, y)
     found = [at + stretches(low, np.inf).argmin(axis=1), at + stretches(high, -np.inf).argmax(axis=1)]
-    if gaps:
+    if missing is not None:
         holes = stretches(missing, False)
         found.append((at + holes.argmax(axis=1))[holes.any(axis=1)])
     return np.concatenate(found)

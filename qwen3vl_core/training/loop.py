@@ -150,7 +150,7 @@ class Loop:
         if (saved is None) != (now is None):
             there, here = ("the weights", "adapters") if saved is None else ("adapters", "the weights")
             raise RequestError(f"--lora-rank {self.options.lora_rank}: the checkpoint has {there} trained, not {here}; start a new run")
-        if now is None:
+        if now is None or saved is None:
             return
         for name in ("rank", "alpha", "targets", "parts"):
             if saved.get(name) != now[name]:
@@ -206,6 +206,7 @@ class Loop:
 
     def evaluate(self) -> None:
         """The loss over the same global batches of the validation split every time."""
+        assert self.valid_data is not None and self.valid_start is not None
         self.valid_data.load_state_dict(self.valid_start)
         results = [evaluate(self.training, next(self.valid_data)) for _ in range(self.options.eval_iters)]
         tokens = sum(r.tokens for r in results)
@@ -216,6 +217,7 @@ class Loop:
 
     def sample(self) -> None:
         """Captions of the fixed pictures."""
+        assert self.sampler is not None
         settle(self.training)
         with without_fp8(self.training.config):
             texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop)

@@ -50,7 +50,7 @@ class Training:
     architecture: Architecture
     models: list[Qwen3VLModel]
     """The chunks of this pipeline stage; one, unless the schedule is interleaved."""
-    wrapped: list[torch.nn.Module]
+    wrapped: list[DistributedDataParallel]
     """`models` inside Megatron's precision and data-parallel wrappers."""
     optimizer: Any
     scheduler: OptimizerParamScheduler
@@ -95,7 +95,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
     )  # fmt: skip
     models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
     cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
-    wrapped = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
+    wrapped: list[Any] = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer,
         overlap_grad_reduce=options.overlap_grad_reduce, overlap_param_gather=options.overlap_param_gather,

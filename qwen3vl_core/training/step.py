@@ -33,8 +33,9 @@ from qwen3vl_core.training.throughput import sample_lengths, training_flops
 class MicroBatch(Protocol):
     """What a step needs of a batch."""
 
-    labels: Tensor
-    """[b, s]: the token to predict at each position, -100 where nothing is trained."""
+    @property
+    def labels(self) -> Tensor:
+        """[b, s]: the token to predict at each position, -100 where nothing is trained."""
 
     def model_inputs(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Arguments of the model."""
@@ -110,7 +111,7 @@ def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total, count.to(torch.int), torch.stack((total.detach().double(), count.double()))
 
 
-def _weigh_balance(training: Training, batches: list[MicroBatch]) -> None:
+def _weigh_balance(training: Training, batches: Sequence[MicroBatch]) -> None:
     """So that the experts' load balancing loss counts with its coefficient, however few of the tokens are trained."""
     masks = [getattr(batch, "attention_mask", None) for batch in batches]
     tokens = sum(batch.labels.numel() if mask is None else int(mask.sum()) for batch, mask in zip(batches, masks, strict=True))
@@ -120,7 +121,7 @@ def _weigh_balance(training: Training, batches: list[MicroBatch]) -> None:
     set_balance_weight(training.config, *counts.tolist())
 
 
-def _run(training: Training, batches: list[MicroBatch], *, forward_only: bool) -> Tensor:
+def _run(training: Training, batches: Sequence[MicroBatch], *, forward_only: bool) -> Tensor:
     """[sum of losses, tokens] of this rank; zeros on a stage that has no loss."""
     chunks = training.wrapped
     if training.config.num_moe_experts and not forward_only:
@@ -156,7 +157,7 @@ def _agree(figures: Tensor, flags: tuple[bool, ...]) -> tuple[float, int, tuple[
     return total / max(tokens, 1), int(tokens), tuple(v > 0 for v in votes)
 
 
-def _work(training: Training, batches: list[MicroBatch]) -> tuple[float, float, float]:
+def _work(training: Training, batches: Sequence[MicroBatch]) -> tuple[float, float, float]:
     """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts too."""
     counts = (
         parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_last_stage()
@@ -193,7 +194,7 @@ def _update(training: Training) -> tuple[float | None, str]:
 
 
 def train_step(
-    training: Training, batches: list[MicroBatch], flags: tuple[bool, ...] = (), guard: Guard | None = None
+    training: Training, batches: Sequence[MicroBatch], flags: tuple[bool, ...] = (), guard: Guard | None = None
 ) -> StepResult:  # fmt: skip
     """Forward and backward over the micro batches of this rank, then one optimizer step.
 
@@ -226,7 +227,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(training: Training, batches: list[MicroBatch]) -> StepResult:
+def evaluate(training: Training, batches: Sequence[MicroBatch]) -> StepResult:
     """The loss of one global batch, nothing trained."""
     settle(training)
     for model in training.wrapped:

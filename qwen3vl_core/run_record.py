@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from qwen3vl_core.formats import GIB
 
@@ -91,6 +91,25 @@ PLAN_FIELDS = {
     "gpus": Field("integer", "GPUs of that machine it may use"),
     "created": Field("number", "Unix seconds"),
 }
+
+
+class PlanRecord(TypedDict, total=False):
+    """plan.json with the keys of PLAN_FIELDS, so that a type checker knows them; a damaged file may hold anything."""
+
+    v: int
+    kind: str
+    name: str
+    options: dict[str, Any]
+    command: list[str]
+    cwd: str
+    versions: dict[str, str]
+    git: str | None
+    host: str
+    cpus: int
+    gpus: int
+    created: float
+
+
 STATE_FIELDS = {
     "status": Field("string", "starting, running, stopping, done, failed or stopped"),
     "supervisor_pid": Field("integer | null", "process of the supervisor"),
@@ -102,6 +121,22 @@ STATE_FIELDS = {
     "ended": Field("number | null", "Unix seconds of the end"),
     "error": Field("string | null", "why it failed, in one line, where that is known beyond the log"),
 }
+
+
+class StateRecord(TypedDict, total=False):
+    """state.json with the keys of STATE_FIELDS, so that a type checker knows them; a damaged file may hold anything."""
+
+    status: str
+    supervisor_pid: int | None
+    pid: int | None
+    host: str
+    boot_id: str
+    exit_code: int | None
+    started: float | None
+    ended: float | None
+    error: str | None
+
+
 ROW_FIELDS = {
     "v": Field("integer", "version of the record"),
     "step": Field("integer", "steps done, this one included"),

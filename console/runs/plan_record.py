@@ -18,7 +18,7 @@ from console.runs.state import write_json
 from qwen3vl_core.files import whole_path
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
 from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_arguments
-from qwen3vl_core.run_record import COMMAND, PLAN, RUN_VARIABLE, VERSION
+from qwen3vl_core.run_record import COMMAND, PLAN, RUN_VARIABLE, VERSION, PlanRecord
 
 PACKAGES = (
     "torch", "megatron-core", "megatron-energon", "transformers", "transformer-engine", "safetensors", "numpy", "pillow",
@@ -90,7 +90,7 @@ def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
     return [sys.executable, "-m", "qwen3vl_core.cli", kind, *to_arguments(options)]
 
 
-def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> dict[str, Any]:
+def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> PlanRecord:
     """The content of `plan.json`; asks the machine for its GPUs and git for the commit (parts of a second)."""
     return {
         "v": VERSION,
@@ -108,7 +108,7 @@ def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str])
     }
 
 
-def command_script(run_dir: Path, plan: dict[str, Any]) -> str:
+def command_script(run_dir: Path, plan: PlanRecord) -> str:
     """Text of `command.sh`: the exact command with its folder and environment, to run by hand."""
     root = source_root()
     lines = [
@@ -123,7 +123,7 @@ def command_script(run_dir: Path, plan: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_record(run_dir: Path, plan: dict[str, Any], final_dir: Path | None = None) -> None:
+def write_record(run_dir: Path, plan: PlanRecord, final_dir: Path | None = None) -> None:
     """Write both files into `run_dir`, which is to become `final_dir`. Raises OSError."""
     script = run_dir / COMMAND
     beside = script.with_name(COMMAND + ".tmp")

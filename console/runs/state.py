@@ -14,12 +14,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE
+from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE, StateRecord
 
 ALIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped")
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file at once: a reader sees the old object or the new one, never a part. Raises OSError."""
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -82,9 +82,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         raise
 
 
-def read_state(run_dir: Path) -> dict[str, Any]:
+def read_state(run_dir: Path) -> StateRecord:
     """`state.json` as it stands."""
-    return read_json(run_dir / STATE)
+    return cast(StateRecord, read_json(run_dir / STATE))
 
 
 def sign_of_life(run_dir: Path) -> float | None:
@@ -96,7 +96,7 @@ def sign_of_life(run_dir: Path) -> float | None:
     return time.time() - max(times) if times else None
 
 
-def is_here(state: dict[str, Any]) -> bool:
+def is_here(state: StateRecord) -> bool:
     """Whether the run's processes are, or were, on the machine that asks (one boot of one kernel)."""
     return state.get("boot_id", "") == boot_id() and state.get("host") == host()
 
@@ -154,7 +154,7 @@ def _lock_held(run_dir: Path) -> bool | None:
     return False
 
 
-def judge(run_dir: Path) -> tuple[str, dict[str, Any]]:
+def judge(run_dir: Path) -> tuple[str, StateRecord]:
     """(status, state): the status as written, or `lost` when it claims a life that is not there."""
     state = read_state(run_dir)
     if state.get("status") not in ALIVE:
@@ -173,6 +173,6 @@ def judge(run_dir: Path) -> tuple[str, dict[str, Any]]:
     return ("lost" if state.get("status") in ALIVE else _written(state)), state
 
 
-def _written(state: dict[str, Any]) -> str:
+def _written(state: StateRecord) -> str:
     status = state.get("status")
     return status if status in ENDED else "lost"

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from console.runs.state import ALIVE, boot_id, host, judge, read_json, store_folder, write_json
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.run_record import LOG, METRICS_FILE, PLAN, STATE
+from qwen3vl_core.run_record import LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
 
 _ID = re.compile(r"(\d{4,})-(.+)")
 _NAME_LENGTH = 40
@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._plan: tuple[tuple[int, int, int], dict[str, Any]] | None = None
+        self._plan: tuple[tuple[int, int, int], PlanRecord] | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.id})"
@@ -47,7 +47,7 @@ class Run:
         return int(self.id.partition("-")[0])
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> PlanRecord:
         """`plan.json`; empty when it is damaged. Read again only when the file has changed."""
         try:
             stat = (self.path / PLAN).stat()
@@ -55,7 +55,7 @@ class Run:
             return {}
         seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if self._plan is None or self._plan[0] != seen:
-            self._plan = (seen, read_json(self.path / PLAN))
+            self._plan = (seen, cast(PlanRecord, read_json(self.path / PLAN)))
         return self._plan[1]
 
     @property
@@ -88,7 +88,7 @@ class Run:
         return _number(self.plan.get("created"))
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> StateRecord:
         """`state.json` with `status` as it is now: `lost` when the file claims a life that is not there."""
         status, state = judge(self.path)
         return {**state, "status": status}

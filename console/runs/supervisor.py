@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, Unpack, cast
 
 from console.runs import processes
 from console.runs.state import (
@@ -35,7 +35,7 @@ from console.runs.state import (
     write_json,
 )  # fmt: skip
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.run_record import HEARTBEAT, LOG, PLAN, RUN_VARIABLE, SAVE, STATE, STOP
+from qwen3vl_core.run_record import HEARTBEAT, LOG, PLAN, RUN_VARIABLE, SAVE, STATE, STOP, PlanRecord, StateRecord
 
 GRACE_VARIABLE = "QWEN3VL_GRACE"
 GRACE_SECONDS = 60.0
@@ -64,7 +64,7 @@ class Supervisor:
 
     def __init__(self, run_dir: Path, grace: float) -> None:
         self.run_dir, self.grace = run_dir, grace
-        self.state: dict[str, Any] = {}
+        self.state: StateRecord = {}
         self.saved = True
         self.child = 0
         self.is_torchrun = False
@@ -75,7 +75,7 @@ class Supervisor:
 
     # the state
 
-    def save(self, **changes: Any) -> None:
+    def save(self, **changes: Unpack[StateRecord]) -> None:
         """Put changes into the state; what cannot be written now (a full disk) is written at a later tick."""
         self.state |= changes
         try:
@@ -93,7 +93,7 @@ class Supervisor:
 
     def start(self) -> str:
         """Start the command. Gives the error's line when that fails: it then stands in the state and in the log."""
-        plan = read_json(self.run_dir / PLAN)
+        plan = cast(PlanRecord, read_json(self.run_dir / PLAN))
         command = plan.get("command")
         try:
             if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
@@ -193,12 +193,13 @@ class Supervisor:
         processes.send(listening, signal.SIGUSR1)
         self.say("asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet")
 
-    def finish(self, **final: Any) -> None:
+    def finish(self, **final: Unpack[StateRecord]) -> None:
         """Write the last state: the last thing done, since it lets others start the run again."""
         with contextlib.suppress(OSError):
             (self.run_dir / STOP).unlink(missing_ok=True)
             (self.run_dir / SAVE).unlink(missing_ok=True)
-        self.save(**final, ended=time.time())
+        final["ended"] = time.time()
+        self.save(**final)
         until = time.monotonic() + SAVE_SECONDS
         while not self.saved and time.monotonic() < until:
             time.sleep(0.5)
@@ -284,7 +285,7 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
 
 def _take_a_free_port(run_dir: Path) -> None:
     """A resumed torchrun gets a port that is free now; the rest of the command stays as it was."""
-    plan = read_json(run_dir / PLAN)
+    plan = cast(PlanRecord, read_json(run_dir / PLAN))
     command = plan.get("command")
     if isinstance(command, list) and "torch.distributed.run" in command and "--master-port" in command[:-1]:
         from console.runs.plan_record import write_record

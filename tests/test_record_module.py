@@ -104,6 +104,8 @@ def run(tmp_path):
 
 
 def test_plan_and_state_have_the_fields_of_the_table(run):
+    assert list(run_record.PlanRecord.__annotations__) == list(run_record.PLAN_FIELDS)
+    assert list(run_record.StateRecord.__annotations__) == list(run_record.STATE_FIELDS)
     assert list(json.loads((run.path / run_record.PLAN).read_text())) == list(run_record.PLAN_FIELDS)
     assert list(json.loads((run.path / run_record.STATE).read_text())) == list(run_record.STATE_FIELDS)
 

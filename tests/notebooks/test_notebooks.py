@@ -24,9 +24,9 @@ from PIL import Image
 from console.notebook import metrics
 from console.runs import launch
 from console.runs.captions import read_votes
-from console.runs.state import SAMPLES
 from console.runs.store import RunStore
 from qwen3vl_core.command_line import build_parser
+from qwen3vl_core.run_record import SAMPLES
 from tests.console.app.driving import Store
 from tests.console.runs import jobs
 from tests.console.runs.jobs import run_store

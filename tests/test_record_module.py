@@ -118,7 +118,7 @@ def test_a_metric_added_to_the_table_appears_everywhere(run, monkeypatch):
     head, line = run_text.table([run], 160)
     assert "ENTROPY" in head and "3.5" in line.split()
     assert "  entropy         3.5" in [re.sub(r"^(  \S+) +", r"\1         ", text) for text in run_text.describe(run)]
-    assert ["entropy", "3.5", "3.5"] in [text.split() for text in run_text.comparison(run, run)]
+    assert ["entropy", "3.5", "3.5"] in [text.split() for text in run_text.comparison(run_json.differences(run, run))]
     assert run_json.as_json(run_json.summarize(run))["entropy"] == 3.5
     assert "entropy" in filters.orders()
     row = StoreWatcher(run.path.parent).look().rows[0]

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import quantity
-from qwen3vl_core.layout import plan
-from qwen3vl_core.layout.rules import check_plan, layout_faults
-from qwen3vl_core.layout.torchrun_command import process_count
-from qwen3vl_core.options import COMMANDS, Option, from_mapping, options_of, shell_line, to_arguments
+from qwen3vl_core.layout import gpus
+from qwen3vl_core.layout.torchrun_command import model_ranks
+from qwen3vl_core.layout.verdict import Verdict, judge
+from qwen3vl_core.options import COMMANDS, Option, missing_values, option_problems, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planning import PlanOptions
+from qwen3vl_core.problems import Problem, unique
 
 INPUTS = ("model", "checkpoint", "dataset", "pictures", "captions")
 """Kinds of paths that a command reads."""
@@ -52,7 +53,7 @@ def value_of(option: Option, text: str | bool) -> Any:
     try:
         words = shlex.split(text)
     except ValueError:
-        raise RequestError(f"{option.flag} {text}: a quotation mark is not closed; close it or leave it out") from None
+        raise RequestError(option.problem("open-quotation-mark", text)) from None
     return [option.parse(word) for word in words]
 
 
@@ -91,8 +92,8 @@ class Plan:
     """What a person would type; leaves out what cannot be understood yet."""
     options: Any = None
     """The options object; None while a rule is broken."""
-    problems: tuple[str, ...] = ()
-    """Every broken rule that needs neither disk nor machine, one line each."""
+    problems: tuple[Problem, ...] = ()
+    """Every broken rule that needs neither disk nor machine."""
     partial: Any = None
     """The options as far as they can be understood; what cannot is as by default."""
     understood: bool = True
@@ -100,104 +101,75 @@ class Plan:
 
     @property
     def problem(self) -> str:
-        """The first of them."""
-        return self.problems[0] if self.problems else ""
+        """The first of them, as a line."""
+        return str(self.problems[0]) if self.problems else ""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FormCheck:
     """What the disk and the machine say about a plan."""
 
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     note: str = ""
-    report: dict[str, Any] | None = None
-    """Of a finetune: what `qwen3vl plan --json` says; None where the model is not known."""
+    verdict: Verdict | None = None
+    """Of a finetune."""
 
 
 def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
     """What a form of this kind says. Needs neither disk nor machine."""
     cls = COMMANDS[kind]
-    values, problems = {}, []
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
     for option in options_of(cls):
         try:
             values[option.name] = value_of(option, texts.get(option.name, text_of(option, option.default)))
         except RequestError as error:
-            problems.append(str(error))
+            problems += error.problems
     partial, understood = cls(**values), not problems
     command = shell_line(["qwen3vl", kind, *to_arguments(partial)])
-    for option in options_of(cls):
-        if option.required and option.name in values and values[option.name] in (None, "", []):
-            problems.append(f"{option.flag}: required; {option.help[0].lower()}{option.help[1:]}")
-    faults = getattr(partial, "faults", None)
-    if callable(faults):
-        problems += faults()
-    elif not problems:
-        try:
-            from_mapping(cls, values)
-        except RequestError as error:
-            problems.append(str(error))
-    if problems:
-        return Plan(kind, command, None, tuple(dict.fromkeys(problems)), partial, understood)
-    return Plan(kind, command, from_mapping(cls, values), (), partial)
+    failed = {problem.option for problem in problems}
+    problems += [problem for problem in missing_values(partial) if problem.option not in failed]
+    problems += option_problems(partial)
+    return Plan(kind, command, None if problems else partial, unique(problems), partial, understood)
 
 
 @functools.cache
 def gpu_memory() -> float | None:
     """GiB of this machine's first GPU, as they were when first asked; None: there is none."""
-    return plan.gpu_memory()
+    return gpus.gpu_memory()
 
 
-def look_here(kind: str, options: Any) -> Verdict:
+def look_here(kind: str, options: Any) -> FormCheck:
     """What the disk and the machine say. Blocking; never raises for a bad plan."""
     try:
         if kind == "finetune":
             return _look_at_finetune(options)
         problems, note = _look_at_paths(options)
-        return Verdict(tuple(problems), note)
-    except (RequestError, WorkError) as error:
-        return Verdict((str(error),))
+        return FormCheck(tuple(problems), note)
+    except RequestError as error:
+        return FormCheck(error.problems)
     except OSError as error:
-        return Verdict((f"{error.filename}: {error.strerror}",))
+        return FormCheck((Problem("file-error", rule={"file": str(error.filename), "reason": str(error.strerror)}),))
 
 
 def check_here(kind: str, options: Any) -> tuple[str, str]:
-    """(the first broken rule or empty, a note): what the disk and the machine say. Blocking; never raises for a bad plan."""
-    verdict = look_here(kind, options)
-    return (verdict.problems[0] if verdict.problems else ""), ("" if verdict.problems else verdict.note)
+    """(the first broken rule as a line or empty, a note): what the disk and the machine say. Blocking; never raises for a bad plan."""
+    check = look_here(kind, options)
+    return (str(check.problems[0]) if check.problems else ""), ("" if check.problems else check.note)
 
 
-def _look_at_finetune(options: Any) -> Verdict:
-    problems, count = [], 0
-    try:
-        count = process_count(options)
-    except RequestError as error:
-        problems.append(str(error))
-    found = None
-    if options.load or options.size:
-        try:
-            planned = PlanOptions(gpus=count or options.tp * options.pp * options.cp, memory=gpu_memory() or 0.0)
-            found = plan.report(options, planned)
-            problems += found["faults"]
-            a = plan.architecture_for(options)
-            if "stages" not in found and count and next(layout_faults(options, a, count), None) is None:
-                found |= plan.figures(options, a, count, found["memory_gib"], planned)
-        except RequestError as error:
-            problems.append(str(error))
-    if options.load and not problems:
-        try:
-            check_plan(options, count)
-        except RequestError as error:
-            problems.append(str(error))
-    if problems:
-        return Verdict(tuple(dict.fromkeys(problems)), "", found)
-    model = options.tp * options.pp * options.cp
-    parts = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model}"
-    return Verdict((), f"{parts} = {count} process{'es' if count > 1 else ''}", found)
+def _look_at_finetune(options: Any) -> FormCheck:
+    verdict = judge(options, PlanOptions(memory=gpu_memory() or 0.0))
+    if verdict.problems:
+        return FormCheck(verdict.problems, "", verdict)
+    count = verdict.gpus
+    parts = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
+    return FormCheck((), f"{parts} = {count} process{'es' if count > 1 else ''}", verdict)
 
 
-def _look_at_paths(options: Any) -> tuple[list[str], str]:
+def _look_at_paths(options: Any) -> tuple[list[Problem], str]:
     """(broken rules, a note) of a command that reads and writes: what it reads is there, where it writes is free."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     read, written = 0, None
     for option in options_of(type(options)):
         value = getattr(options, option.name)
@@ -209,18 +181,19 @@ def _look_at_paths(options: Any) -> tuple[list[str], str]:
                     continue
                 whole = Path(path).expanduser()
                 if not whole.exists():
-                    problems.append(f"{option.flag} {path}: no such file or folder; correct the path")
+                    problems.append(option.problem("no-such-path", path))
                 elif option.name == "source" and whole.is_dir():
                     read += sum(each.stat().st_size for each in itertools.islice(whole.glob("*.safetensors"), 1000))
         elif option.name in OUTPUTS:
             written = Path(value).expanduser()
             full = written.is_dir() and any(written.iterdir())
             if full and getattr(options, "overwrite", True) is False:
-                problems.append(f"{option.flag} {value}: is there already; choose another folder or add --overwrite")
+                problems.append(option.problem("target-taken", value, None, {"overwrite": True}))
     if written is None:
         return problems, ""
     place = next((p for p in (written, *written.absolute().parents) if p.exists()), Path("/"))
     free = shutil.disk_usage(place).free
     if read > free:
-        problems.append(f"{written}: {quantity(read, 'B')} to write, {quantity(free, 'B')} free on that disk; choose another folder")
+        rule = {"folder": str(written), "needed": quantity(read, "B"), "free": quantity(free, "B")}
+        problems.append(Problem("disk-full", rule=rule))
     return problems, (f"{quantity(read, 'B')} to read, " if read else "") + f"{quantity(free, 'B')} free where it writes"

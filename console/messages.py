@@ -74,8 +74,8 @@ class LogRead(Message):
 class PlanChecked(Message):
     """The rules that need the disk or the machine were checked for one state of the form."""
 
-    def __init__(self, revision: int, verdict: Any) -> None:
-        self.revision, self.verdict = revision, verdict
+    def __init__(self, revision: int, check: Any) -> None:
+        self.revision, self.check = revision, check
         super().__init__()
 
 

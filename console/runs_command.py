@@ -19,7 +19,7 @@ from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.locations import STORE_HELP, runs_directory
-from qwen3vl_core.options import COMMANDS, from_mapping, options_of, shell_line
+from qwen3vl_core.options import COMMANDS, check_options, from_mapping, options_of, shell_line
 from qwen3vl_core.run_record import SAMPLES, version_problem
 
 EXIT_INTERRUPTED = 130
@@ -273,8 +273,7 @@ def _clone(store: RunStore, given: argparse.Namespace) -> int:
     if problem := version_problem(run.plan):
         raise RequestError(f"run {run.id}: {problem}")
     options = from_mapping(cls, {**run.options, **_changes(cls, given.set)})
-    if callable(getattr(options, "check", None)):
-        options.check()
+    check_options(options)
     return begin(store.create(run.kind, options), launch.start, given.foreground, given.json)
 
 

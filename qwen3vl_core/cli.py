@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
     try:
         return dispatch(arguments, commands)
     except (RequestError, WorkError) as error:
-        print(f"qwen3vl: {error}", file=sys.stderr)
+        for line in error.problems if isinstance(error, RequestError) else (error,):
+            print(f"qwen3vl: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("qwen3vl: stopped", file=sys.stderr)

@@ -12,11 +12,20 @@ from typing import Any
 from qwen3vl_core import __version__
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
-from qwen3vl_core.errors import EXIT_DONE
-from qwen3vl_core.layout.rules import check_plan
-from qwen3vl_core.layout.torchrun_command import process_count
+from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.locations import DEFAULT_DEMO, DEFAULT_RUNS, runs_directory
-from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, from_mapping, options_of
+from qwen3vl_core.options import (
+    COMMANDS,
+    FinetuneOptions,
+    add_arguments,
+    from_mapping,
+    missing_values,
+    option_problems,
+    options_of,
+    read_mapping,
+    read_problems,
+)
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
@@ -121,10 +130,14 @@ def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
 def run_planner(name: str, values: dict[str, Any]) -> int:
     """The commands that look and start nothing."""
     module = importlib.import_module(f"qwen3vl_core.layout.{name}")
+    problems = read_problems(values)
     if name == "plan":
         own = {o.name for o in options_of(PlanOptions)}
-        plan = from_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
-        return module.run(from_mapping(FinetuneOptions, _with_plan_file(values), partial=True), plan)
+        plan, of_plan = read_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
+        options, of_options = read_mapping(FinetuneOptions, _with_plan_file(values))
+        return module.run(options, plan, [*problems, *of_plan, *of_options])
+    if problems:
+        raise RequestError(*problems)
     if name == "recipe":
         words = values.pop("values")
         return module.run(words, from_mapping(RecipeOptions, values))
@@ -132,14 +145,18 @@ def run_planner(name: str, values: dict[str, Any]) -> int:
 
 
 def run_work(name: str, values: dict[str, Any]) -> int:
-    """Run one work command: here, or recorded under a supervisor."""
+    """Run one work command: here, or recorded under a supervisor. Raises RequestError with everything that is wrong with it."""
     given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
-    options = from_mapping(COMMANDS[name], _with_plan_file(values))
-    if hasattr(options, "check") and callable(options.check):
-        options.check()
+    problems = read_problems(values)
+    options, of_values = read_mapping(COMMANDS[name], _with_plan_file(values))
+    problems += of_values
+    failed = {problem.option for problem in problems}
+    problems += [problem for problem in missing_values(options) if problem.option not in failed]
     if name == "finetune":
         # said here, on the screen of the one who asked, not in the log of a run that was started in vain
-        check_plan(options, process_count(options))
+        judge(options, problems=problems).require_valid()
+    elif problems := [*problems, *option_problems(options)]:
+        raise RequestError(*problems)
     if name == "finetune" or detach or given_runs is not None:
         launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)

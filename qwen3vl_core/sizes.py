@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.problems import Problem
 
 DENSE_MODEL_TYPE = "qwen3_vl"
 MOE_MODEL_TYPE = "qwen3_vl_moe"
@@ -216,13 +217,19 @@ def size_of(architecture: Architecture) -> str | None:
     return next((name for name, size in SIZES.items() if not size.differences(architecture)), None)
 
 
+def size_problem(name: str, architecture: Architecture, where: str) -> Problem | None:
+    """That `architecture`, read from `where`, is not the size called `name`; None: it is."""
+    if name not in SIZES:
+        return Problem("unknown-size", "size", name, {"sizes": list(SIZES)})
+    differences = SIZES[name].differences(architecture)
+    if not differences:
+        return None
+    found = size_of(architecture)
+    rule = {"where": where, "found": f"size {found}" if found else "no published size", "differences": "; ".join(differences[:3])}
+    return Problem("other-size", "size", name, rule, ({"size": found},))
+
+
 def check_size(name: str, architecture: Architecture, where: str) -> None:
     """Raises RequestError unless `architecture`, read from `where`, is the size called `name`."""
-    if name not in SIZES:
-        raise RequestError(f"--size {name}: no such size; choose one of {', '.join(SIZES)}")
-    differences = SIZES[name].differences(architecture)
-    if differences:
-        found = size_of(architecture)
-        label = f"size {found}" if found else "no published size"
-        way_out = f"use --size {found}" if found else "leave --size out"
-        raise RequestError(f"--size {name}: {where} is {label} ({'; '.join(differences[:3])}); {way_out}")
+    if (problem := size_problem(name, architecture, where)) is not None:
+        raise RequestError(problem)

@@ -45,7 +45,7 @@ def test_a_published_size_is_recognised():
 
 @pytest.mark.parametrize("name", [n for n in SIZES if n != "4B"])
 def test_another_size_is_refused_with_both_names(name):
-    with pytest.raises(RequestError, match=f"--size {name}: model is size 4B .*use --size 4B"):
+    with pytest.raises(RequestError, match=f"--size {name}: model is size 4B .*use 4B"):
         check_size(name, Architecture.from_config(PUBLISHED_4B), "model")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,16 @@ from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.options import COMMANDS, options_of, to_mapping
+from qwen3vl_core.problems import Problem, unique
 
 CHECK_SECONDS = 0.3
 """From the last change of the form to the checks that need disk and machine."""
 ALL_WELL = "every rule holds"
+
+
+def _lines(problems: Iterable[Problem]) -> str:
+    """Problems for a person, one a line, the mark of the first left to `say`."""
+    return "\n✗ ".join(map(str, problems))
 
 
 class Launcher(W.VBox):
@@ -74,14 +80,14 @@ class Launcher(W.VBox):
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every option by name. Raises RequestError for the first broken rule."""
+        """Every option by name. Raises RequestError for every broken rule."""
         return to_mapping(self.options)
 
     @property
     def options(self) -> Any:
-        """The options object. Raises RequestError for the first broken rule."""
+        """The options object. Raises RequestError for every broken rule."""
         if self.plan.options is None:
-            raise RequestError(self.plan.problem)
+            raise RequestError(*self.plan.problems)
         return self.plan.options
 
     @property
@@ -126,7 +132,7 @@ class Launcher(W.VBox):
                 self._timer.cancel()
         self.command_line.value = code("$ " + plan.command)
         self.start_button.disabled = plan.options is None
-        self.check_line.value = say("\n✗ ".join(plan.problems), "bad") if plan.options is None else say("looking …", "dim")
+        self.check_line.value = say(_lines(plan.problems), "bad") if plan.options is None else say("looking …", "dim")
         if not plan.understood:
             if self.memory is not None:
                 self.memory.shown.value = ""
@@ -140,10 +146,10 @@ class Launcher(W.VBox):
     def _check(self, revision: int, plan: Plan) -> None:
         """Show what disk and machine say and what a GPU would hold, unless the form holds something else by now."""
         found = look_here(self.kind, plan.options) if plan.options is not None else None
-        bar, faults = self.memory.estimate(plan.partial) if self.memory is not None else ("", [])
-        problems = found.problems if found is not None else (*plan.problems, *faults)
+        bar, others = self.memory.estimate(plan.partial) if self.memory is not None else ("", ())
+        problems = found.problems if found is not None else unique((*plan.problems, *others))
         good = not problems
-        shown = (found.note or ALL_WELL) if good else "\n✗ ".join(dict.fromkeys(problems))
+        shown = ((found.note if found is not None else "") or ALL_WELL) if good else _lines(problems)
         with self._lock:
             if revision == self._revision and not self._closed:
                 self.check_line.value = say(shown, "good" if good else "bad")
@@ -155,7 +161,7 @@ class Launcher(W.VBox):
         if self.memory is None:
             raise RequestError(f"{self.kind}: has no layout; finetune has one")
         if not self.plan.understood:
-            raise RequestError(self.plan.problem)
+            raise RequestError(*self.plan.problems)
         values, text = self.memory.suggestion(self.plan.partial)
         self.fill(values)
         return text
@@ -179,7 +185,7 @@ class Launcher(W.VBox):
             return old
         problems = look_here(self.kind, options).problems
         if problems:
-            raise RequestError(problems[0])
+            raise RequestError(*problems)
         run = self.store.create(self.kind, options)
         self.run = run
         launch.start(run)

@@ -10,13 +10,14 @@ import ipywidgets as W
 from console.forms import gpu_memory, value_of
 from console.notebook.form import field_of
 from console.notebook.html import COLOURS, box, escape, say
-from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import GIB, duration, number
-from qwen3vl_core.layout import plan
-from qwen3vl_core.layout.suggest import LAYOUT, ROOM, suggest
+from qwen3vl_core.layout.suggest import ROOM, gpus_needed, suggest
 from qwen3vl_core.layout.torchrun_command import gpu_count, process_count
+from qwen3vl_core.layout.verdict import Estimate, Verdict, judge
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line
 from qwen3vl_core.options.planning import PlanOptions
+from qwen3vl_core.problems import Problem
 
 PARTS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "vision": "vision",
@@ -42,23 +43,24 @@ def bar(stage: dict[str, Any], gib: float) -> str:
     return f'<div class="memory">{"".join(parts)}{limit}</div><div>{" &nbsp; ".join(legend)} GiB</div>'
 
 
-def describe(found: dict[str, Any], known: bool) -> str:
-    """A report of `layout.plan.report` whose layout is valid, as HTML: what it comes to, and the bar of the fullest stage."""
-    stage = max(found["stages"], key=lambda s: s["total"])
-    where = f", stage {stage['stage'] + 1} of {len(found['stages'])}" if len(found["stages"]) > 1 else ""
-    line = f"{found['peak_gib']:.1f} of {found['memory_gib']:g} GiB on each GPU{where}, an estimate"
-    if not found["fits"]:
-        more = found.get("gpus_needed")
+def describe(verdict: Verdict, estimate: Estimate, known: bool) -> str:
+    """What a valid layout comes to, and the bar of the fullest stage, as HTML. known: the card is one that was given or is here."""
+    stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
+    stage = max(stages, key=lambda s: s["total"])
+    where = f", stage {stage['stage'] + 1} of {len(stages)}" if len(stages) > 1 else ""
+    line = f"{estimate.peak_gib:.1f} of {card:g} GiB on each GPU{where}, an estimate"
+    if not estimate.fits:
+        more = verdict.gpus_needed
         line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
-    seconds = found["step"]["seconds"]
+    seconds = estimate.step.seconds
     took = (
-        f"about {number(seconds, 3)} s a step, {duration(3600 * found['hours'])} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+        f"about {number(seconds, 3)} s a step, {duration(3600 * estimate.hours)} in all" if seconds >= 0.01 else "less than 0.01 s a step"
     )
-    after = [f"{took}, at {found['step']['mfu']:.0%} of a GPU's peak"]
+    after = [f"{took}, at {estimate.step.mfu:.0%} of a GPU's peak"]
     if not known:
         after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
     about = f'<span class="dim">{escape(" · ".join(after))}</span>'
-    return say(line, "good" if found["fits"] else "bad") + box(bar(stage, found["memory_gib"]) + about)
+    return say(line, "good" if estimate.fits else "bad") + box(bar(stage, card) + about)
 
 
 class MemoryBar(W.VBox):
@@ -87,36 +89,36 @@ class MemoryBar(W.VBox):
         if not typed["gpus"]:
             try:
                 typed["gpus"] = process_count(options)
-            except RequestError:  # the layout's own fault, which the form tells
+            except RequestError:  # the layout's own problem, which the form tells
                 typed["gpus"] = gpu_count()
         return PlanOptions(**{**typed, "memory": typed["memory"] or gpu_memory() or 0.0})
 
-    def estimate(self, options: FinetuneOptions) -> tuple[str, list[str]]:
-        """(HTML, faults): what a GPU would hold. Empty HTML where that cannot be known. Blocking; never raises for a bad plan."""
+    def estimate(self, options: FinetuneOptions) -> tuple[str, tuple[Problem, ...]]:
+        """(HTML, problems): what a GPU would hold. Empty HTML where that cannot be known. Blocking; never raises for a bad plan."""
         try:
             meant = self.plan_options(options)
         except RequestError as error:
-            return say(str(error), "bad"), []
-        try:
-            found = plan.report(options, meant)
-        except (RequestError, WorkError, OSError):
-            return "", []  # no model to plan for yet: the form says so
-        return ("" if found["faults"] else describe(found, bool(meant.memory))), found["faults"]
+            return say(str(error), "bad"), ()
+        verdict = judge(options, meant)
+        if verdict.architecture is None:
+            return "", ()  # no model to plan for yet: the form says so
+        return (describe(verdict, verdict.estimate, bool(meant.memory)) if verdict.estimate else ""), verdict.problems
 
     def suggestion(self, options: FinetuneOptions) -> tuple[dict[str, Any], str]:
         """(options of the layout, what it comes to): the quickest that fits. Raises RequestError where there is none."""
         meant = self.plan_options(options)
-        architecture = plan.architecture_for(options)
-        gib, gpus = meant.memory or plan.DEFAULT_MEMORY, meant.gpus or 1
+        verdict = judge(options, meant)
+        architecture, gib, gpus = verdict.architecture, verdict.memory_gib, meant.gpus or 1
+        if architecture is None:
+            raise RequestError(*verdict.problems or (Problem("model-unknown"),))
         ranked = suggest(options, architecture, gpus, gib)
         many = f"{gpus} GPU{'s' if gpus > 1 else ''} of {gib:.4g} GiB"
         if not ranked:
             raise RequestError(f"--global-batch-size {options.global_batch_size}: no valid layout on {many}; choose a multiple of {gpus}")
         best = ranked[0]
         if not best.fits(gib):
-            more = plan.gpus_needed(options, architecture, gib)
+            more = gpus_needed(options, architecture, gib)
             way = f"use {more} GPUs" if more else "use larger GPUs, or a smaller model"
             raise RequestError(f"no layout fits on {many}: the least is {best.memory.total / GIB:.1f} GiB; {way}")
         words = shell_line(best.arguments()) or "the defaults"
-        values = {name: getattr(best.options, name) for name in LAYOUT}
-        return values, f"{words}: {best.memory.total / GIB:.1f} GiB on each of {many}, about {number(best.seconds, 3)} s a step"
+        return best.values(), f"{words}: {best.memory.total / GIB:.1f} GiB on each of {many}, about {number(best.seconds, 3)} s a step"

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from console.forms import gpu_memory
-from qwen3vl_core.layout.plan import report
-from qwen3vl_core.layout.suggest import LAYOUT
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.formats import GIB
+from qwen3vl_core.layout.suggest import SHOWN, suggest
 from qwen3vl_core.layout.torchrun_command import process_count
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import COMMANDS, options_of
 from qwen3vl_core.options.planning import PlanOptions
 
@@ -64,17 +66,17 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
 def suggestions(options: Any) -> list[dict[str, Any]]:
     """Layouts for these GPUs, best first: {"values": …, "gib", "fits", "seconds", "dp"}. Blocking. Raises RequestError."""
     count = options.nproc or process_count(dataclasses.replace(options, tp=1, pp=1, cp=1))
-    found = report(options, PlanOptions(gpus=count, memory=gpu_memory() or 0.0, suggest=True))
-    declared = {option.flag: option for option in options_of(type(options))}
-    made = []
-    for each in found.get("suggestions", []):
-        values = {name: option.default for name, option in ((o.name, o) for o in declared.values()) if name in LAYOUT}
-        words = iter(each["options"])
-        for word in words:
-            option = declared[word]
-            values[option.name] = True if option.type is bool else option.parse(next(words))
-        made.append({**{k: each[k] for k in ("gib", "fits", "seconds", "dp")}, "values": values, "of": found["memory_gib"], "gpus": count})
-    return made
+    verdict = judge(options, PlanOptions(gpus=count, memory=gpu_memory() or 0.0))
+    if verdict.architecture is None:
+        raise RequestError(*verdict.problems)
+    found = suggest(options, verdict.architecture, count, verdict.memory_gib, vision_tokens=verdict.vision_tokens)
+    return [
+        {
+            "values": layout.values(), "gib": round(layout.memory.total / GIB, 1), "fits": layout.fits(verdict.memory_gib),
+            "seconds": layout.seconds, "dp": layout.dp, "of": round(verdict.memory_gib, 2), "gpus": count,
+        }
+        for layout in found[:SHOWN]
+    ]  # fmt: skip
 
 
 def read_workspace(folder: Path | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from textual.widgets import Input, Static, Tab, Tabs
 
 from console.actions import bindings_of
 from console.formatting import one_line
-from console.forms import Plan, Verdict, look_here, read_plan
+from console.forms import FormCheck, Plan, look_here, read_plan
 from console.messages import PlanChecked
 from console.readers.form_defaults import KINDS, PRESETS, free_path, gpu_here, prefill, suggestions
 from console.screens.base import WIDE, ConsoleScreen
@@ -25,8 +25,10 @@ from console.terminal import edit
 from console.widgets import plan_view
 from console.widgets.option_form import OptionForm
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.layout.verdict import Verdict
 from qwen3vl_core.options import COMMANDS, shell_line, to_arguments
 from qwen3vl_core.options.planfile import read_plan_file, write_plan
+from qwen3vl_core.problems import Problem, unique
 
 TAB = "kind-"
 CHECK_SECONDS = 0.2
@@ -49,9 +51,9 @@ class LaunchScreen(ConsoleScreen):
         self.plan: Plan | None = None
         self.revision = 0
         """Number of the form's state; an answer about an older one is dropped."""
-        self.told: Verdict | None = None
+        self.told: FormCheck | None = None
         """What the disk and the machine said of the current state; None while they are asked."""
-        self._report: dict[str, Any] | None = None
+        self._judged: Verdict | None = None
         self._plan_file: Path | None = None
         """What was edited and could not be read yet."""
         self._kept: dict[str, dict[str, str | bool]] = {}
@@ -120,7 +122,7 @@ class LaunchScreen(ConsoleScreen):
             if values is None or kind != self.kind:
                 self._kept[self.kind] = old.texts()
             await old.remove()
-        self.kind, self._report = kind, None
+        self.kind, self._judged = kind, None
         self.query_one(Tabs).active = TAB + kind
         begin = dict(values) if values is not None else prefill(kind, self.app.workspace, self.app.workspace_folder)
         form = OptionForm(COMMANDS[kind], begin)
@@ -152,7 +154,7 @@ class LaunchScreen(ConsoleScreen):
         if self._timer is not None:
             self._timer.stop()
         self._show("looking …")
-        # a plan with faults of its own has others too, and a memory: they are looked at together
+        # a plan with problems of its own has others too, and a memory: they are looked at together
         if self.plan.options is not None or self.kind == "finetune":
             revision, plan = self.revision, self.plan
             self._timer = self.set_timer(CHECK_SECONDS, lambda: self._look(revision, plan))
@@ -166,28 +168,24 @@ class LaunchScreen(ConsoleScreen):
     @on(PlanChecked)
     def _checked(self, event: PlanChecked) -> None:
         if event.revision == self.revision:
-            self.told = event.verdict
+            self.told = event.check
             self._show(self._note())
 
     def _note(self) -> str:
-        """What is said of a plan without faults."""
+        """What is said of a plan without problems."""
         if self.told is None:
             return "looking …"
         parts = ["every rule holds", self.told.note]
-        if self.told.report is not None and self.told.report.get("stages") and self.size.width < WIDE:
-            parts.append(f"{self.told.report['peak_gib']:g} of {self.told.report['memory_gib']:g} GiB")
+        estimate = self.told.verdict.estimate if self.told.verdict is not None else None
+        if estimate is not None and self.size.width < WIDE:
+            parts.append(f"{estimate.peak_gib:g} of {estimate.memory_gib:.4g} GiB")
         return " · ".join(filter(None, parts))
 
     @property
-    def problems(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[Problem, ...]:
         """Every broken rule that is known of the current state."""
         own = self.plan.problems if self.plan is not None else ()
-        return tuple(dict.fromkeys((*own, *(self.told.problems if self.told is not None else ()))))
-
-    @property
-    def verdict(self) -> str:
-        """The first broken rule that the disk or the machine told."""
-        return self.told.problems[0] if self.told is not None and self.told.problems else ""
+        return unique((*own, *(self.told.problems if self.told is not None else ())))
 
     def _show(self, note: str) -> None:
         form, plan = self.form, self.current
@@ -197,17 +195,19 @@ class LaunchScreen(ConsoleScreen):
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
         check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
-        check.update(plan_view.verdict(problems, note, form.options, self._key("launch.fix")))
+        check.update(plan_view.problem_lines(problems, note, form.options, self._key("launch.fix")))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.told is not None:
-            self._report = self.told.report  # until then the last answer stays
-        report = self._report if self.kind == "finetune" else None
-        memory.display = bool(report and report.get("stages")) and self.size.width >= WIDE
+            self._judged = self.told.verdict  # until then the last answer stays
+        judged = self._judged if self.kind == "finetune" else None
+        estimate = judged.estimate if judged is not None else None
+        memory.display = estimate is not None and self.size.width >= WIDE
         if self.kind == "finetune":
-            glance.update(plan_view.glance(plan.partial, report, report["gpus"] if report else None))
-        if memory.display:
-            memory.update(plan_view.memory(report, max(self.query_one("#beside").size.width - 6, 30), gpu_here()))
+            glance.update(plan_view.glance(plan.partial, judged))
+        if judged is not None and estimate is not None and memory.display:
+            width = max(self.query_one("#beside").size.width - 6, 30)
+            memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here()))
 
     def _key(self, action: str) -> str:
         """How the key of an action is written, also where the person has another one."""
@@ -241,7 +241,7 @@ class LaunchScreen(ConsoleScreen):
         if plan is None or self.form is None:
             return
         if self.problems or plan.options is None:
-            self.notify(self.problems[0], title="Not started", severity="error", markup=False)
+            self.notify(str(self.problems[0]), title="Not started", severity="error", markup=False)
         else:
             self.app.start_run(plan.kind, plan.options, self.MODE)
 
@@ -250,12 +250,12 @@ class LaunchScreen(ConsoleScreen):
             self.copy(self.current.command, "Command")
 
     def action_fix(self) -> None:
-        """Apply the remedy of the first fault that names one."""
+        """Apply the first remedy of the first problem that has one."""
         if self.form is None:
             return
         fix = plan_view.first_fix(self.problems, self.form.options)
         if fix is None:
-            words = "no fault names a remedy that a key could apply" if self.problems else "there is nothing to mend"
+            words = "no problem has a fix that a key could apply" if self.problems else "there is nothing to fix"
             self.notify(words, severity="warning")
             return
         self.form.fill_texts(dict(fix.changes))
@@ -299,7 +299,7 @@ class LaunchScreen(ConsoleScreen):
         self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
 
     def action_edit(self) -> None:
-        """The plan as YAML in the person's editor; what comes back fills the form, or its fault is said and `e` goes on."""
+        """The plan as YAML in the person's editor; what comes back fills the form, or what is wrong in it is said and `e` goes on."""
         plan = self.current
         if plan is None:
             return
@@ -310,7 +310,9 @@ class LaunchScreen(ConsoleScreen):
             edit(self.app, self._plan_file)
             values = read_plan_file(type(plan.partial), self._plan_file)
         except (RequestError, WorkError, OSError) as error:
-            self.notify(f"{str(error).removeprefix('--plan ')}; {self._key('launch.edit')} opens it again", severity="error", markup=False)
+            # the file has a name of the console's own
+            lines = [p.explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
+            self.notify("\n".join([*lines, f"{self._key('launch.edit')} opens it again"]), severity="error", markup=False)
             return
         shutil.rmtree(self._plan_file.parent, ignore_errors=True)
         self._plan_file = None

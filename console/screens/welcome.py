@@ -210,7 +210,7 @@ class WelcomeScreen(ConsoleScreen):
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
         self._busy = False
-        self._verdict([event.text])
+        self._problems([event.text])
         event.stop()
 
     @on(Input.Submitted, "#asked")
@@ -219,7 +219,7 @@ class WelcomeScreen(ConsoleScreen):
             try:
                 opened = open_model(event.value)
             except (RequestError, OSError) as error:
-                self._verdict([str(error)])
+                self._problems([str(error)])
                 return
             self.app.workspace = {**self.app.workspace, **opened.workspace}
             self.notify(f"{opened.words}; the forms begin with it", title="Opened", markup=False)
@@ -229,7 +229,7 @@ class WelcomeScreen(ConsoleScreen):
         try:
             words = shlex.split(event.value)
         except ValueError:
-            self._verdict(["a quotation mark is not closed; close it or leave it out"])
+            self._problems(["a quotation mark is not closed; close it or leave it out"])
             return
         start = next((place for place, word in enumerate(words) if word in ("dsw", "dlc")), 0)
         values = words[start:]
@@ -243,12 +243,12 @@ class WelcomeScreen(ConsoleScreen):
         self.in_thread(look, "recipe")
 
     def _recipe_read(self, read: recipe.Recipe, values: list[str]) -> None:
-        if read.faults:
-            faults = [fault.removesuffix("; see the list below") for fault in read.faults]
-            if faults != read.faults:
+        if read.problems:
+            lines = [str(problem) for problem in read.problems]
+            if any(problem.code == "recipe-count" for problem in read.problems):
                 names = " ".join(f"{position.number} {position.name}" for position in recipe.FORM)
-                faults.append(f"they are: {names}")
-            self._verdict(faults)
+                lines.append(f"they are: {names}")
+            self._problems(lines)
             return
         options = {name: value for name, value in to_mapping(read.options).items() if value not in (None, "", [])}
         for note in read.notes:
@@ -257,8 +257,8 @@ class WelcomeScreen(ConsoleScreen):
         self.app.remember_command("recipe", "--", *values)
         self.app.open_form("finetune", to_mapping(from_mapping(FinetuneOptions, options, partial=True)))
 
-    def _verdict(self, faults: list[str]) -> None:
-        lines = [Content("✗ " + one_line(fault, 400)).stylize("$text-error") for fault in faults]
+    def _problems(self, texts: list[str]) -> None:
+        lines = [Content("✗ " + one_line(text, 400)).stylize("$text-error") for text in texts]
         self.add_class("-asking")
         verdict = self.query_one("#verdict", Static)
         verdict.update(Content("\n").join(lines))

@@ -1,16 +1,20 @@
-"""What a plan means, beside its form: size and layout at a glance, faults with their remedies, memory, time. No state."""
+"""What a plan means, beside its form: size and layout at a glance, problems with their fixes, memory, time. No state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from textual.content import Content
 
 from console.formatting import one_line
-from console.widgets.fixes import fixes
+from console.widgets.fixes import Fix, fixes
 from qwen3vl_core.formats import duration, number, parameter_count
+from qwen3vl_core.layout.parameters import total_parameters
+from qwen3vl_core.layout.verdict import Estimate, Verdict
 from qwen3vl_core.options import Option
+from qwen3vl_core.problems import Problem
+from qwen3vl_core.sizes import size_of
 
 KINDS = (
     ("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"), ("vision", "vision"),
@@ -22,12 +26,13 @@ SHADES = ("█", "▓", "█", "▓", "█", "▓", "▒")
 MOST_STAGES = 4
 
 
-def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> Content:
+def glance(options: Any, verdict: Verdict | None) -> Content:
     """`8B · 8.77 billion parameters · bf16 / TP 2 · PP 1 · CP 1 · DP 2 = 4 GPUs`: two lines."""
-    size = (report or {}).get("size") or options.size or "size as the checkpoint says"
+    architecture, gpus = (verdict.architecture, verdict.gpus) if verdict is not None else (None, 0)
+    size = (size_of(architecture) if architecture is not None else None) or options.size or "size as the checkpoint says"
     parts = [(str(size), "bold $text-primary")]
-    if report:
-        parts.append((f"  {parameter_count(report['parameters'])} parameters", ""))
+    if architecture is not None:
+        parts.append((f"  {parameter_count(total_parameters(architecture))} parameters", ""))
     parts.append((f"  {options.precision}", "bold"))
     if options.freeze:
         parts.append((f"  frozen: {options.freeze}", "$muted"))
@@ -53,15 +58,15 @@ def glance(options: Any, report: Mapping[str, Any] | None, gpus: int | None) -> 
     return Content("\n").join([Content.assemble(*parts), Content.assemble(*layout), Content.assemble(*batch)])
 
 
-def verdict(problems: tuple[str, ...], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
-    """Every broken rule with its remedy; or the note that it can start."""
+def problem_lines(problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
+    """Every broken rule with its fix; or the note that it can start."""
     if not problems:
         return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
     lines = []
     offered = False
-    for fault in problems[:most]:
-        lines.append(Content("✗ " + fault).stylize("$text-error"))
-        ways = fixes(fault, options)
+    for problem in problems[:most]:
+        lines.append(Content(f"✗ {problem}").stylize("$text-error"))
+        ways = fixes(problem, options)
         if ways and not offered:
             offered = True
             lines.append(Content.assemble(("  fix: ", "$muted"), (str(ways[0]), "bold"), (f"   {fix_key} applies it", "$text-primary")))
@@ -72,17 +77,17 @@ def verdict(problems: tuple[str, ...], note: str, options: Mapping[str, Option],
     return Content("\n").join(lines)
 
 
-def first_fix(problems: tuple[str, ...], options: Mapping[str, Option]) -> Any:
-    """The remedy that the key applies; None when no fault names one."""
-    return next((ways[0] for fault in problems if (ways := fixes(fault, options))), None)
+def first_fix(problems: Sequence[Problem], options: Mapping[str, Option]) -> Fix | None:
+    """The fix that the key applies; None when no problem has one."""
+    return next((ways[0] for problem in problems if (ways := fixes(problem, options))), None)
 
 
-def memory(report: Mapping[str, Any], width: int, here: bool) -> Content:
+def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) -> Content:
     """One bar a pipeline stage, by kind, against the card; then the legend with GiB, and the time of a step.
 
-    width: columns. here: the card is this machine's, not an assumed one.
+    gpus_needed: where it does not fit. width: columns. here: the card is this machine's, not an assumed one.
     """
-    stages, card = report["stages"], report["memory_gib"]
+    stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
     scale = max(card, *(stage["total"] for stage in stages))
     room = max(width - 22, 8)
     lines = []
@@ -102,7 +107,7 @@ def memory(report: Mapping[str, Any], width: int, here: bool) -> Content:
         bar.append((f" {stage['total']:.1f} of {card:g} GiB", "$text-error bold" if over else "$text-warning" if tight else ""))
         lines.append(Content.assemble(*bar))
     if len(stages) > MOST_STAGES:
-        lines.append(Content(f"and {len(stages) - MOST_STAGES} stages more, none fuller than {report['peak_gib']:g} GiB").stylize("$muted"))
+        lines.append(Content(f"and {len(stages) - MOST_STAGES} stages more, none fuller than {estimate.peak_gib:g} GiB").stylize("$muted"))
     fullest = max(stages, key=lambda stage: stage["total"])
     legend: list[Content] = []
     row, used = [], 0
@@ -114,15 +119,14 @@ def memory(report: Mapping[str, Any], width: int, here: bool) -> Content:
         row.append(Content.assemble((SHADES[index], f"$line-{index % 6}"), (f" {text}", "$muted")))
         used += len(text) + 4
     legend.append(Content("  ").join(row))
-    fits = Content("✓ fits" if report["fits"] else "✗ does not fit").stylize("$text-success" if report["fits"] else "$text-error")
+    fits = Content("✓ fits" if estimate.fits else "✗ does not fit").stylize("$text-success" if estimate.fits else "$text-error")
     said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: reckoned for a card of {card:g} GiB")
-    if not report["fits"]:
-        needed = report.get("gpus_needed")
-        said = f"{needed} such GPUs would do; p shows the layouts" if needed else "p shows layouts that do"
-    step = report["step"]
+    if not estimate.fits:
+        said = f"{gpus_needed} such GPUs would do; p shows the layouts" if gpus_needed else "p shows layouts that do"
+    step = estimate.step
     time = Content.assemble(
-        ("about ", "$muted"), (f"{number(step['seconds'], 3)} s", ""), (" a step at MFU ", "$muted"), (f"{step['mfu']:.0%}", "$muted"),
-        (f"  {number(step['tokens_per_second'], 3)} tokens/s  all steps ", "$muted"), (duration(report["hours"] * 3600), ""),
+        ("about ", "$muted"), (f"{number(step.seconds, 3)} s", ""), (" a step at MFU ", "$muted"), (f"{step.mfu:.0%}", "$muted"),
+        (f"  {number(step.tokens_per_second, 3)} tokens/s  all steps ", "$muted"), (duration(estimate.hours * 3600), ""),
     )  # fmt: skip
     fits += Content("  " + one_line(said, max(width - 18, 10))).stylize("$muted")
     return Content("\n").join([*lines, *legend, fits, *([time] if here else [])])

@@ -29,7 +29,7 @@ from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.options import CompareOptions
+from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "precision")
@@ -125,7 +125,7 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     Raises RequestError before any work for pictures or models that will not do, and `ComparisonStopped` with (comparison, pictures) of
     what is whole when the work was interrupted.
     """
-    options.check()
+    check_options(options)
     rows = CaptionRows()
     folder = pictures_in or ((rows.folder or Path.cwd()) / "pictures")
     pictures, notes = _pictures(options, folder)

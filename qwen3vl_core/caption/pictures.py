@@ -7,6 +7,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,6 +15,7 @@ from qwen3vl_core.caption.data_uri import jpeg_data_uri
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.problems import Problem
 from qwen3vl_core.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -55,11 +57,15 @@ class Picture:
         return jpeg_data_uri(self.open())
 
 
+def _refused(code: str, path: str | Path, **rule: Any) -> RequestError:
+    return RequestError(Problem(code, "images", shown(path), rule))
+
+
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RequestError(f"--images {shown(path)}: cannot be read ({error.strerror}); leave it out or mend it") from None
+        raise _refused("path-unreadable", path, reason=error.strerror, advice="leave it out or repair it") from None
 
 
 def _decoded(path: Path, data: bytes) -> Image.Image:
@@ -68,7 +74,7 @@ def _decoded(path: Path, data: bytes) -> Image.Image:
         check_proportions(image.height, image.width)
     except DataError as error:
         reason = error.detail.removeprefix(f"{shown(path)}: ")
-        raise RequestError(f"--images {shown(path)}: {reason}; leave it out or choose another picture") from None
+        raise _refused("not-a-picture", path, reason=reason) from None
     return image
 
 
@@ -76,10 +82,9 @@ def _listed(folder: Path) -> list[Path]:
     try:
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
     except OSError as error:
-        raise RequestError(f"--images {shown(folder)}: cannot be read ({error.strerror}); choose another folder") from None
+        raise _refused("path-unreadable", folder, reason=error.strerror, advice="choose another folder") from None
     if not found:
-        endings = ", ".join(e.removeprefix(".") for e in ENDINGS)
-        raise RequestError(f"--images {shown(folder)}: a folder without pictures ({endings}); give the folder that they are in")
+        raise _refused("folder-without-pictures", folder, endings=[e.removeprefix(".") for e in ENDINGS])
     return found
 
 
@@ -99,15 +104,15 @@ def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None =
         elif path.exists():
             found = [path]
         else:
-            raise RequestError(f"--images {shown(name)}: no such file or folder; give pictures, or folders of pictures")
+            raise _refused("no-such-picture", name)
         for picture in found:
             paths.setdefault(picture.resolve(), picture)
     if not paths:
-        raise RequestError("--images: nothing given; give pictures, or folders of pictures")
+        raise RequestError(Problem("no-pictures-given", "images"))
     chosen = list(paths.values())
     most = min(limit or len(chosen), len(chosen))
     made: list[Picture] = []
-    refused = ""
+    refused: tuple[Problem, ...] = ()
     # a few are read in no time: only a long wait gets a line of its own
     with Progress("pictures", most, "pictures") if most > MANY else contextlib.nullcontext() as progress:
         for path in chosen:
@@ -119,12 +124,12 @@ def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None =
             except RequestError as error:
                 if left_out is None or path in named:
                     raise
-                refused = str(error)
-                left_out.append(refused.removeprefix("--images ").rpartition(";")[0])
+                refused = error.problems
+                left_out += [f"{problem.value}: {problem.broken_rule}" for problem in refused]
                 continue
             made.append(Picture(path, hashlib.sha256(data).digest()))
             if progress:
                 progress.update()
     if not made:
-        raise RequestError(refused)
+        raise RequestError(*refused)
     return made

@@ -56,3 +56,11 @@ def visible(*fields: str) -> list[dict[str, str]]:
         return chosen(ask(INDEX, UUID, *fields) or [], os.environ.get(VISIBLE))
     except OSError:
         return []
+
+
+def gpu_memory() -> float | None:
+    """GiB of the smallest GPU that a run gets here; None without one."""
+    try:
+        return min((float(gpu["memory.total"]) for gpu in visible("memory.total")), default=0.0) / 1024 or None
+    except (KeyError, ValueError):
+        return None

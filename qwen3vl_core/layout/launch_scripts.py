@@ -12,6 +12,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import whole_path
 from qwen3vl_core.layout.torchrun_command import TRAINING_MODULE
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line, to_arguments, to_mapping
+from qwen3vl_core.problems import Problem
 from qwen3vl_core.run_record import PLAN, VERSION
 
 HEADER = "# Made by qwen3vl plan --emit {kind}: {layout}."
@@ -73,7 +74,7 @@ def split_nodes(gpus: int, per_node: int) -> tuple[int, int]:
         return 1, gpus
     if gpus % per_node:
         low = gpus // per_node * per_node
-        raise RequestError(f"--gpus {gpus}: must be a multiple of --gpus-per-node {per_node}; use {low} or {low + per_node}")
+        raise RequestError(Problem("nodes-not-whole", "gpus", gpus, {"per_node": per_node}, ({"gpus": low}, {"gpus": low + per_node})))
     return gpus // per_node, per_node
 
 

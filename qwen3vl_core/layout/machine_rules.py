@@ -10,13 +10,12 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.problems import Problem
 
 # compute capabilities: Ampere, Ada, Hopper
 AMPERE, ADA, HOPPER = 8.0, 8.9, 9.0
-INSTALL = "pip install 'qwen3vl-console[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -52,45 +51,41 @@ def _capabilities() -> list[float | None]:
     return found
 
 
-def machine_faults(options: FinetuneOptions, machine: Machine) -> Iterator[str]:
-    """Every option that this machine cannot serve, one line each."""
+def machine_problems(options: FinetuneOptions, machine: Machine) -> Iterator[Problem]:
+    """Every option that this machine cannot serve."""
     o, old = options, machine.capability if machine.capability is not None else HOPPER
+    bf16, no_kernel = {"precision": "bf16"}, {"attention": "auto"}
+    no_offload, no_recompute_offload = {"optimizer_offload": None}, {"recompute": "full"}
     if not machine.gpus:
         if o.precision == "fp8":
-            yield "--precision fp8: needs Transformer Engine and an Ada, Hopper or newer GPU; this machine has no GPU; use --precision bf16"
+            yield Problem("fp8-without-gpu", "precision", "fp8", remedies=(bf16,))
         if o.attention != "auto":
-            yield f"--attention {o.attention}: a kernel of GPUs, and this machine has none; use --attention auto"
+            yield Problem("attention-without-gpu", "attention", o.attention, remedies=(no_kernel,))
         if o.recompute == "offload":
-            yield "--recompute offload: this machine has no GPU, all activations are on the host; use --recompute full or leave it out"
+            yield Problem("recompute-offload-without-gpu", "recompute", "offload", remedies=(no_recompute_offload, {"recompute": None}))
         if o.optimizer_offload:
-            yield f"--optimizer-offload {o.optimizer_offload:g}: this machine has no GPU, the optimizer is on the host; leave it out"
+            yield Problem("optimizer-offload-without-gpu", "optimizer_offload", o.optimizer_offload, remedies=(no_offload,))
         return
-    engine = f"needs Transformer Engine, which is not installed; {INSTALL}"
+    engine, capability = "needs-transformer-engine", {"capability": old}
     if o.precision == "fp8":
         least, name = (HOPPER, "Hopper (9.0)") if o.fp8_recipe == "blockwise" else (ADA, "Ada (8.9)")
         if not machine.transformer_engine:
-            yield f"--precision fp8: {engine}, or use --precision bf16"
+            yield Problem(engine, "precision", "fp8", remedies=(bf16,))
         elif old < least:
-            yield f"--precision fp8: {o.fp8_recipe} scaling needs {name} or newer, and a GPU here is of {old:g}; use --precision bf16"
+            yield Problem("fp8-on-old-gpu", "precision", "fp8", {"recipe": o.fp8_recipe, "least": name, **capability}, (bf16,))
     if o.precision == "bf16" and old < AMPERE:
-        yield f"--precision bf16: needs Ampere (8.0) or newer, and a GPU here is of {old:g}; use --precision fp16"
+        yield Problem("needs-ampere", "precision", "bf16", capability, ({"precision": "fp16"},))
     if o.attention == "flash" and old < AMPERE:
-        yield f"--attention flash: needs Ampere (8.0) or newer, and a GPU here is of {old:g}; use --attention auto"
+        yield Problem("needs-ampere", "attention", "flash", capability, (no_kernel,))
     if o.attention != "auto" and o.precision == "fp32":
-        yield f"--attention {o.attention}: multiplies in bf16 or fp16 only; use --precision bf16, or --attention auto"
+        yield Problem("attention-fp32", "attention", o.attention, remedies=(bf16, no_kernel))
     elif o.cp > 1 and o.precision == "fp32" and machine.transformer_engine:
-        yield f"--cp {o.cp}: Transformer Engine passes keys and values on in bf16 or fp16 only; use --precision bf16, or --cp 1"
+        yield Problem("context-parallel-fp32", "cp", o.cp, remedies=(bf16, {"cp": 1}))
     if o.attention == "flash" and o.cp > 1 and not machine.flash_attention:
-        yield f"--attention flash: with --cp {o.cp} it needs the flash-attn package; pip install flash-attn, or use --attention fused"
+        yield Problem("flash-attention-missing", "attention", "flash", {"cp": o.cp}, ({"attention": "fused"},))
     if o.attention == "fused" and not machine.transformer_engine:
-        yield f"--attention fused: {engine}, or use --attention auto"
+        yield Problem(engine, "attention", "fused", remedies=(no_kernel,))
     if o.recompute == "offload" and not machine.transformer_engine:
-        yield f"--recompute offload: {engine}, or use --recompute full"
+        yield Problem(engine, "recompute", "offload", remedies=(no_recompute_offload,))
     if o.optimizer_offload and not machine.transformer_engine:
-        yield f"--optimizer-offload {o.optimizer_offload:g}: {engine}, or leave it out"
-
-
-def check_machine(options: FinetuneOptions, machine: Machine) -> None:
-    """Raises RequestError for the first option that this machine cannot serve."""
-    for fault in machine_faults(options, machine):
-        raise RequestError(fault)
+        yield Problem(engine, "optimizer_offload", o.optimizer_offload, remedies=(no_offload,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from qwen3vl_core.formats import GIB
@@ -175,12 +176,12 @@ def default_vision_tokens(options: FinetuneOptions) -> int:
 
 
 def estimate(options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None) -> list[StageMemory]:
-    """Every pipeline stage's memory on one GPU. The layout must be valid (`rules.layout_faults`)."""
+    """Every pipeline stage's memory on one GPU. The layout must be valid (`rules.layout_problems`)."""
     given = default_vision_tokens(options) if vision_tokens is None else vision_tokens
     assert len(stage_layers(options, architecture.num_layers)) == options.pp
     return [stage_memory(options, architecture, stage, processes=processes, vision_tokens=given) for stage in stages(options, architecture)]
 
 
-def fullest(found: list[StageMemory]) -> StageMemory:
+def fullest(found: Sequence[StageMemory]) -> StageMemory:
     """The stage that needs the most."""
     return max(found, key=lambda s: s.total)

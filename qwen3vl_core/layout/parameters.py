@@ -92,7 +92,7 @@ def stage_layers(options: FinetuneOptions, num_layers: int) -> list[int]:
 
 
 def stages(options: FinetuneOptions, a: Architecture) -> list[PipelineStage]:
-    """Every pipeline stage with its parameters on one GPU. The layout must be valid (`rules.layout_faults`)."""
+    """Every pipeline stage with its parameters on one GPU. The layout must be valid (`rules.layout_problems`)."""
     dense, experts = layer_counts(a, options.tp, options.ep, options.etp)
     tower, mergers = vision_counts(a, options.tp)
     table = a.vocab_size * a.hidden_size // options.tp

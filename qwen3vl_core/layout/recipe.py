@@ -6,26 +6,29 @@ example of the same page passes. Both forms are read. Imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.rules import layout_faults
 from qwen3vl_core.layout.torchrun_command import gpu_count
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions, Option, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import RecipeOptions
+from qwen3vl_core.problems import Problem, written
 from qwen3vl_core.sizes import SIZES
 
 LEFT_OUT = (13, 14)
 NODE_GPUS = 8
+LISTED = "; see the list below"
 # of other positions, so no paths
 WORDS = ("true", "false", "dsw", "dlc", "bf16", "fp16", "fp8", "fp32", "sel", "full", "offload", "none")
 
@@ -79,7 +82,7 @@ class Recipe:
     """By position."""
     options: FinetuneOptions | None = None
     output: str | None = None
-    faults: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -141,28 +144,33 @@ def positions(count: int) -> tuple[Position, ...] | None:
     return None
 
 
-def _wrong_count(values: list[str]) -> list[str]:
+def _problem(code: str, position: Position, value: Any, text: str, **rule: Any) -> Problem:
+    """A problem of a position: `text` is its value as the line shows it."""
+    return Problem(code, position.option or None, value, {"written": f"{position.number} {position.name} {text}".rstrip(), **rule})
+
+
+def _wrong_count(values: list[str]) -> list[Problem]:
     """What a wrong number of values may come from: one of the two forms with a value too few or too many."""
-    lines = [f"{len(values)} values: the recipe has 26, or 24 without 13 ETP and 14 EP; see the list below"]
+    found = [Problem("recipe-count", rule={"written": f"{len(values)} values", "count": len(values)})]
     for form in (FORM, SHORT_FORM):
         if len(values) == len(form) - 1:
             gaps = [p for i, p in enumerate(form) if all(map(_fits, form[:i] + form[i + 1 :], values))]
             if gaps:
-                names = ", ".join(f"{p.number} {p.name}" for p in gaps)
-                lines.append(f"with {len(form)} values in mind, all of them fit if what is missing is one of: {names}")
+                names = [f"{p.number} {p.name}" for p in gaps]
+                found.append(Problem("recipe-value-missing", rule={"form": len(form), "positions": names}))
         elif len(values) == len(form) + 1:
             extra = [i for i in range(len(values)) if all(map(_fits, form, values[:i] + values[i + 1 :]))]
             if extra:
-                words = ", ".join(f"{i + 1} ({values[i]!r})" for i in extra)
-                lines.append(f"with {len(form)} values in mind, all of them fit if one value is too many: {words}")
-    return lines
+                words = [f"{i + 1} ({values[i]!r})" for i in extra]
+                found.append(Problem("recipe-value-too-many", rule={"form": len(form), "positions": words}))
+    return found
 
 
-def _parse(form: tuple[Position, ...], values: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """(name -> value, faults): each value by its position's rule, and what looks like two values swapped."""
+def _parse(form: tuple[Position, ...], values: list[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """(name -> value, problems): each value by its position's rule, and what looks like two values swapped."""
     parsed: dict[str, Any] = {}
     wrong: list[int] = []
-    faults = []
+    problems = []
     for index, (position, text) in enumerate(zip(form, values, strict=True)):
         try:
             parsed[position.name] = value_of(position.kind, text)
@@ -172,60 +180,60 @@ def _parse(form: tuple[Position, ...], values: list[str]) -> tuple[dict[str, Any
     for i in wrong:
         for j in wrong:
             if i < j and not {i, j} & swapped and _fits(form[i], values[j]) and _fits(form[j], values[i]):
-                a, b = form[i], form[j]
-                both = f"{a.number} {a.name} {values[i]!r} and {b.number} {b.name} {values[j]!r}"
-                faults.append(f"{both}: look swapped; each is right in the other's place")
+                both = " and ".join(f"{form[k].number} {form[k].name} {values[k]!r}" for k in (i, j))
+                problems.append(Problem("recipe-swapped", form[i].option or None, values[i], {"written": both}))
                 swapped |= {i, j}
     for i in wrong:
         if i not in swapped:
             p = form[i]
             fit = [q for q in form if q.kind not in ("path", "float", p.kind) and _fits(q, values[i])] if not _is_number(values[i]) else []
             hint = f"; it would fit {fit[0].number} {fit[0].name}: are the values shifted?" if fit else ""
-            faults.append(f"{p.number} {p.name} {values[i]!r}: {RULES[p.kind]}{hint}")
-    return parsed, faults
+            problems.append(_problem("recipe-value", p, values[i], repr(values[i]), rule=RULES[p.kind], hint=hint))
+    return parsed, problems
 
 
-def _order_faults(v: Mapping[str, Any]) -> list[str]:
+POSITIONS = {p.name: p for p in FORM}
+
+
+def _order_problems(v: Mapping[str, Any]) -> Iterator[Problem]:
     """Pairs of numbers in the wrong order, the way two swapped values show."""
-    found = []
-
-    def higher(big: str, small: str, numbers: tuple[int, int], rule: str) -> None:
+    for big, small, reason in (
+        ("GLOBAL_BATCH_SIZE", "BATCH_SIZE", "a micro batch cannot be larger than"),
+        ("LR", "MIN_LR", "the lowest learning rate must be at most"),
+        ("PAD_LEN", "SEQ_LEN", "padding cannot be shorter than the sequence:"),
+    ):
         if big in v and small in v and v[small] > v[big]:
-            found.append(f"{numbers[1]} {small} {v[small]:g}: {rule} {numbers[0]} {big} {v[big]:g}; if they are swapped, swap them back")
-
-    higher("GLOBAL_BATCH_SIZE", "BATCH_SIZE", (4, 3), "a micro batch cannot be larger than")
-    higher("LR", "MIN_LR", (5, 6), "the lowest learning rate must be at most")
-    higher("PAD_LEN", "SEQ_LEN", (8, 7), "padding cannot be shorter than the sequence:")
+            other, position = POSITIONS[big], POSITIONS[small]
+            swap = {other.option: v[small], position.option: v[big]}
+            found = _problem(
+                "recipe-order", position, v[small], f"{v[small]:g}", reason=reason, bound=v[big], other=f"{other.number} {big}"
+            )
+            yield dataclasses.replace(found, remedies=(swap,))
     if "TRAIN_ITERS" in v and v.get("LR_WARMUP_ITERS", 0) >= v["TRAIN_ITERS"]:
-        found.append(
-            f"25 LR_WARMUP_ITERS {v['LR_WARMUP_ITERS']}: the warmup is as long as the run or longer (24 TRAIN_ITERS {v['TRAIN_ITERS']}); "
-            f"use {v['TRAIN_ITERS'] // 10}, or swap them back if they are swapped"
-        )
-    return found
+        bound, instead, number = v["TRAIN_ITERS"], v["TRAIN_ITERS"] // 10, v["LR_WARMUP_ITERS"]
+        found = _problem("recipe-warmup", POSITIONS["LR_WARMUP_ITERS"], number, str(number), bound=bound, instead=instead)
+        yield dataclasses.replace(found, remedies=({"lr_warmup_iters": instead},))
 
 
 def _declared() -> dict[str, Option]:
     return {o.name: o for o in options_of(FinetuneOptions)}
 
 
-def _combination_faults(v: Mapping[str, Any], gpus: int, known: bool) -> list[str]:
+def _combination_problems(v: Mapping[str, Any], gpus: int, known: bool) -> Iterator[Problem]:
     """Rules between the values."""
-    found = []
     tp, pp, cp = v.get("TP", 1), v.get("PP", 1), v.get("CP", 1)
     if v.get("SP") and tp == 1:
-        found.append("15 SP true: sequence parallel needs 10 TP above 1; use false, or TP 2")
+        found = _problem("recipe-sequence-parallel", POSITIONS["SP"], True, "true")
+        yield dataclasses.replace(found, remedies=({"sequence_parallel": None}, {"tp": 2}))
     if v.get("OPTIMIZER_OFFLOAD") and v.get("DO") is False:
-        found.append(
-            f"19 OPTIMIZER_OFFLOAD {v['OPTIMIZER_OFFLOAD']:g}: only the distributed optimizer moves its state to the host; "
-            "use 16 DO true, or 0"
-        )
+        share = v["OPTIMIZER_OFFLOAD"]
+        found = _problem("recipe-optimizer-offload", POSITIONS["OPTIMIZER_OFFLOAD"], share, f"{share:g}")
+        yield dataclasses.replace(found, remedies=({"distributed_optimizer": True}, {"optimizer_offload": None}))
     limit = gpus if known else NODE_GPUS
     if v.get("ENV") == "dsw" and tp * pp * cp > limit:
         whose = "this machine has" if known else "one machine has at most"
-        found.append(
-            f"10 TP {tp} x 11 PP {pp} x 12 CP {cp} = {tp * pp * cp} GPUs, but with 1 ENV dsw {whose} {limit}; use smaller ones, or ENV dlc"
-        )
-    return found
+        rule = {"model": tp * pp * cp, "whose": whose, "limit": limit}
+        yield Problem("recipe-gpus", rule={"written": f"10 TP {tp} x 11 PP {pp} x 12 CP {cp} = {tp * pp * cp} GPUs", **rule})
 
 
 def _said_otherwise(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
@@ -244,7 +252,7 @@ def _said_otherwise(v: dict[str, Any], environment: Mapping[str, str]) -> list[s
     return notes
 
 
-def _environment(environment: Mapping[str, str], options: dict[str, Option], values: dict[str, Any], faults: list[str]) -> None:
+def _environment(environment: Mapping[str, str], options: dict[str, Option], values: dict[str, Any], problems: list[Problem]) -> None:
     """MP_PP0_LAYERS, MP_VP, MP_AC_LAYERS and MP_SFT_PACKING, which the script reads beside its values."""
     for name, option in ENVIRONMENT.items():
         text = environment.get(name, "").strip()
@@ -255,28 +263,42 @@ def _environment(environment: Mapping[str, str], options: dict[str, Option], val
         try:
             values[option] = options[option].parse(text)
         except RequestError as error:
-            faults.append(f"{name}={text}: {error}")
+            problems += [_prefixed(problem, f"{name}={text}") for problem in error.problems]
+
+
+def _prefixed(problem: Problem, where: str) -> Problem:
+    """The same problem, said of a place in the recipe."""
+    return dataclasses.replace(problem, rule={**problem.rule, "written": f"{where}: {written(problem)}"})
+
+
+# (the recipe's own rule, its option) -> the rule of the options or the layout that says the same
+SAME: dict[tuple[str, str | None], str] = {
+    ("recipe-order", "min_lr"): "min-lr-above-lr", ("recipe-order", "micro_batch_size"): "batch-not-multiple",
+    ("recipe-warmup", "lr_warmup_iters"): "warmup-too-long",
+    ("recipe-sequence-parallel", "sequence_parallel"): "sequence-parallel-without-tp",
+    ("recipe-optimizer-offload", "optimizer_offload"): "optimizer-offload-not-distributed",
+}  # fmt: skip
 
 
 def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe that the values are, with every fault in them. gpus: of the run; 0: this machine's, else a machine's 8."""
+    """The recipe that the values are, with every problem in them. gpus: of the run; 0: this machine's, else a machine's 8."""
     recipe = Recipe()
     form = positions(len(values))
     if form is None:
-        recipe.faults = _wrong_count(values)
+        recipe.problems = _wrong_count(values)
         recipe.values = dict(enumerate(values, start=1))
         return recipe
     recipe.values = {p.number: text for p, text in zip(form, values, strict=True)}
-    parsed, recipe.faults = _parse(form, values)
+    parsed, recipe.problems = _parse(form, values)
     if len(form) < len(FORM):
         recipe.notes.append("24 values: 13 ETP and 14 EP, which the published table leaves out, are taken as 1")
     known = bool(gpus or gpu_count())
     count = gpus or gpu_count() or NODE_GPUS
-    recipe.faults += _order_faults(parsed) + _combination_faults(parsed, count, known)
+    recipe.problems += [*_order_problems(parsed), *_combination_problems(parsed, count, known)]
     declared = _declared()
     recipe.notes += _said_otherwise(parsed, os.environ if environment is None else environment)
     chosen = {p.option: parsed[p.name] for p in FORM if p.option in declared and p.name in parsed}
-    _environment(os.environ if environment is None else environment, declared, chosen, recipe.faults)
+    _environment(os.environ if environment is None else environment, declared, chosen, recipe.problems)
     recipe.output = parsed.get("OUTPUT_BASEPATH")
     recipe.options = FinetuneOptions(**chosen)
     model = recipe.options.tp * recipe.options.pp * recipe.options.cp
@@ -284,27 +306,26 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
         count = math.lcm(NODE_GPUS, model)
     elif model > count:
         count = model  # said already; the other rules are looked at all the same
-    if recipe.options.size:
-        if not (gpus or (known and recipe.options.env == "dsw")):
-            recipe.notes.append(f"checked for {count} GPUs; say how many there are with --gpus")
-        said = " ".join(recipe.faults)
-        for fault in [*recipe.options.faults(), *layout_faults(recipe.options, published(recipe.options.size), count)]:
-            option = fault.split()[0].removeprefix("--").rstrip(":").replace("-", "_")
-            position = next((p for p in FORM if p.option == option), None)
-            where = f"{position.number} {position.name}" if position else ""
-            if not where or where not in said:  # said already in the recipe's own words
-                recipe.faults.append(f"{where}: {fault}" if where else fault)
+    size = recipe.options.size
+    if size and not (gpus or (known and recipe.options.env == "dsw")):
+        recipe.notes.append(f"checked for {count} GPUs; say how many there are with --gpus")
+    verdict = judge(recipe.options, architecture=published(size) if size else None, processes=count, disk=False)
+    said = {SAME.get((problem.code, problem.option)) for problem in recipe.problems}
+    for problem in verdict.problems:
+        position = next((p for p in FORM if problem.option and p.option == problem.option), None)
+        if problem.code not in said:
+            recipe.problems.append(_prefixed(problem, f"{position.number} {position.name}") if position else problem)
     return recipe
 
 
 def render(recipe: Recipe) -> str:
     """The report for a person."""
     lines = []
-    if recipe.faults:
-        lines += [f"{len(recipe.faults)} fault{'s' if len(recipe.faults) > 1 else ''} in the recipe:"]
-        lines += [f"  {fault}" for fault in recipe.faults]
+    if recipe.problems:
+        lines += [f"{len(recipe.problems)} problem{'s' if len(recipe.problems) > 1 else ''} in the recipe:"]
+        lines += [f"  {problem}{LISTED if problem.code == 'recipe-count' else ''}" for problem in recipe.problems]
     lines += [f"note: {note}" for note in recipe.notes]
-    if recipe.faults:
+    if recipe.problems:
         lines.append("")
         declared = _declared()
         for p in FORM:
@@ -324,11 +345,12 @@ def command(recipe: Recipe) -> str:
 
 
 def run(values: list[str], options: RecipeOptions) -> int:
-    """Print what the values say. 0: a finetune; 2: faults, each named. Raises WorkError when the plan cannot be saved."""
+    """Print what the values say. 0: a finetune; 2: problems, each named. Raises WorkError when the plan cannot be saved."""
     recipe = read(values, gpus=options.gpus)
-    good = not recipe.faults
+    good = not recipe.problems
     if options.json:
-        print(json.dumps({"valid": good, "faults": recipe.faults, "notes": recipe.notes, "values": recipe.values,
+        print(json.dumps({"valid": good, "problems": [problem.as_json() for problem in recipe.problems],
+                          "notes": recipe.notes, "values": recipe.values,
                           "command": command(recipe) if good else None}, indent=1))  # fmt: skip
     else:
         print(render(recipe))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
-from qwen3vl_core.layout.machine_rules import Machine, check_machine
-from qwen3vl_core.layout.sink_packages import sink_faults
+from qwen3vl_core.layout.torchrun_command import processes_problem
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.problems import Problem
 from qwen3vl_core.run_record import CHECKPOINTS
-from qwen3vl_core.sizes import Architecture, check_size
+from qwen3vl_core.sizes import Architecture
 
 
 def divisors(*numbers: int) -> list[int]:
@@ -30,17 +30,12 @@ def vision_layers_per_recompute(layers: int, vision_layers: int) -> int:
     return max(d for d in divisors(vision_layers) if d <= layers)
 
 
-def check_layout(options: FinetuneOptions, architecture: Architecture, processes: int) -> None:
-    """Raises RequestError for the first rule that the layout breaks.
+def layout_problems(options: FinetuneOptions, architecture: Architecture, processes: int, asked: str = "") -> Iterator[Problem]:
+    """Every rule that the layout breaks; a rule whose equation another problem spoils is left out.
 
-    architecture: of the checkpoint that the run starts from. processes: of the whole run.
+    architecture: of the checkpoint that the run starts from. processes: of the whole run. asked: the option that says how
+    many, where it is not the run's own.
     """
-    for fault in layout_faults(options, architecture, processes):
-        raise RequestError(fault)
-
-
-def layout_faults(options: FinetuneOptions, architecture: Architecture, processes: int) -> Iterator[str]:
-    """Every rule that the layout breaks, one line each; a rule whose equation another fault spoils is left out."""
     a, tp, pp, cp = architecture, options.tp, options.pp, options.cp
     splits = {
         "attention heads": a.num_heads, "key/value heads": a.num_kv_heads, "vision heads": a.vision.num_heads,
@@ -48,162 +43,179 @@ def layout_faults(options: FinetuneOptions, architecture: Architecture, processe
     }  # fmt: skip
     for what, count in splits.items():
         if count % tp:
-            best = nearest(tp, divisors(*splits.values()))
-            yield f"--tp {tp}: {count} {what} / {tp} = {count / tp:.2f} is not whole; use --tp {best}"
+            rule = {"count": count, "what": what, "tp": tp, "quotient": count / tp}
+            yield Problem("tp-not-whole", "tp", tp, rule, ({"tp": nearest(tp, divisors(*splits.values()))},))
             break
-    yield from _pipeline_faults(options, a)
-    yield from _recompute_faults(options, a)
+    yield from _pipeline_problems(options, a)
+    yield from _recompute_problems(options, a)
     if options.precision == "fp8":
-        yield from _fp8_faults(options, a)
+        yield from _fp8_problems(options, a)
     model = tp * pp * cp
     if processes % model:
-        yield f"{processes} processes: must be a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {model}; use {_processes(options, model)}"
-        yield from _expert_faults(options, a, None)
+        yield processes_problem(options, processes, asked)
+        yield from _expert_problems(options, a, None)
         return
     dp = processes // model
-    yield from _expert_faults(options, a, processes)
-    step = options.micro_batch_size * dp
-    if options.global_batch_size % step:
-        low = options.global_batch_size // step * step
-        ways = f"{low} or {low + step}" if low else str(step)
-        yield (
-            f"--global-batch-size {options.global_batch_size}: must be a multiple of micro batch x data parallel = "
-            f"{options.micro_batch_size} x {dp} = {step}; use {ways}"
-        )
-    elif pp > 1 and options.vp > 1 and options.global_batch_size // step % pp:
+    yield from _expert_problems(options, a, processes)
+    step, batch = options.micro_batch_size * dp, options.global_batch_size
+    if batch % step:
+        low = batch // step * step
+        # of two that would do, the larger does not take work away
+        ways = ({"global_batch_size": low + step}, *([{"global_batch_size": low}] if low else []))
+        rule = {"micro": options.micro_batch_size, "dp": dp, "step": step}
+        yield Problem("batch-not-multiple", "global_batch_size", batch, rule, ways)
+    elif pp > 1 and options.vp > 1 and batch // step % pp:
         # Megatron's interleaved schedule goes through the micro batches in groups of pp
-        count = options.global_batch_size // step
-        yield (
-            f"--vp {options.vp}: {count} micro batches a step (global batch {options.global_batch_size} / {step}) / pp {pp} = "
-            f"{count / pp:.2f} is not whole; use --global-batch-size {max(count // pp, 1) * pp * step} or leave --vp out"
-        )
+        count = batch // step
+        rule = {"count": count, "batch": batch, "step": step, "pp": pp, "quotient": count / pp}
+        whole: tuple[dict[str, int | None], ...] = ({"global_batch_size": max(count // pp, 1) * pp * step}, {"vp": None})
+        yield Problem("micro-batches-not-whole", "vp", options.vp, rule, whole)
     if options.distributed_optimizer and dp == 1 and options.nproc > 1 and not options.optimizer_offload:
-        yield f"--distributed-optimizer: all {processes} processes hold one model (dp = 1), nothing to split; leave it out"
+        yield Problem(
+            "nothing-to-split", "distributed_optimizer", True, {"processes": processes}, ({"distributed_optimizer": None},)
+        )  # fmt: skip
 
 
-def _processes(options: FinetuneOptions, count: int) -> str:
-    """How to ask for so many processes."""
-    return f"--nproc {count}" if options.env == "dsw" else f"{count} GPUs"
-
-
-def _pipeline_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]:
+def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
     """Layers over stages and chunks; the deepstack layers must all be in the first chunk of the first stage."""
-    pp, vp, first, deep = options.pp, options.vp, options.pp0_layers, len(a.vision.deepstack_layers)
+    pp, vp, first, deep, layers = options.pp, options.vp, options.pp0_layers, len(a.vision.deepstack_layers), a.num_layers
     if pp == 1:
-        for flag, value in (("--vp", vp if vp > 1 else 0), ("--pp0-layers", first)):
+        for name, value in (("vp", vp if vp > 1 else 0), ("pp0_layers", first)):
             if value:
-                yield f"{flag} {value}: needs --pp above 1; leave it out or use --pp 2"
+                yield Problem("needs-stages", name, value, remedies=({name: None}, {"pp": 2}))
         return
     if first and vp > 1:
-        yield f"--pp0-layers {first}: not together with --vp {vp}; leave one of them out"
+        yield Problem("first-stage-with-chunks", "pp0_layers", first, {"vp": vp}, ({"pp0_layers": None}, {"vp": None}))
         return
     chunks = pp * vp
-    others, stages = (a.num_layers - first, pp - 1) if first else (a.num_layers, chunks)
+    others, stages = (layers - first, pp - 1) if first else (layers, chunks)
+    # of the first stage, where the others share the rest evenly
+    firsts = [n for n in range(max(deep, 1), layers) if (layers - n) % (pp - 1) == 0]
     if others <= 0 or others % stages:
         if first:
-            ways = [n for n in range(deep, a.num_layers) if (a.num_layers - n) % stages == 0]
-            way_out = f"use --pp0-layers {nearest(first, ways)}" if ways else f"use --pp {nearest(pp, divisors(a.num_layers))}"
-            rest = f"the other {others} layers / {stages} stages = {others / stages:.2f} is not whole"
-            yield f"--pp0-layers {first}: {rest if others > 0 else f'leaves no layer of {a.num_layers} for the other stages'}; {way_out}"
-            return
-        name, value, equation = ("--vp", vp, f"{pp} x {vp} = {chunks} chunks") if vp > 1 else ("--pp", pp, f"{pp}")
-        ways = [d // pp for d in divisors(a.num_layers) if d % pp == 0] if vp > 1 else divisors(a.num_layers)
-        way_out = f"use {name} {nearest(value, ways)}" if ways else "leave it out"
-        yield f"{name} {value}: {a.num_layers} layers / {equation} = {a.num_layers / chunks:.2f} is not whole; {way_out}"
+            fewer = {"pp": nearest(pp, divisors(layers)), "pp0_layers": None}
+            ways: tuple[dict[str, int | None], ...] = ({"pp0_layers": nearest(first, firsts)},) if firsts else (fewer,)
+            if others > 0:
+                rule = {"others": others, "stages": stages, "quotient": others / stages}
+                yield Problem("first-stage-not-whole", "pp0_layers", first, rule, ways)
+            else:
+                yield Problem("first-stage-takes-all", "pp0_layers", first, {"layers": layers}, ways)
+        elif vp > 1:
+            sizes = [d // pp for d in divisors(layers) if d % pp == 0]
+            rule = {"layers": layers, "pp": pp, "vp": vp, "chunks": chunks, "quotient": layers / chunks}
+            yield Problem("chunks-not-whole", "vp", vp, rule, ({"vp": nearest(vp, sizes) if sizes else None},))
+        else:
+            rule = {"layers": layers, "pp": pp, "quotient": layers / pp}
+            yield Problem("stages-not-whole", "pp", pp, rule, ({"pp": nearest(pp, divisors(layers))},))
         return
-    held = first or a.num_layers // chunks
+    held = first or layers // chunks
     if held >= deep:
         return
+    rule = {"layers": layers, "pp": pp, "vp": vp, "held": held, "deep": deep}
     if vp > 1:
-        ways = [d // pp for d in divisors(a.num_layers) if d % pp == 0 and a.num_layers // d >= deep]
-        way_out = f"use --vp {nearest(vp, ways)}" if ways else "leave it out"
-        yield (
-            f"--vp {vp}: a chunk holds {a.num_layers} / ({pp} x {vp}) = {held} layers, but the {deep} deepstack layers must all be "
-            f"in the first; {way_out}"
-        )
+        sizes = [d // pp for d in divisors(layers) if d % pp == 0 and layers // d >= deep]
+        yield Problem("deepstack-beyond-chunk", "vp", vp, rule, ({"vp": nearest(vp, sizes) if sizes else None},))
     elif first:
-        yield f"--pp0-layers {first}: the {deep} deepstack layers must all be on the first stage; use --pp0-layers {deep}"
-    else:
-        fewer = nearest(pp, [d for d in divisors(a.num_layers) if a.num_layers // d >= deep])
-        yield (
-            f"--pp {pp}: its first stage holds {a.num_layers} / {pp} = {held} layers, but the {deep} deepstack layers "
-            f"must all be on it; use --pp {fewer} or give it more with --pp0-layers"
+        yield Problem(
+            "deepstack-beyond-first-stage", "pp0_layers", first, rule, ({"pp0_layers": nearest(first, firsts) if firsts else deep},)
         )
+    else:
+        fewer = {"pp": nearest(pp, [d for d in divisors(layers) if layers // d >= deep])}
+        more = [{"pp0_layers": nearest(layers // pp, firsts)}] if firsts else []
+        yield Problem("deepstack-beyond-stage", "pp", pp, rule, (fewer, *more))
 
 
-def _recompute_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]:
+def _recompute_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
     """Layers computed again together, or kept on the host."""
     count = options.recompute_layers
     if not count:
         return
     if options.recompute == "offload" and count >= a.num_layers:
-        yield f"--recompute-layers {count}: at least one of {a.num_layers} layers stays on the GPU; use {a.num_layers - 1}"
+        ways = ({"recompute_layers": a.num_layers - 1},)
+        yield Problem("recompute-offload-all", "recompute_layers", count, {"layers": a.num_layers}, ways)
     if options.recompute == "full":
         first, stages = options.pp0_layers, options.pp * options.vp
         held = [first, (a.num_layers - first) // max(stages - 1, 1)] if first and stages > 1 else [max(a.num_layers // stages, 1)]
         short = next((n for n in held if n % count), None)
         if short is not None and min(held) > 0:
             where = "a stage's" if stages > 1 else "the"
-            yield (
-                f"--recompute-layers {count}: {where} {short} layers / {count} = {short / count:.2f} is not whole; "
-                f"use {nearest(count, divisors(*held))}"
-            )
+            rule = {"where": where, "layers": short, "count": count, "quotient": short / count}
+            ways = ({"recompute_layers": nearest(count, divisors(*held))},)
+            yield Problem("recompute-layers-not-whole", "recompute_layers", count, rule, ways)
 
 
-def _fp8_faults(options: FinetuneOptions, a: Architecture) -> Iterator[str]:
-    """fp8 products want rows and columns in multiples of 16 (128 for blockwise scaling)."""
-    multiple = 128 if options.fp8_recipe == "blockwise" else 16
-    tp, q, k = options.tp, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+def _fp8_columns(options: FinetuneOptions, a: Architecture, tp: int, etp: int) -> tuple[str, int] | None:
+    """What of a GPU's share fp8 products cannot take, and how much it is; None: nothing."""
+    multiple = _fp8_multiple(options)
+    q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     sides = {"hidden": a.hidden_size, "attention columns": q // tp, "query, key and value columns": (q + 2 * k) // tp}
     if a.is_moe:
-        sides["FFN columns of an expert"] = a.expert_ffn_hidden_size // options.etp
+        sides["FFN columns of an expert"] = a.expert_ffn_hidden_size // etp
     else:
         sides["FFN columns"] = a.ffn_hidden_size // tp
-    for what, count in sides.items():
-        if count % multiple:
-            yield f"--precision fp8: {count} {what} on a GPU, no multiple of {multiple}; use --precision bf16, or a smaller --tp"
-            return
+    return next(((what, count) for what, count in sides.items() if count % multiple), None)
 
 
-def _expert_faults(options: FinetuneOptions, a: Architecture, processes: int | None) -> Iterator[str]:
+def _fp8_multiple(options: FinetuneOptions) -> int:
+    return 128 if options.fp8_recipe == "blockwise" else 16
+
+
+def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
+    """fp8 products want rows and columns in multiples of 16 (128 for blockwise scaling)."""
+    found = _fp8_columns(options, a, options.tp, options.etp)
+    if found is None:
+        return
+    ways: list[dict[str, int | str]] = [{"precision": "bf16"}]
+    for tp in reversed(range(1, options.tp)):
+        if a.num_heads % tp == 0 and _fp8_columns(options, a, tp, options.etp) is None:
+            ways.append({"tp": tp})
+            break
+    for etp in reversed(range(1, options.etp)):
+        if a.is_moe and a.expert_ffn_hidden_size % etp == 0 and _fp8_columns(options, a, options.tp, etp) is None:
+            ways.append({"etp": etp})
+            break
+    rule = {"what": found[0], "count": found[1], "multiple": _fp8_multiple(options)}
+    yield Problem("fp8-columns", "precision", "fp8", rule, tuple(ways))
+
+
+def _expert_problems(options: FinetuneOptions, a: Architecture, processes: int | None) -> Iterator[Problem]:
     """Experts over ranks. processes: None where their number is wrong already."""
     ep, etp, pp = options.ep, options.etp, options.pp
     if not a.is_moe:
-        for flag, value in (("--ep", ep), ("--etp", etp)):
+        for name, value in (("ep", ep), ("etp", etp)):
             if value > 1:
-                yield f"{flag} {value}: this checkpoint has no experts; leave it out"
+                yield Problem("no-experts", name, value, remedies=({name: None},))
         return
     if a.num_experts % ep:
-        best = nearest(ep, divisors(a.num_experts))
-        yield f"--ep {ep}: {a.num_experts} experts / {ep} = {a.num_experts / ep:.2f} is not whole; use --ep {best}"
+        rule = {"experts": a.num_experts, "ep": ep, "quotient": a.num_experts / ep}
+        yield Problem("experts-not-whole", "ep", ep, rule, ({"ep": nearest(ep, divisors(a.num_experts))},))
         processes = None
     if a.expert_ffn_hidden_size % etp:
-        ways = divisors(a.expert_ffn_hidden_size)
-        yield f"--etp {etp}: {a.expert_ffn_hidden_size} FFN columns of an expert / {etp} is not whole; use --etp {nearest(etp, ways)}"
+        rule = {"columns": a.expert_ffn_hidden_size, "etp": etp}
+        yield Problem("expert-columns-not-whole", "etp", etp, rule, ({"etp": nearest(etp, divisors(a.expert_ffn_hidden_size))},))
         processes = None
     if processes is not None and processes % (ep * etp * pp):
-        ways = [d for d in divisors(a.num_experts) if processes % (d * etp * pp) == 0] or [1]
-        yield f"--ep {ep}: {processes} processes / (ep x etp x pp = {ep} x {etp} x {pp}) is not whole; use --ep {nearest(ep, ways)}"
+        sizes = [d for d in divisors(a.num_experts) if processes % (d * etp * pp) == 0]
+        way = {"ep": nearest(ep, sizes)} if sizes else {"ep": None, "etp": None}
+        yield Problem("expert-ranks-not-whole", "ep", ep, {"processes": processes, "ep": ep, "etp": etp, "pp": pp}, (way,))
     if options.tp > 1 and not options.sequence_parallel:
-        yield f"--tp {options.tp}: with experts it needs --sequence-parallel; add it or use --tp 1"
+        yield Problem("experts-without-sequence-parallel", "tp", options.tp, remedies=({"sequence_parallel": True}, {"tp": 1}))
 
 
 def architecture_of(load: str) -> Architecture:
     """Of the checkpoint that `--load` names. Raises RequestError where there is none, or none that says what it is."""
     folder = Path(load).expanduser()
     if not folder.exists():
-        raise RequestError(f"--load {folder}: no such folder; give a Megatron checkpoint or a Hugging Face folder")
+        raise RequestError(Problem("no-such-checkpoint", "load", str(folder)))
     side = next((p for p in (folder, folder / CHECKPOINTS, folder.parent) if (p / "config.json").is_file()), None)
     if side is None:
-        raise RequestError(
-            f"--load {folder}: no config.json in it; give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder"
-        )
+        raise RequestError(Problem("checkpoint-without-config", "load", str(folder)))
     return Architecture.read(side)
 
 
-def data_faults(options: FinetuneOptions) -> Iterator[str]:
+def data_problems(options: FinetuneOptions) -> Iterator[Problem]:
     """What is wrong with the folders of the data."""
-    for flag, data in (("--train-data", options.train_data), ("--valid-data", options.valid_data)):
+    for name, data in (("train_data", options.train_data), ("valid_data", options.valid_data)):
         if not data or is_url(data):
             # what a store holds is seen when the run opens it
             continue
@@ -212,16 +224,4 @@ def data_faults(options: FinetuneOptions) -> Iterator[str]:
             # a metadataset
             continue
         if not (folder / ".nv-meta").is_dir():
-            what = "no such folder" if not folder.exists() else "no Energon index (.nv-meta) in it"
-            yield f"{flag} {folder}: {what}; make the dataset with qwen3vl prepare"
-
-
-def check_plan(options: FinetuneOptions, processes: int) -> None:
-    """Everything that can be known before a process starts: paths, size, layout, this machine. Raises RequestError."""
-    architecture = architecture_of(options.load)
-    if options.size:
-        check_size(options.size, architecture, str(Path(options.load).expanduser()))
-    for fault in (*data_faults(options), *sink_faults(options)):
-        raise RequestError(fault)
-    check_layout(options, architecture, processes)
-    check_machine(options, Machine.here())
+            yield Problem("dataset-without-index" if folder.exists() else "no-such-dataset", name, str(folder))

@@ -6,13 +6,14 @@ import importlib.util
 from collections.abc import Iterator
 
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.problems import Problem
 
 NAMES = {"wandb": "Weights & Biases", "swanlab": "SwanLab"}
 
 
-def sink_faults(options: FinetuneOptions) -> Iterator[str]:
-    """A line for each one that is asked for and not installed."""
+def sink_problems(options: FinetuneOptions) -> Iterator[Problem]:
+    """A problem for each one that is asked for and not installed."""
     for package, name in NAMES.items():
         project = getattr(options, package)
         if project and importlib.util.find_spec(package) is None:
-            yield f"--{package} {project}: {name} is not installed; pip install {package}, or leave --{package} out"
+            yield Problem("sink-missing", package, project, {"name": name, "package": package}, ({package: None},))

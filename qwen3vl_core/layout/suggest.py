@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, memory
 from qwen3vl_core.layout.memory import StageMemory
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import FinetuneOptions, to_arguments
 from qwen3vl_core.sizes import SIZES, Architecture
 
 # what nvidia-smi shows of an 80 GB H100, a 96 GB H20 and a 141 GB H200
 CARDS = {80: 79.6, 96: 95.6, 141: 140.4}
+# layouts that a command or a screen lists
+SHOWN = 8
 PRESET_GPUS = (1, 2, 4, 8)
 MOST_GPUS = 1024
 # of a GPU; the rest is kept free, for an estimate is one
@@ -37,10 +40,13 @@ class Candidate:
     def fits(self, gib: float) -> bool:
         return self.memory.total <= ROOM * gib * GIB
 
+    def values(self) -> dict[str, Any]:
+        """The options of the layout by name."""
+        return {name: getattr(self.options, name) for name in LAYOUT}
+
     def arguments(self) -> list[str]:
-        """The options of the layout, as words of a command line."""
-        plain = {name: getattr(self.options, name) for name in LAYOUT}
-        return to_arguments(FinetuneOptions(**plain))
+        """The same as words of a command line."""
+        return to_arguments(FinetuneOptions(**self.values()))
 
 
 def _powers(most: int) -> list[int]:
@@ -77,7 +83,7 @@ def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8
                             distributed_optimizer=splits, overlap_param_gather=base.overlap_param_gather and splits, recompute=recompute,
                             recompute_layers=0,
                         )  # fmt: skip
-                        if next(layout_faults(made, a, gpus), None) is None:
+                        if next(layout_problems(made, a, gpus), None) is None:
                             yield made
 
 

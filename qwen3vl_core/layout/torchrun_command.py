@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.gpus import visible
-from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.options import FinetuneOptions, options_of
+from qwen3vl_core.problems import Problem
 
 TRAINING_MODULE = "qwen3vl_core.training"
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+MOST_PROCESSES = next(o.maximum for o in options_of(FinetuneOptions) if o.name == "nproc") or math.inf
 FIRST_PORT, TRIED_PORTS = 20_000, 64
 
 
@@ -48,51 +51,59 @@ class Cluster:
         values["KUBERNETES_CONTAINER_RESOURCE_GPU"] = gpus
         missing = [name for name, value in values.items() if not value]
         if missing:
-            raise RequestError(
-                f"--env dlc: {', '.join(missing)} not set; the cluster sets these on every node; on one machine use --env dsw"
-            )
+            raise RequestError(Problem("cluster-variables-missing", "env", "dlc", {"names": missing}, ({"env": "dsw"},)))
         address = values.pop("MASTER_ADDR")
         numbers = {}
         for name, value in values.items():
             if not value.isascii() or not value.isdigit():
-                raise RequestError(f"--env dlc: {name}={value}: must be a whole number; the cluster sets it")
+                raise RequestError(Problem("cluster-variable-wrong", "env", "dlc", {"name": name, "text": value}))
             numbers[name] = int(value)
         nodes, rank, port, count = numbers.values()
         if not nodes or rank >= nodes:
-            raise RequestError(f"--env dlc: RANK={rank}: must be below WORLD_SIZE={nodes}, the number of nodes; the cluster sets both")
+            raise RequestError(Problem("cluster-rank", "env", "dlc", {"rank": rank, "nodes": nodes}))
         if not count:
-            raise RequestError("--env dlc: KUBERNETES_CONTAINER_RESOURCE_GPU=0: a node needs a GPU; ask the cluster for GPUs")
+            raise RequestError(Problem("cluster-without-gpus", "env", "dlc"))
         if not 0 < port < 65536:
-            raise RequestError(f"--env dlc: MASTER_PORT={port}: must be a port from 1 to 65535; the cluster sets it")
+            raise RequestError(Problem("cluster-port", "env", "dlc", {"port": port}))
         return cls(nodes, rank, count, address, port)
 
 
-def processes_per_node(options: FinetuneOptions) -> tuple[int, int]:
+def model_ranks(options: FinetuneOptions) -> int:
+    """Ranks that hold one copy of the model."""
+    return options.tp * options.pp * options.cp
+
+
+def asked_processes(options: FinetuneOptions) -> tuple[int, int]:
     """(nodes, processes of each): what was asked for, else one a GPU; without GPUs, the fewest that hold one model.
 
-    Raises RequestError when the processes cannot be divided by tensor x pipeline x context parallel size, or when the
-    cluster's environment is not whole.
+    Raises RequestError when the cluster's environment is not whole.
     """
-    model_ranks = options.tp * options.pp * options.cp
     if options.env == "dlc":
         cluster = Cluster.read()
-        each = options.nproc or cluster.gpus
-        if cluster.nodes * each % model_ranks:
-            raise RequestError(
-                f"--env dlc: {cluster.nodes} nodes x {each} processes = {cluster.nodes * each}: must be a multiple of "
-                f"tp x pp x cp = {options.tp} x {options.pp} x {options.cp} = {model_ranks}; change one of them, or the number of nodes"
-            )
-        return cluster.nodes, each
-    count = options.nproc or max(gpu_count(), 1)
-    if not options.nproc and count < model_ranks and not gpu_count():
-        count = model_ranks
-    if count % model_ranks:
-        nearest = max(count // model_ranks, 1) * model_ranks
-        raise RequestError(
-            f"--nproc {count}: must be a multiple of tp x pp x cp = {options.tp} x {options.pp} x {options.cp} = {model_ranks}; "
-            f"use --nproc {nearest}"
-        )
-    return 1, count
+        return cluster.nodes, options.nproc or cluster.gpus
+    return 1, options.nproc or gpu_count() or model_ranks(options)
+
+
+def processes_problem(options: FinetuneOptions, count: int, asked: str = "") -> Problem:
+    """That so many processes cannot be divided among copies of the model. asked: the option that says how many; else the one that
+    says so in a run."""
+    ranks = model_ranks(options)
+    rule = {"tp": options.tp, "pp": options.pp, "cp": options.cp, "model": ranks}
+    if options.env == "dlc" and not asked:
+        return Problem("cluster-processes-not-multiple", "env", "dlc", {"count": count, **rule})
+    asked = asked or "nproc"
+    enough = max(count // ranks, 1) * ranks
+    if asked == "nproc" and enough > MOST_PROCESSES:
+        return Problem("processes-not-multiple", asked, count, {**rule, "advice": "use a smaller --tp, --pp or --cp"})
+    return Problem("processes-not-multiple", asked, count, {**rule, "advice": ""}, ({asked: enough},))
+
+
+def processes_per_node(options: FinetuneOptions) -> tuple[int, int]:
+    """`asked_processes`. Raises RequestError also when they cannot be divided among copies of the model."""
+    nodes, each = asked_processes(options)
+    if nodes * each % model_ranks(options):
+        raise RequestError(processes_problem(options, nodes * each))
+    return nodes, each
 
 
 def process_count(options: FinetuneOptions) -> int:

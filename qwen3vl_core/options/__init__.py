@@ -11,11 +11,17 @@ from qwen3vl_core.options.commands import (
 from qwen3vl_core.options.declare import (
     Option,
     add_arguments,
+    check_options,
     from_mapping,
+    missing_values,
+    option_problems,
     options_of,
+    read_mapping,
+    read_problems,
     shell_line,
     to_arguments,
     to_mapping,
+    with_remedy,
 )
 from qwen3vl_core.options.finetune import FinetuneOptions
 
@@ -29,9 +35,15 @@ __all__ = [
     "Option",
     "PrepareOptions",
     "add_arguments",
+    "check_options",
     "from_mapping",
+    "missing_values",
+    "option_problems",
     "options_of",
+    "read_mapping",
+    "read_problems",
     "shell_line",
     "to_arguments",
     "to_mapping",
+    "with_remedy",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options.declare import option
 from qwen3vl_core.options.finetune import FinetuneOptions
+from qwen3vl_core.problems import Problem
 
 
 @dataclass
@@ -141,16 +142,16 @@ class CompareOptions:
         if isinstance(self.tuned, str):
             self.tuned = [self.tuned]
 
-    def check(self) -> None:
-        """Raises RequestError when the pictures are not asked for once."""
+    def problems(self) -> Iterator[Problem]:
+        """The rules between options that are broken: the pictures are asked for once."""
         if self.data and self.images:
-            raise RequestError(f"--data {self.data}: beside --images {self.images[0]}; give one of the two")
+            yield Problem("data-beside-images", "data", self.data, {"image": self.images[0]}, ({"data": None}, {"images": None}))
         if not self.data and not self.images:
-            raise RequestError("--images: required; pictures or folders of pictures, or a dataset as --data")
+            yield Problem("no-pictures", "images")
         if self.own_questions and not self.data:
-            raise RequestError("--own-questions: only a dataset asks questions; give it as --data, or leave this out")
+            yield Problem("questions-without-data", "own_questions", True, remedies=({"own_questions": None},))
         if self.references and self.data:
-            raise RequestError(f"--references {self.references}: a dataset brings its own; leave it out, or give the pictures as --images")
+            yield Problem("references-beside-data", "references", self.references, remedies=({"references": None},))
 
 
 COMMANDS: dict[str, type] = {

@@ -12,10 +12,12 @@ import functools
 import shlex
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.problems import Problem, flag_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Option:
     @property
     def flag(self) -> str:
         """`global_batch_size` -> `--global-batch-size`, `from_` -> `--from`; a positional one keeps its bare name."""
-        return self.name if self.positional else "--" + self.name.rstrip("_").replace("_", "-")
+        return self.name if self.positional else flag_of(self.name)
 
     def parse(self, text: str) -> Any:
         """A value from what a person typed. Raises RequestError that names the option, the value and the rule."""
@@ -55,24 +57,38 @@ class Option:
                 value = self.type(text)
         except (KeyError, ValueError):
             kinds = {int: "a whole number", float: "a number", bool: "yes or no"}
-            raise RequestError(f"{self.flag} {text}: must be {kinds.get(self.type, 'text')}") from None
+            raise RequestError(self.problem("wrong-type", text, {"kind": kinds.get(self.type, "text")})) from None
         self.check(value)
         return value
 
-    def check(self, value: Any) -> None:
-        """Raises RequestError when one value breaks this option's own rule, with the nearest value that would do."""
+    def problem(self, code: str, value: Any = None, rule: Mapping[str, Any] | None = None, *remedies: Mapping[str, Any]) -> Problem:
+        """A problem of this option."""
+        named = {"written": self.name if value in (None, "") else f"{self.name} {value}"} if self.positional else {}
+        return Problem(code, self.name, value, {**named, **(rule or {})}, remedies)
+
+    def missing(self) -> Problem:
+        """The problem of a required option without a value."""
+        return self.problem("required", None, {"help": f"{self.help[0].lower()}{self.help[1:]}"})
+
+    def problem_of(self, value: Any) -> Problem | None:
+        """The rule of this option alone that a value breaks, with the nearest value that would do."""
         if value is None:
-            return
+            return None
         if self.choices and value not in self.choices:
-            raise RequestError(f"{self.flag} {value}: must be one of {', '.join(self.choices)}")
+            return self.problem("not-a-choice", value, {"choices": list(self.choices)})
         if self.type in (int, float) and not isinstance(value, bool):
             if value != value:
-                raise RequestError(f"{self.flag} {value}: must be a number")
+                return self.problem("not-a-number", str(value))
             unit = f" {self.unit}" if self.unit else ""
-            if self.minimum is not None and value < self.minimum:
-                raise RequestError(f"{self.flag} {value}: must be at least {self.minimum:g}{unit}; use {self.minimum:g}")
-            if self.maximum is not None and value > self.maximum:
-                raise RequestError(f"{self.flag} {value}: must be at most {self.maximum:g}{unit}; use {self.maximum:g}")
+            for code, name, bound in (("below-minimum", "minimum", self.minimum), ("above-maximum", "maximum", self.maximum)):
+                if bound is not None and (value < bound if name == "minimum" else value > bound):
+                    return self.problem(code, value, {name: bound, "unit": unit}, {self.name: self.type(bound)})
+        return None
+
+    def check(self, value: Any) -> None:
+        """Raises RequestError when one value breaks this option's own rule."""
+        if (problem := self.problem_of(value)) is not None:
+            raise RequestError(problem)
 
 
 def option(default: Any = MISSING, *, help: str, group: str, **rules: Any) -> Any:
@@ -111,18 +127,29 @@ def _options_of(cls: type) -> tuple[Option, ...]:
     return tuple(found)
 
 
+PROBLEMS = "problems"
+"""Where a namespace holds the problems of the values that could not be parsed, if there are any; `read_problems` takes them."""
+
+
+def read_problems(values: dict[str, Any]) -> list[Problem]:
+    """Take the problems of a parsed command line out of its values."""
+    return values.pop(PROBLEMS, [])
+
+
 class _Parse(argparse.Action):
-    """Puts parsed values in the namespace, so that a RequestError keeps its own words."""
+    """Puts parsed values in the namespace, and the problems of those that cannot be parsed, so that all of them can be told."""
 
     def __init__(self, *args: Any, declared: Option, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.declared = declared
 
     def __call__(self, parser, namespace, values, flag=None) -> None:
-        if self.declared.many:
-            setattr(namespace, self.dest, [self.declared.parse(v) for v in values])
+        try:
+            parsed = [self.declared.parse(v) for v in values] if self.declared.many else self.declared.parse(values)
+        except RequestError as error:
+            setattr(namespace, PROBLEMS, [*getattr(namespace, PROBLEMS, ()), *error.problems])
         else:
-            setattr(namespace, self.dest, self.declared.parse(values))
+            setattr(namespace, self.dest, parsed)
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
@@ -160,30 +187,68 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             group.add_argument(*names, dest=o.name, action=_Parse, declared=o, metavar=metavar, nargs="+" if o.many else None, **common)
 
 
-def from_mapping(cls: type, values: dict[str, Any], *, partial: bool = False) -> Any:
-    """An options object from a plan's mapping. Raises RequestError for unknown names, wrong types and missing values.
+def read_mapping(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
+    """(an options object, what is wrong with the values): unknown names and values that break an option's own rule are left out,
+    so that the other rules can be looked at all the same. Never raises."""
+    declared = {o.name: o for o in options_of(cls)}
+    problems: list[Problem] = []
+    parsed: dict[str, Any] = {}
+    for name, value in values.items():
+        o = declared.get(name)
+        if o is None:
+            problems.append(Problem("unknown-option", rule={"name": name, "names": list(declared)}))
+            continue
+        try:
+            if o.many:
+                parsed[name] = [o.parse(str(v)) for v in (value if isinstance(value, list) else [value])]
+            elif value is None:
+                parsed[name] = None
+            else:
+                parsed[name] = value if o.type is bool and isinstance(value, bool) else o.parse(str(value))
+        except RequestError as error:
+            problems += error.problems
+    return cls(**parsed), problems
+
+
+def missing_values(options: Any) -> list[Problem]:
+    """A problem for each required option that has no value."""
+    return [o.missing() for o in options_of(type(options)) if o.required and getattr(options, o.name) in (None, "", [])]
+
+
+def option_problems(options: Any) -> list[Problem]:
+    """Every rule of the options that needs neither disk nor machine and is broken: each option's own, then those between them."""
+    own = [o.problem_of(v) for o in options_of(type(options)) for v in _items(o, getattr(options, o.name))]
+    between = getattr(options, "problems", None)
+    return [*filter(None, own), *(between() if callable(between) else ())]
+
+
+def _items(o: Option, value: Any) -> list[Any]:
+    return value if o.many and isinstance(value, list) else [value]
+
+
+def check_options(options: Any) -> None:
+    """Raises RequestError for every rule that `option_problems` finds broken."""
+    if problems := option_problems(options):
+        raise RequestError(*problems)
+
+
+def with_remedy(options: Any, remedy: Mapping[str, Any]) -> Any:
+    """The options with a problem's remedy applied to them."""
+    defaults = {o.name: o.default for o in options_of(type(options))}
+    return dataclasses.replace(options, **{name: defaults[name] if value is None else value for name, value in remedy.items()})
+
+
+def from_mapping(cls: type, values: Mapping[str, Any], *, partial: bool = False) -> Any:
+    """An options object from a plan's mapping. Raises RequestError for unknown names, wrong values and missing ones.
 
     partial: required ones may be missing, for a plan that is looked at and not started.
     """
-    declared = {o.name: o for o in options_of(cls)}
-    unknown = [name for name in values if name not in declared]
-    if unknown:
-        raise RequestError(f"{unknown[0]}: no such option; there are {', '.join(declared)}")
-    parsed: dict[str, Any] = {}
-    for name, value in values.items():
-        o = declared[name]
-        if o.many:
-            items = value if isinstance(value, list) else [value]
-            parsed[name] = [o.parse(str(v)) for v in items]
-        elif value is None:
-            parsed[name] = None
-        else:
-            parsed[name] = value if o.type is bool and isinstance(value, bool) else o.parse(str(value))
-    made = cls(**parsed)
-    for o in declared.values():
-        value = getattr(made, o.name)
-        if o.required and not partial and value in (None, "", []):
-            raise RequestError(f"{o.flag}: required; {o.help[0].lower()}{o.help[1:]}")
+    made, problems = read_mapping(cls, values)
+    if not partial:
+        failed = {p.option for p in problems}
+        problems += [p for p in missing_values(made) if p.option not in failed]
+    if problems:
+        raise RequestError(*problems)
     return made
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.options.declare import option, options_of
+from qwen3vl_core.options.declare import check_options, option, options_of
+from qwen3vl_core.problems import Problem
 
+PARTS = ("vision", "projector", "language")
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
@@ -175,35 +177,27 @@ class FinetuneOptions:
 
     def frozen_parts(self) -> list[str]:
         """`freeze` as a list. Raises RequestError for a part that does not exist."""
-        parts = [p.strip() for p in self.freeze.split(",") if p.strip()]
-        for part in parts:
-            if part not in ("vision", "projector", "language"):
-                raise RequestError(f"--freeze {self.freeze}: {part} is no part; choose from vision, projector, language")
-        return parts
-
-    def _optimizer_faults(self) -> Iterator[str]:
-        """What the two overlaps and the offloaded optimizer need of each other."""
-        if self.overlap_param_gather:
-            for name in ("distributed_optimizer", "overlap_grad_reduce"):
-                if not getattr(self, name):
-                    flag = "--" + name.replace("_", "-")
-                    yield f"--overlap-param-gather: needs {flag}; add it, or leave --overlap-param-gather out"
-        if self.optimizer_offload and not self.distributed_optimizer:
-            yield (
-                f"--optimizer-offload {self.optimizer_offload:g}: only the distributed optimizer moves its state to the host; "
-                "add --distributed-optimizer, or use 0"
+        words = _words(self.freeze)
+        unknown = [word for word in words if word not in PARTS]
+        if unknown:
+            known = ",".join(word for word in words if word in PARTS) or None
+            raise RequestError(
+                Problem("unknown-part", "freeze", self.freeze, {"part": unknown[0], "parts": list(PARTS)}, ({"freeze": known},))
             )
-        if self.optimizer_offload and self.precision == "fp32":
-            yield f"--optimizer-offload {self.optimizer_offload:g}: not with --precision fp32, whose weights are their own master copy; use --precision bf16"
+        return words
 
     def lora_target_list(self) -> list[str]:
         """`lora_targets` as a list, in the order of the layers. Raises RequestError for a layer that gets no adapter."""
-        words = [w.strip() for w in self.lora_targets.split(",") if w.strip()]
+        words = _words(self.lora_targets)
+        known = ",".join(word for word in words if word in LORA_TARGETS)
         for word in words:
             if word not in LORA_TARGETS:
-                raise RequestError(f"--lora-targets {self.lora_targets}: {word} is none; choose from {', '.join(LORA_TARGETS)}")
+                rule = {"target": word, "targets": list(LORA_TARGETS)}
+                raise RequestError(
+                    Problem("unknown-lora-target", "lora_targets", self.lora_targets, rule, ({"lora_targets": known or None},))
+                )
         if not words:
-            raise RequestError(f"--lora-targets: names no layer; use {','.join(LORA_TARGETS)}")
+            raise RequestError(Problem("no-lora-target", "lora_targets", "", remedies=({"lora_targets": ",".join(LORA_TARGETS)},)))
         return [name for name in LORA_TARGETS if name in words]
 
     def lora_parts(self) -> list[str]:
@@ -213,70 +207,108 @@ class FinetuneOptions:
 
     def untrained_parts(self) -> list[str]:
         """Parts whose own weights stay as they are and that have no adapter."""
-        return [p for p in ("vision", "projector", "language") if p not in self.lora_parts()] if self.lora_rank else self.frozen_parts()
+        return [p for p in PARTS if p not in self.lora_parts()] if self.lora_rank else self.frozen_parts()
 
-    def _lora_faults(self) -> Iterator[str]:
+    def check(self) -> None:
+        """Raises RequestError for every broken rule that needs no checkpoint and no machine."""
+        check_options(self)
+
+    def problems(self) -> Iterator[Problem]:
+        """The rules between options that are broken. What an option breaks alone, `option_problems` finds."""
+        yield from self._part_problems()
+        yield from self._schedule_problems()
+        yield from self._data_problems()
+        yield from self._record_problems()
+        yield from self._layout_problems()
+
+    def _in_range(self, *names: str) -> bool:
+        """Whether these options break no rule of their own, so that the others' remedies may be reckoned from them."""
+        return all(o.problem_of(getattr(self, o.name)) is None for o in options_of(type(self)) if o.name in names)
+
+    def _part_problems(self) -> Iterator[Problem]:
+        """What is trained: parts and adapters."""
+        try:
+            frozen: list[str] | None = self.frozen_parts()
+        except RequestError as error:
+            frozen = None
+            yield from error.problems
+        if frozen is not None and set(frozen) == set(PARTS):
+            fewer = [",".join(part for part in PARTS if part != left) for left in reversed(PARTS)]
+            yield Problem("nothing-trained", "freeze", self.freeze, remedies=tuple({"freeze": parts} for parts in fewer))
         if not self.lora_rank:
             for o in options_of(type(self)):
-                if o.name.startswith("lora_") and getattr(self, o.name) != o.default:
-                    yield f"{o.flag}: needs --lora-rank; add --lora-rank 16 or leave it out"
+                value = getattr(self, o.name)
+                if o.name.startswith("lora_") and value != o.default:
+                    yield Problem("lora-without-rank", o.name, value, remedies=({"lora_rank": 16}, {o.name: None}))
                     return
             return
         try:
             self.lora_target_list()
-            if not self.lora_parts():
-                yield f"--freeze {self.freeze}: no part is left that gets an adapter; leave language out, or add --lora-vision"
         except RequestError as error:
-            yield str(error)
-        if self.lora_alpha == 0:
-            yield f"--lora-alpha 0: adapters would do nothing; use {self.lora_rank}"
+            yield from error.problems
+        if frozen is not None and not self.lora_parts() and set(frozen) != set(PARTS):
+            # with some part left, language is frozen, and adapters are asked for there alone
+            ways = ({"freeze": ",".join(part for part in frozen if part != "language") or None}, {"lora_vision": True})
+            yield Problem("no-part-for-adapters", "freeze", self.freeze, remedies=ways)
+        if self.lora_alpha == 0 and self._in_range("lora_rank"):
+            yield Problem("lora-alpha-zero", "lora_alpha", self.lora_alpha, remedies=({"lora_alpha": float(self.lora_rank)},))
 
-    def check(self) -> None:
-        """The rules between options that need no checkpoint and no machine. Raises RequestError for the first broken one."""
-        for fault in self.faults():
-            raise RequestError(fault)
-
-    def faults(self) -> Iterator[str]:
-        """Every rule between options that is broken, one line each."""
-        for o in options_of(type(self)):
-            try:
-                o.check(getattr(self, o.name))
-            except RequestError as error:
-                yield str(error)
-        try:
-            if len(set(self.frozen_parts())) == 3:
-                yield "--freeze vision,projector,language: nothing is left to train; leave one part out"
-        except RequestError as error:
-            yield str(error)
-        yield from self._lora_faults()
-        if self.lr_warmup_iters >= self.train_iters:
-            yield (
-                f"--lr-warmup-iters {self.lr_warmup_iters}: must be below --train-iters {self.train_iters}; "
-                f"use {max(self.train_iters // 10, 0)}"
-            )
-        if self.min_lr > self.lr:
-            yield f"--min-lr {self.min_lr:g}: must be at most --lr {self.lr:g}; use {self.lr / 10:g}"
-        if self.packing and self.micro_batch_size != 1:
-            yield (
-                f"--micro-batch-size {self.micro_batch_size}: with --packing a micro batch is one row of --seq-length {self.seq_length} "
-                f"tokens; use --micro-batch-size 1 and --seq-length {self.micro_batch_size * self.seq_length}"
-            )
-        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            yield f"--min-pixels {self.min_pixels}: must be at most --max-pixels {self.max_pixels}; use {self.max_pixels}"
-        if self.keep_every and not self.keep:
-            yield f"--keep-every {self.keep_every}: needs --keep, as all checkpoints are kept otherwise; use --keep 2"
-        if self.sample_interval and not self.sample_images:
-            yield f"--sample-interval {self.sample_interval}: needs --sample-images; name a few pictures, or leave it out"
+    def _schedule_problems(self) -> Iterator[Problem]:
+        if self._in_range("train_iters") and self.lr_warmup_iters >= self.train_iters:
+            yield Problem(
+                "warmup-too-long", "lr_warmup_iters", self.lr_warmup_iters, {"train_iters": self.train_iters},
+                ({"lr_warmup_iters": max(self.train_iters // 10, 0)},),
+            )  # fmt: skip
+        if self._in_range("lr") and self.min_lr > self.lr:
+            yield Problem("min-lr-above-lr", "min_lr", self.min_lr, {"lr": self.lr}, ({"min_lr": float(f"{self.lr / 10:.6g}")},))
         if self.skip_spikes and not self.spike_factor:
-            yield "--skip-spikes: needs --spike-factor above 0; use --spike-factor 10"
-        if self.packing and self.micro_batch_size != 1:
-            yield f"--micro-batch-size {self.micro_batch_size}: with --packing a micro batch is one row of --seq-length tokens; use 1"
-        if self.pad_length and self.packing:
-            yield f"--pad-length {self.pad_length}: with --packing a row is filled up to --seq-length {self.seq_length} with samples; leave it out"
+            yield Problem("skip-spikes-without-factor", "skip_spikes", True, remedies=({"spike_factor": 10.0}, {"skip_spikes": None}))
+
+    def _data_problems(self) -> Iterator[Problem]:
+        row = {"seq_length": self.seq_length}
+        if self.packing and self._in_range("micro_batch_size", "seq_length") and self.micro_batch_size > 1:
+            samples = self.micro_batch_size
+            yield Problem(
+                "packing-micro-batch", "micro_batch_size", samples, row, ({"micro_batch_size": 1, "seq_length": samples * self.seq_length},)
+            )
+        if self.packing and self.pad_length:
+            yield Problem("packing-pad-length", "pad_length", self.pad_length, row, ({"pad_length": None},))
+        if self.min_pixels and self.max_pixels and self._in_range("max_pixels") and self.min_pixels > self.max_pixels:
+            yield Problem(
+                "min-pixels-above-max", "min_pixels", self.min_pixels, {"max_pixels": self.max_pixels}, ({"min_pixels": self.max_pixels},)
+            )
+
+    def _record_problems(self) -> Iterator[Problem]:
+        if self.keep_every and not self.keep:
+            yield Problem("keep-every-without-keep", "keep_every", self.keep_every, remedies=({"keep": 2}, {"keep_every": None}))
+        if self.sample_interval and not self.sample_images:
+            yield Problem("samples-without-images", "sample_interval", self.sample_interval, remedies=({"sample_interval": None},))
+
+    def _layout_problems(self) -> Iterator[Problem]:
         if self.recompute_layers and self.recompute not in ("full", "offload"):
-            yield f"--recompute-layers {self.recompute_layers}: needs --recompute full or offload; leave it out"
+            yield Problem("recompute-layers-unused", "recompute_layers", self.recompute_layers, remedies=({"recompute_layers": None},))
         if self.recompute == "offload" and self.pp > 1:
-            yield f"--recompute offload: not with --pp {self.pp}, as Megatron keeps activations on the host for one stage only; use --recompute full"
-        yield from self._optimizer_faults()
+            yield Problem("recompute-offload-with-stages", "recompute", "offload", {"pp": self.pp}, ({"recompute": "full"},))
+        if self.overlap_param_gather:
+            for code, name in (
+                ("param-gather-without-optimizer", "distributed_optimizer"), ("param-gather-without-overlap", "overlap_grad_reduce"),
+            ):  # fmt: skip
+                if not getattr(self, name):
+                    yield Problem(code, "overlap_param_gather", True, remedies=({name: True}, {"overlap_param_gather": None}))
+        if self.optimizer_offload and not self.distributed_optimizer:
+            yield Problem(
+                "optimizer-offload-not-distributed", "optimizer_offload", self.optimizer_offload,
+                remedies=({"distributed_optimizer": True}, {"optimizer_offload": None}),
+            )  # fmt: skip
+        if self.optimizer_offload and self.precision == "fp32":
+            yield Problem(
+                "optimizer-offload-fp32", "optimizer_offload", self.optimizer_offload,
+                remedies=({"precision": "bf16"}, {"optimizer_offload": None}),
+            )  # fmt: skip
         if self.sequence_parallel and self.tp == 1:
-            yield "--sequence-parallel: needs --tp above 1; leave it out or use --tp 2"
+            yield Problem("sequence-parallel-without-tp", "sequence_parallel", True, remedies=({"sequence_parallel": None}, {"tp": 2}))
+
+
+def _words(text: str) -> list[str]:
+    """`a, b` -> `["a", "b"]`."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options.declare import options_of
+from qwen3vl_core.problems import Problem
 
 
 def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
@@ -57,6 +58,12 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
     """
     import yaml
 
+    def problem(code: str, **rule: Any) -> Problem:
+        return Problem(code, "plan", str(path), rule)
+
+    def refused(code: str, **rule: Any) -> RequestError:
+        return RequestError(problem(code, **rule))
+
     class PlanLoader(yaml.SafeLoader):
         """Refuses a key given twice, which YAML would take the last of."""
 
@@ -65,7 +72,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
             for key_node, _ in node.value:
                 key = self.construct_object(key_node, deep=True)
                 if isinstance(key, str) and key in seen:
-                    raise RequestError(f"{path}: {key} is given twice (line {key_node.start_mark.line + 1}); leave one of them out")
+                    raise refused("plan-given-twice", key=key, line=f" (line {key_node.start_mark.line + 1})")
                 if isinstance(key, str):
                     seen.add(key)
             return super().construct_mapping(node, deep)
@@ -73,36 +80,40 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RequestError(f"--plan {path}: no such file; qwen3vl plan --save writes one") from None
+        raise refused("no-such-plan") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--plan {path}: cannot be read ({error}); give a plan file in YAML") from None
+        raise refused("plan-unreadable", reason=str(error)) from None
     try:
         # the loader is SafeLoader with one more check
         found = yaml.load(text, PlanLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
-        raise RequestError(f"--plan {path}: not YAML{line}; write one option a line, as in tp: 2") from None
+        raise refused("plan-not-yaml", line=line) from None
     if isinstance(found, dict) and isinstance(found.get("options"), dict) and "kind" in found:
         found = found["options"]
     if found is None:
         found = {}
     if not isinstance(found, dict):
-        raise RequestError(f"--plan {path}: must be a mapping of options, one a line, as in tp: 2")
+        raise refused("plan-not-a-mapping")
     declared = {o.name: o for o in options_of(cls)}
     values: dict[str, Any] = {}
+    wrong: list[Problem] = []
     for key, value in found.items():
         name = str(key).replace("-", "_")
-        if name not in declared:
+        o = declared.get(name)
+        if o is None:
             close = difflib.get_close_matches(name, declared, 1, 0.5)
-            way_out = f"did you mean {close[0]}?" if close else f"there are {', '.join(declared)}"
-            raise RequestError(f"--plan {path}: {key}: no such option; {way_out}")
-        if name in values:
-            raise RequestError(f"--plan {path}: {name} is given twice; leave one of them out")
-        o = declared[name]
-        if value is None and o.default is not None:
-            raise RequestError(f"--plan {path}: {key}: has no value; give one, or leave the line out for {o.default!r}")
-        if isinstance(value, dict) or (isinstance(value, list) and not o.many):
-            raise RequestError(f"--plan {path}: {key}: must be one value")
-        values[name] = value
+            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(declared)}"
+            wrong.append(problem("plan-unknown-option", key=str(key), advice=advice))
+        elif name in values:
+            wrong.append(problem("plan-given-twice", key=name, line=""))
+        elif value is None and o.default is not None:
+            wrong.append(problem("plan-without-value", key=str(key), default=o.default))
+        elif isinstance(value, dict) or (isinstance(value, list) and not o.many):
+            wrong.append(problem("plan-not-one-value", key=str(key)))
+        else:
+            values[name] = value
+    if wrong:
+        raise RequestError(*wrong)
     return values

@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_DONE
     except (RequestError, WorkError) as error:
         if rank == 0 or isinstance(error, WorkError):
-            print(f"qwen3vl finetune: {error}", file=sys.stderr, flush=True)
+            for line in error.problems if isinstance(error, RequestError) else (error,):
+                print(f"qwen3vl finetune: {line}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
         # a run's log is where its owner looks for the reason

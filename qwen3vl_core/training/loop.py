@@ -22,16 +22,14 @@ from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.adapters import trained_lines
-from qwen3vl_core.layout.rules import check_layout
-from qwen3vl_core.layout.sink_packages import sink_faults
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
-from qwen3vl_core.sizes import check_size
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.run_lock import RunLock
 from qwen3vl_core.training.sample_captions import Sampler
-from qwen3vl_core.training.setup import Training, build, common_state, device, settle
+from qwen3vl_core.training.setup import Training, build, common_state, device, settle, this_machine
 from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
 from qwen3vl_core.training.throughput import Gpu, peak_memory
@@ -97,11 +95,9 @@ class Loop:
         self.leads = torch.distributed.get_rank() == 0
         self.lock = RunLock(run_dir) if self.leads else None
         self.source: ModelSource = open_source(options.load, option="--load")
-        if options.size:
-            check_size(options.size, self.source.architecture, options.load)
-        check_layout(options, self.source.architecture, torch.distributed.get_world_size())
-        for fault in sink_faults(options):
-            raise RequestError(fault)
+        judge(
+            options, architecture=self.source.architecture, processes=torch.distributed.get_world_size(), machine=this_machine(), disk=False
+        ).require_valid()
         self.source.check()
         self.sampler = self._sampler()
         self.train_data, self.valid_data = loaders(options, self.source.side, run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def pictures(options: FinetuneOptions) -> list[Picture]:
     try:
         return find_pictures(options.sample_images, MOST_PICTURES)
     except RequestError as error:
-        raise RequestError(str(error).replace("--images", "--sample-images")) from None
+        raise RequestError(*(dataclasses.replace(problem, option="sample_images") for problem in error.problems)) from None
 
 
 class _RunStopped(Exception):

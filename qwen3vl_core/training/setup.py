@@ -26,7 +26,7 @@ from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.layout.adapters import Adapters
-from qwen3vl_core.layout.machine_rules import Machine, check_machine
+from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
@@ -84,7 +84,6 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
-    check_machine(options, this_machine())
     dtype = DTYPES[options.precision]
     config = transformer_config(
         source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp,

@@ -208,7 +208,7 @@ def test_the_transforms_are_permutations(groups, heads, dim, hidden, transform):
 def test_another_size_is_refused_with_both_names(tmp_path, capsys):
     assert main(["convert", str(DEMO), str(tmp_path / "t"), "--size", "4B"]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "--size 4B" in err and "size tiny" in err and "use --size tiny" in err
+    assert err.count("\n") == 1 and "--size 4B" in err and "size tiny" in err and "use tiny" in err
     assert not (tmp_path / "t").exists()
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from qwen3vl_core.layout.parameters import published, stages, total_parameters
-from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
@@ -52,7 +52,7 @@ def accepted(architecture: Architecture) -> list[dict]:
     others = ((1,), (0,)) if architecture.is_moe else ((1, 2), (0, 4))
     for tp, pp, cp, (ep, etp), first in itertools.product((1, 2, 4), (1, 2, 4), others[0], experts, others[1]):
         layout = dict(tp=tp, pp=pp, cp=cp, ep=ep, etp=etp, pp0_layers=first, sequence_parallel=tp > 1)
-        if RANKS % (tp * pp * cp) == 0 and not list(layout_faults(FinetuneOptions(**layout), architecture, RANKS)):
+        if RANKS % (tp * pp * cp) == 0 and not list(layout_problems(FinetuneOptions(**layout), architecture, RANKS)):
             found.append(layout)
     return found
 

@@ -12,7 +12,7 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
 from qwen3vl_core.layout.memory import estimate, fullest, static_bytes
 from qwen3vl_core.layout.parameters import published, stages
-from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import SIZES
 
@@ -164,7 +164,7 @@ def plan(values: dict, dp: int = 2, micro_batches: int = 8):
     processes = options.tp * options.pp * options.cp * dp
     options.global_batch_size = options.micro_batch_size * dp * micro_batches
     a = published(options.size)
-    assume(not list(layout_faults(options, a, processes)))
+    assume(not list(layout_problems(options, a, processes)))
     return fullest(estimate(options, a, processes)).allocated, options, processes
 
 

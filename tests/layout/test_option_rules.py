@@ -1,14 +1,14 @@
-"""Options that need each other, a checkpoint's shape, or a machine: each fault in one line with the way out."""
+"""Options that need each other, a checkpoint's shape, or a machine: each problem in one line with the way out."""
 
 from __future__ import annotations
 
 import pytest
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.layout.machine_rules import Machine, machine_faults
+from qwen3vl_core.layout.machine_rules import Machine, machine_problems
 from qwen3vl_core.layout.parameters import TINY, published
-from qwen3vl_core.layout.rules import layout_faults, vision_layers_per_recompute
-from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.layout.rules import layout_problems, vision_layers_per_recompute
+from qwen3vl_core.options import FinetuneOptions, option_problems
 
 HOPPER = Machine(1, 9.0, transformer_engine=True)
 AMPERE = Machine(8, 8.0, transformer_engine=True)
@@ -19,8 +19,8 @@ CPU = Machine(0)
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (dict(overlap_param_gather=True, overlap_grad_reduce=True), "--overlap-param-gather: needs --distributed-optimizer; add it"),
-        (dict(overlap_param_gather=True, distributed_optimizer=True), "--overlap-param-gather: needs --overlap-grad-reduce; add it"),
+        (dict(overlap_param_gather=True, overlap_grad_reduce=True), "--overlap-param-gather: needs --distributed-optimizer; add --dist"),
+        (dict(overlap_param_gather=True, distributed_optimizer=True), "--overlap-param-gather: needs --overlap-grad-reduce; add --overlap"),
         (dict(optimizer_offload=0.5), "--optimizer-offload 0.5: only the distributed optimizer moves its state to the host; add"),
         (dict(optimizer_offload=1.0, distributed_optimizer=True, precision="fp32"), "--optimizer-offload 1: not with --precision fp32"),
         (dict(optimizer_offload=1.5, distributed_optimizer=True), "--optimizer-offload 1.5: must be at most 1; use 1"),
@@ -30,7 +30,7 @@ CPU = Machine(0)
     ],
 )
 def test_options_that_need_each_other(changes, line):
-    found = list(FinetuneOptions(**changes).faults())
+    found = [str(problem) for problem in option_problems(FinetuneOptions(**changes))]
     assert len(found) == 1 and found[0].startswith(line), found
 
 
@@ -49,7 +49,7 @@ def test_options_that_need_each_other(changes, line):
 )
 def test_layers_and_columns_divide(size, changes, processes, line):
     options = FinetuneOptions(**{"global_batch_size": processes} | changes)
-    found = list(layout_faults(options, published(size), processes))
+    found = [str(problem) for problem in layout_problems(options, published(size), processes)]
     assert any(f.startswith(line) for f in found) if line else not found, found
 
 
@@ -65,7 +65,7 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
         (AMPERE, dict(precision="fp8"), "--precision fp8: tensorwise scaling needs Ada (8.9) or newer, and a GPU here is of 8"),
         (Machine(1, 8.9, True), dict(precision="fp8", fp8_recipe="blockwise"), "--precision fp8: blockwise scaling needs Hopper (9.0)"),
         (Machine(1, 7.5, True), dict(precision="bf16"), "--precision bf16: needs Ampere (8.0) or newer, and a GPU here is of 7.5"),
-        (CPU, dict(attention="flash"), "--attention flash: a kernel of GPUs, and this machine has none; use --attention auto"),
+        (CPU, dict(attention="flash"), "--attention flash: a kernel of GPUs, and this machine has none; use auto"),
         (HOPPER, dict(attention="flash", cp=2), "--attention flash: with --cp 2 it needs the flash-attn package"),
         (HOPPER, dict(attention="flash", precision="fp32"), "--attention flash: multiplies in bf16 or fp16 only"),
         (HOPPER, dict(attention="fused", precision="fp32"), "--attention fused: multiplies in bf16 or fp16 only"),
@@ -77,7 +77,7 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
     ],
 )
 def test_what_a_machine_cannot_serve_is_refused_with_the_reason(machine, changes, line):
-    found = list(machine_faults(FinetuneOptions(**changes), machine))
+    found = [str(problem) for problem in machine_problems(FinetuneOptions(**changes), machine)]
     assert len(found) == 1 and found[0].startswith(line), found
 
 
@@ -87,11 +87,11 @@ def test_what_a_machine_cannot_serve_is_refused_with_the_reason(machine, changes
      dict(recompute="offload"), dict(optimizer_offload=1.0), dict(precision="fp32"), dict(cp=2)],
 )  # fmt: skip
 def test_a_hopper_with_transformer_engine_serves_everything(changes):
-    assert not list(machine_faults(FinetuneOptions(**changes), HOPPER))
+    assert not list(machine_problems(FinetuneOptions(**changes), HOPPER))
 
 
 def test_without_transformer_engine_fp32_is_cut_along_its_rows_too():
-    assert not list(machine_faults(FinetuneOptions(precision="fp32", cp=2), BARE))
+    assert not list(machine_problems(FinetuneOptions(precision="fp32", cp=2), BARE))
 
 
 def test_a_plan_for_this_machine_says_what_it_lacks_and_one_for_another_does_not(capsys, monkeypatch):

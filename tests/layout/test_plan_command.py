@@ -11,7 +11,7 @@ import yaml
 
 from qwen3vl_core.cli import main
 from qwen3vl_core.layout.parameters import TINY, published
-from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.layout.suggest import CARDS, ROOM, gpus_needed, presets, suggest
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 
@@ -41,10 +41,10 @@ def test_one_that_does_not_fit_ends_with_1_and_says_what_would(capsys):
     assert "does not fit" in out and "GPUs of 80 GiB needed: 64" in out
 
 
-def test_one_that_is_not_valid_ends_with_2_and_lists_every_fault(capsys):
+def test_one_that_is_not_valid_ends_with_2_and_lists_every_problem(capsys):
     code, out, _ = plan(capsys, "--size", "4B", "--gpus", "4", "--tp", "3", "--vp", "2", "--json")
     found = json.loads(out)
-    assert code == 2 and not found["valid"] and len(found["faults"]) == 3 and "stages" not in found
+    assert code == 2 and not found["valid"] and len(found["problems"]) == 3 and "stages" not in found
 
 
 def test_the_json_adds_up(capsys):
@@ -67,7 +67,7 @@ def test_suggestions_are_valid_and_the_best_comes_first(size):
     found = suggest(FinetuneOptions(), a, 8, 80)
     assert len(found) > 4
     for c in found:
-        assert not list(layout_faults(c.options, a, 8)) and c.dp * c.options.tp * c.options.pp * c.options.cp == 8
+        assert not list(layout_problems(c.options, a, 8)) and c.dp * c.options.tp * c.options.pp * c.options.cp == 8
     fitting = [c for c in found if c.fits(80)]
     assert found[: len(fitting)] == fitting and [c.seconds for c in fitting] == sorted(c.seconds for c in fitting)
 

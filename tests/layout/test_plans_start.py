@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from qwen3vl_core.layout.machine_rules import Machine, machine_faults
-from qwen3vl_core.layout.plan import all_faults
+from qwen3vl_core.layout.machine_rules import Machine
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from tests import ranks, tiny
@@ -47,10 +47,10 @@ def draw(random: Random) -> tuple[int, bool, dict]:
     return random.choice((1, 2, 2, 4, 4, 3)), random.random() < 0.4, values
 
 
-def faults(architecture: Architecture, processes: int, values: dict) -> list[str]:
+def problems(architecture: Architecture, processes: int, values: dict) -> list[str]:
     """What `plan` says of it for this machine, taken to have no GPU."""
     options = FinetuneOptions(**values, global_batch_size=BATCH)
-    return [*all_faults(options, architecture, processes), *machine_faults(options, Machine(0))]
+    return [str(p) for p in judge(options, architecture=architecture, processes=processes, machine=Machine(0), disk=False).problems]
 
 
 def drawn(models, seed: str, *, accepted: bool) -> tuple[int, tuple, dict, list[str]]:
@@ -58,7 +58,7 @@ def drawn(models, seed: str, *, accepted: bool) -> tuple[int, tuple, dict, list[
     random = Random(seed)
     while True:
         processes, moe, values = draw(random)
-        found = faults(models[moe][1], processes, values)
+        found = problems(models[moe][1], processes, values)
         if not found if accepted else len(found) == 1 and not found[0].startswith(ADVICE):
             return processes, models[moe], values, found
 

@@ -1,4 +1,4 @@
-"""The published recipe's positional values: read in both forms, every fault explained, said again by name."""
+"""The published recipe's positional values: read in both forms, every problem explained, said again by name."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def changed(**values: str) -> list[str]:
     return words
 
 
-def faults(words: list[str], gpus: int = 8, environment: dict[str, str] | None = None) -> list[str]:
-    return read(words, gpus=gpus, environment=environment or NOTHING).faults
+def problems(words: list[str], gpus: int = 8, environment: dict[str, str] | None = None) -> list[str]:
+    return [str(problem) for problem in read(words, gpus=gpus, environment=environment or NOTHING).problems]
 
 
 def test_26_values_are_the_options_they_name():
     found = read(GOOD, gpus=8, environment=NOTHING)
-    assert not found.faults
+    assert not found.problems
     expected = FinetuneOptions(
         env="dsw", size="A3B", micro_batch_size=1, global_batch_size=128, lr=1e-5, min_lr=1e-6, seq_length=4096, precision="bf16", tp=2,
         pp=2, cp=1, etp=1, ep=4, sequence_parallel=True, distributed_optimizer=True, recompute="sel", save_interval=500,
@@ -61,7 +61,7 @@ def test_the_printed_command_is_the_same_finetune():
 def test_24_values_leave_out_etp_and_ep():
     short = [v for i, v in enumerate(GOOD, start=1) if i not in LEFT_OUT]
     found = read(short, gpus=8, environment=NOTHING)
-    assert not found.faults and (found.options.etp, found.options.ep) == (1, 1)
+    assert not found.problems and (found.options.etp, found.options.ep) == (1, 1)
     assert any("13 ETP and 14 EP" in note for note in found.notes)
     assert found.options.load == "/m/ckpt" and found.options.sequence_parallel
 
@@ -70,7 +70,7 @@ def test_24_values_leave_out_etp_and_ep():
     ("changes", "line"),
     [
         ({"TP": "1", "EP": "1"}, "15 SP true: sequence parallel needs 10 TP above 1; use false, or TP 2"),
-        ({"TP": "4", "PP": "4"}, "10 TP 4 x 11 PP 4 x 12 CP 1 = 16 GPUs, but with 1 ENV dsw this machine has 8"),
+        ({"TP": "4", "PP": "4"}, "10 TP 4 x 11 PP 4 x 12 CP 1 = 16 GPUs: with 1 ENV dsw this machine has 8"),
         ({"OPTIMIZER_OFFLOAD": "0.5", "DO": "false"}, "19 OPTIMIZER_OFFLOAD 0.5: only the distributed optimizer moves its state"),
         ({"LR_WARMUP_ITERS": "1000"}, "25 LR_WARMUP_ITERS 1000: the warmup is as long as the run or longer (24 TRAIN_ITERS 1000); use 100"),
         ({"LR": "1e-6", "MIN_LR": "1e-5"}, "6 MIN_LR 1e-05: the lowest learning rate must be at most 5 LR 1e-06; if they are swapped"),
@@ -89,40 +89,40 @@ def test_24_values_leave_out_etp_and_ep():
         ({"DATASET_PATH": "500", "SAVE_INTERVAL": "/d/train"}, "20 SAVE_INTERVAL '/d/train' and 21 DATASET_PATH '500': look swapped"),
     ],
 )  # fmt: skip
-def test_a_fault_is_named_with_its_position_and_the_way_out(changes, line):
-    found = faults(changed(**changes))
-    assert any(fault.startswith(line) for fault in found), found
+def test_a_problem_is_named_with_its_position_and_the_way_out(changes, line):
+    found = problems(changed(**changes))
+    assert any(text.startswith(line) for text in found), found
 
 
-def test_all_faults_are_said_at_once():
-    found = faults(changed(TP="16", LR="1e-6", MIN_LR="1e-5", LR_WARMUP_ITERS="2000", GLOBAL_BATCH_SIZE="100", MODEL_SIZE="9B"))
+def test_all_problems_are_said_at_once():
+    found = problems(changed(TP="16", LR="1e-6", MIN_LR="1e-5", LR_WARMUP_ITERS="2000", GLOBAL_BATCH_SIZE="100", MODEL_SIZE="9B"))
     assert {f.split()[0] for f in found} >= {"2", "6", "10", "25"}
 
 
 def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
-    found = faults([v for i, v in enumerate(GOOD, start=1) if i != 9])
+    found = problems([v for i, v in enumerate(GOOD, start=1) if i != 9])
     assert found[0].startswith("25 values: the recipe has 26, or 24")
     assert any("what is missing is one of: 9 PR" in f for f in found)
-    assert any("one value is too many: 18 ('sel'), 19 ('sel')" in f for f in faults([*GOOD[:18], "sel", *GOOD[18:]]))
-    assert len(faults(GOOD[:5])) == 1
+    assert any("one value is too many: 18 ('sel'), 19 ('sel')" in f for f in problems([*GOOD[:18], "sel", *GOOD[18:]]))
+    assert len(problems(GOOD[:5])) == 1
 
 
 def test_fp8_offload_and_attention_are_the_options_of_those_names():
     words = changed(PR="fp8", FL="false", AC="offload", OPTIMIZER_OFFLOAD="0.5", PP="1", EP="4")
     found = read(words, gpus=8, environment={"MP_AC_LAYERS": "12", "MP_SFT_PACKING": "true"})
-    assert not found.faults
+    assert not found.problems
     o = found.options
     assert (o.precision, o.attention, o.recompute, o.recompute_layers, o.optimizer_offload) == ("fp8", "fused", "offload", 12, 0.5)
     # packed rows are full
     assert o.packing and o.pad_length == 0 and any(n.startswith("8 PAD_LEN 4096: not needed") for n in found.notes)
-    assert any("18 AC: --recompute offload: not with --pp 2" in f for f in faults(changed(AC="offload")))
+    assert any("18 AC: --recompute offload: not with --pp 2" in f for f in problems(changed(AC="offload")))
 
 
 def test_the_environment_of_the_script_is_read_too():
     words = changed(MODEL_SIZE="4B", EP="1")
     assert read(words, gpus=8, environment={"MP_VP": "3"}).options.vp == 3
     assert read(words, gpus=8, environment={"MP_PP0_LAYERS": "14", "MP_SFT_PACKING": "true"}).options.pp0_layers == 14
-    assert any(f.startswith("MP_VP=x: ") for f in faults(words, environment={"MP_VP": "x"}))
+    assert any(f.startswith("MP_VP=x: ") for f in problems(words, environment={"MP_VP": "x"}))
 
 
 def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeyp
     file.unlink()
     assert main(["recipe", "--gpus", "8", "--save", str(file), "--json", "--", *changed(TP="0")]) == 2
     found = json.loads(capsys.readouterr().out)
-    assert not found["valid"] and found["command"] is None and found["faults"][0].startswith("10 TP '0'")
+    assert not found["valid"] and found["command"] is None and found["problems"][0]["text"].startswith("10 TP '0'")
     assert not file.exists()
 
 
@@ -144,5 +144,5 @@ def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeyp
 @given(st.lists(st.one_of(st.sampled_from([*GOOD, "", "true", "-1", "nan", "1e999", "4B", "é"]), st.text(max_size=6)), max_size=28))
 def test_whatever_is_given_it_is_explained_and_never_crashes(words):
     found = read(words, gpus=8, environment=NOTHING)
-    assert all("\n" not in f and len(f) > 10 for f in found.faults)
-    assert found.options is not None or found.faults
+    assert all("\n" not in str(p) and len(str(p)) > 10 for p in found.problems)
+    assert found.options is not None or found.problems

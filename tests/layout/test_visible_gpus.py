@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from qwen3vl_core.layout.gpus import gpu_memory
 from qwen3vl_core.layout.machine_rules import Machine
-from qwen3vl_core.layout.plan import gpu_memory
 from qwen3vl_core.layout.torchrun_command import gpu_count
 
 # answers as nvidia-smi gives them; --query-gpu names what is asked

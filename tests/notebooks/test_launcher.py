@@ -15,8 +15,8 @@ from console.notebook.memory_bar import PARTS
 from console.runs import launch
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.layout import plan
-from qwen3vl_core.layout.suggest import LAYOUT
+from qwen3vl_core.layout.suggest import LAYOUT, suggest
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, options_of, to_arguments, to_mapping
 from qwen3vl_core.options.planning import PlanOptions
 from tests.console.runs.jobs import until
@@ -106,11 +106,11 @@ def test_what_a_gpu_would_hold_is_shown_as_one_types(store):
     assert "GPUs would do" in shown.value and shown.value.count("<span title=") == len(PARTS)
     launcher.fill(distributed_optimizer=True, tp=2, sequence_parallel=True)
     until(lambda: "✓" in shown.value)
-    found = plan.report(launcher.plan.partial, PlanOptions(gpus=8, memory=80.0))
-    assert found["fits"] and f"{found['peak_gib']:.1f} of 80 GiB on each GPU" in shown.value
+    found = judge(launcher.plan.partial, PlanOptions(gpus=8, memory=80.0)).estimate
+    assert found.fits and f"{found.peak_gib:.1f} of 80 GiB on each GPU" in shown.value
     widths = [float(w) for w in re.findall(r"width:([0-9.]+)%", shown.value)]
-    assert sum(widths) == pytest.approx(100 * found["peak_gib"] / 80, abs=0.05)
-    # every fault at once, and no bar for a layout that cannot be
+    assert sum(widths) == pytest.approx(100 * found.peak_gib / 80, abs=0.05)
+    # every problem at once, and no bar for a layout that cannot be
     launcher.fill(tp=3, lr=1e-9)
     until(lambda: "32 attention heads / 3" in launcher.check_line.value and shown.value == "")
     assert "--load: required" in launcher.check_line.value and "--min-lr" in launcher.check_line.value
@@ -126,8 +126,9 @@ def test_a_layout_that_fits_is_put_into_the_form(store):
     launcher.memory.fields["gpus"].value = "8"
     launcher.memory.suggest_button.click()
     assert "✓" in launcher.message.value and "of 8 GPUs of 79.6 GiB" in launcher.message.value
-    found = plan.report(launcher.plan.partial, PlanOptions(gpus=8, suggest=True))
-    assert found["fits"] and found["suggestions"][0]["options"] == to_arguments(
+    found = judge(launcher.plan.partial, PlanOptions(gpus=8))
+    best = suggest(launcher.plan.partial, found.architecture, 8, found.memory_gib)[0]
+    assert found.fits and best.arguments() == to_arguments(
         FinetuneOptions(**{name: getattr(launcher.plan.partial, name) for name in LAYOUT})
     )
     launcher.fill(size="A22B")

@@ -68,7 +68,7 @@ def test_every_option_says_what_it_is(command):
         ({"lr": "fast"}, "--lr fast: must be a number"),
         ({"micro_batch_size": "0"}, "--micro-batch-size 0: must be at least 1; use 1"),
         ({"precision": "fp7"}, "--precision fp7: must be one of bf16, fp16, fp8, fp32"),
-        ({"sequence_parallel": "true"}, "--sequence-parallel: needs --tp above 1; leave it out or use --tp 2"),
+        ({"sequence_parallel": "true"}, "--sequence-parallel: needs --tp above 1; leave it out, or use --tp 2"),
         ({"lr_warmup_iters": "100"}, "--lr-warmup-iters 100: must be below --train-iters 100; use 10"),
         ({"min_lr": "1"}, "--min-lr 1: must be at most --lr 1e-05; use 1e-06"),
         ({"freeze": "eyes"}, "--freeze eyes: eyes is no part; choose from vision, projector, language"),

@@ -250,14 +250,17 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
     [
         ({"load": "nowhere"}, "--load nowhere: no such folder"),
         ({"train_data": "nowhere"}, "nowhere"),
-        ({"tp": 3}, "--tp 3: 8 attention heads / 3 = 2.67 is not whole; use --tp 2"),
+        ({"tp": 3}, "--tp 3: 8 attention heads / 3 = 2.67 is not whole; use 2"),
         ({"pp": 4}, "--pp 4: 6 layers / 4 = 1.50 is not whole"),
-        ({"pp": 3}, "the 3 deepstack layers must all be on it; use --pp 2"),
+        ({"pp": 3}, "the 3 deepstack layers must all be on it; use 2"),
         ({"global_batch_size": 5}, "--global-batch-size 5: must be a multiple of micro batch x data parallel = 2 x 1 = 2; use 4 or 6"),
         ({"size": "8B"}, "--size 8B"),
-        ({"lora_alpha": 8}, "--lora-alpha: needs --lora-rank; add --lora-rank 16 or leave it out"),
-        ({"lora_rank": 8, "lora_targets": "router"}, "--lora-targets router: router is none; choose from linear_qkv, linear_proj"),
-        ({"lora_rank": 8, "freeze": "language"}, "no part is left that gets an adapter; leave language out, or add --lora-vision"),
+        ({"lora_alpha": 8}, "--lora-alpha 8: needs --lora-rank; use --lora-rank 16, or leave --lora-alpha out"),
+        (
+            {"lora_rank": 8, "lora_targets": "router"},
+            "--lora-targets router: router is no layer that gets an adapter; choose",
+        ),
+        ({"lora_rank": 8, "freeze": "language"}, "no part is left that gets an adapter; leave it out, or add --lora-vision"),
     ],
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from textual.widgets import Tabs
 
-from console.forms import Verdict
+from console.forms import FormCheck
 from console.messages import PlanChecked
 from console.runs import launch
 from console.widgets.option_form import OptionForm
+from qwen3vl_core.problems import Problem
 from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
 from tests.data import hub_server
 
@@ -47,12 +48,21 @@ def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
     driven(scene, store.app(), size, theme)
 
 
+def told(screen) -> str:
+    """The first broken rule that disk or machine told."""
+    return str(screen.told.problems[0]) if screen.told is not None and screen.told.problems else ""
+
+
+def wrong(text: str) -> FormCheck:
+    return FormCheck((Problem("request", rule={"text": text}),))
+
+
 def test_the_command_and_the_rule_follow_every_key(store, tmp_path):
     async def scene(pilot):
         screen = await at_launch(pilot)
         screen.form.fill({"load": str(tmp_path), "train_data": str(tmp_path)})
-        await until(pilot, lambda: screen.verdict)
-        assert "no config.json in it" in screen.verdict and "✗" in text_of(pilot.app)
+        await until(pilot, lambda: told(screen))
+        assert "no config.json in it" in told(screen) and "✗" in text_of(pilot.app)
         screen.form.query_one("#o-lr").focus()
         await press(pilot, "end", "0", "0", "g", "y")
         assert screen.plan.problem == "--lr 1e-0500gy: must be a number"
@@ -192,21 +202,19 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
 
 def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypatch):
     # on a busy machine the form that the screen begins with, a finetune's, is looked at too
-    monkeypatch.setattr(
-        "console.screens.launch.look_here", lambda kind, options: Verdict((f"{getattr(options, 'source', kind)} is wrong",))
-    )
+    monkeypatch.setattr("console.screens.launch.look_here", lambda kind, options: wrong(f"{getattr(options, 'source', kind)} is wrong"))
 
     async def scene(pilot):
         screen = await at_launch(pilot)
         await choose(pilot, "convert")
         screen.form.fill({"source": "old", "target": "t"})
-        await until(pilot, lambda: screen.verdict == "old is wrong")
+        await until(pilot, lambda: told(screen) == "old is wrong")
         screen.form.fill({"source": "new"})
         assert screen.query_one(OptionForm) is screen.form
-        await until(pilot, lambda: screen.verdict == "new is wrong")
-        screen.post_message(PlanChecked(screen.revision - 1, Verdict(("stale",))))
+        await until(pilot, lambda: told(screen) == "new is wrong")
+        screen.post_message(PlanChecked(screen.revision - 1, wrong("stale")))
         await looked(pilot)
-        assert screen.verdict == "new is wrong"
+        assert told(screen) == "new is wrong"
 
     driven(scene, store.app())
 

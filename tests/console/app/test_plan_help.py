@@ -1,4 +1,4 @@
-"""What the form helps with: remedies, presets, memory, paths, the plan file in an editor."""
+"""What the form helps with: fixes, presets, memory, paths, the plan file in an editor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from console.widgets import plan_view
 from console.widgets.fixes import fixes
 from console.widgets.path_completion import candidates, complete
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.rules import layout_faults
+from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of
 from tests.console.app.driving import LARGE, driven, looked, press, said, until
 from tests.console.app.driving import text_of as screen_text
@@ -28,20 +28,15 @@ def texts(**values):
 @pytest.mark.parametrize("values", [
     {"micro_batch_size": 4, "packing": True}, {"lr_warmup_iters": 100}, {"min_lr": 1.0}, {"keep_every": 10}, {"sequence_parallel": True},
     {"sample_interval": 5}, {"skip_spikes": True, "spike_factor": 0.0}, {"min_pixels": 9000, "max_pixels": 4000},
-    {"freeze": "vision,projector,language"},
+    {"freeze": "vision,projector,language"}, {"lora_alpha": 32.0},
 ])  # fmt: skip
-def test_a_broken_rule_between_options_is_mended_by_its_first_remedy_that_can_be_applied(values):
+def test_a_broken_rule_between_options_is_fixed_by_its_first_remedy(values):
     plan = read_plan("finetune", texts(load="m", train_data="d", **values))
-    assert plan.problems
-    fault = plan.problems[0]
-    found = fixes(fault, DECLARED)
-    if "sample-images" in fault or "leave one part out" in fault:
-        # which picture, or which part, only the person knows; what can be left out is
-        assert all(fix.changes for fix in found)
-        return
-    assert found, fault
-    mended = read_plan("finetune", texts(load="m", train_data="d", **values) | dict(found[0].changes))
-    assert fault not in mended.problems, (fault, found[0])
+    problem = plan.problems[0]
+    found = fixes(problem, DECLARED)
+    assert found, problem
+    fixed = read_plan("finetune", texts(load="m", train_data="d", **values) | dict(found[0].changes))
+    assert problem.code not in {p.code for p in fixed.problems}, (problem, found[0])
 
 
 @pytest.mark.parametrize("size, values, gpus", [
@@ -49,18 +44,18 @@ def test_a_broken_rule_between_options_is_mended_by_its_first_remedy_that_can_be
     ("8B", {"pp": 2, "vp": 5, "global_batch_size": 8}, 2), ("8B", {"pp": 4, "pp0_layers": 1}, 4), ("4B", {"ep": 4}, 4),
     ("A3B", {"ep": 7}, 7), ("A3B", {"tp": 2}, 2), ("A3B", {"etp": 7}, 7), ("8B", {"pp0_layers": 4}, 1),
 ])  # fmt: skip
-def test_a_broken_layout_is_mended_by_its_first_remedy(size, values, gpus):
+def test_a_broken_layout_is_fixed_by_its_first_remedy(size, values, gpus):
     options = FinetuneOptions(load="m", train_data="d", nproc=gpus, **values)
     a = published(size)
-    faults = list(layout_faults(options, a, gpus))
-    assert faults
-    for fault in faults:
-        found = fixes(fault, DECLARED)
-        assert found, fault
+    problems = list(layout_problems(options, a, gpus))
+    assert problems
+    for problem in problems:
+        found = fixes(problem, DECLARED)
+        assert found, problem
         given = {name: text or DECLARED[name].default for name, text in found[0].changes.items()}
         made = from_mapping(FinetuneOptions, given, partial=True)
-        mended = dataclasses.replace(options, **{name: getattr(made, name) for name in given})
-        assert fault not in list(layout_faults(mended, a, mended.nproc)), (fault, str(found[0]))
+        fixed = dataclasses.replace(options, **{name: getattr(made, name) for name in given})
+        assert problem.code not in {p.code for p in layout_problems(fixed, a, fixed.nproc)}, (problem, str(found[0]))
 
 
 def test_every_preset_is_valid_and_changes_something():
@@ -80,21 +75,22 @@ def test_layouts_are_suggested_for_the_gpus_and_can_be_put_into_the_form():
     assert len(found) > 3 and found[0]["fits"] and found[0]["seconds"] <= found[1]["seconds"] and found[0]["gpus"] == 8
     for layout in found:
         options = dataclasses.replace(FinetuneOptions(size="8B", nproc=8, global_batch_size=64), **layout["values"])
-        assert next(layout_faults(options, published("8B"), 8), None) is None
+        assert next(layout_problems(options, published("8B"), 8), None) is None
 
 
 def test_the_memory_of_a_gpu_is_a_bar_for_each_stage_with_a_legend_even_while_a_path_is_missing():
     verdict = look_here("finetune", FinetuneOptions(size="8B", nproc=8, pp=2, tp=2, global_batch_size=64, train_data="nowhere"))
-    assert any("nowhere" in problem for problem in verdict.problems)
-    text = plan_view.memory(verdict.report, 80, here=False).plain
+    assert any("nowhere" in str(problem) for problem in verdict.problems)
+    estimate = verdict.verdict.estimate
+    text = plan_view.memory(estimate, None, 80, here=False).plain
     lines = text.splitlines()
     assert lines[0].startswith("stage 0 █") and lines[1].startswith("stage 1 █") and "GiB" in lines[0]
     assert all(word in text for word in ("weights", "gradients", "optimizer", "activations", "vision", "fits", "no GPU here"))
     assert max(map(len, lines)) <= 80
-    narrow = plan_view.memory(verdict.report, 40, here=True).plain
+    narrow = plan_view.memory(estimate, None, 40, here=True).plain
     assert "s a step" in narrow
-    tight = look_here("finetune", FinetuneOptions(size="32B", nproc=1))
-    assert "does not fit" in plan_view.memory(tight.report, 80, here=False).plain
+    tight = look_here("finetune", FinetuneOptions(size="32B", nproc=1)).verdict
+    assert "does not fit" in plan_view.memory(tight.estimate, tight.gpus_needed, 80, here=False).plain
 
 
 def test_paths_are_completed_as_a_shell_does(tmp_path, monkeypatch):
@@ -120,7 +116,7 @@ async def at_launch(pilot):
     return pilot.app.screen
 
 
-def test_a_key_mends_the_first_fault_and_presets_fill_the_form(store):
+def test_a_key_fixes_the_first_problem_and_presets_fill_the_form(store):
     async def scene(pilot):
         app = pilot.app
         screen = await at_launch(pilot)
@@ -142,6 +138,17 @@ def test_a_key_mends_the_first_fault_and_presets_fill_the_form(store):
         assert screen.form.texts()["train_iters"] == "10"
         await press(pilot, "p", "escape")
         assert app.screen is screen
+
+    driven(scene, store.app(), LARGE)
+
+
+def test_the_fix_of_adapters_without_a_rank_is_a_rank(store):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        screen.form.fill({"load": "m", "train_data": "d", "lora_alpha": 32.0})
+        await until(pilot, lambda: "needs --lora-rank" in " ".join(screen_text(pilot.app).split()))
+        await press(pilot, "escape", "f")
+        assert screen.form.texts()["lora_rank"] == "16" and not screen.plan.problems
 
     driven(scene, store.app(), LARGE)
 

@@ -105,7 +105,7 @@ def test_what_is_no_model_is_said_in_one_line_with_the_way_out(tmp_path):
     assert models_nearby((tmp_path / "outer",))[0] == str(tmp_path / "outer" / "inner")
 
 
-def test_a_recipe_line_becomes_a_form_and_its_faults_are_named(store):
+def test_a_recipe_line_becomes_a_form_and_its_problems_are_named(store):
     async def scene(pilot):
         await press(pilot, "p", *"dsw 4B 1", "enter")
         await until(pilot, lambda: "3 values: the recipe has 26" in text_of(pilot.app))
@@ -187,7 +187,7 @@ def test_the_steps_follow_what_is_done(store, workspace):
     driven(scene, store.app(workspace), LARGE)
 
 
-def test_the_doctor_lists_faults_first_and_copies_their_remedy(store, monkeypatch):
+def test_the_doctor_lists_problems_first_and_copies_their_fix(store, monkeypatch):
     broken = Check("console", "fail", "missing", "pip install -e .")
     found = [Check("Python", "ok", "3.11"), Check("disk", "warn", "small", "free some"), broken]
     monkeypatch.setattr("console.screens.doctor.examine", lambda runs: found)

@@ -1,0 +1,109 @@
+"""What is wrong with a request, as data. Rules make problems; forms, JSON and one-key fixes read them; the text is made last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule. `str()` gives the line for a person: what, where, the rule, the way out."""
+
+    code: str
+    """Which rule: a key of `problem_texts.TEXTS`, for programs, which stays when the words change."""
+    option: str | None = None
+    """Name of the option that breaks it, as its options class has it; None: it is about none in particular."""
+    value: Any = None
+    """What the option is; text where it could not be parsed."""
+    rule: Mapping[str, Any] = field(default_factory=dict)
+    """What the rule's text needs: plain values, and lists of them."""
+    remedies: tuple[Mapping[str, Any], ...] = ()
+    """Ways out, the best first: options and what each should be; None: left out, so that its default stands."""
+
+    def __str__(self) -> str:
+        where = written(self)
+        return f"{where}: {self.explanation}" if where else self.explanation
+
+    @property
+    def explanation(self) -> str:
+        """The line without the option: the rule and the way out."""
+        advice = TEXTS[self.code][1]
+        phrases = [] if self.code in WITH_REMEDIES else _ways_out(self)
+        ways = ", or ".join(filter(None, [advice.format_map(self._shown), *phrases]))
+        return self.broken_rule + (f"; {ways}" if ways else "")
+
+    @property
+    def broken_rule(self) -> str:
+        """The rule alone."""
+        return TEXTS[self.code][0].format_map(self._shown)
+
+    @property
+    def _shown(self) -> dict[str, Any]:
+        return {name: ", ".join(map(_text, v)) if isinstance(v, list | tuple) else v for name, v in self.rule.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """The record with its text, for `--json`."""
+        return {
+            "code": self.code, "option": self.option, "value": self.value, "rule": dict(self.rule),
+            "remedies": [dict(remedy) for remedy in self.remedies], "text": str(self),
+        }  # fmt: skip
+
+
+def flag_of(name: str) -> str:
+    """`global_batch_size` -> `--global-batch-size`, `from_` -> `--from`."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def written(problem: Problem) -> str:
+    """The option and its value as they are typed: `--tp 3`, `--packing`; empty for a problem of no option."""
+    if "written" in problem.rule:
+        # a positional option has no flag, and the recipe's values have numbers
+        return str(problem.rule["written"])
+    if problem.option is None:
+        return ""
+    flag = flag_of(problem.option)
+    return flag if problem.value in (None, "") or problem.value is True else f"{flag} {_text(problem.value)}"
+
+
+def unique(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """The problems in their order, each rule of an option and a value once."""
+    return tuple({(p.code, p.option, str(p)): p for p in problems}.values())
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ways_out(problem: Problem) -> list[str]:
+    """Each remedy as a person would be told it; several values of the option itself are one phrase."""
+    option = problem.option or ""
+    values = [r[option] for r in problem.remedies if list(r) == [option] and r[option] is not None and r[option] is not True]
+    if all(isinstance(v, int | float) for v in values):
+        values.sort()
+    phrases: list[str] = []
+    for remedy in problem.remedies:
+        if list(remedy) != [option] or remedy[option] is None or remedy[option] is True:
+            phrases.append(_phrase(None if phrases or TEXTS[problem.code][1] else problem.option, remedy))
+        elif values:
+            phrases.append("use " + (f"{flag_of(option)} " if phrases else "") + " or ".join(map(_text, values)))
+            values = []
+    return phrases
+
+
+def _phrase(it: str | None, remedy: Mapping[str, Any]) -> str:
+    """it: the option that is called so."""
+    parts, verb = [], ""
+    for name, value in remedy.items():
+        flag = flag_of(name)
+        if value is None:
+            parts.append("leave it out" if name == it else f"leave {flag} out")
+            verb = ""
+        else:
+            needed = "add " if value is True else "use "
+            parts.append(("" if verb == needed else needed) + (flag if value is True else f"{flag} {_text(value)}"))
+            verb = needed
+    return " and ".join(parts)

@@ -16,7 +16,7 @@ from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.data.storage import Place, Remote, place_of, size_of
-from qwen3vl_core.data.tar import members, sample_offsets, split_key
+from qwen3vl_core.data.tar import sample_offsets, sample_parts
 from qwen3vl_core.errors import RequestError, WorkError
 
 OPEN_FILES = 64
@@ -68,15 +68,10 @@ class ShardSplit:
         except OSError as error:
             raise WorkError(f"{self._shards[shard]}: {error.strerror}; is the dataset's disk still there?") from error
         where = f"{self._shards[shard].name}, byte {begin:,}"
-        key, parts = "", {}
         try:
             if len(chunk) < end - begin:
                 raise ValueError("the file is shorter than its index says")
-            for name, content in members(chunk):
-                found = split_key(name)
-                if found is not None:
-                    key = found[0]
-                    parts[found[1]] = content
+            key, parts = sample_parts(chunk)
         except ValueError as error:
             raise DataError("broken_shard", f"{where}: {error}") from error
         if not parts:

@@ -200,3 +200,15 @@ def sample_offsets(path: Path) -> list[int]:
         if file.read(BLOCK) != bytes(BLOCK):
             raise ValueError("the end of the archive is missing")
     return [*offsets, end]
+
+
+def sample_parts(chunk: bytes) -> tuple[str, dict[str, bytes]]:
+    """(key, {part: content}) of a sample's stretch of a shard; no part where no file of a sample is there. Raises ValueError when it
+    is damaged."""
+    key, parts = "", dict[str, bytes]()
+    for name, content in members(chunk):
+        found = split_key(name)
+        if found is not None:
+            key = found[0]
+            parts[found[1]] = content
+    return key, parts

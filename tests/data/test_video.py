@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,8 +25,16 @@ TOLERANCE = 1e-6
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    return videos.run_hugging_face(tmp_path_factory.mktemp("hugging_face"))
+def files(tmp_path_factory):
+    """The folder of the video files that conversations show."""
+    folder = tmp_path_factory.mktemp("video_files")
+    videos.write_pool(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, files):
+    return videos.run_hugging_face(tmp_path_factory.mktemp("hugging_face"), files)
 
 
 def answers(ids: list[int], processor: ChatProcessor) -> list[int]:
@@ -43,11 +54,11 @@ def answers(ids: list[int], processor: ChatProcessor) -> list[int]:
     return labels
 
 
-def test_generated_conversations_equal_hugging_face(processor, expected):
+def test_generated_conversations_equal_hugging_face(processor, expected, files):
     """Text, pictures, video files and folders of frames; ids, labels and grids are equal, pixels too."""
     kinds, every = set(), ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
     for number in range(videos.CONVERSATIONS):
-        stored, _, media, _, _ = videos.conversation(number)
+        stored, _, media, _, _ = videos.conversation(number, files)
         found = processor.encode(stored, media)
         ids = expected[f"{number}.input_ids"][0].tolist()
         assert found.ids.tolist() == ids, number
@@ -61,6 +72,16 @@ def test_generated_conversations_equal_hugging_face(processor, expected):
             assert (inputs[name] - theirs).abs().max() <= (0 if name.endswith("thw") else TOLERANCE), (number, name)
         kinds |= names or {"text only"}
     assert len(kinds) >= 4
+
+
+def test_generated_video_files_are_the_same_in_every_process(files, tmp_path):
+    """Also where new memory holds something else than here: an encoder may read what nobody wrote."""
+    for filled in ("1", "77", "200"):
+        folder = tmp_path / filled
+        folder.mkdir()
+        code = "import sys, pathlib; from tests.data import videos; videos.write_pool(pathlib.Path(sys.argv[1]))"
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=os.environ | {"MALLOC_PERTURB_": filled})
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == {file.name: file.read_bytes() for file in files.iterdir()}
 
 
 CLIPS = {

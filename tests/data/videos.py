@@ -1,7 +1,7 @@
 """Small videos, conversations of every kind, and Hugging Face's real processor to compare with.
 
-The video processor needs torchvision, which has no build beside a CPU torch: `python -m tests.data.videos TARGET` runs it
-in a process of its own, where a stand-in with the few functions that it calls takes torchvision's place.
+The video processor needs torchvision, which has no build beside a CPU torch: `python -m tests.data.videos` runs it in a
+process of its own, where a stand-in with the few functions that it calls takes torchvision's place.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ STAND_IN = {
 
 WORDS = ["dog", "Beach", " ", "\n", "\n\n", "  ", "é", "世界", "12", "'s", "<image>", "<video>", "🙂", ".", "<|box_start|>", "a"]
 
+SHAPES = ((24, 12, 64, 48), (7, 3, 96, 64), (50, 25, 50, 80), (2, 2, 64, 64), (9, 2, 20, 100), (90, 30, 128, 32))
+"""(frames, fps, width, height) of the videos that conversations show."""
+
 
 def video(
     frames: int = 24,
@@ -71,6 +74,9 @@ def video(
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = width, height, "yuv420p", gop
         # several threads give other bytes from one time to the next
         stream.codec_context.thread_count = 1
+        if codec == "libx264":
+            # macroblock-tree rate control of x264 165 reads memory that nobody wrote: other bytes in another process
+            stream.options = {"mbtree": "0"}
         if codec in ("libx264", "mpeg4"):
             stream.max_b_frames = 2
         for number in range(frames):
@@ -95,13 +101,18 @@ def all_frames(data: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def write_pool(folder: Path) -> None:
+    """The video files that conversations show: encoded once, so that whoever reads them reads the same bytes."""
+    for seed, (frames, fps, width, height) in enumerate(SHAPES):
+        (folder / f"{seed}.mp4").write_bytes(video(frames, fps, width, height, seed=seed))
+
+
 @functools.cache
-def pool() -> list[tuple[str, Any, np.ndarray, float]]:
-    """(kind, stored form, frames, fps) of the videos that conversations show."""
+def pool(folder: Path) -> list[tuple[str, Any, np.ndarray, float]]:
+    """(kind, stored form, frames, fps) of the videos that conversations show; `folder` as `write_pool` left it."""
     made = []
-    shapes = ((24, 12, 64, 48), (7, 3, 96, 64), (50, 25, 50, 80), (2, 2, 64, 64), (9, 2, 20, 100), (90, 30, 128, 32))
-    for seed, (frames, fps, width, height) in enumerate(shapes):
-        data = video(frames, fps, width, height, seed=seed)
+    for seed, (frames, fps, width, height) in enumerate(SHAPES):
+        data = (folder / f"{seed}.mp4").read_bytes()
         made.append(("file", data, all_frames(data), float(fps)))
         pictures = [samples.picture(seed * 100 + number, width, height) for number in range(min(frames, 11))]
         stored = [samples.encoded(picture, "PNG") for picture in pictures]
@@ -109,8 +120,11 @@ def pool() -> list[tuple[str, Any, np.ndarray, float]]:
     return made
 
 
-def conversation(number: int) -> tuple[list[dict], list[dict], dict[str, bytes], list, list[tuple[np.ndarray, float]]]:
-    """(messages as stored, messages for Hugging Face, files, pictures, (frames, fps) of videos) of conversation `number`."""
+def conversation(number: int, folder: Path) -> tuple[list[dict], list[dict], dict[str, bytes], list, list[tuple[np.ndarray, float]]]:
+    """(messages as stored, messages for Hugging Face, files, pictures, (frames, fps) of videos) of conversation `number`.
+
+    folder: of the video files, as `write_pool` left it.
+    """
     random = np.random.RandomState(number)
 
     def text(most: int) -> str:
@@ -135,7 +149,7 @@ def conversation(number: int) -> tuple[list[dict], list[dict], dict[str, bytes],
                 media[part] = samples.encoded(images[-1], "PNG")
                 content.append({"type": "image", "part": part})
                 continue
-            form, data, frames, fps = pool()[random.randint(len(pool()))]
+            form, data, frames, fps = pool(folder)[random.randint(len(pool(folder)))]
             name = f"vid{len(clips)}"
             clips.append((frames, fps))
             if form == "file":
@@ -152,31 +166,33 @@ def conversation(number: int) -> tuple[list[dict], list[dict], dict[str, bytes],
     return stored, theirs, media, images, clips
 
 
-def run_hugging_face(target: Path) -> dict[str, np.ndarray]:
-    """What `Qwen3VLProcessor` makes of every conversation; `target` is a folder of one's own."""
+def run_hugging_face(target: Path, folder: Path) -> dict[str, np.ndarray]:
+    """What `Qwen3VLProcessor` makes of every conversation; `target` is a folder of one's own, `folder` that of the video files."""
     site = target / "site"
     for name, content in STAND_IN.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(content)
-    subprocess.run([sys.executable, "-m", "tests.data.videos", str(site), str(target / "expected.npz")], check=True)
+    command = [sys.executable, "-m", "tests.data.videos", str(site), str(target / "expected.npz"), str(folder)]
+    # new memory holds other bytes there than here: what reads it unwritten differs each time, not now and then
+    subprocess.run(command, check=True, env=os.environ | {"MALLOC_PERTURB_": "77"})
     with np.load(target / "expected.npz") as loaded:
         return dict(loaded)
 
 
-def main(site: str, target: str) -> None:
+def main(site: str, target: str, folder: str) -> None:
     sys.path.insert(0, site)
     from transformers import AutoTokenizer, Qwen3VLProcessor, Qwen3VLVideoProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.video_utils import VideoMetadata
 
-    folder = samples.CHECKPOINT
+    checkpoint = samples.CHECKPOINT
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder),
-        video_processor=Qwen3VLVideoProcessor.from_pretrained(folder), chat_template=(folder / "chat_template.jinja").read_text(),
+        image_processor=Qwen2VLImageProcessor.from_pretrained(checkpoint), tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+        video_processor=Qwen3VLVideoProcessor.from_pretrained(checkpoint), chat_template=(checkpoint / "chat_template.jinja").read_text(),
     )  # fmt: skip
     made: dict[str, Any] = {}
     for number in range(CONVERSATIONS):
-        _, messages, _, images, clips = conversation(number)
+        _, messages, _, images, clips = conversation(number, Path(folder))
         shown: dict[str, Any] = {"images": images} if images else {}
         if clips:
             shown["videos"] = [frames for frames, _ in clips]

@@ -17,7 +17,7 @@ from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.prepare.check import Checker, Refusal
 from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.data.storage import Place, Remote
-from qwen3vl_core.data.tar import members, sample_offsets, split_key
+from qwen3vl_core.data.tar import sample_offsets, sample_parts
 from qwen3vl_core.errors import RequestError
 
 DATASET, BLEND, SHARD, SOURCE = "dataset", "blend", "shard", "source"
@@ -56,16 +56,10 @@ class ShardFile:
         with open(self.path, "rb") as file:
             file.seek(begin)
             chunk = file.read(end - begin)
-        key, parts = "", {}
         try:
-            for name, content in members(chunk):
-                found = split_key(name)
-                if found is not None:
-                    key = found[0]
-                    parts[found[1]] = content
+            return sample_parts(chunk)
         except ValueError as error:
             raise DataError("broken_shard", f"{self.place(number)}: {error}") from error
-        return key, parts
 
     def place(self, number: int) -> str:
         return f"{self.path.name}@{self._offsets[number]}"

@@ -101,7 +101,7 @@ ACTIONS = (
     # Launch
     Action("launch.start", "ctrl+g", "start", "Start the run, from fields too", "launch", display="ctrl+g"),
     Action("launch.start_short", "g", "start", "Start the run", "launch", "start", show=False),
-    Action("launch.fix", "f,ctrl+f", "fix", "Apply the remedy that the first fault names", "launch", display="f"),
+    Action("launch.fix", "f,ctrl+f", "fix", "Apply the fix of the first problem that has one", "launch", display="f"),
     Action("launch.preset", "p", "presets", "Layouts that fit these GPUs, quickest first", "launch"),
     Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
     Action("launch.edit", "e", "editor", "The plan as a file in your $EDITOR", "launch"),

@@ -36,7 +36,7 @@ FIRST = (
     ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; what broke off goes on"),
     ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
      "the published script's 24 or 26 values: checked, then in the form"),
-    ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each problem with its fix"),
+    ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each fault with its remedy"),
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )  # fmt: skip
 """(action, key, title, what it is, the same for wide screens)."""

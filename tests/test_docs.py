@@ -132,8 +132,9 @@ def test_the_modules_of_the_architecture_lie_in_their_folders():
             assert any((ROOT / folder / path).exists() for folder in re.findall(r"`([\w/]+)`", folders)), f"{path} is not in {folders}"
 
 
+CORE = ("options", "layout", "structure", "data", "model", "checkpoint", "training", "caption", "demo")
 FOLDERS = {
-    **{f"qwen3vl_core.{name}": f"`{name}`" for name in ("options", "layout", "data", "model", "checkpoint", "training", "caption", "demo")},
+    **{f"qwen3vl_core.{name}": f"`{name}`" for name in CORE},
     **{f"console.{name}": f"`console/{name}`" for name in ("runs", "curves", "readers", "screens", "widgets", "notebook")},
     "console": "console files", "qwen3vl_core": "the command line",
 }  # fmt: skip

@@ -61,14 +61,26 @@ def _names(models: list[MegatronModule]) -> list[str]:
 def _random_state() -> dict[str, Any]:
     """The random number generators of this rank, as tensors."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "trackers": dict(get_cuda_rng_tracker().get_states())}
+    trackers = {name: state.get_state() if isinstance(state, torch.Generator) else state for name, state in _trackers().items()}
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "trackers": trackers}
+
+
+def _trackers() -> dict[str, Any]:
+    """Megatron's states of random numbers: generators where CUDA graphs hold them, else tensors."""
+    return dict(get_cuda_rng_tracker().get_states())
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    if state["trackers"].keys() == get_cuda_rng_tracker().get_states().keys():
+    trackers = _trackers()
+    if state["trackers"].keys() != trackers.keys():
+        return
+    if any(isinstance(tracker, torch.Generator) for tracker in trackers.values()):
+        for name, tracker in trackers.items():
+            tracker.set_state(state["trackers"][name])
+    else:
         get_cuda_rng_tracker().set_states(state["trackers"])
 
 

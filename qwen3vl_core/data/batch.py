@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from qwen3vl_core.data.pictures import CHANNELS, PictureRules
-
-IGNORED = -100
-"""Label of a position that is not trained (torch's cross entropy knows the same number)."""
+from qwen3vl_core.structure.buckets import LEAST_ROW, bucket, packed_row, round_up
+from qwen3vl_core.structure.micro_batch import IGNORED, Structure, StructureRules, build_structure, patches_bucket, select_trained
 
 
 def _none(*width: int, kind: type = np.uint8) -> np.ndarray:
@@ -66,6 +67,8 @@ class Batch:
     """None where the checkpoint reads no videos."""
     cu_seqlens: torch.Tensor | None = None
     """long [documents + 1], of a packed row: where each document begins, and the end of the last; b is 1 then."""
+    structure: Structure | None = None
+    """What the model is told of the batch; `structured` makes it. `patches` and `video_patches` are padded as it is."""
 
     @property
     def tokens(self) -> int:
@@ -100,6 +103,96 @@ class Batch:
             inputs["video_grid_thw"] = self.video_grid_thw.to(device, non_blocking=True)
         return inputs
 
+    @property
+    def shaped(self) -> Structure:
+        """The structure that `structured` has made."""
+        assert self.structure is not None
+        return self.structure
+
+    def step_inputs(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
+        """What a training step calls the model with, on `device`: {"structure", "pixel_values": `dtype` [P, 3 * frames * p * p] or None}.
+
+        `structured` comes first.
+        """
+        return {"structure": self.shaped.to(device), "pixel_values": self.pixels(device, dtype)}
+
+    def pixels(self, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor | None:
+        """Pictures, then videos, normalised on `device`: [P, 3 * frames * p * p]; None without any."""
+        return self.pixels_of(self.patches.to(device, non_blocking=True), self.video_patches.to(device, non_blocking=True), dtype)
+
+    def pixels_of(self, patches: torch.Tensor | None, video_patches: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """The same of patches that are on a device already."""
+        given = ((patches, self.rules), (video_patches, self.video_rules))
+        parts = [pixel_values(part, rules, dtype) for part, rules in given if part is not None and rules is not None and len(part)]
+        return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def structured(self, rules: StructureRules) -> Batch:
+        """With its structure; rows are padded as `rules` say and, where it has buckets, are documents of one packed row."""
+        batch = self._joined(rules) if rules.buckets else self
+        structure = build_structure(
+            rules, batch.input_ids, batch.attention_mask, batch.image_grid_thw, batch.video_grid_thw, labels=batch.labels,
+            cu_seqlens=batch.cu_seqlens,
+        )  # fmt: skip
+        if rules.buckets:
+            structure = select_trained(structure)
+            batch = replace(batch, patches=_to_bucket(batch.patches), video_patches=_to_bucket(batch.video_patches))
+        return replace(batch, structure=structure)
+
+    def _joined(self, rules: StructureRules) -> Batch:
+        """All rows, or the documents of a packed one, as documents of one row that a document of padding fills to a bucket."""
+        if self.cu_seqlens is None:
+            lengths = self.lengths.tolist()
+            ids = torch.cat([row[:tokens] for row, tokens in zip(self.input_ids, lengths, strict=True)])
+            labels = torch.cat([row[:tokens] for row, tokens in zip(self.labels, lengths, strict=True)])
+            bounds = F.pad(self.lengths.cumsum(0), (1, 0))
+            length = bucket(len(ids), max(LEAST_ROW, rules.length_multiple))
+        else:
+            ids, labels, bounds = self.input_ids[0], self.labels[0], self.cu_seqlens
+            length = packed_row(len(ids), rules.seq_length, max(LEAST_ROW, rules.length_multiple))
+        more = round_up(length, rules.length_multiple) - len(ids)
+        if not more:
+            return replace(self, input_ids=ids[None], labels=labels[None], cu_seqlens=bounds)
+        return replace(
+            self, input_ids=F.pad(ids, (0, more))[None], labels=F.pad(labels, (0, more), value=IGNORED)[None],
+            cu_seqlens=F.pad(bounds, (0, 1), value=len(ids) + more), lengths=F.pad(self.lengths, (0, 1)),
+        )  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as arrays, through the pipe of a loader process: tensors would go through /dev/shm, of which containers have little
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "structure"}
+        arrays = {name: value.numpy() for name, value in own.items() if isinstance(value, torch.Tensor)}
+        rest = {name: value for name, value in own.items() if name not in arrays}
+        if self.structure is None:
+            return _batch_of_arrays, (arrays, rest, None, {})
+        of_structure = {name: value.numpy() for name, value in self.structure.tensors().items()}
+        return _batch_of_arrays, (arrays, rest, self.structure.mapped(lambda value: None), of_structure)
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a GPU copies without waiting; called by PyTorch's loader."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in own.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **pinned, structure=self.structure and self.structure.mapped(torch.Tensor.pin_memory))
+
+
+def _batch_of_arrays(
+    arrays: dict[str, np.ndarray], rest: dict[str, Any], structure: Structure | None, of_structure: dict[str, np.ndarray]
+) -> Batch:
+    if structure is not None:
+        structure = structure.with_tensors({name: torch.from_numpy(value) for name, value in of_structure.items()})
+    tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    return Batch(**tensors, **rest, structure=structure)
+
+
+def _to_bucket(patches: torch.Tensor) -> torch.Tensor:
+    """Patches of pictures or videos, padded as `vision_structure` pads."""
+    return F.pad(patches, (0, 0, 0, patches_bucket(len(patches)) - len(patches)))
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """[n, 1] on a device, copied there once: a CUDA graph may not copy from pageable memory."""
+    return torch.tensor(values, device=device)[:, None]
+
 
 def pixel_values(patches: torch.Tensor, rules: PictureRules, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 patches -> `dtype` [n, 3 * frames * p * p], normalised as Hugging Face does, where `patches` is.
@@ -107,7 +200,7 @@ def pixel_values(patches: torch.Tensor, rules: PictureRules, dtype: torch.dtype 
     patches: [n, 3 * p * p] of one frame, which is repeated, or [n, 3 * frames * p * p].
     The arithmetic is fp32 whatever `dtype` is: scaling 8-bit values in bf16 would round each of them twice.
     """
-    mean, std = (torch.tensor(values, device=patches.device)[:, None] for values in (rules.mean, rules.std))
+    mean, std = (_constant(tuple(values), patches.device) for values in (rules.mean, rules.std))
     one = CHANNELS * rules.patch_size**2
     values = patches.view(len(patches), CHANNELS, -1).float().mul_(rules.rescale).sub_(mean).div_(std).to(dtype)
     if patches.shape[1] == one:

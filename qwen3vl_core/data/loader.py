@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.blend import open_split
-from qwen3vl_core.data.micro_batches import MicroBatches, MicroBatchSamples, Skip
+from qwen3vl_core.data.micro_batches import LoadedMicroBatch, MicroBatches, Skip
 from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.structure.micro_batch import StructureRules
 
 STATE_VERSION = 1
 PREFETCHED = 2
@@ -45,7 +46,7 @@ class Loader:
         self._following: dict[str, int] | None = None
         self._rows = self._tokens = 0
         self._at_exit: Callable[[], None] = partial(_shut_down, None)
-        self._filled: Iterator[MicroBatchSamples] | None = None
+        self._filled: Iterator[LoadedMicroBatch] | None = None
         self.skipped: Counter[str] = Counter()
         """Reason -> samples that this rank could not use so far; one that comes up again is counted again."""
         self.used = 0
@@ -80,15 +81,16 @@ class Loader:
         """The next global batch's micro batches of this rank. Raises WorkError when the split has no usable sample."""
         if self._filled is None:
             self._filled = self._start()
-        made, all_ranks = [], 0
+        made: list[Batch] = []
+        all_ranks = 0
         for _ in range(self._batches.steps):
             filled = next(self._filled)
             self._note(filled.skips)
-            if filled.error:
+            if filled.batch is None:
                 raise WorkError(filled.error)
-            made.append(self._batches.batch(filled.samples))
-            self._rows += 1 if self.packing else len(filled.samples)
-            self._tokens += sum(len(sample.ids) for sample in filled.samples)
+            made.append(filled.batch)
+            self._rows += 1 if self.packing else len(filled.batch.keys)
+            self._tokens += int(filled.batch.lengths.sum())
             all_ranks += filled.all_ranks
         # counted when given out: what was only prepared ahead is prepared again after a resume
         self._global_batch += 1
@@ -96,14 +98,14 @@ class Loader:
         self.used += sum(len(batch.keys) for batch in made)
         return made
 
-    def _start(self) -> Iterator[MicroBatchSamples]:
+    def _start(self) -> Iterator[LoadedMicroBatch]:
         numbers = _CountFrom(self._batches.begin(self._global_batch, self._following))
         if not self._num_workers:
             return (self._batches[number] for number in numbers)
         processes = iter(
             DataLoader(
                 self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_unchanged,
-                prefetch_factor=PREFETCHED, worker_init_fn=_leave_signals_to_the_parent,
+                prefetch_factor=PREFETCHED, pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_parent,
                 # the loader draws a number: not from the generator that dropout draws from
                 generator=torch.Generator(),
             )
@@ -220,7 +222,7 @@ def _written_keys(file: Path | None) -> set[tuple[str, str]]:
 def build_loader(
     path: str | Place, split: str, processor: ChatProcessor, *, micro_batch_size: int, global_batch_size: int, seq_length: int,
     rank: int = 0, world_size: int = 1, num_workers: int = 0, seed: int = 0, skipped_file: Path | None = None,
-    packing: bool = False, document_multiple: int = 1,
+    packing: bool = False, document_multiple: int = 1, rules: StructureRules | None = None,
 ) -> Loader:  # fmt: skip
     """The endless loader of one data-parallel rank.
 
@@ -230,6 +232,7 @@ def build_loader(
     Needs no torch.distributed.
     packing: a micro batch is one row of as many samples as `seq_length` holds, each padded to a multiple of
     `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.
+    rules: of the structure that each micro batch is given where it is made; None: none is.
     Micro batch m of a global batch is taken by rank m % world_size at its step m // world_size.
     Raises RequestError for batch sizes that do not divide and for data or a split that is not there.
     """
@@ -246,6 +249,6 @@ def build_loader(
             f"{micro_batch_size} x {world_size} = {step_samples}; use {nearest}"
         )
     shards = open_split(path, split)
-    settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size)
+    settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size, rules)
     batches = PackedRows(*settings, multiple=document_multiple) if packing else MicroBatches(*settings)
     return Loader(batches, num_workers, Path(skipped_file) if skipped_file is not None else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,6 +14,7 @@ from qwen3vl_core.data.errors import REASONS, DataError
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.structure.micro_batch import StructureRules
 
 MOST_TRIES = 1000
 """Stand-ins tried for one place; when none of them can be used, the split is taken for unusable."""
@@ -31,16 +32,20 @@ class Skip:
 
 
 @dataclass(frozen=True)
-class MicroBatchSamples:
-    """A micro batch's samples and what was skipped on the way, or why there are none."""
+class LoadedMicroBatch:
+    """A micro batch and what was skipped on the way, or why there is none."""
 
-    samples: list[Encoded]
+    batch: Batch | None
     skips: list[Skip]
     error: str = ""
     all_ranks: int = 0
     """Samples of this micro batch and those that the other ranks have at the same step."""
     following: dict[str, int] | None = None
     """Where the next global batch begins, when that is not known from its number."""
+
+    def pin_memory(self) -> LoadedMicroBatch:
+        """Called by PyTorch's loader."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
 class Batches(Dataset):
@@ -55,11 +60,12 @@ class Batches(Dataset):
         global_batch_size: int,
         rank: int,
         world_size: int,
+        rules: StructureRules | None = None,
     ) -> None:
         self.shards, self.encoder = shards, encoder
         self.order = shards.order(seed)
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.rules = rank, world_size, rules
         self._unusable: dict[int, Skip] = {}
 
     @property
@@ -77,6 +83,14 @@ class Batches(Dataset):
             "global_batch_size": self.global_batch_size,
             "seq_length": self.encoder.seq_length,
         }
+
+    def batch(self, samples: list[Encoded]) -> Batch:
+        """One micro batch of samples, with its structure where `rules` are given."""
+        batch = self._collated(samples)
+        return batch if self.rules is None else batch.structured(self.rules)
+
+    def _collated(self, samples: list[Encoded]) -> Batch:
+        raise NotImplementedError
 
     def _tried(self, number: int, made: Any, unusable: dict[int, Skip]) -> Any:
         """made(key, parts) of a sample, or why it cannot be used; `unusable` remembers that."""
@@ -110,12 +124,12 @@ class MicroBatches(Batches):
         """How often the split has been gone through before a global batch."""
         return global_batch * self.global_batch_size / self.order.size
 
-    def batch(self, samples: list[Encoded]) -> Batch:
-        """One micro batch of what `MicroBatchSamples` holds."""
+    def _collated(self, samples: list[Encoded]) -> Batch:
+        """Padded rows."""
         processor = self.encoder.processor
         return collate(samples, processor.pad_token_id, processor.rules, processor.video_rules)
 
-    def __getitem__(self, number: int) -> MicroBatchSamples:
+    def __getitem__(self, number: int) -> LoadedMicroBatch:
         batch, step = divmod(number, self.steps)
         first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
         samples: list[Encoded] = []
@@ -125,8 +139,8 @@ class MicroBatches(Batches):
                 samples.append(self._fill(place, skips))
         except WorkError as error:
             # returned, not raised: through a process it would come out as a traceback in a message
-            return MicroBatchSamples([], skips, str(error))
-        return MicroBatchSamples(samples, skips, all_ranks=self.micro_batch_size * self.world_size)
+            return LoadedMicroBatch(None, skips, str(error))
+        return LoadedMicroBatch(self.batch(samples), skips, all_ranks=self.micro_batch_size * self.world_size)
 
     def _fill(self, place: int, skips: list[Skip]) -> Encoded:
         """The sample at a place, or the first usable one of those that stand in for it. Raises WorkError without any."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen3vl_core.data.batch import Batch, Encoded, pack
 from qwen3vl_core.data.errors import DataError
-from qwen3vl_core.data.micro_batches import Batches, MicroBatchSamples, Skip
+from qwen3vl_core.data.micro_batches import Batches, LoadedMicroBatch, Skip
 from qwen3vl_core.data.processor import TokenizedSample
 from qwen3vl_core.data.sample_order import seeded
 from qwen3vl_core.errors import WorkError
@@ -85,12 +85,12 @@ class PackedRows(Batches):
     def fingerprint(self) -> dict[str, Any]:
         return super().fingerprint() | {"packing": True, "document_multiple": self.multiple}
 
-    def batch(self, samples: list[Encoded]) -> Batch:
-        """One packed row of what `MicroBatchSamples` holds."""
+    def _collated(self, samples: list[Encoded]) -> Batch:
+        """One packed row."""
         processor = self.encoder.processor
         return pack(samples, processor.pad_token_id, processor.rules, processor.video_rules, multiple=self.multiple)
 
-    def __getitem__(self, number: int) -> MicroBatchSamples:
+    def __getitem__(self, number: int) -> LoadedMicroBatch:
         batch, step = divmod(number, self.steps)
         first = batch * self.global_batch_size + step * self.world_size
         try:
@@ -100,11 +100,11 @@ class PackedRows(Batches):
             samples = self._decode(window, row, skips)
         except WorkError as error:
             # returned, not raised: through a process it would come out as a traceback in a message
-            return MicroBatchSamples([], [], str(error))
+            return LoadedMicroBatch(None, [], str(error))
         # from this row on; more rows than the window has lead on to the next ones
         ahead = (batch + 1) * self.global_batch_size - (first + self.rank)
         following = {"place": window.place, "row": row + ahead}
-        return MicroBatchSamples(samples, skips, all_ranks=sum(len(w.rows[r]) for w, r in found), following=following)
+        return LoadedMicroBatch(self.batch(samples), skips, all_ranks=sum(len(w.rows[r]) for w, r in found), following=following)
 
     def _decode(self, window: Window, row: int, skips: list[Skip]) -> list[Encoded]:
         """The documents of a row, or of the first one after it that has any. Raises WorkError when none of the window has."""

@@ -7,17 +7,18 @@ batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering 
 from __future__ import annotations
 
 from qwen3vl_core.model.apply_rope import Rotating
-from qwen3vl_core.model.context_parallel import gathered_order, token_index
+from qwen3vl_core.model.packed_row import PackedRow
 
 import torch
 import torch.nn.functional as F
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qwen3vl_core.structure.context_parallel import gathered_order, token_index
 
 
 class LocalAttention(MegatronModule):
@@ -48,9 +49,9 @@ class LocalAttention(MegatronModule):
             enable_gqa=query_bhsd.shape[1] != key_bhsd.shape[1],
         )  # fmt: skip
 
-    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedSeqParams, causal: bool) -> Tensor:
+    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedRow, causal: bool) -> Tensor:
         """Each segment attends to itself: as one batch where all are equally long (frames, pictures of one size)."""
-        lengths = (packed.cu_seqlens_q[1:] - packed.cu_seqlens_q[:-1]).tolist()
+        lengths = list(packed.lengths)
         tokens, heads, dim = query_thd.shape
         if len(set(lengths)) == 1:
             segments = [t.view(len(lengths), lengths[0], t.shape[1], t.shape[2]) for t in (query_thd, key_thd, value_thd)]
@@ -62,17 +63,15 @@ class LocalAttention(MegatronModule):
             outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
         return torch.cat(outputs)
 
-    def _split_over_ranks(
-        self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, cu_seqlens: Tensor | None, causal: bool
-    ) -> Tensor:
+    def _split_over_ranks(self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, lengths: tuple[int, ...], causal: bool) -> Tensor:
         """This rank's queries against the keys and values of all ranks, gathered along the sequence."""
         size, rank = self.cp_group.size(), self.cp_group.rank()
         key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=self.cp_group) for t in (key_sbhd, value_sbhd))
         length = key_sbhd.shape[0]
-        key_at, query_at = gathered_order(length, cu_seqlens, size), token_index(length, cu_seqlens, size, rank)
+        key_at, query_at = gathered_order(length, lengths, size), token_index(length, lengths, size, rank)
         seen = query_at[:, None] >= key_at[None, :] if causal else torch.ones(len(query_at), length, dtype=torch.bool)
-        if cu_seqlens is not None:
-            ends = cu_seqlens[1:].cpu()
+        if lengths:
+            ends = torch.tensor(lengths).cumsum(0)
             documents = [torch.bucketize(at, ends, right=True) for at in (query_at, key_at)]
             seen &= documents[0][:, None] == documents[1][None, :]
         parts = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
@@ -87,7 +86,7 @@ class LocalAttention(MegatronModule):
         attention_mask: Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedRow | None = None,
     ) -> Tensor:
         """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]; packed: [t, heads, d] -> [t, heads * d].
 
@@ -98,9 +97,9 @@ class LocalAttention(MegatronModule):
             if self.cp_group is None:
                 return self._packed(query, key, value, packed_seq_params, causal)
             whole = (t.unsqueeze(1) for t in (query, key, value))
-            return self._split_over_ranks(*whole, packed_seq_params.cu_seqlens_q, causal).squeeze(1)
+            return self._split_over_ranks(*whole, packed_seq_params.lengths, causal).squeeze(1)
         if self.cp_group is not None:
-            return self._split_over_ranks(query, key, value, None, causal)
+            return self._split_over_ranks(query, key, value, (), causal)
         length, batch, heads, dim = query.shape
         out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
         return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)
@@ -122,7 +121,7 @@ class FlashCoreAttention(LocalCoreAttention):
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return super()._attend(query_bhsd, key_bhsd, value_bhsd, causal)
 
-    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedSeqParams, causal: bool) -> Tensor:
+    def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedRow, causal: bool) -> Tensor:
         bounds = packed.cu_seqlens_q
         out_thd = torch.ops.aten._flash_attention_forward(
             query_thd, key_thd, value_thd, bounds, bounds, packed.max_seqlen_q, packed.max_seqlen_q,

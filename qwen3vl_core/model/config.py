@@ -85,6 +85,9 @@ def transformer_config(
         pipeline_model_parallel_size=pp, context_parallel_size=cp, sequence_parallel=sequence_parallel,
         variable_seq_lengths=pp > 1,
     )  # fmt: skip
+    if use_transformer_engine() and not cpu.on_cpu():
+        # SiLU and product in one kernel; a loss that keeps no fp32 logits (Transformer Engine's own waits for the host in its backward)
+        values |= dict(bias_activation_fusion=not architecture.is_moe, cross_entropy_loss_fusion=True, cross_entropy_fusion_impl="native")
     values |= recompute_fields(recompute, recompute_layers, architecture.num_layers, experts=architecture.is_moe)
     if fp8_recipe:
         values |= dict(fp8=FP8_FORMAT[fp8_recipe], fp8_recipe=fp8_recipe)
@@ -129,14 +132,17 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     vision = architecture.vision
     # not "sel": an MLP with a bias hands the bias itself on, which Megatron's recompute takes for a result
     recompute = "full" if language.recompute_granularity == "full" else "none"
+    # Megatron's fused kernel of bias and GELU is the tanh form, which is this tower's
+    fused = use_transformer_engine()
     vision_layers = vision_layers_per_recompute(language.recompute_num_layers or 1, vision.num_layers)
+    shared = _shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend)
     return TransformerConfig(
-        **_shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend),
+        **(shared | dict(bias_activation_fusion=fused, bias_dropout_fusion=fused)),
         **recompute_fields(recompute, vision_layers, vision.num_layers),
         num_layers=vision.num_layers, hidden_size=vision.hidden_size, num_attention_heads=vision.num_heads,
         num_query_groups=vision.num_heads, kv_channels=vision.hidden_size // vision.num_heads,
         ffn_hidden_size=vision.ffn_hidden_size, normalization="LayerNorm", gated_linear_unit=False,
-        activation_func=tanh_gelu, add_bias_linear=True, qk_layernorm=False,
+        activation_func=F.gelu if fused else tanh_gelu, add_bias_linear=True, qk_layernorm=False,
     )  # fmt: skip
 
 

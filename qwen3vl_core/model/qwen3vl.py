@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from qwen3vl_core.model.config import vision_config
-from qwen3vl_core.model.context_parallel import token_index
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
-from qwen3vl_core.model.mrope import InterleavedMRope, mrope_positions, packed_positions
-from qwen3vl_core.model.right_padding import RightPadding
+from qwen3vl_core.model.mrope import InterleavedMRope
+from qwen3vl_core.model.packed_row import PackedRow
 from qwen3vl_core.model.router import padding_mask
 from qwen3vl_core.model.specs import choose_attention, final_norm, layer_spec
 from qwen3vl_core.model.vision import VisionModel
@@ -19,7 +18,6 @@ from qwen3vl_core.model.vision import VisionModel
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -28,14 +26,19 @@ from torch import Tensor
 
 from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.context_parallel import token_index
+from qwen3vl_core.structure.micro_batch import Structure, StructureRules, VisionStructure, build_structure
+from qwen3vl_core.structure.positions import mrope_positions
 
 
 @dataclass(frozen=True)
 class PromptFeatures:
     """What the vision tower made of a prompt, kept for every further pass over the prompt and what was written after it."""
 
-    features: tuple[list[Tensor], list[Tensor]] | None
+    features: list[Tensor] | None
     """Of `vision_features`; None without pictures, and on stages that have no vision tower."""
+    places: Tensor | None
+    """Of `VisionStructure`: where they go."""
     length: int
     """Tokens of the prompt; what follows is text, whatever its tokens are."""
 
@@ -67,6 +70,7 @@ class Qwen3VLModel(MegatronModule):
         layer = layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts, core_attention=attention)
         self.vision_in_every_batch = False
         """Put a blank picture of no weight through the vision tower where a batch has none, so that every weight has a gradient."""
+        self._blank: VisionStructure | None = None
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
         self.language_model = GPTModel(
             config=config,
@@ -108,59 +112,45 @@ class Qwen3VLModel(MegatronModule):
             merge_size=self.architecture.vision.spatial_merge_size,
         )  # fmt: skip
 
-    def vision_features(
-        self,
-        pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
-        pixel_values_videos: Tensor | None,
-        video_grid_thw: Tensor | None,
-    ) -> tuple[list[Tensor], list[Tensor]] | None:
-        """([features, deepstack 0, 1, 2] of all pictures, the same of all videos), from one pass of the vision tower."""
-        patches = [p for p in (pixel_values, pixel_values_videos) if p is not None]
-        if not patches:
-            return None
-        grids = [g for g in (image_grid_thw, video_grid_thw) if g is not None]
-        features, deep = self.vision_model(torch.cat(patches), torch.cat(grids), learns=self.training and self.adapted("vision"))
-        merge = self.architecture.vision.spatial_merge_size**2
-        pictures = 0 if pixel_values is None else pixel_values.shape[0] // merge
-        everything = [features, *deep]
-        return [t[:pictures] for t in everything], [t[pictures:] for t in everything]
-
-    def local_index(self, length: int, cu_seqlens: Tensor | None = None) -> Tensor | None:
-        """Places along a sequence that this context parallel rank holds; None where there is one such rank."""
-        size = self.config.context_parallel_size
-        if size == 1:
-            return None
-        return token_index(length, cu_seqlens, size, parallel_state.get_context_parallel_rank())
-
-    def embed(
+    def structure(
         self,
         input_ids: Tensor,
-        vision: tuple[list[Tensor], list[Tensor]] | None,
-        index: Tensor | None = None,
-        prompt: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        attention_mask: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        *,
+        with_vision: bool = True,
+        **more: Tensor | None,
+    ) -> Structure:
+        """What the Hugging Face processor gives, as a structure on this model's device; see `build_structure`."""
+        size = self.config.context_parallel_size
+        rules = StructureRules(self.architecture, cp_size=size, cp_rank=parallel_state.get_context_parallel_rank() if size > 1 else 0)
+        given = [None if value is None else value.cpu() for value in (input_ids, attention_mask, image_grid_thw, video_grid_thw)]
+        more = {name: value if value is None or name == "position_ids" else value.cpu() for name, value in more.items()}
+        return build_structure(rules, *given, with_vision=with_vision and self.pre_process, **more).to(input_ids.device)
+
+    def local_index(self, length: int) -> Tensor | None:
+        """Places along a sequence that this context parallel rank holds, on the host; None where there is one such rank."""
+        size = self.config.context_parallel_size
+        return token_index(length, None, size, parallel_state.get_context_parallel_rank()) if size > 1 else None
+
+    def vision_features(self, pixel_values: Tensor, structure: VisionStructure) -> list[Tensor]:
+        """[features, deepstack 0, 1, 2], each [patches / merge², h], of all pictures and videos."""
+        features, deep = self.vision_model(pixel_values, structure, learns=self.training and self.adapted("vision"))
+        return [features, *deep]
+
+    def embed(self, structure: Structure, features: list[Tensor] | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the vision features in their places [s, b, h], and the deepstack features, zero
-        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for context parallelism (`index`:
-        the places that this rank holds) and for sequence parallelism. prompt: features belong into so many first places."""
-        embedded_sbh = self.language_model.embedding(input_ids=input_ids, position_ids=None)
+        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for context and for sequence parallelism."""
+        embedded_sbh = self.language_model.embedding(input_ids=structure.input_ids, position_ids=None)
         deep_sbh: list[Tensor] = []
-        if vision is None and self.vision_in_every_batch and torch.is_grad_enabled():
+        if features is None and self.vision_in_every_batch and torch.is_grad_enabled():
             embedded_sbh = embedded_sbh + self._blank_picture().to(embedded_sbh.dtype)
-        if vision is not None:
-            ids_sb = input_ids[:, :prompt].transpose(0, 1)
-            places = [ids_sb == self.architecture.image_token_id, ids_sb == self.architecture.video_token_id]
-            # rows of the batch follow each other in the features, so places are counted along [b, s]
-            placed = [place.transpose(0, 1).nonzero(as_tuple=True) for place in places]
-            layers = [embedded_sbh, *(torch.zeros_like(embedded_sbh) for _ in vision[0][1:])]
-            for (rows, columns), features in zip(placed, vision, strict=True):
-                if rows.numel() != features[0].shape[0]:
-                    raise ValueError(f"{rows.numel()} vision tokens in input_ids, but {features[0].shape[0]} features")
-                if rows.numel():
-                    layers = [layer.index_put((columns, rows), part.to(layer.dtype)) for layer, part in zip(layers, features, strict=True)]
-            embedded_sbh, *deep_sbh = layers
-        if index is not None:
-            embedded_sbh, *deep_sbh = (layer[index] for layer in (embedded_sbh, *deep_sbh))
+        if features is not None:
+            layers = [embedded_sbh, *(torch.zeros_like(embedded_sbh) for _ in features[1:])]
+            embedded_sbh, *deep_sbh = (_placed(layer, places, part) for layer, part in zip(layers, features, strict=True))
+        if structure.local is not None:
+            embedded_sbh, *deep_sbh = (layer[structure.local] for layer in (embedded_sbh, *deep_sbh))
         if self.config.sequence_parallel:
             embedded_sbh = scatter_to_sequence_parallel_region(embedded_sbh)
             deep_sbh = [scatter_to_sequence_parallel_region(layer) for layer in deep_sbh]
@@ -168,15 +158,17 @@ class Qwen3VLModel(MegatronModule):
 
     def _blank_picture(self) -> Tensor:
         """0, which depends on every weight of the vision tower and the mergers."""
-        v = self.architecture.vision
-        grid = torch.tensor([[1, v.spatial_merge_size, v.spatial_merge_size]])
-        weight = self.vision_model.patch_embed.proj.weight
-        features, deep = self.vision_model(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), grid)
-        return sum(part.float().sum() for part in (features, *deep)) * 0.0
+        v, weight = self.architecture.vision, self.vision_model.patch_embed.proj.weight
+        if self._blank is None:
+            ids = torch.full((1, 1), self.architecture.image_token_id)
+            grid = torch.tensor([[1, v.spatial_merge_size, v.spatial_merge_size]])
+            self._blank = self.structure(ids.to(weight.device), image_grid_thw=grid).vision
+        parts = self.vision_features(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), self._blank)
+        return sum(part.float().sum() for part in parts) * 0.0
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
@@ -188,6 +180,7 @@ class Qwen3VLModel(MegatronModule):
         cu_seqlens: Tensor | None = None,
         prompt_features: PromptFeatures | None = None,
         hidden_states: bool = False,
+        structure: Structure | None = None,
         **unused,
     ) -> Tensor:
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
@@ -196,55 +189,69 @@ class Qwen3VLModel(MegatronModule):
         if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last;
         its attention_mask, if any, only marks what the experts' load balancing leaves out. prompt_features: in place of the pixels, with
         position_ids; hidden_states: of the last stage too, not multiplied by the output layer.
-        With context parallelism the result holds this rank's tokens only (`local_index`). What the processor gives
+        structure: in place of all of these but the pixels, made on the host before; nothing asks the device for a number then.
+        With context parallelism the result holds this rank's tokens only (`Structure.local`). What the processor gives
         beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
         Raises ValueError when tokens, pixels and grids do not fit together.
         """
-        tokens = attention_mask
-        if cu_seqlens is not None:
-            attention_mask = None
-            grids = {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw}
-            position_ids = packed_positions(input_ids, cu_seqlens, partial(self.positions, **grids))
-        right_padding = RightPadding.of(attention_mask)
-        if right_padding is not None:
-            # positions need the mask; afterwards no later step does
-            if position_ids is None:
-                position_ids, _ = self.positions(input_ids, attention_mask, image_grid_thw, video_grid_thw)
-            position_ids = right_padding.apply(position_ids)
-            input_ids, tokens = right_padding.apply(input_ids), right_padding.apply(attention_mask)
-            labels = None if labels is None else right_padding.apply(labels)
-        elif position_ids is None:
-            position_ids, _ = self.positions(input_ids, None if inference_context else attention_mask, image_grid_thw, video_grid_thw)
-        index = self.local_index(input_ids.shape[1], cu_seqlens)
+        if structure is None and position_ids is not None and not any(
+            t is not None for t in (attention_mask, pixel_values, pixel_values_videos, cu_seqlens)
+        ):  # fmt: skip
+            # a token that is being written: nothing to look for, and the host does not wait
+            structure = Structure(input_ids, position_ids, local=self.local_index(input_ids.shape[1]), labels=labels)
+        elif structure is None:
+            structure = self.structure(
+                input_ids, attention_mask, image_grid_thw, video_grid_thw, with_vision=prompt_features is None, labels=labels,
+                position_ids=position_ids, cu_seqlens=cu_seqlens,
+            )  # fmt: skip
+            given = [p for p in (pixel_values, pixel_values_videos) if p is not None]
+            pixel_values = torch.cat(given) if given else None
+        output = self._compute(structure, pixel_values, inference_context, prompt_features, hidden_states)
+        if structure.right_padding is not None and self.post_process:
+            output = structure.right_padding.restore(output)
+        return output
+
+    def _compute(
+        self, s: Structure, pixel_values: Tensor | None, inference_context: Any, prompt_features: PromptFeatures | None, hidden_states: bool
+    ) -> Tensor:  # fmt: skip
+        """`forward` of a structure on this device; pixel_values [P, 1536], padded as the structure is."""
         embedded = deepstack = None
         if self.pre_process:
-            if prompt_features is None:
-                vision = self.vision_features(pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-            else:
-                vision = prompt_features.features
-            embedded, deepstack = self.embed(input_ids, vision, index, prompt_features.length if prompt_features else None)
+            features, places = None, None
+            if prompt_features is not None and prompt_features.features is not None:
+                features, places = prompt_features.features, prompt_features.places
+            elif s.vision is not None and pixel_values is not None:
+                features, places = self.vision_features(pixel_values, s.vision), s.vision.places
+            embedded, deepstack = self.embed(s, features, places)
             embedded = with_gradient(embedded, self.config, self.training and self.adapted("language"))
-        if index is not None:
-            input_ids = input_ids[:, index]
-            labels = None if labels is None else labels[:, index]
+        input_ids, position_ids, labels = s.input_ids, s.position_ids, s.labels
+        if s.local is not None:
+            input_ids = input_ids[:, s.local]
+            labels = None if labels is None else labels[:, s.local]
             # a packed row's angles are cut by Megatron, document by document
-            position_ids = position_ids if cu_seqlens is not None else position_ids[..., index]
-        with _without_output_layer(self.language_model) if hidden_states else contextlib.nullcontext():
+            position_ids = position_ids if s.cu_seqlens is not None else position_ids[..., s.local]
+        only_trained = s.trained is not None and self.post_process
+        with _without_output_layer(self.language_model) if hidden_states or only_trained else contextlib.nullcontext():
             output = self.language_model(
                 input_ids=input_ids,
                 position_ids=position_ids,
                 attention_mask=None,
-                padding_mask=padding_mask(tokens, index, self.config),
+                padding_mask=padding_mask(s.mask, s.local, self.config),
                 decoder_input=embedded,
-                labels=labels,
+                labels=None if labels is None else labels.clamp(min=0),
                 inference_context=inference_context,
-                packed_seq_params=None if cu_seqlens is None else _packed(cu_seqlens, input_ids.device),
+                packed_seq_params=None if s.cu_seqlens is None else PackedRow.of(s.cu_seqlens, s.longest, s.documents),
                 extra_block_kwargs={"context": deepstack},
                 runtime_gather_output=True if inference_context is not None else None,
             )
-        if right_padding is not None and self.post_process:
-            output = right_padding.restore(output)
-        return output
+        return self._losses_of_trained(output, s) if only_trained and not hidden_states else output
+
+    def _losses_of_trained(self, hidden_sbh: Tensor, s: Structure) -> Tensor:
+        """[1, n]: the loss of each trained token; no logits are made of the other tokens."""
+        language = self.language_model
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
+        return language.compute_language_model_loss(s.trained_labels.clamp(min=0), logits)
 
     def cached_decoder(self, max_sequence_length: int):
         """A key/value cache to write captions with; see `CachedDecoder`."""
@@ -263,8 +270,8 @@ def _without_output_layer(language: GPTModel) -> Iterator[None]:
         language.post_process = kept
 
 
-def _packed(cu_seqlens: Tensor, device: torch.device) -> PackedSeqParams:
-    """Megatron's description of a packed row."""
-    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-    bounds = cu_seqlens.to(device=device, dtype=torch.int32)
-    return PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest)
+def _placed(layer_sbh: Tensor, places: Tensor, features: Tensor) -> Tensor:
+    """[s, b, h] with features in their places along [s, b]; a feature of padding has the place behind the last and is dropped."""
+    length, batch, hidden = layer_sbh.shape
+    rows = torch.cat((layer_sbh.reshape(-1, hidden), layer_sbh.new_zeros(1, hidden)))
+    return rows.index_copy(0, places, features.to(layer_sbh.dtype))[:-1].view(length, batch, hidden)

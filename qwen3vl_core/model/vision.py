@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from qwen3vl_core.model.config import merger_config
 from qwen3vl_core.model.deepstack import CollectingLayer, with_gradient
-from qwen3vl_core.model.mrope import vision_angles, vision_coordinates
+from qwen3vl_core.model.mrope import vision_angles
 from qwen3vl_core.model.norm import LocalNorm
+from qwen3vl_core.model.packed_row import PackedRow
 from qwen3vl_core.model.process_groups import vision_groups
 from qwen3vl_core.model.specs import choose_attention, layer_spec, parallel_linears
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.micro_batch import VisionStructure
 
 
 class PatchProjection(torch.nn.Conv3d):
@@ -126,11 +127,12 @@ class VisionModel(MegatronModule):
         self.decoder = VisionBlock(config, architecture)
         self.merger = Merger(merger_config(architecture, config), vision.hidden_size, norm_joined=False)
 
-    def position_embeddings(self, grid_thw: Tensor, coordinates: Tensor) -> Tensor:
-        """The learned square grid, stretched over each picture's grid by bilinear interpolation: [patches, hidden]."""
+    def position_embeddings(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
+        """The learned square grid, stretched over each picture's grid by bilinear interpolation: [patches, hidden].
+
+        coordinates and sizes [patches, 2] as in `VisionStructure`.
+        """
         side = int(self.vision.num_position_embeddings**0.5)
-        device = self.pos_embed.weight.device
-        sizes = torch.cat([torch.tensor([[h, w]]).expand(t * h * w, 2) for t, h, w in grid_thw.tolist()]).to(device)
         # corners on corners: patch 0 falls on entry 0, the last patch on the last entry
         at = coordinates.float() * (side - 1) / (sizes - 1).clamp(min=1).float()
         low = at.floor().long().clamp(max=side - 1)
@@ -153,26 +155,20 @@ class VisionModel(MegatronModule):
         table = self.pos_embed(indices)
         return (table * weights[..., None].to(table.dtype)).sum(1)
 
-    def forward(self, patches: Tensor, grid_thw: Tensor, *, learns: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """patches [n, channels * frames * height * width], grid_thw [pictures, 3] in patches ->
+    def forward(self, patches: Tensor, structure: VisionStructure, *, learns: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """patches [n, channels * frames * height * width], padded as their structure is ->
         features [n / merge², language hidden] and one such tensor for each deepstack layer.
 
         Each frame attends to itself only. learns: adapters are trained in it, while its embeddings stay.
         """
-        if int(grid_thw.prod(-1).sum()) != patches.shape[0]:
-            raise ValueError(f"grid_thw counts {int(grid_thw.prod(-1).sum())} patches, but {patches.shape[0]} are given")
-        grid = grid_thw.cpu()
-        coordinates = vision_coordinates(grid, self.vision.spatial_merge_size).to(patches.device)
+        if structure.coordinates.shape[0] != patches.shape[0]:
+            raise ValueError(f"grid_thw counts {structure.coordinates.shape[0]} patches, but {patches.shape[0]} are given")
         hidden = self.patch_embed(patches)
-        hidden = (hidden + self.position_embeddings(grid, coordinates).to(hidden.dtype)).unsqueeze(1)
+        embedded = self.position_embeddings(structure.coordinates, structure.sizes)
+        hidden = (hidden + embedded.to(hidden.dtype)).unsqueeze(1)
         hidden = with_gradient(hidden, self.config, learns)
-        angles = vision_angles(coordinates, self.config.kv_channels, self.vision.rope_theta)
-        lengths = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
-        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(patches.device)
-        longest = int(lengths.max())
-        packed = PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=longest, max_seqlen_kv=longest
-        )
+        angles = vision_angles(structure.coordinates, self.config.kv_channels, self.vision.rope_theta)
+        packed = PackedRow.of(structure.cu_seqlens, structure.longest, structure.frames)
         outputs = self.decoder(
             hidden_states=hidden, attention_mask=None, context=hidden[:0], rotary_pos_emb=angles, packed_seq_params=packed
         )

@@ -51,6 +51,12 @@ class FinetuneOptions:
         group="Model",
         choices=("tensorwise", "delayed", "blockwise"),
     )
+    cuda_graph: str = option(
+        "auto",
+        help="Replay forward and backward of a micro batch as one CUDA graph, where that is possible",
+        group="Model",
+        choices=("auto", "off"),
+    )
     attention: str = option(
         "auto",
         help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes",

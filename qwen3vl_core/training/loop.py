@@ -21,18 +21,20 @@ from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
+from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.run_lock import RunLock
 from qwen3vl_core.training.sample_captions import Sampler
-from qwen3vl_core.training.setup import Training, build, common_state, device, settle, this_machine
+from qwen3vl_core.training.setup import Training, build, common_state, device, multiple_of, settle, structure_rules, this_machine
 from qwen3vl_core.training.sinks import Sinks
-from qwen3vl_core.training.step import StepResult, evaluate, multiple_of, train_step
-from qwen3vl_core.training.throughput import Gpu, peak_memory
+from qwen3vl_core.training.step import StepResult, evaluate, train_step
+from qwen3vl_core.training.throughput import Gpu
 
 # loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
 GPU_WORKERS = 2
@@ -64,7 +66,7 @@ class Signals:
         return flags
 
 
-def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader, Loader | None]:
+def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, run_dir: Path) -> tuple[Loader, Loader | None]:
     """Training data, and validation data where the run evaluates, for this data-parallel rank."""
     processor = ChatProcessor.from_pretrained(side, options.min_pixels, options.max_pixels)
     rank = parallel_state.get_data_parallel_rank()
@@ -74,7 +76,7 @@ def loaders(options: FinetuneOptions, side: Path, run_dir: Path) -> tuple[Loader
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
         rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=workers, seed=options.seed,
         packing=options.packing,
-        document_multiple=multiple_of(options.tp, options.cp, options.sequence_parallel, fp8=options.precision == "fp8"),
+        document_multiple=multiple_of(options), rules=structure_rules(options, architecture),
     )  # fmt: skip
     # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
     writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
@@ -100,7 +102,7 @@ class Loop:
         ).require_valid()
         self.source.check()
         self.sampler = self._sampler()
-        self.train_data, self.valid_data = loaders(options, self.source.side, run_dir)
+        self.train_data, self.valid_data = loaders(options, self.source.architecture, self.source.side, run_dir)
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
         # what the checkpoints of a LoRA run are to be read with
@@ -117,6 +119,7 @@ class Loop:
         self.gpu = Gpu()
         # seconds in checkpoints since the last row
         self.saving_seconds = 0.0
+        self.peaks: tuple[float, ...] = ()
 
     def _sampler(self) -> Sampler | None:
         if not self.options.sample_interval:
@@ -309,11 +312,17 @@ class Loop:
 
     def _log(self, result: StepResult, data_seconds: float, seconds: float) -> None:
         """A row of the record and the line that people read. Called by every rank."""
+        # the most since the last row
+        self.peaks = tuple(map(max, zip(result.peak_memory, self.peaks or result.peak_memory, strict=True)))
         if self.step % self.options.log_interval and self.step != self.options.train_iters:
             return
-        figures = peak_memory()
         if not self.metrics:
             return
+        figures: dict[str, Any] = {}
+        if self.peaks:
+            names = run_record.MEMORY, run_record.RESERVED
+            figures = {name: round(peak / GIB, 3) for name, peak in zip(names, self.peaks, strict=True)}
+            self.peaks = ()
         if result.flops:
             each = result.flops / seconds / torch.distributed.get_world_size()
             figures[run_record.TFLOPS] = round(each / 1e12, 3)

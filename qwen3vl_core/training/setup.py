@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
-from qwen3vl_core.model.config import transformer_config
+from qwen3vl_core.model.config import FP8_ROWS, transformer_config
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
@@ -16,7 +17,7 @@ from qwen3vl_core.model.specs import add_gradients_in_place, has_flash_attention
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
@@ -26,9 +27,12 @@ from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.layout.adapters import Adapters
+from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.micro_batch import StructureRules
+from qwen3vl_core.training.graphs import MicroBatchGraphs, finalize_gradients, prepare_capture
 
 # parts of the model as `--freeze` names them -> beginnings of the parameters' names
 PARTS = {
@@ -56,14 +60,35 @@ class Training:
     scheduler: OptimizerParamScheduler
     config: Any
     dtype: torch.dtype
+    rules: StructureRules
+    """How batches are made for this model."""
     frozen: tuple[str, ...] = ()
     """Parts that are not trained."""
-    least_length: int = 0
-    """Rows are padded to at least so many tokens."""
-    length_step: int = 1
-    """And to a multiple of so many."""
     adapters: Adapters | None = None
     """What is trained where the weights stay as they are."""
+    graphs: MicroBatchGraphs | None = None
+    """Where micro batches are replayed as CUDA graphs."""
+
+
+def multiple_of(options: FinetuneOptions) -> int:
+    """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism cuts it
+    into 2 x cp parts, sequence parallelism what a rank holds into tp, and fp8 multiplies rows by the sixteen."""
+    rows = FP8_ROWS if options.precision == "fp8" else 1
+    return (options.tp if options.sequence_parallel else 1) * (options.cp * max(rows, 2) if options.cp > 1 else rows)
+
+
+def structure_rules(options: FinetuneOptions, architecture: Architecture) -> StructureRules:
+    """How a run's batches are made on this rank. The process groups must be there."""
+    step = LENGTH_STEP if use_transformer_engine() else 1
+    return StructureRules(
+        architecture, math.lcm(multiple_of(options), step), options.pad_length, options.cp,
+        parallel_state.get_context_parallel_rank(), buckets=with_graphs(options, architecture), seq_length=options.seq_length,
+    )  # fmt: skip
+
+
+def with_graphs(options: FinetuneOptions, architecture: Architecture) -> bool:
+    """Whether micro batches of this run are CUDA graphs."""
+    return not no_graph_because(options, architecture, this_machine())
 
 
 def device() -> torch.device:
@@ -84,6 +109,9 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
+    rules = structure_rules(options, source.architecture)
+    if rules.buckets:
+        prepare_capture(options.seed)
     dtype = DTYPES[options.precision]
     config = transformer_config(
         source.architecture, dtype=dtype, tp=options.tp, pp=options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp,
@@ -130,7 +158,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         override_opt_param_scheduler=True,
     )  # fmt: skip
     config.grad_scale_func = optimizer.scale_loss
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = finalize_gradients
     no_sync = [model.no_sync for model in wrapped]
     config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     if options.overlap_grad_reduce and options.vp > 1:
@@ -138,8 +166,8 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
     if options.overlap_param_gather and options.vp > 1:
         config.param_sync_func = [model.start_param_sync for model in wrapped]
     return Training(
-        source.architecture, models, wrapped, optimizer, scheduler, config, dtype, tuple(options.untrained_parts()), options.pad_length,
-        LENGTH_STEP if use_transformer_engine() else 1, Adapters.of(options),
+        source.architecture, models, wrapped, optimizer, scheduler, config, dtype, rules, tuple(options.untrained_parts()),
+        Adapters.of(options), MicroBatchGraphs(wrapped[0], config, dtype) if rules.buckets else None,
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from qwen3vl_core.caption.generate import NOT_FINITE
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.structure.micro_batch import vision_structure
 from qwen3vl_core.training.setup import Training, device
-from qwen3vl_core.training.step import length_multiple
 
 # rows are padded to a multiple of this: attention kernels plan anew for each length
 FEW_LENGTHS = 64
@@ -73,10 +73,12 @@ def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> li
         inputs = {name: value.to(where) for name, value in given.items()}
         ids, grid = inputs["input_ids"], inputs.get("image_grid_thw")
         positions, after = model.positions(ids, None, grid, None)
-        features = None
-        if model.pre_process:
-            features = model.vision_features(inputs.get("pixel_values"), grid, None, None)
-        rows.append(PromptRow(number, ids[0].tolist(), PromptFeatures(features, ids.shape[1]), positions, int(after)))
+        features = PromptFeatures(None, None, ids.shape[1])
+        vision = vision_structure(training.architecture, ids.cpu(), grid, None)
+        if vision is not None and model.pre_process:
+            vision = vision.to(where)
+            features = PromptFeatures(model.vision_features(inputs["pixel_values"], vision), vision.places, ids.shape[1])
+        rows.append(PromptRow(number, ids[0].tolist(), features, positions, int(after)))
     return rows
 
 
@@ -139,7 +141,7 @@ class ShardedWriter:
     def __init__(self, training: Training, count: int, ends: Collection[int], longest: int, stop: Callable[[], bool]) -> None:
         self.training, self.count, self.ends, self.longest, self.stop = training, count, frozenset(ends), longest, stop
         self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        self.multiple = math.lcm(length_multiple(training.config), FEW_LENGTHS)
+        self.multiple = math.lcm(training.rules.length_multiple, FEW_LENGTHS)
         # an interleaved schedule takes micro batches by as many as there are stages
         self.passes_multiple = parallel_state.get_pipeline_model_parallel_world_size() if len(training.wrapped) > 1 else 1
 

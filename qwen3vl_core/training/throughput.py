@@ -9,11 +9,9 @@ from typing import Any
 import qwen3vl_core.model  # noqa: F401
 
 import torch
-import torch.distributed as dist
 
-from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.flops import attention_forward, language_forward, passes, vision_forward
-from qwen3vl_core.run_record import GPU_UTILISATION, GPU_WATTS, MEMORY, RESERVED
+from qwen3vl_core.run_record import GPU_UTILISATION, GPU_WATTS
 from qwen3vl_core.sizes import Architecture
 
 # the driver is asked at most this often
@@ -122,16 +120,14 @@ class Gpu:
         return self._known
 
 
-def peak_memory() -> dict[str, float]:
-    """{MEMORY: the most that the tensors of any rank took since the last call, RESERVED: the allocator's}.
+def peak_memory(*, since_start: bool = False) -> tuple[float, ...]:
+    """Bytes that this rank's tensors took at most since the last call, and that its allocator held; empty on a CPU.
 
-    Called by every rank; empty on a CPU.
+    since_start: of the whole run, for a replayed graph uses memory that PyTorch counts only where it is captured.
     """
     if not torch.cuda.is_available():
-        return {}
-    taken = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()]
-    figures = torch.tensor(taken, dtype=torch.float64, device=torch.cuda.current_device())
-    dist.all_reduce(figures, op=dist.ReduceOp.MAX)
-    torch.cuda.reset_peak_memory_stats()
-    allocated, reserved = figures.tolist()
-    return {MEMORY: round(allocated / GIB, 3), RESERVED: round(reserved / GIB, 3)}
+        return ()
+    taken = float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
+    if not since_start:
+        torch.cuda.reset_peak_memory_stats()
+    return taken

@@ -8,7 +8,7 @@ from typing import Any
 from megatron.energon import (
     Cooker,
     DefaultTaskEncoder,
-    TarSample,
+    Sample,
     WorkerConfig,
     basic_sample_keys,
     edataclass,
@@ -20,7 +20,7 @@ from megatron.energon import (
 
 
 @edataclass
-class StoredSample(TarSample):
+class StoredSample(Sample):
     """A sample's files."""
 
     parts: dict[str, bytes]

@@ -42,7 +42,8 @@ def test_vision_and_each_deepstack_feature_equal_hugging_face(pair):
     inputs = tiny.BATCHES["three pictures of different sizes"]().inputs()
     with torch.no_grad():
         expected = reference.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-        features, deepstack = model.vision_model(inputs["pixel_values"], inputs["image_grid_thw"])
+        structure = model.structure(inputs["input_ids"], inputs["attention_mask"], inputs["image_grid_thw"])
+        features, deepstack = model.vision_model(inputs["pixel_values"], structure.vision)
     assert (features - expected.pooler_output).abs().max() < TOLERANCE
     assert len(deepstack) == len(expected.deepstack_features) == 3
     for ours, theirs in zip(deepstack, expected.deepstack_features, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3vl_core.model import process_groups
@@ -14,6 +14,7 @@ from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.layout.adapters import held
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.structure.micro_batch import Structure, StructureRules, build_structure
 from qwen3vl_core.training import setup, step
 from tests import tiny
 
@@ -26,14 +27,27 @@ class Micro:
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
+    structure: Structure | None = None
 
     @property
     def attention_mask(self) -> torch.Tensor:
         return self.inputs["attention_mask"]
 
-    def model_inputs(self, device, dtype):
-        made = {k: v.to(device) for k, v in self.inputs.items()}
-        return {k: v.to(dtype) if k.startswith("pixel") else v for k, v in made.items()}
+    @property
+    def lengths(self) -> torch.Tensor:
+        return self.attention_mask.sum(1)
+
+    def structured(self, rules: StructureRules) -> Micro:
+        given = {k: v for k, v in self.inputs.items() if k != "pixel_values"}
+        return replace(self, structure=build_structure(rules, **given, labels=self.labels))
+
+    @property
+    def shaped(self) -> Structure:
+        return self.structure
+
+    def step_inputs(self, device, dtype):
+        pixels = self.inputs.get("pixel_values")
+        return {"structure": self.structure.to(device), "pixel_values": None if pixels is None else pixels.to(device, dtype)}
 
 
 def rows(seed: int, count: int = GLOBAL_BATCH) -> list[tuple]:
@@ -173,7 +187,7 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         batches = micro_batches(7, o.micro_batch_size, rank, dp, FEW_SAMPLES)
         if packed:
-            batches = [pack(b, step.length_multiple(training.config)) for b in batches]
+            batches = [pack(b, training.rules.length_multiple) for b in batches]
         if training.adapters:
             fill_adapters(training.models)
             count = sum(p.numel() for model in training.models for p in model.parameters() if p.requires_grad)
@@ -182,7 +196,7 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
         for model in training.wrapped:
             model.train()
             model.zero_grad_buffer()
-        loss, tokens, _ = step._agree(step._run(training, batches, forward_only=False), ())
+        loss, tokens, _ = step._agree(step._run(training, step.structured(training, batches), forward_only=False), ())
         training.optimizer.prepare_grads()
         norm = float(training.optimizer.get_grad_norm())
         pieces = []

@@ -6,7 +6,8 @@ tokens to attend to as any other. In a packed sequence each document is cut so.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,17 +24,17 @@ def document_index(length: int, size: int, rank: int) -> Tensor:
     return torch.cat((parts[rank], parts[2 * size - 1 - rank]))
 
 
-def token_index(length: int, cu_seqlens: Tensor | None, size: int, rank: int) -> Tensor:
+def token_index(length: int, documents: Sequence[int] | None, size: int, rank: int) -> Tensor:
     """Places along the sequence that `rank` of `size` holds: [length / size].
 
-    cu_seqlens [documents + 1]: where each document of a packed sequence begins, and the end of the last.
+    documents: tokens of each document of a packed sequence.
     """
-    if cu_seqlens is None:
+    if not documents:
         return document_index(length, size, rank)
-    bounds = cu_seqlens.tolist()
-    return torch.cat([document_index(end - start, size, rank) + start for start, end in pairwise(bounds)])
+    starts = accumulate(documents, initial=0)
+    return torch.cat([document_index(tokens, size, rank) + start for start, tokens in zip(starts, documents, strict=False)])
 
 
-def gathered_order(length: int, cu_seqlens: Tensor | None, size: int) -> Tensor:
+def gathered_order(length: int, documents: Sequence[int] | None, size: int) -> Tensor:
     """Places, in the whole sequence, of what the ranks' parts hold when they are put one after the other: [length]."""
-    return torch.cat([token_index(length, cu_seqlens, size, rank) for rank in range(size)])
+    return torch.cat([token_index(length, documents, size, rank) for rank in range(size)])

@@ -1,0 +1,27 @@
+"""Whether the micro batches of a run are replayed as CUDA graphs, and why not where they are not. Imports no torch."""
+
+from __future__ import annotations
+
+from qwen3vl_core.layout.machine_rules import Machine
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.sizes import Architecture
+
+
+def no_graph_because(options: FinetuneOptions, architecture: Architecture, machine: Machine) -> str:
+    """Why forward and backward of a micro batch run kernel by kernel; empty where they are one CUDA graph."""
+    o = options
+    if o.cuda_graph == "off":
+        return "--cuda-graph off"
+    reasons = (
+        (not machine.gpus, "this machine has no GPU"),
+        (not machine.transformer_engine, "Transformer Engine is not installed"),
+        (o.precision not in ("bf16", "fp8"), f"--precision {o.precision}: graphs are made for bf16 and fp8"),
+        (o.precision == "fp8" and o.fp8_recipe == "delayed", "--fp8-recipe delayed keeps a history on the host"),
+        (architecture.is_moe, "the experts' share of the tokens is known to the host only"),
+        (o.pp > 1, f"--pp {o.pp}: stages wait for each other"),
+        (o.cp > 1, f"--cp {o.cp}: documents are cut on the host"),
+        (o.recompute == "offload", "--recompute offload copies activations to the host"),
+        (o.overlap_param_gather, "--overlap-param-gather waits for weights in each layer"),
+        (o.attention == "flash" and not machine.flash_attention, "--attention flash without the flash-attn package"),
+    )
+    return next((reason for holds, reason in reasons if holds), "")

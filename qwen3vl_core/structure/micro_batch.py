@@ -1,0 +1,254 @@
+"""`Structure`: all that a forward pass needs to know of a micro batch beside pixels and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.buckets import COARSE, LEAST_COUNT, LEAST_LONGEST, LEAST_PATCHES, LEAST_TRAINED, bucket, doubled, round_up
+from qwen3vl_core.structure.context_parallel import token_index
+from qwen3vl_core.structure.positions import mrope_positions, packed_positions, vision_coordinates
+from qwen3vl_core.structure.right_padding import RightPadding
+
+IGNORED = -100
+"""Label of a position that is not trained (torch's cross entropy knows the same number)."""
+
+
+@dataclass(frozen=True)
+class VisionStructure:
+    """Pictures, then videos, of a micro batch. P: patches, padded to a bucket where there are buckets."""
+
+    coordinates: Tensor
+    """int32 [P, 2]: row and column of each patch in its frame."""
+    sizes: Tensor
+    """int32 [P, 2]: rows and columns of that frame."""
+    cu_seqlens: Tensor
+    """int32 [frames + 1]: where each frame begins, and the end of the last. Padding makes frames of its own."""
+    places: Tensor
+    """long [P / merge²]: place of each feature in the batch's tokens counted along [s, b]; s * b for padding."""
+    longest: int
+    """Patches that no frame has more of."""
+    frames: tuple[int, ...]
+    """Patches of each frame."""
+
+    def to(self, device: torch.device | str) -> VisionStructure:
+        """On a device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in moved.items()})
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A micro batch of b rows of s tokens, on the host or on a device. Rows are padded at their end."""
+
+    input_ids: Tensor
+    """long [b, s]."""
+    position_ids: Tensor
+    """long [3, b, s], mRoPE."""
+    mask: Tensor | None = None
+    """long [b, s], 1 for tokens and 0 for padding: what the experts' load balancing leaves out. None: no padding."""
+    cu_seqlens: Tensor | None = None
+    """int32 [documents + 1] of a packed row (b is 1): where each document begins, and the end of the last; then empty ones."""
+    longest: int = 0
+    """Tokens that no document of a packed row has more of."""
+    documents: tuple[int, ...] = ()
+    """Tokens of each document of a packed row."""
+    local: Tensor | None = None
+    """long [s / cp]: places along the sequence that this context parallel rank holds. None without context parallelism."""
+    labels: Tensor | None = None
+    """long [b, s] of a training batch, already shifted; IGNORED where nothing is trained."""
+    trained: Tensor | None = None
+    """long [n]: places of the trained tokens in a row (b is 1), padded with 0, where logits are made of these alone."""
+    trained_labels: Tensor | None = None
+    """long [1, n]: their labels; IGNORED for padding."""
+    vision: VisionStructure | None = None
+    """None for text alone."""
+    right_padding: RightPadding | None = None
+    """How rows that were padded at their beginning were moved."""
+
+    @property
+    def loss_labels(self) -> Tensor:
+        """Of a training batch, labels of the tokens that have a loss: [1, n] or [b, s]."""
+        labels = self.labels if self.trained is None else self.trained_labels
+        assert labels is not None
+        return labels
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name."""
+        parts = {"": self, "vision.": self.vision, "right_padding.": self.right_padding}
+        named = {prefix + f.name: getattr(part, f.name) for prefix, part in parts.items() if part is not None for f in fields(part)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, given: Mapping[str, Tensor | None]) -> Structure:
+        """The same structure with other tensors under the names of `tensors`."""
+
+        def of(prefix: str) -> dict[str, Tensor | None]:
+            return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+
+        own = {name: value for name, value in given.items() if "." not in name}
+        vision = None if self.vision is None else replace(self.vision, **of("vision."))
+        right_padding = None if self.right_padding is None else replace(self.right_padding, **of("right_padding."))
+        return replace(self, **own, vision=vision, right_padding=right_padding)
+
+    def mapped(self, change: Callable[[Tensor], Tensor | None]) -> Structure:
+        """The same structure with each of `tensors` changed."""
+        return self.with_tensors({name: change(value) for name, value in self.tensors().items()})
+
+    def to(self, device: torch.device | str) -> Structure:
+        """On a device; from pinned memory without waiting."""
+        return self.mapped(lambda value: value.to(device, non_blocking=True))
+
+    def shape(self) -> tuple[Any, ...]:
+        """What a program that was made for this micro batch depends on beside the numbers in its tensors."""
+        limits = (self.longest, self.vision.longest if self.vision else 0)
+        return *((name, tuple(value.shape)) for name, value in sorted(self.tensors().items())), *limits
+
+
+@dataclass(frozen=True)
+class StructureRules:
+    """How the batches of a run become structures."""
+
+    architecture: Architecture
+    length_multiple: int = 1
+    """The length of a row, or of each document of a packed row, is a multiple of this."""
+    least_length: int = 0
+    """Rows are padded to at least so many tokens."""
+    cp_size: int = 1
+    cp_rank: int = 0
+    buckets: bool = False
+    """Round sizes up to buckets, join rows to one packed row, and make logits of trained tokens only: what CUDA graphs want."""
+    seq_length: int = 0
+    """What packed rows are packed to."""
+
+
+def count_places(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
+    """Places of the picture tokens and of the video tokens of ids [b, s], counted along [s, b], in the order of their features."""
+    batch = ids.shape[0]
+    rows_columns = [(ids == token).nonzero(as_tuple=True) for token in (a.image_token_id, a.video_token_id)]
+    pictures, videos = (columns * batch + rows for rows, columns in rows_columns)
+    return pictures, videos
+
+
+def vision_structure(
+    a: Architecture, ids: Tensor, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None, *, buckets: bool = False
+) -> VisionStructure | None:
+    """Of aligned ids [b, s] and the grids [n, 3] of pictures and videos, on the host. Raises ValueError where they do not fit together."""
+    given = [None if grid is None or not len(grid) else grid.cpu() for grid in (image_grid_thw, video_grid_thw)]
+    if all(grid is None for grid in given):
+        return None
+    merge = a.vision.spatial_merge_size**2
+    end = ids.numel()
+    parts = []
+    for grid, places in zip(given, count_places(ids.cpu(), a), strict=True):
+        features = 0 if grid is None else int(grid.prod(-1).sum()) // merge
+        if places.numel() != features:
+            raise ValueError(f"{places.numel()} vision tokens in input_ids, but {features} features")
+        if grid is not None:
+            parts.append(_vision_part(a, grid, places, end, buckets))
+    frames = [frame for part in parts for frame in part[3]]
+    longest, bounds = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)
+    if buckets:
+        longest = doubled(longest, LEAST_LONGEST)
+        bounds = F.pad(bounds, (0, doubled(len(frames), LEAST_COUNT) - len(frames)), value=int(bounds[-1]))
+    coordinates, sizes, places = (torch.cat([part[i] for part in parts]) for i in range(3))
+    return VisionStructure(coordinates, sizes, bounds, places, longest, tuple(frames))
+
+
+def _vision_part(a: Architecture, grid: Tensor, places: Tensor, end: int, buckets: bool) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """(coordinates, sizes, places, patches of each frame) of all pictures or all videos, padded to a bucket."""
+    coordinates = vision_coordinates(grid, a.vision.spatial_merge_size).to(torch.int32)
+    frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+    sizes = torch.repeat_interleave(grid[:, 1:], grid.prod(-1), dim=0).to(torch.int32)
+    lengths = frames.tolist()
+    if buckets:
+        count = len(coordinates)
+        more = patches_bucket(count) - count
+        coordinates, sizes = F.pad(coordinates, (0, 0, 0, more)), F.pad(sizes, (0, 0, 0, more), value=1)
+        places = F.pad(places, (0, more // a.vision.spatial_merge_size**2), value=end)
+        # attention within a frame costs its square: padding makes frames no longer than the longest
+        largest = max(lengths)
+        lengths += [largest] * (more // largest) + ([more % largest] if more % largest else [])
+    return coordinates, sizes, places, lengths
+
+
+def patches_bucket(count: int) -> int:
+    """Patches that `count` patches of pictures, or of videos, are padded to."""
+    return bucket(count, LEAST_PATCHES)
+
+
+def _padded_rows(
+    rules: StructureRules, ids: Tensor, mask: Tensor | None, labels: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rows of a length that `rules` allow."""
+    more = (0, round_up(max(ids.shape[1], rules.least_length), rules.length_multiple) - ids.shape[1])
+    if not more[1]:
+        return ids, mask, labels
+    return F.pad(ids, more), None if mask is None else F.pad(mask, more), None if labels is None else F.pad(labels, more, value=IGNORED)
+
+
+def build_structure(
+    rules: StructureRules,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    *,
+    labels: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    with_vision: bool = True,
+) -> Structure:
+    """What the Hugging Face processor gives, as a structure on the host.
+
+    input_ids, attention_mask and labels [b, s]; grids [n, 3] in patches; position_ids [3, b, s] if known; cu_seqlens
+    [documents + 1] of a packed row (b is 1), whose attention_mask only says what the experts' load balancing leaves out.
+    with_vision: look for the places of features. Raises ValueError when tokens and grids do not fit together.
+    """
+    if cu_seqlens is None:
+        input_ids, attention_mask, labels = _padded_rows(rules, input_ids, attention_mask, labels)
+    a, mask, right_padding = rules.architecture, attention_mask, None
+    at = partial(mrope_positions, image_token_id=a.image_token_id, video_token_id=a.video_token_id, merge_size=a.vision.spatial_merge_size)
+    if cu_seqlens is not None:
+        position_ids = packed_positions(
+            input_ids, cu_seqlens, lambda ids, where: at(ids, where, image_grid_thw, video_grid_thw)
+        )  # fmt: skip
+    else:
+        right_padding = RightPadding.of(attention_mask)
+        if position_ids is None:
+            position_ids, _ = at(input_ids, attention_mask, image_grid_thw, video_grid_thw)
+        if right_padding is not None:
+            position_ids, input_ids, mask = (right_padding.apply(t) for t in (position_ids, input_ids, attention_mask))
+            labels = None if labels is None else right_padding.apply(labels)
+    documents = () if cu_seqlens is None else tuple(end - start for start, end in pairwise(cu_seqlens.tolist()))
+    bounds, longest = None, max(documents, default=0)
+    if cu_seqlens is not None:
+        bounds = cu_seqlens.to(torch.int32)
+        if rules.buckets:
+            longest = min(doubled(longest, LEAST_LONGEST), input_ids.shape[1])
+            bounds = F.pad(bounds, (0, doubled(len(documents), LEAST_COUNT) - len(documents)), value=int(bounds[-1]))
+    local = None
+    if rules.cp_size > 1:
+        local = token_index(input_ids.shape[1], documents or None, rules.cp_size, rules.cp_rank)
+    vision = vision_structure(a, input_ids, image_grid_thw, video_grid_thw, buckets=rules.buckets) if with_vision else None
+    return Structure(
+        input_ids, position_ids, mask, bounds, longest, documents, local, labels, vision=vision, right_padding=right_padding
+    )  # fmt: skip
+
+
+def select_trained(structure: Structure) -> Structure:
+    """Logits of the trained tokens only, where these are fewer than the row's (b is 1)."""
+    labels = structure.labels[0]
+    places = (labels != IGNORED).nonzero()[:, 0]
+    more = bucket(max(len(places), 1), LEAST_TRAINED, COARSE) - len(places)
+    if len(places) + more >= len(labels):
+        return structure
+    chosen = F.pad(labels[places], (0, more), value=IGNORED)[None]
+    return replace(structure, trained=F.pad(places, (0, more)), trained_labels=chosen)

@@ -1,0 +1,149 @@
+"""Forward, loss and backward of a micro batch as one CUDA graph, captured once for each bucket of shapes and replayed.
+
+Python takes 230 to 300 ms to launch the 4,000 kernels of a micro batch, whatever is in it; a graph is launched at once. The
+numbers are those of the same kernels launched one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.tensor_parallel.random import get_all_rng_states, model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from qwen3vl_core.data.batch import Batch
+from qwen3vl_core.training.token_loss import token_loss
+
+MOST_GRAPHS = 32
+"""Of more shapes, the later ones run kernel by kernel: each graph keeps some tens of MiB of the GPU."""
+
+
+@dataclass
+class CapturedMicroBatch:
+    """A graph with the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    figures: Tensor
+
+    def replay(self, given: dict[str, Tensor]) -> Tensor:
+        """[sum of losses, trained tokens]; gradients are added to the buffers of the weights."""
+        for name, buffer in self.inputs.items():
+            buffer.copy_(given[name], non_blocking=True)
+        self.graph.replay()
+        return self.figures
+
+
+def host_tensors(batch: Batch) -> dict[str, Tensor]:
+    """Every tensor that a micro batch's forward and backward read, on the host."""
+    pixels = {"patches": batch.patches, "video_patches": batch.video_patches}
+    return batch.shaped.tensors() | {name: value for name, value in pixels.items() if len(value)}
+
+
+def prepare_capture(seed: int) -> None:
+    """Before the model is built: what a capture needs of the process. Random numbers are drawn from states that a graph can hold, and
+    everything runs on a stream of its own: the legacy stream, on which gradients would be accumulated, cannot be captured."""
+    model_parallel_cuda_manual_seed(seed, te_rng_tracker=True, force_reset_rng=True)
+    if torch.cuda.current_stream() == torch.cuda.default_stream():
+        torch.cuda.set_stream(torch.cuda.Stream())
+
+
+class MicroBatchGraphs:
+    """The graphs of one rank. Everything runs on the stream that was current when the model was built."""
+
+    def __init__(self, model: DistributedDataParallel, config: Any, dtype: torch.dtype) -> None:
+        self.model, self.config, self.dtype = model, config, dtype
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.graphs: dict[tuple, CapturedMicroBatch] = {}
+        self.warm: set[tuple] = set()
+        # kept, or the pool would be given back whenever nothing uses it
+        self.memory = torch.cuda.MemPool()
+        self.pool: Any = self.memory.id
+        self.most = MOST_GRAPHS
+        self.replayed = self.launched = 0
+        """Micro batches that were replayed, and that ran kernel by kernel."""
+
+    def forward_backward(self, batches: list[Batch]) -> Tensor:
+        """Gradients of a global batch in the buffers of the weights, reduced and divided by its trained tokens, as Megatron's
+        `forward_backward_no_pipelining` leaves them; returns [sum of losses, trained tokens] of this rank."""
+        model = self.model
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        with model.no_sync():
+            for batch in batches:
+                total += self._micro_batch(batch)
+        if model.ddp_config.overlap_grad_reduce:
+            # a replay tells nobody which gradients are ready
+            model.start_grad_sync()
+        finalize_gradients([model], total[1].to(torch.int))
+        return total
+
+    def _micro_batch(self, batch: Batch) -> Tensor:
+        given = host_tensors(batch)
+        key = (batch.shaped.shape(), *((name, value.shape) for name, value in given.items() if name not in batch.shaped.tensors()))
+        captured = self.graphs.get(key)
+        if captured is None and key in self.warm and len(self.graphs) < self.most:
+            captured = self.graphs[key] = self._capture(batch, given)
+        if captured is not None:
+            self.replayed += 1
+            return captured.replay(given)
+        # the first micro batch of a shape runs kernel by kernel: libraries choose and compile their kernels then
+        self.warm.add(key)
+        self.launched += 1
+        with self._memory_of_graphs():
+            return self._run(batch, {name: value.to(self.device, non_blocking=True) for name, value in given.items()}).clone()
+
+    @contextlib.contextmanager
+    def _memory_of_graphs(self) -> Iterator[None]:
+        """What is computed kernel by kernel takes the graphs' memory, which is free between two replays, not as much again."""
+        begin = getattr(torch._C, "_cuda_beginAllocateCurrentStreamToPool", None)
+        if begin is None:
+            yield
+            return
+        begin(self.device.index, self.pool)
+        try:
+            yield
+        finally:
+            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+            torch._C._cuda_releasePool(self.device.index, self.pool)
+
+    def _run(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
+        """Forward, loss and backward of tensors on this device."""
+        structure = batch.shaped.with_tensors({name: inputs[name] for name in batch.shaped.tensors()})
+        pixels = batch.pixels_of(inputs.get("patches"), inputs.get("video_patches"), self.dtype)
+        losses = self.model(structure=structure, pixel_values=pixels)
+        total, _, figures = token_loss(structure.loss_labels, losses)
+        self.config.grad_scale_func(total).backward()
+        return figures
+
+    def _capture(self, batch: Batch, given: dict[str, Tensor]) -> CapturedMicroBatch:
+        inputs = {name: torch.empty(value.shape, dtype=value.dtype, device=self.device) for name, value in given.items()}
+        for name, buffer in inputs.items():
+            buffer.copy_(given[name], non_blocking=True)
+        graph = torch.cuda.CUDAGraph()
+        for state in get_all_rng_states().values():
+            if isinstance(state, torch.Generator):
+                graph.register_generator_state(state)
+        # other threads pin memory and watch NCCL meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            figures = self._run(batch, inputs)
+        return CapturedMicroBatch(graph, inputs, figures)
+
+
+def finalize_gradients(models: list[DistributedDataParallel], trained_tokens: Tensor | None = None, **more) -> None:
+    """Megatron's `finalize_model_grads`, whose division by the trained tokens of the whole batch asks the GPU for their number."""
+    finalize_model_grads(models, None, **more)
+    if trained_tokens is None:
+        return
+    group = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(trained_tokens, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    dist.all_reduce(trained_tokens, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    scale = 1.0 / trained_tokens.clamp(min=1)
+    for model in models:
+        model.scale_gradients(scale)

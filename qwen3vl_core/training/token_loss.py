@@ -1,0 +1,16 @@
+"""The loss of a micro batch from the losses of its tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qwen3vl_core.structure.micro_batch import IGNORED
+
+
+def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum over the trained tokens, their number, both as figures [2]); Megatron divides by the number of the whole batch."""
+    trained = labels != IGNORED
+    total = (losses.float() * trained).sum()
+    count = trained.sum()
+    return total, count.to(torch.int), torch.stack((total.detach().double(), count.double()))

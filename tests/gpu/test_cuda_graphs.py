@@ -1,0 +1,107 @@
+"""Micro batches as CUDA graphs: the losses and gradients of the same kernels launched one by one, and no word with the host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+if torch.cuda.is_available():
+    pytest.importorskip("transformer_engine.pytorch")
+
+from qwen3vl_core.model import process_groups
+
+from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.data.batch import collate, pack
+from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.training import setup, step
+from tests import tiny
+from tests.structure.test_structure import RULES, VIDEO_RULES, sample
+
+SHAPE = dict(hidden=256, head_dim=64, heads=4, kv_heads=2, ffn=512, layers=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save(tiny.hf_model(7, **SHAPE).bfloat16(), tmp_path_factory.mktemp("dense"))
+
+
+def global_batch(number: int, packed: bool):
+    """Four micro batches of pictures, text and videos; no two steps alike."""
+    made = []
+    for micro in range(4):
+        seed = number * 10 + micro
+        parts = [(5 + seed % 7, ("image", 4, 4 + 2 * (seed % 3)), 20), (30 + seed % 5,), (3, ("video", 2, 4, 4), 9)]
+        samples = [sample(100 * seed + i, *part) for i, part in enumerate(parts[: 2 + seed % 2])]
+        made.append((pack if packed else collate)(samples, 0, RULES, VIDEO_RULES))
+    return made
+
+
+def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **changes):
+    """(loss, gradient norm) of some steps, and how many micro batches were replayed."""
+    values = dict(
+        load=str(folder), train_data="", precision="bf16", micro_batch_size=1, global_batch_size=4, train_iters=10, lr=1e-3, min_lr=1e-4,
+        lr_warmup_iters=2, seq_length=256, packing=packed,
+    )  # fmt: skip
+    process_groups.initialize()
+    try:
+        training = setup.build(FinetuneOptions(**(values | changes)), open_source(folder))
+        if training.graphs is not None and not graphs:
+            # the same shapes and kernels, launched one by one
+            training.graphs.most = 0
+        results = [step.train_step(training, global_batch(n, packed)) for n in range(steps)]
+        replayed = training.graphs.replayed if training.graphs else 0
+        return [(r.loss, r.grad_norm) for r in results], replayed
+    finally:
+        process_groups.destroy()
+        torch.cuda.set_stream(torch.cuda.default_stream())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"packed": False}, {"recompute": "full"}, {"recompute": "sel"}, {"lora_rank": 8}, {"lora_rank": 8, "lora_dropout": 0.1},
+        {"freeze": "vision"}, {"precision": "fp8"}, {"distributed_optimizer": True, "overlap_grad_reduce": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_replayed_losses_are_those_of_the_kernels_one_by_one(folder, changes):
+    one_by_one, none = losses(folder, graphs=False, **changes)
+    replayed, count = losses(folder, **changes)
+    assert none == 0 and count >= 8
+    if changes.get("lora_dropout"):
+        return
+    for (loss, norm), (other, other_norm) in zip(one_by_one, replayed, strict=True):
+        assert other == pytest.approx(loss, rel=2e-3) and other_norm == pytest.approx(norm, rel=2e-2)
+
+
+def test_graphs_have_the_losses_of_the_plain_path(folder):
+    """Without graphs rows are not rounded to buckets and every position has logits."""
+    plain, none = losses(folder, cuda_graph="off")
+    replayed, count = losses(folder)
+    assert none == 0 and count >= 8
+    for (loss, _), (other, _) in zip(plain, replayed, strict=True):
+        assert other == pytest.approx(loss, rel=2e-3)
+
+
+def test_a_micro_batch_never_waits_for_the_gpu(folder):
+    process_groups.initialize()
+    try:
+        options = FinetuneOptions(load=str(folder), train_data="", precision="bf16", micro_batch_size=1, global_batch_size=4,
+                                  train_iters=10, seq_length=256, packing=True)  # fmt: skip
+        training = setup.build(options, open_source(folder))
+        for _ in range(2):
+            batches = [b.pin_memory() for b in step.structured(training, global_batch(0, True))]
+            training.graphs.forward_backward(batches)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training.graphs.forward_backward(batches)
+            training.graphs.most = 0
+            training.graphs.graphs.clear()
+            training.graphs.forward_backward(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        process_groups.destroy()
+        torch.cuda.set_stream(torch.cuda.default_stream())

@@ -31,10 +31,10 @@ def damage(data: Path) -> str | None:
             return f"{name} is missing"
     try:
         json.loads((data / EXTRA).read_text())
-        faults = torch_dist.RegionReader(data).damage()
+        problems = torch_dist.RegionReader(data).damage()
     except (OSError, ValueError, RequestError) as error:
         return str(error)
-    return faults[0] if faults else None
+    return problems[0] if problems else None
 
 
 def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
@@ -53,15 +53,15 @@ def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
         there = [step for step in there if step <= int(word)]
         if int(word) not in there:
             there.append(int(word))
-    faults: list[str] = []
+    problems: list[str] = []
     for step in reversed(there):
         data = directory / torch_dist.iteration_folder(step)
-        fault = damage(data)
-        if fault is None:
-            return torch_dist.Checkpoint(directory, data, step), faults
-        faults.append(f"{data.name} is damaged ({fault})")
-    if faults:
-        raise RequestError(f"{directory}: no checkpoint is whole ({faults[0]}); start a new run, or copy the checkpoint again")
+        problem = damage(data)
+        if problem is None:
+            return torch_dist.Checkpoint(directory, data, step), problems
+        problems.append(f"{data.name} is damaged ({problem})")
+    if problems:
+        raise RequestError(f"{directory}: no checkpoint is whole ({problems[0]}); start a new run, or copy the checkpoint again")
     return None, []
 
 

@@ -156,7 +156,7 @@ class Saving:
         when it could not be written; the one before it is then still whole."""
         began = time.monotonic()
         if self.queue is not None:
-            with _faults(self.folder, self.building):
+            with _write_errors(self.folder, self.building):
                 if not self.queue.maybe_finalize_async_calls(blocking=wait):
                     return False
         _on_every_rank(self._name, self.folder)
@@ -184,8 +184,8 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-class _faults:
-    """Around the writing: what was begun is removed when it fails, and a full disk is said in one line."""
+class _write_errors:
+    """Context of a write: removes the unfinished folder when it fails and reports a full disk in one line."""
 
     def __init__(self, folder: Path, building: Path) -> None:
         self.folder, self.building = folder, building
@@ -231,7 +231,7 @@ def start_saving(
     building = directory / _on_every_rank(begin, folder)
     patch_next_save()
     saving = Saving(folder, building, extra, iteration)
-    with _faults(folder, building):
+    with _write_errors(folder, building):
         state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
         request = dist_checkpointing.save(state, str(building), content_metadata=metadata(), async_sharded_save=asynchronous)
         if request is not None:
@@ -299,8 +299,8 @@ def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int
     if dist.get_rank() == 0:
         try:
             retention.clear_unfinished(directory)
-            checkpoint, faults = retention.newest(directory)
-            chosen = [checkpoint.iteration if checkpoint else None, None, faults]
+            checkpoint, problems = retention.newest(directory)
+            chosen = [checkpoint.iteration if checkpoint else None, None, problems]
         except RequestError as error:
             chosen = [None, str(error), []]
     # one rank decides: on shared storage another one may still see an older tracker

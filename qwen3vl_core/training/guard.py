@@ -1,4 +1,4 @@
-"""Steps that would harm the model: losses and gradients that are no numbers, and losses far above those of the last steps."""
+"""Steps that would harm the model: losses and gradients that are NaN or infinite, and loss spikes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WINDOW = 64
 FEWEST = 16
 """Steps that must be known before a loss can be called a spike."""
 LEAST_DEVIATION = 0.01
-"""Of the median: a loss that stands still is no reason to call the next small change a spike."""
+"""Of the median: after a constant loss the next small change is not a spike."""
 # median absolute deviation -> standard deviation of a normal distribution
 NORMAL = 1.4826
 
@@ -22,7 +22,7 @@ NOT_FINITE, GRADIENT, SPIKE = "loss", "gradient", "spike"
 class Guard:
     """Judges steps, from nothing but the figures that all ranks share, so that all ranks judge alike.
 
-    factor: robust deviations above the median that make a spike, 0: none is looked for. skip: leave the weights as they are
+    factor: robust deviations above the median that make a loss spike, 0: spikes are not looked for. skip: leave the weights as they are
     in such a step. most: skipped steps in a row that end the run.
     """
 
@@ -30,7 +30,7 @@ class Guard:
         self.factor, self.skip, self.most = factor, skip, most
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.bad = 0
-        """Steps skipped in a row, until now."""
+        """Steps skipped in a row so far."""
 
     @property
     def limit(self) -> float:
@@ -41,19 +41,19 @@ class Guard:
         deviation = NORMAL * median(abs(loss - middle) for loss in self.losses)
         return middle + self.factor * max(deviation, LEAST_DEVIATION * abs(middle))
 
-    def fault(self, loss: float) -> str:
-        """What is wrong with a step's loss: `loss` (not finite), `spike`, or nothing."""
+    def problem(self, loss: float) -> str:
+        """The problem of a step's loss: `loss` (not finite), `spike`, or nothing."""
         if not math.isfinite(loss):
             return NOT_FINITE
         return SPIKE if loss > self.limit else ""
 
-    def skips(self, fault: str) -> bool:
-        """Whether a step with this fault leaves the weights as they are."""
-        return bool(fault) and (fault != SPIKE or self.skip)
+    def skips(self, problem: str) -> bool:
+        """Whether a step with this problem leaves the weights as they are."""
+        return bool(problem) and (problem != SPIKE or self.skip)
 
-    def note(self, loss: float, fault: str) -> bool:
-        """Count a step that is over. True when there were too many bad ones in a row."""
-        if self.skips(fault):
+    def note(self, loss: float, problem: str) -> bool:
+        """Count a finished step. True after too many bad steps in a row."""
+        if self.skips(problem):
             self.bad += 1
         else:
             self.bad = 0
@@ -65,6 +65,6 @@ class Guard:
         return {"losses": list(self.losses), "bad": self.bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Judge as the run did that this state is of."""
+        """Restore what `state_dict` returned."""
         self.losses = deque((float(loss) for loss in state["losses"]), maxlen=WINDOW)
         self.bad = int(state["bad"])

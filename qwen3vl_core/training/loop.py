@@ -225,8 +225,8 @@ class Loop:
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:
         """Record what was wrong with a step. Raises WorkError when going on makes no sense."""
-        tired = self.guard.note(result.loss, result.fault)
-        if result.fault:
+        tired = self.guard.note(result.loss, result.problem)
+        if result.problem:
             self._report(result, batches, tired)
         skipped = sum(self.train_data.skipped.values())
         seen = skipped + self.train_data.used
@@ -246,13 +246,14 @@ class Loop:
         everywhere: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(everywhere, keys)
         keys = list(dict.fromkeys(key for part in everywhere for key in part))
-        if result.fault == SPIKE:
+        kind = run_record.SPIKE if result.problem == SPIKE else run_record.NAN
+        if result.problem == SPIKE:
             what = f"loss {result.loss:.4f} is a spike"
         else:
-            what = f"the loss is {result.loss}" if result.fault == "loss" else f"the gradient norm is {result.grad_norm}"
+            what = f"the loss is {result.loss}" if result.problem == "loss" else f"the gradient norm is {result.grad_norm}"
         done = "the weights stay as they were" if not result.updated else "the step was made"
         self.event(
-            run_record.SPIKE if result.fault == SPIKE else run_record.NAN, f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
+            kind, f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
             grad_norm=result.grad_norm, updated=result.updated, in_a_row=self.guard.bad,
         )  # fmt: skip
         if tired:

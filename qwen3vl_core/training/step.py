@@ -42,8 +42,8 @@ class StepResult:
     learning_rate: float = 0.0
     signals: tuple[bool, ...] = ()
     """For each flag given: whether any rank raised it."""
-    fault: str = ""
-    """What the guard found: `loss` or `gradient` (no number), `spike`, or nothing."""
+    problem: str = ""
+    """What the guard found: `loss` or `gradient` (NaN or infinite), `spike`, or nothing."""
     updated: bool = True
     """Whether the weights were changed."""
     flops: float = 0.0
@@ -134,8 +134,8 @@ def _work(training: Training, batches: list[Batch]) -> tuple[float, float, float
 
 
 def _norm(training: Training, squares: list[float] | None) -> tuple[float | None, str]:
-    """(norm before clipping, what is wrong with the gradients). fp16's loss scaling leaves out steps too: its way to find the
-    scale, and a fault only when the scale cannot fall any more."""
+    """(norm before clipping, problem of the gradients). fp16's loss scaling skips steps too: this is how it finds its scale, and a
+    problem only when the scale cannot fall any further."""
     optimizer = training.optimizer
     if squares is None and optimizer.prepare_grads():
         stuck = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
@@ -198,15 +198,15 @@ def train_step(
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
     middle = time.monotonic()
-    norm, fault = None, guard.fault(loss)
-    skipped = guard.skips(fault)
+    norm, problem = None, guard.problem(loss)
+    skipped = guard.skips(problem)
     if not skipped:
-        norm, wrong = _norm(training, squares)
-        fault, skipped = wrong or fault, norm is None or bool(wrong)
+        norm, of_gradient = _norm(training, squares)
+        problem, skipped = of_gradient or problem, norm is None or bool(of_gradient)
         if norm is not None and not skipped:
             _update(training, norm)
     return StepResult(
-        loss, tokens, norm, training.optimizer.param_groups[0]["lr"], tuple(v > 0 for v in votes), fault, not skipped, flops,
+        loss, tokens, norm, training.optimizer.param_groups[0]["lr"], tuple(v > 0 for v in votes), problem, not skipped, flops,
         real / places if places else None, middle - began, time.monotonic() - middle, peaks,
     )  # fmt: skip
 

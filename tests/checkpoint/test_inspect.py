@@ -141,7 +141,7 @@ def all_at_once(folder: Path) -> None:
     ],
     ids=["cut", "missing", "missing and too much", "no config", "bad config", "other size", "several"],
 )  # fmt: skip
-def test_a_damaged_model_is_described_and_every_fault_listed(tmp_path, capsys, change, lines):
+def test_a_damaged_model_is_described_and_every_problem_listed(tmp_path, capsys, change, lines):
     folder = broken(DEMO, tmp_path / "hf", change)
     assert main(["inspect", str(folder)]) == 1
     out, err = capsys.readouterr()

@@ -21,27 +21,27 @@ def warmed(**options) -> Guard:
 
 def test_a_loss_far_above_the_last_ones_is_a_spike():
     guard = warmed()
-    assert guard.fault(2.3) == "" and guard.fault(0.1) == ""
-    assert guard.fault(9.0) == SPIKE and not guard.skips(SPIKE)
-    assert guard.fault(math.nan) == guard.fault(math.inf) == NOT_FINITE
-    assert all(guard.skips(fault) for fault in (NOT_FINITE, GRADIENT)) and warmed(skip=True).skips(SPIKE)
+    assert guard.problem(2.3) == "" and guard.problem(0.1) == ""
+    assert guard.problem(9.0) == SPIKE and not guard.skips(SPIKE)
+    assert guard.problem(math.nan) == guard.problem(math.inf) == NOT_FINITE
+    assert all(guard.skips(problem) for problem in (NOT_FINITE, GRADIENT)) and warmed(skip=True).skips(SPIKE)
 
 
 def test_without_a_factor_or_with_few_steps_nothing_is_a_spike():
-    assert Guard(0.0).fault(1e9) == "" and Guard(10.0).fault(1e9) == ""
+    assert Guard(0.0).problem(1e9) == "" and Guard(10.0).problem(1e9) == ""
     guard = Guard(10.0)
     for _ in range(FEWEST):
         guard.note(1.0, "")
     # a loss that stands still: the deviation is not taken for 0
-    assert guard.fault(1.05) == "" and guard.fault(1.2) == SPIKE
+    assert guard.problem(1.05) == "" and guard.problem(1.2) == SPIKE
 
 
 def test_a_new_level_of_the_loss_is_learned():
     guard = warmed()
-    assert guard.fault(9.0) == SPIKE
+    assert guard.problem(9.0) == SPIKE
     for _ in range(WINDOW):
-        guard.note(9.0, guard.fault(9.0))
-    assert guard.fault(9.0) == ""
+        guard.note(9.0, guard.problem(9.0))
+    assert guard.problem(9.0) == ""
 
 
 def test_bad_steps_in_a_row_end_the_run_and_a_good_one_between_does_not():
@@ -61,8 +61,8 @@ def folder(tmp_path_factory):
 def test_a_bad_step_leaves_the_weights_as_they_were(folder, precision, world):
     changes = {"precision": precision, "distributed_optimizer": world > 1, "micro_batch_size": 4}
     found = run_each(world, trainings.train_a_bad_step, {what: (folder, what, changes) for what in ("loss", "gradient", "spike")})
-    for what, fault, updated, same, then in [(what, *of_rank) for what, ranks in found.items() for of_rank in ranks]:
-        assert (fault, updated, same) == (what, False, True)
+    for what, problem, updated, same, then in [(what, *of_rank) for what, ranks in found.items() for of_rank in ranks]:
+        assert (problem, updated, same) == (what, False, True)
         assert then[0] == "" and then[1] and math.isfinite(then[2])
 
 

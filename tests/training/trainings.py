@@ -331,8 +331,8 @@ def save_beside_training(folder: Path, checkpoints: Path):
 
 
 def train_a_bad_step(folder: Path, what: str, changes: dict):
-    """A step with a NaN picture, an infinite gradient, or a loss that the guard calls a spike: (fault, updated, whether weights and
-    optimizer state stayed), and (fault, updated, loss) of an ordinary step after it."""
+    """A step with a NaN picture, an infinite gradient, or a loss that the guard calls a spike: (problem, updated, whether weights and
+    optimizer state stayed), and (problem, updated, loss) of an ordinary step after it."""
     from megatron.core import parallel_state
 
     from qwen3vl_core.training.guard import FEWEST, Guard
@@ -366,6 +366,6 @@ def train_a_bad_step(folder: Path, what: str, changes: dict):
         if hook is not None:
             hook.remove()
         then = step.train_step(training, micro_batches(2, o.micro_batch_size, rank, dp), guard=Guard())
-        return bad.fault, bad.updated, same, (then.fault, then.updated, then.loss)
+        return bad.problem, bad.updated, same, (then.problem, then.updated, then.loss)
     finally:
         process_groups.destroy()

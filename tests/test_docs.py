@@ -1,4 +1,4 @@
-"""What the papers point at is there: paths, names in files, modules, links, commands."""
+"""What the documentation points at exists: paths, names in files, modules, links, commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.test_import_graph import import_graph, modules
 
 ROOT = Path(__file__).parent.parent
 # CHANGELOG.md names what is gone
-PAPERS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("qwen3vl_core", "console", "tests", "tools", "benchmarks", "docs", "notebooks", ".ci")
 PACKAGES = ("qwen3vl_core", "console")
 # a path of the repository from its top, or a Python file somewhere in a package; [] as in a test's name is not part of it
@@ -29,7 +29,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
 def files_of(path: str) -> list[Path]:
-    """What a path in a paper means: from the top of the repository, else below one of the packages."""
+    """What a path in a page means: from the top of the repository, else below one of the packages."""
     path = path.rstrip("./")
     bases = [ROOT] if path.split("/")[0] in TOP else [ROOT / package for package in PACKAGES] + [ROOT]
     found = [file for base in bases for file in (base.glob(path) if "*" in path else [base / path]) if file.exists()]
@@ -60,7 +60,7 @@ def names_in(file: Path) -> set[str]:
 
 
 def problems(text: str, folder: Path) -> list[str]:
-    """What a paper that lies in `folder` points at and that is not there."""
+    """What a page that lies in `folder` points at and that is not there."""
     # a cell's paths may be relative to the folder of its row: another test looks at those
     outside = MODULE_ROW.sub("", text)
     wrong = [f"{path}: no such file" for path in sorted(set(PATH.findall(outside))) if not files_of(path)]
@@ -95,9 +95,9 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_a_paper_points_at_is_there(paper):
-    assert not problems(paper.read_text(), paper.parent)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_page_points_at_is_there(page):
+    assert not problems(page.read_text(), page.parent)
 
 
 def test_a_path_a_name_a_module_and_a_link_to_nothing_are_seen():
@@ -111,14 +111,14 @@ def test_a_path_a_name_a_module_and_a_link_to_nothing_are_seen():
 
 
 def commands(text: str) -> list[list[str]]:
-    """`qwen3vl …` lines of a paper's shell blocks."""
+    """`qwen3vl …` lines of a page's shell blocks."""
     lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("qwen3vl")]
 
 
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_commands_of_a_paper_parse(paper):
-    for words in commands(paper.read_text()):
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_commands_of_a_page_parse(page):
+    for words in commands(page.read_text()):
         if words and words[0] not in ("console", "runs", "notebook"):
             build_parser().parse_args(words)
 

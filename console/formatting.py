@@ -1,4 +1,4 @@
-"""Statuses, small curves and foreign text on a terminal. No screen; numbers and times are in `qwen3vl_core.formats`."""
+"""Statuses, sparklines and text on one line. No screen; numbers, times and `printable` are in `qwen3vl_core.formats`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable
 from itertools import pairwise
 
+from qwen3vl_core.formats import printable
+
 GLYPHS = {
     "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
 }  # fmt: skip
-"""A run's status at a glance, also without colour."""
+"""A run's status, distinct also without colour."""
 COLOURS = {
     "starting": "text-accent", "running": "text-primary", "stopping": "text-warning", "done": "text-success",
     "failed": "text-error", "stopped": "text-warning", "lost": "text-error",
@@ -32,13 +34,7 @@ def sparkline(values: Iterable[float], width: int) -> str:
     return "".join(BLOCKS[round((mean - low) * scale) if scale else 3] for mean in means)
 
 
-def printable(text: object) -> str:
-    """Text without control characters: they must not reach the terminal. Lines and tabs stay, as line ends and blanks."""
-    text = str(text).expandtabs(4)
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
 def one_line(text: object, width: int = 300) -> str:
-    """Text on one line, without control characters, cut with an ellipsis."""
+    """Printable text on one line, cut with an ellipsis."""
     line = " ".join(printable(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,8 +1,9 @@
-"""Numbers, times and sizes as people read them: one rule each, for log lines, tables, screens and notebooks."""
+"""Numbers, times, sizes and foreign text as people read them: one rule each, for log lines, tables, screens and notebooks."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from typing import Any
 
 GIB = 1024**3
@@ -69,3 +70,23 @@ def quantity(value: float, unit: str) -> str:
             break
         value /= 1000
     return f"{value:.0f} {prefix}B" if value >= 100 or not prefix else f"{value:.1f} {prefix}B"
+
+
+def printable(text: object) -> str:
+    """Text that cannot steer a terminal: control characters and changes of direction become visible signs, tabs blanks.
+
+    Line ends stay; other separators of lines become blanks. Joiners stay, because they shape letters and emoji.
+    """
+    text = str(text).replace("\r\n", "\n").expandtabs(4)
+    return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    category = unicodedata.category(character)
+    if character in "\n\u200c\u200d":
+        return character
+    if category in ("Zl", "Zp"):
+        return " "
+    if category not in ("Cc", "Cs", "Cf"):
+        return character
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "\ufffd"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qwen3vl_core.formats import duration, number, parameter_count, quantity, span, tick
+from qwen3vl_core.formats import duration, number, parameter_count, printable, quantity, span, tick
 
 
 def test_numbers_have_four_digits_and_a_letter_for_thousands():
@@ -29,3 +29,9 @@ def test_times_and_sizes_read_as_people_write_them():
 
 def test_a_tick_has_the_places_that_its_distance_to_the_next_needs():
     assert [tick(v, 0.5) for v in (0, 0.5, 1.0)] == ["0", "0.5", "1.0"]
+
+
+def test_printable_text_cannot_steer_a_terminal():
+    assert printable("x\x1b]0;title\x07\r\ny\tz") == "x␛]0;title␇\ny   z"
+    assert printable("a\u202eb\u2066c\u2028d\x9be\ud800") == "a\ufffdb\ufffdc d\ufffde\ufffd"
+    assert printable("👩\u200d🚀 نمی\u200cخواهم 狗") == "👩\u200d🚀 نمی\u200cخواهم 狗"

@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.formatting import one_line, printable
+from console.formatting import one_line
 from console.forms import check_here, read_plan
 from console.messages import CaptionsRead, PictureRead, WorkFailed
 from console.readers.captions import CompareFeed, CompareView, shuffled
@@ -32,6 +32,7 @@ from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.picture_frame import PictureFrame
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, from_mapping
 from qwen3vl_core.run_record import CAPTIONS_PAGE
 

@@ -14,9 +14,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from console.formatting import one_line, printable
+from console.formatting import one_line
 from console.messages import ThreadAnswer, WorkFailed
 from console.widgets.key_hints import Hints
+from qwen3vl_core.formats import printable
 from qwen3vl_core.layout.doctor import Check, examine
 
 LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail": ("✗", "$text-error")}

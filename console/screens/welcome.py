@@ -17,12 +17,13 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.actions import bindings_of
-from console.formatting import one_line, printable
+from console.formatting import one_line
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.formats import printable
 from qwen3vl_core.layout import recipe
 from qwen3vl_core.locations import DEFAULT_DEMO
 from qwen3vl_core.options import from_mapping, to_mapping

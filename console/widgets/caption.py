@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from console.formatting import printable
 from qwen3vl_core.caption.word_diff import mark_differences
+from qwen3vl_core.formats import printable
 
 ONLY_FIRST = "$text-error strike"
 """Words that only the first caption has; struck through, so that no colour is needed to see it."""

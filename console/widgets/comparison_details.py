@@ -8,7 +8,7 @@ from typing import Any
 
 from textual.content import Content
 
-from console.formatting import COLOURS, GLYPHS, one_line, printable
+from console.formatting import COLOURS, GLYPHS, one_line
 from console.readers.captions import CompareView
 from console.readers.run_rows import RunRow
 from console.runs.captions import CaptionedPicture, RecordedCaption
@@ -18,6 +18,7 @@ from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import ModelScores, Scores
 from qwen3vl_core.caption.word_diff import count
+from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import ITERATION
 
 LABEL = 12

@@ -11,8 +11,9 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from console.formatting import one_line, printable
+from console.formatting import one_line
 from console.widgets.caption import with_news
+from qwen3vl_core.formats import printable
 
 if TYPE_CHECKING:
     from console.readers.monitor import CaptionHistory

@@ -29,6 +29,7 @@ from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
 
@@ -53,7 +54,7 @@ def _write_captions(
             rows.write(
                 pictures[index].name, _asked(pictures[index], options), compared.name, text, time.monotonic() - writer.started, done, whole
             )
-            progress.update(1 if done else 0, "…" + terminal.printable(text[-40:]).replace("\n", " "))
+            progress.update(1 if done else 0, "…" + printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
         writer = CaptionWriter(

@@ -12,6 +12,7 @@ from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportSam
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.report import differing, score_rows
 from qwen3vl_core.caption.word_diff import mark_differences
+from qwen3vl_core.formats import printable
 
 Span = tuple[str, str]
 """Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `dim`, `bold`."""
@@ -22,25 +23,6 @@ _BETWEEN = " │ "
 _NARROWEST_COLUMN = 30
 """Captions that would have less than this stand one above the other."""
 _NARROWEST = 20
-
-
-def printable(text: str) -> str:
-    """Without what a terminal would obey: control characters and changes of direction become visible signs."""
-    made = []
-    for character in text.replace("\r\n", "\n"):
-        category = unicodedata.category(character)
-        if character == "\t":
-            made.append(" ")
-        elif character == "\n" or category not in ("Cc", "Cs", "Cf"):
-            made.append(character)
-        elif ord(character) < 0x20:
-            made.append(chr(0x2400 + ord(character)))
-        elif category == "Cf" and character in "\u200c\u200d":
-            # joiners shape letters and emoji
-            made.append(character)
-        else:
-            made.append("\ufffd")
-    return "".join(made)
 
 
 def width_of(text: str) -> int:

@@ -171,7 +171,7 @@ def test_the_command_that_equals_what_was_done_is_in_the_palette_and_copied_by_a
             assert next(iter(app.get_system_commands(app.screen))).title == f"$ {one_line(app.subcommand, 120)}"
         await until(pilot, lambda: app.screen.view is not None)
         for steps, command in (
-            (["tab"], "qwen3vl runs metrics 1 --metric grad_norm"),
+            (["tab"], "qwen3vl runs metrics 1 --metric lr"),
             (["c"], "qwen3vl runs samples 1"),
             (["c", "s"], "qwen3vl runs save 1"),
             (["R"], "qwen3vl runs resume 1"),

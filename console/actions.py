@@ -65,7 +65,7 @@ ACTIONS = (
     Action("app.monitor", "3", "Monitor", "Curve, numbers and log of one run", "app", "show_screen('monitor')", show=False),
     Action("app.compare", "4", "Compare", "Captions of two models side by side", "app", "show_screen('compare')", show=False),
     Action("app.start_page", "0", "start", "First page: the demo, a model, a recipe line, the doctor", "app", show=False),
-    Action("app.doctor", "f9", "doctor", "What is missing on this machine, and how to mend it", "app", show=False, display="f9"),
+    Action("app.doctor", "f9", "doctor", "What is missing on this machine, and how to fix it", "app", show=False, display="f9"),
     Action("app.help", "question_mark", "keys", "The keys of this screen", "app", "keys_help", display="?"),
     Action(
         "app.palette", "ctrl+p", "palette", "Every action by name", "app", "command_palette", show=False, display="ctrl+p", priority=True
@@ -102,7 +102,7 @@ ACTIONS = (
     Action("launch.start", "ctrl+g", "start", "Start the run, from fields too", "launch", display="ctrl+g"),
     Action("launch.start_short", "g", "start", "Start the run", "launch", "start", show=False),
     Action("launch.fix", "f,ctrl+f", "fix", "Apply the fix of the first problem that has one", "launch", display="f"),
-    Action("launch.preset", "p", "presets", "Layouts that fit these GPUs, quickest first", "launch"),
+    Action("launch.preset", "p", "presets", "Layouts that fit these GPUs, fastest first", "launch"),
     Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
     Action("launch.edit", "e", "editor", "The plan as a file in your $EDITOR", "launch"),
     Action("launch.save", "w", "save plan", "Write the plan file (YAML) for qwen3vl --plan", "launch"),

@@ -1,6 +1,6 @@
 """The `qwen3vl` command. Thin, since the console's first frame waits for it: the command line is read by `command_line.py`.
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one line that says what, where, the rule, the way out).
+Exit codes: 0 done, 1 the work failed, 2 the request was invalid (one line that says what, where, the rule, the fix).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
     if words and words[0] in CONSOLE_COMMANDS:
         command = commands[words[0]] if commands is not None else registered("qwen3vl.commands", words[0])
         return command(words[1:])
-    # what the console's first frame does not wait for
+    # imported late: the console's first frame does not need it
     command_line = importlib.import_module("qwen3vl_core.command_line")
     if not words:
         command_line.build_parser().print_help()

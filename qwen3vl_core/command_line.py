@@ -40,11 +40,11 @@ HELP = {
     "demo": "the whole loop on drawn pictures with a tiny model",
     "download": "a model or a dataset from ModelScope or Hugging Face",
     "prepare": "pictures and conversations to shards",
-    "inspect": "what a model, a checkpoint, a run or data holds, and what is wrong with it",
+    "inspect": "contents and problems of a model, a checkpoint, a run or data",
     "convert": "Hugging Face <-> Megatron torch_dist",
     "plan": "is a finetune valid, does it fit, how long does it take",
     "recipe": "read the published recipe's 24 or 26 values",
-    "doctor": "what is missing on this machine, and how to mend it",
+    "doctor": "what is missing on this machine, and how to fix it",
     "finetune": "start a training run",
     "compare": "captions of two models side by side",
     "console": "the terminal console (the default)",
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
     demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
     demo.add_argument("--headless", action="store_true", help="run it here, without the console")
-    demo.add_argument("--workspace-only", action="store_true", help="make the workspace, and stop there")
+    demo.add_argument("--workspace-only", action="store_true", help="create the workspace and stop")
     for name, cls in COMMANDS.items():
         sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
         add_arguments(sub, cls)
@@ -88,13 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})",
         )
-        where = record.add_mutually_exclusive_group()
-        where.add_argument(
+        mode = record.add_mutually_exclusive_group()
+        mode.add_argument(
             "--detach",
             action="store_true",
-            help="come back at once; the run goes on without this terminal" + (" (the default)" if name == "finetune" else ""),
+            help="return at once; the run continues without this terminal" + (" (the default)" if name == "finetune" else ""),
         )
-        where.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+        mode.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
         if name == "finetune":
             _add_plan_file(sub)
     plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
@@ -128,7 +128,7 @@ def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_planner(name: str, values: dict[str, Any]) -> int:
-    """The commands that look and start nothing."""
+    """The commands that report and start nothing."""
     module = importlib.import_module(f"qwen3vl_core.layout.{name}")
     problems = read_problems(values)
     if name == "plan":
@@ -145,22 +145,22 @@ def run_planner(name: str, values: dict[str, Any]) -> int:
 
 
 def run_work(name: str, values: dict[str, Any]) -> int:
-    """Run one work command: here, or recorded under a supervisor. Raises RequestError with everything that is wrong with it."""
-    given_runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
+    """Run one work command: here, or recorded under a supervisor. Raises RequestError with all problems."""
+    runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
     problems = read_problems(values)
     options, of_values = read_mapping(COMMANDS[name], _with_plan_file(values))
     problems += of_values
     failed = {problem.option for problem in problems}
     problems += [problem for problem in missing_values(options) if problem.option not in failed]
     if name == "finetune":
-        # said here, on the screen of the one who asked, not in the log of a run that was started in vain
+        # reported here, on the caller's screen, and not in the log of a run that cannot start
         judge(options, problems=problems).require_valid()
     elif problems := [*problems, *option_problems(options)]:
         raise RequestError(*problems)
-    if name == "finetune" or detach or given_runs is not None:
+    if name == "finetune" or detach or runs is not None:
         launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)
-        return launch(name, options, runs=runs_directory(given_runs), foreground=stay)
+        return launch(name, options, runs=runs_directory(runs), foreground=stay)
     module = WORK_MODULES[name]
     if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect.command").holds_data(options.path):
         module = "qwen3vl_core.data.inspect.command"
@@ -169,11 +169,11 @@ def run_work(name: str, values: dict[str, Any]) -> int:
 
 
 def _imported(name: str) -> ModuleType:
-    """The module of a command's work, with torch and the like: to look for garbage meanwhile takes a tenth of the time."""
-    collects = gc.isenabled()
+    """The module of a command's work, with torch and the like: garbage collection would take a tenth of the import time."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         return importlib.import_module(name)
     finally:
-        if collects:
+        if enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly, and the exit codes they stand for."""
+"""The two errors that a command ends with, and their exit codes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ EXIT_REQUEST = 2
 
 
 class RequestError(ValueError):
-    """The request was wrong (exit code 2), in one way or in several.
+    """The request was invalid (exit code 2): one problem or several.
 
-    problems: each a record, or its line where nothing reads more of it: what, where, the rule and the way out. `str()` gives a
+    problems: records, or plain lines where no program reads more of them: what, where, the rule and the fix. `str()` gives one
     line for each.
     """
 
@@ -27,6 +27,6 @@ class RequestError(ValueError):
 
 
 class WorkError(RuntimeError):
-    """The request was sound and the work failed: one line that says what, where and the way out (exit code 1)."""
+    """The request was valid and the work failed: one line that says what, where and the fix (exit code 1)."""
 
     exit_code = EXIT_FAILED

@@ -1,4 +1,4 @@
-"""Writing that is whole or not there: beside the target first, then one rename. Imports no torch."""
+"""Atomic writes: to a temporary name beside the target, then one rename. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ UNFINISHED = ".tmp"
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is an address, as `msc://profile/data`, and no path of this machine."""
+    """Whether a name is a URL, as `msc://profile/data`, and not a path of this machine."""
     return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
 
 
 def whole_path(name: str) -> str:
-    """A path, absolute; an address as it is."""
+    """An absolute path; a URL unchanged."""
     return str(name) if is_url(name) else str(Path(name).expanduser().absolute())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content at once: a reader sees the old text or the new one, never a part."""
-    beside = path.with_name(path.name + UNFINISHED)
+    """Replace a file's content atomically: a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(path.name + UNFINISHED)
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:
-    """Raises RequestError when `target` is taken, or is no place to write to."""
+    """Raises RequestError when `target` exists already, or cannot be written to."""
     if target.is_symlink() and not target.exists():
         raise RequestError(f"{target}: a link to nothing; remove it or choose another folder")
     if target.exists() and not target.is_dir():
@@ -63,10 +63,10 @@ def need_space(target: Path, size: int, what: str) -> None:
 
 @contextlib.contextmanager
 def folder_made_whole(target: Path, *, what: str) -> Iterator[Path]:
-    """A fresh folder beside `target` to build in; it takes `target`'s place when the block ends well.
+    """A new folder beside `target` to write into; it replaces `target` when the block succeeds.
 
-    When the block raises, what was built is removed and `target` is as it was. What an earlier run that was killed
-    left beside it is removed first. Raises WorkError when the disk fills up on the way.
+    When the block raises, the new folder is removed and `target` is unchanged. Leftovers of an earlier run that was killed are
+    removed first. Raises WorkError when the disk is full.
     """
     target = target.absolute()
     building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))

@@ -45,8 +45,8 @@ def parameter_count(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """How long something took or will take: `75.2` -> `1:15`, `3700` -> `1:01:40`."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    total = max(0, round(seconds))
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 

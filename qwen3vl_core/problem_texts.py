@@ -1,4 +1,4 @@
-"""What is said of each problem: code -> (the rule, advice that only a person can follow). The remedies are put into words elsewhere."""
+"""Texts of each problem: code -> (rule, advice beyond the remedies). `problems.py` puts the remedies into words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ INSTALL = "pip install 'qwen3vl-console[gpu]'"
 PREPARE = "make the dataset with qwen3vl prepare"
 
 TEXTS: dict[str, tuple[str, str]] = {
-    # a request that no rule knows more of than its line
+    # a problem that is only a line of text
     "request": ("{text}", ""),
     # one option
     "wrong-type": ("must be {kind}", ""),
@@ -18,18 +18,18 @@ TEXTS: dict[str, tuple[str, str]] = {
     "required": ("required", "{help}"),
     "unknown-option": ("{name}: no such option", "there are {names}"),
     "open-quotation-mark": ("a quotation mark is not closed", "close it or leave it out"),
-    # a finetune's options between themselves
-    "unknown-part": ("{part} is no part", "choose from {parts}"),
+    # rules between a finetune's options
+    "unknown-part": ("there is no part {part}", "choose from {parts}"),
     "nothing-trained": ("nothing is left to train", "leave one part out"),
     "lora-without-rank": ("needs --lora-rank", ""),
-    "unknown-lora-target": ("{target} is no layer that gets an adapter", "choose from {targets}"),
+    "unknown-lora-target": ("{target} is not a layer that can have an adapter", "choose from {targets}"),
     "no-lora-target": ("names no layer", ""),
-    "no-part-for-adapters": ("no part is left that gets an adapter", ""),
+    "no-part-for-adapters": ("no part is left that can have an adapter", ""),
     "lora-alpha-zero": ("adapters would do nothing", ""),
     "warmup-too-long": ("must be below --train-iters {train_iters}", ""),
     "min-lr-above-lr": ("must be at most --lr {lr:g}", ""),
     "packing-micro-batch": ("with --packing a micro batch is one row of --seq-length {seq_length} tokens", ""),
-    "packing-pad-length": ("with --packing a row is filled up to --seq-length {seq_length} with samples", ""),
+    "packing-pad-length": ("with --packing a row is filled to --seq-length {seq_length} with samples", ""),
     "min-pixels-above-max": ("must be at most --max-pixels {max_pixels}", ""),
     "keep-every-without-keep": ("needs --keep, as all checkpoints are kept otherwise", ""),
     "samples-without-images": ("needs --sample-images", "name a few pictures"),
@@ -42,10 +42,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "optimizer-offload-fp32": ("not with --precision fp32, whose weights are their own master copy", ""),
     "sequence-parallel-without-tp": ("needs --tp above 1", ""),
     # a comparison's
-    "data-beside-images": ("beside --images {image}", "give one of the two"),
+    "data-beside-images": ("not together with --images {image}", "give one of the two"),
     "no-pictures": ("required", "pictures or folders of pictures, or a dataset as --data"),
-    "questions-without-data": ("only a dataset asks questions", "give it as --data"),
-    "references-beside-data": ("a dataset brings its own", "give the pictures as --images"),
+    "questions-without-data": ("only a dataset has questions", "give it as --data"),
+    "references-beside-data": ("a dataset has its own", "give the pictures as --images"),
     # a parallel layout
     "tp-not-whole": ("{count} {what} / {tp} = {quotient:.2f} is not whole", ""),
     "processes-not-multiple": ("must be a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {model}", "{advice}"),
@@ -73,7 +73,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "recompute-offload-all": ("at least one of {layers} layers stays on the GPU", ""),
     "recompute-layers-not-whole": ("{where} {layers} layers / {count} = {quotient:.2f} is not whole", ""),
-    "fp8-columns": ("{count} {what} on a GPU, no multiple of {multiple}", ""),
+    "fp8-columns": ("{count} {what} on a GPU, not a multiple of {multiple}", ""),
     "no-experts": ("this checkpoint has no experts", ""),
     "experts-not-whole": ("{experts} experts / {ep} = {quotient:.2f} is not whole", ""),
     "expert-columns-not-whole": ("{columns} FFN columns of an expert / {etp} is not whole", ""),
@@ -91,7 +91,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "dataset-without-index": ("no Energon index (.nv-meta) in it", PREPARE),
     # paths of the other commands
     "no-such-path": ("no such file or folder", "correct the path"),
-    "target-taken": ("is there already", "choose another folder"),
+    "target-taken": ("already exists", "choose another folder"),
     "disk-full": ("{folder}: {needed} to write, {free} free on that disk", "choose another folder"),
     "file-error": ("{file}: {reason}", "correct the path"),
     "no-such-picture": ("no such file or folder", "give pictures, or folders of pictures"),
@@ -101,14 +101,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "no-pictures-given": ("nothing given", "give pictures, or folders of pictures"),
     # this machine
     "fp8-without-gpu": ("needs Transformer Engine and an Ada, Hopper or newer GPU; this machine has no GPU", ""),
-    "attention-without-gpu": ("a kernel of GPUs, and this machine has none", ""),
+    "attention-without-gpu": ("needs a GPU, and this machine has none", ""),
     "recompute-offload-without-gpu": ("this machine has no GPU, all activations are on the host", ""),
     "optimizer-offload-without-gpu": ("this machine has no GPU, the optimizer is on the host", ""),
     "needs-transformer-engine": (ENGINE, INSTALL),
     "fp8-on-old-gpu": ("{recipe} scaling needs {least} or newer, and a GPU here is of {capability:g}", ""),
     "needs-ampere": ("needs Ampere (8.0) or newer, and a GPU here is of {capability:g}", ""),
-    "attention-fp32": ("multiplies in bf16 or fp16 only", ""),
-    "context-parallel-fp32": ("Transformer Engine passes keys and values on in bf16 or fp16 only", ""),
+    "attention-fp32": ("supports bf16 and fp16 only", ""),
+    "context-parallel-fp32": ("Transformer Engine exchanges keys and values in bf16 or fp16 only", ""),
     "flash-attention-missing": ("with --cp {cp} it needs the flash-attn package", "pip install flash-attn"),
     "sink-missing": ("{name} is not installed", "pip install {package}"),
     "cluster-variables-missing": ("{names} not set; the cluster sets these on every node, and one machine needs none of them", ""),
@@ -123,17 +123,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     # plan files
     "no-such-plan": ("no such file", "qwen3vl plan --save writes one"),
     "plan-unreadable": ("cannot be read ({reason})", "give a plan file in YAML"),
-    "plan-not-yaml": ("not YAML{line}", "write one option a line, as in tp: 2"),
-    "plan-not-a-mapping": ("must be a mapping of options, one a line, as in tp: 2", ""),
+    "plan-not-yaml": ("not YAML{line}", "write one option per line, as in tp: 2"),
+    "plan-not-a-mapping": ("must be a mapping of options, one per line, as in tp: 2", ""),
     "plan-unknown-option": ("{key}: no such option", "{advice}"),
     "plan-given-twice": ("{key} is given twice{line}", "leave one of them out"),
     "plan-without-value": ("{key}: has no value", "give one, or leave the line out for {default!r}"),
     "plan-not-one-value": ("{key}: must be one value", ""),
     # the positional recipe
     "recipe-count": ("the recipe has 26, or 24 without 13 ETP and 14 EP", ""),
-    "recipe-value-missing": ("with {form} values in mind, all of them fit if what is missing is one of: {positions}", ""),
-    "recipe-value-too-many": ("with {form} values in mind, all of them fit if one value is too many: {positions}", ""),
-    "recipe-swapped": ("look swapped; each is right in the other's place", ""),
+    "recipe-value-missing": ("read as {form} values, all of them are valid if the missing one is among: {positions}", ""),
+    "recipe-value-too-many": ("read as {form} values, all of them are valid without one of: {positions}", ""),
+    "recipe-swapped": ("look swapped; each is valid in the other's place", ""),
     "recipe-value": ("{rule}{hint}", ""),
     "recipe-order": ("{reason} {other} {bound:g}", "if they are swapped, swap them back"),
     "recipe-warmup": ("the warmup is as long as the run or longer (24 TRAIN_ITERS {bound})",
@@ -153,4 +153,4 @@ WITH_REMEDIES = (
     "recipe-sequence-parallel",
     "recipe-optimizer-offload",
 )
-"""Codes whose advice says the remedies too, shorter or as the recipe's values."""
+"""Codes whose advice includes the remedies, shorter or in terms of the recipe's values."""

@@ -1,4 +1,4 @@
-"""What is wrong with a request, as data. Rules make problems; forms, JSON and one-key fixes read them; the text is made last."""
+"""Problems of a request, as data. Rules create them; forms, JSON and one-key fixes read them; the text is rendered last."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule. `str()` gives the line for a person: what, where, the rule, the way out."""
+    """One broken rule. `str()` gives the line for people: what, where, the rule, the fix."""
 
     code: str
-    """Which rule: a key of `problem_texts.TEXTS`, for programs, which stays when the words change."""
+    """The rule: a key of `problem_texts.TEXTS`, for programs; it stays when the text changes."""
     option: str | None = None
-    """Name of the option that breaks it, as its options class has it; None: it is about none in particular."""
+    """Name of the option that breaks it, as its options class has it; None: no single option."""
     value: Any = None
-    """What the option is; text where it could not be parsed."""
+    """Value of the option; text where it could not be parsed."""
     rule: Mapping[str, Any] = field(default_factory=dict)
     """What the rule's text needs: plain values, and lists of them."""
     remedies: tuple[Mapping[str, Any], ...] = ()
-    """Ways out, the best first: options and what each should be; None: left out, so that its default stands."""
+    """Fixes, the best first: options and their values; None: left out, so that the default applies."""
 
     def __str__(self) -> str:
-        where = written(self)
-        return f"{where}: {self.explanation}" if where else self.explanation
+        subject = written(self)
+        return f"{subject}: {self.explanation}" if subject else self.explanation
 
     @property
     def explanation(self) -> str:
-        """The line without the option: the rule and the way out."""
+        """The line without the option: the rule and the fix."""
         advice = TEXTS[self.code][1]
-        phrases = [] if self.code in WITH_REMEDIES else _ways_out(self)
-        ways = ", or ".join(filter(None, [advice.format_map(self._shown), *phrases]))
-        return self.broken_rule + (f"; {ways}" if ways else "")
+        phrases = [] if self.code in WITH_REMEDIES else _remedy_phrases(self)
+        fixes = ", or ".join(filter(None, [advice.format_map(self._shown), *phrases]))
+        return self.broken_rule + (f"; {fixes}" if fixes else "")
 
     @property
     def broken_rule(self) -> str:
@@ -59,7 +59,7 @@ def flag_of(name: str) -> str:
 
 
 def written(problem: Problem) -> str:
-    """The option and its value as they are typed: `--tp 3`, `--packing`; empty for a problem of no option."""
+    """The option and its value as typed: `--tp 3`, `--packing`; empty for a problem of no option."""
     if "written" in problem.rule:
         # a positional option has no flag, and the recipe's values have numbers
         return str(problem.rule["written"])
@@ -78,8 +78,8 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _ways_out(problem: Problem) -> list[str]:
-    """Each remedy as a person would be told it; several values of the option itself are one phrase."""
+def _remedy_phrases(problem: Problem) -> list[str]:
+    """Each remedy in words; several values of the option itself are one phrase."""
     option = problem.option or ""
     values = [r[option] for r in problem.remedies if list(r) == [option] and r[option] is not None and r[option] is not True]
     if all(isinstance(v, int | float) for v in values):
@@ -94,13 +94,13 @@ def _ways_out(problem: Problem) -> list[str]:
     return phrases
 
 
-def _phrase(it: str | None, remedy: Mapping[str, Any]) -> str:
-    """it: the option that is called so."""
+def _phrase(option: str | None, remedy: Mapping[str, Any]) -> str:
+    """option: the one that is called `it`."""
     parts, verb = [], ""
     for name, value in remedy.items():
         flag = flag_of(name)
         if value is None:
-            parts.append("leave it out" if name == it else f"leave {flag} out")
+            parts.append("leave it out" if name == option else f"leave {flag} out")
             verb = ""
         else:
             needed = "add " if value is True else "use "

@@ -1,4 +1,4 @@
-"""A process that ends when the one that started it does, however that ends. Linux only."""
+"""A process that ends when its parent ends, for whatever reason. Linux only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PR_SET_PDEATHSIG = 1
 def death_with_parent() -> Callable[[], None]:
     """A function by which a process asks Linux to kill it when its parent ends; elsewhere it does nothing.
 
-    Look it up before a fork and call it in the child: there nothing is loaded any more. A parent that has ended before the call is
-    not noticed by it.
+    Create it before a fork and call it in the child, which then loads nothing. It does not notice a parent that ended before the
+    call.
     """
     if sys.platform == "linux":
         try:

@@ -1,8 +1,8 @@
-"""One progress line for long work: what, how far, how fast, how long still.
+"""One progress line for long work: label, progress, rate, time left.
 
-On a terminal the line redraws itself; in a log or a pipe it is written now and then, whole. The environment variable
-`QWEN3VL_PROGRESS` (`bar`, `lines` or `none`) decides where the stream cannot: a supervised run whose log is followed on
-a terminal still draws a bar.
+On a terminal the line is redrawn in place; in a log or a pipe a full line is written every few seconds. The environment variable
+`QWEN3VL_PROGRESS` (`bar`, `lines` or `none`) overrides that: a supervised run whose log is followed on a
+terminal still draws a bar.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Progress:
         text = f"{quantity(rate, self.unit)}/s"
         if self.total:
             share = min(self.done / self.total, 1.0)
-            # before the first units nothing is known; a century is as good as "not yet"
+            # before the first update the rate is unknown; 3e9 s is shown as `?`
             left = min((self.total - self.done) / rate, 3e9) if rate else 3e9
             clock = f"ETA {duration(left) if left < 3e6 else '?'}" if self.done < self.total else f"in {duration(elapsed)}"
             text = f"{share:4.0%}  {quantity(self.done, self.unit)} of {quantity(self.total, self.unit)}  {text}  {clock}"

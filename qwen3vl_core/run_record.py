@@ -1,7 +1,7 @@
-"""The record of a run: its files, their rows, the metrics, and what a version means. Writers and readers take all names from here.
+"""The record of a run: its files, their rows, the metrics, and its version. Writers and readers take all names from here.
 
-Cheap: the first frame of the console imports it. `docs/run-record.md` describes the same tables, and a
-test holds the two together. A metric is added by one row of `METRICS`: the list of runs, the panel of numbers, the curves, the log
+Cheap to import: the first frame of the console needs it. `docs/run-record.md` describes the same tables, and a test keeps the
+two in step. A metric is added by one row of `METRICS`: the list of runs, the panel of numbers, the curves, the log
 line, the diff of two runs, TensorBoard and the notebook take it from there.
 """
 
@@ -27,7 +27,7 @@ COMPARISON, VOTES = "comparison.json", "votes.json"
 CAPTIONS_PAGE, CAPTIONS_DATA = "captions.html", "captions.json"
 CHECKPOINTS, TENSORBOARD, WANDB, SWANLAB = "checkpoints", "tensorboard", "wandb", "swanlab"
 TRACKER, ITERATION = "latest_checkpointed_iteration.txt", "iter_"
-"""Megatron's names inside a folder of checkpoints: the file that names the last one, and how the folder of each begins."""
+"""Megatron's names inside a folder of checkpoints: the file that names the last one, and the prefix of each one's folder."""
 
 FILES = {
     PLAN: "what the run is to do: kind, name, options, command, versions; written before it starts",
@@ -248,7 +248,7 @@ class Metric(NamedTuple):
     """One number of a train row (and of an eval row, where `evaluated`)."""
 
     title: str
-    """What it is called wherever people read it."""
+    """Its name wherever people read it."""
     meaning: str
     unit: str = ""
     tag: str = ""
@@ -357,8 +357,8 @@ def is_noisy(key: str) -> bool:
 
 def in_order(keys: Iterable[str]) -> list[str]:
     """Keys of train rows as they are offered: those of the table in its order, then the others as they came."""
-    there = list(dict.fromkeys(keys))
-    return [key for key in METRICS if key in there] + [key for key in there if key not in METRICS]
+    present = list(dict.fromkeys(keys))
+    return [key for key in METRICS if key in present] + [key for key in present if key not in METRICS]
 
 
 def summary_keys(kind: str = TRAIN) -> list[str]:
@@ -368,12 +368,12 @@ def summary_keys(kind: str = TRAIN) -> list[str]:
 
 def summary(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, list[Any]]]:
     """(title, value in each run) of the metrics to set side by side. rows: by kind, the last row of each run."""
-    found = []
+    pairs = []
     for kind, last in rows.items():
         for key in summary_keys(kind):
             if any(key in row for row in last):
-                found.append((title_of(key_of(kind, key)), [row.get(key) for row in last]))
-    return found
+                pairs.append((title_of(key_of(kind, key)), [row.get(key) for row in last]))
+    return pairs
 
 
 def listed_keys() -> list[str]:
@@ -390,12 +390,12 @@ def scalars(kind: str, row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a row by tag; those of an evaluation as Megatron-LM has them, `lm loss validation`."""
     if kind not in (TRAIN, EVAL):
         return {}
-    found = {}
+    tagged = {}
     for key, metric in METRICS.items():
         value = row.get(key)
         if metric.tag and value is not None:
-            found[metric.tag if kind == TRAIN else f"{metric.tag} validation"] = value * metric.tag_scale
-    return found
+            tagged[metric.tag if kind == TRAIN else f"{metric.tag} validation"] = value * metric.tag_scale
+    return tagged
 
 
 def is_number(value: Any) -> bool:
@@ -404,7 +404,7 @@ def is_number(value: Any) -> bool:
 
 
 def finite(value: Any) -> float | None:
-    """A measured number; None for none, and for one that is not finite."""
+    """A measured number as a float; None for anything else, and for NaN and infinity."""
     return float(value) if is_number(value) and math.isfinite(value) else None
 
 

@@ -133,7 +133,7 @@ class Architecture:
         except RequestError:
             raise
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise RequestError(f"{where}: a value is not what it should be ({error}); take the checkpoint's own config.json") from None
+            raise RequestError(f"{where}: a value has the wrong type ({error}); take the checkpoint's own config.json") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Architecture:
@@ -152,16 +152,16 @@ class Architecture:
 
 
 def _check_kind(text: dict, vision: dict, where: str) -> None:
-    """Raises RequestError for what would be computed in another way than here, with the same tensors."""
+    """Raises RequestError for settings that compute something else with the same tensors."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    for key, there, known in (
+    for key, value, known in (
         ("text_config.hidden_act", text.get("hidden_act"), ("silu",)),
         ("text_config.attention_bias", text.get("attention_bias"), (False,)),
         ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "mrope")),
         ("vision_config.hidden_act", vision.get("hidden_act"), ("gelu_pytorch_tanh",)),
     ):
-        if there is not None and there not in known:
-            raise RequestError(f"{where}: {key} is {there!r}; this model is computed with {known[0]!r}; choose a checkpoint that says so")
+        if value is not None and value not in known:
+            raise RequestError(f"{where}: {key} is {value!r}; only {known[0]!r} is supported; choose a checkpoint with it")
 
 
 @dataclass(frozen=True)
@@ -181,21 +181,21 @@ class Size:
     expert_ffn_hidden_size: int = 0
 
     def differences(self, architecture: Architecture) -> list[str]:
-        """`["num_layers 36, not 28", …]`: what the checkpoint has, and what this size would have."""
-        found = []
+        """`["num_layers 36, not 28", …]`: the checkpoint's value, and this size's."""
+        differences = []
         for item in fields(self):
             if item.name in ("name", "vision_layers", "vision_hidden_size"):
                 continue
-            here, there = getattr(self, item.name), getattr(architecture, item.name)
-            if here != there:
-                found.append(f"{item.name} {there}, not {here}")
-        for name, there in (
+            expected, actual = getattr(self, item.name), getattr(architecture, item.name)
+            if expected != actual:
+                differences.append(f"{item.name} {actual}, not {expected}")
+        for name, actual in (
             ("vision_layers", architecture.vision.num_layers),
             ("vision_hidden_size", architecture.vision.hidden_size),
         ):
-            if getattr(self, name) != there:
-                found.append(f"{name} {there}, not {getattr(self, name)}")
-        return found
+            if getattr(self, name) != actual:
+                differences.append(f"{name} {actual}, not {getattr(self, name)}")
+        return differences
 
 
 SIZES = {
@@ -213,12 +213,12 @@ SIZES = {
 
 
 def size_of(architecture: Architecture) -> str | None:
-    """The name of the published size with this shape, or None for a shape of one's own."""
+    """The name of the published size with this shape, or None for a custom shape."""
     return next((name for name, size in SIZES.items() if not size.differences(architecture)), None)
 
 
 def size_problem(name: str, architecture: Architecture, where: str) -> Problem | None:
-    """That `architecture`, read from `where`, is not the size called `name`; None: it is."""
+    """The problem that `architecture`, read from `where`, is not the size `name`; None: it is."""
     if name not in SIZES:
         return Problem("unknown-size", "size", name, {"sizes": list(SIZES)})
     differences = SIZES[name].differences(architecture)
@@ -230,6 +230,6 @@ def size_problem(name: str, architecture: Architecture, where: str) -> Problem |
 
 
 def check_size(name: str, architecture: Architecture, where: str) -> None:
-    """Raises RequestError unless `architecture`, read from `where`, is the size called `name`."""
+    """Raises RequestError unless `architecture`, read from `where`, is the size `name`."""
     if (problem := size_problem(name, architecture, where)) is not None:
         raise RequestError(problem)

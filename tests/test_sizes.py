@@ -56,13 +56,13 @@ def test_another_size_is_refused_with_both_names(name):
         ("[]", "not a JSON object"),
         ('{"model_type": "llama"}', "model_type is 'llama'"),
         ('{"model_type": "qwen3_vl"}', "key 'text_config' is missing"),
-        ('{"model_type": "qwen3_vl", "text_config": 1, "vision_config": 2}', "a value is not what it should be"),
+        ('{"model_type": "qwen3_vl", "text_config": 1, "vision_config": 2}', "a value has the wrong type"),
         (changed("text_config", rope_parameters={"rope_type": "yarn", "rope_theta": 5e6}), "rope_type is 'yarn'; .* 'default'"),
         (changed("text_config", hidden_act="gelu"), "text_config.hidden_act is 'gelu'; .* 'silu'"),
         (changed("text_config", attention_bias=True), "text_config.attention_bias is True"),
         (changed("vision_config", hidden_act="silu"), "vision_config.hidden_act is 'silu'; .* 'gelu_pytorch_tanh'"),
-        (changed("vision_config", deepstack_visual_indexes=None), "a value is not what it should be"),
-        (changed("text_config", rope_theta="much"), "a value is not what it should be"),
+        (changed("vision_config", deepstack_visual_indexes=None), "a value has the wrong type"),
+        (changed("text_config", rope_theta="much"), "a value has the wrong type"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path, text, line):

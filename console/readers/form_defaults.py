@@ -43,7 +43,7 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
          {"lora_rank": 16, "lr": 1e-4, "min_lr": 1e-5}),
         ("packed rows", "samples joined to rows of 8192 tokens: no padding computed",
          {"packing": True, "micro_batch_size": 1, "seq_length": 8192}),
-        ("least memory", "activations computed again, optimizer state split, micro batch 1",
+        ("least memory", "activations recomputed, optimizer state split, micro batch 1",
          {"recompute": "full", "distributed_optimizer": True, "micro_batch_size": 1}),
     ),
     "prepare": (

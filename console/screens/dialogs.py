@@ -287,7 +287,7 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
         note = event.problem or "no layout is valid for these GPUs; change --global-batch-size"
         if event.layouts:
             gpus, card = event.layouts[0]["gpus"], event.layouts[0]["of"]
-            note = f"layouts for {gpus} GPU{'s' if gpus > 1 else ''} of {card:g} GiB, quickest first"
+            note = f"layouts for {gpus} GPU{'s' if gpus > 1 else ''} of {card:g} GiB, fastest first"
         self.query_one("#looking", Static).update(note)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

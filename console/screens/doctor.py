@@ -1,4 +1,4 @@
-"""What is missing on this machine, and how to mend it."""
+"""What is missing on this machine, and how to fix it."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class DoctorScreen(ModalScreen[None]):
             glyph, colour = LOOKS[check.status]
             text = indent.join(textwrap.wrap(printable(check.text), max(room, 20)) or [""])
             line = Content.assemble((f"{glyph} ", colour), (f"{check.name:<{width}}  ", "bold"), text)
-            if check.mend and check.status != "ok":
-                mend = (indent + "  ").join(textwrap.wrap(printable(check.mend), max(room - 2, 20)))
+            if check.fix and check.status != "ok":
+                mend = (indent + "  ").join(textwrap.wrap(printable(check.fix), max(room - 2, 20)))
                 line += Content.assemble(indent, ("→ ", colour), (mend, "$text-primary"))
             choices.add_option(Option(line))
         choices.display = True
@@ -99,8 +99,8 @@ class DoctorScreen(ModalScreen[None]):
         if place is None or not self.checks:
             return
         check = self.checks[place]
-        if check.status == "ok" or not check.mend:
+        if check.status == "ok" or not check.fix:
             self.notify(f"{check.name}: nothing to mend", markup=False)
             return
-        self.app.copy_to_clipboard(check.mend)
-        self.notify(check.mend, title="Remedy copied", markup=False)
+        self.app.copy_to_clipboard(check.fix)
+        self.notify(check.fix, title="Remedy copied", markup=False)

@@ -50,7 +50,7 @@ def run_config(architecture: Architecture, dtype: str) -> dict[str, Any]:
         add_qkv_bias=bool(text.get("attention_bias", False)), hidden_dropout=0.0, attention_dropout=0.0,
         activation_func=_itself("torch.nn.functional.silu"),
     )  # fmt: skip
-    eyes: dict[str, Any] = dict(
+    vision_fields: dict[str, Any] = dict(
         patch_size=a.vision.patch_size, temporal_patch_size=a.vision.temporal_patch_size, spatial_merge_size=a.vision.spatial_merge_size,
     )  # fmt: skip
     if a.is_moe:
@@ -61,7 +61,7 @@ def run_config(architecture: Architecture, dtype: str) -> dict[str, Any]:
             moe_router_load_balancing_type="aux_loss", moe_token_dispatcher_type="alltoall", decoder_sparse_step=1, mlp_only_layers=[],
         )  # fmt: skip
     else:
-        eyes |= dict(
+        vision_fields |= dict(
             in_channels=a.vision.in_channels, num_position_embeddings=a.vision.num_position_embeddings,
             out_hidden_size=a.vision.out_hidden_size, deepstack_visual_indexes=list(a.vision.deepstack_layers),
         )  # fmt: skip
@@ -72,7 +72,7 @@ def run_config(architecture: Architecture, dtype: str) -> dict[str, Any]:
     precision = dict(fp16=dtype == "float16", bf16=dtype == "bfloat16", params_dtype=_itself(f"torch.{dtype}"))
     provider = PROVIDERS + ("Qwen3VLMoEModelProvider" if a.is_moe else "Qwen3VLModelProvider")
     return {
-        "model": {"_target_": provider} | numbers | kind | eyes | tokens | layout | precision | hf,
+        "model": {"_target_": provider} | numbers | kind | vision_fields | tokens | layout | precision | hf,
         "checkpoint": {"ckpt_format": "torch_dist", "save_optim": False, "save_rng": False, "fully_parallel_save": False},
     }
 

@@ -55,18 +55,18 @@ class ConversionReport:
     not_finite: dict[str, int] = field(default_factory=dict)
     """Tensors that hold NaN or infinity, and how many of them."""
     verified: int | None = None
-    """Tensors read again and found bitwise equal; None: not asked for."""
+    """Tensors read again and found bitwise equal; None: not requested."""
     adapters: dict | None = None
     """Of a LoRA run: rank, alpha, targets, parts."""
     forward: dict | None = None
-    """`equal`, `logits` and `precision`, or `skipped` with the reason; None: not asked for."""
+    """`equal`, `logits` and `precision`, or `skipped` with the reason; None: not requested."""
 
     def as_json(self) -> str:
         rate = self.bytes / self.seconds if self.seconds else 0.0
         return json.dumps({"v": 1} | vars(self) | {"bytes_per_second": round(rate)}, indent=2) + "\n"
 
     def rows(self) -> list[tuple[str, str]]:
-        """The short table that a person reads."""
+        """The short table for people."""
         hf, megatron = "Hugging Face", "Megatron torch_dist"
         names = {"hf": hf, "megatron": megatron, "adapters": "LoRA run (torch_dist)", "peft": "PEFT adapter"}
         direction = f"{names[self.source_kind]} -> {names[self.target_kind]}"
@@ -103,12 +103,12 @@ def total_bytes(source: ModelSource, table: list[Region], dtype: torch.dtype | N
 
 
 def one_dtype_a_tensor(source: ModelSource, table: list[Region], dtype: torch.dtype | None) -> None:
-    """Raises RequestError when the layers of one Megatron tensor, stacked, would disagree in dtype."""
+    """Raises RequestError when the stacked layers of one Megatron tensor differ in dtype."""
     seen: dict[str, torch.dtype] = {}
     for region in table:
-        here = {written_dtype(source, region, dtype, i) for i in range(len(region.hf))}
-        first = seen.setdefault(region.key, next(iter(here)))
-        if here != {first}:
+        dtypes = {written_dtype(source, region, dtype, i) for i in range(len(region.hf))}
+        first = seen.setdefault(region.key, next(iter(dtypes)))
+        if dtypes != {first}:
             raise RequestError(
                 f"{source.path}: {region.hf[0]} and its neighbours have different dtypes, Megatron stacks them into one tensor; "
                 "choose one with --dtype"
@@ -137,9 +137,9 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
     own = source.regions() if source.megatron else table
     with RegionWriter(folder / RELEASE) as writer, Progress("convert", total_bytes(source, own, caster.dtype), "B") as progress:
         tasks = []
-        for region, there in zip(table, own, strict=True):
-            dtype = written_dtype(source, there, caster.dtype)
-            tasks.append((there, writer.add(region.key, region.global_shape, region.offset, region.size, dtype)))
+        for region, own_region in zip(table, own, strict=True):
+            dtype = written_dtype(source, own_region, caster.dtype)
+            tasks.append((own_region, writer.add(region.key, region.global_shape, region.offset, region.size, dtype)))
         for state in extra_states(source.architecture, layout):
             writer.add_empty(*state)
 
@@ -159,7 +159,7 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
         precision = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
         (folder / RELEASE / RUN_CONFIG).write_text(run_config_text(source.architecture, precision))
     copy_side_files(source.side, folder, caster.dtype)
-    # last: a folder without it is no checkpoint
+    # last: a folder without the tracker is not a checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")
     return writer.bytes
 
@@ -189,27 +189,27 @@ def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
 
         in_parallel(tasks, write, progress)
         writer.finish()
-    # last: without config.json it is no model
+    # last: a folder without config.json is not a model
     copy_side_files(source.side, folder, stated.pop() if len(stated) == 1 else caster.dtype)
     return writer.bytes
 
 
 def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder is something that a conversion made, or may take the place of."""
+    """Whether a folder holds a model or checkpoint, which a conversion may replace."""
     return is_hf_folder(folder) or any((folder / name).exists() for name in (TRACKER, ".metadata", "config.json"))
 
 
 def run(options: ConvertOptions) -> None:
-    """Convert as asked. Raises RequestError for what cannot be converted, WorkError for what fails on the way."""
+    """Convert. Raises RequestError for what cannot be converted, WorkError for what fails during the work."""
     target = Path(options.target).expanduser()
     if options.report and not (parent := Path(options.report).expanduser().absolute().parent).is_dir():
-        raise RequestError(f"--report {options.report}: {parent} is no folder; make it first")
+        raise RequestError(f"--report {options.report}: {parent} is not a folder; create it first")
     _check_device(options)
     source = open_source(options.source, options.hf, base=options.base)
     adapted = source if isinstance(source, AdaptedSource) else None
     if adapted is None and (options.adapter or options.base):
         flag = "--adapter" if options.adapter else "--base"
-        raise RequestError(f"{flag}: {source.path} is no LoRA run; leave it out")
+        raise RequestError(f"{flag}: {source.path} is not a LoRA run; leave it out")
     if options.size:
         check_size(options.size, source.architecture, str(source.path))
     check_target(target, overwrite=options.overwrite, what="checkpoint")
@@ -239,24 +239,24 @@ def run(options: ConvertOptions) -> None:
         report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
         report.seconds = round(time.monotonic() - started, 3)
         if options.verify:
-            made = open_source(folder)
-            report.verified = compare(source, made, caster)
-            report.forward = forward_parity(source, made, caster.dtype)
-    _tell(report, options.report)
+            converted = open_source(folder)
+            report.verified = compare(source, converted, caster)
+            report.forward = forward_parity(source, converted, caster.dtype)
+    _report(report, options.report)
 
 
 def _check_device(options: ConvertOptions) -> None:
-    """Raises RequestError for a GPU that is not there or that would have nothing to do."""
+    """Raises RequestError for a GPU that is missing or would be unused."""
     if options.device == "cpu":
         return
     if options.dtype == "keep" or options.adapter:
         why = "--adapter writes a few small tensors" if options.adapter else "--dtype keep casts nothing"
-        raise RequestError(f"--device {options.device}: {why}, so there is nothing to do on a GPU; leave --device out")
+        raise RequestError(f"--device {options.device}: {why}, so a GPU is not used; leave --device out")
     if not torch.cuda.is_available():
         raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes")
 
 
-def _tell(report: ConversionReport, file: str | None) -> None:
+def _report(report: ConversionReport, file: str | None) -> None:
     if file:
         write_text(Path(file).expanduser(), report.as_json())
     for name, value in report.rows():
@@ -278,4 +278,4 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
         report.seconds = round(time.monotonic() - started, 3)
     report.tensors, report.bytes = len(tensors), sum(tensor.nbytes for tensor in tensors.values())
     report.dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
-    _tell(report, options.report)
+    _report(report, options.report)

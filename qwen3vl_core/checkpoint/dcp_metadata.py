@@ -53,7 +53,7 @@ class TensorEntry(Table):
 
 
 class Index(Table):
-    """A tensor's name and the offset of one chunk; None for an object that is no tensor."""
+    """A tensor's name and the offset of one chunk; None for an object that is not a tensor."""
 
     fqn: str
     offset: Shape | None = None
@@ -66,7 +66,7 @@ class Index(Table):
 
 
 class StorageInfo(Table):
-    """Where something stands."""
+    """Where something is stored."""
 
     relative_path: str
     offset: int
@@ -74,7 +74,7 @@ class StorageInfo(Table):
 
 
 _METADATA, _FILESYSTEM, _PLANNER = (f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner"))
-# what the tables of a checkpoint are made of; anything else in a `.metadata` file is refused
+# classes that the tables of a checkpoint may use; anything else in a `.metadata` file is refused
 _ALLOWED: dict[str, dict[str, Any]] = {
     _METADATA: {
         "Metadata": Table, "TensorStorageMetadata": TensorEntry, "BytesStorageMetadata": Table, "ChunkStorageMetadata": Table,
@@ -94,13 +94,13 @@ _ALLOWED: dict[str, dict[str, Any]] = {
 
 class _TablesOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get(module, {}).get(name)
-        if found is not None:
-            return found
+        allowed = _ALLOWED.get(module, {}).get(name)
+        if allowed is not None:
+            return allowed
         if module == "pathlib" or module.startswith("pathlib."):
-            # some writers note the folder that they wrote to; it is not looked at
+            # some writers note the folder that they wrote to; it is ignored
             return Table
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's tables")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint's tables")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
                 sizes |= {(key, tuple(chunk.offsets)): tuple(chunk.sizes) for chunk in item.chunks}
         for index, stored in table.storage_data.items():
             if min(int(stored.offset), int(stored.length)) < 0:
-                raise ValueError(f"{index.fqn} stands nowhere")
+                raise ValueError(f"{index.fqn} has no valid position")
             if index.fqn not in tensors:
                 objects[index.fqn] = stored
                 continue

@@ -31,7 +31,7 @@ LARGEST_SIDE_FILE = 200_000_000
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor stands: bytes [start, end) of `file`."""
+    """Where one tensor is stored: bytes [start, end) of `file`."""
 
     file: Path
     start: int
@@ -45,7 +45,7 @@ def _damaged(file: Path, why: str) -> RequestError:
 
 
 def read_header(file: Path) -> dict[str, Entry]:
-    """The tensors of one safetensors file. Raises RequestError for a file that is cut short or is none."""
+    """The tensors of one safetensors file. Raises RequestError for a file that is truncated or not a safetensors file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(8)
@@ -78,7 +78,7 @@ def read_header(file: Path) -> dict[str, Entry]:
 class HFReader:
     """The tensors of a Hugging Face folder, whole or sharded. Several threads may read at once.
 
-    strict: raise RequestError for the first thing that is wrong with the files; else go on with what can be read and keep
+    strict: raise RequestError for the first problem of the files; else continue with what can be read and keep
     a line for each in `problems`.
     """
 
@@ -92,17 +92,17 @@ class HFReader:
             try:
                 found = read_header(file)
             except RequestError as error:
-                self._wrong(str(error))
+                self._add_problem(str(error))
                 continue
             absent = [name for name in named if name not in found]
             if absent:
-                self._wrong(f"{folder / INDEX}: says that {absent[0]} is in {file.name}, but it is not; download both again")
+                self._add_problem(f"{folder / INDEX}: says that {absent[0]} is in {file.name}, but it is not; download both again")
             for name, entry in found.items():
                 if name in self.entries:
-                    self._wrong(f"{folder}: {name} is in {self.entries[name].file.name} and in {file.name}; keep one of them")
+                    self._add_problem(f"{folder}: {name} is in {self.entries[name].file.name} and in {file.name}; keep one of them")
                 self.entries[name] = entry
 
-    def _wrong(self, line: str) -> None:
+    def _add_problem(self, line: str) -> None:
         if self._strict:
             raise RequestError(line)
         self.problems.append(line)
@@ -112,14 +112,14 @@ class HFReader:
         try:
             named = read_index(self.folder)
         except RequestError as error:
-            self._wrong(str(error))
+            self._add_problem(str(error))
             named = None
         if named is None:
             return {file: [] for file in sorted(self.folder.glob("*.safetensors"))}
         missing = sorted(name for name in named if not (self.folder / name).is_file())
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            self._wrong(f"{self.folder}: {missing[0]}{more} is missing, though {INDEX} names it; download it again")
+            self._add_problem(f"{self.folder}: {missing[0]}{more} is missing, though {INDEX} names it; download it again")
         return {self.folder / name: named[name] for name in sorted(named) if name not in missing}
 
     def read_rows(self, name: str, at: int | None, row: int, out: Tensor) -> None:

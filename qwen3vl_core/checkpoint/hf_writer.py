@@ -1,6 +1,6 @@
-"""Safetensors written at any place of any file: where each tensor will stand is known before the first byte.
+"""Safetensors written in any order: the offset of each tensor is known before the first byte.
 
-A file's header is written last. Until then it begins with zeros and is no safetensors file to any reader.
+A file's header is written last. Until then it begins with zeros, which no reader takes for a safetensors file.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SafetensorsWriter:
         positional_io.write_at(place.handle, data, place.start + start)
 
     def finish(self) -> None:
-        """The headers and the index: after this the files are whole."""
+        """Write the headers and the index: after this the files are complete."""
         for handle, header, _ in self._files:
             positional_io.write_at(handle, header, 0)
         if len(self._files) > 1:

@@ -239,7 +239,7 @@ def inspect_run(folder: Path) -> InspectReport:
 
 
 def inspect_checkpoint(path: Path) -> InspectReport | None:
-    """A Megatron checkpoint, also one that cannot be found any more in its folder; None where there is no sign of one."""
+    """A Megatron checkpoint, even one that is missing from its folder; None where there is no sign of one."""
     try:
         checkpoint = torch_dist.find(path)
     except RequestError as error:
@@ -271,12 +271,12 @@ def inspect(path: Path) -> InspectReport:
 
 
 def run(options: InspectOptions) -> None:
-    """Print what a path is. Raises RequestError for a path that is none of ours, WorkError when something is wrong with it."""
+    """Print what a path is. Raises RequestError for an unknown kind of path, WorkError when it has problems."""
     path = Path(options.path).expanduser()
     found = inspect(path)
     if options.json:
         write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(found), indent=2) + "\n")
     print("\n".join(found.rows()))
     if found.problems:
-        many = len(found.problems)
-        raise WorkError(f"{path}: {many} thing{'s are' if many > 1 else ' is'} wrong with it, listed above")
+        count = len(found.problems)
+        raise WorkError(f"{path}: {count} problem{'s' if count > 1 else ''}, listed above")

@@ -1,4 +1,4 @@
-"""A model to read, region by region, and the accounting of its tensors against the name map: nothing missing, nothing left over."""
+"""A model to read, region by region, and the accounting of its tensors against the name map: none missing, none unused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen3vl_core.checkpoint.torch_save import STORAGES
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import Architecture, size_of
 
-# beside the model's weights a training run saves these; they are no part of a model
+# saved by a training run beside the model's weights; not part of the model
 NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state_machine_state", "extra.")
 _ROWS = 1024
 
@@ -34,7 +34,7 @@ class ModelSource:
     layout: Layout = Layout()
     iteration: int = 0
     experts: Experts | None = None
-    """How the files keep the experts; None: as they are written."""
+    """How the files store the experts; None: as published."""
 
     @property
     def kind(self) -> str:
@@ -42,7 +42,7 @@ class ModelSource:
 
     @property
     def boxes(self) -> torch_dist.RegionReader:
-        """The reader of what is no Hugging Face folder."""
+        """The reader of a Megatron checkpoint."""
         assert self.megatron is not None, f"{self.path} is a Hugging Face folder"
         return self.megatron
 
@@ -65,7 +65,7 @@ class ModelSource:
     def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
         """Fill `out`, flat, with rows that lie together: from `row` on in Hugging Face's tensor, from `at` on in the box.
 
-        Which of the two counts depends on what this source is.
+        The source's kind decides which of the two is used.
         """
         if self.hf:
             self.hf.read_rows(region.hf[tensor], region.at, row, out)
@@ -81,13 +81,13 @@ class ModelSource:
         return self.boxes.tensors[region.key].properties.dtype
 
     def check(self) -> None:
-        """Raises RequestError unless the tensors are exactly those that the architecture asks for, each of them whole."""
+        """Raises RequestError unless the tensors are exactly those that the architecture needs, each of them complete."""
         for line in problems(self):
             raise RequestError(line)
 
 
 def describe(architecture: Architecture) -> str:
-    """`size 4B`, or the shape for a model of one's own."""
+    """`size 4B`, or the shape of a custom model."""
     size = size_of(architecture)
     if size:
         return f"size {size}"
@@ -101,20 +101,20 @@ def listed(names: list[str]) -> str:
 
 
 def problems(source: ModelSource) -> Iterator[str]:
-    """A line for each thing that is wrong with the tensors of a model; the gravest first."""
+    """A line for each problem of a model's tensors; the most serious first."""
     yield from _of_hf(source, source.hf) if source.hf else _of_megatron(source, source.boxes)
     for region in source.regions():
         for i, name in enumerate(region.hf):
-            there = name if source.hf else region.key
-            if there in (source.hf.entries if source.hf else source.boxes.tensors) and source.dtype_of(region, i) not in STORAGES:
+            stored = name if source.hf else region.key
+            if stored in (source.hf.entries if source.hf else source.boxes.tensors) and source.dtype_of(region, i) not in STORAGES:
                 dtype = str(source.dtype_of(region, i)).removeprefix("torch.")
-                yield f"{source.path}: {there} is {dtype}: quantised weights are not converted; get the model in bf16"
+                yield f"{source.path}: {stored} is {dtype}: quantised weights are not converted; get the model in bf16"
                 return
 
 
-def _other_size(source: ModelSource, name: str, there: tuple[int, ...], expected: tuple[int, ...]) -> str:
+def _other_size(source: ModelSource, name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return (
-        f"{source.path}: {name} is {list(there)}, but {source.side / 'config.json'} ({describe(source.architecture)}) asks for "
+        f"{source.path}: {name} is {list(actual)}, but {source.side / 'config.json'} ({describe(source.architecture)}) asks for "
         f"{list(expected)}: weights and config are of different sizes; take both from one checkpoint"
     )
 
@@ -136,7 +136,7 @@ def _of_hf(source: ModelSource, reader: HFReader) -> Iterator[str]:
                 "set tie_word_embeddings to what the weights are"
             )
         unused.remove(HF_OUTPUT)
-    yield from _left_over(source, missing, unused)
+    yield from _missing_and_unused(source, missing, unused)
 
 
 def _equal(reader: HFReader, one: str, other: str) -> bool:
@@ -160,23 +160,23 @@ def _of_megatron(source: ModelSource, reader: torch_dist.RegionReader) -> Iterat
     for key, shape in expected.items():
         if key not in tensors:
             continue
-        there = tuple(tensors[key].size)
+        actual = tuple(tensors[key].size)
         # Megatron-LM pads the vocabulary to a round number of rows
-        if there != shape and not (key in vocabulary and there[1:] == shape[1:] and there[0] > shape[0]):
-            yield _other_size(source, key, there, shape)
+        if actual != shape and not (key in vocabulary and actual[1:] == shape[1:] and actual[0] > shape[0]):
+            yield _other_size(source, key, actual, shape)
             break
     yield from reader.damage()
     missing = [key for key in expected if key not in tensors]
     unused = [key for key in tensors if key not in expected and not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")]
-    yield from _left_over(source, missing, unused)
+    yield from _missing_and_unused(source, missing, unused)
 
 
-def _left_over(source: ModelSource, missing: list[str], unused: list[str]) -> Iterator[str]:
+def _missing_and_unused(source: ModelSource, missing: list[str], unused: list[str]) -> Iterator[str]:
     config = f"{source.side / 'config.json'} ({describe(source.architecture)})"
     if missing:
         yield (
             f"{source.path}: {len(missing)} tensors that {config} asks for are missing: {listed(missing)}; "
-            "the checkpoint is of another size or not whole"
+            "the checkpoint is of another size or incomplete"
         )
     if unused:
         yield f"{source.path}: {len(unused)} tensors have no place in {config}: {listed(unused)}; the checkpoint is of another size or kind"

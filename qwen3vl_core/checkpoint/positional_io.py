@@ -1,4 +1,4 @@
-"""Reads and writes at a place in a file, from several threads at once. Imports no torch.
+"""Reads and writes at an offset of a file, from several threads at once. Imports no torch.
 
 Plain reads instead of a memory map: memory stays what the caller's buffers are, and a disk that fails raises an error
 instead of killing the process.
@@ -16,7 +16,7 @@ OPEN_FILES = 16
 
 
 class EndOfFile(Exception):
-    """A file ended before what was asked for."""
+    """A file ended before the requested bytes."""
 
 
 class _Handles(OrderedDict):

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole, and which stay: the tracker's, the newest, every so many. Nothing here reads numbers."""
+"""Which checkpoints of a run are complete, and which to keep: the tracker's, the newest, every n-th. Reads no tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def iterations(directory: Path) -> list[int]:
 
 
 def damage(data: Path) -> str | None:
-    """Why a run cannot go on from this checkpoint folder, or None. Looks at what is there and how long, not at the numbers."""
+    """Why a run cannot resume from this checkpoint folder, or None. Checks which files exist and how long they are, not the tensors."""
     for name in (METADATA, COMMON, BACKEND, EXTRA):
         if not (data / name).is_file():
             return f"{name} is missing"
@@ -38,35 +38,35 @@ def damage(data: Path) -> str | None:
 
 
 def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
-    """(the newest checkpoint that is whole, a line for each newer one that is not).
+    """(the newest complete checkpoint, a line for each newer incomplete one).
 
-    One that is newer than the tracker says is left alone: somebody who writes an older step into the tracker means it. Without
-    a tracker each one counts, as a folder gets its name only when it is whole. (None, …) where there is none.
-    Raises RequestError when there are some and none is whole.
+    One newer than the tracker's step is ignored: a user may write an older step into the tracker. Without a tracker each one
+    counts, as a folder gets its name only when it is complete. (None, …) where there is none.
+    Raises RequestError when there are some and none is complete.
     """
-    there = iterations(directory)
+    steps = iterations(directory)
     try:
         word = (directory / torch_dist.TRACKER).read_text().strip()
     except FileNotFoundError:
         word = ""
     if word.isdigit():
-        there = [step for step in there if step <= int(word)]
-        if int(word) not in there:
-            there.append(int(word))
+        steps = [step for step in steps if step <= int(word)]
+        if int(word) not in steps:
+            steps.append(int(word))
     problems: list[str] = []
-    for step in reversed(there):
+    for step in reversed(steps):
         data = directory / torch_dist.iteration_folder(step)
         problem = damage(data)
         if problem is None:
             return torch_dist.Checkpoint(directory, data, step), problems
         problems.append(f"{data.name} is damaged ({problem})")
     if problems:
-        raise RequestError(f"{directory}: no checkpoint is whole ({problems[0]}); start a new run, or copy the checkpoint again")
+        raise RequestError(f"{directory}: no checkpoint is complete ({problems[0]}); start a new run, or copy the checkpoint again")
     return None, []
 
 
 def _in_use(data: Path) -> bool:
-    """Whether somebody reads a checkpoint folder: has it `torch_dist.held`."""
+    """Whether a process reads a checkpoint folder, and so holds the lock of `torch_dist.held`."""
     try:
         with open(data / METADATA, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,23 +76,23 @@ def _in_use(data: Path) -> bool:
 
 
 def remove(data: Path) -> None:
-    """Take a checkpoint folder away: at once, then bit by bit, so that a kill on the way leaves no torn one behind."""
-    away = data.with_name(f"{data.name}.{os.getpid()}{UNFINISHED}")
+    """Remove a checkpoint folder: rename it first, so that a kill during the removal leaves no incomplete checkpoint."""
+    removing = data.with_name(f"{data.name}.{os.getpid()}{UNFINISHED}")
     with contextlib.suppress(OSError):
-        os.rename(data, away)
-        shutil.rmtree(away, ignore_errors=True)
+        os.rename(data, removing)
+        shutil.rmtree(removing, ignore_errors=True)
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Remove what saves and removals that were killed have left."""
+    """Remove the leftovers of killed saves and removals."""
     for entry in directory.glob(f"{ITERATION}*{UNFINISHED}"):
         shutil.rmtree(entry, ignore_errors=True)
 
 
 def prune(directory: Path, current: int, *, last: int, every: int) -> list[int]:
-    """Remove old checkpoints now that `current` is whole; returns the steps removed.
+    """Remove old checkpoints now that `current` is complete; returns the steps removed.
 
-    The `last` newest stay (0: all), and those whose step is a multiple of `every` (0: none beside), and any that is being read.
+    Keeps the `last` newest (0: all), those whose step is a multiple of `every` (0: none), and any that is being read.
     """
     if not last:
         return []

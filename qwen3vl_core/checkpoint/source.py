@@ -56,18 +56,18 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
 
 
 def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: dict[str, Any], base: str | None) -> ModelSource:
-    """The checkpoint of a LoRA run, and what it was trained beside: maybe a LoRA run's too."""
-    where = Path(base or str(note.get("base", ""))).expanduser()
-    if not where.is_dir():
-        raise RequestError(f"{path}: holds adapters only; the model that they were trained beside is gone from {where}: put it there "
-                           "again, or name it with qwen3vl convert --base")  # fmt: skip
-    seen, at = {checkpoint.data.resolve()}, where
+    """The checkpoint of a LoRA run and its base model, which may be a LoRA run's too."""
+    folder = Path(base or str(note.get("base", ""))).expanduser()
+    if not folder.is_dir():
+        raise RequestError(f"{path}: holds adapters only; the model that they were trained beside is missing from {folder}: restore it "
+                           "there, or name it with qwen3vl convert --base")  # fmt: skip
+    seen, at = {checkpoint.data.resolve()}, folder
     while (found := torch_dist.find(at)) and (more := read_adapter_note(found.data)):
         if found.data.resolve() in seen:
             raise RequestError(f"{path}: its adapters name themselves as the model beside them; copy the checkpoint again")
         seen.add(found.data.resolve())
         at = Path(str(more.get("base", ""))).expanduser()
-    beside = open_source(where, option="--base" if base else "")
+    beside = open_source(folder, option="--base" if base else "")
     return AdaptedSource.of(path, side, checkpoint.iteration, checkpoint.data, beside, note)
 
 

@@ -85,7 +85,7 @@ def _transposed(source: ModelSource, region: Region, shape: tuple[int, int], buf
     buffer = buffers.get("rows", limit * rows, dtype)
     for first in range(0, columns, limit):
         count = min(limit, columns - first)
-        # torch transposes quickly only what lies together: the columns are set side by side first
+        # torch transposes only contiguous data fast: the columns are copied side by side first
         panel = buffers.get("panel", count * rows, dtype).view(rows, count).copy_(matrix[:, first : first + count])
         block = buffer[: count * rows]
         block.view(count, rows).copy_(panel.t())
@@ -134,10 +134,10 @@ def not_finite(values: Tensor, parts: list[tuple[str, int]]) -> dict[str, int]:
 
 
 class Caster:
-    """What happens to a block between reading and writing."""
+    """Checks and casts a block between reading and writing."""
 
-    def __init__(self, where: str, dtype: torch.dtype | None, allow_nan: bool = True, device: str = "cpu") -> None:
-        self.where, self.dtype, self.allow_nan, self.device = where, dtype, allow_nan, device
+    def __init__(self, source: str, dtype: torch.dtype | None, allow_nan: bool = True, device: str = "cpu") -> None:
+        self.source, self.dtype, self.allow_nan, self.device = source, dtype, allow_nan, device
         self.not_finite: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -147,7 +147,7 @@ class Caster:
             found = not_finite(values, parts)
             if not self.allow_nan:
                 raise RequestError(
-                    f"{self.where}: {next(iter(found))} holds NaN or infinity; the checkpoint is damaged: take an earlier one, or "
+                    f"{self.source}: {next(iter(found))} holds NaN or infinity; the checkpoint is damaged: take an earlier one, or "
                     "add --allow-nan to convert it as it is"
                 )
             with self._lock:
@@ -156,15 +156,15 @@ class Caster:
         return self.cast(values, parts, buffers)
 
     def cast(self, values: Tensor, parts: list[tuple[str, int]], buffers: Buffers) -> Tensor:
-        """The block in the precision that was asked for."""
+        """The block in the requested precision."""
         if self.dtype is None or values.dtype == self.dtype or values.dtype not in EXPONENTS:
             return values
-        made = buffers.get("cast", values.numel(), self.dtype)
-        made.copy_(values if self.device == "cpu" else values.to(self.device).to(self.dtype))
-        if self.dtype is torch.float16 and any_not_finite(made, buffers) and bool((~made.isfinite() & values.isfinite()).any()):
+        cast = buffers.get("cast", values.numel(), self.dtype)
+        cast.copy_(values if self.device == "cpu" else values.to(self.device).to(self.dtype))
+        if self.dtype is torch.float16 and any_not_finite(cast, buffers) and bool((~cast.isfinite() & values.isfinite()).any()):
             names = ", ".join(dict.fromkeys(name for name, _ in parts))
-            raise WorkError(f"{self.where}: {names}: holds numbers beyond fp16's 65504; use --dtype bf16")
-        return made
+            raise WorkError(f"{self.source}: {names}: holds numbers beyond fp16's 65504; use --dtype bf16")
+        return cast
 
 
 def raw_bytes(values: Tensor) -> memoryview:
@@ -186,7 +186,7 @@ class Worker:
         self._stop = stop
 
     def advance(self, size: int, note: str) -> None:
-        """Count bytes as done. Raises where the work is to end."""
+        """Count bytes as done. Raises when the work is to stop."""
         self.done += size
         self.note = note
         if self._stop.is_set():

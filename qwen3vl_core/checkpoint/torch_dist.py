@@ -1,7 +1,7 @@
 """Megatron's `torch_dist` checkpoints, read and written box by box: no model, no process group, no unsafe unpickling.
 
 A checkpoint folder holds `latest_checkpointed_iteration.txt` (the tracker: `release` or a number) and `release/` or
-`iter_0000500/` with `.metadata` (what stands where), `*.distcp` (the numbers), `common.pt` and `metadata.json`.
+`iter_0000500/` with `.metadata` (the tables), `*.distcp` (the tensors), `common.pt` and `metadata.json`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Checkpoint:
     """A checkpoint found on disk."""
 
     root: Path
-    """Holds the tracker, and the config and tokenizer where they were carried along."""
+    """Holds the tracker, and the config and tokenizer if they were copied."""
     data: Path
-    """Holds `.metadata` and the numbers."""
+    """Holds `.metadata` and the tensors."""
     iteration: int
     """0 for `release`."""
 
@@ -47,7 +47,7 @@ def iteration_folder(iteration: int) -> str:
 
 
 def find(path: Path) -> Checkpoint | None:
-    """The checkpoint that a path means: its folder, one of its `iter_…` folders, or a run that has `checkpoints/`.
+    """The checkpoint at a path: its folder, one of its `iter_…` folders, or a run that has `checkpoints/`.
 
     None where there is no sign of one. Raises RequestError for one that is broken.
     """
@@ -57,17 +57,17 @@ def find(path: Path) -> Checkpoint | None:
     if not (path / TRACKER).is_file():
         if (path / CHECKPOINTS / TRACKER).is_file():
             return find(path / CHECKPOINTS)
-        there = sorted(d.name for d in path.glob(f"{ITERATION}*") if d.is_dir()) if path.is_dir() else []
-        if there:
-            raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(there[-3:])}")
+        names = sorted(d.name for d in path.glob(f"{ITERATION}*") if d.is_dir()) if path.is_dir() else []
+        if names:
+            raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(names[-3:])}")
         return None
     word = (path / TRACKER).read_text().strip()
     if word != RELEASE and not re.fullmatch(r"\d{1,12}", word):
         raise RequestError(f"{path / TRACKER}: {word[:40]!r} is neither a number nor {RELEASE}; write the iteration into it")
     name, iteration = (RELEASE, 0) if word == RELEASE else (iteration_folder(int(word)), int(word))
     if not (path / name / ".metadata").is_file():
-        there = sorted(d.parent.name for d in path.glob("*/.metadata"))
-        raise RequestError(f"{path}: the tracker says {word}, but {name}/.metadata is missing; there is {', '.join(there) or 'nothing'}")
+        names = sorted(d.parent.name for d in path.glob("*/.metadata"))
+        raise RequestError(f"{path}: the tracker says {word}, but {name}/.metadata is missing; there is {', '.join(names) or 'nothing'}")
     return Checkpoint(path, path / name, iteration)
 
 
@@ -89,13 +89,13 @@ def read_common(data: Path) -> dict[str, Any]:
 
 
 def _unsafe(file: Path, error: Exception) -> RequestError:
-    return RequestError(f"{file}: holds more than numbers and plain values ({str(error).splitlines()[0][:120]}); not loaded")
+    return RequestError(f"{file}: holds more than tensors and plain values ({str(error).splitlines()[0][:120]}); not loaded")
 
 
 def held(data: Path) -> BinaryIO | None:
-    """A shared lock on a checkpoint folder, as long as what is returned lives: the run that wrote it does not remove it.
+    """A shared lock on a checkpoint folder while the returned file is referenced: its run does not remove it.
 
-    None where the file system has no locks, or nothing is there.
+    None where the file system has no locks, or there is no checkpoint.
     """
     try:
         file = open(data / ".metadata", "rb")  # noqa: SIM115
@@ -106,7 +106,7 @@ def held(data: Path) -> BinaryIO | None:
 
 
 class RegionReader:
-    """Boxes of the tensors in a checkpoint, whatever parallel layout wrote it. Several threads may read at once."""
+    """Reads boxes of the tensors in a checkpoint, written by any parallel layout. Several threads may read at once."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -186,9 +186,9 @@ class RegionReader:
         if place is None or place.dtype != dtype or math.prod(place.shape) != math.prod(chunk.size):
             value = self._load(chunk.stored)
             if not isinstance(value, Tensor) or value.numel() != math.prod(chunk.size) or value.dtype != dtype:
-                raise RequestError(f"{self.file_of(chunk.stored)}: holds something else than .metadata says; copy the checkpoint again")
+                raise RequestError(f"{self.file_of(chunk.stored)}: does not hold what .metadata says; copy the checkpoint again")
             return value.reshape(chunk.size)[inside]
-        # rows are read whole: from the first number that is wanted to the last, along the first axis that is longer than one
+        # full rows are read, from the first to the last requested element, along the first axis longer than one
         axis = next((i for i, n in enumerate(extent) if n != 1), len(extent) - 1)
         row = math.prod(chunk.size[axis + 1 :])
         stride = [math.prod(chunk.size[i + 1 :]) for i in range(len(extent))]
@@ -206,7 +206,7 @@ class RegionReader:
     def read(self, key: str, offset: Shape | None = None, size: Shape | None = None, out: Tensor | None = None) -> Tensor:
         """A box of the tensor `key`; the whole of it by default. Raises RequestError when chunks are missing.
 
-        out: where to put it, contiguous, shape `size` and of the tensor's precision; else memory of its own.
+        out: destination, contiguous, of shape `size` and the tensor's precision; else newly allocated.
         """
         entry = self.tensors[key]
         offset = offset or (0,) * len(entry.size)
@@ -217,15 +217,15 @@ class RegionReader:
         for chunk in self._touching(key, offset, size):
             low = tuple(max(a, b) for a, b in zip(offset, chunk.offset, strict=True))
             high = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, size, chunk.offset, chunk.size, strict=True))
-            there = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))]
+            target = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))]
             first, last = (tuple(a - o for a, o in zip(at, chunk.offset, strict=True)) for at in (low, high))
-            part = self._part(chunk, first, last, out.dtype, there)
-            if part is not there:
-                there.copy_(part)
-            filled += there.numel()
+            part = self._part(chunk, first, last, out.dtype, target)
+            if part is not target:
+                target.copy_(part)
+            filled += target.numel()
         if filled != math.prod(size):
-            found = f"{filled} of {math.prod(size)} numbers are there"
-            raise RequestError(f"{self.data}: {key} is not whole ({found}); copy the checkpoint again")
+            count = f"{filled} of {math.prod(size)} elements"
+            raise RequestError(f"{self.data}: {key} is incomplete ({count}); copy the checkpoint again")
         return out
 
     def read_object(self, unique_key: str) -> Any:

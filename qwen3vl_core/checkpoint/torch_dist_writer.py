@@ -1,6 +1,6 @@
 """A `torch_dist` checkpoint written box by box, by several threads at once, as one rank's save would look.
 
-Where each box will stand is known before the first byte, so the files are the same whichever thread comes first.
+The offset of each box is known before the first byte, so the files do not depend on the order of the threads.
 """
 
 from __future__ import annotations
@@ -66,26 +66,26 @@ class RegionWriter:
         return file, start
 
     def add(self, key: str, global_shape: Shape, offset: Shape, size: Shape, dtype: torch.dtype) -> Box:
-        """Make room for one box of the tensor `key`."""
-        made = record(dtype, size)
+        """Reserve space for one box of the tensor `key`."""
+        archive = record(dtype, size)
         first, _, chunks = self._tensors.setdefault(key, (dtype, global_shape, []))
         assert first == dtype, key
-        file, start = self._room(made.bytes)
-        self._places.append((key, offset, len(chunks), file, start, made.bytes))
+        file, start = self._room(archive.bytes)
+        self._places.append((key, offset, len(chunks), file, start, archive.bytes))
         chunks.append((offset, size))
-        self.bytes += made.data_bytes
-        return Box(file, start, made)
+        self.bytes += archive.data_bytes
+        return Box(file, start, archive)
 
     def write(self, box: Box, start: int, data: memoryview) -> None:
         """Bytes of a box from byte `start` of it on. Several threads may write at once."""
-        made, handle = box.record, self._handles[box.file]
-        if start + len(data) > made.data_bytes:
-            raise AssertionError(f"{start + len(data)} bytes came for a box of {made.data_bytes}")
+        archive, handle = box.record, self._handles[box.file]
+        if start + len(data) > archive.data_bytes:
+            raise AssertionError(f"{start + len(data)} bytes came for a box of {archive.data_bytes}")
         if start == 0:
-            positional_io.write_at(handle, made.head, box.start)
-        positional_io.write_at(handle, data, box.start + len(made.head) + start)
-        if start + len(data) == made.data_bytes:
-            positional_io.write_at(handle, made.tail, box.start + len(made.head) + made.data_bytes)
+            positional_io.write_at(handle, archive.head, box.start)
+        positional_io.write_at(handle, data, box.start + len(archive.head) + start)
+        if start + len(data) == archive.data_bytes:
+            positional_io.write_at(handle, archive.tail, box.start + len(archive.head) + archive.data_bytes)
 
     def add_empty(self, key: str, index: Shape, count: Shape) -> None:
         """An entry of a sharded object that is None, under the name that Megatron's `ShardedObject.unique_key` gives.
@@ -102,7 +102,7 @@ class RegionWriter:
         self._places.append((unique, None, None, *self._empty))
 
     def finish(self, common: dict[str, Any]) -> None:
-        """The tables: after this the checkpoint is whole."""
+        """Write the tables: after this the checkpoint is complete."""
         self._imports.join()
         from torch.distributed.checkpoint.filesystem import _StorageInfo
         from torch.distributed.checkpoint.metadata import (

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: saved by Megatron's distributed save, whole or not there; read back by our own safe reader.
+"""Checkpoints of a run: saved atomically by Megatron's distributed save; loaded by our own safe reader.
 
-A checkpoint is written into a folder of another name, gets its name when all of it is on the disk, and the tracker is
-pointed to it last of all: whenever a run is killed, the tracker names a whole checkpoint.
+A checkpoint is written into a temporary folder and renamed when all of it is on the disk; the tracker is updated last. Whenever
+a run is killed, the tracker names a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, write_text
 
-# beginnings of the keys under which the two kinds of optimizer keep their fp32 weights: the one that splits its state, and the plain one
+# key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
 MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 
 
@@ -85,7 +85,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 
 def _rank_key(what: str) -> str:
-    """Random numbers and fp8 scales are those of a rank in a layout; another layout has none to go on with."""
+    """Random numbers and fp8 scales are those of a rank in a layout; another layout cannot resume them."""
     sizes = (
         parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_context_parallel_world_size(), parallel_state.get_expert_model_parallel_world_size(),
@@ -121,27 +121,27 @@ def _state(models: list[MegatronModule], optimizer, scheduler, *, loading: bool)
     }
 
 
-def _on_every_rank(action: Callable[[], Any], where: Path, *, saved: bool = False) -> Any:
-    """Do what one rank does alone, and tell all what it returned; when it fails, every rank learns of it instead of waiting for ever."""
-    told: list[Any] = [None, None]
+def _on_every_rank(action: Callable[[], Any], folder: Path, *, saved: bool = False) -> Any:
+    """Run an action on rank 0 and broadcast its result; when it fails, every rank raises instead of hanging."""
+    outcome: list[Any] = [None, None]
     error: OSError | None = None
     if dist.get_rank() == 0:
         try:
-            told[1] = action()
+            outcome[1] = action()
         except OSError as caught:
-            error, told = caught, [caught.strerror or str(caught), None]
-    dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        raise WorkError(f"{where}: {told[0]}; the checkpoint was not written, the one before it is whole") from error
-    return told[1]
+            error, outcome = caught, [caught.strerror or str(caught), None]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise WorkError(f"{folder}: {outcome[0]}; the checkpoint was not written, the previous one is complete") from error
+    return outcome[1]
 
 
 @dataclass
 class Saving:
-    """A checkpoint on its way to the disk."""
+    """A checkpoint that is being written."""
 
     folder: Path
-    """Where it will stand."""
+    """Its final folder."""
     building: Path
     extra: dict[str, Any]
     iteration: int
@@ -153,7 +153,7 @@ class Saving:
 
     def finished(self, *, wait: bool) -> bool:
         """Whether it is on the disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
-        when it could not be written; the one before it is then still whole."""
+        when it could not be written; the previous one is then still complete."""
         began = time.monotonic()
         if self.queue is not None:
             with _write_errors(self.folder, self.building):
@@ -164,7 +164,7 @@ class Saving:
         return True
 
     def _name(self) -> None:
-        """Give it its name, then move the tracker."""
+        """Rename it to its final name, then update the tracker."""
         write_text(self.building / EXTRA, json.dumps(self.extra) + "\n")
         for name in (EXTRA, retention.COMMON, retention.BACKEND, ""):
             _to_disk(self.building / name)
@@ -176,7 +176,7 @@ class Saving:
 
 
 def _to_disk(path: Path) -> None:
-    """So that a machine that loses power has what the tracker names."""
+    """fsync, so that what the tracker names survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -194,17 +194,17 @@ class _write_errors:
         pass
 
     def __exit__(self, kind, error, trace) -> None:
-        # torch's CheckpointException is no Exception
+        # torch's CheckpointException is not an Exception
         if error is None or not isinstance(error, Exception | CheckpointException):
             return
         shutil.rmtree(self.building, ignore_errors=True)
         text = str(error)
         if disk_full(error) or "No space left" in text or "Disk quota" in text or "PytorchStreamWriter" in text:
-            line = "the disk is full; the checkpoint before it is whole; free some space and resume the run"
+            line = "the disk is full; the previous checkpoint is complete; free some space and resume the run"
             raise WorkError(f"{self.folder}: {line}") from error
         if isinstance(error, CheckpointException):
             reason = next((str(failure[0]) for failure in error.failures.values()), text)
-            raise WorkError(f"{self.folder}: could not be written ({reason}); the checkpoint before it is whole") from error
+            raise WorkError(f"{self.folder}: could not be written ({reason}); the previous checkpoint is complete") from error
 
 
 def start_saving(
@@ -221,7 +221,7 @@ def start_saving(
     folder = directory / torch_dist.iteration_folder(iteration)
 
     def begin() -> str:
-        # a name of its own: processes of a run that was killed may still be writing to the one they have
+        # a unique name: processes of a killed run may still be writing to theirs
         name = f"{folder.name}.{os.getpid()}-{time.time_ns()}{UNFINISHED}"
         (directory / name).mkdir(parents=True)
         if not (directory / torch_dist.TRACKER).exists():
@@ -254,16 +254,16 @@ def _cores(state: dict) -> Iterator[dict]:
 
 
 def _leave_out_classes(state: dict) -> None:
-    """The offloaded optimizer counts the classes that it is made of among its options; what is read back safely holds values."""
+    """Remove the offloaded optimizer's classes from its options: a checkpoint that loads safely holds plain values only."""
     for part in _cores(state):
         for group in part.get("optimizer", part).get("param_groups", ()):
             for name in [name for name, value in group.items() if isinstance(value, type)]:
                 del group[name]
 
 
-def _count_on(optimizer: Any) -> None:
-    """After a load: the offloaded optimizer hands its own options down before every step, and would set the count of steps, which
-    the optimizers inside it keep, back to what was loaded each time."""
+def _keep_step_counts(optimizer: Any) -> None:
+    """After a load: the offloaded optimizer copies its own options to its inner optimizers before every step, which would reset
+    their step counts to the loaded one each time."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(getattr(part, "optimizer", None), HybridDeviceOptimizer):
             for group in part.optimizer.param_groups:
@@ -271,10 +271,10 @@ def _count_on(optimizer: Any) -> None:
 
 
 def _carry_over(saved: dict, present: dict) -> None:
-    """Into the common values of the present optimizer: how many updates there were, and the loss scale.
+    """Copy the number of updates and the loss scale into the common values of the present optimizer.
 
-    Everything else in them are options, and those of the run that goes on count. So it does not matter which kind of
-    optimizer wrote the checkpoint, nor how many of them there were in which layout.
+    Everything else in them is options, which the resumed run sets itself. So it does not matter which kind of optimizer wrote
+    the checkpoint, nor how many there were in which layout.
     """
     inner = [part.get("optimizer", part) for part in _cores(saved)]
     steps = [group["step"] for core in inner for group in core.get("param_groups", ()) if group.get("step") is not None]
@@ -290,9 +290,9 @@ def _carry_over(saved: dict, present: dict) -> None:
 
 
 def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
-    """Go on where the newest whole checkpoint in `directory` was written, by whatever layout: (iteration, extra).
+    """Resume from the newest complete checkpoint in `directory`, written by any layout: (iteration, extra).
 
-    extra has a list `damaged` too when a newer checkpoint is not whole, a line for each. None where there is no checkpoint
+    extra has a list `damaged` too when a newer checkpoint is incomplete, a line for each. None where there is no checkpoint
     yet. Raises RequestError when something that the run needs is not in it. Called by every rank.
     """
     chosen: list[Any] = [None, None, []]
@@ -319,14 +319,14 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
     state, nonpersistent, factories = load_preprocess(_state(models, optimizer, scheduler, loading=True))
     sharded, plain = extract_sharded_base(state)
 
-    def read(wanted: Any) -> Any:
-        if isinstance(wanted, ShardedObject):
-            if wanted.key.endswith("_extra_state"):
+    def read(target: Any) -> Any:
+        if isinstance(target, ShardedObject):
+            if target.key.endswith("_extra_state"):
                 # Transformer Engine would unpickle it
                 return None
             # of this rank: random numbers and fp8 scales, unless the layout is another
-            return reader.read_object(wanted.unique_key) if wanted.unique_key in reader.objects else None
-        return _tensor(reader, wanted) if isinstance(wanted, ShardedTensor) else wanted
+            return reader.read_object(target.unique_key) if target.unique_key in reader.objects else None
+        return _tensor(reader, target) if isinstance(target, ShardedTensor) else target
 
     saved = torch_dist.read_common(data)
     _carry_over(saved["optimizer"], plain["optimizer"])
@@ -342,7 +342,7 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
             raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():
         optimizer.load_state_dict(loaded["optimizer"])
-    _count_on(optimizer)
+    _keep_step_counts(optimizer)
     scheduler.load_state_dict(loaded["opt_param_scheduler"])
     if loaded.get("fp8") is not None:
         set_scales(models, loaded["fp8"])
@@ -354,9 +354,9 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
         raise RequestError(f"{data / EXTRA}: not readable; this checkpoint was not written by a run: name it with --load") from None
 
 
-def _tensor(reader: torch_dist.RegionReader, wanted: ShardedTensor) -> torch.Tensor:
+def _tensor(reader: torch_dist.RegionReader, target: ShardedTensor) -> torch.Tensor:
     """This rank's box of a tensor, whichever kind of optimizer wrote it. Raises RequestError when it is not there."""
-    key = wanted.key
+    key = target.key
     for prefix in MASTER:
         if key.startswith(prefix) and key not in reader.tensors:
             name = key.removeprefix(prefix)
@@ -370,9 +370,9 @@ def _tensor(reader: torch_dist.RegionReader, wanted: ShardedTensor) -> torch.Ten
                 "or start a new run from the checkpoint with --load"
             )
         raise RequestError(f"{reader.data}: {key} is not in it; the checkpoint is of another model or optimizer")
-    lead = wanted.prepend_axis_num
-    offset, size = tuple(wanted.global_offset), (1,) * lead + tuple(wanted.local_shape)
+    lead = target.prepend_axis_num
+    offset, size = tuple(target.global_offset), (1,) * lead + tuple(target.local_shape)
     shape = tuple(reader.tensors[key].size)
-    if shape != tuple(wanted.global_shape) and not wanted.allow_shape_mismatch:
-        raise RequestError(f"{reader.data}: {key} is {list(shape)}, the run asks for {list(wanted.global_shape)}")
-    return reader.read(key, offset, size).reshape(wanted.local_shape)
+    if shape != tuple(target.global_shape) and not target.allow_shape_mismatch:
+        raise RequestError(f"{reader.data}: {key} is {list(shape)}, the run asks for {list(target.global_shape)}")
+    return reader.read(key, offset, size).reshape(target.local_shape)

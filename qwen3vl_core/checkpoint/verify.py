@@ -1,4 +1,4 @@
-"""Whether a converted checkpoint is the model it was made from: every number read again, and one picture computed twice."""
+"""Verifies a conversion: reads every tensor again, and computes the logits of one picture with source and target."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ PATCHES = 8
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def compare(source: ModelSource, made: ModelSource, caster: Caster) -> int:
+def compare(source: ModelSource, target: ModelSource, caster: Caster) -> int:
     """Read the target again and compare each tensor bitwise, through the name map. Returns how many tensors there are.
 
     The map is walked against the direction of the conversion, so that a wrong map does not agree with itself. Raises
     WorkError for the first tensor that differs.
     """
-    made.check()
-    if made.hf:
+    target.check()
+    if target.hf:
         # the layout's names are the source's; the Hugging Face names are those of the files
-        own, other, blocks = source.regions(), made.regions(source.layout), None
+        own, other, blocks = source.regions(), target.regions(source.layout), None
     else:
-        made.experts = source.experts
-        own, other, blocks = source.regions(), made.regions(), "hf"
+        target.experts = source.experts
+        own, other, blocks = source.regions(), target.regions(), "hf"
     pairs = list(zip(own, other, strict=True))
     tasks = [(a, b, None) for a, b in pairs] if blocks is None else [(a, b, i) for a, b in pairs for i in range(len(a.hf))]
-    total = sum(made.dtype_of(b).itemsize * torch.Size(b.size).numel() for _, b in pairs)
+    total = sum(target.dtype_of(b).itemsize * torch.Size(b.size).numel() for _, b in pairs)
 
     def check(task: tuple, worker: Worker) -> None:
-        here, there, tensor = task
+        own_region, target_region, tensor = task
         second = worker.second
         if tensor is None:
-            walks = box_blocks(source, here, worker.buffers), box_blocks(made, there, second)
+            walks = box_blocks(source, own_region, worker.buffers), box_blocks(target, target_region, second)
         else:
-            walks = hf_blocks(source, here, tensor, worker.buffers), hf_blocks(made, there, tensor, second)
+            walks = hf_blocks(source, own_region, tensor, worker.buffers), hf_blocks(target, target_region, tensor, second)
         for (values, parts), (written, _) in zip(*walks, strict=True):
             expected = caster.cast(values, parts, worker.buffers)
             if not _same_bits(expected, written):
-                way_out = "the disk may be failing: convert again to another disk"
-                raise WorkError(f"{made.path}: {parts[0][0]} differs from the source; {way_out}")
+                advice = "the disk may be failing: convert again to another disk"
+                raise WorkError(f"{target.path}: {parts[0][0]} differs from the source; {advice}")
             worker.advance(written.nbytes, "")
 
     with Progress("verify", total, "B") as progress:
@@ -65,7 +65,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that a model may take: of the GPU where there is one, else of this machine; 0 where nothing says."""
+    """Bytes that a model may take: of the GPU where there is one, else of this machine; 0 where it is unknown."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     try:
@@ -95,7 +95,7 @@ def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
     }
 
 
-def forward_parity(source: ModelSource, made: ModelSource, dtype: torch.dtype | None) -> dict:
+def forward_parity(source: ModelSource, target: ModelSource, dtype: torch.dtype | None) -> dict:
     """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
 
     Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
@@ -114,17 +114,17 @@ def forward_parity(source: ModelSource, made: ModelSource, dtype: torch.dtype | 
 
     def logits(of: ModelSource) -> Tensor:
         model = build_filled(of, precision)
-        where = next(model.parameters()).device
-        given = {k: v.to(where, precision if v.is_floating_point() else None) for k, v in inputs.items()}
+        device = next(model.parameters()).device
+        arguments = {k: v.to(device, precision if v.is_floating_point() else None) for k, v in inputs.items()}
         with torch.no_grad():
-            computed = model(**given).cpu()
+            computed = model(**arguments).cpu()
         del model
         gc.collect()
         return computed.contiguous().view(-1)
 
-    here, there = logits(source), logits(made)
-    if not _same_bits(here, there):
-        gap = float((here.float() - there.float()).abs().max())
-        where = f"{made.path}: its logits of one picture differ from the source's"
-        raise WorkError(f"{where} by up to {gap:.3g}; convert again and report this")
-    return {"equal": True, "logits": here.numel(), "precision": str(precision).removeprefix("torch.")}
+    expected, actual = logits(source), logits(target)
+    if not _same_bits(expected, actual):
+        gap = float((expected.float() - actual.float()).abs().max())
+        difference = f"{target.path}: its logits of one picture differ from the source's"
+        raise WorkError(f"{difference} by up to {gap:.3g}; convert again and report this")
+    return {"equal": True, "logits": expected.numel(), "precision": str(precision).removeprefix("torch.")}

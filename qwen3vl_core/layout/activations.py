@@ -97,7 +97,7 @@ def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
 
 
 def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
-    """A token's share of what is kept of one language layer that is not computed again as a whole.
+    """A token's share of what is kept of one language layer that is not recomputed as a whole.
 
     `--recompute sel` keeps the MLP's input only, h b; of experts, whose norm stands outside, that and the normed input.
     """
@@ -108,7 +108,7 @@ def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 
 def recomputed_bytes(a: Architecture, options: FinetuneOptions) -> float:
-    """A token's share of what the backward pass computes again at once: layers of `--recompute-layers`, or an MLP."""
+    """A token's share of what the backward pass recomputes at once: layers of `--recompute-layers`, or an MLP."""
     if options.recompute == "full":
         return max(options.recompute_layers, 1) * sum(halves(a, options))
     return halves(a, options)[1] if options.recompute == "sel" else 0.0
@@ -136,7 +136,7 @@ def vision_layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 
 def vision_recompute_layers(a: Architecture, options: FinetuneOptions) -> int:
-    """Vision layers that full recompute computes again at once."""
+    """Vision layers that full recompute recomputes at once."""
     return vision_layers_per_recompute(max(options.recompute_layers, 1), a.vision.num_layers)
 
 

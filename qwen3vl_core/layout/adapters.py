@@ -1,6 +1,6 @@
-"""What a LoRA run trains: which matrices get an adapter, and how many numbers that is. Imports no torch.
+"""What a LoRA run trains: which matrices have an adapter, and how many parameters that is. Imports no torch.
 
-LoRA (Hu et al., 2021, arXiv:2106.09685): beside a matrix W [out, in] that stays as it is stand A [r, in] and B [out, r]; the
+LoRA (Hu et al., 2021, arXiv:2106.09685): beside a frozen matrix W [out, in] there are A [r, in] and B [out, r]; the
 layer computes W x + (alpha / r) B A x. Query, key and value are one matrix in Megatron, and so are gate and up projection:
 each such pair has one A.
 """
@@ -88,14 +88,14 @@ def matrices(adapters: Adapters, a: Architecture) -> Iterator[Matrix]:
 
 
 def trained(adapters: Adapters, a: Architecture) -> int:
-    """Numbers of all adapters."""
+    """Parameters of all adapters."""
     return sum(count * adapters.rank * (out + into) for _, _, out, into, count in matrices(adapters, a))
 
 
 def held(adapters: Adapters, options: FinetuneOptions, a: Architecture, stage: int) -> dict[str, int]:
-    """Numbers of the adapters on one GPU of a pipeline stage, of each of `layout.parameters.PARTS`.
+    """Parameters of the adapters on one GPU of a pipeline stage, of each of `layout.parameters.PARTS`.
 
-    The part of an adapter that meets the whole rows or columns (A of qkv and fc1, B of proj and fc2) is held by every tensor
+    The matrix of an adapter that multiplies full rows or columns (A of qkv and fc1, B of proj and fc2) is held by every tensor
     parallel rank.
     """
     counts = dict.fromkeys(("vision", "projector", "language", "experts"), 0)
@@ -123,20 +123,20 @@ def _parts(options: FinetuneOptions, a: Architecture) -> list[str]:
     lines = [f"trained: {sum(trained.values()):,} of {sum(counts.values()):,} parameters"]
     for part, count in counts.items():
         if count:
-            lines.append(f"  {part:<10} {count:>17,}  {'trained' if part in trained else 'stays as it is (--freeze)'}")
+            lines.append(f"  {part:<10} {count:>17,}  {'trained' if part in trained else 'frozen (--freeze)'}")
     return lines
 
 
 def _matrices(adapters: Adapters, a: Architecture) -> list[str]:
-    found = list(matrices(adapters, a))
-    numbers = [count * adapters.rank * (out + into) for _, _, out, into, count in found]
-    total, whole = sum(numbers), total_parameters(a)
+    rows = list(matrices(adapters, a))
+    numbers = [count * adapters.rank * (out + into) for _, _, out, into, count in rows]
+    total, size = sum(numbers), total_parameters(a)
     dropout = f", dropout {adapters.dropout:g}" if adapters.dropout else ""
     lines = [
-        f"trained: {total:,} parameters of adapters (LoRA, rank {adapters.rank}, alpha {adapters.alpha:g}{dropout}), {total / whole:.3%} "
-        f"of the model's {whole:,}, which stay as they are",
+        f"trained: {total:,} parameters of adapters (LoRA, rank {adapters.rank}, alpha {adapters.alpha:g}{dropout}), {total / size:.3%} "
+        f"of the model's {size:,}, which are frozen",
         f"  {'part':<10} {'matrix':<28} {'out x in':>15} {'matrices':>9} {'trained':>14}",
     ]  # fmt: skip
-    for (part, name, out, into, count), number in zip(found, numbers, strict=True):
+    for (part, name, out, into, count), number in zip(rows, numbers, strict=True):
         lines.append(f"  {part:<10} {name:<28} {f'{out} x {into}':>15} {count:>9,} {number:>14,}")
     return lines

@@ -15,7 +15,7 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
     reasons = (
         (not machine.gpus, "this machine has no GPU"),
         (not machine.transformer_engine, "Transformer Engine is not installed"),
-        (o.precision not in ("bf16", "fp8"), f"--precision {o.precision}: graphs are made for bf16 and fp8"),
+        (o.precision not in ("bf16", "fp8"), f"--precision {o.precision}: graphs support bf16 and fp8"),
         (o.precision == "fp8" and o.fp8_recipe == "delayed", "--fp8-recipe delayed keeps a history on the host"),
         (architecture.is_moe, "the experts' share of the tokens is known to the host only"),
         (o.pp > 1, f"--pp {o.pp}: stages wait for each other"),

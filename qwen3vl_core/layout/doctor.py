@@ -1,6 +1,6 @@
-"""`qwen3vl doctor`: what would keep a run from working on this machine, each with the command that mends it.
+"""`qwen3vl doctor`: what would keep a run from working on this machine, each with the command that fixes it.
 
-Nothing heavy is imported here: torch, Transformer Engine and NCCL are asked in a process of their own, which may crash.
+Nothing heavy is imported here: torch, Transformer Engine and NCCL are probed in a separate process, which may crash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,25 @@ ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
 DISK_LEAST, DISK_GOOD = 1 * GIB, 100 * GIB
 SHM_LEAST, SHM_GOOD = 64 * 1024**2, 2 * GIB
 PROBE_SECONDS = 180
-# prints one JSON line; every part by itself, so that one that is broken does not hide the others
+# prints one JSON line; each part is tried separately, so that a broken one does not hide the others
 PROBE = """
 import json, sys
-found = {}
+answers = {}
 def ask(name, question):
     try:
-        found[name] = question()
+        answers[name] = question()
     except BaseException as error:
-        found[name + "_error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        answers[name + "_error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
 def torch_version():
     import torch
     return torch.__version__
 ask("torch", torch_version)
-if "torch" in found:
+if "torch" in answers:
     import torch
     ask("cuda_build", lambda: torch.version.cuda)
     ask("cuda", lambda: torch.cuda.is_available())
     ask("gloo", lambda: torch.distributed.is_gloo_available())
-    if found.get("cuda"):
+    if answers.get("cuda"):
         ask("devices", lambda: [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
         ask("nccl", lambda: ".".join(map(str, torch.cuda.nccl.version())))
         ask("product", lambda: float((torch.ones(8, 8, device="cuda", dtype=torch.bfloat16) @ torch.ones(8, 8, device="cuda",
@@ -56,20 +56,24 @@ if "torch" in found:
             import transformer_engine, transformer_engine.pytorch
             return getattr(transformer_engine, "__version__", "?")
         ask("engine", engine)
-print("\\n" + json.dumps(found))
+print("\\n" + json.dumps(answers))
 """
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: str
     """ok, warn (a run works, with a limit) or fail."""
     text: str
-    mend: str = ""
-    """The command or the change that mends it."""
+    fix: str = ""
+    """The command or the change that fixes it; `mend` in JSON."""
+
+    def as_json(self) -> dict[str, str]:
+        """The check for `--json`."""
+        return {"name": self.name, "status": self.status, "text": self.text, "mend": self.fix}
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
@@ -81,7 +85,7 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
 
 
 def check_packages(requirements: list[str] | None = None, version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Check]:
-    """Every package that the product needs: there, and of a version in range. The `gpu` extra is `check_engine`'s.
+    """Every package that the product needs: installed, and of a version in range. The `gpu` extra is `check_engine`'s.
 
     requirements: as the distribution's metadata lists them, which is the default.
     """
@@ -89,7 +93,7 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
         try:
             requirements = importlib.metadata.requires(DISTRIBUTION) or []
         except importlib.metadata.PackageNotFoundError:
-            text = f"{DISTRIBUTION} itself is not installed, so what it needs is not known"
+            text = f"{DISTRIBUTION} itself is not installed, so its requirements are unknown"
             yield Check("packages", "fail", text, f"in the clone: {sys.executable} -m pip install -e .")
             return
     try:
@@ -97,23 +101,23 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
     except ImportError:
         yield Check("packages", "fail", "packaging is missing", f"{sys.executable} -m pip install packaging")
         return
-    good = []
+    valid = []
     for line in requirements:
         need = Requirement(line)
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
-        mend = f"{sys.executable} -m pip install '{need.name}{need.specifier}'"
+        fix = f"{sys.executable} -m pip install '{need.name}{need.specifier}'"
         try:
             version = version_of(need.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(need.name, "fail", "missing", mend)
+            yield Check(need.name, "fail", "missing", fix)
             continue
         if not need.specifier.contains(version, prereleases=True):
-            yield Check(need.name, "fail", f"{version}, out of the range {need.specifier}", mend)
+            yield Check(need.name, "fail", f"{version}, out of the range {need.specifier}", fix)
         else:
-            good.append(f"{need.name} {version}")
-    if good:
-        yield Check("packages", "ok", ", ".join(good))
+            valid.append(f"{need.name} {version}")
+    if valid:
+        yield Check("packages", "ok", ", ".join(valid))
 
 
 def ask_gpus() -> list[dict[str, str]] | None:
@@ -128,23 +132,25 @@ def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tup
     except OSError as error:
         return [Check("GPU", "fail", f"nvidia-smi: {error}", "sudo modprobe nvidia, or restart the machine; then nvidia-smi")], False
     if not gpus:
-        text = "none; runs work on the CPU, which serves for the demo and small tests"
+        text = "none; runs work on the CPU, which is enough for the demo and small tests"
         return [Check("GPU", "warn", text, "use a machine with an NVIDIA GPU; in a container: docker run --gpus all")], False
-    found = []
+    checks = []
     for index, gpu in enumerate(gpus):
         total, used = (float(gpu.get(name, "nan")) / 1024 for name in ("memory.total", "memory.used"))
         text = f"{gpu['name']}, {total:.1f} GiB, compute {gpu.get('compute_cap', '?')}, driver {gpu.get('driver_version', '?')}"
         if float(gpu.get("compute_cap") or 0) < 8:
-            found.append(Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU"))
+            checks.append(
+                Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU")
+            )
         elif used > 1:
-            found.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows by whom"))
+            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows by whom"))
         else:
-            found.append(Check(f"GPU {index}", "ok", text))
-    return found, True
+            checks.append(Check(f"GPU {index}", "ok", text))
+    return checks, True
 
 
 def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What torch, NCCL and Transformer Engine answer, in a process of their own."""
+    """What torch, NCCL and Transformer Engine answer, in a separate process."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env=environment
@@ -156,75 +162,75 @@ def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
         return {"torch_error": f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1][:300]}"}
 
 
-def check_torch(found: dict[str, Any], gpu: bool) -> Iterator[Check]:
-    """torch, its CUDA build, NCCL and Transformer Engine. found: what `probe` gave; gpu: whether nvidia-smi shows one."""
+def check_torch(answers: dict[str, Any], gpu: bool) -> Iterator[Check]:
+    """torch, its CUDA build, NCCL and Transformer Engine. answers: what `probe` returned; gpu: whether nvidia-smi shows one."""
     install = f"{sys.executable} -m pip install --force-reinstall torch"
-    if "torch" not in found:
-        yield Check("torch", "fail", f"does not import: {found.get('torch_error', '?')}", install)
+    if "torch" not in answers:
+        yield Check("torch", "fail", f"does not import: {answers.get('torch_error', '?')}", install)
         return
-    yield Check("torch", "ok", f"{found['torch']}, CUDA {found.get('cuda_build') or 'none'}")
-    if not found.get("gloo"):
+    yield Check("torch", "ok", f"{answers['torch']}, CUDA {answers.get('cuda_build') or 'none'}")
+    if not answers.get("gloo"):
         yield Check("gloo", "fail", "torch has no gloo, which runs on a CPU and checkpoints need", install)
     if not gpu:
         return
-    if not found.get("cuda"):
-        why = "a build without CUDA" if not found.get("cuda_build") else found.get("cuda_error", "torch.cuda.is_available() is False")
+    if not answers.get("cuda"):
+        why = "a build without CUDA" if not answers.get("cuda_build") else answers.get("cuda_error", "torch.cuda.is_available() is False")
         text = f"nvidia-smi shows a GPU, but torch does not see it: {why}"
         yield Check("CUDA", "fail", text, install + "; nvidia-smi names the driver's CUDA")
         return
-    if "product_error" in found:
-        yield Check("CUDA", "fail", f"a bf16 product on the GPU fails: {found['product_error']}", install)
+    if "product_error" in answers:
+        yield Check("CUDA", "fail", f"a bf16 product on the GPU fails: {answers['product_error']}", install)
     else:
-        yield Check("CUDA", "ok", f"{len(found.get('devices', []))} device(s), a bf16 product ran")
-    if "nccl" in found:
-        yield Check("NCCL", "ok", found["nccl"])
+        yield Check("CUDA", "ok", f"{len(answers.get('devices', []))} device(s), a bf16 product ran")
+    if "nccl" in answers:
+        yield Check("NCCL", "ok", answers["nccl"])
     else:
-        yield Check("NCCL", "fail", f"not there: {found.get('nccl_error', '?')}; several GPUs cannot work together", install)
-    if "engine" in found:
-        yield Check("Transformer Engine", "ok", found["engine"])
+        yield Check("NCCL", "fail", f"not there: {answers.get('nccl_error', '?')}; a run cannot use several GPUs", install)
+    if "engine" in answers:
+        yield Check("Transformer Engine", "ok", answers["engine"])
     else:
-        mend = f"{sys.executable} -m pip install --no-build-isolation '{ENGINE}'"
-        yield Check("Transformer Engine", "fail", f"does not import: {found.get('engine_error', '?')}; without it training is slow", mend)
+        fix = f"{sys.executable} -m pip install --no-build-isolation '{ENGINE}'"
+        yield Check("Transformer Engine", "fail", f"does not import: {answers.get('engine_error', '?')}; without it training is slow", fix)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest existing parent."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def check_space(name: str, folder: Path, least: int, good: int, mend: str) -> Check:
+def check_space(name: str, folder: Path, least: int, good: int, fix: str) -> Check:
     """Free space of a file system."""
-    where = existing(folder)
+    parent = existing(folder)
     try:
-        free = shutil.disk_usage(where).free
+        free = shutil.disk_usage(parent).free
     except OSError as error:
-        return Check(name, "fail", f"{where}: {error.strerror}", mend)
+        return Check(name, "fail", f"{parent}: {error.strerror}", fix)
     text = f"{folder}: {free / GIB:.1f} GiB free"
     if free < least:
-        return Check(name, "fail", f"{text}, less than {least / GIB:.2g}", mend)
-    return Check(name, "warn", f"{text}; {good / GIB:.0f} would be comfortable", mend) if free < good else Check(name, "ok", text)
+        return Check(name, "fail", f"{text}, less than {least / GIB:.2g}", fix)
+    return Check(name, "warn", f"{text}; {good / GIB:.0f} would be comfortable", fix) if free < good else Check(name, "ok", text)
 
 
 def check_store(folder: Path) -> Check:
-    """Whether run records can be written: a file is made and taken away, in the store or where it would be made."""
-    where = existing(folder)
-    mend = f"mkdir -p {folder} && sudo chown $USER {folder}, or choose another: export QWEN3VL_RUNS=DIR"
-    if not where.is_dir():
-        return Check("run store", "fail", f"{folder}: {where} is a file", mend)
+    """Whether run records can be written: creates and removes a file in the store, or where it would be created."""
+    parent = existing(folder)
+    fix = f"mkdir -p {folder} && sudo chown $USER {folder}, or choose another: export QWEN3VL_RUNS=DIR"
+    if not parent.is_dir():
+        return Check("run store", "fail", f"{folder}: {parent} is a file", fix)
     try:
-        with tempfile.TemporaryFile(dir=where) as file:
+        with tempfile.TemporaryFile(dir=parent) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        return Check("run store", "fail", f"{folder}: cannot be written ({error.strerror})", mend)
-    return Check("run store", "ok", f"{folder}" + ("" if where == folder else " (will be made)"))
+        return Check("run store", "fail", f"{folder}: cannot be written ({error.strerror})", fix)
+    return Check("run store", "ok", f"{folder}" + ("" if parent == folder else " (will be created)"))
 
 
 def check_ports() -> Check:
-    """Whether this machine can talk to itself by TCP, as torchrun's processes do."""
-    mend = "ip link set lo up; and 127.0.0.1 localhost in /etc/hosts"
+    """Whether processes of this machine can connect to each other by TCP, as torchrun's do."""
+    fix = "ip link set lo up; and 127.0.0.1 localhost in /etc/hosts"
     try:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -233,7 +239,7 @@ def check_ports() -> Check:
             with socket.create_connection(("127.0.0.1", port), timeout=5):
                 pass
     except OSError as error:
-        return Check("ports", "fail", f"127.0.0.1: {error.strerror or error}", mend)
+        return Check("ports", "fail", f"127.0.0.1: {error.strerror or error}", fix)
     return Check("ports", "ok", f"a free port was opened and reached on 127.0.0.1 ({port})")
 
 
@@ -245,34 +251,34 @@ def check_console() -> Check:
 
 
 def examine(runs: Path) -> list[Check]:
-    """Look at everything. runs: the folder of the run records."""
-    found = [check_python(), *check_packages(), check_console()]
+    """Run every check. runs: the folder of the run records."""
+    checks = [check_python(), *check_packages(), check_console()]
     gpus, has_gpu = check_gpus()
     shared = Path("/dev/shm")
-    found += [*gpus, *check_torch(probe(), has_gpu)]
-    found.append(check_space("disk", runs, DISK_LEAST, DISK_GOOD, "free some, or choose another disk: export QWEN3VL_RUNS=DIR"))
+    checks += [*gpus, *check_torch(probe(), has_gpu)]
+    checks.append(check_space("disk", runs, DISK_LEAST, DISK_GOOD, "free some, or choose another disk: export QWEN3VL_RUNS=DIR"))
     if shared.exists():
-        mend = "in a container: docker run --shm-size=16g; else: sudo mount -o remount,size=16G /dev/shm"
-        found.append(check_space("/dev/shm", shared, SHM_LEAST, SHM_GOOD, mend))
-    return [*found, check_ports(), check_store(runs)]
+        fix = "in a container: docker run --shm-size=16g; else: sudo mount -o remount,size=16G /dev/shm"
+        checks.append(check_space("/dev/shm", shared, SHM_LEAST, SHM_GOOD, fix))
+    return [*checks, check_ports(), check_store(runs)]
 
 
 def render(checks: list[Check]) -> str:
-    """The report for a person."""
+    """The report for people."""
     width = max(len(c.name) for c in checks)
     lines = []
     for c in checks:
         lines.append(f"{c.status:<5} {c.name:<{width}}  {c.text}")
-        if c.mend and c.status != "ok":
-            lines.append(f"{'':<5} {'':<{width}}  -> {c.mend}")
-    bad = sum(c.status == "fail" for c in checks)
-    lines.append(f"{bad} failed" if bad else "everything a run needs is there")
+        if c.fix and c.status != "ok":
+            lines.append(f"{'':<5} {'':<{width}}  -> {c.fix}")
+    failed = sum(c.status == "fail" for c in checks)
+    lines.append(f"{failed} failed" if failed else "everything a run needs is there")
     return "\n".join(lines)
 
 
 def run(options: DoctorOptions, runs: Path) -> int:
-    """Print what was found. 0: nothing keeps a run from working; 1: something does."""
+    """Print the report. 0: nothing keeps a run from working; 1: something does."""
     checks = examine(runs)
-    print(json.dumps([asdict(c) for c in checks], indent=1) if options.json else render(checks))
+    print(json.dumps([c.as_json() for c in checks], indent=1) if options.json else render(checks))
     sys.stdout.flush()
     return EXIT_FAILED if any(c.status == "fail" for c in checks) else EXIT_DONE

@@ -32,7 +32,7 @@ class StepFlops:
     vision: float
     """Vision tower and mergers, their attention too."""
     recompute: float
-    """Computed again in the backward pass; not part of the model's FLOPs, by which MFU is counted."""
+    """Recomputed in the backward pass; not part of the model's FLOPs, by which MFU is counted."""
 
     @property
     def model(self) -> float:
@@ -48,7 +48,7 @@ def language_forward(a: Architecture) -> tuple[float, float]:
 
 
 def mlp_forward(a: Architecture) -> float:
-    """FLOPs of a token in all layers' MLPs or experts, which `--recompute sel` computes again."""
+    """FLOPs of a token in all layers' MLPs or experts, which `--recompute sel` recomputes."""
     width = a.num_experts / 3 + a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
     return 6.0 * a.num_layers * a.hidden_size * width
 

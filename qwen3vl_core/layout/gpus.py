@@ -1,6 +1,6 @@
-"""The GPUs that a run of this environment would get: what nvidia-smi lists, less what CUDA_VISIBLE_DEVICES hides.
+"""The GPUs that a run in this environment gets: those nvidia-smi lists, without those CUDA_VISIBLE_DEVICES hides.
 
-Imports no torch: a command looks here before it starts anything.
+Imports no torch: a command calls this before it starts anything.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ def ask(*fields: str, seconds: float = 20) -> list[dict[str, str]] | None:
     except subprocess.TimeoutExpired:
         raise OSError(f"nvidia-smi did not answer in {seconds:g} s") from None
     if done.returncode:
-        said = (done.stdout + done.stderr).strip()
-        raise OSError(said.splitlines()[0] if said else "nvidia-smi failed")
+        output = (done.stdout + done.stderr).strip()
+        raise OSError(output.splitlines()[0] if output else "nvidia-smi failed")
     rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     return [dict(zip(fields, row, strict=False)) for row in rows]
 
 
-def chosen(gpus: Sequence[dict[str, str]], wanted: str | None) -> list[dict[str, str]]:
-    """The GPUs that CUDA shows of these (with their `index` and `uuid`) when CUDA_VISIBLE_DEVICES is `wanted`: by number, or by
+def chosen(gpus: Sequence[dict[str, str]], setting: str | None) -> list[dict[str, str]]:
+    """The GPUs that CUDA shows of these (with their `index` and `uuid`) when CUDA_VISIBLE_DEVICES is `setting`: by number, or by
     the beginning of an identifier, in that order, up to the first that names none. None: not set, all."""
-    if wanted is None:
+    if setting is None:
         return list(gpus)
-    found: list[dict[str, str]] = []
-    for name in (word.strip() for word in wanted.split(",")):
+    selected: list[dict[str, str]] = []
+    for name in (word.strip() for word in setting.split(",")):
         if name.startswith("MIG-"):
-            # a slice of a GPU, which nvidia-smi does not list by this question
+            # a slice of a GPU, which this query of nvidia-smi does not list
             matches = list(gpus[:1])
         else:
             matches = [gpu for gpu in gpus if name and (name == gpu[INDEX] or (name.startswith("GPU-") and gpu[UUID].startswith(name)))]
         if len(matches) != 1:
             break
-        found += matches
-    return found
+        selected += matches
+    return selected
 
 
 def visible(*fields: str) -> list[dict[str, str]]:

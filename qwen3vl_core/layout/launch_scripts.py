@@ -20,7 +20,7 @@ PORT = 23456
 
 
 def whole_paths(options: FinetuneOptions) -> FinetuneOptions:
-    """The options with absolute paths, for a script runs in another folder than it was written in."""
+    """The options with absolute paths, as a script may run in another folder."""
     changes: dict[str, Any] = {}
     for o in options_of(type(options)):
         value = getattr(options, o.name)
@@ -37,7 +37,7 @@ def describe(options: FinetuneOptions, gpus: int) -> str:
 
 
 def job_name(options: FinetuneOptions) -> str:
-    """A name that Kubernetes and Slurm take."""
+    """A name that is valid in Kubernetes and Slurm."""
     return re.sub(r"[^a-z0-9]+", "-", (options.name or "finetune").lower()).strip("-")[:50] or "finetune"
 
 
@@ -54,7 +54,7 @@ def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, addres
 
 
 def _write_plan(options: FinetuneOptions) -> list[str]:
-    """Shell lines that put the plan into the run's folder; every node may do so, for each writes the same, whole."""
+    """Shell lines that put the plan into the run's folder; every node may do so, as each writes the same, atomically."""
     return [
         'mkdir -p "$RUN_DIR"',
         f"cat > \"$RUN_DIR/{PLAN}.$(hostname).$$\" <<'PLAN'",
@@ -87,7 +87,7 @@ def shell(options: FinetuneOptions, gpus: int, per_node: int) -> str:
         return "\n".join([*lines, "set -euo pipefail", f"exec {shell_line(['qwen3vl', 'finetune', *to_arguments(here)])} --foreground", ""])
     lines += [
         f"# Every one of the {nodes} nodes runs it; the cluster sets WORLD_SIZE (nodes), RANK (of the node), MASTER_ADDR, MASTER_PORT.",
-        "# RUN_DIR, models and data lie on storage that all nodes share; started again, training goes on from its last checkpoint.",
+        "# RUN_DIR, models and data lie on storage that all nodes share; started again, training resumes from its last checkpoint.",
         "set -euo pipefail",
         _run_dir(options),
         *_write_plan(dataclasses.replace(options, env="dsw", nproc=0)),
@@ -98,14 +98,14 @@ def shell(options: FinetuneOptions, gpus: int, per_node: int) -> str:
 
 
 def slurm(options: FinetuneOptions, gpus: int, per_node: int) -> str:
-    """A batch script: one task a node, torchrun in it. Submitted again, it goes on from the last checkpoint."""
+    """A batch script: one task a node, torchrun in it. Submitted again, it resumes from the last checkpoint."""
     nodes, each = split_nodes(gpus, per_node)
     inner = _torchrun(options, '"$SLURM_NNODES"', '"$SLURM_NODEID"', each, '"$MASTER_ADDR"', '"$MASTER_PORT"')
     return "\n".join(
         [
             "#!/usr/bin/env bash",
             HEADER.format(kind="slurm", layout=describe(options, gpus)),
-            "# RUN_DIR, models and data lie on storage that all nodes share; submitted again, training goes on from its last checkpoint.",
+            "# RUN_DIR, models and data lie on storage that all nodes share; submitted again, training resumes from its last checkpoint.",
             f"#SBATCH --job-name={job_name(options)}",
             f"#SBATCH --nodes={nodes}",
             "#SBATCH --ntasks-per-node=1",
@@ -194,6 +194,6 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
     )
     comment = [
         HEADER.format(kind="k8s", layout=describe(options, gpus)),
-        f"# Model and data lie under {mount}, on the volume of claim {claim!r}; applied again, training goes on from its last checkpoint.",
+        f"# Model and data lie under {mount}, on the volume of claim {claim!r}; applied again, training resumes from its last checkpoint.",
     ]
     return "\n".join(comment) + "\n" + yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=10**6)

@@ -1,7 +1,7 @@
-"""What a machine must have for an option to do what it says: refused with the reason where it is missing, never ignored.
+"""What an option needs of the machine: refused with the reason where it is missing, never ignored.
 
-Imports no torch: a command looks by nvidia-smi before it starts anything (`Machine.here`); a training process, which
-has torch, looks for itself (`qwen3vl_core.training.setup.this_machine`).
+Imports no torch: a command checks with nvidia-smi before it starts anything (`Machine.here`); a training process, which
+has torch, checks itself (`qwen3vl_core.training.setup.this_machine`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AMPERE, ADA, HOPPER = 8.0, 8.9, 9.0
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run would find."""
+    """The hardware and packages that a run would use."""
 
     gpus: int
     capability: float | None = None
@@ -41,14 +41,14 @@ class Machine:
 
 
 def _capabilities() -> list[float | None]:
-    found: list[float | None] = []
+    capabilities: list[float | None] = []
     for gpu in visible("compute_cap") or visible():
         try:
-            found.append(float(gpu["compute_cap"]))
+            capabilities.append(float(gpu["compute_cap"]))
         except (KeyError, ValueError):
-            # an old driver does not know the question
-            found.append(None)
-    return found
+            # an old driver does not support the query
+            capabilities.append(None)
+    return capabilities
 
 
 def machine_problems(options: FinetuneOptions, machine: Machine) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What each GPU of a run holds at its fullest, by kind. An estimate from formulas, each with its source. Imports no torch."""
+"""Peak memory of each GPU of a run, by kind. An estimate from formulas, each with its source. Imports no torch."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class StageMemory:
     vision: int
     """Activations of the vision tower, the mergers and the deepstack features."""
     peak_extra: int
-    """What stands beside all that at the fullest moment: the logits of the loss, or a layer being computed again and its
-    gradients, whichever is more."""
+    """On top of that at the peak: the logits of the loss, or a recomputed layer and its gradients, whichever is more."""
     logits: int
     """Of them the vocabulary's, where this is the last stage."""
     workspace: int
@@ -61,8 +60,8 @@ class StageMemory:
     def as_gib(self) -> dict[str, float | int]:
         """For people and JSON: GiB, but for the counts."""
         counts = ("stage", "layers", "parameters")
-        found = {name: value if name in counts else round(value / GIB, 3) for name, value in asdict(self).items()}
-        return found | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
+        record = {name: value if name in counts else round(value / GIB, 3) for name, value in asdict(self).items()}
+        return record | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
 
 
 def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int) -> tuple[int, int, int]:
@@ -97,7 +96,7 @@ def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
 
 
 def trained_parameters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> dict[str, int]:
-    """Numbers of a stage on one GPU that have a gradient, by part: those of the adapters where there are some."""
+    """Trained parameters of a stage on one GPU, by part: those of the adapters in a LoRA run."""
     adapters = Adapters.of(options)
     if adapters is not None:
         return held(adapters, options, a, stage.index)
@@ -170,18 +169,20 @@ def stage_memory(
 
 
 def default_vision_tokens(options: FinetuneOptions) -> int:
-    """Tokens of pictures that a row is taken to have where nothing is said: a picture of 1024 x 1024 pixels, which is 1024
+    """Tokens of pictures that a row is assumed to have by default: a picture of 1024 x 1024 pixels, which is 1024
     tokens, and at most half of the row."""
     return min(1024, options.seq_length // 2)
 
 
 def estimate(options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None) -> list[StageMemory]:
     """Every pipeline stage's memory on one GPU. The layout must be valid (`rules.layout_problems`)."""
-    given = default_vision_tokens(options) if vision_tokens is None else vision_tokens
+    tokens = default_vision_tokens(options) if vision_tokens is None else vision_tokens
     assert len(stage_layers(options, architecture.num_layers)) == options.pp
-    return [stage_memory(options, architecture, stage, processes=processes, vision_tokens=given) for stage in stages(options, architecture)]
+    return [
+        stage_memory(options, architecture, stage, processes=processes, vision_tokens=tokens) for stage in stages(options, architecture)
+    ]
 
 
-def fullest(found: Sequence[StageMemory]) -> StageMemory:
+def fullest(stages: Sequence[StageMemory]) -> StageMemory:
     """The stage that needs the most."""
-    return max(found, key=lambda s: s.total)
+    return max(stages, key=lambda s: s.total)

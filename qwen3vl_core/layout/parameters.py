@@ -21,9 +21,9 @@ TINY = Path(__file__).parent.parent / "demo" / "base_hf" / "config.json"
 
 
 def published(name: str) -> Architecture:
-    """The architecture of a published size: what is planned with where no checkpoint is at hand.
+    """The architecture of a published size: used for planning where there is no checkpoint.
 
-    Raises RequestError for a name that is no size.
+    Raises RequestError for an unknown size.
     """
     size = SIZES.get(name)
     if size is None:
@@ -96,7 +96,7 @@ def stages(options: FinetuneOptions, a: Architecture) -> list[PipelineStage]:
     dense, experts = layer_counts(a, options.tp, options.ep, options.etp)
     tower, mergers = vision_counts(a, options.tp)
     table = a.vocab_size * a.hidden_size // options.tp
-    found = []
+    stages = []
     for index, layers in enumerate(stage_layers(options, a.num_layers)):
         first, last = index == 0, index == options.pp - 1
         language = layers * dense
@@ -108,8 +108,8 @@ def stages(options: FinetuneOptions, a: Architecture) -> list[PipelineStage]:
         counts = {
             "vision": tower if first else 0, "projector": mergers if first else 0, "language": language, "experts": layers * experts,
         }  # fmt: skip
-        found.append(PipelineStage(index, layers, first, last, counts))
-    return found
+        stages.append(PipelineStage(index, layers, first, last, counts))
+    return stages
 
 
 def total_parameters(a: Architecture) -> int:

@@ -20,7 +20,7 @@ from qwen3vl_core.problems import Problem
 
 
 def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
-    """Everything that `qwen3vl plan` says, as JSON holds it."""
+    """The report of `qwen3vl plan --json`."""
     found = verdict.as_json()
     if plan.suggest and verdict.architecture is not None:
         a, gib, seen = verdict.architecture, verdict.memory_gib, verdict.vision_tokens
@@ -47,7 +47,7 @@ def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
 
 
 def render(found: dict[str, Any], options: FinetuneOptions) -> str:
-    """The report for a person."""
+    """The report for people."""
     name = found["size"] or "own shape"
     lines = [f"{name}: {parameter_count(found['parameters'])} parameters on {found['gpus']} GPU{'s' if found['gpus'] > 1 else ''} "
              f"of {found['memory_gib']:g} GiB"]  # fmt: skip
@@ -58,8 +58,8 @@ def render(found: dict[str, Any], options: FinetuneOptions) -> str:
         lines += ["valid: " + found["layout"], *found["trained"], ""]
         lines += _stage_lines(found["stages"])
         lines += [
-            "  (at peak: the loss's logits, or a layer computed again; outside: CUDA context, NCCL, fragmentation)", "",
-            f"{'fits' if found['fits'] else 'does not fit'}: {found['peak_gib']:g} of {found['memory_gib']:g} GiB at the fullest, "
+            "  (at peak: the loss's logits, or a recomputed layer; outside: CUDA context, NCCL, fragmentation)", "",
+            f"{'fits' if found['fits'] else 'does not fit'}: {found['peak_gib']:g} of {found['memory_gib']:g} GiB at its peak, "
             f"{100 - 100 * ROOM:.0f}% kept free; an estimate",
         ]  # fmt: skip
         host = max(s["host"] for s in found["stages"])
@@ -68,14 +68,14 @@ def render(found: dict[str, Any], options: FinetuneOptions) -> str:
         step = found["step"]
         lines += [
             f"a step: {step['tflops']:,.1f} TFLOP (language {step['language']:,.1f}, vocabulary {step['vocabulary']:,.1f}, "
-            f"vision {step['vision']:,.1f}), computed again {step['recompute']:,.1f}",
+            f"vision {step['vision']:,.1f}), recomputed {step['recompute']:,.1f}",
             f"about {number(step['seconds'], 3)} s at MFU {step['mfu']:.1%}, {number(step['tokens_per_second'])} tokens/s; "
             f"{options.train_iters} steps: {duration(3600 * found['hours'])}",
             f"counted with {options.seq_length} tokens a row, {found['vision_tokens']} of them pictures (--vision-tokens)",
         ]
     if "suggestions" in found:
         none = f"no valid layout on {found['gpus']} GPUs; change --global-batch-size"
-        lines += ["", "layouts, quickest first:" if found["suggestions"] else none]
+        lines += ["", "layouts, fastest first:" if found["suggestions"] else none]
         for s in found["suggestions"]:
             words = shell_line(s["options"]) or "(the defaults)"
             verdict = "fits" if s["fits"] else "too big"
@@ -128,7 +128,7 @@ def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem]
         _save(options, plan, sys.stderr)
         return EXIT_DONE
     if verdict.architecture is None and not plan.json:
-        # there is nothing to tell beside the problems
+        # only the problems are known
         raise RequestError(*verdict.problems)
     found = report(verdict, plan)
     print(json.dumps(found, indent=1) if plan.json else render(found, options))

@@ -1,6 +1,6 @@
-"""`qwen3vl recipe`: the published recipe's positional values, read, explained and said again as named options.
+"""`qwen3vl recipe`: the published recipe's positional values, read, explained and translated to named options.
 
-The script takes 26 values; the table published beside it lists 24, for it leaves out ETP and EP (13 and 14), which the
+The script takes 26 values; the table published beside it lists 24, without ETP and EP (13 and 14), which the
 example of the same page passes. Both forms are read. Imports no torch.
 """
 
@@ -76,7 +76,7 @@ ENVIRONMENT = {"MP_PP0_LAYERS": "pp0_layers", "MP_VP": "vp", "MP_AC_LAYERS": "re
 
 @dataclass
 class Recipe:
-    """What the values say."""
+    """The values as options, with their problems."""
 
     values: dict[int, str] = field(default_factory=dict)
     """By position."""
@@ -149,41 +149,41 @@ def _problem(code: str, position: Position, value: Any, text: str, **rule: Any) 
     return Problem(code, position.option or None, value, {"written": f"{position.number} {position.name} {text}".rstrip(), **rule})
 
 
-def _wrong_count(values: list[str]) -> list[Problem]:
-    """What a wrong number of values may come from: one of the two forms with a value too few or too many."""
-    found = [Problem("recipe-count", rule={"written": f"{len(values)} values", "count": len(values)})]
+def _count_problems(values: list[str]) -> list[Problem]:
+    """Problems of an unexpected number of values: likely one of the two forms with a value too few or too many."""
+    problems = [Problem("recipe-count", rule={"written": f"{len(values)} values", "count": len(values)})]
     for form in (FORM, SHORT_FORM):
         if len(values) == len(form) - 1:
             gaps = [p for i, p in enumerate(form) if all(map(_fits, form[:i] + form[i + 1 :], values))]
             if gaps:
                 names = [f"{p.number} {p.name}" for p in gaps]
-                found.append(Problem("recipe-value-missing", rule={"form": len(form), "positions": names}))
+                problems.append(Problem("recipe-value-missing", rule={"form": len(form), "positions": names}))
         elif len(values) == len(form) + 1:
             extra = [i for i in range(len(values)) if all(map(_fits, form, values[:i] + values[i + 1 :]))]
             if extra:
                 words = [f"{i + 1} ({values[i]!r})" for i in extra]
-                found.append(Problem("recipe-value-too-many", rule={"form": len(form), "positions": words}))
-    return found
+                problems.append(Problem("recipe-value-too-many", rule={"form": len(form), "positions": words}))
+    return problems
 
 
 def _parse(form: tuple[Position, ...], values: list[str]) -> tuple[dict[str, Any], list[Problem]]:
     """(name -> value, problems): each value by its position's rule, and what looks like two values swapped."""
     parsed: dict[str, Any] = {}
-    wrong: list[int] = []
+    invalid: list[int] = []
     problems = []
     for index, (position, text) in enumerate(zip(form, values, strict=True)):
         try:
             parsed[position.name] = value_of(position.kind, text)
         except ValueError:
-            wrong.append(index)
+            invalid.append(index)
     swapped: set[int] = set()
-    for i in wrong:
-        for j in wrong:
+    for i in invalid:
+        for j in invalid:
             if i < j and not {i, j} & swapped and _fits(form[i], values[j]) and _fits(form[j], values[i]):
                 both = " and ".join(f"{form[k].number} {form[k].name} {values[k]!r}" for k in (i, j))
                 problems.append(Problem("recipe-swapped", form[i].option or None, values[i], {"written": both}))
                 swapped |= {i, j}
-    for i in wrong:
+    for i in invalid:
         if i not in swapped:
             p = form[i]
             fit = [q for q in form if q.kind not in ("path", "float", p.kind) and _fits(q, values[i])] if not _is_number(values[i]) else []
@@ -196,7 +196,7 @@ POSITIONS = {p.name: p for p in FORM}
 
 
 def _order_problems(v: Mapping[str, Any]) -> Iterator[Problem]:
-    """Pairs of numbers in the wrong order, the way two swapped values show."""
+    """Pairs of numbers in the wrong order, as two swapped values produce."""
     for big, small, reason in (
         ("GLOBAL_BATCH_SIZE", "BATCH_SIZE", "a micro batch cannot be larger than"),
         ("LR", "MIN_LR", "the lowest learning rate must be at most"),
@@ -205,14 +205,14 @@ def _order_problems(v: Mapping[str, Any]) -> Iterator[Problem]:
         if big in v and small in v and v[small] > v[big]:
             other, position = POSITIONS[big], POSITIONS[small]
             swap = {other.option: v[small], position.option: v[big]}
-            found = _problem(
+            problem = _problem(
                 "recipe-order", position, v[small], f"{v[small]:g}", reason=reason, bound=v[big], other=f"{other.number} {big}"
             )
-            yield dataclasses.replace(found, remedies=(swap,))
+            yield dataclasses.replace(problem, remedies=(swap,))
     if "TRAIN_ITERS" in v and v.get("LR_WARMUP_ITERS", 0) >= v["TRAIN_ITERS"]:
         bound, instead, number = v["TRAIN_ITERS"], v["TRAIN_ITERS"] // 10, v["LR_WARMUP_ITERS"]
-        found = _problem("recipe-warmup", POSITIONS["LR_WARMUP_ITERS"], number, str(number), bound=bound, instead=instead)
-        yield dataclasses.replace(found, remedies=({"lr_warmup_iters": instead},))
+        problem = _problem("recipe-warmup", POSITIONS["LR_WARMUP_ITERS"], number, str(number), bound=bound, instead=instead)
+        yield dataclasses.replace(problem, remedies=({"lr_warmup_iters": instead},))
 
 
 def _declared() -> dict[str, Option]:
@@ -223,12 +223,12 @@ def _combination_problems(v: Mapping[str, Any], gpus: int, known: bool) -> Itera
     """Rules between the values."""
     tp, pp, cp = v.get("TP", 1), v.get("PP", 1), v.get("CP", 1)
     if v.get("SP") and tp == 1:
-        found = _problem("recipe-sequence-parallel", POSITIONS["SP"], True, "true")
-        yield dataclasses.replace(found, remedies=({"sequence_parallel": None}, {"tp": 2}))
+        problem = _problem("recipe-sequence-parallel", POSITIONS["SP"], True, "true")
+        yield dataclasses.replace(problem, remedies=({"sequence_parallel": None}, {"tp": 2}))
     if v.get("OPTIMIZER_OFFLOAD") and v.get("DO") is False:
         share = v["OPTIMIZER_OFFLOAD"]
-        found = _problem("recipe-optimizer-offload", POSITIONS["OPTIMIZER_OFFLOAD"], share, f"{share:g}")
-        yield dataclasses.replace(found, remedies=({"distributed_optimizer": True}, {"optimizer_offload": None}))
+        problem = _problem("recipe-optimizer-offload", POSITIONS["OPTIMIZER_OFFLOAD"], share, f"{share:g}")
+        yield dataclasses.replace(problem, remedies=({"distributed_optimizer": True}, {"optimizer_offload": None}))
     limit = gpus if known else NODE_GPUS
     if v.get("ENV") == "dsw" and tp * pp * cp > limit:
         whose = "this machine has" if known else "one machine has at most"
@@ -236,8 +236,8 @@ def _combination_problems(v: Mapping[str, Any], gpus: int, known: bool) -> Itera
         yield Problem("recipe-gpus", rule={"written": f"10 TP {tp} x 11 PP {pp} x 12 CP {cp} = {tp * pp * cp} GPUs", **rule})
 
 
-def _said_otherwise(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Notes on values that the options say in another way; changes them in `v`."""
+def _translate(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Translate values that the options express in another way, in `v`; returns notes on them."""
     notes = []
     if "FL" in v:
         v["FL"] = "flash" if v["FL"] else "fused"
@@ -266,9 +266,9 @@ def _environment(environment: Mapping[str, str], options: dict[str, Option], val
             problems += [_prefixed(problem, f"{name}={text}") for problem in error.problems]
 
 
-def _prefixed(problem: Problem, where: str) -> Problem:
-    """The same problem, said of a place in the recipe."""
-    return dataclasses.replace(problem, rule={**problem.rule, "written": f"{where}: {written(problem)}"})
+def _prefixed(problem: Problem, place: str) -> Problem:
+    """The same problem, located in the recipe."""
+    return dataclasses.replace(problem, rule={**problem.rule, "written": f"{place}: {written(problem)}"})
 
 
 # (the recipe's own rule, its option) -> the rule of the options or the layout that says the same
@@ -285,7 +285,7 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     recipe = Recipe()
     form = positions(len(values))
     if form is None:
-        recipe.problems = _wrong_count(values)
+        recipe.problems = _count_problems(values)
         recipe.values = dict(enumerate(values, start=1))
         return recipe
     recipe.values = {p.number: text for p, text in zip(form, values, strict=True)}
@@ -296,7 +296,7 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     count = gpus or gpu_count() or NODE_GPUS
     recipe.problems += [*_order_problems(parsed), *_combination_problems(parsed, count, known)]
     declared = _declared()
-    recipe.notes += _said_otherwise(parsed, os.environ if environment is None else environment)
+    recipe.notes += _translate(parsed, os.environ if environment is None else environment)
     chosen = {p.option: parsed[p.name] for p in FORM if p.option in declared and p.name in parsed}
     _environment(os.environ if environment is None else environment, declared, chosen, recipe.problems)
     recipe.output = parsed.get("OUTPUT_BASEPATH")
@@ -305,21 +305,21 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     if recipe.options.env == "dlc" and not gpus:
         count = math.lcm(NODE_GPUS, model)
     elif model > count:
-        count = model  # said already; the other rules are looked at all the same
+        count = model  # reported already; the other rules are still checked
     size = recipe.options.size
     if size and not (gpus or (known and recipe.options.env == "dsw")):
         recipe.notes.append(f"checked for {count} GPUs; say how many there are with --gpus")
     verdict = judge(recipe.options, architecture=published(size) if size else None, processes=count, disk=False)
-    said = {SAME.get((problem.code, problem.option)) for problem in recipe.problems}
+    reported = {SAME.get((problem.code, problem.option)) for problem in recipe.problems}
     for problem in verdict.problems:
         position = next((p for p in FORM if problem.option and p.option == problem.option), None)
-        if problem.code not in said:
+        if problem.code not in reported:
             recipe.problems.append(_prefixed(problem, f"{position.number} {position.name}") if position else problem)
     return recipe
 
 
 def render(recipe: Recipe) -> str:
-    """The report for a person."""
+    """The report for people."""
     lines = []
     if recipe.problems:
         lines += [f"{len(recipe.problems)} problem{'s' if len(recipe.problems) > 1 else ''} in the recipe:"]
@@ -329,9 +329,9 @@ def render(recipe: Recipe) -> str:
         lines.append("")
         declared = _declared()
         for p in FORM:
-            given = recipe.values.get(p.number, "")
+            value = recipe.values.get(p.number, "")
             flag = declared[p.option].flag if p.option in declared else ""
-            lines.append(f"  {p.number:>2} {p.name:<25} {given or '-':<20} {flag}".rstrip())
+            lines.append(f"  {p.number:>2} {p.name:<25} {value or '-':<20} {flag}".rstrip())
         lines += [f"  {n:>2} {'(too many)':<25} {text}" for n, text in recipe.values.items() if n > len(FORM)]
     else:
         lines += ["the same finetune, by name:", "", "  " + command(recipe)]
@@ -339,22 +339,22 @@ def render(recipe: Recipe) -> str:
 
 
 def command(recipe: Recipe) -> str:
-    """The `qwen3vl finetune` command that says the same."""
+    """The `qwen3vl finetune` command with the same options."""
     words = ["qwen3vl", "finetune", *to_arguments(recipe.options)]
     return shell_line(words + (["--runs", recipe.output] if recipe.output else []))
 
 
 def run(values: list[str], options: RecipeOptions) -> int:
-    """Print what the values say. 0: a finetune; 2: problems, each named. Raises WorkError when the plan cannot be saved."""
+    """Print the report. 0: a finetune; 2: problems, each named. Raises WorkError when the plan cannot be saved."""
     recipe = read(values, gpus=options.gpus)
-    good = not recipe.problems
+    valid = not recipe.problems
     if options.json:
-        print(json.dumps({"valid": good, "problems": [problem.as_json() for problem in recipe.problems],
+        print(json.dumps({"valid": valid, "problems": [problem.as_json() for problem in recipe.problems],
                           "notes": recipe.notes, "values": recipe.values,
-                          "command": command(recipe) if good else None}, indent=1))  # fmt: skip
+                          "command": command(recipe) if valid else None}, indent=1))  # fmt: skip
     else:
         print(render(recipe))
-    if not good:
+    if not valid:
         return EXIT_REQUEST
     if options.save:
         comment = f"From a positional recipe. It runs with: qwen3vl finetune --plan {Path(options.save).name}"

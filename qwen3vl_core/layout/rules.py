@@ -1,4 +1,4 @@
-"""The rules of a parallel layout, each with its equation and the nearest value that would do. Imports no torch."""
+"""The rules of a parallel layout, each with its equation and the nearest valid value. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def nearest(value: int, allowed: list[int]) -> int:
 
 
 def vision_layers_per_recompute(layers: int, vision_layers: int) -> int:
-    """Layers of the vision tower that are computed again together: as many as in the language tower, or the most below that
-    divide the tower."""
+    """Layers of the vision tower that are recomputed together: as many as in the language tower, or the largest smaller divisor
+    of the tower."""
     return max(d for d in divisors(vision_layers) if d <= layers)
 
 
 def layout_problems(options: FinetuneOptions, architecture: Architecture, processes: int, asked: str = "") -> Iterator[Problem]:
-    """Every rule that the layout breaks; a rule whose equation another problem spoils is left out.
+    """Every rule that the layout breaks; rules whose equation another problem invalidates are skipped.
 
     architecture: of the checkpoint that the run starts from. processes: of the whole run. asked: the option that says how
     many, where it is not the run's own.
@@ -60,7 +60,7 @@ def layout_problems(options: FinetuneOptions, architecture: Architecture, proces
     step, batch = options.micro_batch_size * dp, options.global_batch_size
     if batch % step:
         low = batch // step * step
-        # of two that would do, the larger does not take work away
+        # of two valid batches the larger comes first: it does not drop samples
         ways = ({"global_batch_size": low + step}, *([{"global_batch_size": low}] if low else []))
         rule = {"micro": options.micro_batch_size, "dp": dp, "step": step}
         yield Problem("batch-not-multiple", "global_batch_size", batch, rule, ways)
@@ -126,7 +126,7 @@ def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Pr
 
 
 def _recompute_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
-    """Layers computed again together, or kept on the host."""
+    """Layers recomputed together, or kept on the host."""
     count = options.recompute_layers
     if not count:
         return
@@ -145,7 +145,7 @@ def _recompute_problems(options: FinetuneOptions, a: Architecture) -> Iterator[P
 
 
 def _fp8_columns(options: FinetuneOptions, a: Architecture, tp: int, etp: int) -> tuple[str, int] | None:
-    """What of a GPU's share fp8 products cannot take, and how much it is; None: nothing."""
+    """The dimension on a GPU that fp8 products do not support, and its size; None: all are supported."""
     multiple = _fp8_multiple(options)
     q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     sides = {"hidden": a.hidden_size, "attention columns": q // tp, "query, key and value columns": (q + 2 * k) // tp}
@@ -161,9 +161,9 @@ def _fp8_multiple(options: FinetuneOptions) -> int:
 
 
 def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
-    """fp8 products want rows and columns in multiples of 16 (128 for blockwise scaling)."""
-    found = _fp8_columns(options, a, options.tp, options.etp)
-    if found is None:
+    """fp8 products need rows and columns in multiples of 16 (128 for blockwise scaling)."""
+    unsupported = _fp8_columns(options, a, options.tp, options.etp)
+    if unsupported is None:
         return
     ways: list[dict[str, int | str]] = [{"precision": "bf16"}]
     for tp in reversed(range(1, options.tp)):
@@ -174,12 +174,12 @@ def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem
         if a.is_moe and a.expert_ffn_hidden_size % etp == 0 and _fp8_columns(options, a, options.tp, etp) is None:
             ways.append({"etp": etp})
             break
-    rule = {"what": found[0], "count": found[1], "multiple": _fp8_multiple(options)}
+    rule = {"what": unsupported[0], "count": unsupported[1], "multiple": _fp8_multiple(options)}
     yield Problem("fp8-columns", "precision", "fp8", rule, tuple(ways))
 
 
 def _expert_problems(options: FinetuneOptions, a: Architecture, processes: int | None) -> Iterator[Problem]:
-    """Experts over ranks. processes: None where their number is wrong already."""
+    """Experts over ranks. processes: None where their number is invalid already."""
     ep, etp, pp = options.ep, options.etp, options.pp
     if not a.is_moe:
         for name, value in (("ep", ep), ("etp", etp)):
@@ -203,7 +203,7 @@ def _expert_problems(options: FinetuneOptions, a: Architecture, processes: int |
 
 
 def architecture_of(load: str) -> Architecture:
-    """Of the checkpoint that `--load` names. Raises RequestError where there is none, or none that says what it is."""
+    """Of the checkpoint that `--load` names. Raises RequestError where there is none, or it has no config.json."""
     folder = Path(load).expanduser()
     if not folder.exists():
         raise RequestError(Problem("no-such-checkpoint", "load", str(folder)))
@@ -214,10 +214,10 @@ def architecture_of(load: str) -> Architecture:
 
 
 def data_problems(options: FinetuneOptions) -> Iterator[Problem]:
-    """What is wrong with the folders of the data."""
+    """Problems of the data folders."""
     for name, data in (("train_data", options.train_data), ("valid_data", options.valid_data)):
         if not data or is_url(data):
-            # what a store holds is seen when the run opens it
+            # a store is checked when the run opens it
             continue
         folder = Path(data).expanduser()
         if folder.suffix in (".yaml", ".yml") and folder.is_file():

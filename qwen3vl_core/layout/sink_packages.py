@@ -1,4 +1,4 @@
-"""Whether the packages are there by which a run's curves are sent on. Imports no torch, and none of them."""
+"""Whether the packages that export a run's curves are installed. Imports no torch, and none of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = {"wandb": "Weights & Biases", "swanlab": "SwanLab"}
 
 
 def sink_problems(options: FinetuneOptions) -> Iterator[Problem]:
-    """A problem for each one that is asked for and not installed."""
+    """A problem for each one that is requested and not installed."""
     for package, name in NAMES.items():
         project = getattr(options, package)
         if project and importlib.util.find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""Which layouts are valid for so many GPUs, which of them fit, and which is quickest. Imports no torch."""
+"""Which layouts are valid for so many GPUs, which of them fit, and which is fastest. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARDS = {80: 79.6, 96: 95.6, 141: 140.4}
 SHOWN = 8
 PRESET_GPUS = (1, 2, 4, 8)
 MOST_GPUS = 1024
-# of a GPU; the rest is kept free, for an estimate is one
+# of a GPU; the rest stays free, as the need is an estimate
 ROOM = 0.95
 LAYOUT = ("tp", "pp", "cp", "ep", "etp", "vp", "pp0_layers", "sequence_parallel", "distributed_optimizer", "recompute")
 
@@ -78,13 +78,13 @@ def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8
                 for ep in _powers(min(gpus // pp, a.num_experts)) if a.is_moe else [1]:
                     splits = dp > 1 or base.optimizer_offload > 0
                     for recompute in ("none", "sel", "full"):
-                        made = dataclasses.replace(
+                        layout = dataclasses.replace(
                             base, tp=tp, pp=pp, cp=cp, ep=ep, etp=1, vp=1, pp0_layers=first, sequence_parallel=tp > 1,
                             distributed_optimizer=splits, overlap_param_gather=base.overlap_param_gather and splits, recompute=recompute,
                             recompute_layers=0,
                         )  # fmt: skip
-                        if next(layout_problems(made, a, gpus), None) is None:
-                            yield made
+                        if next(layout_problems(layout, a, gpus), None) is None:
+                            yield layout
 
 
 def candidate(
@@ -92,10 +92,10 @@ def candidate(
     mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> Candidate:  # fmt: skip
     """A valid layout's figures."""
-    given = memory.default_vision_tokens(options) if vision_tokens is None else vision_tokens
+    tokens = memory.default_vision_tokens(options) if vision_tokens is None else vision_tokens
     return Candidate(
-        options, memory.fullest(memory.estimate(options, a, gpus, given)),
-        flops.step_seconds(options, a, gpus, given, mfu, peak_tflops), gpus // (options.tp * options.pp * options.cp),
+        options, memory.fullest(memory.estimate(options, a, gpus, tokens)),
+        flops.step_seconds(options, a, gpus, tokens, mfu, peak_tflops), gpus // (options.tp * options.pp * options.cp),
     )  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def suggest(
     mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> list[Candidate]:  # fmt: skip
     """Valid layouts, best first: those that fit by the time of a step, then those that do not by what they need."""
-    found = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
-    return sorted(found, key=lambda c: (0, c.seconds, c.memory.total) if c.fits(gib) else (1, c.memory.total, c.seconds))
+    candidates = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
+    return sorted(candidates, key=lambda c: (0, c.seconds, c.memory.total) if c.fits(gib) else (1, c.memory.total, c.seconds))
 
 
 def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node: int = 8, vision_tokens: int | None = None) -> int | None:
@@ -119,7 +119,7 @@ def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node:
 
 
 def presets() -> list[dict]:
-    """One row for each published size and machine: the quickest layout that fits, or None; sequence 2048, micro batch 1, global
+    """One row for each published size and machine: the fastest layout that fits, or None; sequence 2048, micro batch 1, global
     batch 8, bf16, everything trained."""
     rows = []
     for size in SIZES:
@@ -127,15 +127,15 @@ def presets() -> list[dict]:
             continue
         a = published(size)
         for gpus in PRESET_GPUS:
-            found = suggest(FinetuneOptions(size=size), a, gpus, 0.0)
+            candidates = suggest(FinetuneOptions(size=size), a, gpus, 0.0)
             for card, gib in CARDS.items():
-                fitting = sorted((c for c in found if c.fits(gib)), key=lambda c: (c.seconds, c.memory.total))
+                fitting = sorted((c for c in candidates if c.fits(gib)), key=lambda c: (c.seconds, c.memory.total))
                 best = fitting[0] if fitting else None
                 rows.append(
                     {
                         "size": size, "gpus": gpus, "card_gb": card, "options": best.arguments() if best else None,
                         "gib": round(best.memory.total / GIB, 1) if best else None,
-                        "least_gib": round(min(c.memory.total for c in found) / GIB, 1) if found else None,
+                        "least_gib": round(min(c.memory.total for c in candidates) / GIB, 1) if candidates else None,
                     }
                 )  # fmt: skip
     return rows

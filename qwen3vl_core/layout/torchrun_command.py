@@ -43,11 +43,11 @@ class Cluster:
     def read(cls, environment: Mapping[str, str] | None = None) -> Cluster:
         """From WORLD_SIZE (nodes), RANK (of this node), MASTER_ADDR, MASTER_PORT and KUBERNETES_CONTAINER_RESOURCE_GPU.
 
-        Raises RequestError that names what is missing or wrong.
+        Raises RequestError that names what is missing or invalid.
         """
-        given = os.environ if environment is None else environment
-        gpus = given.get("KUBERNETES_CONTAINER_RESOURCE_GPU") or str(gpu_count() or "")
-        values = {name: given.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+        variables = os.environ if environment is None else environment
+        gpus = variables.get("KUBERNETES_CONTAINER_RESOURCE_GPU") or str(gpu_count() or "")
+        values = {name: variables.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
         values["KUBERNETES_CONTAINER_RESOURCE_GPU"] = gpus
         missing = [name for name, value in values.items() if not value]
         if missing:
@@ -74,9 +74,9 @@ def model_ranks(options: FinetuneOptions) -> int:
 
 
 def asked_processes(options: FinetuneOptions) -> tuple[int, int]:
-    """(nodes, processes of each): what was asked for, else one a GPU; without GPUs, the fewest that hold one model.
+    """(nodes, processes of each): as requested, else one per GPU; without GPUs, the fewest that hold one model.
 
-    Raises RequestError when the cluster's environment is not whole.
+    Raises RequestError when a variable of the cluster is missing or invalid.
     """
     if options.env == "dlc":
         cluster = Cluster.read()
@@ -113,15 +113,15 @@ def process_count(options: FinetuneOptions) -> int:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on, and that no connection gets by chance in the seconds before this one is listened on: below
-    those that the kernel deals out, where there are such."""
+    """A free TCP port outside the kernel's ephemeral range where possible, so that no outgoing connection takes it before it is
+    listened on."""
     try:
-        dealt = int(EPHEMERAL_PORTS.read_text().split()[0])
+        first_ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
     except (OSError, ValueError):
-        dealt = 32768
-    chosen = range(FIRST_PORT, dealt)
+        first_ephemeral = 32768
+    candidates = range(FIRST_PORT, first_ephemeral)
     # the kernel's own choice last
-    for port in [*random.sample(chosen, min(len(chosen), TRIED_PORTS)), 0]:
+    for port in [*random.sample(candidates, min(len(candidates), TRIED_PORTS)), 0]:
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
@@ -144,10 +144,10 @@ def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:
     if options.env == "dlc":
         cluster = Cluster.read()
         # an endpoint, which a resume leaves as it is, where it gives `--master-port` of one machine another free port
-        where = ["--node-rank", str(cluster.rank), "--rdzv-backend", "static", "--rdzv-endpoint", f"{cluster.address}:{cluster.port}"]
+        address = ["--node-rank", str(cluster.rank), "--rdzv-backend", "static", "--rdzv-endpoint", f"{cluster.address}:{cluster.port}"]
     else:
-        where = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(each),
-        "--max-restarts", str(options.max_restarts), *where, "-m", TRAINING_MODULE, str(run_dir),
+        "--max-restarts", str(options.max_restarts), *address, "-m", TRAINING_MODULE, str(run_dir),
     ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Whether a finetune is valid, fits and starts: judged here and nowhere else. Imports no torch.
+"""Whether a finetune is valid, fits and starts: decided here and nowhere else. Imports no torch.
 
-`judge` is what the command line, the console, the notebook, the recipe and the training ask. The rules that need neither disk nor
-machine are `option_problems` of the options, which a form may ask at every key; all that blocks is here.
+`judge` is what the command line, the console, the notebook, the recipe and the training call. The rules that need neither disk nor
+machine are `option_problems` of the options, which a form may call at every key press; everything that blocks is here.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from qwen3vl_core.problems import Problem, unique
 from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
 DEFAULT_MEMORY = CARDS[80]
-"""GiB of the card that is reckoned with where there is no GPU."""
+"""GiB of the card assumed where there is no GPU."""
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """What a step takes, reckoned from its products."""
+    """Cost of a step, computed from its matrix products."""
 
     tflops: float
-    """Of the model; of them `language`, `vocabulary` and `vision`, and beside them `recompute`."""
+    """Of the model: `language`, `vocabulary` and `vision`; `recompute` comes on top."""
     language: float
     vocabulary: float
     vision: float
@@ -81,19 +81,19 @@ class Verdict:
     problems: tuple[Problem, ...]
     """Every broken rule: of options, model, data, layout and, where it is to run here, of this machine."""
     warnings: tuple[Problem, ...] = ()
-    """What does not keep it from starting: that it does not fit by the estimate."""
+    """Problems that do not keep it from starting: it does not fit by the estimate."""
     architecture: Architecture | None = None
-    """Of the checkpoint, else of the size; None where neither tells it."""
+    """Of the checkpoint, else of the size; None where neither is known."""
     gpus: int = 1
     """Processes of the whole run."""
     memory_gib: float = DEFAULT_MEMORY
     """Of one GPU."""
     vision_tokens: int = 0
-    """Tokens of pictures in a row that the estimate is reckoned with."""
+    """Tokens of pictures in a row that the estimate assumes."""
     here: bool = False
     """Judged for this machine, not for another."""
     estimate: Estimate | None = None
-    """None where it was not asked for, or the layout is not valid."""
+    """None where it was not requested, or the layout is not valid."""
     gpus_needed: int | None = None
     """Where it does not fit: GPUs on which a layout would."""
 
@@ -125,20 +125,20 @@ class Verdict:
     def as_json(self) -> dict[str, Any]:
         """What `qwen3vl plan --json` prints."""
         a, e = self.architecture, self.estimate
-        found: dict[str, Any] = {
+        record: dict[str, Any] = {
             "size": size_of(a) if a else None, "parameters": total_parameters(a) if a else None, "gpus": self.gpus,
             "memory_gib": round(self.memory_gib, 2), "vision_tokens": self.vision_tokens, "valid": self.valid, "fits": self.fits,
             "starts": self.starts, "problems": [p.as_json() for p in self.problems], "warnings": [p.as_json() for p in self.warnings],
         }  # fmt: skip
         if e is not None:
-            found |= {
+            record |= {
                 "layout": self.layout, "stages": e.stages_gib, "peak_gib": e.peak_gib, "step": dict(vars(e.step)), "hours": e.hours,
             }  # fmt: skip
         if a is not None and self.valid:
-            found["trained"] = trained_lines(self.options, a)
+            record["trained"] = trained_lines(self.options, a)
         if self.fits is False:
-            found["gpus_needed"] = self.gpus_needed
-        return found
+            record["gpus_needed"] = self.gpus_needed
+        return record
 
 
 def judge(
@@ -155,18 +155,18 @@ def judge(
     own = option_problems(options)
     # a value outside its range would spoil every equation
     sound = all(o.problem_of(getattr(options, o.name)) is None for o in options_of(type(options)) if not o.many)
-    found: list[Problem] = [*problems, *own]
+    broken: list[Problem] = [*problems, *own]
     if disk:
         architecture, of_model = _model(options)
-        found += [*of_model, *data_problems(options)]
+        broken += [*of_model, *data_problems(options)]
     elif architecture is not None and options.size:
-        found += filter(None, [size_problem(options.size, architecture, options.load)])
+        broken += filter(None, [size_problem(options.size, architecture, options.load)])
     asked = "gpus" if plan is not None and plan.gpus else ""
     here = not asked and not processes
     count = processes or (plan.gpus if plan is not None else 0)
     if not count:
         count, of_processes = _processes(options, cluster) if sound else (1, [])
-        found += of_processes
+        broken += of_processes
     layout = []
     if sound:
         ranks = model_ranks(options)
@@ -174,10 +174,10 @@ def judge(
             layout = list(layout_problems(options, architecture, count or ranks, asked))
         elif count % ranks:
             layout = [processes_problem(options, count, asked)]
-    found += layout
+    broken += layout
     if here or machine is not None:
-        found += [*machine_problems(options, machine or Machine.here()), *sink_problems(options)]
-    verdict = Verdict(options, unique(found), architecture=architecture, gpus=count or model_ranks(options), here=here)
+        broken += [*machine_problems(options, machine or Machine.here()), *sink_problems(options)]
+    verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
     if plan is None:
         return verdict
     seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
@@ -189,37 +189,37 @@ def judge(
     if architecture is None or layout or not sound:
         return verdict
     try:
-        made = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, seen, plan)
+        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, seen, plan)
     except RequestError:
         # parts or layers that do not exist, which are among the problems
         return verdict
-    if made.fits:
-        return replace(verdict, estimate=made)
-    needed = gpus_needed(options, architecture, made.memory_gib, per_node=plan.gpus_per_node, vision_tokens=seen)
-    return replace(verdict, estimate=made, gpus_needed=needed, warnings=(_too_big(made, needed),))
+    if estimate.fits:
+        return replace(verdict, estimate=estimate)
+    needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=seen)
+    return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(_too_big(estimate, needed),))
 
 
-def _too_big(made: Estimate, needed: int | None) -> Problem:
+def _too_big(estimate: Estimate, needed: int | None) -> Problem:
     advice = f"use {needed} GPUs with the right layout (--suggest --gpus {needed})" if needed else "use larger GPUs, or a smaller model"
-    rule = {"needed": made.peak_gib, "memory": round(made.memory_gib, 2), "gpus_needed": needed, "advice": advice}
+    rule = {"needed": estimate.peak_gib, "memory": round(estimate.memory_gib, 2), "gpus_needed": needed, "advice": advice}
     return Problem("does-not-fit", rule=rule)
 
 
 def _model(options: FinetuneOptions) -> tuple[Architecture | None, tuple[Problem, ...]]:
-    """(of the checkpoint, else of the size, what is wrong with them)."""
+    """(architecture of the checkpoint, else of the size; problems of them)."""
     if not options.load:
         return (published(options.size) if options.size else None), ()
     try:
         architecture = architecture_of(options.load)
     except RequestError as error:
-        # the layout can be judged by the size all the same
+        # the layout can still be checked by the size
         return (published(options.size) if options.size else None), error.problems
-    wrong = size_problem(options.size, architecture, str(Path(options.load).expanduser())) if options.size else None
-    return architecture, ((wrong,) if wrong else ())
+    problem = size_problem(options.size, architecture, str(Path(options.load).expanduser())) if options.size else None
+    return architecture, ((problem,) if problem else ())
 
 
 def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Problem, ...]]:
-    """(processes of the whole run here, what keeps them from being counted); 0: not known."""
+    """(processes of the whole run here, problems that keep them from being counted); 0: unknown."""
     if options.env == "dlc" and not cluster:
         return options.nproc or gpu_count() or model_ranks(options), ()
     try:

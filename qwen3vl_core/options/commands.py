@@ -12,7 +12,7 @@ from qwen3vl_core.problems import Problem
 
 @dataclass
 class DownloadOptions:
-    """A model or a dataset from a hub, by the hub's own client; the same command goes on with what was interrupted."""
+    """Download a model or a dataset from a hub with the hub's own client; the same command resumes an interrupted download."""
 
     kind: str = option(help="What it is: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
     name: str = option(help="Its name on the hub, OWNER/NAME", group="Hub", positional=True)
@@ -30,7 +30,7 @@ class DownloadOptions:
 
 @dataclass
 class PrepareOptions:
-    """Pictures and conversations to shards that training reads."""
+    """Convert pictures and conversations to shards that training reads."""
 
     source: str = option(help="LLaVA or ShareGPT conversations, as JSON list or JSON Lines", group="Data", positional=True, path="file")
     to: str = option(help="Folder that gets the shards and their index", group="Data", path="folder")
@@ -38,7 +38,9 @@ class PrepareOptions:
         None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder"
     )
     split: str = option("9,1,0", help="Shares of training, validation and test", group="Data")
-    check: str = option("header", help="How far each picture and video is checked", group="Data", choices=("none", "header", "decode"))
+    check: str = option(
+        "header", help="How thoroughly each picture and video is checked", group="Data", choices=("none", "header", "decode")
+    )
     shard_size: int = option(500_000_000, help="Largest shard", unit="bytes", group="Data", minimum=10_000)
     skip_missing: bool = option(
         False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data"
@@ -50,12 +52,12 @@ class PrepareOptions:
 
 @dataclass
 class ConvertOptions:
-    """Hugging Face safetensors to Megatron torch_dist, or back; the direction is found from SOURCE."""
+    """Convert Hugging Face safetensors to Megatron torch_dist, or back; SOURCE determines the direction."""
 
     source: str = option(help="Model or checkpoint to read", group="Checkpoint", positional=True, path="model")
     target: str = option(help="Folder to write", group="Checkpoint", positional=True, path="folder")
     dtype: str = option("keep", help="Precision to write", group="Checkpoint", choices=("keep", "bf16", "fp16", "fp32"))
-    device: str = option("cpu", help="Where numbers are cast to another precision; the bytes are the same, and cpu is seldom slower", group="Checkpoint",
+    device: str = option("cpu", help="Device that casts to another precision; the result is bitwise the same, and cpu is seldom slower", group="Checkpoint",
                          choices=("cpu", "cuda"))  # fmt: skip
     layout: str = option(
         "bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai")
@@ -65,7 +67,7 @@ class ConvertOptions:
     )
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
     base: str | None = option(
-        None, help="Model that a LoRA run began with, if it is not where the run found it", group="Checkpoint", path="model"
+        None, help="Base model of a LoRA run, if it is no longer where the run found it", group="Checkpoint", path="model"
     )
     adapter: bool = option(
         False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint"
@@ -74,7 +76,7 @@ class ConvertOptions:
     allow_nan: bool = option(False, help="Convert weights that hold NaN or infinity too, and count them", group="Checkpoint")
     verify: bool = option(False, help="Read the target again and compare every tensor bitwise, and the logits of one picture where memory allows",
                           group="Checkpoint")  # fmt: skip
-    report: str | None = option(None, help="Write what was done as JSON", group="Report", path="file")
+    report: str | None = option(None, help="Write a report as JSON", group="Report", path="file")
 
 
 @dataclass
@@ -84,7 +86,7 @@ class InspectOptions:
     path: str = option(
         help="Folder to look into, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder"
     )
-    json: str | None = option(None, help="Write what was found as JSON", group="Report", path="file")
+    json: str | None = option(None, help="Write the report as JSON", group="Report", path="file")
     model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
     seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
     split: str | None = option(None, help="Data: look at this split only", group="Data", choices=("train", "val", "test"))
@@ -102,14 +104,14 @@ class CompareOptions:
 
     base: str = option(help="First model: HF folder or torch_dist checkpoint", group="Models", path="model")
     tuned: list[str] = option(
-        help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several stand side by side",
+        help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several are compared side by side",
         group="Models",
         path="model",
     )
     precision: str = option(
         "auto", help="Precision of the models; auto: fp32 on a CPU, bf16 on a GPU", group="Models", choices=("auto", "fp32", "bf16")
     )
-    prompt: str = option("Describe this image.", help="What the models are asked", group="Pictures")
+    prompt: str = option("Describe this image.", help="Prompt for the models", group="Pictures")
     images: list[str] = option([], help="Pictures, or folders of pictures", group="Pictures", path="pictures")
     data: str | None = option(
         None,
@@ -118,19 +120,19 @@ class CompareOptions:
         path="dataset",
     )
     split: str = option("val", help="Split of the dataset", group="Pictures", choices=("train", "val", "test"))
-    own_questions: bool = option(False, help="Ask what the dataset asks of each picture, instead of the prompt", group="Pictures")
+    own_questions: bool = option(False, help="Use the dataset's own questions instead of the prompt", group="Pictures")
     references: str | None = option(
         None,
-        help="Captions that people wrote, by picture: JSON or JSON Lines, LLaVA or COCO; gives ROUGE-L and CIDEr",
+        help="Reference captions by picture: JSON or JSON Lines, LLaVA or COCO; gives ROUGE-L and CIDEr",
         group="Pictures",
         path="captions",
     )
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
-    temperature: float = option(0.0, help="Sharpness of the sampling; 0 is greedy", group="Sampling", minimum=0.0, maximum=10.0)
+    temperature: float = option(0.0, help="Sampling temperature; 0: greedy", group="Sampling", minimum=0.0, maximum=10.0)
     top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
     top_k: int = option(0, help="Sample from the N likeliest tokens; 0: all", group="Sampling", minimum=0)
     seed: int = option(0, help="Seed of the sampling", group="Sampling", minimum=0)
-    max_new_tokens: int = option(256, help="Longest caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
+    max_new_tokens: int = option(256, help="Maximum length of a caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
     batch_size: int = option(16, help="Captions written at once", group="Sampling", minimum=1)
     show: int = option(8, help="Print the captions of the first N pictures; 0: of all", group="Report", minimum=0)
     json: str | None = option(
@@ -143,7 +145,7 @@ class CompareOptions:
             self.tuned = [self.tuned]
 
     def problems(self) -> Iterator[Problem]:
-        """The rules between options that are broken: the pictures are asked for once."""
+        """Broken rules between options: the pictures come from one place."""
         if self.data and self.images:
             yield Problem("data-beside-images", "data", self.data, {"image": self.images[0]}, ({"data": None}, {"images": None}))
         if not self.data and not self.images:

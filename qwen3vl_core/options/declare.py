@@ -71,7 +71,7 @@ class Option:
         return self.problem("required", None, {"help": f"{self.help[0].lower()}{self.help[1:]}"})
 
     def problem_of(self, value: Any) -> Problem | None:
-        """The rule of this option alone that a value breaks, with the nearest value that would do."""
+        """The rule of this option alone that a value breaks, with the nearest valid value."""
         if value is None:
             return None
         if self.choices and value not in self.choices:
@@ -117,14 +117,14 @@ def options_of(cls: type) -> list[Option]:
 
 @functools.cache
 def _options_of(cls: type) -> tuple[Option, ...]:
-    # forms, lists of runs and commands ask for them all the time
+    # cached: forms, lists of runs and commands call it often
     hints = typing.get_type_hints(cls)
-    found = []
+    declarations = []
     for item in dataclasses.fields(cls):
         kind, many = _plain_type(hints[item.name])
         default = item.default_factory() if item.default_factory is not MISSING else item.default
-        found.append(Option(name=item.name, type=kind, default=default, **{"many": many, **item.metadata}))
-    return tuple(found)
+        declarations.append(Option(name=item.name, type=kind, default=default, **{"many": many, **item.metadata}))
+    return tuple(declarations)
 
 
 PROBLEMS = "problems"
@@ -137,7 +137,7 @@ def read_problems(values: dict[str, Any]) -> list[Problem]:
 
 
 class _Parse(argparse.Action):
-    """Puts parsed values in the namespace, and the problems of those that cannot be parsed, so that all of them can be told."""
+    """Puts parsed values in the namespace, and the problems of those that cannot be parsed, so that all of them can be reported."""
 
     def __init__(self, *args: Any, declared: Option, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -188,8 +188,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
 
 
 def read_mapping(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
-    """(an options object, what is wrong with the values): unknown names and values that break an option's own rule are left out,
-    so that the other rules can be looked at all the same. Never raises."""
+    """(an options object, problems of the values): unknown names and values that break an option's own rule are left out, so that
+    the other rules can still be checked. Never raises."""
     declared = {o.name: o for o in options_of(cls)}
     problems: list[Problem] = []
     parsed: dict[str, Any] = {}
@@ -239,17 +239,17 @@ def with_remedy(options: Any, remedy: Mapping[str, Any]) -> Any:
 
 
 def from_mapping(cls: type, values: Mapping[str, Any], *, partial: bool = False) -> Any:
-    """An options object from a plan's mapping. Raises RequestError for unknown names, wrong values and missing ones.
+    """An options object from a plan's mapping. Raises RequestError for unknown names, invalid values and missing ones.
 
-    partial: required ones may be missing, for a plan that is looked at and not started.
+    partial: required ones may be missing, for a plan that is checked and not started.
     """
-    made, problems = read_mapping(cls, values)
+    options, problems = read_mapping(cls, values)
     if not partial:
         failed = {p.option for p in problems}
-        problems += [p for p in missing_values(made) if p.option not in failed]
+        problems += [p for p in missing_values(options) if p.option not in failed]
     if problems:
         raise RequestError(*problems)
-    return made
+    return options
 
 
 def to_mapping(options: Any) -> dict[str, Any]:
@@ -279,5 +279,5 @@ def to_arguments(options: Any) -> list[str]:
 
 
 def shell_line(words: list[str]) -> str:
-    """A command as a person may paste it."""
+    """A command quoted for a shell."""
     return shlex.join(words)

@@ -21,18 +21,18 @@ class FinetuneOptions:
     size: str | None = option(
         None, help="Refuse the checkpoint unless it is this size", group="Model", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny")
     )  # 2
-    freeze: str = option("", help="Parts that stay as they are: any of vision,projector,language", group="Model")
+    freeze: str = option("", help="Parts to freeze: any of vision,projector,language", group="Model")
     lora_rank: int = option(
         0,
-        help="Train adapters (LoRA) of this rank beside the weights, which stay as they are; 0: train the weights",
+        help="Train LoRA adapters of this rank and freeze the weights; 0: train the weights",
         group="Model",
         minimum=0,
         maximum=4096,
     )
-    lora_alpha: float | None = option(None, help="An adapter's output is scaled by this / rank; else the rank", group="Model", minimum=0.0)
-    lora_dropout: float = option(
-        0.0, help="Share of an adapter's input that is left out at random", group="Model", minimum=0.0, maximum=0.99
+    lora_alpha: float | None = option(
+        None, help="LoRA alpha: an adapter's output is scaled by alpha / rank; default: the rank", group="Model", minimum=0.0
     )
+    lora_dropout: float = option(0.0, help="Dropout of an adapter's input", group="Model", minimum=0.0, maximum=0.99)
     lora_targets: str = option(
         ",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model"
     )
@@ -41,13 +41,13 @@ class FinetuneOptions:
     )
     precision: str = option(
         "bf16",
-        help="Precision of weights and activations; fp8: bf16 whose language layers multiply in fp8",
+        help="Precision of weights and activations; fp8: bf16 with the matrix products of the language layers in fp8",
         group="Model",
         choices=("bf16", "fp16", "fp8", "fp32"),
     )  # 9
     fp8_recipe: str = option(
         "tensorwise",
-        help="How fp8 is scaled: tensorwise by each tensor's present maximum, delayed by the step before's, blockwise 128 x 128",
+        help="How fp8 is scaled: tensorwise by each tensor's current maximum, delayed by the previous step's, blockwise by 128 x 128",
         group="Model",
         choices=("tensorwise", "delayed", "blockwise"),
     )
@@ -76,7 +76,7 @@ class FinetuneOptions:
         group="Data",
         minimum=0,
     )  # 8
-    packing: bool = option(False, help="Join samples to rows of --seq-length; a micro batch is one row then", group="Data")
+    packing: bool = option(False, help="Pack samples into rows of --seq-length; a micro batch is then one row", group="Data")
     min_pixels: int | None = option(
         None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024
     )
@@ -107,14 +107,12 @@ class FinetuneOptions:
     seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
     spike_factor: float = option(
         10.0,
-        help="A loss this many robust deviations above the median of the last steps is a spike; 0: not looked for",
+        help="A loss this many robust deviations above the median of the last steps is a loss spike; 0: no detection",
         group="Schedule",
         minimum=0.0,
     )
-    skip_spikes: bool = option(False, help="Leave the weights as they are in a step whose loss is a spike", group="Schedule")
-    max_bad_steps: int = option(
-        5, help="Stop after this many steps in a row that were skipped as bad", unit="steps", group="Schedule", minimum=1
-    )
+    skip_spikes: bool = option(False, help="Skip the update of a step whose loss is a spike", group="Schedule")
+    max_bad_steps: int = option(5, help="Stop after this many skipped steps in a row", unit="steps", group="Schedule", minimum=1)
 
     env: str = option(
         "dsw",
@@ -135,28 +133,26 @@ class FinetuneOptions:
     optimizer_offload: float = option(
         0.0, help="Share of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
     )  # 19
-    overlap_grad_reduce: bool = option(
-        False, help="Reduce gradients between data parallel ranks while the backward pass goes on", group="Layout"
-    )
+    overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks during the backward pass", group="Layout")
     overlap_param_gather: bool = option(
-        False, help="Gather the split optimizer's new weights while the next forward pass begins", group="Layout"
+        False, help="Gather the distributed optimizer's new weights during the next forward pass", group="Layout"
     )
     max_restarts: int = option(
         0,
-        help="How often torchrun starts all processes again when one fails; they go on from the last checkpoint",
+        help="How often torchrun restarts all processes when one fails; they resume from the last checkpoint",
         group="Layout",
         minimum=0,
         maximum=100,
     )
     recompute: str = option(
         "none",
-        help="To save activations: sel computes the language MLPs again in the backward pass, full whole layers, offload keeps layers on the host",
+        help="Activation recomputation: sel recomputes the language MLPs, full recomputes whole layers, offload keeps activations on the host",
         group="Layout",
         choices=("none", "sel", "full", "offload"),
     )  # 18
     recompute_layers: int = option(
         0,
-        help="With full: layers computed again together, 0: one; with offload: layers kept on the host, 0: all but the last",
+        help="With full: layers recomputed together, 0: one; with offload: layers kept on the host, 0: all but the last",
         unit="layers",
         group="Layout",
         minimum=0,
@@ -167,15 +163,17 @@ class FinetuneOptions:
     keep_every: int = option(
         0, help="Keep also those whose step is a multiple of N; 0: none beside --keep", unit="steps", group="Record", minimum=0
     )
-    async_save: bool = option(False, help="Write checkpoints beside the training; it holds a copy of the weights in memory", group="Record")
+    async_save: bool = option(
+        False, help="Write checkpoints while training continues; holds a copy of the weights in memory", group="Record"
+    )
     eval_interval: int = option(0, help="Evaluate every N steps; 0: never", unit="steps", group="Record", minimum=0)
     eval_iters: int = option(4, help="Global batches of one evaluation", group="Record", minimum=1)
     sample_interval: int = option(
         0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0
     )
     sample_images: list[str] = option([], help="Pictures, or folders of pictures, to write captions of", group="Record", path="file")
-    sample_prompt: str = option("Describe this image.", help="What the model is asked about them", group="Record")
-    sample_tokens: int = option(256, help="Longest caption of them", unit="tokens", group="Record", minimum=1, maximum=4096)
+    sample_prompt: str = option("Describe this image.", help="Prompt for them", group="Record")
+    sample_tokens: int = option(256, help="Maximum length of those captions", unit="tokens", group="Record", minimum=1, maximum=4096)
     wandb: str | None = option(None, help="Send the curves to this project of Weights & Biases too, if wandb is installed", group="Record")
     swanlab: str | None = option(None, help="Send the curves to this project of SwanLab too, if swanlab is installed", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
@@ -212,7 +210,7 @@ class FinetuneOptions:
         return [part for part in (("language", "vision", "projector") if self.lora_vision else ("language",)) if part not in frozen]
 
     def untrained_parts(self) -> list[str]:
-        """Parts whose own weights stay as they are and that have no adapter."""
+        """Parts whose own weights are frozen and that have no adapter."""
         return [p for p in PARTS if p not in self.lora_parts()] if self.lora_rank else self.frozen_parts()
 
     def check(self) -> None:
@@ -220,7 +218,7 @@ class FinetuneOptions:
         check_options(self)
 
     def problems(self) -> Iterator[Problem]:
-        """The rules between options that are broken. What an option breaks alone, `option_problems` finds."""
+        """Broken rules between options. `option_problems` adds the rules of each option alone."""
         yield from self._part_problems()
         yield from self._schedule_problems()
         yield from self._data_problems()
@@ -228,7 +226,7 @@ class FinetuneOptions:
         yield from self._layout_problems()
 
     def _in_range(self, *names: str) -> bool:
-        """Whether these options break no rule of their own, so that the others' remedies may be reckoned from them."""
+        """Whether these options break no rule of their own, so that the remedies of others may be computed from them."""
         return all(o.problem_of(getattr(self, o.name)) is None for o in options_of(type(self)) if o.name in names)
 
     def _part_problems(self) -> Iterator[Problem]:

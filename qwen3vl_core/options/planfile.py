@@ -13,7 +13,7 @@ from qwen3vl_core.problems import Problem
 
 
 def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
-    """Write every option with its help, grouped; a required one without a value as a comment. Replaces the file whole.
+    """Write every option with its help, grouped; a required one without a value as a comment. Replaces the file atomically.
 
     Raises WorkError when it cannot be written.
     """
@@ -30,18 +30,18 @@ def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
             continue
         lines.append(f"{o.name}: {_on_one_line(value)}  # {'; '.join(notes)}")
     target = Path(path).expanduser()
-    beside = target.with_name(target.name + ".tmp")
+    temporary = target.with_name(target.name + ".tmp")
     try:
-        beside.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
-        os.replace(beside, target)
+        temporary.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
+        os.replace(temporary, target)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise WorkError(f"--save {target}: {error.strerror}; choose a file in a folder you may write to") from None
     return target
 
 
 def _on_one_line(value: Any) -> str:
-    """A value as YAML that needs one line, whatever is in it."""
+    """A value as YAML on one line."""
     import yaml
 
     shape: dict[str, Any] = dict(default_flow_style=True, width=10**9, allow_unicode=True)
@@ -53,8 +53,8 @@ def _on_one_line(value: Any) -> str:
 def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
     """The mapping that a plan file holds, for `from_mapping`: names may be written with - or _.
 
-    A run's `plan.json` serves too. Raises RequestError for a file that is missing or no YAML mapping, and for a key that
-    is given twice, is no option of `cls`, or has no value where it must have one.
+    A run's `plan.json` serves too. Raises RequestError for a file that is missing or not a YAML mapping, and for a key that
+    is given twice, is not an option of `cls`, or lacks a required value.
     """
     import yaml
 
@@ -85,35 +85,35 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
         raise refused("plan-unreadable", reason=str(error)) from None
     try:
         # the loader is SafeLoader with one more check
-        found = yaml.load(text, PlanLoader)
+        content = yaml.load(text, PlanLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise refused("plan-not-yaml", line=line) from None
-    if isinstance(found, dict) and isinstance(found.get("options"), dict) and "kind" in found:
-        found = found["options"]
-    if found is None:
-        found = {}
-    if not isinstance(found, dict):
+    if isinstance(content, dict) and isinstance(content.get("options"), dict) and "kind" in content:
+        content = content["options"]
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
         raise refused("plan-not-a-mapping")
     declared = {o.name: o for o in options_of(cls)}
     values: dict[str, Any] = {}
-    wrong: list[Problem] = []
-    for key, value in found.items():
+    problems: list[Problem] = []
+    for key, value in content.items():
         name = str(key).replace("-", "_")
         o = declared.get(name)
         if o is None:
             close = difflib.get_close_matches(name, declared, 1, 0.5)
             advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(declared)}"
-            wrong.append(problem("plan-unknown-option", key=str(key), advice=advice))
+            problems.append(problem("plan-unknown-option", key=str(key), advice=advice))
         elif name in values:
-            wrong.append(problem("plan-given-twice", key=name, line=""))
+            problems.append(problem("plan-given-twice", key=name, line=""))
         elif value is None and o.default is not None:
-            wrong.append(problem("plan-without-value", key=str(key), default=o.default))
+            problems.append(problem("plan-without-value", key=str(key), default=o.default))
         elif isinstance(value, dict) or (isinstance(value, list) and not o.many):
-            wrong.append(problem("plan-not-one-value", key=str(key)))
+            problems.append(problem("plan-not-one-value", key=str(key)))
         else:
             values[name] = value
-    if wrong:
-        raise RequestError(*wrong)
+    if problems:
+        raise RequestError(*problems)
     return values

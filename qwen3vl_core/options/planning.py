@@ -1,4 +1,4 @@
-"""Options of plan, recipe and doctor, which look and start nothing."""
+"""Options of plan, recipe and doctor, which report and start nothing."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class PlanOptions:
 
 @dataclass
 class RecipeOptions:
-    """Reads the positional command line of the published recipe (24 or 26 values), explains what is wrong in it, and prints the
-    same finetune as named options."""
+    """Reads the positional command line of the published recipe (24 or 26 values), explains its problems, and prints the same
+    finetune as named options."""
 
     gpus: int = option(0, help="GPUs of the run; 0: this machine's", group="Recipe", minimum=0, maximum=65536)
     save: str | None = option(None, help="Write the options as a plan file (YAML) for qwen3vl finetune --plan", group="Recipe", path="file")
@@ -47,7 +47,7 @@ class RecipeOptions:
 
 @dataclass
 class DoctorOptions:
-    """Looks at this machine: each thing that would keep a run from working, with the command that mends it."""
+    """Checks this machine: each problem that would keep a run from working, with the command that fixes it."""
 
     runs: str | None = option(None, help="Folder of the run records; else $QWEN3VL_RUNS or ~/.qwen3vl/runs", group="Doctor", path="folder")
     json: bool = option(False, help="Print JSON", group="Doctor")

@@ -1,6 +1,6 @@
 """`python -m qwen3vl_core.training RUN_DIR`: train the run that a folder's `plan.json` describes, or go on with it.
 
-Alone, or under torchrun. Exit codes: 0 done or stopped in good order, 1 the work failed, 2 the request was wrong.
+Alone, or under torchrun. Exit codes: 0 done or stopped in good order, 1 the work failed, 2 the request was invalid.
 """
 
 from __future__ import annotations

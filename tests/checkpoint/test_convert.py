@@ -343,7 +343,7 @@ def test_tables_that_name_other_classes_are_not_loaded(tmp_path):
 
     run(DEMO, tmp_path / "mcore")
     (tmp_path / "mcore" / "release" / ".metadata").write_bytes(pickle.dumps(shutil.rmtree))
-    with pytest.raises(RequestError, match=r"shutil._?rmtree.* has no place in a checkpoint"):
+    with pytest.raises(RequestError, match=r"shutil._?rmtree.* is not allowed in a checkpoint"):
         run(tmp_path / "mcore", tmp_path / "back")
 
 

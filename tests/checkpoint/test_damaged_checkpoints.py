@@ -131,9 +131,9 @@ def evil_record(folder: Path) -> None:
     [
         (lambda f: cut(first_data_file(f)), r"distcp: cut short \(\d+ bytes, \d+ are named\)"),
         (lambda f: first_data_file(f).unlink(), "distcp: missing, though .metadata names it"),
-        (lambda f: (f / "release" / ".metadata").write_bytes(pickle.dumps(Evil())), r"system.* has no place in a checkpoint's tables"),
+        (lambda f: (f / "release" / ".metadata").write_bytes(pickle.dumps(Evil())), r"system.* is not allowed in a checkpoint's tables"),
         (lambda f: (f / "release" / ".metadata").write_bytes(b"\x80"), ".metadata: not readable"),
-        (evil_record, "distcp: (holds more than numbers|not readable)"),
+        (evil_record, "distcp: (holds more than tensors|not readable)"),
         (lambda f: (f / torch_dist.TRACKER).unlink(), "neither a Hugging Face folder .* nor a Megatron checkpoint"),
         (lambda f: (f / "config.json").unlink(), "no config.json beside .* add --hf"),
     ],
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_one_line(megatron, tmp_path, monkeypatch, capsy
 def test_common_values_that_run_a_program_are_not_loaded(megatron, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(Evil(), megatron / "release" / "common.pt")
-    with pytest.raises(RequestError, match=r"common.pt: holds more than numbers and plain values .*; not loaded"):
+    with pytest.raises(RequestError, match=r"common.pt: holds more than tensors and plain values .*; not loaded"):
         torch_dist.read_common(megatron / "release")
     assert not (tmp_path / "ran").exists()
 
@@ -209,7 +209,7 @@ def test_the_report_says_what_was_done(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "--device cuda: --dtype keep casts nothing, so there is nothing to do on a GPU; leave --device out"),
+        ([], "--device cuda: --dtype keep casts nothing, so a GPU is not used; leave --device out"),
         (["--dtype", "bf16", "--adapter"], "--device cuda: --adapter writes a few small tensors"),
         (["--dtype", "bf16"], "--device cuda: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes"),
     ],
@@ -222,7 +222,7 @@ def test_a_gpu_that_is_not_there_or_has_nothing_to_do_is_refused(tmp_path, monke
 
 
 def test_a_report_that_cannot_be_written_is_said_before_the_work(tmp_path):
-    with pytest.raises(RequestError, match=r"--report .*: .* is no folder; make it first"):
+    with pytest.raises(RequestError, match=r"--report .*: .* is not a folder; create it first"):
         run(DEMO, tmp_path / "mcore", report=str(tmp_path / "nowhere" / "report.json"))
     assert not list(tmp_path.iterdir())
 

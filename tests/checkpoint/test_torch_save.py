@@ -128,7 +128,7 @@ def test_a_box_with_a_missing_piece_is_refused(tmp_path):
     with RegionWriter(tmp_path / "data") as writer:
         writer.write(writer.add("t", (4, 2), (0, 0), (2, 2), torch.float32), 0, stream.raw_bytes(torch.zeros(4)))
         writer.finish({})
-    with pytest.raises(torch_dist.RequestError, match=r"t is not whole .4 of 8 numbers"):
+    with pytest.raises(torch_dist.RequestError, match=r"t is incomplete .4 of 8 elements"):
         torch_dist.RegionReader(tmp_path / "data").read("t")
 
 

@@ -1,4 +1,4 @@
-"""`qwen3vl doctor`: what is broken is found, and each failure comes with what mends it."""
+"""`qwen3vl doctor`: problems are found, and each failure comes with its fix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_missing_and_old_packages_are_named_with_the_command():
 
     needs = ["lost>=1", "old>=2,<3", "fine>=1.2", "extra>=9; extra == 'gpu'", "other>=9; python_version < '3'"]
     lost, old, fine = doctor.check_packages(needs, version)
-    assert (lost.status, lost.text) == ("fail", "missing") and lost.mend.endswith("-m pip install 'lost>=1'")
+    assert (lost.status, lost.text) == ("fail", "missing") and lost.fix.endswith("-m pip install 'lost>=1'")
     assert old.status == "fail" and old.text == "1.4, out of the range <3,>=2"
     assert (fine.status, fine.text) == ("ok", "fine 1.4")
 
@@ -66,7 +66,7 @@ def test_nvidia_smi_is_read_and_its_failure_is_a_failure(tmp_path, monkeypatch):
     assert doctor.ask_gpus() == [GPU | {"name": "NVIDIA H100 80GB HBM3", "memory.used": "512"}]
     fake_tool(tmp_path, "import sys; print('no devices were found', file=sys.stderr); sys.exit(9)")
     (check,), has = doctor.check_gpus()
-    assert check.status == "fail" and "no devices were found" in check.text and not has and check.mend
+    assert check.status == "fail" and "no devices were found" in check.text and not has and check.fix
 
 
 def test_a_broken_torch_or_engine_is_told_apart():
@@ -91,7 +91,7 @@ def test_a_store_that_cannot_be_written_is_a_failure(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     check = doctor.check_store(file / "runs")
-    assert check.status == "fail" and "QWEN3VL_RUNS" in check.mend
+    assert check.status == "fail" and "QWEN3VL_RUNS" in check.fix
     if os.geteuid():
         tmp_path.chmod(0o500)
         assert doctor.check_store(tmp_path / "runs").status == "fail"

@@ -26,7 +26,7 @@ CPU = Machine(0)
         (dict(optimizer_offload=1.5, distributed_optimizer=True), "--optimizer-offload 1.5: must be at most 1; use 1"),
         (dict(recompute_layers=2), "--recompute-layers 2: needs --recompute full or offload; leave it out"),
         (dict(recompute="offload", pp=2), "--recompute offload: not with --pp 2"),
-        (dict(packing=True, pad_length=4096), "--pad-length 4096: with --packing a row is filled up to --seq-length 2048"),
+        (dict(packing=True, pad_length=4096), "--pad-length 4096: with --packing a row is filled to --seq-length 2048"),
     ],
 )
 def test_options_that_need_each_other(changes, line):
@@ -43,8 +43,8 @@ def test_options_that_need_each_other(changes, line):
         ("2B", dict(recompute="offload", recompute_layers=28), 1, "--recompute-layers 28: at least one of 28 layers stays"),
         ("32B", dict(precision="fp8", fp8_recipe="blockwise", tp=8, global_batch_size=8), 8, ""),
         ("8B", dict(precision="fp8", tp=8), 8, ""),
-        ("A3B", dict(precision="fp8", etp=96), 96, "--precision fp8: 8 FFN columns of an expert on a GPU, no multiple of 16"),
-        ("A3B", dict(precision="fp8", fp8_recipe="blockwise", etp=4), 4, "--precision fp8: 192 FFN columns of an expert on a GPU, no mu"),
+        ("A3B", dict(precision="fp8", etp=96), 96, "--precision fp8: 8 FFN columns of an expert on a GPU, not a multiple of 16"),
+        ("A3B", dict(precision="fp8", fp8_recipe="blockwise", etp=4), 4, "--precision fp8: 192 FFN columns of an expert on a GPU, not a"),
     ],
 )
 def test_layers_and_columns_divide(size, changes, processes, line):
@@ -65,11 +65,11 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
         (AMPERE, dict(precision="fp8"), "--precision fp8: tensorwise scaling needs Ada (8.9) or newer, and a GPU here is of 8"),
         (Machine(1, 8.9, True), dict(precision="fp8", fp8_recipe="blockwise"), "--precision fp8: blockwise scaling needs Hopper (9.0)"),
         (Machine(1, 7.5, True), dict(precision="bf16"), "--precision bf16: needs Ampere (8.0) or newer, and a GPU here is of 7.5"),
-        (CPU, dict(attention="flash"), "--attention flash: a kernel of GPUs, and this machine has none; use auto"),
+        (CPU, dict(attention="flash"), "--attention flash: needs a GPU, and this machine has none; use auto"),
         (HOPPER, dict(attention="flash", cp=2), "--attention flash: with --cp 2 it needs the flash-attn package"),
-        (HOPPER, dict(attention="flash", precision="fp32"), "--attention flash: multiplies in bf16 or fp16 only"),
-        (HOPPER, dict(attention="fused", precision="fp32"), "--attention fused: multiplies in bf16 or fp16 only"),
-        (HOPPER, dict(cp=2, precision="fp32"), "--cp 2: Transformer Engine passes keys and values on in bf16 or fp16 only"),
+        (HOPPER, dict(attention="flash", precision="fp32"), "--attention flash: supports bf16 and fp16 only"),
+        (HOPPER, dict(attention="fused", precision="fp32"), "--attention fused: supports bf16 and fp16 only"),
+        (HOPPER, dict(cp=2, precision="fp32"), "--cp 2: Transformer Engine exchanges keys and values in bf16 or fp16 only"),
         (BARE, dict(attention="fused"), "--attention fused: needs Transformer Engine"),
         (CPU, dict(recompute="offload"), "--recompute offload: this machine has no GPU, all activations are on the host"),
         (BARE, dict(recompute="offload"), "--recompute offload: needs Transformer Engine"),

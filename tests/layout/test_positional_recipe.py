@@ -102,8 +102,8 @@ def test_all_problems_are_said_at_once():
 def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
     found = problems([v for i, v in enumerate(GOOD, start=1) if i != 9])
     assert found[0].startswith("25 values: the recipe has 26, or 24")
-    assert any("what is missing is one of: 9 PR" in f for f in found)
-    assert any("one value is too many: 18 ('sel'), 19 ('sel')" in f for f in problems([*GOOD[:18], "sel", *GOOD[18:]]))
+    assert any("the missing one is among: 9 PR" in f for f in found)
+    assert any("valid without one of: 18 ('sel'), 19 ('sel')" in f for f in problems([*GOOD[:18], "sel", *GOOD[18:]]))
     assert len(problems(GOOD[:5])) == 1
 
 

@@ -71,7 +71,7 @@ def test_every_option_says_what_it_is(command):
         ({"sequence_parallel": "true"}, "--sequence-parallel: needs --tp above 1; leave it out, or use --tp 2"),
         ({"lr_warmup_iters": "100"}, "--lr-warmup-iters 100: must be below --train-iters 100; use 10"),
         ({"min_lr": "1"}, "--min-lr 1: must be at most --lr 1e-05; use 1e-06"),
-        ({"freeze": "eyes"}, "--freeze eyes: eyes is no part; choose from vision, projector, language"),
+        ({"freeze": "eyes"}, "--freeze eyes: there is no part eyes; choose from vision, projector, language"),
         ({"freeze": "vision,projector,language"}, "nothing is left to train"),
         ({"speed": "9"}, "speed: no such option"),
         ({"load": ""}, "--load: required"),

@@ -154,7 +154,7 @@ def test_what_a_lora_run_began_with_must_be_there_and_be_the_same(data, tmp_path
     assert runs.train(run)[0] == 0, runs.log(run)
     base.rename(tmp_path / "moved")
     assert main(["convert", str(run), str(tmp_path / "a")]) == 2
-    assert f"is gone from {base}: put it there again, or name it with qwen3vl convert --base" in capsys.readouterr().err
+    assert f"is missing from {base}: restore it there, or name it with qwen3vl convert --base" in capsys.readouterr().err
     assert main(["convert", str(run), str(tmp_path / "a"), "--base", str(tmp_path / "moved")]) == 0
     shutil.copytree(BASE, base)
     tensors = {name: tensor * 1.5 for name, tensor in load_file(base / "model.safetensors").items()}
@@ -258,9 +258,9 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
         ({"lora_alpha": 8}, "--lora-alpha 8: needs --lora-rank; use --lora-rank 16, or leave --lora-alpha out"),
         (
             {"lora_rank": 8, "lora_targets": "router"},
-            "--lora-targets router: router is no layer that gets an adapter; choose",
+            "--lora-targets router: router is not a layer that can have an adapter; choose",
         ),
-        ({"lora_rank": 8, "freeze": "language"}, "no part is left that gets an adapter; leave it out, or add --lora-vision"),
+        ({"lora_rank": 8, "freeze": "language"}, "no part is left that can have an adapter; leave it out, or add --lora-vision"),
     ],
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )

@@ -63,7 +63,7 @@ def test_the_command_on_screen_gives_the_same_options_when_typed(kind):
         ("lr", "fast", "--lr fast: must be a number"),
         ("train_iters", "0", "--train-iters 0: must be at least 1"),
         ("lr_warmup_iters", "100", "--lr-warmup-iters 100: must be below"),
-        ("freeze", "eyes", "eyes is no part"),
+        ("freeze", "eyes", "there is no part eyes"),
         ("load", "  ", "--load: required"),
         ("precision", "fp4", "must be one of"),
     ],
@@ -106,7 +106,7 @@ def test_the_disk_is_asked_too(tmp_path):
     target.mkdir()
     (target / "config.json").write_text("{}")
     options = read_plan("convert", texts("convert", source=str(tmp_path), target=str(target))).options
-    assert check_here("convert", options)[0] == f"target {target}: is there already; choose another folder, or add --overwrite"
+    assert check_here("convert", options)[0] == f"target {target}: already exists; choose another folder, or add --overwrite"
 
 
 def test_a_workspace_fills_the_forms_and_a_damaged_one_does_not_matter(tmp_path):

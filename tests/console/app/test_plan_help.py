@@ -132,7 +132,7 @@ def test_a_key_fixes_the_first_problem_and_presets_fill_the_form(store):
         await press(pilot, "p")
         await until(pilot, lambda: len(app.screen.values) > len(PRESETS["finetune"]))
         await looked(pilot)
-        assert "smoke test" in screen_text(app) and "s/step" in screen_text(app) and "quickest first" in screen_text(app)
+        assert "smoke test" in screen_text(app) and "s/step" in screen_text(app) and "fastest first" in screen_text(app)
         assert "--suggest" in app.subcommand
         await press(pilot, "enter")
         assert screen.form.texts()["train_iters"] == "10"

@@ -21,7 +21,7 @@ def is_url(name: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
 
 
-def whole_path(name: str) -> str:
+def absolute_path(name: str) -> str:
     """An absolute path; a URL unchanged."""
     return str(name) if is_url(name) else str(Path(name).expanduser().absolute())
 
@@ -62,7 +62,7 @@ def need_space(target: Path, size: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def folder_made_whole(target: Path, *, what: str) -> Iterator[Path]:
+def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
     """A new folder beside `target` to write into; it replaces `target` when the block succeeds.
 
     When the block raises, the new folder is removed and `target` is unchanged. Leftovers of an earlier run that was killed are

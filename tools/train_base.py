@@ -26,7 +26,7 @@ from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scoring import LONG_FIELDS, score
 from qwen3vl_core.demo.workspace import HELD_OUT_SEED
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
-from qwen3vl_core.files import check_target, disk_full, folder_made_whole, need_space
+from qwen3vl_core.files import atomic_folder, check_target, disk_full, need_space
 from qwen3vl_core.formats import duration
 from qwen3vl_core.progress import Progress
 from tools.base_samples import LONG_TOKENS, SampleSource
@@ -211,7 +211,7 @@ def train(recipe: Recipe) -> None:
     chunk = min(CHUNK, first)
     first = -(-first // chunk) * chunk
     try:
-        with folder_made_whole(recipe.to, what="training") as folder:
+        with atomic_folder(recipe.to, what="training") as folder:
             tokenizer = write_processor(folder)
             seed = 1 + recipe.seed * SEEDS_APART
             with SampleSource(folder / "tokenizer.json", first_seed=seed, chunk=chunk, workers=recipe.workers) as source:

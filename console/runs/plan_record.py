@@ -15,7 +15,7 @@ from typing import Any
 
 import qwen3vl_core
 from console.runs.state import write_json
-from qwen3vl_core.files import whole_path
+from qwen3vl_core.files import absolute_path
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
 from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_arguments
 from qwen3vl_core.run_record import COMMAND, PLAN, RUN_VARIABLE, VERSION, PlanRecord
@@ -77,7 +77,7 @@ def with_whole_paths(options: Any) -> Any:
         value = getattr(options, o.name)
         if not o.path or value in (None, ""):
             continue
-        whole = [whole_path(v) for v in (value if o.many else [value])]
+        whole = [absolute_path(v) for v in (value if o.many else [value])]
         changes[o.name] = whole if o.many else whole[0]
     return type(options)(**{o.name: changes.get(o.name, getattr(options, o.name)) for o in options_of(type(options))})
 

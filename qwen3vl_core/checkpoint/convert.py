@@ -25,7 +25,7 @@ from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
 from qwen3vl_core.checkpoint.verify import compare, forward_parity
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import check_target, folder_made_whole, need_space, write_text
+from qwen3vl_core.files import atomic_folder, check_target, need_space, write_text
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.progress import Progress
@@ -234,7 +234,7 @@ def run(options: ConvertOptions) -> None:
         len({name for region in table for name in region.hf}), not_finite=caster.not_finite,
         adapters=adapted.adapters.as_json() if adapted else None,
     )  # fmt: skip
-    with folder_made_whole(target, what="conversion") as folder:
+    with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
         report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
         report.seconds = round(time.monotonic() - started, 3)
@@ -272,7 +272,7 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
         str(source.path), str(target), source.kind, "peft", describe(source.architecture), source.iteration, source.layout.mergers, [], 0,
         adapters=source.adapters.as_json(),
     )  # fmt: skip
-    with folder_made_whole(target, what="conversion") as folder:
+    with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
         tensors = write_peft(source, folder, dtype)
         report.seconds = round(time.monotonic() - started, 3)

@@ -34,7 +34,7 @@ FORMS = {"transposed": "stacked, as published", "straight": "stacked, as transfo
 
 @dataclass
 class Part:
-    """Numbers and bytes of one part of the model."""
+    """Parameters and bytes of one part of the model."""
 
     parameters: int = 0
     bytes: int = 0
@@ -42,7 +42,7 @@ class Part:
 
 @dataclass
 class InspectReport:
-    """What a path is; None or empty where it does not apply or could not be found out."""
+    """What a path is; None or empty where it does not apply or is unknown."""
 
     path: str
     kind: str
@@ -52,7 +52,7 @@ class InspectReport:
     layout: str | None = None
     iteration: int | None = None
     iterations: list[int] = field(default_factory=list)
-    """All that are beside it."""
+    """All iterations in the same folder."""
     parallel: str | None = None
     """The layout that wrote it."""
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -63,12 +63,12 @@ class InspectReport:
     side_files_missing: list[str] = field(default_factory=list)
     optimizer_bytes: int | None = None
     adapters: dict[str, Any] | None = None
-    """Of a LoRA run: rank, alpha, targets, parts, and the model beside which they were trained."""
+    """Of a LoRA run: rank, alpha, targets, parts, and the base model."""
     run: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
 
     def rows(self) -> list[str]:
-        """The table that a person reads."""
+        """The table for people."""
         rows: list[tuple[str, str]] = [("kind", self.kind)]
         if self.run:
             rows.append(("run", ", ".join(f"{key} {value}" for key, value in self.run.items() if value is not None)))
@@ -84,8 +84,8 @@ class InspectReport:
             rows.append(("beside", f"the weights of {self.adapters.get('base')}"))
         if self.iteration is not None:
             others = [i for i in self.iterations if i != self.iteration]
-            here = str(self.iteration) if self.iteration else torch_dist.RELEASE
-            rows.append(("iteration", here + (f" (there are {', '.join(map(str, others))} too)" if others else "")))
+            iteration = str(self.iteration) if self.iteration else torch_dist.RELEASE
+            rows.append(("iteration", iteration + (f" (there are {', '.join(map(str, others))} too)" if others else "")))
         if self.parallel:
             rows.append(("written by", self.parallel))
         if self.dtypes:
@@ -93,8 +93,8 @@ class InspectReport:
         lines = [f"{name:10s} {value}" for name, value in rows]
         if self.parts:
             lines += ["", f"{'':10s} {'parameters':>16s} {'size':>10s}"]
-            whole = Part(sum(p.parameters for p in self.parts.values()), sum(p.bytes for p in self.parts.values()))
-            for name, part in [*self.parts.items(), ("total", whole)]:
+            total = Part(sum(p.parameters for p in self.parts.values()), sum(p.bytes for p in self.parts.values()))
+            for name, part in [*self.parts.items(), ("total", total)]:
                 lines.append(f"{name:10s} {part.parameters:16,d} {quantity(part.bytes, 'B'):>10s}")
             lines.append("")
         if self.files:

@@ -1,7 +1,7 @@
-"""The checkpoint of a LoRA run as a model to read: the weights that the run began with, its adapters added while they are read.
+"""The checkpoint of a LoRA run as a model to read: the base model's weights, with the adapters merged while they are read.
 
-Such a checkpoint holds adapters and optimizer only; its `extra.json` says where the other weights are, and a fingerprint by which
-they are known again. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
+Such a checkpoint holds adapters and optimizer only; its `extra.json` names the base model and its fingerprint, by which it
+is recognised. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ def fingerprint(source: ModelSource) -> str:
     The same for a Hugging Face folder and for the Megatron checkpoint made of it.
     """
     table = [r for r in source.regions(source.layout) if r.transform != "transposed" and len(r.hf_shapes[0]) == 2]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for region in table[:: max(len(table) // SAMPLES, 1)]:
         row = torch.empty(region.hf_shapes[0][1], dtype=source.dtype_of(region))
         source.rows(region, 0, 0, 0, 1, row)
-        found.update(region.hf[0].encode() + row[:SAMPLE].float().numpy().tobytes())
-    return found.hexdigest()[:32]
+        digest.update(region.hf[0].encode() + row[:SAMPLE].float().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def adapter_note(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
-    """What a checkpoint notes of its adapters. source: what the run began with."""
-    where = source.megatron.data if source.megatron else source.path
-    return adapters.as_json() | {"base": str(where.absolute()), "base_fingerprint": fingerprint(source)}
+    """What a checkpoint records of its adapters. source: the base model."""
+    base = source.megatron.data if source.megatron else source.path
+    return adapters.as_json() | {"base": str(base.absolute()), "base_fingerprint": fingerprint(source)}
 
 
 def read_adapter_note(data: Path) -> dict[str, Any] | None:
-    """What the checkpoint folder `data` notes of its adapters; None where it is no LoRA run's."""
+    """What the checkpoint folder `data` records of its adapters; None where it is not a LoRA run's."""
     try:
-        found = json.loads((data / EXTRA).read_text())
+        extra = json.loads((data / EXTRA).read_text())
     except (OSError, ValueError):
         return None
-    note = found.get(ADAPTERS_KEY) if isinstance(found, dict) else None
+    note = extra.get(ADAPTERS_KEY) if isinstance(extra, dict) else None
     return note if isinstance(note, dict) else None
 
 

@@ -215,7 +215,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Experts:
-    """How Hugging Face files keep the experts of a layer; as published unless said otherwise.
+    """How Hugging Face files store the experts of a layer; as published by default.
 
     `transposed`: all in one tensor, [experts, in, out]. `straight`: all in one, [experts, out, in], as transformers 5
     writes it. `each`: gate, up and down projection of each expert a tensor of its own, [out, in].
@@ -226,18 +226,18 @@ class Experts:
 
     @classmethod
     def found_in(cls, shapes: Mapping[str, Shape], a: Architecture) -> Experts:
-        """From the names and shapes in the files. A stack that is square is as the other one of its layer is."""
+        """From the names and shapes in the files. A square stack has the form of the other one of its layer."""
         base = f"{HF_LANGUAGE}layers.0.mlp.experts."
         width = a.expert_ffn_hidden_size
-        found: list[str] = []
+        forms: list[str] = []
         for name, single, rows in (("gate_up_proj", "gate_proj", 2 * width), ("down_proj", "down_proj", a.hidden_size)):
             if base + name not in shapes:
-                found.append("each" if f"{base}0.{single}.weight" in shapes else "")
+                forms.append("each" if f"{base}0.{single}.weight" in shapes else "")
                 continue
             columns = a.hidden_size if name == "gate_up_proj" else width
             shape = shapes[base + name][1:]
-            found.append("" if rows == columns else "straight" if shape == (rows, columns) else "transposed")
-        gate_up, down = found
+            forms.append("" if rows == columns else "straight" if shape == (rows, columns) else "transposed")
+        gate_up, down = forms
         return cls(gate_up or (down if down in ("straight", "transposed") else "straight"), down or gate_up or "straight")
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scenes import Scene
-from qwen3vl_core.files import folder_made_whole, write_text
+from qwen3vl_core.files import atomic_folder, write_text
 from qwen3vl_core.progress import Progress
 
 BASE = Path(__file__).with_name("base_hf")
@@ -76,7 +76,7 @@ class Workspace:
         """Draw the pictures and copy the base model, unless that is done."""
         self.root.mkdir(parents=True, exist_ok=True)
         if not self.base.exists():
-            with folder_made_whole(self.base, what="demo") as folder:
+            with atomic_folder(self.base, what="demo") as folder:
                 shutil.copytree(BASE, folder, dirs_exist_ok=True)
         if not (self.train_json.exists() and self.truth_file.exists()):
             with Progress("draw", TRAIN_SCENES + HELD_OUT_SCENES, "pictures") as progress:
@@ -95,7 +95,7 @@ class Workspace:
     def _draw_training(self, progress: Progress) -> None:
         prompts = random.Random(PROMPT_SEED)
         records = []
-        with folder_made_whole(self.train_json.parent, what="demo") as folder:
+        with atomic_folder(self.train_json.parent, what="demo") as folder:
             (folder / "pictures").mkdir()
             for number in range(TRAIN_SCENES):
                 _, picture, _, short = example(TRAIN_SEED + number, "train")
@@ -109,7 +109,7 @@ class Workspace:
 
     def _draw_held_out(self, progress: Progress) -> None:
         truth = {}
-        with folder_made_whole(self.held_out, what="demo") as folder:
+        with atomic_folder(self.held_out, what="demo") as folder:
             for number in range(HELD_OUT_SCENES):
                 scene, picture, _, short = example(HELD_OUT_SEED + number, "heldout")
                 name = f"{number:05d}.png"

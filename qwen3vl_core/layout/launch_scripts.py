@@ -9,7 +9,7 @@ import shlex
 from typing import Any
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import whole_path
+from qwen3vl_core.files import absolute_path
 from qwen3vl_core.layout.torchrun_command import TRAINING_MODULE
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line, to_arguments, to_mapping
 from qwen3vl_core.problems import Problem
@@ -19,14 +19,14 @@ HEADER = "# Made by qwen3vl plan --emit {kind}: {layout}."
 PORT = 23456
 
 
-def whole_paths(options: FinetuneOptions) -> FinetuneOptions:
+def absolute_paths(options: FinetuneOptions) -> FinetuneOptions:
     """The options with absolute paths, as a script may run in another folder."""
     changes: dict[str, Any] = {}
     for o in options_of(type(options)):
         value = getattr(options, o.name)
         if o.path and value:
-            whole = [whole_path(v) for v in (value if o.many else [value])]
-            changes[o.name] = whole if o.many else whole[0]
+            paths = [absolute_path(v) for v in (value if o.many else [value])]
+            changes[o.name] = paths if o.many else paths[0]
     return dataclasses.replace(options, **changes)
 
 

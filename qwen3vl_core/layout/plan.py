@@ -21,14 +21,14 @@ from qwen3vl_core.problems import Problem
 
 def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
     """The report of `qwen3vl plan --json`."""
-    found = verdict.as_json()
+    record = verdict.as_json()
     if plan.suggest and verdict.architecture is not None:
         a, gib, seen = verdict.architecture, verdict.memory_gib, verdict.vision_tokens
         of = {"per_node": plan.gpus_per_node, "vision_tokens": seen}
         ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=plan.peak_tflops, **of)
-        found["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
-        found.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **of))
-    return found
+        record["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
+        record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **of))
+    return record
 
 
 def _candidate(c: Candidate, gib: float) -> dict[str, Any]:
@@ -46,43 +46,43 @@ def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def render(found: dict[str, Any], options: FinetuneOptions) -> str:
+def render(record: dict[str, Any], options: FinetuneOptions) -> str:
     """The report for people."""
-    name = found["size"] or "own shape"
-    lines = [f"{name}: {parameter_count(found['parameters'])} parameters on {found['gpus']} GPU{'s' if found['gpus'] > 1 else ''} "
-             f"of {found['memory_gib']:g} GiB"]  # fmt: skip
-    if found["problems"]:
-        lines += [f"not valid, {len(found['problems'])} problem{'s' if len(found['problems']) > 1 else ''}:"]
-        lines += [f"  {problem['text']}" for problem in found["problems"]]
+    name = record["size"] or "own shape"
+    lines = [f"{name}: {parameter_count(record['parameters'])} parameters on {record['gpus']} GPU{'s' if record['gpus'] > 1 else ''} "
+             f"of {record['memory_gib']:g} GiB"]  # fmt: skip
+    if record["problems"]:
+        lines += [f"not valid, {len(record['problems'])} problem{'s' if len(record['problems']) > 1 else ''}:"]
+        lines += [f"  {problem['text']}" for problem in record["problems"]]
     else:
-        lines += ["valid: " + found["layout"], *found["trained"], ""]
-        lines += _stage_lines(found["stages"])
+        lines += ["valid: " + record["layout"], *record["trained"], ""]
+        lines += _stage_lines(record["stages"])
         lines += [
             "  (at peak: the loss's logits, or a recomputed layer; outside: CUDA context, NCCL, fragmentation)", "",
-            f"{'fits' if found['fits'] else 'does not fit'}: {found['peak_gib']:g} of {found['memory_gib']:g} GiB at its peak, "
+            f"{'fits' if record['fits'] else 'does not fit'}: {record['peak_gib']:g} of {record['memory_gib']:g} GiB at its peak, "
             f"{100 - 100 * ROOM:.0f}% kept free; an estimate",
         ]  # fmt: skip
-        host = max(s["host"] for s in found["stages"])
+        host = max(s["host"] for s in record["stages"])
         if host:
             lines.append(f"on the host, for each GPU: {host:.1f} GiB of pinned memory")
-        step = found["step"]
+        step = record["step"]
         lines += [
             f"a step: {step['tflops']:,.1f} TFLOP (language {step['language']:,.1f}, vocabulary {step['vocabulary']:,.1f}, "
             f"vision {step['vision']:,.1f}), recomputed {step['recompute']:,.1f}",
             f"about {number(step['seconds'], 3)} s at MFU {step['mfu']:.1%}, {number(step['tokens_per_second'])} tokens/s; "
-            f"{options.train_iters} steps: {duration(3600 * found['hours'])}",
-            f"counted with {options.seq_length} tokens a row, {found['vision_tokens']} of them pictures (--vision-tokens)",
+            f"{options.train_iters} steps: {duration(3600 * record['hours'])}",
+            f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them pictures (--vision-tokens)",
         ]
-    if "suggestions" in found:
-        none = f"no valid layout on {found['gpus']} GPUs; change --global-batch-size"
-        lines += ["", "layouts, fastest first:" if found["suggestions"] else none]
-        for s in found["suggestions"]:
+    if "suggestions" in record:
+        none = f"no valid layout on {record['gpus']} GPUs; change --global-batch-size"
+        lines += ["", "layouts, fastest first:" if record["suggestions"] else none]
+        for s in record["suggestions"]:
             words = shell_line(s["options"]) or "(the defaults)"
             verdict = "fits" if s["fits"] else "too big"
             lines.append(f"  {s['gib']:>7.1f} GiB {s['seconds']:>9.2f} s/step  {verdict:<8} DP {s['dp']:<3} {words}")
-    if found.get("gpus_needed"):
-        count = found["gpus_needed"]
-        lines.append(f"GPUs of {found['memory_gib']:g} GiB needed: {count} with the right layout (--suggest --gpus {count})")
+    if record.get("gpus_needed"):
+        count = record["gpus_needed"]
+        lines.append(f"GPUs of {record['memory_gib']:g} GiB needed: {count} with the right layout (--suggest --gpus {count})")
     return "\n".join(lines)
 
 
@@ -103,12 +103,12 @@ def script(verdict: Verdict, plan: PlanOptions) -> str:
     options, gpus = verdict.options, verdict.gpus
     if problems := [*missing_values(options), *verdict.problems]:
         raise RequestError(*problems)
-    whole = launch_scripts.whole_paths(options)
+    absolute = launch_scripts.absolute_paths(options)
     if plan.emit == "sh":
-        return launch_scripts.shell(whole, gpus, plan.gpus_per_node)
+        return launch_scripts.shell(absolute, gpus, plan.gpus_per_node)
     if plan.emit == "slurm":
-        return launch_scripts.slurm(whole, gpus, plan.gpus_per_node)
-    return launch_scripts.kubernetes(whole, gpus, plan.gpus_per_node, image=plan.image, claim=plan.claim, mount=plan.mount)
+        return launch_scripts.slurm(absolute, gpus, plan.gpus_per_node)
+    return launch_scripts.kubernetes(absolute, gpus, plan.gpus_per_node, image=plan.image, claim=plan.claim, mount=plan.mount)
 
 
 def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem] = ()) -> int:
@@ -130,8 +130,8 @@ def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem]
     if verdict.architecture is None and not plan.json:
         # only the problems are known
         raise RequestError(*verdict.problems)
-    found = report(verdict, plan)
-    print(json.dumps(found, indent=1) if plan.json else render(found, options))
+    record = report(verdict, plan)
+    print(json.dumps(record, indent=1) if plan.json else render(record, options))
     if not verdict.valid:
         return EXIT_REQUEST
     _save(options, plan, sys.stderr)

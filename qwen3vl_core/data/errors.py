@@ -36,7 +36,7 @@ class DataError(ValueError):
 
 
 @contextlib.contextmanager
-def picture_faults(what: str) -> Iterator[None]:
+def picture_errors(what: str) -> Iterator[None]:
     """Turns whatever a picture library raises into a DataError that names the picture, `what`.
 
     Pillow raises SyntaxError, SystemError, MemoryError, struct.error and more for damaged files, and which one differs

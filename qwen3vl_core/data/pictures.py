@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from qwen3vl_core.data.errors import DataError, picture_faults
+from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.errors import RequestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -137,7 +137,7 @@ def token_count(height: int, width: int, rules: PictureRules) -> int:
 
 def picture_size(data: bytes, what: str) -> tuple[int, int]:
     """(height, width) from the header alone, as stored. Raises DataError; `what` names the picture in it."""
-    with picture_faults(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with picture_errors(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return image.height, image.width
 
 
@@ -167,7 +167,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def decode(data: bytes, what: str) -> Image.Image:
     """The picture, upright, RGB. Raises DataError; `what` names the picture in it."""
-    with picture_faults(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with picture_errors(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.load()
         return to_rgb(image)
 
@@ -221,7 +221,7 @@ def check_picture(path: Path, how: str) -> int:
         raise DataError("broken_picture", f"{path}: empty file")
     if how == "none":
         return size
-    with picture_faults(str(path)), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with picture_errors(str(path)), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         check_proportions(image.height, image.width)
         if how == "decode":
             to_rgb(image)

@@ -19,7 +19,7 @@ from qwen3vl_core.data import chat_template, pictures, video_decode
 from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import IGNORED, Encoded, pixel_values
 from qwen3vl_core.data.chat_template import ChatTemplate, MediaItem, Message
-from qwen3vl_core.data.errors import DataError, picture_faults
+from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
@@ -200,7 +200,7 @@ class ChatProcessor:
             raise DataError("missing_picture" if medium.kind == "image" else "missing_video", f"{missing} is not in the sample")
         name = medium.parts[0]
         if medium.kind == "image":
-            with picture_faults(name):
+            with picture_errors(name):
                 return medium, None, pictures.token_count(*pictures.picture_size(media[name], name), self.rules)
         if self.video_rules is None or self.video_token_id is None:
             raise DataError("video", f"{name}: the checkpoint has no {VIDEO_CONFIG}")
@@ -208,7 +208,7 @@ class ChatProcessor:
             header = videos.folder_header(media[name], name, len(medium.parts), medium.fps)
         else:
             header = video_decode.header(media[name], name)
-        with video_decode.video_faults(name):
+        with video_decode.video_errors(name):
             planned = videos.plan(header, self.video_rules)
         return medium, planned, planned.tokens
 

@@ -1,7 +1,7 @@
-"""Frames of a video file by PyAV: seeking where the frames lie far apart, streaming where they lie close. Imports no torch.
+"""Decodes frames of a video file with PyAV: seeks where the frames are far apart, streams where they are close. Imports no torch.
 
-A frame's number is its place in presentation order, taken from the timestamps of the packets: seeking and streaming give
-the same frames, whatever the frame rate does.
+A frame's number is its index in presentation order, from the timestamps of the packets: seeking and streaming give the
+same frames, also with a variable frame rate.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 from qwen3vl_core.data.errors import DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,m4v"
-"""What is opened. FFmpeg knows more, playlists among them, which open further files."""
+"""Containers that are opened. FFmpeg reads more, among them playlists, which open further files."""
 LARGEST_FRAME = 89_478_485
-"""Pixels of a frame; Pillow warns from there on."""
+"""Pixels of a frame; Pillow warns above it."""
 MOST_FRAMES = 1 << 24
 SEEK_GAIN = 4
 """Frames that a seek must save to be worth emptying the decoder."""
 _MISSING_AT_END = 0.1
-"""Share of the frames that the header may count too many: then the last one stands for them."""
+"""Share of the frames by which a header may overcount: the last decoded frame takes the place of the missing ones."""
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a container says of its first video stream."""
+    """Metadata of a container's first video stream."""
 
     frames: int
     fps: float
@@ -39,8 +39,8 @@ class VideoHeader:
 
 
 @contextlib.contextmanager
-def video_faults(what: str) -> Iterator[None]:
-    """Turns whatever FFmpeg and PyAV raise into a DataError that names the video, `what`."""
+def video_errors(what: str) -> Iterator[None]:
+    """Turns any error of FFmpeg and PyAV into a DataError that names the video, `what`."""
     try:
         yield
     except DataError as error:
@@ -54,7 +54,8 @@ def video_faults(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
-    """(container, its first video stream), without threads of its own. Raises what PyAV raises."""
+    """(container, its first video stream), decoded without threads. Raises DataError without a stream that can be decoded, and what PyAV
+    raises."""
     import av
 
     av.logging.set_level(None)
@@ -63,51 +64,54 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
         if not container.streams.video:
             raise DataError("broken_video", "no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError("broken_video", "its codec is unknown; convert the video to H.264")
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def header(data: bytes, what: str) -> VideoHeader:
     """Frames, rate and size, without decoding. Raises DataError; `what` names the video in it."""
-    with video_faults(what), _opened(data) as (container, stream):
+    with video_errors(what), _opened(data) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate
         count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-        found = VideoHeader(int(count), float(rate or 0), stream.codec_context.height, stream.codec_context.width)
-        if not 1 <= found.frames <= MOST_FRAMES or not 1e-3 <= found.fps <= 1e5 or min(found.height, found.width) < 1:
-            raise DataError("broken_video", f"{found.frames} frames of {found.width}x{found.height} at {found.fps:g} a second")
-        if found.height * found.width > LARGEST_FRAME:
-            raise DataError("extreme_video", f"frames of {found.width}x{found.height}")
-        return found
+        metadata = VideoHeader(int(count), float(rate or 0), stream.codec_context.height, stream.codec_context.width)
+        frames, fps, height, width = metadata.frames, metadata.fps, metadata.height, metadata.width
+        if not 1 <= frames <= MOST_FRAMES or not 1e-3 <= fps <= 1e5 or min(height, width) < 1:
+            raise DataError("broken_video", f"{frames} frames of {width}x{height} at {fps:g} a second")
+        if height * width > LARGEST_FRAME:
+            raise DataError("extreme_video", f"frames of {width}x{height}")
+        return metadata
 
 
-def frames(data: bytes, wanted: np.ndarray, what: str) -> list[np.ndarray]:
-    """The frames with these numbers, uint8 [h, w, 3] upright RGB each; a number that comes twice is the same object.
+def frames(data: bytes, requested: np.ndarray, what: str) -> list[np.ndarray]:
+    """The frames with these numbers, uint8 [h, w, 3] upright RGB each; a repeated number gives the same object.
 
-    wanted: ascending. Raises DataError; `what` names the video in it.
+    requested: ascending. Raises DataError; `what` names the video in it.
     """
-    numbers = sorted({int(number) for number in wanted})
-    with video_faults(what):
+    numbers = sorted({int(number) for number in requested})
+    with video_errors(what):
         with _opened(data) as (container, stream):
             times, keys = _times(container, stream)
-        found: dict[int, np.ndarray] = {}
+        decoded: dict[int, np.ndarray] = {}
         missing = numbers
-        # opened again: not every container goes back to its beginning; without keys it is streamed to the end
+        # opened again, as not every container can be rewound; a second time without key frames, streamed to the end
         for usable in [keys, []] if keys else [[]]:
             with _opened(data) as (container, stream):
-                found |= _walk(container, stream, missing, times, usable)
-            missing = [number for number in numbers if number not in found]
+                decoded |= _walk(container, stream, missing, times, usable)
+            missing = [number for number in numbers if number not in decoded]
             if not missing:
                 break
         if missing:
-            # headers count a few frames more than there are; a video that is cut off lacks many
-            if not found or numbers[-1] - missing[0] >= max(1, _MISSING_AT_END * (numbers[-1] + 1)):
-                raise DataError("broken_video", f"cut off: {len(found)} of {len(numbers)} frames can be decoded")
-            found |= dict.fromkeys(missing, found[max(found)])
-        return [found[int(number)] for number in wanted]
+            # headers overcount by a few frames; a truncated video lacks many
+            if not decoded or numbers[-1] - missing[0] >= max(1, _MISSING_AT_END * (numbers[-1] + 1)):
+                raise DataError("broken_video", f"cut off: {len(decoded)} of {len(numbers)} frames can be decoded")
+            decoded |= dict.fromkeys(missing, decoded[max(decoded)])
+        return [decoded[int(number)] for number in requested]
 
 
 def _times(container: Any, stream: Any) -> tuple[list[int] | None, list[int]]:
-    """(timestamps in presentation order, numbers of the frames that can be sought); (None, []) where they are not all known."""
+    """(timestamps in presentation order, numbers of the key frames); (None, []) where timestamps are missing or repeated."""
     entries = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size and not packet.is_discard]
     if not entries or any(time is None for time, _ in entries) or len({time for time, _ in entries}) < len(entries):
         return None, []
@@ -116,16 +120,16 @@ def _times(container: Any, stream: Any) -> tuple[list[int] | None, list[int]]:
 
 
 def _walk(container: Any, stream: Any, numbers: list[int], times: list[int] | None, keys: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, pixels) of the frames; those that cannot be decoded are left out."""
+    """(number, pixels) of the frames; frames that cannot be decoded are skipped."""
     if times is None:
-        wanted = set(numbers)
+        requested = set(numbers)
         for number, frame in enumerate(container.decode(stream)):
-            if number in wanted:
+            if number in requested:
                 yield number, _pixels(frame)
             if number >= numbers[-1]:
                 return
         return
-    place = {time: number for number, time in enumerate(times)}
+    number_of = {time: number for number, time in enumerate(times)}
     pending = [number for number in numbers if number < len(times)]
     at = 0
     while pending:
@@ -134,17 +138,17 @@ def _walk(container: Any, stream: Any, numbers: list[int], times: list[int] | No
             container.seek(times[sought], stream=stream)
         reached = False
         for frame in container.decode(stream):
-            at = place.get(frame.pts, at)
+            at = number_of.get(frame.pts, at)
             if sought is not None and at > sought:
-                # the container's index leads too far
+                # the container's index seeks past the key frame
                 return
             if sought is not None and at < sought:
-                # the index leads back again and again in a file that is cut off: stream from here
+                # in a truncated file the index seeks back again and again: stream from here
                 keys = []
             sought, reached = None, True
             pixels = None
             while pending and pending[0] <= at:
-                # a frame that the decoder left out is stood in for by the next one
+                # the next frame takes the place of one that the decoder dropped
                 pixels = _pixels(frame) if pixels is None else pixels
                 yield pending.pop(0), pixels
             at += 1
@@ -155,7 +159,7 @@ def _walk(container: Any, stream: Any, numbers: list[int], times: list[int] | No
 
 
 def _key_before(keys: list[int], number: int) -> int:
-    """The last frame up to `number` that can be sought; -1 without one."""
+    """The last key frame up to `number`; -1 without one."""
     place = bisect_right(keys, number)
     return keys[place - 1] if place else -1
 

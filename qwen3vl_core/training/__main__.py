@@ -1,6 +1,6 @@
-"""`python -m qwen3vl_core.training RUN_DIR`: train the run that a folder's `plan.json` describes, or go on with it.
+"""`python -m qwen3vl_core.training RUN_DIR`: start or resume the run that RUN_DIR/plan.json describes.
 
-Alone, or under torchrun. Exit codes: 0 done or stopped in good order, 1 the work failed, 2 the request was invalid.
+One process, or under torchrun. Exit codes: 0 finished or stopped cleanly, 1 the run failed, 2 the request is invalid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qwen3vl_core.training.run_lock import end_forked_with_parent, end_with_pare
 
 
 def main(arguments: list[str]) -> int:
-    """Train. Ranks beside the first keep quiet about errors that all of them have."""
+    """Train. A RequestError is the same on all ranks and is printed by rank 0 only."""
     if len(arguments) != 1:
         print("usage: python -m qwen3vl_core.training RUN_DIR", file=sys.stderr)
         return RequestError.exit_code
@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
         run_dir = Path(arguments[0])
         options = read_options(run_dir)
 
-        # nothing that is imported is garbage: to look for it takes a tenth of the time, and at every checkpoint, where Megatron
-        # collects, the same again
+        # nothing that is imported is garbage: collecting takes a tenth of the import time, and as much again at every checkpoint,
+        # where Megatron collects
         gc.disable()
         from qwen3vl_core.model import process_groups
 
@@ -47,13 +47,13 @@ def main(arguments: list[str]) -> int:
                 print(f"qwen3vl finetune: {line}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
-        # a run's log is where its owner looks for the reason
+        # users look for the reason in the run's log
         traceback.print_exc()
         return EXIT_FAILED
 
 
 if __name__ == "__main__":
-    # without waiting for threads of process groups that another rank has left
+    # do not wait for threads of process groups that other ranks have already left
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

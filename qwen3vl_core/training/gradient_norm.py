@@ -1,4 +1,4 @@
-"""The norm of all gradients, without waiting for the GPU: Megatron's `ChainedOptimizer.get_grad_norm` in two halves."""
+"""The global gradient norm without a GPU synchronisation: Megatron's `ChainedOptimizer.get_grad_norm` in two halves."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def squared_norms(optimizer: Any) -> Tensor:
-    """fp32 [parts]: the square of the norm of each part of a `ChainedOptimizer`'s gradients, added up over the ranks that share it.
+    """fp32 [optimizers]: squared gradient norm of each optimizer of a `ChainedOptimizer`, summed over the ranks that share it.
 
-    `prepare_grads` comes first.
+    Call `prepare_grads` first.
     """
-    parts = optimizer.chained_optimizers
-    if len(parts) > 1 and optimizer.grads_states_parallel_group_is_shared():
-        joined = [gradient for part in parts for gradient in part.get_main_grads_for_grad_norm()]
+    optimizers = optimizer.chained_optimizers
+    if len(optimizers) > 1 and optimizer.grads_states_parallel_group_is_shared():
+        joined = [gradient for each in optimizers for gradient in each.get_main_grads_for_grad_norm()]
         groups = [(joined, optimizer.get_grad_stats_parallel_group())]
     else:
-        groups = [(part.get_main_grads_for_grad_norm(), part.get_grad_stats_parallel_group()) for part in parts]
+        groups = [(each.get_main_grads_for_grad_norm(), each.get_grad_stats_parallel_group()) for each in optimizers]
     squares = []
     for gradients, group in groups:
         overflow = torch.zeros(1, dtype=torch.int, device="cuda")
@@ -36,6 +36,6 @@ def squared_norms(optimizer: Any) -> Tensor:
 
 
 def norm_of(squares: list[float]) -> float:
-    """The norm of all parts together."""
+    """The global norm from the squared norm of each optimizer."""
     norms = [square ** (1.0 / 2.0) for square in squares]
     return norms[0] if len(norms) == 1 else math.sqrt(sum(norm**2 for norm in norms))

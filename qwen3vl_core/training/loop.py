@@ -1,4 +1,4 @@
-"""The run: steps, metrics, checkpoints, evaluation, and the end in good order when a signal asks for it."""
+"""The training loop: steps, metrics, checkpoints, evaluation, and a clean stop on a signal."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.step import StepResult, evaluate, train_step
 from qwen3vl_core.training.throughput import Gpu
 
-# loader processes of a rank that has a GPU, unless asked otherwise: decoding must not make it wait
+# default loader processes of a rank with a GPU: decoding must not make the GPU wait
 GPU_WORKERS = 2
-# below this many samples a share of skipped ones says nothing
-JUDGED_SAMPLES = 64
-# an error's one line names this many samples; the record names all
+# with fewer samples than this the skipped share is not checked
+MIN_SAMPLES_TO_CHECK = 64
+# samples that an error message names; metrics.jsonl has all
 NAMED_SAMPLES = 8
 
 
 class Signals:
-    """SIGTERM and SIGINT ask for a checkpoint and the end, SIGUSR1 for a checkpoint only."""
+    """SIGTERM and SIGINT: save a checkpoint and stop. SIGUSR1: save a checkpoint only."""
 
     def __init__(self) -> None:
         self.stop = self.save = False
@@ -60,17 +60,17 @@ class Signals:
         self.save = True
 
     def take(self) -> tuple[bool, bool]:
-        """(stop, save) as flags for a step; a wish to save is taken once."""
+        """(stop, save) as flags for a step; a save request is returned once."""
         flags = self.stop, self.save
         self.save = False
         return flags
 
 
 def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, run_dir: Path) -> tuple[Loader, Loader | None]:
-    """Training data, and validation data where the run evaluates, for this data-parallel rank."""
+    """Loaders of the training data and, where the run evaluates, the validation data, for this data-parallel rank."""
     processor = ChatProcessor.from_pretrained(side, options.min_pixels, options.max_pixels)
     rank = parallel_state.get_data_parallel_rank()
-    # without a GPU the loader's processes would take the cores that train; batches are the same for any number of them
+    # without a GPU, loader processes would compete with training for cores; batches do not depend on their number
     workers = options.num_workers if options.num_workers is not None else 0 if device().type == "cpu" else GPU_WORKERS
     shared: dict[str, Any] = dict(
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
@@ -78,9 +78,9 @@ def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, ru
         packing=options.packing,
         document_multiple=multiple_of(options), rules=structure_rules(options, architecture),
     )  # fmt: skip
-    # one rank of each data-parallel group reads the same samples; one of them writes down what it left out
-    writes = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
-    skipped = run_dir / run_record.skipped_file(rank) if writes else None
+    # all ranks of a model-parallel group read the same samples; one of them records the skipped ones
+    records_skipped = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_first_stage()
+    skipped = run_dir / run_record.skipped_file(rank) if records_skipped else None
     train = build_loader(options.train_data, "train", processor, skipped_file=skipped, **shared)
     if not options.eval_interval:
         return train, None
@@ -89,13 +89,13 @@ def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, ru
 
 
 class Loop:
-    """One run on this rank, from its first step or its last checkpoint to its end."""
+    """One run on this rank, from its first step or its last checkpoint to the last step."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions) -> None:
         self.run_dir, self.options = run_dir, options
         self.signals = Signals()
-        self.leads = torch.distributed.get_rank() == 0
-        self.lock = RunLock(run_dir) if self.leads else None
+        self.is_rank_0 = torch.distributed.get_rank() == 0
+        self.lock = RunLock(run_dir) if self.is_rank_0 else None
         self.source: ModelSource = open_source(options.load, option="--load")
         judge(
             options, architecture=self.source.architecture, processes=torch.distributed.get_world_size(), machine=this_machine(), disk=False
@@ -105,8 +105,8 @@ class Loop:
         self.train_data, self.valid_data = loaders(options, self.source.architecture, self.source.side, run_dir)
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
         self.training: Training = build(options, self.source)
-        # what the checkpoints of a LoRA run are to be read with
-        self.beside = lora_merge.adapter_note(self.training.adapters, self.source) if self.training.adapters else None
+        # saved in the checkpoints of a LoRA run: the adapters' settings and the base weights they belong to
+        self.adapter_note = lora_merge.adapter_note(self.training.adapters, self.source) if self.training.adapters else None
         self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
         self.saving: Saving | None = None
         self.step = self.saved = 0
@@ -114,10 +114,10 @@ class Loop:
         self._resume()
         self.line = StepLine(options.train_iters, self.step)
         self.metrics = (
-            Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.leads else None
+            Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.is_rank_0 else None
         )
         self.gpu = Gpu()
-        # seconds in checkpoints since the last row
+        # seconds spent in checkpoints since the last metrics row
         self.saving_seconds = 0.0
         self.peaks: tuple[float, ...] = ()
 
@@ -128,14 +128,14 @@ class Loop:
         return Sampler(self.run_dir, self.options, processor)
 
     def _resume(self) -> None:
-        found = load_training(
+        loaded = load_training(
             self.run_dir / CHECKPOINTS,
             models=self.training.models,
             optimizer=self.training.optimizer,
             scheduler=self.training.scheduler,
         )
-        if found is not None:
-            self.step, extra = found
+        if loaded is not None:
+            self.step, extra = loaded
             self.saved = self.step
             self.train_data.load_state_dict(extra["data"])
             self.damaged = extra.get("damaged", [])
@@ -144,11 +144,13 @@ class Loop:
                 self.guard.load_state_dict(extra["guard"])
 
     def _check_adapters(self, saved: dict[str, Any] | None) -> None:
-        """Raises RequestError when the adapters of the checkpoint are not those of this run, or stand beside other weights."""
-        now = self.beside
+        """Raises RequestError when the checkpoint's adapters or base weights are not those of this run."""
+        now = self.adapter_note
         if (saved is None) != (now is None):
-            there, here = ("the weights", "adapters") if saved is None else ("adapters", "the weights")
-            raise RequestError(f"--lora-rank {self.options.lora_rank}: the checkpoint has {there} trained, not {here}; start a new run")
+            trained, expected = ("the weights", "adapters") if saved is None else ("adapters", "the weights")
+            raise RequestError(
+                f"--lora-rank {self.options.lora_rank}: the checkpoint has {trained} trained, not {expected}; start a new run"
+            )
         if now is None or saved is None:
             return
         for name in ("rank", "alpha", "targets", "parts"):
@@ -156,17 +158,17 @@ class Loop:
                 raise RequestError(f"--lora-{name}: {now[name]}, but the run's checkpoint has {saved.get(name)}; start a new run")
         if saved.get("base_fingerprint") != now["base_fingerprint"]:
             raise RequestError(
-                f"--load {self.options.load}: its weights are not those that the run began with; the adapters belong to {saved.get('base')}"
+                f"--load {self.options.load}: not the weights that the run started from; the adapters belong to {saved.get('base')}"
             )
 
     def event(self, name: str, text: str, step: int | None = None, **values: Any) -> None:
-        """Into the record, and onto the screen."""
+        """Record an event in metrics.jsonl and print it."""
         if self.metrics:
             self.metrics.event(self.step if step is None else step, name, text, **values)
             self.line.say(text)
 
     def save(self) -> None:
-        """A checkpoint of this step; with --async-save it is only begun here."""
+        """Save a checkpoint of this step; with --async-save only start saving it."""
         self._finish_saving(wait=True)
         settle(self.training)
         self.saving = start_saving(
@@ -178,12 +180,12 @@ class Loop:
         self._finish_saving(wait=not self.options.async_save)
 
     def _extra(self) -> dict[str, Any]:
-        """What a checkpoint holds beside numbers."""
-        adapters = {} if self.beside is None else {lora_merge.ADAPTERS_KEY: self.beside}
+        """What a checkpoint holds besides tensors."""
+        adapters = {} if self.adapter_note is None else {lora_merge.ADAPTERS_KEY: self.adapter_note}
         return {"data": self.train_data.state_dict(), "guard": self.guard.state_dict()} | adapters
 
     def _finish_saving(self, *, wait: bool) -> None:
-        """When the checkpoint on its way is on the disk: say so, and remove the ones that are not kept."""
+        """Once the pending checkpoint is on disk: record it, and prune the old ones."""
         saving = self.saving
         if saving is None:
             return
@@ -193,18 +195,18 @@ class Loop:
         if not done:
             return
         self.saving, self.saved = None, saving.iteration
-        if not self.leads:
+        if not self.is_rank_0:
             return
         removed = retention.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=self.options.keep, every=self.options.keep_every)
         seconds = time.monotonic() - saving.started
-        beside = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
+        waited = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
         self.event(
-            run_record.SAVED, f"checkpoint {saving.folder.name} in {seconds:.1f} s{beside}", step=saving.iteration, path=str(saving.folder),
+            run_record.SAVED, f"checkpoint {saving.folder.name} in {seconds:.1f} s{waited}", step=saving.iteration, path=str(saving.folder),
             seconds=round(seconds, 3), waited_seconds=round(saving.blocked, 3), **({"removed": removed} if removed else {}),
         )  # fmt: skip
 
     def evaluate(self) -> None:
-        """The loss over the same global batches of the validation split every time."""
+        """Validation loss, over the same global batches every time."""
         assert self.valid_data is not None and self.valid_start is not None
         self.valid_data.load_state_dict(self.valid_start)
         results = [evaluate(self.training, next(self.valid_data)) for _ in range(self.options.eval_iters)]
@@ -215,22 +217,22 @@ class Loop:
             self.line.say(f"step {self.step}: {run_record.title_of(run_record.key_of(run_record.EVAL, run_record.LOSS))} {loss:.4f}")
 
     def sample(self) -> None:
-        """Captions of the fixed pictures."""
+        """Write captions of the run's fixed sample pictures."""
         assert self.sampler is not None
         settle(self.training)
         with without_fp8(self.training.config):
             texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop)
-        if self.leads and texts:
+        if self.is_rank_0 and texts:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:
-        """Record what was wrong with a step. Raises WorkError when going on makes no sense."""
-        tired = self.guard.note(result.loss, result.problem)
+        """Record a bad step. Raises WorkError when too many steps are bad or too many samples are skipped."""
+        too_many = self.guard.note(result.loss, result.problem)
         if result.problem:
-            self._report(result, batches, tired)
+            self._report(result, batches, too_many)
         skipped = sum(self.train_data.skipped.values())
         seen = skipped + self.train_data.used
-        if seen >= JUDGED_SAMPLES and skipped > self.options.max_skip_share * seen:
+        if seen >= MIN_SAMPLES_TO_CHECK and skipped > self.options.max_skip_share * seen:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.train_data.skipped.most_common(3))
             raise WorkError(
                 f"step {self.step}: {skipped} of {seen} samples could not be used ({reasons}), more than --max-skip-share "
@@ -240,43 +242,43 @@ class Loop:
     def _last_checkpoint(self) -> str:
         return f"the last checkpoint is step {self.saved}" if self.saved else "no checkpoint was written yet"
 
-    def _report(self, result: StepResult, batches: list[Batch], tired: bool) -> None:
-        """The event of a bad step with the keys of its samples. Raises WorkError after too many in a row. Called by every rank."""
+    def _report(self, result: StepResult, batches: list[Batch], too_many: bool) -> None:
+        """Record a bad step with the keys of its samples. Raises WorkError if there were too many in a row. Called by every rank."""
         keys = [key for batch in batches for key in getattr(batch, "keys", ())]
-        everywhere: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(everywhere, keys)
-        keys = list(dict.fromkeys(key for part in everywhere for key in part))
+        all_keys: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(all_keys, keys)
+        keys = list(dict.fromkeys(key for rank_keys in all_keys for key in rank_keys))
         kind = run_record.SPIKE if result.problem == SPIKE else run_record.NAN
         if result.problem == SPIKE:
             what = f"loss {result.loss:.4f} is a spike"
         else:
             what = f"the loss is {result.loss}" if result.problem == "loss" else f"the gradient norm is {result.grad_norm}"
-        done = "the weights stay as they were" if not result.updated else "the step was made"
+        done = "step skipped, weights unchanged" if not result.updated else "step applied"
         self.event(
             kind, f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
             grad_norm=result.grad_norm, updated=result.updated, in_a_row=self.guard.bad,
         )  # fmt: skip
-        if tired:
-            # a checkpoint on its way is from before: it is the one to name
+        if too_many:
+            # a pending checkpoint is from an earlier step: it is the last one
             self._finish_saving(wait=True)
             named = ", ".join(keys[:NAMED_SAMPLES]) + (f" and {len(keys) - NAMED_SAMPLES} more" if len(keys) > NAMED_SAMPLES else "")
             precision = "" if self.options.precision != "fp16" else ", or --precision bf16"
             raise WorkError(
                 f"step {self.step}: {what}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
-                f"{named} ({METRICS_FILE} has those of each); {self._last_checkpoint()}; look at these samples, or try a lower --lr than "
+                f"{named} ({METRICS_FILE} has those of each); {self._last_checkpoint()}; check these samples, or try a lower --lr than "
                 f"{self.options.lr:g}, more --lr-warmup-iters{precision}"
             )
 
     def run(self) -> None:
-        """Train to the end, or until a signal asks to stop. Raises WorkError when it cannot go on."""
+        """Train to the last step, or until a signal asks to stop. Raises WorkError when training cannot continue."""
         o = self.options
         for line in self.damaged:
-            self.event(run_record.DAMAGED, f"{line}; going on from the one before it")
+            self.event(run_record.DAMAGED, f"{line}; resuming from the one before it")
         if self.step:
-            self.event(run_record.RESUME, f"go on after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
+            self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
         else:
             self.event(run_record.START, f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
-        for line in trained_lines(o, self.source.architecture) if self.leads else ():
+        for line in trained_lines(o, self.source.architecture) if self.is_rank_0 else ():
             self.line.say(line)
         if self.gpu.problem:
             self.event(run_record.NOTE, self.gpu.problem)
@@ -290,17 +292,17 @@ class Loop:
                 self.step += 1
                 self._log(result, loaded - started, time.monotonic() - started)
                 self.check(result, batches)
-                stop, wanted = result.signals
+                stop, save_requested = result.signals
                 last = stop or self.step == o.train_iters
                 if o.eval_interval and self.step % o.eval_interval == 0:
                     self.evaluate()
                 if o.sample_interval and self.step % o.sample_interval == 0:
                     self.sample()
-                if last or wanted or (o.save_interval and self.step % o.save_interval == 0):
+                if last or save_requested or (o.save_interval and self.step % o.save_interval == 0):
                     self.save()
                 self._finish_saving(wait=last)
             if stop and self.step < o.train_iters:
-                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}; qwen3vl runs resume goes on")
+                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}; continue with qwen3vl runs resume")
             else:
                 self.event(run_record.DONE, f"done: {self.step} steps")
             failed = False
@@ -312,8 +314,8 @@ class Loop:
                 self.lock.release()
 
     def _log(self, result: StepResult, data_seconds: float, seconds: float) -> None:
-        """A row of the record and the line that people read. Called by every rank."""
-        # the most since the last row
+        """Write the step's metrics row and log line. Called by every rank."""
+        # maximum since the last row
         self.peaks = tuple(map(max, zip(result.peak_memory, self.peaks or result.peak_memory, strict=True)))
         if self.step % self.options.log_interval and self.step != self.options.train_iters:
             return

@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl` first, TensorBoard as its mirror, and the line that people read."""
+"""A run's metrics: `metrics.jsonl`, its copy in TensorBoard, and the log line of each step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qwen3vl_core.training.sinks import Sinks
 
 
 def plain(value: Any) -> Any:
-    """A number as JSON can hold it: NaN and infinities are null."""
+    """A value that JSON can hold: NaN and infinities become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Metrics:
-    """Rows of `metrics.jsonl`, each written by one `write()` so that a reader never sees half of one that is complete.
+    """Rows of `metrics.jsonl`, each written by one `write()`, so that readers never see half a row.
 
-    Made on one rank only. tensorboard=None: no mirror. sinks: what else gets the scalars.
+    Created on one rank only. tensorboard=None: no TensorBoard. sinks: W&B, SwanLab: they get the same scalars.
     """
 
     def __init__(self, file: Path, tensorboard: Path | None, sinks: Sinks | None = None) -> None:
@@ -33,7 +33,7 @@ class Metrics:
         self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            # a full disk cut off the last row: the next one must not be joined to it
+            # a full disk truncated the last row: start the next one on a new line
             os.write(self._descriptor, b"\n")
         self._tensorboard = None
         if tensorboard is not None:
@@ -53,7 +53,7 @@ class Metrics:
             self._sinks.log(tagged, step)
 
     def event(self, step: int, event: str, text: str, **values: Any) -> None:
-        """Something that happened: one of EVENTS."""
+        """Append an event; `event` is one of EVENTS."""
         self.row(EVENT, step, {"event": event, "text": text, **values})
 
     def close(self, failed: bool = False) -> None:
@@ -65,8 +65,8 @@ class Metrics:
 
 
 def step_text(values: Mapping[str, Any], updated: bool = True) -> str:
-    """The metrics of a step that have a place in the log line: `loss 1.2345  lr 1e-5  grad norm 0.83  …`."""
-    parts = []
+    """The metrics of a step that the log line shows: `loss 1.2345  lr 1e-5  grad norm 0.83  …`."""
+    columns = []
     for key, metric in METRICS.items():
         value = values.get(key)
         if not metric.line or (value is None and key != GRAD_NORM):
@@ -75,12 +75,12 @@ def step_text(values: Mapping[str, Any], updated: bool = True) -> str:
             text = "skipped"
         else:
             text = f"{value:{metric.format}}" if metric.format else number(value, metric.line)
-        parts.append(f"{metric.title} {text}" + (f" {metric.unit}" if metric.unit not in ("", metric.title) else ""))
-    return "  ".join(parts)
+        columns.append(f"{metric.title} {text}" + (f" {metric.unit}" if metric.unit not in ("", metric.title) else ""))
+    return "  ".join(columns)
 
 
 class StepLine:
-    """What a terminal or a log shows of the steps: a bar that redraws, or a line a step."""
+    """Progress of the steps: a progress bar in a terminal, a line per step in a log."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total = total
@@ -89,7 +89,7 @@ class StepLine:
         self._first, self._started = done, time.monotonic()
 
     def show(self, step: int, values: Mapping[str, Any], updated: bool = True) -> None:
-        """One step is done. values: by key, as in the row. updated: False for a step that left the weights as they were."""
+        """Show a finished step. values: by key, as in the row. updated: False for a skipped step."""
         if self._bar.mode == "lines":
             each = (time.monotonic() - self._started) / max(step - self._first, 1)
             print(
@@ -101,7 +101,7 @@ class StepLine:
             self._bar.update(step - self._bar.done, step_text(values, updated))
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a separate line."""
         if self._bar.mode == "bar":
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The plan of a run, read before anything heavy is imported: what is wrong with it is said at once. Imports no torch."""
+"""Reads a run's plan before anything heavy is imported, so that errors in it are reported at once. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3vl_core.run_record import PLAN, version_problem
 
 
 def read_options(run_dir: Path) -> FinetuneOptions:
-    """The options of `plan.json`. Raises RequestError for a plan that is missing, damaged or no finetune."""
+    """The options of `plan.json`. Raises RequestError for a plan that is missing, damaged or not of a finetune run."""
     file = run_dir / PLAN
     try:
         plan = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""One run is trained by one set of processes: a lock on its folder, and no process that outlives the one that started it."""
+"""Only one set of processes trains a run: a lock on its folder, and no process that outlives its parent."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.process_death import death_with_parent
 from qwen3vl_core.run_record import TRAINING_LOCK
 
-# what a run that was just killed may take to be gone
+# time that a run that was just killed may need to exit
 PATIENCE_SECONDS = 20.0
 
 
 def end_with_parent() -> None:
-    """Ask Linux to kill this process when torchrun is killed: ranks without it would go on and write to the run's folder while
+    """Ask Linux to kill this process when torchrun is killed: orphaned ranks would keep writing to the run's folder while
     the run is resumed. Does nothing elsewhere, and for a process that torchrun did not start."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         death_with_parent()()
 
 
 def end_forked_with_parent() -> None:
-    """Let Linux kill every process that this one forks from now on when this one ends. The processes that write a checkpoint wait for
-    the run's answer for ever when the run is killed, and keep its memory. Does nothing elsewhere."""
+    """Let Linux kill every process forked from now on when this one ends. When the run is killed, the processes that write a
+    checkpoint would otherwise wait for it forever and keep its memory. Does nothing elsewhere."""
     if sys.platform != "linux":
         return
     die_with_parent, parent = death_with_parent(), 0
@@ -39,16 +39,16 @@ def end_forked_with_parent() -> None:
     def in_child() -> None:
         die_with_parent()
         if os.getppid() != parent:
-            # it ended before this was asked for
+            # the parent ended before the child asked for the signal
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
 class RunLock:
-    """Held by the first rank as long as it lives, however it ends. Processes that it forks do not have it.
+    """Held by rank 0 until its process ends, however it ends. Forked processes do not hold it.
 
-    Raises RequestError when another process trains the run. A file system without locks lets every process in.
+    Raises RequestError when another process trains the run. On a file system without locks nothing is checked.
     """
 
     def __init__(self, run_dir: Path, patience: float = PATIENCE_SECONDS) -> None:
@@ -62,7 +62,7 @@ class RunLock:
                 if time.monotonic() > end:
                     self._file.seek(0)
                     holder = self._file.read(200).strip() or "another process"
-                    raise RequestError(f"{run_dir}: {holder} trains it already; stop that one first (qwen3vl runs stop)") from None
+                    raise RequestError(f"{run_dir}: {holder} is already training it; stop that one first (qwen3vl runs stop)") from None
                 time.sleep(0.1)
             except OSError:
                 break
@@ -72,5 +72,5 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Give the lock up."""
         self._file.close()

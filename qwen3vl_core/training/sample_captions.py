@@ -1,4 +1,4 @@
-"""Captions of a few fixed pictures while the model is trained, so that a person sees what the loss means."""
+"""Captions of a few fixed sample pictures during training, to judge the model by more than its loss."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from qwen3vl_core.training.sharded_generation import ShardedWriter
 
 MOST_PICTURES = 16
 BATCH_SIZE = 4
-"""Captions written at once: the caches take memory beside the optimizer's."""
+"""Pictures a generation batch: the KV caches need memory on top of the optimizer's."""
 
 
 def holds_whole_model(options: FinetuneOptions) -> bool:
-    """Whether each rank holds the whole model, and writes its captions by itself, with a cache of keys and values."""
+    """Whether each rank holds the whole model, so that it can generate on its own, with a KV cache."""
     return options.tp == options.pp == options.cp == options.ep == options.etp == 1
 
 
 def pictures(options: FinetuneOptions) -> list[Picture]:
-    """The pictures of `--sample-images`. Raises RequestError that names the option for what is no picture."""
+    """The pictures of `--sample-images`. Raises RequestError that names the option for a file that is not a picture."""
     try:
         return find_pictures(options.sample_images, MOST_PICTURES)
     except RequestError as error:
@@ -45,7 +45,7 @@ def pictures(options: FinetuneOptions) -> list[Picture]:
 
 
 class _RunStopped(Exception):
-    """The run is to stop: no time for captions."""
+    """The run was asked to stop: skip the captions."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class _TimedText:
 
 
 class Sampler:
-    """Writes captions with the model that is being trained, greedily, into `samples.jsonl`. Every rank has one and calls it at the
-    same steps; the pictures are dealt out to those that can work apart."""
+    """Writes greedy captions of the model in training to `samples.jsonl`. Every rank has one and calls it at the same steps; the
+    pictures are split between the ranks that can generate independently."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, processor: ChatProcessor) -> None:
         self.file = run_dir / SAMPLES
@@ -67,10 +67,10 @@ class Sampler:
         self.pictures = pictures(options)
 
     def write(self, training: Training, step: int, stop: Callable[[], bool] = lambda: False) -> list[str] | None:
-        """Captions after `step`, in the order of the pictures, on every rank; the first rank writes each as a row as `compare`
-        does, model `tuned`, with its step. The model, its mode and the random numbers are afterwards as they were. None, and
-        nothing written, once `stop()` is true on a rank. Raises WorkError for a model that gives numbers that are not finite, and
-        for a file that cannot be written."""
+        """Captions after `step`, in the order of the pictures, on every rank; rank 0 writes each as a row as `compare`
+        does, model `tuned`, with its step. The model, its mode and the RNG states are unchanged afterwards. Returns None and
+        writes nothing once `stop()` is true on any rank. Raises WorkError when the model's logits are not finite, and when the
+        file cannot be written."""
         modes = [model.training for model in training.wrapped]
         for model in training.wrapped:
             model.eval()
@@ -87,38 +87,38 @@ class Sampler:
         return [caption.text for caption in captions]
 
     def _inputs(self, numbers: list[int]) -> Iterator[dict[str, torch.Tensor]]:
-        """The prompts about these pictures, each made when it is asked for."""
+        """The prompts for these pictures, built lazily."""
         return (self.processor.prompt([self.pictures[number].open()], self.prompt) for number in numbers)
 
     def _write_on_each_rank(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
-        """Every rank writes about its share of the pictures, and tells the others."""
+        """Every rank captions its share of the pictures, then all ranks gather them."""
         rank, world = dist.get_rank(), dist.get_world_size()
 
-        def look(*_: Any) -> None:
+        def check_stop(*_: Any) -> None:
             if stop():
                 raise _RunStopped
 
         writer = CaptionWriter(
             training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=BATCH_SIZE,
-            on_text=look,
+            on_text=check_stop,
         )  # fmt: skip
-        found: list[_TimedText] | str | None
+        captions: list[_TimedText] | str | None
         try:
             written = writer.write(map(Prompt, self._inputs(list(range(rank, len(self.pictures), world)))))
-            found = [_TimedText(caption.text, caption.seconds) for caption in written]
+            captions = [_TimedText(caption.text, caption.seconds) for caption in written]
         except _RunStopped:
-            found = None
+            captions = None
         except WorkError as error:
-            # the others wait for this rank
-            found = str(error)
-        everywhere: list[Any] = [None] * world
-        dist.all_gather_object(everywhere, found)
-        for part in everywhere:
-            if isinstance(part, str):
-                raise WorkError(part)
-        if None in everywhere:
+            # raised only after the gather, which the other ranks wait in
+            captions = str(error)
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, captions)
+        for rank_captions in gathered:
+            if isinstance(rank_captions, str):
+                raise WorkError(rank_captions)
+        if None in gathered:
             return None
-        return [everywhere[number % world][number // world] for number in range(len(self.pictures))]
+        return [gathered[number % world][number // world] for number in range(len(self.pictures))]
 
     def _write_across_ranks(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
         writer = ShardedWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest, stop)
@@ -140,4 +140,4 @@ class Sampler:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise WorkError(f"{self.file}: cannot be written ({error.strerror}); mend that and resume the run") from error
+            raise WorkError(f"{self.file}: cannot be written ({error.strerror}); fix that and resume the run") from error

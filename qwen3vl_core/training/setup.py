@@ -1,4 +1,4 @@
-"""From a run's options to a model with its optimizer and schedule on this rank."""
+"""Builds the model, optimizer and learning rate schedule of a run on this rank from its options."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.micro_batch import StructureRules
 from qwen3vl_core.training.graphs import MicroBatchGraphs, finalize_gradients, prepare_capture
 
-# parts of the model as `--freeze` names them -> beginnings of the parameters' names
+# parts of the model as `--freeze` names them -> prefixes of parameter names
 PARTS = {
     "vision": ("vision_model.patch_embed.", "vision_model.pos_embed.", "vision_model.decoder.layers."),
     "projector": ("vision_model.merger.", "vision_model.decoder.deepstack_merger_list."),
     "language": ("language_model.",),
 }
-# cuDNN makes a plan of its attention, about a second long, for every length of a row that it has not seen, and keeps them all: with
-# steps of this many tokens there are few. For packed rows and pictures Transformer Engine itself rounds what it plans for
+# cuDNN builds an attention plan, which takes about a second, for every new row length, and keeps them all: padding rows to a
+# multiple of this many tokens keeps them few. For packed rows and pictures Transformer Engine rounds the lengths itself
 LENGTH_STEP = 128
 # loss scale of fp16: Megatron's defaults, with a shorter window that recovers within a small run
 FP16_SCALE = dict(initial_loss_scale=2.0**16, min_loss_scale=1.0, loss_scale_window=200, hysteresis=2)
@@ -49,7 +49,7 @@ FP16_SCALE = dict(initial_loss_scale=2.0**16, min_loss_scale=1.0, loss_scale_win
 
 @dataclass
 class Training:
-    """What one rank trains."""
+    """Everything that one rank trains with."""
 
     architecture: Architecture
     models: list[Qwen3VLModel]
@@ -61,24 +61,24 @@ class Training:
     config: Any
     dtype: torch.dtype
     rules: StructureRules
-    """How batches are made for this model."""
+    """How batches are laid out for this model."""
     frozen: tuple[str, ...] = ()
     """Parts that are not trained."""
     adapters: Adapters | None = None
-    """What is trained where the weights stay as they are."""
+    """LoRA adapters; None for a run that trains the weights themselves."""
     graphs: MicroBatchGraphs | None = None
-    """Where micro batches are replayed as CUDA graphs."""
+    """CUDA graphs of the micro batches; None where they run without graphs."""
 
 
 def multiple_of(options: FinetuneOptions) -> int:
-    """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism cuts it
-    into 2 x cp parts, sequence parallelism what a rank holds into tp, and fp8 multiplies rows by the sixteen."""
+    """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism splits it into
+    2 x cp chunks, sequence parallelism splits a rank's share into tp, and fp8 GEMMs need a multiple of 16 rows."""
     rows = FP8_ROWS if options.precision == "fp8" else 1
     return (options.tp if options.sequence_parallel else 1) * (options.cp * max(rows, 2) if options.cp > 1 else rows)
 
 
 def structure_rules(options: FinetuneOptions, architecture: Architecture) -> StructureRules:
-    """How a run's batches are made on this rank. The process groups must be there."""
+    """How a run's batches are laid out on this rank. The process groups must be initialised."""
     step = LENGTH_STEP if use_transformer_engine() else 1
     return StructureRules(
         architecture, math.lcm(multiple_of(options), step), options.pad_length, options.cp,
@@ -87,17 +87,17 @@ def structure_rules(options: FinetuneOptions, architecture: Architecture) -> Str
 
 
 def with_graphs(options: FinetuneOptions, architecture: Architecture) -> bool:
-    """Whether micro batches of this run are CUDA graphs."""
+    """Whether this run captures its micro batches as CUDA graphs."""
     return not no_graph_because(options, architecture, this_machine())
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """The device of this rank."""
     return torch.device("cpu") if cpu.on_cpu() else torch.device("cuda", torch.cuda.current_device())
 
 
 def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
-    """Take the parts out of training."""
+    """Freeze the parameters of these parts."""
     frozen = tuple(prefix for part in parts for prefix in PARTS[part])
     for name, parameter in model.named_parameters():
         if name.startswith(frozen):
@@ -105,7 +105,7 @@ def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
 
 
 def build(options: FinetuneOptions, source: ModelSource) -> Training:
-    """Model with the source's weights, optimizer and schedule. The process groups must be there.
+    """Model with the source's weights, optimizer and schedule. The process groups must be initialised.
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
@@ -128,10 +128,10 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         overlap_grad_reduce=options.overlap_grad_reduce, overlap_param_gather=options.overlap_param_gather,
     )  # fmt: skip
     if options.overlap_grad_reduce:
-        # a bucket is on its way when all its gradients are there, and Megatron waits for each
+        # a bucket is reduced once all its gradients are ready, and Megatron waits for every bucket
         for model in models:
             model.vision_in_every_batch = not {"vision", "projector"} <= set(options.untrained_parts())
-    # later chunks' gradients are ready first: Megatron buckets the first chunk only
+    # gradients of later chunks are ready first: like Megatron, bucket the first chunk only
     wrapped = [DistributedDataParallel(config, ddp, model, disable_bucketing=i > 0) for i, model in enumerate(wrapped)]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -144,13 +144,13 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         wrapped,
     )  # fmt: skip
     if options.optimizer_offload:
-        # Megatron makes its optimizer twice, and the first one, which holds itself, has a copy of every weight
+        # Megatron builds its optimizer twice, and the first one, in a reference cycle, holds a copy of every weight
         gc.collect()
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if part.init_state_fn is not None:  # the offloaded one makes its state in its first step
-            # so that a checkpoint has a state to save even when fp16's loss scaling left out every step so far
-            part.init_state_fn(part.optimizer, part.config)
-        patch_copy_of_masters(part)
+    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if each.init_state_fn is not None:  # the offloaded one creates its state in its first step
+            # so that a checkpoint has a state to save even when fp16's loss scaling skipped every step so far
+            each.init_state_fn(each.optimizer, each.config)
+        patch_copy_of_masters(each)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
         lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
@@ -172,19 +172,19 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
 
 
 def this_machine() -> Machine:
-    """What this rank computes on."""
+    """The GPUs and kernels of this host."""
     if cpu.on_cpu():
         return Machine(gpus=0)
-    names = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
     return Machine(
-        gpus=len(names), capability=min(major + minor / 10 for major, minor in names), transformer_engine=use_transformer_engine(),
-        flash_attention=has_flash_attention(),
+        gpus=len(capabilities), capability=min(major + minor / 10 for major, minor in capabilities),
+        transformer_engine=use_transformer_engine(), flash_attention=has_flash_attention(),
     )  # fmt: skip
 
 
 def _offload_fields(options: FinetuneOptions) -> dict[str, Any]:
-    """Megatron's `HybridDeviceOptimizer`: of this share of the weights, master copy and moments are on the host, and so is the
-    update; the precision-aware form, or else a second master copy would stay on the GPU."""
+    """Megatron's `HybridDeviceOptimizer`: for this share of the weights, master weights and moments live on the host, which also
+    updates them. Precision-aware, as otherwise a second master copy would stay on the GPU."""
     if not options.optimizer_offload:
         return {}
     return dict(
@@ -194,18 +194,18 @@ def _offload_fields(options: FinetuneOptions) -> dict[str, Any]:
 
 
 def settle(training: Training) -> None:
-    """Let the weights that are still being gathered arrive, before anything but the next training step reads them."""
+    """Wait for the pending parameter all-gather, before anything but the next training step reads the weights."""
     for model in training.wrapped:
         if model.ddp_config.overlap_param_gather:
             model.start_param_sync(force_sync=True)
 
 
 def _chunk(source: ModelSource, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:
-    """One chunk of this pipeline stage, filled from the source."""
-    where = {} if chunk is None else {"ignore_virtual": False, "vp_stage": chunk}
+    """One model chunk of this pipeline stage with the source's weights."""
+    stage = {} if chunk is None else {"ignore_virtual": False, "vp_stage": chunk}
     model = build_model(
         source.architecture, config, vp_stage=chunk,
-        pre_process=parallel_state.is_pipeline_first_stage(**where), post_process=parallel_state.is_pipeline_last_stage(**where),
+        pre_process=parallel_state.is_pipeline_first_stage(**stage), post_process=parallel_state.is_pipeline_last_stage(**stage),
     )  # fmt: skip
     fill(model, source)
     adapters = Adapters.of(options)
@@ -219,6 +219,6 @@ def _chunk(source: ModelSource, config: Any, chunk: int | None, options: Finetun
 
 
 def common_state(architecture: Architecture, options: FinetuneOptions) -> dict[str, Any]:
-    """What Megatron-LM expects beside the weights of a checkpoint."""
+    """What Megatron-LM expects in a checkpoint besides the weights."""
     o = options
     return megatron_common(architecture, tp=o.tp, pp=o.pp, vp=o.vp, cp=o.cp, ep=o.ep, etp=o.etp, sequence_parallel=o.sequence_parallel)

@@ -1,8 +1,8 @@
-"""Captions that all ranks write together, where no rank holds the whole model.
+"""Generation across ranks, where no rank holds the whole model.
 
-Each pass is a forward pass of the pipeline schedule, as evaluation makes it, over the prompts and what was written so far; it
-gives one more token of each caption. No keys and values are kept: what works for a training batch in a layout works here. The
-pictures are dealt out to the data parallel ranks; the vision tower sees each once.
+Each pass is a forward pass of the pipeline schedule, as in evaluation, over the prompts and the tokens generated so far; it
+yields one more token of each caption. There is no KV cache: every layout that can train can generate. The pictures are split
+between the data parallel ranks; the vision tower encodes each once.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from qwen3vl_core.errors import WorkError
 from qwen3vl_core.structure.micro_batch import vision_structure
 from qwen3vl_core.training.setup import Training, device
 
-# rows are padded to a multiple of this: attention kernels plan anew for each length
-FEW_LENGTHS = 64
+# rows are padded to a multiple of this: attention kernels build a plan for each new length
+LENGTH_MULTIPLE = 64
 
 
 @dataclass
 class PromptRow:
-    """A prompt of this data parallel rank and what was written after it."""
+    """A prompt of this data parallel rank and the tokens generated after it."""
 
     number: int
-    """Of its picture; -1 for one that only keeps this rank in step."""
+    """Index of its picture; -1 for a dummy row that only keeps this rank in step with the others."""
     ids: list[int]
     prompt_features: PromptFeatures
     positions: Tensor
@@ -46,19 +46,19 @@ class PromptRow:
     next_position: int
 
     def inputs(self, multiple: int) -> dict[str, Any]:
-        """What the model is called with, padded to a multiple of `multiple`."""
+        """Arguments of the model's forward, padded to a multiple of `multiple`."""
         length = -(-len(self.ids) // multiple) * multiple
         ids = torch.zeros(1, length, dtype=torch.long)
         ids[0, : len(self.ids)] = torch.tensor(self.ids)
         after = self.next_position + torch.arange(length - self.prompt_features.length)
-        where = self.positions.device
-        positions = torch.cat((self.positions, after.to(where).expand(3, 1, -1)), dim=-1)
-        return {"input_ids": ids.to(where), "position_ids": positions, "prompt_features": self.prompt_features}
+        device = self.positions.device
+        positions = torch.cat((self.positions, after.to(device).expand(3, 1, -1)), dim=-1)
+        return {"input_ids": ids.to(device), "position_ids": positions, "prompt_features": self.prompt_features}
 
 
 @dataclass
 class ShardedCaption:
-    """A caption."""
+    """A caption being generated."""
 
     ids: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -67,44 +67,44 @@ class ShardedCaption:
 
 
 def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> list[PromptRow]:
-    """The prompts by the number of their picture, as far as they are before the first token."""
-    model, where, rows = training.models[0], device(), []
-    for number, given in prompts.items():
-        inputs = {name: value.to(where) for name, value in given.items()}
+    """The rows before the first generated token. prompts: by index of the picture."""
+    model, target, rows = training.models[0], device(), []
+    for number, prompt in prompts.items():
+        inputs = {name: value.to(target) for name, value in prompt.items()}
         ids, grid = inputs["input_ids"], inputs.get("image_grid_thw")
         positions, after = model.positions(ids, None, grid, None)
         features = PromptFeatures(None, None, ids.shape[1])
         vision = vision_structure(training.architecture, ids.cpu(), grid, None)
         if vision is not None and model.pre_process:
-            vision = vision.to(where)
+            vision = vision.to(target)
             features = PromptFeatures(model.vision_features(inputs["pixel_values"], vision), vision.places, ids.shape[1])
         rows.append(PromptRow(number, ids[0].tolist(), features, positions, int(after)))
     return rows
 
 
-def _next_token(model: Qwen3VLModel, place: int, length: int, hidden: Tensor, *, non_loss_data: bool = True) -> Tensor:
+def _next_token(model: Qwen3VLModel, position: int, length: int, hidden: Tensor, *, non_loss_data: bool = True) -> Tensor:
     """[token, 1 if its row of logits is finite] from the last stage's hidden states [s of this rank, 1, h]; the same on all its ranks."""
     config, language = model.config, model.language_model
     if config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
     index = model.local_index(length)
     if index is None:
-        row = hidden[place, 0]
+        row = hidden[position, 0]
     else:
-        # one context parallel rank holds the place
-        row = hidden[(index == place).nonzero()[:, 0].to(hidden.device), 0].sum(0)
+        # one context parallel rank holds the position
+        row = hidden[(index == position).nonzero()[:, 0].to(hidden.device), 0].sum(0)
         dist.all_reduce(row, group=parallel_state.get_context_parallel_group())
     weight = language.shared_embedding_or_output_weight() if model.share_embeddings_and_output_weights else language.output_layer.weight
     logits = F.linear(row.to(weight.dtype), weight)
     best = logits.argmax()
     first = parallel_state.get_tensor_model_parallel_rank() * logits.numel()
-    mine = torch.stack((logits[best].double(), (best + first).double(), logits.isfinite().all().double()))
+    candidate = torch.stack((logits[best].double(), (best + first).double(), logits.isfinite().all().double()))
     group = parallel_state.get_tensor_model_parallel_group()
-    parts = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(parts, mine, group=group)
-    every = torch.stack(parts)
-    # the first of equals, as of one row
-    return torch.stack((every[every[:, 0].argmax(), 1], every[:, 2].min()))
+    gathered = [torch.empty_like(candidate) for _ in range(group.size())]
+    dist.all_gather(gathered, candidate, group=group)
+    candidates = torch.stack(gathered)
+    # the first of equal logits, as argmax over the whole vocabulary
+    return torch.stack((candidates[candidates[:, 0].argmax(), 1], candidates[:, 2].min()))
 
 
 def _forward_step(multiple: int, batches: Iterator[PromptRow], model):
@@ -133,44 +133,45 @@ def _pass(training: Training, rows: Sequence[PromptRow], multiple: int) -> list[
 
 
 class ShardedWriter:
-    """Writes captions greedily. Every rank of the world makes one and calls it at the same step with the same pictures.
+    """Greedy generation. Every rank of the world creates one and calls it at the same step with the same pictures.
 
-    count: of the pictures. The prompts that a rank needs are `mine`. stop: asked before each token; what any rank says counts.
+    count: number of pictures. ends: EOS token ids. longest: most new tokens. stop: called before each token; true on any rank
+    stops all. A rank passes the prompts of the pictures in `mine` to `write`.
     """
 
     def __init__(self, training: Training, count: int, ends: Collection[int], longest: int, stop: Callable[[], bool]) -> None:
         self.training, self.count, self.ends, self.longest, self.stop = training, count, frozenset(ends), longest, stop
         self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
-        self.multiple = math.lcm(training.rules.length_multiple, FEW_LENGTHS)
-        # an interleaved schedule takes micro batches by as many as there are stages
+        self.multiple = math.lcm(training.rules.length_multiple, LENGTH_MULTIPLE)
+        # an interleaved schedule needs a multiple of the number of stages as micro batches
         self.passes_multiple = parallel_state.get_pipeline_model_parallel_world_size() if len(training.wrapped) > 1 else 1
 
     @property
     def mine(self) -> list[int]:
-        """Numbers of the pictures that this rank writes about; with fewer pictures than ranks some have the first one again."""
+        """Indices of the pictures that this rank captions; with fewer pictures than ranks, some repeat the first one."""
         return list(range(self.rank, self.count, self.size)) or [0]
 
     @torch.no_grad()
     def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[ShardedCaption] | None:
-        """The captions of all pictures, on every rank; None when stopped. prompts: of `mine`, as the processor gives them. Raises
-        WorkError, on every rank, for a model that gives numbers that are not finite. The models must not be in training mode."""
+        """The captions of all pictures, on every rank; None when stopped. prompts: of `mine`, from the processor.
+        Raises WorkError on every rank when the logits are not finite. The models must not be in training mode."""
         started = time.monotonic()
         numbers = self.mine if self.rank < self.count else [-1]
         rows = _rows(self.training, dict(zip(numbers, prompts, strict=True)))
         captions = [ShardedCaption() for _ in range(self.count)]
         for _ in range(self.longest):
-            left = [number for number, caption in enumerate(captions) if not caption.done]
-            if not left:
+            unfinished = [number for number, caption in enumerate(captions) if not caption.done]
+            if not unfinished:
                 break
-            # every rank makes as many passes as the one that has most to do: experts of one rank serve others too
-            most = max(sum(number % self.size == rank for number in left) for rank in range(self.size))
-            wanted = -(-most // self.passes_multiple) * self.passes_multiple
-            ours = [row for row in rows if row.number in left]
+            # every rank runs as many rows as the busiest one: experts of one rank serve the others too
+            most = max(sum(number % self.size == rank for number in unfinished) for rank in range(self.size))
+            passes = -(-most // self.passes_multiple) * self.passes_multiple
+            ours = [row for row in rows if row.number in unfinished]
             fill = (ours or rows)[0]
-            tokens = self._next_tokens(_pass(self.training, ours + [fill] * (wanted - len(ours)), self.multiple), ours)
+            tokens = self._next_tokens(_pass(self.training, ours + [fill] * (passes - len(ours)), self.multiple), ours)
             if tokens is None:
                 return None
-            for number in left:
+            for number in unfinished:
                 token, caption = tokens[number], captions[number]
                 caption.seconds = time.monotonic() - started
                 caption.done = token in self.ends
@@ -180,19 +181,19 @@ class ShardedWriter:
                 row.ids.append(tokens[row.number])
         return captions
 
-    def _next_tokens(self, found: list[Tensor], ours: list[PromptRow]) -> list[int] | None:
-        """The next token of each picture as the last stage's first rank has it, told to the whole world; None when to stop."""
-        told = torch.zeros(self.count + 2, dtype=torch.float64, device=device())
+    def _next_tokens(self, results: list[Tensor], ours: list[PromptRow]) -> list[int] | None:
+        """The next token of each picture, sent from the last stage's first rank to the whole world; None when stopped."""
+        message = torch.zeros(self.count + 2, dtype=torch.float64, device=device())
         first = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
-        if found and parallel_state.is_pipeline_last_stage() and first:
-            for row, (token, finite) in zip(ours, found, strict=False):
-                told[row.number] = token
-                told[-1] += 1 - finite
-        told[-2] = float(self.stop())
-        dist.all_reduce(told)
-        *tokens, stop, broken = told.tolist()
+        if results and parallel_state.is_pipeline_last_stage() and first:
+            for row, (token, finite) in zip(ours, results, strict=False):
+                message[row.number] = token
+                message[-1] += 1 - finite
+        message[-2] = float(self.stop())
+        dist.all_reduce(message)
+        *tokens, stop, not_finite = message.tolist()
         if stop:
             return None
-        if broken:
+        if not_finite:
             raise WorkError(NOT_FINITE)
         return [int(token) for token in tokens]

@@ -1,6 +1,6 @@
-"""Further readers of the curves, when a run asks for them: Weights & Biases and SwanLab, each by its own client.
+"""Experiment trackers that a run can log to: Weights & Biases and SwanLab, each through its own client.
 
-`metrics.jsonl` is the record. A sink that fails while the run goes on is said once and left alone: no run is lost to it.
+`metrics.jsonl` remains the record. A sink that fails during the run is reported once and dropped; the run continues.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from qwen3vl_core.run_record import SWANLAB, WANDB
 
 
 class _Wandb:
-    """Offline, project server, key: all as wandb's own environment variables say."""
+    """Mode, server and key come from wandb's own environment variables and login."""
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
         import wandb
 
-        # the same run of the console is the same one there, also after a resume
+        # the run directory's name is the W&B id, so that a resumed run continues the same curve
         self._run = wandb.init(
             project=project, id=run_dir.name, name=run_dir.name, config=config, dir=str(run_dir), resume="allow",
             settings=wandb.Settings(quiet=True),
@@ -36,14 +36,14 @@ class _Wandb:
 
 
 class _SwanLab:
-    """Its mode, server and key as SwanLab's own environment variables and login say."""
+    """Mode, server and key come from SwanLab's own environment variables and login."""
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]) -> None:
         import swanlab
 
         folder = run_dir / SWANLAB
         folder.mkdir(exist_ok=True)
-        # it takes letters, digits, - and _ in an id
+        # an id may hold letters, digits, - and _ only
         name = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in run_dir.name)[-64:]
         self._swanlab = swanlab
         self._swanlab.init(project=project, name=run_dir.name, id=name, config=config, log_dir=str(folder), resume="allow")
@@ -60,10 +60,10 @@ CLIENTS = {"wandb": _Wandb, "swanlab": _SwanLab}
 
 
 class Sinks:
-    """The sinks that a run's options ask for. Made on the first rank only."""
+    """The sinks that a run's options ask for. Created on rank 0 only."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None]) -> None:
-        """Raises RequestError, one line, for one that cannot be started: a run that asked for it would not be where it is looked for."""
+        """Raises RequestError for one that cannot be started: the user would look for the run there in vain."""
         self._say = say
         self._open: dict[str, Any] = {}
         config = to_mapping(options)
@@ -75,7 +75,7 @@ class Sinks:
                 self._open[name] = client(run_dir, project, config)
             except Exception as error:
                 self.close(failed=True)
-                way_out = f"mend that, or leave --{name} out"
+                way_out = f"fix that, or leave --{name} out"
                 raise RequestError(f"--{name} {project}: {NAMES[name]} did not start ({_line(error)}); {way_out}") from None
             say(f"{NAMES[name]}: {project}/{run_dir.name}, {self._open[name].where}")
 
@@ -89,12 +89,12 @@ class Sinks:
                 del self._open[name]
 
     def close(self, failed: bool) -> None:
-        """Send what is left."""
+        """Flush and finish all sinks."""
         for name, sink in self._open.items():
             try:
                 sink.close(failed)
             except Exception as error:
-                self._say(f"{NAMES[name]} did not end in good order ({_line(error)})")
+                self._say(f"{NAMES[name]} did not finish cleanly ({_line(error)})")
         self._open = {}
 
 

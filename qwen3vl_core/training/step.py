@@ -31,33 +31,33 @@ from qwen3vl_core.training.token_loss import token_loss
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of a whole global batch, the same on every rank."""
+    """Results of one global batch, the same on every rank."""
 
     loss: float
     """Mean over the trained tokens."""
     tokens: int
     """Trained tokens."""
     grad_norm: float | None = None
-    """Before clipping; None for an evaluation, or a step that left the weights as they were before it was known."""
+    """Before clipping; None for an evaluation, or a step that was skipped before the norm was computed."""
     learning_rate: float = 0.0
     signals: tuple[bool, ...] = ()
     """For each flag given: whether any rank raised it."""
     problem: str = ""
-    """What the guard found: `loss` or `gradient` (NaN or infinite), `spike`, or nothing."""
+    """Why the step is bad: `loss` or `gradient` (NaN or infinite), `spike`; empty for a good one."""
     updated: bool = True
-    """Whether the weights were changed."""
+    """Whether the weights were updated; False for a skipped step."""
     flops: float = 0.0
     """Model FLOPs of the global batch, forward and backward."""
     filled: float | None = None
-    """Share of the computed positions that hold a sample's tokens; the rest is padding. None where batches do not say."""
+    """Share of the computed positions that hold a sample's tokens; the rest is padding. None where batches have no lengths."""
     forward_backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     peak_memory: tuple[float, ...] = ()
-    """Bytes that tensors took at most on the fullest rank since the last step, and that its allocator held; empty on a CPU."""
+    """Peak bytes allocated and peak bytes reserved since the last step, on the rank with the most; empty on a CPU."""
 
 
 def forward_step(training: Training, batches, model):
-    """Megatron's `forward_step_func`: (losses of each token [b, s] or of each trained token [1, n], what makes the loss of them)."""
+    """Megatron's `forward_step_func`: (losses of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
     inputs = next(batches).step_inputs(device(), training.dtype)
     structure: Structure = inputs["structure"]
     labels = structure.loss_labels
@@ -67,12 +67,12 @@ def forward_step(training: Training, batches, model):
 
 
 def structured(training: Training, batches: list[Batch]) -> list[Batch]:
-    """Batches with their structure, which the loader has made unless they come from elsewhere."""
+    """Batches with their structure; those of the loader have it already."""
     return [batch if batch.structure is not None else batch.structured(training.rules) for batch in batches]
 
 
 def _weigh_balance(training: Training, batches: list[Batch]) -> None:
-    """So that the experts' load balancing loss counts with its coefficient, however few of the tokens are trained."""
+    """Scale the experts' load balancing loss so that its coefficient holds however few of the tokens are trained."""
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     trained = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
     counts = torch.tensor([trained, tokens], dtype=torch.float64, device=device())
@@ -89,11 +89,11 @@ def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Ten
         return training.graphs.forward_backward(batches)
     figures = get_forward_backward_func()(
         forward_step_func=partial(forward_step, training),
-        # every chunk of an interleaved schedule goes through the same batches
+        # every chunk of an interleaved schedule iterates over the same batches
         data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        # with variable lengths the stages tell each other the shapes
+        # with variable lengths the stages exchange the shapes
         seq_length=max(b.shaped.input_ids.shape[1] for b in batches),
         micro_batch_size=batches[0].shaped.input_ids.shape[0],
         forward_only=forward_only,
@@ -104,22 +104,22 @@ def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Ten
 
 
 def _summed(figures: Tensor, more: Sequence[float]) -> Tensor:
-    """Added up over the whole world: figures, counted by one tensor parallel rank, and further numbers of every rank."""
+    """All-reduced over the world: figures, counted once a tensor parallel group, and `more`, counted on every rank."""
     if parallel_state.get_tensor_model_parallel_rank() != 0:
         figures = torch.zeros_like(figures)
-    everything = torch.cat((figures, torch.tensor(list(more), dtype=figures.dtype, device=figures.device)))
-    dist.all_reduce(everything)
-    return everything
+    values = torch.cat((figures, torch.tensor(list(more), dtype=figures.dtype, device=figures.device)))
+    dist.all_reduce(values)
+    return values
 
 
 def _agree(figures: Tensor, flags: tuple[bool, ...]) -> tuple[float, int, tuple[bool, ...]]:
-    """(loss, trained tokens) of the whole world, and which flags any rank raised."""
+    """(loss, trained tokens, flags) over the whole world; a flag is true if any rank raised it."""
     total, tokens, *votes = _summed(figures, flags).tolist()
     return total / max(tokens, 1), int(tokens), tuple(v > 0 for v in votes)
 
 
 def _work(training: Training, batches: list[Batch]) -> tuple[float, float, float]:
-    """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts too."""
+    """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts."""
     counts = (
         parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_last_stage()
         and parallel_state.get_context_parallel_rank() == 0
@@ -129,13 +129,13 @@ def _work(training: Training, batches: list[Batch]) -> tuple[float, float, float
     low_rank = training.adapters is not None
     flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=low_rank) for batch in batches)
     lengths = [sample_lengths(batch) for batch in batches]
-    places = sum(batch.shaped.input_ids.numel() for batch, known in zip(batches, lengths, strict=True) if known)
-    return flops, float(sum(map(sum, lengths))), float(places)
+    positions = sum(batch.shaped.input_ids.numel() for batch, known in zip(batches, lengths, strict=True) if known)
+    return flops, float(sum(map(sum, lengths))), float(positions)
 
 
 def _norm(training: Training, squares: list[float] | None) -> tuple[float | None, str]:
-    """(norm before clipping, problem of the gradients). fp16's loss scaling skips steps too: this is how it finds its scale, and a
-    problem only when the scale cannot fall any further."""
+    """(norm before clipping, GRADIENT if it is not finite, else empty). fp16's loss scaling skips steps too, to find the scale:
+    that is a problem only once the scale is at its minimum."""
     optimizer = training.optimizer
     if squares is None and optimizer.prepare_grads():
         stuck = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
@@ -146,33 +146,33 @@ def _norm(training: Training, squares: list[float] | None) -> tuple[float | None
 
 @torch.no_grad()
 def _update(training: Training, norm: float) -> None:
-    """Clip the gradients, which are in the optimizer, and step, as Megatron's `ChainedOptimizer.step` does."""
-    for part in training.optimizer.chained_optimizers:
-        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
-        if parameters and part.config.clip_grad > 0:
-            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
-            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm, use_decoupled_grad=decoupled)
+    """Clip the gradients, which the optimizer already holds, and step, as Megatron's `ChainedOptimizer.step` does."""
+    for optimizer in training.optimizer.chained_optimizers:
+        parameters = [] if getattr(optimizer, "is_stub_optimizer", False) else optimizer.get_parameters()
+        if parameters and optimizer.config.clip_grad > 0:
+            decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, max_norm=optimizer.config.clip_grad, total_norm=norm, use_decoupled_grad=decoupled)
     training.optimizer.step_with_ready_grads()
 
 
 @torch.no_grad()
 def _figures(training: Training, figures: Tensor, more: Sequence[float]) -> tuple[list[float], list[float] | None, tuple[float, ...]]:
-    """(sums over the world, squares of the gradients' norms or None before fp16's are unscaled, memory of the fullest rank).
+    """(sums over the world, squared gradient norms or None for fp16, whose gradients are unscaled later, peak memory).
 
-    The one place of a step where the host waits for the GPU: all that it asks for is computed before it waits.
+    The only point of a step where the host synchronises with the GPU: everything it needs is queued before.
     """
     sums, peaks = _summed(figures, more), peak_memory(since_start=training.graphs is not None)
-    parts = [sums]
+    pending = [sums]
     if training.dtype is not torch.float16:
         training.optimizer.prepare_grads()
-        parts.append(squared_norms(training.optimizer).to(sums.dtype))
+        pending.append(squared_norms(training.optimizer).to(sums.dtype))
     if peaks:
         fullest = torch.tensor(peaks, dtype=sums.dtype, device=sums.device)
         dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
-        parts.append(fullest)
-    values = torch.cat(parts).tolist()
+        pending.append(fullest)
+    values = torch.cat(pending).tolist()
     end = len(values) - len(peaks)
-    return values[: len(sums)], values[len(sums) : end] if len(parts[1:]) > bool(peaks) else None, tuple(values[end:])
+    return values[: len(sums)], values[len(sums) : end] if len(pending[1:]) > bool(peaks) else None, tuple(values[end:])
 
 
 def train_step(
@@ -180,40 +180,40 @@ def train_step(
 ) -> StepResult:  # fmt: skip
     """Forward and backward over the micro batches of this rank, then one optimizer step.
 
-    A loss or gradients that are NaN or infinite, and what `guard` skips, leave the weights as they were; the schedule goes on. flags:
-    raised on any rank, they come back on every rank. On a GPU what the optimizer still computes when this returns counts
-    to the next step's forward and backward.
+    A step whose loss or gradient is NaN or infinite, or that `guard` skips, leaves the weights unchanged; the learning rate schedule
+    advances. flags: raised on any rank, they are returned on every rank. On a GPU, optimizer kernels still running when this returns
+    count towards the next step's forward and backward.
     """
     began = time.monotonic()
     guard, batches = guard or Guard(), structured(training, batches)
     for model in training.wrapped:
         if not model.training:
-            # telling a thousand modules what they know takes the host longer than a layer's kernels
+            # setting the mode of a thousand modules takes the host longer than a layer's kernels
             model.train()
         model.zero_grad_buffer()
     training.optimizer.zero_grad()
     figures = _run(training, batches, forward_only=False)
     sums, squares, peaks = _figures(training, figures, (*_work(training, batches), *map(float, flags)))
-    total, count, flops, real, places, *votes = sums
+    total, count, flops, sample_tokens, positions, *votes = sums
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
     middle = time.monotonic()
     norm, problem = None, guard.problem(loss)
     skipped = guard.skips(problem)
     if not skipped:
-        norm, of_gradient = _norm(training, squares)
-        problem, skipped = of_gradient or problem, norm is None or bool(of_gradient)
+        norm, gradient_problem = _norm(training, squares)
+        problem, skipped = gradient_problem or problem, norm is None or bool(gradient_problem)
         if norm is not None and not skipped:
             _update(training, norm)
     return StepResult(
         loss, tokens, norm, training.optimizer.param_groups[0]["lr"], tuple(v > 0 for v in votes), problem, not skipped, flops,
-        real / places if places else None, middle - began, time.monotonic() - middle, peaks,
+        sample_tokens / positions if positions else None, middle - began, time.monotonic() - middle, peaks,
     )  # fmt: skip
 
 
 @torch.no_grad()
 def evaluate(training: Training, batches: list[Batch]) -> StepResult:
-    """The loss of one global batch, nothing trained."""
+    """The loss of one global batch, without training on it."""
     settle(training)
     for model in training.wrapped:
         model.eval()

@@ -1,4 +1,4 @@
-"""What a run makes of its machine: the FLOPs of a batch, and the GPU's memory, utilisation and power."""
+"""Throughput figures: model FLOPs of a batch, and the GPU's memory, utilisation and power."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qwen3vl_core.layout.flops import attention_forward, language_forward, passe
 from qwen3vl_core.run_record import GPU_UTILISATION, GPU_WATTS
 from qwen3vl_core.sizes import Architecture
 
-# the driver is asked at most this often
+# NVML is queried at most this often
 NVML_SECONDS = 1.0
-# dense bf16 tensor-core FLOP/s as the makers state them, without sparsity
+# dense bf16 tensor-core FLOP/s by the data sheets, without sparsity
 PEAK_BF16 = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L20": 119.5e12, "L4": 121e12,
@@ -25,21 +25,21 @@ PEAK_BF16 = {
 
 
 def peak_flops(gpu: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by the name that its driver gives; None for one that is not in the table."""
+    """Dense bf16 FLOP/s of a GPU by its device name; None for one that is not in the table."""
     return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if name in gpu), None)
 
 
 def sample_lengths(batch: Any) -> list[int]:
-    """Tokens of each sample of a micro batch, padding left out; of each document where several stand in one row. Empty for a
-    batch that does not say."""
+    """Tokens of each sample of a micro batch, without padding; of each document of a packed row. Empty for a
+    batch without lengths."""
     lengths = getattr(batch, "lengths", None)
     return [] if lengths is None else lengths.tolist()
 
 
 def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *, low_rank: bool = False) -> float:
-    """Model FLOPs of forward and backward over a micro batch, language and vision, from what its samples really hold.
+    """Model FLOPs of forward and backward over a micro batch, language and vision, from the actual lengths of its samples.
 
-    With h hidden, d head size, q and k query and key/value heads, f FFN columns, V vocabulary; v, f_v the vision tower's; m its
+    h: hidden size, d: head size, q and k: query and key/value heads, f FFN columns, V vocabulary; v, f_v the vision tower's; m its
     merge size. Forward, a multiplication and an addition counted as two, matrix products only:
 
     - each of the language layers on n tokens of a sample: n [2 h d (2 q + 2 k) + 6 h f] + 2 q d n^2: causal attention needs half
@@ -47,10 +47,10 @@ def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *,
     - each of the vision layers on the p patches of a frame: p (8 v^2 + 4 v f_v) + 4 v p^2; the embedding 2 p v x values of a patch.
     - each merger (one, and one for every deepstack layer) on p / m^2 tokens: 2 (m^2 v)^2 + 2 m^2 v h.
 
-    Backward: as much again for the gradients of the weights where the part is trained, and as much again for the gradients of
-    the activations where it or what comes before it is trained (attention: both). So a model trained whole counts 3 times its
-    forward, the embedding of the patches twice. Padding, optimizer, and what is computed twice to save memory do not count.
-    low_rank: adapters are trained beside the parts' own weights, which stay; their few FLOPs are left out.
+    Backward: once the forward for the weight gradients where the part is trained, and once for the activation gradients where it
+    or a part before it is trained (attention: both). So full fine-tuning counts 3 times its forward, the patch embedding twice.
+    Padding, the optimizer and activation recomputation do not count.
+    low_rank: LoRA adapters are trained and the weights are frozen; the adapters' few FLOPs are left out.
     """
     frames = [int(h * w) for t, h, w in getattr(batch, "image_grid_thw", torch.empty(0, 3)).tolist() for _ in range(int(t))]
     vision = "vision" not in frozen
@@ -71,12 +71,12 @@ def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *,
 
 
 class Gpu:
-    """This rank's GPU as the driver sees it: utilisation and power, where nvidia-ml-py and the driver are there."""
+    """Utilisation and power of this rank's GPU from NVML, where nvidia-ml-py and the driver are installed."""
 
     def __init__(self) -> None:
         self._handle: Any = None
         self.problem = ""
-        """Why utilisation and power are not known, where they should be."""
+        """Why utilisation and power are not recorded on a machine with a GPU."""
         self._asked = 0.0
         self._known: dict[str, float] = {}
         self.peak_flops: float | None = None
@@ -89,8 +89,7 @@ class Gpu:
         self._handle = self.watch(unique if unique.startswith("GPU-") else f"GPU-{unique}")
 
     def watch(self, unique: str) -> Any:
-        """NVML's handle of a GPU by its UUID; None, and `problem` says why, where there is nothing to ask: a help for people, never
-        a reason not to train."""
+        """NVML's handle of a GPU by its UUID; None where NVML is not usable, and `problem` says why. Never a reason not to train."""
         try:
             import pynvml
 
@@ -100,12 +99,12 @@ class Gpu:
         except ImportError:
             self.problem = "utilisation and power are not recorded: nvidia-ml-py is not installed"
         except pynvml.NVMLError as error:
-            # no driver library, a container without rights, a GPU that is not this machine's
+            # no driver library, a container without permissions, an unknown UUID
             self.problem = f"utilisation and power are not recorded: {error}"
         return None
 
     def figures(self) -> dict[str, float]:
-        """{GPU_UTILISATION: percent, GPU_WATTS: …}, not older than `NVML_SECONDS`; empty where there is nothing to ask."""
+        """{GPU_UTILISATION: percent, GPU_WATTS: …}, at most `NVML_SECONDS` old; empty where NVML is not usable."""
         now = time.monotonic()
         if self._handle is None or (self._known and now - self._asked < NVML_SECONDS):
             return self._known
@@ -121,13 +120,13 @@ class Gpu:
 
 
 def peak_memory(*, since_start: bool = False) -> tuple[float, ...]:
-    """Bytes that this rank's tensors took at most since the last call, and that its allocator held; empty on a CPU.
+    """Peak bytes that this rank allocated and reserved since the last call; empty on a CPU.
 
-    since_start: of the whole run, for a replayed graph uses memory that PyTorch counts only where it is captured.
+    since_start: over the whole run, as PyTorch counts a CUDA graph's memory only when the graph is captured.
     """
     if not torch.cuda.is_available():
         return ()
-    taken = float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
+    peaks = float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
     if not since_start:
         torch.cuda.reset_peak_memory_stats()
-    return taken
+    return peaks

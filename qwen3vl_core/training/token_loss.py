@@ -1,4 +1,4 @@
-"""The loss of a micro batch from the losses of its tokens."""
+"""Reduces per-token losses to the loss of a micro batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen3vl_core.structure.micro_batch import IGNORED
 
 
 def token_loss(labels: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum over the trained tokens, their number, both as figures [2]); Megatron divides by the number of the whole batch."""
+    """(sum over the trained tokens, their count, both as float64 [2] for reporting); Megatron divides by the count of the global batch."""
     trained = labels != IGNORED
     total = (losses.float() * trained).sum()
     count = trained.sum()

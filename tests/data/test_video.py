@@ -221,6 +221,14 @@ def test_what_cannot_be_used_has_a_reason(processor, name):
     assert refused.value.reason == reason and refused.value.detail
 
 
+def test_a_video_with_an_unknown_codec_says_so(processor):
+    data = videos.video(4, codec="mpeg4", format="avi").replace(b"FMP4", b"ZZZZ")
+    with pytest.raises(DataError, match=r"^broken_video: vid0\.mp4: its codec is unknown; convert the video to H\.264$"):
+        processor.encode(message(FILE), {"vid0.mp4": data})
+    with pytest.raises(DataError, match="its codec is unknown"):
+        video_decode.frames(data, np.array([0]), "it")
+
+
 def test_a_video_that_is_cut_off_is_broken_and_one_that_lacks_its_last_frame_is_not(processor):
     data = videos.video(60, codec="mpeg4", format="avi")
     assert len(processor.encode(message(FILE), {"vid0.mp4": data}).video_grids) == 1

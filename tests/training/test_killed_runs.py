@@ -150,7 +150,7 @@ def test_two_processes_do_not_train_one_run(data, tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as holder:  # fmt: skip
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RequestError, match=rf"process {holder.pid} on .* trains it already; stop that one first"):
+        with pytest.raises(RequestError, match=rf"process {holder.pid} on .* is already training it; stop that one first"):
             RunLock(tmp_path, patience=0)
         holder.kill()
         holder.wait()

@@ -195,7 +195,7 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
                 decoder = model.cached_decoder(len(row.ids) + 1)
                 decoder.prefill(**given[0])
                 cached = decoder.decode(torch.tensor(row.ids[-1:])).argmax(-1)
-                tokens = int(sharded_generation._pass(training, [row], sharded_generation.FEW_LENGTHS)[0][0]), int(cached)
+                tokens = int(sharded_generation._pass(training, [row], sharded_generation.LENGTH_MULTIPLE)[0][0]), int(cached)
         # one rank is told to stop, as a console tells it
         assert sampler.write(training, 1, lambda: torch.distributed.get_rank() == 0) is None and not sampler.file.exists()
         with torch.no_grad():

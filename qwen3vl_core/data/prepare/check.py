@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from qwen3vl_core.data import llava, sources, video_decode
-from qwen3vl_core.data.errors import DataError, picture_faults
+from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.data.llava import Frames, RecordError, SourceRecord
 from qwen3vl_core.data.pictures import FORMATS, LARGEST_RATIO, check_picture
 from qwen3vl_core.data.tar import member_size
@@ -253,7 +253,7 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             check_picture(Path(path), how)
-            with picture_faults(path), Image.open(path, formats=FORMATS) as image:
+            with picture_errors(path), Image.open(path, formats=FORMATS) as image:
                 shape = (image.height, image.width)
     return CheckedFile(size, stamp, shape)
 

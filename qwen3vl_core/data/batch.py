@@ -1,4 +1,4 @@
-"""What a model is trained on: one encoded sample, and a micro batch of them."""
+"""One encoded sample, and a micro batch of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _none(*width: int, kind: type = np.uint8) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample, ready to be put into a batch; arrays only, so that it travels between processes cheaply."""
+    """One sample, ready to be collated; arrays only, as they are cheap to send between processes."""
 
     key: str
     ids: np.ndarray
@@ -68,7 +68,7 @@ class Batch:
     cu_seqlens: torch.Tensor | None = None
     """long [documents + 1], of a packed row: where each document begins, and the end of the last; b is 1 then."""
     structure: Structure | None = None
-    """What the model is told of the batch; `structured` makes it. `patches` and `video_patches` are padded as it is."""
+    """Positions, masks and indices of the batch, built by `structured`; `patches` and `video_patches` are padded to match."""
 
     @property
     def tokens(self) -> int:
@@ -78,14 +78,14 @@ class Batch:
     @property
     def attention_mask(self) -> torch.Tensor:
         """long [b, s]: 1 for tokens, 0 for padding."""
-        places = torch.arange(self.input_ids.shape[1])
+        positions = torch.arange(self.input_ids.shape[1])
         if self.cu_seqlens is None:
-            return (places < self.lengths[:, None]).long()
-        document = torch.bucketize(places, self.cu_seqlens[1:], right=True)
-        return (places < (self.cu_seqlens[:-1] + self.lengths)[document]).long()[None]
+            return (positions < self.lengths[:, None]).long()
+        document = torch.bucketize(positions, self.cu_seqlens[1:], right=True)
+        return (positions < (self.cu_seqlens[:-1] + self.lengths)[document]).long()[None]
 
     def model_inputs(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """What the model is called with: what the Hugging Face processor gives, made on `device`.
+        """Arguments of the model's forward, as the Hugging Face processor names them, on `device`.
 
         input_ids and attention_mask long [b, s]; with pictures also pixel_values `dtype` [n, 3 * frames * patch * patch]
         and image_grid_thw long [k, 3]; with videos pixel_values_videos and video_grid_thw in the same way. A packed row
@@ -105,14 +105,14 @@ class Batch:
 
     @property
     def shaped(self) -> Structure:
-        """The structure that `structured` has made."""
+        """The structure that `structured` has built."""
         assert self.structure is not None
         return self.structure
 
     def step_inputs(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-        """What a training step calls the model with, on `device`: {"structure", "pixel_values": `dtype` [P, 3 * frames * p * p] or None}.
+        """Arguments of the model's forward in a step, on `device`.
 
-        `structured` comes first.
+        {"structure", "pixel_values": `dtype` [P, 3 * frames * p * p] or None}. Call `structured` first.
         """
         return {"structure": self.shaped.to(device), "pixel_values": self.pixels(device, dtype)}
 
@@ -121,13 +121,13 @@ class Batch:
         return self.pixels_of(self.patches.to(device, non_blocking=True), self.video_patches.to(device, non_blocking=True), dtype)
 
     def pixels_of(self, patches: torch.Tensor | None, video_patches: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """The same of patches that are on a device already."""
-        given = ((patches, self.rules), (video_patches, self.video_rules))
-        parts = [pixel_values(part, rules, dtype) for part, rules in given if part is not None and rules is not None and len(part)]
-        return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
+        """The same from patches that are already on a device."""
+        media = ((patches, self.rules), (video_patches, self.video_rules))
+        pixels = [pixel_values(each, rules, dtype) for each, rules in media if each is not None and rules is not None and len(each)]
+        return None if not pixels else pixels[0] if len(pixels) == 1 else torch.cat(pixels)
 
     def structured(self, rules: StructureRules) -> Batch:
-        """With its structure; rows are padded as `rules` say and, where it has buckets, are documents of one packed row."""
+        """A copy with its structure; rows are padded as `rules` say, and joined to one packed row where these have buckets."""
         batch = self._joined(rules) if rules.buckets else self
         structure = build_structure(
             rules, batch.input_ids, batch.attention_mask, batch.image_grid_thw, batch.video_grid_thw, labels=batch.labels,
@@ -139,7 +139,7 @@ class Batch:
         return replace(batch, structure=structure)
 
     def _joined(self, rules: StructureRules) -> Batch:
-        """All rows, or the documents of a packed one, as documents of one row that a document of padding fills to a bucket."""
+        """All rows, or the documents of a packed row, as documents of one row, padded to a bucket by a document of padding."""
         if self.cu_seqlens is None:
             lengths = self.lengths.tolist()
             ids = torch.cat([row[:tokens] for row, tokens in zip(self.input_ids, lengths, strict=True)])
@@ -149,16 +149,16 @@ class Batch:
         else:
             ids, labels, bounds = self.input_ids[0], self.labels[0], self.cu_seqlens
             length = packed_row(len(ids), rules.seq_length, max(LEAST_ROW, rules.length_multiple))
-        more = round_up(length, rules.length_multiple) - len(ids)
-        if not more:
+        padding = round_up(length, rules.length_multiple) - len(ids)
+        if not padding:
             return replace(self, input_ids=ids[None], labels=labels[None], cu_seqlens=bounds)
         return replace(
-            self, input_ids=F.pad(ids, (0, more))[None], labels=F.pad(labels, (0, more), value=IGNORED)[None],
-            cu_seqlens=F.pad(bounds, (0, 1), value=len(ids) + more), lengths=F.pad(self.lengths, (0, 1)),
+            self, input_ids=F.pad(ids, (0, padding))[None], labels=F.pad(labels, (0, padding), value=IGNORED)[None],
+            cu_seqlens=F.pad(bounds, (0, 1), value=len(ids) + padding), lengths=F.pad(self.lengths, (0, 1)),
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # as arrays, through the pipe of a loader process: tensors would go through /dev/shm, of which containers have little
+        # as arrays, through the loader process's pipe: tensors would go through /dev/shm, which is small in containers
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "structure"}
         arrays = {name: value.numpy() for name, value in own.items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in own.items() if name not in arrays}
@@ -168,7 +168,7 @@ class Batch:
         return _batch_of_arrays, (arrays, rest, self.structure.mapped(lambda value: None), of_structure)
 
     def pin_memory(self) -> Batch:
-        """In page-locked memory, from which a GPU copies without waiting; called by PyTorch's loader."""
+        """A copy in pinned memory, for asynchronous copies to the GPU; called by PyTorch's DataLoader."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in own.items() if isinstance(value, torch.Tensor)}
         return replace(self, **pinned, structure=self.structure and self.structure.mapped(torch.Tensor.pin_memory))
@@ -190,7 +190,7 @@ def _to_bucket(patches: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """[n, 1] on a device, copied there once: a CUDA graph may not copy from pageable memory."""
+    """[n, 1] on a device, copied once: a CUDA graph must not copy from pageable memory."""
     return torch.tensor(values, device=device)[:, None]
 
 
@@ -201,11 +201,11 @@ def pixel_values(patches: torch.Tensor, rules: PictureRules, dtype: torch.dtype 
     The arithmetic is fp32 whatever `dtype` is: scaling 8-bit values in bf16 would round each of them twice.
     """
     mean, std = (_constant(tuple(values), patches.device) for values in (rules.mean, rules.std))
-    one = CHANNELS * rules.patch_size**2
+    one_frame = CHANNELS * rules.patch_size**2
     values = patches.view(len(patches), CHANNELS, -1).float().mul_(rules.rescale).sub_(mean).div_(std).to(dtype)
-    if patches.shape[1] == one:
+    if patches.shape[1] == one_frame:
         values = values[:, :, None].expand(-1, -1, rules.temporal_patch_size, -1)
-    return values.reshape(len(patches), rules.temporal_patch_size * one)
+    return values.reshape(len(patches), rules.temporal_patch_size * one_frame)
 
 
 def collate(samples: list[Encoded], pad_token_id: int, rules: PictureRules, video_rules: PictureRules | None = None) -> Batch:
@@ -223,7 +223,7 @@ def collate(samples: list[Encoded], pad_token_id: int, rules: PictureRules, vide
 def pack(
     samples: list[Encoded], pad_token_id: int, rules: PictureRules, video_rules: PictureRules | None = None, *, multiple: int = 1
 ) -> Batch:
-    """One row of documents one after the other, each padded to a multiple of `multiple` tokens."""
+    """One packed row of documents, each padded to a multiple of `multiple` tokens."""
     bounds = np.cumsum([0, *(-(-len(sample.ids) // multiple) * multiple for sample in samples)])
     input_ids = torch.full((1, int(bounds[-1])), pad_token_id)
     labels = torch.full((1, int(bounds[-1])), IGNORED)
@@ -235,7 +235,7 @@ def pack(
 
 
 def _shared(samples: list[Encoded], rules: PictureRules, video_rules: PictureRules | None) -> dict[str, Any]:
-    """What a batch of several samples holds in either form."""
+    """The fields that padded and packed batches have in common."""
     videos = [sample.video_patches for sample in samples if len(sample.video_grids)]
     width = 0 if video_rules is None else video_rules.patch_bytes
     return {

@@ -1,4 +1,4 @@
-"""Several datasets as one, as an Energon metadataset says: read by our own reader, in an order that no layout changes.
+"""Several datasets blended into one, described by an Energon metadataset; the sample order does not depend on the layout.
 
 A metadataset is a YAML file:
 
@@ -6,13 +6,13 @@ A metadataset is a YAML file:
     __class__: MetadatasetV2
     splits:
       train:
-        blend:                       # three samples of `captions` for each one of `charts`, without an end
+        blend:                       # three samples of `captions` for each one of `charts`, endless
           - {weight: 3, path: captions}
           - {weight: 1, path: charts, subset: {range: [0%, 50%]}}
       val:
         path: captions
 
-`blend_epochized` with `repetitions` holds each sample so often in an epoch. Paths are relative to the file, absolute or
+`blend_epochized` repeats each sample `repetitions` times in an epoch. Paths are relative to the file, absolute or
 `msc://`; a path may be another metadataset. Imports no torch.
 """
 
@@ -35,7 +35,7 @@ from qwen3vl_core.errors import RequestError
 
 SUFFIXES = (".yaml", ".yml")
 BLOCK = 1024
-"""Places in which every dataset's share is as near to its weight as whole samples allow."""
+"""Positions in the order over which every dataset's share matches its weight, up to rounding."""
 _BLOCK, _EPOCH, _OWN = 0xB10C, 0xE90C, 0x0D5E
 _CLASSES = ("Metadataset", "MetadatasetV2")
 _WEIGHTS, _REPETITIONS = "weight", "repetitions"
@@ -52,14 +52,14 @@ class Share:
     """The part's first sample in the split."""
     end: int
     weight: float
-    """Of the whole, where the blend has no epochs; otherwise repetitions in an epoch."""
+    """Share of the blend if it has no epochs; otherwise repetitions in an epoch."""
 
     def __len__(self) -> int:
         return self.end - self.begin
 
 
 def is_metadataset(place: Place) -> bool:
-    """Whether a path is a file that speaks of datasets; other YAML files do not."""
+    """Whether a path is a metadataset, not another YAML file."""
     if place.suffix not in SUFFIXES or not place.is_file():
         return False
     try:
@@ -72,11 +72,11 @@ def _load(place: Place) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(place.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{place}: not YAML ({' '.join(str(error).split())[:200]}); write a metadataset as Energon has it") from None
+        raise RequestError(f"{place}: not YAML ({' '.join(str(error).split())[:200]}); write a metadataset in Energon's format") from None
     except OSError as error:
         raise RequestError(f"{place}: cannot be read ({error.strerror}); give a dataset or a metadataset") from None
     if not isinstance(loaded, dict):
-        raise RequestError(f"{place}: no metadataset; it must hold __class__: MetadatasetV2 and splits")
+        raise RequestError(f"{place}: not a metadataset; it must hold __class__: MetadatasetV2 and splits")
     return loaded
 
 
@@ -96,29 +96,29 @@ def _splits(place: Place) -> dict[str, Any]:
 
 
 class Blend:
-    """Some splits as one collection; numbers run through all of them. The same calls as `ShardSplit`.
+    """Splits of several datasets, numbered consecutively. Same interface as `ShardSplit`.
 
-    Raises RequestError for a file that is no metadataset, and for what stands in it and is not there.
+    Raises RequestError for a file that is not a metadataset, and for a dataset in it that does not exist.
     """
 
     def __init__(self, path: str | Place, split: str) -> None:
         self.path, self.split = place_of(path), split
         mode, self.shares = _shares(self.path, split, ())
         self.epochs = mode is not False
-        """Whether each sample comes a known number of times before the blend begins anew."""
+        """Whether the blend has epochs, in which each sample occurs a fixed number of times."""
         empty = next((share for share in self.shares if not len(share)), None)
         if empty is not None:
             raise RequestError(f"{path}: the subset of {empty.shards.path} holds no sample; widen its range")
         self._ends = np.cumsum([len(share) for share in self.shares])
-        parts = [[s.shards.identity, s.begin, s.end, s.weight] for s in self.shares]
-        self.identity: str = hashlib.sha256(json.dumps([self.epochs, parts]).encode()).hexdigest()
-        """Changes with the datasets, their weights and their parts, not with where they lie."""
+        members = [[s.shards.identity, s.begin, s.end, s.weight] for s in self.shares]
+        self.identity: str = hashlib.sha256(json.dumps([self.epochs, members]).encode()).hexdigest()
+        """Changes with the datasets, their weights and their subsets, not with their paths."""
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def order(self, seed: int) -> BlendOrder:
-        """In which order the samples come."""
+        """The order of the samples."""
         return BlendOrder([len(share) for share in self.shares], [share.weight for share in self.shares], seed, epochs=self.epochs)
 
     def _find(self, number: int) -> tuple[Share, int]:
@@ -132,7 +132,7 @@ class Blend:
         return share.shards.read(own)
 
     def place(self, number: int) -> str:
-        """Where a sample stands, for people."""
+        """Location of a sample, for messages."""
         share, own = self._find(number)
         return f"{share.shards.path}/{share.shards.place(own)}"
 
@@ -142,12 +142,12 @@ class Blend:
             share.shards.close()
 
     def lines(self) -> list[str]:
-        """What is blended, for people."""
-        made = []
+        """A line for each dataset, for reports."""
+        lines = []
         for share in self.shares:
             often = "all" if len(self.shares) == 1 else f"{share.weight:g} times an epoch" if self.epochs else f"{share.weight:.1%}"
-            made.append(f"{often}: {share.shards.path}, split {share.shards.split}, {len(share):,} samples")
-        return made
+            lines.append(f"{often}: {share.shards.path}, split {share.shards.split}, {len(share):,} samples")
+        return lines
 
 
 def open_split(path: str | Place, split: str) -> ShardSplit | Blend:
@@ -157,51 +157,51 @@ def open_split(path: str | Place, split: str) -> ShardSplit | Blend:
 
 
 def _shares(place: Place, split: str, above: tuple[Place, ...]) -> tuple[bool | None, list[Share]]:
-    """(whether it has epochs, None for a single dataset; the datasets) of a metadataset's split. `above`: those that led here."""
+    """(whether it has epochs, None for a single dataset; the datasets) of a metadataset's split. `above`: those that include it."""
     if place in above or len(above) >= _DEEPEST:
-        raise RequestError(f"{place}: a metadataset that leads to itself; take one of the paths out")
+        raise RequestError(f"{place}: a metadataset that includes itself; remove one of the paths")
     splits = _splits(place)
     if split not in splits:
         raise RequestError(f"{place}: no split {split}; there are: {', '.join(map(str, splits))}")
-    held = splits[split]
+    blend = splits[split]
     where = f"{place}, {split}"
-    if not isinstance(held, dict):
+    if not isinstance(blend, dict):
         raise RequestError(f"{where}: must hold blend, blend_epochized or path")
-    if "path" in held:
-        return _leaf(place, split, held, where, above)
-    found = [key for key in _LISTS if key in held]
-    if len(found) != 1 or not isinstance(held[found[0]], list) or not held[found[0]]:
+    if "path" in blend:
+        return _leaf(place, split, blend, where, above)
+    kinds = [key for key in _LISTS if key in blend]
+    if len(kinds) != 1 or not isinstance(blend[kinds[0]], list) or not blend[kinds[0]]:
         raise RequestError(
-            f"{where}: join is not read; a sample comes from one dataset here"
-            if "join" in held
+            f"{where}: join is not supported; a sample comes from one dataset"
+            if "join" in blend
             else f"{where}: must hold one of blend, blend_epochized (a list) and path"
         )
-    unit, entries, made = _LISTS[found[0]], held[found[0]], []
+    unit, entries, shares = _LISTS[kinds[0]], blend[kinds[0]], []
     mode = unit == _REPETITIONS
     for number, entry in enumerate(entries):
-        here = f"{where}, entry {number}"
+        at = f"{where}, entry {number}"
         if not isinstance(entry, dict) or "path" not in entry:
-            raise RequestError(f"{here}: must hold path and {unit}" + ("; join is not read" if "join" in (entry or ()) else ""))
+            raise RequestError(f"{at}: must hold path and {unit}" + ("; join is not supported" if "join" in (entry or ()) else ""))
         weight = entry.get(unit, 1)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not (0 < weight < math.inf):
-            raise RequestError(f"{here}: {unit} {weight}: must be a number above 0; use 1")
-        nested, inner = _leaf(place, split, entry, here, above)
+            raise RequestError(f"{at}: {unit} {weight}: must be a number above 0; use 1")
+        nested, inner = _leaf(place, split, entry, at, above)
         if nested not in (None, mode):
-            raise RequestError(f"{here}: blend and blend_epochized cannot be mixed; write both metadatasets in the same way")
+            raise RequestError(f"{at}: blend and blend_epochized cannot be mixed; use the same kind in both metadatasets")
         total = 1.0 if mode else sum(share.weight for share in inner)
-        made += [replace(share, weight=share.weight / total * weight) for share in inner]
-    made = [_cut(share, held.get("subset"), where) for share in made]
+        shares += [replace(share, weight=share.weight / total * weight) for share in inner]
+    shares = [_cut(share, blend.get("subset"), where) for share in shares]
     if not mode:
-        total = sum(share.weight for share in made)
-        made = [replace(share, weight=share.weight / total) for share in made]
-    return mode, made
+        total = sum(share.weight for share in shares)
+        shares = [replace(share, weight=share.weight / total) for share in shares]
+    return mode, shares
 
 
 def _leaf(place: Place, split: str, entry: dict[str, Any], where: str, above: tuple[Place, ...]) -> tuple[bool | None, list[Share]]:
-    """What one entry leads to: a dataset, or all of another metadataset."""
+    """The datasets of one entry: one dataset, or all of another metadataset."""
     for key in ("aux", "dataset_config", "split_config"):
         if entry.get(key) is not None:
-            raise RequestError(f"{where}: {key} is not read; take it out")
+            raise RequestError(f"{where}: {key} is not supported; remove it")
     name, part = entry.get("path"), entry.get("split_part") or split
     if not isinstance(name, str) or not name or not isinstance(part, str):
         raise RequestError(f"{where}: path and split_part must be text")
@@ -218,34 +218,34 @@ def _leaf(place: Place, split: str, entry: dict[str, Any], where: str, above: tu
 
 
 def _cut(share: Share, subset: Any, where: str) -> Share:
-    """The part of a share that `subset: {range: [begin, end]}` leaves. Raises RequestError."""
+    """The subset of a share that `subset: {range: [begin, end]}` selects. Raises RequestError."""
     if subset is None:
         return share
     bounds = subset.get("range") if isinstance(subset, dict) else None
     if not isinstance(bounds, list) or len(bounds) != 2:
         raise RequestError(f"{where}: subset must be {{range: [25%, 75%]}}, or samples: {{range: [100, end]}}")
-    made = []
+    samples = []
     for bound in bounds:
         if isinstance(bound, str) and bound.strip() == "end":
-            made.append(len(share))
+            samples.append(len(share))
         elif isinstance(bound, str) and bound.endswith("%"):
             try:
-                made.append(int(len(share) * (float(bound[:-1]) / 100)))
+                samples.append(int(len(share) * (float(bound[:-1]) / 100)))
             except ValueError:
-                made.append(-1)
+                samples.append(-1)
         else:
-            made.append(bound if isinstance(bound, int) and not isinstance(bound, bool) else -1)
-    begin, end = made
+            samples.append(bound if isinstance(bound, int) and not isinstance(bound, bool) else -1)
+    begin, end = samples
     if not 0 <= begin <= end <= len(share):
-        raise RequestError(f"{where}: subset range {bounds}: must lie within the {len(share):,} samples, first bound first")
+        raise RequestError(f"{where}: subset range {bounds}: must be ascending and within the {len(share):,} samples")
     return replace(share, begin=share.begin + begin, end=share.begin + end)
 
 
 class BlendOrder:
-    """Which sample of which dataset stands where; a pure function of seed and place, as `SampleOrder`.
+    """Maps a position in the order to a sample; a pure function of seed and position, as `SampleOrder`.
 
-    sizes: samples of each dataset. weights: of each; they are shares of the places, or with `epochs` how often each
-    sample comes in an epoch.
+    sizes: samples of each dataset. weights: of each; they are shares of the positions, or with `epochs` how often each
+    sample occurs in an epoch.
     """
 
     def __init__(self, sizes: list[int], weights: list[float], seed: int, *, epochs: bool) -> None:
@@ -255,22 +255,22 @@ class BlendOrder:
         if epochs:
             self._counts = [max(1, int(size * weight)) for size, weight in zip(sizes, weights, strict=True)]
             self.size: int = sum(self._counts)
-            """Places of an epoch."""
+            """Positions of an epoch."""
         else:
             self.size = sum(sizes)
             self._weights = [weight / sum(weights) for weight in weights]
             self._heaviest = int(np.argmax(self._weights))
-            # long enough that what rounding leaves to the heaviest never gets negative
+            # long enough that the heaviest dataset's count, which takes the rounding error, is never negative
             self._block = max(BLOCK, len(sizes) ** 2)
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray, list[int]]] = {}
+        self._cached: dict[int, tuple[np.ndarray, np.ndarray, list[int]]] = {}
 
     def sample(self, place: int) -> int:
-        """Number of the sample at a place."""
+        """Number of the sample at a position."""
         which, own = self._own(place)
         return self._begins[which] + self._orders[which].sample(own)
 
     def stand_ins(self, place: int) -> Iterator[int]:
-        """Every other sample once: those of the same dataset first, so that the blend stays what it is."""
+        """Every other sample once: those of the same dataset first, to keep the shares of the blend."""
         which, own = self._own(place)
         for number in self._orders[which].stand_ins(own):
             yield self._begins[which] + number
@@ -281,21 +281,21 @@ class BlendOrder:
                     yield self._begins[other] + (begin + number) % order.size
 
     def _own(self, place: int) -> tuple[int, int]:
-        """(dataset, place in the dataset's own order)"""
+        """(dataset, position in the dataset's own order)"""
         stretch, offset = divmod(place, self.size if self.epochs else self._block)
-        if stretch not in self._kept:
-            # two are kept: a global batch may lie across a border
-            self._kept = {number: kept for number, kept in self._kept.items() if abs(number - stretch) == 1}
+        if stretch not in self._cached:
+            # two are cached: a global batch may cross a boundary
+            self._cached = {number: cached for number, cached in self._cached.items() if abs(number - stretch) == 1}
             begins = self._before(stretch)
             counts = [end - begin for begin, end in zip(begins, self._before(stretch + 1), strict=True)]
             labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
             labels = labels[seeded(self.seed, stretch, _EPOCH if self.epochs else _BLOCK).permutation(len(labels))]
             ranks = np.empty(len(labels), dtype=np.int64)
             for which in range(len(counts)):
-                found = labels == which
-                ranks[found] = np.arange(int(found.sum()))
-            self._kept[stretch] = labels, ranks, begins
-        labels, ranks, begins = self._kept[stretch]
+                mask = labels == which
+                ranks[mask] = np.arange(int(mask.sum()))
+            self._cached[stretch] = labels, ranks, begins
+        labels, ranks, begins = self._cached[stretch]
         which = int(labels[offset])
         return which, begins[which] + int(ranks[offset])
 
@@ -303,6 +303,6 @@ class BlendOrder:
         """Samples of each dataset before a stretch begins."""
         if self.epochs:
             return [stretch * count for count in self._counts]
-        made = [math.floor(weight * stretch * self._block) for weight in self._weights]
-        made[self._heaviest] += stretch * self._block - sum(made)
-        return made
+        counts = [math.floor(weight * stretch * self._block) for weight in self._weights]
+        counts[self._heaviest] += stretch * self._block - sum(counts)
+        return counts

@@ -1,8 +1,8 @@
-"""Conversations to text by the checkpoint's own chat template, and which of that text the model shall learn.
+"""Renders conversations with the checkpoint's own chat template, and finds the text to train on.
 
-The text is always the template's, so that training sees what inference will; the only things known here are the ChatML
-tokens around a turn. A text that itself holds one of the format's tokens is refused: it could end a turn, or claim a
-picture that is not there.
+The text is always the template's, so that training and inference see the same; only the ChatML tokens around a turn are known
+here. Text that contains one of the format's tokens is refused: it could end a turn, or stand for a picture that does not
+exist.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _ANSWER = re.compile(re.escape(TURN) + r"assistant\n(.*?)" + re.escape(TURN_END)
 
 
 class ChatTemplate:
-    """The checkpoint's template, checked once: `where` names the checkpoint in errors."""
+    """The checkpoint's template, checked when it is created; `where` names the checkpoint in errors."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, where: str) -> None:
         self._tokenizer, self._template = tokenizer, template
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "question"}]}]
         answer = [*question, {"role": "assistant", "content": [{"type": "text", "text": "answer"}]}]
         try:
-            asked, opened, whole = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)
+            asked, opened, answered = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)
         except DataError as error:
             raise RequestError(f"{where}: the chat template fails ({error.detail}); take it from the original checkpoint") from None
-        answers = _ANSWER.findall(whole)
+        answers = _ANSWER.findall(answered)
         if len(answers) != 1 or not answers[0].endswith("answer") or asked.count(PICTURE) != 1 or not opened.startswith(asked):
             raise RequestError(f"{where}: the chat template is not Qwen's ({TURN}role …{TURN_END}); take it from the original checkpoint")
-        # what the prompt at inference already holds of an answer (thinking models open a tag): not for the model to write
+        # the part of an answer that the inference prompt already contains (thinking models open a tag): not trained
         self._opening = opened[len(asked) :].removeprefix(f"{TURN}assistant\n")
 
     def _apply(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
@@ -50,32 +50,32 @@ class ChatTemplate:
             )
             return str(text)
         except Exception as error:
-            # templates raise what they like: jinja's errors, and whatever their expressions run into
+            # templates raise jinja's errors and anything that their expressions raise
             raise DataError("bad_messages", f"{type(error).__name__}: {error}") from error
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation's text, a PICTURE for each picture, a VIDEO for each video. Raises DataError for messages that are none."""
+        """The conversation's text, a PICTURE for each picture, a VIDEO for each video. Raises DataError for invalid messages."""
         return self._apply(plain(messages), add_generation_prompt)
 
     def answers(self, text: str) -> list[tuple[int, int]]:
-        """(begin, end) in `text` of what the model shall write: each assistant's text and the token that ends the turn."""
+        """(begin, end) in `text` of the trained spans: each assistant's text and the token that ends the turn."""
         spans = []
-        for found in _ANSWER.finditer(text):
-            begin = found.start(1)
-            spans.append((begin + len(self._opening) * text.startswith(self._opening, begin), found.end()))
+        for match in _ANSWER.finditer(text):
+            begin = match.start(1)
+            spans.append((begin + len(self._opening) * text.startswith(self._opening, begin), match.end()))
         return spans
 
 
 @dataclass(frozen=True)
 class MediaItem:
-    """A picture or a video of a conversation, by the names of its parts of the sample."""
+    """A picture or a video of a conversation, by the names of its files in the sample."""
 
     kind: str
     """image or video"""
     parts: tuple[str, ...]
-    """One name; of a video that is a list of pictures, theirs."""
+    """One name; for a video of frames, the names of the frames."""
     fps: float | None = None
-    """Pictures of a second, of such a video."""
+    """Frames per second, for a video of frames."""
 
 
 def media_of(messages: list[Message]) -> list[MediaItem]:
@@ -91,32 +91,32 @@ def _medium(part: dict[str, Any]) -> MediaItem:
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
             raise DataError("bad_messages", "a video's frames must be a list of names")
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 1e-3 <= fps <= 1e5:
-            raise DataError("bad_messages", f"a video of frames must say its fps, not {fps!r}")
+            raise DataError("bad_messages", f"a video of frames must have a number as fps, not {fps!r}")
         return MediaItem(kind, tuple(frames), float(fps))
     if not isinstance(part.get("part"), str):
-        raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not say which part of the sample it is")
+        raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not name its part of the sample")
     return MediaItem(kind, (part["part"],))
 
 
 def plain(messages: Any) -> list[Message]:
-    """Messages with nothing in them but roles, texts and places of pictures. Raises DataError for anything else.
+    """Messages reduced to roles, texts and placeholders of media. Raises DataError for anything else.
 
-    What is on disk may come from anywhere; a template shows every key that it happens to look for.
+    Data on disk is not trusted: a template renders any key that it looks for.
     """
     if not isinstance(messages, list) or not messages:
-        raise DataError("bad_messages", "no list of messages")
-    made = []
+        raise DataError("bad_messages", "not a list of messages")
+    checked = []
     for place, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise DataError("bad_messages", f"message {place}: role must be one of {', '.join(ROLES)}")
         content = message.get("content")
         if isinstance(content, str):
-            made.append({"role": message["role"], "content": _text(content, place)})
+            checked.append({"role": message["role"], "content": _text(content, place)})
         elif isinstance(content, list):
-            made.append({"role": message["role"], "content": [_part(part, place) for part in content]})
+            checked.append({"role": message["role"], "content": [_part(part, place) for part in content]})
         else:
             raise DataError("bad_messages", f"message {place}: content must be text or a list of parts")
-    return made
+    return checked
 
 
 def _part(part: Any, place: int) -> dict[str, str]:
@@ -131,9 +131,9 @@ def _part(part: Any, place: int) -> dict[str, str]:
 def _text(text: Any, place: int) -> str:
     if not isinstance(text, str):
         raise DataError("bad_messages", f"message {place}: text is missing")
-    found = CONTROL.search(text)
-    if found:
-        raise DataError("control_token", f"message {place}: the text holds {found.group()}")
+    token = CONTROL.search(text)
+    if token:
+        raise DataError("control_token", f"message {place}: the text holds {token.group()}")
     try:
         text.encode()
     except UnicodeEncodeError:

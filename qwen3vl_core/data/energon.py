@@ -1,8 +1,8 @@
-"""The Energon index of a folder of shards, written from what is known of them. Imports neither torch nor Energon.
+"""Writes the Energon index of a folder of shards without reading them again. Imports neither torch nor Energon.
 
-Energon's own `prepare_dataset` reads the shards once more, header by header, and takes seconds to be imported. Whoever
-wrote the shards knows where everything is: the files made here are those that Energon 7.4 makes of the same shards, byte
-for byte and row for row.
+Energon's own `prepare_dataset` reads the shards again, header by header, and takes seconds to import. The writer of the shards
+knows all offsets: the files written here equal those that Energon 7.4 writes for the same shards, byte for byte and row for
+row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __module__: megatron.energon
 __class__: CrudeWebdataset
 """
 FORMAT = "7.4.1"
-"""The release of Energon whose files these are."""
+"""The release of Energon whose file format this is."""
 _NAMESPACE = uuid.UUID("5f0d6f1e-6f6c-5d0a-9b0e-3a0f7f1f2c11")
 _TABLES = (
     """CREATE TABLE samples (
@@ -70,10 +70,10 @@ def write_index(folder: Path, shards: list[tuple[str, Iterable[Entry]]], identit
     file = meta / "index.sqlite"
     counts: dict[str, int] = {}
     try:
-        # without locks, which shared disks often lack: nobody else knows of this file
+        # without locks, which shared disks often lack: no other process opens this file
         database = sqlite3.connect(f"{file.absolute().as_uri()}?nolock=1", uri=True, isolation_level=None)
         try:
-            # a folder that was not finished is thrown away: nothing has to survive a crash half-way
+            # an unfinished folder is deleted: nothing has to survive a crash
             database.execute("PRAGMA journal_mode=OFF")
             database.execute("PRAGMA synchronous=OFF")
             for statement in _TABLES:
@@ -121,6 +121,6 @@ def _add_shard(database: sqlite3.Connection, shard: Path, number: int, entries: 
 def _collapsed(names: list[str]) -> Iterator[str]:
     """`train-00000.tar`, … one after the other -> `train-{00000..00041}.tar`."""
     for _, group in groupby(names, key=len):
-        held = list(group)
-        (split, first), last = held[0].removesuffix(".tar").split("-"), held[-1].removesuffix(".tar").split("-")[1]
-        yield held[0] if len(held) == 1 else f"{split}-{{{first}..{last}}}.tar"
+        names_of_length = list(group)
+        (split, first), last = names_of_length[0].removesuffix(".tar").split("-"), names_of_length[-1].removesuffix(".tar").split("-")[1]
+        yield names_of_length[0] if len(names_of_length) == 1 else f"{split}-{{{first}..{last}}}.tar"

@@ -172,12 +172,12 @@ def test_a_skipped_sample_is_written_with_its_dataset_shard_and_key(processor, f
 
 BAD = {
     "no YAML": ("{", "not YAML"),
-    "a list": ("[1]", "no metadataset"),
+    "a list": ("[1]", "not a metadataset"),
     "another class": ({"__class__": "Thing", "splits": {"train": {}}}, "__class__ is Thing; must be one of Metadataset, MetadatasetV2"),
     "no splits": ({"splits": {}}, "splits must name train, val or test"),
     "another split": ({"splits": {"val": {"path": "a"}}}, "no split train; there are: val"),
     "an empty list": ({"splits": {"train": {"blend": []}}}, "must hold one of blend, blend_epochized"),
-    "a join": ({"splits": {"train": {"join": [{"path": "a"}]}}}, "join is not read"),
+    "a join": ({"splits": {"train": {"join": [{"path": "a"}]}}}, "join is not supported"),
     "no path": ({"splits": {"train": {"blend": [{"weight": 1}]}}}, "entry 0: must hold path and weight"),
     "a path that is none": ({"splits": {"train": {"blend": [{"weight": 1, "path": 3}]}}}, "path and split_part must be text"),
     "weight 0": ({"splits": {"train": blend(a=0)}}, "weight 0: must be a number above 0"),
@@ -186,8 +186,8 @@ BAD = {
     "a subset beyond": ({"splits": {"train": {"blend": [{"path": "a", "subset": {"range": [0, 99]}}]}}}, "must lie within the 8 samples"),
     "an empty subset": ({"splits": {"train": {"blend": [{"path": "a", "subset": {"range": ["0%", "0%"]}}]}}}, "holds no sample"),
     "a subset that is none": ({"splits": {"train": {"blend": [{"path": "a", "subset": ["0%"]}]}}}, "subset must be"),
-    "itself": ({"splits": {"train": {"path": "bad.yaml"}}}, "leads to itself"),
-    "aux": ({"splits": {"train": {"blend": [{"path": "a", "aux": {"x": "b"}}]}}}, "aux is not read"),
+    "itself": ({"splits": {"train": {"path": "bad.yaml"}}}, "includes itself"),
+    "aux": ({"splits": {"train": {"blend": [{"path": "a", "aux": {"x": "b"}}]}}}, "aux is not supported"),
     "both kinds": ({"splits": {"train": {"blend_epochized": [{"path": "skips.yaml"}]}}}, "cannot be mixed"),
 }
 

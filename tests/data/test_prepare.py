@@ -228,7 +228,7 @@ def test_missing_and_broken_pictures_are_listed_and_nothing_is_written(tmp_path)
     with pytest.raises(RequestError) as refused:
         prepared(source, tmp_path / "data")
     line = str(refused.value)
-    assert "3 of 12 records" in line and "the picture is not there: 2" in line and "the picture cannot be read: 1" in line
+    assert "3 of 12 records" in line and "the picture does not exist: 2" in line and "the picture cannot be read: 1" in line
     assert "record 3: " in line and "no such file" in line and "--skip-missing" in line and "\n" not in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.json", "pictures"]
 

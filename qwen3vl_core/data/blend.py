@@ -237,7 +237,7 @@ def _cut(share: Share, subset: Any, where: str) -> Share:
             samples.append(bound if isinstance(bound, int) and not isinstance(bound, bool) else -1)
     begin, end = samples
     if not 0 <= begin <= end <= len(share):
-        raise RequestError(f"{where}: subset range {bounds}: must be ascending and within the {len(share):,} samples")
+        raise RequestError(f"{where}: subset range {bounds}: must lie within the {len(share):,} samples, begin before end")
     return replace(share, begin=share.begin + begin, end=share.begin + end)
 
 

@@ -1,7 +1,7 @@
-"""From shards to micro batches: endless, in an order that no layout changes, and resumed exactly.
+"""Endless loader from shards to micro batches; its order does not depend on the layout, and it resumes exactly.
 
-Samples are read through the shards' index instead of Energon's loader: that one's order depends on the number of ranks
-and workers, and its state is a pickle that fits one layout only.
+Samples are read through the shards' index instead of Energon's loader, whose order depends on the number of ranks and workers
+and whose state is a pickle for one layout only.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from qwen3vl_core.structure.micro_batch import StructureRules
 
 STATE_VERSION = 1
 PREFETCHED = 2
-"""Micro batches that each loader process keeps ready."""
+"""Micro batches that each loader process prefetches."""
 
 
 class Loader:
-    """`next(loader)` -> the micro batches of this rank for one global batch. Made by `build_loader`."""
+    """`next(loader)` -> the micro batches of this rank for one global batch. Created by `build_loader`."""
 
     def __init__(self, batches: MicroBatches | PackedRows, num_workers: int, skipped_file: Path | None) -> None:
         self._batches, self._num_workers = batches, num_workers
@@ -48,9 +48,9 @@ class Loader:
         self._at_exit: Callable[[], None] = partial(_shut_down, None)
         self._filled: Iterator[LoadedMicroBatch] | None = None
         self.skipped: Counter[str] = Counter()
-        """Reason -> samples that this rank could not use so far; one that comes up again is counted again."""
+        """Reason -> samples that this rank has skipped so far; a sample is counted each time it is drawn."""
         self.used = 0
-        """Samples that this rank has given out so far."""
+        """Samples that this rank has used so far."""
         self.batch_samples = 0
         """Samples of the last global batch, of all ranks together, before pixels were decoded."""
 
@@ -61,7 +61,7 @@ class Loader:
 
     @property
     def efficiency(self) -> float:
-        """Share of the positions in this rank's rows of the sequence length that hold a sample's token; 0 before the first."""
+        """Share of the positions of this rank's rows, at the full sequence length, that hold a sample's token; 0 before the first."""
         return self._tokens / max(self._rows * self._batches.encoder.seq_length, 1)
 
     @property
@@ -71,7 +71,7 @@ class Loader:
 
     @property
     def epoch(self) -> float:
-        """How often the split has been gone through."""
+        """Passes over the split so far."""
         return self._batches.epoch(self._global_batch, self._following)
 
     def __iter__(self) -> Loader:
@@ -81,22 +81,22 @@ class Loader:
         """The next global batch's micro batches of this rank. Raises WorkError when the split has no usable sample."""
         if self._filled is None:
             self._filled = self._start()
-        made: list[Batch] = []
+        batches: list[Batch] = []
         all_ranks = 0
         for _ in range(self._batches.steps):
             filled = next(self._filled)
             self._note(filled.skips)
             if filled.batch is None:
                 raise WorkError(filled.error)
-            made.append(filled.batch)
+            batches.append(filled.batch)
             self._rows += 1 if self.packing else len(filled.batch.keys)
             self._tokens += int(filled.batch.lengths.sum())
             all_ranks += filled.all_ranks
-        # counted when given out: what was only prepared ahead is prepared again after a resume
+        # counted when returned: batches that were only prefetched are loaded again after a resume
         self._global_batch += 1
         self._following, self.batch_samples = filled.following, all_ranks
-        self.used += sum(len(batch.keys) for batch in made)
-        return made
+        self.used += sum(len(batch.keys) for batch in batches)
+        return batches
 
     def _start(self) -> Iterator[LoadedMicroBatch]:
         numbers = _CountFrom(self._batches.begin(self._global_batch, self._following))
@@ -106,22 +106,22 @@ class Loader:
             DataLoader(
                 self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_unchanged,
                 prefetch_factor=PREFETCHED, pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_parent,
-                # the loader draws a number: not from the generator that dropout draws from
+                # the DataLoader draws a base seed: not from the generator that dropout uses
                 generator=torch.Generator(),
             )
         )  # fmt: skip
-        # a run that ends by an error still holds the loader: Python would then wait for processes that SIGTERM does not end
+        # after an error the run still holds the loader: Python would wait for processes that ignore SIGTERM
         self._at_exit = partial(_shut_down, weakref.ref(processes))
         atexit.register(self._at_exit)
         return processes
 
     def _note(self, skips: list[Skip]) -> None:
         self.skipped.update(skip.reason for skip in skips)
-        fresh = {(skip.shard, skip.key): skip for skip in skips if (skip.shard, skip.key) not in self._written}
-        if not fresh or self._skipped_file is None:
+        new_skips = {(skip.shard, skip.key): skip for skip in skips if (skip.shard, skip.key) not in self._written}
+        if not new_skips or self._skipped_file is None:
             return
-        self._written.update(fresh)
-        rows = "".join(json.dumps(asdict(skip), ensure_ascii=False) + "\n" for skip in fresh.values())
+        self._written.update(new_skips)
+        rows = "".join(json.dumps(asdict(skip), ensure_ascii=False) + "\n" for skip in new_skips.values())
         self._skipped_file.parent.mkdir(parents=True, exist_ok=True)
         # one write in append mode: ranks may share the file
         file = os.open(self._skipped_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -131,7 +131,7 @@ class Loader:
             os.close(file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that going on exactly here needs, as JSON. Fits any number of ranks and loader processes."""
+        """Everything needed to resume exactly here, as JSON. Valid for any number of ranks and loader processes."""
         return {
             "v": STATE_VERSION,
             "fingerprint": self._batches.fingerprint(),
@@ -143,26 +143,26 @@ class Loader:
         } | ({} if self._following is None else {"following": self._following})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the global batch that `state` was taken at. Raises RequestError when it belongs to other data or batches."""
+        """Resume after the global batch of `state`. Raises RequestError when it belongs to other data or batch settings."""
         if not isinstance(state, dict) or state.get("v") != STATE_VERSION:
             raise RequestError("the loader's state is of another version; start a new run from the checkpoint")
-        here, there = self._batches.fingerprint(), state["fingerprint"]
-        for name, value in here.items():
-            if there.get(name) != value:
-                if name == "document_multiple" and there.get("packing"):
+        current, saved = self._batches.fingerprint(), state["fingerprint"]
+        for name, value in current.items():
+            if saved.get(name) != value:
+                if name == "document_multiple" and saved.get("packing"):
                     raise RequestError(
                         f"--packing: this parallel layout pads documents to multiples of {value}, the run's to multiples of "
-                        f"{there.get(name)}; use the --tp, --cp and --sequence-parallel that it began with, or start a new run"
+                        f"{saved.get(name)}; use the --tp, --cp and --sequence-parallel that it started with, or start a new run"
                     )
                 if name == "dataset":
                     path = self._batches.shards.path
-                    raise RequestError(f"{path}: not the dataset that the run began with; give that one, or start a new run")
+                    raise RequestError(f"{path}: not the dataset that the run started with; use that one, or start a new run")
                 if name == "packing":
-                    raise RequestError("--packing: the run began without it; leave it out, or start a new run")
+                    raise RequestError("--packing: the run started without it; leave it out, or start a new run")
                 flag = name if name == "split" else "--" + name.replace("_", "-")
-                raise RequestError(f"{flag} {value}: the run began with {there.get(name)}; use {there.get(name)}, or start a new run")
-        if there.get("packing") and not self.packing:
-            raise RequestError("--packing: the run began with it; give it again, or start a new run")
+                raise RequestError(f"{flag} {value}: the run started with {saved.get(name)}; use {saved.get(name)}, or start a new run")
+        if saved.get("packing") and not self.packing:
+            raise RequestError("--packing: the run started with it; use it again, or start a new run")
         self.close()
         self._following = {name: int(value) for name, value in state["following"].items()} if "following" in state else None
         self._rows, self._tokens = int(state.get("rows", 0)), int(state.get("tokens", 0))
@@ -170,7 +170,7 @@ class Loader:
         self.skipped = Counter({str(reason): int(count) for reason, count in state["skipped"].items()})
 
     def close(self) -> None:
-        """Stop the loader processes and close the shards; going on starts them again at the same place."""
+        """Stop the loader processes and close the shards; the next batch starts them again at the same position."""
         self._filled = None
         atexit.unregister(self._at_exit)
         self._batches.shards.close()
@@ -178,7 +178,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class _CountFrom:
-    """begin, begin + 1, … without an end, as often as asked."""
+    """begin, begin + 1, … endless; each iteration starts again."""
 
     begin: int
 
@@ -194,19 +194,19 @@ def _unchanged(filled: Any) -> Any:
 
 
 def _shut_down(processes: Callable[[], Any] | None) -> None:
-    found = processes() if processes is not None else None
-    if found is not None:
-        found._shutdown_workers()
+    iterator = processes() if processes is not None else None
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a stop reach the whole process group; a loader that dies of them would break the checkpoint at the end."""
+    """Ctrl-C and a stop reach the whole process group; a loader process ended by them would break the final checkpoint."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _written_keys(file: Path | None) -> set[tuple[str, str]]:
-    """(shard, key) of what an earlier part of the run has written already."""
+    """(shard, key) of the skipped samples that the run has recorded before a resume."""
     keys = set()
     if file is not None and file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -214,7 +214,7 @@ def _written_keys(file: Path | None) -> set[tuple[str, str]]:
                 row = json.loads(line)
                 keys.add((str(row.get("shard", "")), str(row["key"])))
             except (ValueError, KeyError, TypeError, AttributeError):
-                # a line that a crash cut off
+                # a line truncated by a crash
                 continue
     return keys
 
@@ -227,14 +227,14 @@ def build_loader(
     """The endless loader of one data-parallel rank.
 
     path, split: a folder made by `qwen3vl prepare`, a metadataset (YAML) of several, either one under msc:// too; and train,
-    val or test. rank, world_size: of the data-parallel group. num_workers: processes that prepare batches ahead; 0: in this
+    val or test. rank, world_size: of the data-parallel group. num_workers: processes that prefetch batches; 0: in this
     process. skipped_file: JSON lines {key, reason, detail, shard} of samples that could not be used are appended there.
     Needs no torch.distributed.
-    packing: a micro batch is one row of as many samples as `seq_length` holds, each padded to a multiple of
+    packing: a micro batch is one packed row of `seq_length` tokens at most, each padded to a multiple of
     `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.
-    rules: of the structure that each micro batch is given where it is made; None: none is.
-    Micro batch m of a global batch is taken by rank m % world_size at its step m // world_size.
-    Raises RequestError for batch sizes that do not divide and for data or a split that is not there.
+    rules: of the structure that the loader builds for each micro batch; None: it builds none.
+    Micro batch m of a global batch belongs to rank m % world_size, as its step m // world_size.
+    Raises RequestError for batch sizes that do not divide and for data or a split that does not exist.
     """
     if packing and micro_batch_size != 1:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Micro batches of one rank, each made from its number alone: any process may be asked for any of them."""
+"""Micro batches of one rank, each built from its number alone, so that any loader process can build any of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3vl_core.errors import WorkError
 from qwen3vl_core.structure.micro_batch import StructureRules
 
 MOST_TRIES = 1000
-"""Stand-ins tried for one place; when none of them can be used, the split is taken for unusable."""
+"""Stand-ins tried for one position; if none of them can be used, the split is considered unusable."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class LoadedMicroBatch:
-    """A micro batch and what was skipped on the way, or why there is none."""
+    """A micro batch and the samples skipped for it, or the error that prevented it."""
 
     batch: Batch | None
     skips: list[Skip]
@@ -41,15 +41,15 @@ class LoadedMicroBatch:
     all_ranks: int = 0
     """Samples of this micro batch and those that the other ranks have at the same step."""
     following: dict[str, int] | None = None
-    """Where the next global batch begins, when that is not known from its number."""
+    """Where the next global batch begins, if its number does not determine it (packing)."""
 
     def pin_memory(self) -> LoadedMicroBatch:
-        """Called by PyTorch's loader."""
+        """Called by PyTorch's DataLoader."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
 class Batches(Dataset):
-    """What the two kinds of micro batches share: reading samples, and remembering those that cannot be used."""
+    """Base of padded and packed micro batches: reads samples and remembers those that cannot be used."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Batches(Dataset):
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order of the samples and the batches' content depend on."""
+        """Everything that the order of the samples and the content of the batches depend on."""
         return {
             "dataset": self.shards.identity,
             "split": self.shards.split,
@@ -92,14 +92,14 @@ class Batches(Dataset):
     def _collated(self, samples: list[Encoded]) -> Batch:
         raise NotImplementedError
 
-    def _tried(self, number: int, made: Any, unusable: dict[int, Skip]) -> Any:
-        """made(key, parts) of a sample, or why it cannot be used; `unusable` remembers that."""
+    def _tried(self, number: int, encode: Any, unusable: dict[int, Skip]) -> Any:
+        """encode(key, parts) of a sample, or a Skip with the reason why it cannot be used, cached in `unusable`."""
         if number in unusable:
             return unusable[number]
         key = place = self.shards.place(number)
         try:
             key, parts = self.shards.read(number)
-            return made(key, parts)
+            return encode(key, parts)
         except DataError as error:
             unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500], place)
             return unusable[number]
@@ -108,7 +108,7 @@ class Batches(Dataset):
         reasons = ", ".join(f"{REASONS[reason]}: {count}" for reason, count in Counter(skip.reason for skip in tried).most_common())
         return WorkError(
             f"{self.shards.path}: none of {len(tried)} samples of split {self.shards.split} can be used ({reasons}; "
-            f"{tried[0].key}: {tried[0].detail}); mend the data and prepare it again"
+            f"{tried[0].key}: {tried[0].detail}); fix the data and prepare it again"
             + (", or raise --seq-length" if any(skip.reason == "too_long" for skip in tried) else "")
         )
 
@@ -121,7 +121,7 @@ class MicroBatches(Batches):
         return global_batch * self.steps
 
     def epoch(self, global_batch: int, following: dict[str, int] | None) -> float:
-        """How often the split has been gone through before a global batch."""
+        """Passes over the split before a global batch."""
         return global_batch * self.global_batch_size / self.order.size
 
     def _collated(self, samples: list[Encoded]) -> Batch:
@@ -138,24 +138,24 @@ class MicroBatches(Batches):
             for place in range(first, first + self.micro_batch_size):
                 samples.append(self._fill(place, skips))
         except WorkError as error:
-            # returned, not raised: through a process it would come out as a traceback in a message
+            # returned, not raised: a DataLoader process would turn it into an error whose message is a traceback
             return LoadedMicroBatch(None, skips, str(error))
         return LoadedMicroBatch(self.batch(samples), skips, all_ranks=self.micro_batch_size * self.world_size)
 
     def _fill(self, place: int, skips: list[Skip]) -> Encoded:
-        """The sample at a place, or the first usable one of those that stand in for it. Raises WorkError without any."""
+        """The sample at a position, or the first usable stand-in. Raises WorkError if there is none."""
         tried: list[Skip] = []
-        found = self._tried(self.order.sample(place), self.encoder, self._unusable)
-        if isinstance(found, Encoded):
-            return found
-        tried.append(found)
-        skips.append(found)
+        result = self._tried(self.order.sample(place), self.encoder, self._unusable)
+        if isinstance(result, Encoded):
+            return result
+        tried.append(result)
+        skips.append(result)
         for number in self.order.stand_ins(place):
             if len(tried) >= MOST_TRIES:
                 break
-            found = self._tried(number, self.encoder, self._unusable)
-            if isinstance(found, Encoded):
-                return found
-            tried.append(found)
-            skips.append(found)
+            result = self._tried(number, self.encoder, self._unusable)
+            if isinstance(result, Encoded):
+                return result
+            tried.append(result)
+            skips.append(result)
         raise self._none_usable(tried)

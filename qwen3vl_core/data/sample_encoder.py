@@ -1,4 +1,4 @@
-"""One sample's files to tokens and patches; whatever is wrong with it becomes one typed error."""
+"""Encodes one sample's files to tokens and patches; any problem with it is raised as DataError."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SampleEncoder:
         return self.processor.tokenize(messages_of(parts), parts, key=key, limit=self.seq_length)
 
     def decode_media(self, tokenized: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
-        """Decode what was planned. Raises DataError."""
+        """Decode the media of a tokenized sample. Raises DataError."""
         return self.processor.decode_media(tokenized, parts)
 
 
 def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:
     """The conversation of a sample. Raises DataError when there is none."""
     if CONVERSATION not in parts:
-        raise DataError("bad_json", f"no {CONVERSATION} beside {', '.join(sorted(parts)) or 'nothing'}")
+        raise DataError("bad_json", f"no {CONVERSATION}, only {', '.join(sorted(parts)) or 'nothing'}")
     try:
         loaded = json.loads(parts[CONVERSATION])
     except (ValueError, RecursionError) as error:

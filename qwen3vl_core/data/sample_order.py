@@ -1,9 +1,8 @@
-"""Which sample stands where in the endless stream: a pure function of seed and place, the same for every layout.
+"""The endless order of the samples: a pure function of seed and position, the same for every layout.
 
-Place p belongs to epoch p // size; each epoch is a fresh shuffle of all samples. A global batch is a stretch of places,
-so neither the number of ranks nor that of loader processes changes what is in it, and going on after a stop needs
-nothing but the place. Where the sample of a place cannot be used, another one stands in, chosen by seed and place alone:
-no rank has to tell another what it found. Imports no torch.
+Position p belongs to epoch p // size; each epoch is a new shuffle of all samples. A global batch is a range of positions, so
+it does not depend on the number of ranks or loader processes, and the position is enough to resume. A sample that cannot be
+used is replaced by another one, chosen by seed and position alone, without communication between ranks. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _STAND_IN = 0x57A4D
 
 
 def seeded(*numbers: int) -> np.random.RandomState:
-    """Random numbers that depend on these ones alone, in every release of numpy."""
+    """A generator seeded by these numbers, with the same stream in every release of numpy."""
     # RandomState's streams are frozen for all releases of numpy; the newer generators' are not
     return np.random.RandomState([word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF)])
 
@@ -33,16 +32,16 @@ class SampleOrder:
         self._shuffled: dict[int, np.ndarray] = {}
 
     def sample(self, place: int) -> int:
-        """Number of the sample at a place."""
+        """Number of the sample at a position."""
         epoch, offset = divmod(place, self.size)
         if epoch not in self._shuffled:
-            # two epochs are kept: a global batch may lie across a border
+            # two epochs are cached: a global batch may cross a boundary
             self._shuffled = {e: order for e, order in self._shuffled.items() if abs(e - epoch) == 1}
             self._shuffled[epoch] = seeded(self.seed, epoch).permutation(self.size)
         return int(self._shuffled[epoch][offset])
 
     def stand_ins(self, place: int) -> Iterator[int]:
-        """Every other sample once, in an order that depends on seed and place alone."""
+        """Every other sample once, in an order that depends on seed and position alone."""
         random = seeded(self.seed, place, _STAND_IN)
         at, stride = random.randint(self.size), 1
         while self.size > 2:

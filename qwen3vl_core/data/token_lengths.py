@@ -1,6 +1,6 @@
-"""How long a dataset's samples are in tokens, without decoding a pixel, and what training would leave out.
+"""Token lengths of a dataset's samples, without decoding a pixel, and which samples training would skip.
 
-The lengths are those of `ChatProcessor.plan`: what the loader counts. Imports torch only where samples are measured.
+The lengths are those of `ChatProcessor.tokenize`, as the loader counts them. Imports torch only where samples are measured.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from qwen3vl_core.progress import Progress
 
 _AT_ONCE = 512
 _WORTH_A_PROCESS = 8192
-"""Samples below which starting processes takes longer than measuring here."""
+"""With fewer samples, starting processes takes longer than measuring in this one."""
 
 
 @dataclass
 class Lengths:
-    """Of some samples, in tokens."""
+    """Token counts of some samples."""
 
     total: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [n]: tokens of each sample that can be used."""
     trained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [n]: how many of them are trained."""
-    faults: Counter[str] = field(default_factory=Counter)
-    """Reason -> samples that training would leave out, whatever their length."""
+    problems: Counter[str] = field(default_factory=Counter)
+    """Reason -> samples that training would skip, whatever their length."""
     examples: dict[str, str] = field(default_factory=dict)
     """Reason -> the first of them."""
 
@@ -48,13 +48,13 @@ class Lengths:
             "median": int(np.percentile(counts, 50, method="nearest")),
             "p95": int(np.percentile(counts, 95, method="nearest")),
             "longest": int(counts.max()),
-            "unusable": dict(self.faults),
+            "unusable": dict(self.problems),
             "examples": dict(self.examples),
         }
 
 
 class Measurer:
-    """Holds what measuring needs, made where it is first used: each process has its own."""
+    """Processor and open samples for measuring, created on first use: each process has its own."""
 
     def __init__(self, path: Place, model: Path, images: Path | None = None) -> None:
         self.path, self.model, self.images = path, model, images
@@ -64,7 +64,7 @@ class Measurer:
 
     @property
     def processor(self) -> Any:
-        """The model's ChatProcessor. Raises RequestError when the folder is none."""
+        """The model's ChatProcessor. Raises RequestError when the folder is not a model."""
         if self._processor is None:
             from qwen3vl_core.data.processor import ChatProcessor
 
@@ -72,7 +72,7 @@ class Measurer:
         return self._processor
 
     def samples(self, name: str) -> Samples:
-        """Those of a split, or the only ones there are."""
+        """The samples of a split, or of a source without splits."""
         if name not in self._opened:
             self._opened |= open_samples(self.path, name, self.images)
         return self._opened[name]
@@ -87,21 +87,21 @@ def _measure(measurer: Measurer, task: tuple[str, list[int]]) -> list[tuple[int,
 
     name, numbers = task
     samples = measurer.samples(name)
-    made: list[tuple[int, int] | tuple[str, str]] = []
+    results: list[tuple[int, int] | tuple[str, str]] = []
     for number in numbers:
         key = samples.place(number)
         try:
             key, parts = samples.read(number)
             tokenized = measurer.processor.tokenize(messages_of(parts), parts, key=key)
-            made.append((len(tokenized.ids), int((tokenized.labels >= 0).sum())))
-        except DataError as fault:
-            made.append((fault.reason, f"{name} {key}: {fault.detail}"))
-    return made
+            results.append((len(tokenized.ids), int((tokenized.labels >= 0).sum())))
+        except DataError as error:
+            results.append((error.reason, f"{name} {key}: {error.detail}"))
+    return results
 
 
 def measure(measurer: Measurer, chosen: dict[str, list[int]], workers: int = 0) -> Lengths:
-    """chosen: split -> the numbers of the samples to measure. Raises RequestError for a model folder that is none."""
-    # said here, once, before any process is started
+    """chosen: split -> the numbers of the samples to measure. Raises RequestError when the model folder is not a model."""
+    # raises here, once, before any process is started
     _ = measurer.processor
     total = sum(map(len, chosen.values()))
 
@@ -110,24 +110,24 @@ def measure(measurer: Measurer, chosen: dict[str, list[int]], workers: int = 0) 
             for begin in range(0, len(numbers), _AT_ONCE):
                 yield name, numbers[begin : begin + _AT_ONCE]
 
-    made: list[tuple[int, int]] = []
-    found = Lengths()
+    counts: list[tuple[int, int]] = []
+    lengths = Lengths()
     with Progress("tokens", total=total, unit="samples") as progress, Workers(workers, measurer) as pool:
         for results in pool.map(_measure, tasks(), small=total < _WORTH_A_PROCESS):
             for first, second in results:
                 if isinstance(first, str):
-                    found.faults[first] += 1
-                    found.examples.setdefault(first, " ".join(second.split())[:300])
+                    lengths.problems[first] += 1
+                    lengths.examples.setdefault(first, " ".join(second.split())[:300])
                 else:
-                    made.append((first, second))
+                    counts.append((first, second))
             progress.update(len(results))
-    table = np.array(made, dtype=np.int64).reshape(-1, 2)
-    found.total, found.trained = table[:, 0].copy(), table[:, 1].copy()
-    return found
+    table = np.array(counts, dtype=np.int64).reshape(-1, 2)
+    lengths.total, lengths.trained = table[:, 0].copy(), table[:, 1].copy()
+    return lengths
 
 
 def histogram(lengths: np.ndarray, seq_length: int, bins: int = 12) -> list[tuple[int, int, int]]:
-    """[(from, up to and without, samples)] of about `bins` bins of a round width; `seq_length` + 1 is the edge of one."""
+    """[(begin, end, samples)] of about `bins` bins of a round width; `seq_length` + 1 is a bin edge."""
     if not len(lengths):
         return []
     longest = int(lengths.max())
@@ -135,9 +135,9 @@ def histogram(lengths: np.ndarray, seq_length: int, bins: int = 12) -> list[tupl
     width = next(w * 10**power for power in range(12) for w in (1, 2, 5) if w * 10**power >= rough)
     edges = sorted({*range(0, longest + width + 1, width), *([seq_length + 1] if 0 < seq_length < longest else [])})
     counts, _ = np.histogram(lengths, bins=[*edges[:-1], edges[-1]])
-    made = [(begin, end, int(count)) for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True)]
-    while made and not made[-1][2]:
-        made.pop()
-    while len(made) > 1 and not made[0][2]:
-        made.pop(0)
-    return made
+    rows = [(begin, end, int(count)) for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True)]
+    while rows and not rows[-1][2]:
+        rows.pop()
+    while len(rows) > 1 and not rows[0][2]:
+        rows.pop(0)
+    return rows

@@ -153,7 +153,7 @@ def test_resume_is_exact_and_pictures_and_text_mix_on_every_rank(processor, fold
     assert set(whole.skipped) == {"broken_picture"}
     # other weights are other data
     write(folder, path.stem, blend(a=2, b=2, c=2))
-    with pytest.raises(RequestError, match="not the dataset that the run began with"):
+    with pytest.raises(RequestError, match="not the dataset that the run started with"):
         loader().load_state_dict(states[1])
 
 

@@ -174,9 +174,9 @@ def test_settings_that_contradict_packing_are_refused(processor, mixed):
     with pytest.raises(RequestError, match="--micro-batch-size 2: with --packing"):
         FinetuneOptions(load="a", train_data="b", packing=True, micro_batch_size=2).check()
     packed, plain = loader(mixed, processor), loader(mixed, processor, packing=False)
-    with pytest.raises(RequestError, match="--packing: the run began with it"):
+    with pytest.raises(RequestError, match="--packing: the run started with it"):
         plain.load_state_dict(packed.state_dict())
-    with pytest.raises(RequestError, match="--packing: the run began without it"):
+    with pytest.raises(RequestError, match="--packing: the run started without it"):
         packed.load_state_dict(plain.state_dict())
     with pytest.raises(RequestError, match="pads documents to multiples of 4, the run's to multiples of 1"):
         loader(mixed, processor, document_multiple=4).load_state_dict(packed.state_dict())

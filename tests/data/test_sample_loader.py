@@ -259,10 +259,10 @@ def test_batch_sizes_that_do_not_divide_are_refused(processor, dataset, size, ne
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 6}, "--seed 6: the run began with 5"),
-        ({"global_batch_size": 8}, "--global-batch-size 8: the run began with 4"),
-        ({"micro_batch_size": 2}, "--micro-batch-size 2: the run began with 1"),
-        ({"seq_length": 300}, "--seq-length 300: the run began with 256"),
+        ({"seed": 6}, "--seed 6: the run started with 5"),
+        ({"global_batch_size": 8}, "--global-batch-size 8: the run started with 4"),
+        ({"micro_batch_size": 2}, "--micro-batch-size 2: the run started with 1"),
+        ({"seq_length": 300}, "--seq-length 300: the run started with 256"),
         ({"split": "val"}, "not the dataset"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_state_of_other_settings_is_refused(processor, dataset, change, words)
 
 def test_a_state_of_other_data_is_refused_and_a_moved_dataset_is_not(processor, dataset, mixed, tmp_path):
     state = loader(dataset, processor).state_dict()
-    with pytest.raises(RequestError, match="not the dataset that the run began with"):
+    with pytest.raises(RequestError, match="not the dataset that the run started with"):
         loader(mixed, processor).load_state_dict(state)
     shutil.copytree(dataset, tmp_path / "moved")
     loader(tmp_path / "moved", processor).load_state_dict(state)

@@ -164,7 +164,7 @@ def test_what_a_lora_run_began_with_must_be_there_and_be_the_same(data, tmp_path
     assert "is not the model that they were trained beside" in capsys.readouterr().err
     plan(run, data, lora_rank=2, load=str(base), train_iters=4)
     assert runs.train(run)[0] == 2
-    assert runs.log(run).splitlines()[-1].endswith(f"its weights are not those that the run began with; the adapters belong to {base}")
+    assert runs.log(run).splitlines()[-1].endswith(f"not the weights that the run started from; the adapters belong to {base}")
 
 
 @pytest.fixture(scope="module")

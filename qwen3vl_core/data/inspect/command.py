@@ -59,7 +59,7 @@ def run(options: InspectOptions) -> None:
         lines += ["", *show.rendered(sample, width, colour=terminal)]
     print("\n".join(lines))
     if found.looked_at and sum(found.faults.values()) >= found.looked_at:
-        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(found.faults)}); mend the data and prepare it again")
+        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(found.faults)}); fix the data and prepare it again")
 
 
 def _write(path: Path, text: str, flag: str) -> None:

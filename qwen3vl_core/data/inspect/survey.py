@@ -92,7 +92,7 @@ def survey(
     measurer = Measurer(path, model, images)
     lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
     found.tokens = {"model": str(model)} | lengths.summary()
-    found.faults, found.examples = dict(lengths.faults), {reason: _line(text) for reason, text in lengths.examples.items()}
+    found.faults, found.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}
     found.histogram = histogram(lengths.total, options.seq_length)
     longer = lengths.total > options.seq_length
     found.too_long, found.too_long_tokens = int(longer.sum()), int(lengths.total[longer].sum())

@@ -171,7 +171,7 @@ class SampleSource:
     def take(self, receive: Callable[[Samples], None], *, wait: bool = True) -> bool:
         """Hands the next `chunk` samples to `receive`, which copies them: the memory is then drawn into again.
 
-        Without `wait`, returns False at once when they are not drawn yet. Raises WorkError when a worker died.
+        Without `wait`, returns False at once when they are not drawn yet. Raises WorkError when a worker was killed.
         """
         slot, future = self._pending[0]
         if not wait and not future.done():
@@ -182,5 +182,5 @@ class SampleSource:
             receive(self._shared.rows(slot * self.chunk, (slot + 1) * self.chunk))
             self._order(slot)
         except BrokenProcessPool as error:
-            raise WorkError("drawing scenes: a worker process died; memory may be short; try fewer --workers") from error
+            raise WorkError("drawing scenes: a worker process was killed; memory may be short; try fewer --workers") from error
         return True

@@ -6,7 +6,7 @@
 Each revision is checked out into a temporary folder and drives its own `qwen3vl` command line through the demo's loop on small
 settings: draw, prepare, convert, finetune with a save, a stop and a resume, convert back, compare captions; then a finetune in
 each parallel layout. What they leave is compared bit for bit: losses and gradient norms, files of data, tensors of checkpoints,
-captions. Prints a table and exits with 1 on a difference or when a command of a revision fails, with 2 for a wrong request.
+captions. Prints a table and exits with 1 on a difference or when a command of a revision fails, with 2 for an invalid request.
 
 Both revisions run under this interpreter, so that its packages must serve both. About a minute and a half a revision on two cores.
 """

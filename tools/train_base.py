@@ -268,7 +268,7 @@ def read_arguments(arguments: list[str] | None) -> Recipe:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 the work failed, 2 the request was wrong, one line on standard error for each."""
+    """Returns the exit code: 0 done, 1 the work failed, 2 the request is invalid, one line on standard error for each."""
     try:
         train(read_arguments(arguments))
     except (RequestError, WorkError) as error:

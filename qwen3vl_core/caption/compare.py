@@ -77,7 +77,7 @@ def _prompts(compared: ComparedModel, pictures: list[Picture], options: CompareO
 def _captions_of(
     compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
 ) -> None:
-    """`_write_captions`, and what can go wrong with one model on this machine said in one line."""
+    """`_write_captions`, with one-line errors for problems of one model on this machine."""
     try:
         _write_captions(compared, pictures, options, rows, written)
     except torch.OutOfMemoryError:

@@ -41,7 +41,7 @@ class ComparedModel:
 
 
 def open_models(options: CompareOptions) -> list[ComparedModel]:
-    """All models. Everything that can be wrong with one is found here, before any is loaded. Raises RequestError."""
+    """All models, checked before any is loaded. Raises RequestError."""
     models = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
     names = [BASE, *tuned_names([Path(compared.path) for compared in models[1:]])]
     return [

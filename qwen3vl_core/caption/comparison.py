@@ -1,4 +1,4 @@
-"""What a comparison is made of, for the reports. Imports no torch."""
+"""The data of a comparison, for the reports. Imports no torch."""
 
 from __future__ import annotations
 

@@ -61,4 +61,4 @@ class CaptionRows:
 
 
 def _unwritable(file: Path, error: OSError) -> WorkError:
-    return WorkError(f"{file}: cannot be written ({error.strerror}); mend that and compare again")
+    return WorkError(f"{file}: cannot be written ({error.strerror}); fix that and compare again")

@@ -1,8 +1,8 @@
-"""A hub's own client in a process of its own: `python -m qwen3vl_core.data.hubs`, talked to in JSON lines.
+"""Runs a hub's client in a separate process, `python -m qwen3vl_core.data.hubs`; the protocol is JSON lines.
 
-The clients download in threads that no exception ends, draw their own bars and keep their settings in the environment:
-in a process of their own they can be ended at once, and none of that reaches the caller. `download` starts it, sends one
-request, reads the list of files, says go, and reads how it ended. Imports no torch.
+The clients download in threads that exceptions do not stop, draw their own progress bars and are configured by environment
+variables: a separate process can be killed at once and isolates all of that. `download` starts it, sends a request, reads the
+list of files, sends go, and reads the result. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from typing import Any, TextIO, cast
 from qwen3vl_core.files import disk_full
 
 NOT_INSTALLED, NOT_FOUND, NO_REVISION, GATED, DENIED = "not_installed", "not_found", "no_revision", "gated", "denied"
-UNREACHABLE, TOLD_OFFLINE, DISK_FULL, REFUSED, OTHER = "unreachable", "told_offline", "disk_full", "refused", "other"
+UNREACHABLE, OFFLINE, DISK_FULL, REFUSED, OTHER = "unreachable", "offline", "disk_full", "refused", "other"
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MODELSCOPE_LOG_LEVEL": "CRITICAL", "PYTHONWARNINGS": "ignore"}
 """The caller draws the progress."""
 _PATIENCE = {"MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2"}
-"""A hub that is not there is said to be so after seconds, unless the user has asked for more."""
+"""Give up on an unreachable hub after seconds, unless the user has set it otherwise."""
 
 
-HALVES = ".halves"
-"""Folder of the large files that have not come whole."""
+PARTIAL = ".halves"
+"""Folder of the partial large files."""
 LARGE = 16 << 20
 AT_ONCE = 4
-"""Files."""
+"""Files downloaded in parallel."""
 
 
 def matching(names: Iterable[str], include: list[str], exclude: list[str]) -> list[str]:
-    """The names that a download with these patterns gets, as the clients choose them."""
-    chosen = []
+    """The names that these patterns select, as the clients apply them."""
+    selected = []
     for name in names:
         if (not include or any(fnmatchcase(name, each) for each in include)) and not any(fnmatchcase(name, each) for each in exclude):
-            chosen.append(name)
-    return chosen
+            selected.append(name)
+    return selected
 
 
 class RevisionNotFoundError(LookupError):
-    """The repository is there, the revision is not: as Hugging Face's client names it, for a client that does not tell."""
+    """The repository exists, the revision does not: Hugging Face's name for it, for a client that does not distinguish."""
 
 
 class HuggingFace:
@@ -68,19 +68,19 @@ class HuggingFace:
         return cast(str, info.sha), self._sizes
 
     def fetch(self, request: dict[str, Any], commit: str) -> None:
-        """Get the files of a commit into the folder; goes on with what is half there."""
+        """Download the files of a commit into the folder; resumes partial files."""
         large = [name for name in matching(self._sizes, request["include"], request["exclude"]) if self._sizes[name] >= LARGE]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(lambda name: self._go_on(request, commit, name), large):
+            for _ in pool.map(lambda name: self._fetch_large(request, commit, name), large):
                 pass
-        # the others, and the checksums of those that are there
+        # the other files, and the checksums of all
         self._snapshot(
             request["name"], repo_type=request["kind"], revision=commit, local_dir=request["folder"],
             allow_patterns=request["include"] or None, ignore_patterns=request["exclude"] or None, max_workers=AT_ONCE,
         )  # fmt: skip
 
-    def _go_on(self, request: dict[str, Any], commit: str, name: str) -> None:
-        """Get one large file. The client's snapshot begins a file that was half there anew, its transfer does not."""
+    def _fetch_large(self, request: dict[str, Any], commit: str, name: str) -> None:
+        """Download one large file. The client's snapshot restarts a partial file, its `http_get` resumes it."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
@@ -90,17 +90,17 @@ class HuggingFace:
             return
         address = hf_hub_url(request["name"], name, repo_type=request["kind"], revision=commit)
         if get_hf_file_metadata(address).xet_file_data is not None and importlib.util.find_spec("hf_xet") is not None:
-            # comes in pieces, by a protocol of its own
+            # transferred in chunks by the Xet protocol
             return
-        half = Path(request["folder"]) / HALVES / f"{commit}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        half.parent.mkdir(exist_ok=True)
-        # unbuffered: what has come is on the disk, whatever ends this process
-        with open(half, "ab", buffering=0) as file:
+        partial = Path(request["folder"]) / PARTIAL / f"{commit}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        partial.parent.mkdir(exist_ok=True)
+        # unbuffered: received bytes are on disk, however this process ends
+        with open(partial, "ab", buffering=0) as file:
             if file.tell() > size:
                 file.truncate(0)
             http_get(address, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(half, path)
+        os.replace(partial, path)
 
 
 class ModelScope:
@@ -118,21 +118,21 @@ class ModelScope:
         """(revision, name -> bytes)"""
         from modelscope_hub import HubApi
 
-        # the hub has two sites: which one has it is asked once
+        # the hub has two sites: ask once which one has the repository
         self.address = self._api.resolve_endpoint_for_read(request["name"], repo_type=request["kind"])
         self._api = HubApi(endpoint=self.address)
         try:
-            found = self._api.list_repo_files(request["name"], request["kind"], revision=request["revision"])
+            entries = self._api.list_repo_files(request["name"], request["kind"], revision=request["revision"])
         except Exception as error:
-            if request["revision"] is None or fault_of(error)[0] != NOT_FOUND:
+            if request["revision"] is None or classify(error)[0] != NOT_FOUND:
                 raise
-            # raises the same when there is no such repository
+            # raises the same error if the repository does not exist
             self._api.list_repo_files(request["name"], request["kind"])
             raise RevisionNotFoundError(request["revision"]) from error
-        return request["revision"] or "master", {each.path: each.size for each in found if not each.is_dir}
+        return request["revision"] or "master", {each.path: each.size for each in entries if not each.is_dir}
 
     def fetch(self, request: dict[str, Any], commit: str) -> None:
-        """Get the files of a revision into the folder; goes on with what is half there."""
+        """Download the files of a revision into the folder; resumes partial files."""
         self._api.download_repo(
             request["name"], request["kind"], revision=commit, local_dir=request["folder"],
             allow_patterns=request["include"] or None, ignore_patterns=request["exclude"] or None, max_workers=AT_ONCE,
@@ -140,7 +140,7 @@ class ModelScope:
 
 
 HUBS: dict[str, type[HuggingFace] | type[ModelScope]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
-# what the clients raise, by name: their classes move between releases
+# the clients' errors by class name: their modules change between releases
 _BY_NAME = {
     "GatedRepoError": GATED,
     "RevisionNotFoundError": NO_REVISION,
@@ -148,7 +148,7 @@ _BY_NAME = {
     "NotExistError": NOT_FOUND,
     "AuthenticationError": DENIED,
     "PermissionDeniedError": DENIED,
-    "OfflineModeIsEnabled": TOLD_OFFLINE,
+    "OfflineModeIsEnabled": OFFLINE,
     "HFValidationError": REFUSED,
     "InvalidParameter": REFUSED,
     "UnsupportedProtocol": UNREACHABLE,
@@ -163,16 +163,16 @@ _BY_NAME = {
 }
 
 
-def fault_of(error: BaseException) -> tuple[str, str]:
-    """(what kind of fault it is, what the client said in one line)"""
+def classify(error: BaseException) -> tuple[str, str]:
+    """(kind of the error, the client's message in one line)"""
     full = disk_full(error)
     if full is not None:
         return DISK_FULL, str(full.strerror)
     failed = getattr(error, "failed_files", None)
     if isinstance(failed, dict) and failed:
-        # several files failed, each for a reason of its own: the first stands for all
+        # several files failed, each with its own error: report the first
         name, first = next(iter(failed.items()))
-        kind, text = fault_of(first)
+        kind, text = classify(first)
         return kind, f"{name}: {text}"
     each: BaseException | None = error
     seen: set[int] = set()
@@ -190,7 +190,7 @@ def fault_of(error: BaseException) -> tuple[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    # what the system said stands at the end of a long chain of wrappers' words
+    # the system's message is at the end of a long chain of wrapped errors
     system = re.search(r"\[Errno -?\d+\] [^'\"()\[\]]+", str(error))
     if system:
         return system[0].strip()
@@ -199,7 +199,7 @@ def _line(error: BaseException) -> str:
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """One request from `requests` to its end."""
+    """Handle one request from `requests`."""
 
     def say(**answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
@@ -213,19 +213,19 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         say(commit=commit, files=files, address=hub.address)
         if not requests.readline():
             return
-        # the caller holds the other end as long as it lives
+        # the caller's end of the pipe closes when it exits
         threading.Thread(target=lambda: (requests.read(), os._exit(1)), daemon=True).start()
         hub.fetch(request, commit)
         say(done=True)
     except BaseException as error:
         if os.environ.get("QWEN3VL_DEBUG") == "1":
             raise
-        kind, text = fault_of(error)
-        say(fault=kind, text=text, address=getattr(hub, "address", ""))
+        kind, text = classify(error)
+        say(problem=kind, text=text, address=getattr(hub, "address", ""))
 
 
 def main() -> None:
-    """Standard output is the caller's alone: whatever a client prints goes to standard error."""
+    """Standard output is reserved for answers: anything that a client prints goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for name, value in QUIET.items():
@@ -234,7 +234,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     serve(sys.stdin, answers)
     answers.close()
-    # threads of the clients are waited for otherwise
+    # do not wait for the clients' threads
     os._exit(0)
 
 

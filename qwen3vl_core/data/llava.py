@@ -1,7 +1,7 @@
-"""LLaVA records, {id, image, conversations: [{from, value}]} with `<image>` in the text, and the rules that all records keep.
+"""LLaVA records, {id, image, conversations: [{from, value}]} with `<image>` in the text, and the rules for all records.
 
-Records are counted from 0, as `jq '.[12]'` does. A sample's key is its record's number, so that ids with dots, ids that
-occur twice and records without an id all work; the id itself is kept beside the conversation. Imports no torch.
+Records are counted from 0, as `jq '.[12]'` does. A sample's key is its record's number, so that ids with dots,
+duplicate ids and records without an id all work; the id is stored with the conversation. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen3vl_core.files import is_url
 TAG, VIDEO_TAG = "<image>", "<video>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FRAMES_PER_SECOND = 2.0
-"""Of a folder of frames that does not say: what the model's own recipe samples videos at."""
+"""Default for a folder of frames without a rate: the model's own sampling rate of videos."""
 VIDEO_SUFFIXES = ("mp4", "mov", "m4v", "webm", "mkv", "avi")
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TAGS = re.compile(f"({TAG}|{VIDEO_TAG})")
@@ -27,12 +27,12 @@ _quoted = json.encoder.encode_basestring
 CONTROL_TOKENS = tuple(
     f"<|{name}|>" for name in ("im_start", "im_end", "image_pad", "video_pad", "vision_start", "vision_end", "vision_pad", "endoftext")
 )
-"""The chat format's own: a text that holds one could end a turn, or claim a picture that is not there."""
+"""Tokens of the chat format: text that contains one could end a turn, or stand for a picture that does not exist."""
 CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 
 
 class RecordError(ValueError):
-    """One record that breaks a rule: says which, without the record's number."""
+    """One record that breaks a rule; the message names the rule, not the record's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Frames:
     """A video that is a folder of pictures."""
 
     names: tuple[str, ...]
-    """Files in the folder, in the order of time."""
+    """Files in the folder, in temporal order."""
     fps: float
 
 
@@ -48,7 +48,7 @@ class SourceRecord(NamedTuple):
     """One conversation with its media, checked against every rule that needs no other file."""
 
     number: int
-    """Place in the list, from 0."""
+    """Index in the list, from 0."""
     id: str | None
     turns: tuple[tuple[str, str], ...]
     """(user | assistant | system, text); in the users' texts `<image>` and `<video>`, one for each picture and video."""
@@ -68,33 +68,33 @@ class SourceRecord(NamedTuple):
         return [f"img{i}.{suffix(name, PICTURE_SUFFIXES, 'img')}" for i, name in enumerate(self.pictures)]
 
     def video_parts(self, frames: Sequence[Frames | None] = ()) -> list[dict[str, Any]]:
-        """The videos' parts of the conversation. frames: of each video that is a folder, in the videos' order."""
-        made: list[dict[str, Any]] = []
+        """The conversation's parts for the videos. frames: for each video, its folder of frames or None."""
+        parts: list[dict[str, Any]] = []
         for i, name in enumerate(self.videos):
             folder = frames[i] if i < len(frames) else None
             if folder is None:
-                made.append({"type": "video", "part": f"vid{i}.{suffix(name, VIDEO_SUFFIXES, 'video')}"})
+                parts.append({"type": "video", "part": f"vid{i}.{suffix(name, VIDEO_SUFFIXES, 'video')}"})
                 continue
             files = [f"vid{i}.{n:05d}.{suffix(file, PICTURE_SUFFIXES, 'img')}" for n, file in enumerate(folder.names)]
-            made.append({"type": "video", "part": f"vid{i}", "frames": files, "fps": folder.fps})
-        return made
+            parts.append({"type": "video", "part": f"vid{i}", "frames": files, "fps": folder.fps})
+        return parts
 
     def payload(self, parts: Sequence[str] | None = None, frames: Sequence[Frames | None] = ()) -> bytes:
         """The sample's JSON file: {"id", "messages": [{"role", "content": [part, ...]}]} with the parts that `sources` describes.
 
-        Line ends between a tag and its text go: the chat template puts picture and text side by side, and a prompt at
-        inference has none either. The JSON is put together from text: its layout is fixed, and an encoder takes three times
-        as long for it as for the texts in it. parts: `self.parts`, where they are known.
+        Line breaks between a tag and its text are removed: the chat template joins picture and text directly, and an inference
+        prompt has none either. The JSON is built from strings: its layout is fixed, and an encoder takes three times as long.
+        parts: `self.parts`, if already computed.
         """
         _, name, turns, _, clips = self
         pictures = iter(self.parts if parts is None else parts)
         videos = iter(self.video_parts(frames)) if clips else iter(())
-        made = []
+        messages = []
         for role, text in turns:
             if role != "user" or "<" not in text:
                 content = f'{{"type":"text","text":{_quoted(text)}}}' if text else ""
             else:
-                held = []
+                items = []
                 # a text, then a tag and a text for each tag; without videos every tag is a picture's
                 pieces = _TAGS.split(text) if clips else text.split(TAG)
                 step = 2 if clips else 1
@@ -103,28 +103,28 @@ class SourceRecord(NamedTuple):
                     piece = pieces[place]
                     if place:
                         if not clips or pieces[place - 1] == TAG:
-                            held.append(f'{{"type":"image","part":"{next(pictures)}"}}')
+                            items.append(f'{{"type":"image","part":"{next(pictures)}"}}')
                         else:
-                            held.append(json.dumps(next(videos), ensure_ascii=False, separators=(",", ":")))
+                            items.append(json.dumps(next(videos), ensure_ascii=False, separators=(",", ":")))
                         piece = piece.lstrip("\r\n")
                     if place < last:
                         piece = piece.rstrip("\r\n")
                     if piece:
-                        held.append(f'{{"type":"text","text":{_quoted(piece)}}}')
-                content = ",".join(held)
-            made.append(f'{{"role":"{role}","content":[{content}]}}')
+                        items.append(f'{{"type":"text","text":{_quoted(piece)}}}')
+                content = ",".join(items)
+            messages.append(f'{{"role":"{role}","content":[{content}]}}')
         head = "" if name is None else f'"id":{_quoted(name)},'
-        return f'{{{head}"messages":[{",".join(made)}]}}'.encode()
+        return f'{{{head}"messages":[{",".join(messages)}]}}'.encode()
 
 
 def suffix(name: str, known: Sequence[str], other: str) -> str:
-    """The ending of a file's name in small letters if it is one of those `known`, else `other`."""
-    found = name.rpartition(".")[2].lower()
-    return found if found in known else other
+    """The file extension in lower case if it is one of `known`, else `other`."""
+    extension = name.rpartition(".")[2].lower()
+    return extension if extension in known else other
 
 
 def text_of(value: Any, what: str) -> str:
-    """`value`, if it is text that can be written. Raises RecordError that calls it `what`."""
+    """`value`, if it is text that can be encoded. Raises RecordError that names it `what`."""
     if not isinstance(value, str):
         raise RecordError(f"{what} must be text, not {kind_of(value)}")
     if not value.isascii():
@@ -136,10 +136,10 @@ def text_of(value: Any, what: str) -> str:
 
 
 def media_name(name: Any, what: str = "picture") -> str:
-    """A safe relative name, tidied. Raises RecordError for one that leaves the folder."""
+    """A normalised relative name. Raises RecordError for one that leaves the folder."""
     plain = type(name) is str and name.isascii() and name and name[0] != "/" and name[-1] not in "./"
     if plain and not ("./" in name or "//" in name or ":" in name or "\0" in name):
-        # nothing that `normpath` would change, no address, no drive
+        # nothing that `normpath` would change, no URL, no drive
         return name
     what = "picture" if what == "image" else what
     name = text_of(name, f"a {what}'s name")
@@ -160,7 +160,7 @@ def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str
     conversation = record.get(key)
     if not isinstance(conversation, list) or not conversation:
         raise RecordError(f"no {key}" if not conversation else f"{key} must be a list, not {kind_of(conversation)}")
-    made, answered = [], False
+    turns, answered = [], False
     for place, turn in enumerate(conversation):
         if not isinstance(turn, dict):
             raise RecordError(f"turn {place} must be an object {{from, value}}, not {kind_of(turn)}")
@@ -178,24 +178,24 @@ def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str
             if not text or text.isspace():
                 raise RecordError(f"turn {place}: an empty answer")
             answered = True
-        made.append((role, text))
+        turns.append((role, text))
     if not answered:
-        raise RecordError("no answer (a turn from gpt) to learn from")
-    return tuple(made)
+        raise RecordError("no answer (a turn from gpt) to train on")
+    return tuple(turns)
 
 
 def checked(
     number: int, name: Any, conversation: tuple[tuple[str, str], ...], pictures: tuple[str, ...], videos: tuple[str, ...]
 ) -> SourceRecord:
     """A record whose tags and media agree. Raises RecordError otherwise."""
-    shown = moving = 0
+    image_tags = video_tags = 0
     for role, text in conversation:
         if role == "user" and "<" in text:
-            shown += text.count(TAG)
-            moving += text.count(VIDEO_TAG)
-    for tag, tags, found, what in ((TAG, shown, pictures, "picture"), (VIDEO_TAG, moving, videos, "video")):
-        if tags != len(found):
-            raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(found)} {what}{'s' * (len(found) != 1)}")
+            image_tags += text.count(TAG)
+            video_tags += text.count(VIDEO_TAG)
+    for tag, tags, names, what in ((TAG, image_tags, pictures, "picture"), (VIDEO_TAG, video_tags, videos, "video")):
+        if tags != len(names):
+            raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(names)} {what}{'s' * (len(names) != 1)}")
     if type(name) in (dict, list, bool):
         raise RecordError(f"id must be text or a number, not {kind_of(name)}")
     if name is not None and not (type(name) is str and name.isascii()):
@@ -208,7 +208,7 @@ def parse(number: int, record: dict[str, Any]) -> SourceRecord:
     conversation = turns(record)
     videos = _names(record, "video")
     if videos and "image" not in record and not any(VIDEO_TAG in text for _, text in conversation):
-        # the public video sets of the LLaVA family mark a video with the tag for pictures
+        # public video datasets of the LLaVA family use the image tag for videos
         conversation = tuple((role, text.replace(TAG, VIDEO_TAG) if role == "user" else text) for role, text in conversation)
     return checked(number, record.get("id"), conversation, _names(record, "image"), videos)
 

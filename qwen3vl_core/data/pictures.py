@@ -2,8 +2,8 @@
 
 Imports torch where a picture is resized.
 
-Patches stay 8-bit and hold one frame, an eighth of the bytes of what the model is given: that is what travels through
-queues and over the bus. Normalising and repeating the frame happens where the model is (`batch.pixel_values`).
+Patches stay 8-bit and hold one frame, an eighth of the bytes of the model's input, to save queue and PCIe bandwidth. They are
+normalised, and the frame repeated, on the model's device (`batch.pixel_values`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.errors import RequestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is opened. Pillow knows more, some of which start other programs."""
+"""Formats that are opened. Pillow supports more, some of which start other programs."""
 LARGEST_RATIO = 200
 """Longest side over shortest side; beyond it Hugging Face refuses a picture."""
 CHANNELS = 3
 KERNELS = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
-"""What torch resizes by."""
+"""Resampling kernels that torch has."""
 _TAIL = 64 << 10
 
 
@@ -59,9 +59,9 @@ class PictureRules:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str, min_pixels: int | None = None, max_pixels: int | None = None) -> PictureRules:
-        """From a parsed `preprocessor_config.json`; `min_pixels` and `max_pixels` take the place of the config's.
+        """From a parsed `preprocessor_config.json`; `min_pixels` and `max_pixels` override the config's.
 
-        Raises RequestError for a config that is not of a Qwen-VL picture processor, and for areas that contradict.
+        Raises RequestError for a config that is not a Qwen-VL picture processor's, and if min_pixels exceeds max_pixels.
         """
         for key in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(key, True) is not True:
@@ -74,7 +74,7 @@ class PictureRules:
                 merge_size=int(config["merge_size"]),
                 min_pixels=int(min_pixels or config.get("min_pixels") or size["shortest_edge"]),
                 max_pixels=int(max_pixels or config.get("max_pixels") or size["longest_edge"]),
-                # the defaults of the class are another model's: a checkpoint that states none cannot be guessed
+                # no defaults: those of the Hugging Face class are another model's
                 mean=_three(config["image_mean"]),
                 std=_three(config["image_std"]),
                 rescale=float(config.get("rescale_factor", 1 / 255)),
@@ -112,7 +112,7 @@ def check_proportions(height: int, width: int) -> None:
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) to resize to: multiples of `factor`, area within the limits, proportions kept as well as may be.
+    """(height, width) to resize to: multiples of `factor`, area within the limits, aspect ratio kept as closely as possible.
 
     Source: `smart_resize` of transformers' `image_processing_qwen2_vl`. Raises DataError for extreme proportions.
     """
@@ -130,7 +130,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def token_count(height: int, width: int, rules: PictureRules) -> int:
-    """Tokens that a picture of this size becomes; the same for one lying on its side. Raises DataError as smart_resize does."""
+    """Tokens of a picture of this size; the same for one rotated by 90 degrees. Raises DataError as smart_resize does."""
     high, wide = smart_resize(height, width, rules.factor, rules.min_pixels, rules.max_pixels)
     return high * wide // rules.factor**2
 
@@ -142,9 +142,9 @@ def picture_size(data: bytes, what: str) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright and in three channels, what is transparent laid on white. Raises DataError for floating point greys.
+    """Rotated by its EXIF tag, RGB, transparency composited on white. Raises DataError for floating point greyscale.
 
-    Source: `load_image` and `convert_to_rgb` of transformers 5; but greys of 16 bits, which become white there, keep their shade.
+    Source: `load_image` and `convert_to_rgb` of transformers 5; but 16-bit greyscale, which is clipped to white there, is scaled.
     """
     upright = _eight_bits(ImageOps.exif_transpose(image))
     if upright.has_transparency_data:
@@ -154,13 +154,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits in 8: Pillow's own conversion cuts them off at 255, and the picture is white without a word."""
+    """16-bit greyscale scaled to 8 bits: Pillow's own conversion silently clips at 255."""
     if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
         return image
     values = np.asarray(image)
     if image.mode == "F" or (values.size and not 0 <= int(values.min()) <= int(values.max()) <= 0xFFFF):
         raise DataError("broken_picture", "greys that are no whole numbers of 8 or 16 bits; save it as 8 bits")
-    # releases of Pillow differ in what they open as I: 8 bits stay as they are
+    # releases of Pillow differ in what they open as mode I: 8-bit values stay unchanged
     deep = image.mode != "I" or int(values.max(initial=0)) > 0xFF
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257 if deep else values).astype(np.uint8))
 
@@ -193,7 +193,7 @@ def patches(image: Image.Image, rules: PictureRules) -> tuple[np.ndarray, tuple[
 
 
 def resize(values: np.ndarray, high: int, wide: int, resample: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [high, wide, 3], by the kernel that torchvision takes for tensors.
+    """uint8 [h, w, 3] -> uint8 [high, wide, 3], with the kernel that torchvision uses for tensors.
 
     values: writable, as torch wants arrays to be. resample: a key of KERNELS.
     """
@@ -201,15 +201,15 @@ def resize(values: np.ndarray, high: int, wide: int, resample: int) -> np.ndarra
 
     # one picture is one view of torch's channels-last form, for which its 8-bit kernel is fastest
     planes = torch.from_numpy(values).permute(2, 0, 1)[None]
-    made = torch.nn.functional.interpolate(planes, size=(high, wide), mode=KERNELS[resample], antialias=True)
-    return made[0].permute(1, 2, 0).numpy()
+    resized = torch.nn.functional.interpolate(planes, size=(high, wide), mode=KERNELS[resample], antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def check_picture(path: Path, how: str) -> int:
-    """Size in bytes of a picture that seems whole. Raises DataError.
+    """Size in bytes of a picture that passes the check. Raises DataError.
 
-    `how`: `none` looks whether the file is there; `header` reads its header and looks for the end of the picture;
-    `decode` decodes every pixel.
+    `how`: `none` checks that the file exists; `header` reads its header and looks for the end marker; `decode` decodes every
+    pixel.
     """
     try:
         if not path.is_file():
@@ -231,16 +231,16 @@ def check_picture(path: Path, how: str) -> int:
 
 
 def _has_end(image: Image.Image, size: int) -> bool:
-    """Whether the end marker of a JPEG or PNG is there; other formats give their length in the header that was read."""
+    """Whether a JPEG or PNG has its end marker; other formats have their length in the header."""
     marker = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(image.format or "")
     if marker is None:
         return True
     file = image.fp  # type: ignore[attr-defined]  # what Image.open gives has one
-    # a JPEG's header was read up to its pixels: what comes before may hold a thumbnail with an end of its own
+    # a JPEG's header was read up to its pixels: the bytes before may hold a thumbnail with its own end marker
     begin = file.tell() if image.format != "PNG" else 0
     file.seek(max(begin, size - _TAIL))
     if marker in file.read():
         return True
-    # cameras append things of their own: then the marker stands further ahead
+    # cameras append data after the picture: then the marker is further ahead
     file.seek(begin)
     return marker in file.read()

@@ -1,6 +1,6 @@
-"""A checkpoint's tokenizer, chat template and picture rules as one thing: conversations in, tokens and patches out.
+"""A checkpoint's tokenizer, chat template and picture rules: encodes conversations to tokens and patches.
 
-Equal to `Qwen3VLProcessor` token for token and, after normalising, pixel for pixel; needs no torchvision.
+Equal to `Qwen3VLProcessor` token for token and, after normalisation, pixel for pixel; needs no torchvision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_p
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """A conversation's tokens, known without decoding a pixel."""
+    """A conversation's tokens, computed without decoding a pixel."""
 
     key: str
     ids: np.ndarray
@@ -37,11 +37,11 @@ class TokenizedSample:
     labels: np.ndarray
     """int64 [s], as in Encoded."""
     media: tuple[tuple[MediaItem, VideoPlan | None, int], ...]
-    """(picture or video, what will be made of the video, its tokens), in order."""
+    """(picture or video, plan of a video, tokens of the picture or of one temporal patch), in order."""
 
 
 class ChatProcessor:
-    """Made by `ChatProcessor.from_pretrained(folder)`."""
+    """Created by `ChatProcessor.from_pretrained(folder)`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ChatProcessor:
     ) -> None:
         self.tokenizer, self.chat_template, self.rules = tokenizer, template, rules
         self.video_rules = video_rules
-        """None where the checkpoint reads no videos."""
+        """None if the checkpoint has no video processor."""
         self.eos_token_ids = eos_token_ids
         """Tokens that end an answer."""
         self.pad_token_id = pad_token_id
@@ -63,7 +63,7 @@ class ChatProcessor:
         self.video_token_id: int | None = tokenizer.get_vocab().get(chat_template.VIDEO)
         self.outer_vision_tokens = outer_vision_tokens
         self._backend = tokenizer.backend_tokenizer
-        # a tokenizer.json may carry a limit from elsewhere; what is too long is counted, never cut
+        # tokenizer.json may set truncation; samples that are too long are counted, never truncated
         self._backend.no_truncation()
         self._backend.no_padding()
 
@@ -74,10 +74,10 @@ class ChatProcessor:
     ) -> ChatProcessor:  # fmt: skip
         """From a folder with a checkpoint's tokenizer, chat template and `preprocessor_config.json`; nothing is downloaded.
 
-        min_pixels, max_pixels: areas that pictures are resized into, instead of the checkpoint's. video: entries that take
-        the place of those of `video_preprocessor_config.json` (fps, max_frames, max_pixels); None is the checkpoint's.
-        outer_vision_tokens: leave the template's vision tokens around a video's timestamped frames, as transformers 5
-        does; transformers 4 took them away.
+        min_pixels, max_pixels: areas that pictures are resized into, instead of the checkpoint's. video: entries that
+        override those of `video_preprocessor_config.json` (fps, max_frames, max_pixels); None keeps the checkpoint's.
+        outer_vision_tokens: keep the template's vision tokens around a video's timestamped frames, as transformers 5
+        does; transformers 4 removed them.
         Raises RequestError that names what is missing.
         """
         folder = Path(folder)
@@ -90,7 +90,7 @@ class ChatProcessor:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:
-            # the library raises many kinds for damaged files, and its messages advise about the hub
+            # the library raises various errors for damaged files, with messages about the hub
             reason = type(error).__name__
             raise RequestError(f"{folder}: the tokenizer cannot be read ({reason}); copy the original checkpoint's files there") from error
         if not tokenizer.is_fast:
@@ -102,9 +102,9 @@ class ChatProcessor:
         eos_token_ids = [e for e in (eos if isinstance(eos, list) else [eos]) if isinstance(e, int)]
         if not eos_token_ids:
             raise RequestError(f"{folder}: no eos_token_id; copy generation_config.json of the original checkpoint there")
-        made = ChatTemplate(tokenizer, _template(folder, tokenizer), str(folder))
+        template = ChatTemplate(tokenizer, _template(folder, tokenizer), str(folder))
         pad = pad if isinstance(pad, int) else eos_token_ids[0]
-        return cls(tokenizer, made, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
+        return cls(tokenizer, template, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
 
     def encode(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Encoded:
         """A conversation for training. Labels cover the assistants' texts and the tokens that end them, nothing else.
@@ -121,8 +121,8 @@ class ChatProcessor:
         media_plans = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
         clips = [video for _, video, _ in media_plans if video is not None]
         text = self._with_times(text, clips)
-        found = self._backend.encode(text)
-        ids = np.array(found.ids, dtype=np.int64)
+        encoding = self._backend.encode(text)
+        ids = np.array(encoding.ids, dtype=np.int64)
         counts = [tokens for _, video, tokens in media_plans for _ in (video.times if video is not None else (0,))]
         places = self._is_vision(ids)
         shown = int((ids == self.image_token_id).sum())
@@ -131,7 +131,7 @@ class ChatProcessor:
         length = len(ids) - len(counts) + sum(counts)
         if limit is not None and length > limit:
             raise DataError("too_long", f"{length} tokens, {limit} at most")
-        begins = np.array([begin for begin, _ in found.offsets])
+        begins = np.array([begin for begin, _ in encoding.offsets])
         trained = np.zeros(len(ids), dtype=bool)
         for begin, end in self.chat_template.answers(text):
             trained |= (begins >= begin) & (begins < end)
@@ -155,9 +155,9 @@ class ChatProcessor:
                 made, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
                 clips.append((made, grid))
             if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
-                # a damaged header may speak of another size than the pixels have
+                # a damaged header may state another size than that of the pixels
                 kind = "broken_picture" if video is None else "broken_video"
-                raise DataError(kind, f"{medium.parts[0]}: its header and its pixels are of different sizes")
+                raise DataError(kind, f"{medium.parts[0]}: its header and its pixels have different sizes")
         patches, grids = _joined(images, self.rules.patch_bytes)
         if not clips:
             return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids)
@@ -174,20 +174,20 @@ class ChatProcessor:
         """
         content: list[dict[str, Any]] = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         try:
-            whole = self.chat_template.render([{"role": "user", "content": content}], add_generation_prompt=True)
+            rendered = self.chat_template.render([{"role": "user", "content": content}], add_generation_prompt=True)
         except DataError as error:
-            raise RequestError(f"--prompt: {error.detail}; write it in other words") from None
+            raise RequestError(f"--prompt: {error.detail}; rephrase it") from None
         try:
             patches, grids = _joined([pictures.patches(pictures.to_rgb(image), self.rules) for image in images], self.rules.patch_bytes)
         except DataError as error:
             raise RequestError(f"--images: {error.detail}; leave that picture out") from None
-        ids = np.array(self._backend.encode(whole).ids, dtype=np.int64)
+        ids = np.array(self._backend.encode(rendered).ids, dtype=np.int64)
         input_ids = torch.from_numpy(self._expand(ids, self._tokens(grids))[0])[None]
-        made = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         if images:
-            made["pixel_values"] = pixel_values(torch.from_numpy(patches), self.rules)
-            made["image_grid_thw"] = torch.from_numpy(grids)
-        return made
+            inputs["pixel_values"] = pixel_values(torch.from_numpy(patches), self.rules)
+            inputs["image_grid_thw"] = torch.from_numpy(grids)
+        return inputs
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens, without the special ones."""
@@ -231,11 +231,11 @@ class ChatProcessor:
     def _tokens(self, grids: np.ndarray) -> list[int]:
         return (grids.prod(axis=1) // self.rules.merge_size**2).tolist()
 
-    def _expand(self, ids: np.ndarray, counts: list[int], *beside: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Repeat each placeholder once for each of its tokens, and whatever runs beside the ids with it."""
+    def _expand(self, ids: np.ndarray, counts: list[int], *aligned: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Repeat each placeholder once for each of its tokens, and the arrays aligned with the ids likewise."""
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[self._is_vision(ids)] = counts
-        return tuple(np.repeat(values, repeats) for values in (ids, *beside))
+        return tuple(np.repeat(values, repeats) for values in (ids, *aligned))
 
 
 def _frames(medium: MediaItem, planned: VideoPlan, media: dict[str, bytes]) -> list[np.ndarray]:
@@ -253,9 +253,9 @@ def _joined(made: list[tuple[np.ndarray, tuple[int, int, int]]], width: int) -> 
 
 
 def _media_config(folder: Path, name: str, nested: str) -> tuple[dict[str, Any], str]:
-    """(config of the picture or video processor, where it stands). Raises RequestError without one."""
+    """(config of the picture or video processor, its location for messages). Raises RequestError without one."""
     if not (folder / name).is_file():
-        # where transformers 5 saves all of them together
+        # transformers 5 saves all of them in one file
         found = _json(folder / BOTH_CONFIG, needed=False).get(nested)
         if isinstance(found, dict):
             return found, f"{folder / BOTH_CONFIG}: {nested}"
@@ -263,7 +263,7 @@ def _media_config(folder: Path, name: str, nested: str) -> tuple[dict[str, Any],
 
 
 def _video_rules(folder: Path, instead: dict[str, Any]) -> VideoRules | None:
-    """None for a checkpoint that says nothing about videos."""
+    """None for a checkpoint without a video processor."""
     if not (folder / VIDEO_CONFIG).is_file() and "video_processor" not in _json(folder / BOTH_CONFIG, needed=False):
         return None
     config, where = _media_config(folder, VIDEO_CONFIG, "video_processor")
@@ -286,7 +286,7 @@ def _json(file: Path, needed: bool = True) -> dict[str, Any]:
 
 
 def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The checkpoint's chat template, from where the releases of transformers keep it. Raises RequestError without one."""
+    """The checkpoint's chat template, from any of the places where releases of transformers store it. Raises RequestError without one."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -297,7 +297,7 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raises RequestError unless the tokenizer knows Qwen's tokens, and the placeholder that config.json speaks of."""
+    """Raises RequestError unless the tokenizer knows Qwen's tokens, and agrees with config.json on the placeholder."""
     known = tokenizer.get_vocab()
     missing = [token for token in (chat_template.TURN, chat_template.TURN_END, chat_template.PICTURE) if token not in known]
     if missing:

@@ -1,7 +1,7 @@
-"""Processes that do one task after the other beside this one, which gets the results in order. Imports no torch.
+"""A process pool that returns results in order. Imports no torch.
 
-A process is sent its next task while it still does one, and reads it in a thread of its own: nobody waits for anybody,
-and neither side can be stuck writing to one that is writing too. This process works too while it would wait.
+A process is sent its next task while it still runs one, and reads it in a separate thread: no process is idle between tasks,
+and two sides that write at the same time cannot deadlock. The calling process runs tasks too instead of waiting.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Workers:
         """small: not worth starting processes for. plain: tasks and results are nothing but lists, tuples, dictionaries,
         text, bytes and numbers of Python's own, which travel at a third of the cost.
 
-        Raises what a task raises; WorkError when a process dies.
+        Raises what a task raises; WorkError when a process is killed.
         """
         tasks = iter(tasks)
         first = list(islice(tasks, 2))

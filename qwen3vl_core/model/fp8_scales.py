@@ -1,4 +1,4 @@
-"""The scales of delayed fp8 scaling, as plain tensors: what a run that is resumed must go on with.
+"""The scales of delayed fp8 scaling, as plain tensors: what a resumed run must restore.
 
 Transformer Engine keeps them in its modules' extra state, which it reads back by unpickling. A checkpoint may come from
 anyone, so that state is written for other programs and never read here; these tensors are. The other two recipes scale by

@@ -33,7 +33,7 @@ from qwen3vl_core.structure.positions import mrope_positions
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """What the vision tower made of a prompt, kept for every further pass over the prompt and what was written after it."""
+    """Vision features of a prompt, reused by every further pass over the prompt and the tokens generated after it."""
 
     features: list[Tensor] | None
     """Of `vision_features`; None without pictures, and on stages that have no vision tower."""

@@ -75,7 +75,7 @@ def test_a_hub_that_goes_away_leaves_what_came_for_the_next_time(hub, tmp_path, 
     monkeypatch.setattr(hub, "cuts", 100)
     assert get(tmp_path / "got", hub=which) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"what has come is kept in {tmp_path / 'got.tmp'}, the same command goes on from there" in line
+    assert f"the partial download is kept in {tmp_path / 'got.tmp'}, the same command resumes it" in line
     assert not (tmp_path / "got").exists()
     # another thing does not go into the same place
     assert get(tmp_path / "got", hub=which, kind="dataset") == 2
@@ -92,7 +92,7 @@ def test_a_download_that_is_killed_goes_on_and_leaves_no_client_behind(hub, tmp_
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     assert hub.half_way.wait(60)
     client = os.pidfd_open(next(int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(int(pid)) == process.pid))
-    until(lambda: any(half.stat().st_size for half in (tmp_path / "got.tmp" / hubs.HALVES).glob("*")))
+    until(lambda: any(half.stat().st_size for half in (tmp_path / "got.tmp" / hubs.PARTIAL).glob("*")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert select.select([client], [], [], 60)[0]
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_said_in_one_line(hub, tmp_path, capsys, which):
     hub.status = 401
     assert "log in" in line(2)
     hub.status, hub.files = None, {"../../outside": b"x"}
-    assert "which no folder takes" in line(2)
+    assert "which is not a safe file name" in line(2)
     # nobody listens there any more
     os.environ["HF_ENDPOINT"] = os.environ["MODELSCOPE_DOMAIN"] = "http://127.0.0.1:9"
     said = line(1)
@@ -194,8 +194,8 @@ def test_a_disk_without_room_is_said_before_and_while(hub, tmp_path, monkeypatch
     assert "needs 24.6 MB" in capsys.readouterr().err and not list(tmp_path.glob("got*"))
     error = OSError(28, "No space left on device")
     options = download.DownloadOptions(kind="model", name="owner/thing", to="x")
-    kind, text = hubs.fault_of(_wrapped(error))
-    said = download._fault({"fault": kind, "text": text, "address": ""}, options, tmp_path)
+    kind, text = hubs.classify(_wrapped(error))
+    said = download._client_error({"problem": kind, "text": text, "address": ""}, options, tmp_path)
     assert isinstance(said, WorkError) and "is full; free some space" in str(said)
 
 

@@ -200,7 +200,7 @@ def test_a_training_that_diverges_leaves_nothing(tmp_path, capsys):
 def test_a_worker_that_dies_ends_the_training_with_a_reason(tmp_path):
     with (
         SampleSource(tmp_path / "missing.json", first_seed=0, chunk=1, workers=1) as source,
-        pytest.raises(WorkError, match="a worker process died"),
+        pytest.raises(WorkError, match="a worker process was killed"),
     ):
         source.take(lambda samples: None)
 

@@ -79,8 +79,8 @@ def load_sample(name: str, samples: Samples, number: int, processor: Any) -> Sho
             tokenized = processor.tokenize(messages, parts, key=made.key)
             made.tokens, made.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
             made.pieces = _from_tokens(tokenized, processor)
-    except DataError as fault:
-        made.fault = f"{REASONS[fault.reason]}: {fault.detail}"
+    except DataError as error:
+        made.fault = f"{REASONS[error.reason]}: {error.detail}"
     return made
 
 

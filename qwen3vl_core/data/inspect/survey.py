@@ -78,9 +78,9 @@ def survey(
                 try:
                     messages = messages_of(opened[name].read(number)[1])
                     parts = [part for message in messages for part in _parts(message)]
-                except DataError as fault:
-                    faults[fault.reason] += 1
-                    found.examples.setdefault(fault.reason, _line(f"{opened[name].place(number)}: {fault.detail}"))
+                except DataError as error:
+                    faults[error.reason] += 1
+                    found.examples.setdefault(error.reason, _line(f"{opened[name].place(number)}: {error.detail}"))
                 else:
                     found.turns += len(messages)
                     found.pictures += sum(part.get("type") == "image" for part in parts)

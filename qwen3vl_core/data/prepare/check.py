@@ -68,7 +68,7 @@ class Refusal(NamedTuple):
     number: int
     id: str | None
     reason: str
-    """A key of faults.REASONS."""
+    """A key of errors.REASONS."""
     detail: str
 
 
@@ -110,9 +110,9 @@ class Checker:
     def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
             record = sources.parse(number, raw)
-        except RecordError as fault:
+        except RecordError as error:
             name = raw.get("id") if isinstance(raw, dict) else None
-            return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(fault))
+            return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(error))
         for place, (_, text) in enumerate(record.turns):
             if "<|" in text and (held := llava.CONTROL.search(text)):
                 return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
@@ -127,8 +127,8 @@ class Checker:
             if videos:
                 folders = [self._frames(video) for video in videos]
                 files = (*files, *self._video_files(record, folders, parts, media))
-        except DataError as fault:
-            return Refusal(number, name, fault.reason, fault.detail)
+        except DataError as error:
+            return Refusal(number, name, error.reason, error.detail)
         payload = record.payload(parts, folders)
         size, sizes, stamps = member_size(len(payload)), [], []
         for length, stamp, _ in media:

@@ -43,7 +43,7 @@ _INDEX_BYTES = 400
 def run(options: PrepareOptions) -> None:
     """Make the dataset that `options` ask for, and say what is in it.
 
-    Raises RequestError when the request or its files are wrong, WorkError when the disk fills up; nothing is left then.
+    Raises RequestError for an invalid request or source, WorkError when the disk is full; no files are left then.
     """
     for declared in options_of(PrepareOptions):
         declared.check(getattr(options, declared.name))
@@ -156,7 +156,7 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, li
 
 
 def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
-    """Samples and refusals as plain tuples, which are told apart by their length."""
+    """Samples and refusals as plain tuples, distinguished by their length."""
     return [tuple(result) for result in checker.check(records)]
 
 
@@ -206,7 +206,7 @@ def _build(
 
 
 def _tokens(folder: Path, splits: dict[str, list], model: str, workers: int) -> dict[str, Any]:
-    """Tokens of the whole dataset as the model sees it. Raises RequestError when the model's folder is none."""
+    """Tokens of the whole dataset as the model sees it. Raises RequestError when the folder is not a model."""
     from qwen3vl_core.data.token_lengths import Measurer, measure
 
     chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}

@@ -55,7 +55,7 @@ def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> s
         have = "one record" if total == 1 else f"one of {total:,} records"
     else:
         have = f"{len(refused):,} of {total:,} records"
-    ways = ["mend or remove them"] if any(each.reason in _TEXTS for each in refused) else []
+    ways = ["fix or remove them"] if any(each.reason in _TEXTS for each in refused) else []
     if any(each.reason not in _TEXTS for each in refused):
         ways.append(f"put pictures and videos under {images}, or give --images")
     return (

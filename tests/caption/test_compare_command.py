@@ -214,7 +214,7 @@ def test_what_is_asked_for_twice_or_not_at_all_is_refused(pictures, capsys):
     models = ["--base", DEMO, "--tuned", DEMO]
     assert "--images: required; pictures or folders of pictures, or a dataset as --data" in refused(*models, capsys=capsys)
     assert "give one of the two" in refused(*models, "--images", pictures, "--data", "x", capsys=capsys)
-    assert "--own-questions: only a dataset asks" in refused(*models, "--images", pictures, "--own-questions", capsys=capsys)
+    assert "--own-questions: only a dataset has" in refused(*models, "--images", pictures, "--own-questions", capsys=capsys)
     assert "a dataset has its own" in refused(*models, "--data", "x", "--references", "y", capsys=capsys)
     assert f"--data {pictures}: no dataset; give a folder" in refused(*models, "--data", pictures, capsys=capsys)
     assert "--data nowhere: no such file or folder" in refused(*models, "--data", "nowhere", capsys=capsys)

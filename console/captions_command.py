@@ -31,7 +31,7 @@ def add(action: Callable[..., argparse.ArgumentParser], *, where_has_json: bool 
         action="append",
         default=[],
         metavar=("PICTURE", "MODEL"),
-        help="say whose caption of a picture is best: a model's name, or same; none takes the vote back",
+        help="vote for the best caption of a picture: a model's name, or same; none takes the vote back",
     )
 
 

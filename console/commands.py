@@ -61,7 +61,7 @@ def console(arguments: list[str]) -> int:
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
     if given.web:
         return importlib.import_module("console.web").serve(store, workspace, given.port, not given.no_browser)
-    # what the modules are made of lives as long as the process: nothing to collect before the first frame
+    # objects of imported modules live as long as the process: nothing to collect before the first frame
     gc.disable()
     try:
         with asked():
@@ -74,7 +74,7 @@ def console(arguments: list[str]) -> int:
 
 def _without_tls() -> None:
     """Import asyncio as in a Python built without ssl: the console has no encrypted connections on its event loop, and the library
-    takes a twentieth of the time to the first frame. Whoever imports ssl afterwards gets it."""
+    takes a twentieth of the time to the first frame. A later import of ssl works as usual."""
     if "asyncio" not in sys.modules and "ssl" not in sys.modules:
         sys.modules["ssl"] = None  # type: ignore[assignment]
         try:

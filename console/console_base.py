@@ -75,7 +75,7 @@ class ConsoleBase(RunActions):
         self.demo_folder: Path | None = None
         """Where the first page makes the demo's workspace; None: where `qwen3vl demo` does."""
         self.keys: dict[str, str] = {}
-        """A person's own keys, by the action's id."""
+        """Keys from the user's settings, by the action's id."""
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
@@ -93,7 +93,7 @@ class ConsoleBase(RunActions):
     # settings
 
     def read_settings(self) -> None:
-        """Take in the person's theme and keys; what is wrong in the file is said, and left out."""
+        """Apply the user's theme and keys; problems in the file are reported and skipped."""
         from console.settings import read_settings  # a moment after the first frame
 
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
@@ -106,7 +106,7 @@ class ConsoleBase(RunActions):
             self.notify(problem, title="Settings", severity="warning", markup=False, timeout=12)
 
     def action_settings(self) -> None:
-        """The settings file in the person's editor; read again afterwards."""
+        """Open the settings file in the user's editor and read it again afterwards."""
         from console.settings import TEMPLATE, settings_file
 
         file = settings_file()
@@ -163,7 +163,7 @@ class ConsoleBase(RunActions):
 
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:
-        self.notify(f"{event.run_id} runs; it goes on when the console is left", markup=False)
+        self.notify(f"{event.run_id} started; it keeps running when the console is closed", markup=False)
         self.look()
         if event.kind == "compare":
             self.comparison = event.run_id
@@ -183,7 +183,7 @@ class ConsoleBase(RunActions):
     def clone_run(self, row: RunRow) -> None:
         """Open the form of a new run with another one's options."""
         if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
-            self.notify(f"{row.id}: a run of no kind that can be started here; nothing to clone", severity="error", markup=False)
+            self.notify(f"{row.id}: a run of this kind cannot be started here, so it cannot be cloned", severity="error", markup=False)
             return
         self._screen_of("launch", lambda screen: screen.open(row.kind, row.run.options))
 
@@ -210,7 +210,7 @@ class ConsoleBase(RunActions):
         self._screen_of("compare", lambda screen: screen.open_form(values))
 
     def open_workspace(self, folder: Path) -> None:
-        """Go on in another workspace, with its own runs."""
+        """Switch to another workspace, with its own runs."""
         self.workspace_folder = folder
         self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(folder)
         self.store_root = folder / "runs"
@@ -223,7 +223,7 @@ class ConsoleBase(RunActions):
         self.look()
 
     def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
-        """Switch to a screen, and do something with it once it is there."""
+        """Switch to a screen and call `then` with it once it is mounted."""
         self.action_show_screen(mode)
         screen = self.screen_stack[0]
         screen.call_later(then, screen)
@@ -242,16 +242,16 @@ class ConsoleBase(RunActions):
         self.theme = LIGHT if self.current_theme.dark else DARK
 
     async def action_quit(self) -> None:
-        """Leave; what runs goes on, and the last line says so."""
+        """Leave the console; live runs keep running, and the last line says so."""
         alive = self.snapshot.alive
         count = f"{alive} run{'s' if alive != 1 else ''}"
         verb = "keep" if alive != 1 else "keeps"
-        self.exit(EXIT_DONE, message=f"{count} {verb} going; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
+        self.exit(EXIT_DONE, message=f"{count} {verb} running; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
         """The palette: the actions of the screen, then those that work everywhere."""
         if self.subcommand:
-            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that equals what was just done",
+            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that is equivalent to the last action",
                                 self.action_subcommand)  # fmt: skip
         for scope in ("welcome" if screen.id == "welcome" else self.current_mode, "app"):
             once = {action.action: action for action in reversed(actions_of(scope))}
@@ -276,7 +276,7 @@ class ConsoleBase(RunActions):
         return variables
 
     def key_of(self, action: str) -> str:
-        """How the key of an action is written, also where the person has another one."""
+        """How the key of an action is written, also where the user's settings change it."""
         found = next(a for a in ACTIONS if a.id == action)
         return shown(self.keys[action]) if action in self.keys else found.keys
 

@@ -1,4 +1,4 @@
-"""What the console does with runs, whichever screen asks: off its thread, told in a line, remembered as a command."""
+"""What every screen can do with runs: work off the UI thread, a notification of the result, the equivalent command."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from console.runs.store import RunStore
 
 QUIET_SECONDS = 30.0
-"""An error that comes again is not said again for this long."""
+"""The same error is not shown again for this long."""
 
 
-# what the first frame does without
+# imported late, so that the first frame does not wait for them
 
 
 def _launch() -> Any:
@@ -48,7 +48,7 @@ class RunActions(App[int]):
 
     def __init__(self) -> None:
         self.subcommand = ""
-        """What was done last, as a person would type it."""
+        """Equivalent of the last action, as one would type it."""
         self._said: tuple[str, float] = ("", 0.0)
         self._tensorboards: list[Any] = []
         super().__init__()
@@ -62,7 +62,7 @@ class RunActions(App[int]):
             board.close()
 
     def _work(self, work: Callable[[], Any], name: str) -> None:
-        """Blocking work on a run, off this thread; what goes wrong becomes one line on screen."""
+        """Blocking work on a run, off this thread; an error becomes a notification."""
 
         def guarded() -> None:
             try:
@@ -81,10 +81,10 @@ class RunActions(App[int]):
             self._said = (text, now)
             self.notify(text, severity="error", markup=False)
 
-    # the command that equals what was done
+    # the command that is equivalent to the last action
 
     def remember_command(self, *words: str) -> None:
-        """Remember what was done as the subcommand that does the same: `remember_command("runs", "stop", "7")`."""
+        """Remember the subcommand that is equivalent to the last action: `remember_command("runs", "stop", "7")`."""
         store = ["--runs", str(self.store_root)] if words[0] == "runs" and self.store_root != runs_directory(None) else []
         from qwen3vl_core.options import shell_line  # not before the first frame
 
@@ -100,7 +100,7 @@ class RunActions(App[int]):
     # what the screens ask for
 
     def start_run(self, kind: str, options: Any, origin: str) -> None:
-        """Make a run and start it; `RunStarted` tells when it runs."""
+        """Make a run and start it; `RunStarted` is posted when it runs."""
 
         from qwen3vl_core.options import to_arguments  # not before the first frame
 
@@ -120,7 +120,7 @@ class RunActions(App[int]):
         self._work(work, name)
 
     def stop_run(self, run_id: str) -> None:
-        """Ask a run to stop; it was asked for on screen before."""
+        """Ask a run to stop; the screen has asked for confirmation."""
 
         def work() -> RunChanged:
             _launch().stop(_store(self.store_root).get(run_id))
@@ -140,7 +140,7 @@ class RunActions(App[int]):
         self._work(work, f"save {run_id}")
 
     def delete_runs(self, rows: Iterable[RunRow]) -> None:
-        """Delete runs with their checkpoints; it was asked for on screen before."""
+        """Delete runs with their checkpoints; the screen has asked for confirmation."""
         runs = [row.run for row in rows]
 
         def work() -> RunsDeleted:
@@ -182,11 +182,11 @@ class RunActions(App[int]):
         self.notify(note, title=event.title, markup=False, timeout=10)
 
     def resume_run(self, run_id: str) -> None:
-        """Go on with a stopped, failed or lost run."""
+        """Resume a stopped, failed or lost run."""
 
         def work() -> RunChanged:
             _launch().resume(_store(self.store_root).get(run_id))
-            return RunChanged(run_id, "goes on")
+            return RunChanged(run_id, "resumed")
 
         self.remember_command("runs", "resume", number_of(run_id))
         self._work(work, f"resume {run_id}")

@@ -27,7 +27,7 @@ LOG_LINES = 40
 
 
 def say(value: Any) -> None:
-    """One JSON object on a line of its own; what JSON has no number for is null."""
+    """One JSON object on a line of its own; NaN and infinity are null."""
     print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
 
 
@@ -59,7 +59,7 @@ def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
 
 
 def _verdict(run: Run, code: int) -> int:
-    """The last line about a run that was followed, and the exit code that stands for its end."""
+    """Print how a followed run ended, and return the exit code for it."""
     state = run.state
     status, begun, ended = state["status"], state.get("started"), state.get("ended")
     took = f" in {duration(ended - begun)}" if isinstance(begun, float) and isinstance(ended, float) else ""
@@ -70,7 +70,7 @@ def _verdict(run: Run, code: int) -> int:
     if status == "failed":
         line += f", {state.get('error') or f'exit code {code}'}; its log is {run.log}"
     else:
-        line += f"; {_command(run, 'resume')} goes on with it"
+        line += f"; resume it by {_command(run, 'resume')}"
     print(line, file=sys.stderr)
     return EXIT_INTERRUPTED if status == "stopped" else EXIT_REQUEST if code == EXIT_REQUEST else EXIT_FAILED
 
@@ -106,10 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         "--filter", default="", metavar="WORDS", help="only runs that all words fit: failed, status:running, size:8B, lr:1e-5"
     )
     listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.orders())} (default newest)")
-    listed.add_argument("--reverse", action="store_true", help="the other way around")
-    add("show", _show, "plan, state and last metrics of a run, and what went wrong", "id")
+    listed.add_argument("--reverse", action="store_true", help="reverse the order")
+    add("show", _show, "plan, state and last metrics of a run, and why it failed", "id")
     logs = add("logs", _logs, "the last lines of a run's log", "id")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on showing lines until the run ends; Ctrl-C leaves, the run goes on")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing lines until the run ends; Ctrl-C ends this, not the run")
     logs.add_argument("-n", type=_count, default=LOG_LINES, metavar="N", help=f"lines (default {LOG_LINES})")
     logs.add_argument("--grep", default="", metavar="TEXT", help="only lines that hold this text, whatever its case")
     metrics = add("metrics", _metrics, "every value of a run's metrics over the steps", "id")
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     stop = add("stop", _stop, "ask a run to stop, and wait until it has; a lost one: end what is left of it", "id")
     stop.add_argument("--no-wait", action="store_true", help="do not wait")
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
-    resume = add("resume", _resume, "go on with a run that failed, was stopped or lost", "id")
+    resume = add("resume", _resume, "resume a run that failed, was stopped or lost", "id")
     clone = add("clone", _clone, "start a new run like this one, with some options changed", "id")
     clone.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= is its default"
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (resume, clone):
         sub.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
     captions_command.add(add, where_has_json=True)
-    add("compare", _compare, "options that differ between two runs, and their last losses", "a", "b")
+    add("compare", _compare, "diff of two runs: options, and their last losses", "a", "b")
     delete = add("delete", _delete, "delete runs with their checkpoints", "ids", many=True)
     delete.add_argument("--yes", action="store_true", help="do not ask")
     board = add("tensorboard", _tensorboard, "TensorBoard on runs, on this machine only; Ctrl-C ends it", "ids", many=True)

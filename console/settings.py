@@ -1,4 +1,4 @@
-"""A person's settings: colours and keys, from a small YAML file. Imports no Textual.
+"""The user's settings: colours and keys, from a small YAML file. Imports no Textual.
 
 # ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
 theme: nord
@@ -51,7 +51,7 @@ def is_key(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the file says; `problems` is what it says wrong, one line each, and is left out."""
+    """What the file says; `problems`: invalid entries, one line each; they are skipped."""
 
     theme: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)

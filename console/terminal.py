@@ -1,4 +1,4 @@
-"""The person's terminal and what it can show, editor and browser."""
+"""The user's terminal and its capabilities, editor and browser."""
 
 from __future__ import annotations
 

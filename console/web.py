@@ -1,6 +1,6 @@
 """`qwen3vl console --web`: the console in a browser tab, by textual-serve, on this machine's loopback, behind a token.
 
-textual-serve lets in whoever reaches its port, and every user of a machine reaches its loopback. So the link holds a
+textual-serve lets in everyone who reaches its port, and every user of a machine reaches its loopback. So the link holds a
 token; the page that opens with it keeps it as a cookie of this site alone, and every request without it gets 403.
 """
 
@@ -38,7 +38,7 @@ PAGE = """<!DOCTYPE html>
  body.-closed .closed-dialog {{ display: flex; align-items: center; justify-content: center }}
  button {{ font: inherit; padding: 0.5em 1.5em; margin-left: 1em; background: #0178d4; color: #fff; border: 0; cursor: pointer }}
 </style></head><body>
-<div class="closed-dialog">The console was left; runs go on.<button onclick="location.reload()">Open it again</button></div>
+<div class="closed-dialog">The console was closed; runs keep running.<button onclick="location.reload()">Open it again</button></div>
 <div id="terminal" class="textual-terminal" data-session-websocket-url="{websocket}" data-font-size="{size}"></div>
 </body></html>
 """
@@ -155,7 +155,7 @@ def serve(runs: Path, workspace: Path | None, port: int | None = None, browser: 
     words += ["--workspace", str(workspace)] if workspace is not None else []
     with listen(port) as listener:
         server = ConsoleServer(words, listener.getsockname()[1])
-        print(f"the console in a browser, on this machine only (Ctrl-C ends it; runs go on):\n  {server.link}", flush=True)
+        print(f"the console in a browser, on this machine only (Ctrl-C ends it; runs keep running):\n  {server.link}", flush=True)
         if browser:
             show_in_browser(server.link)
         web.run_app(server._make_app(), sock=listener, print=None, access_log=None, handle_signals=True)

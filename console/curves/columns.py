@@ -61,7 +61,7 @@ class Columns:
     first: np.ndarray
     last: np.ndarray
     joined: np.ndarray
-    """Whether the line goes on from the column before in this list."""
+    """Whether the line continues from the previous column in this list."""
 
     def log10(self) -> Columns:
         """The same on a logarithmic axis; every y must be above 0."""

@@ -82,7 +82,7 @@ def decimate(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.
 
 
 def within(x: np.ndarray, y: np.ndarray, window: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The points inside a window of x, and one more at each side so that lines go on to the edge. None: all."""
+    """The points inside a window of x, and one more at each side so that lines reach the edge. None: all."""
     if window is None or not len(x):
         return x, y
     low, high = sorted(window)

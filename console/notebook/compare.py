@@ -178,7 +178,7 @@ class CompareCaptions(Live):
             self.score_table.value = self._scores(whole)
 
     def _set(self, widget: W.Widget, value: Any) -> None:
-        """Change a control without hearing it as a person's choice."""
+        """Change a control without taking it for the user's choice."""
         self._quiet = True
         try:
             widget.value = value

@@ -189,7 +189,7 @@ class Launcher(W.VBox):
         run = self.store.create(self.kind, options)
         self.run = run
         launch.start(run)
-        self._started(run, f"run {run.id} started; it goes on when this notebook is closed")
+        self._started(run, f"run {run.id} started; it keeps running when this notebook is closed")
         return run
 
     def _started(self, run: Run, text: str) -> None:
@@ -226,7 +226,7 @@ class Launcher(W.VBox):
     # leaving
 
     def close(self) -> None:
-        """Take the form off the screen; runs go on."""
+        """Take the form off the screen; runs keep running."""
         if self._closed:
             return
         with self._lock:

@@ -20,9 +20,9 @@ PAUSE = 0.05
 
 
 class Updater:
-    """Calls `look` every `seconds` in a thread of its own until it is stopped; an error is told to `failed`.
+    """Calls `look` every `seconds` in a thread of its own until it is stopped; `failed` is called with an error.
 
-    A look that says there is more to read is followed by the next one almost at once.
+    A look that says there is more to read is followed by the next one almost immediately.
     """
 
     def __init__(self, look: Callable[[], bool | None], failed: Callable[[Exception], None], seconds: float = SECONDS) -> None:
@@ -93,7 +93,7 @@ def take_cell(widget: ipywidgets.Widget) -> None:
 
 @contextlib.contextmanager
 def telling(message: ipywidgets.HTML) -> Iterator[None]:
-    """What goes wrong inside the block stands in the message line instead of nowhere: a click has no traceback."""
+    """Errors inside the block appear in the message line: a click has no traceback."""
     try:
         yield
     except Exception as error:
@@ -117,7 +117,7 @@ class Live(ipywidgets.VBox):
         super().__init__(**kwargs)
 
     def begin(self, seconds: float = SECONDS) -> None:
-        """Take the cell over, look once, and go on looking."""
+        """Take the cell over, look once, and keep looking."""
         take_cell(self)
         self._look()
         self._updater = Updater(self._look, self.tell, seconds)
@@ -138,7 +138,7 @@ class Live(ipywidgets.VBox):
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """An empty message line, and then what goes wrong inside the block."""
+        """Clear the message line, then show errors inside the block in it."""
         self.message.value = ""
         with telling(self.message):
             yield

@@ -84,7 +84,7 @@ class MemoryBar(W.VBox):
             field.observe(lambda change: changed(), names="value")
 
     def plan_options(self, options: FinetuneOptions) -> PlanOptions:
-        """Which GPUs are meant. Raises RequestError for a field that holds no number."""
+        """Which GPUs are meant. Raises RequestError for a field that is not a number."""
         typed = {o.name: value_of(o, self.fields[o.name].value) for o in self.options}
         if not typed["gpus"]:
             try:

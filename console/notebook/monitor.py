@@ -338,7 +338,7 @@ class RunMonitor(Live):
         self._look()
 
     def wait(self, timeout: float | None = None) -> list[str]:
-        """Wait until the runs that are shown have ended; gives their statuses. The curves go on meanwhile."""
+        """Wait until the runs that are shown have ended; gives their statuses. The curves stay live meanwhile."""
         until = None if timeout is None else time.monotonic() + timeout
         statuses = [launch.wait(run, None if until is None else max(until - time.monotonic(), 0)) for run in self.runs]
         self._look()

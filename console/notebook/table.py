@@ -41,11 +41,11 @@ class RunsTable(Live):
         self.head = W.HTML()
         self.select = W.Select(options=[], rows=rows, layout=W.Layout(width="960px")).add_class("qwen3vl-lines")
         self.stop_button = W.Button(description="Stop", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
-        self.resume_button = W.Button(description="Resume", icon="play", tooltip="Go on with a run that failed, was stopped or lost")
+        self.resume_button = W.Button(description="Resume", icon="play", tooltip="Resume a run that failed, was stopped or lost")
         self.log_box = W.Checkbox(value=False, description="show its log", indent=False)
         self.detail = W.HTML()
         self.stop_button.on_click(lambda button: self._act(launch.stop, "asked to stop; a checkpoint is saved first"))
-        self.resume_button.on_click(lambda button: self._act(launch.resume, "goes on"))
+        self.resume_button.on_click(lambda button: self._act(launch.resume, "resumed"))
         self.select.observe(self._chosen, names="value")
         self.log_box.observe(lambda change: self._look(), names="value")
         buttons = W.HBox([self.stop_button, self.resume_button, self.log_box])
@@ -124,7 +124,7 @@ class RunsTable(Live):
         launch.stop(self._named(run))
 
     def resume(self, run: Any = None) -> None:
-        """Go on with a run that failed, was stopped or lost. Raises RequestError and WorkError."""
+        """Resume a run that failed, was stopped or lost. Raises RequestError and WorkError."""
         launch.resume(self._named(run))
 
     def _named(self, run: Any) -> Run:

@@ -34,10 +34,10 @@ class RunView:
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
     diagnosis: Diagnosis | None = None
-    """What a run that failed died of, where that is known."""
+    """Why a run failed, where that is known."""
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
-    """Whether there is more to read at once."""
+    """Whether there is more to read now."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class CaptionHistory:
 
 
 class MonitorFeed:
-    """Reads one run, and others to lay over it; keeps what it has read."""
+    """Reads one run, and others to overlay; keeps what it has read."""
 
     def __init__(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
@@ -59,7 +59,7 @@ class MonitorFeed:
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
         self._diagnosis: tuple[tuple, tuple[int, str], Diagnosis | None] | None = None
-        """(what it is about, how far the log was searched, what it tells)"""
+        """(key of the run's state and log, how far the log was searched, the diagnosis)"""
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:

@@ -50,7 +50,7 @@ EVAL_BYTES = 8 << 20
 WHY_LINES = 400
 """Lines at the end of a failed run's log that are searched for the reason."""
 WHY_SECONDS = 5.0
-"""How often, at most, the reason is looked for again in the log of a lost run that goes on writing."""
+"""How often, at most, the log of a lost run that is still written to is searched again."""
 
 
 def layout_of(run: Run) -> str:
@@ -216,7 +216,7 @@ class StoreWatcher:
 
     @staticmethod
     def _why(run: Run, exit_code: int | None) -> str:
-        """What a failed run died of, in one line, where its log tells."""
+        """Why a run failed, in one line, where its log has a known error."""
         from console.runs.diagnosis import explain  # most runs end well, and the first frame does not wait for it
 
         tail = LogTail(run.log, lines=WHY_LINES)

@@ -1,4 +1,4 @@
-"""What went wrong in a run, read from its log: the error's own line, and what to try next. No screen."""
+"""Why a run failed, read from its log: the line of the error, and what to try next. No screen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from console.runs.tail import LogTail
 RESUMED = "qwen3vl: resumed "
 """How the supervisor begins a further attempt in the log."""
 SEARCHED_LINES = 2000
-"""Lines at the end of a log that are searched for what went wrong."""
+"""Lines at the end of a log that are searched for the error."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "a package is missing",
      "qwen3vl doctor names the command that installs it"),
     ("nan", r"bad steps in a row",
-     "the loss stopped being a number",
+     "the loss or the gradient norm is NaN or infinite",
      "look at the samples that the line names, try a lower --lr, more --lr-warmup-iters, and --precision bf16 instead of fp16"),
     ("missing", r"FileNotFoundError|[Nn]o such file or (?:directory|folder)|no such folder",
      "a file or folder is not there",
@@ -76,7 +76,7 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "choose a place you may write to, or have its owner change it: ls -ld on the path that the line names"),
     ("nccl_timeout", r"collective operation timeout|Watchdog caught|NCCL.{0,80}[Tt]im(?:ed|e)[ -]?out|"
                      r"[Tt]imed? ?out.{0,60}(?:process group|store|rendezvous)|Socket Timeout|RendezvousTimeoutError|DistStoreError",
-     "ranks waited for each other in vain (time-out)",
+     "a collective timed out",
      "find the first rank that failed above: the others only waited for it. When none did: same command on every node? one network "
      "(NCCL_SOCKET_IFNAME)? NCCL_DEBUG=INFO says more"),
     ("nccl", r"ncclSystemError|ncclInternalError|ncclUnhandledCudaError|ncclRemoteError|ncclInvalidUsage|NCCL (?:error|failure)|NCCL WARN",
@@ -87,7 +87,7 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "is MASTER_ADDR right, and does the first node's command run? a hub that is not reachable needs a local folder instead"),
 )  # fmt: skip
 _OWN = re.compile(r"^qwen3vl: (?!asked to |resumed |\d+ process)(?P<text>.+)")
-# what an exit code of 128 + a signal says, where the log says nothing
+# what an exit code of 128 + signal means, where the log has no error
 _SIGNALS = {
     137: ("killed", "killed from outside", "most often the machine ran out of memory (dmesg says so), or the job's time was over; "
                                            "use fewer --num-workers, then resume"),
@@ -106,12 +106,12 @@ def _compiled() -> tuple[re.Pattern[str], dict[str, re.Pattern[str]]]:
 
 
 def last_attempt(lines: Sequence[str]) -> int:
-    """Index of the first line of the last attempt: what an earlier one died of does not matter any more."""
+    """Index of the first line of the last attempt: errors of earlier attempts no longer matter."""
     return next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith(RESUMED)), 0)
 
 
 def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
-    """What the last attempt's lines tell of, the cause before its consequences; None when nothing is known."""
+    """Diagnosis of the last attempt's lines, the cause before its consequences; None for an unknown error."""
     begin = last_attempt(lines)
     anything, each = _compiled()
     found: dict[str, int] = {}
@@ -128,7 +128,7 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | N
     for index in range(len(lines) - 1, begin - 1, -1):
         own = _OWN.match(lines[index])
         if own and exit_code:
-            # our own errors say the rule and the way out themselves
+            # our own messages hold the rule and the fix already
             return Diagnosis("request", "it says itself what to do", own["text"], lines[index], index)
     if exit_code in _SIGNALS:
         name, title, advice = _SIGNALS[exit_code]
@@ -137,9 +137,9 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | N
 
 
 def explain_more(known: Diagnosis | None, new: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
-    """What is wrong in a log that `known` was found in, and that has got these lines since: only they are looked at.
+    """`explain` for a log that has grown by `new` since it gave `known`: only the new lines are searched.
 
-    Of what both tell the cause comes before its consequences.
+    Of the two diagnoses the cause wins over its consequences.
     """
     found = explain(new, exit_code)
     if known is None or any(line.startswith(RESUMED) for line in new):
@@ -149,7 +149,7 @@ def explain_more(known: Diagnosis | None, new: Sequence[str], exit_code: int | N
     def rank(diagnosis: Diagnosis | None) -> tuple[int, bool]:
         return (len(ranks) + 1, True) if diagnosis is None else (ranks.get(diagnosis.name, len(ranks)), not diagnosis.line)
 
-    # of the same kind the first is the cause; of our own errors the last word is that which ended it
+    # of the same kind the first is the cause; of our own errors the last one ended the run
     return found if rank(found) < rank(known) or (found is not None and found.line and found.name == known.name == "request") else known
 
 

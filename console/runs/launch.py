@@ -39,7 +39,7 @@ def start(run: Run, *, columns: int | None = None) -> None:
 
 
 def resume(run: Run, *, columns: int | None = None) -> None:
-    """Run the same command in the same folder again; a finetune goes on from its last checkpoint.
+    """Run the same command in the same folder again; a finetune resumes from its last checkpoint.
 
     For a failed, stopped or lost run. Raises RequestError when it is done or alive, or when processes of a lost run
     are still there; WorkError when its command cannot be executed.
@@ -77,11 +77,11 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
 
 
 def stop(run: Run) -> None:
-    """Ask a live run to stop, and come back at once (`wait` waits). Of a lost run, end what is left of it.
+    """Ask a live run to stop, and return immediately (`wait` waits). Of a lost run, end what is left of it.
 
     The run's processes get SIGTERM, then the grace period for a checkpoint, then SIGKILL. A run on another machine is
     asked by a file in its folder. Raises RequestError when it has ended, or is lost on another machine, and WorkError
-    when processes of a lost run do not die.
+    when SIGKILL does not end processes of a lost run.
     """
     state = run.state
     status = state["status"]
@@ -111,16 +111,16 @@ def _end_lost(run: Run) -> None:
         left = processes.end(lambda: processes.strays(run.path), grace_seconds())
         if left:
             pids = ", ".join(str(p.pid) for p in left)
-            raise WorkError(f"run {run.id}: processes that do not die: {pids}; only a restart of the machine ends those")
+            raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends those")
         write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
         (run.path / STOP).unlink(missing_ok=True)
 
 
 def save_now(run: Run) -> None:
-    """Ask a live finetune for a checkpoint at its next step, and come back at once. Raises RequestError when it cannot save."""
+    """Ask a live finetune for a checkpoint at its next step, and return immediately. Raises RequestError when it cannot save."""
     state = run.state
     if run.kind != "finetune":
-        raise RequestError(f"run {run.id}: a {run.kind} saves nothing on the way; only a finetune does")
+        raise RequestError(f"run {run.id}: a {run.kind} saves no checkpoints; only a finetune does")
     if state["status"] not in ("starting", "running"):
         raise RequestError(f"run {run.id}: {state['status']}; only a live finetune can save")
     try:
@@ -155,7 +155,7 @@ def delete(run: Run) -> int:
     if run.alive:
         raise RequestError(f"run {run.id}: {run.status}; stop it first: qwen3vl runs stop {run.number}")
     if run.path.is_symlink():
-        run.path.unlink()  # what it points to is somebody else's
+        run.path.unlink()  # its target is not ours to delete
         return 0
     try:
         with hold(run.path):
@@ -168,7 +168,7 @@ def delete(run: Run) -> int:
             run.path.rename(gone)
         shutil.rmtree(gone)
     except FileNotFoundError:
-        raise RequestError(f"run {run.id}: is gone already") from None
+        raise RequestError(f"run {run.id}: was deleted already") from None
     except OSError as error:
         raise WorkError(f"{error.filename or run.path}: {error.strerror}; delete it by hand, or ask who owns it") from None
     return size
@@ -185,7 +185,7 @@ def wait(run: Run, timeout: float | None = None) -> str:
 def follow(run: Run, stream: IO[Any], *, offset: int = 0) -> int:
     """Copy a run's log to `stream` (text or binary) as it grows, until the run has ended; gives its exit code.
 
-    Begins at byte `offset` of the log. Ctrl-C asks the run to stop and goes on following; a second one leaves
+    Begins at byte `offset` of the log. Ctrl-C asks the run to stop and keeps following; a second one leaves
     (KeyboardInterrupt) while the run stops by itself. The exit code of a run that has none (lost) is 1.
     """
     copier = _Copier(run.log, stream, offset)

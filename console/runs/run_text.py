@@ -68,7 +68,7 @@ def describe(run: Run) -> list[str]:
         quiet = sign_of_life(run.path)
         lines.append(
             f"  its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}; "
-            f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} goes on"
+            f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} resumes it"
         )
     if problem := version_problem(plan):
         lines.append(f"  {problem}")

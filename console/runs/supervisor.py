@@ -1,8 +1,8 @@
-"""`python -m console.runs.supervisor RUN_DIR [--resume]`: runs a run's command, detached from who started it.
+"""`python -m console.runs.supervisor RUN_DIR [--resume]`: runs a run's command, detached from the process that started it.
 
 It leaves the terminal's session, holds the run's lock for its life, keeps the state, and ends every process of the run
-when it is asked to: by SIGTERM, or from another machine by a file `stop` in the run's folder. A file `save` there asks
-for a checkpoint on the way. The command that was
+on request: by SIGTERM, or from another machine by a file `stop` in the run's folder. A file `save` there asks
+for a checkpoint during training. The command that was
 typed returns as soon as the run's process runs (exit code 0), failed to start (1) or was refused (2, one line on
 standard error). Standard library only, beside this package.
 """
@@ -41,10 +41,10 @@ GRACE_VARIABLE = "QWEN3VL_GRACE"
 GRACE_SECONDS = 60.0
 """From the request to stop to SIGKILL: a checkpoint can finish."""
 LEFTOVER_SECONDS = 5.0
-"""The same for what a command that ended by itself leaves behind."""
+"""The same for processes left behind by a command that ended by itself."""
 TICK_SECONDS, BUSY_TICK_SECONDS = 1.0, 0.2
 SAVE_SECONDS = 30.0
-"""How long the last state is tried again when it cannot be written (a full disk)."""
+"""How long writing the final state is retried (a full disk)."""
 
 
 def grace_seconds() -> float:
@@ -76,7 +76,7 @@ class Supervisor:
     # the state
 
     def save(self, **changes: Unpack[StateRecord]) -> None:
-        """Put changes into the state; what cannot be written now (a full disk) is written at a later tick."""
+        """Update state.json; when it cannot be written now (a full disk), a later tick writes it."""
         self.state |= changes
         try:
             write_json(self.run_dir / STATE, self.state)
@@ -85,14 +85,14 @@ class Supervisor:
             self.saved = False
 
     def say(self, text: str) -> None:
-        """A line of the supervisor's own in the run's log."""
+        """Write one line of the supervisor to the run's log."""
         with contextlib.suppress(OSError):
             os.write(2, f"qwen3vl: {text}\n".encode())
 
     # the child
 
     def start(self) -> str:
-        """Start the command. Gives the error's line when that fails: it then stands in the state and in the log."""
+        """Start the command. Returns an error line when that fails, which is then in state.json and in the log too."""
         plan = cast(PlanRecord, read_json(self.run_dir / PLAN))
         command = plan.get("command")
         try:
@@ -123,7 +123,7 @@ class Supervisor:
         return ""
 
     def reap(self) -> None:
-        """Take every ended child, and the command's exit code when it is the one."""
+        """Reap every ended child; keep the exit code of the command."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -138,7 +138,7 @@ class Supervisor:
     # the loop
 
     def watch(self, wake: int) -> None:
-        """Until no process of the run is left. `wake`: readable when a signal has come."""
+        """Watch until no process of the run is left. wake: a descriptor that is readable after a signal."""
         me = os.getpid()
         while True:
             self.reap()
@@ -158,7 +158,7 @@ class Supervisor:
                     processes.terminate(left)
                     self.kill_at = time.monotonic() + min(self.grace, LEFTOVER_SECONDS)
                 elif time.monotonic() > self.kill_at + processes.KILL_SECONDS:
-                    self.state["error"] = f"processes that do not die: {', '.join(str(p.pid) for p in left)}"
+                    self.state["error"] = f"processes that SIGKILL did not end: {', '.join(str(p.pid) for p in left)}"
                     return
                 elif time.monotonic() >= self.kill_at:
                     if not self.killed and left:
@@ -186,7 +186,7 @@ class Supervisor:
         processes.terminate(workers if workers and self.is_torchrun else below)
 
     def ask_to_save(self) -> None:
-        """SIGUSR1 to every process below that has a handler for it; to others, torchrun among them, it would be the end."""
+        """SIGUSR1 to every descendant that has a handler for it; it would end the others, torchrun among them."""
         with contextlib.suppress(OSError):
             (self.run_dir / SAVE).unlink(missing_ok=True)
         listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
@@ -194,7 +194,7 @@ class Supervisor:
         self.say("asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet")
 
     def finish(self, **final: Unpack[StateRecord]) -> None:
-        """Write the last state: the last thing done, since it lets others start the run again."""
+        """Write the final state. Nothing may follow: from then on others may start the run again."""
         with contextlib.suppress(OSError):
             (self.run_dir / STOP).unlink(missing_ok=True)
             (self.run_dir / SAVE).unlink(missing_ok=True)
@@ -215,15 +215,15 @@ class Supervisor:
 
 
 def claim(run_dir: Path, resume: bool) -> None:
-    """The rules about who may start, for the holder of the lock. Raises RequestError."""
+    """Check that this run may start or resume; only for the holder of the lock. Raises RequestError."""
     state, name = read_state(run_dir), run_dir.name
     status = state.get("status")
     fresh = status == "starting" and not state.get("supervisor_pid")
     if not resume and not fresh:
         written = status if status in ENDED else "lost"
-        raise RequestError(f"run {name}: was started before ({written}); qwen3vl runs resume {name} goes on with it")
+        raise RequestError(f"run {name}: was started before ({written}); resume it by qwen3vl runs resume {name}")
     if resume and (status == "done" or fresh):
-        raise RequestError(f"run {name}: {'is done' if status == 'done' else 'was not started yet'}; nothing to go on with")
+        raise RequestError(f"run {name}: {'is done' if status == 'done' else 'was not started yet'}; nothing to resume")
     if status in ALIVE and not fresh and state.get("boot_id") != boot_id():
         age = sign_of_life(run_dir)
         if age is not None and age <= STALE_SECONDS:
@@ -235,7 +235,7 @@ def claim(run_dir: Path, resume: bool) -> None:
 
 
 def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> None:
-    """Hold the lock, run the command to its end. `report` gets one word or line as soon as the start is decided."""
+    """Hold the lock and run the command to its end. report: called with one line as soon as the command has started or failed to."""
     grace = grace_seconds()
     wake, waker = os.pipe()
     for end in (wake, waker):
@@ -296,7 +296,7 @@ def _take_a_free_port(run_dir: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Detach, and wait until the detached supervisor says how the start went."""
+    """Detach, and wait until the detached supervisor reports whether the command started."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     resume = "--resume" in words
     words = [w for w in words if w != "--resume"]
@@ -321,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _detached(run_dir: Path, resume: bool, reader: int, writer: int) -> NoReturn:
-    """Both forks' far side. Ends the process; never returns to the caller's frames."""
+    """In the grandchild: supervise, then end the process; never returns to the caller's frames."""
     code = EXIT_FAILED
     try:
         os.close(reader)

@@ -21,7 +21,7 @@ WIDE = 110
 
 
 class ConsoleScreen(Screen[None]):
-    """Top bar, body, key bar; told of every new snapshot of the store."""
+    """Top bar, body, key bar; shows every new snapshot of the store."""
 
     MODE: ClassVar[str] = ""
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (WIDE, "-wide")]
@@ -58,7 +58,7 @@ class ConsoleScreen(Screen[None]):
         return self.run_worker(work, group=group, thread=True, exclusive=True, exit_on_error=False)
 
     def copy(self, text: str, what: str) -> None:
-        """Put text on the clipboard of the person's terminal and say so."""
+        """Put text on the clipboard of the user's terminal and say so."""
         self.app.copy_to_clipboard(text)
         self.notify(one_line(text, 200), title=f"{what} copied", markup=False)
 

@@ -164,7 +164,7 @@ class Difference(ModalScreen[None]):
 
 
 class PickRuns(ModalScreen[list[str] | None]):
-    """A choice of runs to lay over another. Gives their ids, or None when left."""
+    """A choice of runs to overlay. Gives their ids, or None when left."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "leave", "leave"),

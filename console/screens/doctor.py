@@ -24,7 +24,7 @@ LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail":
 
 
 class DoctorScreen(ModalScreen[None]):
-    """`qwen3vl doctor` in a list: what has a remedy comes first, and its command is copied by a key."""
+    """`qwen3vl doctor` in a list: problems with a fix come first, and a key copies its command."""
 
     BINDINGS: ClassVar = [
         Binding("escape,q", "dismiss", "close"),
@@ -100,7 +100,7 @@ class DoctorScreen(ModalScreen[None]):
             return
         check = self.checks[place]
         if check.status == "ok" or not check.fix:
-            self.notify(f"{check.name}: nothing to mend", markup=False)
+            self.notify(f"{check.name}: nothing to fix", markup=False)
             return
         self.app.copy_to_clipboard(check.fix)
-        self.notify(check.fix, title="Remedy copied", markup=False)
+        self.notify(check.fix, title="Fix copied", markup=False)

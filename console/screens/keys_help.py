@@ -27,7 +27,7 @@ class KeysHelp(ModalScreen[str | None]):
     BINDINGS: ClassVar = [Binding("escape,question_mark,q", "dismiss(None)", "close")]
 
     def __init__(self, screen: str, focused: str = "", keymap: Mapping[str, str] | None = None) -> None:
-        """focused: help of the pane in use. keymap: a person's own keys, by the action's id."""
+        """focused: help of the focused pane. keymap: keys from the user's settings, by the action's id."""
         super().__init__()
         self.about, self.pane, self.keymap = screen, focused, keymap or {}
 

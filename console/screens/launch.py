@@ -210,7 +210,7 @@ class LaunchScreen(ConsoleScreen):
             memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here()))
 
     def _key(self, action: str) -> str:
-        """How the key of an action is written, also where the person has another one."""
+        """How the key of an action is written, also where the user's settings change it."""
         return self.app.key_of(action)
 
     @on(OptionForm.Explained)
@@ -299,7 +299,7 @@ class LaunchScreen(ConsoleScreen):
         self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
 
     def action_edit(self) -> None:
-        """The plan as YAML in the person's editor; what comes back fills the form, or what is wrong in it is said and `e` goes on."""
+        """The plan as YAML in the user's editor; the result fills the form, or its problems are shown and `e` opens it again."""
         plan = self.current
         if plan is None:
             return

@@ -202,7 +202,7 @@ class MonitorScreen(MonitorLog):
     def action_event(self, direction: int) -> None:
         curve = self.query_one(Curve)
         if not curve.marks:
-            self.notify("nothing was marked yet: no checkpoint, spike, NaN or resume", severity="warning")
+            self.notify("no events yet: no checkpoint, loss spike, NaN or resume", severity="warning")
         curve.action_event(direction)
 
     def action_reset(self) -> None:
@@ -268,14 +268,14 @@ class MonitorScreen(MonitorLog):
     def action_overlay(self) -> None:
         rows = [row for row in self.app.snapshot.rows if row.kind == "finetune" and row.id != self.run_id and row.step is not None]
         if not rows or self.has_class("-plain"):
-            self.notify("there is no other finetune with metrics to lay over this run", severity="warning")
+            self.notify("no other finetune with metrics to overlay on this run", severity="warning")
             return
 
         def chosen(ids: list[str] | None) -> None:
             if ids is not None:
                 self.others = ids[:OVERLAYS]
                 if len(ids) > OVERLAYS:
-                    self.notify(f"the first {OVERLAYS} are shown: more could not be told apart", severity="warning")
+                    self.notify(f"the first {OVERLAYS} are shown: more lines could not be distinguished", severity="warning")
                 self.read()
 
         self.app.push_screen(PickRuns(rows, self.others), chosen)

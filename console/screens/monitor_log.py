@@ -1,4 +1,4 @@
-"""What lies under the monitor's curve: the log with its head line, finding in it, and what a failed run died of."""
+"""What lies under the monitor's curve: the log with its head line, search, and why a run failed."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class MonitorLog(ConsoleScreen):
             except OSError as error:
                 self.post_message(WorkFailed(f"{run.log}: {error.strerror}"))
 
-        self.notify("the whole log is read …", timeout=1.5)
+        self.notify("reading the whole log …", timeout=1.5)
         self.in_thread(look, "log")
 
     @on(LogRead)
@@ -124,7 +124,7 @@ class MonitorLog(ConsoleScreen):
     # what went wrong
 
     def _explain(self) -> None:
-        """What a failed run died of, and what to try, above its log."""
+        """Show why a run failed, and what to try, above its log."""
         diagnosis = self.view.diagnosis if self.view is not None else None
         if diagnosis == self._explained:
             return
@@ -142,7 +142,7 @@ class MonitorLog(ConsoleScreen):
         """Go to the line of the log that says why the run failed."""
         diagnosis = self.view.diagnosis if self.view is not None else None
         if diagnosis is None or not diagnosis.line:
-            self.notify("no error that is known was found in the log", severity="warning")
+            self.notify("no known error was found in the log", severity="warning")
             return
         self.remove_class("-captions")
         pane = self.query_one(LogPane)

@@ -184,7 +184,7 @@ class RunsScreen(ConsoleScreen):
         self.query_one("#filter", Input).focus()
 
     def action_mark(self) -> None:
-        """Mark the run under the cursor, or take its mark away; the cursor goes on to the next."""
+        """Mark the run under the cursor, or unmark it; the cursor moves to the next."""
         if (row := self._chosen_or_say()) is not None:
             if row.id in self.marked:
                 del self.marked[row.id]
@@ -219,7 +219,7 @@ class RunsScreen(ConsoleScreen):
     def _sorted(self) -> None:
         self.show_snapshot(self.app.snapshot)
         self._did_list()
-        self.notify(f"by {self.order}{', the other way around' if self.reverse else ''}", timeout=1.5)
+        self.notify(f"by {self.order}{', reversed' if self.reverse else ''}", timeout=1.5)
 
     def _did_list(self) -> None:
         query = self.query_one("#filter", Input).value

@@ -1,4 +1,4 @@
-"""Votes on captions: whose is best, in the open or blind. The part of the Compare screen that gives them."""
+"""Votes for the best caption, open or blind. The part of the Compare screen that gives them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Voting(Screen[None]):
         self.notify("every picture that has its captions has a vote")
 
     def action_blind(self) -> None:
-        """Shuffle the captions and hide whose they are; or show it all."""
+        """Shuffle the captions and hide which model wrote which; or show it again."""
         if self.blind:
             self.blind = ""
             counted = self.view.votes.tally(self.view.names)
@@ -69,12 +69,12 @@ class Voting(Screen[None]):
         self._show()
 
     def action_reveal(self) -> None:
-        """Whose captions these are, of this picture only."""
+        """Show which model wrote which caption, of this picture only."""
         if self.blind and self.sample is not None:
             self.revealed ^= {self.sample.image}
             self._show()
         else:
-            self.notify("nothing is hidden; b shuffles the captions and hides whose they are", severity="warning")
+            self.notify("nothing is hidden; b shuffles the captions and hides which model wrote which", severity="warning")
 
     def action_vote(self, place: int | None = None) -> None:
         """For the caption at a place from the left (-1: the last), None: in focus; the same again takes the vote back."""

@@ -34,10 +34,10 @@ FIRST = (
      "a tiny Qwen3-VL and drawn pictures; the whole loop in about three minutes, no download"),
     ("model", "o", "Open a model", "a Hugging Face folder or a checkpoint",
      "a Hugging Face folder, or a Megatron checkpoint, that you have"),
-    ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; what broke off goes on"),
+    ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; resumes where it stopped"),
     ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
      "the published script's 24 or 26 values: checked, then in the form"),
-    ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each fault with its remedy"),
+    ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each problem with its fix"),
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )  # fmt: skip
 """(action, key, title, what it is, the same for wide screens)."""
@@ -309,7 +309,7 @@ class WelcomeScreen(ConsoleScreen):
         return folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
 
     def action_all(self) -> None:
-        """The demo's command in a process of its own; it goes on when the console is left."""
+        """The demo's command in a process of its own; it keeps running when the console is closed."""
         loop = steps(self.app.workspace, self.app.snapshot)
         if not loop or not self._can_run_all(loop):
             self.notify("there is no demo to run here; d makes one", severity="warning")

@@ -117,7 +117,7 @@ def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, b
     if blind:
         told = f"  {len(view.votes.choices)} of {len(view.samples)} voted"
         lines += [*([] if short else [Content("")]), Content.assemble((" blind ", "bold reverse"), told)]
-        lines.append(Content("r tells whose these are, b ends it: models, scores, votes").stylize("$muted"))
+        lines.append(Content("r shows which model wrote which, b ends blind mode: models, scores, votes").stylize("$muted"))
         return Content("\n").join(lines)
     if short:
         return Content("\n").join([*lines, *table(view, width)])
@@ -137,7 +137,7 @@ def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, b
 def columns_of(
     view: CompareView, sample: CaptionedPicture, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
 ) -> list[CaptionColumn]:
-    """The captions of a picture in the order of `names`. hidden: whose they are is not told; marked: the words that differ are."""
+    """The captions of a picture in the order of `names`. hidden: without the models' names; marked: with differing words marked."""
     captions = [sample.captions.get(name, RecordedCaption()) for name in names]
     # while a caption grows everything not yet written would count as a difference
     whole = all(caption.done and caption.text for caption in captions)

@@ -65,7 +65,7 @@ class Curve(Widget, can_focus=True):
     # what is drawn
 
     def show(self, lines: list[CurveLine], title: str, note: str = "", empty: str = "", marks: Iterable[Mark] = ()) -> None:
-        """Draw these lines from now on. A zoomed view that ends at the newest step goes on with it."""
+        """Draw these lines from now on. A zoomed view that ends at the newest step moves with it."""
         before = self.extent
         following = self.view is not None and before is not None and self.view[1] >= before[1]
         self.lines, self.title, self.note, self.empty = lines, title, note, empty

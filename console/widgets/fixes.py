@@ -1,4 +1,4 @@
-"""From a problem's remedies to changes of a form's fields, which a key applies. No screen."""
+"""From a problem's fixes to changes of a form's fields, which a key applies. No screen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fix:
 
 
 def fixes(problem: Problem, options: Mapping[str, Option]) -> list[Fix]:
-    """The problem's remedies that this form has the fields for, the best first."""
+    """The problem's fixes that this form has the fields for, the best first."""
     return [
         Fix({name: text_of(options[name], options[name].default if value is None else value) for name, value in remedy.items()})
         for remedy in problem.remedies

@@ -35,12 +35,12 @@ class LogPane(ScrollView, can_focus=True):
 
     HELP = (
         "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F begins again. "
-        "/ finds, n and N go on."
+        "/ finds, n and N go to the next and previous match."
     )
     COMPONENT_CLASSES: ClassVar = {"log--problem", "log--warning", "log--hit", "log--current", "log--empty"}
 
     class Changed(Message):
-        """Following or the places found have changed."""
+        """Following or the matches have changed."""
 
     class AllAsked(Message):
         """The top was asked for, and what is shown is only the log's end."""
@@ -90,7 +90,7 @@ class LogPane(ScrollView, can_focus=True):
         self.refresh()
 
     def show_all(self, whole: WholeLog, hits: list[int] | None = None) -> None:
-        """Show the whole log from its top, or (hits: lines that hold the needle) at the last place found."""
+        """Show the whole log from its top, or (hits: lines that hold the needle) at the last match."""
         self.all, self.lines, self.follow = whole, whole, False
         self.virtual_size = Size(WIDEST, len(whole))
         self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)

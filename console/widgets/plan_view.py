@@ -1,4 +1,4 @@
-"""What a plan means, beside its form: size and layout at a glance, problems with their fixes, memory, time. No state."""
+"""What a plan means, beside its form: size and layout, problems with their fixes, memory, time. No state."""
 
 from __future__ import annotations
 

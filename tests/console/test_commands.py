@@ -140,7 +140,7 @@ def test_stop_waits_and_resume_goes_on(store, typed):
     assert code == 0 and out.startswith("run 0001-job started\n")
     assert "qwen3vl runs logs 1 --follow" in out and "qwen3vl runs stop 1" in out and "--runs" not in out
     assert launch.wait(run, 150) == "done"
-    with pytest.raises(RequestError, match="is done; nothing to go on with"):
+    with pytest.raises(RequestError, match="is done; nothing to resume"):
         commands.runs(["resume", "1"])
     with pytest.raises(RequestError, match="done already; nothing to stop"):
         commands.runs(["stop", "1"])

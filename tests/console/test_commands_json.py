@@ -134,7 +134,7 @@ def test_a_wish_to_save_never_ends_a_process_that_has_no_handler_for_it(store):
     until(lambda: "the training has not begun; nothing to save yet" in run.log.read_text())
     assert run.status == "running"
     other = store.create("prepare", {}, job(SLEEPS))
-    with pytest.raises(RequestError, match="a prepare saves nothing on the way; only a finetune does"):
+    with pytest.raises(RequestError, match="a prepare saves no checkpoints; only a finetune does"):
         launch.save_now(other)
 
 

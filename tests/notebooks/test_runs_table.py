@@ -71,7 +71,7 @@ def test_the_table_lists_chooses_stops_and_resumes(store):
     until(lambda: not table.resume_button.disabled)
     (live.path / "up").unlink()
     table.resume_button.click()
-    assert "goes on" in table.message.value
+    assert "resumed" in table.message.value
     until((live.path / "up").exists)
     table.stop(live)
     assert launch.wait(live, 240) == "stopped"
@@ -102,7 +102,7 @@ def test_a_refusal_is_said_in_the_table(store):
     table = RunsTable(store)
     launch.start(run)
     launch.wait(run, 240)
-    table._act(launch.resume, "goes on")
+    table._act(launch.resume, "resumed")
     assert "✗" in table.message.value and "done" in table.message.value
 
 

@@ -77,7 +77,7 @@ def test_quitting_says_how_many_runs_go_on(store):
 
     async def scene(pilot):
         await pilot.press("ctrl+q")
-        assert pilot.app._exit_renderables == ["1 run keeps going; qwen3vl shows it again"]
+        assert pilot.app._exit_renderables == ["1 run keeps running; qwen3vl shows it again"]
 
     app = driven(scene, store.app())
     assert app.return_value == 0 and run.alive

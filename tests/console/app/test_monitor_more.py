@@ -99,7 +99,7 @@ def test_captions_over_the_run_take_the_logs_place_with_what_is_new_marked(store
     driven(scene, store.app(), LARGE)
 
 
-def test_a_failed_run_says_what_it_died_of_what_to_try_and_shows_the_line(store):
+def test_a_failed_run_says_why_what_to_try_and_shows_the_line(store):
     run = store.finetune("greedy", 5)
     lines = [f"line {i}" for i in range(200)]
     lines[50] = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
@@ -117,7 +117,7 @@ def test_a_failed_run_says_what_it_died_of_what_to_try_and_shows_the_line(store)
         screen = await watching(pilot, fine)
         assert "out of GPU memory" not in text_of(app)
         await press(pilot, "w")
-        assert "no error that is known" in said(app)
+        assert "no known error" in said(app)
 
     driven(scene, store.app(), SMALL)
 

@@ -132,10 +132,10 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_refused_in_one_line(store):
 
     async def scene(pilot):
         await press(pilot, "r")
-        await until(pilot, lambda: "nothing to go on with" in said(pilot.app))
+        await until(pilot, lambda: "nothing to resume" in said(pilot.app))
         await press(pilot, "down", "r")
         await until(pilot, lambda: run.status == "running")
-        await until(pilot, lambda: "goes on" in said(pilot.app))
+        await until(pilot, lambda: "resumed" in said(pilot.app))
 
     driven(scene, store.app())
 
@@ -162,7 +162,7 @@ def test_a_run_whose_plan_is_damaged_cannot_be_cloned_and_is_shown(store):
 
     async def scene(pilot):
         await press(pilot, "c")
-        assert "nothing to clone" in said(pilot.app)
+        assert "cannot be cloned" in said(pilot.app)
         await press(pilot, "enter")
         assert pilot.app.current_mode == "monitor"
 

@@ -105,7 +105,7 @@ def test_a_failed_run_says_what_its_log_tells(store):
 
 
 def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(store, monkeypatch):
-    """What a supervisor that died has left behind may write for hours."""
+    """Processes left behind by a killed supervisor may write for hours."""
     run = store.ended(store.finetune(steps=3), "lost", None)
     why, searches = StoreWatcher._why, []
     monkeypatch.setattr(StoreWatcher, "_why", staticmethod(lambda run, code: searches.append(run.id) or why(run, code)))

@@ -200,7 +200,7 @@ def test_the_doctor_lists_problems_first_and_copies_their_fix(store, monkeypatch
         await press(pilot, "y")
         assert pilot.app.clipboard == "pip install -e ."
         await press(pilot, "end", "y")
-        assert "Python: nothing to mend" in said(pilot.app)
+        assert "Python: nothing to fix" in said(pilot.app)
         await press(pilot, "escape")
         assert "1 of 3" not in text_of(pilot.app)
 

@@ -48,7 +48,7 @@ def until(condition: Callable[[], T], seconds: float = 120.0) -> T:
     """Wait until the condition holds, and give its value; an error when it does not in time, which a busy machine may need."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
     return value
 

@@ -253,7 +253,7 @@ def test_one_of_two_starts_is_refused(store):
     assert run.log.read_text() == "gone on\n"
     with pytest.raises(RequestError, match=r"was started before \(done\)"):
         launch.start(run)
-    with pytest.raises(RequestError, match="is done; nothing to go on with"):
+    with pytest.raises(RequestError, match="is done; nothing to resume"):
         launch.resume(run)
 
 

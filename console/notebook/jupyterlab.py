@@ -39,7 +39,7 @@ def put_examples(folder: Path) -> list[Path]:
                 shutil.copyfile(source, beside)
                 os.replace(beside, target)
     except OSError as error:
-        raise RequestError(f"--dir {folder}: {error.strerror}; choose a folder you may write to") from None
+        raise RequestError(f"--dir {folder}: {error.strerror}; choose a folder that you can write to") from None
     return sorted(folder.glob("*.ipynb"))
 
 

@@ -32,7 +32,7 @@ ALL_WELL = "every rule holds"
 
 
 def _lines(problems: Iterable[Problem]) -> str:
-    """Problems for a person, one a line, the mark of the first left to `say`."""
+    """Problems as HTML, one a line; `say` adds the mark of the first."""
     return "\n✗ ".join(map(str, problems))
 
 
@@ -144,7 +144,7 @@ class Launcher(W.VBox):
                 self._timer.start()
 
     def _check(self, revision: int, plan: Plan) -> None:
-        """Show what disk and machine say and what a GPU would hold, unless the form holds something else by now."""
+        """Show the checks of disk and machine and a GPU's memory, unless the form has changed since."""
         found = look_here(self.kind, plan.options) if plan.options is not None else None
         bar, others = self.memory.estimate(plan.partial) if self.memory is not None else ("", ())
         problems = found.problems if found is not None else unique((*plan.problems, *others))
@@ -157,7 +157,7 @@ class Launcher(W.VBox):
                     self.memory.shown.value = bar
 
     def suggest(self) -> str:
-        """Put the quickest valid layout that fits into the form; gives what it comes to. Raises RequestError where there is none."""
+        """Put the quickest valid layout that fits into the form; returns its summary. Raises RequestError where there is none."""
         if self.memory is None:
             raise RequestError(f"{self.kind}: has no layout; finetune has one")
         if not self.plan.understood:
@@ -173,7 +173,7 @@ class Launcher(W.VBox):
     # starting
 
     def start(self, again: bool = False) -> Run:
-        """Start the run that the form describes, and give it; a run with the same options that lives or is done is taken instead.
+        """Start the run that the form describes, and give it; a run with the same options that is alive or done is taken instead.
 
         So a cell may run twice. again: start another one all the same. Raises RequestError and WorkError.
         """
@@ -197,7 +197,7 @@ class Launcher(W.VBox):
         self.message.value = say(text, "good") + box(folder)
 
     def _same(self, options: Any, alive_only: bool = False) -> Run | None:
-        """The newest run of these very options that lives, or is done and has left what it made."""
+        """The newest run with the same options that is alive, or is done and still has its output."""
         wanted = to_mapping(plan_record.with_whole_paths(options))
         defaults = {o.name: o.default for o in options_of(type(options))}
         made = [getattr(options, o.name) for o in options_of(type(options)) if o.path == "folder" and o.required]
@@ -218,7 +218,7 @@ class Launcher(W.VBox):
             old = self._same(self.options, alive_only=True)
             if old is not None:
                 self.run = old
-                self._started(old, f"run {old.id} runs already with these very options; give a new one another name")
+                self._started(old, f"run {old.id} is running already with the same options; give a new one another name")
             else:
                 self.start(again=True)
         self.start_button.disabled = self.plan.options is None

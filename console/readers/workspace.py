@@ -1,4 +1,4 @@
-"""The loop in a workspace: which steps are done, which is next, and what its form begins with. Blocking; imports no Textual."""
+"""The loop in a workspace: which steps are done, which is next, and the initial values of its form. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LoopStep:
     text: str
     state: str
     values: dict[str, Any] = field(default_factory=dict)
-    """What its form begins with."""
+    """Initial values of its form."""
 
 
 def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
@@ -42,7 +42,7 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
     finetune = get("finetune") if isinstance(get("finetune"), dict) else {}
     keys = {"base": "base", "tuned": "tuned_hf", "prompt": "prompt", "references": "references"}
     compare = {name: get(key) for name, key in keys.items()}
-    found = [
+    loop = [
         ("prepare", "Prepare", "pictures and captions to shards", Path(get("data"), "report.json").exists(),
          {"source": get("train_json"), "to": get("data")}),
         ("convert", "Convert", "the base model, Hugging Face to Megatron", Path(get("base_mcore"), TRACKER).exists(),
@@ -54,13 +54,13 @@ def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
         ("compare", "Compare", "both models' captions side by side", any(_compared(row, get("tuned_hf")) for row in rows),
          {**compare, "images": [get("heldout_images")]}),
     ]  # fmt: skip
-    made, before = [], True
-    for kind, title, text, done, values in found:
+    loop_steps, before = [], True
+    for kind, title, text, done, values in loop:
         live = not done and any(row.alive and _is(row, kind, values) for row in rows)
         state = DONE if done else LIVE if live else NEXT if before else LATER
-        made.append(LoopStep(kind, title, text, state, {k: v for k, v in values.items() if v}))
+        loop_steps.append(LoopStep(kind, title, text, state, {k: v for k, v in values.items() if v}))
         before = before and done
-    return made
+    return loop_steps
 
 
 def _compared(row: RunRow, tuned: str) -> bool:
@@ -76,7 +76,7 @@ def _is(row: RunRow, kind: str, values: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that was opened, and what the forms begin with from then on."""
+    """A model that was opened, and the forms' initial values from then on."""
 
     kind: str
     """The form to go to."""
@@ -85,10 +85,10 @@ class OpenedModel:
 
 
 def open_model(text: str) -> OpenedModel:
-    """Look at a model's folder. Raises RequestError for what is none, with the way out."""
+    """Identify a model's folder. Raises RequestError, with the fix, when it is not one."""
     folder = Path(os.path.expandvars(text.strip().strip("'\""))).expanduser()
     if not text.strip():
-        raise RequestError("the path of a folder is wanted: a Hugging Face model (config.json and .safetensors), or a Megatron checkpoint")
+        raise RequestError("give the path of a folder: a Hugging Face model (config.json and .safetensors), or a Megatron checkpoint")
     if not folder.exists():
         raise RequestError(f"{folder}: no such folder; correct the path, or get a model: qwen3vl download model NAME --to DIR")
     if folder.is_file():
@@ -98,14 +98,14 @@ def open_model(text: str) -> OpenedModel:
     if not checkpoint and not (folder / "config.json").is_file():
         inside = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())[:3]
         hint = f"; there is one in {', '.join(inside)}" if inside else "; choose the model's own folder"
-        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so no model{hint}")
+        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so it is not a model{hint}")
     size = ""
     if (folder / "config.json").is_file():
         size = size_of(Architecture.read(folder)) or "a size of its own"
     if checkpoint:
         return OpenedModel("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
     if not any(folder.glob("*.safetensors")):
-        raise RequestError(f"{folder}: config.json without .safetensors beside it; the download is not whole, run qwen3vl download again")
+        raise RequestError(f"{folder}: config.json without .safetensors beside it; the download is incomplete, run qwen3vl download again")
     target = folder.with_name(folder.name + "-mcore")
     if not os.access(folder.parent, os.W_OK):
         target = Path.cwd() / target.name
@@ -113,7 +113,7 @@ def open_model(text: str) -> OpenedModel:
 
 
 def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:
-    """Folders with a Qwen3-VL that lie where models usually lie. Blocking; looks at names first, and at few files."""
+    """Folders with a Qwen3-VL in the usual places. Blocking; filters by name and reads few files."""
     home = Path.home()
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub")
     scope = Path(os.environ.get("MODELSCOPE_CACHE") or home / ".cache/modelscope/hub")

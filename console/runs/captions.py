@@ -1,4 +1,4 @@
-"""The captions of a compare run as they are written, and the votes of those who read them. Blocking; imports no Textual.
+"""The captions of a compare run as they are written, and the votes for them. Blocking; imports no Textual.
 
 Votes are in `votes.json` beside the captions; `docs/run-record.md` says what it holds.
 """
@@ -45,7 +45,7 @@ class CaptionedPicture:
 
 @dataclass(frozen=True)
 class ComparisonHead:
-    """What a comparison said before its first caption; of an older one only what its plan says."""
+    """comparison.json, written before the first caption; of an older run only what its plan says."""
 
     models: dict[str, str] = field(default_factory=dict)
     """Name -> path, `base` first."""
@@ -85,14 +85,14 @@ class SampleFeed:
         return self.head.names
 
     def read(self) -> bool:
-        """Take in what is new; whether there was any."""
+        """Read new rows; whether there were any."""
         begun = self._read_head()
         rows = self._tail.read()
         replaced = self._tail.replaced
         if begun or replaced:
             self._samples = {image: CaptionedPicture(image, references=texts) for image, texts in self._announced.items()}
         if begun and not replaced:
-            # the rows of before the head was there are its own
+            # rows that were written before the head belong to this comparison
             self._tail = JsonlTail(self.run.path / SAMPLES)
             rows = self._tail.read()
         for row in rows:
@@ -120,11 +120,11 @@ class SampleFeed:
         models = value.get("models")
         if not isinstance(models, dict) or not models:
             return False
-        told = {name: model if isinstance(model, dict) else {} for name, model in models.items()}
+        described = {name: model if isinstance(model, dict) else {} for name, model in models.items()}
         sampling = value.get("sampling")
         self.head = ComparisonHead(
-            {name: str(model.get("path") or "?") for name, model in told.items()},
-            {name: model.get("size") if isinstance(model.get("size"), str) else None for name, model in told.items()},
+            {name: str(model.get("path") or "?") for name, model in described.items()},
+            {name: model.get("size") if isinstance(model.get("size"), str) else None for name, model in described.items()},
             str(value.get("prompt") or ""), sampling if isinstance(sampling, dict) else {}, _texts(value.get("notes")),
         )  # fmt: skip
         pictures = value.get("pictures")
@@ -142,7 +142,7 @@ class SampleFeed:
         sample.captions[written.model] = RecordedCaption(written.text, written.seconds, written.done, written.whole)
 
     def comparison(self, votes: Votes | None = None) -> Comparison:
-        """What is whole by now, for the reports. Raises WorkError when no picture has all its captions."""
+        """Pictures with all captions so far, for the reports. Raises WorkError when no picture has all its captions."""
         samples = []
         for sample in self.samples:
             if sample.whole(self.names):

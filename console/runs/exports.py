@@ -17,7 +17,7 @@ def comparison_of(run: Run) -> Comparison:
     """What a compare run has written so far, with its votes. Raises RequestError for a run of another kind, WorkError when no
     picture has all its captions."""
     if run.kind != "compare":
-        raise RequestError(f"run {run.id}: a {run.kind} run, which writes no captions of several models; name a compare run")
+        raise RequestError(f"run {run.id}: a {run.kind} run has no captions of several models; give a compare run")
     feed = SampleFeed(run)
     feed.read()
     return feed.comparison(read_votes(run, feed.names))

@@ -12,7 +12,7 @@ from qwen3vl_core.run_record import finite, listed_keys, title_of
 
 
 class ListedRun(Protocol):
-    """What is known of a run in a list."""
+    """The fields of a run that filters and orders use."""
 
     id: str
     kind: str
@@ -39,7 +39,7 @@ _SORTS: dict[str, Callable[[Any], Any]] = {
 
 
 def orders() -> dict[str, Callable[[Any], Any]]:
-    """Orders by name, the listed metrics among them, lowest first; runs that are alike in one stay newest first."""
+    """Orders by name, the listed metrics among them, lowest first; ties stay newest first."""
     return _SORTS | {title_of(key): _by_metric(key) for key in listed_keys()}
 
 
@@ -85,7 +85,7 @@ def _option_matches(value: Any, wanted: str) -> bool:
 
 
 def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
-    """The rows (newest first) that pass, in this order. Raises RequestError for an order that is none."""
+    """The rows (newest first) that pass, in this order. Raises RequestError for an unknown order."""
     known = orders()
     if sort not in known:
         raise RequestError(f"--sort {sort}: no such order; there are {', '.join(known)}")

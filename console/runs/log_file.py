@@ -1,4 +1,4 @@
-"""A whole log, however long: an index of its lines, any line at once, a search. Blocking; imports no screen."""
+"""A whole log, however long: an index of its lines, random access to lines, a search. Blocking; imports no screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 4000
 
 
 class WholeLog(Sequence[str]):
-    """The lines of a log as it was when this was made; `replaced` tells that the file is another one now."""
+    """The lines of a log as it was when this was made; `replaced` says that the file is another one now."""
 
     def __init__(self, path: Path) -> None:
         """Reads the file once. Raises OSError."""
@@ -55,7 +55,7 @@ class WholeLog(Sequence[str]):
         return (stat.st_dev, stat.st_ino) != self._identity or stat.st_size < self.size
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # of a Sequence all but slices is used
-        """A line as a terminal may show it, cut after 4000 characters; empty where the file cannot be read any more."""
+        """A line as a terminal may show it, cut after 4000 characters; empty where the file can no longer be read."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         number = index // BLOCK

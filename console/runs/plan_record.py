@@ -1,4 +1,4 @@
-"""What a run writes down before it starts: `plan.json` and `command.sh`. Imports no torch."""
+"""The record of a run before it starts: `plan.json` and `command.sh`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def python_path(inherited: str = "") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and what it stands on, as installed; what is not installed is left out."""
+    """Installed versions of Python, this package and its dependencies; packages that are not installed are left out."""
     import importlib.metadata  # a run needs it, a list of runs does not
 
     found = {"python": platform.python_version(), "qwen3vl": qwen3vl_core.__version__}
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Commit of the source tree, with `-dirty` when tracked files differ from it; None outside a git checkout."""
     root, tool = source_root(), shutil.which("git")
-    # site-packages inside somebody's checkout is no source tree of this package
+    # site-packages inside another project's checkout is not a source tree of this package
     if tool is None or root is None or not (root / ".git").exists():
         return None
 
@@ -71,7 +71,7 @@ def git_commit() -> str | None:
 
 
 def with_whole_paths(options: Any) -> Any:
-    """The options with every path absolute: a run is resumed, cloned and read from other folders than it began in."""
+    """The options with every path absolute: a run is resumed, cloned and read from other folders than the one it was started in."""
     changes = {}
     for o in options_of(type(options)):
         value = getattr(options, o.name)

@@ -19,7 +19,7 @@ from qwen3vl_core.run_record import RUN_VARIABLE
 
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 10.0
-"""How long killed processes may take to go; one that waits for a device or a dead network disk may never."""
+"""How long killed processes may take to end; one that waits for a device or a dead network disk may never."""
 
 
 class Process(NamedTuple):
@@ -52,7 +52,7 @@ def _look(pid: int) -> Process | None:
 
 
 def descendants(of: int) -> list[Process]:
-    """Everything below a process that has not ended, in any session; parents before children."""
+    """Live descendants of a process, in any session; parents before children."""
     children: dict[int, list[Process]] = {}
     for pid in _numbered():
         found = _look(pid)
@@ -90,7 +90,7 @@ def strays(run_dir: Path) -> list[Process]:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal; False when that cannot be told."""
+    """Whether a process has a handler of its own for a signal; False when that is unknown."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
         caught = next(line for line in text.splitlines() if line.startswith("SigCgt:"))
@@ -100,7 +100,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def terminate(processes: Iterable[Process]) -> None:
-    """SIGTERM to every process group among them, once each; a suspended one is woken to hear it."""
+    """SIGTERM to every process group among them, once each; a suspended one is continued so that it handles it."""
     for group in {p.group for p in processes} - {os.getpgrp(), 0}:
         for number in (signal.SIGTERM, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -121,7 +121,7 @@ def send(processes: Iterable[Process], *numbers: signal.Signals) -> None:
 
 
 def end(look: Callable[[], list[Process]], grace: float) -> list[Process]:
-    """End what `look` finds: SIGTERM to each, up to `grace` seconds, SIGKILL. Gives what is there even then."""
+    """End what `look` finds: SIGTERM to each, up to `grace` seconds, SIGKILL. Returns those that are still there then."""
     left = look()
     send(left, signal.SIGTERM, signal.SIGCONT)
     started = time.monotonic()

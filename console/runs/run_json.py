@@ -1,4 +1,4 @@
-"""Runs as JSON: what `--json` prints, for scripts. The same facts as the screens show."""
+"""Runs as JSON: what `--json` prints, for scripts. The same values as the screens show."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def series(run: Run, names: list[str]) -> dict[str, Any]:
 
     An unknown name gives an empty series.
     """
-    from console.runs.series import MetricSeries  # numpy, which no other fact needs
+    from console.runs.series import MetricSeries  # numpy, which nothing else here needs
 
     read = MetricSeries(run.metrics)
     while read.update():

@@ -34,7 +34,7 @@ def last_of(run: Run, kind: str = TRAIN) -> dict[str, Any]:
 
 
 def step_of(run: Run, row: dict[str, Any]) -> str:
-    """`63/100`: where a training stands."""
+    """`63/100`: progress of a training run."""
     return _step(row.get("step"), run.options.get("train_iters"))
 
 
@@ -95,7 +95,7 @@ def describe(run: Run) -> list[str]:
         said = [*tail.read(), *filter(None, [tail.partial])]
         diagnosis = diagnose(run)
         if diagnosis is not None and diagnosis.advice:
-            lines += ["", f"what went wrong: {diagnosis.title}", f"  {plain(diagnosis.line).strip()}", f"  {diagnosis.advice}"]
+            lines += ["", f"why it failed: {diagnosis.title}", f"  {plain(diagnosis.line).strip()}", f"  {diagnosis.advice}"]
         lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
     return lines
 
@@ -139,7 +139,7 @@ def comparison(found: Mapping[str, Any], width: int | None = None) -> list[str]:
 
 
 def changed(run: Run) -> dict[str, Any]:
-    """Options unlike their defaults; all, where the kind is unknown."""
+    """Options that differ from their defaults; all, where the kind is unknown."""
     cls = COMMANDS.get(run.kind)
     if cls is None:
         return run.options

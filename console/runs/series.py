@@ -14,7 +14,7 @@ from qwen3vl_core.run_record import EVENT, ROW_FIELDS, TRAIN, key_of
 FIRST = 256
 """Points that a new array has room for."""
 RESERVED, RESERVED_COLUMNS = 1 << 16, 32
-"""Most steps that `room_for` has memory taken for at once, 8 bytes a step and metric, and the metrics that get it: the first."""
+"""Most steps that `room_for` preallocates, 8 bytes a step and metric, and how many metrics get that: the first ones."""
 
 
 def room_for(steps: Any) -> int:
@@ -48,7 +48,7 @@ class _GrowingValues:
             self._y[: self.size] = y
 
     def own_steps(self) -> None:
-        """Steps of its own from now on: it has no value in some row."""
+        """Stop sharing steps: this metric is missing in some row."""
         self.steps = _GrowingSteps(self.steps.array[: self.size], self.room)
 
     def append(self, y: float) -> None:
@@ -64,13 +64,13 @@ class _GrowingValues:
 
 
 def _array(size: int, room: int, kind: type) -> np.ndarray:
-    """Of `size` points with place for more: for `room` points in all, whose memory is taken now."""
-    # written to once: memory that nothing was written to is taken only when it is
+    """An array of `size` points with capacity for `room`, preallocated."""
+    # filled once: the kernel maps pages only when they are written to
     return np.full(room, 0, kind) if room > size + FIRST else np.empty(size + FIRST, kind)
 
 
 def _with_room(array: np.ndarray, size: int) -> np.ndarray:
-    """The array, or a longer one with the same beginning when it is full: by a quarter, so that a million appends copy little."""
+    """The array, or a longer one with the same beginning when it is full: by a quarter, so that appending stays linear."""
     if size < len(array):
         return array
     longer = np.empty(size + max(FIRST, size // 4), array.dtype)
@@ -92,7 +92,7 @@ class MetricSeries:
         self.behind = False
         """Whether the last update stopped at its limit: there may be more."""
         self.version = 0
-        """Grows when points that were there have changed or gone; while it stays, arrays only get longer."""
+        """Increases when earlier points were changed or removed; otherwise arrays only get longer."""
         self._clear()
 
     def _clear(self) -> None:
@@ -162,7 +162,7 @@ class MetricSeries:
                 steps = shared if shared.size == 1 else _GrowingSteps(room=room)
                 column = self._columns[key] = _GrowingValues(kind, steps, room=room)
             if column.kind != kind:
-                continue  # a name with a stroke in it, which another kind has taken
+                continue  # a metric name with a slash that is another kind's series
             if column.steps is shared and column.size + 1 < shared.size:
                 column.own_steps()
             if column.steps is not shared:
@@ -174,7 +174,7 @@ class MetricSeries:
         return self.room if kind == TRAIN and len(self._columns) < RESERVED_COLUMNS else 0
 
     def _cut(self, kind: str, step: int) -> _GrowingSteps:
-        """Take the points from `step` on away from what rows of this kind have told. Gives the steps that are left."""
+        """Remove the points of this kind's rows from `step` on. Returns the steps that are left."""
         self.version += 1
         old = self._steps[kind]
 
@@ -182,7 +182,7 @@ class MetricSeries:
             x = steps.array[:size]
             return x[: np.searchsorted(x, step)]
 
-        # new arrays: the old ones may be in a reader's hands
+        # new arrays: a reader may hold the old ones
         left = self._steps[kind] = _GrowingSteps(before(old, old.size), old.room)
         for key, column in self._columns.items():
             if column.kind == kind:

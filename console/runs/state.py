@@ -1,4 +1,4 @@
-"""A run's state on disk, the lock that says it is alive, and who judges that. Standard library only.
+"""A run's state on disk, the lock that says it is alive, and how both are read. Standard library only.
 
 A run is alive while its supervisor holds an exclusive lock on `RUN_DIR/lock`; the kernel frees it when the supervisor
 ends, however it ends. A lock says nothing about another machine on shared storage: there the age of the last sign of
@@ -29,7 +29,7 @@ STALE_SECONDS = 60.0
 """A run on another machine without a sign of life for this long is lost."""
 _LOCK_SECONDS = 2.0
 # readers hold a shared lock for microseconds while they look, and a supervisor that has written its last state is
-# about to let go: who wants the lock waits them out
+# about to release it: retry that long
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a JSON file at once: a reader sees the old object or the new one, never a part. Raises OSError."""
+    """Replace a JSON file atomically: a reader sees the old object or the new one, never a partial file. Raises OSError."""
     beside = path.with_name(path.name + ".tmp")
     try:
         with open(beside, "w", encoding="utf-8") as file:
@@ -102,13 +102,13 @@ def is_here(state: StateRecord) -> bool:
 
 
 def runs_already(run_dir: Path) -> RequestError:
-    """The refusal to start a run that lives."""
-    return RequestError(f"run {run_dir.name}: runs already; qwen3vl runs logs {run_dir.name} --follow shows it")
+    """The error for starting a run that is alive."""
+    return RequestError(f"run {run_dir.name}: is running already; qwen3vl runs logs {run_dir.name} --follow shows it")
 
 
 @contextlib.contextmanager
 def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Hold the run's lock for the length of the block.
+    """Hold the run's lock inside the block.
 
     Raises RequestError when another process holds it, and when the file system has no locks.
     """
@@ -126,7 +126,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     raise RequestError(
-                        f"{run_dir.parent}: this file system has no file locks, so nothing can tell a live run; "
+                        f"{run_dir.parent}: this file system has no file locks, so a live run cannot be detected; "
                         "choose another folder with --runs"
                     ) from error
                 raise
@@ -136,7 +136,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
 
 
 def _lock_held(run_dir: Path) -> bool | None:
-    """Whether a process of this machine holds the run's lock; None when that cannot be told."""
+    """Whether a process of this machine holds the run's lock; None when that is unknown."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def _lock_held(run_dir: Path) -> bool | None:
 
 
 def judge(run_dir: Path) -> tuple[str, StateRecord]:
-    """(status, state): the status as written, or `lost` when it claims a life that is not there."""
+    """(status, state): the status as written, or `lost` when it says alive and no supervisor is."""
     state = read_state(run_dir)
     if state.get("status") not in ALIVE:
         return _written(state), state
@@ -166,10 +166,10 @@ def judge(run_dir: Path) -> tuple[str, StateRecord]:
     fresh = age is not None and age <= STALE_SECONDS
     if held is None:
         return (state["status"] if fresh else "lost"), state
-    # a supervisor writes its last state before it lets the lock go: what stands there now is final
+    # a supervisor writes its final state before it releases the lock, so the state read now is final
     state = read_state(run_dir)
     if state.get("status") == "starting" and not state.get("supervisor_pid") and fresh:
-        return "starting", state  # made, and not started yet
+        return "starting", state  # created, not started yet
     return ("lost" if state.get("status") in ALIVE else _written(state)), state
 
 

@@ -21,7 +21,7 @@ _NAME_LENGTH = 40
 
 
 class Run:
-    """One run, read from its folder each time it is asked: what it says is never older than the question."""
+    """One run. Every property reads the run's folder, so it is never stale."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def state(self) -> StateRecord:
-        """`state.json` with `status` as it is now: `lost` when the file claims a life that is not there."""
+        """`state.json` with `status` as it is now: `lost` when the file says alive and no supervisor is."""
         status, state = judge(self.path)
         return {**state, "status": status}
 
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether a supervisor has it in hand, or is about to."""
+        """Whether a supervisor runs it, or is about to."""
         return self.status in ALIVE
 
     @property
@@ -149,9 +149,9 @@ class RunStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder you may read") from None
-        found = [Run(self.root / name) for name in names if _ID.fullmatch(name) and (self.root / name / PLAN).is_file()]
-        return sorted(found, key=lambda run: (run.number, run.id), reverse=True)
+            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can read") from None
+        runs = [Run(self.root / name) for name in names if _ID.fullmatch(name) and (self.root / name / PLAN).is_file()]
+        return sorted(runs, key=lambda run: (run.number, run.id), reverse=True)
 
     def get(self, ref: str | int) -> Run:
         """The run with this number, id, beginning of an id, or name. Raises RequestError for none and for several."""
@@ -168,18 +168,18 @@ class RunStore:
             if len(matching) == 1:
                 return matching[0]
             if matching:
-                raise RequestError(f"run {text}: there are {len(matching)} of that name, {_some(matching)}; say which by its number")
+                raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
         there = f"there are {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
         raise RequestError(f"run {text}: no such run in {self.root}; {there}")
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:
-        """Write a new run, ready to start: whole, under a number of its own, or not at all.
+        """Write a new run, ready to start, under the next free number. Atomic: the whole run or nothing.
 
         kind: `finetune`, `prepare`, `convert` or `compare`. options: that kind's options object, whose paths become
         absolute; with a `command` of its own the run may be of any kind, and options any mapping.
-        Raises RequestError (the options make no command, the folder is no place) and WorkError (the disk is full).
+        Raises RequestError (invalid options, or a folder that cannot be written) and WorkError (the disk is full).
         """
-        # with the options' declarations, which a list of runs does without
+        # they import the options' declarations, which listing runs does not need
         from console.runs import plan_record
         from qwen3vl_core.options import to_mapping
 
@@ -193,7 +193,7 @@ class RunStore:
         except FileNotFoundError as error:
             raise RequestError(f"{error.filename or 'the current folder'}: is gone; change to a folder that exists") from None
         except OSError as error:
-            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder you may write to") from None
+            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can write to") from None
         path = self.root / f"{number:04d}-{_slug(str(label))}"
         try:
             words = command if command is not None else plan_record.child_command(kind, options, path)
@@ -207,20 +207,20 @@ class RunStore:
             shutil.rmtree(claim, ignore_errors=True)
             if isinstance(error, OSError):
                 raise WorkError(
-                    f"{path}: {error.strerror}; the run was not made; free some space or choose another folder with --runs"
+                    f"{path}: {error.strerror}; the run was not created; free some space or choose another folder with --runs"
                 ) from error
             raise
         return Run(path)
 
     def _claim_number(self) -> tuple[int, Path]:
-        """The next free number, and a hidden folder that holds it against everyone else. Raises OSError."""
+        """The next free number, and a hidden folder that reserves it. Raises OSError."""
         while True:
             taken = {int(m[1]) for name in os.listdir(self.root) if (m := _ID.fullmatch(name.removeprefix(".")))}
             number = max(taken, default=0) + 1
             claim = self.root / f".{number:04d}-claimed"
             with contextlib.suppress(FileExistsError):
                 claim.mkdir()
-                # between the look and the claim another run may have taken the number and its final name
+                # between listing and claiming another run may have taken the number and its final name
                 if not any((m := _ID.fullmatch(name)) and int(m[1]) == number for name in os.listdir(self.root)):
                     return number, claim
                 claim.rmdir()

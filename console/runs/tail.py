@@ -20,7 +20,7 @@ _MARK = 64
 
 
 class FileFollower:
-    """The bytes that are appended to one file, from `offset` on."""
+    """Reads the bytes appended to a file, from `offset` on."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path, self.offset = Path(path), offset
@@ -55,7 +55,7 @@ class FileFollower:
             gone = self.offset > 0
             self.offset, self._mark, self._identity, self._seen = 0, b"", None, None
             return b"", gone
-        except OSError:  # network storage that does not answer now; a later call goes on
+        except OSError:  # network storage that does not answer now; a later call retries
             return b"", False
         new = data[len(self._mark) :]
         self.offset += len(new)
@@ -107,7 +107,7 @@ class JsonlTail:
             self._partial.clear()
             self._overlong = False
         self._partial += rest
-        if len(self._partial) > LONGEST_ROW:  # no row of ours: not kept while it grows
+        if len(self._partial) > LONGEST_ROW:  # longer than any row of ours: not buffered
             self._overlong = True
         if self._overlong:
             self._partial.clear()

@@ -18,7 +18,7 @@ START_SECONDS = 60.0
 
 
 class TensorBoard:
-    """One TensorBoard. Ends with `close`, which whoever started it calls."""
+    """One TensorBoard. The caller ends it with `close`."""
 
     def __init__(self, runs: list[Run], port: int | None = None) -> None:
         """runs: shown beside each other. port: where it listens; else one that is free. Raises RequestError."""
@@ -30,8 +30,8 @@ class TensorBoard:
             raise RequestError("TensorBoard is not installed; python -m pip install tensorboard")
         self.runs = [run.id for run in runs]
         self.port = port or free_port()
-        where = ",".join(f"{run.id}:{folder}" for run, folder in zip(runs, folders, strict=True))
-        source = ["--logdir", str(folders[0])] if len(runs) == 1 else ["--logdir_spec", where]
+        spec = ",".join(f"{run.id}:{folder}" for run, folder in zip(runs, folders, strict=True))
+        source = ["--logdir", str(folders[0])] if len(runs) == 1 else ["--logdir_spec", spec]
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tensorboard.main", *source, "--host", "127.0.0.1", "--port", str(self.port)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

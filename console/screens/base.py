@@ -1,4 +1,4 @@
-"""What the four screens have in common."""
+"""The base class of the four screens."""
 
 from __future__ import annotations
 

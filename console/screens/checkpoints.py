@@ -24,7 +24,7 @@ from qwen3vl_core.formats import number
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, LOSS, checkpoint_step
 
 MOST_RUNS = 40
-"""Of the newest finetunes; more would not be looked through by eye."""
+"""How many of the newest finetunes are listed; nobody scrolls through more."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SavedModel:
 
 
 def saved_by(run: Run) -> list[SavedModel]:
-    """The whole checkpoints of a run, the last first. Blocking."""
+    """The complete checkpoints of a run, the last first. Blocking."""
     found = []
     for folder in (run.path / CHECKPOINTS).glob(f"{ITERATION}*"):
         step = checkpoint_step(folder.name)
@@ -61,7 +61,7 @@ class PickModels(ModalScreen[list[str] | None]):
     """Models to put beside the base. Gives their paths, or None when left."""
 
     class CheckpointsFound(Message):
-        """The runs were looked through."""
+        """The checkpoints of the runs were listed."""
 
         def __init__(self, saved: list[SavedModel]) -> None:
             self.saved = saved

@@ -1,4 +1,4 @@
-"""Screen 4: captions of two models, or of one run's checkpoints, side by side as they are written; votes, blind if wanted."""
+"""Screen 4: captions of two models, or of one run's checkpoints, side by side as they are written; votes, blind on request."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CompareScreen(Voting, ConsoleScreen):
         self.index = 0
         self.marked = True
         self.blind = ""
-        """Of a blind comparison the secret that shuffles the captions, else empty."""
+        """Seed that shuffles the captions of a blind comparison; empty otherwise."""
         self.revealed: set[str] = set()
         """Pictures whose models are shown though the comparison is blind."""
         self.feed = CompareFeed()
@@ -160,7 +160,7 @@ class CompareScreen(Voting, ConsoleScreen):
 
     @property
     def hidden(self) -> bool:
-        """Whether the models of the picture on screen are not to be told."""
+        """Whether the models of the picture on screen are hidden."""
         return bool(self.blind) and self.sample is not None and self.sample.image not in self.revealed
 
     def _show(self) -> None:
@@ -272,9 +272,9 @@ class CompareScreen(Voting, ConsoleScreen):
         self.show_snapshot(self.app.snapshot)
 
     def action_another_seed(self) -> None:
-        """The same again with the next seed."""
+        """Run this comparison again with the next seed."""
         if self.row is None:
-            self.notify("there is no comparison yet; t asks for one", severity="warning")
+            self.notify("there is no comparison yet; t opens its form", severity="warning")
             return
         try:
             options = from_mapping(CompareOptions, self.row.run.options)
@@ -282,7 +282,7 @@ class CompareScreen(Voting, ConsoleScreen):
             self.notify(str(error), severity="error", markup=False)
             return
         if not options.temperature:
-            self.notify("it was greedy, which every seed writes the same; set a temperature in the form: t", severity="warning")
+            self.notify("decoding was greedy, so every seed gives the same; set a temperature in the form: t", severity="warning")
             return
         options.seed += 1
         self.app.start_run("compare", options, self.MODE)

@@ -1,4 +1,4 @@
-"""What lies over a screen for a moment: a question, the keys, a choice of runs."""
+"""Dialogs over a screen: a question, the keys, a choice of runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConfirmStop(ModalScreen[bool]):
         self.row = row
 
     def question(self) -> tuple[str, str]:
-        """(headline, what one should know)."""
+        """(headline, details)."""
         row = self.row
         if row.status == "lost":
             return f"End what is left of {row.id}?", "Its supervisor is gone. Processes that still carry its name are ended."
@@ -122,7 +122,7 @@ class ConfirmDelete(ModalScreen[bool]):
 
 
 class Difference(ModalScreen[None]):
-    """How the plans of two runs differ, and what both measured last."""
+    """Diff of the plans of two runs, and the last metrics of both."""
 
     BINDINGS: ClassVar = [Binding("escape,d,q,enter", "dismiss", "close")]
 
@@ -223,7 +223,7 @@ class PickMetric(ModalScreen[str | None]):
 
 
 def layout_words(values: Mapping[str, Any]) -> str:
-    """`TP 2, sequence-parallel`: what a layout sets otherwise than one process would have it."""
+    """`TP 2, sequence-parallel`: the options of a layout that differ from those of one process."""
     words = []
     for name, value in values.items():
         plain = name.upper() if len(name) < 4 else name.replace("_", "-")
@@ -240,7 +240,7 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
     BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]
 
     class PresetsFound(Message):
-        """The layouts are known, or why there are none."""
+        """The layouts, or why there are none."""
 
         def __init__(self, layouts: list[dict[str, Any]], problem: str = "") -> None:
             self.layouts, self.problem = layouts, problem

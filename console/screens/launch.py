@@ -51,11 +51,11 @@ class LaunchScreen(ConsoleScreen):
         self.plan: Plan | None = None
         self.revision = 0
         """Number of the form's state; an answer about an older one is dropped."""
-        self.told: FormCheck | None = None
-        """What the disk and the machine said of the current state; None while they are asked."""
+        self.checked: FormCheck | None = None
+        """Result of the checks of disk and machine for the current state; None while they run."""
         self._judged: Verdict | None = None
         self._plan_file: Path | None = None
-        """What was edited and could not be read yet."""
+        """Edited text that could not be parsed yet."""
         self._kept: dict[str, dict[str, str | bool]] = {}
         self._timer: Any = None
         self._wanted: tuple[str, Mapping[str, Any] | None, bool] | None = None
@@ -84,13 +84,13 @@ class LaunchScreen(ConsoleScreen):
 
     @property
     def form(self) -> OptionForm | None:
-        """The form that is shown; None while it is exchanged."""
+        """The form that is shown; None while it is replaced."""
         found = self.query(OptionForm)
         return found.first() if found else None
 
     @property
     def current(self) -> Plan | None:
-        """What the form on screen says; None while it is exchanged for another kind's."""
+        """The values of the form on screen; None while it is replaced by another kind's."""
         return self.plan if self.plan is not None and self.plan.kind == self.kind else None
 
     # the form
@@ -101,7 +101,7 @@ class LaunchScreen(ConsoleScreen):
         self._set_form(kind, values, focus=True)
 
     def _set_form(self, kind: str, values: Mapping[str, Any] | None, focus: bool) -> None:
-        """Exchange the form; while one exchange is under way only the last of those that were asked for follows."""
+        """Replace the form; of requests during a replacement only the last one follows."""
         waiting, self._wanted = self._wanted is not None or self._exchanging, (kind, values, focus)
         if not waiting:
             self._exchange()
@@ -147,7 +147,7 @@ class LaunchScreen(ConsoleScreen):
             return
         self.plan = read_plan(self.kind, form.texts())
         self.revision += 1
-        self.told = None
+        self.checked = None
         self.query_one("#command", Static).update(
             Content("$ " + self.plan.command).stylize("" if self.plan.options is not None else "$muted")
         )
@@ -168,15 +168,15 @@ class LaunchScreen(ConsoleScreen):
     @on(PlanChecked)
     def _checked(self, event: PlanChecked) -> None:
         if event.revision == self.revision:
-            self.told = event.check
+            self.checked = event.check
             self._show(self._note())
 
     def _note(self) -> str:
-        """What is said of a plan without problems."""
-        if self.told is None:
+        """The line for a plan without problems."""
+        if self.checked is None:
             return "looking …"
-        parts = ["every rule holds", self.told.note]
-        estimate = self.told.verdict.estimate if self.told.verdict is not None else None
+        parts = ["every rule holds", self.checked.note]
+        estimate = self.checked.verdict.estimate if self.checked.verdict is not None else None
         if estimate is not None and self.size.width < WIDE:
             parts.append(f"{estimate.peak_gib:g} of {estimate.memory_gib:.4g} GiB")
         return " · ".join(filter(None, parts))
@@ -185,7 +185,7 @@ class LaunchScreen(ConsoleScreen):
     def problems(self) -> tuple[Problem, ...]:
         """Every broken rule that is known of the current state."""
         own = self.plan.problems if self.plan is not None else ()
-        return unique((*own, *(self.told.problems if self.told is not None else ())))
+        return unique((*own, *(self.checked.problems if self.checked is not None else ())))
 
     def _show(self, note: str) -> None:
         form, plan = self.form, self.current
@@ -198,8 +198,8 @@ class LaunchScreen(ConsoleScreen):
         check.update(plan_view.problem_lines(problems, note, form.options, self._key("launch.fix")))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
-        if self.told is not None:
-            self._judged = self.told.verdict  # until then the last answer stays
+        if self.checked is not None:
+            self._judged = self.checked.verdict  # until then the last answer stays
         judged = self._judged if self.kind == "finetune" else None
         estimate = judged.estimate if judged is not None else None
         memory.display = estimate is not None and self.size.width >= WIDE
@@ -250,7 +250,7 @@ class LaunchScreen(ConsoleScreen):
             self.copy(self.current.command, "Command")
 
     def action_fix(self) -> None:
-        """Apply the first remedy of the first problem that has one."""
+        """Apply the fix of the first problem that has one."""
         if self.form is None:
             return
         fix = plan_view.first_fix(self.problems, self.form.options)
@@ -278,7 +278,7 @@ class LaunchScreen(ConsoleScreen):
         self.app.push_screen(PickPreset(PRESETS[self.kind], ask), chosen)
 
     def _plan_target(self) -> Path:
-        """A file that nothing stands on yet."""
+        """A file name that is not taken."""
         folder = self.app.workspace_folder or Path.cwd()
         return Path(free_path(folder / f"{self.kind}-plan.yaml"))
 

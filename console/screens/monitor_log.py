@@ -121,7 +121,7 @@ class MonitorLog(ConsoleScreen):
         self.query_one("#find").display = False
         self.call_after_refresh(self._log_state)
 
-    # what went wrong
+    # why it failed
 
     def _explain(self) -> None:
         """Show why a run failed, and what to try, above its log."""

@@ -56,7 +56,7 @@ class RunsScreen(ConsoleScreen):
         self._describe()
 
     def _nothing(self, snapshot: Snapshot) -> Content:
-        """What is said in place of an empty table: why, and what to do next."""
+        """Text in place of an empty table: why it is empty, and what to do next."""
         if snapshot.error:
             return Content("✗ " + one_line(snapshot.error)).stylize("$text-error")
         if snapshot.rows:
@@ -243,7 +243,7 @@ class RunsScreen(ConsoleScreen):
             self.app.push_screen(ConfirmDelete(rows), lambda sure: self.app.delete_runs(rows) if sure else None)
 
     def action_leave(self) -> None:
-        """Out of the filter; once out the marks go, then the filter."""
+        """Leave the filter; pressed again, clear the marks, then the filter."""
         field, table = self.query_one("#filter", Input), self.query_one(RunList)
         if field.has_focus and self.rows:
             table.focus()

@@ -50,13 +50,13 @@ KEY_WIDTH = 5
 
 
 class Choices(OptionList):
-    """What can be done; enter and the mouse choose."""
+    """The list of actions; enter and the mouse choose."""
 
     HELP = "↑↓ choose, enter does it; each line's key does it too"
 
 
 class WelcomeScreen(ConsoleScreen):
-    """Lies over the other screens; their keys lead out of it."""
+    """Shown over the other screens; their keys leave it."""
 
     MODE = "welcome"
     BINDINGS = bindings_of("welcome")
@@ -297,7 +297,7 @@ class WelcomeScreen(ConsoleScreen):
                 self.post_message(ThreadAnswer("progress", last))
             if process.wait():
                 why = last.removeprefix("qwen3vl: ") or f"exit code {process.returncode}"
-                self.post_message(WorkFailed(f"the demo's workspace was not made: {why}"))
+                self.post_message(WorkFailed(f"the demo's workspace was not created: {why}"))
             else:
                 self.post_message(ThreadAnswer("workspace", folder))
 

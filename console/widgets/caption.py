@@ -13,7 +13,7 @@ ONLY_FIRST = "$text-error strike"
 """Words that only the first caption has; struck through, so that no colour is needed to see it."""
 ONLY_SECOND = "$text-success bold underline"
 NEUTRAL = "underline"
-"""Both in a blind comparison: it must not tell which model is which."""
+"""Both styles in a blind comparison: they must not identify the models."""
 
 
 def _shown(text: str) -> str:

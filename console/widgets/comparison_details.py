@@ -1,4 +1,4 @@
-"""What stands beside the picture of a comparison: which models, how they were asked, what was counted, the captions. No screen."""
+"""Text beside the picture of a comparison: models, prompt and sampling, scores, captions. No screen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import ITERATION
 
 LABEL = 12
-"""Columns of what is counted, before the models' figures."""
+"""Columns of the scores' names, before the models' values."""
 
 
 def status(row: RunRow) -> Content:
@@ -50,7 +50,7 @@ def sampling_words(sampling: dict[str, Any]) -> str:
 
 
 def model_path(path: str, width: int) -> str:
-    """The end of a path, which says more than its beginning."""
+    """The end of a path, its most specific part."""
     text = printable(path)
     parts = Path(text).parts
     short = "/".join(parts[-3:] if parts[-1:] and parts[-1].startswith(ITERATION) else parts[-2:])
@@ -58,7 +58,7 @@ def model_path(path: str, width: int) -> str:
 
 
 def _figures(scores: Scores) -> list[tuple[str, list[str], bool | None]]:
-    """(what, value of each model, whether more is better)."""
+    """(name, value of each model, whether higher is better)."""
 
     def values(name: str, form: str) -> list[str]:
         found = [getattr(model, name) for model in scores.models.values()]
@@ -78,7 +78,7 @@ def _figures(scores: Scores) -> list[tuple[str, list[str], bool | None]]:
 
 
 def table(view: CompareView, width: int) -> list[Content]:
-    """Scores and votes, a column a model; the best figure of a row is bold."""
+    """Scores and votes, a column a model; the best value of a row is bold."""
     names = list(view.names)
     column = max(6, min(max(map(len, names), default=6), (width - LABEL) // max(len(names), 1) - 1))
     cells = [f" {name if len(name) <= column else '…' + name[1 - column :]:>{column}}" for name in names]
@@ -103,7 +103,7 @@ def table(view: CompareView, width: int) -> list[Content]:
 
 
 def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, blind: bool, short: bool) -> Content:
-    """All of it, a line a row. blind: nothing that tells the models apart. short: what matters most, for a few rows."""
+    """All details, one line a row. blind: without anything that identifies a model. short: the most important, in a few rows."""
     lines: list[Content] = []
     if row is not None:
         lines.append(status(row))

@@ -24,7 +24,7 @@ from console.widgets.braille import rasterize
 from qwen3vl_core.formats import number
 
 FADE = 0.55
-"""How far a raw line under its average goes towards the background."""
+"""Blend of a raw line under its average towards the background, 0 to 1."""
 LONG = 1 << 15
 """Points from which bounds of blocks are kept."""
 NARROWEST = 4
@@ -47,9 +47,9 @@ class Curve(Widget, can_focus=True):
         self.lines: list[CurveLine] = []
         self.title = ""
         self.note = ""
-        """A few words beside the title: how it is drawn."""
+        """Text beside the title: axis and smoothing."""
         self.empty = ""
-        """What is said instead of a curve without points."""
+        """Text in place of a curve without points."""
         self.log_y = False
         self.view: tuple[float, float] | None = None
         """Steps in view; None: all of them, also those that come."""
@@ -314,7 +314,7 @@ class Curve(Widget, can_focus=True):
         return [rule, Strip([Segment(below, text)], gutter + columns)]
 
     def _rule(self, line: str, x0: float, x1: float, columns: int, axis: Style) -> list[Segment]:
-        """The axis with the marks on it; problems lie over what is planned."""
+        """The axis with the marks on it; problems are drawn over planned events."""
         placed: dict[int, tuple[str, str]] = {}
         for mark in self.marks:
             if x0 <= mark.step <= x1:

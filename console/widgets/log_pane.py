@@ -43,14 +43,14 @@ class LogPane(ScrollView, can_focus=True):
         """Following or the matches have changed."""
 
     class AllAsked(Message):
-        """The top was asked for, and what is shown is only the log's end."""
+        """The user went to the top, and only the log's end is shown."""
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.shown = LogView()
         self.lines: Sequence[str] = []
         self.all: WholeLog | None = None
-        """The whole log, while it is that which is shown."""
+        """The whole log, while it is shown."""
         self.follow = True
         self.needle = ""
         self.hits: list[int] = []
@@ -119,7 +119,7 @@ class LogPane(ScrollView, can_focus=True):
         super().action_scroll_end()
 
     def clear(self, empty: str = "") -> None:
-        """Forget what is shown, before another run's log."""
+        """Clear the pane, before another run's log."""
         self.all = None
         self.empty, self.follow, self.hit = empty, True, 0
         self.show(LogView(resets=self.shown.resets + 1))
@@ -153,7 +153,7 @@ class LogPane(ScrollView, can_focus=True):
     # find
 
     def find(self, needle: str) -> None:
-        """Mark every line that is shown and holds the text, whatever its case, and go to the last one."""
+        """Highlight every shown line with the text, ignoring case, and go to the last one."""
         if self.all is not None and not needle:
             self._drop_all()
         self.needle = needle

@@ -39,7 +39,7 @@ class PathSuggester(Suggester):
         self._found: dict[str, list[str]] = {}
 
     def found(self, value: str) -> list[str]:
-        """Everything that would fit this text."""
+        """All completions of this text."""
         return self._found.get(value, [])
 
     async def get_suggestion(self, value: str) -> str | None:
@@ -55,7 +55,7 @@ class PathSuggester(Suggester):
 
 
 class PathField(Input):
-    """An Input in which tab takes what is offered, as in a shell; without an offer it goes to the next field."""
+    """An Input in which tab accepts the completion, as in a shell; without one it goes to the next field."""
 
     BINDINGS: ClassVar = [Binding("tab", "take_or_next", show=False)]
 
@@ -97,10 +97,10 @@ class OptionForm(VerticalScroll):
     ]
 
     class Edited(Message):
-        """A field holds something else now."""
+        """A field's value has changed."""
 
     class Explained(Message):
-        """Another field has the focus."""
+        """The focus moved to another field."""
 
         def __init__(self, text: str) -> None:
             self.text = text
@@ -203,7 +203,7 @@ class OptionForm(VerticalScroll):
         return self._texts[name] != text_of(option, option.default)
 
     def _flag(self, name: str) -> str:
-        """The name before a field, marked when it holds something else than the default."""
+        """The name before a field, marked when its value is not the default."""
         return ("• " if self._changed(name) else "  ") + self.options[name].flag.removeprefix("--")
 
     def _set(self, widget: Widget, value: str | bool) -> None:

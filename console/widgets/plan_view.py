@@ -1,4 +1,4 @@
-"""What a plan means, beside its form: size and layout, problems with their fixes, memory, time. No state."""
+"""A plan beside its form: size and layout, problems with their fixes, memory, time. No state."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def glance(options: Any, verdict: Verdict | None) -> Content:
 
 
 def problem_lines(problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
-    """Every broken rule with its fix; or the note that it can start."""
+    """Every problem with its fix; or the note that it can start."""
     if not problems:
         return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
     lines = []

@@ -24,7 +24,7 @@ ROOMY = 28
 """Columns from which the panel has room for a bar."""
 EVENTS = 6
 LITTLE_SHARE, LARGE_SHARE = 0.02, 0.1
-"""Of a step: a wait below the one is not shown, above the other it is a warning."""
+"""Shares of a step: a data wait below the first is not shown, above the second it is a warning."""
 
 
 def _bar(share: float) -> Content:

@@ -1,4 +1,4 @@
-"""Captions that a run wrote of the same pictures as it learned: how they change, step by step."""
+"""Captions of the same pictures at several steps of a finetune: how they change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 12
 
 
 class SamplePane(VerticalScroll, can_focus=True):
-    """Shows stories: for each picture its captions over the steps, with what is new in each."""
+    """Shows for each picture its captions over the steps, with the words that are new in each."""
 
     HELP = "Captions of --sample-images over the steps. Words that were not in the caption before are underlined."
     BINDINGS: ClassVar = [
@@ -39,7 +39,7 @@ class SamplePane(VerticalScroll, can_focus=True):
         yield Static(id="stories")
 
     def show(self, stories: tuple[CaptionHistory, ...]) -> None:
-        """Show these; nothing is done when they are those already shown."""
+        """Show these captions, unless they are shown already."""
         if stories == self._shown:
             return
         self._shown = stories

@@ -147,7 +147,7 @@ def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(st
     launcher.start_button.click()
     launcher.start_button.click()
     (run,) = store.list()
-    assert launcher.run == run and "runs already" in launcher.message.value
+    assert launcher.run == run and "is running already" in launcher.message.value
     assert launcher.start() == run
     launch.stop(run)
     assert launch.wait(run, 240) == "stopped"

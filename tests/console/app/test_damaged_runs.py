@@ -159,9 +159,9 @@ def test_a_full_disk_is_one_line_wherever_something_is_written(store, tmp_path, 
         app.screen.query_one("Tabs").active = "kind-prepare"
         await until(pilot, lambda: app.screen.kind == "prepare" and app.screen.form is not None)
         app.screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data")})
-        await until(pilot, lambda: app.screen.told is not None)
+        await until(pilot, lambda: app.screen.checked is not None)
         await press(pilot, "ctrl+g")
-        await until(pilot, lambda: "the run was not made" in said(app))
+        await until(pilot, lambda: "the run was not created" in said(app))
         assert [run.id for run in store.store.list()] == [live.id]
 
     driven(scene, store.app(), LARGE)

@@ -36,7 +36,7 @@ TALL = (112, 64)
 
 
 @dataclass(frozen=True)
-class Deed:
+class Case:
     """What an action changes, and what has to stand before it and is done after it."""
 
     seen: Callable[[Any], Any]
@@ -55,21 +55,21 @@ def dialog(app) -> str:
     return type(app.screen).__name__
 
 
-def opens(name: str, before=None) -> Deed:
+def opens(name: str, before=None) -> Case:
     """A dialog, left by escape."""
-    return Deed(dialog, before, ("escape",), wanted=name)
+    return Case(dialog, before, ("escape",), wanted=name)
 
 
-def shows(mode: str, other: str = "runs") -> Deed:
+def shows(mode: str, other: str = "runs") -> Case:
     def leave(app):
         app.action_show_screen(other)
 
-    return Deed(lambda app: app.current_mode, leave, leave, wanted=mode)
+    return Case(lambda app: app.current_mode, leave, leave, wanted=mode)
 
 
-def copies(what: Callable[[Any], str]) -> Deed:
+def copies(what: Callable[[Any], str]) -> Case:
     """Copies this, and nothing else."""
-    return Deed(lambda app: app.clipboard == what(app), lambda app: app.copy_to_clipboard(""), wanted=True)
+    return Case(lambda app: app.clipboard == what(app), lambda app: app.copy_to_clipboard(""), wanted=True)
 
 
 def texts(app) -> dict:
@@ -121,29 +121,29 @@ async def work(pilot, does: Callable[[Any], Any] | tuple[str, ...] | None) -> No
         await looked(pilot)
 
 
-async def every(pilot, scope: str, deeds: dict[str, Deed]) -> None:
+async def every(pilot, scope: str, cases: dict[str, Case]) -> None:
     app = pilot.app
-    assert set(deeds) == {action.id for action in actions_of(scope)}, "each action has its deed here"
+    assert set(cases) == {action.id for action in actions_of(scope)}, "each action has its case here"
     for action in actions_of(scope):
-        deed = deeds[action.id]
+        expected = cases[action.id]
         for way in (*action.key.split(","), "mouse"):
-            await work(pilot, deed.before)
+            await work(pilot, expected.before)
             app.clear_notifications()
             await pilot.pause()
-            before = deed.seen(app)
-            told = f"{action.id} by {way}"
-            assert deed.wanted is None or before != deed.wanted, f"{told}: was so before"
+            before = expected.seen(app)
+            context = f"{action.id} by {way}"
+            assert expected.wanted is None or before != expected.wanted, f"{context}: was so before"
             if way != "mouse":
                 await pilot.press(way)
-            elif deed.on_bar:
+            elif expected.on_bar:
                 await bar_clicked(pilot, action)
             else:
                 await line_clicked(pilot, action)
-            if deed.sure:
-                await until(pilot, lambda: app.screen.query("#yes"), told)
+            if expected.sure:
+                await until(pilot, lambda: app.screen.query("#yes"), context)
                 await (pilot.click("#yes") if way == "mouse" else pilot.press("y"))
-            await until(pilot, lambda d=deed, b=before: d.seen(app) == d.wanted if d.wanted is not None else d.seen(app) != b, told)
-            await work(pilot, deed.after)
+            await until(pilot, lambda d=expected, b=before: d.seen(app) == d.wanted if d.wanted is not None else d.seen(app) != b, context)
+            await work(pilot, expected.after)
 
 
 @pytest.fixture
@@ -166,17 +166,17 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
     async def scene(pilot):
         await until(pilot, lambda: len(pilot.app.screen.rows) == 1)
         await every(pilot, "app", {
-            "app.runs": Deed(lambda app: app.current_mode, lambda app: app.action_show_screen("monitor"), wanted="runs"),
+            "app.runs": Case(lambda app: app.current_mode, lambda app: app.action_show_screen("monitor"), wanted="runs"),
             "app.launch": shows("launch"), "app.monitor": shows("monitor"), "app.compare": shows("compare"),
-            "app.start_page": Deed(lambda app: app.screen.id, after=("escape",), wanted="welcome"),
+            "app.start_page": Case(lambda app: app.screen.id, after=("escape",), wanted="welcome"),
             "app.doctor": opens("DoctorScreen"), "app.help": opens("KeysHelp"), "app.palette": opens("CommandPalette"),
-            "app.theme": Deed(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
+            "app.theme": Case(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
             "app.themes": opens("CommandPalette"),
-            "app.settings": Deed(lambda app: editor()),
-            "app.subcommand": Deed(lambda app: app.clipboard,
+            "app.settings": Case(lambda app: editor()),
+            "app.subcommand": Case(lambda app: app.clipboard,
                                    lambda app: (app.remember_command("runs", "show", "1"), app.copy_to_clipboard("")),
                                    wanted=f"qwen3vl runs show 1 --runs {store.root}"),
-            "app.quit": Deed(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
+            "app.quit": Case(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
         })  # fmt: skip
 
     # leaving ends the app: here it only notes that it was asked to
@@ -206,21 +206,21 @@ def test_first_page(store, tmp_path, monkeypatch):
         app.demo_folder = tmp_path / "taken"
         app.action_start_page()
         await looked(pilot)
-        deeds = {
-            "welcome.demo": Deed(lambda app: "was not made" in text_of(app), after=("escape",), wanted=True),
-            "welcome.model": Deed(lambda app: app.screen.asking, after=("escape",), wanted="model"),
-            "welcome.download": Deed(
+        cases = {
+            "welcome.demo": Case(lambda app: "was not created" in text_of(app), after=("escape",), wanted=True),
+            "welcome.model": Case(lambda app: app.screen.asking, after=("escape",), wanted="model"),
+            "welcome.download": Case(
                 lambda app: app.current_mode == "launch" and getattr(app.screen, "kind", None),
                 after=lambda app: app.action_start_page(),
                 wanted="download",
             ),
-            "welcome.recipe": Deed(lambda app: app.screen.asking, after=("escape",), wanted="recipe"),
+            "welcome.recipe": Case(lambda app: app.screen.asking, after=("escape",), wanted="recipe"),
             "welcome.doctor": opens("DoctorScreen"),
-            "welcome.leave": Deed(lambda app: app.screen.id, after=lambda app: app.action_start_page(), wanted="_default"),
+            "welcome.leave": Case(lambda app: app.screen.id, after=lambda app: app.action_start_page(), wanted="_default"),
         }
         monkeypatch.setattr(f"{__name__}.actions_of", lambda scope: [a for a in ACTIONS if a.screen == scope and a.id != "welcome.all"])
-        deeds["welcome.leave"] = Deed(lambda app: app.screen.id == "welcome", after=lambda app: app.action_start_page())
-        await every(pilot, "welcome", deeds)
+        cases["welcome.leave"] = Case(lambda app: app.screen.id == "welcome", after=lambda app: app.action_start_page())
+        await every(pilot, "welcome", cases)
 
     driven(scene, store.app(), TALL)
 
@@ -339,26 +339,26 @@ def test_runs(store):
         app = pilot.app
         await until(pilot, lambda: len(app.screen.rows) == 3)
         marks = {live.id: None, "0002-other": None}
-        deeds = {
-            "runs.open": Deed(lambda app: (app.current_mode, getattr(app.screen, "run_id", None)), after=home, wanted=("monitor", live.id)),
-            "runs.mark": Deed(lambda app: list(app.screen.marked), after=("escape", "home"), wanted=[live.id]),
-            "runs.new": Deed(lambda app: app.current_mode, after=home, wanted="launch"),
-            "runs.clone": Deed(lambda app: app.current_mode == "launch" and texts(app).get("name"), after=home, wanted="live"),
-            "runs.stop": Deed(lambda app: live.status, again, sure=True, wanted="stopped"),
-            "runs.resume": Deed(lambda app: live.alive, stopped, wanted=True),
+        cases = {
+            "runs.open": Case(lambda app: (app.current_mode, getattr(app.screen, "run_id", None)), after=home, wanted=("monitor", live.id)),
+            "runs.mark": Case(lambda app: list(app.screen.marked), after=("escape", "home"), wanted=[live.id]),
+            "runs.new": Case(lambda app: app.current_mode, after=home, wanted="launch"),
+            "runs.clone": Case(lambda app: app.current_mode == "launch" and texts(app).get("name"), after=home, wanted="live"),
+            "runs.stop": Case(lambda app: live.status, again, sure=True, wanted="stopped"),
+            "runs.resume": Case(lambda app: live.alive, stopped, wanted=True),
             "runs.difference": opens("Difference", lambda app: setattr(app.screen, "marked", dict(marks))),
             "runs.copy": copies(lambda app: app.screen.chosen.command),
-            "runs.filter": Deed(lambda app: app.focused.id, after=("escape",), wanted="filter"),
-            "runs.sort": Deed(lambda app: app.screen.order, after=lambda app: setattr(app.screen, "order", "newest"), wanted="name"),
-            "runs.reverse": Deed(lambda app: [row.id for row in app.screen.rows], after=("S",)),
-            "runs.tensorboard": Deed(lambda app: app.clipboard.startswith("http://127.0.0.1:"),
+            "runs.filter": Case(lambda app: app.focused.id, after=("escape",), wanted="filter"),
+            "runs.sort": Case(lambda app: app.screen.order, after=lambda app: setattr(app.screen, "order", "newest"), wanted="name"),
+            "runs.reverse": Case(lambda app: [row.id for row in app.screen.rows], after=("S",)),
+            "runs.tensorboard": Case(lambda app: app.clipboard.startswith("http://127.0.0.1:"),
                                      lambda app: (app.copy_to_clipboard(""), setattr(app.screen, "marked", {"0001-older": None})),
                                      ("escape",), wanted=True),
-            "runs.delete": Deed(lambda app: sum(run.name == "spare" for run in store.store.list()), spare, ("escape", "home"), sure=True,
+            "runs.delete": Case(lambda app: sum(run.name == "spare" for run in store.store.list()), spare, ("escape", "home"), sure=True,
                                 wanted=0),
-            "runs.leave": Deed(lambda app: list(app.screen.marked), lambda app: setattr(app.screen, "marked", dict(marks)), wanted=[]),
+            "runs.leave": Case(lambda app: list(app.screen.marked), lambda app: setattr(app.screen, "marked", dict(marks)), wanted=[]),
         }  # fmt: skip
-        await every(pilot, "runs", deeds)
+        await every(pilot, "runs", cases)
 
     driven(scene, store.app(), TALL)
 
@@ -383,7 +383,7 @@ def test_launch(store, tmp_path, editor):
             screen.query_one(Tabs).active = "kind-prepare"
             await until(pilot, lambda: screen.kind == "prepare" and screen.form is not None and screen.plan.kind == "prepare")
             screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / f"data-{len(store.store.list())}")})
-            await until(pilot, lambda: screen.told is not None and not screen.problems)
+            await until(pilot, lambda: screen.checked is not None and not screen.problems)
 
         async def finetune(app, **values):
             tabs(app)
@@ -391,7 +391,7 @@ def test_launch(store, tmp_path, editor):
             await until(pilot, lambda: screen.kind == "finetune" and screen.form is not None and screen.plan.kind == "finetune")
             screen.form.reset()
             screen.form.fill(values)
-            await until(pilot, lambda: screen.told is not None)
+            await until(pilot, lambda: screen.checked is not None)
 
         def started(app):
             return len(store.store.list())
@@ -405,16 +405,16 @@ def test_launch(store, tmp_path, editor):
             return texts(app).get("lr")
 
         await every(pilot, "launch", {
-            "launch.start": Deed(started, prepare, back), "launch.start_short": Deed(started, prepare, back),
-            "launch.fix": Deed(lambda app: texts(app).get("lr_warmup_iters"),
+            "launch.start": Case(started, prepare, back), "launch.start_short": Case(started, prepare, back),
+            "launch.fix": Case(lambda app: texts(app).get("lr_warmup_iters"),
                                lambda app: finetune(app, train_iters=10, lr_warmup_iters=20)),
             "launch.preset": opens("PickPreset", lambda app: finetune(app)),
             "launch.copy": copies(lambda app: app.screen.plan.command),
-            "launch.edit": Deed(lambda app: editor()),
-            "launch.save": Deed(lambda app: len(list(tmp_path.glob("finetune-plan*.yaml")))),
-            "launch.next_kind": Deed(lambda app: app.screen.kind),
-            "launch.defaults": Deed(lr, lambda app: finetune(app, lr=3e-4), wanted="1e-05"),
-            "launch.leave": Deed(lambda app: type(app.focused).__name__, lambda app: app.screen.form.focus_first(), wanted="Tabs",
+            "launch.edit": Case(lambda app: editor()),
+            "launch.save": Case(lambda app: len(list(tmp_path.glob("finetune-plan*.yaml")))),
+            "launch.next_kind": Case(lambda app: app.screen.kind),
+            "launch.defaults": Case(lr, lambda app: finetune(app, lr=3e-4), wanted="1e-05"),
+            "launch.leave": Case(lambda app: type(app.focused).__name__, lambda app: app.screen.form.focus_first(), wanted="Tabs",
                                  on_bar=True),
         })  # fmt: skip
         assert {run.kind for run in store.store.list()} == {"prepare"}
@@ -452,9 +452,9 @@ def test_monitor(store):
             curve(app).focus()
             await looked(pilot)
 
-        def looks(seen, before=None, wanted=None) -> Deed:
+        def looks(seen, before=None, wanted=None) -> Case:
             """Of the curve; it shows the whole run again afterwards."""
-            return Deed(seen, before, ("r", "escape"), wanted=wanted)
+            return Case(seen, before, ("r", "escape"), wanted=wanted)
 
         def found(app):
             log(app).find("step")
@@ -472,35 +472,35 @@ def test_monitor(store):
         zoomed = ("plus", "plus")
         await watch(live.id)
         await every(pilot, "monitor", {
-            "monitor.metric": Deed(lambda app: app.screen.metric, after=lambda app: app.screen._set_metric("loss")),
+            "monitor.metric": Case(lambda app: app.screen.metric, after=lambda app: app.screen._set_metric("loss")),
             "monitor.metrics": opens("PickMetric"),
             "monitor.zoom_in": looks(lambda app: curve(app).view is not None, wanted=True),
             "monitor.zoom_out": looks(lambda app: curve(app).view is None, zoomed[:1], wanted=True),
             "monitor.pan_left": looks(lambda app: curve(app).shown, zoomed),
             "monitor.pan_right": looks(lambda app: curve(app).shown, (*zoomed, "left", "left")),
-            "monitor.reset": Deed(lambda app: curve(app).view, zoomed),
+            "monitor.reset": Case(lambda app: curve(app).view, zoomed),
             "monitor.cross_left": looks(lambda app: curve(app).crosshair),
             "monitor.cross_right": looks(lambda app: curve(app).crosshair, ("shift+left",) * 6),
             "monitor.event": looks(lambda app: curve(app).crosshair, wanted=20.0),
             "monitor.event_back": looks(lambda app: curve(app).crosshair, wanted=60.0),
-            "monitor.log_y": Deed(lambda app: curve(app).log_y),
-            "monitor.smooth": Deed(lambda app: app.screen.weight),
+            "monitor.log_y": Case(lambda app: curve(app).log_y),
+            "monitor.smooth": Case(lambda app: app.screen.weight),
             "monitor.overlay": opens("PickRuns"),
-            "monitor.captions": Deed(lambda app: app.screen.has_class("-captions")),
-            "monitor.maximize": Deed(lambda app: app.screen.has_class("-curve-only"), lambda app: curve(app).focus(), ("z",), wanted=True),
-            "monitor.follow": Deed(lambda app: log(app).follow),
-            "monitor.find": Deed(lambda app: app.focused.id == "find", after=("escape",), wanted=True),
-            "monitor.find_next": Deed(hit, found), "monitor.find_back": Deed(hit, found),
-            "monitor.trouble": Deed(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,
+            "monitor.captions": Case(lambda app: app.screen.has_class("-captions")),
+            "monitor.maximize": Case(lambda app: app.screen.has_class("-curve-only"), lambda app: curve(app).focus(), ("z",), wanted=True),
+            "monitor.follow": Case(lambda app: log(app).follow),
+            "monitor.find": Case(lambda app: app.focused.id == "find", after=("escape",), wanted=True),
+            "monitor.find_next": Case(hit, found), "monitor.find_back": Case(hit, found),
+            "monitor.trouble": Case(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,
                                     wanted="torch.OutOfMemoryError: CUDA out of memory"),
-            "monitor.save": Deed(lambda app: live.log.read_text().count("asked"), listens),
-            "monitor.stop": Deed(lambda app: live.status, again, again, sure=True, wanted="stopped"),
-            "monitor.resume": Deed(lambda app: live.alive, stopped, wanted=True),
-            "monitor.newer": Deed(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),
-            "monitor.older": Deed(lambda app: app.screen.run_id, after=on_live, wanted=broken.id),
-            "monitor.tensorboard": Deed(lambda app: app.clipboard.startswith("http://127.0.0.1:"), board, on_live, wanted=True),
+            "monitor.save": Case(lambda app: live.log.read_text().count("asked"), listens),
+            "monitor.stop": Case(lambda app: live.status, again, again, sure=True, wanted="stopped"),
+            "monitor.resume": Case(lambda app: live.alive, stopped, wanted=True),
+            "monitor.newer": Case(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),
+            "monitor.older": Case(lambda app: app.screen.run_id, after=on_live, wanted=broken.id),
+            "monitor.tensorboard": Case(lambda app: app.clipboard.startswith("http://127.0.0.1:"), board, on_live, wanted=True),
             "monitor.copy": copies(lambda app: app.screen.row.command),
-            "monitor.leave": Deed(lambda app: curve(app).crosshair, ("shift+left",)),
+            "monitor.leave": Case(lambda app: curve(app).crosshair, ("shift+left",)),
         })  # fmt: skip
 
     async def board(app):
@@ -550,29 +550,29 @@ def test_compare(store, tmp_path):
         await home(app)
         picture = lambda app: app.screen.index  # noqa: E731
         await every(pilot, "compare", {
-            "compare.before": Deed(picture, after=home, wanted=2), "compare.after": Deed(picture, after=home, wanted=1),
-            "compare.form": Deed(asks, after=home, wanted=True),
-            "compare.vote_left": Deed(lambda app: choices(app).get(str(pictures[0])), after=("left_square_bracket",), wanted="base"),
-            "compare.vote_right": Deed(lambda app: choices(app).get(str(pictures[0])), after=("right_square_bracket",), wanted="tuned"),
-            "compare.vote": Deed(lambda app: choices(app).get(str(pictures[0])), lambda app: app.screen.query(CaptionBox).last().focus(),
+            "compare.before": Case(picture, after=home, wanted=2), "compare.after": Case(picture, after=home, wanted=1),
+            "compare.form": Case(asks, after=home, wanted=True),
+            "compare.vote_left": Case(lambda app: choices(app).get(str(pictures[0])), after=("left_square_bracket",), wanted="base"),
+            "compare.vote_right": Case(lambda app: choices(app).get(str(pictures[0])), after=("right_square_bracket",), wanted="tuned"),
+            "compare.vote": Case(lambda app: choices(app).get(str(pictures[0])), lambda app: app.screen.query(CaptionBox).last().focus(),
                                  ("right_square_bracket",), wanted="tuned"),
-            "compare.same": Deed(lambda app: choices(app).get(str(pictures[0])), after=("equals_sign",), wanted="same"),
-            "compare.blind": Deed(lambda app: bool(app.screen.blind)),
-            "compare.reveal": Deed(lambda app: app.screen.hidden, ("b",), ("b",), wanted=False),
-            "compare.words": Deed(lambda app: app.screen.marked),
-            "compare.models": Deed(dialog, None, ("escape",), wanted="PickModels"),
-            "compare.report": Deed(lambda app: (run.path / "captions.html").exists(),
+            "compare.same": Case(lambda app: choices(app).get(str(pictures[0])), after=("equals_sign",), wanted="same"),
+            "compare.blind": Case(lambda app: bool(app.screen.blind)),
+            "compare.reveal": Case(lambda app: app.screen.hidden, ("b",), ("b",), wanted=False),
+            "compare.words": Case(lambda app: app.screen.marked),
+            "compare.models": Case(dialog, None, ("escape",), wanted="PickModels"),
+            "compare.report": Case(lambda app: (run.path / "captions.html").exists(),
                                    lambda app: (run.path / "captions.html").unlink(missing_ok=True), wanted=True),
             "compare.full": opens("FullPicture"),
-            "compare.unvoted": Deed(picture, after=home, wanted=1),
-            "compare.another_seed": Deed(lambda app: app.screen.run_id, after=home),
-            "compare.older": Deed(lambda app: app.screen.run_id, after=home, wanted=older.id),
-            "compare.newer": Deed(lambda app: app.screen.run_id, lambda app: show(older), home, wanted=run.id),
-            "compare.first": Deed(picture, ("right",), home, wanted=0), "compare.last": Deed(picture, after=home, wanted=2),
-            "compare.start": Deed(asks, after=home, wanted=True), "compare.start_field": Deed(asks, after=home, wanted=True),
+            "compare.unvoted": Case(picture, after=home, wanted=1),
+            "compare.another_seed": Case(lambda app: app.screen.run_id, after=home),
+            "compare.older": Case(lambda app: app.screen.run_id, after=home, wanted=older.id),
+            "compare.newer": Case(lambda app: app.screen.run_id, lambda app: show(older), home, wanted=run.id),
+            "compare.first": Case(picture, ("right",), home, wanted=0), "compare.last": Case(picture, after=home, wanted=2),
+            "compare.start": Case(asks, after=home, wanted=True), "compare.start_field": Case(asks, after=home, wanted=True),
             "compare.copy": copies(lambda app: app.screen.row.command),
-            "compare.stop": Deed(lambda app: live.status, lambda app: (again(app), show(live))[1], home, sure=True, wanted="stopped"),
-            "compare.leave": Deed(asks, ("t",), home, wanted=False, on_bar=True),
+            "compare.stop": Case(lambda app: live.status, lambda app: (again(app), show(live))[1], home, sure=True, wanted="stopped"),
+            "compare.leave": Case(asks, ("t",), home, wanted=False, on_bar=True),
         })  # fmt: skip
 
     driven(scene, store.app(), TALL)

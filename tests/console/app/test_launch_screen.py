@@ -48,9 +48,9 @@ def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
     driven(scene, store.app(), size, theme)
 
 
-def told(screen) -> str:
-    """The first broken rule that disk or machine told."""
-    return str(screen.told.problems[0]) if screen.told is not None and screen.told.problems else ""
+def checked(screen) -> str:
+    """The first problem that the checks of disk and machine found."""
+    return str(screen.checked.problems[0]) if screen.checked is not None and screen.checked.problems else ""
 
 
 def wrong(text: str) -> FormCheck:
@@ -61,8 +61,8 @@ def test_the_command_and_the_rule_follow_every_key(store, tmp_path):
     async def scene(pilot):
         screen = await at_launch(pilot)
         screen.form.fill({"load": str(tmp_path), "train_data": str(tmp_path)})
-        await until(pilot, lambda: told(screen))
-        assert "no config.json in it" in told(screen) and "✗" in text_of(pilot.app)
+        await until(pilot, lambda: checked(screen))
+        assert "no config.json in it" in checked(screen) and "✗" in text_of(pilot.app)
         screen.form.query_one("#o-lr").focus()
         await press(pilot, "end", "0", "0", "g", "y")
         assert screen.plan.problem == "--lr 1e-0500gy: must be a number"
@@ -208,13 +208,13 @@ def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypat
         screen = await at_launch(pilot)
         await choose(pilot, "convert")
         screen.form.fill({"source": "old", "target": "t"})
-        await until(pilot, lambda: told(screen) == "old is wrong")
+        await until(pilot, lambda: checked(screen) == "old is wrong")
         screen.form.fill({"source": "new"})
         assert screen.query_one(OptionForm) is screen.form
-        await until(pilot, lambda: told(screen) == "new is wrong")
+        await until(pilot, lambda: checked(screen) == "new is wrong")
         screen.post_message(PlanChecked(screen.revision - 1, wrong("stale")))
         await looked(pilot)
-        assert told(screen) == "new is wrong"
+        assert checked(screen) == "new is wrong"
 
     driven(scene, store.app())
 

@@ -219,7 +219,7 @@ def test_a_clone_changed_and_started_is_remembered_as_a_command(store, tmp_path,
         screen.query_one("Tabs").active = "kind-prepare"
         await until(pilot, lambda: screen.kind == "prepare" and screen.form is not None and screen.plan.kind == "prepare")
         screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data")})
-        await until(pilot, lambda: screen.told is not None)
+        await until(pilot, lambda: screen.checked is not None)
         await press(pilot, "ctrl+g")
         await until(pilot, lambda: app.current_mode == "monitor")
         words = f"qwen3vl prepare {tmp_path}/captions.json --to {tmp_path}/data --detach --runs {store.root}"

@@ -97,7 +97,7 @@ def test_what_is_no_model_is_said_in_one_line_with_the_way_out(tmp_path):
     with pytest.raises(RequestError, match="there is one in inner"):
         open_model(str(tmp_path / "outer"))
     (tmp_path / "outer" / "inner" / "model.safetensors").unlink()
-    with pytest.raises(RequestError, match="the download is not whole"):
+    with pytest.raises(RequestError, match="the download is incomplete"):
         open_model(str(tmp_path / "outer" / "inner"))
     (tmp_path / "outer" / "inner" / "latest_checkpointed_iteration.txt").write_text("7")
     opened = open_model(f"'{tmp_path / 'outer' / 'inner'}'")
@@ -146,7 +146,7 @@ def test_a_workspace_that_cannot_be_made_is_said(store, tmp_path):
     async def scene(pilot):
         pilot.app.demo_folder = tmp_path / "taken"
         await press(pilot, "d")
-        await until(pilot, lambda: "✗ the demo's workspace was not made" in text_of(pilot.app))
+        await until(pilot, lambda: "✗ the demo's workspace was not created" in text_of(pilot.app))
 
     driven(scene, greeted(store), LARGE)
 

@@ -53,7 +53,7 @@ def test_a_run_is_found_by_number_id_beginning_and_name(store):
     assert store.get("prepare") == first
     with pytest.raises(RequestError, match=r"run 7: no such run in .*; there are 0002-long-try, 0001-prepare"):
         store.get(7)
-    with pytest.raises(RequestError, match=r"run 000: there are 2 of that name, 0002-long-try, 0001-prepare; say which by its number"):
+    with pytest.raises(RequestError, match=r"run 000: 2 runs match, 0002-long-try, 0001-prepare; give the number"):
         store.get("000")
     with pytest.raises(RequestError, match="no such run"):
         store.get("../runs/0001-prepare")
@@ -87,7 +87,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(store, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="a file stands there; choose a folder"):
         RunStore(tmp_path / "file")
-    with pytest.raises(RequestError, match="choose a folder you may write to"):
+    with pytest.raises(RequestError, match="choose a folder that you can write to"):
         RunStore(tmp_path / "file" / "below").create("a", {}, ["true"])
 
 
@@ -96,7 +96,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(store, monkeypatch):
     real = open
     # every new state goes where a full disk is; all else stays real
     monkeypatch.setattr("builtins.open", lambda file, *a, **k: full if str(file).endswith("state.json.tmp") else real(file, *a, **k))
-    with pytest.raises(WorkError, match="No space left on device; the run was not made; free some space"):
+    with pytest.raises(WorkError, match="No space left on device; the run was not created; free some space"):
         store.create("a", {}, ["true"])
     assert list(store.root.iterdir()) == []
 

@@ -245,8 +245,8 @@ def test_one_of_two_starts_is_refused(store):
     for thread in threads:
         thread.join()
     assert outcomes.count("started") == 1
-    assert all("runs already" in o for o in outcomes if o != "started")
-    with pytest.raises(RequestError, match="runs already"):
+    assert all("is running already" in o for o in outcomes if o != "started")
+    with pytest.raises(RequestError, match="is running already"):
         launch.resume(run)
     (run.path / "go").touch()
     assert launch.wait(run, 150) == "done"

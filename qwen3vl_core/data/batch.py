@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -109,22 +110,22 @@ class Batch:
         assert self.structure is not None
         return self.structure
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that a training step reads of the batch, by name; `structured` comes first."""
+        pixels = {"patches": self.patches, "video_patches": self.video_patches}
+        return self.shaped.tensors() | {name: value for name, value in pixels.items() if len(value)}
+
+    def inputs_of(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        """What a training step calls the model with, made of `tensors` on a device: {"structure": …, "pixel_values": `dtype`
+        [P, 3 * frames * p * p], pictures, then videos, normalised there; None without any}."""
+        structure = self.shaped.with_tensors({name: tensors[name] for name in self.shaped.tensors()})
+        given = ((tensors.get("patches"), self.rules), (tensors.get("video_patches"), self.video_rules))
+        parts = [pixel_values(part, rules, dtype) for part, rules in given if part is not None and rules is not None]
+        return {"structure": structure, "pixel_values": torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None}
+
     def step_inputs(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-        """Arguments of the model's forward in a step, on `device`.
-
-        {"structure", "pixel_values": `dtype` [P, 3 * frames * p * p] or None}. Call `structured` first.
-        """
-        return {"structure": self.shaped.to(device), "pixel_values": self.pixels(device, dtype)}
-
-    def pixels(self, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor | None:
-        """Pictures, then videos, normalised on `device`: [P, 3 * frames * p * p]; None without any."""
-        return self.pixels_of(self.patches.to(device, non_blocking=True), self.video_patches.to(device, non_blocking=True), dtype)
-
-    def pixels_of(self, patches: torch.Tensor | None, video_patches: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """The same from patches that are already on a device."""
-        media = ((patches, self.rules), (video_patches, self.video_rules))
-        pixels = [pixel_values(each, rules, dtype) for each, rules in media if each is not None and rules is not None and len(each)]
-        return None if not pixels else pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+        """`inputs_of` the batch's own tensors on `device`."""
+        return self.inputs_of({name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}, dtype)
 
     def structured(self, rules: StructureRules) -> Batch:
         """A copy with its structure; rows are padded as `rules` say, and joined to one packed row where these have buckets."""

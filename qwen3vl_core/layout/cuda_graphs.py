@@ -15,9 +15,11 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
     reasons = (
         (not machine.gpus, "this machine has no GPU"),
         (not machine.transformer_engine, "Transformer Engine is not installed"),
-        (o.precision not in ("bf16", "fp8"), f"--precision {o.precision}: graphs support bf16 and fp8"),
-        (o.precision == "fp8" and o.fp8_recipe == "delayed", "--fp8-recipe delayed keeps a history on the host"),
+        # fp8 replays, but a resumed run did not have the losses of the run that went on: not before that is understood
+        (o.precision != "bf16", f"--precision {o.precision}: graphs are made for bf16"),
         (architecture.is_moe, "the experts' share of the tokens is known to the host only"),
+        # collectives can be captured; not before that has been run
+        (o.tp > 1, f"--tp {o.tp}: ranks exchange activations in every layer"),
         (o.pp > 1, f"--pp {o.pp}: stages wait for each other"),
         (o.cp > 1, f"--cp {o.cp}: documents are cut on the host"),
         (o.recompute == "offload", "--recompute offload copies activations to the host"),

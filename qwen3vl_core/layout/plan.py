@@ -71,6 +71,9 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             f"vision {step['vision']:,.1f}), recomputed {step['recompute']:,.1f}",
             f"about {number(step['seconds'], 3)} s at MFU {step['mfu']:.1%}, {number(step['tokens_per_second'])} tokens/s; "
             f"{options.train_iters} steps: {duration(3600 * record['hours'])}",
+            f"micro batches run kernel by kernel ({step['no_cuda_graph']}): Python may set the pace"
+            if step["no_cuda_graph"]
+            else "forward and backward of a micro batch are replayed as one CUDA graph",
             f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them pictures (--vision-tokens)",
         ]
     if "suggestions" in record:

@@ -15,6 +15,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
+from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.gpus import gpu_memory
 from qwen3vl_core.layout.machine_rules import Machine, machine_problems
 from qwen3vl_core.layout.memory import StageMemory
@@ -28,6 +29,8 @@ from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.problems import Problem, unique
 from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
+ASSUMED_GPU = Machine(gpus=1, capability=9.0, transformer_engine=True)
+"""What the estimate reckons with where there is no GPU: one that Transformer Engine is installed for."""
 DEFAULT_MEMORY = CARDS[80]
 """GiB of the card assumed where there is no GPU."""
 
@@ -45,6 +48,8 @@ class StepEstimate:
     mfu: float
     seconds: float
     tokens_per_second: float
+    no_cuda_graph: str = ""
+    """Why its micro batches run kernel by kernel, at the host's pace; empty where each is replayed as one CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,10 @@ def judge(
         elif count % ranks:
             layout = [processes_problem(options, count, asked)]
     broken += layout
-    if here or machine is not None:
-        broken += [*machine_problems(options, machine or Machine.here()), *sink_problems(options)]
+    if machine is None and here:
+        machine = Machine.here()
+    if machine is not None:
+        broken += [*machine_problems(options, machine), *sink_problems(options)]
     verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
     if plan is None:
         return verdict
@@ -189,7 +196,7 @@ def judge(
     if architecture is None or layout or not sound:
         return verdict
     try:
-        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, seen, plan)
+        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, seen, plan, machine)
     except RequestError:
         # parts or layers that do not exist, which are among the problems
         return verdict
@@ -229,12 +236,15 @@ def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Prob
     return nodes * each, ()
 
 
-def _estimate(options: FinetuneOptions, a: Architecture, gpus: int, gib: float, seen: int, plan: PlanOptions) -> Estimate:
+def _estimate(
+    options: FinetuneOptions, a: Architecture, gpus: int, gib: float, seen: int, plan: PlanOptions, machine: Machine | None
+) -> Estimate:
     needs = flops.step_flops(options, a, seen)
     seconds = flops.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
     step = StepEstimate(
         tflops=round(needs.model / 1e12, 3), language=round((needs.language + needs.attention) / 1e12, 3),
         vocabulary=round(needs.vocabulary / 1e12, 3), vision=round(needs.vision / 1e12, 3), recompute=round(needs.recompute / 1e12, 3),
         mfu=plan.mfu, seconds=round(seconds, 3), tokens_per_second=round(options.global_batch_size * options.seq_length / seconds, 1),
+        no_cuda_graph=no_graph_because(options, a, machine if machine is not None and machine.gpus else ASSUMED_GPU),
     )  # fmt: skip
     return Estimate(tuple(memory.estimate(options, a, gpus, seen)), gib, step, round(seconds * options.train_iters / 3600, 3))

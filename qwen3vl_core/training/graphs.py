@@ -41,12 +41,6 @@ class CapturedMicroBatch:
         return self.figures
 
 
-def host_tensors(batch: Batch) -> dict[str, Tensor]:
-    """Every tensor that a micro batch's forward and backward read, on the host."""
-    pixels = {"patches": batch.patches, "video_patches": batch.video_patches}
-    return batch.shaped.tensors() | {name: value for name, value in pixels.items() if len(value)}
-
-
 def prepare_capture(seed: int) -> None:
     """Before the model is built: what a capture needs of the process. Random numbers are drawn from states that a graph can hold, and
     everything runs on a stream of its own: the legacy stream, on which gradients would be accumulated, cannot be captured."""
@@ -85,8 +79,8 @@ class MicroBatchGraphs:
         return total
 
     def _micro_batch(self, batch: Batch) -> Tensor:
-        given = host_tensors(batch)
-        key = (batch.shaped.shape(), *((name, value.shape) for name, value in given.items() if name not in batch.shaped.tensors()))
+        given = batch.tensors()
+        key = (batch.shaped.shape(), *((name, value.shape) for name, value in given.items()))
         captured = self.graphs.get(key)
         if captured is None and key in self.warm and len(self.graphs) < self.most:
             captured = self.graphs[key] = self._capture(batch, given)
@@ -115,10 +109,8 @@ class MicroBatchGraphs:
 
     def _run(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward of tensors on this device."""
-        structure = batch.shaped.with_tensors({name: inputs[name] for name in batch.shaped.tensors()})
-        pixels = batch.pixels_of(inputs.get("patches"), inputs.get("video_patches"), self.dtype)
-        losses = self.model(structure=structure, pixel_values=pixels)
-        total, _, figures = token_loss(structure.loss_labels, losses)
+        of_model = batch.inputs_of(inputs, self.dtype)
+        total, _, figures = token_loss(of_model["structure"].loss_labels, self.model(**of_model))
         self.config.grad_scale_func(total).backward()
         return figures
 

@@ -61,7 +61,7 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
     "changes",
     [
         {}, {"packed": False}, {"recompute": "full"}, {"recompute": "sel"}, {"lora_rank": 8}, {"lora_rank": 8, "lora_dropout": 0.1},
-        {"freeze": "vision"}, {"precision": "fp8"}, {"distributed_optimizer": True, "overlap_grad_reduce": True},
+        {"freeze": "vision"}, {"distributed_optimizer": True, "overlap_grad_reduce": True},
     ],
     ids=str,
 )  # fmt: skip

@@ -39,15 +39,24 @@ class Micro:
 
     def structured(self, rules: StructureRules) -> Micro:
         given = {k: v for k, v in self.inputs.items() if k != "pixel_values"}
-        return replace(self, structure=build_structure(rules, **given, labels=self.labels))
+        # pixels are not those of a picture, so they are padded to no bucket
+        return replace(self, structure=build_structure(replace(rules, buckets=False), **given, labels=self.labels))
 
     @property
     def shaped(self) -> Structure:
         return self.structure
 
-    def step_inputs(self, device, dtype):
+    def tensors(self) -> dict[str, torch.Tensor]:
         pixels = self.inputs.get("pixel_values")
-        return {"structure": self.structure.to(device), "pixel_values": None if pixels is None else pixels.to(device, dtype)}
+        return self.shaped.tensors() | ({} if pixels is None else {"pixel_values": pixels})
+
+    def inputs_of(self, tensors, dtype):
+        structure = self.shaped.with_tensors({name: tensors[name] for name in self.shaped.tensors()})
+        pixels = tensors.get("pixel_values")
+        return {"structure": structure, "pixel_values": None if pixels is None else pixels.to(dtype)}
+
+    def step_inputs(self, device, dtype):
+        return self.inputs_of({name: value.to(device) for name, value in self.tensors().items()}, dtype)
 
 
 def rows(seed: int, count: int = GLOBAL_BATCH) -> list[tuple]:

@@ -78,6 +78,10 @@ class MicroBatchGraphs:
         finalize_gradients([model], total[1].to(torch.int))
         return total
 
+    def summary(self) -> str:
+        """How many micro batches of this rank were replayed, and how many were not."""
+        return f"{self.replayed:,} micro batches were replayed by {len(self.graphs)} CUDA graphs, {self.launched:,} ran kernel by kernel"
+
     def _micro_batch(self, batch: Batch) -> Tensor:
         given = batch.tensors()
         key = (batch.shaped.shape(), *((name, value.shape) for name, value in given.items()))

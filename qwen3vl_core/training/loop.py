@@ -23,6 +23,7 @@ from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.adapters import trained_lines
+from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
@@ -282,6 +283,10 @@ class Loop:
             self.line.say(line)
         if self.gpu.problem:
             self.event(run_record.NOTE, self.gpu.problem)
+        if device().type == "cuda":
+            reason = no_graph_because(o, self.source.architecture, this_machine())
+            kernels = f"micro batches run kernel by kernel: {reason}" if reason else "micro batches are replayed as CUDA graphs"
+            self.event(run_record.NOTE, kernels)
         stop, failed = False, True
         try:
             while self.step < o.train_iters and not stop:
@@ -301,6 +306,8 @@ class Loop:
                 if last or save_requested or (o.save_interval and self.step % o.save_interval == 0):
                     self.save()
                 self._finish_saving(wait=last)
+            if self.training.graphs is not None:
+                self.event(run_record.NOTE, self.training.graphs.summary())
             if stop and self.step < o.train_iters:
                 self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}; continue with qwen3vl runs resume")
             else:

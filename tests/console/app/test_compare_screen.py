@@ -364,7 +364,7 @@ def test_the_next_seed_is_asked_for_only_where_it_changes_something(store, compa
         screen = await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
         await press(pilot, "s")
-        assert "greedy, which every seed writes the same" in said(pilot.app)
+        assert "greedy, so every seed gives the same" in said(pilot.app)
         plan = json.loads((compared.path / "plan.json").read_text())
         plan["options"]["temperature"] = 0.8
         (compared.path / "plan.json").write_text(json.dumps(plan))

@@ -1,7 +1,7 @@
-"""The tables of a `torch_dist` checkpoint (`.metadata`): which tensors there are and where their pieces stand.
+"""The tables of a `torch_dist` checkpoint (`.metadata`): which tensors it has and where their chunks are stored.
 
-They are a pickle, and it is read without running anything that it names: each class that belongs in a checkpoint is
-replaced by a plain one of ours, everything else is refused.
+The tables are a pickle, read without calling anything that it names: each class that belongs in a checkpoint is replaced
+by a plain one of ours, everything else is rejected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 
 class Table:
-    """A plain stand-in for each class that the tables of a checkpoint are made of: nothing they name is ever run."""
+    """A plain replacement for each class in the tables of a checkpoint: no code that the pickle names is ever called."""
 
     values: Any
 
@@ -37,7 +37,7 @@ class Table:
 
 
 class Properties(Table):
-    """Of one tensor; saved as a tuple that begins with the precision."""
+    """Properties of one tensor; saved as a tuple whose first value is the precision."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +74,7 @@ class StorageInfo(Table):
 
 
 _METADATA, _FILESYSTEM, _PLANNER = (f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner"))
-# classes that the tables of a checkpoint may use; anything else in a `.metadata` file is refused
+# classes that the tables of a checkpoint may use; anything else in a `.metadata` file is rejected
 _ALLOWED: dict[str, dict[str, Any]] = {
     _METADATA: {
         "Metadata": Table, "TensorStorageMetadata": TensorEntry, "BytesStorageMetadata": Table, "ChunkStorageMetadata": Table,
@@ -98,14 +98,14 @@ class _TablesOnly(pickle.Unpickler):
         if allowed is not None:
             return allowed
         if module == "pathlib" or module.startswith("pathlib."):
-            # some writers note the folder that they wrote to; it is ignored
+            # some writers record their target folder; it is ignored
             return Table
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint's tables")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor that was saved in one piece."""
+    """A box of a tensor that was saved as one record."""
 
     offset: Shape
     size: Shape
@@ -113,7 +113,7 @@ class Chunk:
 
 
 class Chunks:
-    """The chunks of one tensor. Those of stacked layers and experts, one index each, are found without a search."""
+    """The chunks of one tensor. Those of stacked layers and experts, one index each, are looked up by index."""
 
     def __init__(self, chunks: list[Chunk]) -> None:
         self.all = chunks

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: their safetensors, read by rows, and the files beside them."""
+"""Hugging Face model folders: their safetensors, read by rows, and the other files of the folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             header = json.loads(stream.read(length))
         except (UnicodeDecodeError, json.JSONDecodeError):
             raise _damaged(file, "its header is not JSON") from None
-    found = {}
+    entries = {}
     data = 8 + length
     for name, item in header.items():
         if name == "__metadata__":
@@ -71,12 +71,12 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise _damaged(file, f"the entry of {name} does not fit its shape")
         if data + end > size:
             raise RequestError(f"{file}: cut short ({size} bytes, {name} ends at {data + end}); download or copy it again")
-        found[name] = Entry(file, data + start, data + end, dtype, shape)
-    return found
+        entries[name] = Entry(file, data + start, data + end, dtype, shape)
+    return entries
 
 
 class HFReader:
-    """The tensors of a Hugging Face folder, whole or sharded. Several threads may read at once.
+    """The tensors of a Hugging Face folder, in one file or in shards. Several threads may read at once.
 
     strict: raise RequestError for the first problem of the files; else continue with what can be read and keep
     a line for each in `problems`.
@@ -88,16 +88,16 @@ class HFReader:
         self.problems: list[str] = []
         self._strict = strict
         self._files = FileReader()
-        for file, named in self._weight_files().items():
+        for file, expected in self._weight_files().items():
             try:
-                found = read_header(file)
+                header = read_header(file)
             except RequestError as error:
                 self._add_problem(str(error))
                 continue
-            absent = [name for name in named if name not in found]
+            absent = [name for name in expected if name not in header]
             if absent:
                 self._add_problem(f"{folder / INDEX}: says that {absent[0]} is in {file.name}, but it is not; download both again")
-            for name, entry in found.items():
+            for name, entry in header.items():
                 if name in self.entries:
                     self._add_problem(f"{folder}: {name} is in {self.entries[name].file.name} and in {file.name}; keep one of them")
                 self.entries[name] = entry
@@ -150,20 +150,20 @@ class HFReader:
 
 
 def read_index(folder: Path) -> dict[str, list[str]] | None:
-    """{file: tensors in it} as the index says; None without an index. Raises RequestError for one that is none."""
+    """{file: tensors in it} according to the index; None without an index. Raises RequestError for an invalid one."""
     index = folder / INDEX
     if not index.exists():
         return None
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     try:
         for tensor, name in json.loads(index.read_text())["weight_map"].items():
-            found.setdefault(name, []).append(tensor)
+            files.setdefault(name, []).append(tensor)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RequestError(f"{index}: not an index of safetensors files; copy it from the checkpoint again") from None
-    for name in found:
+    for name in files:
         if not isinstance(name, str) or Path(name).name != name:
             raise RequestError(f"{index}: names the file {name!r}, which is not in this folder; copy the index again")
-    return found
+    return files
 
 
 def pickled_weights(folder: Path) -> list[str]:
@@ -187,12 +187,12 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def copy_side_files(source: Path, target: Path, dtype: torch.dtype | None = None) -> list[str]:
-    """Carry the side files along; `config.json` then states `dtype`, if one is given. Returns their names."""
+    """Copy the side files; `config.json` then states `dtype`, if one is given. Returns their names."""
     names = []
     for file in side_files(source):
         if file.name == "config.json" and dtype is not None:
             config = json.loads(file.read_text())
-            # transformers 4 wrote torch_dtype, transformers 5 writes dtype, in the whole and in each part
+            # transformers 4 wrote torch_dtype, transformers 5 writes dtype, at the top level and in each sub-config
             for part in (config, config.get("text_config"), config.get("vision_config")):
                 for key in ("dtype", "torch_dtype"):
                     if isinstance(part, dict) and key in part:

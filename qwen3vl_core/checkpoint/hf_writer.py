@@ -1,6 +1,6 @@
 """Safetensors written in any order: the offset of each tensor is known before the first byte.
 
-A file's header is written last. Until then it begins with zeros, which no reader takes for a safetensors file.
+A file's header is written last. Until then it begins with zeros, which no reader accepts as a safetensors file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _shards(planned: Iterable[TensorSpec], limit: int) -> list[list[TensorSpec]]
 
 
 class SafetensorsWriter:
-    """Tensors into one or more safetensors files, with an index where there is more than one. Use as a context."""
+    """Tensors into one or more safetensors files, with an index where there is more than one. Use as a context manager."""
 
     def __init__(self, folder: Path, planned: list[TensorSpec], shard_bytes: int | None = None) -> None:
         shards = _shards(planned, shard_bytes or SHARD_BYTES)
@@ -90,10 +90,10 @@ class SafetensorsWriter:
         self._files = []
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Bytes of the tensor `name` from byte `start` of it on. Several threads may write at once."""
+        """Write bytes of the tensor `name`, from its byte `start` on. Several threads may write at once."""
         place = self._places[name]
         if start + len(data) > place.bytes:
-            raise AssertionError(f"{name}: {start + len(data)} bytes came for {place.bytes}")
+            raise AssertionError(f"{name}: {start + len(data)} bytes written for {place.bytes}")
         positional_io.write_at(place.handle, data, place.start + start)
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
-"""The checkpoint of a LoRA run as a model to read: the base model's weights, with the adapters merged while they are read.
+"""The checkpoint of a LoRA run, read as a model: the base model's weights, with the adapters merged while they are read.
 
-Such a checkpoint holds adapters and optimizer only; its `extra.json` names the base model and its fingerprint, by which it
-is recognised. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
+Such a checkpoint holds adapters and optimizer only; its `extra.json` names the base model and its fingerprint, which
+identifies the base. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SAMPLES, SAMPLE = 16, 1024
 
 
 def fingerprint(source: ModelSource) -> str:
-    """Tells two models of one shape apart: a hash over the first numbers of a few matrices, evenly spread, as fp32.
+    """Distinguishes models of the same shape: a hash over the first elements of a few matrices, evenly spaced, as fp32.
 
-    The same for a Hugging Face folder and for the Megatron checkpoint made of it.
+    The same for a Hugging Face folder and for the Megatron checkpoint converted from it.
     """
     table = [r for r in source.regions(source.layout) if r.transform != "transposed" and len(r.hf_shapes[0]) == 2]
     digest = hashlib.sha256()
@@ -45,13 +45,13 @@ def fingerprint(source: ModelSource) -> str:
 
 
 def adapter_note(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
-    """What a checkpoint records of its adapters. source: the base model."""
+    """The description of its adapters that a checkpoint stores. source: the base model."""
     base = source.megatron.data if source.megatron else source.path
     return adapters.as_json() | {"base": str(base.absolute()), "base_fingerprint": fingerprint(source)}
 
 
 def read_adapter_note(data: Path) -> dict[str, Any] | None:
-    """What the checkpoint folder `data` records of its adapters; None where it is not a LoRA run's."""
+    """The description of the adapters in the checkpoint folder `data`; None if it is not from a LoRA run."""
     try:
         extra = json.loads((data / EXTRA).read_text())
     except (OSError, ValueError):
@@ -68,9 +68,9 @@ class AdaptedSource(ModelSource):
     adapters: Adapters
     numbers: torch_dist.RegionReader
     canonical: dict[Region, Region] = field(init=False)
-    """The base's regions by the names of our own layout."""
+    """The base's regions -> the same regions under our own layout's names."""
     pair: Callable[[Region], tuple[Tensor, Tensor] | None] = field(init=False)
-    """`_pair`, which keeps the last ones."""
+    """`_pair` with a cache of the last results."""
 
     def __post_init__(self) -> None:
         self.canonical = dict(zip(self.base.regions(), self.base.regions(Layout()), strict=True))
@@ -78,11 +78,11 @@ class AdaptedSource(ModelSource):
 
     @classmethod
     def of(cls, path: Path, side: Path, iteration: int, data: Path, base: ModelSource, note: dict[str, Any]) -> AdaptedSource:
-        """Raises RequestError when the base is not the model that the adapters were trained beside."""
+        """Raises RequestError when the base is not the model that the adapters were trained on."""
         if fingerprint(base) != note.get("base_fingerprint"):
             raise RequestError(
-                f"{path}: holds adapters only, and {base.path} is not the model that they were trained beside (its weights are "
-                "others); put that model there again, or name it with --base"
+                f"{path}: holds adapters only, and {base.path} is not the model that they were trained beside (its weights "
+                "differ); put that model there again, or name it with --base"
             )
         adapters = Adapters.read(note, str(data / EXTRA))
         return cls(
@@ -95,26 +95,26 @@ class AdaptedSource(ModelSource):
         return "adapters"
 
     def place(self, region: Region) -> Region | None:
-        """A region of this source by the names of our own layout, where it has an adapter."""
-        there = self.canonical[region]
-        return there if there.key.endswith(".weight") and there.key.removesuffix(".weight") + OUTER in self.numbers.tensors else None
+        """A region of this source under our own layout's names; None where it has no adapter."""
+        own = self.canonical[region]
+        return own if own.key.endswith(".weight") and own.key.removesuffix(".weight") + OUTER in self.numbers.tensors else None
 
     def matrices(self, region: Region) -> tuple[Tensor, Tensor] | None:
-        """(A [r, in], B [rows of the region's box, r]) as they were saved; None where the region has no adapter."""
-        there = self.place(region)
-        if there is None:
+        """(A [r, in], B [rows of the region's box, r]) as saved; None where the region has no adapter."""
+        own = self.place(region)
+        if own is None:
             return None
-        name, lead, rank = there.key.removesuffix(".weight"), len(there.size) - 2, self.adapters.rank
-        at, one = there.offset[:lead], (1,) * lead
-        rows, columns = there.size[lead:]
-        inner = self.numbers.read(name + INNER, (*at, 0, 0), (*one, rank, columns))
-        outer = self.numbers.read(name + OUTER, (*there.offset[:-1], 0), (*there.size[:-1], rank))
+        name, lead, rank = own.key.removesuffix(".weight"), len(own.size) - 2, self.adapters.rank
+        at, single = own.offset[:lead], (1,) * lead
+        rows, columns = own.size[lead:]
+        inner = self.numbers.read(name + INNER, (*at, 0, 0), (*single, rank, columns))
+        outer = self.numbers.read(name + OUTER, (*own.offset[:-1], 0), (*own.size[:-1], rank))
         return inner.view(rank, columns), outer.view(rows, rank)
 
     def _pair(self, region: Region) -> tuple[Tensor, Tensor] | None:
-        """`matrices` in fp32, (alpha / r) in A."""
-        found = self.matrices(region)
-        return None if found is None else (found[0].float() * self.adapters.scale, found[1].float())
+        """`matrices` in fp32, A multiplied by alpha / r."""
+        pair = self.matrices(region)
+        return None if pair is None else (pair[0].float() * self.adapters.scale, pair[1].float())
 
     def read_box(self, region: Region) -> Tensor:
         box = self.base.read_box(region)
@@ -133,33 +133,33 @@ class AdaptedSource(ModelSource):
             return
         inner, outer = pair
         if region.transform == "transposed" and self.hf:
-            # the rows are those of Hugging Face's matrix: columns of the box
-            more = inner[:, row : row + rows].t() @ outer.t()
+            # the rows of Hugging Face's matrix are columns of the box
+            update = inner[:, row : row + rows].t() @ outer.t()
         else:
-            more = outer[at : at + rows] @ inner
-        out.copy_((out.float().view(more.shape) + more).view(out.shape))
+            update = outer[at : at + rows] @ inner
+        out.copy_((out.float().view(update.shape) + update).view(out.shape))
 
     def check(self) -> None:
-        """Raises RequestError unless the base is whole and every adapter has its place in it."""
+        """Raises RequestError unless the base is complete and every adapter matches one of its weights."""
         self.base.check()
-        placed = [there for there in map(self.place, self.base.regions()) if there is not None]
-        known = {there.key.removesuffix(".weight") + end for there in placed for end in (INNER, OUTER)}
+        placed = [own for own in map(self.place, self.base.regions()) if own is not None]
+        known = {own.key.removesuffix(".weight") + end for own in placed for end in (INNER, OUTER)}
         unknown = [key for key in self.numbers.tensors if (key.endswith((INNER, OUTER)) and key not in known and not key.startswith("opt"))]
         if unknown or not known:
-            what = f"{unknown[0]} has no place in {self.base.path}" if unknown else "holds no adapter"
-            raise RequestError(f"{self.path}: {what}; the checkpoint is of another model")
-        for there in placed:
-            name, lead = there.key.removesuffix(".weight"), there.global_shape[:-2]
-            rows, columns = there.global_shape[-2:]
+            problem = f"{unknown[0]} has no place in {self.base.path}" if unknown else "holds no adapter"
+            raise RequestError(f"{self.path}: {problem}; the checkpoint is of another model")
+        for own in placed:
+            name, lead = own.key.removesuffix(".weight"), own.global_shape[:-2]
+            rows, columns = own.global_shape[-2:]
             for end, shape in ((INNER, (*lead, self.adapters.rank, columns)), (OUTER, (*lead, rows, self.adapters.rank))):
-                found = list(self.numbers.tensors[name + end].size) if name + end in self.numbers.tensors else "not there"
-                if found != list(shape):
-                    raise RequestError(f"{self.path}: {name + end} is {found}, not {list(shape)}; copy the checkpoint again")
+                saved_shape = list(self.numbers.tensors[name + end].size) if name + end in self.numbers.tensors else "not there"
+                if saved_shape != list(shape):
+                    raise RequestError(f"{self.path}: {name + end} is {saved_shape}, not {list(shape)}; copy the checkpoint again")
         for line in self.numbers.damage():
             raise RequestError(line)
 
     def outer_parts(self, region: Region, outer: Tensor) -> list[Tensor]:
-        """B of a region, cut and put in order for each of its Hugging Face tensors."""
+        """B of a region, split into the rows of each of its Hugging Face tensors, in their order."""
         rank = outer.shape[1]
         narrow = replace(region, size=(*region.size[:-1], rank), hf_shapes=tuple((shape[0], rank) for shape in region.hf_shapes))
         return transforms.to_hf(narrow, outer)

@@ -1,8 +1,8 @@
 """The adapters of a LoRA run as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`, as `peft` reads them.
 
-Hugging Face has query, key, value, gate and up projection each by itself: each gets the common A and its own rows of B. The experts
-of a layer are one parameter there (`target_parameters`): A of all experts stand one below the other, the columns of B go through the
-experts for each of the r in turn, and the wrapper of the second parameter stands around that of the first.
+Hugging Face has separate query, key, value, gate and up projections: each gets the common A and its own rows of B. The experts of a
+layer are one parameter there (`target_parameters`): A of all experts are concatenated by rows, the columns of B are ordered by rank
+first and expert second, and the wrapper of the second parameter encloses that of the first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ STACKED = ("gate_up_proj", "down_proj")
 
 
 def _matrices(source: AdaptedSource, region: Region) -> tuple[Tensor, Tensor]:
-    found = source.matrices(region)
-    assert found is not None, f"{region.key} has no adapter"
-    return found
+    matrices = source.matrices(region)
+    assert matrices is not None, f"{region.key} has no adapter"
+    return matrices
 
 
 def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -> None:
@@ -38,7 +38,7 @@ def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -
 
 
 def _stacked(source: AdaptedSource, regions: list[Region], wrappers: int, tensors: dict[str, Tensor]) -> None:
-    """All experts of one parameter; regions in the order of the experts. wrappers: that stand around this one."""
+    """All experts of one parameter; regions in the order of the experts. wrappers: how many enclose this one."""
     pairs = [_matrices(source, region) for region in regions]
     module = PREFIX + regions[0].hf[0].rsplit(".", 1)[0] + ".base_layer" * wrappers
     tensors[f"{module}.lora_A.weight"] = torch.cat([inner for inner, _ in pairs])
@@ -59,13 +59,13 @@ def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], lis
         _single(source, region, tensors)
         for name in region.hf:
             words = name.removesuffix(".weight").split(".")
-            # of the vision tower two words: its names are also those of the mergers' layers
+            # two words for the vision tower: its blocks and mergers share single names
             modules[words[-1] if not name.startswith(HF_VISION) else ".".join(words[2:] if "blocks" not in words else words[-2:])] = None
     parameters = dict.fromkeys(".".join(name.rsplit(".", 3)[-3:]) for name in stacks)
     kinds = {name.rsplit(".", 1)[-1] for name in stacks}
-    for name, found in stacks.items():
-        inside = name.rsplit(".", 1)[-1] == STACKED[0] and len(kinds) > 1
-        _stacked(source, sorted(found, key=lambda r: r.at or 0), int(inside), tensors)
+    for name, regions in stacks.items():
+        is_wrapped = name.rsplit(".", 1)[-1] == STACKED[0] and len(kinds) > 1
+        _stacked(source, sorted(regions, key=lambda r: r.at or 0), int(is_wrapped), tensors)
     return tensors, list(modules), list(parameters)
 
 
@@ -75,14 +75,14 @@ def config_of(source: AdaptedSource, modules: list[str], parameters: list[str]) 
     alpha = int(a.alpha) if float(a.alpha).is_integer() else a.alpha
     return {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": str(source.base.path), "r": a.rank, "lora_alpha": alpha,
-        # peft does not drop out in front of parameters, and dropout is for training only
+        # peft has no dropout for parameters, and dropout is for training only
         "lora_dropout": 0.0 if parameters else a.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
         "inference_mode": True, "init_lora_weights": True, "target_modules": modules or None, "modules_to_save": None,
     } | ({"target_parameters": parameters} if parameters else {})  # fmt: skip
 
 
 def write_peft(source: AdaptedSource, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Write the adapter into `folder`, as it was saved or in `dtype`. Returns its tensors."""
+    """Write the adapter into `folder`, in its saved precision or in `dtype`. Returns its tensors."""
     tensors, modules, parameters = tensors_of(source)
     tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -1,7 +1,7 @@
-"""The numbers of a region, block after block, in the order in which they will be written, and the threads that write them.
+"""The elements of a region, block by block, in the order in which they will be written, and the threads that write them.
 
-A block is about a megabyte: it is read, looked through for NaN, cast and written while it is in the processor's cache.
-Nothing larger than one expert's matrix is ever in memory.
+A block is about a megabyte: it is read, checked for NaN, cast and written while it is in the CPU cache. Nothing larger than
+one expert's matrix is ever in memory.
 """
 
 from __future__ import annotations
@@ -23,49 +23,49 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.progress import Progress
 
 BLOCK = 512 * 1024
-"""Numbers in a block."""
+"""Elements in a block."""
 THREADS = 4
-"""More do not make one disk faster."""
+"""More do not make a single disk faster."""
 POLL_SECONDS = 0.1
-# the same bits stand for infinity and for NaN: all of the exponent
+# infinity and NaN have all exponent bits set
 EXPONENTS = {
     torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00), torch.float32: (torch.int32, 0x7F800000),
     torch.float64: (torch.int64, 0x7FF0000000000000),
 }  # fmt: skip
 
 Block = tuple[Tensor, list[tuple[str, int]]]
-"""Numbers in a row, and which tensors (in Hugging Face's names) they are of: [(name, how many), …]."""
+"""Elements, 1-D, and the tensors (by Hugging Face's names) that they belong to: [(name, elements), …]."""
 
 
 class Buffers:
-    """Memory that one thread uses again and again."""
+    """Memory that one thread reuses."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
     def get(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        """`count` numbers of `dtype`; what `name` held before is gone."""
+        """`count` elements of `dtype`; the previous contents of `name` are overwritten."""
         held, size = self._held.get(name), count * dtype.itemsize
         if held is None or held.numel() < size:
             held = self._held[name] = torch.empty(size, dtype=torch.uint8)
         return held[:size].view(dtype)
 
 
-def _in_rows(source: ModelSource, region: Region, wanted: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
-    """Blocks of whole rows of `width` numbers, in the order of `wanted`; rows of one block have one precision."""
+def _in_rows(source: ModelSource, region: Region, wanted_spans: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
+    """Blocks of complete rows of `width` elements, in the order of `wanted_spans`; all rows of a block have one precision."""
     limit = max(1, BLOCK // width)
     filled, dtype = 0, None
     parts: list[tuple[str, int]] = []
     buffer = torch.empty(0)
-    for span in wanted:
+    for span in wanted_spans:
         done = 0
-        here = source.dtype_of(region, span.tensor)
+        span_dtype = source.dtype_of(region, span.tensor)
         while done < span.rows:
-            if filled and (filled == limit or here != dtype):
+            if filled and (filled == limit or span_dtype != dtype):
                 yield buffer[: filled * width], parts
                 filled, parts = 0, []
             if not filled:
-                dtype, buffer = here, buffers.get("rows", limit * width, here)
+                dtype, buffer = span_dtype, buffers.get("rows", limit * width, span_dtype)
             rows = min(span.rows - done, limit - filled)
             source.rows(region, span.tensor, span.row + done, span.at + done, rows, buffer[filled * width : (filled + rows) * width])
             parts.append((region.hf[span.tensor], rows * width))
@@ -85,7 +85,7 @@ def _transposed(source: ModelSource, region: Region, shape: tuple[int, int], buf
     buffer = buffers.get("rows", limit * rows, dtype)
     for first in range(0, columns, limit):
         count = min(limit, columns - first)
-        # torch transposes only contiguous data fast: the columns are copied side by side first
+        # torch is fast at transposing contiguous data only: the columns are first copied into a panel
         panel = buffers.get("panel", count * rows, dtype).view(rows, count).copy_(matrix[:, first : first + count])
         block = buffer[: count * rows]
         block.view(count, rows).copy_(panel.t())
@@ -93,7 +93,7 @@ def _transposed(source: ModelSource, region: Region, shape: tuple[int, int], buf
 
 
 def box_blocks(source: ModelSource, region: Region, buffers: Buffers) -> Iterator[Block]:
-    """The numbers of a region's Megatron box, in order, from either kind of source."""
+    """The elements of a region's Megatron box, in order, from either kind of source."""
     rows, width = rows_of(region)
     if region.transform != "transposed":
         return _in_rows(source, region, spans(region), width, buffers)
@@ -103,7 +103,7 @@ def box_blocks(source: ModelSource, region: Region, buffers: Buffers) -> Iterato
 
 
 def hf_blocks(source: ModelSource, region: Region, tensor: int, buffers: Buffers) -> Iterator[Block]:
-    """The numbers of one of a region's Hugging Face tensors (of one expert's slice of it), in order, from either kind."""
+    """The elements of one of a region's Hugging Face tensors (of one expert's slice of it), in order, from either kind."""
     rows, width = region.hf_shapes[tensor][0], math.prod(region.hf_shapes[tensor][1:])
     if region.transform != "transposed":
         mine = sorted((span for span in spans(region) if span.tensor == tensor), key=lambda span: span.row)
@@ -114,7 +114,7 @@ def hf_blocks(source: ModelSource, region: Region, tensor: int, buffers: Buffers
 
 
 def any_not_finite(values: Tensor, buffers: Buffers) -> bool:
-    """Whether a NaN or an infinity is among `values`, from their bits."""
+    """Whether `values` hold a NaN or an infinity, from their bits."""
     if values.dtype not in EXPONENTS:
         return False
     integer, exponent = EXPONENTS[values.dtype]
@@ -124,13 +124,13 @@ def any_not_finite(values: Tensor, buffers: Buffers) -> bool:
 
 
 def not_finite(values: Tensor, parts: list[tuple[str, int]]) -> dict[str, int]:
-    """How many numbers of each tensor in a block are NaN or infinite."""
-    found: dict[str, int] = {}
+    """How many elements of each tensor in a block are NaN or infinite."""
+    counts: dict[str, int] = {}
     for (name, _), piece in zip(parts, values.split([count for _, count in parts]), strict=True):
         count = int((~piece.isfinite()).sum())
         if count:
-            found[name] = found.get(name, 0) + count
-    return found
+            counts[name] = counts.get(name, 0) + count
+    return counts
 
 
 class Caster:
@@ -144,14 +144,14 @@ class Caster:
     def __call__(self, values: Tensor, parts: list[tuple[str, int]], buffers: Buffers) -> Tensor:
         """The block as it will be written. Raises RequestError for NaN, WorkError for what does not fit into fp16."""
         if any_not_finite(values, buffers):
-            found = not_finite(values, parts)
+            counts = not_finite(values, parts)
             if not self.allow_nan:
                 raise RequestError(
-                    f"{self.source}: {next(iter(found))} holds NaN or infinity; the checkpoint is damaged: take an earlier one, or "
+                    f"{self.source}: {next(iter(counts))} holds NaN or infinity; the checkpoint is damaged: take an earlier one, or "
                     "add --allow-nan to convert it as it is"
                 )
             with self._lock:
-                for name, count in found.items():
+                for name, count in counts.items():
                     self.not_finite[name] = self.not_finite.get(name, 0) + count
         return self.cast(values, parts, buffers)
 
@@ -168,12 +168,12 @@ class Caster:
 
 
 def raw_bytes(values: Tensor) -> memoryview:
-    """The bytes of contiguous numbers, not copied."""
+    """The bytes of a contiguous tensor, not copied."""
     return values.view(torch.uint8).numpy().data
 
 
 class _StreamStopped(Exception):
-    """Another thread failed, or Ctrl-C was pressed."""
+    """Another thread failed, or the user pressed Ctrl-C."""
 
 
 class Worker:
@@ -198,7 +198,7 @@ def _processors() -> int:
 
 
 @contextlib.contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def _single_threaded_operations() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -208,13 +208,13 @@ def _one_thread_an_operation() -> Iterator[None]:
 
 
 def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progress: Progress) -> None:
-    """Do all tasks, each taken in order by the next free thread. Raises the error of the first task that failed.
+    """Run all tasks, each taken in order by the next free thread. Raises the error of the first task that failed.
 
-    Ctrl-C, and an error in any of them, ends every thread before this returns.
+    After Ctrl-C or an error in a task, every thread has ended when this returns.
     """
     stop, lock = threading.Event(), threading.Lock()
     waiting = iter(enumerate(tasks))
-    failed: list[tuple[int, BaseException]] = []
+    failures: list[tuple[int, BaseException]] = []
 
     def work(worker: Worker) -> None:
         while not stop.is_set():
@@ -227,13 +227,13 @@ def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progres
             except _StreamStopped:
                 return
             except BaseException as error:
-                failed.append((number, error))
+                failures.append((number, error))
                 stop.set()
 
     workers = [Worker(stop) for _ in range(min(THREADS, _processors(), len(tasks)))]
     threads = [threading.Thread(target=work, args=(worker,), name=f"convert-{i}", daemon=True) for i, worker in enumerate(workers)]
     counted = 0
-    with _one_thread_an_operation():
+    with _single_threaded_operations():
         try:
             for thread in threads:
                 thread.start()
@@ -248,5 +248,5 @@ def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progres
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-    if failed:
-        raise min(failed, key=lambda item: item[0])[1]
+    if failures:
+        raise min(failures, key=lambda item: item[0])[1]

@@ -34,7 +34,7 @@ class Checkpoint:
     """A checkpoint found on disk."""
 
     root: Path
-    """Holds the tracker, and the config and tokenizer if they were copied."""
+    """Holds the tracker, and config and tokenizer if they were copied."""
     data: Path
     """Holds `.metadata` and the tensors."""
     iteration: int
@@ -49,11 +49,11 @@ def iteration_folder(iteration: int) -> str:
 def find(path: Path) -> Checkpoint | None:
     """The checkpoint at a path: its folder, one of its `iter_…` folders, or a run that has `checkpoints/`.
 
-    None where there is no sign of one. Raises RequestError for one that is broken.
+    None if there is none. Raises RequestError for an incomplete one.
     """
     if (path / ".metadata").is_file():
-        named = re.fullmatch(rf"{ITERATION}(\d{{1,12}})", path.name)
-        return Checkpoint(path.parent if (path.parent / TRACKER).exists() else path, path, int(named[1]) if named else 0)
+        match = re.fullmatch(rf"{ITERATION}(\d{{1,12}})", path.name)
+        return Checkpoint(path.parent if (path.parent / TRACKER).exists() else path, path, int(match[1]) if match else 0)
     if not (path / TRACKER).is_file():
         if (path / CHECKPOINTS / TRACKER).is_file():
             return find(path / CHECKPOINTS)
@@ -61,13 +61,13 @@ def find(path: Path) -> Checkpoint | None:
         if names:
             raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(names[-3:])}")
         return None
-    word = (path / TRACKER).read_text().strip()
-    if word != RELEASE and not re.fullmatch(r"\d{1,12}", word):
-        raise RequestError(f"{path / TRACKER}: {word[:40]!r} is neither a number nor {RELEASE}; write the iteration into it")
-    name, iteration = (RELEASE, 0) if word == RELEASE else (iteration_folder(int(word)), int(word))
+    tracked = (path / TRACKER).read_text().strip()
+    if tracked != RELEASE and not re.fullmatch(r"\d{1,12}", tracked):
+        raise RequestError(f"{path / TRACKER}: {tracked[:40]!r} is neither a number nor {RELEASE}; write the iteration into it")
+    name, iteration = (RELEASE, 0) if tracked == RELEASE else (iteration_folder(int(tracked)), int(tracked))
     if not (path / name / ".metadata").is_file():
         names = sorted(d.parent.name for d in path.glob("*/.metadata"))
-        raise RequestError(f"{path}: the tracker says {word}, but {name}/.metadata is missing; there is {', '.join(names) or 'nothing'}")
+        raise RequestError(f"{path}: the tracker says {tracked}, but {name}/.metadata is missing; there is {', '.join(names) or 'nothing'}")
     return Checkpoint(path, path / name, iteration)
 
 
@@ -93,7 +93,7 @@ def _unsafe(file: Path, error: Exception) -> RequestError:
 
 
 def held(data: Path) -> BinaryIO | None:
-    """A shared lock on a checkpoint folder while the returned file is referenced: its run does not remove it.
+    """A shared lock on a checkpoint folder while the returned file is referenced: the training run does not delete it meanwhile.
 
     None where the file system has no locks, or there is no checkpoint.
     """
@@ -116,7 +116,7 @@ class RegionReader:
         self._places: dict[int, TensorLocation | None] = {}
 
     def file_of(self, stored: StorageInfo) -> Path:
-        """The file that holds something. Its name is not trusted to stay in the folder."""
+        """The file of a stored object. Only the last part of its name is used, so that it cannot point outside the folder."""
         return self.data / Path(str(stored.relative_path)).name
 
     def damage(self) -> list[str]:
@@ -134,9 +134,9 @@ class RegionReader:
         return lines
 
     def _touching(self, key: str, offset: Shape, size: Shape) -> list[Chunk]:
-        found = self._chunks.get(key)
-        near = found.near(offset, size) if found else []
-        return [c for c in near if all(a < b + m and b < a + n for a, n, b, m in zip(offset, size, c.offset, c.size, strict=True))]
+        chunks = self._chunks.get(key)
+        candidates = chunks.near(offset, size) if chunks else []
+        return [c for c in candidates if all(a < b + m and b < a + n for a, n, b, m in zip(offset, size, c.offset, c.size, strict=True))]
 
     def _bytes(self, stored: StorageInfo, start: int, out: memoryview) -> None:
         file = self.file_of(stored)
@@ -150,7 +150,7 @@ class RegionReader:
             ) from None
 
     def _load(self, stored: StorageInfo) -> Any:
-        """All of what was saved at one place."""
+        """The complete object that was saved at one location."""
         blob = bytearray(stored.length)
         self._bytes(stored, 0, memoryview(blob))
         if getattr(stored, "transform_descriptors", None):
@@ -167,7 +167,7 @@ class RegionReader:
             raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
 
     def _place(self, stored: StorageInfo) -> TensorLocation | None:
-        """Where a chunk's numbers lie in its record; None where it has to be loaded as a whole."""
+        """Where a chunk's data is in its record; None where it has to be loaded as a whole."""
         if id(stored) not in self._places:
 
             def read(offset: int, count: int) -> bytes:
@@ -180,10 +180,10 @@ class RegionReader:
 
     def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor) -> Tensor:
         """The box [low, high) of a chunk, in coordinates of the chunk; in `out` if it can be read straight into it."""
-        place = self._place(chunk.stored)
+        location = self._place(chunk.stored)
         extent = tuple(b - a for a, b in zip(low, high, strict=True))
         inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        if place is None or place.dtype != dtype or math.prod(place.shape) != math.prod(chunk.size):
+        if location is None or location.dtype != dtype or math.prod(location.shape) != math.prod(chunk.size):
             value = self._load(chunk.stored)
             if not isinstance(value, Tensor) or value.numel() != math.prod(chunk.size) or value.dtype != dtype:
                 raise RequestError(f"{self.file_of(chunk.stored)}: does not hold what .metadata says; copy the checkpoint again")
@@ -194,10 +194,10 @@ class RegionReader:
         stride = [math.prod(chunk.size[i + 1 :]) for i in range(len(extent))]
         first = sum(a * s for a, s in zip(low[: axis + 1], stride, strict=False)) if extent else 0
         count = (extent[axis] if extent else 1) * row
-        whole = extent[axis + 1 :] == chunk.size[axis + 1 :]
-        direct = whole and out.is_contiguous()
+        full_rows = extent[axis + 1 :] == chunk.size[axis + 1 :]
+        direct = full_rows and out.is_contiguous()
         target = out if direct else torch.empty(count, dtype=dtype)
-        self._bytes(chunk.stored, place.offset + first * dtype.itemsize, target.reshape(-1).view(torch.uint8).numpy().data)
+        self._bytes(chunk.stored, location.offset + first * dtype.itemsize, target.reshape(-1).view(torch.uint8).numpy().data)
         if direct:
             return out
         rows = target.view((1,) * axis + (extent[axis],) + chunk.size[axis + 1 :]) if extent else target.view(())

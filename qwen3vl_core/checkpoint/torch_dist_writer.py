@@ -1,4 +1,4 @@
-"""A `torch_dist` checkpoint written box by box, by several threads at once, as one rank's save would look.
+"""Writes a `torch_dist` checkpoint box by box, from several threads, in the form of a single rank's save.
 
 The offset of each box is known before the first byte, so the files do not depend on the order of the threads.
 """
@@ -21,13 +21,13 @@ from qwen3vl_core.checkpoint import positional_io
 from qwen3vl_core.checkpoint.dcp_metadata import Shape
 from qwen3vl_core.checkpoint.torch_save import TensorRecord, record
 
-# neighbouring boxes go to different files: two threads that write to one file wait for each other
+# neighbouring boxes go to different files: threads that write to the same file block each other
 FILES = 4
 
 
 @dataclass(frozen=True)
 class Box:
-    """A place for one box, in file number `file` from byte `start` on."""
+    """Space reserved for one box, in file number `file` from byte `start` on."""
 
     file: int
     start: int
@@ -35,7 +35,7 @@ class Box:
 
 
 class RegionWriter:
-    """Use as a context: `add` every box, then `write` their bytes, `finish` at the end."""
+    """Use as a context manager: `add` every box, then `write` their bytes, `finish` at the end."""
 
     def __init__(self, data: Path) -> None:
         data.mkdir(parents=True)
@@ -47,7 +47,7 @@ class RegionWriter:
         self._places: list[tuple[str, Shape | None, int | None, int, int, int]] = []
         self._empty: tuple[int, int, int] | None = None
         self.bytes = 0
-        # a second of imports for the tables at the end, made while the disk is busy
+        # the tables at the end need a second of imports, done while the disk is busy
         self._imports = threading.Thread(target=importlib.import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True)
         self._imports.start()
 
@@ -77,10 +77,10 @@ class RegionWriter:
         return Box(file, start, archive)
 
     def write(self, box: Box, start: int, data: memoryview) -> None:
-        """Bytes of a box from byte `start` of it on. Several threads may write at once."""
+        """Write bytes of a box, from its byte `start` on. Several threads may write at once."""
         archive, handle = box.record, self._handles[box.file]
         if start + len(data) > archive.data_bytes:
-            raise AssertionError(f"{start + len(data)} bytes came for a box of {archive.data_bytes}")
+            raise AssertionError(f"{start + len(data)} bytes written for a box of {archive.data_bytes}")
         if start == 0:
             positional_io.write_at(handle, archive.head, box.start)
         positional_io.write_at(handle, data, box.start + len(archive.head) + start)
@@ -122,8 +122,8 @@ class RegionWriter:
         for key, offset, number, file, start, length in self._places:
             if offset is None:
                 entries[key] = BytesStorageMetadata()
-            place = MetadataIndex(key) if offset is None else MetadataIndex(key, torch.Size(offset), number)
-            stored[place] = _StorageInfo(self.names[file], start, length)
+            index = MetadataIndex(key) if offset is None else MetadataIndex(key, torch.Size(offset), number)
+            stored[index] = _StorageInfo(self.names[file], start, length)
         torch.save(common, self.data / "common.pt")
         backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
         (self.data / "metadata.json").write_text(json.dumps(backends))

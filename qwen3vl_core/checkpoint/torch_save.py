@@ -1,7 +1,7 @@
-"""One tensor as `torch.save` writes it, a small zip archive, without the tensor: its bytes are written and read apart.
+"""The zip archive that `torch.save` writes for one tensor, without its data: that is written and read separately.
 
-`torch.save` copies a tensor as a whole and computes a checksum of it that `torch.load` never looks at; that takes longer
-than the disk does. The archives made here hold the same entries, and `torch.load(weights_only=True)` reads them.
+`torch.save` copies the whole tensor and computes a checksum that `torch.load` never verifies, which takes longer than the
+write itself. The archives made here hold the same entries, and `torch.load(weights_only=True)` reads them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 
 import torch
 
-# the storage class that stands for a precision in the pickle
+# the storage class that denotes a precision in the pickle
 STORAGES = {torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
 _DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGES.items()}
 ALIGNMENT = 64
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _BIG = 0xFFFFFFFF
-# names are UTF-8, as torch marks them
+# file names are UTF-8: the flag that torch sets too
 _FLAGS = 0x800
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What stands before and after a tensor's bytes."""
+    """The archive's bytes before and after a tensor's data."""
 
     head: bytes
     tail: bytes
@@ -44,7 +44,7 @@ class TensorRecord:
 
 
 class _PickledTensor:
-    """Pickled as a tensor over storage 0, which follows apart."""
+    """Pickled as a tensor over storage 0, which is written separately."""
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         self.dtype, self.shape = dtype, shape
@@ -69,7 +69,7 @@ class _Pickler(pickle.Pickler):
 
 @lru_cache(maxsize=512)
 def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
-    """The archive around a contiguous tensor. KeyError for a precision that is none of `STORAGES`."""
+    """The archive around a contiguous tensor. KeyError for a precision that is not in `STORAGES`."""
     size = math.prod(shape) * dtype.itemsize
     table = io.BytesIO()
     _Pickler(table, protocol=2).dump(_PickledTensor(dtype, shape))
@@ -87,13 +87,15 @@ def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
             # torch maps storages into memory: they begin at a multiple of 64
             free = -(at + len(out) + _LOCAL.size + len(encoded) + len(wide) + 4) % ALIGNMENT
             extra += struct.pack("<2s1H", b"FB", free) + b"Z" * free
-        where = at + len(out)
+        position = at + len(out)
         out += _LOCAL.pack(b"PK\3\4", 0, _FLAGS, 0, 0, 0, crc, field, field, len(encoded), len(extra)) + encoded + extra + (data or b"")
-        # only what comes after a large tensor stands so far back
-        wide = struct.pack("<2HQ", 1, 8, where) if where >= _BIG else wide
-        spot = min(where, _BIG)
+        # only entries after a large tensor have offsets that need 64 bits
+        wide = struct.pack("<2HQ", 1, 8, position) if position >= _BIG else wide
+        central_position = min(position, _BIG)
         central.extend(
-            _CENTRAL.pack(b"PK\1\2", 0, 0, _FLAGS, 0, 0, 0, crc, field, field, len(encoded), len(wide), 0, 0, 0, 0, spot) + encoded + wide
+            _CENTRAL.pack(b"PK\1\2", 0, 0, _FLAGS, 0, 0, 0, crc, field, field, len(encoded), len(wide), 0, 0, 0, 0, central_position)
+            + encoded
+            + wide
         )
 
     entry("data.pkl", table.getvalue(), 0, head)
@@ -111,7 +113,7 @@ def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where the numbers of a contiguous tensor stand, from the start of its archive."""
+    """Where the data of a contiguous tensor is, from the start of its archive."""
 
     offset: int
     dtype: torch.dtype
@@ -119,7 +121,7 @@ class TensorLocation:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads the one pickle that describes a tensor; makes plain tuples, nothing of what it names."""
+    """Reads the pickle that describes a tensor into plain tuples; never calls what the pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -136,7 +138,7 @@ class _Reader(pickle.Unpickler):
 
 @lru_cache(maxsize=512)
 def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
-    """(dtype, shape) from a record's pickle, or None for anything but one whole contiguous tensor in memory order."""
+    """(dtype, shape) from a record's pickle, or None for anything but one complete contiguous tensor."""
     try:
         (kind, dtype, _, _, count), offset, shape, stride, *_ = _Reader(io.BytesIO(table)).load()
         shape, expected = tuple(shape), 1
@@ -154,21 +156,21 @@ def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
 def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | None:
     """Find the tensor's bytes in the archive of `length` bytes that `read(offset, count)` reads.
 
-    None where the archive is not what `torch.save` makes of one contiguous tensor: it then has to be loaded as a whole.
+    None unless the archive is what `torch.save` writes for one contiguous tensor: it then has to be loaded as a whole.
     """
     try:
-        # more than the directory takes; and more than the description takes, which comes first
-        at = max(0, length - 2048)
-        end = read(at, length - at)
-        found = end.rfind(b"PK\5\6")
-        *_, entries, _, start, _ = _END.unpack_from(end, found)
-        locator = found - _LOCATOR.size
+        # usually contains the central directory; otherwise the directory is read below
+        tail_start = max(0, length - 2048)
+        end = read(tail_start, length - tail_start)
+        end_record = end.rfind(b"PK\5\6")
+        *_, entries, _, start, _ = _END.unpack_from(end, end_record)
+        locator = end_record - _LOCATOR.size
         if locator >= 0 and end[locator : locator + 4] == b"PK\6\7":
-            where = _LOCATOR.unpack_from(end, locator)[2]
-            *_, entries, _, start = _END64.unpack_from(end, where - at)
-        if start < at:
-            end, at = read(start, length - start), start
-        spots, cursor = {}, start - at
+            end64 = _LOCATOR.unpack_from(end, locator)[2]
+            *_, entries, _, start = _END64.unpack_from(end, end64 - tail_start)
+        if start < tail_start:
+            end, tail_start = read(start, length - start), start
+        spots, cursor = {}, start - tail_start
         for _ in range(entries):
             _, _, _, _, method, _, _, _, _, stored, names, extras, notes, *_, spot = _CENTRAL.unpack_from(end, cursor)
             name = end[cursor + _CENTRAL.size : cursor + _CENTRAL.size + names].decode()
@@ -184,8 +186,8 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
 
         spot, stored, method = spots["data.pkl"]
         described = _described(read(data_of(spot), stored)) if method == 0 and stored <= 4096 else None
-        order, count, plain = spots.get("byteorder", (None, 0, 0))
-        if described is None or plain or (order is not None and read(data_of(order), count) != b"little"):
+        byteorder_spot, count, plain = spots.get("byteorder", (None, 0, 0))
+        if described is None or plain or (byteorder_spot is not None and read(data_of(byteorder_spot), count) != b"little"):
             return None
         (dtype, shape), (spot, stored, method) = described, spots["data/0"]
         if method != 0 or stored != math.prod(shape) * dtype.itemsize:

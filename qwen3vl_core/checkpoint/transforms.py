@@ -1,4 +1,4 @@
-"""The transforms of the name map on real tensors. Each is a permutation: nothing is rounded, the way back is exact."""
+"""The transforms of the name map on real tensors. Each is a permutation: nothing is rounded, the inverse is exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen3vl_core.checkpoint.name_map import Region
 
 
 class Span(NamedTuple):
-    """Rows that lie together on both sides."""
+    """Rows that are contiguous in both layouts."""
 
     tensor: int
     """Which of the region's Hugging Face tensors."""
@@ -25,7 +25,7 @@ class Span(NamedTuple):
 
 
 def spans(region: Region) -> Iterator[Span]:
-    """The rows of a region's box, in order, and where each lies in Hugging Face's tensors. Not for `transposed`."""
+    """The rows of a region's box, in order, and their position in Hugging Face's tensors. Not for `transposed`."""
     if region.transform in ("copy", "rows"):
         at = 0
         for i, shape in enumerate(region.hf_shapes):
@@ -48,7 +48,7 @@ def spans(region: Region) -> Iterator[Span]:
 
 
 def box_shape(region: Region) -> tuple[int, ...]:
-    """The shape of a region's box without the axes of layers and experts: rows first."""
+    """The shape of a region's box without the leading layer and expert axes: rows first."""
     lead = len(region.size) - len(region.hf_shapes[0])
     return region.size[lead:]
 
@@ -77,7 +77,7 @@ def to_megatron(region: Region, tensors: list[Tensor]) -> Tensor:
 
 
 def to_hf(region: Region, box: Tensor) -> list[Tensor]:
-    """The way back: a region's box -> its Hugging Face tensors (or slices of them), in the order of `region.hf`."""
+    """The inverse: a region's box -> its Hugging Face tensors (or slices of them), in the order of `region.hf`."""
     if region.transform == "copy":
         return [box.reshape(region.hf_shapes[0])]
     if region.transform == "transposed":

@@ -1,8 +1,7 @@
 """Writes the Energon index of a folder of shards without reading them again. Imports neither torch nor Energon.
 
 Energon's own `prepare_dataset` reads the shards again, header by header, and takes seconds to import. The writer of the shards
-knows all offsets: the files written here equal those that Energon 7.4 writes for the same shards, byte for byte and row for
-row.
+knows all offsets: the files written here equal those of Energon 7.4 for the same shards, byte for byte and row for row.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ __module__: megatron.energon
 __class__: CrudeWebdataset
 """
 FORMAT = "7.4.1"
-"""The release of Energon whose file format this is."""
+"""The Energon release that defines this file format."""
 _NAMESPACE = uuid.UUID("5f0d6f1e-6f6c-5d0a-9b0e-3a0f7f1f2c11")
 _TABLES = (
     """CREATE TABLE samples (
@@ -56,11 +55,11 @@ _INDEXES = (
 )
 
 Entry = tuple[str, list[tuple[str, int]]]
-"""A sample of a shard: its key, and (name after the key, bytes) of its members in their order."""
+"""A sample of a shard: its key, and (name after the key, bytes) of its members in order."""
 
 
 def write_index(folder: Path, shards: list[tuple[str, Iterable[Entry]]], identity: str) -> None:
-    """Write `.nv-meta` and every shard's `.idx` for `shards`: (name in `folder`, which begins with its split's, entries).
+    """Write `.nv-meta` and every shard's `.idx` for `shards`: (name in `folder`, which begins with the split's name, entries).
 
     identity: a digest of the content; the dataset's uuid is made from it, so that the same input gives the same index.
     Raises OSError when the disk is full, WorkError when the index cannot be written for another reason.
@@ -103,7 +102,8 @@ def write_index(folder: Path, shards: list[tuple[str, Iterable[Entry]]], identit
 
 
 def _add_shard(database: sqlite3.Connection, shard: Path, number: int, entries: Iterable[Entry]) -> int:
-    """Rows of one shard, and its `.idx`: where each sample begins, and where the last one ends. Returns its samples."""
+    """Insert the rows of one shard and write its `.idx`: where each sample begins, and where the last one ends. Returns the
+    number of samples."""
     begins, samples, members = [0], [], []
     at = 0
     for place, (key, parts) in enumerate(entries):
@@ -119,7 +119,7 @@ def _add_shard(database: sqlite3.Connection, shard: Path, number: int, entries: 
 
 
 def _collapsed(names: list[str]) -> Iterator[str]:
-    """`train-00000.tar`, … one after the other -> `train-{00000..00041}.tar`."""
+    """Consecutive names `train-00000.tar`, … -> `train-{00000..00041}.tar`."""
     for _, group in groupby(names, key=len):
         names_of_length = list(group)
         (split, first), last = names_of_length[0].removesuffix(".tar").split("-"), names_of_length[-1].removesuffix(".tar").split("-")[1]

@@ -107,11 +107,11 @@ class ChatProcessor:
         return cls(tokenizer, template, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
 
     def encode(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Encoded:
-        """A conversation for training. Labels cover the assistants' texts and the tokens that end them, nothing else.
+        """Encode a conversation for training. Labels cover the assistant's texts and the tokens that end them, nothing else.
 
         messages: [{"role", "content": text | [part]}] with parts {"type": "text", "text"}, {"type": "image", "part"},
         {"type": "video", "part"} and {"type": "video", "frames": [part], "fps"}; media: part -> the file's bytes.
-        limit: most tokens; checked before anything is decoded. Raises DataError.
+        limit: maximum of tokens; checked before anything is decoded. Raises DataError.
         """
         return self.decode_media(self.tokenize(messages, media, key=key, limit=limit), media)
 
@@ -148,12 +148,12 @@ class ChatProcessor:
         images, clips = [], []
         for medium, video, tokens in tokenized.media:
             if video is None:
-                made, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
-                images.append((made, grid))
+                values, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
+                images.append((values, grid))
             else:
                 assert self.video_rules is not None
-                made, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
-                clips.append((made, grid))
+                values, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
+                clips.append((values, grid))
             if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
                 # a damaged header may state another size than that of the pixels
                 kind = "broken_picture" if video is None else "broken_video"
@@ -190,7 +190,7 @@ class ChatProcessor:
         return inputs
 
     def decode(self, ids: list[int]) -> str:
-        """Text of tokens, without the special ones."""
+        """Text of tokens, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _plan_medium(self, medium: MediaItem, media: dict[str, bytes]) -> tuple[MediaItem, VideoPlan | None, int]:
@@ -217,8 +217,8 @@ class ChatProcessor:
         if not planned:
             return text
         start, end, token = chat_template.VISION_START, chat_template.VISION_END, chat_template.VIDEO
-        place = token if self.outer_vision_tokens else f"{start}{token}{end}"
-        pieces = text.split(place)
+        placeholder = token if self.outer_vision_tokens else f"{start}{token}{end}"
+        pieces = text.split(placeholder)
         if len(pieces) != len(planned) + 1:
             raise DataError("bad_messages", f"{len(planned)} videos, but the chat template shows {len(pieces) - 1}")
         times = [videos.placeholders(video.times, token, start, end) for video in planned]
@@ -232,7 +232,7 @@ class ChatProcessor:
         return (grids.prod(axis=1) // self.rules.merge_size**2).tolist()
 
     def _expand(self, ids: np.ndarray, counts: list[int], *aligned: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Repeat each placeholder once for each of its tokens, and the arrays aligned with the ids likewise."""
+        """Repeat each placeholder once per token of its medium, in the ids and in the arrays aligned with them."""
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[self._is_vision(ids)] = counts
         return tuple(np.repeat(values, repeats) for values in (ids, *aligned))
@@ -244,34 +244,34 @@ def _frames(medium: MediaItem, planned: VideoPlan, media: dict[str, bytes]) -> l
     return videos.decode_folder([media[name] for name in medium.parts], planned, list(medium.parts))
 
 
-def _joined(made: list[tuple[np.ndarray, tuple[int, int, int]]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [n, width], int64 [k, 3]) of all pictures or videos."""
-    grids = np.array([grid for _, grid in made], dtype=np.int64).reshape(-1, 3)
-    if len(made) == 1:
-        return made[0][0], grids
-    return np.concatenate([np.zeros((0, width), dtype=np.uint8), *(values for values, _ in made)]), grids
+def _joined(patches: list[tuple[np.ndarray, tuple[int, int, int]]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(patches uint8 [n, width], grids int64 [k, 3]) of all pictures or videos."""
+    grids = np.array([grid for _, grid in patches], dtype=np.int64).reshape(-1, 3)
+    if len(patches) == 1:
+        return patches[0][0], grids
+    return np.concatenate([np.zeros((0, width), dtype=np.uint8), *(values for values, _ in patches)]), grids
 
 
 def _media_config(folder: Path, name: str, nested: str) -> tuple[dict[str, Any], str]:
     """(config of the picture or video processor, its location for messages). Raises RequestError without one."""
     if not (folder / name).is_file():
         # transformers 5 saves all of them in one file
-        found = _json(folder / BOTH_CONFIG, needed=False).get(nested)
-        if isinstance(found, dict):
-            return found, f"{folder / BOTH_CONFIG}: {nested}"
+        config = _json(folder / BOTH_CONFIG, needed=False).get(nested)
+        if isinstance(config, dict):
+            return config, f"{folder / BOTH_CONFIG}: {nested}"
     return _json(folder / name), str(folder / name)
 
 
-def _video_rules(folder: Path, instead: dict[str, Any]) -> VideoRules | None:
+def _video_rules(folder: Path, overrides: dict[str, Any]) -> VideoRules | None:
     """None for a checkpoint without a video processor."""
     if not (folder / VIDEO_CONFIG).is_file() and "video_processor" not in _json(folder / BOTH_CONFIG, needed=False):
         return None
-    config, where = _media_config(folder, VIDEO_CONFIG, "video_processor")
-    return VideoRules.from_config(config | instead, where)
+    config, location = _media_config(folder, VIDEO_CONFIG, "video_processor")
+    return VideoRules.from_config(config | overrides, location)
 
 
 def _json(file: Path, needed: bool = True) -> dict[str, Any]:
-    """A JSON object from a checkpoint. Raises RequestError when it is missing or something else."""
+    """A JSON object from a checkpoint. Raises RequestError when it is missing or not an object."""
     if not needed and not file.exists():
         return {}
     try:
@@ -290,10 +290,10 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    found = _json(folder / "chat_template.json", needed=False).get("chat_template") or tokenizer.chat_template
-    if not isinstance(found, str):
+    template = _json(folder / "chat_template.json", needed=False).get("chat_template") or tokenizer.chat_template
+    if not isinstance(template, str):
         raise RequestError(f"{folder}: no chat template; copy chat_template.jinja (or .json) of the original checkpoint there")
-    return found
+    return template
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -26,7 +26,7 @@ _AGAIN = "make it again with qwen3vl prepare"
 class ShardSplit:
     """The samples of one split, numbered as they stand in its shards. Safe to use after a fork.
 
-    Raises RequestError when `path` is no dataset, or the split is not there or empty.
+    Raises RequestError when `path` is no dataset, or the split is missing or empty.
     """
 
     def __init__(self, path: str | Place, split: str) -> None:
@@ -47,39 +47,41 @@ class ShardSplit:
         self._owner = os.getpid()
         identity = [_identity(self.path), split, [[name, count] for name, count in zip(names, counts, strict=True)]]
         self.identity: str = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        """Changes with the dataset, not with where it lies."""
+        """Depends on the dataset's content, not on its path."""
 
     def __len__(self) -> int:
         return len(self._begins)
 
     def order(self, seed: int) -> SampleOrder:
-        """In which order the samples come."""
+        """The order in which the samples are visited."""
         return SampleOrder(len(self), seed)
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         """(key, {part: content}) of a sample.
 
-        Raises DataError when its stretch of the shard is damaged, WorkError when the disk does not answer.
+        Raises DataError when its part of the shard is damaged, WorkError when the disk cannot be read.
         """
         shard, begin, end = int(self._shard_of[number]), int(self._begins[number]), int(self._ends[number])
-        held = self._shards[shard]
+        location = self._shards[shard]
         try:
-            chunk = held.read_range(begin, end - begin) if isinstance(held, Remote) else _read(self._file(shard), begin, end - begin)
+            chunk = (
+                location.read_range(begin, end - begin) if isinstance(location, Remote) else _read(self._file(shard), begin, end - begin)
+            )
         except OSError as error:
             raise WorkError(f"{self._shards[shard]}: {error.strerror}; is the dataset's disk still there?") from error
-        where = f"{self._shards[shard].name}, byte {begin:,}"
+        position = f"{self._shards[shard].name}, byte {begin:,}"
         try:
             if len(chunk) < end - begin:
                 raise ValueError("the file is shorter than its index says")
             key, parts = sample_parts(chunk)
         except ValueError as error:
-            raise DataError("broken_shard", f"{where}: {error}") from error
+            raise DataError("broken_shard", f"{position}: {error}") from error
         if not parts:
-            raise DataError("broken_shard", f"{where}: no file of a sample there")
+            raise DataError("broken_shard", f"{position}: no file of a sample there")
         return key, parts
 
     def place(self, number: int) -> str:
-        """Where a sample stands, for people: used where its key could not be read."""
+        """Location of a sample, for messages: used where its key could not be read."""
         return f"{self.shard_name(number)}@{int(self._begins[number])}"
 
     def shard_name(self, number: int) -> str:
@@ -111,7 +113,7 @@ class ShardSplit:
 
 
 def _read(file: int, begin: int, size: int) -> bytes:
-    """Up to `size` bytes; one call may give fewer than are there."""
+    """Up to `size` bytes; a single `pread` may return fewer than are available."""
     chunk = os.pread(file, size, begin)
     while len(chunk) < size:
         more = os.pread(file, size - len(chunk), begin + len(chunk))
@@ -122,12 +124,12 @@ def _read(file: int, begin: int, size: int) -> bytes:
 
 
 def _load(folder: Place, name: str) -> Any:
-    """A YAML file of the index, or the JSON file that may stand in its place; None without either."""
+    """A YAML file of the index, or the JSON file that may replace it; None without either."""
     for ending in ("yaml", "json"):
         file = folder / f"{name}.{ending}"
         if file.is_file():
             try:
-                # by libyaml where it is there: the index names every shard
+                # libyaml if available, for speed: the index names every shard
                 return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise RequestError(f"{file}: cannot be read ({type(error).__name__}); {_AGAIN}") from None
@@ -145,18 +147,18 @@ def splits_of(path: Place) -> dict[str, list[str]]:
     if not isinstance(parts, dict):
         raise RequestError(f"{path}: {FOLDER} names no splits; {_AGAIN}")
     excluded = {name for pattern in loaded.get("exclude") or [] for name in braceexpand(str(pattern))}
-    found = {str(name): [s for pattern in patterns or [] for s in braceexpand(str(pattern))] for name, patterns in parts.items()}
-    known = {shard for shards in found.values() for shard in shards}
+    shards_by_split = {str(name): [s for pattern in patterns or [] for s in braceexpand(str(pattern))] for name, patterns in parts.items()}
+    known = {shard for shards in shards_by_split.values() for shard in shards}
     if excluded - known:
         raise RequestError(f"{path}: the index leaves out single samples ({min(excluded - known)}), which is not read here; {_AGAIN}")
-    return {name: [shard for shard in shards if shard not in excluded] for name, shards in found.items()}
+    return {name: [shard for shard in shards if shard not in excluded] for name, shards in shards_by_split.items()}
 
 
 def _split_shards(path: Place, split: str) -> list[str]:
     splits = splits_of(path)
     if not splits.get(split):
-        there = ", ".join(name for name, shards in splits.items() if shards) or "none"
-        raise RequestError(f"{path}: no split {split}; there are: {there}; prepare the data with a share for it (--split)")
+        available = ", ".join(name for name, shards in splits.items() if shards) or "none"
+        raise RequestError(f"{path}: no split {split}; there are: {available}; prepare the data with a share for it (--split)")
     for name in splits[split]:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise RequestError(f"{path}: shard {name} lies outside the dataset; {_AGAIN}")
@@ -171,7 +173,7 @@ def _offsets(shard: Place) -> np.ndarray:
     if file.is_file():
         content = file.read_bytes()
         table = np.frombuffer(content[: len(content) // 8 * 8], dtype="<u8").astype(np.int64)
-        # an index of another shard, or cut off, would give nonsense for every sample: then the headers are walked
+        # an index of another shard, or a truncated one, gives wrong offsets for every sample: then the headers are read
         if len(table) and table[0] == 0 and (np.diff(table) > 0).all() and table[-1] <= size_of(shard):
             return table
     if isinstance(shard, Remote):
@@ -183,7 +185,7 @@ def _offsets(shard: Place) -> np.ndarray:
 
 
 def _stated_counts(path: Place, names: list[str]) -> list[Any]:
-    """Samples of each shard as the index has them; None where it says nothing."""
+    """Samples of each shard according to the index; None where it has no count."""
     loaded = _load(path / FOLDER, ".info")
     counts = loaded.get("shard_counts") if isinstance(loaded, dict) else None
     return [counts.get(name) if isinstance(counts, dict) else None for name in names]

@@ -1,7 +1,7 @@
 """ShareGPT records: `conversations` or `messages`, with `images` and `videos` used in the order of the tags in the text.
 
-Turns are {from, value} or {role, content}; system, user and assistant turns are read, with the names that LLaVA has for
-them too. Turns of tools and functions are refused by name: training on them needs a template that knows them.
+Turns are {from, value} or {role, content}; system, user and assistant turns are read, under LLaVA's
+role names too. Tool and function turns are rejected by name: training on them needs a template that supports them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _UNREAD = ("audios", "audio", "tools")
 
 
 def parse(number: int, record: dict[str, Any]) -> SourceRecord:
-    """One record, checked. Raises RecordError that names the broken rule."""
+    """Parse and check one record. Raises RecordError that names the violated rule."""
     for key in _UNREAD:
         if record.get(key):
             raise RecordError(f"holds {key}; text, images and videos are read")
@@ -24,24 +24,24 @@ def parse(number: int, record: dict[str, Any]) -> SourceRecord:
 
 
 def _turns(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    given = [key for key in ("conversations", "messages") if record.get(key) is not None]
-    if len(given) > 1:
+    keys = [key for key in ("conversations", "messages") if record.get(key) is not None]
+    if len(keys) > 1:
         raise RecordError("both conversations and messages; keep one")
-    turns = llava.turns(record, given[0] if given else "messages")
-    head = record.get("system")
-    if head is None or head == "":
+    turns = llava.turns(record, keys[0] if keys else "messages")
+    system = record.get("system")
+    if system is None or system == "":
         return turns
     if turns[0][0] == "system":
         raise RecordError("both system and a system turn; keep one")
-    return (("system", llava.text_of(head, "system")), *turns)
+    return (("system", llava.text_of(system, "system")), *turns)
 
 
 def _names(record: dict[str, Any], what: str) -> tuple[str, ...]:
     if what in record and what + "s" in record:
         raise RecordError(f"both {what} and {what}s; keep one")
-    found = record.get(what + "s", record.get(what))
-    if found is None or found == "":
+    names = record.get(what + "s", record.get(what))
+    if names is None or names == "":
         return ()
-    if not isinstance(found, (list, str)):
-        raise RecordError(f"{what}s must be a list of names, not {kind_of(found)}")
-    return tuple([llava.media_name(name, what) for name in (found if isinstance(found, list) else [found])])
+    if not isinstance(names, (list, str)):
+        raise RecordError(f"{what}s must be a list of names, not {kind_of(names)}")
+    return tuple([llava.media_name(name, what) for name in (names if isinstance(names, list) else [names])])

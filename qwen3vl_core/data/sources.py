@@ -1,6 +1,6 @@
-"""Lists of conversations, found out by looking: LLaVA or ShareGPT, as one JSON list or as JSON Lines. Imports no torch.
+"""Lists of conversations, whose format is detected: LLaVA or ShareGPT, as one JSON list or as JSON Lines. Imports no torch.
 
-What is made of a record is the same for all of them. A sample in a shard is `KEY.json` and its media, KEY being the
+All formats give the same samples. A sample in a shard is `KEY.json` and its media, KEY being the
 record's number in eight digits; the media keep their bytes:
 
     KEY.json             {"id": ..., "messages": [{"role": "system" | "user" | "assistant", "content": [PART, ...]}]}
@@ -38,23 +38,23 @@ from qwen3vl_core.errors import RequestError
 
 SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
 LONGEST_LINE = 64 << 20
-"""Bytes of one record in JSON Lines; more is taken for something else than JSON Lines."""
+"""Maximum of bytes for one record in JSON Lines; a file with a longer line is not taken for JSON Lines."""
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records, whose kind has been found out."""
+    """A file of records and its detected format."""
 
     path: Path
     lines: bool
     """JSON Lines: one record a line, read one at a time; otherwise one JSON list."""
     style: str
-    """`LLaVA` or `ShareGPT`, going by the first record."""
+    """`LLaVA` or `ShareGPT`, detected from the first record."""
     count: int | None = None
-    """Records, where that is known without reading all."""
+    """Number of records, where it is known without reading the file."""
     loaded: list[Any] | None = None
-    """The records of a JSON list; `records` lets go of them as it gives them out."""
+    """The records of a JSON list; `records` releases each as it yields it."""
 
     @property
     def kind(self) -> str:
@@ -63,13 +63,13 @@ class RecordFile:
     def records(self) -> Iterator[tuple[int, Any]]:
         """(number from 0, record): an object for a JSON list; for JSON Lines (line from 1, its bytes), for `parse` to read.
 
-        Once only for a JSON list. Raises RequestError when the file cannot be read on.
+        A JSON list can be iterated once only. Raises RequestError when reading fails.
         """
         if not self.lines:
             loaded = self.loaded
             assert loaded is not None
             for number in range(len(loaded)):
-                # let go of as it is used: the list is the largest thing in memory
+                # released as it is used: the list is the largest object in memory
                 record, loaded[number] = loaded[number], None
                 yield number, record
             return
@@ -81,58 +81,58 @@ class RecordFile:
 
 
 def open_records(path: Path) -> RecordFile:
-    """What `path` is, by its first record. Raises RequestError when nothing that is read here."""
+    """Open `path` and detect its format from the first record. Raises RequestError for an unsupported one."""
     head = _head(path)
     if head.lstrip(b" \t\r\n")[:1] != b"{":
         loaded = load_list(path)
         return RecordFile(path, False, _style(loaded[0]), len(loaded), loaded)
-    place, line = next((place, line) for place, line in _lines(path) if line.strip())
+    line_number, line = next((line_number, line) for line_number, line in _lines(path) if line.strip())
     _check_no_wrapper(path, line)
     try:
         return RecordFile(path, True, _style(_loads(line)))
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text (line {place}, byte {error.start:,}); {SHAPE}") from None
+        raise RequestError(f"{path}: not UTF-8 text (line {line_number}, byte {error.start:,}); {SHAPE}") from None
     except json.JSONDecodeError as error:
         raise RequestError(
-            f"{path}: not JSON (line {place}, column {error.colno}: {error.msg}); a list [...] or one record a line; {SHAPE}"
+            f"{path}: not JSON (line {line_number}, column {error.colno}: {error.msg}); a list [...] or one record a line; {SHAPE}"
         ) from None
     except (RecursionError, ValueError) as error:
         raise RequestError(f"{path}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
 
 
 def _check_no_wrapper(path: Path, line: bytes) -> None:
-    """Raises RequestError for one object around the list of records, which is no record in JSON Lines either."""
-    found = None
+    """Raises RequestError for an object that wraps the list of records, and is not a record in JSON Lines either."""
+    wrapper = None
     for data in (line, path.read_bytes() if line.strip() == b"{" and path.stat().st_size <= LONGEST_LINE else b""):
         with contextlib.suppress(ValueError, RecursionError):
-            found = _loads(data)
+            wrapper = _loads(data)
             break
-    if not isinstance(found, dict) or any(key in found for key in ("conversations", "messages")):
+    if not isinstance(wrapper, dict) or any(key in wrapper for key in ("conversations", "messages")):
         return
-    for key, value in found.items():
+    for key, value in wrapper.items():
         if isinstance(value, list) and value and isinstance(value[0], dict) and {"conversations", "messages"} & value[0].keys():
             raise RequestError(f"{path}: one object that holds the records as {key!r}; write that list alone: jq .{key} {path.name}")
 
 
 def parse(number: int, record: Any) -> SourceRecord:
-    """A record as `RecordFile.records` gives it, checked. Raises RecordError that names the broken rule."""
+    """Parse and check a record from `RecordFile.records`. Raises RecordError that names the violated rule."""
     if isinstance(record, tuple):
-        place, line = record
+        line_number, line = record
         try:
             record = _loads(line)
         except UnicodeDecodeError as error:
-            raise RecordError(f"line {place} is not UTF-8 text (byte {error.start:,})") from None
+            raise RecordError(f"line {line_number} is not UTF-8 text (byte {error.start:,})") from None
         except json.JSONDecodeError as error:
-            raise RecordError(f"line {place} is not JSON (column {error.colno}: {error.msg})") from None
+            raise RecordError(f"line {line_number} is not JSON (column {error.colno}: {error.msg})") from None
         except (RecursionError, ValueError) as error:
-            raise RecordError(f"line {place} is not JSON that is read here ({_reason(error)})") from None
+            raise RecordError(f"line {line_number} is not JSON that is read here ({_reason(error)})") from None
     if not isinstance(record, dict):
         raise RecordError(f"must be an object, not {kind_of(record)}")
     return (sharegpt if _style(record) == "ShareGPT" else llava).parse(number, record)
 
 
 def load_list(file: Path) -> list[Any]:
-    """The JSON list in `file`. Raises RequestError when it is no such thing."""
+    """The JSON list in `file`. Raises RequestError for anything else."""
     try:
         loaded = _loads(file.read_bytes())
     except UnicodeDecodeError as error:
@@ -169,7 +169,7 @@ def _reason(error: Exception) -> str:
 
 
 def _head(file: Path) -> bytes:
-    """The first bytes that are not white space, or nothing. Raises RequestError when there is no file to read."""
+    """The first block with more than white space, or nothing. Raises RequestError when the file cannot be read."""
     try:
         with open(file, "rb") as opened:
             head = opened.read(1 << 16).removeprefix(_BOM)
@@ -177,8 +177,8 @@ def _head(file: Path) -> bytes:
                 head = opened.read(1 << 16)
             return head
     except IsADirectoryError:
-        found = sorted(p.name for ending in ("json", "jsonl") for p in file.glob(f"*.{ending}"))
-        way_out = f"it holds {listed(found)}; give one of them" if found else "give the JSON list of conversations"
+        candidates = sorted(p.name for ending in ("json", "jsonl") for p in file.glob(f"*.{ending}"))
+        way_out = f"it holds {listed(candidates)}; give one of them" if candidates else "give the JSON list of conversations"
         raise RequestError(f"{file}: a folder; {way_out}") from None
     except OSError as error:
         raise _unreadable(file, error) from None

@@ -1,7 +1,7 @@
-"""Where data lies: a path of this machine, or `msc://PROFILE/PATH` of the Multi-Storage Client. Imports no torch.
+"""Locations of data: a path on this machine, or `msc://PROFILE/PATH` of the Multi-Storage Client. Imports no torch.
 
-A profile names an object store and stands in the client's own configuration (`MSC_CONFIG`, `~/.msc_config.yaml`). Both
-kinds of places are used in the same way; the client, which is slow to import, is asked for nothing but remote places.
+A profile names an object store and is defined in the client's own configuration (`MSC_CONFIG`, `~/.msc_config.yaml`).
+Both kinds of locations have one interface; the client, which is slow to import, is imported for remote ones only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _MSC = "msc://"
 
 
 class Remote:
-    """As much of a `pathlib.Path` as readers of datasets use, for what lies in an object store.
+    """The part of `pathlib.Path` that readers of datasets use, for an object store.
 
-    Raises RequestError for an address that the client does not know, WorkError when the store does not answer.
+    Raises RequestError for an address that the client cannot resolve, WorkError when the store cannot be read.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,21 +64,21 @@ class Remote:
         return Remote(os.path.splitext(str(self))[0] + suffix)
 
     def is_file(self) -> bool:
-        return bool(self._asked(lambda client: client.is_file(self.path)))
+        return bool(self._request(lambda client: client.is_file(self.path)))
 
     def is_dir(self) -> bool:
-        # a store has no folders, only names that begin alike
-        return bool(self._asked(lambda client: not client.is_empty(self.path + "/")))
+        # a store has no folders, only names with a common prefix
+        return bool(self._request(lambda client: not client.is_empty(self.path + "/")))
 
     def exists(self) -> bool:
         return self.is_file() or self.is_dir()
 
     def size(self) -> int:
         """Bytes of the file."""
-        return int(self._asked(lambda client: client.info(self.path).content_length))
+        return int(self._request(lambda client: client.info(self.path).content_length))
 
     def read_bytes(self) -> bytes:
-        return self._asked(lambda client: client.read(self.path))
+        return self._request(lambda client: client.read(self.path))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return self.read_bytes().decode(encoding, errors)
@@ -87,13 +87,13 @@ class Remote:
         """Up to `size` bytes from `begin` on."""
         from multistorageclient.types import Range
 
-        return self._asked(lambda client: client.read(self.path, Range(begin, size)))
+        return self._request(lambda client: client.read(self.path, Range(begin, size)))
 
-    def _asked(self, question: Callable[[Any], Any]) -> Any:
+    def _request(self, call: Callable[[Any], Any]) -> Any:
         import multistorageclient
 
         try:
-            # kept by the client, and made again after a fork
+            # cached by the library, which creates a new one after a fork
             client, _ = multistorageclient.resolve_storage_client(f"{_MSC}{self.profile}/")
         except Exception as error:
             raise RequestError(
@@ -101,11 +101,11 @@ class Remote:
                 "correct its configuration (MSC_CONFIG, ~/.msc_config.yaml)"
             ) from error
         try:
-            return question(client)
+            return call(client)
         except FileNotFoundError:
             raise RequestError(f"{self}: no such file; copy it there, or correct the path") from None
         except Exception as error:
-            # each provider raises errors of its own library
+            # each provider raises its own library's errors
             raise WorkError(f"{self}: the store does not give it ({_reason(error)}); is it still there, may you read it?") from error
 
 
@@ -117,14 +117,14 @@ Place = Path | Remote
 
 
 def place_of(name: str | Path | Remote) -> Place:
-    """The place that a person named. Raises RequestError for an address of a kind that is not read."""
+    """The location that the user named. Raises RequestError for an unsupported kind of address."""
     if isinstance(name, (Path, Remote)):
         return name
     return Remote(name) if is_url(name) else Path(name).expanduser()
 
 
 def within(folder: Place, name: str) -> Place:
-    """What a file in `folder` calls `name`: relative to the folder, absolute, or an address."""
+    """Resolve a `name` in a file of `folder`: relative to the folder, absolute, or an address."""
     if is_url(name):
         return Remote(name)
     if isinstance(folder, Remote) and name.startswith("/"):
@@ -133,7 +133,7 @@ def within(folder: Place, name: str) -> Place:
 
 
 def local(name: str, flag: str) -> Path:
-    """A path of this machine. Raises RequestError for an address: `flag` is read or written here alone."""
+    """A path on this machine. Raises RequestError for an address: `flag` takes local paths only."""
     if is_url(name):
         raise RequestError(f"{flag} {name}: must be a path of this machine; copy it with the store's own tool (msc cp, msc sync)")
     return Path(name).expanduser()

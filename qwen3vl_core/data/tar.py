@@ -1,7 +1,7 @@
-"""Plain ustar archives: a writer that copies bytes, and a reader for one sample's stretch of a shard. Imports no torch.
+"""Plain ustar archives: a writer that copies bytes, and a reader for one sample's bytes in a shard. Imports no torch.
 
-`tarfile` spends most of its time on header objects; these 512-byte headers are made and read directly, and are what
-tar, webdataset and Energon read. Owner and time are fixed, so that the same members give the same bytes.
+`tarfile` spends most of its time on header objects; these 512-byte headers are packed and parsed directly, in the
+format that tar, webdataset and Energon read. Owner and time are fixed, so that equal members give equal bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 """Archives end on a multiple of this, with at least two empty blocks."""
 LARGEST_MEMBER = 8**11 - 1
-"""What the eleven octal digits of the size field hold."""
+"""The limit of the eleven octal digits of the size field."""
 _MODE_OWNER_GROUP = b"0000644\x00" + b"0000000\x00" * 2
 _TIME = b"\0" + b"%011o\0" % 0
 _LINK_MAGIC_NAMES = bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
@@ -37,7 +37,7 @@ def padded(size: int) -> int:
 
 
 def member_size(size: int) -> int:
-    """Bytes that a member with `size` bytes of content takes, its header too."""
+    """Bytes that a member with `size` bytes of content takes, including its header."""
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
@@ -61,14 +61,14 @@ def header(name: str, size: int) -> bytes:
 
 
 def header_blocks(names: list[bytes], sizes: list[int]) -> np.ndarray:
-    """uint8 [n, 512]: what `header` gives for each, all at once. names: known to be relative, of at most 100 bytes."""
-    made = np.tile(_BLANK, (len(names), 1))
-    made[:, :100] = np.array(names, dtype="S100").view(np.uint8).reshape(-1, 100)
-    made[:, 124:135] = _octal(np.array(sizes, dtype=np.int64), 11)
-    sums = made[:, :100].sum(axis=1, dtype=np.int32) + made[:, 124:135].sum(axis=1, dtype=np.int32) + _FIXED_SUM
-    made[:, 148:154] = _octal(sums, 6)
-    made[:, 154] = 0
-    return made
+    """uint8 [n, 512]: the result of `header` for each, vectorised. names: known to be relative, of at most 100 bytes."""
+    blocks = np.tile(_BLANK, (len(names), 1))
+    blocks[:, :100] = np.array(names, dtype="S100").view(np.uint8).reshape(-1, 100)
+    blocks[:, 124:135] = _octal(np.array(sizes, dtype=np.int64), 11)
+    sums = blocks[:, :100].sum(axis=1, dtype=np.int32) + blocks[:, 124:135].sum(axis=1, dtype=np.int32) + _FIXED_SUM
+    blocks[:, 148:154] = _octal(sums, 6)
+    blocks[:, 154] = 0
+    return blocks
 
 
 def _octal(values: np.ndarray, digits: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def _octal(values: np.ndarray, digits: int) -> np.ndarray:
 
 
 class TarWriter:
-    """Writes PATH.tmp and renames it when the block ends well; otherwise nothing stays.
+    """Writes PATH.tmp and renames it when the block succeeds; otherwise removes it.
 
     with TarWriter(path) as tar: tar.add("00000001.json", b"...")
     """
@@ -90,7 +90,7 @@ class TarWriter:
         self._file = open(self._beside, "wb", buffering=4 << 20)  # noqa: SIM115 - closed by __exit__
 
     def add(self, name: str, data: bytes) -> None:
-        """Append a regular file. Raises ValueError for a name that an archive cannot hold, OSError as the disk does."""
+        """Append a regular file. Raises ValueError for a name that an archive cannot hold, OSError when the disk fails."""
         self._file.write(header(name, len(data)))
         self._file.write(data)
         if len(data) % BLOCK:
@@ -98,15 +98,15 @@ class TarWriter:
         self.size += member_size(len(data))
 
     def close(self) -> None:
-        """Finish the archive and put it in its place."""
+        """Finish the archive and give it its final name."""
         end = self.size + 2 * BLOCK
         self._file.write(bytes(2 * BLOCK + -end % RECORD))
         self._file.close()
         os.replace(self._beside, self.path)
 
     def discard(self) -> None:
-        """Give up what was written."""
-        # closing flushes once more and fails again where writing did; the descriptor is freed all the same
+        """Delete the unfinished archive."""
+        # closing flushes and may fail as the write did; the descriptor is freed nevertheless
         with contextlib.suppress(OSError):
             self._file.close()
         self._beside.unlink(missing_ok=True)
@@ -146,12 +146,12 @@ def members(chunk: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, content) of the regular files in a stretch of an archive. Raises ValueError when it is damaged or cut off."""
     at = 0
     while at < len(chunk):
-        found = _member(chunk[at : at + BLOCK])
-        if found is None:
+        member = _member(chunk[at : at + BLOCK])
+        if member is None:
             return
-        name, size, kind = found
+        name, size, kind = member
         if kind not in (b"0", b"\0"):
-            # long names, folders and the like, from other writers: the library knows them all
+            # long names, folders and other types, from other writers: tarfile supports all of them
             yield from _members_by_tarfile(chunk[at:])
             return
         if at + BLOCK + size > len(chunk):
@@ -178,24 +178,24 @@ def split_key(name: str) -> tuple[str, str] | None:
 
 
 def sample_offsets(path: Path) -> list[int]:
-    """Where each sample of a shard begins, and where the last one ends, by walking over the headers.
+    """Where each sample of a shard begins, and where the last one ends, from the headers.
 
     Raises ValueError when the archive is damaged or cut off.
     """
     offsets: list[int] = []
-    end, last = 0, None
+    end, current = 0, None
     try:
         with tarfile.open(path, mode="r:") as archive:
             for entry in archive:
                 key = split_key(entry.name) if entry.isreg() else None
-                if key is not None and key[0] != last:
+                if key is not None and key[0] != current:
                     offsets.append(entry.offset)
-                    last = key[0]
+                    current = key[0]
                 end = entry.offset_data + padded(entry.size)
     except tarfile.TarError as error:
         raise ValueError(str(error)) from error
     with open(path, "rb") as file:
-        # the library takes half a header for the end of the archive
+        # tarfile takes a truncated header for the end of the archive
         file.seek(end)
         if file.read(BLOCK) != bytes(BLOCK):
             raise ValueError("the end of the archive is missing")
@@ -203,12 +203,12 @@ def sample_offsets(path: Path) -> list[int]:
 
 
 def sample_parts(chunk: bytes) -> tuple[str, dict[str, bytes]]:
-    """(key, {part: content}) of a sample's stretch of a shard; no part where no file of a sample is there. Raises ValueError when it
-    is damaged."""
+    """(key, {part: content}) from a sample's bytes in a shard; no parts if they hold no file of a sample. Raises ValueError when
+    they are damaged."""
     key, parts = "", dict[str, bytes]()
     for name, content in members(chunk):
-        found = split_key(name)
-        if found is not None:
-            key = found[0]
-            parts[found[1]] = content
+        split_name = split_key(name)
+        if split_name is not None:
+            key = split_name[0]
+            parts[split_name[1]] = content
     return key, parts

@@ -1,7 +1,7 @@
 """Videos to patches and timestamps, with the semantics of Hugging Face's `Qwen3VLVideoProcessor`.
 
-A video is planned from its header (which frames, which size, which timestamps) and decoded later: packing and the limit
-on tokens need no pixel. Patches stay 8-bit, as those of pictures do; each holds `temporal_patch_size` frames.
+A video is planned from its header (frames, size, timestamps) and decoded later: packing and the token limit need no
+pixels. Patches stay 8-bit, like those of pictures; each holds `temporal_patch_size` frames.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from qwen3vl_core.data.video_decode import VideoHeader
 from qwen3vl_core.errors import RequestError
 
 CAPPED_TOKENS = 768
-"""Tokens of a frame at most where a checkpoint asks for a cap and does not say which."""
+"""Default maximum of tokens per frame, for a checkpoint that asks for a cap without a value."""
 
 
 @dataclass(frozen=True)
 class VideoRules(PictureRules):
-    """What a checkpoint's `video_preprocessor_config.json` asks for. Areas count the pixels of all frames after resizing."""
+    """The settings of a checkpoint's `video_preprocessor_config.json`. Areas count the pixels of all frames after resizing."""
 
     fps: float = 2.0
-    """Frames taken of a second."""
+    """Frames sampled per second."""
     min_frames: int = 4
     max_frames: int = 768
     frame_tokens: int | None = None
-    """Tokens of a frame at most; None: only the area of the whole video is limited."""
+    """Maximum of tokens per frame; None: only the area of the whole video is limited."""
 
     @property
     def patch_bytes(self) -> int:
@@ -40,7 +40,7 @@ class VideoRules(PictureRules):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str, min_pixels: int | None = None, max_pixels: int | None = None) -> VideoRules:
-        """From a parsed `video_preprocessor_config.json`. Raises RequestError for one of something else."""
+        """From a parsed `video_preprocessor_config.json`. Raises RequestError for invalid values."""
         base = PictureRules.from_config(config, where, min_pixels, max_pixels)
         try:
             rules = cls(
@@ -59,7 +59,7 @@ class VideoRules(PictureRules):
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """What will be made of a video, known from its header."""
+    """Frames, size and timestamps of a video, computed from its header."""
 
     frames: np.ndarray
     """int64: numbers of the frames to take, padded to whole temporal patches by repeating the last one."""
@@ -73,7 +73,7 @@ class VideoPlan:
 
 
 def sampled_frames(header: VideoHeader, rules: VideoRules) -> np.ndarray:
-    """int64: numbers of the frames that are looked at, evenly spread.
+    """int64: numbers of the sampled frames, evenly spaced.
 
     Source: `Qwen3VLVideoProcessor.sample_frames`.
     """
@@ -111,7 +111,7 @@ def smart_resize(frames: int, height: int, width: int, rules: VideoRules) -> tup
 def plan(header: VideoHeader, rules: VideoRules) -> VideoPlan:
     """Frames, size and timestamps of a video. Raises DataError for extreme proportions.
 
-    A video of one frame is taken for one that stands still: Hugging Face refuses it.
+    A video of one frame is treated as a still video; Hugging Face rejects it.
     """
     frames = sampled_frames(header, rules)
     counted = max(len(frames), rules.temporal_patch_size)
@@ -124,7 +124,7 @@ def plan(header: VideoHeader, rules: VideoRules) -> VideoPlan:
 
 
 def placeholders(times: list[float], token: str, start: str, end: str) -> str:
-    """What stands in the text for a video: a timestamp before each temporal patch.
+    """The text of a video: a timestamp before each temporal patch's placeholder.
 
     Source: `Qwen3VLProcessor.replace_video_token` of transformers 5.
     """
@@ -132,7 +132,7 @@ def placeholders(times: list[float], token: str, start: str, end: str) -> str:
 
 
 def folder_header(first: bytes, what: str, frames: int, fps: float) -> VideoHeader:
-    """Of a video that is a list of pictures, of which `first` is the first. Raises DataError."""
+    """Header of a video stored as a list of pictures; `first` holds the first one's bytes. Raises DataError."""
     height, width = pictures.picture_size(first, what)
     pictures.check_proportions(height, width)
     return VideoHeader(frames, fps, height, width)
@@ -145,11 +145,11 @@ def decode(data: bytes, planned: VideoPlan, what: str) -> list[np.ndarray]:
 
 def decode_folder(parts: list[bytes], planned: VideoPlan, names: list[str]) -> list[np.ndarray]:
     """The planned frames of a video that is a list of pictures, uint8 [h, w, 3] each. Raises DataError."""
-    found: dict[int, np.ndarray] = {}
+    decoded: dict[int, np.ndarray] = {}
     for number in map(int, planned.frames):
-        if number not in found:
-            found[number] = np.asarray(pictures.decode(parts[number], names[number]))
-    return [found[int(number)] for number in planned.frames]
+        if number not in decoded:
+            decoded[number] = np.asarray(pictures.decode(parts[number], names[number]))
+    return [decoded[int(number)] for number in planned.frames]
 
 
 def patches(frames: list[np.ndarray], planned: VideoPlan, rules: VideoRules) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -159,7 +159,7 @@ def patches(frames: list[np.ndarray], planned: VideoPlan, rules: VideoRules) -> 
     """
     high, wide = planned.height, planned.width
     if (frames[0].shape[0] < frames[0].shape[1]) != (high < wide) and high != wide:
-        # lies on its side in its header
+        # the header states the size before rotation
         high, wide = wide, high
     resized: dict[int, np.ndarray] = {}
     for frame in frames:

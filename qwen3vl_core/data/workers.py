@@ -28,18 +28,18 @@ from qwen3vl_core.process_death import death_with_parent
 
 MOST_WORKERS = 16
 _QUEUED = 2
-"""Tasks that a process holds: the one it does and the one after it. More would wait there while others have none left."""
+"""Tasks queued per process: the running one and the next. More would wait there while other processes are idle."""
 _AHEAD = 4
-"""Results a process that may wait for an earlier one of another process."""
+"""Finished results per process that may wait for an earlier one of another process."""
 _COLLECTIONS = (50_000, 20, 100)
-"""When cycles are looked for: records and samples are many small objects without any, gone through again and again."""
+"""Thresholds of the garbage collector: records and samples are many small objects without cycles, scanned again and again."""
 _DONE, _FAILED = 0, 1
 
 
 class Workers:
     """`with Workers(count, state) as workers: for result in workers.map(method, tasks)`; results in the tasks' order.
 
-    count: 0 is one a core, where the work is worth starting them. method: a function of (state, task); the state is sent
+    count: 0 is one per core, where the work is worth starting them. method: a function of (state, task); the state is sent
     to every process once. This process is one of them: a single task, or a count of 1, starts no other.
     """
 
@@ -47,7 +47,7 @@ class Workers:
         self.count, self._asked = worker_count(count), count > 1
         self._own = state
         self._processes: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}
-        # by descriptor, as `poll` tells them
+        # by file descriptor, which `poll` returns
         self._poll = select.poll()
 
     def __enter__(self) -> Workers:
@@ -56,19 +56,19 @@ class Workers:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        # what was made meanwhile counts as old from here on, instead of being gone through at once
+        # moves the objects made meanwhile to the oldest generation, so that they are not scanned at once
         gc.freeze()
         gc.unfreeze()
         gc.set_threshold(*self._collections)
         self._stop(at_once=kind is not None)
 
     def portion(self, left: int, least: int, most: int) -> int:
-        """How much of what is left to do the next task should be: less towards the end, so that all are done together."""
+        """Size of the next task, given how much work is left: smaller towards the end, so that all processes finish together."""
         return max(least, min(most, left // (4 * self.count)))
 
     def map(self, method: Callable[[Any, Any], Any], tasks: Iterable[Any], small: bool = False, plain: bool = False) -> Iterator[Any]:
-        """small: not worth starting processes for. plain: tasks and results are nothing but lists, tuples, dictionaries,
-        text, bytes and numbers of Python's own, which travel at a third of the cost.
+        """small: not worth starting processes for. plain: tasks and results consist of built-in lists, tuples, dictionaries,
+        strings, bytes and numbers only, which cost a third to send.
 
         Raises what a task raises; WorkError when a process is killed.
         """
@@ -79,28 +79,28 @@ class Workers:
                 yield method(self._own, task)
             return
         self.start()
-        whole = False
+        completed = False
         try:
             yield from self._spread(method, chain(first, tasks), plain)
-            whole = True
+            completed = True
         finally:
-            if not whole:
-                # given up on the way: nobody waits for what is still being done
+            if not completed:
+                # stopped early: nobody needs the results of running tasks
                 self._stop(at_once=True)
 
     def _spread(self, method: Callable[[Any, Any], Any], tasks: Iterator[Any], plain: bool) -> Iterator[Any]:
         dumps, loads = (_plain_dumps, marshal.loads) if plain else (pickle.dumps, pickle.loads)
-        held = dict.fromkeys(self._processes, 0)
+        queued = dict.fromkeys(self._processes, 0)
         results: dict[int, Any] = {}
-        sent = given = 0
+        sent = yielded = 0
         more = True
-        while more or given < sent:
-            while more and sent - given < _AHEAD * self.count:
-                free = min(held, key=held.__getitem__)
-                full = held[free] >= _QUEUED
+        while more or yielded < sent:
+            while more and sent - yielded < _AHEAD * self.count:
+                least_busy = min(queued, key=queued.__getitem__)
+                full = queued[least_busy] >= _QUEUED
                 ready = self._poll.poll(0) if full else ()
-                if given in results or ready:
-                    # before a task of its own: others wait for what is ready
+                if yielded in results or ready:
+                    # before running a task here: results are ready to be received or yielded
                     break
                 try:
                     task = next(tasks)
@@ -110,45 +110,45 @@ class Workers:
                 if full:
                     results[sent] = method(self._own, task)
                 else:
-                    self._send(free, pickle.dumps((sent, plain, method, dumps(task))))
-                    held[free] += 1
+                    self._send(least_busy, pickle.dumps((sent, plain, method, dumps(task))))
+                    queued[least_busy] += 1
                 sent += 1
-            if given in results:
-                yield results.pop(given)
-                given += 1
+            if yielded in results:
+                yield results.pop(yielded)
+                yielded += 1
                 continue
-            for there, _ in self._poll.poll() if given < sent else ():
-                number, how, data = pickle.loads(self._receive(there))
-                if how == _FAILED:
+            for worker, _ in self._poll.poll() if yielded < sent else ():
+                number, status, data = pickle.loads(self._receive(worker))
+                if status == _FAILED:
                     raise _failure(data)
-                held[there] -= 1
+                queued[worker] -= 1
                 results[number] = loads(data)
 
-    def _send(self, there: int, message: bytes) -> None:
+    def _send(self, worker: int, message: bytes) -> None:
         try:
-            self._processes[there][0].send_bytes(message)
+            self._processes[worker][0].send_bytes(message)
         except OSError as error:
             raise self._killed() from error
 
-    def _receive(self, there: int) -> bytes:
+    def _receive(self, worker: int) -> bytes:
         try:
-            return self._processes[there][0].recv_bytes()
+            return self._processes[worker][0].recv_bytes()
         except (EOFError, OSError) as error:
             raise self._killed() from error
 
     @staticmethod
     def _killed() -> WorkError:
-        return WorkError("a worker process was killed, often for want of memory; use fewer --workers")
+        return WorkError("a worker process was killed, often because memory ran out; use fewer --workers")
 
     def start(self) -> None:
-        """Start the processes, if they are not there: earlier than `map` would, to have them ready by then."""
+        """Start the processes unless they run already; called before `map`, they are ready by then."""
         if self._processes or self.count <= 1:
             return
         context = _context()
         forked = context.get_start_method() == "fork"
         for _ in range(self.count - 1):
             own, other = context.Pipe()
-            # a forked process holds this side's ends too, and would never see that this side has closed them
+            # a forked process inherits this side's ends, and would never see that this side has closed them
             inherited = (*(connection for connection, _ in self._processes.values()), own) if forked else ()
             process = context.Process(target=_serve, args=(other, inherited, self._own, os.getpid()), daemon=True)
             process.start()
@@ -157,11 +157,11 @@ class Workers:
             self._poll.register(own.fileno(), select.POLLIN)
 
     def _stop(self, at_once: bool = False) -> None:
-        for there, (connection, process) in self._processes.items():
+        for worker, (connection, process) in self._processes.items():
             if at_once:
                 process.kill()
-            self._poll.unregister(there)
-            # without tasks a process ends by itself: nobody has to wait until its memory is given back
+            self._poll.unregister(worker)
+            # a process ends when its connection closes: there is no need to wait until its memory is freed
             connection.close()
         if at_once:
             for _, process in self._processes.values():
@@ -179,14 +179,14 @@ def worker_count(wanted: int) -> int:
 
 
 def _context() -> Any:
-    """Forking takes milliseconds, but other threads' locks would stay shut for ever in the child."""
+    """Forking takes milliseconds, but locks held by other threads would stay locked in the child."""
     alone = threading.active_count() == 1 and "torch" not in sys.modules
     methods = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("fork" if alone and "fork" in methods else "forkserver" if "forkserver" in methods else "spawn")
 
 
 def _plain_dumps(value: Any) -> bytes:
-    # without references to earlier values, whose search costs more than it saves
+    # version 2: without references to earlier values, whose search costs more than it saves
     return marshal.dumps(value, 2)
 
 
@@ -201,7 +201,7 @@ def _serve(connection: Connection, inherited: tuple[Connection, ...], state: Any
     death_with_parent()()
     if os.getppid() == 1 != parent:
         os._exit(1)
-    # what was there before is not looked through again, and stays in memory shared with the parent
+    # existing objects are not scanned again, and stay in memory shared with the parent
     gc.freeze()
     inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_read_on, args=(connection, inbox), daemon=True).start()
@@ -238,7 +238,7 @@ def _pickled(error: BaseException) -> bytes:
     trace = "".join(traceback.format_exception(error))
     with contextlib.suppress(Exception):
         data = pickle.dumps((error, trace))
-        # some errors can be written and not read again
+        # some exceptions can be pickled but not unpickled
         pickle.loads(data)
         return data
     return pickle.dumps((WorkError(f"{type(error).__name__}: {error}"), trace))

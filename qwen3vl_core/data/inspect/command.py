@@ -1,4 +1,4 @@
-"""`qwen3vl inspect` for data: what a dataset, a shard or a source holds, how long its samples are, and some of them shown."""
+"""`qwen3vl inspect` for data: counts and token lengths of a dataset, a shard or a source, and some of its samples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from qwen3vl_core.options import InspectOptions, options_of
 
 
 def holds_data(path: str | Path) -> bool:
-    """Whether `run` knows what to do with a path: a dataset, a shard, JSON or JSON Lines."""
+    """Whether `run` can read a path: a dataset, a shard, JSON or JSON Lines."""
     return is_url(str(path)) or kind_of_path(place_of(path)) is not None
 
 
 def run(options: InspectOptions) -> None:
-    """Print what `options.path` holds. Raises RequestError for a path that holds no data, WorkError when no sample can be used."""
+    """Print a summary of `options.path`. Raises RequestError for a path without data, WorkError when no sample can be used."""
     for declared in options_of(InspectOptions):
         declared.check(getattr(options, declared.name))
     path = place_of(options.path)
@@ -38,28 +38,28 @@ def run(options: InspectOptions) -> None:
     images = None if options.images is None else local(options.images, "--images")
     if model is not None and not model.is_dir():
         raise RequestError(f"--model {options.model}: no such folder; give the model whose tokenizer shall count")
-    # pictures and tokens: not for a caller who only asks what a path holds
+    # slow imports (pictures, tokens) that callers of `holds_data` do not need
     from qwen3vl_core.data.inspect import html, show
     from qwen3vl_core.data.inspect.survey import summary_lines, survey
 
     opened = open_samples(path, options.split, images)
-    found, processor = survey(path, opened, options, model, images)
+    summary, processor = survey(path, opened, options, model, images)
 
     shown = show.select_samples(opened, options.show, processor)
-    # pages first: a problem with them shall not come after a long print
+    # files first: an error while writing them should not come after a long print
     if options.json:
-        _write(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(found), indent=2) + "\n", "--json")
+        _write(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(summary), indent=2) + "\n", "--json")
     if options.html:
         everything = show.select_samples(opened, max(options.show, html.SAMPLES), processor)
-        _write(Path(options.html).expanduser(), html.page(found, everything), "--html")
-    terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        _write(Path(options.html).expanduser(), html.page(summary, everything), "--html")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((100, 24)).columns
-    lines = summary_lines(found, width)
+    lines = summary_lines(summary, width)
     for sample in shown:
-        lines += ["", *show.rendered(sample, width, colour=terminal)]
+        lines += ["", *show.rendered(sample, width, colour=colour)]
     print("\n".join(lines))
-    if found.looked_at and sum(found.faults.values()) >= found.looked_at:
-        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(found.faults)}); fix the data and prepare it again")
+    if summary.looked_at and sum(summary.faults.values()) >= summary.looked_at:
+        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(summary.faults)}); fix the data and prepare it again")
 
 
 def _write(path: Path, text: str, flag: str) -> None:

@@ -1,4 +1,4 @@
-"""What data holds, as one page of HTML with everything in it. Imports no torch."""
+"""The summary of data as one self-contained HTML page. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen3vl_core.data.inspect.show import ShownSample, jpeg, plain
 from qwen3vl_core.data.inspect.survey import DataSurvey, summary_lines
 
 SAMPLES = 24
-"""ShownSample on a page at least, where there are as many."""
+"""A page shows at least this many samples, if there are as many."""
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1a1c20; --soft: #666d78; --paper: #fff; --edge: #d8dce2;
   --mark: #cdeccd; --bar: #4a7bd0; --out: #c9a0a0; }
@@ -30,10 +30,10 @@ td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } t
 """
 
 
-def page(found: DataSurvey, shown: list[ShownSample]) -> str:
-    """The whole page; it refers to nothing outside itself."""
-    title = html.escape(plain(found.path))
-    facts = "\n".join(line for line in summary_lines(found) if "█" not in line and "░" not in line)
+def page(summary: DataSurvey, shown: list[ShownSample]) -> str:
+    """The whole page; it loads no other file."""
+    title = html.escape(plain(summary.path))
+    facts = "\n".join(line for line in summary_lines(summary) if "█" not in line and "░" not in line)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -42,21 +42,21 @@ def page(found: DataSurvey, shown: list[ShownSample]) -> str:
 <body>
 <h1>{title}</h1>
 <pre>{html.escape(facts)}</pre>
-{_histogram(found)}
+{_histogram(summary)}
 <p>Trained text is <mark>marked</mark>.</p>
 {"".join(map(_sample, shown))}
 </body></html>
 """
 
 
-def _histogram(found: DataSurvey) -> str:
-    if not found.histogram:
+def _histogram(summary: DataSurvey) -> str:
+    if not summary.histogram:
         return ""
-    most = max(count for _, _, count in found.histogram)
+    most = max(count for _, _, count in summary.histogram)
     lines = []
-    for begin, end, count in found.histogram:
-        out = ' class="out"' if begin > found.seq_length else ""
-        bar = f'<div{out} style="width:{count / most:.2%}"></div>'
+    for begin, end, count in summary.histogram:
+        css_class = ' class="out"' if begin > summary.seq_length else ""
+        bar = f'<div{css_class} style="width:{count / most:.2%}"></div>'
         lines.append(f'<tr><td>{begin:,}–{end - 1:,}</td><td class="bar">{bar}</td><td>{count:,}</td></tr>')
     return "<section><h2>Tokens of a sample</h2><table>" + "".join(lines) + "</table></section>"
 

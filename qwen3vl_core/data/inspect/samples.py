@@ -1,4 +1,4 @@
-"""Whatever holds samples as one thing: the splits of a dataset, a single shard, and a source that is not prepared yet.
+"""One interface for all collections of samples: the splits of a dataset, a single shard, a source that is not prepared yet.
 
 Each is a collection with `len`, `read(number) -> (key, {part: content})` and `place(number)`, as `ShardSplit`. Imports no torch.
 """
@@ -32,11 +32,11 @@ class Samples(Protocol):
         """(key, {part: content}). Raises DataError."""
 
     def place(self, number: int) -> str:
-        """Where a sample stands, for people."""
+        """Location of a sample, for messages."""
 
 
 class ShardFile:
-    """The samples of one archive. Raises RequestError when it is none."""
+    """The samples of one archive. Raises RequestError for anything but a tar archive with samples."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class ShardFile:
             self._offsets = sample_offsets(path)
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise RequestError(f"{path}: no whole tar archive ({reason}); copy it again") from None
+            raise RequestError(f"{path}: not a complete tar archive ({reason}); copy it again") from None
         if len(self._offsets) < 2:
             raise RequestError(f"{path}: no sample in it (files named KEY.json, KEY.img0.jpg)")
 
@@ -66,12 +66,12 @@ class ShardFile:
 
 
 class SourceFile:
-    """The records of a source as the samples that prepare would make of them. Raises RequestError when it is no source."""
+    """The records of a source as the samples that prepare would write. Raises RequestError for an unsupported file."""
 
     def __init__(self, path: Path, images: Path | None = None) -> None:
-        found = sources.open_records(path)
-        self.path, self.kind = path, found.kind
-        self._records = list(found.records())
+        record_file = sources.open_records(path)
+        self.path, self.kind = path, record_file.kind
+        self._records = list(record_file.records())
         self._checker = Checker(images or path.parent, "header")
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class SourceFile:
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` numbers below `count`, spread over all of them; all when `wanted` is 0 or more than there are."""
+    """`wanted` numbers below `count`, evenly spaced; all of them when `wanted` is 0 or at least `count`."""
     if not wanted or wanted >= count:
         return list(range(count))
     return sorted({int(number) for number in np.linspace(0, count - 1, wanted)})
@@ -118,9 +118,9 @@ def open_samples(path: Place, split: str | None = None, images: Path | None = No
     if kind == BLEND:
         return {name: Blend(path, name) for name in ([split] if split else split_names(path))}
     if kind == DATASET:
-        there = [name for name, shards in splits_of(path).items() if shards]
-        if split is None and not there:
+        splits = [name for name, shards in splits_of(path).items() if shards]
+        if split is None and not splits:
             raise RequestError(f"{path}: no split holds a shard; make it again with qwen3vl prepare")
-        return {name: ShardSplit(path, name) for name in ([split] if split else there)}
+        return {name: ShardSplit(path, name) for name in ([split] if split else splits)}
     assert isinstance(path, Path)
     return {path.name: ShardFile(path) if kind == SHARD else SourceFile(path, images)}

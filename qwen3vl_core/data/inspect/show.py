@@ -1,4 +1,4 @@
-"""Samples as a person reads them: pictures, turns, and which tokens are trained. Imports no torch."""
+"""Samples for display: pictures, turns, and which tokens are trained. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TextPiece:
 
     text: str
     trained: bool = False
-    """The model learns to write it."""
+    """Its tokens are in the loss."""
     medium: bool = False
     """Stands for a picture or video: `img0.jpg, 100 tokens`."""
 
@@ -54,7 +54,7 @@ class ShownSample:
 
 
 def plain(text: str) -> str:
-    """Without the characters that steer a terminal."""
+    """`text` without control characters, which a terminal would interpret."""
     # the joiner between emojis is a format character too, and harmless
     kept = (c if c in "\n\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text.replace("\t", "  "))
     return "".join(kept)
@@ -62,30 +62,30 @@ def plain(text: str) -> str:
 
 def select_samples(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
     """About `wanted` samples, evenly spread over all splits. processor: the model's ChatProcessor, or None."""
-    every = [(name, number) for name, samples in opened.items() for number in evenly(len(samples), wanted)] if wanted else []
-    return [load_sample(name, opened[name], number, processor) for name, number in (every[i] for i in evenly(len(every), wanted))]
+    candidates = [(name, number) for name, samples in opened.items() for number in evenly(len(samples), wanted)] if wanted else []
+    return [load_sample(name, opened[name], number, processor) for name, number in (candidates[i] for i in evenly(len(candidates), wanted))]
 
 
 def load_sample(name: str, samples: Samples, number: int, processor: Any) -> ShownSample:
     """One sample, or why it cannot be used."""
-    made = ShownSample(name, samples.place(number))
+    shown = ShownSample(name, samples.place(number))
     try:
-        made.key, parts = samples.read(number)
+        shown.key, parts = samples.read(number)
         messages = messages_of(parts)
-        made.thumbnails = _thumbnails(messages, parts)
+        shown.thumbnails = _thumbnails(messages, parts)
         if processor is None:
-            made.pieces = _from_messages(messages)
+            shown.pieces = _from_messages(messages)
         else:
-            tokenized = processor.tokenize(messages, parts, key=made.key)
-            made.tokens, made.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
-            made.pieces = _from_tokens(tokenized, processor)
+            tokenized = processor.tokenize(messages, parts, key=shown.key)
+            shown.tokens, shown.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
+            shown.pieces = _from_tokens(tokenized, processor)
     except DataError as error:
-        made.fault = f"{REASONS[error.reason]}: {error.detail}"
-    return made
+        shown.fault = f"{REASONS[error.reason]}: {error.detail}"
+    return shown
 
 
 def _from_messages(messages: Any) -> list[TextPiece]:
-    """By roles: what a model's template makes of it is not known."""
+    """Pieces by role; without a model, its chat template is not known."""
     pieces = []
     for message in messages if isinstance(messages, list) else []:
         if not isinstance(message, dict):
@@ -96,18 +96,18 @@ def _from_messages(messages: Any) -> list[TextPiece]:
             if isinstance(part, dict) and part.get("type") == "text":
                 pieces.append(TextPiece(str(part.get("text")), trained=role == "assistant"))
             elif isinstance(part, dict):
-                pieces.append(TextPiece(_called(part), medium=True))
+                pieces.append(TextPiece(_label(part), medium=True))
         pieces.append(TextPiece("\n"))
     return pieces
 
 
-def _called(part: dict[str, Any]) -> str:
+def _label(part: dict[str, Any]) -> str:
     frames = part.get("frames")
     return f"{part.get('part')}" + (f", {len(frames)} frames at {part.get('fps')} a second" if isinstance(frames, list) else "")
 
 
 def _from_tokens(tokenized: Any, processor: Any) -> list[TextPiece]:
-    """Token by token as the model is trained: labels[i] is what position i shall predict, the token after it."""
+    """Token by token as the model is trained: labels[i] is the target of position i, the token after it."""
     ids = tokenized.ids
     trained = np.concatenate([[False], tokenized.labels[:-1] >= 0])
     vision = (ids == processor.image_token_id) | (ids == (-1 if processor.video_token_id is None else processor.video_token_id))
@@ -128,7 +128,7 @@ def _from_tokens(tokenized: Any, processor: Any) -> list[TextPiece]:
 
 def _thumbnails(messages: Any, parts: dict[str, bytes]) -> list[tuple[str, Image.Image]]:
     """Small copies of the pictures, and of the first frame of videos that are folders."""
-    made = []
+    thumbnails = []
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else []:
@@ -139,11 +139,11 @@ def _thumbnails(messages: Any, parts: dict[str, bytes]) -> list[tuple[str, Image
             if not isinstance(name, str) or name not in parts:
                 raise DataError("missing_picture", f"{name} is not in the sample")
             if part["type"] == "video" and not frames:
-                made.append((name, _first_frame(parts[name], name)))
+                thumbnails.append((name, _first_frame(parts[name], name)))
             else:
-                made.append((name, pictures.decode(parts[name], name)))
-            made[-1][1].thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return made
+                thumbnails.append((name, pictures.decode(parts[name], name)))
+            thumbnails[-1][1].thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return thumbnails
 
 
 def _first_frame(data: bytes, name: str) -> Image.Image:
@@ -159,7 +159,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def blocks(image: Image.Image, columns: int = _COLUMNS) -> list[str]:
-    """The picture in half blocks of 24-bit colour: a cell is two pixels, one above the other."""
+    """The picture as half blocks in 24-bit colour: a cell shows two pixels, one above the other."""
     rows = max(1, round(image.height / image.width * columns / 2))
     cells = np.asarray(image.resize((columns, min(rows, columns) * 2)), dtype=np.uint8)
     lines = []

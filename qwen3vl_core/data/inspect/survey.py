@@ -1,4 +1,4 @@
-"""What is found in data: how many samples, what is in them, how long they are, and which cannot be used."""
+"""Summary of data: how many samples, their media and turns, their lengths, and which cannot be used."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS = {DATASET: "a prepared dataset", BLEND: "a blend of datasets", SHARD: "on
 
 @dataclass
 class DataSurvey:
-    """What was found in the samples that were looked at."""
+    """Counts over the samples that were read."""
 
     path: str
     kind: str
     samples: dict[str, int]
-    """Split, or the file's name -> samples."""
+    """Name of the split or file -> samples."""
     seq_length: int
     looked_at: int = 0
     pictures: int = 0
@@ -36,21 +36,21 @@ class DataSurvey:
     faults: dict[str, int] = field(default_factory=dict)
     """Reason -> samples that cannot be used."""
     examples: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first of them."""
+    """Reason -> the first such sample."""
     tokens: dict[str, Any] | None = None
     histogram: list[tuple[int, int, int]] = field(default_factory=list)
-    """(from, up to and without, samples)"""
+    """(from, up to but excluding, samples)"""
     too_long: int = 0
-    """Samples looked at that are longer than seq_length."""
+    """Samples read that are longer than seq_length."""
     too_long_tokens: int = 0
     blended: list[str] = field(default_factory=list)
     """The datasets of a blend and their shares, a line each."""
     prepared: dict[str, Any] = field(default_factory=dict)
-    """What prepare reported of the dataset: source, kind, refused."""
+    """Fields of the report of prepare: source, kind, check, refused."""
 
 
 def shares(opened: dict[str, Samples], wanted: int) -> dict[str, list[int]]:
-    """Which samples to take of each split, in proportion, so that `wanted` are taken together."""
+    """Which samples to take of each split, in proportion, about `wanted` in total."""
     total = sum(map(len, opened.values()))
     if not wanted or wanted >= total:
         return {name: list(range(len(samples))) for name, samples in opened.items()}
@@ -60,43 +60,43 @@ def shares(opened: dict[str, Samples], wanted: int) -> dict[str, list[int]]:
 def survey(
     path: Place, opened: dict[str, Any], options: InspectOptions, model: Path | None, images: Path | None
 ) -> tuple[DataSurvey, Any]:  # fmt: skip
-    """(what is there, the model's processor or None)"""
+    """(summary, the model's processor or None)"""
     from qwen3vl_core.data.sample_encoder import messages_of
     from qwen3vl_core.data.token_lengths import Measurer, histogram, measure
 
     kind = KINDS.get(kind_of_path(path) or "") or f"{next(iter(opened.values())).kind}, not prepared"
-    found = DataSurvey(str(path), kind, {name: len(samples) for name, samples in opened.items()}, options.seq_length)
-    found.prepared = _prepared(path)
+    summary = DataSurvey(str(path), kind, {name: len(samples) for name, samples in opened.items()}, options.seq_length)
+    summary.prepared = _prepared(path)
     if kind_of_path(path) == BLEND:
-        found.blended = [f"{name}: {line}" for name, samples in opened.items() for line in samples.lines()]
+        summary.blended = [f"{name}: {line}" for name, samples in opened.items() for line in samples.lines()]
     chosen = shares(opened, options.limit)
     faults: Counter[str] = Counter()
     with Progress("look", total=sum(map(len, chosen.values())), unit="samples") as progress:
         for name, numbers in chosen.items():
             for number in numbers:
-                found.looked_at += 1
+                summary.looked_at += 1
                 try:
                     messages = messages_of(opened[name].read(number)[1])
                     parts = [part for message in messages for part in _parts(message)]
                 except DataError as error:
                     faults[error.reason] += 1
-                    found.examples.setdefault(error.reason, _line(f"{opened[name].place(number)}: {error.detail}"))
+                    summary.examples.setdefault(error.reason, _line(f"{opened[name].place(number)}: {error.detail}"))
                 else:
-                    found.turns += len(messages)
-                    found.pictures += sum(part.get("type") == "image" for part in parts)
-                    found.videos += sum(part.get("type") == "video" for part in parts)
+                    summary.turns += len(messages)
+                    summary.pictures += sum(part.get("type") == "image" for part in parts)
+                    summary.videos += sum(part.get("type") == "video" for part in parts)
                 progress.update(1)
-    found.faults = dict(faults)
+    summary.faults = dict(faults)
     if model is None:
-        return found, None
+        return summary, None
     measurer = Measurer(path, model, images)
     lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
-    found.tokens = {"model": str(model)} | lengths.summary()
-    found.faults, found.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}
-    found.histogram = histogram(lengths.total, options.seq_length)
-    longer = lengths.total > options.seq_length
-    found.too_long, found.too_long_tokens = int(longer.sum()), int(lengths.total[longer].sum())
-    return found, measurer.processor
+    summary.tokens = {"model": str(model)} | lengths.summary()
+    summary.faults, summary.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}
+    summary.histogram = histogram(lengths.total, options.seq_length)
+    is_longer = lengths.total > options.seq_length
+    summary.too_long, summary.too_long_tokens = int(is_longer.sum()), int(lengths.total[is_longer].sum())
+    return summary, measurer.processor
 
 
 def _parts(message: Any) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def _line(text: str) -> str:
 
 
 def _prepared(path: Place) -> dict[str, Any]:
-    """What stands in the dataset's report that its shards do not tell."""
+    """Fields of the dataset's report that cannot be read from its shards."""
     try:
         report = json.loads((path / REPORT).read_text(encoding="utf-8")) if path.suffix != ".yaml" and path.is_dir() else {}
     except (OSError, ValueError, WorkError):
@@ -119,48 +119,49 @@ def _prepared(path: Place) -> dict[str, Any]:
     return {key: report[key] for key in ("source", "kind", "check", "refused") if key in report} if isinstance(report, dict) else {}
 
 
-def summary_lines(found: DataSurvey, width: int = 100) -> list[str]:
-    """What a person wants to know, line by line."""
-    total = sum(found.samples.values())
-    lines = [f"{found.path}: {found.kind}, {total:,} sample{'s' * (total != 1)}"]
-    if len(found.samples) > 1:
-        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in found.samples.items()))
-    lines += [f"  {line}" for line in found.blended]
-    if found.prepared.get("source"):
-        lines.append(f"  made from {found.prepared['source']} ({found.prepared.get('kind', 'LLaVA JSON')})")
-    if isinstance(found.prepared.get("refused"), dict) and found.prepared["refused"]:
-        lines.append(f"  left out when it was made: {reason_counts(found.prepared['refused'])}")
-    seen = "" if found.looked_at == total else f" in {found.looked_at:,} of them, evenly spread"
-    lines.append(f"  {found.pictures:,} pictures, {found.videos:,} videos, {found.turns:,} turns{seen}")
-    if found.faults:
-        lines.append(f"  {sum(found.faults.values()):,} cannot be used ({reason_counts(found.faults)})")
-        lines += [f"    {text}" for text in found.examples.values()]
-    if found.tokens is None:
+def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
+    """The summary as lines for a terminal."""
+    total = sum(summary.samples.values())
+    lines = [f"{summary.path}: {summary.kind}, {total:,} sample{'s' * (total != 1)}"]
+    if len(summary.samples) > 1:
+        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in summary.samples.items()))
+    lines += [f"  {line}" for line in summary.blended]
+    if summary.prepared.get("source"):
+        lines.append(f"  made from {summary.prepared['source']} ({summary.prepared.get('kind', 'LLaVA JSON')})")
+    if isinstance(summary.prepared.get("refused"), dict) and summary.prepared["refused"]:
+        lines.append(f"  left out when it was made: {reason_counts(summary.prepared['refused'])}")
+    seen = "" if summary.looked_at == total else f" in {summary.looked_at:,} of them, evenly spread"
+    lines.append(f"  {summary.pictures:,} pictures, {summary.videos:,} videos, {summary.turns:,} turns{seen}")
+    if summary.faults:
+        lines.append(f"  {sum(summary.faults.values()):,} cannot be used ({reason_counts(summary.faults)})")
+        lines += [f"    {text}" for text in summary.examples.values()]
+    if summary.tokens is None:
         return [plain(line) for line in [*lines, "  give --model for token lengths and what is trained"]]
-    t = found.tokens
+    t = summary.tokens
     lines += [
         f"  {t['total']:,} tokens, {t['trained']:,} of them trained ({t['trained'] / max(t['total'], 1):.0%})",
         f"  a sample has {t['mean']:,} on average, half of them at most {t['median']:,}, 95% at most {t['p95']:,}, "
         f"the longest {t['longest']:,}",
-        "", *histogram_lines(found, min(width, 100)), "",
+        "", *histogram_lines(summary, min(width, 100)), "",
     ]  # fmt: skip
-    if found.too_long:
-        share = found.too_long / max(t["samples"], 1)
-        lines.append(f"  --seq-length {found.seq_length}: {found.too_long:,} samples ({share:.1%}) with {found.too_long_tokens:,} tokens "
-                     f"are longer and would be left out; the longest needs {t['longest']:,}")  # fmt: skip
+    if summary.too_long:
+        share = summary.too_long / max(t["samples"], 1)
+        lines.append(f"  --seq-length {summary.seq_length}: {summary.too_long:,} samples ({share:.1%}) with "
+                     f"{summary.too_long_tokens:,} tokens are longer and would be left out; "
+                     f"the longest needs {t['longest']:,}")  # fmt: skip
     else:
-        lines.append(f"  --seq-length {found.seq_length}: every sample fits; {t['longest']:,} would do")
+        lines.append(f"  --seq-length {summary.seq_length}: every sample fits; {t['longest']:,} would do")
     return [plain(line) for line in lines]
 
 
-def histogram_lines(found: DataSurvey, width: int) -> list[str]:
-    """The histogram, one line a bin; those beyond the sequence length are hollow."""
-    most = max((count for _, _, count in found.histogram), default=1)
-    label = max((len(f"{begin:,}–{end - 1:,}") for begin, end, _ in found.histogram), default=1)
-    room = max(10, width - label - 20)
+def histogram_lines(summary: DataSurvey, width: int) -> list[str]:
+    """The histogram, one line per bin; bins beyond the sequence length are drawn light."""
+    most = max((count for _, _, count in summary.histogram), default=1)
+    label = max((len(f"{begin:,}–{end - 1:,}") for begin, end, _ in summary.histogram), default=1)
+    bar_width = max(10, width - label - 20)
     lines = []
-    for begin, end, count in found.histogram:
-        cells = max(round(count / most * room), 1 if count else 0)
-        mark = "░" if begin > found.seq_length else "█"
+    for begin, end, count in summary.histogram:
+        cells = max(round(count / most * bar_width), 1 if count else 0)
+        mark = "░" if begin > summary.seq_length else "█"
         lines.append(f"  {f'{begin:,}–{end - 1:,}'.rjust(label)} {mark * cells} {count:,}")
     return lines

@@ -1,7 +1,7 @@
-"""Records to checked samples: the media are there and seem whole, sizes are known, the JSON is made. Imports no torch.
+"""Turns records into checked samples: media files exist and look complete, sizes are known, the JSON is built. Imports no torch.
 
-JPEG and PNG headers are read here: a tenth of the time that Pillow takes to open a file. Whatever is not plainly sound
-goes to Pillow, whose word counts.
+JPEG and PNG headers are parsed here, in a tenth of the time that Pillow takes to open a file. A file that is not plainly
+valid goes to Pillow, which decides.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from qwen3vl_core.data.tar import member_size
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MOST_FRAMES = 100_000
-"""What the five digits of a frame's name hold."""
+"""The limit of the five digits in a frame's name."""
 _FIRST, _HEAD, _TAIL = 1 << 12, 1 << 16, 64
-"""Bytes that are read of a picture: of its begin, of that where the first ones do not reach up to its pixels, of its end."""
+"""Bytes read of a picture: from its start, from its start if those do not reach the pixels, and from its end."""
 _PLAIN_PIXELS = 64_000_000
-"""Larger pictures are left to Pillow, which knows what is too large."""
+"""Larger pictures are left to Pillow, which applies its own limit."""
 _last_jpeg = b"\0", b"\0"
-"""What stood before and after the frame header, up to the pixels, in the last JPEG that was walked through."""
+"""The bytes before and after the frame header, up to the pixels, of the last JPEG whose segments were parsed."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _KEPT = 200_000
-"""Media whose result is remembered: sets ask about one picture in several records."""
+"""Media files whose result is cached: in many datasets several records use one picture."""
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta", b"pdin", b"udta")
 
 
 class TarSample(NamedTuple):
-    """What will be written of a record. A tuple: many are sent between processes."""
+    """What will be written for a record. A tuple, because many are sent between processes."""
 
     number: int
     payload: bytes
@@ -50,11 +50,11 @@ class TarSample(NamedTuple):
     parts: tuple[str, ...]
     """Names of the media within the sample."""
     files: tuple[str, ...]
-    """Where they are, below the media's folder."""
+    """Their paths, relative to the media folder."""
     sizes: tuple[int, ...]
     """Bytes of each."""
     stamps: tuple[int, ...]
-    """When each was last changed, in ns."""
+    """Modification time of each, in ns."""
     turns: int
     pictures: int
     videos: int
@@ -73,21 +73,21 @@ class Refusal(NamedTuple):
 
 
 class CheckedFile(NamedTuple):
-    """A file that seems whole."""
+    """A file that looks complete."""
 
     size: int
     stamp: int
     shape: tuple[int, int] | None
-    """(height, width), where it was looked at."""
+    """(height, width); None where it was not read."""
 
 
 class Checker:
-    """Holds what was found of each file, so that one that many records name is looked at once."""
+    """Caches the result of each file, so that a file that many records name is checked once."""
 
     def __init__(self, root: Path, how: str) -> None:
         self.root, self.how = root, how
-        """how: `none` looks whether the files are there; `header` reads headers and ends; `decode` decodes every pixel."""
-        # of text: a Path a picture takes as long as opening it
+        """how: `none` checks that the files exist; `header` reads headers and ends; `decode` decodes every pixel."""
+        # a string: building a Path takes as long as opening the file
         self._folder = str(root / "x")[:-1]
         self._media: dict[str, CheckedFile | DataError] = {}
         self._folders: dict[str, Frames | DataError | None] = {}
@@ -95,27 +95,27 @@ class Checker:
     def check(self, records: list[tuple[int, Any]]) -> list[TarSample | Refusal]:
         """records: as `RecordFile.records` gives them. One result for each.
 
-        Step by step for all of them, not record by record: after a call of the system everything else runs cold, and takes
-        half as long again.
+        Step by step for all of them, not record by record: after a system call the caches are cold, and everything else
+        takes half as long again.
         """
-        found = [self._record(number, record) for number, record in records]
-        known = self._media
-        for record in found:
+        parsed = [self._record(number, record) for number, record in records]
+        checked = self._media
+        for record in parsed:
             if isinstance(record, SourceRecord):
                 for name in record.pictures:
-                    if name not in known:
+                    if name not in checked:
                         self._look(name, "picture")
-        return [self._sample(record) if isinstance(record, SourceRecord) else record for record in found]
+        return [self._sample(record) if isinstance(record, SourceRecord) else record for record in parsed]
 
     def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
             record = sources.parse(number, raw)
         except RecordError as error:
-            name = raw.get("id") if isinstance(raw, dict) else None
-            return Refusal(number, name if isinstance(name, str) else None, "bad_record", str(error))
-        for place, (_, text) in enumerate(record.turns):
-            if "<|" in text and (held := llava.CONTROL.search(text)):
-                return Refusal(number, record.id, "control_token", f"turn {place}: the text holds {held.group()}")
+            record_id = raw.get("id") if isinstance(raw, dict) else None
+            return Refusal(number, record_id if isinstance(record_id, str) else None, "bad_record", str(error))
+        for turn, (_, text) in enumerate(record.turns):
+            if "<|" in text and (token := llava.CONTROL.search(text)):
+                return Refusal(number, record.id, "control_token", f"turn {turn}: the text holds {token.group()}")
         return record
 
     def _sample(self, record: SourceRecord) -> TarSample | Refusal:
@@ -139,7 +139,7 @@ class Checker:
         return TarSample(number, payload, tuple(parts), files, tuple(sizes), tuple(stamps), len(turns), pictures, len(videos), size)
 
     def _video_files(self, record: SourceRecord, folders: list[Frames | None], parts: list[str], media: list[CheckedFile]) -> list[str]:
-        """Files of a record's videos; adds their names in the sample and what they are. Raises DataError."""
+        """Files of a record's videos; appends their names in the sample to `parts`, their checks to `media`. Raises DataError."""
         files: list[str] = []
         for name, frames, part in zip(record.videos, folders, record.video_parts(folders), strict=True):
             if frames is None:
@@ -149,30 +149,30 @@ class Checker:
                 continue
             parts += part["frames"]
             files += (f"{name}/{frame}" for frame in frames.names)
-            found = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
-            other = next((place for place, medium in enumerate(found) if medium.shape != found[0].shape), None)
-            if other is not None:
-                raise DataError("broken_video", f"{self.root / name}: {frames.names[other]} is of another size than {frames.names[0]}")
-            media += found
+            checks = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
+            differing = next((place for place, medium in enumerate(checks) if medium.shape != checks[0].shape), None)
+            if differing is not None:
+                raise DataError("broken_video", f"{self.root / name}: {frames.names[differing]} is of another size than {frames.names[0]}")
+            media += checks
         return files
 
     def _medium(self, name: str, kind: str) -> CheckedFile:
-        """Raises DataError for one that cannot be used."""
-        found = self._media.get(name) or self._look(name, kind)
-        if isinstance(found, DataError):
-            raise found
-        return found
+        """The result for a file. Raises DataError if it cannot be used."""
+        result = self._media.get(name) or self._look(name, kind)
+        if isinstance(result, DataError):
+            raise result
+        return result
 
     def _look(self, name: str, kind: str) -> CheckedFile | DataError:
-        found: CheckedFile | DataError
+        result: CheckedFile | DataError
         try:
-            found = check_file(self._folder + name, self.how, kind)
-        except DataError as fault:
-            found = fault
+            result = check_file(self._folder + name, self.how, kind)
+        except DataError as error:
+            result = error
         if len(self._media) >= _KEPT:
             self._media.clear()
-        self._media[name] = found
-        return found
+        self._media[name] = result
+        return result
 
     def _frames(self, name: str) -> Frames | None:
         """The frames of a video that is a folder; None for a file."""
@@ -180,18 +180,18 @@ class Checker:
             try:
                 path = self.root / name
                 self._folders[name] = read_frames(path) if path.is_dir() else None
-            except DataError as fault:
-                self._folders[name] = fault
+            except DataError as error:
+                self._folders[name] = error
             except (OSError, ValueError) as error:
                 self._folders[name] = DataError("missing_video", f"{str(self.root / name)!r}: {getattr(error, 'strerror', None) or error}")
-        found = self._folders[name]
-        if isinstance(found, DataError):
-            raise found
-        return found
+        result = self._folders[name]
+        if isinstance(result, DataError):
+            raise result
+        return result
 
 
 def read_frames(folder: Path) -> Frames:
-    """Names of the frames in a folder, by the numbers in them, and frames a second. Raises DataError."""
+    """Names of the frames in a folder, sorted by the numbers in them, and frames per second. Raises DataError."""
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if e.name.rpartition(".")[2].lower() in FRAME_SUFFIXES and not e.name.startswith(".")]
     if not names:
@@ -203,7 +203,7 @@ def read_frames(folder: Path) -> Frames:
         for name in names:
             name.encode()
     except UnicodeEncodeError:
-        raise DataError("broken_video", f"{str(folder)!r}: a frame's name is no text") from None
+        raise DataError("broken_video", f"{str(folder)!r}: a frame's name is not valid text") from None
     for file in (folder / "fps", folder / "fps.txt"):
         if file.is_file():
             try:
@@ -218,10 +218,10 @@ def read_frames(folder: Path) -> Frames:
 
 
 def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile:
-    """A picture or video that seems whole. Raises DataError."""
+    """Check that a picture or video looks complete. Raises DataError."""
     path = os.fspath(path)
     try:
-        # a pipe by that name would wait for a writer
+        # opening a named pipe would block until there is a writer
         file = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
@@ -229,9 +229,9 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile
         raise DataError(f"missing_{kind}", f"{shown}: {reason}") from error
     shape = None
     try:
-        found = os.fstat(file)
-        size, stamp = found.st_size, found.st_mtime_ns
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file)
+        size, stamp = status.st_size, status.st_mtime_ns
+        if not stat.S_ISREG(status.st_mode):
             raise DataError(f"missing_{kind}", f"{path}: not a file")
         if not size:
             raise DataError(f"broken_{kind}", f"{path}: empty file")
@@ -259,7 +259,7 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile
 
 
 def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG or PNG whose header is in order and whose end is there; None for whatever needs a closer look."""
+    """(height, width) of a JPEG or PNG with a valid header and an end marker; None for anything that needs a full check."""
     if head[:3] == b"\xff\xd8\xff" and tail[-2:] == _JPEG_END:
         shape = _jpeg_size(head)
     elif head[:8] == b"\x89PNG\r\n\x1a\n" and tail[-12:] == _PNG_END:
@@ -275,20 +275,20 @@ def plain_picture(head: bytes, tail: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """From the segments up to the pixels. A segment that Pillow would stumble over leaves the picture to it."""
+    """(height, width) from the segments before the pixels; None where a segment is unusual, which leaves the picture to Pillow."""
     global _last_jpeg
     before, after = _last_jpeg
     if head.startswith(before):
-        # from the same encoder as the one before: its tables are known to be sound
-        found = _jpeg_frame(head, len(before))
-        if found is not None and head.startswith(after, found[1]):
-            return found[0]
-    at, there = 2, len(head)
+        # same encoder as the previous picture: its tables are known to be valid
+        parsed = _jpeg_frame(head, len(before))
+        if parsed is not None and head.startswith(after, parsed[1]):
+            return parsed[0]
+    at, length = 2, len(head)
     frame = None
-    while at + 4 <= there and head[at] == 0xFF:
+    while at + 4 <= length and head[at] == 0xFF:
         marker, size = head[at + 1], head[at + 2] << 8 | head[at + 3]
         begin, at = at, at + 2 + size
-        if size < 2 or at > there:
+        if size < 2 or at > length:
             return None
         if marker == 0xDB:
             begin += 4
@@ -297,34 +297,34 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
             if begin != at:
                 return None
         elif marker in (0xC0, 0xC1, 0xC2):
-            # a second one is nothing that a sound file holds
-            found = _jpeg_frame(head, begin) if frame is None else None
-            if found is None:
+            # a valid file has one frame header only
+            parsed = _jpeg_frame(head, begin) if frame is None else None
+            if parsed is None:
                 return None
             frame = begin
         elif marker == 0xDA:
-            if frame is None or found is None:
+            if frame is None or parsed is None:
                 return None
-            _last_jpeg = head[:frame], head[found[1] : at]
-            return found[0]
+            _last_jpeg = head[:frame], head[parsed[1] : at]
+            return parsed[0]
         elif not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDD, 0xFE)):
             return None
     return None
 
 
 def _jpeg_frame(head: bytes, at: int) -> tuple[tuple[int, int], int] | None:
-    """((height, width), where the segment ends) of the frame header at `at`; None for one that is unusual."""
-    held = head[at : at + 10]
-    if len(held) < 10 or held[0] != 0xFF or held[1] not in (0xC0, 0xC1, 0xC2) or held[4] != 8 or held[9] not in (1, 3, 4):
+    """((height, width), end of the segment) of the frame header at `at`; None for an unusual one."""
+    fields = head[at : at + 10]
+    if len(fields) < 10 or fields[0] != 0xFF or fields[1] not in (0xC0, 0xC1, 0xC2) or fields[4] != 8 or fields[9] not in (1, 3, 4):
         return None
-    size = held[2] << 8 | held[3]
-    if size != 8 + 3 * held[9]:
+    size = fields[2] << 8 | fields[3]
+    if size != 8 + 3 * fields[9]:
         return None
-    return (held[5] << 8 | held[6], held[7] << 8 | held[8]), at + 2 + size
+    return (fields[5] << 8 | fields[6], fields[7] << 8 | fields[8]), at + 2 + size
 
 
 def _png_size(head: bytes) -> tuple[int, int] | None:
-    """From the chunks up to the pixels, whose checksums are looked at."""
+    """(height, width) from the chunks before the pixels, whose checksums are verified."""
     at, shape = 8, None
     while at + 12 <= len(head):
         size, kind = struct.unpack_from(">I4s", head, at)
@@ -352,18 +352,18 @@ def _video(file: int, path: str, size: int, how: str) -> tuple[int, int]:
         import numpy as np
 
         for begin in range(0, header.frames, 64):
-            # some at a time: all frames of a long video would not fit in memory
+            # in batches: all frames of a long video would not fit in memory
             video_decode.frames(data, np.arange(begin, min(begin + 64, header.frames)), path)
     return header.height, header.width
 
 
 def _check_boxes(data: bytes, path: str) -> None:
-    """Raises DataError when an MP4's outermost boxes do not fill the file: it was cut off."""
+    """Raises DataError when an MP4's top-level boxes reach beyond the end of the file: it was cut off."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         if kind not in _BOXES:
-            # something appended by a camera: the video before it may be whole
+            # data appended by a camera: the video before it may be complete
             return
         if size == 1 and at + 16 <= len(data):
             size = int.from_bytes(data[at + 8 : at + 16])

@@ -1,8 +1,8 @@
 """`qwen3vl prepare`: pictures, videos and conversations to shards with an Energon index. Imports torch to count tokens only.
 
-Everything is checked before the first byte is written; the dataset is built beside its place and renamed into it. The
-same input gives the same bytes, with any number of processes: a fixed shuffle, splits by sample count, shards cut by
-size, no times, no owners.
+Everything is checked before the first byte is written; the dataset is built in a temporary folder beside its target and
+then renamed. The same input gives the same bytes, with any number of processes: a fixed shuffle, splits by sample count,
+shards cut by size, no timestamps, no owners.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from qwen3vl_core.progress import Progress
 
 SHUFFLE_SEED = 20
 _CHECKED_AT_ONCE = 16, 256
-"""Records that a process checks at a time, at least and at most."""
+"""Records in one task of a process: minimum and maximum."""
 _WORTH_PROCESSES = 1 << 18
-"""Bytes of a source whose records are worth starting processes for, while it is read."""
+"""A source of at least this many bytes is worth starting processes for, which happens while it is read."""
 _INDEX_BYTES = 400
-"""What a sample takes in the index, generously."""
+"""Upper estimate of what a sample takes in the index."""
 
 
 def run(options: PrepareOptions) -> None:
-    """Make the dataset that `options` ask for, and say what is in it.
+    """Prepare the dataset that `options` describe, and print a summary.
 
-    Raises RequestError for an invalid request or source, WorkError when the disk is full; no files are left then.
+    Raises RequestError for an invalid request or source, WorkError when the disk is full; no files are left in either case.
     """
     for declared in options_of(PrepareOptions):
         declared.check(getattr(options, declared.name))
@@ -53,7 +53,7 @@ def run(options: PrepareOptions) -> None:
     _check_places(source, target, images, overwrite=options.overwrite)
     _check_model(options.model)
     with Workers(options.workers, Checker(images, options.check)) as workers:
-        found, samples, refused = read_samples(source, workers)
+        record_file, samples, refused = read_samples(source, workers)
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
             raise RequestError(report.refusal(refused, total, source, images))
@@ -64,7 +64,7 @@ def run(options: PrepareOptions) -> None:
         counts = split_counts(len(samples), shares, options.split)
         _check_shard_size(samples, options.shard_size)
         with dataset_made_whole(target) as building:
-            summary = _build(building, target, samples, counts, options, found.kind, refused, workers)
+            summary = _build(building, target, samples, counts, options, record_file.kind, refused, workers)
     print(report.table(summary, target))
 
 
@@ -82,26 +82,26 @@ def parse_split(text: str) -> tuple[float, float, float]:
 
 
 def split_counts(samples: int, shares: tuple[float, ...], text: str) -> list[int]:
-    """Samples of each split: as near to the shares as whole samples allow, and none of those asked for left empty.
+    """Samples of each split: as close to the shares as whole samples allow, with no requested split left empty.
 
-    Raises RequestError when there are fewer samples than splits asked for.
+    Raises RequestError when there are fewer samples than requested splits.
     """
-    asked = [i for i, share in enumerate(shares) if share > 0]
-    if samples < len(asked):
-        way_out = ",".join("1" if i == asked[0] else "0" for i in range(len(shares)))
+    requested = [i for i, share in enumerate(shares) if share > 0]
+    if samples < len(requested):
+        way_out = ",".join("1" if i == requested[0] else "0" for i in range(len(shares)))
         have = "one sample" if samples == 1 else f"{samples} samples"
-        raise RequestError(f"--split {text}: {have} cannot fill {len(asked)} splits; use --split {way_out}, or give more samples")
+        raise RequestError(f"--split {text}: {have} cannot fill {len(requested)} splits; use --split {way_out}, or give more samples")
     ideal = [samples * (share / sum(shares)) for share in shares]
-    counts = [max(1, math.floor(ideal[i])) if i in asked else 0 for i in range(len(shares))]
+    counts = [max(1, math.floor(ideal[i])) if i in requested else 0 for i in range(len(shares))]
     while sum(counts) < samples:
-        counts[max(asked, key=lambda i: ideal[i] - counts[i])] += 1
+        counts[max(requested, key=lambda i: ideal[i] - counts[i])] += 1
     while sum(counts) > samples:
-        counts[max((i for i in asked if counts[i] > 1), key=lambda i: counts[i] - ideal[i])] -= 1
+        counts[max((i for i in requested if counts[i] > 1), key=lambda i: counts[i] - ideal[i])] -= 1
     return counts
 
 
 def _check_places(source: Path, target: Path, images: Path, *, overwrite: bool) -> None:
-    """Raises RequestError unless the dataset can be read from where it is and written to where it shall be."""
+    """Raises RequestError unless the source and its media folder exist and the target may be written."""
     if not source.exists():
         raise RequestError(f"{source}: no such file; give the JSON list of conversations")
     if not images.is_dir():
@@ -110,41 +110,41 @@ def _check_places(source: Path, target: Path, images: Path, *, overwrite: bool) 
     check_target(target, overwrite=overwrite, what="dataset")
     if not target.is_dir() or not any(target.iterdir()):
         return
-    # --overwrite replaces datasets only: a slip of the keyboard must not empty somebody's folder
+    # --overwrite replaces datasets only: a mistyped path must not delete another folder
     if not (target / energon.FOLDER).is_dir():
         raise RequestError(f"--overwrite {target}: holds something that is no dataset; choose another folder")
-    place = target.resolve()
+    resolved = target.resolve()
     for name, path in (("SOURCE", source), ("--images", images)):
-        if path.resolve().is_relative_to(place):
+        if path.resolve().is_relative_to(resolved):
             raise RequestError(f"--overwrite {target}: {name} {path} lies in it and would be lost; choose another folder")
 
 
 def _check_model(model: str | None) -> None:
-    """Raises RequestError when there is no such folder; what is in it is looked at where it is read."""
+    """Raises RequestError when there is no such folder; its content is checked where it is read."""
     if model is not None and not Path(model).expanduser().is_dir():
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
 def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, list[TarSample], list[Refusal]]:
-    """(what the source is, samples to write, records that cannot be used), in the source's order.
+    """(the source, samples to write, records that cannot be used), in the source's order.
 
-    Raises RequestError when the source is nothing that is read here.
+    Raises RequestError when the source has no supported format.
     """
     small = source.stat().st_size < _WORTH_PROCESSES
     if not small:
         workers.start()
-    found = sources.open_records(source)
+    record_file = sources.open_records(source)
     samples: list[TarSample] = []
     refused: list[Refusal] = []
 
     def chunks() -> Iterator[list[tuple[int, Any]]]:
-        left = found.count
-        records = found.records()
-        while chunk := list(islice(records, _CHECKED_AT_ONCE[1] if left is None else workers.portion(left, *_CHECKED_AT_ONCE))):
+        remaining = record_file.count
+        records = record_file.records()
+        while chunk := list(islice(records, _CHECKED_AT_ONCE[1] if remaining is None else workers.portion(remaining, *_CHECKED_AT_ONCE))):
             yield chunk
-            left = None if left is None else left - len(chunk)
+            remaining = None if remaining is None else remaining - len(chunk)
 
-    with Progress("check", total=found.count, unit="samples") as progress:
+    with Progress("check", total=record_file.count, unit="samples") as progress:
         for results in workers.map(_check, chunks(), small, plain=True):
             for result in results:
                 if len(result) == len(TarSample._fields):
@@ -152,7 +152,7 @@ def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, li
                 else:
                     refused.append(Refusal._make(result))
             progress.update(len(results))
-    return found, samples, refused
+    return record_file, samples, refused
 
 
 def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
@@ -180,22 +180,22 @@ def _build(
         splits[name] = plan_shards(name, [samples[i] for i in order[begin : begin + count]], options.shard_size)
         begin += count
     shards = [shard for planned in splits.values() for shard in planned]
-    kept = keep_finished(folder, shards, workers)
-    missing = [shard for shard in shards if shard.name not in kept]
+    finished = keep_finished(folder, shards, workers)
+    missing = [shard for shard in shards if shard.name not in finished]
     need_space(target, sum(shard.size for shard in missing) + _INDEX_BYTES * len(samples), "dataset")
     write_shards(folder, missing, workers)
     identity = hashlib.sha256("".join(shard.content for shard in shards).encode())
     energon.write_index(folder, [(shard.name, shard.entries()) for shard in shards], identity.hexdigest())
-    held = {name: report.share_of(planned) for name, planned in splits.items()}
+    by_split = {name: report.share_of(planned) for name, planned in splits.items()}
     summary = {
         "v": 1,
         "source": str(options.source),
         "kind": kind,
         "images": options.images,
         "check": options.check,
-        **report.total_of(held.values()),
+        **report.total_of(by_split.values()),
         "refused": dict(Counter(refusal.reason for refusal in refused)),
-        "splits": held,
+        "splits": by_split,
     }
     if options.model is not None:
         summary["tokens"] = _tokens(folder, splits, options.model, options.workers)
@@ -210,5 +210,5 @@ def _tokens(folder: Path, splits: dict[str, list], model: str, workers: int) -> 
     from qwen3vl_core.data.token_lengths import Measurer, measure
 
     chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}
-    found = measure(Measurer(folder, Path(model).expanduser()), chosen, workers)
-    return {"model": model} | found.summary()
+    lengths = measure(Measurer(folder, Path(model).expanduser()), chosen, workers)
+    return {"model": model} | lengths.summary()

@@ -1,8 +1,8 @@
-"""Stretches of shards: members copied to known places, with a checksum of what was written. Imports no torch.
+"""Writes stretches of shards: members copied to known offsets, with a checksum of the bytes. Imports no torch.
 
-Every task says what it needs and where its bytes go, so that the result does not depend on how many processes there are.
-A picture costs three calls of the system, and a mebibyte of shard one more: files are read to where they belong in a
-buffer that is written as it is, and the headers of all its members are made at once.
+Every task names its input and its offset, so that the result does not depend on the number of processes. A picture costs
+three system calls, and a mebibyte of shard one more: files are read into their final position in a buffer, which is
+written unchanged, and the headers of all its members are made at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from qwen3vl_core.data.tar import BLOCK, header, header_blocks, padded
 from qwen3vl_core.errors import WorkError
 
 _BUFFER = 1 << 20
-"""Bytes of a shard that are made together: they stay in the processor's cache on their way."""
+"""Bytes of a shard that are assembled together: they stay in the CPU cache."""
 _AT_ONCE = 4 << 20
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 SampleFiles = tuple[int, bytes, tuple[str, ...], tuple[str, ...], tuple[int, ...], int]
-"""Of a sample: number, JSON, names of the media within the sample, their files, their sizes, bytes in the shard."""
+"""For a sample: number, JSON, names of the media within the sample, their files, their sizes, bytes in the shard."""
 
 
 def write_stretch(root: str, shard: str, offset: int, samples: Sequence[SampleFiles]) -> tuple[int, int]:
-    """Write samples into a shard that is there, from `offset` on; returns (bytes, their checksum).
+    """Write samples into an existing shard, from `offset` on; returns (bytes, their checksum).
 
-    Raises WorkError when a file is not what it was when it was checked, OSError as the disk does.
+    Raises WorkError when a file has changed since it was checked, OSError when the disk fails.
     """
     file = os.open(shard, os.O_WRONLY | os.O_CLOEXEC)
     out = _ShardOutput(file, offset)
@@ -47,7 +47,7 @@ def write_stretch(root: str, shard: str, offset: int, samples: Sequence[SampleFi
 
 
 class _ShardOutput:
-    """Where whole blocks are written one after the other, with a checksum of all."""
+    """Writes complete blocks one after the other and keeps a checksum of all of them."""
 
     def __init__(self, file: int, at: int) -> None:
         self.file, self.at, self.sum = file, at, 0
@@ -67,19 +67,19 @@ def write_at(file: int, buffers: list, offset: int) -> int:
 
 
 def checksum(data: bytes | memoryview, before: int = 0) -> int:
-    """CRC-32 of the sums of the blocks' words, which costs a tenth of that of the blocks; half a block at the end is not in it.
+    """CRC-32 of the sums of each block's words, a tenth of the cost of a CRC of the blocks; an incomplete last block is not in it.
 
-    data: what follows after bytes whose checksum is `before`, so that it does not matter where they were cut.
+    data: the bytes after those whose checksum is `before`; the result does not depend on where they are cut.
     """
     words = np.frombuffer(data, "<u8", len(data) // BLOCK * (BLOCK // 8))
     return zlib.crc32(words.reshape(-1, BLOCK // 8).sum(axis=1, dtype=np.uint64).astype("<u8", copy=False).data, before)
 
 
 def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput) -> None:
-    """Samples that fit into the buffer, as many of them at a time as do."""
+    """Samples that fit into the buffer, as many at a time as it holds."""
     names: list[bytes] = []
     sizes: list[int] = []
-    # in a buffer each: (its blocks, members up to its end, [(place, JSON)], [(record, place, bytes, file)])
+    # for each buffer: (its blocks, members up to its end, [(offset, JSON)], [(record, offset, bytes, file)])
     buffers: list[tuple[int, int, list[tuple[int, bytes]], list[tuple[int, int, int, str]]]] = []
     payloads: list[tuple[int, bytes]] = []
     files: list[tuple[int, int, int, str]] = []
@@ -100,40 +100,40 @@ def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput)
             files.append((number, at + BLOCK, length, path))
             at += BLOCK + -(-length // BLOCK) * BLOCK
     buffers.append((at // BLOCK, len(names), payloads, files))
-    # for all buffers at once: an array's operations cost more than the few members of one
+    # for all buffers at once: with the few members of one, the overhead of array operations dominates
     headers = header_blocks(names, sizes)
     counts = 1 - -np.array(sizes) // BLOCK
     ends = np.cumsum(counts)
-    whole = np.frombuffer(out.buffer, np.uint8, _BUFFER).reshape(-1, BLOCK)
+    buffer_blocks = np.frombuffer(out.buffer, np.uint8, _BUFFER).reshape(-1, BLOCK)
     first = begin = 0
     with memoryview(out.buffer) as view:
         for blocks, last, payloads, files in buffers:
-            here = ends[first:last] - begin
-            # what will not be filled of a last block
-            whole[here - 1] = 0
+            ends_in_buffer = ends[first:last] - begin
+            # the padding in the last block of each member
+            buffer_blocks[ends_in_buffer - 1] = 0
             for number, place, length, path in files:
                 try:
                     file = os.open(folder + path, _FLAGS)
                     try:
-                        got = os.readv(file, (view[place : place + length + 1],))
-                        if got < length:
-                            got += _fill(file, view[place + got : place + length + 1])
+                        read = os.readv(file, (view[place : place + length + 1],))
+                        if read < length:
+                            read += _fill(file, view[place + read : place + length + 1])
                     finally:
                         os.close(file)
                 except OSError as error:
-                    raise _gone(folder + path, number, error) from error
-                if got != length:
+                    raise _unreadable(folder + path, number, error) from error
+                if read != length:
                     raise _changed(folder + path, number)
             for place, payload in payloads:
                 view[place : place + len(payload)] = payload
-            # after the contents: one byte more than a file's is asked for, by which it is noticed that it has grown
-            whole[here - counts[first:last]] = headers[first:last]
+            # after the contents: one byte more than the file's size is read, to detect a file that has grown
+            buffer_blocks[ends_in_buffer - counts[first:last]] = headers[first:last]
             out.write(view[: blocks * BLOCK])
             first, begin = last, begin + blocks
 
 
 def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
-    """A sample of any size, a piece at a time."""
+    """A sample of any size, in pieces."""
     number, payload, parts, files, lengths, _ = sample
     key = f"{number:08d}."
     out.write(header(key + "json", len(payload)))
@@ -141,15 +141,15 @@ def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
     for part, name, length in zip(parts, files, lengths, strict=True):
         out.write(header(key + part, length))
         path = folder + name
-        with _faults(path, number):
+        with _read_errors(path, number):
             file = os.open(path, _FLAGS)
         try:
             for begin in range(0, length, _AT_ONCE):
-                wanted = min(length - begin, _AT_ONCE)
-                piece = memoryview(bytearray(padded(wanted)))
-                with _faults(path, number):
-                    got = _fill(file, piece[:wanted])
-                if got < wanted:
+                size = min(length - begin, _AT_ONCE)
+                piece = memoryview(bytearray(padded(size)))
+                with _read_errors(path, number):
+                    read = _fill(file, piece[:size])
+                if read < size:
                     raise _changed(path, number)
                 out.write(piece)
             if os.fstat(file).st_size != length:
@@ -159,26 +159,26 @@ def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
 
 
 def _fill(file: int, view: memoryview) -> int:
-    """Bytes read: as many as `view` has, or those up to the end of the file."""
+    """Bytes read: as many as `view` holds, or fewer at the end of the file."""
     done = 0
     while done < len(view):
-        got = os.readv(file, (view[done:],))
-        if not got:
+        read = os.readv(file, (view[done:],))
+        if not read:
             break
-        done += got
+        done += read
     return done
 
 
 @contextlib.contextmanager
-def _faults(path: str, number: int) -> Iterator[None]:
+def _read_errors(path: str, number: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _gone(path, number, error) from error
+        raise _unreadable(path, number, error) from error
 
 
-def _gone(path: str, number: int, error: OSError) -> WorkError:
-    return WorkError(f"record {number}: {path}: {error.strerror}; it was there before; run the prepare again")
+def _unreadable(path: str, number: int, error: OSError) -> WorkError:
+    return WorkError(f"record {number}: {path}: {error.strerror}; it was readable when it was checked; run the prepare again")
 
 
 def _changed(path: str, number: int) -> WorkError:
@@ -186,15 +186,15 @@ def _changed(path: str, number: int) -> WorkError:
 
 
 def sum_stretch(shard: str, offset: int, size: int) -> int:
-    """Checksum of a stretch of a file; of what is there of it, when it is shorter."""
-    made = 0
+    """Checksum of a stretch of a file; of the bytes up to its end when the file is shorter."""
+    total = 0
     with open(shard, "rb", buffering=0) as file:
         file.seek(offset)
         piece = memoryview(bytearray(min(size, _AT_ONCE)))
         while size > 0:
-            got = _fill(file.fileno(), piece[:size])
-            made = checksum(piece[:got], made)
-            if got < len(piece[:size]):
+            read = _fill(file.fileno(), piece[:size])
+            total = checksum(piece[:read], total)
+            if read < len(piece[:size]):
                 break
-            size -= got
-    return made
+            size -= read
+    return total

@@ -1,4 +1,4 @@
-"""What a new dataset holds, as JSON and as a table, and what was refused. Imports no torch."""
+"""The report of a new dataset, as JSON and as a table, and its refused records. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from qwen3vl_core.formats import quantity
 REPORT = "report.json"
 REFUSED = "refused.jsonl"
 _TEXTS = ("bad_record", "control_token")
-"""Reasons that lie in the list itself, not in its media."""
+"""Reasons that concern the records themselves, not their media."""
 _COUNTED = ("samples", "pictures", "videos", "turns")
 
 
 def share_of(shards: list[Shard]) -> dict[str, Any]:
-    """What a split holds."""
-    made = {
+    """Counts, bytes and shards of a split."""
+    counts = {
         "samples": sum(len(shard.samples) for shard in shards),
         "pictures": sum(sample.pictures for shard in shards for sample in shard.samples),
         "videos": sum(sample.videos for shard in shards for sample in shard.samples),
         "turns": sum(sample.turns for shard in shards for sample in shard.samples),
         "bytes": sum(sample.size for shard in shards for sample in shard.samples),
     }
-    return made | {"shards": [shard.name for shard in shards]}
+    return counts | {"shards": [shard.name for shard in shards]}
 
 
 def total_of(shares: Iterable[dict[str, Any]]) -> dict[str, int]:
@@ -71,14 +71,14 @@ def refused_rows(refused: list[Refusal]) -> str:
 
 
 def table(report: dict[str, Any], target: Path) -> str:
-    """What a person wants to know about a new dataset."""
+    """Summary of a new dataset for a terminal."""
     shown = {name: share for name, share in report["splits"].items() if share["samples"]}
     if len(shown) > 1:
         shown["all"] = {**report, "shards": [shard for share in report["splits"].values() for shard in share["shards"]]}
-    columns = [what for what in _COUNTED if what in ("samples", "turns") or report[what]]
+    columns = [counted for counted in _COUNTED if counted in ("samples", "turns") or report[counted]]
     rows = [("", *columns, "size", "shards")]
     for name, share in shown.items():
-        counts = (f"{share[what]:,}" for what in columns)
+        counts = (f"{share[counted]:,}" for counted in columns)
         rows.append((name, *counts, quantity(share["bytes"], "B"), f"{len(share['shards']):,}"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [f"{target}: {report['samples']:,} samples from {report['kind']}"]

@@ -1,7 +1,7 @@
-"""Shards: cut in order by size, written by several processes at known places, and kept when a prepare was interrupted.
+"""Shards: cut in order by size, written by several processes at known offsets, and kept when a prepare is interrupted.
 
-The sizes of all files are known before the first byte is written. So a shard is made at its full length, and each process
-writes a stretch of it. Imports no torch.
+The sizes of all files are known before the first byte is written, so a shard is created at its full length, and each
+process writes a stretch of it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from qwen3vl_core.files import UNFINISHED, disk_full
 from qwen3vl_core.progress import Progress
 
 SHARD_ENDING = RECORD + 2 * BLOCK
-"""Bytes that the end of an archive takes at most."""
+"""Largest size of the end of an archive, in bytes."""
 LOG = "finished" + UNFINISHED
 _STRETCH = 256 << 10, 4 << 20
-"""Bytes that a process writes at a time, at least and at most."""
+"""Bytes in one task of a process: minimum and maximum."""
 _STRETCH_SAMPLES = 512
 _SMALL = 16 << 20
-"""Bytes that one process writes sooner than several can be started."""
+"""Up to this many bytes, one process finishes before others have started."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,30 @@ class Shard:
     size: int
     """Bytes of the file."""
     content: str
-    """Digest of what it holds."""
+    """Digest of its content."""
     plan: str
-    """The same, and of when its files were last changed: a shard of another prepare with this digest is this shard."""
+    """Digest of its content and its files' paths and modification times: a shard of an earlier prepare with this digest is reused."""
 
     def entries(self) -> Iterator[energon.Entry]:
-        """What the index says of its samples."""
+        """The index entries of its samples."""
         for sample in self.samples:
             yield f"{sample.number:08d}", [("json", len(sample.payload)), *zip(sample.parts, sample.sizes, strict=True)]
 
 
 def plan_shards(split: str, samples: list[TarSample], shard_size: int) -> list[Shard]:
     """The shards of a split, each as long as `shard_size` bytes allow."""
-    made: list[Shard] = []
-    shard: list[TarSample] = []
+    shards: list[Shard] = []
+    current: list[TarSample] = []
     size = SHARD_ENDING
     for sample in samples:
-        if shard and size + sample.size > shard_size:
-            made.append(_shard(split, len(made), shard))
-            shard, size = [], SHARD_ENDING
-        shard.append(sample)
+        if current and size + sample.size > shard_size:
+            shards.append(_shard(split, len(shards), current))
+            current, size = [], SHARD_ENDING
+        current.append(sample)
         size += sample.size
-    if shard:
-        made.append(_shard(split, len(made), shard))
-    return made
+    if current:
+        shards.append(_shard(split, len(shards), current))
+    return shards
 
 
 def _shard(split: str, number: int, samples: list[TarSample]) -> Shard:
@@ -94,26 +94,26 @@ def _packed(*columns: list[int]) -> bytes:
 
 
 def _stretches(shards: list[Shard], workers: Workers) -> Iterator[tuple[Shard, int, list[TarSample]]]:
-    """(shard, offset, samples) of what one process writes at a time."""
-    left = sum(shard.size for shard in shards)
+    """(shard, offset, samples) of each task."""
+    remaining = sum(shard.size for shard in shards)
     for shard in shards:
         begin = at = 0
         samples: list[TarSample] = []
-        limit = workers.portion(left, *_STRETCH)
+        limit = workers.portion(remaining, *_STRETCH)
         for sample in shard.samples:
             samples.append(sample)
             at += sample.size
             if at - begin >= limit or len(samples) >= _STRETCH_SAMPLES:
                 yield shard, begin, samples
-                left -= at - begin
-                begin, samples, limit = at, [], workers.portion(left, *_STRETCH)
+                remaining -= at - begin
+                begin, samples, limit = at, [], workers.portion(remaining, *_STRETCH)
         if samples:
             yield shard, begin, samples
-            left -= at - begin
+            remaining -= at - begin
 
 
 def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
-    """Write those that are not there. Each is put in its place when it is whole, and noted in the folder's log."""
+    """Write `shards`. Each gets its final name when it is complete, and a row in the folder's log."""
     tasks = list(_stretches(shards, workers))
     last = {shard.name: offset for shard, offset, _ in tasks}
     done: list[list[int]] = []
@@ -130,7 +130,7 @@ def write_shards(folder: Path, shards: list[Shard], workers: Workers) -> None:
     with Progress("write", total=sum(len(s.samples) for s in shards), unit="samples") as progress, open(folder / LOG, "a") as log:
         for (shard, offset, samples), (size, crc) in zip(tasks, written, strict=True):
             if size != sum(sample.size for sample in samples):
-                raise WorkError(f"{folder / shard.name}: {size:,} bytes were written where others were planned; run the prepare again")
+                raise WorkError(f"{folder / shard.name}: {size:,} bytes were written, not the planned size; run the prepare again")
             done.append([offset, size, crc])
             if offset == last[shard.name]:
                 os.replace(folder / (shard.name + UNFINISHED), folder / shard.name)
@@ -149,28 +149,28 @@ def _sum(checker: Checker, task: tuple[str, int, int]) -> int:
 
 
 def keep_finished(folder: Path, shards: list[Shard], workers: Workers) -> set[str]:
-    """Shards that an interrupted prepare of the same input has left whole; everything else there is removed.
+    """Names of shards that an interrupted prepare of the same input has completed; everything else in the folder is removed.
 
-    A shard is kept when it was planned from the same records and unchanged files, and its bytes have the checksums noted.
+    A shard is kept when it was planned from the same records and unchanged files, and its bytes have the checksums in the log.
     """
     planned = {shard.plan: shard for shard in shards}
-    noted = {}
+    logged = {}
     for row in _rows(folder / LOG):
         shard = planned.get(row["plan"])
         path = folder / row["shard"]
         if shard is not None and shard.name == row["shard"] and path.is_file() and path.stat().st_size == shard.size == row["size"]:
-            noted[shard.name] = row
-    tasks = [(name, offset, size, made) for name, row in noted.items() for offset, size, made in row["stretches"]]
-    kept = set(noted)
+            logged[shard.name] = row
+    tasks = [(name, offset, size, expected) for name, row in logged.items() for offset, size, expected in row["stretches"]]
+    kept = set(logged)
     if tasks:
         with Progress("resume", total=sum(size for _, _, size, _ in tasks), unit="B") as progress:
             sent = ((str(folder / name), offset, size) for name, offset, size, _ in tasks)
             sums = workers.map(_sum, sent, small=sum(task[2] for task in tasks) < _SMALL, plain=True)
-            for (name, _, size, made), found in zip(tasks, sums, strict=True):
+            for (name, _, size, expected), actual in zip(tasks, sums, strict=True):
                 progress.update(size, note=name)
-                if found != made:
+                if actual != expected:
                     kept.discard(name)
-    rows = "".join(json.dumps(noted[name]) + "\n" for name in sorted(kept))
+    rows = "".join(json.dumps(logged[name]) + "\n" for name in sorted(kept))
     for path in folder.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -179,7 +179,7 @@ def keep_finished(folder: Path, shards: list[Shard], workers: Workers) -> set[st
 
 
 def _rows(log: Path) -> list[dict]:
-    """The log's sound rows."""
+    """The valid rows of the log."""
     rows = []
     if log.is_file():
         for line in log.read_text(errors="replace").splitlines():
@@ -193,10 +193,10 @@ def _rows(log: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def dataset_made_whole(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to build in; it takes `target`'s place when the block ends well.
+    """A folder beside `target` to build in; it replaces `target` when the block succeeds.
 
-    It may hold finished shards of a prepare that was interrupted. When the block fails, it is removed and `target` is as
-    it was; when it is interrupted (Ctrl-C), or the process killed, it stays for the next prepare to go on from.
+    It may hold finished shards of an interrupted prepare. When the block fails, it is removed and `target` is unchanged; when
+    it is interrupted (Ctrl-C) or the process is killed, it stays, and the next prepare resumes from it.
     Raises RequestError while another prepare is building there, WorkError when the disk fills up.
     """
     target = target.absolute()
@@ -212,7 +212,7 @@ def dataset_made_whole(target: Path) -> Iterator[Path]:
         except BlockingIOError:
             raise RequestError(f"{target}: another prepare is making it; wait for that one, or choose another folder") from None
         except OSError:
-            # a file system without locks: then nobody else is noticed, as without this
+            # a file system without locks: another prepare cannot be detected
             pass
         try:
             yield building
@@ -225,7 +225,7 @@ def dataset_made_whole(target: Path) -> Iterator[Path]:
             if old.exists() and not target.exists():
                 os.rename(old, target)
             if isinstance(error, KeyboardInterrupt) and _rows(building / LOG):
-                print(f"finished shards are kept in {building}; the same command goes on from there", file=sys.stderr)
+                print(f"finished shards are kept in {building}; the same command resumes from there", file=sys.stderr)
                 raise
             shutil.rmtree(building, ignore_errors=True)
             full = disk_full(error)

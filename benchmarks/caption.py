@@ -35,11 +35,11 @@ def hugging_face(model, processor: ChatProcessor, prompts: list[dict], batch_siz
         inputs = {name: torch.cat([p[name] for p in part]) for name in part[0]}
         types = (inputs["input_ids"] == processor.image_token_id).int()
         with torch.no_grad():
-            made = model.generate(
+            generated = model.generate(
                 **inputs, mm_token_type_ids=types, do_sample=False, max_new_tokens=LONGEST, eos_token_id=processor.eos_token_ids,
                 pad_token_id=processor.pad_token_id,
             )  # fmt: skip
-        texts += [processor.decode(row[inputs["input_ids"].shape[1] :].tolist()) for row in made]
+        texts += [processor.decode(row[inputs["input_ids"].shape[1] :].tolist()) for row in generated]
     return texts
 
 
@@ -54,11 +54,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    args = parser.parse_args()
     from transformers import Qwen3VLForConditionalGeneration
 
     processor = ChatProcessor.from_pretrained(BASE)
-    pictures = [example(HELD_OUT_SEED + i, "heldout")[1] for i in range(given.pictures)]
+    pictures = [example(HELD_OUT_SEED + i, "heldout")[1] for i in range(args.pictures)]
     prompts = [processor.prompt([picture], PROMPT) for picture in pictures]
     models = {
         "Hugging Face generate": (hugging_face, Qwen3VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32).eval()),
@@ -66,18 +66,18 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
     texts: dict[str, list[str]] = {}
-    for _ in range(given.repeats):
+    for _ in range(args.repeats):
         for name, (write, model) in models.items():
             started = time.perf_counter()
-            texts[name] = write(model, processor, prompts, given.batch_size)
+            texts[name] = write(model, processor, prompts, args.batch_size)
             seconds[name].append(time.perf_counter() - started)
-    rate = {name: given.pictures / statistics.median(times) for name, times in seconds.items()}
+    rate = {name: args.pictures / statistics.median(times) for name, times in seconds.items()}
     theirs, mine = rate.values()
     result = {"over_generate_loop": round(mine / theirs, 3), "same_text": len({tuple(t) for t in texts.values()}) == 1}
-    if given.json:
+    if args.json:
         print(json.dumps(result | {"captions_per_second": {k: round(v, 2) for k, v in rate.items()}}))
         return
-    print(f"{given.pictures} pictures, batches of {given.batch_size}, median of {given.repeats}")
+    print(f"{args.pictures} pictures, batches of {args.batch_size}, median of {args.repeats}")
     for name, value in rate.items():
         print(f"  {name:24s} {value:6.2f} captions/s")
     print(f"  ratio                    {result['over_generate_loop']:6.2f}")

@@ -49,7 +49,7 @@ ANSWERS = ((b"\x1b[c", b"\x1b[?62;4c"), (b"\x1b[16t", b"\x1b[6;16;8t"), (b"\x1b[
 
 
 class Terminal:
-    """A console process on a pseudo terminal of its own, which answers what a terminal is asked."""
+    """A console process on a pseudo terminal of its own, which answers terminal queries."""
 
     def __init__(self, words: list[str], size: tuple[int, int] = SCREEN, **environment: str) -> None:
         self.master, slave = pty.openpty()
@@ -62,7 +62,7 @@ class Terminal:
         self.seen = b""
 
     def read(self, seconds: float) -> bytes:
-        """What comes within so many seconds."""
+        """Output that comes within `seconds`; empty where none does."""
         if not select.select([self.master], [], [], max(seconds, 0))[0]:
             return b""
         try:
@@ -120,7 +120,7 @@ def make_run(store: Path, steps: int = 50, live: bool = False):
 
 
 def end(run) -> None:
-    """The end of a live run."""
+    """Stop a live run and wait for its end."""
     from console.runs import launch
 
     launch.stop(run)
@@ -139,22 +139,22 @@ def first_frame(folder: Path, rounds: int) -> dict[str, float]:
     """First frame and its floors, in turn: medians of seconds and of CPU seconds; the first of each warms the disk and does not count."""
     store = folder / "first"
     make_run(store)
-    found: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
         for name, code in (("import_textual", "import textual"), ("import_textual_app", "import textual.app, textual.widgets")):
             before, begin = os.times(), time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True)
-            found.setdefault(f"{name}_s", []).append(time.perf_counter() - begin)
+            samples.setdefault(f"{name}_s", []).append(time.perf_counter() - begin)
             after = os.times()
             cpu = after.children_user + after.children_system - before.children_user - before.children_system
-            found.setdefault(f"{name}_cpu_s", []).append(cpu)
+            samples.setdefault(f"{name}_cpu_s", []).append(cpu)
         terminal = Terminal(console(store), (80, 24))
         try:
-            found.setdefault("first_frame_s", []).append(terminal.until(b"4 Compare"))
-            found.setdefault("first_frame_cpu_s", []).append(terminal.cpu())
+            samples.setdefault("first_frame_s", []).append(terminal.until(b"4 Compare"))
+            samples.setdefault("first_frame_cpu_s", []).append(terminal.cpu())
         finally:
             terminal.close()
-    return {name: statistics.median(values[1:]) for name, values in found.items()}
+    return {name: statistics.median(values[1:]) for name, values in samples.items()}
 
 
 def curve(rounds: int) -> float:
@@ -347,25 +347,25 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--follow-seconds", type=float, default=30.0, help="600 is the ten minutes of the promise")
-    given = parser.parse_args()
+    args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="qwen3vl-console-"))
     os.environ["QWEN3VL_SETTINGS"] = str(folder / "none.yaml")
     try:
-        found = first_frame(folder, given.rounds)
-        found["curve_1e6x4_cpu_ms"] = curve(given.rounds)
-        found["log_300mb_open_s"], found["log_300mb_index_s"], found["log_300mb_find_s"] = long_log(folder, given.rounds)
+        results = first_frame(folder, args.rounds)
+        results["curve_1e6x4_cpu_ms"] = curve(args.rounds)
+        results["log_300mb_open_s"], results["log_300mb_index_s"], results["log_300mb_find_s"] = long_log(folder, args.rounds)
         names = ("runs_3000_read_s", "runs_3000_look_cpu_ms", "runs_3000_paint_cpu_ms")
-        found |= dict(zip(names, many_runs(folder, given.rounds), strict=True))
-        found["metric_to_paint_s"] = paint_delay(folder, given.rounds)
-        found["follow_core_share"], found["follow_grown_mib"] = follow(folder, given.follow_seconds)
+        results |= dict(zip(names, many_runs(folder, args.rounds), strict=True))
+        results["metric_to_paint_s"] = paint_delay(folder, args.rounds)
+        results["follow_core_share"], results["follow_grown_mib"] = follow(folder, args.follow_seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    found = {name: round(value, 4) for name, value in found.items()} | {"follow_seconds": given.follow_seconds}
-    if given.json:
-        print(json.dumps(found))
+    results = {name: round(value, 4) for name, value in results.items()} | {"follow_seconds": args.follow_seconds}
+    if args.json:
+        print(json.dumps(results))
         return 0
-    width = max(map(len, found))
-    for name, value in found.items():
+    width = max(map(len, results))
+    for name, value in results.items():
         limit = LIMITS.get(name)
         print(f"{name:<{width}}  {value:>8g}" + (f"  under {limit:g}: {'yes' if value < limit else 'NO'}" if limit else ""))
     return 0

@@ -103,19 +103,19 @@ def same_bits(one: Path, other: Path) -> bool:
     a, b = HFReader(one).entries, HFReader(other).entries
     if a.keys() != b.keys():
         return False
-    for name, here in a.items():
-        there = b[name]
-        if (here.dtype, here.shape) != (there.dtype, there.shape):
+    for name, entry in a.items():
+        other_entry = b[name]
+        if (entry.dtype, entry.shape) != (other_entry.dtype, other_entry.shape):
             return False
-        with here.file.open("rb") as first, there.file.open("rb") as second:
-            first.seek(here.start)
-            second.seek(there.start)
-            left = here.end - here.start
-            while left:
-                count = min(left, BLOCK)
+        with entry.file.open("rb") as first, other_entry.file.open("rb") as second:
+            first.seek(entry.start)
+            second.seek(other_entry.start)
+            remaining = entry.end - entry.start
+            while remaining:
+                count = min(remaining, BLOCK)
                 if first.read(count) != second.read(count):
                     return False
-                left -= count
+                remaining -= count
     return True
 
 
@@ -163,9 +163,9 @@ def timed(command: list[str], source: Path, target: Path, into: Timed, cache: st
 
 def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str) -> dict:
     """The table's numbers; everything is written below `folder`."""
-    made = config_of_size(kind, gigabytes)
+    model_config = config_of_size(kind, gigabytes)
     hf, megatron, back, copy, report = (folder / name for name in ("hf", "megatron", "back", "copy", "report.json"))
-    size = make_source(hf, made)
+    size = make_source(hf, model_config)
     ways = {"hf_to_megatron": (hf, megatron), "megatron_to_hf": (megatron, back)}
     ours, theirs = ({way: Timed() for way in ways} for _ in range(2))
     bitwise = True
@@ -183,8 +183,8 @@ def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str)
         shutil.rmtree(back)
         shutil.rmtree(megatron)
     result = {
-        "kind": kind, "gigabytes": round(size / 1e9, 3), "layers": made["text_config"]["num_hidden_layers"],
-        "experts": made["text_config"].get("num_experts", 0), "repeats": repeats, "cache": cache,
+        "kind": kind, "gigabytes": round(size / 1e9, 3), "layers": model_config["text_config"]["num_hidden_layers"],
+        "experts": model_config["text_config"].get("num_experts", 0), "repeats": repeats, "cache": cache,
     }  # fmt: skip
     for way in ways:
         result |= {
@@ -198,7 +198,7 @@ def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str)
 
 
 def table(result: dict) -> str:
-    """The numbers for people."""
+    """The figures as text."""
     what = f"{KINDS[result['kind']]}-shaped, {result['layers']} layers" + (f" of {result['experts']} experts" if result["experts"] else "")
     lines = [
         f"{what}, {quantity(result['gigabytes'] * 1e9, 'B')} of bf16; medians of {result['repeats']}, {result['cache']} page cache",

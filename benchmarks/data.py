@@ -80,7 +80,7 @@ def make_source(folder: Path, count: int) -> Path:
 
 APART = "apart"
 Spent = tuple[float, float]
-"""Seconds on the wall's clock, and of processors."""
+"""Wall-clock seconds and CPU seconds."""
 
 
 def write_with_prepare(source: Path, target: Path, workers: int) -> list[Shard]:
@@ -123,7 +123,7 @@ def index_with_energon(target: Path, names: list[str]) -> None:
 
 
 def spent() -> Spent:
-    """By this process and those it has waited for."""
+    """Wall and CPU seconds of this process and of the children it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(each.ru_utime + each.ru_stime for each in used)
 
@@ -340,16 +340,16 @@ def extend(figures: dict[str, Any], more: dict[str, Any], targets: dict[str, flo
     figures.setdefault("targets", {}).update(targets or {})
 
 
-def parts(given: argparse.Namespace, folder: Path, source: Path, figures: dict[str, Any]) -> None:
+def parts(args: argparse.Namespace, folder: Path, source: Path, figures: dict[str, Any]) -> None:
     """Every part of the benchmark, on the same files. A part adds its figures by `extend`."""
     # before anything imports torch: the processes are forked, as in the command
-    extend(figures, shard_figures(folder, source, given.samples, given.repeats, given.workers), TARGETS)
-    extend(figures, loader_figures(folder, source, min(given.samples, given.loaded), max(1, given.repeats - 2)))
-    extend(figures, packing_figures(folder, source, given.samples), LOADER_TARGETS)
+    extend(figures, shard_figures(folder, source, args.samples, args.repeats, args.workers), TARGETS)
+    extend(figures, loader_figures(folder, source, min(args.samples, args.loaded), max(1, args.repeats - 2)))
+    extend(figures, packing_figures(folder, source, args.samples), LOADER_TARGETS)
 
 
 def table(figures: dict[str, Any]) -> str:
-    """For people."""
+    """The figures as text."""
     lines = [f"{figures['samples']:,} pictures, {figures['processes']} processes; samples a second, best (median); processor time of one"]
     for name, rate in figures["samples_per_second"].items():
         shown = f"{rate['best']:,.0f} ({rate['median']:,.0f})"
@@ -378,20 +378,20 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes of prepare; 0: one a core")
     parser.add_argument("--dir", type=Path, help="where to write; the default is the system's temporary folder")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print the figures as JSON instead, or write them there")
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ["QWEN3VL_PROGRESS"] = "none"
     figures: dict[str, Any] = {"v": 1}
-    with tempfile.TemporaryDirectory(dir=given.dir) as name:
+    with tempfile.TemporaryDirectory(dir=args.dir) as name:
         folder = Path(name)
-        source = make_source(folder / "source", given.samples)
+        source = make_source(folder / "source", args.samples)
         with contextlib.redirect_stdout(sys.stderr):
-            parts(given, folder, source, figures)
-    if given.json == "-":
+            parts(args, folder, source, figures)
+    if args.json == "-":
         print(json.dumps(figures))
     else:
         print(table(figures))
-    if given.json not in (None, "-"):
-        Path(given.json).write_text(json.dumps(figures, indent=2) + "\n")
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return int(any(figures[name] < least for name, least in figures["targets"].items()))
 
 

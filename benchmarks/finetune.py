@@ -1,4 +1,4 @@
-"""Real finetunes of pictures with captions, on one GPU, beside what people use today on the same samples.
+"""Real finetunes of pictures with captions, on one GPU, beside transformers and Liger on the same samples.
 
     python benchmarks/finetune.py                                    # Qwen3-VL-2B, random weights
     python benchmarks/finetune.py --size 4B --ours packed:8192 --peers liger:40 --json
@@ -79,15 +79,15 @@ def peer(kind: str, rows: int, shards: Path, config: dict, autocast: bool) -> di
         total = torch.zeros((), device="cuda")
         trained = sum(batch.tokens for batch in micro_batches)
         for batch in micro_batches:
-            given = batch.model_inputs("cuda", torch.bfloat16)
-            given["mm_token_type_ids"] = (given["input_ids"] == a.image_token_id).int()
+            inputs = batch.model_inputs("cuda", torch.bfloat16)
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == a.image_token_id).int()
             labels = batch.labels.cuda(non_blocking=True)
             with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
                 if kind == "liger":
                     # no logits of the whole batch: the loss is computed block by block
-                    loss = model(**given, labels=labels, shift_labels=labels).loss * (batch.tokens / trained)
+                    loss = model(**inputs, labels=labels, shift_labels=labels).loss * (batch.tokens / trained)
                 else:
-                    logits = model(**given).logits
+                    logits = model(**inputs).logits
                     loss = torch.nn.functional.cross_entropy(
                         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
                     ) / trained  # fmt: skip
@@ -131,8 +131,8 @@ def ours(folder: Path, base: Path, shards: Path, what: str, steps: int, more: li
         *(["--packing"] if packed else []), *more,
     ]  # fmt: skip
     run = random_run.finetune(folder / "runs", words, steps, deadline=400)
-    if run.fault:
-        raise SystemExit(run.fault)
+    if run.problem:
+        raise SystemExit(run.problem)
     later = run.rows[len(run.rows) // 2 :]
     seconds = statistics.median(row["step_seconds"] for row in later)
     if packed:

@@ -38,9 +38,9 @@ def row(name: str, gpus: int, words: str, run: random_run.Finetune, one_process:
     gaps = [abs(a / b - 1) for a, b in zip(run.losses, one_process.losses, strict=False)]
     rate, one = run.median("tokens_per_second", 2), one_process.median("tokens_per_second", 2)
     return {
-        "name": name, "gpus": gpus, "options": words, "loss_gap": max(gaps) if gaps and not run.fault else None,
-        "scaling": round(rate / one / gpus, 3) if not run.fault else None, "tokens_per_second": rate, "peak_gib": run.peak_gib,
-        "losses": run.losses, "fault": run.fault,
+        "name": name, "gpus": gpus, "options": words, "loss_gap": max(gaps) if gaps and not run.problem else None,
+        "scaling": round(rate / one / gpus, 3) if not run.problem else None, "tokens_per_second": rate, "peak_gib": run.peak_gib,
+        "losses": run.losses, "fault": run.problem,
     }  # fmt: skip
 
 
@@ -53,35 +53,35 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT", help=", ".join(LAYOUTS))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    small = given.size == "tiny"
+    args = parser.parse_args()
+    small = args.size == "tiny"
     folder = Path(tempfile.mkdtemp(prefix="multi-gpu-"))
     rows = []
     try:
-        base = TINY.parent if small else random_run.model(folder / "model", given.size, given.layers)
+        base = TINY.parent if small else random_run.model(folder / "model", args.size, args.layers)
         length, side = (256, 128) if small else (2048, 1024)
         seen = (side // 32) ** 2
         shards = random_run.data(folder / "data", base, 64, tokens=(seen + 80, length - 50), side=side)
-        batch = 4 * given.rows * max(given.gpus, 2)
+        batch = 4 * args.rows * max(args.gpus, 2)
         shared = [
-            "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", str(given.rows),
+            "--load", str(base), "--train-data", str(shards), "--seq-length", str(length), "--micro-batch-size", str(args.rows),
             "--global-batch-size", str(batch), "--lr", "1e-4", "--min-lr", "1e-5", "--max-pixels", str(side * side),
             "--precision", "fp32" if small else "bf16", "--num-workers", "0" if small else "4",
         ]  # fmt: skip
-        one_process = random_run.finetune(folder / "runs", [*shared, "--nproc", "1"], given.steps)
-        if one_process.fault:
-            raise SystemExit(f"one process, which the layouts are compared with, failed:\n{one_process.fault}")
+        one_process = random_run.finetune(folder / "runs", [*shared, "--nproc", "1"], args.steps)
+        if one_process.problem:
+            raise SystemExit(f"one process, which the layouts are compared with, failed:\n{one_process.problem}")
         rows.append(row("one process", 1, "", one_process, one_process))
         for name, (least, words) in LAYOUTS.items():
-            if name in given.only and least <= given.gpus and given.gpus % least == 0:
-                run = random_run.finetune(folder / "runs", [*shared, "--nproc", str(given.gpus), *words.split()], given.steps)
-                rows.append(row(name, given.gpus, words, run, one_process))
-                if not given.json:
+            if name in args.only and least <= args.gpus and args.gpus % least == 0:
+                run = random_run.finetune(folder / "runs", [*shared, "--nproc", str(args.gpus), *words.split()], args.steps)
+                rows.append(row(name, args.gpus, words, run, one_process))
+                if not args.json:
                     print(table(rows[-1:]).splitlines()[-1], flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    found = {"size": given.size, "gpus": given.gpus, "micro_batch_size": given.rows, "rows": rows}
-    print(json.dumps(found, indent=1) if given.json else table(rows))
+    result = {"size": args.size, "gpus": args.gpus, "micro_batch_size": args.rows, "rows": rows}
+    print(json.dumps(result, indent=1) if args.json else table(rows))
 
 
 def table(rows: list[dict]) -> str:

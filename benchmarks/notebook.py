@@ -42,19 +42,19 @@ def measure(steps: int, looks: int, smoothing: float) -> dict[str, float]:
             pass
         read = time.process_time() - begun
         monitor._updater.stop()
-        taken = []
+        look_seconds = []
         for number in range(looks):
             write(run, steps + 1 + number, [3.0])
             begun = time.process_time()
             monitor._look()
-            taken.append(time.process_time() - begun)
+            look_seconds.append(time.process_time() - begun)
         points = [len(trace.x) for trace in monitor.figure.data]
         assert monitor.figure.data[0].x[-1] == steps + looks
         sent = len(json.dumps(monitor.figure.shown.data))
         monitor.close()
     return {
-        "steps": steps, "read_ms": 1e3 * read, "look_ms": 1e3 * statistics.median(taken), "most_points": max(points), "sent_kb": sent / 1e3,
-        "share_of_a_core": statistics.median(taken) / SECONDS,
+        "steps": steps, "read_ms": 1e3 * read, "look_ms": 1e3 * statistics.median(look_seconds), "most_points": max(points),
+        "sent_kb": sent / 1e3, "share_of_a_core": statistics.median(look_seconds) / SECONDS,
     }  # fmt: skip
 
 
@@ -64,10 +64,10 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=20)
     parser.add_argument("--smoothing", type=float, default=0.9)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    measure(100, 1, given.smoothing)  # the first widget imports plotly
-    rows = [measure(steps, given.looks, given.smoothing) for steps in given.steps]
-    if given.json:
+    args = parser.parse_args()
+    measure(100, 1, args.smoothing)  # the first widget imports plotly
+    rows = [measure(steps, args.looks, args.smoothing) for steps in args.steps]
+    if args.json:
         print(json.dumps(rows, indent=1))
         return
     print("| steps | read all, CPU ms | a look, CPU ms | of a core | points a trace | kB sent |\n| --- | --- | --- | --- | --- | --- |")

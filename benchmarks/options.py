@@ -52,15 +52,15 @@ PACKED = "packing"
 
 def words_of(name: str, base: Path, rows: Path, documents: Path) -> list[str]:
     """The command line of a row. One micro batch a step: two padded rows, or one packed row as long as both."""
-    _, given = RUNS[name]
-    packed = "--packing" in given
+    _, options = RUNS[name]
+    packed = "--packing" in options
     batch = (
         ["--seq-length", str(2 * LENGTH), "--micro-batch-size", "1", "--global-batch-size", "1"] if packed
         else ["--seq-length", str(LENGTH), "--pad-length", str(LENGTH), "--micro-batch-size", "2", "--global-batch-size", "2"]
     )  # fmt: skip
     return [
         "--load", str(base), "--train-data", str(documents if packed else rows), *batch, "--lr", "1e-4", "--min-lr", "1e-5",
-        "--lr-warmup-iters", "5", "--num-workers", "2", "--max-pixels", str(random_run.PIXELS), *given.split(),
+        "--lr-warmup-iters", "5", "--num-workers", "2", "--max-pixels", str(random_run.PIXELS), *options.split(),
     ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def row(name: str, run: random_run.Finetune, base: Path) -> dict:
         "step_seconds": run.median("step_seconds"), "tokens_per_second": run.median("tokens_per_second"), "mfu": run.median("mfu"),
         "data_seconds": run.median("data_seconds"), "optimizer_seconds": run.median("optimizer_seconds"), "peak_gib": peak,
         "reserved_gib": max((r.get("memory_reserved_gib", 0.0) for r in run.rows), default=0.0), "estimated_gib": round(ours, 3),
-        "off_by": round(ours / peak - 1, 4) if peak else None, "seconds": round(run.seconds, 1), "fault": run.fault,
+        "off_by": round(ours / peak - 1, 4) if peak else None, "seconds": round(run.seconds, 1), "fault": run.problem,
         "parts": guess.as_gib(), "filled": run.median("packing_efficiency") if options.packing else None,
     }  # fmt: skip
 
@@ -108,35 +108,35 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=None, help="folder for checkpoint, data and runs; else a temporary one")
     parser.add_argument("--out", type=Path, default=None, help="write each row here as it is known, one JSON object a line")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    folder = given.dir or Path(tempfile.mkdtemp(prefix="options-"))
+    args = parser.parse_args()
+    folder = args.dir or Path(tempfile.mkdtemp(prefix="options-"))
     began, rows = time.monotonic(), []
     known = {o.name for o in options_of(FinetuneOptions)}
     try:
         bases: dict[str, Path] = {}
-        for name in given.only:
+        for name in args.only:
             size, text = RUNS[name]
             flags = {w[2:].replace("-", "_") for w in text.split() if w.startswith("--")}
-            if not flags <= known or time.monotonic() - began > given.seconds:
+            if not flags <= known or time.monotonic() - began > args.seconds:
                 continue
             if size not in bases:
-                bases[size] = folder / size if (folder / size).exists() else random_run.model(folder / size, size, given.layers)
+                bases[size] = folder / size if (folder / size).exists() else random_run.model(folder / size, size, args.layers)
             samples, short = folder / "rows" / "shards", folder / "documents" / "shards"
             if "--packing" not in text and not samples.exists():
                 random_run.data(folder / "rows", bases[size], 48, tokens=(LENGTH - 60, LENGTH - 50), side=SIDE)
             if "--packing" in text and not short.exists():
                 random_run.data(folder / "documents", bases[size], 192, tokens=(490, 500), side=512)
-            run = random_run.finetune(folder / "runs", words_of(name, bases[size], samples, short), given.steps)
+            run = random_run.finetune(folder / "runs", words_of(name, bases[size], samples, short), args.steps)
             rows.append(row(name, run, bases[size]))
-            if given.out:
-                with given.out.open("a") as file:
+            if args.out:
+                with args.out.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-            if not given.json:
+            if not args.json:
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     finally:
-        if given.dir is None:
+        if args.dir is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"runs": rows}, indent=1) if given.json else table(rows))
+    print(json.dumps({"runs": rows}, indent=1) if args.json else table(rows))
 
 
 if __name__ == "__main__":

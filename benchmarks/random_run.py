@@ -39,9 +39,9 @@ WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field"
 def config(size: str, layers: int = 0) -> dict:
     """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
     a = published(size)
-    made = json.loads(TINY.read_text())
+    values = json.loads(TINY.read_text())
     v = a.vision
-    made["text_config"] |= {
+    values["text_config"] |= {
         "vocab_size": a.vocab_size, "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size, "head_dim": a.head_dim,
         "num_hidden_layers": layers or a.num_layers, "num_attention_heads": a.num_heads, "num_key_value_heads": a.num_kv_heads,
         "tie_word_embeddings": a.tied, "max_position_embeddings": 262144,
@@ -49,31 +49,31 @@ def config(size: str, layers: int = 0) -> dict:
             "rope_type": "default", "rope_theta": a.rope_theta, "mrope_interleaved": True, "mrope_section": list(a.mrope_section),
         },
     }  # fmt: skip
-    made["vision_config"] |= {
+    values["vision_config"] |= {
         "depth": v.num_layers, "hidden_size": v.hidden_size, "num_heads": v.num_heads, "intermediate_size": v.ffn_hidden_size,
         "out_hidden_size": v.out_hidden_size, "num_position_embeddings": v.num_position_embeddings,
         "deepstack_visual_indexes": list(v.deepstack_layers),
     }  # fmt: skip
-    made["tie_word_embeddings"] = a.tied
+    values["tie_word_embeddings"] = a.tied
     if a.is_moe:
-        made["model_type"], made["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
-        made["text_config"] |= {
+        values["model_type"], values["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
+        values["text_config"] |= {
             "num_experts": a.num_experts, "num_experts_per_tok": a.experts_per_token, "norm_topk_prob": True,
             "moe_intermediate_size": a.expert_ffn_hidden_size, "model_type": "qwen3_vl_moe_text",
         }  # fmt: skip
-    return made
+    return values
 
 
 def model(folder: Path, size: str, layers: int = 0) -> Path:
     """A Hugging Face folder whose matrices are drawn from N(0, 0.02), norms 1 and biases 0, in bf16."""
     folder.mkdir(parents=True)
-    made = config(size, layers)
+    model_config = config(size, layers)
     for file in TINY.parent.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
             shutil.copy(file, folder)
-    (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(model_config, indent=2) + "\n")
     planned: dict[str, TensorSpec] = {}
-    for region in regions(Architecture.from_config(made)):
+    for region in regions(Architecture.from_config(model_config)):
         for name, shape in zip(region.hf, region.stored_shapes, strict=True):
             planned.setdefault(name, TensorSpec(name, shape, torch.bfloat16))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,19 +102,19 @@ def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side:
     raw = folder / "raw"
     raw.mkdir(parents=True)
     processor = ChatProcessor.from_pretrained(base, 1024, PIXELS)
-    seen = (side // 32) ** 2
+    picture_tokens = (side // 32) ** 2
     noise = np.random.Generator(np.random.SFC64(0))
     records = []
     for i in range(count):
         # soft noise: as large as a photograph's file
         small = noise.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
         Image.fromarray(small).resize((side, side), Image.Resampling.BILINEAR).save(raw / f"{i}.jpg", quality=90)
-        wanted = random.Random(i).randint(*tokens) - seen - 40
+        text_tokens = random.Random(i).randint(*tokens) - picture_tokens - 40
         records.append(
             {
                 "id": str(i), "image": f"{i}.jpg",
                 "conversations": [
-                    {"from": "human", "value": "<image>\nDescribe this image."}, {"from": "gpt", "value": text(processor, wanted, i)},
+                    {"from": "human", "value": "<image>\nDescribe this image."}, {"from": "gpt", "value": text(processor, text_tokens, i)},
                 ],
             }
         )  # fmt: skip
@@ -131,47 +131,47 @@ def command(*words: str) -> None:
 
 @dataclass
 class Finetune:
-    """A run of `qwen3vl finetune --foreground` and what it wrote down."""
+    """A run of `qwen3vl finetune --foreground` and its metrics."""
 
     words: list[str]
     rows: list[dict] = field(default_factory=list)
     """Of metrics.jsonl, one a step."""
     seconds: float = 0.0
     """From the command to its end."""
-    fault: str = ""
-    """The end of what it printed, when it did not come to its last step."""
+    problem: str = ""
+    """The end of its output, when it failed before its last step."""
 
     @property
     def losses(self) -> list[float]:
         return [row["loss"] for row in self.rows]
 
     def median(self, name: str, first: int = 5) -> float:
-        """Of a figure, after the first steps, which make what later ones find."""
+        """Median of a metric, without the first steps, which warm up."""
         values = sorted(row[name] for row in self.rows[first:] if name in row)
         return values[len(values) // 2] if values else float("nan")
 
     @property
     def peak_gib(self) -> float:
-        """The most that tensors took in a step."""
+        """Peak memory of tensors, without the first step."""
         return max((row.get("memory_gib", 0.0) for row in self.rows[1:]), default=0.0)
 
 
 def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.0, to_the_end: bool = False) -> Finetune:
     """Start a finetune, and follow its record for so many steps.
 
-    It is ended then by SIGKILL, for its last checkpoint is not what is measured here, unless `to_the_end`.
+    Then kill it, since its last checkpoint is not measured, unless `to_the_end`.
     """
     shutil.rmtree(runs, ignore_errors=True)
-    # a benchmark that is ended ends its run too
+    # a benchmark that is terminated must end its run too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     count = str(steps if to_the_end else steps + 1000)
-    given = [*words, "--train-iters", count]
+    arguments = [*words, "--train-iters", count]
     began = time.monotonic()
     done = Finetune(words)
     log = runs.parent / LOG
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "qwen3vl_core.cli", "finetune", *given, "--runs", str(runs), "--foreground"],
+            [sys.executable, "-m", "qwen3vl_core.cli", "finetune", *arguments, "--runs", str(runs), "--foreground"],
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -185,7 +185,7 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
             _end(runs, process)
     done.seconds = time.monotonic() - began
     if len(done.rows) < steps or (to_the_end and process.returncode):
-        done.fault = log.read_text()[-1500:]
+        done.problem = log.read_text()[-1500:]
     return done
 
 
@@ -214,6 +214,6 @@ def options_of_words(words: list[str]) -> FinetuneOptions:
     """The options that a command line names."""
     from qwen3vl_core.command_line import build_parser
 
-    given = vars(build_parser().parse_args(["finetune", *words]))
+    arguments = vars(build_parser().parse_args(["finetune", *words]))
     names = {f.name for f in dataclasses.fields(FinetuneOptions)}
-    return from_mapping(FinetuneOptions, {k: v for k, v in given.items() if k in names})
+    return from_mapping(FinetuneOptions, {k: v for k, v in arguments.items() if k in names})

@@ -111,13 +111,13 @@ def hugging_face(name: str, folder: Path, a: Architecture, batch: Batch, steps: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     inputs = batch.model_inputs("cuda", torch.bfloat16)
     ids = inputs["input_ids"]
-    given = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
-    given["mm_token_type_ids"] = (ids == a.image_token_id).int()
+    model_kwargs = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
+    model_kwargs["mm_token_type_ids"] = (ids == a.image_token_id).int()
     labels = batch.labels.cuda()
 
     def train() -> float:
         optimizer.zero_grad(set_to_none=True)
-        logits = model(**given).logits
+        logits = model(**model_kwargs).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,8 +176,8 @@ def waiting(folder: Path, size: str, layers: int) -> float:
         "--num-workers", "2", "--max-pixels", str(random_run.PIXELS),
     ]  # fmt: skip
     run = random_run.finetune(folder / "runs", words, 30)
-    if run.fault:
-        raise SystemExit(run.fault)
+    if run.problem:
+        raise SystemExit(run.problem)
     after = run.rows[5:]
     return sum(r["data_seconds"] for r in after) / sum(r["step_seconds"] for r in after)
 
@@ -192,59 +192,59 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each configuration, after three to warm up")
     parser.add_argument("--skip", nargs="*", default=[], choices=("hf", "stock", "fp8", "waiting"))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    args = parser.parse_args()
     if not use_transformer_engine():
         raise SystemExit("train.py needs an NVIDIA GPU with Transformer Engine")
-    a = Architecture.from_config(random_run.config(given.size, given.layers))
+    a = Architecture.from_config(random_run.config(args.size, args.layers))
     setup.fill = draw
-    seen, text = (batch_of(a, given.rows, given.length, tokens) for tokens in (given.vision_tokens, 0))
-    found: dict = {"gpu": torch.cuda.get_device_name(), "size": given.size, "layers": a.num_layers, "rows": []}
+    seen, text = (batch_of(a, args.rows, args.length, tokens) for tokens in (args.vision_tokens, 0))
+    results: dict = {"gpu": torch.cuda.get_device_name(), "size": args.size, "layers": a.num_layers, "rows": []}
     rows = {}
 
     def add(r: dict) -> None:
         rows[r["name"]] = r
-        found["rows"].append(r)
+        results["rows"].append(r)
         gc.collect()
         torch.cuda.empty_cache()
-        if not given.json:
+        if not args.json:
             print(
                 f"| {r['name']} | {r['useful_tokens_per_s']:,.0f} | {r['step_ms']:.1f} | {r['mfu'] or 0:.3f} | {r['peak_gib']:.2f} "
                 f"| {r['loss']:.3f} |", flush=True,
             )  # fmt: skip
 
-    if not given.json:
+    if not args.json:
         print("| configuration | tokens/s | step ms | MFU | peak GiB | loss |\n| --- | --- | --- | --- | --- | --- |")
-    add(ours("bf16", a, seen, given.steps))
-    if "fp8" not in given.skip:
-        add(ours("fp8", a, seen, given.steps, precision="fp8"))
-        add(ours("fp8 delayed", a, seen, given.steps, precision="fp8", fp8_recipe="delayed"))
-        found["fp8_over_bf16"] = round(
+    add(ours("bf16", a, seen, args.steps))
+    if "fp8" not in args.skip:
+        add(ours("fp8", a, seen, args.steps, precision="fp8"))
+        add(ours("fp8 delayed", a, seen, args.steps, precision="fp8", fp8_recipe="delayed"))
+        results["fp8_over_bf16"] = round(
             max(rows[n]["useful_tokens_per_s"] for n in ("fp8", "fp8 delayed")) / rows["bf16"]["useful_tokens_per_s"], 3
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if "hf" not in given.skip:
+        if "hf" not in args.skip:
             (folder / "config").mkdir()
-            (folder / "config" / "config.json").write_text(json.dumps(random_run.config(given.size, given.layers)))
-            add(hugging_face("transformers", folder / "config", a, seen, given.steps))
-            found["over_hf"] = round(rows["bf16"]["useful_tokens_per_s"] / rows["transformers"]["useful_tokens_per_s"], 3)
-            add(ours("bf16, full recompute", a, seen, given.steps, recompute="full"))
-            add(hugging_face("transformers, gradient checkpointing", folder / "config", a, seen, given.steps, checkpointing=True))
-            found["over_hf_recompute"] = round(
+            (folder / "config" / "config.json").write_text(json.dumps(random_run.config(args.size, args.layers)))
+            add(hugging_face("transformers", folder / "config", a, seen, args.steps))
+            results["over_hf"] = round(rows["bf16"]["useful_tokens_per_s"] / rows["transformers"]["useful_tokens_per_s"], 3)
+            add(ours("bf16, full recompute", a, seen, args.steps, recompute="full"))
+            add(hugging_face("transformers, gradient checkpointing", folder / "config", a, seen, args.steps, checkpointing=True))
+            results["over_hf_recompute"] = round(
                 rows["bf16, full recompute"]["useful_tokens_per_s"] / rows["transformers, gradient checkpointing"]["useful_tokens_per_s"], 3
             )
-        if "stock" not in given.skip:
-            add(ours("bf16, text", a, text, given.steps, freeze="vision,projector"))
-            add(stock_megatron("stock Megatron, text", a, text, given.steps))
-            found["over_stock_megatron"] = round(
+        if "stock" not in args.skip:
+            add(ours("bf16, text", a, text, args.steps, freeze="vision,projector"))
+            add(stock_megatron("stock Megatron, text", a, text, args.steps))
+            results["over_stock_megatron"] = round(
                 rows["bf16, text"]["useful_tokens_per_s"] / rows["stock Megatron, text"]["useful_tokens_per_s"], 3
             )
-        if "waiting" not in given.skip:
-            found["data_idle_share"] = round(waiting(folder, given.size, given.layers), 4)
-    if given.json:
-        print(json.dumps(found, indent=1))
+        if "waiting" not in args.skip:
+            results["data_idle_share"] = round(waiting(folder, args.size, args.layers), 4)
+    if args.json:
+        print(json.dumps(results, indent=1))
     else:
-        print(", ".join(f"{k} {v}" for k, v in found.items() if isinstance(v, float)))
+        print(", ".join(f"{k} {v}" for k, v in results.items() if isinstance(v, float)))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ EVENTS = {
     DAMAGED: "a checkpoint could not be read; the one before it is used",
     NOTE: "something that people should know",
     SAVED: "a checkpoint is on the disk",
-    NAN: "a loss or a gradient norm was not finite; the weights stay as they were",
+    NAN: "a loss or a gradient norm was not finite; step skipped, weights unchanged",
     SPIKE: "a loss was far above those of the last steps",
     STOPPED: "stopped in good order before the last step",
     DONE: "the last step is done",

@@ -1,4 +1,4 @@
-"""The tiny model: its shape, and what a training from nothing needs of it, in plain PyTorch on Hugging Face's class.
+"""The tiny model: its shape, and what training it from scratch needs, in plain PyTorch on Hugging Face's class.
 
 Every picture here is SIZE x SIZE pixels and stands first in the prompt, so patches, positions and attention of a batch
 are computed at once; the weights that come out are an ordinary Qwen3-VL's.
@@ -24,7 +24,7 @@ from tools.base_tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY
 TOKEN_IDS = {token: number for number, token in enumerate(SPECIAL_TOKENS, VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS))}
 PAD, END, IMAGE = TOKEN_IDS["<|endoftext|>"], TOKEN_IDS["<|im_end|>"], TOKEN_IDS["<|image_pad|>"]
 
-# wider than the usual 0.02: a model this narrow learns sooner from it
+# larger than the usual 0.02: a model this narrow trains faster with it
 INITIALIZER_RANGE = 0.05
 PUBLISHED_INITIALIZER_RANGE = 0.02
 """What the written config.json says, as every Qwen3-VL's does: for layers that somebody adds."""
@@ -109,13 +109,13 @@ def prompt_positions(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenize
 
 
 class Pool:
-    """Samples on the training's device, in a ring: the newest take the place of the oldest."""
+    """Ring buffer of samples on the training device: the newest replace the oldest."""
 
     def __init__(self, size: int, device: torch.device, seed: int) -> None:
         self.size, self.device = size, device
         self.drawn = 0
-        """Samples put in so far, those that have gone included."""
-        # not zeroed: on a CPU, memory that no sample has reached yet is then not taken
+        """Samples put in so far, replaced ones included."""
+        # not zeroed: pages that hold no sample yet take no memory on a CPU
         self._rows = [torch.empty((size, *shape), dtype=torch.from_numpy(np.empty(0, kind)).dtype, device=device)
                       for kind, shape in Samples.SHAPES[:3]]  # fmt: skip
         # stays on the host: the length of a batch is known without waiting for the device
@@ -131,13 +131,13 @@ class Pool:
         self.drawn += stop - start
 
     def batch(self, count: int, long: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pictures uint8 [b, SIZE, SIZE, 3], ids [b, s] and labels [b, s] (not shifted) of samples chosen by lot."""
-        chosen = torch.randint(min(self.drawn, self.size), (count,), generator=self._generator)
-        first, end = self._spans[chosen][:, : 2 if long else 4][:, -2:].to(self.device, non_blocking=True).unbind(1)
-        # a few lengths only, so that the device's memory is not cut up
-        length = -(-int(self._spans[chosen, 1 if long else 3].max()) // 8) * 8
-        chosen = chosen.to(self.device)
-        pictures, ids = self._rows[0][chosen], self._rows[1 if long else 2][chosen, :length].long()
+        """Pictures uint8 [b, SIZE, SIZE, 3], ids [b, s] and labels [b, s] (not shifted) of randomly chosen samples."""
+        indices = torch.randint(min(self.drawn, self.size), (count,), generator=self._generator)
+        first, end = self._spans[indices][:, : 2 if long else 4][:, -2:].to(self.device, non_blocking=True).unbind(1)
+        # a few lengths only, against fragmentation of device memory
+        length = -(-int(self._spans[indices, 1 if long else 3].max()) // 8) * 8
+        indices = indices.to(self.device)
+        pictures, ids = self._rows[0][indices], self._rows[1 if long else 2][indices, :length].long()
         place = torch.arange(ids.shape[1], device=self.device)[None]
         labels = torch.where((place >= first[:, None]) & (place < end[:, None]), ids, IGNORED)
         return pictures, ids, labels
@@ -152,11 +152,11 @@ def caption_loss(
     """
     count, length = ids.shape
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        made = model(
+        output = model(
             input_ids=ids, pixel_values=patchify(pictures), image_grid_thw=grid_of(count, ids.device),
             position_ids=positions[:, :, :length].expand(3, count, length), use_cache=False,
         )  # fmt: skip
-    logits = made.logits[:, :-1].reshape(-1, made.logits.shape[-1])
+    logits = output.logits[:, :-1].reshape(-1, output.logits.shape[-1])
     return functional.cross_entropy(logits.float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED)
 
 
@@ -176,7 +176,7 @@ def write_model(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
         if name != "lm_head.weight"
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    # safetensors makes files that only their owner reads
+    # safetensors creates files with mode 0600
     (folder / "model.safetensors").chmod(0o644)
     config = base_config(PUBLISHED_INITIALIZER_RANGE).to_dict()
     config["architectures"] = ["Qwen3VLForConditionalGeneration"]
@@ -197,13 +197,13 @@ def captions(
     texts = []
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     for start in range(0, len(pictures), batch_size):
-        some = pictures[start : start + batch_size].to(model.device)
-        rows = ids.expand(len(some), -1)
-        made = model.generate(
+        batch = pictures[start : start + batch_size].to(model.device)
+        rows = ids.expand(len(batch), -1)
+        generated = model.generate(
             input_ids=rows, attention_mask=torch.ones_like(rows), mm_token_type_ids=(rows == IMAGE).int(),
-            pixel_values=patchify(some), image_grid_thw=torch.cat([grid_of(1, model.device)] * len(some)),
+            pixel_values=patchify(batch), image_grid_thw=torch.cat([grid_of(1, model.device)] * len(batch)),
             max_new_tokens=longest, do_sample=False, eos_token_id=[END, PAD], pad_token_id=PAD,
         )  # fmt: skip
         # what follows the end of a short answer is padding, which decoding leaves out as it does the end itself
-        texts += tokenizer.decode_batch(made[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
+        texts += tokenizer.decode_batch(generated[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
     return texts

@@ -1,4 +1,4 @@
-"""Samples for training the tiny model from nothing: freshly drawn scenes in tokens, made by processes beside the training.
+"""Samples for training the tiny model from scratch: freshly drawn scenes as tokens, made by worker processes.
 
 A picture comes with two answers: its long caption, and a bare list of its attributes ("tags"), which is short and
 teaches the vision tower to see long before the model can write prose. Imports no torch: every worker process imports
@@ -98,7 +98,7 @@ class SampleMaker:
 
     def make(self, into: Samples, row: int, seed: int) -> None:
         scene, picture, long, _ = example(seed, "train")
-        # not the scene's own generator: its numbers are spent on the scene
+        # not the scene's own generator: drawing from it would change the scene
         rng = random.Random(f"prompt {seed}")
         prompt = PROMPT if rng.random() < PROMPT_SHARE else rng.choice(LLAVA_PROMPTS)
         into.pictures[row] = picture

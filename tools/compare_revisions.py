@@ -59,11 +59,11 @@ SHOWN = 100
 Items = dict[str, str]
 """Name of one thing that was computed -> its value, or the digest of it."""
 Results = dict[str, Items]
-"""By what the table has a row for."""
+"""By the title of a row of the table."""
 
 
 class CommandFailed(Exception):
-    """A revision's command did not do its work; the text says which and how it ended."""
+    """A command of a revision failed; the text says which and how it ended."""
 
 
 # What a revision leaves, as names and digests
@@ -149,7 +149,7 @@ def of_captions(file: Path) -> Items:
 
 @dataclass
 class Revision:
-    """One of the two: what was asked for, its commit, and where it is checked out."""
+    """One of the two: its name as given, its commit, and the folder it is checked out in."""
 
     name: str
     commit: str
@@ -224,11 +224,11 @@ class Runner:
                 if child.poll() is None:
                     child.send_signal(signal.SIGINT)
                     child.wait(60)
-            wanted = 128 + signal.SIGINT if stop_when else 0
-            if child.returncode != wanted:
+            expected_code = 128 + signal.SIGINT if stop_when else 0
+            if child.returncode != expected_code:
                 output.seek(0)
                 last = "\n  ".join(output.read().decode(errors="replace").splitlines()[-15:])
-                raise CommandFailed(f"{shown}: exit code {child.returncode}, {wanted} was expected; its last lines:\n  {last}")
+                raise CommandFailed(f"{shown}: exit code {child.returncode}, {expected_code} was expected; its last lines:\n  {last}")
         print(f"  {time.monotonic() - started:5.1f} s  {shown}", flush=True)
 
     def last_run(self) -> Path:
@@ -249,19 +249,19 @@ def of_loop(run: Runner) -> Results:
     """The demo's loop, and what each of its stages left."""
     results: Results = {}
     run("demo", "--dir", "demo", "--workspace-only")
-    here = run.folder / "demo"
-    results["drawn pictures and conversations"] = of_files(here / "train") | of_files(here / "held-out")
+    demo_folder = run.folder / "demo"
+    results["drawn pictures and conversations"] = of_files(demo_folder / "train") | of_files(demo_folder / "held-out")
     run("prepare", "demo/train/captions.json", "--to", "demo/data", "--split", "15,1,0")
-    results["shards and their index"] = of_files(here / "data", leave_out=["report.json"])
+    results["shards and their index"] = of_files(demo_folder / "data", leave_out=["report.json"])
     run("convert", "demo/base-hf", "demo/base-mcore", "--verify")
-    results["converted to torch_dist: tensors"] = of_checkpoint(here / "base-mcore" / "release")[0]
+    results["converted to torch_dist: tensors"] = of_checkpoint(demo_folder / "base-mcore" / "release")[0]
 
     sizes = [*BATCHES, "--train-iters", str(STEPS), "--save-interval", str(SAVE_INTERVAL)]
     before = set((run.folder / "runs").glob("*"))
 
     def far_enough() -> bool:
-        made = sorted(set((run.folder / "runs").glob("[0-9]*")) - before)
-        return bool(made) and last_step(made[-1] / "metrics.jsonl") >= STOP_AFTER
+        new_runs = sorted(set((run.folder / "runs").glob("[0-9]*")) - before)
+        return bool(new_runs) and last_step(new_runs[-1] / "metrics.jsonl") >= STOP_AFTER
 
     run("finetune", "--load", "demo/base-mcore", "--train-data", "demo/data", *TRAINING, *sizes, "--foreground", stop_when=far_enough)
     finetune = run.last_run()
@@ -275,9 +275,9 @@ def of_loop(run: Runner) -> Results:
         }
 
     run("convert", str(finetune / "checkpoints"), "demo/tuned-hf")
-    results["converted back to safetensors: tensors"] = of_safetensors(here / "tuned-hf")
-    names = [file.name for file in (here / "tuned-hf").glob("*.safetensors")]
-    results["converted back to safetensors: other files"] = of_files(here / "tuned-hf", leave_out=names)
+    results["converted back to safetensors: tensors"] = of_safetensors(demo_folder / "tuned-hf")
+    names = [file.name for file in (demo_folder / "tuned-hf").glob("*.safetensors")]
+    results["converted back to safetensors: other files"] = of_files(demo_folder / "tuned-hf", leave_out=names)
     pictures = ["--images", "demo/held-out", *CAPTIONS, "--json", "captions.json"]
     run("compare", "--base", "demo/base-hf", "--tuned", "demo/tuned-hf", *pictures)
     results["captions of both models"] = of_captions(run.folder / "captions.json")
@@ -293,11 +293,11 @@ def of_layout(run: Runner, layout: str) -> Results:
     """A short finetune from the base model in two processes."""
     words = [*shlex.split(layout), "--nproc", "2", "--train-iters", str(LAYOUT_STEPS), "--foreground"]
     run("finetune", "--load", "demo/base-hf", "--train-data", "demo/data", *TRAINING, *words)
-    made = run.last_run()
-    weights, optimizer, rest = of_checkpoint(made / "checkpoints" / f"iter_{LAYOUT_STEPS:07d}")
+    run_folder = run.last_run()
+    weights, optimizer, rest = of_checkpoint(run_folder / "checkpoints" / f"iter_{LAYOUT_STEPS:07d}")
     title = layout_title(layout)
     return {
-        f"{title}: losses and gradient norms": of_metrics(made / "metrics.jsonl"),
+        f"{title}: losses and gradient norms": of_metrics(run_folder / "metrics.jsonl"),
         f"{title}: weights": weights, f"{title}: optimizer": optimizer, f"{title}: random and data states": rest,
     }  # fmt: skip
 
@@ -321,7 +321,7 @@ def table(a: Results, b: Results) -> tuple[list[str], bool]:
     rows = []
     for what in [*a, *(what for what in b if what not in a)]:
         left, right = a.get(what, {}), b.get(what, {})
-        # nothing was compared where nothing was found
+        # an empty side must not count as equal
         difference = first_difference(left, right) if left and right else "nothing was found to compare"
         rows.append((what, len(left), difference))
     width = max(len(what) for what, _, _ in rows)
@@ -363,12 +363,12 @@ def run_revision(name: str, letter: str, folder: Path, layouts: Iterable[str], k
 
 
 def main() -> int:
-    given = arguments()
+    args = arguments()
     started = time.monotonic()
     # a kill must not leave a worktree behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    keep = given.keep.expanduser().absolute() if given.keep else None
-    sides = {"a": given.rev_a, "b": given.rev_b}
+    keep = args.keep.expanduser().absolute() if args.keep else None
+    sides = {"a": args.rev_a, "b": args.rev_b}
     if keep and any((keep / letter).exists() for letter in sides):
         print(f"--keep {keep}: holds a or b already; choose another folder", file=sys.stderr)
         return 2
@@ -382,7 +382,7 @@ def main() -> int:
         keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compare-revisions-") as folder:
         try:
-            a, b = (run_revision(name, letter, Path(folder), given.layout or LAYOUTS, keep) for letter, name in sides.items())
+            a, b = (run_revision(name, letter, Path(folder), args.layout or LAYOUTS, keep) for letter, name in sides.items())
         except CommandFailed as error:
             print(error, file=sys.stderr)
             return 1

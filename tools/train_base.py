@@ -1,8 +1,8 @@
-"""The recipe of the bundled base model: a tiny Qwen3-VL trained from nothing on freshly drawn scenes.
+"""The recipe of the bundled base model: a tiny Qwen3-VL trained from scratch on freshly drawn scenes.
 
     python -m tools.train_base --to DIR
 
-Plain PyTorch on Hugging Face's model class, on CUDA where there is some, else on the CPU. The first third of the time
+Plain PyTorch on Hugging Face's model class, on CUDA if available, else on the CPU. In the first third of the time
 most batches answer with a bare list of the scene's attributes, short sequences from which the vision tower learns to
 see; then all are long captions, with the learning rate falling to zero. Writes an ordinary Hugging Face folder.
 """
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 TAGS_SHARE = 0.35
 """Share of the training that is about tags."""
 LONG_EVERY = 8
-"""Every so manieth batch of that share is long captions all the same, so that the change is no shock."""
+"""In that share every eighth batch is long captions already, so that the switch is not abrupt."""
 TAGS_BATCH = 2
-"""A batch of tags is so many times a batch of long captions: its sequences are short."""
+"""Size of a batch of tags relative to one of long captions: its sequences are short."""
 WARMUP_STEPS = 200
 WEIGHT_DECAY, BETAS, CLIP = 0.05, (0.9, 0.98), 1.0
 LAST_LR = 1e-6
@@ -58,13 +58,13 @@ SEEDS_APART = 10**9
 POOL = {"cuda": 200_000, "cpu": 20_000}
 FIRST = {"cuda": 20_000, "cpu": 2_000}
 SCORING_SECONDS = {"cuda": 12.0, "cpu": 60.0}
-"""Kept of --minutes for writing the model and its captions of the held-out scenes."""
+"""Part of --minutes reserved for writing the model and scoring it on the held-out scenes."""
 MODEL_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training is asked for; the defaults are how the bundled base model was made."""
+    """Options of a training; the defaults made the bundled base model."""
 
     to: Path
     minutes: float = 7.8
@@ -77,8 +77,8 @@ class Recipe:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raises RequestError that names the first option that will not do."""
-        for option, value, sound, rule in (
+        """Raises RequestError that names the first invalid option."""
+        for option, value, valid, rule in (
             ("--minutes", self.minutes, 0 < self.minutes < math.inf, "a number above 0; the base model took 7.8"),
             ("--steps", self.steps, self.steps is None or self.steps >= 1, "1 or more; leave it out to train for --minutes"),
             ("--batch-size", self.batch_size, self.batch_size >= 1, "1 or more; the base model took 256"),
@@ -87,14 +87,14 @@ class Recipe:
             ("--seed", self.seed, self.seed >= 0, "0 or more; the base model took 0"),
             ("--held-out", self.held_out, self.held_out >= 0, "0 or more scenes; 0 leaves the score out"),
         ):
-            if not sound:
+            if not valid:
                 raise RequestError(f"{option} {value}: must be {rule}")
         check_target(self.to, overwrite=self.overwrite, what="model")
         need_space(self.to, MODEL_BYTES, "model")
 
     @property
     def warmup(self) -> int:
-        """Steps over which the learning rate rises; a training of a few steps must get to it too."""
+        """Warm-up steps of the learning rate; a training of a few steps must reach the peak too."""
         return WARMUP_STEPS if self.steps is None else min(WARMUP_STEPS, max(1, self.steps // 10))
 
     def is_long(self, step: int, share: float) -> bool:
@@ -102,7 +102,7 @@ class Recipe:
         return share >= TAGS_SHARE or step % LONG_EVERY == LONG_EVERY - 1
 
     def rate(self, step: int, share: float) -> float:
-        """The learning rate of that step: constant while tags are learnt, then a cosine to almost zero."""
+        """The learning rate of that step: constant while tags are learnt, then cosine decay to almost zero."""
         rate = self.lr * min(1.0, (step + 1) / self.warmup)
         if share < TAGS_SHARE:
             return rate
@@ -110,7 +110,7 @@ class Recipe:
 
 
 class _StepProgress(Progress):
-    """A line with what one watches in a training: `train  12%  step 620 of 5,255  loss 0.0652  lr 1.5e-03  3,900 scenes/s  ETA 6:50`.
+    """Progress line of a training: `train  12%  step 620 of 5,255  loss 0.0652  lr 1.5e-03  3,900 scenes/s  ETA 6:50`.
 
     `note` holds the loss and the learning rate; `scenes` were trained on so far.
     """
@@ -125,7 +125,7 @@ class _StepProgress(Progress):
 
 
 def _optimise(recipe: Recipe, model: torch.nn.Module, positions: torch.Tensor, source: SampleSource, pool: Pool, seconds: float) -> int:
-    """The training itself, for recipe.steps or for so many seconds; returns the steps done."""
+    """Training loop, for recipe.steps or for `seconds`; returns the steps done."""
     import torch
 
     from tools.base_model import caption_loss, parameter_groups
@@ -236,7 +236,7 @@ def read_arguments(arguments: list[str] | None) -> Recipe:
     default = Recipe(Path())
     parser = Parser(
         prog="python -m tools.train_base", allow_abbrev=False,
-        description="Train the demo's tiny Qwen3-VL from nothing on freshly drawn scenes. The defaults made the bundled one.",
+        description="Train the demo's tiny Qwen3-VL from scratch on freshly drawn scenes. The defaults made the bundled one.",
     )  # fmt: skip
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="Hugging Face folder to write")
     how_long = parser.add_mutually_exclusive_group()

@@ -34,26 +34,25 @@ from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "precision")
-"""Options that decide what is written."""
+"""Options that determine the generated text."""
 _PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ComparisonStopped(KeyboardInterrupt):
-    """The comparison was asked to end; what was written so far is in the reports."""
+    """The comparison was interrupted; the reports hold the pictures that have all captions."""
 
 
 def _write_captions(
     compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
 ) -> None:
-    """One caption of each picture into `written`; the model is gone from memory afterwards."""
+    """One caption of each picture into `written`; the model is freed afterwards."""
     model = load(compared.path, dtype=_PRECISIONS[options.precision])
     with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:
             whole = not done or writer.finished[index].whole
-            rows.write(
-                pictures[index].name, _asked(pictures[index], options), compared.name, text, time.monotonic() - writer.started, done, whole
-            )
+            seconds = time.monotonic() - writer.started
+            rows.write(pictures[index].name, _prompt_of(pictures[index], options), compared.name, text, seconds, done, whole)
             progress.update(1 if done else 0, "…" + printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
@@ -64,14 +63,14 @@ def _write_captions(
         writer.write(_prompts(compared, pictures, options))
 
 
-def _asked(picture: Picture, options: CompareOptions) -> str:
+def _prompt_of(picture: Picture, options: CompareOptions) -> str:
     return picture.question if options.own_questions and picture.question else options.prompt
 
 
 def _prompts(compared: ComparedModel, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
     """Read one picture at a time, as the batches need them."""
     for picture in pictures:
-        yield Prompt(compared.processor.prompt([picture.open()], _asked(picture, options)), picture.seed(options.seed))
+        yield Prompt(compared.processor.prompt([picture.open()], _prompt_of(picture, options)), picture.seed(options.seed))
 
 
 def _captions_of(
@@ -88,7 +87,7 @@ def _captions_of(
     except WorkError as error:
         raise WorkError(f"{compared}: {error}") from error
     finally:
-        # Megatron's modules refer to each other in circles: only the collector lets go of the weights
+        # Megatron's modules are in reference cycles: only the garbage collector frees the weights
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -103,28 +102,28 @@ def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], lis
         pictures = find_pictures(options.images, options.limit, left_out)
     notes = [f"Left out {len(left_out):,} of {len(pictures) + len(left_out):,}: {listed(left_out, 2)}."] if left_out else []
     if options.references:
-        known = read_references(options.references)
-        pictures = [replace(picture, references=known.of(picture.path)) for picture in pictures]
+        captions_by_picture = read_references(options.references)
+        pictures = [replace(picture, references=captions_by_picture.of(picture.path)) for picture in pictures]
         if not any(picture.references for picture in pictures):
             raise RequestError(
-                f"--references {options.references}: {len(known):,} pictures, none of which is among those compared "
+                f"--references {options.references}: {len(captions_by_picture):,} pictures, none of which is among those compared "
                 f"({pictures[0].path.name}, …); give the captions of these pictures"
             )
     return pictures, notes
 
 
 def _check_prompts(models: list[ComparedModel], pictures: list[Picture], options: CompareOptions) -> None:
-    """A prompt that a model's chat format refuses is found now, and not after the base has written its captions."""
+    """Raise RequestError for a prompt that a model's chat template rejects, before the base model has written its captions."""
     for compared in models:
-        for prompt in {_asked(picture, options) for picture in pictures}:
+        for prompt in {_prompt_of(picture, options) for picture in pictures}:
             compared.processor.prompt([], prompt)
 
 
 def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[Comparison, list[Picture]]:
     """Write all captions. pictures_in: folder for the pictures of a dataset; else the run's.
 
-    Raises RequestError before any work for pictures or models that will not do, and `ComparisonStopped` with (comparison, pictures) of
-    what is whole when the work was interrupted.
+    Raises RequestError before any work for invalid pictures or models, and on an interrupt `ComparisonStopped` with (comparison,
+    pictures) of the pictures that have all captions.
     """
     check_options(options)
     rows = CaptionRows()
@@ -136,35 +135,35 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     for note in notes:
         print(note, file=sys.stderr, flush=True)
     sampling = {name: getattr(options, name) for name in SAMPLING}
-    described = {compared.name: ReportModel(shown(compared.path), compared.size) for compared in models}
-    comparison = Comparison(options.prompt, described, [], sampling, notes)
+    report_models = {compared.name: ReportModel(shown(compared.path), compared.size) for compared in models}
+    comparison = Comparison(options.prompt, report_models, [], sampling, notes)
     rows.begin(comparison, pictures)
     written: dict[str, dict[int, GeneratedCaption]] = {compared.name: {} for compared in models}
     try:
         for compared in models:
             _captions_of(compared, pictures, options, rows, written[compared.name])
     except KeyboardInterrupt:
-        whole = [index for index in range(len(pictures)) if all(index in captions for captions in written.values())]
-        comparison.notes.append(f"Stopped early: {len(whole):,} of {len(pictures):,} pictures have all captions.")
-        comparison.samples = _samples(whole, pictures, written, options)
-        raise ComparisonStopped(comparison, [pictures[index] for index in whole]) from None
+        complete = [index for index in range(len(pictures)) if all(index in captions for captions in written.values())]
+        comparison.notes.append(f"Stopped early: {len(complete):,} of {len(pictures):,} pictures have all captions.")
+        comparison.samples = _samples(complete, pictures, written, options)
+        raise ComparisonStopped(comparison, [pictures[index] for index in complete]) from None
     comparison.samples = _samples(range(len(pictures)), pictures, written, options)
     return comparison, pictures
 
 
 def _samples(
-    places, pictures: list[Picture], written: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
+    indices, pictures: list[Picture], written: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
 ) -> list[ReportSample]:
-    made = []
-    for index in places:
+    samples = []
+    for index in indices:
         captions = {name: ReportCaption(c[index].text, c[index].seconds, c[index].whole) for name, c in written.items()}
-        made.append(ReportSample(pictures[index].name, captions, _asked(pictures[index], options), pictures[index].references))
-    return made
+        samples.append(ReportSample(pictures[index].name, captions, _prompt_of(pictures[index], options), pictures[index].references))
+    return samples
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """A request to end (SIGTERM) ends the work as Ctrl-C does: with the reports of what is whole."""
+    """SIGTERM stops the comparison as Ctrl-C does: with the reports of the pictures that have all captions."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -172,17 +171,17 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run(options: CompareOptions) -> None:
     """Captions of the models: a table on standard output, and the reports that were asked for.
 
-    Raises RequestError for pictures, models or places that will not do, WorkError when a model cannot write.
+    Raises RequestError for invalid pictures, models or report paths, WorkError when a model fails to generate.
     """
     to_stdout = options.json == "-"
     json_file = None if to_stdout else report.check_file("--json", options.json)
@@ -191,7 +190,7 @@ def run(options: CompareOptions) -> None:
         raise RequestError(f"--json {options.json}: the same file as --html; give each its own")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminable())
-        # without a run to keep them in, the pictures of a dataset are needed until the reports are written
+        # without a run folder to keep them in, the pictures of a dataset are needed until the reports are written
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.data and CaptionRows().folder is None else None
         try:
             comparison, pictures = compare(options, folder)

@@ -32,7 +32,7 @@ class ComparedModel:
     """In tables and reports."""
     option: str
     path: str
-    """What is loaded."""
+    """Checkpoint or folder that is loaded."""
     size: str | None
     processor: ChatProcessor
 
@@ -60,7 +60,7 @@ def _open(name: str, option: str, path: str) -> ComparedModel:
         )
     source = open_source(path, option=option)
     source.check()
-    # a run that goes on moves its tracker: what is compared is the checkpoint that was there at the start
+    # a running finetune moves its tracker: compare the checkpoint that was the latest when the comparison started
     loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / torch_dist.TRACKER).is_file() else path
     return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
 
@@ -73,23 +73,23 @@ def tuned_names(paths: list[Path]) -> list[str]:
     steps = [path.name.removeprefix(ITERATION) if path.name.startswith(ITERATION) else "" for path in paths]
     runs = [path.parent.parent.name if path.parent.name == CHECKPOINTS else path.parent.name for path in paths]
     several = len({run for run, step in zip(runs, steps, strict=True) if step.isdecimal()}) > 1
-    made: list[str] = []
+    names: list[str] = []
     for path, step, run in zip(paths, steps, runs, strict=True):
         name = path.name or str(path)
         if step.isdecimal():
             name = (f"{run} " if several else "") + f"step {int(step)}"
         name = " ".join(shown(name).split())
-        made.append(name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :])
+        names.append(name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :])
     taken: Counter[str] = Counter([BASE, *RESERVED])
-    for place, name in enumerate(made):
+    for index, name in enumerate(names):
         taken[name] += 1
         if taken[name] > 1:
-            made[place] = f"{name} ({taken[name]})"
-    return made
+            names[index] = f"{name} ({taken[name]})"
+    return names
 
 
 def notes(models: list[ComparedModel]) -> list[str]:
-    """What a reader must know about the models."""
+    """Warnings about the models for the reader."""
     tiny = [compared.name for compared in models if compared.size == DEMO_SIZE]
     if not tiny:
         return []

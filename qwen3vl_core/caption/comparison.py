@@ -11,9 +11,9 @@ from qwen3vl_core.caption.word_diff import count
 
 BASE, TUNED = "base", "tuned"
 SAME = "same"
-"""The vote for captions that are as good as each other."""
+"""The vote for equally good captions."""
 RESERVED = (SAME, "differ", "difference", "image", "picture", "prompt", "references", "vote", "votes")
-"""What no model may be called, for the reports use these names."""
+"""Names that no model may have, since the reports use them as keys."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ReportCaption:
     text: str
     seconds: float
     whole: bool = True
-    """False when it was cut off at the longest length."""
+    """False when it was cut off at `max_new_tokens`."""
 
     @property
     def words(self) -> int:
@@ -39,7 +39,7 @@ class ReportSample:
     prompt: str = ""
     """What was asked about this picture; empty: the comparison's prompt."""
     references: tuple[str, ...] = ()
-    """What people wrote about it."""
+    """Reference captions."""
 
     @property
     def base(self) -> ReportCaption:
@@ -58,7 +58,7 @@ class ReportModel:
 
     path: str
     size: str | None
-    """Name of the published size, None for a shape of one's own."""
+    """Name of the published size, None for a custom shape."""
 
 
 @dataclass
@@ -70,9 +70,9 @@ class Comparison:
     """By name: `base` first, then `tuned`, or a name for each of several checkpoints."""
     samples: list[ReportSample]
     sampling: dict[str, Any] = field(default_factory=dict)
-    """The options that decide what is written."""
+    """The options that determine the generated text."""
     notes: list[str] = field(default_factory=list)
-    """What a reader must know about the models and the pictures."""
+    """Warnings about the models and the pictures for the reader."""
     votes: dict[str, str] = field(default_factory=dict)
     """Picture -> name of the model whose caption was found best, or `same`."""
 

@@ -1,4 +1,4 @@
-"""A picture as part of a page."""
+"""Pictures as data URIs, to embed in HTML."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def jpeg_data_uri(image: Image.Image) -> str:
 
 
 def file_data_uri(path: str | Path) -> str:
-    """The same of a file, upright; empty when it is not there any more or no picture."""
+    """The data URI of a picture file, its EXIF orientation applied; empty when the file is missing or not a picture."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
-                ground = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-                upright = Image.alpha_composite(ground, upright)
+                background = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+                upright = Image.alpha_composite(background, upright)
             return jpeg_data_uri(upright.convert("RGB"))
     except Exception:
-        # Pillow raises whatever a damaged file makes it stumble over; the page then shows the picture's name
+        # Pillow raises errors of many types for damaged files; the page then shows the picture's name
         return ""

@@ -1,4 +1,4 @@
-"""Pictures out of a dataset, with the question that its samples ask and the answers as references."""
+"""Pictures from a dataset, with the questions of its samples as prompts and the answers as references."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen3vl_core.files import disk_full
 def find_samples(name: str, split: str, limit: int, folder: Path, left_out: list[str]) -> list[Picture]:
     """The first `limit` samples (0: all) of a dataset's split, a shard or a file of conversations that have one picture.
 
-    Their pictures are written into `folder`, so that they can be looked at as long as the comparison is there. left_out: gets
+    Their pictures are written into `folder`, so that they can be shown for as long as the comparison exists. left_out: gets
     a line for each sample that cannot be used. Raises RequestError for a path that holds no samples, or none with one picture.
     """
     path = place_of(name)
@@ -36,40 +36,40 @@ def find_samples(name: str, split: str, limit: int, folder: Path, left_out: list
         (samples,) = open_samples(path, split if kind in (DATASET, BLEND) else None).values()
     except RequestError as error:
         raise RequestError(f"--data {error}") from None
-    made: list[Picture] = []
+    chosen: list[Picture] = []
     for number in range(len(samples)):
-        if limit and len(made) == limit:
+        if limit and len(chosen) == limit:
             break
         try:
             key, parts = samples.read(number)
-            made.append(_picture(key, parts, folder))
+            chosen.append(_picture(key, parts, folder))
         except DataError as error:
             left_out.append(f"{samples.place(number)}: {error.detail}")
-    if not made:
+    if not chosen:
         raise RequestError(
             f"{option}: no sample with one picture among {len(samples):,} ({left_out[0] if left_out else 'none'}); choose another"
         )
-    return made
+    return chosen
 
 
 def _picture(key: str, parts: dict[str, bytes], folder: Path) -> Picture:
-    """Raises DataError for a sample that is no question about one picture."""
+    """Raises DataError for a sample that is not a question about exactly one picture."""
     try:
         messages = json.loads(parts["json"])["messages"]
-        asked = next(m for m in messages if m["role"] == "user")["content"]
+        user_content = next(m for m in messages if m["role"] == "user")["content"]
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
-        shown_parts = [part["part"] for m in messages for part in m["content"] if part["type"] != "text"]
-        question, answer = _text(asked), _text(answers[0]) if answers else ""
+        media = [part["part"] for m in messages for part in m["content"] if part["type"] != "text"]
+        question, answer = _text(user_content), _text(answers[0]) if answers else ""
     except (KeyError, TypeError, ValueError, StopIteration, RecursionError):
         raise DataError("bad_record", "no conversation that is read here") from None
-    if len(shown_parts) != 1 or shown_parts[0] not in parts or not shown_parts[0].startswith("img"):
-        raise DataError("bad_record", f"{len(shown_parts)} pictures and videos, not one picture")
-    data = parts[shown_parts[0]]
+    if len(media) != 1 or media[0] not in parts or not media[0].startswith("img"):
+        raise DataError("bad_record", f"{len(media)} pictures and videos, not one picture")
+    data = parts[media[0]]
     image = decode(data, key)
     check_proportions(image.height, image.width)
-    # the key and the part's name are a stranger's: only letters and digits of them become a file's name
+    # the key and the part's name are untrusted: only their letters and digits go into the file's name
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in key)[:100] or "sample"
-    path = folder / f"{name}.{suffix(shown_parts[0], PICTURE_SUFFIXES, 'img')}"
+    path = folder / f"{name}.{suffix(media[0], PICTURE_SUFFIXES, 'img')}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -19,9 +19,9 @@ from qwen3vl_core.errors import WorkError
 Decode = Callable[[list[int]], str]
 OnText = Callable[[int, str, bool], None]
 
-# bytes of pixels that may wait for others of the same length before their batch is written anyway
+# bytes of inputs that may wait for prompts of the same length; above it the largest group is generated as it is
 WAITING_BYTES = 512 << 20
-# a batch is made smaller when at least this share of its rows is finished
+# a batch is compacted when at least this share of its rows is finished
 FINISHED_SHARE = 0.25
 NOT_FINITE = "the model gives numbers that are not finite; compare a checkpoint from before its training diverged, or use --precision fp32"
 # what a byte-level tokenizer decodes an unfinished character to
@@ -48,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GeneratedCaption:
-    """What a model wrote."""
+    """A generated caption."""
 
     text: str
     ids: list[int]
@@ -56,11 +56,11 @@ class GeneratedCaption:
     seconds: float
     """Wall time from the start of its batch to its last token."""
     whole: bool
-    """False when it was cut off at the longest length."""
+    """False when it was cut off at `max_new_tokens`."""
 
 
 def whole_characters(text: str) -> str:
-    """Without a character at the end of which only the first bytes have been written."""
+    """The text without a trailing character of which only the first bytes have been generated."""
     return text.rstrip(INCOMPLETE)
 
 
@@ -83,7 +83,7 @@ class _StreamedText:
 
 @dataclass
 class _RunningCaption:
-    """One caption under way."""
+    """A caption in progress."""
 
     index: int
     random: random.Random
@@ -91,20 +91,20 @@ class _RunningCaption:
     ids: list[int] = field(default_factory=list)
 
 
-def _joined(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
-    """The inputs of several prompts of equal length as those of one batch; pixels and grids follow each other."""
+def _collate(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """The inputs of several prompts of equal length collated into one batch; pixels and grids are concatenated."""
     names = {name: None for prompt in prompts for name in prompt.inputs if name != "attention_mask"}
     return {name: torch.cat([p.inputs[name] for p in prompts if name in p.inputs]).to(device) for name in names}
 
 
 @contextlib.contextmanager
 def _threads_for(model) -> Iterator[None]:
-    """As many CPU threads as suit the model, for the length of the block."""
-    before = suit_threads(sum(p.numel() for p in model.parameters()))
+    """Set the number of CPU threads to suit the model within the block."""
+    previous = suit_threads(sum(p.numel() for p in model.parameters()))
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 class CaptionWriter:
@@ -132,9 +132,9 @@ class CaptionWriter:
         self.ends = frozenset(eos_token_ids)
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
         self.started = time.monotonic()
-        """When the batch under way was begun."""
+        """Start of the current batch, in seconds of `time.monotonic`."""
         self.finished: dict[int, GeneratedCaption] = {}
-        """Captions by the number of their prompt, each as soon as it is whole; left as they are when the writing is cut short."""
+        """Captions by the index of their prompt, added as each is complete; kept when generation is interrupted."""
 
     def write(self, prompts: Iterable[Prompt]) -> list[GeneratedCaption]:
         """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
@@ -164,21 +164,21 @@ class CaptionWriter:
     @torch.inference_mode()
     def _write_batch(self, group: list[tuple[int, Prompt]]) -> None:
         """Captions of at most batch_size prompts of equal length."""
-        started = told = self.started = time.monotonic()
+        started = reported = self.started = time.monotonic()
         prompts = [prompt for _, prompt in group]
-        # None: the row is finished and only still there because the batch was not made smaller for it
+        # None: the row is finished, but the batch has not been compacted yet
         rows: list[_RunningCaption | None] = [
             _RunningCaption(index, random.Random(prompt.seed), _StreamedText(self.decode)) for index, prompt in group
         ]
         decoder = self.model.cached_decoder(prompts[0].length + self.sampling.max_new_tokens)
-        logits = decoder.prefill(**_joined(prompts, next(self.model.parameters()).device))
+        logits = decoder.prefill(**_collate(prompts, next(self.model.parameters()).device))
         while True:
             draws = [row.random.random() if row else 0.0 for row in rows]
             if not bool(logits.isfinite().all()):
                 raise WorkError(NOT_FINITE)
             tokens = choose_tokens(logits, self.sampling, draws)
             now = time.monotonic()
-            for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            for slot, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if row is None:
                     continue
                 ended = token in self.ends
@@ -187,17 +187,17 @@ class CaptionWriter:
                 if ended or len(row.ids) == self.sampling.max_new_tokens:
                     text = whole_characters(self.decode(row.ids)) if row.ids else ""
                     self.finished[row.index] = GeneratedCaption(text, row.ids, now - started, ended)
-                    rows[place] = None
+                    rows[slot] = None
                     if self.on_text:
                         self.on_text(row.index, text, True)
-            left = [place for place, row in enumerate(rows) if row is not None]
-            if not left:
+            active = [slot for slot, row in enumerate(rows) if row is not None]
+            if not active:
                 return
-            if self.on_text and now - told >= self.interval:
-                told = now
+            if self.on_text and now - reported >= self.interval:
+                reported = now
                 for row in filter(None, rows):
                     self.on_text(row.index, row.text.of(row.ids), False)
-            if len(left) <= len(rows) * (1 - FINISHED_SHARE):
-                decoder.keep_rows(left)
-                rows, tokens = [rows[place] for place in left], tokens[left]
+            if len(active) <= len(rows) * (1 - FINISHED_SHARE):
+                decoder.keep_rows(active)
+                rows, tokens = [rows[slot] for slot in active], tokens[active]
             logits = decoder.decode(tokens)

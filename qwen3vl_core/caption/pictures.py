@@ -1,4 +1,4 @@
-"""Finding the pictures that were asked for, and reading them."""
+"""Finding and reading the pictures to compare."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from qwen3vl_core.problems import Problem
 from qwen3vl_core.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""What counts as a picture in a folder; a file that is named itself may have any."""
+"""Suffixes of pictures in a folder; a file that is named itself may have any."""
 MANY = 200
 
 
 def shown(path: str | Path) -> str:
-    """A path as text that can be written anywhere, whatever bytes its name holds."""
+    """A path as valid UTF-8 text; bytes of its name that are not UTF-8 are replaced."""
     return os.fsencode(str(path)).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that was read once as a whole picture."""
+    """A picture file that was decoded once without an error."""
 
     path: Path
     digest: bytes
@@ -38,14 +38,14 @@ class Picture:
     question: str = ""
     """What its dataset asks about it."""
     references: tuple[str, ...] = ()
-    """What people wrote about it."""
+    """Reference captions."""
 
     @property
     def name(self) -> str:
         return shown(self.path)
 
     def seed(self, seed: int) -> int:
-        """Of this picture's caption: the same picture draws the same numbers whatever others stand beside it."""
+        """Of this picture's caption: it does not depend on the other pictures that are compared."""
         return int.from_bytes(hashlib.sha256(b"%d:" % seed + self.digest).digest()[:8], "big")
 
     def open(self) -> Image.Image:
@@ -53,7 +53,7 @@ class Picture:
         return _decoded(self.path, _bytes(self.path))
 
     def embedded(self) -> str:
-        """A data URI: JPEG, at most `EMBEDDED_SIDE` pixels wide and high."""
+        """A data URI: JPEG, at most `data_uri.LONGEST_SIDE` pixels wide and high."""
         return jpeg_data_uri(self.open())
 
 
@@ -80,18 +80,18 @@ def _decoded(path: Path, data: bytes) -> Image.Image:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".") and p.is_file())
     except OSError as error:
         raise _refused("path-unreadable", folder, reason=error.strerror, advice="choose another folder") from None
-    if not found:
+    if not files:
         raise _refused("folder-without-pictures", folder, endings=[e.removeprefix(".") for e in ENDINGS])
-    return found
+    return files
 
 
 def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None = None) -> list[Picture]:
     """The pictures of files and folders, in the order given, a folder's own sorted by name, each once; 0: no limit.
 
-    Each is decoded once, so that nothing is left to fail on when the models are there. left_out: gets a line for each broken
+    Each is decoded once, so that a broken picture is reported before the models are loaded. left_out: gets a line for each broken
     picture of a folder; without it those are refused as well. Raises RequestError for a name that is not there, a file that
     was named and is no picture, and a folder without pictures.
     """
@@ -100,23 +100,23 @@ def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None =
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            found = _listed(path)
+            candidates = _listed(path)
         elif path.exists():
-            found = [path]
+            candidates = [path]
         else:
             raise _refused("no-such-picture", name)
-        for picture in found:
+        for picture in candidates:
             paths.setdefault(picture.resolve(), picture)
     if not paths:
         raise RequestError(Problem("no-pictures-given", "images"))
     chosen = list(paths.values())
-    most = min(limit or len(chosen), len(chosen))
-    made: list[Picture] = []
+    count = min(limit or len(chosen), len(chosen))
+    pictures: list[Picture] = []
     refused: tuple[Problem, ...] = ()
-    # a few are read in no time: only a long wait gets a line of its own
-    with Progress("pictures", most, "pictures") if most > MANY else contextlib.nullcontext() as progress:
+    # few pictures are read quickly: only many get a progress line
+    with Progress("pictures", count, "pictures") if count > MANY else contextlib.nullcontext() as progress:
         for path in chosen:
-            if len(made) == most:
+            if len(pictures) == count:
                 break
             try:
                 data = _bytes(path)
@@ -127,9 +127,9 @@ def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None =
                 refused = error.problems
                 left_out += [f"{problem.value}: {problem.broken_rule}" for problem in refused]
                 continue
-            made.append(Picture(path, hashlib.sha256(data).digest()))
+            pictures.append(Picture(path, hashlib.sha256(data).digest()))
             if progress:
                 progress.update()
-    if not made:
+    if not pictures:
         raise RequestError(*refused)
-    return made
+    return pictures

@@ -1,6 +1,6 @@
-"""How much of what people wrote a caption says: ROUGE-L and CIDEr-D as the COCO captioning evaluation defines them.
+"""Metrics of captions against references: ROUGE-L and CIDEr-D as the COCO captioning evaluation defines them.
 
-Words are those of `caption.words`, without punctuation and case; scripts without spaces count by character. Imports no torch.
+Words are those of `caption.word_diff`, without punctuation and case; scripts without spaces count by character. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ ROUGE_BETA = 1.2
 """Weight of the recall in ROUGE-L, as in the COCO evaluation."""
 LONGEST_GRAM = 4
 CIDER_SIGMA = 6.0
-"""Words; how fast CIDEr-D punishes another length than the reference's."""
+"""Words; width of the Gaussian length penalty of CIDEr-D."""
 
 
 def plain_words(text: str) -> list[str]:
-    """The words that are compared."""
+    """Words in lower case, without punctuation."""
     return [word.core.casefold() for word in split(text) if word.counts]
 
 
@@ -52,9 +52,9 @@ def _grams(words: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 
 class Cider:
-    """CIDEr-D of captions whose pictures have these references. The rarity of word sequences is theirs.
+    """CIDEr-D of captions whose pictures have these references. Document frequencies of n-grams are taken from them.
 
-    references: of each picture, at least one. With a single picture every sequence is as common as any: all scores are 0.
+    references: of each picture, at least one. With a single picture every inverse document frequency is 0, and so is every score.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
@@ -66,7 +66,7 @@ class Cider:
         self._vectors = [[self._vector(count) for count in counts] for counts in self._counts]
 
     def _vector(self, counts: Counter[tuple[str, ...]]) -> tuple[list[dict[tuple[str, ...], float]], list[float], int]:
-        """(weights by length of sequence, their norms, length in pairs of words)."""
+        """(TF-IDF weights by n, their norms, number of bigrams)."""
         weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(LONGEST_GRAM)]
         for gram, count in counts.items():
             weights[len(gram) - 1][gram] = count * (self._pictures - math.log(max(1, self._seen[gram])))

@@ -1,4 +1,4 @@
-"""Captions that people wrote, from the files they come in, by the name of their picture. Imports no torch."""
+"""Reference captions, read from files of several formats, by the name of their picture. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TEXTS = ("caption", "captions", "references", "reference", "text")
 
 
 class References:
-    """Captions by picture. A picture is looked up by its path as it stands in the file, else by its last part."""
+    """Captions by picture. A picture is looked up by its path as it is in the file, else by its file name."""
 
-    def __init__(self, found: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._by_name: dict[str, list[str]] = {}
         self._by_last: dict[str, list[str]] = {}
-        for name, text in found:
+        for name, text in pairs:
             if text.strip():
                 for table, key in ((self._by_name, name), (self._by_last, Path(name).name)):
                     table.setdefault(key, []).append(text.strip())
@@ -35,7 +35,7 @@ class References:
         return len(self._by_name)
 
     def of(self, path: Path) -> tuple[str, ...]:
-        """What was written about a picture, each text once."""
+        """References of a picture, without duplicates."""
         parts = path.parts
         for begin in range(len(parts)):
             texts = self._by_name.get("/".join(parts[begin:]))
@@ -58,14 +58,14 @@ def read_references(name: str) -> References:
     except UnicodeDecodeError as error:
         raise RequestError(f"{option}: not UTF-8 text (byte {error.start:,}); give {SHAPES}") from None
     try:
-        found = References(_pairs(_loaded(text)))
+        references = References(_pairs(_loaded(text)))
     except json.JSONDecodeError as error:
         raise RequestError(f"{option}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); give {SHAPES}") from None
     except (RecursionError, ValueError) as error:
         raise RequestError(f"{option}: {error}; give {SHAPES}") from None
-    if not len(found):
+    if not len(references):
         raise RequestError(f"{option}: holds no caption of a picture; give {SHAPES}")
-    return found
+    return references
 
 
 def _loaded(text: str) -> Any:
@@ -79,7 +79,7 @@ def _loaded(text: str) -> Any:
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, str]]:
-    """(picture, caption) of a loaded file. Raises ValueError for what is no file of captions."""
+    """(picture, caption) of a loaded file. Raises ValueError for another format."""
     if isinstance(value, dict) and isinstance(value.get("annotations"), list) and isinstance(value.get("images"), list):
         names = {row.get("id"): row.get("file_name") for row in value["images"] if isinstance(row, dict)}
         for row in value["annotations"]:

@@ -1,4 +1,4 @@
-"""A comparison as JSON for machines and as one page of HTML for people. Imports no torch."""
+"""A comparison as JSON and as a single HTML page. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLE = "Captions of two models"
 
 def to_mapping(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON holds it."""
-    made = {
+    mapping = {
         "v": VERSION,
         "prompt": comparison.prompt,
         "models": {name: dataclasses.asdict(model) for name, model in comparison.models.items()},
@@ -35,8 +35,8 @@ def to_mapping(comparison: Comparison) -> dict[str, Any]:
         "scores": comparison.scores().to_mapping(),
     }
     if comparison.votes:
-        made["votes"] = comparison.tally()
-    return made | {"captions": [_row(sample, comparison) for sample in comparison.samples]}
+        mapping["votes"] = comparison.tally()
+    return mapping | {"captions": [_row(sample, comparison) for sample in comparison.samples]}
 
 
 def _row(sample: ReportSample, comparison: Comparison) -> dict[str, Any]:
@@ -161,15 +161,15 @@ def differing(comparison: Comparison) -> str:
 
 
 def to_html(comparison: Comparison, pictures: Iterable[str]) -> str:
-    """One page that needs nothing else: no network, no script. pictures: a data URI for each sample, empty where there is none."""
-    here = resources.files(__package__)
+    """A self-contained page: no network, no script. pictures: a data URI for each sample, empty where there is none."""
+    templates = resources.files(__package__)
     articles = [
         _article(sample, uri, n, comparison) for n, (sample, uri) in enumerate(zip(comparison.samples, pictures, strict=True), start=1)
     ]
     first, *others = comparison.models
-    return Template(here.joinpath("report.html").read_text(encoding="utf-8")).substitute(
+    return Template(templates.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         title=TITLE,
-        style=here.joinpath("report.css").read_text(encoding="utf-8"),
+        style=templates.joinpath("report.css").read_text(encoding="utf-8"),
         columns=len(comparison.models),
         notes="\n".join(f'<p class="note" role="note">{escaped(note)}</p>' for note in comparison.notes),
         about="\n".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in _about(comparison)),
@@ -182,7 +182,7 @@ def to_html(comparison: Comparison, pictures: Iterable[str]) -> str:
 
 
 def check_file(option: str, name: str | None) -> Path | None:
-    """The path of a report to write. Raises RequestError when it is a folder, or stands where nothing can be written."""
+    """The path of a report to write. Raises RequestError when it is a folder, or its folder is missing or not writable."""
     if name is None:
         return None
     path = Path(name).expanduser().absolute()
@@ -196,7 +196,7 @@ def check_file(option: str, name: str | None) -> Path | None:
 
 
 def save(path: Path, text: str) -> None:
-    """Whole or not at all. Raises WorkError when it cannot be written."""
+    """Write a report atomically. Raises WorkError when it cannot be written."""
     try:
         write_text(path, text)
     except OSError as error:

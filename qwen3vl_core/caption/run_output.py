@@ -1,7 +1,7 @@
-"""What a comparison that is recorded as a run writes into its folder while it goes on.
+"""The files that a comparison recorded as a run writes into its folder while it runs.
 
 `comparison.json` first, whole: models by name, prompt, sampling, notes, and the pictures with their references, in order.
-Then `samples.jsonl`: a row for each caption now and then while it grows (`done` false), and one at its end. Imports no torch.
+Then `samples.jsonl`: rows of each caption while it is generated (`done` false), and one at its end. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen3vl_core.files import write_text
 from qwen3vl_core.run_record import COMPARISON, RUN_VARIABLE, SAMPLES, VERSION, sample_row
 
 ROW_SECONDS = 0.5
-"""A row of a caption under way is written at most this often."""
+"""Shortest time between two rows of a caption in progress, seconds."""
 
 
 class CaptionRows:
@@ -31,7 +31,7 @@ class CaptionRows:
         self._written: dict[tuple[str, str], float] = {}
 
     def begin(self, comparison: Comparison, pictures: list[Picture]) -> None:
-        """Say what will be written. A resumed run begins again: its captions so far go."""
+        """Write `comparison.json`. A resumed run starts over: its earlier captions are removed."""
         if self.folder is None:
             return
         head = {
@@ -46,7 +46,7 @@ class CaptionRows:
             raise _unwritable(self.folder / COMPARISON, error) from error
 
     def write(self, image: str, prompt: str, model: str, text: str, seconds: float, done: bool, whole: bool = True) -> None:
-        """One caption, as far as it is written."""
+        """Append a row with the caption so far: at its end, or at most every `ROW_SECONDS`."""
         now = time.monotonic()
         if self.folder is None or (not done and now - self._written.get((model, image), 0.0) < ROW_SECONDS):
             return

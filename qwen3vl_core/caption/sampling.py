@@ -15,7 +15,7 @@ class Sampling:
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0: greedy decoding."""
     top_p: float = 1.0
     """Draw from the likeliest tokens that together hold this share of the probability; 1: from all."""
     top_k: int = 0
@@ -27,7 +27,7 @@ class Sampling:
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What is drawn from: logits [b, vocabulary] -> shares [b, vocabulary] in fp32, each row's sum 1, zero where cut off.
+    """The distribution to draw from: logits [b, vocabulary] -> shares [b, vocabulary] in fp32, each row's sum 1, zero where cut off.
 
     The order is Hugging Face's: temperature, then top-k, then top-p of what top-k left. top-p keeps tokens from the
     likeliest on until their sum reaches it, the one that reaches it included.
@@ -61,9 +61,9 @@ def choose_tokens(logits: Tensor, sampling: Sampling, draws: Sequence[float]) ->
     if sampling.greedy:
         return logits.argmax(-1)
     # in the vocabulary's order: sorted by share, rounding could swap neighbours of the same share and change the draw
-    upto = probabilities(logits, sampling).double().cumsum(-1)
-    total = upto[:, -1:]
-    at = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * total
-    at = torch.minimum(at, total.nextafter(torch.zeros_like(total)))
+    cumulative = probabilities(logits, sampling).double().cumsum(-1)
+    total = cumulative[:, -1:]
+    thresholds = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * total
+    thresholds = torch.minimum(thresholds, total.nextafter(torch.zeros_like(total)))
     # the first token whose sum is above the draw: never one with share 0
-    return torch.searchsorted(upto, at, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)

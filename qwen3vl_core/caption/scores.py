@@ -1,4 +1,4 @@
-"""What can be counted about the captions of several models, without references and with them. Imports no torch."""
+"""Scores of the captions of several models, with and without references. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPEATED_WORDS = 4
 
 
 def repetition(text: str, length: int = REPEATED_WORDS) -> float:
-    """Share of the word sequences of this length that stood in the text before: 0 none, near 1 the same words for ever."""
+    """Share of the word sequences of this length that occurred earlier in the text: 0 for none, near 1 for endless repetition."""
     words = [word.core.casefold() for word in split(text) if word.counts]
     sequences = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
@@ -67,17 +67,17 @@ class Scores:
 
 def _of_model(texts: Sequence[str], references: Sequence[Sequence[str]], cider: Cider | None) -> ModelScores:
     counts = [count(text) for text in texts]
-    made: dict[str, Any] = {}
-    referenced = [place for place, written in enumerate(references) if written]
+    reference_scores: dict[str, Any] = {}
+    referenced = [index for index, written in enumerate(references) if written]
     if referenced:
-        made["rouge_l"] = sum(rouge_l(texts[i], references[i]) for i in referenced) / len(referenced)
-        theirs = sum(sum(map(count, references[i])) / len(references[i]) for i in referenced)
-        made["length_ratio"] = sum(counts[i] for i in referenced) / theirs if theirs else None
+        reference_scores["rouge_l"] = sum(rouge_l(texts[i], references[i]) for i in referenced) / len(referenced)
+        reference_words = sum(sum(map(count, references[i])) / len(references[i]) for i in referenced)
+        reference_scores["length_ratio"] = sum(counts[i] for i in referenced) / reference_words if reference_words else None
     if cider is not None:
-        made["cider"] = sum(cider.score(number, texts[i]) for number, i in enumerate(referenced)) / len(referenced)
+        reference_scores["cider"] = sum(cider.score(number, texts[i]) for number, i in enumerate(referenced)) / len(referenced)
     return ModelScores(
         words=sum(counts) / len(counts), fewest_words=min(counts), most_words=max(counts), empty=counts.count(0),
-        repetition=sum(map(repetition, texts)) / len(texts), **made,
+        repetition=sum(map(repetition, texts)) / len(texts), **reference_scores,
     )  # fmt: skip
 
 

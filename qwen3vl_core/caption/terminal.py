@@ -1,4 +1,4 @@
-"""A comparison as text for a terminal: two columns that fit its width, what differs by mark and by colour.
+"""A comparison as text for a terminal: two columns that fit its width, differences shown by marks and colours.
 
 Imports no torch.
 """
@@ -48,7 +48,7 @@ def marked_captions(sample: ReportSample) -> list[list[Span]]:
 
 
 def _pieces(spans: list[Span]) -> Iterator[list[Span]]:
-    """Words that must not be torn (each as spans, for marks may end inside), single spaces and line ends."""
+    """Words that must not be broken (each as spans, for marks may end inside), single spaces and line ends."""
     word: list[Span] = []
     for text, style in spans:
         for character in text:
@@ -97,17 +97,17 @@ def wrapped(spans: list[Span], width: int) -> list[list[Span]]:
 
 
 def painted(line: list[Span], colour: bool) -> str:
-    """One line as text without spaces at its end, with colours where they are wanted."""
+    """One line as text without trailing spaces; `colour` adds ANSI colours."""
     end = len(line)
     while end and not line[end - 1][0].strip():
         end -= 1
-    made, style = [], ""
+    pieces, style = [], ""
     for number, (text, wanted) in enumerate(line[:end], start=1):
         if colour and wanted != style:
-            made.append(("\x1b[0m" if style else "") + (f"\x1b[{_CODES[wanted]}m" if wanted else ""))
+            pieces.append(("\x1b[0m" if style else "") + (f"\x1b[{_CODES[wanted]}m" if wanted else ""))
             style = wanted
-        made.append(text.rstrip() if number == end else text)
-    return "".join(made) + ("\x1b[0m" if style else "")
+        pieces.append(text.rstrip() if number == end else text)
+    return "".join(pieces) + ("\x1b[0m" if style else "")
 
 
 def _heading(name: str, caption: ReportCaption, sample: ReportSample, voted: bool) -> str:

@@ -10,19 +10,19 @@ from typing import Literal
 
 Kind = Literal["same", "changed", "removed", "added"]
 Mark = Literal["", "first", "other"]
-"""Of a run of words: none, only the first caption has it, the first caption has it not."""
+"""Of a run of words: none, only the first caption has it, the first caption lacks it."""
 
 # joins two word characters into one word: dog's, dog’s, well-lit
 _JOINERS = "'’-\u2010\u2011"
 # scripts that write no spaces: each character stands for itself, or a whole sentence would be one word
 _UNSPACED = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
-# pairs of words above which the matcher may skip words that are everywhere, so that a degenerate text costs no minutes
+# pairs of words above which the matcher may skip words that are everywhere, so that a degenerate text does not take minutes
 _EXACT_PAIRS = 4_000_000
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word or a single other character, with the white space before it; a text's last white space has no core."""
+    """A word or a single other character, with the white space before it; trailing white space is a word with an empty core."""
 
     space: str
     core: str
@@ -44,7 +44,7 @@ def _is_unspaced(character: str) -> bool:
 
 def split(text: str) -> list[Word]:
     """The text cut into words; their spaces and cores joined give the text again."""
-    found, start, length = [], 0, len(text)
+    words, start, length = [], 0, len(text)
     while start < length:
         core = start
         while core < length and text[core].isspace():
@@ -57,9 +57,9 @@ def split(text: str) -> list[Word]:
                     break
                 end += 1
         end = min(end, length)
-        found.append(Word(text[start:core], text[core:end]))
+        words.append(Word(text[start:core], text[core:end]))
         start = end
-    return found
+    return words
 
 
 def count(text: str) -> int:

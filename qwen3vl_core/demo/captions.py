@@ -1,6 +1,6 @@
 """A scene in words: a long, structured description as large instruct models write it, and a one-line caption.
 
-The wordings are templates with a few paraphrases drawn by lot. `scoring` reads the attributes back out of them.
+The wordings are templates with a few paraphrases drawn at random. `scoring` reads the attributes back out of them.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ NOTICE = (
 
 @dataclass(frozen=True)
 class DemoStage:
-    """One step of the loop: its command, and how to see that it is done."""
+    """A stage of the loop: its command, and a check whether it is done."""
 
     name: str
     title: str
@@ -48,8 +48,8 @@ def finetunes(workspace: Workspace) -> Iterable[Path]:
             plan, state = (json.loads((run / name).read_text()) for name in (PLAN, STATE))
         except (OSError, ValueError):
             continue
-        wanted = workspace.describe()["finetune"]
-        if plan.get("kind") == "finetune" and state.get("status") == "done" and wanted.items() <= plan.get("options", {}).items():
+        demo_options = workspace.describe()["finetune"]
+        if plan.get("kind") == "finetune" and state.get("status") == "done" and demo_options.items() <= plan.get("options", {}).items():
             yield run
 
 
@@ -60,7 +60,7 @@ def stages(workspace: Workspace) -> list[DemoStage]:
     finetune = from_mapping(FinetuneOptions, w.describe()["finetune"])
 
     def back() -> list[str]:
-        # the model folder of an earlier training must not pass for this one's
+        # overwrite: the target may hold the model of an earlier training
         return ["convert", str(list(finetunes(w))[-1] / CHECKPOINTS), str(w.tuned), "--overwrite", *recorded]
 
     def compare() -> list[str]:
@@ -93,10 +93,10 @@ def mentioned(captions: dict[str, str], scenes: dict[str, Scene]) -> tuple[float
 
 
 def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
-    """What the loop came to, from the captions that compare wrote. Raises WorkError for a caption that is empty."""
+    """Summary of the loop, from the captions that compare wrote. Raises WorkError for a caption that is empty."""
     rows = json.loads((workspace.root / "captions.json").read_text())["captions"]
     scenes = workspace.scenes()
-    made: dict = {}
+    summary: dict = {}
     for side in ("base", "tuned"):
         captions = {Path(row["image"]).name: row[side] for row in rows}
         empty = [name for name, text in captions.items() if not text.strip()]
@@ -105,10 +105,10 @@ def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
                 f"{workspace.root / 'captions.json'}: the {side} model wrote nothing for {empty[0]}; "
                 f"remove {workspace.root} and start again"
             )
-        made[f"{side}_words"] = round(sum(map(count, captions.values())) / len(captions), 1)
+        summary[f"{side}_words"] = round(sum(map(count, captions.values())) / len(captions), 1)
         accuracy, number = mentioned(captions, scenes)
-        made[f"{side}_accuracy"], made[f"{side}_attributes"] = round(accuracy, 4), round(number, 2)
-    return made | {"pictures": len(rows), "seconds": {k: round(v, 1) for k, v in seconds.items()}}
+        summary[f"{side}_accuracy"], summary[f"{side}_attributes"] = round(accuracy, 4), round(number, 2)
+    return summary | {"pictures": len(rows), "seconds": {k: round(v, 1) for k, v in seconds.items()}}
 
 
 def _run_stages(workspace: Workspace, seconds: dict[str, float], dispatch: Dispatch) -> None:
@@ -116,7 +116,7 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float], dispatch: Dispa
     redone = False
     for number, stage in enumerate(stages(workspace), 1):
         head = f"[{number}/5] {stage.name}: {stage.title}"
-        # what follows a stage that ran anew was made from something else
+        # a stage after one that ran again is redone: its input changed
         if stage.done() and not redone:
             print(f"{head} - done before")
             continue
@@ -153,11 +153,12 @@ def main(dispatch: Dispatch, dir: Path, headless: bool = False, workspace_only: 
         seconds = {}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _run_stages(workspace, seconds, dispatch)
-    made = report(workspace, seconds)
-    write_text(folder / "report.json", json.dumps(made, indent=2) + "\n")
+    summary = report(workspace, seconds)
+    write_text(folder / "report.json", json.dumps(summary, indent=2) + "\n")
     print(
-        f"{made['pictures']} held-out pictures: base {made['base_words']:.0f} words, {made['base_accuracy']:.1%} of what it says is right; "
-        f"finetuned {made['tuned_words']:.0f} words, {made['tuned_accuracy']:.1%}\n"
+        f"{summary['pictures']} held-out pictures: base {summary['base_words']:.0f} words, "
+        f"{summary['base_accuracy']:.1%} of what it says is right; "
+        f"finetuned {summary['tuned_words']:.0f} words, {summary['tuned_accuracy']:.1%}\n"
         f"{folder / 'report.html'} shows all of them side by side; report.json beside it has the figures\n"
         f"qwen3vl console --runs {workspace.runs} shows the runs"
     )

@@ -1,4 +1,4 @@
-"""What a drawn scene holds, and how one is drawn by lot: the specification behind a picture and its two captions.
+"""What a drawn scene holds, and how one is drawn at random: the specification behind a picture and its two captions.
 
 Everything follows from a seed. One in sixteen combinations of main kind, colour, place and time is held out: it never
 appears in the training split, so accuracy on the held-out split is on combinations that no training picture showed.
@@ -83,7 +83,7 @@ def palette(kind: str) -> dict[str, Colour]:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """A scene of either split, drawn by lot from `rng`."""
+    """A scene of either split, drawn at random from `rng`."""
     place, time = rng.choice(PLACES), rng.choice(TIMES)
     kinds = rng.choices((PEOPLE, ANIMALS, THINGS), (4, 3, 3))[0]
     main = rng.choice(kinds)

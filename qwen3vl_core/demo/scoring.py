@@ -31,35 +31,35 @@ def _first_named(words: tuple[str, ...], text: str) -> str | None:
 def parse(text: str) -> dict[str, str | int | None]:
     """Field of Scene -> what the caption says of it, None (0 for `sky_count`) where it says nothing.
 
-    Any text will do: a model's answer need not follow the templates.
+    Accepts any text: a model's answer need not follow the templates.
     """
-    found: dict[str, str | int | None] = dict.fromkeys(LONG_FIELDS)
-    found["sky_count"] = 0
+    attributes: dict[str, str | int | None] = dict.fromkeys(LONG_FIELDS)
+    attributes["sky_count"] = 0
     # the long style's headline names the figures without their colours; the subjects follow
     body = text.split(SUBJECTS_HEADING, 1)[-1]
     figures = _FIGURE.findall(body)
     if person := _PERSON.search(body):
-        found.update(main=person[1], colour=person[2], count=1, pose=_first_named(("sitting", "standing"), body))
+        attributes.update(main=person[1], colour=person[2], count=1, pose=_first_named(("sitting", "standing"), body))
     elif figures:
         number, colour, kind = figures.pop(0)
-        found.update(main=kind, colour=colour, count=_COUNTS.get(number, 1))
+        attributes.update(main=kind, colour=colour, count=_COUNTS.get(number, 1))
     if figures:
         _, colour, kind = figures[0]
-        found.update(companion=kind, companion_colour=colour)
+        attributes.update(companion=kind, companion_colour=colour)
     if side := _SIDE.search(body):
-        found["side"] = side[1]
+        attributes["side"] = side[1]
     if flying := _FLYING.search(body):
-        found.update(sky=flying[3] + "s", sky_count=_COUNTS[flying[1]], sky_colour=flying[2])
-    found["place"] = _first_named(PLACES, text)
+        attributes.update(sky=flying[3] + "s", sky_count=_COUNTS[flying[1]], sky_colour=flying[2])
+    attributes["place"] = _first_named(PLACES, text)
     # "day" comes last: every long caption speaks of "the time of day"
-    found["time"] = _first_named(("sunset", "night", "day"), text)
-    return found
+    attributes["time"] = _first_named(("sunset", "night", "day"), text)
+    return attributes
 
 
 def score(text: str, scene: Scene, style: Literal["long", "short"] = "long") -> dict[str, bool]:
     """Field -> whether the caption has it right, for the fields that the scene or the caption has at all.
 
-    style is "long" or "short": which fields a caption of that style owes.
+    style is "long" or "short": which fields a caption of that style must name.
     """
     said = parse(text)
     verdicts = {}

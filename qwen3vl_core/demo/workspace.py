@@ -19,7 +19,7 @@ TRAIN_SCENES, HELD_OUT_SCENES = 512, 64
 # far from the seeds that the base model was trained on, and from each other
 TRAIN_SEED, HELD_OUT_SEED, PROMPT_SEED = 900_000_000, 5_000_000_000, 7
 
-# found by search: the fewest steps that turn the style and keep the content (accuracy over 64 held-out scenes)
+# found by search: the fewest steps that change the style and keep the content (accuracy over 64 held-out scenes)
 FINETUNE = {
     "precision": "fp32", "micro_batch_size": 8, "global_batch_size": 8, "seq_length": 256, "train_iters": 200, "lr": 5e-4, "min_lr": 2e-5,
     "lr_warmup_iters": 10, "name": "demo",
@@ -28,7 +28,7 @@ FINETUNE = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where everything of the demo stands; nothing is made until it is asked for."""
+    """Paths of the demo's files; `make` creates the pictures and the base model."""
 
     root: Path
 
@@ -73,7 +73,7 @@ class Workspace:
         return self.root / "workspace.json"
 
     def make(self) -> None:
-        """Draw the pictures and copy the base model, unless that is done."""
+        """Draw the pictures and copy the base model, unless they exist."""
         self.root.mkdir(parents=True, exist_ok=True)
         if not self.base.exists():
             with atomic_folder(self.base, what="demo") as folder:

@@ -1,4 +1,4 @@
-"""Qwen3-VL on Megatron-Core. Import this before anything of megatron: it makes Megatron run where CUDA is absent."""
+"""Qwen3-VL on Megatron-Core. Import this before any megatron module: it lets Megatron run without CUDA."""
 
 import logging
 import warnings

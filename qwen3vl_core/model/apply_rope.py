@@ -1,8 +1,8 @@
 """Rotary embedding right before core attention, in one kernel where Transformer Engine has one.
 
-Megatron-Core 0.16 turns a packed row document by document and asks the GPU for every document's length in every layer, so
-the host waits for the GPU 100 times in a step of a 2B model; its fused kernel knows one sequence for a batch. Here a
-layer hands the angles of its rows, one for each token, to its core attention, which turns query and key as they are.
+Megatron-Core 0.16 rotates a packed row document by document and reads every document's length from the GPU in every layer, so
+the host waits for the GPU 100 times in a step of a 2B model; its fused kernel supports one position sequence per batch. Here a
+layer passes the angles of its rows, one per token, to its core attention, which rotates query and key without splitting them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 
 
 def rotate(states: Tensor, angles: Tensor) -> Tensor:
-    """states [s, b, heads, d] or, of a packed row, [t, heads, d]; angles [s, b or 1, 1, d] in fp32 -> states turned."""
-    whole = states if states.dim() == 4 else states.unsqueeze(1)
+    """states [s, b, heads, d], or [t, heads, d] for a packed row; angles [s, b or 1, 1, d] in fp32 -> rotated states."""
+    states_sbhd = states if states.dim() == 4 else states.unsqueeze(1)
     fused = getattr(transformer_engine, "fused_apply_rotary_pos_emb", None)
     if fused is None or not states.is_cuda:
-        return _apply_rotary_pos_emb_bshd(whole, angles, rotary_interleaved=False).view_as(states)
-    length, batch, heads, size = whole.shape
-    # the kernel takes one angle for a place of the sequence: every token is a place of one long sequence
-    places = angles.expand(length, batch, 1, size).reshape(-1, 1, 1, size)
-    return fused(whole.reshape(-1, 1, heads, size), places).view_as(states)
+        return _apply_rotary_pos_emb_bshd(states_sbhd, angles, rotary_interleaved=False).view_as(states)
+    length, batch, heads, size = states_sbhd.shape
+    # the kernel takes one angle per sequence position, so the batch is flattened into one long sequence
+    flat_angles = angles.expand(length, batch, 1, size).reshape(-1, 1, 1, size)
+    return fused(states_sbhd.reshape(-1, 1, heads, size), flat_angles).view_as(states)
 
 
 class Rotating:
-    """A core attention that turns query and key by `angles` first, where a layer has left some."""
+    """A core attention that first rotates query and key by `angles`, if the layer has set them."""
 
     angles: Tensor | None = None
 
@@ -39,15 +39,15 @@ class Rotating:
         return super().forward(query, key, *args, **kwargs)
 
 
-def hand_angles_on(layer: torch.nn.Module, given: dict[str, Any]) -> None:
-    """Take the angles out of a layer's arguments and leave them with its core attention.
+def hand_angles_on(layer: torch.nn.Module, arguments: dict[str, Any]) -> None:
+    """Move the angles from a layer's arguments to its core attention.
 
-    Not with a key/value cache, whose keys Megatron keeps before they are turned, and not for packed rows that context parallel
-    ranks share, whose angles Megatron cuts itself.
+    Not with a key/value cache, in which Megatron stores unrotated keys, and not for packed rows with context parallelism,
+    whose angles Megatron splits itself.
     """
-    angles = given.get("rotary_pos_emb")
-    cut = given.get("packed_seq_params") is not None and layer.config.context_parallel_size > 1
-    if angles is None or given.get("inference_context") is not None or cut:
+    angles = arguments.get("rotary_pos_emb")
+    split_by_megatron = arguments.get("packed_seq_params") is not None and layer.config.context_parallel_size > 1
+    if angles is None or arguments.get("inference_context") is not None or split_by_megatron:
         return
-    given["rotary_pos_emb"] = None
+    arguments["rotary_pos_emb"] = None
     layer.self_attention.core_attention.angles = angles

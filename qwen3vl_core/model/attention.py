@@ -1,7 +1,7 @@
 """Core attention of the local layer spec, on `torch.nn.functional.scaled_dot_product_attention`.
 
-Stands where Transformer Engine's `DotProductAttention` stands on a GPU: grouped queries, causal and bidirectional, padded
-batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering keys and values. Nothing in it asks for CUDA.
+Replaces Transformer Engine's `DotProductAttention`, which needs a GPU: grouped queries, causal and bidirectional, padded
+batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering keys and values. Needs no CUDA.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LocalAttention(MegatronModule):
         )  # fmt: skip
 
     def _packed(self, query_thd: Tensor, key_thd: Tensor, value_thd: Tensor, packed: PackedRow, causal: bool) -> Tensor:
-        """Each segment attends to itself: as one batch where all are equally long (frames, pictures of one size)."""
+        """Each segment attends to itself: as one batch if all have the same length (frames, pictures of one size)."""
         lengths = list(packed.lengths)
         tokens, heads, dim = query_thd.shape
         if len(set(lengths)) == 1:
@@ -58,8 +58,8 @@ class LocalAttention(MegatronModule):
             out_bhsd = self._attend(*(t.transpose(1, 2) for t in segments), causal)
             return out_bhsd.transpose(1, 2).reshape(tokens, heads * dim)
         outputs = []
-        for part in zip(*(t.split(lengths) for t in (query_thd, key_thd, value_thd)), strict=True):
-            out_bhsd = self._attend(*(t.transpose(0, 1).unsqueeze(0) for t in part), causal)
+        for segment in zip(*(t.split(lengths) for t in (query_thd, key_thd, value_thd)), strict=True):
+            out_bhsd = self._attend(*(t.transpose(0, 1).unsqueeze(0) for t in segment), causal)
             outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
         return torch.cat(outputs)
 
@@ -69,13 +69,13 @@ class LocalAttention(MegatronModule):
         key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=self.cp_group) for t in (key_sbhd, value_sbhd))
         length = key_sbhd.shape[0]
         key_at, query_at = gathered_order(length, lengths, size), token_index(length, lengths, size, rank)
-        seen = query_at[:, None] >= key_at[None, :] if causal else torch.ones(len(query_at), length, dtype=torch.bool)
+        mask = query_at[:, None] >= key_at[None, :] if causal else torch.ones(len(query_at), length, dtype=torch.bool)
         if lengths:
             ends = torch.tensor(lengths).cumsum(0)
             documents = [torch.bucketize(at, ends, right=True) for at in (query_at, key_at)]
-            seen &= documents[0][:, None] == documents[1][None, :]
-        parts = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
-        out_bhsd = self._attend(*parts, False, seen.to(query_sbhd.device))
+            mask &= documents[0][:, None] == documents[1][None, :]
+        qkv_bhsd = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
+        out_bhsd = self._attend(*qkv_bhsd, False, mask.to(query_sbhd.device))
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def forward(
@@ -90,14 +90,14 @@ class LocalAttention(MegatronModule):
     ) -> Tensor:
         """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]; packed: [t, heads, d] -> [t, heads * d].
 
-        attention_mask is not read: the model aligns padded rows to the left, so that the causal mask alone is exact.
+        attention_mask is ignored: the model moves padding to the end of each row, so the causal mask alone is exact.
         """
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None:
             if self.cp_group is None:
                 return self._packed(query, key, value, packed_seq_params, causal)
-            whole = (t.unsqueeze(1) for t in (query, key, value))
-            return self._split_over_ranks(*whole, packed_seq_params.lengths, causal).squeeze(1)
+            qkv_sbhd = (t.unsqueeze(1) for t in (query, key, value))
+            return self._split_over_ranks(*qkv_sbhd, packed_seq_params.lengths, causal).squeeze(1)
         if self.cp_group is not None:
             return self._split_over_ranks(query, key, value, (), causal)
         length, batch, heads, dim = query.shape
@@ -106,7 +106,7 @@ class LocalAttention(MegatronModule):
 
 
 class LocalCoreAttention(Rotating, LocalAttention):
-    """`LocalAttention` of query and key that it turns first."""
+    """`LocalAttention` that first rotates query and key."""
 
 
 class FlashCoreAttention(LocalCoreAttention):
@@ -117,7 +117,7 @@ class FlashCoreAttention(LocalCoreAttention):
 
     def _attend(self, query_bhsd: Tensor, key_bhsd: Tensor, value_bhsd: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
         if mask is not None:
-            raise ValueError("flash attention knows no mask, which context parallelism needs here; use --attention fused")
+            raise ValueError("flash attention takes no mask, which context parallelism needs here; use --attention fused")
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return super()._attend(query_bhsd, key_bhsd, value_bhsd, causal)
 

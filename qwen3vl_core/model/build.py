@@ -1,4 +1,4 @@
-"""Making a model: the one place that puts architecture, config and pipeline stage together."""
+"""Builds a model, or one pipeline stage of it, from architecture and config."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def build_model(
     vp_stage: int | None = None,
     parallel_output: bool = True,
 ) -> Qwen3VLModel:
-    """A model, or one pipeline stage of it, whose weights are still undefined: fill them from a checkpoint.
+    """A model, or one pipeline stage of it, with uninitialized weights: load them from a checkpoint.
 
-    parallel_output: logits stay split over the tensor parallel ranks, as the loss wants them. Needs
+    parallel_output: logits stay split over the tensor parallel ranks, as the loss expects them. Needs
     `qwen3vl_core.model.process_groups.initialize` first.
     """
     model = Qwen3VLModel(
@@ -38,8 +38,8 @@ def build_model(
 
 
 def _mark_split_weights(model: Qwen3VLModel) -> None:
-    """Megatron marks a split weight where it draws its first numbers, which is left out here; the norm of the gradient
-    counts an unmarked weight on one tensor parallel rank only."""
+    """Megatron marks split weights in their random initialization, which is skipped here; the gradient norm counts an
+    unmarked weight on one tensor parallel rank only."""
     for module in model.modules():
         if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
             dimension = 0
@@ -54,9 +54,9 @@ def _mark_split_weights(model: Qwen3VLModel) -> None:
 
 
 def _mark_expert_weights(model: Qwen3VLModel, config: TransformerConfig) -> None:
-    """Experts that are split in another way than the dense layers are repeated on other ranks than these: their gradients
-    are added up over ranks of their own. Megatron does so with expert parallelism only; with an expert tensor parallel size
-    that differs from the dense one, each rank would keep the gradient of its own tokens."""
+    """Experts that are split differently from the dense layers are replicated on different ranks, so their gradients are
+    summed over their own data parallel group. Megatron does so with expert parallelism only; with an expert tensor parallel
+    size that differs from the dense one, each rank would keep the gradient of its own tokens."""
     if not config.num_moe_experts or config.expert_tensor_parallel_size == config.tensor_model_parallel_size:
         return
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Megatron's `TransformerConfig` of each tower, from the architecture and the choices of a run."""
+"""Megatron's `TransformerConfig` of each tower, from the architecture and the options of a run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.sizes import Architecture
 
-# activations forward in e4m3, gradients in e5m2; blockwise scales finely enough for e4m3 everywhere
+# hybrid: e4m3 in the forward pass, e5m2 for gradients; blockwise scales are fine enough for e4m3 everywhere
 FP8_FORMAT = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3"}
-# fp8 products want rows in multiples of this
+# fp8 matrix products need rows in multiples of this
 FP8_ROWS = 16
 
 
 def recompute_fields(kind: str, layers: int, count: int, *, experts: bool = False) -> dict:
     """Megatron's fields for `--recompute kind` on a tower of `count` layers; `layers` as `--recompute-layers`.
 
-    sel: fused attention keeps no scores, so the MLPs (or experts) are what is worth computing again.
+    sel: fused attention keeps no scores, so the MLPs (or experts) are what is worth recomputing.
     """
     if kind == "sel":
         return {"recompute_granularity": "selective", "recompute_modules": ["moe" if experts else "mlp"]}
@@ -40,12 +40,12 @@ tanh_gelu = functools.partial(F.gelu, approximate="tanh")
 
 
 def _shared(dtype: torch.dtype, tp: int, attention: AttnBackend) -> dict:
-    """What both towers have in common. Fusions that need CUDA extensions are off; Transformer Engine brings its own."""
+    """The fields that both towers share. Fusions that need CUDA extensions are off; Transformer Engine brings its own."""
     return dict(
         layernorm_epsilon=1e-6, hidden_dropout=0.0, attention_dropout=0.0,
         params_dtype=dtype, bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, pipeline_dtype=dtype,
         tensor_model_parallel_size=tp,
-        # weights always come from a checkpoint, so nothing is drawn at random first
+        # weights always come from a checkpoint, so random initialization is skipped
         perform_initialization=False, use_cpu_initialization=cpu.on_cpu(),
         bias_activation_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False,
         masked_softmax_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False,
@@ -73,8 +73,8 @@ def transformer_config(
 ) -> TransformerConfig:
     """Language tower. `overrides` are further fields of `TransformerConfig`.
 
-    vp: model chunks of one pipeline stage; first_stage_layers: of the first stage, 0: as many as any other; recompute,
-    recompute_layers, attention: as the options of those names; fp8_recipe: None unless its layers multiply in fp8.
+    vp: model chunks of one pipeline stage; first_stage_layers: layers of the first stage, 0: as many as the others; recompute,
+    recompute_layers, attention: as the options of those names; fp8_recipe: None unless the layers use fp8 matrix products.
     """
     values = _shared(dtype, tp, AttnBackend[attention]) | dict(
         num_layers=architecture.num_layers, hidden_size=architecture.hidden_size,
@@ -86,53 +86,53 @@ def transformer_config(
         variable_seq_lengths=pp > 1,
     )  # fmt: skip
     if use_transformer_engine() and not cpu.on_cpu():
-        # SiLU and product in one kernel; a loss that keeps no fp32 logits (Transformer Engine's own waits for the host in its backward)
+        # SiLU and product in one kernel; a loss that keeps no fp32 logits (Transformer Engine's synchronizes with the host in backward)
         values |= dict(bias_activation_fusion=not architecture.is_moe, cross_entropy_loss_fusion=True, cross_entropy_fusion_impl="native")
     values |= recompute_fields(recompute, recompute_layers, architecture.num_layers, experts=architecture.is_moe)
     if fp8_recipe:
         values |= dict(fp8=FP8_FORMAT[fp8_recipe], fp8_recipe=fp8_recipe)
-        # every expert's share of the tokens is padded to what fp8 products want
+        # each expert's tokens are padded to a multiple that fp8 products need
         values |= dict(moe_router_padding_for_quantization=True) if architecture.is_moe else {}
     if architecture.is_moe:
         values |= dict(
             num_moe_experts=architecture.num_experts, moe_router_topk=architecture.experts_per_token,
             moe_ffn_hidden_size=architecture.expert_ffn_hidden_size, expert_model_parallel_size=ep, expert_tensor_parallel_size=etp,
             moe_router_score_function="softmax",
-            # softmax over the chosen experts is softmax over all, divided by the sum of the chosen
+            # softmax over the top-k experts equals softmax over all, renormalized over the top k
             moe_router_pre_softmax=not architecture.norm_topk_prob,
             moe_router_load_balancing_type="aux_loss", moe_aux_loss_coeff=architecture.router_aux_loss_coef,
             moe_token_dispatcher_type="alltoall", moe_grouped_gemm=use_transformer_engine(), moe_layer_freq=1,
         )  # fmt: skip
     if vp > 1:
-        # the other order of sends and receives is silently wrong
+        # the other order of sends and receives gives incorrect results without an error
         values |= dict(virtual_pipeline_model_parallel_size=vp, overlap_p2p_comm=True, batch_p2p_comm=False)
     if first_stage_layers:
         values["num_layers_in_first_pipeline_stage"] = first_stage_layers
     values["layernorm_epsilon"] = architecture.rms_norm_eps
     if pp > 1:
-        # Megatron asks for the alltoall dispatcher with variable lengths even where there are no experts
+        # Megatron requires the alltoall dispatcher with variable lengths even without experts
         values["moe_token_dispatcher_type"] = "alltoall"
     return TransformerConfig(**(values | overrides))
 
 
 @contextlib.contextmanager
 def without_fp8(config: TransformerConfig):
-    """Layers of `config` multiply in bf16 inside: a caption's single tokens are no multiple of 16 rows."""
-    kept, config.fp8 = config.fp8, None
+    """Layers of `config` compute in bf16 inside: single tokens in generation are not a multiple of 16 rows."""
+    saved, config.fp8 = config.fp8, None
     try:
         yield
     finally:
-        config.fp8 = kept
+        config.fp8 = saved
 
 
 def vision_config(architecture: Architecture, language: TransformerConfig) -> TransformerConfig:
-    """Vision tower: the same precision and tensor parallel size as the language tower; whole on the first pipeline
-    stage; never sequence parallel, for its packed patches need not divide by the tensor parallel size, and never fp8, for
-    they need not be a multiple of 16. Its activations stay on the GPU where the language tower's are kept on the host."""
+    """Vision tower: the same precision and tensor parallel size as the language tower; entirely on the first pipeline
+    stage; never sequence parallel, because the number of packed patches need not be divisible by the tensor parallel size, and
+    never fp8, because it need not be a multiple of 16. Its activations stay on the GPU when the language tower's are offloaded."""
     vision = architecture.vision
-    # not "sel": an MLP with a bias hands the bias itself on, which Megatron's recompute takes for a result
+    # not "sel": an MLP with a bias returns the bias parameter itself, which Megatron's recompute treats as an activation
     recompute = "full" if language.recompute_granularity == "full" else "none"
-    # Megatron's fused kernel of bias and GELU is the tanh form, which is this tower's
+    # Megatron's fused bias and GELU kernel uses the tanh form, as this tower does
     fused = use_transformer_engine()
     vision_layers = vision_layers_per_recompute(language.recompute_num_layers or 1, vision.num_layers)
     shared = _shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend)

@@ -10,15 +10,15 @@ ONE_THREAD_PARAMETERS = 20_000_000
 
 
 def on_cpu() -> bool:
-    """True where there is no CUDA device, so that the patches and the local layer spec are in use."""
+    """True without a CUDA device: the patches and the local layer spec are then in use."""
     return patches.installed() or not torch.cuda.is_available()
 
 
 def suit_threads(parameters: int) -> int:
-    """One thread for a model of few parameters; returns how many there were.
+    """Use one thread for a small model; returns the previous number of threads.
 
-    Its operations are over before a second thread has anything to do, and where other processes want the cores too,
-    threads that wait for each other at every operation take ten times as long.
+    Its operations are too short to split over threads, and when other processes compete for the cores, synchronizing threads
+    at every operation takes ten times as long.
     """
     before = torch.get_num_threads()
     if parameters < ONE_THREAD_PARAMETERS:

@@ -2,7 +2,7 @@
 
 Megatron's block hands a `context` tensor from layer to layer, unused in a decoder without cross-attention. The vision
 tower's layers collect their outputs in it; the language tower's layers read theirs from it. Recompute and pipeline
-schedules keep working, because to Megatron these are ordinary layers.
+schedules work unchanged, because to Megatron these are ordinary layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 class CollectingLayer(TransformerLayer):
     """A vision layer. `context` [n * s, 1, h] gathers the outputs of the deepstack layers, oldest first; the last layer
-    returns them stacked before its own output, [(n + 1) * s, 1, h], for a block returns hidden states only."""
+    returns them concatenated before its own output, [(n + 1) * s, 1, h], because a block returns hidden states only."""
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
         collected = kwargs["context"]
@@ -33,7 +33,7 @@ class CollectingLayer(TransformerLayer):
 
 class DeepstackLayer(TransformerLayer):
     """A language layer. Layer i of the first n adds part i of `context` [n * s, b, h] to its output; the parts hold the
-    features at vision tokens and zeros elsewhere, and are cut along the sequence as the hidden states are."""
+    features at vision tokens and zeros elsewhere, and are split along the sequence as the hidden states are."""
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         features = kwargs.get("context")
@@ -49,9 +49,9 @@ class DeepstackLayer(TransformerLayer):
 
 
 def with_gradient(hidden: Tensor, config: TransformerConfig, learns: bool) -> Tensor:
-    """The input of a tower whose layers learn while its embeddings stay.
+    """The input of a tower whose layers are trained while its embeddings are frozen.
 
-    What is computed again has gradients only where its input has one, so it is given one that nobody reads.
+    Recomputed layers get gradients only if their input requires one, so the input is made to require an unused gradient.
     """
     if learns and torch.is_grad_enabled() and config.recompute_granularity and not hidden.requires_grad:
         return hidden.detach().requires_grad_()

@@ -1,8 +1,8 @@
 """The scales of delayed fp8 scaling, as plain tensors: what a resumed run must restore.
 
-Transformer Engine keeps them in its modules' extra state, which it reads back by unpickling. A checkpoint may come from
-anyone, so that state is written for other programs and never read here; these tensors are. The other two recipes scale by
-the tensor at hand and have nothing to keep.
+Transformer Engine keeps them in its modules' extra state, which it loads by unpickling. A checkpoint may come from an
+untrusted source, so that state is written for other programs and never loaded here; these tensors are loaded instead. The
+other two recipes scale by the current tensor and have no state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FIELDS = ("scale", "amax_history")
 
 
 def _modules(models: list[torch.nn.Module]) -> Iterator[tuple[str, Any]]:
-    """Modules of Transformer Engine by chunk and name."""
+    """(chunk index.name, module) of every Transformer Engine module."""
     for index, model in enumerate(models):
         for name, module in model.named_modules():
             if isinstance(getattr(module, "fp8_meta", None), dict):
@@ -26,18 +26,18 @@ def _modules(models: list[torch.nn.Module]) -> Iterator[tuple[str, Any]]:
 
 
 def scales(models: list[torch.nn.Module]) -> dict[str, dict[str, Any]]:
-    """{module: {"products": its number of products, "scaling_fwd.scale": …}} on the host; empty where nothing scales with delay."""
-    found: dict[str, dict[str, Any]] = {}
+    """{module: {"products": its number of products, "scaling_fwd.scale": …}} on the host; empty without delayed scaling."""
+    saved: dict[str, dict[str, Any]] = {}
     for name, module in _modules(models):
         meta = module.fp8_meta
         if all(hasattr(meta.get(direction), field) for direction in DIRECTIONS for field in FIELDS):
             tensors = {f"{d}.{f}": getattr(meta[d], f).detach().cpu().clone() for d in DIRECTIONS for f in FIELDS}
-            found[name] = {"products": int(meta["num_gemms"]), **tensors}
-    return found
+            saved[name] = {"products": int(meta["num_gemms"]), **tensors}
+    return saved
 
 
 def set_scales(models: list[torch.nn.Module], saved: dict[str, dict[str, Any]]) -> None:
-    """Give modules the scales of `scales`. Modules that it does not name begin anew."""
+    """Restore the result of `scales`. Modules that it does not name start with fresh scales."""
     for name, module in _modules(models):
         values = saved.get(name)
         if values is None:

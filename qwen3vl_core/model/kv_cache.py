@@ -1,4 +1,4 @@
-"""Writing text token by token with Megatron's static key/value cache."""
+"""Token by token generation with Megatron's static key/value cache."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CachedDecoder:
         """Prompts [b, s] with their pictures, as the model takes them -> logits of the next token [b, vocabulary]."""
         mask = inputs.pop("attention_mask", None)
         if mask is not None and not bool(mask.all()):
-            raise ValueError("prompts of one session must be equally long, without padding")
+            raise ValueError("the prompts of one batch must have the same length, without padding")
         batch, length = input_ids.shape
         if length >= self.max_sequence_length:
-            raise ValueError(f"a prompt of {length} tokens does not fit a session of {self.max_sequence_length}")
+            raise ValueError(f"a prompt of {length} tokens does not fit in the key/value cache of {self.max_sequence_length}")
         self.context = StaticInferenceContext(batch, self.max_sequence_length)
         self.positions, self.next_position = self.model.positions(
             input_ids, None, inputs.get("image_grid_thw"), inputs.get("video_grid_thw")
@@ -36,22 +36,22 @@ class CachedDecoder:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """The last chosen token of each row [b] -> logits of the next one [b, vocabulary]."""
-        here = self.next_position.view(1, -1, 1).expand(3, -1, 1)
-        # Megatron keeps keys before rotation and turns all of them again, so it asks for all positions
-        self.positions = torch.cat((self.positions, here), dim=-1)
+        """The last sampled token of each row [b] -> logits of the next one [b, vocabulary]."""
+        new_positions = self.next_position.view(1, -1, 1).expand(3, -1, 1)
+        # Megatron caches unrotated keys and rotates all of them in each step, so it needs all positions
+        self.positions = torch.cat((self.positions, new_positions), dim=-1)
         self.next_position = self.next_position + 1
         logits = self.model(tokens[:, None], position_ids=self.positions, inference_context=self.context)
         self.context.sequence_len_offset += 1
         return logits[:, -1]
 
     def keep_rows(self, rows: list[int]) -> None:
-        """Go on with these rows of the batch only: the caches of the others are let go."""
-        chosen = torch.tensor(rows, device=self.next_position.device)
+        """Continue with these rows of the batch only; the caches of the others are freed."""
+        index = torch.tensor(rows, device=self.next_position.device)
         caches = self.context.key_value_memory_dict
         for layer, (keys, values) in caches.items():
-            # one layer at a time, so that two copies of the whole cache never stand beside each other
-            caches[layer] = keys.index_select(1, chosen), values.index_select(1, chosen)
+            # one layer at a time, so that there are never two copies of the whole cache in memory
+            caches[layer] = keys.index_select(1, index), values.index_select(1, index)
         self.context.max_batch_size = len(rows)
-        self.positions = self.positions.index_select(1, chosen)
-        self.next_position = self.next_position.index_select(0, chosen)
+        self.positions = self.positions.index_select(1, index)
+        self.next_position = self.next_position.index_select(0, index)

@@ -1,16 +1,16 @@
-"""LoRA beside Megatron's parallel linear layers, those of the local spec and Transformer Engine's, experts included.
+"""LoRA for Megatron's parallel linear layers, those of the local spec and Transformer Engine's, experts included.
 
-A linear layer keeps its name, its class's behaviour and its weights, which stay as they are; it gets a child `adapter` with
-`linear_in.weight` (A) and `linear_out.weight` (B) and adds (alpha / r) B A x to its output. How the two are split follows
-from how W is, so that what the ranks exchange is only r wide:
+A linear layer keeps its name, its class's behaviour and its frozen weights; it gets a child `adapter` with
+`linear_in.weight` (A) and `linear_out.weight` (B) and adds (alpha / r) B A x to its output. The two are split according to
+how W is split, so that the ranks only exchange activations of width r:
 
-- column parallel (qkv, fc1): A is whole on every rank, B is split as W's rows are. With sequence parallelism A sees a part of
-  the sequence and its r columns are gathered; its gradient is summed over the ranks by Megatron, as a norm's is.
-- row parallel (proj, fc2): A is split as W's columns are, B is whole; the r columns are summed, or summed and scattered.
-- experts: the dispatcher has brought whole rows and sums what the ranks return, so nothing is exchanged here but the gradient
-  of the part that is whole.
+- column parallel (qkv, fc1): A is replicated on every rank, B is split as W's rows are. With sequence parallelism A sees a part
+  of the sequence and its r columns are gathered; its gradient is summed over the ranks by Megatron, as a norm's is.
+- row parallel (proj, fc2): A is split as W's columns are, B is replicated; the r columns are all-reduced, or reduce-scattered.
+- experts: the dispatcher has gathered full rows and sums the outputs of the ranks, so only the gradient of the replicated
+  matrix is exchanged here.
 
-The first numbers do not depend on the layout: each A is drawn whole from a seed of its own and then cut.
+The initial values do not depend on the layout: each A is drawn in full from its own seed and then split.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from qwen3vl_core.layout.adapters import Adapters
 
 COLUMN, ROW = "column", "row"
 MARK = ".adapter."
-"""In the name of every number of an adapter, and of no other."""
-# torch's grouped product wants rows of whole 16 bytes
+"""In the name of every parameter of an adapter, and of no other."""
+# torch's grouped matrix product needs rows of a multiple of 16 bytes
 _ALIGNED = 8
 
 
@@ -56,14 +56,14 @@ class Target:
     config: Any
     kind: str
     gated: bool = False
-    """The rows are those of a gate and an up projection, one below the other."""
+    """The rows are those of a gate projection, then those of an up projection."""
     expert: bool = False
     experts: tuple[int, ...] = ()
-    """Of a layer that holds several: their numbers in the whole model."""
+    """The global indices of the experts, for a layer that holds several."""
 
 
 class _Matrices(torch.nn.Module):
-    """`weight`, or `weight0`, `weight1`, … of several experts."""
+    """`weight`, or `weight0`, `weight1`, … for several experts."""
 
     def __init__(self, matrices: list[Tensor], numbered: bool) -> None:
         super().__init__()
@@ -95,43 +95,43 @@ class Adapter(torch.nn.Module):
         self._mark(getattr(weights[0], "allreduce", True))
 
     def _first(self, adapters: Adapters, name: str, weight: Tensor) -> Tensor:
-        """A as `torch.nn.Linear` draws it, uniform within 1 / sqrt(in), whichever ranks hold it."""
+        """A as `torch.nn.Linear` initializes it, uniform within 1 / sqrt(in), independent of the parallel layout."""
         width = weight.shape[1] * (self.size if self.kind == ROW else 1)
         seed = int.from_bytes(hashlib.sha256(f"{adapters.seed} {name}".encode()).digest()[:7], "little")
         drawn = torch.rand(adapters.rank, width, generator=torch.Generator().manual_seed(seed))
-        whole = (drawn * 2 - 1) * width**-0.5
-        return whole.chunk(self.size, dim=1)[self.group.rank()].contiguous() if self.kind == ROW else whole
+        full = (drawn * 2 - 1) * width**-0.5
+        return full.chunk(self.size, dim=1)[self.group.rank()].contiguous() if self.kind == ROW else full
 
     def _mark(self, allreduce: bool) -> None:
-        """What Megatron reads from a weight: how it is split, and over whom its gradient is summed."""
-        split, whole, axis = (self.linear_out, self.linear_in, 0) if self.kind == COLUMN else (self.linear_in, self.linear_out, 1)
-        for parameter in (*split.all(), *whole.all()):
+        """Set the attributes that Megatron reads: how a weight is split, and over which ranks its gradient is summed."""
+        split, replicated, axis = (self.linear_out, self.linear_in, 0) if self.kind == COLUMN else (self.linear_in, self.linear_out, 1)
+        for parameter in (*split.all(), *replicated.all()):
             parameter.allreduce = allreduce
         for parameter in split.all():
             set_tensor_model_parallel_attributes(parameter, True, axis, 1)
-        for parameter in whole.all():
+        for parameter in replicated.all():
             parameter.sequence_parallel = self.sequence_parallel
             if self.expert:
-                # what only the first tensor parallel rank holds of the norm of the gradient is told by the groups of the dense
-                # layers: an expert's is counted by the first rank of its own group
+                # for the gradient norm Megatron finds replicated weights by the dense layers' tensor parallel rank; an expert's
+                # must be counted on the first rank of the expert group instead
                 set_tensor_model_parallel_attributes(parameter, True, 1 - axis, 1)
                 parameter.shared = self.group.rank() > 0
 
     def _dropped(self, x: Tensor) -> Tensor:
-        """Ranks that hold different numbers of x draw differently, those that hold the same draw alike."""
+        """Dropout of x: ranks with different parts of x draw different masks, ranks with the same x draw the same mask."""
         if not self.dropout or not self.training:
             return x
-        apart = self.expert or self.sequence_parallel or (self.kind == ROW and self.size > 1)
+        differs = self.expert or self.sequence_parallel or (self.kind == ROW and self.size > 1)
         name = (get_expert_parallel_rng_tracker_name(),) if self.expert else ()
-        with get_cuda_rng_tracker().fork(*name) if apart else contextlib.nullcontext():
+        with get_cuda_rng_tracker().fork(*name) if differs else contextlib.nullcontext():
             return F.dropout(x, self.dropout)
 
-    def _whole(self, weight: Tensor) -> Tensor:
-        """Of an expert, the matrix that is not split: each rank has the gradient of its part of the work."""
+    def _replicated(self, weight: Tensor) -> Tensor:
+        """The replicated matrix of an expert, whose gradient is summed over the ranks: each has that of its part of the product."""
         return copy_to_tensor_model_parallel_region(weight, group=self.group) if self.size > 1 else weight
 
     def _exchanged(self, h: Tensor) -> Tensor:
-        """The r columns as B wants them."""
+        """The r columns as B needs them."""
         if self.size == 1 or self.expert:
             return h
         if self.kind == COLUMN:
@@ -143,26 +143,26 @@ class Adapter(torch.nn.Module):
         return reduce_from_tensor_model_parallel_region(h, group=self.group)
 
     def forward(self, x: Tensor, splits: list[int] | None = None) -> Tensor:
-        """(alpha / r) B A x: [..., in] -> [..., out]. splits: of a layer with several experts, the rows of each."""
+        """(alpha / r) B A x: [..., in] -> [..., out]. splits: the rows of each expert, for a layer with several."""
         x = self._dropped(x)
         into, out = self.linear_in.all(), self.linear_out.all()
         if self.expert:
-            into, out = ([self._whole(w) for w in into], out) if self.kind == COLUMN else (into, [self._whole(w) for w in out])
+            into, out = ([self._replicated(w) for w in into], out) if self.kind == COLUMN else (into, [self._replicated(w) for w in out])
         if splits is not None:
             return grouped(grouped(x, into, splits) * self.scale, out, splits)
         return F.linear(self._exchanged(F.linear(x, into[0])) * self.scale, out[0])
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
-        """As the layer's own weight is kept: stacked by layer, and by expert."""
+        """Laid out like the layer's own weight: stacked by layer, and by expert."""
         groups = dict(tp_group=self.group, dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"])
         inner, outer = "linear_in.weight", "linear_out.weight"
         axes = {outer: 0} if self.kind == COLUMN else {inner: 1}
 
-        def of(one: Tensor, other: Tensor, offsets: tuple) -> ShardedStateDict:
-            made = make_sharded_tensors_for_checkpoint({inner: one, outer: other}, prefix, axes, offsets, **groups)
+        def of(a: Tensor, b: Tensor, offsets: tuple) -> ShardedStateDict:
+            sharded = make_sharded_tensors_for_checkpoint({inner: a, outer: b}, prefix, axes, offsets, **groups)
             if self.gated:
-                made[prefix + outer] = apply_swiglu_sharded_factory(made[prefix + outer], offsets)
-            return made
+                sharded[prefix + outer] = apply_swiglu_sharded_factory(sharded[prefix + outer], offsets)
+            return sharded
 
         pairs = list(zip(self.linear_in.all(), self.linear_out.all(), strict=True))
         if not self.experts:
@@ -176,31 +176,30 @@ class Adapter(torch.nn.Module):
 
 
 def grouped(x: Tensor, weights: list[Tensor], splits: list[int]) -> Tensor:
-    """Rows of x [tokens, in], `splits` of them for each weight [out, in] -> [tokens, out]."""
+    """x [tokens, in], whose rows are split by `splits` over the weights [out, in] -> [tokens, out]."""
     out, into = weights[0].shape
     fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % _ALIGNED == into % _ALIGNED == 0
     if fast and x.shape[0]:
         ends = torch.tensor(splits, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device, non_blocking=True)
         return F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)
-    parts = zip(x.split(splits), weights, strict=True)
-    return torch.cat([F.linear(part, weight) for part, weight in parts])
+    return torch.cat([F.linear(rows, weight) for rows, weight in zip(x.split(splits), weights, strict=True)])
 
 
 @functools.cache
 def _adapted(base: type) -> type:
-    """The class `base` with an adapter beside it."""
+    """The class `base` with an adapter."""
 
     class Adapted(base):
         def forward(self, x: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-            made = super().forward(x, *arguments, **options)
+            result = super().forward(x, *arguments, **options)
             if getattr(self, "return_layernorm_output", False):
-                # Transformer Engine's linear layer with the norm in it gives what it normed, after the bias if there is one
+                # Transformer Engine's linear layer with a fused norm returns the norm's output too, after the bias if there is one
                 if self.te_return_bias:
-                    out, bias, x = made
+                    out, bias, x = result
                 else:
-                    (out, x), bias = made
+                    (out, x), bias = result
             else:
-                out, bias = made
+                out, bias = result
             return out + self.adapter(x, *arguments), bias
 
         def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
@@ -238,28 +237,28 @@ def _layer_targets(layer: Any, name: str) -> Iterator[Target]:
 
 def targets(model: Any, adapters: Adapters) -> Iterator[Target]:
     """The linear layers of this stage that get an adapter."""
-    found: list[tuple[str, Target]] = []
+    candidates: list[tuple[str, Target]] = []
     for layer in model.language_model.decoder.layers:
-        found += [("language", t) for t in _layer_targets(layer, f"language_model.decoder.layers.{layer.layer_number - 1}")]
+        candidates += [("language", t) for t in _layer_targets(layer, f"language_model.decoder.layers.{layer.layer_number - 1}")]
     if model.vision_model is not None:
         vision = model.vision_model
         for layer in vision.decoder.layers:
-            found += [("vision", t) for t in _layer_targets(layer, f"vision_model.decoder.layers.{layer.layer_number - 1}")]
+            candidates += [("vision", t) for t in _layer_targets(layer, f"vision_model.decoder.layers.{layer.layer_number - 1}")]
         mergers = {"vision_model.merger": vision.merger}
         mergers |= {f"vision_model.decoder.deepstack_merger_list.{i}": m for i, m in enumerate(vision.decoder.deepstack_merger_list)}
         for name, merger in mergers.items():
             for fc, kind in (("linear_fc1", COLUMN), ("linear_fc2", ROW)):
-                found.append(("projector", Target(f"{name}.{fc}", getattr(merger, fc), merger.config, kind)))
-    for part, target in found:
+                candidates.append(("projector", Target(f"{name}.{fc}", getattr(merger, fc), merger.config, kind)))
+    for part, target in candidates:
         name = next(word for word in reversed(target.name.split(".")) if word.startswith("linear_"))
         if part in adapters.parts and name in adapters.targets:
             yield target
 
 
 def attach(model: Any, adapters: Adapters) -> int:
-    """Put adapters beside the layers of a model that has its weights, and take everything else out of training.
+    """Attach adapters to a model whose weights are loaded, and freeze everything else.
 
-    Returns how many layers of this stage have one. `model.adapters` then says what they are.
+    Returns how many layers of this stage have one, and sets `model.adapters`.
     """
     model.requires_grad_(False)
     count = 0
@@ -276,5 +275,5 @@ def attach(model: Any, adapters: Adapters) -> int:
 
 
 def of_adapters(state: ShardedStateDict) -> ShardedStateDict:
-    """Of a model's sharded state, the numbers of its adapters."""
+    """The adapters' part of a model's sharded state."""
     return {key: value for key, value in state.items() if MARK in key}

@@ -1,4 +1,4 @@
-"""Angles of the rotary embeddings, of the language tower's three axes and the vision tower's two.
+"""Angles of the rotary embeddings: three axes in the language tower, two in the vision tower.
 
 Sources: `Qwen3VLTextRotaryEmbedding` and `Qwen3VLVisionRotaryEmbedding` in Hugging Face transformers. Megatron-Core's own
 `MultimodalRotaryEmbedding` concatenates the three sections; Qwen3-VL interleaves them.
@@ -20,18 +20,18 @@ class InterleavedMRope(torch.nn.Module):
         self.inverse_frequencies = 1.0 / theta**exponents
 
     def forward(self, position_ids: Tensor, mrope_section: tuple[int, int, int], cp_group=None, **unused) -> Tensor:
-        """Of each triple of frequencies the second turns with the height and the third with the width, as far as
-        `mrope_section` reaches; all others turn with time."""
+        """In each triple of frequencies the second follows the height and the third the width, as far as `mrope_section`
+        reaches; all others follow the time axis."""
         if self.inverse_frequencies.device != position_ids.device:
             # once: a CUDA graph may not copy from pageable memory
             self.inverse_frequencies = self.inverse_frequencies.to(position_ids.device)
         angles_3bsd = position_ids[..., None].float() * self.inverse_frequencies
         angles_bsd = angles_3bsd[0].clone()
         for axis in (1, 2):
-            chosen = slice(axis, mrope_section[axis] * 3, 3)
-            angles_bsd[..., chosen] = angles_3bsd[axis, ..., chosen]
-        both = torch.cat((angles_bsd, angles_bsd), dim=-1)
-        return both.transpose(0, 1).unsqueeze(2).contiguous()
+            columns = slice(axis, mrope_section[axis] * 3, 3)
+            angles_bsd[..., columns] = angles_3bsd[axis, ..., columns]
+        angles_bsd = torch.cat((angles_bsd, angles_bsd), dim=-1)
+        return angles_bsd.transpose(0, 1).unsqueeze(2).contiguous()
 
 
 def vision_angles(coordinates: Tensor, head_dim: int, theta: float) -> Tensor:

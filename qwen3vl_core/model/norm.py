@@ -1,4 +1,4 @@
-"""Normalisation for the local layer spec: torch's own, with Megatron's constructor and the sequence parallel mark."""
+"""Normalisation for the local layer spec: torch's modules with Megatron's constructor and its `sequence_parallel` attribute."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 class LocalNorm:
     """LayerNorm or RMSNorm as `config.normalization` says.
 
-    Megatron's `WrappedTorchNorm` refuses sequence parallelism; it needs only that the weights carry the mark by which
-    their gradients, each summed over a part of the sequence, are added up over the tensor parallel ranks.
+    Megatron's `WrappedTorchNorm` refuses sequence parallelism, which only needs the weights to have the attribute that makes
+    Megatron sum their gradients, each of a part of the sequence, over the tensor parallel ranks.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Megatron's description of a packed sequence, which also knows its lengths on the host."""
+"""Megatron's description of a packed sequence, with its lengths on the host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass
 class PackedRow(PackedSeqParams):
-    """`lengths`: of each document or frame, for attention that is computed one after the other; the GPU is never asked for them."""
+    """`lengths`: of each document or frame, for attention computed one at a time without reading them from the GPU."""
 
     lengths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, longest: int, lengths: tuple[int, ...]) -> PackedRow:
-        """cu_seqlens int32 [n + 1] on the device; longest: what none of the lengths exceeds."""
+        """cu_seqlens int32 [n + 1] on the device; longest: an upper bound of the lengths."""
         return cls(
             qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=longest, max_seqlen_kv=longest,
             lengths=lengths,

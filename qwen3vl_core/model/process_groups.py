@@ -27,11 +27,11 @@ def initialize(
     world_size: int | None = None,
     seed: int = 1234,
 ) -> None:
-    """Start the groups: from torchrun's environment, else this process alone. Does nothing for a group that is there.
+    """Create the groups: from torchrun's environment, else for this process alone. Keeps groups that already exist.
 
     tp, pp, cp, ep, etp: tensor, pipeline, context, expert, expert tensor parallel sizes; vp: model chunks of a stage.
-    gloo on a CPU, nccl on CUDA. rank and world_size are for a group that a caller has already a store for; they are
-    read from the environment otherwise. Raises ValueError when the processes do not divide by tp x pp x cp.
+    gloo on a CPU, nccl on CUDA. rank and world_size: read from the environment by default. Raises ValueError when the number
+    of processes is not divisible by tp x pp x cp.
     """
     global _single_rank_group
     if not dist.is_initialized():
@@ -47,20 +47,20 @@ def initialize(
     if not parallel_state.model_parallel_is_initialized():
         total = dist.get_world_size()
         if total % (tp * pp * cp):
-            raise ValueError(f"{total} processes are no multiple of tp x pp x cp = {tp} x {pp} x {cp} = {tp * pp * cp}")
+            raise ValueError(f"{total} processes are not a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {tp * pp * cp}")
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp, expert_model_parallel_size=ep,
             expert_tensor_parallel_size=etp, virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
         )  # fmt: skip
         if cp > 1:
-            # every rank must take part in the making of every group
+            # every rank must take part in creating every group
             _single_rank_group, _ = dist.new_subgroups(group_size=1)
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed)
 
 
 def vision_groups() -> ProcessGroupCollection:
-    """Groups of the vision tower: every context parallel rank sees whole pictures, so its context group is itself."""
+    """Groups of the vision tower: every context parallel rank processes whole pictures, so its context parallel group is itself alone."""
     groups = ProcessGroupCollection.use_mpu_process_groups()
     if _single_rank_group is not None:
         groups.cp = _single_rank_group
@@ -68,7 +68,7 @@ def vision_groups() -> ProcessGroupCollection:
 
 
 def destroy() -> None:
-    """End the groups, so that others may be made in this process."""
+    """Destroy the groups, so that new ones can be created in this process."""
     global _single_rank_group
     _single_rank_group = None
     if parallel_state.model_parallel_is_initialized():

@@ -1,4 +1,4 @@
-"""Qwen3-VL: vision tower and language tower together, called with what the Hugging Face processor gives."""
+"""Qwen3-VL: vision tower and language tower together, called with the outputs of the Hugging Face processor."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from qwen3vl_core.structure.positions import mrope_positions
 
 @dataclass(frozen=True)
 class PromptFeatures:
-    """Vision features of a prompt, reused by every further pass over the prompt and the tokens generated after it."""
+    """Vision features of a prompt, reused by every later pass over the prompt and the tokens generated after it."""
 
     features: list[Tensor] | None
-    """Of `vision_features`; None without pictures, and on stages that have no vision tower."""
+    """Output of `vision_features`; None without pictures, and on stages that have no vision tower."""
     places: Tensor | None
-    """Of `VisionStructure`: where they go."""
+    """`VisionStructure.places`: the token index of each feature."""
     length: int
-    """Tokens of the prompt; what follows is text, whatever its tokens are."""
+    """Tokens of the prompt; all later tokens are text, even if they equal a vision token."""
 
 
 class Qwen3VLModel(MegatronModule):
@@ -69,7 +69,7 @@ class Qwen3VLModel(MegatronModule):
         attention = choose_attention(config.attention_backend)
         layer = layer_spec(DeepstackLayer, causal=True, qk_layernorm=True, num_experts=architecture.num_experts, core_attention=attention)
         self.vision_in_every_batch = False
-        """Put a blank picture of no weight through the vision tower where a batch has none, so that every weight has a gradient."""
+        """Run a blank picture with loss weight 0 through the vision tower when a batch has none, so that every weight has a gradient."""
         self._blank: VisionStructure | None = None
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
         self.language_model = GPTModel(
@@ -83,7 +83,7 @@ class Qwen3VLModel(MegatronModule):
             share_embeddings_and_output_weights=architecture.tied,
             position_embedding_type="mrope",
             rotary_base=int(architecture.rope_theta),
-            # pictures are laid into the whole sequence first, then it is cut
+            # vision features are inserted into the full sequence before it is split
             scatter_embedding_sequence_parallel=False,
             vp_stage=vp_stage,
         )
@@ -99,7 +99,7 @@ class Qwen3VLModel(MegatronModule):
         self.language_model.set_input_tensor(input_tensor)
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
-        """Called by Megatron to add up the gradients of tied weights on the first and last stage."""
+        """Called by Megatron to sum the gradients of tied weights over the first and last stage."""
         return self.language_model.shared_embedding_or_output_weight()
 
     def positions(
@@ -122,15 +122,15 @@ class Qwen3VLModel(MegatronModule):
         with_vision: bool = True,
         **more: Tensor | None,
     ) -> Structure:
-        """What the Hugging Face processor gives, as a structure on this model's device; see `build_structure`."""
+        """The structure of the Hugging Face processor's outputs, on the device of input_ids; see `build_structure`."""
         size = self.config.context_parallel_size
         rules = StructureRules(self.architecture, cp_size=size, cp_rank=parallel_state.get_context_parallel_rank() if size > 1 else 0)
-        given = [None if value is None else value.cpu() for value in (input_ids, attention_mask, image_grid_thw, video_grid_thw)]
+        inputs = [None if value is None else value.cpu() for value in (input_ids, attention_mask, image_grid_thw, video_grid_thw)]
         more = {name: value if value is None or name == "position_ids" else value.cpu() for name, value in more.items()}
-        return build_structure(rules, *given, with_vision=with_vision and self.pre_process, **more).to(input_ids.device)
+        return build_structure(rules, *inputs, with_vision=with_vision and self.pre_process, **more).to(input_ids.device)
 
     def local_index(self, length: int) -> Tensor | None:
-        """Places along a sequence that this context parallel rank holds, on the host; None where there is one such rank."""
+        """Sequence indices that this context parallel rank holds, on the host; None without context parallelism."""
         size = self.config.context_parallel_size
         return token_index(length, None, size, parallel_state.get_context_parallel_rank()) if size > 1 else None
 
@@ -140,8 +140,8 @@ class Qwen3VLModel(MegatronModule):
         return [features, *deep]
 
     def embed(self, structure: Structure, features: list[Tensor] | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Token embeddings with the vision features in their places [s, b, h], and the deepstack features, zero
-        elsewhere, one after the other along the sequence [n * s, b, h]; both cut for context and for sequence parallelism."""
+        """Token embeddings with the vision features at the vision tokens [s, b, h], and the deepstack features, zero at other
+        tokens, concatenated along the sequence [n * s, b, h]; both split for context and for sequence parallelism."""
         embedded_sbh = self.language_model.embedding(input_ids=structure.input_ids, position_ids=None)
         deep_sbh: list[Tensor] = []
         if features is None and self.vision_in_every_batch and torch.is_grad_enabled():
@@ -157,14 +157,14 @@ class Qwen3VLModel(MegatronModule):
         return embedded_sbh, torch.cat(deep_sbh) if deep_sbh else None
 
     def _blank_picture(self) -> Tensor:
-        """0, which depends on every weight of the vision tower and the mergers."""
+        """A zero that depends on every weight of the vision tower and the mergers."""
         v, weight = self.architecture.vision, self.vision_model.patch_embed.proj.weight
         if self._blank is None:
             ids = torch.full((1, 1), self.architecture.image_token_id)
             grid = torch.tensor([[1, v.spatial_merge_size, v.spatial_merge_size]])
             self._blank = self.structure(ids.to(weight.device), image_grid_thw=grid).vision
-        parts = self.vision_features(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), self._blank)
-        return sum(part.float().sum() for part in parts) * 0.0
+        features = self.vision_features(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), self._blank)
+        return sum(feature.float().sum() for feature in features) * 0.0
 
     def forward(
         self,
@@ -186,26 +186,26 @@ class Qwen3VLModel(MegatronModule):
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
 
         input_ids and attention_mask [b, s]; pixel_values [patches, 1536]; grids [n, 3] in patches; position_ids [3, b, s]
-        if known; cu_seqlens [documents + 1] for a packed row (b = 1): where each document begins, and the end of the last;
-        its attention_mask, if any, only marks what the experts' load balancing leaves out. prompt_features: in place of the pixels, with
-        position_ids; hidden_states: of the last stage too, not multiplied by the output layer.
-        structure: in place of all of these but the pixels, made on the host before; nothing asks the device for a number then.
-        With context parallelism the result holds this rank's tokens only (`Structure.local`). What the processor gives
-        beyond these (`mm_token_type_ids`) is not needed. Between pipeline stages: hidden states [s, b, h].
-        Raises ValueError when tokens, pixels and grids do not fit together.
+        if known; cu_seqlens [documents + 1] for a packed row (b = 1): the start of each document, and the end of the last;
+        its attention_mask, if any, only marks the tokens that the experts' load balancing ignores. prompt_features: replaces the
+        pixels, with position_ids; hidden_states: the last stage too returns hidden states, without the output layer.
+        structure: replaces all of these but the pixels, built on the host beforehand; there are then no device synchronizations.
+        With context parallelism the result holds this rank's tokens only (`Structure.local`). Other outputs of the processor
+        (`mm_token_type_ids`) are ignored. Between pipeline stages: hidden states [s, b, h].
+        Raises ValueError when tokens, pixels and grids do not match.
         """
         if structure is None and position_ids is not None and not any(
             t is not None for t in (attention_mask, pixel_values, pixel_values_videos, cu_seqlens)
         ):  # fmt: skip
-            # a token that is being written: nothing to look for, and the host does not wait
+            # a generated token: no vision tokens to locate, so no host synchronization
             structure = Structure(input_ids, position_ids, local=self.local_index(input_ids.shape[1]), labels=labels)
         elif structure is None:
             structure = self.structure(
                 input_ids, attention_mask, image_grid_thw, video_grid_thw, with_vision=prompt_features is None, labels=labels,
                 position_ids=position_ids, cu_seqlens=cu_seqlens,
             )  # fmt: skip
-            given = [p for p in (pixel_values, pixel_values_videos) if p is not None]
-            pixel_values = torch.cat(given) if given else None
+            pixels = [p for p in (pixel_values, pixel_values_videos) if p is not None]
+            pixel_values = torch.cat(pixels) if pixels else None
         output = self._compute(structure, pixel_values, inference_context, prompt_features, hidden_states)
         if structure.right_padding is not None and self.post_process:
             output = structure.right_padding.restore(output)
@@ -214,7 +214,7 @@ class Qwen3VLModel(MegatronModule):
     def _compute(
         self, s: Structure, pixel_values: Tensor | None, inference_context: Any, prompt_features: PromptFeatures | None, hidden_states: bool
     ) -> Tensor:  # fmt: skip
-        """`forward` of a structure on this device; pixel_values [P, 1536], padded as the structure is."""
+        """`forward` with a structure on this device; pixel_values [P, 1536], padded as the structure is."""
         embedded = deepstack = None
         if self.pre_process:
             features, places = None, None
@@ -228,7 +228,7 @@ class Qwen3VLModel(MegatronModule):
         if s.local is not None:
             input_ids = input_ids[:, s.local]
             labels = None if labels is None else labels[:, s.local]
-            # a packed row's angles are cut by Megatron, document by document
+            # Megatron splits the angles of a packed row document by document
             position_ids = position_ids if s.cu_seqlens is not None else position_ids[..., s.local]
         only_trained = s.trained is not None and self.post_process
         with _without_output_layer(self.language_model) if hidden_states or only_trained else contextlib.nullcontext():
@@ -247,14 +247,14 @@ class Qwen3VLModel(MegatronModule):
         return self._losses_of_trained(output, s) if only_trained and not hidden_states else output
 
     def _losses_of_trained(self, hidden_sbh: Tensor, s: Structure) -> Tensor:
-        """[1, n]: the loss of each trained token; no logits are made of the other tokens."""
+        """[1, n]: the loss of each trained token; the logits of other tokens are not computed."""
         language = self.language_model
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
         return language.compute_language_model_loss(s.trained_labels.clamp(min=0), logits)
 
     def cached_decoder(self, max_sequence_length: int):
-        """A key/value cache to write captions with; see `CachedDecoder`."""
+        """A decoder with a key/value cache, for generation; see `CachedDecoder`."""
         from qwen3vl_core.model.kv_cache import CachedDecoder
 
         return CachedDecoder(self, max_sequence_length)
@@ -262,16 +262,16 @@ class Qwen3VLModel(MegatronModule):
 
 @contextlib.contextmanager
 def _without_output_layer(language: GPTModel) -> Iterator[None]:
-    """The language tower ends with its last norm inside."""
-    kept, language.post_process = language.post_process, False
+    """The language tower returns the output of its final norm inside."""
+    saved, language.post_process = language.post_process, False
     try:
         yield
     finally:
-        language.post_process = kept
+        language.post_process = saved
 
 
 def _placed(layer_sbh: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """[s, b, h] with features in their places along [s, b]; a feature of padding has the place behind the last and is dropped."""
+    """[s, b, h] with the features at indices `places` along [s, b]; features of padding have index s * b and are dropped."""
     length, batch, hidden = layer_sbh.shape
     rows = torch.cat((layer_sbh.reshape(-1, hidden), layer_sbh.new_zeros(1, hidden)))
     return rows.index_copy(0, places, features.to(layer_sbh.dtype))[:-1].view(length, batch, hidden)

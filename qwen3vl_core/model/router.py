@@ -1,7 +1,7 @@
-"""The experts' router, with a load balancing loss that no parallel layout changes.
+"""The experts' router, with a load balancing loss that does not depend on the parallel layout.
 
 Source: the Switch Transformer's loss (https://arxiv.org/abs/2101.03961), as `load_balancing_loss_func` of Hugging Face
-transformers has it for one layer, divided by the experts a token; layers are added up, as in Megatron-Core.
+transformers computes it for one layer, divided by the experts per token; summed over layers, as in Megatron-Core.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from torch import Tensor
 class BalancingRouter(TopKRouter):
     """Megatron's router, with the load balancing loss of a whole micro batch.
 
-    Where gradients are divided by the number of trained tokens, Megatron-Core 0.16 weighs this loss by the tokens of one
-    rank, padding among them: with n ranks of sequence and context parallelism it counts 1/n, and where few tokens are
-    trained, many times its coefficient. Here each micro batch counts with its tokens' share of the batch.
+    When gradients are divided by the number of trained tokens, Megatron-Core 0.16 weights this loss by the tokens of one
+    rank, including padding: with n ranks of sequence and context parallelism its weight is 1/n, and if few tokens are
+    trained, many times its coefficient. Here each micro batch is weighted by its share of the batch's tokens.
     """
 
     def _apply_aux_loss(self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False) -> Tensor:
         """probs and scores [t, experts], routing_map [t, experts] bool; padding is zero in the last two. Returns probs, whose
-        backward pass adds the gradient of the loss: coefficient x experts x sum over experts of (share of the tokens that
-        went there) x (mean probability)."""
+        backward pass adds the gradient of the loss: coefficient x experts x sum over experts of (fraction of tokens routed to
+        it) x (mean probability)."""
         coefficient = self.get_aux_loss_coeff("aux_loss")
         if coefficient == 0:
             return probs
-        chosen = reduce_from_tensor_model_parallel_region(routing_map.sum(0), self.tp_cp_group)
-        tokens = chosen.sum() / self.topk
+        expert_tokens = reduce_from_tensor_model_parallel_region(routing_map.sum(0), self.tp_cp_group)
+        tokens = expert_tokens.sum() / self.topk
         scale = coefficient * self.config.num_moe_experts / (self.topk * tokens.clamp(min=1) ** 2)
         # the other ranks of the group add the part of their tokens
-        loss = scale * (scores_for_aux_loss.sum(0) * chosen).sum()
+        loss = scale * (scores_for_aux_loss.sum(0) * expert_tokens).sum()
         save_to_aux_losses_tracker(
             "load_balancing_loss", loss / coefficient, self.layer_number, self.config.num_layers, reduce_group=self.tp_cp_group
         )
@@ -42,26 +42,26 @@ class BalancingRouter(TopKRouter):
 
 
 def balance_weight(config) -> float:
-    """What one token weighs in the load balancing loss when gradients are divided by the number of trained tokens."""
+    """Weight of one token in the load balancing loss when gradients are divided by the number of trained tokens."""
     return getattr(config, "balance_weight", 1.0)
 
 
 def set_balance_weight(config, trained: float, tokens: float) -> None:
-    """Of the batch that comes: its trained tokens, and all of its tokens, padding left out; of all data parallel ranks."""
+    """For the next batch: its trained tokens, and all its tokens without padding, summed over data parallel ranks."""
     config.balance_weight = trained / max(tokens, 1.0)
 
 
 def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config) -> Tensor | None:
-    """What Megatron calls the padding mask, [b, s of this rank], True for padding; of [b, s] with 1 for tokens.
+    """Megatron's padding mask [b, s of this rank], True for padding, from an attention mask [b, s], 1 for tokens.
 
-    index: the places that this context parallel rank holds. None where nothing is padding, and without experts.
+    index: sequence indices that this context parallel rank holds. None without padding, and without experts.
     """
     if attention_mask is None or not config.num_moe_experts:
         return None
-    empty = ~attention_mask.bool()
+    padding = ~attention_mask.bool()
     if index is not None:
-        empty = empty[:, index]
+        padding = padding[:, index]
     if config.sequence_parallel:
         size, rank = config.tensor_model_parallel_size, parallel_state.get_tensor_model_parallel_rank()
-        empty = empty.chunk(size, dim=1)[rank]
-    return empty.contiguous()
+        padding = padding.chunk(size, dim=1)[rank]
+    return padding.contiguous()

@@ -1,4 +1,4 @@
-"""Layer specs: the local one on a CPU, Transformer Engine's on CUDA. `use_transformer_engine` is the one switch."""
+"""Layer specs: the local one on a CPU, Transformer Engine's on CUDA. `use_transformer_engine` decides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 
 def use_transformer_engine() -> bool:
-    """True on CUDA with Transformer Engine installed; the local spec serves everything else."""
+    """True on CUDA with Transformer Engine installed; otherwise the local spec is used."""
     if not torch.cuda.is_available():
         return False
     try:
@@ -39,10 +39,10 @@ def has_flash_attention() -> bool:
 
 
 def choose_attention(backend: AttnBackend) -> type | None:
-    """The core attention module in Transformer Engine's place, None where its own serves; called before a model is made.
+    """The core attention module that replaces Transformer Engine's, None to keep it; called before a model is built.
 
-    Without a flash-attn package flash attention is PyTorch's own. Megatron tells Transformer Engine its choice by
-    environment variables, and stops at ones that say otherwise: here the option decides.
+    Without a flash-attn package PyTorch's flash attention is used. Megatron passes its choice to Transformer Engine in
+    environment variables, and raises if they are set to another backend: they are removed, so that the option decides.
     """
     for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"):
         os.environ.pop(name, None)
@@ -51,7 +51,7 @@ def choose_attention(backend: AttnBackend) -> type | None:
 
 @functools.cache
 def _rotating_engine_attention() -> type:
-    """Transformer Engine's attention of query and key that it turns first."""
+    """Transformer Engine's attention that first rotates query and key."""
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     return type("RotatingTEDotProductAttention", (Rotating, TEDotProductAttention), {})
@@ -62,8 +62,8 @@ def layer_spec(
 ) -> ModuleSpec:  # fmt: skip
     """One transformer layer of class `module`: the language tower's (causal, RMSNorm) or the vision tower's.
 
-    num_experts: of a mixture-of-experts layer; computed one after the other by the local spec, in one grouped
-    matrix product by Transformer Engine. core_attention: in place of Transformer Engine's.
+    num_experts: of a mixture-of-experts layer; computed one at a time by the local spec, in one grouped matrix product by
+    Transformer Engine. core_attention: replaces Transformer Engine's.
     """
     mask_type = AttnMaskType.causal if causal else AttnMaskType.no_mask
     if use_transformer_engine():
@@ -73,15 +73,15 @@ def layer_spec(
         spec.submodules.self_attention.submodules.core_attention = core_attention or _rotating_engine_attention()
     else:
         spec = get_gpt_layer_local_spec(num_experts=num_experts or None, qk_layernorm=qk_layernorm, normalization="RMSNorm")
-        parts = spec.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = LocalNorm
-        attention = parts.self_attention.submodules
+        submodules = spec.submodules
+        submodules.input_layernorm = submodules.pre_mlp_layernorm = LocalNorm
+        attention = submodules.self_attention.submodules
         attention.core_attention = LocalCoreAttention
         if qk_layernorm:
             attention.q_layernorm = attention.k_layernorm = LocalNorm
         if num_experts:
-            # before experts the norm is a module of its own with Transformer Engine too, so it keeps its name on disk
-            parts.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+            # with experts Transformer Engine has a separate norm module too, so its name in checkpoints is unchanged
+            submodules.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if num_experts:
         spec.submodules.mlp.submodules.router = BalancingRouter
     spec = copy.copy(spec)
@@ -109,11 +109,11 @@ def parallel_linears() -> tuple[type, type]:
 
 
 def add_gradients_in_place(model: torch.nn.Module) -> None:
-    """Let Transformer Engine's products add a weight's gradient to the fp32 buffer that Megatron's DDP gives it (`main_grad`),
-    without a bf16 gradient of its own that is then rounded, read and added. Not for Megatron's own output layer, whose form of it
-    needs APEX; not for frozen weights, which have no buffer.
+    """Let Transformer Engine accumulate a weight's gradient directly in the fp32 buffer of Megatron's DDP (`main_grad`),
+    without a separate bf16 gradient that is rounded, read and added. Not for Megatron's output layer, whose gradient accumulation
+    fusion needs APEX; not for frozen weights, which have no buffer.
 
-    Called for a model that is going to be trained, once it is known what is frozen.
+    Called for a model to be trained, after its frozen parts are set.
     """
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 

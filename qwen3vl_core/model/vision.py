@@ -24,7 +24,7 @@ from qwen3vl_core.structure.micro_batch import VisionStructure
 
 
 class PatchProjection(torch.nn.Conv3d):
-    """A convolution whose kernel is one patch, as the matrix product that it is."""
+    """A convolution whose kernel is one patch, computed as a matrix product."""
 
     def forward(self, patches: Tensor) -> Tensor:
         """[patches, channels * frames * height * width] -> [patches, hidden]."""
@@ -48,7 +48,7 @@ class PatchEmbed(torch.nn.Module):
 class Merger(MegatronModule):
     """Norm, then a two-layer perceptron over each block of merge x merge patches.
 
-    The last merger norms each patch before they are joined, the deepstack mergers norm the joined block.
+    The last merger normalizes each patch before they are concatenated, the deepstack mergers normalize the concatenated block.
     """
 
     def __init__(self, config: TransformerConfig, patch_hidden: int, *, norm_joined: bool) -> None:
@@ -93,7 +93,7 @@ class VisionBlock(TransformerBlock):
         )
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
-        """The mergers are stacked like the layers: one key, a leading axis that counts them (layout `bridge`)."""
+        """The mergers are stacked like the layers: one key, with a leading merger axis (layout `bridge`)."""
         mergers = self.deepstack_merger_list
         del self.deepstack_merger_list
         try:
@@ -105,11 +105,11 @@ class VisionBlock(TransformerBlock):
         for index, merger in enumerate(mergers):
             local = f"{base}{index}."
             offsets = ((0, index, len(mergers)),) if stacked else ()
-            part = merger.sharded_state_dict(local, offsets, metadata)
+            merger_state = merger.sharded_state_dict(local, offsets, metadata)
             if stacked:
-                for tensor in part.values():
+                for tensor in merger_state.values():
                     tensor.key = tensor.key.replace(local, base, 1)
-            state.update(part)
+            state.update(merger_state)
         return state
 
 
@@ -119,7 +119,7 @@ class VisionModel(MegatronModule):
     def __init__(self, config: TransformerConfig, architecture: Architecture) -> None:
         super().__init__(config=config)
         vision = architecture.vision
-        # read by the layers, which know their config and their number only
+        # read by the layers, which only have access to their config and layer number
         config.deepstack_layers = vision.deepstack_layers
         self.vision = vision
         self.patch_embed = PatchEmbed(architecture, config)
@@ -128,12 +128,12 @@ class VisionModel(MegatronModule):
         self.merger = Merger(merger_config(architecture, config), vision.hidden_size, norm_joined=False)
 
     def position_embeddings(self, coordinates: Tensor, sizes: Tensor) -> Tensor:
-        """The learned square grid, stretched over each picture's grid by bilinear interpolation: [patches, hidden].
+        """The learned square grid, resized to each picture's grid by bilinear interpolation: [patches, hidden].
 
         coordinates and sizes [patches, 2] as in `VisionStructure`.
         """
         side = int(self.vision.num_position_embeddings**0.5)
-        # corners on corners: patch 0 falls on entry 0, the last patch on the last entry
+        # corners aligned: patch 0 is at entry 0, the last patch at the last entry
         at = coordinates.float() * (side - 1) / (sizes - 1).clamp(min=1).float()
         low = at.floor().long().clamp(max=side - 1)
         high = (low + 1).clamp(max=side - 1)
@@ -159,7 +159,7 @@ class VisionModel(MegatronModule):
         """patches [n, channels * frames * height * width], padded as their structure is ->
         features [n / merge², language hidden] and one such tensor for each deepstack layer.
 
-        Each frame attends to itself only. learns: adapters are trained in it, while its embeddings stay.
+        Each frame attends to itself only. learns: adapters of this tower are trained while its embeddings are frozen.
         """
         if structure.coordinates.shape[0] != patches.shape[0]:
             raise ValueError(f"grid_thw counts {structure.coordinates.shape[0]} patches, but {patches.shape[0]} are given")
@@ -175,4 +175,4 @@ class VisionModel(MegatronModule):
         *deep, last = outputs.split(hidden.shape[0])
         features = self.merger(last).squeeze(1)
         mergers = self.decoder.deepstack_merger_list
-        return features, [merge(part).squeeze(1) for merge, part in zip(mergers, deep, strict=True)]
+        return features, [merge(output).squeeze(1) for merge, output in zip(mergers, deep, strict=True)]

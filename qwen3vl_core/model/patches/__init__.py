@@ -1,16 +1,16 @@
-"""Every patch of torch, Megatron-Core and Transformer Engine, and nothing else: no other module assigns to theirs
-(`tests/test_patches.py` checks it). Each patch says why upstream needs it and which version makes it unnecessary.
+"""All patches of torch, Megatron-Core and Transformer Engine; no other module assigns to attributes of theirs
+(`tests/test_patches.py` checks it). Each patch states why upstream needs it and which version makes it unnecessary.
 
 | patch | applied |
 | --- | --- |
-| `torch_on_cpu` | where CUDA is absent, when `qwen3vl_core.model` is imported |
+| `torch_on_cpu` | without CUDA, when `qwen3vl_core.model` is imported |
 | `megatron_on_cpu`, with `fused_adam` | the same |
-| `write_results` | to every save of a run's checkpoint |
+| `write_results` | before every checkpoint save of a run |
 | `master_weights` | to the optimizer of a bf16 or fp16 run without the distributed optimizer |
 
-Versions are what was read in the sources: 0.16.1, which the project pins, and 0.19.2, the newest for Python 3.12. Not
-counted as patches are Megatron's own openings: a layer spec with our modules in it, a subclass, the `rotary_pos_emb` of a
-`GPTModel` that was built.
+Versions were checked in the sources: 0.16.1, which the project pins, and 0.19.2, the newest for Python 3.12. Megatron's
+extension points do not count as patches: a layer spec with our modules, a subclass, the `rotary_pos_emb` of a `GPTModel`
+instance.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def installed() -> bool:
 
 
 def install() -> None:
-    """Patch torch and import Megatron-Core so that it runs on this CPU; nothing where CUDA is available, or twice."""
+    """Patch torch and import Megatron-Core so that it runs on this CPU; does nothing with CUDA, or when called again."""
     global _installed
     if _installed or torch.cuda.is_available():
         return
     _installed = True
     torch_on_cpu.patch_cuda_module()
     torch_on_cpu.patch_tensors()
-    # made after torch is patched: it subclasses and imports what the above replaces
+    # imported after torch is patched: it subclasses and imports what was replaced
     from qwen3vl_core.model.patches import megatron_on_cpu
 
     with megatron_on_cpu.light_imports():

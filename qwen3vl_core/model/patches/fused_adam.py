@@ -1,7 +1,7 @@
 """AdamW for a CPU with the interface and the state of Transformer Engine's FusedAdam.
 
-The step count stands in the parameter group, not beside each parameter, so a checkpoint has the same layout as one written
-on a GPU and either goes on from the other.
+The step count is stored per parameter group, not per parameter, so checkpoints have the same layout as those written on a
+GPU, and runs can resume from either.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class FusedAdam(torch.optim.Optimizer):
 
     def _gradients(self, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Parameters that have a gradient, and their gradients in fp32. Megatron may keep them in `decoupled_grad`."""
-        chosen, gradients = [], []
+        with_gradient, gradients = [], []
         for parameter in parameters:
             gradient = getattr(parameter, "decoupled_grad", None)
             gradient = parameter.grad if gradient is None else gradient
             if gradient is not None:
-                chosen.append(parameter)
+                with_gradient.append(parameter)
                 gradients.append(gradient.float())
-        return chosen, gradients
+        return with_gradient, gradients
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

@@ -1,7 +1,7 @@
-"""The half-precision weights from their fp32 masters in one call after every step of the optimizer.
+"""Copies the fp32 master weights to the half-precision weights in one call after every optimizer step.
 
-Upstream: `_multi_tensor_copy_this_to_that` has no form for bf16 and copies weight by weight, which costs the host more than the GPU.
-Unnecessary from: unknown; 0.19.2 still copies them one by one. The distributed optimizer copies its own way.
+Upstream: `_multi_tensor_copy_this_to_that` does not support bf16 and copies weight by weight, which takes the host longer than the GPU.
+Unnecessary from: unknown; 0.19.2 still copies them one by one. The distributed optimizer has its own copy method.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 
 def patch_copy_of_masters(optimizer: object) -> None:
-    """Patch this one optimizer; nothing if it is of another kind."""
+    """Patch this optimizer instance; does nothing for optimizers of another class."""
     if isinstance(optimizer, Float16OptimizerWithFloat16Params):
         optimizer._copy_main_params_to_model_params = partial(_copy_masters, optimizer)
 

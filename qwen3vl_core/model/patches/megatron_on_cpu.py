@@ -1,4 +1,4 @@
-"""Megatron-Core's own modules without CUDA: what cannot be answered in torch."""
+"""Patches of Megatron-Core for running without CUDA, where patching torch is not enough."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 @contextlib.contextmanager
 def light_imports() -> Iterator[None]:
     """Import megatron in 3 s instead of 7: without the storage client (1.9 s), without Weights & Biases (0.7 s), and without
-    compiling its fusions, which needs a C++ compiler on a CPU and pays for itself on a GPU only.
+    compiling its fusions, which needs a C++ compiler on a CPU and is only faster on a GPU.
 
-    Upstream: Megatron-Core imports both clients whenever they are installed, for storage and inference engines that nothing here
-    starts, and `megatron.core.jit` decorates its fusions with `torch.compile` while they are imported.
+    Upstream: Megatron-Core imports both clients whenever they are installed, for storage and inference engines that are not
+    used here, and `megatron.core.jit` decorates its fusions with `torch.compile` while they are imported.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
     compile_, absent = torch.compile, [name for name in ("multistorageclient", "wandb") if name not in sys.modules]
@@ -34,7 +34,7 @@ def light_imports() -> Iterator[None]:
 
 
 def _uneven(gather: Callable, reduce_scatter: Callable) -> tuple[Callable, Callable]:
-    """Megatron's gather and reduce-scatter along the first dimension, with all parts padded to the longest."""
+    """Megatron's gather and reduce-scatter along the first dimension, with all ranks' parts padded to the longest."""
 
     def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
         return torch.cat((tensor, tensor.new_zeros(rows - tensor.shape[0], *tensor.shape[1:])))
@@ -54,8 +54,8 @@ def _uneven(gather: Callable, reduce_scatter: Callable) -> tuple[Callable, Calla
         if sizes is None or len(set(sizes)) == 1 or group.size() == 1:
             return reduce_scatter(input_, group, sizes, use_global_buffer)
         most = max(sizes)
-        whole = torch.cat([padded(part, most) for part in input_.split(sizes)])
-        return reduce_scatter(whole, group)[: sizes[group.rank()]].contiguous()
+        padded_parts = torch.cat([padded(part, most) for part in input_.split(sizes)])
+        return reduce_scatter(padded_parts, group)[: sizes[group.rank()]].contiguous()
 
     return gather_parts, reduce_scatter_parts
 
@@ -65,7 +65,7 @@ def patch_uneven_collectives() -> None:
 
     Upstream: both hand these lengths to torch.distributed, and gloo's all_gather refuses them, unlike NCCL's. With expert tensor
     parallelism the alltoall dispatcher needs both, since the ranks that share an expert received different numbers of tokens.
-    Unnecessary from: unknown; Megatron-Core 0.19.2 and gloo's all_gather in torch 2.13 are as before.
+    Unnecessary from: unknown; Megatron-Core 0.19.2 and gloo's all_gather in torch 2.13 are unchanged.
     """
     import megatron.core.tensor_parallel.mappings as mappings
 
@@ -78,8 +78,8 @@ def patch_moe() -> None:
     """The experts' router and dispatcher run without Transformer Engine and without CUDA.
 
     Upstream: `moe_utils` reads `te_general_gemm` where its import failed, a NameError; and `maybe_move_tensor_to_cpu` makes
-    numpy arrays of CUDA tensors only, while the alltoall dispatcher wants its split sizes as numpy.
-    Unnecessary from: `te_general_gemm` from 0.19.2 at the latest, which sets it to None; the dispatcher unknown, 0.19.2 is as before.
+    numpy arrays of CUDA tensors only, while the alltoall dispatcher needs its split sizes as numpy.
+    Unnecessary from: `te_general_gemm` from 0.19.2 at the latest, which sets it to None; the dispatcher unknown, 0.19.2 is unchanged.
     """
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
@@ -94,8 +94,8 @@ def patch_moe() -> None:
 def patch_results_queue() -> None:
     """A synchronous save keeps its results in a queue of this process.
 
-    Upstream: the queue is one of a manager process that is spawned, which imports `__main__` again and with it all of the caller.
-    Unnecessary from: unknown; 0.19.2 still spawns it. `write_results` takes its place where a run saves.
+    Upstream: the queue belongs to a spawned manager process, which imports `__main__` again and with it the caller's imports.
+    Unnecessary from: unknown; 0.19.2 still spawns it. `write_results` replaces it when a run saves.
     """
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
 
@@ -103,10 +103,10 @@ def patch_results_queue() -> None:
 
 
 def patch_adam() -> None:
-    """Megatron's Adam is ours with the interface of Transformer Engine's, so that a GPU run can go on from the optimizer's state.
+    """Replaces Megatron's Adam with ours, which has Transformer Engine's interface, so that a GPU run can resume with its state.
 
-    Upstream: without Transformer Engine and APEX both optimizer modules take torch's AdamW, whose state has a step for each
-    parameter where FusedAdam has one for each group, and save it in another layout.
+    Upstream: without Transformer Engine and APEX both optimizer modules use torch's AdamW, whose state has one step per
+    parameter, not one per group as FusedAdam, and save it in a different layout.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
     import megatron.core.optimizer as optimizer

@@ -1,8 +1,8 @@
-"""torch without CUDA: every place where Megatron-Core asks torch for CUDA is answered with its CPU meaning.
+"""Patches of torch for running without CUDA: the CUDA calls of Megatron-Core are mapped to their CPU equivalents.
 
-Megatron-Core asks in many small places: streams, events, the current device, `device="cuda"` in factories,
-`tensor.type() == "torch.cuda.FloatTensor"`. Functions are patched, not a `TorchFunctionMode`: a mode is not active in the
-backward pass, where recomputation runs.
+Megatron-Core uses CUDA in many places: streams, events, the current device, `device="cuda"` in factories,
+`tensor.type() == "torch.cuda.FloatTensor"`. Functions are patched instead of using a `TorchFunctionMode`, because a mode is not
+active in the backward pass, where recomputation runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _means_cuda(device: Any) -> bool:
 
 
 class _Stream:
-    """A stream on a device that has none: every call succeeds and does nothing."""
+    """A stream on a device without streams: every call succeeds and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -45,7 +45,7 @@ class _Stream:
 
 
 class _Event(_Stream):
-    """An event that has always happened."""
+    """An event that is always complete."""
 
     def query(self) -> bool:
         return True
@@ -55,7 +55,7 @@ class _Event(_Stream):
 
 
 def _answer(module: Any, name: str, value: Any) -> None:
-    """Replace `module.name` by a function that returns `value`, or what `value()` makes."""
+    """Replace `module.name` by a function that returns `value`, or `value()` if it is callable."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         return value() if callable(value) else value
@@ -64,9 +64,9 @@ def _answer(module: Any, name: str, value: Any) -> None:
 
 
 def patch_cuda_module() -> None:
-    """`torch.cuda` answers for the CPU: nothing to wait for, no memory in use, one device, one random number generator.
+    """`torch.cuda` stands in for the CPU: nothing to synchronize, no memory in use, one device, one random number generator.
 
-    Upstream: Megatron-Core calls `torch.cuda` without asking whether CUDA is there: `current_device()` at every collective,
+    Upstream: Megatron-Core calls `torch.cuda` without checking whether CUDA is available: `current_device()` at every collective,
     `get_rng_state()` in the random number tracker, streams and events in the schedules and in saving.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
@@ -93,28 +93,28 @@ def patch_cuda_module() -> None:
 
 
 def _on_cpu_instead(function):
-    """A tensor factory that makes on the CPU what was asked for on CUDA, unpinned."""
+    """A tensor factory that allocates CUDA tensors on the CPU, and never pinned ones."""
 
     @functools.wraps(function)
-    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
         if "device" in kwargs and _means_cuda(kwargs["device"]):
             kwargs["device"] = CPU
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
         return function(*args, **kwargs)
 
-    return made
+    return on_cpu
 
 
 def patch_tensors() -> None:
-    """Factories, `Tensor.to`, `.cuda` and `.pin_memory` take CUDA for the CPU; `Tensor.type` calls CPU tensors CUDA tensors.
+    """Factories, `Tensor.to`, `.cuda` and `.pin_memory` use the CPU for CUDA; `Tensor.type` reports CPU tensors as CUDA tensors.
 
     Upstream: `device="cuda"` is written out in Megatron-Core's factories, and optimizer, distributed optimizer and gradient
     clipping accept parameters of type "torch.cuda.FloatTensor" only.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
-    # `with torch.device(...)` knows the factories by identity, in a set made when it is first used: made now, it holds the
-    # real ones, so that transformers' from_pretrained still builds on the meta device in this process
+    # `with torch.device(...)` identifies the factories by identity, in a set built on first use: built now, it holds the
+    # originals, so that transformers' from_pretrained still builds on the meta device in this process
     _device_constructors()
     for name in (
         "tensor", "as_tensor", "empty", "zeros", "ones", "full", "arange", "rand", "randn", "randint", "linspace", "eye",

@@ -1,8 +1,8 @@
-"""How a process that writes a checkpoint tells the one that started it what it has written.
+"""How a process that writes a checkpoint returns its write results to its parent process.
 
-Upstream: Megatron-Core's queue for it is one of a manager process that is spawned (`_get_write_results_queue`). That process
-dies of the signal that asks a whole process group to stop, and the checkpoint at the end with it; and starting it takes longer
-than writing a small checkpoint.
+Upstream: Megatron-Core's queue for them belongs to a spawned manager process (`_get_write_results_queue`). A signal that asks
+the process group to stop terminates that process, and the final checkpoint then fails; starting it also takes longer than
+writing a small checkpoint.
 Unnecessary from: unknown; 0.19.2 still spawns it.
 """
 
@@ -18,13 +18,13 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 
 class Written:
-    """One message through a nameless file: from a forked process to its parent, or within one process."""
+    """A queue of one message in an unnamed temporary file: from a forked process to its parent, or within one process."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def put(self, value: Any) -> None:
-        """Leave the message. Its length comes last, so that half a message is none."""
+        """Write the message. Its length is written last, so that an incomplete message is not read."""
         message = pickle.dumps(value)
         descriptor, at = self._file.fileno(), 8
         while message:
@@ -37,18 +37,18 @@ class Written:
         length = os.pread(self._file.fileno(), 8, 0)
         if len(length) < 8:
             raise queue.Empty
-        wanted, parts, at = int.from_bytes(length, "little"), [], 8
-        while wanted:
-            part = os.pread(self._file.fileno(), min(wanted, 1 << 26), at)
-            if not part:
+        remaining, chunks, at = int.from_bytes(length, "little"), [], 8
+        while remaining:
+            chunk = os.pread(self._file.fileno(), min(remaining, 1 << 26), at)
+            if not chunk:
                 raise queue.Empty
-            parts.append(part)
-            wanted, at = wanted - len(part), at + len(part)
+            chunks.append(chunk)
+            remaining, at = remaining - len(chunk), at + len(chunk)
         os.pwrite(self._file.fileno(), bytes(8), 0)
         os.ftruncate(self._file.fileno(), 0)
-        return pickle.loads(b"".join(parts))
+        return pickle.loads(b"".join(chunks))
 
 
 def patch_next_save() -> None:
-    """The next save has a message of its own, so that one that failed leaves nothing for it."""
+    """Give the next save a fresh message, so that a failed save leaves no results for it."""
     filesystem_async._results_queue = Written()

@@ -21,7 +21,7 @@ STATISTIC = 4
 
 @dataclass(frozen=True)
 class ActivationSample:
-    """What one micro batch brings."""
+    """Size of one micro batch."""
 
     tokens: int
     """Of all its rows, padding included."""
@@ -38,19 +38,19 @@ class ActivationSample:
 
 @dataclass(frozen=True)
 class InputBytes:
-    """Bytes of a number that is some product's input, by where it comes from."""
+    """Bytes kept per element of a matrix product's input, by its source."""
 
     normed: int
-    """Of a norm inside the product's module."""
+    """Output of a norm fused into the product's module."""
     plain: int
-    """The input as it is."""
+    """Any other input."""
     copy: int = 0
-    """Beside an input that is kept anyway, as the output of attention is."""
+    """In addition to an input that is kept anyway, as the output of attention is."""
 
     @classmethod
     def of(cls, options: FinetuneOptions) -> InputBytes:
-        """In fp8 the turned fp8 copy alone. Adapters read the input itself; a product whose weight is frozen keeps none, but for
-        the fp8 copy of what its own norm gave."""
+        """In fp8 only the transposed fp8 copy. Adapters read the input itself; a product with a frozen weight keeps none, except
+        the fp8 copy of its fused norm's output."""
         b = BYTES[options.precision]
         if options.precision != "fp8":
             return cls(b, b)
@@ -60,9 +60,9 @@ class InputBytes:
 def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
     """A token's share of a language layer's attention.
 
-    TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, cut by sequence parallelism only. Cut by tp: the
-    fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; q and k turned, (q + k) b, by
-    a kernel that keeps nothing but the angles, which all layers share; the output, which is the projection's input too, q b; its
+    TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, split by sequence parallelism only. Split by tp: the
+    fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; rotated q and k, (q + k) b, by
+    a kernel that keeps only the angles, which all layers share; the output, which is the projection's input too, q b; its
     statistic. fp8 keeps its own of the two inputs of products (`InputBytes`).
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
@@ -71,17 +71,17 @@ def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes
 
 
 def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
-    """A token's share of a dense language layer's MLP: input and normed input 2 h b; cut by tp the output of fc1 2 f b, the
+    """A token's share of a dense language layer's MLP: input and normed input 2 h b; split by tp the output of fc1 2 f b, the
     activated half f b, the other half f b, which Megatron copies (it adds its offset of 0), and their product, fc2's input, f b;
     fp8 keeps its own of the two inputs of products (`InputBytes`)."""
     return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + kept.plain) / tp
 
 
 def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: InputBytes) -> float:
-    """A token's share of a layer with experts, every expert equally busy.
+    """A token's share of a layer with experts, with the tokens evenly distributed over experts.
 
     Norm's input and output 2 h b and the router's fp32 logits and probabilities, over tp (sequence parallel). Each of the
-    k copies of a token: the sorted copy, fc1's input, h b; cut by etp fc1's output 2 f b, the activated half f b, the product
+    k copies of a token: the sorted copy, fc1's input, h b; split by etp fc1's output 2 f b, the activated half f b, the product
     f b, and fc2's input weighted by the router f b. An expert tensor parallel rank gathers the tokens of its whole group.
     """
     h, f, k = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token
@@ -99,7 +99,7 @@ def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
 def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
     """A token's share of what is kept of one language layer that is not recomputed as a whole.
 
-    `--recompute sel` keeps the MLP's input only, h b; of experts, whose norm stands outside, that and the normed input.
+    `--recompute sel` keeps the MLP's input only, h b; of experts, whose norm is a separate module, that and the normed input.
     """
     attention, mlp = halves(a, options)
     if options.recompute == "sel":
@@ -115,7 +115,7 @@ def recomputed_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 
 def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
-    """A token's share of the gradients that live at once while a layer goes backward: fc1's output's 2 f b, the product's f b,
+    """A token's share of the gradients that are alive at once in a layer's backward pass: fc1's output's 2 f b, the product's f b,
     of the residual stream 2 h b."""
     b, tp = BYTES[options.precision], options.tp
     width = a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
@@ -128,7 +128,7 @@ def checkpoint_bytes(a: Architecture, options: FinetuneOptions) -> float:
 
 
 def vision_layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
-    """A patch's share of one vision layer: inputs and normed inputs of both halves 4 h b; cut by tp q, k, v and the output of
+    """A patch's share of one vision layer: inputs and normed inputs of both halves 4 h b; split by tp q, k, v and the output of
     attention 4 h b and its statistic, the biased output of fc1 f b and the activated one f b. Never sequence parallel, never
     fp8, and never selective recompute."""
     v, b, tp = a.vision, BYTES[options.precision], options.tp
@@ -143,7 +143,7 @@ def vision_recompute_layers(a: Architecture, options: FinetuneOptions) -> int:
 def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSample) -> float:
     """What the vision tower, the mergers and the embeddings keep of one micro batch.
 
-    Context parallel ranks each see every picture. A frozen tower without recompute keeps nothing: nothing below it learns.
+    Context parallel ranks each see every picture. A frozen tower without recompute keeps nothing: nothing below it is trained.
     """
     v, b, tp = a.vision, BYTES[options.precision], options.tp
     frozen = set(options.untrained_parts())
@@ -160,18 +160,18 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSa
                 kept += sample.patches * (v.num_layers * vision_layer_bytes(a, options) + deep * v.hidden_size * b)
         if not {"vision", "projector"} <= frozen:
             joined = v.hidden_size * merge
-            # norm's input, fc1's input; cut by tp the gelu's input and fc2's
+            # norm's input, fc1's input; split by tp the gelu's input and fc2's
             kept += (1 + deep) * tokens * joined * b * (2 + 2 / tp)
-        # deepstack features as wide as the sequence, beside the embeddings that they are put next to
+        # deepstack features for the full sequence, and the embeddings with the features inserted
         kept += (1 + deep) * sample.tokens * a.hidden_size * b / (tp if options.sequence_parallel else 1) / options.cp
     return kept
 
 
 def logits_bytes(a: Architecture, options: FinetuneOptions, tokens: float) -> float:
-    """The most that the vocabulary takes at once, of one micro batch on the last stage.
+    """Peak bytes of logits and loss of one micro batch on the last stage.
 
-    `vocab_parallel_cross_entropy` keeps the softmax in fp32, 4 V a token; forward it stands beside the logits, backward beside
-    their gradient, b V each (in fp32 all three are one tensor). Later the gradient stands beside that of the weight, b h V.
+    `vocab_parallel_cross_entropy` keeps the softmax in fp32, 4 V a token; in forward together with the logits, in backward with
+    their gradient, b V each (in fp32 all three are one tensor). Later the gradient is alive with that of the weight, b h V.
     """
     b, vocabulary = BYTES[options.precision], a.vocab_size / options.tp
     loss = tokens * vocabulary * (4 if b == 4 else 4 + b)
@@ -180,7 +180,7 @@ def logits_bytes(a: Architecture, options: FinetuneOptions, tokens: float) -> fl
 
 
 def in_flight(options: FinetuneOptions, stage: int, micro_batches: int) -> tuple[int, int]:
-    """(micro batches in chunk 0, chunk passes in all) that pipeline stage `stage` holds at its fullest.
+    """(micro batches in chunk 0, chunk passes in all) that pipeline stage `stage` holds at its peak.
 
     One forward, one backward: pp - stage. Interleaved: 2 (pp - stage - 1) + (vp - 1) pp + 1 chunk passes, in groups of pp through
     each chunk (`schedules.get_pp_rank_microbatches`).

@@ -13,7 +13,7 @@ from qwen3vl_core.sizes import Architecture
 # a dense bf16 H100 or H200 by its datasheet
 PEAK_TFLOPS = 989.0
 # 0.35 with one step a micro batch and 0.47 with one in four were measured for a 2B language tower on one H100; eight layers of
-# 8B size reached 0.52 forward and backward alone; loading, pictures of unequal size and other GPUs take from that
+# 8B size reached 0.52 in forward and backward only; loading, pictures of different sizes and other GPUs reduce it
 DEFAULT_MFU = 0.40
 # tensor parallel ranks exchange activations in every layer, experts their tokens: the share of a step that this costs for
 # each doubling; a rule of thumb for ranking layouts, not a measurement
@@ -27,12 +27,12 @@ class StepFlops:
     language: float
     """Matrix products of the language layers, forward and backward."""
     attention: float
-    """Scores and weighted sums of the language tower, causal: half of the square."""
+    """Scores and weighted sums of the language tower, causal: half of the full matrix."""
     vocabulary: float
     vision: float
     """Vision tower and mergers, their attention too."""
     recompute: float
-    """Recomputed in the backward pass; not part of the model's FLOPs, by which MFU is counted."""
+    """Recomputed in the backward pass; not part of the model's FLOPs, from which MFU is computed."""
 
     @property
     def model(self) -> float:
@@ -69,8 +69,8 @@ def vision_forward(a: Architecture, tokens: int) -> tuple[float, float]:
 
 
 def passes(trained: bool, below: bool) -> int:
-    """How often a forward's FLOPs are spent: forward, gradient of the weights where they are trained, gradient of the input where
-    something below is trained or they are themselves (their own lower layers need it)."""
+    """Passes with the FLOPs of one forward: forward, weight gradient if trained, input gradient if anything below or the part
+    itself is trained (its own lower layers need it)."""
     return 1 + trained + (trained or below)
 
 
@@ -103,8 +103,8 @@ def step_seconds(
     options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int,
     mfu: float = DEFAULT_MFU, peak_tflops: float = PEAK_TFLOPS,
 ) -> float:  # fmt: skip
-    """Seconds of a step: FLOPs over what the GPUs do, longer by the pipeline's bubble, (pp - 1) / (micro batches x vp), and by
-    EXCHANGE. mfu is that of one GPU without parallel layout and recompute."""
+    """Seconds of a step: FLOPs over achieved FLOPs per second, plus the pipeline bubble, (pp - 1) / (micro batches x vp), and
+    EXCHANGE. mfu is that of one GPU without parallelism and recompute."""
     work = step_flops(options, architecture, vision_tokens)
     seconds = (work.model + work.recompute) / (processes * mfu * peak_tflops * 1e12)
     dp = processes // (options.tp * options.pp * options.cp)
@@ -112,5 +112,5 @@ def step_seconds(
     seconds *= 1 + (options.pp - 1) / (micro_batches * options.vp)
     for name, share in EXCHANGE.items():
         seconds *= 1 + share * (getattr(options, name).bit_length() - 1)
-    # the vision tower is whole on every context parallel rank
+    # the vision tower is replicated on every context parallel rank
     return seconds * (1 + (options.cp - 1) * work.vision / (work.model or 1.0))

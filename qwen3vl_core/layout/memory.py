@@ -15,11 +15,11 @@ from qwen3vl_core.sizes import Architecture
 
 # an offloaded weight's master copy, two moments and gradient on the host, fp32 each
 HOST_STATE = 16
-# outside the tensors: CUDA context and kernels, cuBLAS and cuDNN workspaces; NCCL's buffers where ranks talk
+# outside the tensors: CUDA context and kernels, cuBLAS and cuDNN workspaces; NCCL's buffers with several ranks
 CONTEXT_BYTES = int(1.5 * GIB)
 NCCL_BYTES = int(0.6 * GIB)
-# torch's allocator hands out blocks that fit the next tensor only in part; of what comes and goes in a step. Measured in eleven
-# runs on one H100: 0.2 to 4.8 GiB outside the tensors, 2.4 in the middle, where 20 came and went
+# torch's allocator reuses blocks that the next tensor fills only in part; a share of the bytes allocated and freed in a step.
+# Measured in eleven runs on one H100: 0.2 to 4.8 GiB outside the tensors, median 2.4, with 20 allocated and freed
 FRAGMENTATION = 0.12
 
 
@@ -39,13 +39,13 @@ class StageMemory:
     vision: int
     """Activations of the vision tower, the mergers and the deepstack features."""
     peak_extra: int
-    """On top of that at the peak: the logits of the loss, or a recomputed layer and its gradients, whichever is more."""
+    """On top of that at the peak: the logits of the loss, or a recomputed layer and its gradients, whichever is larger."""
     logits: int
-    """Of them the vocabulary's, where this is the last stage."""
+    """Logits and loss, on the last stage."""
     workspace: int
     """Outside torch's tensors: CUDA context, NCCL, fragmentation."""
     host: int
-    """In the host's memory: optimizer state and activations that were moved there."""
+    """In the host's memory: offloaded optimizer state and activations."""
 
     @property
     def allocated(self) -> int:
@@ -54,24 +54,24 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        """What nvidia-smi shows, and what must fit."""
+        """What nvidia-smi shows, and what must fit on the GPU."""
         return self.allocated + self.workspace
 
     def as_gib(self) -> dict[str, float | int]:
-        """For people and JSON: GiB, but for the counts."""
+        """For tables and JSON: in GiB, except the counts."""
         counts = ("stage", "layers", "parameters")
         record = {name: value if name in counts else round(value / GIB, 3) for name, value in asdict(self).items()}
         return record | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
 
 
 def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) of a stage on one GPU. With adapters only they have gradients and a state.
+    """(weights, gradients, optimizer) of a stage on one GPU. In a LoRA run only adapters have gradients and optimizer state.
 
-    Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices beside them, one
-    turned, a byte each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
+    Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices in addition, one
+    transposed, a byte each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
     (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in fp32, and an fp32 master copy where b is 2
-    (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` cuts both by the ranks that hold the same weights: data x context
-    parallel, for experts processes / (ep x etp x pp). Of the share of `--optimizer-offload` nothing is on the GPU.
+    (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both over the ranks that hold the same weights: data x context
+    parallel, for experts processes / (ep x etp x pp). The share of `--optimizer-offload` is not on the GPU.
     """
     b = act.BYTES[options.precision]
     state: float = 8 if b == 4 else 12
@@ -89,7 +89,7 @@ def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Pi
 
 
 def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
-    """Ranks between which the optimizer's state is split: (of the experts' weights second, of all others first)."""
+    """Ranks over which the optimizer's state is split: (all weights but the experts', the experts' weights)."""
     if not options.distributed_optimizer:
         return 1, 1
     return processes // (options.tp * options.pp), max(processes // (options.ep * options.etp * options.pp), 1)
@@ -105,14 +105,14 @@ def trained_parameters(options: FinetuneOptions, a: Architecture, stage: Pipelin
 
 
 def matrices(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
-    """Weights of a stage on one GPU that fp8 products read: the matrices of its language layers."""
+    """Weights of a stage on one GPU that fp8 matrix products read: the matrices of its language layers."""
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     dense = h * (q + 2 * k) + q * h + (0 if a.is_moe else 3 * h * a.ffn_hidden_size)
     return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
 def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
-    """Bytes of the copy of a stage's experts' adapters, side by side, that their product keeps in one pass (`lora.grouped`)."""
+    """Bytes of the stacked copy of a stage's expert adapters that the grouped product keeps in each pass (`lora.grouped`)."""
     adapters = Adapters.of(options)
     if adapters is None or options.precision not in ("bf16", "fp8"):
         return 0
@@ -141,10 +141,10 @@ def stage_memory(
     if options.recompute == "offload":
         away = options.recompute_layers or a.num_layers - 1
         kept_on_host = language * away / layers
-        # one layer on its way out or back beside those that stay
+        # one layer in transfer in addition to those that stay
         language *= min(layers - away + 1, layers) / layers
     if options.pp > 1:
-        # what came from the stage before and what went to the next, of every pass
+        # received from the previous stage and sent to the next, for every pass
         language += passes * tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     if stage.last:
         # input and output of the final norm
@@ -153,7 +153,7 @@ def stage_memory(
     logits = act.logits_bytes(a, options, tokens) if stage.last else 0
     again = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options))
     if stage.first and stage.last and a.tied and not options.lora_rank and "language" not in options.frozen_parts():
-        # the output layer's gradient of the table waits for the embedding's
+        # the output layer's gradient of the tied table is kept until the embedding's
         again += a.vocab_size * a.hidden_size // options.tp * b
     if stage.first and full and sample.patches and "vision" not in options.untrained_parts():
         again = max(again, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
@@ -169,8 +169,8 @@ def stage_memory(
 
 
 def default_vision_tokens(options: FinetuneOptions) -> int:
-    """Tokens of pictures that a row is assumed to have by default: a picture of 1024 x 1024 pixels, which is 1024
-    tokens, and at most half of the row."""
+    """Default assumption of the picture tokens in a row: a picture of 1024 x 1024 pixels, which is 1024 tokens,
+    but at most half of the row."""
     return min(1024, options.seq_length // 2)
 
 

@@ -1,5 +1,5 @@
-"""The structure of a micro batch, made on the host: which documents, pictures and frames are in it, as tensors of fixed shape.
+"""The structure of a micro batch, built on the host: its documents, pictures and frames, as tensors of fixed shape.
 
-What the model computes is then a pure function of tensors: nothing between embedding and loss asks the GPU for a number. Imports
-neither Megatron nor the model, so that loader processes can make it.
+The model is then a pure function of tensors, without host synchronization between embedding and loss. Imports neither Megatron
+nor the model, so that loader processes can build structures.
 """

@@ -1,11 +1,11 @@
-"""Buckets of shapes: sizes that vary from micro batch to micro batch, rounded up so that few different ones remain."""
+"""Buckets of shapes: sizes that vary between micro batches, rounded up to few distinct values."""
 
 from __future__ import annotations
 
 STEPS = 32
 """Sizes between a power of two and the next: rounding up adds at most 2 / 32 of a size, about half as much on average."""
 COARSE = 4
-"""The same for what costs little: trained tokens."""
+"""The same for trained tokens, whose padding costs little."""
 LEAST_ROW, LEAST_PATCHES, LEAST_TRAINED, LEAST_COUNT, LEAST_LONGEST = 256, 512, 64, 8, 128
 
 
@@ -30,7 +30,7 @@ def doubled(size: int, least: int) -> int:
 
 
 def packed_row(tokens: int, seq_length: int, multiple: int) -> int:
-    """Positions of a packed row of `tokens`: the sequence length, or a half, a quarter, ... of it that is enough.
+    """Positions of a packed row of `tokens`: the sequence length, or the smallest half, quarter, ... of it that holds them.
 
     All rows but the last of a window of packing are nearly full.
     """

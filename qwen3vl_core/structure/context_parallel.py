@@ -1,7 +1,7 @@
 """Context parallelism: which tokens of a sequence each rank holds.
 
-The sequence is cut into 2n parts and rank r of n holds part r and part 2n-1-r, so that every rank has as many earlier
-tokens to attend to as any other. In a packed sequence each document is cut so.
+The sequence is split into 2n parts and rank r of n holds parts r and 2n-1-r, so that causal attention costs the same on every
+rank. In a packed sequence each document is split this way.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 def document_index(length: int, size: int, rank: int) -> Tensor:
-    """Places of one document's tokens that `rank` of `size` holds: [length / size], ascending in each half.
+    """Indices of one document's tokens that `rank` of `size` holds: [length / size], ascending in each half.
 
-    Raises ValueError when the document cannot be cut.
+    Raises ValueError when the document cannot be split.
     """
     if length % (2 * size):
         raise ValueError(f"{length} tokens cannot be cut into 2 x {size} equal parts: pad to {-(-length // (2 * size)) * 2 * size}")
@@ -25,7 +25,7 @@ def document_index(length: int, size: int, rank: int) -> Tensor:
 
 
 def token_index(length: int, documents: Sequence[int] | None, size: int, rank: int) -> Tensor:
-    """Places along the sequence that `rank` of `size` holds: [length / size].
+    """Sequence indices that `rank` of `size` holds: [length / size].
 
     documents: tokens of each document of a packed sequence.
     """
@@ -36,5 +36,5 @@ def token_index(length: int, documents: Sequence[int] | None, size: int, rank: i
 
 
 def gathered_order(length: int, documents: Sequence[int] | None, size: int) -> Tensor:
-    """Places, in the whole sequence, of what the ranks' parts hold when they are put one after the other: [length]."""
+    """Sequence index of each token after concatenating the parts of all ranks: [length]."""
     return torch.cat([token_index(length, documents, size, rank) for rank in range(size)])

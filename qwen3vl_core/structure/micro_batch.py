@@ -1,4 +1,4 @@
-"""`Structure`: all that a forward pass needs to know of a micro batch beside pixels and weights."""
+"""`Structure`: all inputs of a forward pass on a micro batch except pixels and weights."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from qwen3vl_core.structure.positions import mrope_positions, packed_positions, 
 from qwen3vl_core.structure.right_padding import RightPadding
 
 IGNORED = -100
-"""Label of a position that is not trained (torch's cross entropy knows the same number)."""
+"""Label of a position that is not trained (the default ignore_index of torch's cross entropy)."""
 
 
 @dataclass(frozen=True)
 class VisionStructure:
-    """Pictures, then videos, of a micro batch. P: patches, padded to a bucket where there are buckets."""
+    """Pictures, then videos, of a micro batch. P: patches, padded to a bucket if buckets are used."""
 
     coordinates: Tensor
     """int32 [P, 2]: row and column of each patch in its frame."""
     sizes: Tensor
     """int32 [P, 2]: rows and columns of that frame."""
     cu_seqlens: Tensor
-    """int32 [frames + 1]: where each frame begins, and the end of the last. Padding makes frames of its own."""
+    """int32 [frames + 1]: the start of each frame, and the end of the last. Padding forms separate frames."""
     places: Tensor
-    """long [P / merge²]: place of each feature in the batch's tokens counted along [s, b]; s * b for padding."""
+    """long [P / merge²]: token index of each feature along the flattened [s, b]; s * b for padding."""
     longest: int
-    """Patches that no frame has more of."""
+    """Upper bound of the patches of a frame."""
     frames: tuple[int, ...]
     """Patches of each frame."""
 
@@ -54,25 +54,25 @@ class Structure:
     position_ids: Tensor
     """long [3, b, s], mRoPE."""
     mask: Tensor | None = None
-    """long [b, s], 1 for tokens and 0 for padding: what the experts' load balancing leaves out. None: no padding."""
+    """long [b, s], 1 for tokens and 0 for padding: the experts' load balancing ignores padding. None: no padding."""
     cu_seqlens: Tensor | None = None
-    """int32 [documents + 1] of a packed row (b is 1): where each document begins, and the end of the last; then empty ones."""
+    """int32 [documents + 1] of a packed row (b is 1): the start of each document, and the end of the last; padded with empty documents."""
     longest: int = 0
-    """Tokens that no document of a packed row has more of."""
+    """Upper bound of the tokens of a document of a packed row."""
     documents: tuple[int, ...] = ()
     """Tokens of each document of a packed row."""
     local: Tensor | None = None
-    """long [s / cp]: places along the sequence that this context parallel rank holds. None without context parallelism."""
+    """long [s / cp]: sequence indices that this context parallel rank holds. None without context parallelism."""
     labels: Tensor | None = None
-    """long [b, s] of a training batch, already shifted; IGNORED where nothing is trained."""
+    """long [b, s] of a training batch, already shifted; IGNORED for untrained tokens."""
     trained: Tensor | None = None
-    """long [n]: places of the trained tokens in a row (b is 1), padded with 0, where logits are made of these alone."""
+    """long [n]: indices of the trained tokens in a row (b is 1), padded with 0, if logits are computed for these only."""
     trained_labels: Tensor | None = None
     """long [1, n]: their labels; IGNORED for padding."""
     vision: VisionStructure | None = None
     """None for text alone."""
     right_padding: RightPadding | None = None
-    """How rows that were padded at their beginning were moved."""
+    """How left-padded rows were shifted."""
 
     @property
     def loss_labels(self) -> Tensor:
@@ -107,7 +107,7 @@ class Structure:
         return self.mapped(lambda value: value.to(device, non_blocking=True))
 
     def shape(self) -> tuple[Any, ...]:
-        """What a program that was made for this micro batch depends on beside the numbers in its tensors."""
+        """Key of a CUDA graph captured for this micro batch: all that it depends on except the tensors' values."""
         limits = (self.longest, self.vision.longest if self.vision else 0)
         return *((name, tuple(value.shape)) for name, value in sorted(self.tensors().items())), *limits
 
@@ -120,17 +120,17 @@ class StructureRules:
     length_multiple: int = 1
     """The length of a row, or of each document of a packed row, is a multiple of this."""
     least_length: int = 0
-    """Rows are padded to at least so many tokens."""
+    """Rows are padded to at least this many tokens."""
     cp_size: int = 1
     cp_rank: int = 0
     buckets: bool = False
-    """Round sizes up to buckets, join rows to one packed row, and make logits of trained tokens only: what CUDA graphs want."""
+    """Round sizes up to buckets, join rows into one packed row, and compute logits of trained tokens only, as CUDA graphs need."""
     seq_length: int = 0
-    """What packed rows are packed to."""
+    """Target length of packed rows."""
 
 
 def count_places(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
-    """Places of the picture tokens and of the video tokens of ids [b, s], counted along [s, b], in the order of their features."""
+    """Indices of the picture tokens and of the video tokens of ids [b, s] along the flattened [s, b], in the order of their features."""
     batch = ids.shape[0]
     rows_columns = [(ids == token).nonzero(as_tuple=True) for token in (a.image_token_id, a.video_token_id)]
     pictures, videos = (columns * batch + rows for rows, columns in rows_columns)
@@ -140,7 +140,7 @@ def count_places(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
 def vision_structure(
     a: Architecture, ids: Tensor, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None, *, buckets: bool = False
 ) -> VisionStructure | None:
-    """Of aligned ids [b, s] and the grids [n, 3] of pictures and videos, on the host. Raises ValueError where they do not fit together."""
+    """Of aligned ids [b, s] and the grids [n, 3] of pictures and videos, on the host. Raises ValueError when they do not match."""
     given = [None if grid is None or not len(grid) else grid.cpu() for grid in (image_grid_thw, video_grid_thw)]
     if all(grid is None for grid in given):
         return None
@@ -173,7 +173,7 @@ def _vision_part(a: Architecture, grid: Tensor, places: Tensor, end: int, bucket
         more = patches_bucket(count) - count
         coordinates, sizes = F.pad(coordinates, (0, 0, 0, more)), F.pad(sizes, (0, 0, 0, more), value=1)
         places = F.pad(places, (0, more // a.vision.spatial_merge_size**2), value=end)
-        # attention within a frame costs its square: padding makes frames no longer than the longest
+        # attention is quadratic in the frame: padding is split into frames no longer than the longest
         largest = max(lengths)
         lengths += [largest] * (more // largest) + ([more % largest] if more % largest else [])
     return coordinates, sizes, places, lengths
@@ -187,7 +187,7 @@ def patches_bucket(count: int) -> int:
 def _padded_rows(
     rules: StructureRules, ids: Tensor, mask: Tensor | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Rows of a length that `rules` allow."""
+    """Rows padded to a length that `rules` allow."""
     more = (0, round_up(max(ids.shape[1], rules.least_length), rules.length_multiple) - ids.shape[1])
     if not more[1]:
         return ids, mask, labels
@@ -206,11 +206,11 @@ def build_structure(
     cu_seqlens: Tensor | None = None,
     with_vision: bool = True,
 ) -> Structure:
-    """What the Hugging Face processor gives, as a structure on the host.
+    """The structure of the Hugging Face processor's outputs, on the host.
 
     input_ids, attention_mask and labels [b, s]; grids [n, 3] in patches; position_ids [3, b, s] if known; cu_seqlens
-    [documents + 1] of a packed row (b is 1), whose attention_mask only says what the experts' load balancing leaves out.
-    with_vision: look for the places of features. Raises ValueError when tokens and grids do not fit together.
+    [documents + 1] of a packed row (b is 1), whose attention_mask only marks the tokens that the experts' load balancing ignores.
+    with_vision: locate the features' tokens. Raises ValueError when tokens and grids do not match.
     """
     if cu_seqlens is None:
         input_ids, attention_mask, labels = _padded_rows(rules, input_ids, attention_mask, labels)
@@ -244,7 +244,7 @@ def build_structure(
 
 
 def select_trained(structure: Structure) -> Structure:
-    """Logits of the trained tokens only, where these are fewer than the row's (b is 1)."""
+    """Compute logits of the trained tokens only, if they are fewer than the row's tokens (b is 1)."""
     labels = structure.labels[0]
     places = (labels != IGNORED).nonzero()[:, 0]
     more = bucket(max(len(places), 1), LEAST_TRAINED, COARSE) - len(places)

@@ -1,4 +1,4 @@
-"""Positions: where each token stands in time, height and width. Made on the host, for they depend on what is in a batch.
+"""mRoPE positions of each token: time, height and width. Computed on the host, because they depend on the batch's contents.
 
 Sources: Qwen3-VL's `get_rope_index` and `rot_pos_emb` in Hugging Face transformers.
 """
@@ -40,8 +40,8 @@ def mrope_positions(
     """Positions [3, b, s] of every token, and per row the position after its last token [b].
 
     input_ids [b, s]; attention_mask [b, s] (0: padding, which gets position 0); grids [n, 3] in patches, in the order of
-    the pictures and videos in the batch. A video's frames stand apart in the text, a timestamp before each, so each frame
-    takes one run of its own. Raises ValueError when tokens and grids do not fit together.
+    the pictures and videos in the batch. A video's frames are separated by text, a timestamp before each, so each frame
+    is a run of its own. Raises ValueError when tokens and grids do not match.
     """
     batch, length = input_ids.shape
     image_grids = [] if image_grid_thw is None else image_grid_thw.tolist()
@@ -116,7 +116,7 @@ def vision_coordinates(grid_thw: Tensor, merge_size: int) -> Tensor:
 
 @functools.lru_cache(maxsize=512)
 def _frame_coordinates(height: int, width: int, merge_size: int) -> Tensor:
-    """[height * width, 2] of one frame; pictures of one size are many."""
+    """[height * width, 2] of one frame; cached, because many pictures have the same size."""
     shape = (height // merge_size, merge_size, width // merge_size, merge_size)
     rows = torch.arange(height).repeat_interleave(width).view(shape).transpose(1, 2).flatten()
     columns = torch.arange(width).repeat(height).view(shape).transpose(1, 2).flatten()

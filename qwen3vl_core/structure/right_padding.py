@@ -1,8 +1,7 @@
-"""Padding anywhere in a row, made into padding at its end.
+"""Moves padding anywhere in a row to its end.
 
-A causal mask alone is exact for rows whose padding stands at the end: no real token looks at what comes after it. Rows
-padded at the front (as for generation) are moved to the left, and the result is moved back; then no attention backend
-needs a mask of its own.
+A causal mask alone is exact for rows padded at the end: no token attends to later ones. Left-padded rows (as for generation)
+are shifted to the left, and the outputs are shifted back, so no attention backend needs a padding mask.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RightPadding:
-    """`order` [b, s]: which column of the given row stands at each column of the aligned one."""
+    """`order` [b, s]: the column of the original row for each column of the aligned one."""
 
     order: Tensor
 
@@ -34,7 +33,7 @@ class RightPadding:
         return values.gather(-1, self.order.expand(*values.shape[:-1], -1))
 
     def restore(self, values: Tensor) -> Tensor:
-        """[b, s] or [b, s, v] with each token where the caller has it."""
+        """[b, s] or [b, s, v] with each token at its original column."""
         back = torch.argsort(self.order, dim=1)
         if values.dim() == 3:
             return values.gather(1, back[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,7 +1,7 @@
 """Forward, loss and backward of a micro batch as one CUDA graph, captured once for each bucket of shapes and replayed.
 
-Python takes 230 to 300 ms to launch the 4,000 kernels of a micro batch, whatever is in it; a graph is launched at once. The
-numbers are those of the same kernels launched one by one.
+Python takes 230 to 300 ms to launch the 4,000 kernels of a micro batch, whatever its size; a graph is one launch. Results are
+the same as those of the same kernels launched one by one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.training.token_loss import token_loss
 
 MOST_GRAPHS = 32
-"""Of more shapes, the later ones run kernel by kernel: each graph keeps some tens of MiB of the GPU."""
+"""Shapes beyond this number run kernel by kernel: each graph keeps some tens of MiB of GPU memory."""
 
 
 @dataclass
 class CapturedMicroBatch:
-    """A graph with the tensors that it reads and writes."""
+    """A graph with its input and output tensors."""
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
@@ -42,8 +42,8 @@ class CapturedMicroBatch:
 
 
 def prepare_capture(seed: int) -> None:
-    """Before the model is built: what a capture needs of the process. Random numbers are drawn from states that a graph can hold, and
-    everything runs on a stream of its own: the legacy stream, on which gradients would be accumulated, cannot be captured."""
+    """Prepare this process for capture, before the model is built. Random numbers come from RNG states that a graph can register,
+    and everything runs on a separate stream: the legacy stream, on which gradients would be accumulated, cannot be captured."""
     model_parallel_cuda_manual_seed(seed, te_rng_tracker=True, force_reset_rng=True)
     if torch.cuda.current_stream() == torch.cuda.default_stream():
         torch.cuda.set_stream(torch.cuda.Stream())
@@ -57,7 +57,7 @@ class MicroBatchGraphs:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.graphs: dict[tuple, CapturedMicroBatch] = {}
         self.warm: set[tuple] = set()
-        # kept, or the pool would be given back whenever nothing uses it
+        # a reference keeps the pool from being freed while nothing uses it
         self.memory = torch.cuda.MemPool()
         self.pool: Any = self.memory.id
         self.most = MOST_GRAPHS
@@ -73,7 +73,7 @@ class MicroBatchGraphs:
             for batch in batches:
                 total += self._micro_batch(batch)
         if model.ddp_config.overlap_grad_reduce:
-            # a replay tells nobody which gradients are ready
+            # backward hooks, which start the reduction of ready gradients, do not run in a replay
             model.start_grad_sync()
         finalize_gradients([model], total[1].to(torch.int))
         return total
@@ -91,7 +91,7 @@ class MicroBatchGraphs:
         if captured is not None:
             self.replayed += 1
             return captured.replay(given)
-        # the first micro batch of a shape runs kernel by kernel: libraries choose and compile their kernels then
+        # the first micro batch of a shape runs kernel by kernel, as warm-up: libraries select and compile their kernels
         self.warm.add(key)
         self.launched += 1
         with self._memory_of_graphs():
@@ -99,7 +99,7 @@ class MicroBatchGraphs:
 
     @contextlib.contextmanager
     def _memory_of_graphs(self) -> Iterator[None]:
-        """What is computed kernel by kernel takes the graphs' memory, which is free between two replays, not as much again."""
+        """Kernel by kernel micro batches allocate from the graphs' pool, which is free between replays, to not double the memory."""
         begin = getattr(torch._C, "_cuda_beginAllocateCurrentStreamToPool", None)
         if begin is None:
             yield
@@ -112,7 +112,7 @@ class MicroBatchGraphs:
             torch._C._cuda_releasePool(self.device.index, self.pool)
 
     def _run(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
-        """Forward, loss and backward of tensors on this device."""
+        """Forward, loss and backward with inputs on this device."""
         of_model = batch.inputs_of(inputs, self.dtype)
         total, _, figures = token_loss(of_model["structure"].loss_labels, self.model(**of_model))
         self.config.grad_scale_func(total).backward()
@@ -126,14 +126,14 @@ class MicroBatchGraphs:
         for state in get_all_rng_states().values():
             if isinstance(state, torch.Generator):
                 graph.register_generator_state(state)
-        # other threads pin memory and watch NCCL meanwhile
+        # other threads pin memory and poll NCCL during the capture
         with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             figures = self._run(batch, inputs)
         return CapturedMicroBatch(graph, inputs, figures)
 
 
 def finalize_gradients(models: list[DistributedDataParallel], trained_tokens: Tensor | None = None, **more) -> None:
-    """Megatron's `finalize_model_grads`, whose division by the trained tokens of the whole batch asks the GPU for their number."""
+    """Megatron's `finalize_model_grads`, whose division by the batch's trained tokens waits for the GPU; here it does not."""
     finalize_model_grads(models, None, **more)
     if trained_tokens is None:
         return

@@ -63,7 +63,7 @@ class Sinks:
     """The sinks that a run's options ask for. Created on rank 0 only."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None]) -> None:
-        """Raises RequestError for one that cannot be started: the user would look for the run there in vain."""
+        """Raises RequestError for one that cannot be started: the user would not find the run in that tracker."""
         self._say = say
         self._open: dict[str, Any] = {}
         config = to_mapping(options)

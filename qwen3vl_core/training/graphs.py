@@ -22,7 +22,7 @@ from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.training.token_loss import token_loss
 
 MOST_GRAPHS = 32
-"""Shapes beyond this number run kernel by kernel: each graph keeps some tens of MiB of GPU memory."""
+"""Shapes beyond these run kernel by kernel: each graph keeps memory of the GPU; how much was not measured."""
 
 
 @dataclass

@@ -16,12 +16,12 @@ from console.notebook.html import box, escape, picture, read_picture, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.runs import exports
-from console.runs.captions import CaptionedPicture, RecordedCaption, SampleFeed, Votes, read_votes, vote
+from console.runs.captions import CaptionedPicture, ComparisonHead, RecordedCaption, SampleFeed, Votes, read_votes, vote
 from console.runs.store import Run, RunStore
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.report import marked_html
 from qwen3vl_core.caption.word_diff import count
-from qwen3vl_core.run_record import CAPTIONS_PAGE
+from qwen3vl_core.errors import RequestError
 
 STATIC_PICTURES = 8
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -149,6 +149,12 @@ class CompareCaptions(Live):
         self._list()
         run = self.run
         if run is None:
+            if self._feed is not None:  # its run was deleted
+                self._feed, self._shown, self._votes = None, None, Votes()
+                self._show_columns(None)
+                self._show_picture(None)
+                self._show_votes(None, "")
+                self.score_table.value = ""
             self.headline.value = say(f"no comparison in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
             return
         if self._feed is None or self._feed.run != run:
@@ -169,13 +175,13 @@ class CompareCaptions(Live):
         if now == self._shown:
             return
         before, self._shown = self._shown, now
-        self.headline.value = self._headline(run, status, sample, len(samples), whole)
+        self.headline.value = self._headline(run, self._feed.head, status, sample, len(samples), whole)
         self._show_columns(sample)
         if before is None or before[5] != now[5]:
             self._show_picture(sample)
         self._show_votes(sample, given)
         if before is None or (before[4], before[7]) != (whole, looks):
-            self.score_table.value = self._scores(whole)
+            self.score_table.value = self._scores(run, whole)
 
     def _set(self, widget: W.Widget, value: Any) -> None:
         """Change a control without taking it for the user's choice."""
@@ -195,8 +201,7 @@ class CompareCaptions(Live):
             return list(self.names)
         return sorted(self.names, key=lambda name: hashlib.sha256(f"{self._secret} {sample.image} {name}".encode()).digest())
 
-    def _headline(self, run: Run, status: str, sample: CaptionedPicture | None, many: int, whole: int) -> str:
-        head = self._feed.head
+    def _headline(self, run: Run, head: ComparisonHead, status: str, sample: CaptionedPicture | None, many: int, whole: int) -> str:
         count_line = f"{many} pictures" if whole == many else f"{whole} of {many} pictures"
         line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {count_line}"
         if sample is not None:
@@ -241,17 +246,20 @@ class CompareCaptions(Live):
 
     def _show_picture(self, sample: CaptionedPicture | None) -> None:
         self.message.value = ""
+        if sample is None:
+            self.image.value = b""
+            return
         try:
-            self.image.value = read_picture(Path(sample.image)) if sample else b""
+            self.image.value = read_picture(Path(sample.image))
         except ValueError as error:
             self.image.value = b""
             self.message.value = say(f"{sample.image}: cannot be shown ({error})", "bad")
 
-    def _scores(self, whole: int) -> str:
+    def _scores(self, run: Run, whole: int) -> str:
         """Scores of the models, once every picture has its captions; hidden while the comparison is blind."""
         if not whole or self.blind_box.value or whole < len(self.samples):
             return ""
-        frame = scores(self.run)
+        frame = scores(run)
         rows = [[escape(what), *map(escape, values)] for what, values in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
         return box(table(("", *map(str, frame.columns)), rows))
 
@@ -274,8 +282,13 @@ class CompareCaptions(Live):
     def vote(self, choice: str | None, index: int | None = None) -> None:
         """Say which caption of a picture is best: a model's name, `same`, None to take it back. Raises RequestError."""
         with self.lock:
-            sample = self.samples[self.index if index is None else index]
-            self._votes = vote(self.run, sample.image, choice, self.names, blind=self.hidden(sample))
+            run, place = self.run, self.index if index is None else index
+            if run is None:
+                raise RequestError("vote: no comparison is chosen; choose one")
+            if not 0 <= place < len(self.samples):
+                raise RequestError(f"vote: no picture {place}; there are {len(self.samples)}, from 0")
+            sample = self.samples[place]
+            self._votes = vote(run, sample.image, choice, self.names, blind=self.hidden(sample))
         self._look()
 
     def _voted(self, change: Any) -> None:
@@ -291,14 +304,16 @@ class CompareCaptions(Live):
 
     def to_html(self, path: Path | str | None = None) -> Path:
         """Write the page of this comparison; without a path beside the notebook. Raises RequestError and WorkError."""
-        target = Path(path or f"captions-{self.run.number:04d}.html" if self.run is not None else CAPTIONS_PAGE)
-        (made,) = exports.export(self.run, html=target.expanduser().absolute())
+        run = self.run
+        if run is None:
+            raise RequestError("page: no comparison is chosen; choose one")
+        target = Path(path or f"captions-{run.number:04d}.html")
+        (made,) = exports.export(run, html=target.expanduser().absolute())
         return made
 
     def _page_clicked(self, button: W.Button) -> None:
         with self.telling():
-            if self.run is not None:
-                self.message.value = say(f"wrote {self.to_html()}", "good")
+            self.message.value = say(f"wrote {self.to_html()}", "good")
 
     def _repr_html_(self) -> str:
         with self.lock:

@@ -40,12 +40,12 @@ def library() -> Library:
 class FigureState(W.Widget):
     """What a figure shows, as state of a plain model: a page that comes late, or again, finds it as it is by then."""
 
-    data = List().tag(sync=True)
+    data: List[dict[str, Any]] = List().tag(sync=True)
     """Traces as plotly.js takes them."""
     axes = Dict().tag(sync=True)
     """The layout as plotly.js takes it; `layout` is a name that ipywidgets has taken."""
     config = Dict().tag(sync=True)
-    window = List(allow_none=True, default_value=None).tag(sync=True)
+    window: List[float] = List(allow_none=True, default_value=None).tag(sync=True)
     """[lowest, highest] x of the zoom, told by the page; None: all is shown."""
     library = Instance(Library).tag(sync=True, **W.widget_serialization)
 

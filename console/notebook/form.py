@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
@@ -30,6 +30,9 @@ def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = 
 
 class Form(W.Tab):
     """The fields of an options class, one tab a group; `changed` is called when a field holds something else."""
+
+    titles: Sequence[str]
+    """Of the tabs; a trait of `Tab`."""
 
     def __init__(self, cls: type, values: Mapping[str, Any], changed: Callable[[], None]) -> None:
         self.cls, self._changed = cls, changed

@@ -159,11 +159,11 @@ class RunMonitor(Live):
         more = self._read(shown)
         self._offer_metrics(shown)
         self._draw(shown)
-        states = [(run, run.state) for run in shown]
-        text = self._status(states)
+        statuses = [(run, run.status) for run in shown]
+        text = self._status(statuses)
         if text != self.status.value:
             self.status.value = text
-        self.stop_button.disabled = not any(state["status"] in ALIVE for _, state in states)
+        self.stop_button.disabled = not any(status in ALIVE for _, status in statuses)
         return more
 
     def _read(self, shown: list[Run]) -> bool:
@@ -244,7 +244,7 @@ class RunMonitor(Live):
         run, role = trace.key
         colour = _colour(trace.slot)
         smoothed = any(other.key == (run, "smooth") for other in traces)
-        looks = {
+        looks: dict[str, dict[str, Any]] = {
             "raw": {
                 "line": {"color": colour, "width": 1 if smoothed else 1.8}, "opacity": DIM if smoothed else 1.0,
                 "showlegend": not smoothed,
@@ -254,21 +254,21 @@ class RunMonitor(Live):
                 "line": {"color": colour, "width": 1.5, "dash": "dot"}, "mode": "lines+markers",
                 "marker": {"size": 7, "symbol": "diamond"},
             },
-        }[role]  # fmt: skip
+        }  # fmt: skip
         name = {"raw": f"{run} as measured" if smoothed else run, "smooth": run, "eval": f"{run} val"}[role]
         fixed = {"name": name, "meta": list(trace.key), "mode": "lines", "connectgaps": False}
-        return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks})
+        return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks[role]})
 
-    def _status(self, states: list[tuple[Run, dict[str, Any]]]) -> str:
-        if not states:
+    def _status(self, statuses: list[tuple[Run, str]]) -> str:
+        if not statuses:
             if self._runs:
                 return say("no run is chosen; choose in the list, or start one", "dim")
             return say(f"no finetune in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
         rows = []
-        for slot, (run, state) in enumerate(states):
+        for slot, (run, status) in enumerate(statuses):
             series = self._series[run.id]
             row, total = series.latest.get(TRAIN, {}), series.train_iters
-            status, step = state["status"], row.get("step")
+            step = row.get("step")
             dot = f'<span style="color:{_colour(slot)}">●</span>'
             left = "–"
             if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get(STEP_SECONDS), int | float):

@@ -44,9 +44,10 @@ def drawing(
 ) -> str:
     """Lines over the step, with axes and a legend, as an SVG element. paper: colour of the ground; none is what is behind it."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = [(line, np.asarray(line.x, float), np.asarray(line.y, float)) for line in lines]
-        drawn = [(line, x, np.log10(np.where(y > 0, y, np.nan)) if log_y else y) for line, x, y in drawn]
-    xs, ys = (np.concatenate([np.empty(0), *(v[i][np.isfinite(v[2])] for v in drawn)]) for i in (1, 2))
+        points = [(line, np.asarray(line.x, float), np.asarray(line.y, float)) for line in lines]
+        drawn = [(line, x, np.log10(np.where(y > 0, y, np.nan)) if log_y else y) for line, x, y in points]
+    xs = np.concatenate([np.empty(0), *(x[np.isfinite(y)] for _, x, y in drawn)])
+    ys = np.concatenate([np.empty(0), *(y[np.isfinite(y)] for _, _, y in drawn)])
     if not len(xs):
         return '<p class="dim">no points yet</p>'
     x0, x1 = float(xs.min()), float(xs.max())

@@ -14,11 +14,20 @@ from qwen3vl_core.run_record import finite, listed_keys, title_of
 class ListedRun(Protocol):
     """The fields of a run that filters and orders use."""
 
-    id: str
-    kind: str
-    status: str
-    step: int | None
-    created: float | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def step(self) -> int | None: ...
+
+    @property
+    def created(self) -> float | None: ...
 
     @property
     def options(self) -> Mapping[str, Any]: ...

@@ -24,7 +24,7 @@ class ConsoleScreen(Screen[None]):
     """Top bar, body, key bar; shows every new snapshot of the store."""
 
     MODE: ClassVar[str] = ""
-    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-narrow"), (WIDE, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012  Textual declares it without ClassVar
     app: ConsoleBase
 
     def compose(self) -> ComposeResult:

@@ -114,7 +114,7 @@ class PickModels(ModalScreen[list[str] | None]):
         if not chosen and choice.highlighted is not None and choice.option_count:
             # nothing was marked: what the cursor stands on is meant
             chosen = [choice.get_option_at_index(choice.highlighted).value]
-        order = {option.value: place for place, option in enumerate(choice.options)}
+        order = {choice.get_option_at_index(place).value: place for place in range(choice.option_count)}
         # checkpoints of one run read from left to right as they were saved
         self.dismiss(sorted(chosen, key=lambda path: -order[path]))
 

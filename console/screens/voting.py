@@ -29,13 +29,29 @@ class Voting(Screen[None]):
     index: int
     blind: str
     revealed: set[str]
-    samples: tuple[CaptionedPicture, ...]
-    sample: CaptionedPicture | None
-    order: tuple[str, ...]
-    hidden: bool
     outdated: bool
     """Whether the look that is under way may show votes as they were."""
     _busy: bool
+
+    @property
+    def samples(self) -> tuple[CaptionedPicture, ...]:
+        """The pictures of the comparison; the screen has them."""
+        raise NotImplementedError
+
+    @property
+    def sample(self) -> CaptionedPicture | None:
+        """The picture on screen; the screen has it."""
+        raise NotImplementedError
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The models from left to right; the screen has them."""
+        raise NotImplementedError
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the models of the picture on screen are hidden; the screen says it."""
+        raise NotImplementedError
 
     def _show(self) -> None:
         raise NotImplementedError

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on
@@ -119,7 +120,7 @@ class WelcomeScreen(ConsoleScreen):
             colour = {"done": "$text-success", "live": "$text-primary", "next": "bold"}.get(step.state, "$muted")
             entries.append((f"step-{place}", self._entry(GLYPHS[step.state], step.title, (step.text,), wide, colour)))
         for action, key, title, *texts in GUIDE if loop else FIRST:
-            if action == "all" and not self._can_run_all(loop):
+            if action == "all" and self._demo_folder(loop) is None:
                 continue
             entries.append((action, self._entry(key, title, texts, wide, "bold $text-primary")))
         if [(name, c.plain, str(c.spans)) for name, c in entries] == [(name, c.plain, str(c.spans)) for name, c in self._entries]:
@@ -292,6 +293,7 @@ class WelcomeScreen(ConsoleScreen):
             command = [sys.executable, "-m", "qwen3vl_core.cli", "demo", "--workspace-only", "--dir", str(folder)]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
             last = ""
+            assert process.stderr is not None  # it is a pipe
             for line in process.stderr:
                 last = line.strip() or last
                 self.post_message(ThreadAnswer("progress", last))
@@ -303,21 +305,22 @@ class WelcomeScreen(ConsoleScreen):
 
         self.in_thread(work, "demo")
 
-    def _can_run_all(self, loop: list[LoopStep]) -> bool:
-        """The command puts its runs into the workspace: offered where the console shows them, and they are still to be made."""
+    def _demo_folder(self, loop: list[LoopStep]) -> Path | None:
+        """Workspace in which the demo's command can run; None where the console shows other runs than its, or no step is left."""
         folder = self.app.workspace_folder
-        return folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
+        offered = folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
+        return folder if offered else None
 
     def action_all(self) -> None:
         """The demo's command in a process of its own; it keeps running when the console is closed."""
         loop = steps(self.app.workspace, self.app.snapshot)
-        if not loop or not self._can_run_all(loop):
+        folder = self._demo_folder(loop) if loop else None
+        if folder is None:
             self.notify("there is no demo to run here; d makes one", severity="warning")
             return
         if any(row.alive for row in self.app.snapshot.rows):
             self.notify("a run is under way; wait for its end, or stop it: 1, then x", severity="warning")
             return
-        folder = self.app.workspace_folder
         words = ["demo", "--headless", "--dir", str(folder)]
         try:
             with open(folder / "demo.log", "ab") as log:

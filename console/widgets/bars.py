@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.cells import cell_len
 from textual import events
 from textual.content import Content
@@ -10,6 +12,9 @@ from textual.style import Style
 from textual.widget import Widget
 
 from console.actions import SCREENS
+
+if TYPE_CHECKING:
+    from console.console_base import ConsoleBase
 
 GAP = "  "
 NAMED = {"slash": "/", "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "="}
@@ -20,6 +25,8 @@ LAST = ("escape", "question_mark", "ctrl+q")
 
 class TopBar(Widget):
     """The screens with their keys, and how many runs live."""
+
+    app: ConsoleBase
 
     def __init__(self, current: str) -> None:
         super().__init__()
@@ -101,7 +108,7 @@ class KeyBar(Widget):
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """The tooltip of the key under the pointer."""
-        key = event.style.meta.get("key")
+        key = event.style.meta.get("key", "")
         tips = {active.binding.key: active.tooltip or active.binding.tooltip for active in self.screen.active_bindings.values()}
         self.tooltip = tips.get(key) or None
 

@@ -162,7 +162,7 @@ def columns_of(
             if not caption.whole:
                 foot.append("cut off")
         if not caption.text:
-            words = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
-            text = Content(words).stylize("$muted")
+            state = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
+            text = Content(state).stylize("$muted")
         made.append(CaptionColumn(Content(title), text, Content(" · ".join(foot)), best))
     return made

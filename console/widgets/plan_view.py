@@ -110,7 +110,8 @@ def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) 
         lines.append(Content(f"and {len(stages) - MOST_STAGES} stages more, none fuller than {estimate.peak_gib:g} GiB").stylize("$muted"))
     fullest = max(stages, key=lambda stage: stage["total"])
     legend: list[Content] = []
-    row, used = [], 0
+    row: list[Content] = []
+    used = 0
     for index, (key, name) in enumerate(KINDS):
         text = f"{name} {fullest[key]:.1f}"
         if used + len(text) + 4 > width and row:

@@ -22,6 +22,7 @@ from qwen3vl_core.formats import number, span
 from qwen3vl_core.run_record import listed_keys, title_of
 
 if TYPE_CHECKING:
+    from console.console_base import ConsoleBase
     from console.readers.run_rows import RunRow
 
 # (column, its width below WIDE columns, from there on); 0: left out
@@ -54,6 +55,7 @@ def _fitting(value: float, width: int) -> str:
 class RunList(ScrollView, can_focus=True):
     """Shows rows; has a cursor, marks, and heads that sort."""
 
+    app: ConsoleBase
     HELP = "Arrows or j and k move, a click chooses, a second one opens. A click on a column's head sorts by it, again: the other way."
 
     COMPONENT_CLASSES: ClassVar = {"runs--cursor", "runs--head", "runs--muted", "runs--mark", "runs--curve"}
@@ -161,14 +163,14 @@ class RunList(ScrollView, can_focus=True):
         at = [name for name, *_ in COLUMNS].index("curve")
         metrics = ((title_of(key), *METRIC_WIDTHS) for key in listed_keys())
         every = (*COLUMNS[:at], *metrics, *COLUMNS[at:])
-        found = [[name, broad if wide else narrow] for name, narrow, broad in every if (broad if wide else narrow)]
-        room = self.size.width - BEFORE - 1 - sum(width + GAP for _, width in found) + GAP
+        widths = {name: broad if wide else narrow for name, narrow, broad in every if (broad if wide else narrow)}
+        room = self.size.width - BEFORE - 1 - sum(width + GAP for width in widths.values()) + GAP
         longest = max((cell_len(row.id) for row in self.rows), default=0)
-        more = max(min(longest - found[0][1], room), 0) if room > 0 else room
-        found[0][1] = max(found[0][1] + more, 8)
+        more = max(min(longest - widths["run"], room), 0) if room > 0 else room
+        widths["run"] = max(widths["run"] + more, 8)
         if wide:
-            found[-1][1] += room - more
-        return [(name, width) for name, width in found if width > 0]
+            widths["last line"] += room - more
+        return [(name, width) for name, width in widths.items() if width > 0]
 
     def render_line(self, y: int) -> Strip:
         width, base = self.size.width, self.rich_style

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -147,6 +148,22 @@ def checkpoints(store, pictures) -> Run:
         for name in names:
             write(run, path, name, "A red ball." if name == "step 20" else f"A picture of {name} {n}.")
     return run
+
+
+def test_without_a_comparison_there_is_nothing_to_vote_on_or_to_write(comparison, store):
+    view = CompareCaptions(comparison, store=store)
+    with pytest.raises(RequestError, match="vote: no picture 3; there are 3, from 0"):
+        view.vote("base", index=3)
+    view.vote("base", index=0)
+    shutil.rmtree(comparison.path)
+    until(lambda: "no comparison" in view.headline.value)
+    assert not view.samples and not view.columns and not view.image.value and view.vote_buttons.disabled
+    with pytest.raises(RequestError, match="vote: no comparison is chosen"):
+        view.vote("base")
+    with pytest.raises(RequestError, match="page: no comparison is chosen"):
+        view.to_html()
+    view.page_button.click()
+    assert "no comparison is chosen" in view.message.value
 
 
 def test_any_number_of_checkpoints_stand_side_by_side(checkpoints, store, pictures):

@@ -187,6 +187,7 @@ SKIPPED_FIELDS = {
     "reason": Field("string", "why it could not be used, in a word that repeats"),
     "detail": Field("string", "the same in full"),
     "shard": Field("string", "file that it is in"),
+    "code": Field("string?", "the rule that it breaks, finer than the reason"),
 }
 START, RESUME, DAMAGED, NOTE, SAVED = "start", "resume", "damaged", "note", "save"
 NAN, SPIKE, STOPPED, DONE = "nan", "spike", "stop", "done"

@@ -61,9 +61,9 @@ def _picture(key: str, parts: dict[str, bytes], folder: Path) -> Picture:
         media = [part["part"] for m in messages for part in m["content"] if part["type"] != "text"]
         question, answer = _text(user_content), _text(answers[0]) if answers else ""
     except (KeyError, TypeError, ValueError, StopIteration, RecursionError):
-        raise DataError("bad_record", "no conversation that is read here") from None
+        raise DataError("sample-without-conversation") from None
     if len(media) != 1 or media[0] not in parts or not media[0].startswith("img"):
-        raise DataError("bad_record", f"{len(media)} pictures and videos, not one picture")
+        raise DataError("sample-not-one-picture", count=len(media))
     data = parts[media[0]]
     image = decode(data, key)
     check_proportions(image.height, image.width)

@@ -73,8 +73,7 @@ def _decoded(path: Path, data: bytes) -> Image.Image:
         image = decode(data, shown(path))
         check_proportions(image.height, image.width)
     except DataError as error:
-        reason = error.detail.removeprefix(f"{shown(path)}: ")
-        raise _refused("not-a-picture", path, reason=reason) from None
+        raise _refused("not-a-picture", path, reason=error.problem.explanation) from None
     return image
 
 

@@ -51,7 +51,7 @@ class ChatTemplate:
             return str(text)
         except Exception as error:
             # templates raise jinja's errors and anything that their expressions raise
-            raise DataError("bad_messages", f"{type(error).__name__}: {error}") from error
+            raise DataError("chat-template-fails", type(error).__name__, reason=str(error)) from error
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """The conversation's text, a PICTURE for each picture, a VIDEO for each video. Raises DataError for invalid messages."""
@@ -89,12 +89,12 @@ def _medium(part: dict[str, Any]) -> MediaItem:
     if kind == "video" and frames is not None:
         fps = part.get("fps")
         if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
-            raise DataError("bad_messages", "a video's frames must be a list of names")
+            raise DataError("frames-not-names")
         if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 1e-3 <= fps <= 1e5:
-            raise DataError("bad_messages", f"a video of frames must have a number as fps, not {fps!r}")
+            raise DataError("frames-without-fps", fps=repr(fps))
         return MediaItem(kind, tuple(frames), float(fps))
     if not isinstance(part.get("part"), str):
-        raise DataError("bad_messages", f"{'an image' if kind == 'image' else 'a video'} does not name its part of the sample")
+        raise DataError("medium-without-part", medium="an image" if kind == "image" else "a video")
     return MediaItem(kind, (part["part"],))
 
 
@@ -104,18 +104,18 @@ def plain(messages: Any) -> list[Message]:
     Data on disk is not trusted: a template renders any key that it looks for.
     """
     if not isinstance(messages, list) or not messages:
-        raise DataError("bad_messages", "not a list of messages")
+        raise DataError("not-messages")
     checked = []
     for place, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise DataError("bad_messages", f"message {place}: role must be one of {', '.join(ROLES)}")
+            raise DataError("message-role", f"message {place}", roles=ROLES)
         content = message.get("content")
         if isinstance(content, str):
             checked.append({"role": message["role"], "content": _text(content, place)})
         elif isinstance(content, list):
             checked.append({"role": message["role"], "content": [_part(part, place) for part in content]})
         else:
-            raise DataError("bad_messages", f"message {place}: content must be text or a list of parts")
+            raise DataError("message-content", f"message {place}")
     return checked
 
 
@@ -125,17 +125,17 @@ def _part(part: Any, place: int) -> dict[str, str]:
         return {"type": "text", "text": _text(part.get("text"), place)}
     if kind in ("image", "video") and isinstance(part.get("part", ""), str):
         return {"type": kind}
-    raise DataError("bad_messages", f"message {place}: a part must be an image, a video or a text")
+    raise DataError("message-part", f"message {place}")
 
 
 def _text(text: Any, place: int) -> str:
     if not isinstance(text, str):
-        raise DataError("bad_messages", f"message {place}: text is missing")
+        raise DataError("message-without-text", f"message {place}")
     token = CONTROL.search(text)
     if token:
-        raise DataError("control_token", f"message {place}: the text holds {token.group()}")
+        raise DataError("control-token", f"message {place}", token=token.group())
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError("bad_messages", f"message {place}: the text holds half a character (a lone surrogate)") from None
+        raise DataError("message-lone-surrogate", f"message {place}") from None
     return text

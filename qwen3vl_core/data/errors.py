@@ -1,10 +1,12 @@
-"""DataError: why a sample cannot be used, with a reason code to count by. Imports no torch."""
+"""DataError: why a record or a sample cannot be used, and the reason that it is counted under. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+
+from qwen3vl_core.problems import Problem
 
 REASONS = {
     "bad_record": "the record breaks a rule",
@@ -22,17 +24,81 @@ REASONS = {
     "too_long": "longer than --seq-length",
     "no_trained_token": "no assistant turn to train on",
 }
-"""Every reason of a DataError, and what it means."""
+"""What samples that cannot be used are counted under, in reports and in the run's record, and what it means."""
+
+
+_CODES = {
+    "bad_record": (
+        "record-not-an-object", "record-not-text", "record-lone-surrogate", "record-key-not-read", "record-has-both", "id-not-text",
+        "line-not-utf8", "line-not-json", "line-json-unreadable",
+        "no-conversation", "not-a-conversation", "turn-not-an-object", "unknown-role", "system-turn-not-first", "empty-answer", "no-answer",
+        "names-not-a-list", "media-address", "media-absolute", "media-without-name", "media-outside", "tags-differ",
+        "sample-without-conversation", "sample-not-one-picture",
+    ),
+    "missing_picture": ("picture-missing", "picture-not-in-sample"),
+    "broken_picture": (
+        "picture-empty", "picture-cut-off", "picture-greys", "picture-format", "picture-unreadable", "picture-sizes-differ",
+    ),
+    "extreme_picture": ("picture-proportions", "picture-too-large"),
+    "broken_shard": ("shard-damaged", "shard-without-sample"),
+    "bad_json": ("no-json-part", "json-unreadable"),
+    "bad_messages": (
+        "no-messages", "not-messages", "message-not-an-object", "message-role", "message-content", "message-part", "message-without-text",
+        "message-lone-surrogate", "frames-not-names", "frames-without-fps", "medium-without-part", "chat-template-fails",
+        "template-pictures", "template-videos",
+    ),
+    "control_token": ("control-token",),
+    "broken_video": (
+        "video-empty", "video-cut-off", "video-file-cut-off", "video-without-stream", "video-codec", "video-header", "video-unreadable",
+        "video-sizes-differ", "frames-missing", "frames-too-many", "frames-name", "frames-fps", "frames-differ",
+    ),
+    "missing_video": ("video-missing", "video-not-in-sample"),
+    "extreme_video": ("video-proportions", "video-too-large"),
+    "video": ("video-unsupported",),
+    "too_long": ("too-long", "too-long-for-layout"),
+    "no_trained_token": ("nothing-to-train",),
+}  # fmt: skip
+REASON_OF = {code: reason for reason, codes in _CODES.items() for code in codes}
+"""The reason that each problem of a sample is counted under; `problem_texts.TEXTS` has its text."""
 
 
 class DataError(ValueError):
-    """One sample that cannot be used: `reason` is a key of REASONS, `detail` describes the problem."""
+    """One record or sample that cannot be used. where: the file, turn or message with the problem; rule: what its text needs.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        if reason not in REASONS:
-            raise KeyError(f"{reason} is not a reason; the reasons are {', '.join(REASONS)}")
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    `naming` adds the file where the one that raises does not know it.
+    """
+
+    def __init__(self, code: str, where: str = "", **rule: Any) -> None:
+        super().__init__(code, where)
+        self.problem = Problem(code, rule={"written": where, **rule} if where else rule)
+        self.reason = REASON_OF[code]
+        """A key of REASONS."""
+
+    @property
+    def detail(self) -> str:
+        """The line for people, without the reason."""
+        return str(self.problem)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (self.problem.code, dict(self.problem.rule))
+
+
+def _made_again(code: str, rule: dict[str, Any]) -> DataError:
+    return DataError(code, **rule)
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Adds `what` to a DataError that does not say yet where its problem is."""
+    try:
+        yield
+    except DataError as error:
+        if "written" in error.problem.rule:
+            raise
+        raise DataError(error.problem.code, what, **error.problem.rule) from error
 
 
 @contextlib.contextmanager
@@ -42,18 +108,17 @@ def picture_errors(what: str) -> Iterator[None]:
     Pillow raises SyntaxError, SystemError, MemoryError, struct.error and more for damaged files, and which one differs
     between formats and releases: all of them mean that this picture cannot be read.
     """
-    try:
-        yield
-    except DataError as error:
-        if what in error.detail:
+    with naming(what):
+        try:
+            yield
+        except DataError:
             raise
-        raise DataError(error.reason, f"{what}: {error.detail}") from error
-    except Exception as error:
-        name = type(error).__name__
-        if name == "DecompressionBombError":
-            raise DataError("extreme_picture", f"{what}: {error}") from error
-        detail = "not a picture (JPEG, PNG, WebP, GIF, BMP and TIFF are read)" if name == "UnidentifiedImageError" else f"{error or name}"
-        raise DataError("broken_picture", f"{what}: {detail}") from error
+        except Exception as error:
+            name = type(error).__name__
+            if name == "UnidentifiedImageError":
+                raise DataError("picture-format") from error
+            code = "picture-too-large" if name == "DecompressionBombError" else "picture-unreadable"
+            raise DataError(code, reason=str(error) or name) from error
 
 
 def listed(entries: list[str], shown: int = 3) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from qwen3vl_core.data.errors import kind_of
+from qwen3vl_core.data.errors import DataError, kind_of
 from qwen3vl_core.files import is_url
 
 TAG, VIDEO_TAG = "<image>", "<video>"
@@ -29,10 +29,6 @@ CONTROL_TOKENS = tuple(
 )
 """Tokens of the chat format: text that contains one could end a turn, or stand for a picture that does not exist."""
 CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
-
-
-class RecordError(ValueError):
-    """One record that breaks a rule; the message names the rule, not the record's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +113,30 @@ class SourceRecord(NamedTuple):
         return f'{{{head}"messages":[{",".join(messages)}]}}'.encode()
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def suffix(name: str, known: Sequence[str], other: str) -> str:
     """The file extension in lower case if it is one of `known`, else `other`."""
     extension = name.rpartition(".")[2].lower()
     return extension if extension in known else other
 
 
-def text_of(value: Any, what: str) -> str:
-    """`value`, if it is text that can be encoded. Raises RecordError that names it `what`."""
+def text_of(value: Any, what: str, where: str = "") -> str:
+    """`value`, if it is text that can be encoded. Raises DataError that names it `what`; where: the turn that it is in."""
     if not isinstance(value, str):
-        raise RecordError(f"{what} must be text, not {kind_of(value)}")
+        raise DataError("record-not-text", where, what=what, found=kind_of(value))
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise RecordError(f"{what} holds half a character (a lone surrogate)") from None
+            raise DataError("record-lone-surrogate", where, what=what) from None
     return value
 
 
 def media_name(name: Any, what: str = "picture") -> str:
-    """A normalised relative name. Raises RecordError for one that leaves the folder."""
+    """A normalised relative name. Raises DataError for one that leaves the folder."""
     plain = type(name) is str and name.isascii() and name and name[0] != "/" and name[-1] not in "./"
     if plain and not ("./" in name or "//" in name or ":" in name or "\0" in name):
         # nothing that `normpath` would change, no URL, no drive
@@ -144,50 +144,50 @@ def media_name(name: Any, what: str = "picture") -> str:
     what = "picture" if what == "image" else what
     name = text_of(name, f"a {what}'s name")
     if is_url(name):
-        raise RecordError(f"{what} {name}: an address; download it, and name the file here")
+        raise DataError("media-address", f"{what} {name}")
     if name.startswith("/") or (name[1:2] == ":" and name[2:3] in ("/", "\\")):
-        raise RecordError(f"{what} {name}: an absolute path; write it relative to the media's folder and give --images")
+        raise DataError("media-absolute", f"{what} {name}")
     tidy = posixpath.normpath(name)
     if not name or tidy == "." or "\0" in name:
-        raise RecordError(f"{what} {name!r}: no file name")
+        raise DataError("media-without-name", f"{what} {name!r}")
     if tidy == ".." or tidy.startswith("../"):
-        raise RecordError(f"{what} {name}: leads out of the media's folder; give a higher folder as --images")
+        raise DataError("media-outside", f"{what} {name}")
     return tidy
 
 
 def turns(record: dict[str, Any], key: str = "conversations") -> tuple[tuple[str, str], ...]:
-    """The conversation of a record, checked. Raises RecordError that names the broken rule."""
+    """The conversation of a record, checked. Raises DataError that names the broken rule."""
     conversation = record.get(key)
     if not isinstance(conversation, list) or not conversation:
-        raise RecordError(f"no {key}" if not conversation else f"{key} must be a list, not {kind_of(conversation)}")
+        raise DataError("not-a-conversation" if conversation else "no-conversation", key=key, found=kind_of(conversation))
     turns, answered = [], False
     for place, turn in enumerate(conversation):
         if not isinstance(turn, dict):
-            raise RecordError(f"turn {place} must be an object {{from, value}}, not {kind_of(turn)}")
+            raise DataError("turn-not-an-object", f"turn {place}", found=kind_of(turn))
         speaker = turn["from"] if "from" in turn else turn.get("role")
         text = turn["value"] if "value" in turn else turn.get("content")
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            speaker = text_of(speaker, f"turn {place}: from")
-            raise RecordError(f"turn {place}: from is {speaker!r}; must be one of {', '.join(ROLES)}")
+            speaker = text_of(speaker, "from", f"turn {place}")
+            raise DataError("unknown-role", f"turn {place}", role=speaker, roles=list(ROLES))
         if type(text) is not str or not text.isascii():
-            text = text_of(text, f"turn {place}: value")
+            text = text_of(text, "value", f"turn {place}")
         if role == "system" and place:
-            raise RecordError(f"turn {place}: a system turn can only be the first")
+            raise DataError("system-turn-not-first", f"turn {place}")
         if role == "assistant":
             if not text or text.isspace():
-                raise RecordError(f"turn {place}: an empty answer")
+                raise DataError("empty-answer", f"turn {place}")
             answered = True
         turns.append((role, text))
     if not answered:
-        raise RecordError("no answer (a turn from gpt) to train on")
+        raise DataError("no-answer")
     return tuple(turns)
 
 
 def checked(
     number: int, name: Any, conversation: tuple[tuple[str, str], ...], pictures: tuple[str, ...], videos: tuple[str, ...]
 ) -> SourceRecord:
-    """A record whose tags and media agree. Raises RecordError otherwise."""
+    """A record whose tags and media agree. Raises DataError otherwise."""
     image_tags = video_tags = 0
     for role, text in conversation:
         if role == "user" and "<" in text:
@@ -195,16 +195,16 @@ def checked(
             video_tags += text.count(VIDEO_TAG)
     for tag, tags, names, what in ((TAG, image_tags, pictures, "picture"), (VIDEO_TAG, video_tags, videos, "video")):
         if tags != len(names):
-            raise RecordError(f"{tags} {tag} tag{'s' * (tags != 1)} but {len(names)} {what}{'s' * (len(names) != 1)}")
+            raise DataError("tags-differ", tags=_counted(tags, f"{tag} tag"), media=_counted(len(names), what))
     if type(name) in (dict, list, bool):
-        raise RecordError(f"id must be text or a number, not {kind_of(name)}")
+        raise DataError("id-not-text", found=kind_of(name))
     if name is not None and not (type(name) is str and name.isascii()):
         name = text_of(str(name), "id")
     return SourceRecord(number, name, conversation, pictures, videos)
 
 
 def parse(number: int, record: dict[str, Any]) -> SourceRecord:
-    """One record, checked. Raises RecordError that names the broken rule."""
+    """One record, checked. Raises DataError that names the broken rule."""
     conversation = turns(record)
     videos = _names(record, "video")
     if videos and "image" not in record and not any(VIDEO_TAG in text for _, text in conversation):

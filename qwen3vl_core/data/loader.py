@@ -228,7 +228,7 @@ def build_loader(
 
     path, split: a folder made by `qwen3vl prepare`, a metadataset (YAML) of several, either one under msc:// too; and train,
     val or test. rank, world_size: of the data-parallel group. num_workers: processes that prefetch batches; 0: in this
-    process. skipped_file: JSON lines {key, reason, detail, shard} of samples that could not be used are appended there.
+    process. skipped_file: JSON lines {key, reason, detail, shard, code} of samples that could not be used are appended there.
     Needs no torch.distributed.
     packing: a micro batch is one packed row of `seq_length` tokens at most, each padded to a multiple of
     `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.

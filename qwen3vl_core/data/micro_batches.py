@@ -29,6 +29,8 @@ class Skip:
     detail: str
     shard: str = ""
     """The shard and the byte at which the sample begins: `train-00003.tar@10240`."""
+    code: str = ""
+    """Of the problem."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Batches(Dataset):
             key, parts = self.shards.read(number)
             return encode(key, parts)
         except DataError as error:
-            unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500], place)
+            unusable[number] = Skip(key, error.reason, " ".join(error.detail.split())[:500], place, error.problem.code)
             return unusable[number]
 
     def _none_usable(self, tried: list[Skip]) -> WorkError:

@@ -163,5 +163,5 @@ class PackedRows(Batches):
     def _fitting(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         tokenized, room = self.encoder.tokenize(key, parts), self.encoder.seq_length
         if self._padded(tokenized) > room:
-            raise DataError("too_long", f"{len(tokenized.ids)} tokens, at most {room // self.multiple * self.multiple} in this layout")
+            raise DataError("too-long-for-layout", tokens=len(tokenized.ids), most=room // self.multiple * self.multiple)
         return tokenized

@@ -108,7 +108,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 def check_proportions(height: int, width: int) -> None:
     """Raises DataError for proportions that Hugging Face refuses."""
     if min(height, width) < 1 or max(height, width) / min(height, width) > LARGEST_RATIO:
-        raise DataError("extreme_picture", f"{width}x{height}: one side is over {LARGEST_RATIO} times the other")
+        raise DataError("picture-proportions", width=width, height=height, ratio=LARGEST_RATIO)
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -159,7 +159,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image)
     if image.mode == "F" or (values.size and not 0 <= int(values.min()) <= int(values.max()) <= 0xFFFF):
-        raise DataError("broken_picture", "greys that are no whole numbers of 8 or 16 bits; save it as 8 bits")
+        raise DataError("picture-greys")
     # releases of Pillow differ in what they open as mode I: 8-bit values stay unchanged
     deep = image.mode != "I" or int(values.max(initial=0)) > 0xFF
     return Image.fromarray(((values.astype(np.uint32) + 128) // 257 if deep else values).astype(np.uint8))
@@ -213,12 +213,12 @@ def check_picture(path: Path, how: str) -> int:
     """
     try:
         if not path.is_file():
-            raise DataError("missing_picture", f"{path}: {'not a file' if path.exists() else 'no such file'}")
+            raise DataError("picture-missing", str(path), reason="not a file" if path.exists() else "no such file")
         size = path.stat().st_size
     except (OSError, ValueError) as error:
-        raise DataError("missing_picture", f"{str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError("picture-missing", repr(str(path)), reason=getattr(error, "strerror", None) or str(error)) from error
     if size == 0:
-        raise DataError("broken_picture", f"{path}: empty file")
+        raise DataError("picture-empty", str(path))
     if how == "none":
         return size
     with picture_errors(str(path)), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
@@ -226,7 +226,7 @@ def check_picture(path: Path, how: str) -> int:
         if how == "decode":
             to_rgb(image)
         elif not _has_end(image, size):
-            raise DataError("broken_picture", f"{path}: cut off, the end of the picture is missing")
+            raise DataError("picture-cut-off", str(path))
     return size
 
 

@@ -127,10 +127,10 @@ class ChatProcessor:
         places = self._is_vision(ids)
         shown = int((ids == self.image_token_id).sum())
         if shown != len(media_plans) - len(clips) or places.sum() != len(counts):
-            raise DataError("bad_messages", f"{len(media_plans) - len(clips)} pictures, but the chat template shows {shown}")
+            raise DataError("template-pictures", pictures=len(media_plans) - len(clips), shown=shown)
         length = len(ids) - len(counts) + sum(counts)
         if limit is not None and length > limit:
-            raise DataError("too_long", f"{length} tokens, {limit} at most")
+            raise DataError("too-long", tokens=length, most=limit)
         begins = np.array([begin for begin, _ in encoding.offsets])
         trained = np.zeros(len(ids), dtype=bool)
         for begin, end in self.chat_template.answers(text):
@@ -140,7 +140,7 @@ class ChatProcessor:
         # position i predicts token i + 1
         labels[:-1] = np.where(trained[1:], ids[1:], IGNORED)
         if (labels == IGNORED).all():
-            raise DataError("no_trained_token", "no assistant's answer in the conversation")
+            raise DataError("nothing-to-train")
         return TokenizedSample(key, ids, labels, media_plans)
 
     def decode_media(self, tokenized: TokenizedSample, media: dict[str, bytes]) -> Encoded:
@@ -156,8 +156,7 @@ class ChatProcessor:
                 clips.append((values, grid))
             if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
                 # a damaged header may state another size than that of the pixels
-                kind = "broken_picture" if video is None else "broken_video"
-                raise DataError(kind, f"{medium.parts[0]}: its header and its pixels have different sizes")
+                raise DataError("picture-sizes-differ" if video is None else "video-sizes-differ", medium.parts[0])
         patches, grids = _joined(images, self.rules.patch_bytes)
         if not clips:
             return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids)
@@ -197,13 +196,13 @@ class ChatProcessor:
         """(medium, plan of a video, tokens of the picture or of one temporal patch)"""
         missing = next((name for name in medium.parts if name not in media), None)
         if missing is not None:
-            raise DataError("missing_picture" if medium.kind == "image" else "missing_video", f"{missing} is not in the sample")
+            raise DataError("picture-not-in-sample" if medium.kind == "image" else "video-not-in-sample", missing)
         name = medium.parts[0]
         if medium.kind == "image":
             with picture_errors(name):
                 return medium, None, pictures.token_count(*pictures.picture_size(media[name], name), self.rules)
         if self.video_rules is None or self.video_token_id is None:
-            raise DataError("video", f"{name}: the checkpoint has no {VIDEO_CONFIG}")
+            raise DataError("video-unsupported", name, file=VIDEO_CONFIG)
         if medium.fps is not None:
             header = videos.folder_header(media[name], name, len(medium.parts), medium.fps)
         else:
@@ -220,7 +219,7 @@ class ChatProcessor:
         placeholder = token if self.outer_vision_tokens else f"{start}{token}{end}"
         pieces = text.split(placeholder)
         if len(pieces) != len(planned) + 1:
-            raise DataError("bad_messages", f"{len(planned)} videos, but the chat template shows {len(pieces) - 1}")
+            raise DataError("template-videos", videos=len(planned), shown=len(pieces) - 1)
         times = [videos.placeholders(video.times, token, start, end) for video in planned]
         return "".join(part for pair in zip(pieces, [*times, ""], strict=True) for part in pair)
 

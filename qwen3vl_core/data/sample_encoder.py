@@ -35,11 +35,11 @@ class SampleEncoder:
 def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:
     """The conversation of a sample. Raises DataError when there is none."""
     if CONVERSATION not in parts:
-        raise DataError("bad_json", f"no {CONVERSATION}, only {', '.join(sorted(parts)) or 'nothing'}")
+        raise DataError("no-json-part", part=CONVERSATION, parts=sorted(parts) or "nothing")
     try:
         loaded = json.loads(parts[CONVERSATION])
     except (ValueError, RecursionError) as error:
-        raise DataError("bad_json", str(error) or type(error).__name__) from error
+        raise DataError("json-unreadable", reason=str(error) or type(error).__name__) from error
     if not isinstance(loaded, dict) or "messages" not in loaded:
-        raise DataError("bad_messages", "no messages in the sample's JSON")
+        raise DataError("no-messages")
     return loaded["messages"]

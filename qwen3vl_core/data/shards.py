@@ -75,9 +75,9 @@ class ShardSplit:
                 raise ValueError("the file is shorter than its index says")
             key, parts = sample_parts(chunk)
         except ValueError as error:
-            raise DataError("broken_shard", f"{position}: {error}") from error
+            raise DataError("shard-damaged", position, reason=str(error)) from error
         if not parts:
-            raise DataError("broken_shard", f"{position}: no file of a sample there")
+            raise DataError("shard-without-sample", position)
         return key, parts
 
     def place(self, number: int) -> str:

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.data import llava, sharegpt
-from qwen3vl_core.data.errors import kind_of, listed
-from qwen3vl_core.data.llava import RecordError, SourceRecord
+from qwen3vl_core.data.errors import DataError, kind_of, listed
+from qwen3vl_core.data.llava import SourceRecord
 from qwen3vl_core.errors import RequestError
 
 SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
@@ -115,19 +115,19 @@ def _check_no_wrapper(path: Path, line: bytes) -> None:
 
 
 def parse(number: int, record: Any) -> SourceRecord:
-    """Parse and check a record from `RecordFile.records`. Raises RecordError that names the violated rule."""
+    """Parse and check a record from `RecordFile.records`. Raises DataError that names the violated rule."""
     if isinstance(record, tuple):
         line_number, line = record
         try:
             record = _loads(line)
         except UnicodeDecodeError as error:
-            raise RecordError(f"line {line_number} is not UTF-8 text (byte {error.start:,})") from None
+            raise DataError("line-not-utf8", f"line {line_number}", byte=error.start) from None
         except json.JSONDecodeError as error:
-            raise RecordError(f"line {line_number} is not JSON (column {error.colno}: {error.msg})") from None
+            raise DataError("line-not-json", f"line {line_number}", column=error.colno, reason=error.msg) from None
         except (RecursionError, ValueError) as error:
-            raise RecordError(f"line {line_number} is not JSON that is read here ({_reason(error)})") from None
+            raise DataError("line-json-unreadable", f"line {line_number}", reason=_reason(error)) from None
     if not isinstance(record, dict):
-        raise RecordError(f"must be an object, not {kind_of(record)}")
+        raise DataError("record-not-an-object", found=kind_of(record))
     return (sharegpt if _style(record) == "ShareGPT" else llava).parse(number, record)
 
 

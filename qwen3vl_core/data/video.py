@@ -94,7 +94,7 @@ def smart_resize(frames: int, height: int, width: int, rules: VideoRules) -> tup
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > LARGEST_RATIO:
-        raise DataError("extreme_video", f"{width}x{height}: one side is over {LARGEST_RATIO} times the other")
+        raise DataError("video-proportions", width=width, height=height, ratio=LARGEST_RATIO)
     high, wide = round(height / factor) * factor, round(width / factor) * factor
     area = round(frames / temporal) * temporal * high * wide
     if area > largest:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.errors import DataError, naming
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,m4v"
 """Containers that are opened. FFmpeg reads more, among them playlists, which open further files."""
@@ -41,15 +41,15 @@ class VideoHeader:
 @contextlib.contextmanager
 def video_errors(what: str) -> Iterator[None]:
     """Turns any error of FFmpeg and PyAV into a DataError that names the video, `what`."""
-    try:
-        yield
-    except DataError as error:
-        if what in error.detail:
+    with naming(what):
+        try:
+            yield
+        except DataError:
             raise
-        raise DataError(error.reason, f"{what}: {error.detail}") from error
-    except Exception as error:
-        # PyAV raises subclasses of OSError, ValueError, EOFError, MemoryError and more
-        raise DataError("broken_video", f"{what}: {getattr(error, 'strerror', None) or error or type(error).__name__}") from error
+        except Exception as error:
+            # PyAV raises subclasses of OSError, ValueError, EOFError, MemoryError and more
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise DataError("video-unreadable", reason=reason) from error
 
 
 @contextlib.contextmanager
@@ -62,10 +62,10 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
     with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
         if not container.streams.video:
-            raise DataError("broken_video", "no video stream")
+            raise DataError("video-without-stream")
         stream = container.streams.video[0]
         if stream.codec_context is None:
-            raise DataError("broken_video", "its codec is unknown; convert the video to H.264")
+            raise DataError("video-codec")
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -78,9 +78,9 @@ def header(data: bytes, what: str) -> VideoHeader:
         metadata = VideoHeader(int(count), float(rate or 0), stream.codec_context.height, stream.codec_context.width)
         frames, fps, height, width = metadata.frames, metadata.fps, metadata.height, metadata.width
         if not 1 <= frames <= MOST_FRAMES or not 1e-3 <= fps <= 1e5 or min(height, width) < 1:
-            raise DataError("broken_video", f"{frames} frames of {width}x{height} at {fps:g} a second")
+            raise DataError("video-header", frames=frames, width=width, height=height, fps=fps)
         if height * width > LARGEST_FRAME:
-            raise DataError("extreme_video", f"frames of {width}x{height}")
+            raise DataError("video-too-large", width=width, height=height)
         return metadata
 
 
@@ -105,7 +105,7 @@ def frames(data: bytes, requested: np.ndarray, what: str) -> list[np.ndarray]:
         if missing:
             # headers overcount by a few frames; a truncated video lacks many
             if not decoded or numbers[-1] - missing[0] >= max(1, _MISSING_AT_END * (numbers[-1] + 1)):
-                raise DataError("broken_video", f"cut off: {len(decoded)} of {len(numbers)} frames can be decoded")
+                raise DataError("video-cut-off", decoded=len(decoded), frames=len(numbers))
             decoded |= dict.fromkeys(missing, decoded[max(decoded)])
         return [decoded[int(number)] for number in requested]
 
@@ -167,6 +167,6 @@ def _key_before(keys: list[int], number: int) -> int:
 def _pixels(frame: Any) -> np.ndarray:
     """uint8 [h, w, 3] upright."""
     if frame.width * frame.height > LARGEST_FRAME:
-        raise DataError("extreme_video", f"frames of {frame.width}x{frame.height}")
+        raise DataError("video-too-large", width=frame.width, height=frame.height)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))

@@ -179,7 +179,7 @@ def change(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-FAULTS = {
+BROKEN = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     "a damaged tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "the tokenizer cannot be read"),
     "no picture config": (lambda f: (f / "preprocessor_config.json").unlink(), "preprocessor_config.json: no such file"),
@@ -192,9 +192,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", BROKEN)
 def test_a_checkpoint_that_lacks_something_is_refused(checkpoint, name):
-    damage, words = FAULTS[name]
+    damage, words = BROKEN[name]
     damage(checkpoint)
     with pytest.raises(RequestError) as refused:
         ChatProcessor.from_pretrained(checkpoint)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core.data import llava, sources
-from qwen3vl_core.data.llava import RecordError
+from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import PrepareOptions
@@ -78,8 +78,8 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
     for number, record in found.records():
         try:
             assert json.loads(sources.parse(number, record).payload())["messages"]
-        except RecordError as fault:
-            assert "\n" not in str(fault)
+        except DataError as error:
+            assert "\n" not in str(error)
 
 
 @samples.many(50)
@@ -87,17 +87,17 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path_factory, value):
 def test_any_bytes_are_refused_in_one_line(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.bin"
     file.write_bytes(content)
-    with pytest.raises((RequestError, RecordError)) as refused:
+    with pytest.raises((RequestError, DataError)) as refused:
         read(file)
     assert "\n" not in str(refused.value)
 
 
-FAULTS = {
+REFUSED = {
     "no conversations": ({"image": "a.jpg"}, "no conversations"),
     "empty conversations": ({"conversations": []}, "no conversations"),
     "conversations of another kind": ({"conversations": "hello"}, "must be a list, not text"),
     "no object": ([1], "must be an object, not a list"),
-    "a turn of another kind": ({"conversations": ["hello"]}, "turn 0 must be an object"),
+    "a turn of another kind": ({"conversations": ["hello"]}, "turn 0: must be an object {from, value}"),
     "an unknown speaker": ({"conversations": [{"from": "robot", "value": "x"}]}, "from is 'robot'"),
     "text of another kind": ({"conversations": [{"from": "gpt", "value": 3}]}, "value must be text, not a number"),
     "no answer": ({"conversations": [{"from": "human", "value": "x"}]}, "no answer"),
@@ -126,9 +126,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_told_with_the_records_number(tmp_path, name):
-    record, words = FAULTS[name]
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_broken_rule_is_said_with_the_records_number(tmp_path, name):
+    record, words = REFUSED[name]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0), record, samples.record(2)]))
     reasons = "the record breaks a rule|a text holds one of the chat format's own tokens"
@@ -137,7 +137,7 @@ def test_a_fault_is_told_with_the_records_number(tmp_path, name):
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_many_faults_are_counted_and_the_first_ones_shown(tmp_path):
+def test_many_problems_are_counted_and_the_first_ones_shown(tmp_path):
     file = tmp_path / "captions.json"
     file.write_text(json.dumps([samples.record(0)] + [{}] * 9))
     with pytest.raises(RequestError, match=r"9 of 10 records .*record 1: .*record 2: .*record 3: .*and 6 more"):

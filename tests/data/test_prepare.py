@@ -1,4 +1,4 @@
-"""`qwen3vl prepare`: a whole dataset or nothing, the same bytes for the same input, and one line for each fault."""
+"""`qwen3vl prepare`: a whole dataset or nothing, the same bytes for the same input, and one line for each problem."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_a_bad_line_is_one_refused_record(tmp_path):
     source = tmp_path / "all.jsonl"
     good = json.dumps(samples.record(0)).encode()
     source.write_bytes(good + b"\n{\n\xff\n" + good + b"\n[1]\n" + good)
-    with pytest.raises(RequestError, match=r"3 of 6 records .*record 1: line 2 is not JSON .*record 2: line 3 is not UTF-8.*record 4"):
+    with pytest.raises(RequestError, match=r"3 of 6 records .*record 1: line 2: not JSON .*record 2: line 3: not UTF-8.*record 4"):
         prepared(source)
     report = prepared(source, skip_missing=True)
     assert report["samples"] == 3 and report["refused"] == {"bad_record": 3}

@@ -83,7 +83,7 @@ def test_what_the_tasks_raise_ends_the_work():
 
 def test_an_error_of_this_process_is_no_different():
     with Workers(1, None) as workers, pytest.raises(DataError):
-        next(workers.map(lambda state, task: (_ for _ in ()).throw(DataError("too_long", "x")), [1, 2]))
+        next(workers.map(lambda state, task: (_ for _ in ()).throw(DataError("too-long", tokens=2, most=1)), [1, 2]))
 
 
 def test_a_process_that_is_killed_ends_the_work_in_one_line():

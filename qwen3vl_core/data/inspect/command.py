@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from qwen3vl_core.data.inspect.samples import kind_of_path, open_samples
@@ -48,7 +47,7 @@ def run(options: InspectOptions) -> None:
     shown = show.select_samples(opened, options.show, processor)
     # files first: an error while writing them should not come after a long print
     if options.json:
-        _write(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(summary), indent=2) + "\n", "--json")
+        _write(Path(options.json).expanduser(), json.dumps(summary.as_json(), indent=2) + "\n", "--json")
     if options.html:
         everything = show.select_samples(opened, max(options.show, html.SAMPLES), processor)
         _write(Path(options.html).expanduser(), html.page(summary, everything), "--html")
@@ -58,8 +57,8 @@ def run(options: InspectOptions) -> None:
     for sample in shown:
         lines += ["", *show.rendered(sample, width, colour=colour)]
     print("\n".join(lines))
-    if summary.looked_at and sum(summary.faults.values()) >= summary.looked_at:
-        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(summary.faults)}); fix the data and prepare it again")
+    if summary.looked_at and sum(summary.problems.values()) >= summary.looked_at:
+        raise WorkError(f"{path}: none of its samples can be used ({reason_counts(summary.problems)}); fix the data and prepare it again")
 
 
 def _write(path: Path, text: str, flag: str) -> None:

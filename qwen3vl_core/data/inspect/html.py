@@ -26,7 +26,7 @@ section { border-top: 1px solid var(--edge); padding: 1rem 0; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; } td { padding: 1px .5rem; text-align: right; font-variant-numeric: tabular-nums; }
 td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } td.bar div.out { background: var(--out); }
-.fault { color: #c03030; }
+.problem { color: #c03030; }
 """
 
 
@@ -67,8 +67,8 @@ def _sample(sample: ShownSample) -> str:
         f"<figcaption>{html.escape(plain(name))}</figcaption></figure>"
         for name, image in sample.thumbnails
     )
-    if sample.fault:
-        body = f'<p class="fault">cannot be used: {html.escape(plain(sample.fault))}</p>'
+    if sample.problem:
+        body = f'<p class="problem">cannot be used: {html.escape(plain(sample.problem))}</p>'
     else:
         body = "<pre>" + "".join(map(_piece, sample.pieces)) + "</pre>"
     return f"<section><h2>{html.escape(sample.title)}</h2>{figures}{body}</section>\n"

@@ -59,7 +59,7 @@ class ShardFile:
         try:
             return sample_parts(chunk)
         except ValueError as error:
-            raise DataError("broken_shard", f"{self.place(number)}: {error}") from error
+            raise DataError("shard-damaged", self.place(number), reason=str(error)) from error
 
     def place(self, number: int) -> str:
         return f"{self.path.name}@{self._offsets[number]}"
@@ -80,12 +80,12 @@ class SourceFile:
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         result = self._checker.check([self._records[number]])[0]
         if isinstance(result, Refusal):
-            raise DataError(result.reason, result.detail)
+            raise DataError(result.code, **result.rule)
         parts = {"json": result.payload}
         try:
             parts |= {part: (self._checker.root / name).read_bytes() for part, name in zip(result.parts, result.files, strict=True)}
         except OSError as error:
-            raise DataError("missing_picture", f"{error.filename}: {error.strerror}") from error
+            raise DataError("picture-missing", str(error.filename), reason=error.strerror) from error
         return f"{result.number:08d}", parts
 
     def place(self, number: int) -> str:

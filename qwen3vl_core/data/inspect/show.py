@@ -45,7 +45,8 @@ class ShownSample:
     """(part, RGB picture)"""
     tokens: int | None = None
     trained: int | None = None
-    fault: str = ""
+    problem: str = ""
+    """Why it cannot be used; empty where it can."""
 
     @property
     def title(self) -> str:
@@ -80,7 +81,7 @@ def load_sample(name: str, samples: Samples, number: int, processor: Any) -> Sho
             shown.tokens, shown.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
             shown.pieces = _from_tokens(tokenized, processor)
     except DataError as error:
-        shown.fault = f"{REASONS[error.reason]}: {error.detail}"
+        shown.problem = f"{REASONS[error.reason]}: {error.detail}"
     return shown
 
 
@@ -89,7 +90,7 @@ def _from_messages(messages: Any) -> list[TextPiece]:
     pieces = []
     for message in messages if isinstance(messages, list) else []:
         if not isinstance(message, dict):
-            raise DataError("bad_messages", "a message must be an object")
+            raise DataError("message-not-an-object")
         role, content = str(message.get("role")), message.get("content")
         pieces.append(TextPiece(f"{role}\n"))
         for part in content if isinstance(content, list) else [{"type": "text", "text": str(content)}]:
@@ -137,7 +138,7 @@ def _thumbnails(messages: Any, parts: dict[str, bytes]) -> list[tuple[str, Image
             frames = part.get("frames")
             name = frames[0] if isinstance(frames, list) and frames else part.get("part")
             if not isinstance(name, str) or name not in parts:
-                raise DataError("missing_picture", f"{name} is not in the sample")
+                raise DataError("picture-not-in-sample", str(name))
             if part["type"] == "video" and not frames:
                 thumbnails.append((name, _first_frame(parts[name], name)))
             else:
@@ -178,8 +179,8 @@ def rendered(sample: ShownSample, width: int, colour: bool) -> list[str]:
     if colour:
         for name, image in sample.thumbnails:
             lines += [*blocks(image), f"{_DIM}{plain(name)}{_PLAIN}"]
-    if sample.fault:
-        return [*lines, *textwrap.wrap(plain(f"cannot be used: {sample.fault}"), max(width, 40))]
+    if sample.problem:
+        return [*lines, *textwrap.wrap(plain(f"cannot be used: {sample.problem}"), max(width, 40))]
     text = ""
     for piece in sample.pieces:
         shown = plain(piece.text)

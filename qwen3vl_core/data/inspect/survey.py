@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class DataSurvey:
     pictures: int = 0
     videos: int = 0
     turns: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, int] = field(default_factory=dict)
     """Reason -> samples that cannot be used."""
     examples: dict[str, str] = field(default_factory=dict)
     """Reason -> the first such sample."""
@@ -47,6 +47,11 @@ class DataSurvey:
     """The datasets of a blend and their shares, a line each."""
     prepared: dict[str, Any] = field(default_factory=dict)
     """Fields of the report of prepare: source, kind, check, refused."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` writes; scripts know the problems as `faults`."""
+        fields = asdict(self)
+        return {"v": 1} | {"faults" if name == "problems" else name: value for name, value in fields.items()}
 
 
 def shares(opened: dict[str, Samples], wanted: int) -> dict[str, list[int]]:
@@ -70,7 +75,7 @@ def survey(
     if kind_of_path(path) == BLEND:
         summary.blended = [f"{name}: {line}" for name, samples in opened.items() for line in samples.lines()]
     chosen = shares(opened, options.limit)
-    faults: Counter[str] = Counter()
+    problems: Counter[str] = Counter()
     with Progress("look", total=sum(map(len, chosen.values())), unit="samples") as progress:
         for name, numbers in chosen.items():
             for number in numbers:
@@ -79,20 +84,20 @@ def survey(
                     messages = messages_of(opened[name].read(number)[1])
                     parts = [part for message in messages for part in _parts(message)]
                 except DataError as error:
-                    faults[error.reason] += 1
+                    problems[error.reason] += 1
                     summary.examples.setdefault(error.reason, _line(f"{opened[name].place(number)}: {error.detail}"))
                 else:
                     summary.turns += len(messages)
                     summary.pictures += sum(part.get("type") == "image" for part in parts)
                     summary.videos += sum(part.get("type") == "video" for part in parts)
                 progress.update(1)
-    summary.faults = dict(faults)
+    summary.problems = dict(problems)
     if model is None:
         return summary, None
     measurer = Measurer(path, model, images)
     lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
     summary.tokens = {"model": str(model)} | lengths.summary()
-    summary.faults, summary.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}
+    summary.problems, summary.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}
     summary.histogram = histogram(lengths.total, options.seq_length)
     is_longer = lengths.total > options.seq_length
     summary.too_long, summary.too_long_tokens = int(is_longer.sum()), int(lengths.total[is_longer].sum())
@@ -101,7 +106,7 @@ def survey(
 
 def _parts(message: Any) -> list[dict[str, Any]]:
     if not isinstance(message, dict):
-        raise DataError("bad_messages", "a message must be an object")
+        raise DataError("message-not-an-object")
     content = message.get("content")
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
@@ -132,8 +137,8 @@ def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
         lines.append(f"  left out when it was made: {reason_counts(summary.prepared['refused'])}")
     seen = "" if summary.looked_at == total else f" in {summary.looked_at:,} of them, evenly spread"
     lines.append(f"  {summary.pictures:,} pictures, {summary.videos:,} videos, {summary.turns:,} turns{seen}")
-    if summary.faults:
-        lines.append(f"  {sum(summary.faults.values()):,} cannot be used ({reason_counts(summary.faults)})")
+    if summary.problems:
+        lines.append(f"  {sum(summary.problems.values()):,} cannot be used ({reason_counts(summary.problems)})")
         lines += [f"    {text}" for text in summary.examples.values()]
     if summary.tokens is None:
         return [plain(line) for line in [*lines, "  give --model for token lengths and what is trained"]]

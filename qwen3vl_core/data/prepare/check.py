@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from qwen3vl_core.data import llava, sources, video_decode
-from qwen3vl_core.data.errors import DataError, picture_errors
-from qwen3vl_core.data.llava import Frames, RecordError, SourceRecord
+from qwen3vl_core.data.errors import REASON_OF, DataError, picture_errors
+from qwen3vl_core.data.llava import Frames, SourceRecord
 from qwen3vl_core.data.pictures import FORMATS, LARGEST_RATIO, check_picture
 from qwen3vl_core.data.tar import member_size
+from qwen3vl_core.problems import Problem
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MOST_FRAMES = 100_000
@@ -67,9 +68,22 @@ class Refusal(NamedTuple):
 
     number: int
     id: str | None
-    reason: str
-    """A key of errors.REASONS."""
-    detail: str
+    code: str
+    rule: dict[str, Any]
+    """Of the problem, as plain values: a worker process sends them."""
+
+    @classmethod
+    def of(cls, number: int, name: str | None, error: DataError) -> Refusal:
+        return cls(number, name, error.problem.code, dict(error.problem.rule))
+
+    @property
+    def reason(self) -> str:
+        """A key of errors.REASONS."""
+        return REASON_OF[self.code]
+
+    @property
+    def detail(self) -> str:
+        return str(Problem(self.code, rule=self.rule))
 
 
 class CheckedFile(NamedTuple):
@@ -110,12 +124,12 @@ class Checker:
     def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
             record = sources.parse(number, raw)
-        except RecordError as error:
+        except DataError as error:
             record_id = raw.get("id") if isinstance(raw, dict) else None
-            return Refusal(number, record_id if isinstance(record_id, str) else None, "bad_record", str(error))
+            return Refusal.of(number, record_id if isinstance(record_id, str) else None, error)
         for turn, (_, text) in enumerate(record.turns):
             if "<|" in text and (token := llava.CONTROL.search(text)):
-                return Refusal(number, record.id, "control_token", f"turn {turn}: the text holds {token.group()}")
+                return Refusal.of(number, record.id, DataError("control-token", f"turn {turn}", token=token.group()))
         return record
 
     def _sample(self, record: SourceRecord) -> TarSample | Refusal:
@@ -128,7 +142,7 @@ class Checker:
                 folders = [self._frames(video) for video in videos]
                 files = (*files, *self._video_files(record, folders, parts, media))
         except DataError as error:
-            return Refusal(number, name, error.reason, error.detail)
+            return Refusal.of(number, name, error)
         payload = record.payload(parts, folders)
         size, sizes, stamps = member_size(len(payload)), [], []
         for length, stamp, _ in media:
@@ -152,7 +166,7 @@ class Checker:
             checks = [self._medium(f"{name}/{frame}", "picture") for frame in frames.names]
             differing = next((place for place, medium in enumerate(checks) if medium.shape != checks[0].shape), None)
             if differing is not None:
-                raise DataError("broken_video", f"{self.root / name}: {frames.names[differing]} is of another size than {frames.names[0]}")
+                raise DataError("frames-differ", str(self.root / name), frame=frames.names[differing], first=frames.names[0])
             media += checks
         return files
 
@@ -183,7 +197,9 @@ class Checker:
             except DataError as error:
                 self._folders[name] = error
             except (OSError, ValueError) as error:
-                self._folders[name] = DataError("missing_video", f"{str(self.root / name)!r}: {getattr(error, 'strerror', None) or error}")
+                self._folders[name] = DataError(
+                    "video-missing", repr(str(self.root / name)), reason=getattr(error, "strerror", None) or str(error)
+                )
         result = self._folders[name]
         if isinstance(result, DataError):
             raise result
@@ -195,15 +211,15 @@ def read_frames(folder: Path) -> Frames:
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if e.name.rpartition(".")[2].lower() in FRAME_SUFFIXES and not e.name.startswith(".")]
     if not names:
-        raise DataError("broken_video", f"{folder}: no frame ({', '.join(FRAME_SUFFIXES)}) in this folder")
+        raise DataError("frames-missing", str(folder), endings=FRAME_SUFFIXES)
     if len(names) > MOST_FRAMES:
-        raise DataError("broken_video", f"{folder}: {len(names):,} frames; {MOST_FRAMES:,} at most")
+        raise DataError("frames-too-many", str(folder), frames=len(names), most=MOST_FRAMES)
     names.sort(key=lambda name: ([int(digits) for digits in re.findall(r"[0-9]{1,18}", name)], name))
     try:
         for name in names:
             name.encode()
     except UnicodeEncodeError:
-        raise DataError("broken_video", f"{str(folder)!r}: a frame's name is not valid text") from None
+        raise DataError("frames-name", repr(str(folder))) from None
     for file in (folder / "fps", folder / "fps.txt"):
         if file.is_file():
             try:
@@ -212,7 +228,7 @@ def read_frames(folder: Path) -> Frames:
             except ValueError:
                 fps = 0.0
             if not 1e-3 <= fps <= 1e5:
-                raise DataError("broken_video", f"{file}: must hold the frames of a second, one number above 0")
+                raise DataError("frames-fps", str(file))
             return Frames(tuple(names), fps)
     return Frames(tuple(names), llava.FRAMES_PER_SECOND)
 
@@ -226,15 +242,15 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile
     except (OSError, ValueError) as error:
         reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
         shown = path if os.path.basename(path).isprintable() else repr(path)
-        raise DataError(f"missing_{kind}", f"{shown}: {reason}") from error
+        raise DataError(f"{kind}-missing", shown, reason=str(reason)) from error
     shape = None
     try:
         status = os.fstat(file)
         size, stamp = status.st_size, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"missing_{kind}", f"{path}: not a file")
+            raise DataError(f"{kind}-missing", path, reason="not a file")
         if not size:
-            raise DataError(f"broken_{kind}", f"{path}: empty file")
+            raise DataError(f"{kind}-empty", path)
         if how == "none":
             return CheckedFile(size, stamp, None)
         if kind == "video":
@@ -246,7 +262,7 @@ def check_file(path: str | Path, how: str, kind: str = "picture") -> CheckedFile
             if shape is None and size > len(head):
                 shape = plain_picture(os.pread(file, _HEAD, 0), tail)
     except OSError as error:
-        raise DataError(f"broken_{kind}", f"{path}: {error.strerror}") from error
+        raise DataError(f"{kind}-unreadable", path, reason=error.strerror) from error
     finally:
         os.close(file)
     if shape is None:
@@ -370,5 +386,5 @@ def _check_boxes(data: bytes, path: str) -> None:
         if size == 0:
             return
         if size < 8 or at + size > len(data):
-            raise DataError("broken_video", f"{path}: cut off, {size:,} bytes of {kind.decode()} stated, {len(data) - at:,} there")
+            raise DataError("video-file-cut-off", path, box=kind.decode(), stated=size, left=len(data) - at)
         at += size

@@ -66,7 +66,7 @@ def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> s
 
 def refused_rows(refused: list[Refusal]) -> str:
     """JSON Lines of the records left out."""
-    rows = ({"record": each.number, "id": each.id, "reason": each.reason, "detail": each.detail} for each in refused)
+    rows = ({"record": each.number, "id": each.id, "reason": each.reason, "code": each.code, "detail": each.detail} for each in refused)
     return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
 

@@ -1,9 +1,10 @@
-"""Atomic writes: to a temporary name beside the target, then one rename. Imports no torch."""
+"""Atomic writes, to a temporary name beside the target and then one rename, and the lock of a folder. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -87,6 +88,23 @@ def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
         if full is not None:
             raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the {what} again") from error
         raise
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
+    """Keeps other processes out of a folder for the length of the block. Raises RequestError with `refusal` while one is in it."""
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(refusal) from None
+        except OSError:
+            # a file system without locks: another process cannot be detected
+            pass
+        yield
+    finally:
+        os.close(lock)
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

@@ -11,8 +11,8 @@ from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
 from console.runs.state import ENDED, sign_of_life
 from console.runs.store import Run
-from console.runs.tail import LogTail, clean, last_rows
-from qwen3vl_core.formats import duration, number, span
+from console.runs.tail import LogTail, last_rows
+from qwen3vl_core.formats import duration, number, printable, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of, version_problem
 
@@ -22,10 +22,10 @@ SEARCHED_LINES = 200_000
 
 
 def plain(value: Any) -> str:
-    """Any value of a record as one clean word or line."""
+    """Any value of a record on one line, printable."""
     if isinstance(value, list):
         return " ".join(plain(v) for v in value)
-    return "–" if value is None else clean(str(value).encode("utf-8", "replace"))
+    return "–" if value is None else printable(value).replace("\n", " ")
 
 
 def last_of(run: Run, kind: str = TRAIN) -> dict[str, Any]:

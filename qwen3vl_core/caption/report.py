@@ -6,7 +6,6 @@ import dataclasses
 import html
 import json
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from qwen3vl_core.caption.scores import repetition
 from qwen3vl_core.caption.word_diff import difference, mark_differences
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import disk_full, write_text
+from qwen3vl_core.formats import printable
 
 VERSION = 1
 TITLE = "Captions of two models"
@@ -66,9 +66,8 @@ def to_json(comparison: Comparison) -> str:
 
 
 def escaped(text: str) -> str:
-    """For HTML's text and quoted attributes; control characters, which HTML forbids, become replacement characters."""
-    visible = "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text.replace("\r\n", "\n"))
-    return html.escape(visible, quote=True)
+    """For HTML's text and quoted attributes, without control characters, which HTML forbids."""
+    return html.escape(printable(text), quote=True)
 
 
 _TAGS = {"first": "del", "other": "ins"}

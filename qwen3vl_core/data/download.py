@@ -7,7 +7,6 @@ command resumes it. The hubs' clients do the transfer (`hubs`); the progress is 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from typing import Any
 import qwen3vl_core
 from qwen3vl_core.data import hubs
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import UNFINISHED, need_space, write_text
+from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, write_text
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import DownloadOptions, options_of
 from qwen3vl_core.progress import Progress
@@ -140,15 +139,7 @@ def _building(target: Path, request: dict[str, Any]) -> Iterator[Path]:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"--to {target}: {folder} stands in the way; remove it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"--to {target}: another download is filling it; wait for that one, or choose another folder") from None
-        except OSError:
-            # a file system without locks: concurrent downloads are not detected
-            pass
+    with folder_lock(folder, f"--to {target}: another download is filling it; wait for that one, or choose another folder"):
         try:
             yield folder
         except BaseException:
@@ -159,8 +150,6 @@ def _building(target: Path, request: dict[str, Any]) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()
         os.rename(folder, target)
-    finally:
-        os.close(lock)
 
 
 def _fetch(options: DownloadOptions, request: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:

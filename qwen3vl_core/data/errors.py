@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from qwen3vl_core.problems import Problem
@@ -65,7 +65,7 @@ REASON_OF = {code: reason for reason, codes in _CODES.items() for code in codes}
 class DataError(ValueError):
     """One record or sample that cannot be used. where: the file, turn or message with the problem; rule: what its text needs.
 
-    `naming` adds the file where the one that raises does not know it.
+    `media_errors` adds the file where the one that raises does not know it.
     """
 
     def __init__(self, code: str, where: str = "", **rule: Any) -> None:
@@ -91,34 +91,32 @@ def _made_again(code: str, rule: dict[str, Any]) -> DataError:
 
 
 @contextlib.contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Adds `what` to a DataError that does not say yet where its problem is."""
+def media_errors(what: str, converted: Callable[[Exception], DataError]) -> Iterator[None]:
+    """Turns any error of a block into a DataError that names the file `what`, unless it names a file, turn or message already."""
     try:
         yield
-    except DataError as error:
-        if "written" in error.problem.rule:
+    except Exception as error:
+        known = error if isinstance(error, DataError) else converted(error)
+        rule = known.problem.rule
+        if known is error and "written" in rule:
             raise
-        raise DataError(error.problem.code, what, **error.problem.rule) from error
+        raise DataError(known.problem.code, **{"written": what, **rule}) from error
 
 
-@contextlib.contextmanager
-def picture_errors(what: str) -> Iterator[None]:
-    """Turns any error of a picture library into a DataError that names the picture, `what`.
+def picture_errors(what: str) -> contextlib.AbstractContextManager[None]:
+    """`media_errors` of a picture library.
 
     Pillow raises SyntaxError, SystemError, MemoryError, struct.error and more for damaged files, and which one differs
     between formats and releases: all of them mean that this picture cannot be read.
     """
-    with naming(what):
-        try:
-            yield
-        except DataError:
-            raise
-        except Exception as error:
-            name = type(error).__name__
-            if name == "UnidentifiedImageError":
-                raise DataError("picture-format") from error
-            code = "picture-too-large" if name == "DecompressionBombError" else "picture-unreadable"
-            raise DataError(code, reason=str(error) or name) from error
+    return media_errors(what, _picture_error)
+
+
+def _picture_error(error: Exception) -> DataError:
+    name = type(error).__name__
+    if name == "UnidentifiedImageError":
+        return DataError("picture-format")
+    return DataError("picture-too-large" if name == "DecompressionBombError" else "picture-unreadable", reason=str(error) or name)
 
 
 def listed(entries: list[str], shown: int = 3) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_core.data.errors import DataError, naming
+from qwen3vl_core.data.errors import DataError, media_errors
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,m4v"
 """Containers that are opened. FFmpeg reads more, among them playlists, which open further files."""
@@ -38,18 +38,13 @@ class VideoHeader:
     width: int
 
 
-@contextlib.contextmanager
-def video_errors(what: str) -> Iterator[None]:
-    """Turns any error of FFmpeg and PyAV into a DataError that names the video, `what`."""
-    with naming(what):
-        try:
-            yield
-        except DataError:
-            raise
-        except Exception as error:
-            # PyAV raises subclasses of OSError, ValueError, EOFError, MemoryError and more
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise DataError("video-unreadable", reason=reason) from error
+def video_errors(what: str) -> contextlib.AbstractContextManager[None]:
+    """`media_errors` of FFmpeg and PyAV, which raises subclasses of OSError, ValueError, EOFError, MemoryError and more."""
+    return media_errors(what, _video_error)
+
+
+def _video_error(error: Exception) -> DataError:
+    return DataError("video-unreadable", reason=getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qwen3vl_core
-from qwen3vl_core.data.errors import REASON_OF, REASONS, DataError, naming, picture_errors
+from qwen3vl_core.data.errors import REASON_OF, REASONS, DataError, picture_errors
 from qwen3vl_core.problem_texts import TEXTS
 
 PACKAGE = Path(qwen3vl_core.__file__).parent
@@ -39,5 +39,5 @@ def test_an_error_is_the_same_behind_a_process():
 
 
 def test_the_file_is_named_once_by_the_innermost_that_knows_it():
-    with pytest.raises(DataError, match=r"^extreme_picture: a\.jpg: 900x1: one side"), naming("b.tar"), picture_errors("a.jpg"):
+    with pytest.raises(DataError, match=r"^extreme_picture: a\.jpg: 900x1: one side"), picture_errors("b.tar"), picture_errors("a.jpg"):
         raise DataError("picture-proportions", width=900, height=1, ratio=200)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 
-from qwen3vl_core.data.inspect.show import ShownSample, jpeg, plain
+from qwen3vl_core.data.inspect.show import ShownSample, jpeg
 from qwen3vl_core.data.inspect.survey import DataSurvey, summary_lines
+from qwen3vl_core.formats import printable
 
 SAMPLES = 24
 """A page shows at least this many samples, if there are as many."""
@@ -32,7 +33,7 @@ td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } t
 
 def page(summary: DataSurvey, shown: list[ShownSample]) -> str:
     """The whole page; it loads no other file."""
-    title = html.escape(plain(summary.path))
+    title = html.escape(printable(summary.path))
     facts = "\n".join(line for line in summary_lines(summary) if "█" not in line and "░" not in line)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -63,19 +64,19 @@ def _histogram(summary: DataSurvey) -> str:
 
 def _sample(sample: ShownSample) -> str:
     figures = "".join(
-        f'<figure><img alt="{html.escape(plain(name))}" src="data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}">'
-        f"<figcaption>{html.escape(plain(name))}</figcaption></figure>"
+        f'<figure><img alt="{html.escape(printable(name))}" src="data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode()}">'
+        f"<figcaption>{html.escape(printable(name))}</figcaption></figure>"
         for name, image in sample.thumbnails
     )
     if sample.problem:
-        body = f'<p class="problem">cannot be used: {html.escape(plain(sample.problem))}</p>'
+        body = f'<p class="problem">cannot be used: {html.escape(printable(sample.problem))}</p>'
     else:
         body = "<pre>" + "".join(map(_piece, sample.pieces)) + "</pre>"
     return f"<section><h2>{html.escape(sample.title)}</h2>{figures}{body}</section>\n"
 
 
 def _piece(piece) -> str:
-    text = html.escape(plain(piece.text))
+    text = html.escape(printable(piece.text))
     if piece.medium:
         return f'<span class="medium">{text}</span>'
     return f"<mark>{text}</mark>" if piece.trained else text

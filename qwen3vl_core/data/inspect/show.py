@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import textwrap
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from qwen3vl_core.data import pictures
 from qwen3vl_core.data.errors import REASONS, DataError
 from qwen3vl_core.data.inspect.samples import Samples, evenly
 from qwen3vl_core.data.sample_encoder import messages_of
+from qwen3vl_core.formats import printable
 
 LARGEST_SIDE = 320
 """Pixels of a picture on a page."""
@@ -51,14 +51,7 @@ class ShownSample:
     @property
     def title(self) -> str:
         counts = "" if self.tokens is None else f" · {self.tokens:,} tokens, {self.trained:,} trained"
-        return plain(f"{self.split} {self.key}{counts}")
-
-
-def plain(text: str) -> str:
-    """`text` without control characters, which a terminal would interpret."""
-    # the joiner between emojis is a format character too, and harmless
-    kept = (c if c in "\n\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text.replace("\t", "  "))
-    return "".join(kept)
+        return printable(f"{self.split} {self.key}{counts}")
 
 
 def select_samples(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
@@ -178,12 +171,12 @@ def rendered(sample: ShownSample, width: int, colour: bool) -> list[str]:
     lines = [rule + "─" * max(0, min(width, 100) - len(rule))]
     if colour:
         for name, image in sample.thumbnails:
-            lines += [*blocks(image), f"{_DIM}{plain(name)}{_PLAIN}"]
+            lines += [*blocks(image), f"{_DIM}{printable(name)}{_PLAIN}"]
     if sample.problem:
-        return [*lines, *textwrap.wrap(plain(f"cannot be used: {sample.problem}"), max(width, 40))]
+        return [*lines, *textwrap.wrap(printable(f"cannot be used: {sample.problem}"), max(width, 40))]
     text = ""
     for piece in sample.pieces:
-        shown = plain(piece.text)
+        shown = printable(piece.text)
         if piece.medium:
             text += f"{_DIM}[{shown}]{_PLAIN}" if colour else f"[{shown}]"
         elif piece.trained:

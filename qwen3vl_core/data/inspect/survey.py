@@ -10,10 +10,10 @@ from typing import Any
 
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect.samples import BLEND, DATASET, SHARD, Samples, evenly, kind_of_path
-from qwen3vl_core.data.inspect.show import plain
 from qwen3vl_core.data.prepare.report import REPORT, reason_counts
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.formats import printable
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.progress import Progress
 
@@ -141,7 +141,7 @@ def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
         lines.append(f"  {sum(summary.problems.values()):,} cannot be used ({reason_counts(summary.problems)})")
         lines += [f"    {text}" for text in summary.examples.values()]
     if summary.tokens is None:
-        return [plain(line) for line in [*lines, "  give --model for token lengths and what is trained"]]
+        return [printable(line) for line in [*lines, "  give --model for token lengths and what is trained"]]
     t = summary.tokens
     lines += [
         f"  {t['total']:,} tokens, {t['trained']:,} of them trained ({t['trained'] / max(t['total'], 1):.0%})",
@@ -156,7 +156,7 @@ def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
                      f"the longest needs {t['longest']:,}")  # fmt: skip
     else:
         lines.append(f"  --seq-length {summary.seq_length}: every sample fits; {t['longest']:,} would do")
-    return [plain(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def histogram_lines(summary: DataSurvey, width: int) -> list[str]:

@@ -7,7 +7,6 @@ process writes a stretch of it. Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,8 +23,8 @@ from qwen3vl_core.data.prepare.check import Checker, TarSample
 from qwen3vl_core.data.prepare.copying import SampleFiles, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
 from qwen3vl_core.data.workers import Workers
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import UNFINISHED, disk_full
+from qwen3vl_core.errors import WorkError
+from qwen3vl_core.files import UNFINISHED, disk_full, folder_lock
 from qwen3vl_core.progress import Progress
 
 SHARD_ENDING = RECORD + 2 * BLOCK
@@ -205,15 +204,7 @@ def dataset_made_whole(target: Path) -> Iterator[Path]:
     if building.is_symlink() or (building.exists() and not building.is_dir()):
         building.unlink()
     building.mkdir(parents=True, exist_ok=True)
-    lock = os.open(building, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"{target}: another prepare is making it; wait for that one, or choose another folder") from None
-        except OSError:
-            # a file system without locks: another prepare cannot be detected
-            pass
+    with folder_lock(building, f"{target}: another prepare is making it; wait for that one, or choose another folder"):
         try:
             yield building
             (building / LOG).unlink(missing_ok=True)
@@ -232,5 +223,3 @@ def dataset_made_whole(target: Path) -> Iterator[Path]:
             if full is not None:
                 raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the prepare again") from error
             raise
-    finally:
-        os.close(lock)

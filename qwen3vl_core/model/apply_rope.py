@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from megatron.core.extensions import transformer_engine
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 from torch import Tensor
@@ -36,10 +35,10 @@ class Rotating:
         angles, self.angles = self.angles, None
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)
-        return super().forward(query, key, *args, **kwargs)
+        return super().forward(query, key, *args, **kwargs)  # type: ignore[misc]  # of the core attention after it in the bases
 
 
-def hand_angles_on(layer: torch.nn.Module, arguments: dict[str, Any]) -> None:
+def hand_angles_on(layer: Any, arguments: dict[str, Any]) -> None:
     """Move the angles from a layer's arguments to its core attention.
 
     Not with a key/value cache, in which Megatron stores unrotated keys, and not for packed rows with context parallelism,

@@ -6,6 +6,8 @@ batches (`sbhd`) and packed sequences (`thd`), context parallelism by gathering 
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3vl_core.model.apply_rope import Rotating
 from qwen3vl_core.model.packed_row import PackedRow
 
@@ -55,18 +57,22 @@ class LocalAttention(MegatronModule):
         tokens, heads, dim = query_thd.shape
         if len(set(lengths)) == 1:
             segments = [t.view(len(lengths), lengths[0], t.shape[1], t.shape[2]) for t in (query_thd, key_thd, value_thd)]
-            out_bhsd = self._attend(*(t.transpose(1, 2) for t in segments), causal)
+            query_bhsd, key_bhsd, value_bhsd = (t.transpose(1, 2) for t in segments)
+            out_bhsd = self._attend(query_bhsd, key_bhsd, value_bhsd, causal)
             return out_bhsd.transpose(1, 2).reshape(tokens, heads * dim)
         outputs = []
         for segment in zip(*(t.split(lengths) for t in (query_thd, key_thd, value_thd)), strict=True):
-            out_bhsd = self._attend(*(t.transpose(0, 1).unsqueeze(0) for t in segment), causal)
+            query_bhsd, key_bhsd, value_bhsd = (t.transpose(0, 1).unsqueeze(0) for t in segment)
+            out_bhsd = self._attend(query_bhsd, key_bhsd, value_bhsd, causal)
             outputs.append(out_bhsd.squeeze(0).transpose(0, 1).reshape(-1, heads * dim))
         return torch.cat(outputs)
 
-    def _split_over_ranks(self, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, lengths: tuple[int, ...], causal: bool) -> Tensor:
-        """This rank's queries against the keys and values of all ranks, gathered along the sequence."""
-        size, rank = self.cp_group.size(), self.cp_group.rank()
-        key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=self.cp_group) for t in (key_sbhd, value_sbhd))
+    def _split_over_ranks(
+        self, group: Any, query_sbhd: Tensor, key_sbhd: Tensor, value_sbhd: Tensor, lengths: tuple[int, ...], causal: bool
+    ) -> Tensor:
+        """This rank's queries against the keys and values of all ranks of the group, gathered along the sequence."""
+        size, rank = group.size(), group.rank()
+        key_sbhd, value_sbhd = (gather_from_sequence_parallel_region(t, True, group=group) for t in (key_sbhd, value_sbhd))
         length = key_sbhd.shape[0]
         key_at, query_at = gathered_order(length, lengths, size), token_index(length, lengths, size, rank)
         mask = query_at[:, None] >= key_at[None, :] if causal else torch.ones(len(query_at), length, dtype=torch.bool)
@@ -74,8 +80,8 @@ class LocalAttention(MegatronModule):
             ends = torch.tensor(lengths).cumsum(0)
             documents = [torch.bucketize(at, ends, right=True) for at in (query_at, key_at)]
             mask &= documents[0][:, None] == documents[1][None, :]
-        qkv_bhsd = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
-        out_bhsd = self._attend(*qkv_bhsd, False, mask.to(query_sbhd.device))
+        query_bhsd, key_bhsd, value_bhsd = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
+        out_bhsd = self._attend(query_bhsd, key_bhsd, value_bhsd, False, mask.to(query_sbhd.device))
         return out_bhsd.permute(2, 0, 1, 3).flatten(2)
 
     def forward(
@@ -96,12 +102,13 @@ class LocalAttention(MegatronModule):
         if packed_seq_params is not None:
             if self.cp_group is None:
                 return self._packed(query, key, value, packed_seq_params, causal)
-            qkv_sbhd = (t.unsqueeze(1) for t in (query, key, value))
-            return self._split_over_ranks(*qkv_sbhd, packed_seq_params.lengths, causal).squeeze(1)
+            query_sbhd, key_sbhd, value_sbhd = (t.unsqueeze(1) for t in (query, key, value))
+            return self._split_over_ranks(self.cp_group, query_sbhd, key_sbhd, value_sbhd, packed_seq_params.lengths, causal).squeeze(1)
         if self.cp_group is not None:
-            return self._split_over_ranks(query, key, value, (), causal)
+            return self._split_over_ranks(self.cp_group, query, key, value, (), causal)
         length, batch, heads, dim = query.shape
-        out_bhsd = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), causal)
+        query_bhsd, key_bhsd, value_bhsd = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        out_bhsd = self._attend(query_bhsd, key_bhsd, value_bhsd, causal)
         return out_bhsd.permute(2, 0, 1, 3).reshape(length, batch, heads * dim)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.inference.contexts.static_context import StaticInferenceContext
 from torch import Tensor
@@ -10,12 +12,16 @@ from torch import Tensor
 class CachedDecoder:
     """One batch of prompts of equal length, without padding: `prefill` once, then `decode` for each new token."""
 
-    def __init__(self, model, max_sequence_length: int) -> None:
+    # set by `prefill`
+    context: StaticInferenceContext
+    positions: Tensor
+    """long [3, b, tokens so far]."""
+    next_position: Tensor
+    """long [b]."""
+
+    def __init__(self, model: Any, max_sequence_length: int) -> None:
         self.model = model
         self.max_sequence_length = max_sequence_length
-        self.context: StaticInferenceContext | None = None
-        self.positions: Tensor | None = None
-        self.next_position: Tensor | None = None
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, **inputs: Tensor | None) -> Tensor:

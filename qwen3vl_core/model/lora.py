@@ -52,7 +52,8 @@ class Target:
 
     name: str
     """Its name in the whole model, counted over all stages and ranks."""
-    module: torch.nn.Module
+    module: Any
+    """Megatron's layer, or Transformer Engine's."""
     config: Any
     kind: str
     gated: bool = False
@@ -71,7 +72,7 @@ class _Matrices(torch.nn.Module):
         for i, matrix in enumerate(matrices):
             self.register_parameter(f"weight{i}" if numbered else "weight", torch.nn.Parameter(matrix))
 
-    def all(self) -> list[torch.nn.Parameter]:
+    def all(self) -> list[Tensor]:
         return list(self.parameters())
 
 
@@ -85,7 +86,7 @@ class Adapter(torch.nn.Module):
         self.group = getattr(base, "_tp_group", None) or base.tp_group
         self.size = self.group.size()
         self.sequence_parallel = target.config.sequence_parallel and self.size > 1 and not self.expert
-        self.groups = getattr(base, "_pg_collection", None)
+        self.groups: Any = getattr(base, "_pg_collection", None)
         weights = [getattr(base, f"weight{i}") for i in range(len(target.experts))] if target.experts else [base.weight]
         names = [f"{target.name}.{e}" for e in target.experts] if target.experts else [target.name]
         into = [self._first(adapters, name, weight) for name, weight in zip(names, weights, strict=True)]
@@ -104,6 +105,7 @@ class Adapter(torch.nn.Module):
 
     def _mark(self, allreduce: bool) -> None:
         """Set the attributes that Megatron reads: how a weight is split, and over which ranks its gradient is summed."""
+        parameter: Any  # Megatron's attributes are not torch's
         split, replicated, axis = (self.linear_out, self.linear_in, 0) if self.kind == COLUMN else (self.linear_in, self.linear_out, 1)
         for parameter in (*split.all(), *replicated.all()):
             parameter.allreduce = allreduce
@@ -265,7 +267,7 @@ def attach(model: Any, adapters: Adapters) -> int:
     for target in list(targets(model, adapters)):
         module = target.module
         adapter = Adapter(adapters, target)
-        module.__class__ = _adapted(type(module))
+        module.__class__ = _adapted(module.__class__)
         module.adapter = adapter
         if hasattr(module, "return_layernorm_output"):
             module.return_layernorm_output = True

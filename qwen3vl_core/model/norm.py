@@ -13,7 +13,7 @@ class LocalNorm:
     Megatron sum their gradients, each of a part of the sequence, over the tensor parallel ranks.
     """
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused) -> torch.nn.Module:
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused) -> torch.nn.Module:  # type: ignore[misc]  # Megatron's specs want a class
         kind = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():

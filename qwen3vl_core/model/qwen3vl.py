@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
@@ -120,14 +120,18 @@ class Qwen3VLModel(MegatronModule):
         video_grid_thw: Tensor | None = None,
         *,
         with_vision: bool = True,
-        **more: Tensor | None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Structure:
         """The structure of the Hugging Face processor's outputs, on the device of input_ids; see `build_structure`."""
         size = self.config.context_parallel_size
         rules = StructureRules(self.architecture, cp_size=size, cp_rank=parallel_state.get_context_parallel_rank() if size > 1 else 0)
-        inputs = [None if value is None else value.cpu() for value in (input_ids, attention_mask, image_grid_thw, video_grid_thw)]
-        more = {name: value if value is None or name == "position_ids" else value.cpu() for name, value in more.items()}
-        return build_structure(rules, *inputs, with_vision=with_vision and self.pre_process, **more).to(input_ids.device)
+        return build_structure(
+            rules, input_ids.cpu(), _on_host(attention_mask), _on_host(image_grid_thw), _on_host(video_grid_thw),
+            labels=_on_host(labels), position_ids=position_ids, cu_seqlens=_on_host(cu_seqlens),
+            with_vision=with_vision and self.pre_process,
+        ).to(input_ids.device)  # fmt: skip
 
     def local_index(self, length: int) -> Tensor | None:
         """Sequence indices that this context parallel rank holds, on the host; None without context parallelism."""
@@ -136,6 +140,7 @@ class Qwen3VLModel(MegatronModule):
 
     def vision_features(self, pixel_values: Tensor, structure: VisionStructure) -> list[Tensor]:
         """[features, deepstack 0, 1, 2], each [patches / merge², h], of all pictures and videos."""
+        assert self.vision_model is not None  # the first stage has it
         features, deep = self.vision_model(pixel_values, structure, learns=self.training and self.adapted("vision"))
         return [features, *deep]
 
@@ -147,6 +152,7 @@ class Qwen3VLModel(MegatronModule):
         if features is None and self.vision_in_every_batch and torch.is_grad_enabled():
             embedded_sbh = embedded_sbh + self._blank_picture().to(embedded_sbh.dtype)
         if features is not None:
+            assert places is not None  # those of the features
             layers = [embedded_sbh, *(torch.zeros_like(embedded_sbh) for _ in features[1:])]
             embedded_sbh, *deep_sbh = (_placed(layer, places, part) for layer, part in zip(layers, features, strict=True))
         if structure.local is not None:
@@ -158,13 +164,15 @@ class Qwen3VLModel(MegatronModule):
 
     def _blank_picture(self) -> Tensor:
         """A zero that depends on every weight of the vision tower and the mergers."""
+        assert self.vision_model is not None  # the first stage has it
         v, weight = self.architecture.vision, self.vision_model.patch_embed.proj.weight
         if self._blank is None:
             ids = torch.full((1, 1), self.architecture.image_token_id)
             grid = torch.tensor([[1, v.spatial_merge_size, v.spatial_merge_size]])
             self._blank = self.structure(ids.to(weight.device), image_grid_thw=grid).vision
+            assert self._blank is not None  # it has a picture
         features = self.vision_features(weight.new_zeros(v.spatial_merge_size**2, v.patch_dim), self._blank)
-        return sum(feature.float().sum() for feature in features) * 0.0
+        return cast(Tensor, sum(feature.float().sum() for feature in features)) * 0.0
 
     def forward(
         self,
@@ -192,20 +200,23 @@ class Qwen3VLModel(MegatronModule):
         structure: replaces all of these but the pixels, built on the host beforehand; there are then no device synchronizations.
         With context parallelism the result holds this rank's tokens only (`Structure.local`). Other outputs of the processor
         (`mm_token_type_ids`) are ignored. Between pipeline stages: hidden states [s, b, h].
-        Raises ValueError when tokens, pixels and grids do not match.
+        Raises ValueError without input_ids and structure, and when tokens, pixels and grids do not match.
         """
-        if structure is None and position_ids is not None and not any(
-            t is not None for t in (attention_mask, pixel_values, pixel_values_videos, cu_seqlens)
-        ):  # fmt: skip
-            # a generated token: no vision tokens to locate, so no host synchronization
-            structure = Structure(input_ids, position_ids, local=self.local_index(input_ids.shape[1]), labels=labels)
-        elif structure is None:
-            structure = self.structure(
-                input_ids, attention_mask, image_grid_thw, video_grid_thw, with_vision=prompt_features is None, labels=labels,
-                position_ids=position_ids, cu_seqlens=cu_seqlens,
-            )  # fmt: skip
-            pixels = [p for p in (pixel_values, pixel_values_videos) if p is not None]
-            pixel_values = torch.cat(pixels) if pixels else None
+        if structure is None:
+            if input_ids is None:
+                raise ValueError("the model needs input_ids, or a structure")
+            if position_ids is not None and not any(
+                t is not None for t in (attention_mask, pixel_values, pixel_values_videos, cu_seqlens)
+            ):  # fmt: skip
+                # a generated token: no vision tokens to locate, so no host synchronization
+                structure = Structure(input_ids, position_ids, local=self.local_index(input_ids.shape[1]), labels=labels)
+            else:
+                structure = self.structure(
+                    input_ids, attention_mask, image_grid_thw, video_grid_thw, with_vision=prompt_features is None, labels=labels,
+                    position_ids=position_ids, cu_seqlens=cu_seqlens,
+                )  # fmt: skip
+                pixels = [p for p in (pixel_values, pixel_values_videos) if p is not None]
+                pixel_values = torch.cat(pixels) if pixels else None
         output = self._compute(structure, pixel_values, inference_context, prompt_features, hidden_states)
         if structure.right_padding is not None and self.post_process:
             output = structure.right_padding.restore(output)
@@ -248,6 +259,7 @@ class Qwen3VLModel(MegatronModule):
 
     def _losses_of_trained(self, hidden_sbh: Tensor, s: Structure) -> Tensor:
         """[1, n]: the loss of each trained token; the logits of other tokens are not computed."""
+        assert s.trained is not None and s.trained_labels is not None
         language = self.language_model
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
@@ -268,6 +280,10 @@ def _without_output_layer(language: GPTModel) -> Iterator[None]:
         yield
     finally:
         language.post_process = saved
+
+
+def _on_host(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.cpu()
 
 
 def _placed(layer_sbh: Tensor, places: Tensor, features: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from qwen3vl_core.model.config import merger_config
 from qwen3vl_core.model.deepstack import CollectingLayer, with_gradient
 from qwen3vl_core.model.mrope import vision_angles
@@ -102,7 +104,7 @@ class VisionBlock(TransformerBlock):
             self.deepstack_merger_list = mergers
         base = f"{prefix}deepstack_merger_list."
         stacked = not (metadata or {}).get("non_homogeneous_layers", False)
-        for index, merger in enumerate(mergers):
+        for index, merger in enumerate(cast("list[Merger]", mergers)):
             local = f"{base}{index}."
             offsets = ((0, index, len(mergers)),) if stacked else ()
             merger_state = merger.sharded_state_dict(local, offsets, metadata)

@@ -90,10 +90,10 @@ class Structure:
     def with_tensors(self, given: Mapping[str, Tensor | None]) -> Structure:
         """The same structure with other tensors under the names of `tensors`."""
 
-        def of(prefix: str) -> dict[str, Tensor | None]:
+        def of(prefix: str) -> dict[str, Any]:
             return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
 
-        own = {name: value for name, value in given.items() if "." not in name}
+        own: dict[str, Any] = {name: value for name, value in given.items() if "." not in name}
         vision = None if self.vision is None else replace(self.vision, **of("vision."))
         right_padding = None if self.right_padding is None else replace(self.right_padding, **of("right_padding."))
         return replace(self, **own, vision=vision, right_padding=right_padding)
@@ -153,13 +153,13 @@ def vision_structure(
             raise ValueError(f"{places.numel()} vision tokens in input_ids, but {features} features")
         if grid is not None:
             parts.append(_vision_part(a, grid, places, end, buckets))
-    frames = [frame for part in parts for frame in part[3]]
+    coordinates, sizes, indices, lengths = zip(*parts, strict=True)
+    frames = [frame for part in lengths for frame in part]
     longest, bounds = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)
     if buckets:
         longest = doubled(longest, LEAST_LONGEST)
         bounds = F.pad(bounds, (0, doubled(len(frames), LEAST_COUNT) - len(frames)), value=int(bounds[-1]))
-    coordinates, sizes, places = (torch.cat([part[i] for part in parts]) for i in range(3))
-    return VisionStructure(coordinates, sizes, bounds, places, longest, tuple(frames))
+    return VisionStructure(torch.cat(coordinates), torch.cat(sizes), bounds, torch.cat(indices), longest, tuple(frames))
 
 
 def _vision_part(a: Architecture, grid: Tensor, places: Tensor, end: int, buckets: bool) -> tuple[Tensor, Tensor, Tensor, list[int]]:
@@ -225,6 +225,7 @@ def build_structure(
         if position_ids is None:
             position_ids, _ = at(input_ids, attention_mask, image_grid_thw, video_grid_thw)
         if right_padding is not None:
+            assert attention_mask is not None  # it says where the padding is
             position_ids, input_ids, mask = (right_padding.apply(t) for t in (position_ids, input_ids, attention_mask))
             labels = None if labels is None else right_padding.apply(labels)
     documents = () if cu_seqlens is None else tuple(end - start for start, end in pairwise(cu_seqlens.tolist()))
@@ -245,6 +246,7 @@ def build_structure(
 
 def select_trained(structure: Structure) -> Structure:
     """Compute logits of the trained tokens only, if they are fewer than the row's tokens (b is 1)."""
+    assert structure.labels is not None  # a training batch
     labels = structure.labels[0]
     places = (labels != IGNORED).nonzero()[:, 0]
     more = bucket(max(len(places), 1), LEAST_TRAINED, COARSE) - len(places)

@@ -129,6 +129,14 @@ def test_a_picture_without_tokens_is_refused(pair):
         model(**inputs)
 
 
+def test_a_call_without_tokens_says_what_it_needs(pair):
+    _, model = pair
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    del inputs["input_ids"]
+    with pytest.raises(ValueError, match="the model needs input_ids, or a structure"):
+        model(**inputs)
+
+
 def test_transformers_own_loading_works_in_the_same_process(pair, tmp_path):
     """What is patched for Megatron must not reach `from_pretrained`, which builds on the meta device first."""
     from transformers import Qwen3VLForConditionalGeneration

@@ -39,7 +39,7 @@ class FusedAdam(torch.optim.Optimizer):
         return with_gradient, gradients
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # as Transformer Engine's: Megatron gives no closure
         """One update of every parameter that has a gradient, all tensors of a group at once."""
         for group in self.param_groups:
             if not group["params"]:
@@ -59,7 +59,7 @@ class FusedAdam(torch.optim.Optimizer):
             if self.adam_w_mode:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             elif group["weight_decay"]:
-                gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
             torch._foreach_lerp_(first, gradients, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)

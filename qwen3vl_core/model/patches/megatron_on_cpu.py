@@ -7,6 +7,7 @@ import functools
 import queue
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from qwen3vl_core.model.patches.fused_adam import FusedAdam
 
@@ -23,7 +24,8 @@ def light_imports() -> Iterator[None]:
     Unnecessary from: unknown; 0.19.2 still does so.
     """
     compile_, absent = torch.compile, [name for name in ("multistorageclient", "wandb") if name not in sys.modules]
-    torch.compile = lambda model=None, *args, **kwargs: model if model is not None else (lambda function: function)
+    torch_: Any = torch
+    torch_.compile = lambda model=None, *args, **kwargs: model if model is not None else (lambda function: function)
     sys.modules |= dict.fromkeys(absent)  # type: ignore[arg-type]
     try:
         yield

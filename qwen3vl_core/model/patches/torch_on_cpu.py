@@ -70,7 +70,7 @@ def patch_cuda_module() -> None:
     `get_rng_state()` in the random number tracker, streams and events in the schedules and in saving.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
-    cuda = torch.cuda
+    cuda: Any = torch.cuda
     for name in ("synchronize", "empty_cache", "set_device", "ipc_collect", "reset_peak_memory_stats"):
         _answer(cuda, name, None)
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
@@ -121,7 +121,7 @@ def patch_tensors() -> None:
         "empty_like", "zeros_like", "ones_like", "full_like",
     ):  # fmt: skip
         setattr(torch, name, _on_cpu_instead(getattr(torch, name)))
-    tensor = torch.Tensor
+    tensor: Any = torch.Tensor
     for name in ("cuda", "pin_memory"):
         setattr(tensor, name, lambda self, *args, **kwargs: self)
     tensor.record_stream = lambda self, stream: None
@@ -140,4 +140,5 @@ def patch_tensors() -> None:
         return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
     tensor.to, tensor.type = to, type_
-    torch.nn.Module.cuda = lambda self, device=None: self
+    module: Any = torch.nn.Module
+    module.cuda = lambda self, device=None: self

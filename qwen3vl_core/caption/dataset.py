@@ -10,8 +10,8 @@ from typing import Any
 from qwen3vl_core.caption.pictures import Picture, shown
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect.samples import BLEND, DATASET, kind_of_path, open_samples
-from qwen3vl_core.data.llava import PICTURE_SUFFIXES, suffix
 from qwen3vl_core.data.pictures import check_proportions, decode
+from qwen3vl_core.data.records import PICTURE_SUFFIXES, suffix
 from qwen3vl_core.data.storage import place_of
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import disk_full

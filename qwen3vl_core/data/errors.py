@@ -22,6 +22,7 @@ REASONS = {
     "extreme_video": "the video is over 200 times longer than wide, or too large to decode",
     "video": "the conversation holds a video, which the checkpoint cannot read",
     "too_long": "longer than --seq-length",
+    "tools": "the conversation holds tools, which the checkpoint's chat template does not show",
     "no_trained_token": "no assistant turn to train on",
 }
 """What samples that cannot be used are counted under, in reports and in the run's record, and what it means."""
@@ -32,7 +33,13 @@ _CODES = {
         "record-not-an-object", "record-not-text", "record-lone-surrogate", "record-key-not-read", "record-has-both", "id-not-text",
         "line-not-utf8", "line-not-json", "line-json-unreadable",
         "no-conversation", "not-a-conversation", "turn-not-an-object", "unknown-role", "system-turn-not-first", "empty-answer", "no-answer",
-        "names-not-a-list", "media-address", "media-absolute", "media-without-name", "media-outside", "tags-differ",
+        "names-not-a-list", "media-address", "media-drive", "media-without-name", "media-outside", "tags-differ", "answers-untrained",
+        "loss-value", "loss-key", "record-weight", "record-preference", "record-rating", "key-refused",
+        "key-names-media", "record-shape", "option-value",
+        "no-layout", "caption-without-picture", "captions-several", "thinking-misplaced", "part-type", "parts-differ", "media-in-answer",
+        "media-without-question", "media-empty", "media-option", "media-object", "media-object-key", "data-url", "media-base64",
+        "video-times",
+        "times-of-several", "numbered-tags", "media-placeholder", "boxes-without-objects", "boxes-differ", "box-outside",
         "sample-without-conversation", "sample-not-one-picture",
     ),
     "missing_picture": ("picture-missing", "picture-not-in-sample"),
@@ -45,16 +52,17 @@ _CODES = {
     "bad_messages": (
         "no-messages", "not-messages", "message-not-an-object", "message-role", "message-content", "message-part", "message-without-text",
         "message-lone-surrogate", "frames-not-names", "frames-without-fps", "medium-without-part", "chat-template-fails",
-        "template-pictures", "template-videos",
+        "template-pictures", "template-videos", "answers-differ", "message-tool-calls", "sample-tools", "video-sampling",
     ),
     "control_token": ("control-token",),
     "broken_video": (
         "video-empty", "video-cut-off", "video-file-cut-off", "video-without-stream", "video-codec", "video-header", "video-unreadable",
-        "video-sizes-differ", "frames-missing", "frames-too-many", "frames-name", "frames-fps", "frames-differ",
+        "video-sizes-differ", "video-start", "frames-missing", "frames-too-many", "frames-name", "frames-fps", "frames-differ",
     ),
     "missing_video": ("video-missing", "video-not-in-sample"),
     "extreme_video": ("video-proportions", "video-too-large"),
     "video": ("video-unsupported",),
+    "tools": ("tools-not-shown",),
     "too_long": ("too-long", "too-long-for-layout"),
     "no_trained_token": ("nothing-to-train",),
 }  # fmt: skip
@@ -128,5 +136,15 @@ def listed(entries: list[str], shown: int = 3) -> str:
 
 def kind_of(value: Any) -> str:
     """The type of a JSON value, for messages."""
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-    return kinds[type(value)]
+    kinds = {
+        bytes: "bytes",
+        tuple: "a list",
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return kinds.get(type(value), type(value).__name__)

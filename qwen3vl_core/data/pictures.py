@@ -11,8 +11,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -141,6 +140,13 @@ def picture_size(data: bytes, what: str) -> tuple[int, int]:
         return image.height, image.width
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the picture as it is seen, rotated by its EXIF tag. Raises what Pillow raises."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Rotated by its EXIF tag, RGB, transparency composited on white. Raises DataError for floating point greyscale.
 
@@ -205,29 +211,18 @@ def resize(values: np.ndarray, high: int, wide: int, resample: int) -> np.ndarra
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def check_picture(path: Path, how: str) -> int:
-    """Size in bytes of a picture that passes the check. Raises DataError.
+def check_content(file: BinaryIO, size: int, what: str, how: str) -> tuple[int, int]:
+    """(height, width) of an opened picture of `size` bytes. Raises DataError; `what` names the picture.
 
-    `how`: `none` checks that the file exists; `header` reads its header and looks for the end marker; `decode` decodes every
-    pixel.
+    `how`: `header` reads its header and looks for the end marker; `decode` decodes every pixel.
     """
-    try:
-        if not path.is_file():
-            raise DataError("picture-missing", str(path), reason="not a file" if path.exists() else "no such file")
-        size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        raise DataError("picture-missing", repr(str(path)), reason=getattr(error, "strerror", None) or str(error)) from error
-    if size == 0:
-        raise DataError("picture-empty", str(path))
-    if how == "none":
-        return size
-    with picture_errors(str(path)), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with picture_errors(what), Image.open(file, formats=FORMATS) as image:
         check_proportions(image.height, image.width)
         if how == "decode":
             to_rgb(image)
         elif not _has_end(image, size):
-            raise DataError("picture-cut-off", str(path))
-    return size
+            raise DataError("picture-cut-off", what)
+        return image.height, image.width
 
 
 def _has_end(image: Image.Image, size: int) -> bool:

@@ -106,18 +106,23 @@ class ChatProcessor:
         pad = pad if isinstance(pad, int) else eos_token_ids[0]
         return cls(tokenizer, template, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
 
-    def encode(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> Encoded:
+    def encode(
+        self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None, tools: list[Any] | None = None
+    ) -> Encoded:
         """Encode a conversation for training. Labels cover the assistant's texts and the tokens that end them, nothing else.
 
         messages: [{"role", "content": text | [part]}] with parts {"type": "text", "text"}, {"type": "image", "part"},
         {"type": "video", "part"} and {"type": "video", "frames": [part], "fps"}; media: part -> the file's bytes.
+        A message of the assistant with "loss": false is not trained; its "tool_calls" and `tools` go through the chat template.
         limit: maximum of tokens; checked before anything is decoded. Raises DataError.
         """
-        return self.decode_media(self.tokenize(messages, media, key=key, limit=limit), media)
+        return self.decode_media(self.tokenize(messages, media, key=key, limit=limit, tools=tools), media)
 
-    def tokenize(self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None) -> TokenizedSample:
+    def tokenize(
+        self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None, tools: list[Any] | None = None
+    ) -> TokenizedSample:
         """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, tools=tools)
         media_plans = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
         clips = [video for _, video, _ in media_plans if video is not None]
         text = self._with_times(text, clips)
@@ -133,7 +138,7 @@ class ChatProcessor:
             raise DataError("too-long", tokens=length, most=limit)
         begins = np.array([begin for begin, _ in encoding.offsets])
         trained = np.zeros(len(ids), dtype=bool)
-        for begin, end in self.chat_template.answers(text):
+        for begin, end in self.chat_template.answers(text, messages):
             trained |= (begins >= begin) & (begins < end)
         ids, trained = self._expand(ids, counts, trained)
         labels = np.full(len(ids), IGNORED, dtype=np.int64)
@@ -208,7 +213,7 @@ class ChatProcessor:
         else:
             header = video_decode.header(media[name], name)
         with video_decode.video_errors(name):
-            planned = videos.plan(header, self.video_rules)
+            planned = videos.plan(header, self.video_rules, dict(medium.sampling))
         return medium, planned, planned.tokens
 
     def _with_times(self, text: str, planned: list[VideoPlan]) -> str:

@@ -25,7 +25,7 @@ class SampleEncoder:
 
     def tokenize(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         """Tokens and labels without a pixel. Raises DataError."""
-        return self.processor.tokenize(messages_of(parts), parts, key=key, limit=self.seq_length)
+        return self.processor.tokenize(messages_of(parts), parts, key=key, limit=self.seq_length, tools=tools_of(parts))
 
     def decode_media(self, tokenized: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
         """Decode the media of a tokenized sample. Raises DataError."""
@@ -43,3 +43,13 @@ def messages_of(parts: dict[str, bytes]) -> list[dict[str, Any]]:
     if not isinstance(loaded, dict) or "messages" not in loaded:
         raise DataError("no-messages")
     return loaded["messages"]
+
+
+def tools_of(parts: dict[str, bytes]) -> list[Any] | None:
+    """The functions that a sample declares, None in most. Raises DataError when they are not a list. Call `messages_of` first."""
+    if b'"tools"' not in parts[CONVERSATION]:
+        return None
+    tools = json.loads(parts[CONVERSATION]).get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise DataError("sample-tools")
+    return tools

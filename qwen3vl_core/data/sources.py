@@ -1,24 +1,27 @@
-"""Lists of conversations, whose format is detected: LLaVA or ShareGPT, as one JSON list or as JSON Lines. Imports no torch.
+"""Files of records: one JSON list, or JSON Lines. What a record may look like is in `layouts`. Imports no torch.
 
-All formats give the same samples. A sample in a shard is `KEY.json` and its media, KEY being the
+All layouts give the same samples. A sample in a shard is `KEY.json` and its media, KEY being the
 record's number in eight digits; the media keep their bytes:
 
-    KEY.json             {"id": ..., "messages": [{"role": "system" | "user" | "assistant", "content": [PART, ...]}]}
+    KEY.json             {"id": ..., "tools": [...], "boxes": [...], "messages": [MESSAGE, ...]}
     KEY.img0.jpg         the first picture
     KEY.vid0.mp4         the first video, where the source names a file (mp4, mov, m4v, webm, mkv, avi)
     KEY.vid1.00000.jpg   the first frame of the second video, where the source names a folder of frames
     KEY.vid1.00001.jpg   ...
 
-A PART is one of
+A MESSAGE is {"role": "system" | "user" | "assistant" | "tool", "content": [PART, ...]}, an answer may also have "loss": false, which
+takes it out of the loss, and "tool_calls". `id`, `tools` and `boxes` are there where the record has them; boxes are for `inspect` to draw:
+{"picture": 0, "bbox": [x, y, x, y] from 0 to 1000, "label": ...}. A PART is one of
 
     {"type": "text", "text": "What is this?"}
     {"type": "image", "part": "img0.jpg"}
     {"type": "video", "part": "vid0.mp4"}
     {"type": "video", "part": "vid1", "frames": ["vid1.00000.jpg", "vid1.00001.jpg"], "fps": 2.0}
 
+where a video may have "sampling": {fps, nframes, min_frames, max_frames, start, end, max_pixels}, which frames of it are taken.
 Pictures are counted from 0 in the order of their `<image>` tags, videos from 0 in the order of their `<video>` tags.
 `frames` is in the order of time and never empty; all frames of a video have one size. `fps` is frames a second, above 0,
-from the file `fps` or `fps.txt` in the folder of frames, and FRAMES_PER_SECOND where there is none.
+from the record, from the file `fps` or `fps.txt` in the folder of frames, from the JSON beside it, and else FRAMES_PER_SECOND.
 Parts always stand in the order of the text; parts of text are never empty.
 """
 
@@ -31,9 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.data import llava, sharegpt
+from qwen3vl_core.data import layouts
 from qwen3vl_core.data.errors import DataError, kind_of, listed
-from qwen3vl_core.data.llava import SourceRecord
+from qwen3vl_core.data.records import SourceRecord
 from qwen3vl_core.errors import RequestError
 
 SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
@@ -85,11 +88,11 @@ def open_records(path: Path) -> RecordFile:
     head = _head(path)
     if head.lstrip(b" \t\r\n")[:1] != b"{":
         loaded = load_list(path)
-        return RecordFile(path, False, _style(loaded[0]), len(loaded), loaded)
+        return RecordFile(path, False, layouts.style_of(loaded[0]), len(loaded), loaded)
     line_number, line = next((line_number, line) for line_number, line in _lines(path) if line.strip())
     _check_no_wrapper(path, line)
     try:
-        return RecordFile(path, True, _style(_loads(line)))
+        return RecordFile(path, True, layouts.style_of(_loads(line)))
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not UTF-8 text (line {line_number}, byte {error.start:,}); {SHAPE}") from None
     except json.JSONDecodeError as error:
@@ -128,7 +131,7 @@ def parse(number: int, record: Any) -> SourceRecord:
             raise DataError("line-json-unreadable", f"line {line_number}", reason=_reason(error)) from None
     if not isinstance(record, dict):
         raise DataError("record-not-an-object", found=kind_of(record))
-    return (sharegpt if _style(record) == "ShareGPT" else llava).parse(number, record)
+    return layouts.parse(number, record)
 
 
 def load_list(file: Path) -> list[Any]:
@@ -148,12 +151,6 @@ def load_list(file: Path) -> list[Any]:
     if not loaded:
         raise RequestError(f"{file}: an empty list; {SHAPE}")
     return loaded
-
-
-def _style(record: Any) -> str:
-    if isinstance(record, dict) and ("images" in record or "videos" in record or "messages" in record):
-        return "ShareGPT"
-    return "LLaVA"
 
 
 def _loads(data: bytes) -> Any:

@@ -83,7 +83,7 @@ class Measurer:
 
 def _measure(measurer: Measurer, task: tuple[str, list[int]]) -> list[tuple[int, int] | tuple[str, str]]:
     """(tokens, trained) of each sample, or (reason, detail)."""
-    from qwen3vl_core.data.sample_encoder import messages_of
+    from qwen3vl_core.data.sample_encoder import messages_of, tools_of
 
     name, numbers = task
     samples = measurer.samples(name)
@@ -92,7 +92,7 @@ def _measure(measurer: Measurer, task: tuple[str, list[int]]) -> list[tuple[int,
         key = samples.place(number)
         try:
             key, parts = samples.read(number)
-            tokenized = measurer.processor.tokenize(messages_of(parts), parts, key=key)
+            tokenized = measurer.processor.tokenize(messages_of(parts), parts, key=key, tools=tools_of(parts))
             results.append((len(tokenized.ids), int((tokenized.labels >= 0).sum())))
         except DataError as error:
             results.append((error.reason, f"{name} {key}: {error.detail}"))

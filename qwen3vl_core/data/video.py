@@ -7,7 +7,9 @@ pixels. Patches stay 8-bit, like those of pictures; each holds `temporal_patch_s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,14 +74,24 @@ class VideoPlan:
     """Of one temporal patch."""
 
 
-def sampled_frames(header: VideoHeader, rules: VideoRules) -> np.ndarray:
-    """int64: numbers of the sampled frames, evenly spaced.
+def sampled_frames(header: VideoHeader, rules: VideoRules, sampling: Mapping[str, float] = MappingProxyType({})) -> np.ndarray:
+    """int64: numbers of the sampled frames, evenly spaced. Raises DataError when `start` lies behind the end.
 
-    Source: `Qwen3VLVideoProcessor.sample_frames`.
+    sampling: of this video alone: `fps`, `min_frames`, `max_frames` in place of the rules'; `nframes` frames, whatever the rate;
+    only the frames from `start` to `end` seconds.
+    Source: `Qwen3VLVideoProcessor.sample_frames`; `start` and `end` as `fetch_video` of qwen-vl-utils reads them.
     """
-    count = int(header.frames / header.fps * rules.fps)
-    count = min(max(count, rules.min_frames), rules.max_frames, header.frames)
-    return np.linspace(0, header.frames - 1, count).round().astype(np.int64)
+    first, last = 0, header.frames - 1
+    if sampling:
+        first = math.ceil(sampling.get("start", 0) * header.fps)
+        last = min(last, math.floor(sampling.get("end", math.inf) * header.fps)) if "end" in sampling else last
+        if first > last:
+            raise DataError("video-start", start=sampling.get("start", 0), seconds=header.frames / header.fps)
+    total = last - first + 1
+    least, most = int(sampling.get("min_frames", rules.min_frames)), int(sampling.get("max_frames", rules.max_frames))
+    count = int(total / header.fps * sampling.get("fps", rules.fps))
+    count = int(sampling["nframes"]) if "nframes" in sampling else min(max(count, least), most)
+    return np.linspace(first, last, min(count, total)).round().astype(np.int64)
 
 
 def smart_resize(frames: int, height: int, width: int, rules: VideoRules) -> tuple[int, int]:
@@ -108,12 +120,15 @@ def smart_resize(frames: int, height: int, width: int, rules: VideoRules) -> tup
     return high, wide
 
 
-def plan(header: VideoHeader, rules: VideoRules) -> VideoPlan:
+def plan(header: VideoHeader, rules: VideoRules, sampling: Mapping[str, float] = MappingProxyType({})) -> VideoPlan:
     """Frames, size and timestamps of a video. Raises DataError for extreme proportions.
 
+    sampling: as for `sampled_frames`; also `max_pixels`, the area of all frames after resizing.
     A video of one frame is treated as a still video; Hugging Face rejects it.
     """
-    frames = sampled_frames(header, rules)
+    frames = sampled_frames(header, rules, sampling)
+    if "max_pixels" in sampling:
+        rules = replace(rules, max_pixels=max(int(sampling["max_pixels"]), rules.min_pixels))
     counted = max(len(frames), rules.temporal_patch_size)
     high, wide = smart_resize(counted, header.height, header.width, rules)
     step = rules.temporal_patch_size

@@ -127,7 +127,7 @@ def user_and_answer(text: str) -> list[dict]:
 BAD = {
     "no list": ({"a": 1}, "bad_messages"),
     "no messages": ([], "bad_messages"),
-    "an unknown role": ([{"role": "tool", "content": "x"}], "bad_messages"),
+    "an unknown role": ([{"role": "critic", "content": "x"}], "bad_messages"),
     "no content": ([{"role": "user"}], "bad_messages"),
     "a part of another kind": ([{"role": "user", "content": [{"type": "audio"}]}], "bad_messages"),
     "a part that is none": ([{"role": "user", "content": ["x"]}], "bad_messages"),

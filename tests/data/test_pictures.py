@@ -17,6 +17,7 @@ from qwen3vl_core.data import pictures
 from qwen3vl_core.data.batch import pixel_values
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import PictureRules
+from qwen3vl_core.data.prepare.media_check import check_file
 from qwen3vl_core.errors import RequestError
 from tests.data import samples
 
@@ -135,7 +136,7 @@ def test_a_broken_picture_is_refused(tmp_path, name):
     path.write_bytes(data)
     for how in ("none", "header", "decode")[("none", "header", "decode").index(level) :]:
         with pytest.raises(DataError) as refused:
-            pictures.check_picture(path, how)
+            check_file(path, how)
         assert refused.value.reason == reason and str(path) in refused.value.detail
     with pytest.raises(DataError):
         pictures.patches(pictures.decode(data, "it"), PictureRules())
@@ -144,7 +145,7 @@ def test_a_broken_picture_is_refused(tmp_path, name):
 def test_missing_pictures_and_folders_are_refused(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path, tmp_path / ("x" * 300), tmp_path / "a\0b"):
         with pytest.raises(DataError) as refused:
-            pictures.check_picture(path, "none")
+            check_file(path, "none")
         assert refused.value.reason == "missing_picture"
 
 
@@ -153,7 +154,7 @@ def test_sound_pictures_pass_whatever_a_camera_adds(tmp_path, how):
     path = tmp_path / "a.jpg"
     for data in (JPEG, JPEG + bytes(70_000), JPEG + b"trailer" * 20_000, PNG, PNG + b"more"):
         path.write_bytes(data)
-        assert pictures.check_picture(path, how) == len(data)
+        assert check_file(path, how).size == len(data)
 
 
 @samples.many(150)

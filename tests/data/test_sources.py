@@ -18,8 +18,8 @@ from PIL import Image
 from qwen3vl_core.data import sources
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import FORMATS
-from qwen3vl_core.data.prepare import check
 from qwen3vl_core.data.prepare import command as prepare
+from qwen3vl_core.data.prepare import media_check
 from qwen3vl_core.data.sample_encoder import messages_of
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError
@@ -238,7 +238,7 @@ def test_a_pipe_among_the_pictures_is_no_file_and_nobody_waits(tmp_path):
 
     os.mkfifo(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="not a file"):
-        check.check_file(tmp_path / "a.jpg", "header")
+        media_check.check_file(tmp_path / "a.jpg", "header")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -246,7 +246,7 @@ def test_a_pipe_among_the_pictures_is_no_file_and_nobody_waits(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_pictures_need_no_closer_look(format, options, mode):
     data = samples.encoded(samples.picture(3, 80, 48, mode), format, **options)
-    assert check.plain_picture(data[:65536], data[-64:]) == (48, 80)
+    assert media_check.plain_picture(data[:65536], data[-64:]) == (48, 80)
 
 
 @samples.many(300)
@@ -266,7 +266,7 @@ def test_pillow_says_the_same_of_what_needs_no_closer_look(format, mode, options
         data[at % len(data)] ^= change
     data = bytes(data)
     for head in (data[:400], data):
-        found = check.plain_picture(head, data[-64:])
+        found = media_check.plain_picture(head, data[-64:])
         if found is not None:
             with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 assert found == (image.height, image.width) and image.format in (format, "MPO")

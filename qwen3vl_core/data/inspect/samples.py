@@ -5,6 +5,7 @@ Each is a collection with `len`, `read(number) -> (key, {part: content})` and `p
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from qwen3vl_core.data import sources
 from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
+from qwen3vl_core.data.byte_ranges import read_range
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.prepare.check import Checker, Refusal
@@ -73,17 +75,21 @@ class SourceFile:
         self.path, self.kind = path, record_file.kind
         self._records = list(record_file.records())
         self._checker = Checker(images or path.parent, "header")
+        # what one record holds in itself is kept until the next is read
+        weakref.finalize(self, self._checker.spool.close)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
+        self._checker.spool.clear()
         result = self._checker.check([self._records[number]])[0]
         if isinstance(result, Refusal):
             raise DataError(result.code, **result.rule)
         parts = {"json": result.payload}
         try:
-            parts |= {part: (self._checker.root / name).read_bytes() for part, name in zip(result.parts, result.files, strict=True)}
+            for part, name in zip(result.parts, result.files, strict=True):
+                parts[part] = read_range(name if "\0" in name else str(self._checker.root / name))
         except OSError as error:
             raise DataError("picture-missing", str(error.filename), reason=error.strerror) from error
         return f"{result.number:08d}", parts

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from qwen3vl_core.data import pictures
 from qwen3vl_core.data.errors import REASONS, DataError
 from qwen3vl_core.data.inspect.samples import Samples, evenly
-from qwen3vl_core.data.sample_encoder import messages_of
+from qwen3vl_core.data.sample_encoder import messages_of, tools_of
 from qwen3vl_core.formats import printable
 
 LARGEST_SIDE = 320
 """Pixels of a picture on a page."""
-_COLUMNS = 40
+BOX_SCALE = 1000
+_COLUMNS, _BOX_COLOUR = 40, (255, 40, 40)
 _TRAINED, _DIM, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
 
@@ -67,10 +69,11 @@ def load_sample(name: str, samples: Samples, number: int, processor: Any) -> Sho
         shown.key, parts = samples.read(number)
         messages = messages_of(parts)
         shown.thumbnails = _thumbnails(messages, parts)
+        _draw_boxes(shown.thumbnails, parts)
         if processor is None:
-            shown.pieces = _from_messages(messages)
+            shown.pieces = _from_messages(messages, tools_of(parts))
         else:
-            tokenized = processor.tokenize(messages, parts, key=shown.key)
+            tokenized = processor.tokenize(messages, parts, key=shown.key, tools=tools_of(parts))
             shown.tokens, shown.trained = len(tokenized.ids), int((tokenized.labels >= 0).sum())
             shown.pieces = _from_tokens(tokenized, processor)
     except DataError as error:
@@ -78,26 +81,30 @@ def load_sample(name: str, samples: Samples, number: int, processor: Any) -> Sho
     return shown
 
 
-def _from_messages(messages: Any) -> list[TextPiece]:
+def _from_messages(messages: Any, tools: list[Any] | None = None) -> list[TextPiece]:
     """Pieces by role; without a model, its chat template is not known."""
-    pieces = []
+    pieces = [TextPiece(f"tools\n{json.dumps(tools, ensure_ascii=False)}\n")] if tools else []
     for message in messages if isinstance(messages, list) else []:
         if not isinstance(message, dict):
             raise DataError("message-not-an-object")
         role, content = str(message.get("role")), message.get("content")
-        pieces.append(TextPiece(f"{role}\n"))
+        trained = role == "assistant" and message.get("loss") is not False
+        pieces.append(TextPiece(f"{role}{'' if trained or role != 'assistant' else ' (not trained)'}\n"))
         for part in content if isinstance(content, list) else [{"type": "text", "text": str(content)}]:
             if isinstance(part, dict) and part.get("type") == "text":
-                pieces.append(TextPiece(str(part.get("text")), trained=role == "assistant"))
+                pieces.append(TextPiece(str(part.get("text")), trained=trained))
             elif isinstance(part, dict):
                 pieces.append(TextPiece(_label(part), medium=True))
+        if message.get("tool_calls"):
+            pieces.append(TextPiece(json.dumps(message["tool_calls"], ensure_ascii=False), trained=trained))
         pieces.append(TextPiece("\n"))
     return pieces
 
 
 def _label(part: dict[str, Any]) -> str:
-    frames = part.get("frames")
-    return f"{part.get('part')}" + (f", {len(frames)} frames at {part.get('fps')} a second" if isinstance(frames, list) else "")
+    frames, sampling = part.get("frames"), part.get("sampling")
+    label = f"{part.get('part')}" + (f", {len(frames)} frames at {part.get('fps')} a second" if isinstance(frames, list) else "")
+    return label + ("".join(f", {name} {value}" for name, value in sampling.items()) if isinstance(sampling, dict) else "")
 
 
 def _from_tokens(tokenized: Any, processor: Any) -> list[TextPiece]:
@@ -138,6 +145,37 @@ def _thumbnails(messages: Any, parts: dict[str, bytes]) -> list[tuple[str, Image
                 thumbnails.append((name, pictures.decode(parts[name], name)))
             thumbnails[-1][1].thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return thumbnails
+
+
+def _draw_boxes(thumbnails: list[tuple[str, Image.Image]], parts: dict[str, bytes]) -> None:
+    """Draws the sample's boxes and points, from 0 to 1000, into its pictures."""
+    if b'"boxes"' not in parts["json"]:
+        return
+    boxes = json.loads(parts["json"]).get("boxes")
+    pictures_shown = [image for name, image in thumbnails if name.startswith("img")]
+    for box in boxes if isinstance(boxes, list) else []:
+        numbers = box.get("bbox") if isinstance(box, dict) else None
+        picture = box.get("picture") if isinstance(box, dict) else None
+        if not isinstance(numbers, list) or type(picture) is not int or not 0 <= picture < len(pictures_shown):
+            continue
+        if not all(type(n) is int and 0 <= n <= BOX_SCALE for n in numbers) or len(numbers) % 2:
+            continue
+        image = pictures_shown[picture]
+        points = [
+            (x / BOX_SCALE * (image.width - 1), y / BOX_SCALE * (image.height - 1))
+            for x, y in zip(numbers[::2], numbers[1::2], strict=True)
+        ]
+        draw = ImageDraw.Draw(image)
+        if len(points) == 2:
+            (left, top), (right, bottom) = points
+            draw.rectangle((min(left, right), min(top, bottom), max(left, right), max(top, bottom)), outline=_BOX_COLOUR, width=2)
+        else:
+            for x, y in points:
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=_BOX_COLOUR, width=2)
+        if isinstance(label := box.get("label"), str):
+            draw.text(
+                (points[0][0] + 3, points[0][1] + 2), printable(label)[:40].encode("latin-1", "replace").decode("latin-1"), fill=_BOX_COLOUR
+            )
 
 
 def _first_frame(data: bytes, name: str) -> Image.Image:

@@ -7,6 +7,7 @@ shards cut by size, no timestamps, no owners.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qwen3vl_core.data import energon, sources
+from qwen3vl_core.data.byte_ranges import Spool
 from qwen3vl_core.data.energon import SPLITS
 from qwen3vl_core.data.prepare import report
 from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
@@ -27,7 +29,7 @@ from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_wh
 from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import check_target, need_space, write_text
+from qwen3vl_core.files import UNFINISHED, check_target, need_space, write_text
 from qwen3vl_core.options import PrepareOptions, options_of
 from qwen3vl_core.progress import Progress
 
@@ -52,7 +54,9 @@ def run(options: PrepareOptions) -> None:
     images = local(options.images, "--images") if options.images else source.parent
     _check_places(source, target, images, overwrite=options.overwrite)
     _check_model(options.model)
-    with Workers(options.workers, Checker(images, options.check)) as workers:
+    spool = Spool(target.absolute().with_name(target.name + ".media" + UNFINISHED))
+    spool.close()
+    with contextlib.closing(spool), Workers(options.workers, Checker(images, options.check, spool)) as workers:
         record_file, samples, refused = read_samples(source, workers)
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
@@ -195,6 +199,7 @@ def _build(
         "check": options.check,
         **report.total_of(by_split.values()),
         "refused": dict(Counter(refusal.reason for refusal in refused)),
+        "notes": report.note_counts(samples),
         "splits": by_split,
     }
     if options.model is not None:

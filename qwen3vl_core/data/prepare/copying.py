@@ -15,6 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
+from qwen3vl_core.data.byte_ranges import split_name
 from qwen3vl_core.data.tar import BLOCK, header, header_blocks, padded
 from qwen3vl_core.errors import WorkError
 
@@ -112,18 +113,23 @@ def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput)
             # the padding in the last block of each member
             buffer_blocks[ends_in_buffer - 1] = 0
             for number, place, length, path in files:
+                offset, path = _located(folder, path)
                 try:
-                    file = os.open(folder + path, _FLAGS)
+                    file = os.open(path, _FLAGS)
                     try:
-                        read = os.readv(file, (view[place : place + length + 1],))
+                        if offset is not None:
+                            os.lseek(file, offset, os.SEEK_SET)
+                        # a stretch of a file ends where it ends; a whole file is read one byte further
+                        end = place + length + (offset is None)
+                        read = os.readv(file, (view[place:end],))
                         if read < length:
-                            read += _fill(file, view[place + read : place + length + 1])
+                            read += _fill(file, view[place + read : end])
                     finally:
                         os.close(file)
                 except OSError as error:
-                    raise _unreadable(folder + path, number, error) from error
+                    raise _unreadable(path, number, error) from error
                 if read != length:
-                    raise _changed(folder + path, number)
+                    raise _changed(path, number)
             for place, payload in payloads:
                 view[place : place + len(payload)] = payload
             # after the contents: one byte more than the file's size is read, to detect a file that has grown
@@ -140,10 +146,12 @@ def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
     out.write(payload + bytes(-len(payload) % BLOCK))
     for part, name, length in zip(parts, files, lengths, strict=True):
         out.write(header(key + part, length))
-        path = folder + name
+        offset, path = _located(folder, name)
         with _read_errors(path, number):
             file = os.open(path, _FLAGS)
         try:
+            if offset is not None:
+                os.lseek(file, offset, os.SEEK_SET)
             for begin in range(0, length, _AT_ONCE):
                 size = min(length - begin, _AT_ONCE)
                 piece = memoryview(bytearray(padded(size)))
@@ -152,10 +160,18 @@ def _write_large(folder: str, sample: SampleFiles, out: _ShardOutput) -> None:
                 if read < size:
                     raise _changed(path, number)
                 out.write(piece)
-            if os.fstat(file).st_size != length:
+            if offset is None and os.fstat(file).st_size != length:
                 raise _changed(path, number)
         finally:
             os.close(file)
+
+
+def _located(folder: str, name: str) -> tuple[int | None, str]:
+    """(offset of a stretch or None for a whole file, path). folder: ends on a slash."""
+    if "\0" in name:
+        path, offset, _ = split_name(name)
+        return offset, path if path[0] == "/" else folder + path
+    return None, name if name[0] == "/" else folder + name
 
 
 def _fill(file: int, view: memoryview) -> int:

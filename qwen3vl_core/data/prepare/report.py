@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.data.errors import REASONS, listed
-from qwen3vl_core.data.prepare.check import Refusal
+from qwen3vl_core.data.prepare.check import Refusal, TarSample
 from qwen3vl_core.data.prepare.shard_writer import Shard
 from qwen3vl_core.formats import quantity
 
@@ -17,6 +17,8 @@ REPORT = "report.json"
 REFUSED = "refused.jsonl"
 _TEXTS = ("bad_record", "control_token")
 """Reasons that concern the records themselves, not their media."""
+_NOTES = 50
+"""Kinds of notes that a report lists."""
 _COUNTED = ("samples", "pictures", "videos", "turns")
 
 
@@ -46,6 +48,12 @@ def reasons(refused: list[Refusal]) -> str:
 def reason_counts(counts: dict[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{REASONS.get(reason, reason)}: {count:,}" for reason, count in ordered)
+
+
+def note_counts(samples: list[TarSample]) -> dict[str, int]:
+    """What the records hold that is not used, and what was put right: note -> records, the most frequent first."""
+    counts = Counter(note for sample in samples if sample.notes for note in set(sample.notes))
+    return dict(counts.most_common(_NOTES))
 
 
 def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> str:
@@ -94,6 +102,13 @@ def table(report: dict[str, Any], target: Path) -> str:
         if tokens["unusable"]:
             lines.append(f"  training would leave out {sum(tokens['unusable'].values()):,} ({reason_counts(tokens['unusable'])})")
             lines += [f"    {detail}" for detail in tokens["examples"].values()]
+    if report["notes"]:
+        keys = [f"{note.removeprefix('key ')} ({count:,})" for note, count in report["notes"].items() if note.startswith("key ")]
+        if keys:
+            lines.append(f"  keys that are not used, with the number of records: {', '.join(keys)}")
+        lines += [
+            f"  {count:,} record{'s' * (count != 1)}: {note}" for note, count in report["notes"].items() if not note.startswith("key ")
+        ]
     if report["refused"]:
         left_out = sum(report["refused"].values())
         lines.append(f"  left out {left_out:,} ({reason_counts(report['refused'])}); each one is in {target / REFUSED}")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3vl_core.data import energon
+from qwen3vl_core.data.byte_ranges import identity_of
 from qwen3vl_core.data.prepare.check import Checker, TarSample
 from qwen3vl_core.data.prepare.copying import SampleFiles, sum_stretch, write_stretch
 from qwen3vl_core.data.tar import BLOCK, RECORD
@@ -83,7 +84,7 @@ def _shard(split: str, number: int, samples: list[TarSample]) -> Shard:
     content.update("\0".join([part for sample in samples for part in sample.parts]).encode())
     content.update(b"".join(payloads))
     plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
-    plan.update("\0".join([file for sample in samples for file in sample.files]).encode())
+    plan.update("\0".join([identity_of(file) if "\0" in file else file for sample in samples for file in sample.files]).encode())
     size = sum([sample.size for sample in samples]) + 2 * BLOCK
     return Shard(name, samples, size + -size % RECORD, content.hexdigest(), plan.hexdigest())
 

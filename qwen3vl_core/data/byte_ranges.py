@@ -1,0 +1,80 @@
+"""Media that are no files of their own: stretches of a shard or of a spool file, as one name. Imports no torch.
+
+A name is a path, or a path, an offset and a size with zero bytes between them, which no path holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SPOOL_SUFFIX = ".spool"
+
+
+def range_name(path: str, offset: int, size: int) -> str:
+    """The name of a stretch of a file."""
+    return f"{path}\0{offset}\0{size}"
+
+
+def split_name(name: str) -> tuple[str, int, int]:
+    """(path, offset, size) of a stretch; size -1 for a whole file."""
+    path, separator, rest = name.partition("\0")
+    if not separator:
+        return path, 0, -1
+    offset, _, size = rest.partition("\0")
+    return path, int(offset), int(size)
+
+
+def read_range(name: str) -> bytes:
+    """The bytes that a name stands for. Raises OSError."""
+    path, offset, size = split_name(name)
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def identity_of(name: str) -> str:
+    """What of a name tells whether the content is the same: a spool file is another one in every run, its content has a digest."""
+    return "" if "\0" in name and split_name(name)[0].endswith(SPOOL_SUFFIX) else name
+
+
+class Spool:
+    """Bytes from within records, kept in files until they are written into shards: memory would not hold them.
+
+    Each process appends to a file of its own; the folder is removed by `close`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """folder: where the files go; None: a temporary folder, made when it is needed."""
+        self._folder, self._path, self._size = folder, "", 0
+
+    def add(self, content: bytes) -> tuple[str, int]:
+        """(name of the stretch, digest of its content as 62 bits). Raises OSError."""
+        if not self._path:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="qwen3vl-"))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._path, self._size = str(self._folder / f"{os.getpid()}{SPOOL_SUFFIX}"), 0
+            open(self._path, "wb").close()
+        with open(self._path, "ab") as file:
+            file.write(content)
+        name = range_name(self._path, self._size, len(content))
+        self._size += len(content)
+        return name, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 2
+
+    def clear(self) -> None:
+        """Forget what was added, to use its space again."""
+        if self._path:
+            os.truncate(self._path, 0)
+            self._size = 0
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __getstate__(self) -> dict:
+        # another process has a file of its own
+        return self.__dict__ | {"_path": "", "_size": 0}

@@ -1,0 +1,398 @@
+"""Records of any common layout to SourceRecord; every key is used, known to change nothing, named in a note, or refused.
+
+The layouts are listed in docs/data.md. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qwen3vl_core.data import grounding, media_values
+from qwen3vl_core.data.errors import DataError, kind_of
+from qwen3vl_core.data.media_values import with_options
+from qwen3vl_core.data.records import TAG, VIDEO_TAG, Content, Extras, Medium, SourceRecord, cut, text_of
+from qwen3vl_core.data.turns import Turns, media_key, read_tools, read_turns, thought
+
+CONVERSATIONS = ("conversations", "messages", "conversation", "dialog", "dialogue")
+_ANSWERS = ("response", "output", "completion", "answer")
+_SINGLE = (
+    # (question, its second part, answer)
+    ("query", None, "response"),
+    ("instruction", "input", "output"),
+    ("prompt", None, "completion"),
+    ("prompt", None, "response"),
+    ("instruction", None, "response"),
+    ("question", None, "answer"),
+    ("input", None, "output"),
+)
+CAPTIONS = ("caption", "captions", "text", "description")
+CAPTION_PROMPT = "Describe this image."
+"""The question for a picture with a caption; what `compare` asks by default, too."""
+_PREFERENCES = (
+    "chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "kto_tag", "chosen_response", "response_chosen",
+    "response_rejected", "chosen_messages", "preference", "positive", "negative",
+)  # fmt: skip
+HARMLESS = {
+    "id", "idx", "index", "uid", "uuid", "source", "dataset", "data_source", "dataset_name", "width", "height",
+    "image_width", "image_height", "video_id", "ann_id", "annotation_id", "__index_level_0__",
+    "width_list", "height_list", "license", "url", "split", "task", "task_type", "category", "lang", "language", "model",
+    "meta", "metadata", "similarity",
+    "question_id", "image_id", "sample_id", "num_turns", "n_turns", "date", "created_at", "hash", "md5", "sha256", "key",
+    "parallel_tool_calls", "type", "origin", "domain", "subset", "blip_caption", "punsafe", "pwatermark", "status", "error_message", "exif",
+    "original_width", "original_height", "__key__", "__url__", "aesthetic",
+}  # fmt: skip
+"""Keys that say where a record comes from, and change nothing of what is trained."""
+_RATES = {"loss", "weight", "sample_weight", "loss_weight", "train", "loss_mask", "learn"}
+_UNREAD = {
+    "frames": "give the frames as videos: [[a.jpg, b.jpg]]",
+    "chat_template_kwargs": "the template is applied as the model's own; remove it",
+    "enable_thinking": "the template is applied as the model's own; remove it",
+    "loss_scale": "write loss: true or false in the turns",
+    "mask_history": "write loss: false in the turns that are not to be learnt",
+}
+_THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "think", "complex_cot")
+_INLINE = re.compile(r"<img>([^<>\n]+)</img>")
+_NUMBERED = re.compile(r"<\|?(?:image|img)[_ -]?([0-9]{1,3})\|?>")
+_PLACEHOLDER = re.compile(
+    r"<\|?\s*(?:image|img|picture|pic|video|frame)(?:[\s_-]*(?:[0-9]+|here|placeholder|token|pad|content|soft_token|x))?\s*\|?>|\[(?:IMG|IMAGE|VIDEO)\]",
+    re.I,
+)
+_AUDIO = re.compile(r"<\|?audio[_a-z0-9 ]*\|?>", re.I)
+
+
+def parse(number: int, record: dict[str, Any]) -> SourceRecord:
+    """One record, checked. Raises DataError that names the violated rule."""
+    fields = {key: value for key, value in record.items() if value is not None}
+    for key in fields:
+        if type(key) is not str:
+            raise DataError("record-not-text", what="a key", found=kind_of(key))
+    _refuse_preferences(fields)
+    record_id = fields.pop("id", None)
+    turns = _conversation(fields)
+    pictures, videos = _media(fields, turns)
+    extras, notes = None, turns.notes
+    text = "".join([text for _, text in turns.turns if type(text) is str])
+    if fields or turns.fields or grounding.LABEL_TAG in text or grounding.BOX_TAG in text:
+        tools = _tools(fields)
+        _thinking(fields, turns)
+        boxes = grounding.read(fields.pop("objects", None), [text for _, text in turns.turns])
+        if turns.fields or tools or boxes:
+            extras = Extras(turns.fields, tools, boxes)
+        notes = notes + _other_keys(fields, bool(pictures), bool(videos))
+    return _checked(number, record_id, turns, pictures, videos, extras, notes, marked="<" in text)
+
+
+def style_of(record: Any) -> str:
+    """What the layout of a record is called."""
+    if not isinstance(record, dict):
+        return "LLaVA"
+    if any(record.get(key) is not None for key in ("images", "videos", "messages")) and any(key in record for key in CONVERSATIONS):
+        return "ShareGPT"
+    if any(key in record for key in CONVERSATIONS):
+        return "LLaVA"
+    for question, _, answer in _SINGLE:
+        if question in record and answer in record:
+            return f"{question} and {answer}"
+    return (
+        "captions" if any(key in record for key in CAPTIONS) and any(media_key(key) for key in record if isinstance(key, str)) else "LLaVA"
+    )
+
+
+def _refuse_preferences(fields: dict[str, Any]) -> None:
+    for key in _PREFERENCES:
+        if fields.get(key) not in (None, "", [], {}):
+            raise DataError("record-preference", key=key)
+    if isinstance(fields.get("label"), bool):
+        raise DataError("record-rating")
+
+
+def _conversation(fields: dict[str, Any]) -> Turns:
+    """The turns of a record, whichever layout it has; what is read is removed from `fields`."""
+    keys = [key for key in CONVERSATIONS if key in fields]
+    if len(keys) > 1:
+        raise DataError("record-has-both", first=keys[0], second=keys[1])
+    if keys:
+        turns = read_turns(fields.pop(keys[0]), keys[0])
+    elif isinstance(fields.get("texts"), list):
+        # the Cauldron's: [{user, assistant, source}]
+        pairs = [{k: v for k, v in pair.items() if k != "source"} if isinstance(pair, dict) else pair for pair in fields.pop("texts")]
+        turns = read_turns(pairs, "texts")
+    else:
+        turns = _single(fields)
+    system = fields.pop("system", None) or fields.pop("system_prompt", None)
+    if system:
+        if turns.turns[0][0] == "system":
+            raise DataError("record-has-both", first="system", second="a system turn")
+        turns.turns.insert(0, ("system", text_of(system, "system")))
+        turns.fields = {place + 1: value for place, value in turns.fields.items()}
+    return turns
+
+
+def _single(fields: dict[str, Any]) -> Turns:
+    """A question and its answer, after the history; a prompt and its completion; a picture and its caption."""
+    for question, more, answer in _SINGLE:
+        if answer not in fields or question not in fields:
+            continue
+        asked, answered = fields.pop(question), fields.pop(answer)
+        if isinstance(asked, list) or isinstance(answered, list):
+            # TRL's: both are lists of messages
+            if not isinstance(answered, list):
+                answered = [{"role": "assistant", "content": answered}]
+            if not isinstance(asked, list):
+                asked = [{"role": "user", "content": asked}]
+            return _completion(read_turns([*asked, *answered], question), len(asked))
+        asked = text_of(asked, question)
+        second = text_of(fields.pop(more, ""), more) if more else ""
+        history = fields.pop("history", None) or []
+        conversation: list[dict[str, Any]] = []
+        if not isinstance(history, list):
+            raise DataError("record-shape", what="history", kind="a list of [question, answer]", found=kind_of(history))
+        for place, pair in enumerate(history):
+            if isinstance(pair, dict):
+                conversation.append(pair)
+                continue
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise DataError("record-shape", what=f"history {place}", kind="[question, answer]", found=cut(pair))
+            conversation += [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]
+        joined = f"{asked}\n{second}" if asked and second else asked or second
+        return read_turns([*conversation, {"from": "human", "value": joined}, {"from": "gpt", "value": answered}], answer)
+    captions = [key for key in CAPTIONS if key in fields]
+    if not captions:
+        answers = [key for key in _ANSWERS if key in fields]
+        if answers == ["response"]:
+            return read_turns([{"from": "gpt", "value": fields.pop("response")}], "response")
+        known = ", ".join(cut(key)[:30] for key in list(fields)[:8])
+        raise DataError("no-layout", keys=known or "none")
+    if "file_name" not in fields and not any(media_key(key) in ("image", "video") for key in fields):
+        raise DataError("caption-without-picture", key=captions[0])
+    if len(captions) > 1:
+        raise DataError(
+            "captions-several", captions=f"{captions[0]} and {captions[1]}", way="name the one to learn by --columns caption=KEY"
+        )
+    caption = fields.pop(captions[0])
+    if isinstance(caption, list):
+        if len(caption) != 1:
+            raise DataError("captions-several", captions=f"{len(caption)} captions for one picture", way="write one record for each")
+        caption = caption[0]
+    return read_turns([{"from": "human", "value": CAPTION_PROMPT}, {"from": "gpt", "value": caption}], captions[0])
+
+
+def _completion(turns: Turns, asked: int) -> Turns:
+    """Answers in the prompt are not trained: only the completion is."""
+    for place in range(min(asked, len(turns.turns))):
+        if turns.turns[place][0] == "assistant":
+            turns.fields.setdefault(place, {})["loss"] = False
+    return turns
+
+
+def _media(fields: dict[str, Any], turns: Turns) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """(pictures, videos) in the order of their tags; what is read is removed from `fields`."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for what, tag in (("image", TAG), ("video", VIDEO_TAG)):
+        keys = [key for key in fields if media_key(key) == what and fields[key] not in ("", [], {})]
+        if len(keys) > 1:
+            # an address beside the file's name says where it came from
+            local = [key for key in keys if not (isinstance(fields[key], str) and re.match(r"https?://", fields[key]))]
+            keys = local or keys
+        if len(keys) > 1:
+            same = all(fields[key] == fields[keys[0]] for key in keys)
+            if not same:
+                raise DataError("record-has-both", first=keys[0], second=keys[1])
+        for key in [key for key in fields if media_key(key) == what]:
+            value = fields.pop(key)
+            if keys and key == keys[0]:
+                if key == what + "s" and not isinstance(value, (list, str, bytes, dict)):
+                    raise DataError("names-not-a-list", key=key, found=kind_of(value))
+                found[what] = media_values.media(value, what, _tags(turns.turns, tag))
+    if not found and "file_name" in fields:
+        # Hugging Face's imagefolder
+        name = fields.pop("file_name")
+        kind = media_values.looks_like_media(name) if isinstance(name, str) else None
+        if kind in ("image", "video"):
+            found[kind] = media_values.media(name, kind, 1)
+    return _pictures_and_videos(fields, turns, found.get("image", ()), found.get("video", ()))
+
+
+def _pictures_and_videos(
+    fields: dict[str, Any], turns: Turns, pictures: tuple[Any, ...], videos: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    if turns.media:
+        listed = {"image": pictures, "video": videos}
+        unfilled = turns.unnamed
+        for what, names in listed.items():
+            if len(names) != unfilled.get(what, 0):
+                shown = "picture" if what == "image" else what
+                raise DataError("parts-differ", parts=unfilled.get(what, 0), what=shown, names=len(names))
+        waiting = {what: iter(names) for what, names in listed.items()}
+        filled = [(what, next(waiting[what]) if each == "" else each) for what, each in turns.media]
+        pictures = tuple(each for what, each in filled if what == "image")
+        videos = tuple(each for what, each in filled if what == "video")
+    if not pictures and not videos and any("<img>" in text for role, text in turns.turns if role == "user" and type(text) is str):
+        pictures = _inline(turns)
+    options = {
+        key: fields.pop(key) for key in list(fields) if key in media_values.VIDEO_OPTIONS and (videos or key not in ("start", "end"))
+    }
+    if options and videos:
+        read = media_values.options_of(options, "video")
+        if len(videos) > 1 and {"start", "end"} & set(read):
+            raise DataError("times-of-several")
+        videos = tuple(with_options(video, read) for video in videos)
+    else:
+        fields |= options
+    for key in [key for key in fields if key in media_values.REFUSED_OPTIONS]:
+        raise DataError("media-option", key=key, what="one record", way=media_values.REFUSED_OPTIONS[key])
+    return pictures, videos
+
+
+def _inline(turns: Turns) -> tuple[str | Medium, ...]:
+    """Qwen-VL's own `<img>NAME</img>` in the questions."""
+    names: list[str | Medium] = []
+
+    def tag(match: re.Match[str]) -> str:
+        names.append(media_values.medium(match[1].strip(), "image"))
+        return TAG
+
+    for place, (role, text) in enumerate(turns.turns):
+        if role == "user" and isinstance(text, str) and "<img>" in text:
+            if TAG in text or VIDEO_TAG in text:
+                raise DataError("record-has-both", f"turn {place}", first="<img>NAME</img>", second=TAG)
+            turns.turns[place] = (role, _INLINE.sub(tag, text))
+    return tuple(names)
+
+
+def _tools(fields: dict[str, Any]) -> list[Any] | None:
+    tools = read_tools(fields.pop("tools", None))
+    functions = read_tools(fields.pop("functions", None))
+    if tools and functions:
+        raise DataError("record-has-both", first="tools", second="functions")
+    return tools or functions
+
+
+def _thinking(fields: dict[str, Any], turns: Turns) -> None:
+    """Thinking beside the conversation goes in front of its only answer."""
+    for key in [key for key in fields if key.lower() in _THINKING]:
+        value = fields.pop(key)
+        if value in ("", False, True):
+            continue
+        answers = [place for place, (role, _) in enumerate(turns.turns) if role == "assistant"]
+        text = turns.turns[answers[-1]][1]
+        if len(answers) != 1 or not isinstance(text, str) or "<think>" in text:
+            raise DataError("thinking-misplaced", key=key, beside=f"{len(answers)} answers")
+        turns.turns[answers[0]] = ("assistant", thought(text_of(value, key), text))
+
+
+def _other_keys(fields: dict[str, Any], pictures: bool, videos: bool) -> list[str]:
+    """Notes on the keys that nothing has read. Raises DataError for those that matter."""
+    notes = []
+    for key, value in fields.items():
+        if key in HARMLESS or value in ("", [], {}):
+            continue
+        if key in _UNREAD:
+            raise DataError("key-refused", key=key, way=_UNREAD[key])
+        if key in _RATES and value is not True and value != 1:
+            raise DataError("record-weight", key=key, value=cut(value))
+        if media_key(key) == "audio":
+            raise DataError("record-key-not-read", key=cut(key))
+        kind = media_values.looks_like_media(value)
+        if kind and not (pictures if kind == "image" else videos if kind == "video" else False):
+            way = f"name it by --columns {kind}={cut(key)}" if kind != "audio" else "text, images and videos are read"
+            raise DataError("key-names-media", key=cut(key), kind=kind, way=way)
+        notes.append(f"key {cut(key)}")
+    return notes
+
+
+def _tags(turns: list[tuple[str, Content]], tag: str) -> int:
+    return sum(text.count(tag) for role, text in turns if role in ("user", "tool") and type(text) is str)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _checked(
+    number: int, record_id: Any, read: Turns, pictures: tuple[Any, ...], videos: tuple[Any, ...], extras: Extras | None,
+    notes: list[str], *, marked: bool,
+) -> SourceRecord:  # fmt: skip
+    """A record whose tags and media agree; media without any tag are put in front of the first question. Raises DataError.
+
+    marked: whether any text holds `<`.
+    """
+    if type(record_id) in (dict, list, bool):
+        raise DataError("id-not-text", found=kind_of(record_id))
+    if record_id is not None and not (type(record_id) is str and record_id.isascii()):
+        record_id = text_of(str(record_id), "id")
+    conversation = read.turns
+    if read.media:
+        # parts name their media: tags are counted only to find those that nothing fills
+        image_tags, video_tags = len(pictures), len(videos)
+    elif not marked:
+        image_tags = video_tags = 0
+    else:
+        image_tags, video_tags = _tags(conversation, TAG), _tags(conversation, VIDEO_TAG)
+        if pictures and not image_tags:
+            pictures, image_tags = _numbered(conversation, pictures)
+        if videos and not pictures and not video_tags and image_tags:
+            # public video datasets of the LLaVA family use the image tag for videos
+            conversation = [
+                (role, text.replace(TAG, VIDEO_TAG) if role == "user" and type(text) is str else text) for role, text in conversation
+            ]
+            image_tags, video_tags = 0, image_tags
+    for tag, tags, media, what in ((TAG, image_tags, pictures, "picture"), (VIDEO_TAG, video_tags, videos, "video")):
+        if tags != len(media) and (tags or not media):
+            key = "images" if what == "picture" else "videos"
+            way = (
+                f"give one name for each tag under {key}, or remove {tag} from the text"
+                if tags > len(media)
+                else f"write {tag} where each stands"
+            )
+            raise DataError("tags-differ", tags=_counted(tags, f"{tag} tag"), media=_counted(len(media), what), way=way)
+    if marked:
+        notes = notes + _markup(conversation, bool(pictures or videos))
+    if (pictures and not image_tags) or (videos and not video_tags):
+        front = TAG * (len(pictures) if not image_tags else 0) + VIDEO_TAG * (len(videos) if not video_tags else 0)
+        conversation = _put_in_front(conversation, front)
+        if read.turns and not (len(conversation) == 2 and conversation[0][1] == front + CAPTION_PROMPT):
+            notes = [*notes, "pictures or videos without a tag, put in front of the first question"]
+    return SourceRecord(number, record_id, tuple(conversation), pictures, videos, extras, tuple(notes))
+
+
+def _put_in_front(turns: list[tuple[str, Content]], front: str) -> list[tuple[str, Content]]:
+    for place, (role, text) in enumerate(turns):
+        if role == "user" and isinstance(text, str):
+            return [*turns[:place], (role, front + text), *turns[place + 1 :]]
+    raise DataError("media-without-question")
+
+
+def _numbered(turns: list[tuple[str, Content]], pictures: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+    """Tags with numbers, `<image_2>`, become plain ones, their pictures in the order of the text: (pictures, tags)."""
+    numbers: list[int] = []
+    for role, text in turns:
+        if role == "user" and isinstance(text, str):
+            numbers += map(int, _NUMBERED.findall(text))
+    if not numbers:
+        return pictures, 0
+    if sorted(numbers) != list(range(1, len(pictures) + 1)):
+        raise DataError("numbered-tags", numbers=numbers[:8], pictures=len(pictures))
+    for place, (role, text) in enumerate(turns):
+        if role == "user" and isinstance(text, str):
+            turns[place] = (role, _NUMBERED.sub(TAG, text))
+    return tuple(pictures[number - 1] for number in numbers), len(numbers)
+
+
+def _markup(turns: list[tuple[str, Content]], has_media: bool) -> list[str]:
+    """Notes on markup that stays text. Raises DataError for a placeholder of another format beside media."""
+    notes = []
+    for place, (role, text) in enumerate(turns):
+        if type(text) is not str or "<" not in text:
+            continue
+        for match in _PLACEHOLDER.finditer(text):
+            if match[0] in (TAG, VIDEO_TAG) and role in ("user", "tool"):
+                continue
+            if has_media and role == "user":
+                raise DataError("media-placeholder", f"turn {place}", found=match[0])
+            notes.append(f"{match[0]} stays text in a turn of the {role}")
+            break
+        if audio := _AUDIO.search(text):
+            notes.append(f"{audio[0]} stays text in a turn of the {role}")
+    return notes

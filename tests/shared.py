@@ -1,4 +1,4 @@
-"""What is made once in a test session, however many processes the session has."""
+"""The demo's model, and what is made once in a test session, however many processes the session has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import qwen3vl_core
+
+DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
+"""The demo's base model as the package ships it."""
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:

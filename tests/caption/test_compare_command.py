@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import qwen3vl_core
 from qwen3vl_core.caption import compare, generate
 from qwen3vl_core.caption.compared_models import tuned_names
 from qwen3vl_core.caption.pictures import find_pictures
@@ -25,8 +24,7 @@ from qwen3vl_core.cli import main
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import CompareOptions, ConvertOptions
-
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
+from tests.shared import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 from qwen3vl_core.model.kv_cache import CachedDecoder
 
@@ -17,8 +16,8 @@ from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import WorkError
 from tests import tiny
+from tests.shared import DEMO
 
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 LENGTH = 16
 
 

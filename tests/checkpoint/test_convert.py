@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import re
@@ -13,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, hf, hf_writer, positional_io, torch_dist, transforms
@@ -21,30 +20,14 @@ from qwen3vl_core.checkpoint.name_map import TABLE, Layout, Region, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
-
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
-
-
-def run(source, target, **options):
-    convert.run(ConvertOptions(source=str(source), target=str(target), **options))
+from tests.checkpoint.conversions import loaded_by_megatron, run, same, tensors
+from tests.shared import DEMO
 
 
 def index_of(file: str) -> str:
     return json.dumps({"weight_map": {"a": file}})
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in folder.glob("*.safetensors"):
-        found |= load_file(file)
-    return found
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -119,16 +102,7 @@ def test_megatrons_own_loader_accepts_the_checkpoint_strictly(model_folder, tmp_
     run(model_folder, tmp_path / "mcore")
     model = qwen3vl_core.load(model_folder)
     expected = {k: v.clone() for k, v in model.state_dict().items() if torch.is_tensor(v)}
-    from megatron.core import dist_checkpointing
-
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    data = str(torch_dist.find(tmp_path / "mcore").data)
-    # the strictness that Megatron-LM uses by default raises for every key that is asked for and not there
-    # (it allows the namespace of arguments, as Megatron-LM's start-up does)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, data)
-    model.load_state_dict(loaded["model"], strict=False)
+    loaded = loaded_by_megatron(model, tmp_path / "mcore")
     assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items() if torch.is_tensor(v))
     assert loaded["checkpoint_version"] == 3.0 and loaded["iteration"] == 0
     assert loaded["args"].tensor_model_parallel_size == 1

@@ -14,19 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, hf, torch_dist, verify
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.options import ConvertOptions
+from tests.checkpoint.conversions import run
 from tests.checkpoint.interrupted import Conversion
+from tests.shared import DEMO
 
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 NORM, QUERY = "model.language_model.norm.weight", "model.language_model.layers.3.self_attn.k_proj.weight"
-
-
-def run(source, target, **options):
-    convert.run(ConvertOptions(source=str(source), target=str(target), **options))
 
 
 @pytest.fixture

@@ -8,34 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import qwen3vl_core
 from qwen3vl_core.checkpoint import convert, stream, torch_dist
 from qwen3vl_core.checkpoint.name_map import Experts, Layout, extra_states, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
+from tests.checkpoint.conversions import run, same, tensors
 
 FORMS = ("transposed", "straight", "each")
 EXPERTS = "model.language_model.layers.{}.mlp.experts."
-
-
-def run(source, target, **options):
-    convert.run(ConvertOptions(source=str(source), target=str(target), **options))
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for file in folder.glob("*.safetensors"):
-        found |= load_file(file)
-    return found
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
 def data_files(checkpoint: Path) -> dict[str, bytes]:

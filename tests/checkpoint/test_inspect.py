@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import qwen3vl_core
 from qwen3vl_core.checkpoint import hf, torch_dist
 from qwen3vl_core.checkpoint.inspect import inspect
 from qwen3vl_core.cli import main
 from tests import tiny
+from tests.shared import DEMO
 
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 NORM = "model.visual.merger.norm.bias"
 
 

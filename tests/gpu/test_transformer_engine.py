@@ -24,6 +24,8 @@ import qwen3vl_core
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.options import ConvertOptions
 from tests import tiny
+from tests.checkpoint.conversions import loaded_by_megatron
+from tests.model.parity import cached_beside_full
 
 SHAPE = dict(hidden=256, head_dim=64, heads=4, kv_heads=2, ffn=512, layers=6)
 MARGIN = 1.5
@@ -99,20 +101,8 @@ def test_a_packed_row_gives_the_logits_of_its_documents(models):
 def test_cached_generation_agrees_with_one_full_pass(models):
     _, _, ours = models
     inputs = on_gpu(tiny.BATCHES["one picture"]().inputs(), torch.bfloat16)
-    pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
-    decoder = ours.cached_decoder(64)
-    steps = [decoder.prefill(inputs["input_ids"], **pixels)]
-    tokens = [steps[-1].argmax(-1)]
-    for _ in range(4):
-        steps.append(decoder.decode(tokens[-1]))
-        tokens.append(steps[-1].argmax(-1))
-    whole = torch.cat([inputs["input_ids"], *(t[:, None] for t in tokens)], dim=1)
-    with torch.no_grad():
-        full = ours(whole, **pixels).float()
-    prompt = inputs["input_ids"].shape[1]
-    for index, logits in enumerate(steps):
-        expected = full[:, prompt - 1 + index]
-        assert float((expected - logits.float()).norm() / expected.norm()) < 3e-2
+    for cached, full in cached_beside_full(ours, inputs, steps=4):
+        assert float((full.float() - cached.float()).norm() / full.float().norm()) < 3e-2
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
@@ -150,8 +140,6 @@ def test_fp8_stays_within_fp8_rounding(folder, recipe):
 def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(folder, tmp_path):
     """Written by the streaming conversion, read by Megatron's own loader into Transformer Engine modules, module states
     included; saved by Megatron from there, converted back bitwise."""
-    import argparse
-
     from megatron.core import dist_checkpointing
     from transformers import AutoModelForImageTextToText
 
@@ -160,12 +148,7 @@ def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(fol
     convert.run(ConvertOptions(source=str(folder), target=str(tmp_path / "mcore")))
     model = qwen3vl_core.load(tmp_path / "mcore")
     expected = {k: v.clone() for k, v in model.state_dict().items() if torch.is_tensor(v) and "_extra_state" not in k}
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    data = str(torch_dist.find(tmp_path / "mcore").data)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, data)
-    model.load_state_dict(loaded["model"], strict=False)
+    loaded_by_megatron(model, tmp_path / "mcore")
     assert all(torch.equal(model.state_dict()[k], v) for k, v in expected.items())
 
     saved = tmp_path / "saved" / "iter_0000001"

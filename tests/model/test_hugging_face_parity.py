@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import qwen3vl_core
 from tests import tiny
-
-TOLERANCE = 1e-5
+from tests.model.parity import TOLERANCE, cached_beside_full, check_gradients, reference_logits
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -18,11 +16,6 @@ def pair(request, tmp_path_factory):
     reference = tiny.hf_model(seed=int(request.param), tied=request.param)
     folder = tiny.save(reference, tmp_path_factory.mktemp("hf"))
     return reference, qwen3vl_core.load(folder)
-
-
-def reference_logits(reference, inputs):
-    reference.model.rope_deltas = None
-    return reference(**inputs, mm_token_type_ids=tiny.token_types(inputs["input_ids"])).logits
 
 
 @pytest.mark.parametrize("pad_left", [False, True], ids=["padded right", "padded left"])
@@ -52,26 +45,7 @@ def test_vision_and_each_deepstack_feature_equal_hugging_face(pair):
 
 @pytest.mark.parametrize("name", tiny.BATCHES)
 def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
-    reference, model = pair
-    inputs = tiny.BATCHES[name]().inputs()
-    real = inputs["attention_mask"][..., None]
-    weights = torch.randn(*inputs["input_ids"].shape, tiny.VOCABULARY, generator=torch.Generator().manual_seed(9)) * real
-    for m in (reference, model):
-        m.zero_grad()
-    (reference_logits(reference, inputs) * weights).sum().backward()
-    (model(**inputs) * weights).sum().backward()
-    # gradients travel through the name map as weights do, so that each parameter meets its counterpart
-    gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in reference.named_parameters()}
-    save_file({n: g.contiguous() for n, g in gradients.items()}, tmp_path / "model.safetensors")
-    reference.config.save_pretrained(tmp_path)
-    expected = qwen3vl_core.load(tmp_path).state_dict()
-    compared = 0
-    for parameter_name, parameter in model.named_parameters():
-        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        theirs = expected[parameter_name]
-        assert (ours - theirs).norm() <= TOLERANCE * theirs.norm() + 1e-9, parameter_name
-        compared += theirs.norm() > 0
-    assert compared > 20
+    check_gradients(pair, tiny.BATCHES[name]().inputs(), tmp_path, least=20)
 
 
 def test_nothing_but_the_config_says_what_is_computed(tmp_path):
@@ -97,20 +71,8 @@ def test_nothing_but_the_config_says_what_is_computed(tmp_path):
 
 def test_cached_generation_gives_the_logits_of_one_full_pass(pair):
     _, model = pair
-    inputs = tiny.BATCHES["one picture"]().inputs()
-    pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
-    decoder = model.cached_decoder(64)
-    steps = [decoder.prefill(inputs["input_ids"], **pixels)]
-    tokens = [steps[-1].argmax(-1)]
-    for _ in range(5):
-        steps.append(decoder.decode(tokens[-1]))
-        tokens.append(steps[-1].argmax(-1))
-    whole = torch.cat([inputs["input_ids"], *(t[:, None] for t in tokens)], dim=1)
-    with torch.no_grad():
-        full = model(whole, **pixels)
-    prompt = inputs["input_ids"].shape[1]
-    for index, logits in enumerate(steps):
-        assert (full[:, prompt - 1 + index] - logits).abs().max() < TOLERANCE
+    for cached, full in cached_beside_full(model, tiny.BATCHES["one picture"]().inputs(), steps=5):
+        assert (cached - full).abs().max() < TOLERANCE
 
 
 def test_tokens_that_do_not_fit_the_pictures_are_named(pair):

@@ -7,8 +7,7 @@ import torch
 
 import qwen3vl_core
 from tests import tiny
-
-TOLERANCE = 1e-5
+from tests.model.parity import TOLERANCE, check_gradients, check_same_gradients, gradients_of, reference_logits
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +15,6 @@ def pair(tmp_path_factory):
     reference = tiny.hf_moe_model(seed=2)
     folder = tiny.save(reference, tmp_path_factory.mktemp("moe"))
     return reference, qwen3vl_core.load(folder)
-
-
-def reference_logits(reference, inputs):
-    reference.model.rope_deltas = None
-    return reference(**inputs, mm_token_type_ids=tiny.token_types(inputs["input_ids"])).logits
 
 
 @pytest.mark.parametrize("name", tiny.BATCHES)
@@ -33,39 +27,9 @@ def test_logits_equal_hugging_face(pair, name):
     assert (logits - expected)[real].abs().max() < TOLERANCE
 
 
-def gradients_of(reference, tmp_path):
-    """The reference's gradients under our names: they travel through the name map as weights do, so that each meets its counterpart."""
-    state = {n: p.detach().clone() for n, p in reference.named_parameters()}
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
-        expected = qwen3vl_core.load(tiny.save(reference, tmp_path)).state_dict()
-        for n, p in reference.named_parameters():
-            p.copy_(state[n])
-    return expected
-
-
-def compare(model, expected):
-    compared = 0
-    for parameter_name, parameter in model.named_parameters():
-        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        theirs = expected[parameter_name]
-        assert (ours - theirs).norm() <= TOLERANCE * theirs.norm() + 1e-9, parameter_name
-        compared += theirs.norm() > 0
-    assert compared > 60
-
-
 @pytest.mark.parametrize("name", ["three pictures of different sizes", "text-only and picture rows mixed"])
 def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
-    reference, model = pair
-    inputs = tiny.BATCHES[name]().inputs()
-    real = inputs["attention_mask"][..., None]
-    weights = torch.randn(*inputs["input_ids"].shape, tiny.VOCABULARY, generator=torch.Generator().manual_seed(9)) * real
-    for m in (reference, model):
-        m.zero_grad()
-    (reference_logits(reference, inputs) * weights).sum().backward()
-    (model(**inputs) * weights).sum().backward()
-    compare(model, gradients_of(reference, tmp_path))
+    check_gradients(pair, tiny.BATCHES[name]().inputs(), tmp_path, least=60)
 
 
 @pytest.mark.parametrize("name", ["three pictures of different sizes", "text-only and picture rows mixed"])
@@ -100,6 +64,6 @@ def test_the_load_balancing_loss_is_hugging_faces_of_each_layer(pair, name, pad_
     finally:
         model.eval()
         model.config.moe_aux_loss_coeff = before
-    compare(model, gradients_of(reference, tmp_path))
+    check_same_gradients(model, gradients_of(reference, tmp_path), least=60)
     router = next(p for n, p in model.named_parameters() if n.endswith("0.mlp.router.weight"))
     assert router.grad.norm() > 0

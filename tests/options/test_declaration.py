@@ -19,8 +19,10 @@ from qwen3vl_core.options import (
     to_arguments,
     to_mapping,
 )
+from tests.options.drawn import admitted
 
 REQUIRED = {"load": "base", "train_data": "data"}
+WORDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
 
 
 def parse(cls, words):
@@ -29,27 +31,12 @@ def parse(cls, words):
     return from_mapping(cls, vars(parser.parse_args(words)))
 
 
-def values(option):
-    """Any value that the option's own rule admits."""
-    if option.choices:
-        one = st.sampled_from(option.choices)
-    elif option.type is bool:
-        one = st.booleans()
-    elif option.type is int:
-        one = st.integers(int(option.minimum or 0), int(option.maximum or 10**6))
-    elif option.type is float:
-        one = st.floats(option.minimum or 0.0, option.maximum or 1e3, allow_nan=False)
-    else:
-        one = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
-    return st.lists(one, min_size=1, max_size=3) if option.many else one
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_the_command_line_of_a_plan_gives_the_plan_back(command, data):
     cls = COMMANDS[command]
-    chosen = {o.name: data.draw(values(o)) for o in options_of(cls) if o.required or data.draw(st.booleans())}
+    chosen = {o.name: data.draw(admitted(o, WORDS)) for o in options_of(cls) if o.required or data.draw(st.booleans())}
     options = from_mapping(cls, chosen)
     assert parse(cls, to_arguments(options)) == options
     assert from_mapping(cls, to_mapping(options)) == options

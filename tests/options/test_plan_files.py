@@ -12,26 +12,21 @@ from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions, from_mapping, options_of, to_mapping
 from qwen3vl_core.options.planfile import read_plan_file, write_plan
+from tests.options.drawn import admitted
 
-texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(lambda t: t.strip() == t)
+TRICKY = ["1e5", "null", "yes", "012", "a: b # c", "a\nb", "'", "- x", "~", "2026-01-01"]
+WORDS = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(lambda t: t.strip() == t),
+    st.sampled_from(TRICKY),
+)
 
 
 @st.composite
 def finetunes(draw) -> FinetuneOptions:
     values = {}
     for o in options_of(FinetuneOptions):
-        if o.choices:
-            one = st.sampled_from(o.choices)
-        elif o.type is bool:
-            one = st.booleans()
-        elif o.type is int:
-            one = st.integers(int(o.minimum or 0), int(o.maximum or 10**6))
-        elif o.type is float:
-            one = st.floats(o.minimum or 0.0, o.maximum or 1e3, allow_nan=False)
-        else:
-            one = st.one_of(texts, st.sampled_from(["1e5", "null", "yes", "012", "a: b # c", "a\nb", "'", "- x", "~", "2026-01-01"]))
         if o.required or draw(st.booleans()):
-            values[o.name] = draw(st.lists(one, min_size=1, max_size=2) if o.many else one)
+            values[o.name] = draw(admitted(o, WORDS))
     return FinetuneOptions(**values)
 
 

@@ -31,6 +31,15 @@ async def choose(pilot, kind):
     await until(pilot, lambda: screen.kind == kind and screen.form is not None and screen.plan.kind == kind)
 
 
+async def prepare_filled_in(pilot, folder):
+    """A preparation that every rule allows."""
+    (folder / "captions.json").write_text("[]")
+    screen = await at_launch(pilot)
+    await choose(pilot, "prepare")
+    screen.form.fill({"source": str(folder / "captions.json"), "to": "data"})
+    await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+
+
 @pytest.mark.parametrize("size, theme", LOOKS)
 def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
     async def scene(pilot):
@@ -161,13 +170,9 @@ def test_a_run_that_cannot_start_is_one_line(store, tmp_path, monkeypatch):
         raise launch.WorkError(f"run {run.id}: no room")
 
     monkeypatch.setattr(launch, "start", broken)
-    (tmp_path / "captions.json").write_text("[]")
 
     async def scene(pilot):
-        screen = await at_launch(pilot)
-        await choose(pilot, "prepare")
-        screen.form.fill({"source": str(tmp_path / "captions.json"), "to": "data"})
-        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await prepare_filled_in(pilot, tmp_path)
         await press(pilot, "escape", "g")
         await until(pilot, lambda: "no room" in said(pilot.app))
         assert pilot.app.current_mode == "launch"
@@ -183,13 +188,9 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
         assert go.wait(300)
 
     monkeypatch.setattr(launch, "start", slow)
-    (tmp_path / "captions.json").write_text("[]")
 
     async def scene(pilot):
-        screen = await at_launch(pilot)
-        await choose(pilot, "prepare")
-        screen.form.fill({"source": str(tmp_path / "captions.json"), "to": "data"})
-        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await prepare_filled_in(pilot, tmp_path)
         await pilot.press("ctrl+g", "ctrl+g")
         await asyncio.to_thread(begun.wait, 150)
         await pilot.press("ctrl+g")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
-import qwen3vl_core
 from console.app import ConsoleApp
 from console.readers.store_watcher import StoreWatcher
 from console.readers.workspace import models_nearby, open_model, steps
@@ -17,8 +15,8 @@ from console.widgets.option_form import OptionForm
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.doctor import Check
 from tests.console.app.driving import LARGE, LOOKS, driven, press, said, text_of, until
+from tests.shared import DEMO
 
-DEMO = Path(qwen3vl_core.__file__).parent / "demo" / "base_hf"
 RECIPE = "sh run_finetune.sh dsw 8B 1 8 1e-5 1e-6 2048 2048 bf16 1 1 1 1 1 false false true none 0 100 data val base 500 10 out"
 
 

@@ -11,8 +11,10 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
+from qwen3vl_core import log_lines
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
-from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
+from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError, error_lines
+from qwen3vl_core.run_record import RUN_VARIABLE
 
 
 def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
@@ -49,22 +51,26 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
     try:
         return dispatch(arguments, commands)
     except (RequestError, WorkError) as error:
-        for line in error.problems if isinstance(error, RequestError) else (error,):
-            print(f"qwen3vl: {line}", file=sys.stderr)
+        for line in error_lines(error, in_a_run=RUN_VARIABLE in os.environ):
+            print(line, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("qwen3vl: stopped", file=sys.stderr)
+        _say("stopped", log_lines.INTERRUPTED)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # the reader went away (`qwen3vl runs | head`): nothing more to say, and nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except PermissionError as error:
-        print(f"qwen3vl: {error.filename}: permission denied; choose a place you may write to", file=sys.stderr)
+        _say(f"{error.filename}: permission denied; choose a place you may write to", log_lines.UNEXPECTED)
         return EXIT_REQUEST
     except Exception as error:
-        print(f"qwen3vl: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
+        _say(f"{type(error).__name__}: {error}; run again with --debug for the traceback", log_lines.UNEXPECTED)
         return EXIT_FAILED
+
+
+def _say(text: str, tag: str) -> None:
+    print(log_lines.written(text, tag if RUN_VARIABLE in os.environ else log_lines.UNTAGGED), file=sys.stderr)
 
 
 if __name__ == "__main__":

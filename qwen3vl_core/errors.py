@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwen3vl_core.log_lines import UNTAGGED, WORK_FAILED, written
 from qwen3vl_core.problems import Problem
 
 EXIT_DONE = 0
@@ -27,6 +28,20 @@ class RequestError(ValueError):
 
 
 class WorkError(RuntimeError):
-    """The request was valid and the work failed: one line that says what, where and the fix (exit code 1)."""
+    """The request was valid and the work failed: one line that says what, where and the fix (exit code 1).
+
+    tag: of that line in a run's log, where programs tell this failure from others.
+    """
 
     exit_code = EXIT_FAILED
+
+    def __init__(self, text: str, tag: str = WORK_FAILED) -> None:
+        super().__init__(text)
+        self.tag = tag
+
+
+def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:
+    """What a command prints for an error, a line for each problem; in a run's log each has a tag."""
+    if isinstance(error, WorkError):
+        return [written(str(error), error.tag if in_a_run else UNTAGGED)]
+    return [written(str(problem), problem.code if in_a_run else UNTAGGED) for problem in error.problems]

@@ -14,7 +14,7 @@ from console.runs import filters, launch, run_json, run_text
 from console.runs.store import RunStore
 from console.widgets.run_list import RunList
 from console.widgets.run_numbers import finetune_panel
-from qwen3vl_core import run_record
+from qwen3vl_core import log_lines, run_record
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import METRICS, Metric
@@ -64,6 +64,7 @@ def test_the_page_has_the_fields_of_the_module(section):
 def test_the_page_has_the_files_metrics_events_and_version_of_the_module():
     assert tables("Files")[0] == list(run_record.FILES.items())
     assert tables("Metrics")[0] == [(key, m.title, m.unit, m.tag, m.meaning) for key, m in METRICS.items()]
+    assert tables("output.log")[0] == list(log_lines.TAGS.items())
     assert tables("Events")[1] == list(run_record.EVENTS.items())
     assert f"as `v`, now {run_record.VERSION};" in PAGE
 

@@ -223,8 +223,7 @@ class StoreWatcher:
         diagnosis = explain([*tail.read(), *filter(None, [tail.partial])], exit_code)
         if diagnosis is None:
             return ""
-        line = diagnosis.line.strip()
-        return line.removeprefix("qwen3vl: ") if diagnosis.name == "request" else f"{diagnosis.title}: {line}".rstrip(": ")
+        return diagnosis.text if diagnosis.says_itself else f"{diagnosis.title}: {diagnosis.text}".rstrip(": ")
 
     @staticmethod
     def _spark(run: Run, stamp: tuple[int, ...], recent: list[dict[str, Any]]) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from console.runs.store import Run
 from console.runs.tail import LogTail
+from qwen3vl_core import log_lines
 
-RESUMED = "qwen3vl: resumed "
-"""How the supervisor begins a further attempt in the log."""
+OWN = "request"
+"""Name of the diagnosis that is a message of this program."""
 SEARCHED_LINES = 2000
 """Lines at the end of a log that are searched for the error."""
 
@@ -28,18 +29,31 @@ class Diagnosis:
     """The log's own line; empty where only the exit code tells."""
     index: int = -1
     """Where it stands among the lines that were looked at."""
+    rank: float = 0
+    """Of two diagnoses the one with the smaller rank is nearer to the cause."""
+
+    @property
+    def says_itself(self) -> bool:
+        """Whether it is a message of this program, which holds the rule and the fix already."""
+        return self.name == OWN
+
+    @property
+    def text(self) -> str:
+        """The log's line without what programs alone read of it."""
+        return log_lines.text_of(self.line).strip()
 
     def as_json(self) -> dict[str, str]:
         return {"name": self.name, "title": self.title, "line": self.line.strip(), "advice": self.advice}
 
 
-# the first rule that matches anywhere wins: from the cause that says most to the consequences of others
+# (name, pattern, title, advice) of what other programs print; the first rule that matches anywhere wins: from the cause that says most
+# to the consequences of others
 _RULES: tuple[tuple[str, str, str, str], ...] = (
     ("gpu_memory", r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
      "out of GPU memory",
      "try --recompute full, then a smaller --micro-batch-size or --seq-length, then --distributed-optimizer or a larger --tp; "
      "qwen3vl plan says what each GPU would hold"),
-    ("disk", r"No space left on device|Disk quota exceeded|disk is full",
+    ("disk", r"No space left on device|Disk quota exceeded",
      "the disk is full",
      "delete runs that are not needed (Runs: D says what it frees), keep fewer checkpoints with --keep 2, then resume"),
     ("shared_memory", r"insufficient shared memory|unable to (?:open|mmap) .*shared memory|Bus error.*shm|received signal: SIGBUS",
@@ -65,10 +79,7 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
     ("module", r"ModuleNotFoundError|No module named|ImportError: (?:cannot import|lib)",
      "a package is missing",
      "qwen3vl doctor names the command that installs it"),
-    ("nan", r"bad steps in a row",
-     "the loss or the gradient norm is NaN or infinite",
-     "look at the samples that the line names, try a lower --lr, more --lr-warmup-iters, and --precision bf16 instead of fp16"),
-    ("missing", r"FileNotFoundError|[Nn]o such file or (?:directory|folder)|no such folder",
+    ("missing", r"FileNotFoundError|[Nn]o such file or directory",
      "a file or folder is not there",
      "was it moved, or is the disk not mounted? clone the run (c) and correct the path that the line names"),
     ("rights", r"PermissionError|[Pp]ermission denied|Read-only file system",
@@ -86,7 +97,16 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
      "another machine or service did not answer",
      "is MASTER_ADDR right, and does the first node's command run? a hub that is not reachable needs a local folder instead"),
 )  # fmt: skip
-_OWN = re.compile(r"^qwen3vl: (?!asked to |resumed |\d+ process)(?P<text>.+)")
+# a message of ours is nearer to the cause than the first of these, which other ranks often print because one has ended
+_OWN_RANK = next(rank for rank, rule in enumerate(_RULES) if rule[0] == "missing") - 0.5
+_UNEXPLAINED_RANK, _SIGNAL_RANK = len(_RULES), len(_RULES) + 1
+# messages of ours that have advice of their own: by tag, (name, title, advice)
+_TAGGED = {
+    log_lines.BAD_STEPS: (
+        "nan", "the loss or the gradient norm is NaN or infinite",
+        "look at the samples that the line names, try a lower --lr, more --lr-warmup-iters, and --precision bf16 instead of fp16",
+    ),
+}  # fmt: skip
 # what an exit code of 128 + signal means, where the log has no error
 _SIGNALS = {
     137: ("killed", "killed from outside", "most often the machine ran out of memory (dmesg says so), or the job's time was over; "
@@ -97,43 +117,58 @@ _SIGNALS = {
 
 
 @functools.cache
-def _compiled() -> tuple[re.Pattern[str], dict[str, re.Pattern[str]]]:
+def _compiled() -> tuple[re.Pattern[str], tuple[re.Pattern[str], ...]]:
     """(any of the rules, each rule's own): made when a run has failed, not before the first frame.
 
     One search that most lines fail is ten times quicker than fifteen.
     """
-    return re.compile("|".join(f"(?:{pattern})" for _, pattern, _, _ in _RULES)), {name: re.compile(p) for name, p, _, _ in _RULES}
+    return re.compile("|".join(f"(?:{pattern})" for _, pattern, _, _ in _RULES)), tuple(re.compile(p) for _, p, _, _ in _RULES)
 
 
 def last_attempt(lines: Sequence[str]) -> int:
     """Index of the first line of the last attempt: errors of earlier attempts no longer matter."""
-    return next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith(RESUMED)), 0)
+    return next((i for i in range(len(lines) - 1, -1, -1) if _begins_attempt(lines[i])), 0)
+
+
+def _begins_attempt(line: str) -> bool:
+    own = log_lines.read(line)
+    return own is not None and own.tag == log_lines.RESUMED
 
 
 def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
     """Diagnosis of the last attempt's lines, the cause before its consequences; None for an unknown error."""
-    begin = last_attempt(lines)
     anything, each = _compiled()
-    found: dict[str, int] = {}
-    for index in range(begin, len(lines)):
-        if anything.search(lines[index]):
-            for name, pattern in each.items():
-                if pattern.search(lines[index]):
-                    found.setdefault(name, index)
-                    break
-    for name, _, title, advice in _RULES:
-        if name in found:
-            index = found[name]
-            return Diagnosis(name, title, advice, lines[index], index)
-    for index in range(len(lines) - 1, begin - 1, -1):
-        own = _OWN.match(lines[index])
-        if own and exit_code:
-            # our own messages hold the rule and the fix already
-            return Diagnosis("request", "it says itself what to do", own["text"], lines[index], index)
-    if exit_code in _SIGNALS:
-        name, title, advice = _SIGNALS[exit_code]
-        return Diagnosis(name, title, advice)
-    return None
+    best: Diagnosis | None = None
+    for index in range(last_attempt(lines), len(lines)):
+        line = lines[index]
+        own = log_lines.read(line)
+        if own is not None:
+            if own.tag in log_lines.NO_ERRORS:
+                continue
+            unexplained = own.tag in (log_lines.UNEXPECTED, log_lines.UNTAGGED)
+            if exit_code:
+                best = _nearer(best, _own(own, line, index, _UNEXPLAINED_RANK if unexplained else _OWN_RANK))
+            if not unexplained:
+                continue
+        if anything.search(line):
+            rank = next(rank for rank, pattern in enumerate(each) if pattern.search(line))
+            name, _, title, advice = _RULES[rank]
+            best = _nearer(best, Diagnosis(name, title, advice, line, index, rank))
+    if best is None and exit_code in _SIGNALS:
+        return Diagnosis(*_SIGNALS[exit_code], rank=_SIGNAL_RANK)
+    return best
+
+
+def _own(own: log_lines.LogLine, line: str, index: int, rank: float) -> Diagnosis:
+    name, title, advice = _TAGGED.get(own.tag, (OWN, "it says itself what to do", own.text))
+    return Diagnosis(name, title, advice, line, index, rank)
+
+
+def _nearer(known: Diagnosis | None, later: Diagnosis | None) -> Diagnosis | None:
+    """Which of two is nearer to the cause: of the same kind the first, but the last of our own messages, which ended the run."""
+    if known is None or later is None:
+        return known or later
+    return later if later.rank < known.rank or (later.rank == known.rank and later.rank in (_OWN_RANK, _UNEXPLAINED_RANK)) else known
 
 
 def explain_more(known: Diagnosis | None, new: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:
@@ -141,16 +176,8 @@ def explain_more(known: Diagnosis | None, new: Sequence[str], exit_code: int | N
 
     Of the two diagnoses the cause wins over its consequences.
     """
-    found = explain(new, exit_code)
-    if known is None or any(line.startswith(RESUMED) for line in new):
-        return found
-    ranks = {name: rank for rank, (name, *_) in enumerate(_RULES)}
-
-    def rank(diagnosis: Diagnosis | None) -> tuple[int, bool]:
-        return (len(ranks) + 1, True) if diagnosis is None else (ranks.get(diagnosis.name, len(ranks)), not diagnosis.line)
-
-    # of the same kind the first is the cause; of our own errors the last one ended the run
-    return found if rank(found) < rank(known) or (found is not None and found.line and found.name == known.name == "request") else known
+    later = explain(new, exit_code)
+    return later if any(map(_begins_attempt, new)) else _nearer(known, later)
 
 
 def diagnose(run: Run) -> Diagnosis | None:

@@ -21,6 +21,7 @@ from console.runs.state import ALIVE, hold, is_here, read_state, runs_already, w
 from console.runs.store import Run
 from console.runs.supervisor import grace_seconds
 from console.runs.tail import FileFollower
+from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
 from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, version_problem
@@ -223,23 +224,25 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 class _Copier:
-    """Copies what is new in a log to a stream; bytes where the stream has a binary side."""
+    """Copies what is new in a log to a stream, our own lines without their tags; bytes where the stream has a binary side."""
 
     def __init__(self, path: Path, stream: IO[Any], offset: int) -> None:
         self.follower = FileFollower(path, offset)
         self.stream = stream
         self.binary = getattr(stream, "buffer", None) or (None if isinstance(stream, io.TextIOBase) else stream)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.tags = log_lines.TagRemover()
 
     def copy(self) -> bool:
         """One piece; whether there was any."""
-        data, _ = self.follower.read()
+        new, _ = self.follower.read()
+        data = self.tags.removed(new)
         if not data:
-            return False
+            return bool(new)
         if self.binary is None:
             self.stream.write(self.decoder.decode(data))
         else:
             self.stream.flush()
             self.binary.write(data)
         self.stream.flush()
-        return True
+        return bool(new)

@@ -95,7 +95,7 @@ def describe(run: Run) -> list[str]:
         said = [*tail.read(), *filter(None, [tail.partial])]
         diagnosis = diagnose(run)
         if diagnosis is not None and diagnosis.advice:
-            lines += ["", f"why it failed: {diagnosis.title}", f"  {plain(diagnosis.line).strip()}", f"  {diagnosis.advice}"]
+            lines += ["", f"why it failed: {diagnosis.title}", f"  {plain(diagnosis.text)}", f"  {diagnosis.advice}"]
         lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
     return lines
 

@@ -34,6 +34,7 @@ from console.runs.state import (
     sign_of_life,
     write_json,
 )  # fmt: skip
+from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.run_record import HEARTBEAT, LOG, PLAN, RUN_VARIABLE, SAVE, STATE, STOP, PlanRecord, StateRecord
 
@@ -84,10 +85,10 @@ class Supervisor:
         except OSError:
             self.saved = False
 
-    def say(self, text: str) -> None:
-        """Write one line of the supervisor to the run's log."""
+    def say(self, tag: str, text: str) -> None:
+        """Write one line of the supervisor to the run's log. tag: one of `log_lines.TAGS`."""
         with contextlib.suppress(OSError):
-            os.write(2, f"qwen3vl: {text}\n".encode())
+            os.write(2, f"{log_lines.written(text, tag)}\n".encode())
 
     # the child
 
@@ -113,7 +114,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             line = f"the command could not be started: {reason}".replace("\n", " ")
-            self.say(line)
+            self.say(log_lines.NOT_STARTED, line)
             code = 126 if isinstance(error, PermissionError) else 127
             self.finish(status="failed", exit_code=code, error=line)
             return line
@@ -163,7 +164,7 @@ class Supervisor:
                 elif time.monotonic() >= self.kill_at:
                     if not self.killed and left:
                         self.killed = len(left)
-                        self.say(f"{len(left)} process{'es' if len(left) > 1 else ''} did not end in time; killed")
+                        self.say(log_lines.KILLED, f"{len(left)} process{'es' if len(left) > 1 else ''} did not end in time; killed")
                     processes.kill(left)
             with contextlib.suppress(BlockingIOError):
                 if select.select([wake], [], [], BUSY_TICK_SECONDS if busy else TICK_SECONDS)[0]:
@@ -178,7 +179,7 @@ class Supervisor:
         self.stopping = True
         self.kill_at = time.monotonic() + self.grace
         self.save(status="stopping")
-        self.say(f"asked to stop; {self.grace:g} s to end")
+        self.say(log_lines.STOP_ASKED, f"asked to stop; {self.grace:g} s to end")
         below = processes.descendants(os.getpid())
         # torchrun would pass SIGTERM on a second time and kill its workers after 30 s, whatever they save (before
         # torch 2.12 that is fixed); left alone it waits for them and ends with them
@@ -191,7 +192,8 @@ class Supervisor:
             (self.run_dir / SAVE).unlink(missing_ok=True)
         listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
         processes.send(listening, signal.SIGUSR1)
-        self.say("asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet")
+        text = "asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet"
+        self.say(log_lines.SAVE_ASKED, text)
 
     def finish(self, **final: Unpack[StateRecord]) -> None:
         """Write the final state. Nothing may follow: from then on others may start the run again."""
@@ -268,7 +270,7 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
             exit_code=None, started=now, ended=None, error=None,
         )  # fmt: skip
         if resume:
-            supervisor.say(f"resumed {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} on {host()}")
+            supervisor.say(log_lines.RESUMED, f"resumed {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} on {host()}")
         failure = supervisor.start()
         report(f"failed {failure}" if failure else "ok")
         if failure:

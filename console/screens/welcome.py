@@ -23,6 +23,7 @@ from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
+from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
 from qwen3vl_core.layout import recipe
@@ -298,7 +299,7 @@ class WelcomeScreen(ConsoleScreen):
                 last = line.strip() or last
                 self.post_message(ThreadAnswer("progress", last))
             if process.wait():
-                why = last.removeprefix("qwen3vl: ") or f"exit code {process.returncode}"
+                why = log_lines.text_of(last) or f"exit code {process.returncode}"
                 self.post_message(WorkFailed(f"the demo's workspace was not created: {why}"))
             else:
                 self.post_message(ThreadAnswer("workspace", folder))

@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError
+from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError, error_lines
 from qwen3vl_core.training.plan_loading import read_options
 from qwen3vl_core.training.run_lock import end_forked_with_parent, end_with_parent
 
@@ -43,8 +43,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_DONE
     except (RequestError, WorkError) as error:
         if rank == 0 or isinstance(error, WorkError):
-            for line in error.problems if isinstance(error, RequestError) else (error,):
-                print(f"qwen3vl finetune: {line}", file=sys.stderr, flush=True)
+            for line in error_lines(error, in_a_run=True):
+                print(line, file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
         # users look for the reason in the run's log

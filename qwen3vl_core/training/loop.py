@@ -25,6 +25,7 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.verdict import judge
+from qwen3vl_core.log_lines import BAD_STEPS
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
 from qwen3vl_core.sizes import Architecture
@@ -267,7 +268,8 @@ class Loop:
             raise WorkError(
                 f"step {self.step}: {what}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
                 f"{named} ({METRICS_FILE} has those of each); {self._last_checkpoint()}; check these samples, or try a lower --lr than "
-                f"{self.options.lr:g}, more --lr-warmup-iters{precision}"
+                f"{self.options.lr:g}, more --lr-warmup-iters{precision}",
+                BAD_STEPS,
             )
 
     def run(self) -> None:

@@ -114,7 +114,7 @@ def test_stop_save_and_resume_answer_in_json(store, answer):
     until((run.path / "up").exists)
     assert answer("save", "1") == {"id": run.id, "asked": "save"}
     until((run.path / "saved").exists)
-    until(lambda: "qwen3vl: asked to save a checkpoint" in run.log.read_text())
+    until(lambda: "qwen3vl[save]: asked to save a checkpoint" in run.log.read_text())
     assert run.alive and not (run.path / "save").exists()
     assert answer("stop", "1") == {"id": run.id, "status": "stopped"}
     with pytest.raises(RequestError, match="stopped; only a live finetune can save"):

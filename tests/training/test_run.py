@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3vl_core import log_lines
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.torchrun_command import training_command
@@ -239,7 +240,8 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
     plan(run, data, **changes)
     assert runs.train(run)[0] == code
     last = runs.log(run).splitlines()[-1]
-    assert last.startswith("qwen3vl finetune: ") and line.replace("notes.png", str(tmp_path / "notes.png")) in last
+    assert log_lines.read(last).tag == ("work" if code == 1 else "not-a-picture")
+    assert line.replace("notes.png", str(tmp_path / "notes.png")) in last
     if code == 1:
         assert json.loads((run / "skipped.jsonl").read_text().splitlines()[0])["reason"] == "too_long"
         assert rows(run)[-1]["skipped"] > 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from console.runs.diagnosis import RESUMED, explain, explain_more
+from console.runs.diagnosis import explain, explain_more
+from qwen3vl_core import log_lines
+
+RESUMED = log_lines.written("resumed 2026-01-01 10:00:00 on here", log_lines.RESUMED)
 
 LINES = {
     "gpu_memory": "[rank2]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB. GPU 2 has a total capacity of 79 GiB",
@@ -17,7 +20,7 @@ LINES = {
     "gpu_broken": "RuntimeError: CUDA error: uncorrectable ECC error encountered",
     "device_assert": "torch.AcceleratorError: CUDA error: device-side assert triggered",
     "module": "ModuleNotFoundError: No module named 'transformer_engine'",
-    "nan": "qwen3vl: step 31: the loss is nan; 5 bad steps in a row (--max-bad-steps 5); its samples: a, b",
+    "nan": "qwen3vl[bad-steps]: step 31: the loss is nan; 5 bad steps in a row (--max-bad-steps 5); its samples: a, b",
     "missing": "FileNotFoundError: [Errno 2] No such file or directory: '/data/train/.nv-meta/index.sqlite'",
     "rights": "PermissionError: [Errno 13] Permission denied: '/runs/0001/metrics.jsonl'",
     "nccl_timeout": "[rank3]:[E ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1201, "
@@ -40,27 +43,40 @@ def test_the_cause_is_named_before_what_it_led_to():
 
 
 def test_only_the_last_attempt_counts():
-    again = f"{RESUMED}2026-01-01 10:00:00 on here"
-    assert explain([LINES["disk"], again, "step 5"], 1) is None
-    assert explain([LINES["disk"], again, LINES["port"]], 1).name == "port"
+    for again in (RESUMED, "qwen3vl: resumed 2026-01-01 10:00:00 on here"):
+        assert explain([LINES["disk"], again, "step 5"], 1) is None
+        assert explain([LINES["disk"], again, LINES["port"]], 1).name == "port"
 
 
 def test_our_own_errors_say_it_themselves_and_an_exit_code_where_no_line_does():
-    own = explain(["step 3", "qwen3vl: --train-data data: no Energon index in it; make the dataset with qwen3vl prepare"], 2)
-    assert own.name == "request" and own.advice.startswith("--train-data data: no Energon index")
+    text = "--train-data data: no Energon index in it; make the dataset with qwen3vl prepare"
+    # the last two are of versions before the tags
+    for line in (f"qwen3vl[dataset-without-index]: {text}", f"qwen3vl: {text}", f"qwen3vl finetune: {text}"):
+        own = explain(["step 3", line], 2)
+        assert own.name == "request" and own.says_itself and own.advice == own.text == text and own.line == line
     assert explain(["step 3"], 137).title == "killed from outside" and explain([], 139).name == "crash"
     assert explain(["all is well"], 0) is None and explain([], None) is None
 
 
+def test_our_own_message_is_nearer_to_the_cause_than_what_other_ranks_print_because_of_it():
+    own = "qwen3vl[work]: /data/train-0.tar: no such file or folder: no such folder; put it back"
+    assert explain([LINES["nccl_timeout"], own, LINES["connection"]], 1).text.startswith("/data/train-0.tar")
+    assert explain([LINES["gpu_memory"], own], 1).name == "gpu_memory"
+    unexpected = "qwen3vl[unexpected]: PermissionError: [Errno 13] Permission denied: '/runs'; run again with --debug for the traceback"
+    assert explain([unexpected], 1).name == "rights"
+
+
 def test_ordinary_lines_are_no_problem():
-    fine = ["qwen3vl: asked to stop; 60 s to end", "step 6310/10000  loss 1.2140  lr 9.31e-06", "WARNING: using the slow path",
+    fine = ["qwen3vl: asked to stop; 60 s to end", "qwen3vl[stop]: asked to stop; 60 s to end", "qwen3vl[resumed]: resumed",
+            "qwen3vl[killed]: 2 processes did not end in time; killed", "step 6310/10000  loss 1.2140  lr 9.31e-06",
+            "WARNING: using the slow path",
             "validated with timeout 600 s", "saved checkpoint to /runs/0001/checkpoints/iter_0000100"]  # fmt: skip
     assert explain(fine, 0) is None and explain(fine, 1) is None
 
 
 @pytest.mark.parametrize("lines", [
     [LINES["port"], "step 3", LINES["gpu_memory"], LINES["disk"]], ["step 1", LINES["missing"], "step 2"],
-    [LINES["disk"], f"{RESUMED}2026 on here", "step 5", LINES["nccl"]], [LINES["disk"], f"{RESUMED}2026 on here", "step 5"],
+    [LINES["disk"], RESUMED, "step 5", LINES["nccl"]], [LINES["disk"], RESUMED, "step 5"],
     ["qwen3vl: one", "step 2", "qwen3vl: two"], ["step 1", "step 2"], [LINES["nccl"], "qwen3vl: nccl failed"],
 ])  # fmt: skip
 @pytest.mark.parametrize("code", [1, 137, None])

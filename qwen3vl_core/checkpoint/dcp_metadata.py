@@ -51,6 +51,12 @@ class TensorEntry(Table):
     chunks: list[Any]
     properties: Properties
 
+    def sized(self, size: Shape) -> TensorEntry:
+        """The same tensor as part of another one of shape `size`."""
+        entry = TensorEntry()
+        entry.size, entry.chunks, entry.properties = size, self.chunks, self.properties
+        return entry
+
 
 class Index(Table):
     """A tensor's name and the offset of one chunk; None for an object that is not a tensor."""
@@ -74,6 +80,7 @@ class StorageInfo(Table):
 
 
 _METADATA, _FILESYSTEM, _PLANNER = (f"torch.distributed.checkpoint.{name}" for name in ("metadata", "filesystem", "planner"))
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 # classes that the tables of a checkpoint may use; anything else in a `.metadata` file is rejected
 _ALLOWED: dict[str, dict[str, Any]] = {
     _METADATA: {
@@ -82,6 +89,8 @@ _ALLOWED: dict[str, dict[str, Any]] = {
     },
     _FILESYSTEM: {"_StorageInfo": StorageInfo, "_StoragePrefix": Table},
     _PLANNER: {name: Table for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")},
+    # Megatron-Core up to 0.15 has classes of its own for the tables and for the plan of each rank
+    _MEGATRON: {"MCoreSavePlan": Table, "MCoreMetadata": Table},
     "torch": {"Size": torch.Size} | {
         name: getattr(torch, name)
         for name in ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -105,11 +114,33 @@ class _TablesOnly(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor that was saved as one record."""
+    """A box of a tensor that was saved as one record, or as part of one."""
 
     offset: Shape
     size: Shape
     stored: StorageInfo
+    whole: Shape | None = None
+    """The shape of the record; None: it holds this box and nothing else."""
+    begin: Shape | None = None
+    """Where in the record this box begins."""
+
+    @property
+    def record(self) -> Shape:
+        return self.size if self.whole is None else self.whole
+
+    @property
+    def at(self) -> Shape:
+        return (0,) * len(self.size) if self.begin is None else self.begin
+
+    def part(self, row: int, rows: int, offset: Shape) -> Chunk:
+        """`rows` of its rows from `row` on, which are the tensor's from `offset` on."""
+        return Chunk(offset, (rows, *self.size[1:]), self.stored, self.record, (self.at[0] + row, *self.at[1:]))
+
+    def placed(self, lead: Shape, row: int) -> Chunk:
+        """The same numbers `row` rows further down, and at `lead` along axes of length 1 put in front."""
+        offset, ones = ((self.offset[0] + row, *self.offset[1:]) if self.offset else ()), (1,) * len(lead)
+        begin = None if self.begin is None else (0,) * len(lead) + self.begin
+        return Chunk(lead + offset, ones + self.size, self.stored, None if self.whole is None else ones + self.whole, begin)
 
 
 class Chunks:

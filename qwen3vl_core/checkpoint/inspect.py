@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from qwen3vl_core.checkpoint import lora_merge, torch_dist
+from qwen3vl_core.checkpoint import foreign_names, lora_merge, torch_dist
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
 from qwen3vl_core.checkpoint.model_source import NOT_WEIGHTS, ModelSource, describe, listed, problems
 from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
+from qwen3vl_core.checkpoint.saved_arguments import read_arguments
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
@@ -164,13 +165,13 @@ def inspect_hf(folder: Path) -> InspectReport:
     return found
 
 
-def _written_by(data: Path) -> str | None:
-    """The parallel layout in `common.pt`, where it is noted."""
-    args = torch_dist.read_common(data).get("args")
+def _written_by(data: Path, reader: torch_dist.RegionReader | None) -> str | None:
+    """The parallel layout in the saved arguments, where it is noted."""
+    args = read_arguments(data, reader)
     names = {"TP": "tensor_model_parallel_size", "PP": "pipeline_model_parallel_size", "VP": "virtual_pipeline_model_parallel_size",
              "CP": "context_parallel_size", "EP": "expert_model_parallel_size", "ETP": "expert_tensor_parallel_size"}  # fmt: skip
-    sizes = {short: getattr(args, name, None) for short, name in names.items()}
-    if not getattr(args, "num_experts", None):
+    sizes = {short: args.get(name) for short, name in names.items()}
+    if not args.get("num_experts"):
         sizes |= {"EP": None, "ETP": None}
     return " ".join(f"{short} {size}" for short, size in sizes.items() if isinstance(size, int)) or None
 
@@ -181,16 +182,21 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     named = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
     found.iterations = sorted(int(match[1]) for match in named if match)
     architecture = _side(found, checkpoint.root)
-    try:
-        found.parallel = _written_by(checkpoint.data)
-    except RequestError as error:
-        found.problems.append(str(error))
+    reader = None
     try:
         reader = torch_dist.RegionReader(checkpoint.data)
     except RequestError as error:
         found.problems.append(str(error))
+    try:
+        found.parallel = _written_by(checkpoint.data, reader)
+    except RequestError as error:
+        found.problems.append(str(error))
+    if reader is None:
         return found
     found.files = len(list(checkpoint.data.glob("*.distcp")))
+    saved = reader.tensors
+    if architecture is not None:
+        reader.rewrite(architecture)
     weights = {key: item for key, item in reader.tensors.items() if not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")}
     _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
     state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
@@ -208,7 +214,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     except RequestError as error:
         found.problems.append(str(error))
         return found
-    found.layout = f"{layout.mergers}, {'layers stacked' if layout.stacked_layers else 'each layer by itself'}"
+    found.layout = foreign_names.described(saved)
     if architecture is None:
         found.problems += reader.damage()
         return found

@@ -37,8 +37,10 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
         if note is not None:
             return _adapted(path, side, checkpoint, note, base)
         reader = torch_dist.RegionReader(checkpoint.data)
+        architecture = Architecture.read(side)
+        reader.rewrite(architecture)
         layout = Layout.found_in(reader.tensors, str(path))
-        return ModelSource(path, side, Architecture.read(side), None, reader, layout, checkpoint.iteration)
+        return ModelSource(path, side, architecture, None, reader, layout, checkpoint.iteration)
     if is_hf_folder(path):
         architecture, hf = Architecture.read(path), HFReader(path)
         shapes = {key: entry.shape for key, entry in hf.entries.items()}

@@ -20,11 +20,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from qwen3vl_core.checkpoint import foreign_names
 from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read_tables
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
+from qwen3vl_core.sizes import Architecture
 
 RELEASE = "release"
 
@@ -85,11 +87,13 @@ def read_common(data: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except pickle.UnpicklingError as error:
-        raise _unsafe(file, error) from None
+        raise unsafe(file, error) from None
 
 
-def _unsafe(file: Path, error: Exception) -> RequestError:
-    return RequestError(f"{file}: holds more than tensors and plain values ({str(error).splitlines()[0][:120]}); not loaded")
+def unsafe(file: Path, error: Exception) -> RequestError:
+    """What a file is refused with that names more than plain values."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return RequestError(f"{file}: holds more than tensors and plain values ({reason}); not loaded")
 
 
 def held(data: Path) -> BinaryIO | None:
@@ -149,10 +153,15 @@ class RegionReader:
                 f"{file}: cut short ({file.stat().st_size} bytes, {stored.offset + stored.length} are named); copy it again"
             ) from None
 
-    def _load(self, stored: StorageInfo) -> Any:
-        """The complete object that was saved at one location."""
+    def bytes_of(self, stored: StorageInfo) -> bytearray:
+        """The record at one location, as it was saved."""
         blob = bytearray(stored.length)
         self._bytes(stored, 0, memoryview(blob))
+        return blob
+
+    def _load(self, stored: StorageInfo) -> Any:
+        """The complete object that was saved at one location."""
+        blob = self.bytes_of(stored)
         if getattr(stored, "transform_descriptors", None):
             raise RequestError(f"{self.file_of(stored)}: compressed; save the checkpoint without compression")
         return self._plain(io.BytesIO(blob), self.file_of(stored))
@@ -162,7 +171,7 @@ class RegionReader:
         try:
             return load_plain(stream)
         except pickle.UnpicklingError as error:
-            raise _unsafe(file, error) from None
+            raise unsafe(file, error) from None
         except (RuntimeError, EOFError, ValueError) as error:
             raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
 
@@ -179,28 +188,28 @@ class RegionReader:
         return self._places[id(stored)]
 
     def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor) -> Tensor:
-        """The box [low, high) of a chunk, in coordinates of the chunk; in `out` if it can be read straight into it."""
-        location = self._place(chunk.stored)
+        """The box [low, high) of a chunk's record, in coordinates of the record; in `out` if it can be read straight into it."""
+        location, record = self._place(chunk.stored), chunk.record
         extent = tuple(b - a for a, b in zip(low, high, strict=True))
         inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        if location is None or location.dtype != dtype or math.prod(location.shape) != math.prod(chunk.size):
+        if location is None or location.dtype != dtype or math.prod(location.shape) != math.prod(record):
             value = self._load(chunk.stored)
-            if not isinstance(value, Tensor) or value.numel() != math.prod(chunk.size) or value.dtype != dtype:
+            if not isinstance(value, Tensor) or value.numel() != math.prod(record) or value.dtype != dtype:
                 raise RequestError(f"{self.file_of(chunk.stored)}: does not hold what .metadata says; copy the checkpoint again")
-            return value.reshape(chunk.size)[inside]
+            return value.reshape(record)[inside]
         # full rows are read, from the first to the last requested element, along the first axis longer than one
         axis = next((i for i, n in enumerate(extent) if n != 1), len(extent) - 1)
-        row = math.prod(chunk.size[axis + 1 :])
-        stride = [math.prod(chunk.size[i + 1 :]) for i in range(len(extent))]
+        row = math.prod(record[axis + 1 :])
+        stride = [math.prod(record[i + 1 :]) for i in range(len(extent))]
         first = sum(a * s for a, s in zip(low[: axis + 1], stride, strict=False)) if extent else 0
         count = (extent[axis] if extent else 1) * row
-        full_rows = extent[axis + 1 :] == chunk.size[axis + 1 :]
+        full_rows = extent[axis + 1 :] == record[axis + 1 :]
         direct = full_rows and out.is_contiguous()
         target = out if direct else torch.empty(count, dtype=dtype)
         self._bytes(chunk.stored, location.offset + first * dtype.itemsize, target.reshape(-1).view(torch.uint8).numpy().data)
         if direct:
             return out
-        rows = target.view((1,) * axis + (extent[axis],) + chunk.size[axis + 1 :]) if extent else target.view(())
+        rows = target.view((1,) * axis + (extent[axis],) + record[axis + 1 :]) if extent else target.view(())
         return rows[(slice(None),) * (axis + 1) + inside[axis + 1 :]] if extent else rows
 
     def read(self, key: str, offset: Shape | None = None, size: Shape | None = None, out: Tensor | None = None) -> Tensor:
@@ -218,7 +227,7 @@ class RegionReader:
             low = tuple(max(a, b) for a, b in zip(offset, chunk.offset, strict=True))
             high = tuple(min(a + n, b + m) for a, n, b, m in zip(offset, size, chunk.offset, chunk.size, strict=True))
             target = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))]
-            first, last = (tuple(a - o for a, o in zip(at, chunk.offset, strict=True)) for at in (low, high))
+            first, last = (tuple(a - o + i for a, o, i in zip(at, chunk.offset, chunk.at, strict=True)) for at in (low, high))
             part = self._part(chunk, first, last, out.dtype, target)
             if part is not target:
                 target.copy_(part)
@@ -227,6 +236,11 @@ class RegionReader:
             count = f"{filled} of {math.prod(size)} elements"
             raise RequestError(f"{self.data}: {key} is incomplete ({count}); copy the checkpoint again")
         return out
+
+    def rewrite(self, architecture: Architecture) -> None:
+        """Give the tensors the names and boxes of our own layout, where another program wrote them under its own."""
+        if foreign_names.is_foreign(self.tensors, architecture):
+            self.tensors, self._chunks = foreign_names.rewritten(self.tensors, self._chunks, architecture)
 
     def read_object(self, unique_key: str) -> Any:
         """A saved object (Megatron wraps each in a list). KeyError when it is not there."""

@@ -17,7 +17,7 @@ from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.formats import duration, quantity, seconds_of
 from qwen3vl_core.locations import STORE_HELP, runs_directory
 from qwen3vl_core.options import COMMANDS, check_options, from_mapping, options_of, shell_line
 from qwen3vl_core.run_record import SAMPLES, version_problem
@@ -45,17 +45,17 @@ def _plain(value: Any) -> Any:
 def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
     """Start or resume a run, then say how to follow it, or follow it. Gives the exit code."""
     offset = run.log.stat().st_size if run.log.exists() else 0
-    columns = shutil.get_terminal_size().columns if foreground and sys.stdout.isatty() else None
-    start(run, columns=columns)
-    if as_json and not foreground:
+    if foreground:
+        with launch.caught_signals() as signals:  # from before the start: a SIGTERM in that second must not leave the run behind
+            start(run, columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+            print(f"run {run.id} in {run.path}; Ctrl-C stops it", file=sys.stderr, flush=True)
+            return _verdict(run, launch.follow(run, sys.stdout, offset=offset, signals=signals))
+    start(run)
+    if as_json:
         say(run_json.as_json(run_json.summarize(run)))
         return EXIT_DONE
-    if not foreground:
-        print(f"run {run.id} started\n  follow it  {_command(run, 'logs', '--follow')}\n  stop it    {_command(run, 'stop')}")
-        return EXIT_DONE
-    print(f"run {run.id} in {run.path}; Ctrl-C stops it", file=sys.stderr, flush=True)
-    code = launch.follow(run, sys.stdout, offset=offset)
-    return _verdict(run, code)
+    print(f"run {run.id} started\n  follow it  {_command(run, 'logs', '--follow')}\n  stop it    {_command(run, 'stop')}")
+    return EXIT_DONE
 
 
 def _verdict(run: Run, code: int) -> int:
@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     metrics.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="only these: loss, lr, eval/loss, …")
     add("samples", _samples, "the captions that a run wrote", "id")
     stop = add("stop", _stop, "ask a run to stop, and wait until it has; a lost one: end what is left of it", "id")
+    stop.add_argument(
+        "--grace", type=_seconds, default=None, metavar="SECONDS",
+        help="kill it after this long in place of its --grace, also when it is stopping already; a checkpoint that is being written is "
+        "waited for, with 0 it is not",
+    )  # fmt: skip
     stop.add_argument("--no-wait", action="store_true", help="do not wait")
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
     resume = add("resume", _resume, "resume a run that failed, was stopped or lost", "id")
@@ -144,6 +149,13 @@ def _count(word: str) -> int:
     if not word.isdecimal() or not 1 <= int(word) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{word}: must be a whole number from 1 to 1000000; use {LOG_LINES}")
     return int(word)
+
+
+def _seconds(word: str) -> float:
+    seconds = 0.0 if word == "0" else seconds_of(word)
+    if seconds is None or seconds >= 86400:
+        raise argparse.ArgumentTypeError(f"{word}: must be seconds from 0 to 86399, or a time as 10m; leave it out")
+    return seconds
 
 
 def runs(arguments: list[str]) -> int:
@@ -242,7 +254,7 @@ def _samples(store: RunStore, given: argparse.Namespace) -> int:
 
 def _stop(store: RunStore, given: argparse.Namespace) -> int:
     run = store.get(given.id)
-    launch.stop(run)
+    launch.stop(run, given.grace)
     if given.no_wait:
         say({"id": run.id, "status": run.status}) if given.json else print(f"run {run.id}: asked to stop")
         return EXIT_DONE

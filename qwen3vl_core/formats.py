@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from typing import Any
 
@@ -48,6 +49,19 @@ def duration(seconds: float) -> str:
     total = max(0, round(seconds))
     hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def seconds_of(text: str) -> float | None:
+    """Seconds of a time that a person wrote: `11h30m`, `90m`, `3600`, `11:30:00`, `1-02:00:00` (Slurm's days); None for anything
+    else and for 0."""
+    number, times = r"\d{1,9}(?:\.\d{1,3})?", (86400, 3600, 60, 1)
+    for pattern in (
+        rf"()()()({number})", rf"(?:(\d{{1,4}})d)?(?:(\d{{1,5}})h)?(?:(\d{{1,7}})m)?(?:({number})s)?",
+        r"(?:(\d{1,4})-)?(\d{1,4}):([0-5]\d):([0-5]\d)",
+    ):  # fmt: skip
+        if found := re.fullmatch(pattern, text.strip().lower()):
+            return sum(float(part or 0) * size for part, size in zip(found.groups(), times, strict=True)) or None
+    return None
 
 
 def span(seconds: float | None) -> str:

@@ -9,12 +9,15 @@ import re
 from typing import NamedTuple
 
 RESUMED, STOP_ASKED, SAVE_ASKED, KILLED = "resumed", "stop", "save", "killed"
+RESTARTED, BY_SIGNAL = "restart", "signal"
 NOT_STARTED, BAD_STEPS, WORK_FAILED, UNEXPECTED, INTERRUPTED = "not-started", "bad-steps", "work", "unexpected", "interrupted"
 TAGS = {
     RESUMED: "of the supervisor: a further attempt begins",
+    RESTARTED: "of the supervisor: a further attempt begins after one that failed; the text says why",
     STOP_ASKED: "of the supervisor: it was asked to stop the run",
     SAVE_ASKED: "of the supervisor: it was asked for a checkpoint",
     KILLED: "of the supervisor: processes did not end in time",
+    BY_SIGNAL: "of the supervisor: which process a signal ended first, and the likely sender",
     NOT_STARTED: "of the supervisor: the command could not be started",
     BAD_STEPS: "training ended after too many bad steps in a row",
     WORK_FAILED: "the work failed; the text says why and what to do",
@@ -22,7 +25,7 @@ TAGS = {
     INTERRUPTED: "the command was interrupted",
 }
 """What ended the run, or what its supervisor did. Any other tag is the code of a problem of the request."""
-NO_ERRORS = (RESUMED, STOP_ASKED, SAVE_ASKED, KILLED, INTERRUPTED)
+NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, INTERRUPTED)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
 _BEGIN, _LONGEST = b"qwen3vl[", 64

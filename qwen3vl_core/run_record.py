@@ -15,6 +15,8 @@ from qwen3vl_core.formats import GIB
 
 VERSION = 1
 """Of everything a run writes (`v`). It grows only when the meaning of a field changes; a field that is new does not change it."""
+STARTED_VARIABLE = "QWEN3VL_STARTED"
+"""Environment variable with the monotonic clock's seconds when the supervisor began: --stop-after counts from there."""
 RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 """Environment variable by which the processes of a run know its folder."""
 
@@ -37,7 +39,7 @@ FILES = {
     HEARTBEAT: "empty; its time is the supervisor's last sign of life",
     LOCK: "held by the supervisor as long as it lives",
     TRAINING_LOCK: "held by the first rank of a training as long as it lives",
-    STOP: "empty; asks the supervisor to stop the run",
+    STOP: "asks the supervisor to stop the run; empty, or the seconds until SIGKILL",
     SAVE: "empty; asks the supervisor for a checkpoint of a finetune",
     METRICS_FILE: "a finetune's metrics and events, one JSON object a line",
     SAMPLES: "captions, one JSON object a line: of a finetune while it learns, of a compare run as they are written",
@@ -120,6 +122,7 @@ STATE_FIELDS = {
     "started": Field("number | null", "Unix seconds of the latest start"),
     "ended": Field("number | null", "Unix seconds of the end"),
     "error": Field("string | null", "why it failed, in one line, where that is known beyond the log"),
+    "restarts": Field("integer", "how often the supervisor has started the command again since the latest start"),
 }
 
 
@@ -135,6 +138,7 @@ class StateRecord(TypedDict, total=False):
     started: float | None
     ended: float | None
     error: str | None
+    restarts: int
 
 
 ROW_FIELDS = {
@@ -189,11 +193,12 @@ SKIPPED_FIELDS = {
     "shard": Field("string", "file that it is in"),
     "code": Field("string?", "the rule that it breaks, finer than the reason"),
 }
-START, RESUME, DAMAGED, NOTE, SAVED = "start", "resume", "damaged", "note", "save"
+START, RESUME, RESTART, DAMAGED, NOTE, SAVED = "start", "resume", "restart", "damaged", "note", "save"
 NAN, SPIKE, STOPPED, DONE = "nan", "spike", "stop", "done"
 EVENTS = {
     START: "the first step is about to begin",
     RESUME: "training goes on from a checkpoint; rows of later steps that are there already are replaced by those that follow",
+    RESTART: "a failed attempt is started again by the supervisor, which writes this row while nothing else does; why is in its text",
     DAMAGED: "a checkpoint could not be read; the one before it is used",
     NOTE: "something that people should know",
     SAVED: "a checkpoint is on the disk",
@@ -202,7 +207,7 @@ EVENTS = {
     STOPPED: "stopped in good order before the last step",
     DONE: "the last step is done",
 }
-BAD_EVENTS = (DAMAGED, NAN, SPIKE)
+BAD_EVENTS = (RESTART, DAMAGED, NAN, SPIKE)
 """Events that are worth a warning sign."""
 
 

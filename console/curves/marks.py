@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen3vl_core.run_record import BAD_EVENTS, DAMAGED, NAN, NOTE, RESUME, SAVED, SPIKE, STOPPED
+from qwen3vl_core.run_record import BAD_EVENTS, DAMAGED, NAN, NOTE, RESTART, RESUME, SAVED, SPIKE, STOPPED
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,6 @@ class Mark:
     text: str
 
 
-_GLYPHS = {SAVED: "◆", NAN: "✗", SPIKE: "▲", RESUME: "↻", DAMAGED: "✗", STOPPED: "■", NOTE: "·"}
+_GLYPHS = {SAVED: "◆", NAN: "✗", SPIKE: "▲", RESUME: "↻", DAMAGED: "✗", RESTART: "↺", STOPPED: "■", NOTE: "·"}
 MARKS = {event: (glyph, "problem" if event in BAD_EVENTS else "mark") for event, glyph in _GLYPHS.items()}
 """Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""

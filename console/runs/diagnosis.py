@@ -106,6 +106,11 @@ _TAGGED = {
         "nan", "the loss or the gradient norm is NaN or infinite",
         "look at the samples that the line names, try a lower --lr, more --lr-warmup-iters, and --precision bf16 instead of fp16",
     ),
+    log_lines.BY_SIGNAL: (
+        "killed", "a process of the run was ended by a signal",
+        "the others only waited for it. After SIGKILL most often the machine ran out of memory (dmesg says so), or the job's time was over: "
+        "use fewer --num-workers, then resume; --max-restarts resumes by itself",
+    ),
 }  # fmt: skip
 # what an exit code of 128 + signal means, where the log has no error
 _SIGNALS = {
@@ -132,7 +137,7 @@ def last_attempt(lines: Sequence[str]) -> int:
 
 def _begins_attempt(line: str) -> bool:
     own = log_lines.read(line)
-    return own is not None and own.tag == log_lines.RESUMED
+    return own is not None and own.tag in (log_lines.RESUMED, log_lines.RESTARTED)
 
 
 def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | None:

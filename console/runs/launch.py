@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from console.runs import processes
+from console.runs.attempts import SAVE_SIGNALS, grace_seconds
 from console.runs.state import ALIVE, hold, is_here, read_state, runs_already, write_json
 from console.runs.store import Run
-from console.runs.supervisor import grace_seconds
 from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
+from qwen3vl_core.files import write_text
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
 from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, version_problem
 
@@ -77,23 +78,27 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
         raise WorkError(f"run {run.id}: {line}; see {run.log}")
 
 
-def stop(run: Run) -> None:
+def stop(run: Run, grace: float | None = None) -> None:
     """Ask a live run to stop, and return immediately (`wait` waits). Of a lost run, end what is left of it.
 
-    The run's processes get SIGTERM, then the grace period for a checkpoint, then SIGKILL. A run on another machine is
-    asked by a file in its folder. Raises RequestError when it has ended, or is lost on another machine, and WorkError
+    The run's processes get SIGTERM, then the grace period, then SIGKILL; a checkpoint that is being written is waited for. grace:
+    seconds in place of the run's own, also of a run that is stopping already; 0 kills at once, whatever is being written. A run on
+    another machine is asked by a file in its folder. Raises RequestError when it has ended, or is lost on another machine, and WorkError
     when SIGKILL does not end processes of a lost run.
     """
     state = run.state
     status = state["status"]
     pid = state.get("supervisor_pid")
     if status in ALIVE and isinstance(pid, int) and pid > 1:
-        (run.path / STOP).touch()
+        if grace is None:
+            (run.path / STOP).touch()
+        else:
+            write_text(run.path / STOP, f"{grace:g}")
         if is_here(state):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGTERM)
     elif status in ALIVE or (status == "lost" and (is_here(state) or "host" not in state)):
-        _end_lost(run)
+        _end_lost(run, grace_seconds(run.plan) if grace is None else grace)
     elif status == "lost":
         raise RequestError(
             f"run {run.id}: lost on {state.get('host')}, and only that machine can end what is left of it; "
@@ -103,13 +108,13 @@ def stop(run: Run) -> None:
         raise RequestError(f"run {run.id}: {status} already; nothing to stop")
 
 
-def _end_lost(run: Run) -> None:
+def _end_lost(run: Run, grace: float) -> None:
     """End the processes that carry a run without a supervisor, and write that it is stopped."""
     with hold(run.path):
         state = read_state(run.path)
         if state.get("status") not in ALIVE and state:
             return  # it ended by itself since it was looked at
-        left = processes.end(lambda: processes.strays(run.path), grace_seconds())
+        left = processes.end(lambda: processes.strays(run.path), grace)
         if left:
             pids = ", ".join(str(p.pid) for p in left)
             raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends those")
@@ -183,21 +188,30 @@ def wait(run: Run, timeout: float | None = None) -> str:
     return status
 
 
-def follow(run: Run, stream: IO[Any], *, offset: int = 0) -> int:
+def follow(run: Run, stream: IO[Any], *, offset: int = 0, signals: list[int] | None = None) -> int:
     """Copy a run's log to `stream` (text or binary) as it grows, until the run has ended; gives its exit code.
 
     Begins at byte `offset` of the log. Ctrl-C asks the run to stop and keeps following; a second one leaves
-    (KeyboardInterrupt) while the run stops by itself. The exit code of a run that has none (lost) is 1.
+    (KeyboardInterrupt) while the run stops by itself. SIGTERM asks it to stop, too, and is waited for however often it comes: who
+    sends it (docker stop, a scheduler) ends what is left when this process ends. SIGUSR1 and SIGUSR2, where the run's
+    --save-before-signal names them, ask for a checkpoint. signals: the list of an enclosing `caught_signals`.
+    The exit code of a run that has none (lost) is 1.
     """
     copier = _Copier(run.log, stream, offset)
-    with _interrupts() as interrupts:
+    with caught_signals(signals) as came:
         asked = False
         while True:
-            if interrupts and not asked:
+            warning = f"SIG{run.options.get('save_before_signal', 'USR1')}"
+            while (number := next((n for n in came if n in SAVE_SIGNALS), None)) is not None:
+                came.remove(number)
+                if signal.Signals(number).name == warning:
+                    with contextlib.suppress(RequestError, WorkError):
+                        save_now(run)
+            if came and not asked:
                 asked = True
                 with contextlib.suppress(RequestError):  # it ended in this moment
                     stop(run)
-            if len(interrupts) > 1:
+            if came.count(signal.SIGINT) > 1:
                 raise KeyboardInterrupt
             # looked at before the read: when the run had ended by then, the read sees all that it wrote
             state = run.state
@@ -210,17 +224,20 @@ def follow(run: Run, stream: IO[Any], *, offset: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising in the middle of a copy; in the main thread, the only one that gets it."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+def caught_signals(outer: list[int] | None = None) -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 instead of raising in the middle of a copy, or ending this process; in the main
+    thread, the only one that gets them. outer: the list of an enclosing block, which then goes on collecting."""
+    came: list[int] = [] if outer is None else outer
+    if outer is not None or threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    numbers = (signal.SIGINT, signal.SIGTERM, *SAVE_SIGNALS)
+    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in numbers]
     try:
         yield came
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 class _Copier:

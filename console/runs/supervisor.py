@@ -1,9 +1,9 @@
 """`python -m console.runs.supervisor RUN_DIR [--resume]`: runs a run's command, detached from the process that started it.
 
 It leaves the terminal's session, holds the run's lock for its life, keeps the state, and ends every process of the run
-on request: by SIGTERM, or from another machine by a file `stop` in the run's folder. A file `save` there asks
-for a checkpoint during training. The command that was
-typed returns as soon as the run's process runs (exit code 0), failed to start (1) or was refused (2, one line on
+on request: by SIGTERM, or from another machine by a file `stop` in the run's folder. A file `save` there, or the signal of
+--save-before-signal, asks for a checkpoint during training. A finetune that failed is started again as often as --max-restarts
+says. The command that was typed returns as soon as the run's process runs (exit code 0), failed to start (1) or was refused (2, one line on
 standard error). Standard library only, beside this package.
 """
 
@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, Unpack, cast
+from typing import NoReturn, cast
 
 from console.runs import processes
+from console.runs.attempts import SAVE_SIGNALS, Supervisor, with_a_free_port
 from console.runs.state import (
     ALIVE,
     ENDED,
@@ -32,188 +31,10 @@ from console.runs.state import (
     read_json,
     read_state,
     sign_of_life,
-    write_json,
 )  # fmt: skip
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.run_record import HEARTBEAT, LOG, PLAN, RUN_VARIABLE, SAVE, STATE, STOP, PlanRecord, StateRecord
-
-GRACE_VARIABLE = "QWEN3VL_GRACE"
-GRACE_SECONDS = 60.0
-"""From the request to stop to SIGKILL: a checkpoint can finish."""
-LEFTOVER_SECONDS = 5.0
-"""The same for processes left behind by a command that ended by itself."""
-TICK_SECONDS, BUSY_TICK_SECONDS = 1.0, 0.2
-SAVE_SECONDS = 30.0
-"""How long writing the final state is retried (a full disk)."""
-
-
-def grace_seconds() -> float:
-    """The grace period, from the environment where it is set. Raises RequestError."""
-    text = os.environ.get(GRACE_VARIABLE, "")
-    try:
-        seconds = float(text or GRACE_SECONDS)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 86400:
-        raise RequestError(f"{GRACE_VARIABLE}={text}: must be seconds from 0 to 86400; use {GRACE_SECONDS:g}")
-    return seconds
-
-
-class Supervisor:
-    """One attempt at one run, by the holder of its lock."""
-
-    def __init__(self, run_dir: Path, grace: float) -> None:
-        self.run_dir, self.grace = run_dir, grace
-        self.state: StateRecord = {}
-        self.saved = True
-        self.child = 0
-        self.is_torchrun = False
-        self.exit_code: int | None = None
-        self.stop_asked = self.stopping = False
-        self.kill_at: float | None = None
-        self.killed = 0
-
-    # the state
-
-    def save(self, **changes: Unpack[StateRecord]) -> None:
-        """Update state.json; when it cannot be written now (a full disk), a later tick writes it."""
-        self.state |= changes
-        try:
-            write_json(self.run_dir / STATE, self.state)
-            self.saved = True
-        except OSError:
-            self.saved = False
-
-    def say(self, tag: str, text: str) -> None:
-        """Write one line of the supervisor to the run's log. tag: one of `log_lines.TAGS`."""
-        with contextlib.suppress(OSError):
-            os.write(2, f"{log_lines.written(text, tag)}\n".encode())
-
-    # the child
-
-    def start(self) -> str:
-        """Start the command. Returns an error line when that fails, which is then in state.json and in the log too."""
-        plan = cast(PlanRecord, read_json(self.run_dir / PLAN))
-        command = plan.get("command")
-        try:
-            if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
-                raise ValueError(f"{self.run_dir / PLAN}: holds no command; start a new run")
-            folder = plan.get("cwd")
-            where = folder if isinstance(folder, str) and os.path.isdir(folder) else str(self.run_dir)
-            environment = {
-                **os.environ,
-                RUN_VARIABLE: str(self.run_dir),
-                "PYTHONUNBUFFERED": "1",
-                # when one worker of torchrun ends badly it gives the others this long, else half the grace period
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(self.grace))),
-            }
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=1, stderr=2, cwd=where, env=environment, start_new_session=True
-            )
-        except (OSError, ValueError) as error:
-            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-            line = f"the command could not be started: {reason}".replace("\n", " ")
-            self.say(log_lines.NOT_STARTED, line)
-            code = 126 if isinstance(error, PermissionError) else 127
-            self.finish(status="failed", exit_code=code, error=line)
-            return line
-        self.child, self.is_torchrun = child.pid, "torch.distributed.run" in command
-        child.returncode = 0  # reaped below, together with the orphans that become this process's children
-        self.save(status="running", pid=child.pid)
-        return ""
-
-    def reap(self) -> None:
-        """Reap every ended child; keep the exit code of the command."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if pid == self.child:
-                code = os.waitstatus_to_exitcode(status)
-                self.exit_code = code if code >= 0 else 128 - code
-
-    # the loop
-
-    def watch(self, wake: int) -> None:
-        """Watch until no process of the run is left. wake: a descriptor that is readable after a signal."""
-        me = os.getpid()
-        while True:
-            self.reap()
-            self.beat()
-            if not self.saved:
-                self.save()
-            if self.exit_code is None and not self.stopping and (self.stop_asked or (self.run_dir / STOP).exists()):
-                self.begin_stop()
-            elif self.exit_code is None and (self.run_dir / SAVE).exists():
-                self.ask_to_save()
-            busy = self.stopping or self.exit_code is not None
-            if busy:
-                left = processes.descendants(me)
-                if self.exit_code is not None and not left:
-                    return
-                if self.kill_at is None:  # the command ended by itself and left processes behind
-                    processes.terminate(left)
-                    self.kill_at = time.monotonic() + min(self.grace, LEFTOVER_SECONDS)
-                elif time.monotonic() > self.kill_at + processes.KILL_SECONDS:
-                    self.state["error"] = f"processes that SIGKILL did not end: {', '.join(str(p.pid) for p in left)}"
-                    return
-                elif time.monotonic() >= self.kill_at:
-                    if not self.killed and left:
-                        self.killed = len(left)
-                        self.say(log_lines.KILLED, f"{len(left)} process{'es' if len(left) > 1 else ''} did not end in time; killed")
-                    processes.kill(left)
-            with contextlib.suppress(BlockingIOError):
-                if select.select([wake], [], [], BUSY_TICK_SECONDS if busy else TICK_SECONDS)[0]:
-                    os.read(wake, 4096)
-
-    def beat(self) -> None:
-        with contextlib.suppress(OSError):
-            (self.run_dir / HEARTBEAT).touch()
-
-    def begin_stop(self) -> None:
-        """SIGTERM to the command's process group and to every other below it; of torchrun, to its workers alone."""
-        self.stopping = True
-        self.kill_at = time.monotonic() + self.grace
-        self.save(status="stopping")
-        self.say(log_lines.STOP_ASKED, f"asked to stop; {self.grace:g} s to end")
-        below = processes.descendants(os.getpid())
-        # torchrun would pass SIGTERM on a second time and kill its workers after 30 s, whatever they save (before
-        # torch 2.12 that is fixed); left alone it waits for them and ends with them
-        workers = [p for p in below if p.group != self.child]
-        processes.terminate(workers if workers and self.is_torchrun else below)
-
-    def ask_to_save(self) -> None:
-        """SIGUSR1 to every descendant that has a handler for it; it would end the others, torchrun among them."""
-        with contextlib.suppress(OSError):
-            (self.run_dir / SAVE).unlink(missing_ok=True)
-        listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
-        processes.send(listening, signal.SIGUSR1)
-        text = "asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet"
-        self.say(log_lines.SAVE_ASKED, text)
-
-    def finish(self, **final: Unpack[StateRecord]) -> None:
-        """Write the final state. Nothing may follow: from then on others may start the run again."""
-        with contextlib.suppress(OSError):
-            (self.run_dir / STOP).unlink(missing_ok=True)
-            (self.run_dir / SAVE).unlink(missing_ok=True)
-        final["ended"] = time.time()
-        self.save(**final)
-        until = time.monotonic() + SAVE_SECONDS
-        while not self.saved and time.monotonic() < until:
-            time.sleep(0.5)
-            self.save()
-
-    def finish_from_exit_code(self) -> None:
-        code, error = self.exit_code, self.state.get("error")
-        status = "stopped" if self.stopping else "failed" if code or error else "done"
-        if status == "failed" and code is not None and code > 128 and error is None:
-            with contextlib.suppress(ValueError):
-                error = f"ended by {signal.Signals(code - 128).name}"
-        self.finish(status=status, exit_code=code, error=error)
+from qwen3vl_core.run_record import LOG, PLAN, SAVE, STOP, PlanRecord
 
 
 def claim(run_dir: Path, resume: bool) -> None:
@@ -238,26 +59,34 @@ def claim(run_dir: Path, resume: bool) -> None:
 
 def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> None:
     """Hold the lock and run the command to its end. report: called with one line as soon as the command has started or failed to."""
-    grace = grace_seconds()
+    plan = cast(PlanRecord, read_json(run_dir / PLAN))
     wake, waker = os.pipe()
     for end in (wake, waker):
         os.set_blocking(end, False)
-    supervisor = Supervisor(run_dir, grace)
+    supervisor = Supervisor(run_dir, plan)
+    options = plan.get("options")
+    warning = f"SIG{options.get('save_before_signal', 'USR1')}" if isinstance(options, dict) else "SIGUSR1"
 
     def ask_to_stop(number: int, frame: object) -> None:
         supervisor.stop_asked = True
+
+    def ask_to_save(number: int, frame: object) -> None:
+        if plan.get("kind") == "finetune" and signal.Signals(number).name == warning:
+            supervisor.save_asked = True
 
     # handlers, not SIG_IGN: what is ignored here would stay ignored in the command
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda number, frame: None)
     signal.signal(signal.SIGTERM, ask_to_stop)
+    for number in SAVE_SIGNALS:
+        signal.signal(number, ask_to_save)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     with hold(run_dir):
         claim(run_dir, resume)
         for asked in (STOP, SAVE):
             (run_dir / asked).unlink(missing_ok=True)
         if resume:
-            _take_a_free_port(run_dir)
+            supervisor.plan = with_a_free_port(run_dir)
         log = os.open(run_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -267,34 +96,11 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
         supervisor.beat()
         supervisor.save(
             status="starting", supervisor_pid=os.getpid(), pid=None, host=host(), boot_id=boot_id(),
-            exit_code=None, started=now, ended=None, error=None,
+            exit_code=None, started=now, ended=None, error=None, restarts=0,
         )  # fmt: skip
         if resume:
             supervisor.say(log_lines.RESUMED, f"resumed {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} on {host()}")
-        failure = supervisor.start()
-        report(f"failed {failure}" if failure else "ok")
-        if failure:
-            return
-        try:
-            supervisor.watch(wake)
-        except Exception as error:
-            traceback.print_exc()
-            processes.end(lambda: processes.descendants(os.getpid()), grace)
-            supervisor.state["error"] = f"the supervisor failed: {type(error).__name__}: {error}"
-            supervisor.reap()
-        supervisor.finish_from_exit_code()
-
-
-def _take_a_free_port(run_dir: Path) -> None:
-    """A resumed torchrun gets a port that is free now; the rest of the command stays as it was."""
-    plan = cast(PlanRecord, read_json(run_dir / PLAN))
-    command = plan.get("command")
-    if isinstance(command, list) and "torch.distributed.run" in command and "--master-port" in command[:-1]:
-        from console.runs.plan_record import write_record
-        from qwen3vl_core.layout.torchrun_command import free_port
-
-        command[command.index("--master-port") + 1] = str(free_port())
-        write_record(run_dir, plan)
+        supervisor.run(wake, report)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -124,7 +124,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def last_rows(path: Path, size: int = 64 << 10) -> list[dict[str, Any]]:
     """The complete rows in the last `size` bytes of a JSON-lines file: enough for a table, whatever the file's length."""
-    data, start = _end_of(path, size)
+    data, start = end_of(path, size)
     lines = data.split(b"\n")[1 if start else 0 : -1]
     return [row for line in lines if (row := _row(line)) is not None]
 
@@ -133,7 +133,7 @@ def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, An
     """The last complete row of a kind in the last `most` bytes; `mark`: what every such row holds. None when there is none."""
     size = 256 << 10
     while True:
-        data, start = _end_of(path, min(size, most))
+        data, start = end_of(path, min(size, most))
         at = data.rfind(mark)
         while at >= 0:
             begin, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
@@ -164,7 +164,7 @@ def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, 
     return [row for piece in pieces for line in piece.split(b"\n")[1:-1] if (row := _row(line)) is not None]
 
 
-def _end_of(path: Path, size: int) -> tuple[bytes, int]:
+def end_of(path: Path, size: int) -> tuple[bytes, int]:
     """(the last `size` bytes, the offset where they begin); nothing when the file cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -267,7 +267,7 @@ class LogTail:
         """Offset of the last `lines` lines, at most 16 MB before the end."""
         size = 64 << 10
         while True:
-            data, start = _end_of(self._path, size)
+            data, start = end_of(self._path, size)
             ends = data.count(b"\n")
             if not start or ends > self._most or size >= LONGEST_ROW:
                 break

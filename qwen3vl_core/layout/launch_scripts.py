@@ -47,9 +47,36 @@ def plan_json(options: FinetuneOptions) -> str:
 
 
 def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, address: str, port: str) -> str:
-    return (
-        f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {each} "
-        f'--master-addr {address} --master-port {port} --max-restarts {options.max_restarts} -m {TRAINING_MODULE} "$RUN_DIR"'
+    """The line, or with --max-restarts the lines, that a node runs last. port: a shell variable or number, unquoted.
+
+    torchrun's own restart is off: its workers would join the store of the attempt before. All nodes fail together, so the next attempt
+    of each uses the next port. SIGTERM is passed on, and nothing is started again after it.
+    """
+
+    def run(port: str) -> str:
+        return (
+            f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {each} "
+            f'--master-addr {address} --master-port {port} --max-restarts 0 -m {TRAINING_MODULE} "$RUN_DIR"'
+        )
+
+    if not options.max_restarts:
+        return "exec " + run(f'"{port}"')
+    return "\n".join(
+        [
+            f"port={port} stopped= child=",
+            """trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child"' TERM INT""",
+            f"for restart in $(seq 0 {options.max_restarts}); do",
+            f"  {run('$((port + restart))')} &",
+            "  child=$! code=0",
+            '  wait "$child" || code=$?',
+            "  # a signal ends the wait, not the child",
+            '  while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done',
+            '  if [ "$code" = 0 ] || [ -n "$stopped" ]; then break; fi',
+            f"  sleep {options.restart_wait:g}",
+            '  if [ -n "$stopped" ]; then break; fi',
+            "done",
+            'exit "$code"',
+        ]
     )
 
 
@@ -91,7 +118,7 @@ def shell(options: FinetuneOptions, gpus: int, per_node: int) -> str:
         "set -euo pipefail",
         _run_dir(options),
         *_write_plan(dataclasses.replace(options, env="dsw", nproc=0)),
-        "exec " + _torchrun(options, '"$WORLD_SIZE"', '"$RANK"', each, '"$MASTER_ADDR"', '"$MASTER_PORT"'),
+        _torchrun(options, '"$WORLD_SIZE"', '"$RANK"', each, '"$MASTER_ADDR"', "$MASTER_PORT"),
         "",
     ]
     return "\n".join(lines)
@@ -100,7 +127,7 @@ def shell(options: FinetuneOptions, gpus: int, per_node: int) -> str:
 def slurm(options: FinetuneOptions, gpus: int, per_node: int) -> str:
     """A batch script: one task a node, torchrun in it. Submitted again, it resumes from the last checkpoint."""
     nodes, each = split_nodes(gpus, per_node)
-    inner = _torchrun(options, '"$SLURM_NNODES"', '"$SLURM_NODEID"', each, '"$MASTER_ADDR"', '"$MASTER_PORT"')
+    inner = _torchrun(options, '"$SLURM_NNODES"', '"$SLURM_NODEID"', each, '"$MASTER_ADDR"', "$MASTER_PORT")
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -133,14 +160,14 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
     name = job_name(options)
     run_dir = f"{mount.rstrip('/')}/runs/{name}"
     # one pod alone may get no address
-    address, port = '"${MASTER_ADDR:-127.0.0.1}"', f'"${{MASTER_PORT:-{PORT}}}"'
+    address, port = '"${MASTER_ADDR:-127.0.0.1}"', f"${{MASTER_PORT:-{PORT}}}"
     script = "\n".join(
         [
             "set -euo pipefail",
             'mkdir -p "$RUN_DIR"',
             f'cp /etc/qwen3vl/{PLAN} "$RUN_DIR/{PLAN}.$HOSTNAME"',
             f'mv "$RUN_DIR/{PLAN}.$HOSTNAME" "$RUN_DIR/{PLAN}"',
-            "exec " + _torchrun(options, '"${WORLD_SIZE:-1}"', '"${RANK:-0}"', each, address, port),
+            _torchrun(options, '"${WORLD_SIZE:-1}"', '"${RANK:-0}"', each, address, port),
         ]
     )
     pod = {

@@ -134,12 +134,11 @@ def free_port() -> int:
 def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:
     """Words of the command that trains the run in `run_dir`: plain Python for one process, torchrun for several.
 
-    With `--env dlc` the words are this node's: every node of the job runs them with its own rank. Unless
-    `--max-restarts` asks for it, torchrun's elastic restart stays off: a run that failed says so and is resumed by a
-    person.
+    With `--env dlc` the words are this node's: every node of the job runs them with its own rank. torchrun's own restart stays
+    off: its workers would join the store of the attempt before and fail. The supervisor restarts the whole command.
     """
     nodes, each = processes_per_node(options)
-    if nodes * each == 1 and not options.max_restarts:
+    if nodes * each == 1:
         return [sys.executable, "-m", TRAINING_MODULE, str(run_dir)]
     if options.env == "dlc":
         cluster = Cluster.read()
@@ -149,5 +148,5 @@ def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:
         address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(each),
-        "--max-restarts", str(options.max_restarts), *address, "-m", TRAINING_MODULE, str(run_dir),
+        "--max-restarts", "0", *address, "-m", TRAINING_MODULE, str(run_dir),
     ]  # fmt: skip

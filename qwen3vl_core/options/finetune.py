@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.formats import seconds_of
 from qwen3vl_core.options.declare import check_options, option, options_of
 from qwen3vl_core.problems import Problem
 
@@ -137,13 +138,6 @@ class FinetuneOptions:
     overlap_param_gather: bool = option(
         False, help="Gather the distributed optimizer's new weights during the next forward pass", group="Layout"
     )
-    max_restarts: int = option(
-        0,
-        help="How often torchrun restarts all processes when one fails; they resume from the last checkpoint",
-        group="Layout",
-        minimum=0,
-        maximum=100,
-    )
     recompute: str = option(
         "none",
         help="Activation recomputation: sel recomputes the language MLPs, full recomputes whole layers, offload keeps activations on the host",
@@ -178,6 +172,39 @@ class FinetuneOptions:
     swanlab: str | None = option(None, help="Send the curves to this project of SwanLab too, if swanlab is installed", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
     name: str | None = option(None, help="A name for people; the run's id is made from it", group="Record")
+
+    max_restarts: int = option(
+        0,
+        help="Start a failed run again by itself, all processes together, this often; it resumes from the newest complete checkpoint",
+        group="Interruptions",
+        minimum=0,
+        maximum=100,
+    )
+    restart_wait: float = option(
+        5.0,
+        help="Wait this long before the first restart, twice as long before each further one, at most 5 minutes",
+        unit="s",
+        group="Interruptions",
+        minimum=0.0,
+        maximum=300.0,
+    )
+    grace: float = option(
+        60.0,
+        help="Kill the processes this long after a request to stop; a checkpoint that is being written is waited for",
+        unit="s",
+        group="Interruptions",
+        minimum=0.0,
+        maximum=86399.0,
+    )
+    stop_after: str | None = option(
+        None, help="Save and stop after this time, restarts included: 11h30m, 90m, 3600 (seconds) or 11:30:00", group="Interruptions"
+    )
+    save_before_signal: str = option(
+        "USR1",
+        help="Signal by which a scheduler announces the end of a job: save a checkpoint at the next step (Slurm: --signal=USR1@300)",
+        group="Interruptions",
+        choices=("USR1", "USR2"),
+    )
 
     def frozen_parts(self) -> list[str]:
         """`freeze` as a list. Raises RequestError for a part that does not exist."""
@@ -285,6 +312,8 @@ class FinetuneOptions:
     def _record_problems(self) -> Iterator[Problem]:
         if self.keep_every and not self.keep:
             yield Problem("keep-every-without-keep", "keep_every", self.keep_every, remedies=({"keep": 2}, {"keep_every": None}))
+        if self.stop_after is not None and seconds_of(self.stop_after) is None:
+            yield Problem("stop-after-not-a-time", "stop_after", self.stop_after, remedies=({"stop_after": "11h30m"}, {"stop_after": None}))
         if self.sample_interval and not self.sample_images:
             yield Problem("samples-without-images", "sample_interval", self.sample_interval, remedies=({"sample_interval": None},))
 

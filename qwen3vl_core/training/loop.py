@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.formats import GIB
+from qwen3vl_core.formats import GIB, seconds_of
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.verdict import judge
@@ -47,13 +49,22 @@ NAMED_SAMPLES = 8
 
 
 class Signals:
-    """SIGTERM and SIGINT: save a checkpoint and stop. SIGUSR1: save a checkpoint only."""
+    """SIGTERM and SIGINT: save a checkpoint and stop. SIGUSR1, and the signal of --save-before-signal: save a checkpoint only.
 
-    def __init__(self) -> None:
+    The time of --stop-after stops, too.
+    """
+
+    def __init__(self, warning: str = "USR1", stop_after: str | None = None) -> None:
+        """warning: of --save-before-signal, without SIG."""
         self.stop = self.save = False
+        seconds = None if stop_after is None else seconds_of(stop_after)
+        # a restarted attempt belongs to the same job: its supervisor says when that began
+        began = float(os.environ.get(run_record.STARTED_VARIABLE) or time.monotonic())
+        self._stop_at = math.inf if seconds is None else began + seconds
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGUSR1, self._save)
+        signal.signal(signal.Signals[f"SIG{warning}"], self._save)
 
     def _stop(self, *_: Any) -> None:
         self.stop = True
@@ -61,9 +72,14 @@ class Signals:
     def _save(self, *_: Any) -> None:
         self.save = True
 
+    @property
+    def late(self) -> bool:
+        """Whether the time of --stop-after is over."""
+        return time.monotonic() >= self._stop_at
+
     def take(self) -> tuple[bool, bool]:
         """(stop, save) as flags for a step; a save request is returned once."""
-        flags = self.stop, self.save
+        flags = self.stop or self.late, self.save
         self.save = False
         return flags
 
@@ -95,7 +111,7 @@ class Loop:
 
     def __init__(self, run_dir: Path, options: FinetuneOptions) -> None:
         self.run_dir, self.options = run_dir, options
-        self.signals = Signals()
+        self.signals = Signals(options.save_before_signal, options.stop_after)
         self.is_rank_0 = torch.distributed.get_rank() == 0
         self.lock = RunLock(run_dir) if self.is_rank_0 else None
         self.source: ModelSource = open_source(options.load, option="--load")
@@ -223,7 +239,7 @@ class Loop:
         assert self.sampler is not None
         settle(self.training)
         with without_fp8(self.training.config):
-            texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop)
+            texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop or self.signals.late)
         if self.is_rank_0 and texts:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
@@ -311,7 +327,8 @@ class Loop:
             if self.training.graphs is not None:
                 self.event(run_record.NOTE, self.training.graphs.summary())
             if stop and self.step < o.train_iters:
-                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}; continue with qwen3vl runs resume")
+                why = f", as --stop-after {o.stop_after} is over" if self.signals.late else ""
+                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}{why}; continue with qwen3vl runs resume")
             else:
                 self.event(run_record.DONE, f"done: {self.step} steps")
             failed = False

@@ -22,14 +22,14 @@ def cluster(monkeypatch):
 
 
 def test_every_node_runs_torchrun_with_its_own_rank(cluster, tmp_path):
-    options = FinetuneOptions(env="dlc", tp=4, max_restarts=2)
+    options = FinetuneOptions(env="dlc", tp=4)
     assert process_count(options) == 16
     for rank in ("0", "1"):
         cluster.setenv("RANK", rank)
         words = training_command(options, tmp_path)
         given = dict(zip(words[3:-3:2], words[4:-3:2], strict=True))
         assert given == {
-            "--nnodes": "2", "--nproc-per-node": "8", "--max-restarts": "2", "--node-rank": rank, "--rdzv-backend": "static",
+            "--nnodes": "2", "--nproc-per-node": "8", "--max-restarts": "0", "--node-rank": rank, "--rdzv-backend": "static",
             "--rdzv-endpoint": "node0:23456",
         }  # fmt: skip
         assert words[-3:] == ["-m", "qwen3vl_core.training", str(tmp_path)]
@@ -65,10 +65,10 @@ def test_a_layout_that_the_nodes_cannot_hold_is_refused(cluster):
         process_count(FinetuneOptions(env="dlc", tp=3))
 
 
-def test_restarts_need_torchrun_for_one_process_too(tmp_path):
-    assert "torch.distributed.run" not in training_command(FinetuneOptions(nproc=1), tmp_path)
-    words = training_command(FinetuneOptions(nproc=1, max_restarts=3), tmp_path)
-    assert words[words.index("--max-restarts") + 1] == "3" and words[words.index("--nproc-per-node") + 1] == "1"
+def test_restarts_are_left_to_the_supervisor(tmp_path):
+    assert "torch.distributed.run" not in training_command(FinetuneOptions(nproc=1, max_restarts=3), tmp_path)
+    words = training_command(FinetuneOptions(nproc=2, max_restarts=3), tmp_path)
+    assert words[words.index("--max-restarts") + 1] == "0" and words[words.index("--nproc-per-node") + 1] == "2"
 
 
 def test_a_port_that_is_taken_is_avoided_and_none_is_chosen_that_a_connection_may_get(tmp_path, monkeypatch):

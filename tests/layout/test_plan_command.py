@@ -151,3 +151,20 @@ def test_a_saved_plan_gives_the_same_report(capsys, tmp_path):
     assert plan(capsys, "--plan", str(file), "--gpus", "8")[1] == first
     # the command line wins
     assert "TP 2 x" in plan(capsys, "--plan", str(file), "--tp", "2", "--gpus", "8")[1]
+
+
+def test_the_script_of_several_nodes_starts_a_failed_attempt_again_on_the_next_port(capsys, data, tmp_path):
+    words = ["--global-batch-size", "16", "--gpus", "16", "--max-restarts", "2", "--restart-wait", "0", "--emit", "sh"]
+    _, out, _ = plan(capsys, "--load", BASE, "--train-data", data, *words)
+    (tmp_path / "job.sh").write_text(out)
+    # in place of the training: the first attempt fails
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/attempts\n[ "$(wc -l < {tmp_path}/attempts)" != 1 ] || exit 3\n')
+    (tmp_path / "python").chmod(0o755)
+    node = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "RUN_DIR": str(tmp_path / "one")}
+    subprocess.run(["bash", tmp_path / "job.sh"], env=node | {"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True)
+    attempts = (tmp_path / "attempts").read_text().splitlines()
+    assert ["--master-port 23456" in attempts[0], "--master-port 23457" in attempts[1], len(attempts)] == [True, True, 2]
+    # SIGTERM is passed on and nothing is started after it
+    (tmp_path / "python").write_text("#!/bin/sh\ntrap 'exit 1' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.05; done\n")
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=node | {"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=60, check=False)
+    assert done.returncode == 1

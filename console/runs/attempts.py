@@ -240,10 +240,8 @@ class Supervisor:
             (self.run_dir / SAVE).unlink(missing_ok=True)
         listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
         processes.send(listening, signal.SIGUSR1)
-        self.say(
-            log_lines.SAVE_ASKED,
-            "asked to save a checkpoint" if listening else "asked to save, but the training has not begun; nothing to save yet",
-        )
+        early = "asked to save, but the training has not begun; nothing to save yet"
+        self.say(log_lines.SAVE_ASKED, "asked to save a checkpoint" if listening else early)
 
     def finish(self, **final: Unpack[StateRecord]) -> None:
         """Write the final state. Nothing may follow: from then on others may start the run again."""

@@ -108,8 +108,8 @@ _TAGGED = {
     ),
     log_lines.BY_SIGNAL: (
         "killed", "a process of the run was ended by a signal",
-        "the others only waited for it. After SIGKILL most often the machine ran out of memory (dmesg says so), or the job's time was over: "
-        "use fewer --num-workers, then resume; --max-restarts resumes by itself",
+        "the others only waited for it. After SIGKILL most often the machine ran out of memory (dmesg says so), or the job's time was "
+        "over: use fewer --num-workers, then resume; --max-restarts resumes by itself",
     ),
 }  # fmt: skip
 # what an exit code of 128 + signal means, where the log has no error

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not Path("/dev/nvidiactl").exists():
+    # Triton, which Megatron imports, reads it when it is imported; without it kernels could not be tested on a CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # the commands that tests start are compiled once, as a user's are
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

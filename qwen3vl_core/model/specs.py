@@ -11,6 +11,7 @@ from qwen3vl_core.model.apply_rope import Rotating
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.norm import LocalNorm
 from qwen3vl_core.model.router import BalancingRouter
+from qwen3vl_core.model.self_attention import QKRopeSelfAttention
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -86,6 +87,7 @@ def layer_spec(
         spec.submodules.mlp.submodules.router = BalancingRouter
     spec = copy.copy(spec)
     spec.module = module
+    spec.submodules.self_attention.module = QKRopeSelfAttention
     spec.submodules.self_attention.params = {"attn_mask_type": mask_type}
     return spec
 

@@ -1,0 +1,170 @@
+"""Each Triton kernel beside what it replaces, in a CUDA graph on the shapes of Qwen3-VL-2B with a packed row of 8192: one GPU, two minutes.
+
+    python benchmarks/kernels.py            # a table: milliseconds forward and backward, the share of the GPU's memory bandwidth
+    python benchmarks/kernels.py --sweep    # besides, every size of block and number of warps
+
+What a step gains is for the layers of the 2B model and four micro batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+
+from qwen3vl_core.model.apply_rope import rotate
+
+import torch
+from torch import Tensor
+
+ROW, PATCHES, MICRO_BATCHES = 8192, 16384, 4
+REPEAT, ROUNDS = 10, 5
+# (tokens, batch, groups, query heads of a group, head, norm): 2B, 8B, 8B on four tensor parallel ranks, 32B, and the vision
+# towers of 2B and 8B
+QK_SHAPES = [
+    (ROW, 1, 8, 2, 128, True), (4096, 2, 8, 4, 128, True), (1001, 1, 2, 4, 128, True), (777, 3, 8, 8, 128, True),
+    (PATCHES, 1, 16, 1, 64, False), (5001, 1, 16, 1, 72, False),
+]  # fmt: skip
+
+
+class Work:
+    """A computation with gradients, its inputs and the gradients of its outputs."""
+
+    def __init__(self, compute: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor], gradients: list[Tensor] | None = None) -> None:
+        self.compute, self.inputs = compute, inputs
+        self.gradients = gradients or [torch.randn_like(output) for output in compute(*inputs)]
+
+    def forward(self) -> list[Tensor]:
+        return list(self.compute(*self.inputs))
+
+    def both(self) -> list[Tensor]:
+        """Outputs, and gradients of the inputs."""
+        outputs = self.forward()
+        return outputs + list(torch.autograd.grad(outputs, [i for i in self.inputs if i.requires_grad], self.gradients))
+
+
+class Case(Work):
+    """A kernel's work, and the same work of the modules that it replaces."""
+
+    def __init__(self, compute: Callable, replaced: Callable, inputs: list[Tensor], moved: tuple[int, int], layers: int) -> None:
+        """moved: bytes that forward and backward must read and write; layers: calls in a micro batch."""
+        super().__init__(compute, inputs)
+        self.replaced, self.moved, self.layers = Work(replaced, inputs, self.gradients), moved, layers
+
+
+def random(*shape: int, dtype: torch.dtype, mean: float = 0.0) -> Tensor:
+    return (mean + torch.randn(*shape, device="cuda")).to(dtype).requires_grad_()
+
+
+def qk_rope(
+    length: int, batch: int, groups: int, heads: int, size: int, norm: bool, dtype: torch.dtype = torch.bfloat16, layers: int = 28
+) -> Case:
+    """Norm of query and key and rotary embedding, with Transformer Engine's modules."""
+    from qwen3vl_core.model.kernels import qk_rope as module
+
+    import transformer_engine.pytorch as te
+    from megatron.core.extensions.transformer_engine import SplitAlongDim
+
+    torch.manual_seed(1)
+    angles = torch.rand(length, batch, 1, size // 2, device="cuda") * ROW
+    angles = torch.cat((angles, angles), -1)
+    norms = [te.RMSNorm(size, eps=1e-6, params_dtype=dtype, device="cuda") for _ in range(2)] if norm else [None, None]
+    weights = [n.weight for n in norms if n is not None]
+    for weight in weights:
+        weight.data.copy_(1 + torch.randn(size, device="cuda") / 5)
+
+    def compute(qkv, *weights):
+        return module.qk_rope(qkv, angles, *(weights or (None, None)), eps=1e-6, groups=groups, size=size)
+
+    def replaced(qkv, *weights):
+        grouped = qkv.view(length, batch, groups, (heads + 2) * size)
+        query, key, value = SplitAlongDim(grouped, 3, [heads * size, size, size])
+        query = query.reshape(length, batch, groups * heads, size)
+        query, key = (states if n is None else n(states) for n, states in zip(norms, (query, key), strict=True))
+        return rotate(query, angles), rotate(key, angles), value
+
+    qkv = random(length, batch, groups * (heads + 2) * size, dtype=dtype)
+    whole = qkv.numel() * dtype.itemsize
+    # backward does not read the value, and nothing of the input without a norm
+    read = whole * (heads + 1) // (heads + 2) if norm else 0
+    return Case(compute, replaced, [qkv, *weights], (2 * whole, 2 * whole + read), layers)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "qk_rope": lambda: qk_rope(*QK_SHAPES[0]),
+    "qk_rope, vision": lambda: qk_rope(*QK_SHAPES[4], layers=24),
+}
+# the constants of a kernel's module that --sweep tries
+SWEEPS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "qk_rope": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
+    "qk_rope, vision": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
+}
+
+
+def milliseconds(compute: Callable[[], object]) -> float:
+    """Of one call, in a graph of `REPEAT` calls; the shortest of `ROUNDS` replays. The tensors are larger than the GPU's cache."""
+    stream = torch.cuda.Stream()
+    times = []
+    with torch.cuda.stream(stream):
+        compute()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(REPEAT):
+                compute()
+        for _ in range(ROUNDS + 1):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(stream)
+            graph.replay()
+            end.record(stream)
+            end.synchronize()
+            times.append(start.elapsed_time(end) / REPEAT)
+    return min(times[1:])
+
+
+def forward_and_backward(work: Work) -> tuple[float, float]:
+    forward = milliseconds(work.forward)
+    return forward, milliseconds(work.both) - forward
+
+
+def table(names: list[str]) -> None:
+    print("| kernel | replaced: forward, backward ms | kernel: forward, backward ms | GB/s forward, backward | a step gains ms |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in names:
+        case = CASES[name]()
+        before, after = forward_and_backward(case.replaced), forward_and_backward(case)
+        speed = [moved / time / 1e6 for moved, time in zip(case.moved, after, strict=True)]
+        gain = (sum(before) - sum(after)) * case.layers * MICRO_BATCHES
+        cells = [", ".join(f"{x:.3f}" for x in before), ", ".join(f"{x:.3f}" for x in after), ", ".join(f"{x:,.0f}" for x in speed)]
+        print(f"| {name} | {' | '.join(cells)} | {gain:.1f} |", flush=True)
+
+
+def sweep(names: list[str]) -> None:
+    """Times of each combination of a module's constants, which this process alone changes."""
+    import importlib
+
+    for name in names:
+        if name not in SWEEPS:
+            continue
+        module_name, constants = SWEEPS[name]
+        module = importlib.import_module(f"qwen3vl_core.model.kernels.{module_name}")
+        case = CASES[name]()
+        for values in itertools.product(*constants.values()):
+            given = dict(zip(constants, values, strict=True))
+            vars(module).update(given)
+            forward, backward = forward_and_backward(case)
+            print(f"{name} {given}: {forward:.3f}, {backward:.3f} ms", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--sweep", action="store_true")
+    arguments = parser.parse_args()
+    table(arguments.only)
+    if arguments.sweep:
+        sweep(arguments.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Kernels of this project's own, in Triton, and where they are used.
+
+A CUDA build of torch brings Triton. Without CUDA or without Triton the layers compute as before.
+
+`QWEN3VL_KERNELS` switches kernels off, for measuring only: `-swiglu` one of them, `-swiglu,-qk_rope` two, `none` all. With `interpret`
+they run on a CPU too, in Triton's interpreter, as the tests compare them; `TRITON_INTERPRET=1` must be set when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+from torch import Tensor
+
+KERNELS = {
+    "qk_rope": "norm of query and key, and rotary embedding",
+    "swiglu": "SwiGLU",
+    "weight_gradients": "gradient of embeddings and output layer, added in place",
+}
+SWITCH = "QWEN3VL_KERNELS"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _switches() -> frozenset[str]:
+    """The words of the environment variable. Raises ValueError for other words."""
+    words = frozenset(os.environ.get(SWITCH, "").replace(",", " ").split())
+    allowed = ["none", "interpret", *(f"-{name}" for name in KERNELS)]
+    if unknown := sorted(words.difference(allowed)):
+        raise ValueError(f"{SWITCH}: {unknown[0]!r} is no switch; the switches are {', '.join(allowed)}")
+    return words
+
+
+def enabled(name: str, tensor: Tensor) -> bool:
+    """Whether the kernel `name` computes on `tensor`'s device."""
+    switches = _switches()
+    on_device = tensor.is_cuda or (tensor.device.type == "cpu" and "interpret" in switches)
+    return on_device and _has_triton() and not switches & {"none", f"-{name}"}

@@ -1,0 +1,88 @@
+"""The Triton kernels on a GPU against the modules of Transformer Engine and Megatron that they replace, on the shapes of real models,
+one by one and in a CUDA graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+if torch.cuda.is_available():
+    pytest.importorskip("transformer_engine.pytorch")
+    pytest.importorskip("triton")
+
+from qwen3vl_core.model import kernels
+
+from benchmarks import kernels as cases
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# largest error, relative to the largest number: a few bits of the type
+TOLERANCE = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 2e-6}
+# of the numbers, those that may differ at all where both sides round alike
+DIFFERENT = {torch.bfloat16: 0.01, torch.float16: 0.02, torch.float32: 1.0}
+
+
+def agree(ours, theirs, dtype):
+    assert len(ours) == len(theirs)
+    for at, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        error = float((a.float() - b.float()).abs().max() / b.float().abs().max())
+        different = float((a != b).float().mean())
+        print(f"\n{at} {list(a.shape)}: {error:.1e}, {different:.2%} differ", end="")
+        assert error <= TOLERANCE[dtype], at
+        assert different <= DIFFERENT[dtype] or a.numel() <= 1024, at
+
+
+def replayed(case) -> list[torch.Tensor]:
+    """Outputs and gradients of a case computed by a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        case.both()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            results = case.both()
+        graph.replay()
+    torch.cuda.synchronize()
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", cases.QK_SHAPES, ids=str)
+def test_query_and_key_are_those_of_separate_modules(shape, dtype):
+    case = cases.qk_rope(*shape, dtype=dtype)
+    agree(case.both(), case.replaced.both(), dtype)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_a_cuda_graph_gives_the_bits_of_the_kernels_one_by_one(name):
+    case = cases.CASES[name]()
+    one_by_one = [result.clone() for result in case.both()]
+    for a, b in zip(replayed(case), one_by_one, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_a_kernel_waits_for_nothing(name):
+    case = cases.CASES[name]()
+    case.both()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        case.both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_losses_are_those_without_kernels(tmp_path, monkeypatch):
+    """Steps of a small model with heads of 128, replayed as graphs."""
+    from tests import tiny
+    from tests.gpu.test_cuda_graphs import losses
+
+    folder = tiny.save(tiny.hf_model(7, hidden=256, head_dim=128, heads=4, kv_heads=2, ffn=512, layers=4).bfloat16(), tmp_path)
+    ours, replays = losses(folder)
+    monkeypatch.setenv(kernels.SWITCH, "none")
+    theirs, _ = losses(folder)
+    assert replays >= 8
+    for (loss, norm), (other, other_norm) in zip(ours, theirs, strict=True):
+        print(f"\n{loss} {other}, {norm} {other_norm}", end="")
+        assert loss == pytest.approx(other, rel=2e-3) and norm == pytest.approx(other_norm, rel=2e-2)

@@ -1,0 +1,174 @@
+"""The Triton kernels in Triton's interpreter on a CPU: results and gradients of what they replace.
+
+`tests/gpu/test_kernels.py` compares them on a GPU. The interpreter cuts fp32 to bf16 instead of rounding it, so bf16 is compared within
+the bits of a few roundings, and fp16, which it rounds, shows that both sides round in the same places.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from qwen3vl_core.model import kernels
+
+import qwen3vl_core
+from tests import tiny
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 4e-2}
+# of the numbers, those that may differ at all: a sum in another order rarely crosses a border between two fp16 numbers
+DIFFERENT = {torch.float32: 1.0, torch.float16: 2e-3, torch.bfloat16: 1.0}
+
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU tests/gpu/test_kernels.py compares them")
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "interpret")
+
+
+def agree(ours, theirs, dtype):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype == dtype
+        assert (a.float() - b.float()).abs().max() <= TOLERANCE[dtype] * b.float().abs().max()
+        assert (a != b).sum() <= max(2, DIFFERENT[dtype] * a.numel())
+
+
+def rotated(states, angles):
+    """In fp32, rounded once, as Transformer Engine's kernel does."""
+    wide = states.float()
+    first, second = wide.chunk(2, -1)
+    return (wide * angles.cos() + torch.cat((-second, first), -1) * angles.sin()).to(states.dtype)
+
+
+def normed(states, weight, eps):
+    wide = states.float()
+    return (weight.float() * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps))).to(states.dtype)
+
+
+def separate_modules(qkv, angles, q_weight, k_weight, eps, groups, size):
+    """Split, norm and rotation one after the other."""
+    length, batch, width = qkv.shape
+    heads = width // (groups * size) - 2
+    query, key, value = qkv.view(length, batch, groups, heads + 2, size).split((heads, 1, 1), dim=3)
+    query, key, value = query.reshape(length, batch, -1, size), key.squeeze(3), value.squeeze(3)
+    if q_weight is not None:
+        query, key = normed(query, q_weight, eps), normed(key, k_weight, eps)
+    return rotated(query, angles), rotated(key, angles), value
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("length", "batch", "groups", "heads", "size", "norm"),
+    [
+        (37, 1, 2, 2, 128, True), (9, 2, 1, 4, 128, True), (3, 2, 1, 8, 128, True), (2, 1, 1, 16, 128, True), (5, 3, 2, 3, 16, True),
+        (13, 1, 2, 1, 64, False), (11, 1, 2, 1, 72, False),
+    ],
+)  # fmt: skip
+def test_query_and_key_are_normed_and_rotated_as_by_separate_modules(dtype, length, batch, groups, heads, size, norm):
+    from qwen3vl_core.model.kernels.qk_rope import qk_rope
+
+    torch.manual_seed(0)
+    qkv = torch.randn(length, batch, groups * (heads + 2) * size).to(dtype).requires_grad_()
+    angles = torch.rand(length, batch if batch == 2 else 1, 1, size // 2) * 5000
+    angles = torch.cat((angles, angles), -1)
+    weights = [(1 + torch.randn(size) / 5).to(dtype).requires_grad_() if norm else None for _ in range(2)]
+    ours = qk_rope(qkv, angles, *weights, eps=1e-6, groups=groups, size=size)
+    theirs = separate_modules(qkv, angles, *weights, 1e-6, groups, size)
+    agree(ours, theirs, dtype)
+    gradients = [torch.randn(output.shape).to(dtype) for output in ours]
+    inputs = [qkv, *(weight for weight in weights if weight is not None)]
+    agree(torch.autograd.grad(ours, inputs, gradients), torch.autograd.grad(theirs, inputs, gradients), dtype)
+
+
+def test_partial_gradients_of_many_tokens_are_summed(monkeypatch):
+    from qwen3vl_core.model.kernels import qk_rope as module
+
+    monkeypatch.setattr(module, "MOST_PROGRAMS", 3)
+    torch.manual_seed(0)
+    qkv, angles = torch.randn(83, 1, 4 * 16, requires_grad=True), torch.rand(83, 1, 1, 8).repeat(1, 1, 1, 2)
+    weights = [torch.randn(16, requires_grad=True) for _ in range(2)]
+    outputs = module.qk_rope(qkv, angles, *weights, eps=1e-6, groups=1, size=16)
+    expected = separate_modules(qkv, angles, *weights, 1e-6, 1, 16)
+    gradients = [torch.randn(output.shape) for output in outputs]
+    inputs = [qkv, *weights]
+    agree(torch.autograd.grad(outputs, inputs, gradients), torch.autograd.grad(expected, inputs, gradients), torch.float32)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    from qwen3vl_core.model.kernels.qk_rope import qk_rope
+
+    weight = torch.ones(16)
+    with pytest.raises(ValueError, match="a projection of width 60 does not hold 1 groups of heads of 16"):
+        qk_rope(torch.zeros(3, 1, 60), torch.zeros(3, 1, 1, 16), weight, weight, eps=1e-6, groups=1, size=16)
+    with pytest.raises(ValueError, match=r"angles \[2, 1, 1, 16\] do not fit \[3, 1 or 1, 1, 16\]"):
+        qk_rope(torch.zeros(3, 1, 64), torch.zeros(2, 1, 1, 16), weight, weight, eps=1e-6, groups=1, size=16)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    # heads of different numbers, a head of the vision tower that is no power of two
+    return qwen3vl_core.load(tiny.save(tiny.hf_model(3, heads=6, layers=2, vision_layers=3), tmp_path_factory.mktemp("hf")))
+
+
+def logits_and_gradients(model, inputs):
+    model.zero_grad()
+    logits = model(**inputs)
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_model_computes_the_same_with_kernels_and_without(model, monkeypatch, packed):
+    from qwen3vl_core.model.kernels import qk_rope as module
+
+    inputs = tiny.BATCHES["two rows with different pictures"]().inputs()
+    if packed:
+        rows = [row[mask.bool()] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        ends = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+        inputs = inputs | {"input_ids": torch.cat(rows)[None], "cu_seqlens": ends}
+        del inputs["attention_mask"]
+    calls = []
+    original = module.qk_rope
+    monkeypatch.setattr(module, "qk_rope", lambda *args, **more: calls.append(args) or original(*args, **more))
+    ours, our_gradients = logits_and_gradients(model, inputs)
+    assert len(calls) == 5
+    monkeypatch.setenv(kernels.SWITCH, "none")
+    theirs, their_gradients = logits_and_gradients(model, inputs)
+    assert len(calls) == 5
+    real = inputs["attention_mask"].bool() if not packed else slice(None)
+    assert (ours - theirs)[real].abs().max() < 1e-5
+    assert our_gradients.keys() == their_gradients.keys()
+    for name, gradient in their_gradients.items():
+        assert (our_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def test_generation_with_a_cache_keeps_megatrons_modules(model):
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    pixels = {k: inputs[k] for k in ("pixel_values", "image_grid_thw")}
+    decoder = model.cached_decoder(64)
+    with torch.no_grad():
+        prompt = decoder.prefill(inputs["input_ids"], **pixels)
+        token = prompt.argmax(-1)
+        after = decoder.decode(token)
+        whole = model(torch.cat((inputs["input_ids"], token[:, None]), 1), **pixels)
+    assert (whole[:, -2] - prompt).abs().max() < 1e-5 and (whole[:, -1] - after).abs().max() < 1e-5
+
+
+def test_the_switch_names_kernels(monkeypatch):
+    here = torch.zeros(1)
+    assert all(kernels.enabled(name, here) for name in kernels.KERNELS)
+    monkeypatch.setenv(kernels.SWITCH, "interpret,-swiglu")
+    assert not kernels.enabled("swiglu", here) and kernels.enabled("qk_rope", here)
+    monkeypatch.setenv(kernels.SWITCH, "interpret none")
+    assert not kernels.enabled("swiglu", here)
+    monkeypatch.setenv(kernels.SWITCH, "swiglu")
+    with pytest.raises(ValueError, match="QWEN3VL_KERNELS: 'swiglu' is no switch; the switches are none, interpret, -qk_rope, -swiglu"):
+        kernels.enabled("swiglu", here)
+    monkeypatch.delenv(kernels.SWITCH)
+    assert not kernels.enabled("qk_rope", here)

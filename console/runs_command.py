@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= is its default"
     )
     for sub in (resume, clone):
-        sub.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+        sub.add_argument("--foreground", action="store_true", help="wait and show the run's output; Ctrl-C stops the run")
     captions_command.add(add, where_has_json=True)
     add("compare", _compare, "diff of two runs: options, and their last losses", "a", "b")
     delete = add("delete", _delete, "delete runs with their checkpoints", "ids", many=True)
@@ -233,7 +233,7 @@ def _metrics(store: RunStore, given: argparse.Namespace) -> int:
     for name in given.metric:
         if not found["metrics"][name]["step"]:
             there = ", ".join(run_json.series(run, [])["metrics"]) or "none yet"
-            raise RequestError(f"--metric {name}: run {run.id} has no such metric; there are {there}")
+            raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {there}")
     if given.json:
         say(found)
         return EXIT_DONE
@@ -299,7 +299,7 @@ def _changes(cls: type, words: list[str]) -> dict[str, Any]:
         if not equals:
             raise RequestError(f"--set {word}: must be OPTION=VALUE; for example --set lr=1e-5")
         if o is None:
-            raise RequestError(f"--set {word}: there is no option {key}; there are {', '.join(declared)}")
+            raise RequestError(f"--set {word}: no such option {key}; choose from {', '.join(declared)}")
         if value == "":
             changes[o.name] = o.default
         elif o.many:

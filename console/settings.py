@@ -75,7 +75,7 @@ def key_names(text: str) -> str:
 
 def _close(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
 
 
 def read_settings(actions: Collection[str], themes: Collection[str], file: Path | None = None) -> Settings:

@@ -1,7 +1,7 @@
 """Qwen3-VL on Megatron-Core: model, conversion, data, training and captions.
 
-Promised are the `qwen3vl` command with its options, exit codes and `--json`, and the names in `__all__`. Every other module may move
-from one version to the next; `CONTRIBUTING.md` in the repository says what is where.
+The public interface is the `qwen3vl` command with its options, exit codes and `--json`, and the names in `__all__`. Anything else may
+change between versions; `CONTRIBUTING.md` in the repository says what is where.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["RequestError", "WorkError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
-    # imported when asked for: `qwen3vl --help` and the console import this package and must not wait for torch
+    # imported lazily: `qwen3vl --help` and the console import this package and must not wait for torch
     if name == "load":
         from qwen3vl_core.checkpoint.load import load
 

@@ -1,4 +1,4 @@
-"""What every command reads its arguments with."""
+"""The argument parser of every command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen3vl_core.errors import RequestError
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument errors as one line: raises RequestError."""
+    """Raises RequestError, with one line, for invalid arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")

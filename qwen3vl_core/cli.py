@@ -1,4 +1,4 @@
-"""The `qwen3vl` command. Thin, since the console's first frame waits for it: the command line is read by `command_line.py`.
+"""The `qwen3vl` command. Thin, as the console's first frame waits for it: `command_line.py` parses the command line.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was invalid (one line that says what, where, the rule, the fix).
 """
@@ -18,9 +18,9 @@ from qwen3vl_core.run_record import RUN_VARIABLE
 
 
 def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
-    """Run a command line. commands: the console's, where it is the caller; else they are looked up among what is installed.
+    """Run a command line. Returns the exit code; raises RequestError or WorkError.
 
-    Raises RequestError or WorkError.
+    commands: the console's commands, if the console is the caller; by default they are looked up among the installed packages.
     """
     words = [a for a in arguments if a != "--debug"]
     if not words and sys.stdout.isatty():
@@ -44,7 +44,7 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
-    """The `qwen3vl` command: never shows a traceback unless `--debug` is given or `QWEN3VL_DEBUG` is set. Arguments as `dispatch`."""
+    """The `qwen3vl` command. Shows a traceback only with `--debug` or `QWEN3VL_DEBUG=1`. Takes the arguments of `dispatch`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--debug" in arguments or os.environ.get("QWEN3VL_DEBUG") == "1":
         return dispatch(arguments, commands)
@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
         _say("stopped", log_lines.INTERRUPTED)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # the reader went away (`qwen3vl runs | head`): nothing more to say, and nothing to flush at exit
+        # the reader has exited (`qwen3vl runs | head`): avoid another error when stdout is flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except PermissionError as error:
-        _say(f"{error.filename}: permission denied; choose a place you may write to", log_lines.UNEXPECTED)
+        _say(f"{error.filename}: permission denied; choose a folder that you may write to", log_lines.UNEXPECTED)
         return EXIT_REQUEST
     except Exception as error:
         _say(f"{type(error).__name__}: {error}; run again with --debug for the traceback", log_lines.UNEXPECTED)

@@ -1,4 +1,4 @@
-"""The whole command line, rendered from the options, and the work behind each command; its module is imported when it runs."""
+"""The command line, generated from the options. The module that does a command's work is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ HELP = {
     "prepare": "pictures and conversations to shards",
     "inspect": "contents and problems of a model, a checkpoint, a run or data",
     "convert": "Hugging Face <-> Megatron torch_dist",
-    "plan": "is a finetune valid, does it fit, how long does it take",
+    "plan": "check a finetune: is it valid, does it fit, how long does it take",
     "recipe": "read the published recipe's 24 or 26 values",
-    "doctor": "what is missing on this machine, and how to fix it",
+    "doctor": "check this machine: what is missing, and how to fix it",
     "finetune": "start a training run",
     "compare": "captions of two models side by side",
     "console": "the terminal console (the default)",
@@ -63,7 +63,7 @@ The loop on your own data:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, from the option declarations."""
+    """The parser of the command line, from the option declarations."""
     parser = Parser(
         prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
         epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
     demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
-    demo.add_argument("--headless", action="store_true", help="run it here, without the console")
+    demo.add_argument("--headless", action="store_true", help="run it in this terminal, without the console")
     demo.add_argument("--workspace-only", action="store_true", help="create the workspace and stop")
     for name, cls in COMMANDS.items():
         sub = commands.add_parser(name, help=HELP[name], description=cls.__doc__, allow_abbrev=False)
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
             action="store_true",
             help="return at once; the run continues without this terminal" + (" (the default)" if name == "finetune" else ""),
         )
-        mode.add_argument("--foreground", action="store_true", help="stay and show what the run prints; Ctrl-C stops it")
+        mode.add_argument("--foreground", action="store_true", help="wait and show the run's output; Ctrl-C stops the run")
         if name == "finetune":
             _add_plan_file(sub)
     plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
@@ -117,7 +117,7 @@ def _add_plan_file(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         dest="plan_file",
         default=None,
-        help="options from a plan file (YAML, or a run's plan.json); the command line wins over it",
+        help="options from a plan file (YAML, or a run's plan.json); options of the command line take precedence",
     )
 
 
@@ -128,14 +128,14 @@ def _with_plan_file(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_planner(name: str, values: dict[str, Any]) -> int:
-    """The commands that report and start nothing."""
+    """Run one of the commands that only print a report."""
     module = importlib.import_module(f"qwen3vl_core.layout.{name}")
     problems = read_problems(values)
     if name == "plan":
         own = {o.name for o in options_of(PlanOptions)}
-        plan, of_plan = read_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
-        options, of_options = read_mapping(FinetuneOptions, _with_plan_file(values))
-        return module.run(options, plan, [*problems, *of_plan, *of_options])
+        plan, plan_problems = read_mapping(PlanOptions, {k: values.pop(k) for k in list(values) if k in own})
+        options, finetune_problems = read_mapping(FinetuneOptions, _with_plan_file(values))
+        return module.run(options, plan, [*problems, *plan_problems, *finetune_problems])
     if problems:
         raise RequestError(*problems)
     if name == "recipe":
@@ -145,15 +145,15 @@ def run_planner(name: str, values: dict[str, Any]) -> int:
 
 
 def run_work(name: str, values: dict[str, Any]) -> int:
-    """Run one work command: here, or recorded under a supervisor. Raises RequestError with all problems."""
+    """Run one of the commands that do work: in this process, or as a recorded run. Raises RequestError with all problems."""
     runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
     problems = read_problems(values)
-    options, of_values = read_mapping(COMMANDS[name], _with_plan_file(values))
-    problems += of_values
+    options, value_problems = read_mapping(COMMANDS[name], _with_plan_file(values))
+    problems += value_problems
     failed = {problem.option for problem in problems}
     problems += [problem for problem in missing_values(options) if problem.option not in failed]
     if name == "finetune":
-        # reported here, on the caller's screen, and not in the log of a run that cannot start
+        # reported here, and not in the log of a run that cannot start
         judge(options, problems=problems).require_valid()
     elif problems := [*problems, *option_problems(options)]:
         raise RequestError(*problems)
@@ -169,7 +169,7 @@ def run_work(name: str, values: dict[str, Any]) -> int:
 
 
 def _imported(name: str) -> ModuleType:
-    """The module of a command's work, with torch and the like: garbage collection would take a tenth of the import time."""
+    """Import a module that needs torch, without garbage collection, which would take a tenth of the import time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -12,14 +12,11 @@ CONSOLE_COMMANDS = ("console", "runs", "notebook")
 
 def registered(group: str, name: str) -> Callable[..., int]:
     """The function that an entry point names. Raises RequestError when no installed package has it."""
-    from importlib.metadata import (
-        PackageNotFoundError,
-        distribution,
-        entry_points,
-    )  # late: not needed when the console starts by its own name
+    # imported late: not needed when the console is the caller
+    from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
     with contextlib.suppress(PackageNotFoundError):
-        # its own package first: searching all installed packages takes a tenth of the time to the console's first frame
+        # this distribution first: searching all installed packages takes a tenth of the time to the console's first frame
         for point in distribution("qwen3vl-console").entry_points:
             if (point.group, point.name) == (group, name):
                 return point.load()

@@ -13,7 +13,7 @@ EXIT_REQUEST = 2
 class RequestError(ValueError):
     """The request was invalid (exit code 2): one problem or several.
 
-    problems: records, or plain lines where no program reads more of them: what, where, the rule and the fix. `str()` gives one
+    problems: records, or plain lines of text (what, where, the rule, the fix) where no program needs more. `str()` gives one
     line for each.
     """
 

@@ -18,7 +18,7 @@ UNFINISHED = ".tmp"
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, as `msc://profile/data`, and not a path of this machine."""
+    """Whether a name is a URL, such as `msc://profile/data`, and not a path on this machine."""
     return re.match(r"[a-z][a-z0-9+.-]*://", str(name)) is not None
 
 
@@ -41,11 +41,11 @@ def write_text(path: Path, text: str) -> None:
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:
     """Raises RequestError when `target` exists already, or cannot be written to."""
     if target.is_symlink() and not target.exists():
-        raise RequestError(f"{target}: a link to nothing; remove it or choose another folder")
+        raise RequestError(f"{target}: a broken symbolic link; remove it or choose another folder")
     if target.exists() and not target.is_dir():
-        raise RequestError(f"{target}: a file stands there; choose another folder for the {what}")
+        raise RequestError(f"{target}: is a file; choose another folder for the {what}")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise RequestError(f"{target}: already holds something; add --overwrite to replace it, or choose another folder")
+        raise RequestError(f"{target}: not empty; add --overwrite to replace it, or choose another folder")
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RequestError(f"{target}: {parent} cannot be written to; choose another folder for the {what}")
@@ -64,9 +64,9 @@ def need_space(target: Path, size: int, what: str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
-    """A new folder beside `target` to write into; it replaces `target` when the block succeeds.
+    """A temporary folder beside `target` to write into; it replaces `target` when the block succeeds.
 
-    When the block raises, the new folder is removed and `target` is unchanged. Leftovers of an earlier run that was killed are
+    When the block raises, the temporary folder is removed and `target` is unchanged. Leftovers of an earlier, killed process are
     removed first. Raises WorkError when the disk is full.
     """
     target = target.absolute()
@@ -86,7 +86,7 @@ def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
             os.rename(old, target)
         full = disk_full(error)
         if full is not None:
-            raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the {what} again") from error
+            raise WorkError(f"{target}: the disk is full; nothing was written; free some space and run the {what} again") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""Numbers, times, sizes and foreign text as people read them: one rule each, for log lines, tables, screens and notebooks."""
+"""Formats numbers, times, sizes and untrusted text, the same way for log lines, tables, screens and notebooks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import unicodedata
 from typing import Any
 
 GIB = 1024**3
-"""Bytes. Memory is shown in GiB, as nvidia-smi does; files and disks in powers of 1000, by `quantity`."""
+"""Bytes in a GiB. Memory is shown in GiB, as by nvidia-smi; files and disks in powers of 1000, by `quantity`."""
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """About `digits` significant digits: 1.214, 0.0123, 1.2e-5, 41.2k; a dash for what is not a number."""
+    """About `digits` significant digits: 1.214, 0.0123, 1.2e-5, 41.2k; a dash for a value that is not a number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     if not math.isfinite(value):
@@ -30,13 +30,13 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def tick(value: float, step: float) -> str:
-    """A tick's label, with as many places as its distance to the next needs."""
+    """The label of an axis tick, with as many decimals as the distance between ticks needs."""
     if value == 0:
         return "0"
     if abs(value) >= 10_000 or abs(value) < 1e-3:
         return number(value, 3)
-    places = max(0, -math.floor(math.log10(abs(step) * 1.0000001))) if step else 3
-    return f"{value:.{min(places, 6)}f}"
+    decimals = max(0, -math.floor(math.log10(abs(step) * 1.0000001))) if step else 3
+    return f"{value:.{min(decimals, 6)}f}"
 
 
 def parameter_count(count: float) -> str:
@@ -65,7 +65,7 @@ def seconds_of(text: str) -> float | None:
 
 
 def span(seconds: float | None) -> str:
-    """How long ago or how long still, in one unit: 42s, 7m, 3h, 12d."""
+    """A span of time in one unit: 42s, 7m, 3h, 12d."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     seconds = max(0.0, seconds)
@@ -76,7 +76,7 @@ def span(seconds: float | None) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit, bytes in powers of 1000 as disks are sold: `12.3 MB`, `412 samples`."""
+    """A number with its unit, bytes in powers of 1000: `12.3 MB`, `412 samples`."""
     if unit != "B":
         return f"{value:,.0f} {unit}" if value >= 100 or value == int(value) else f"{value:,.1f} {unit}"
     for prefix in ("", "k", "M", "G", "T"):

@@ -1,4 +1,4 @@
-"""Where files are kept that no option names."""
+"""Default locations of files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ DEFAULT_DEMO = Path("~/.qwen3vl/demo")
 STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
 
 
-def runs_directory(given: Path | None) -> Path:
-    """The store of run records: as given, else `QWEN3VL_RUNS`, else the default, absolute."""
-    return Path(given or os.environ.get("QWEN3VL_RUNS") or DEFAULT_RUNS).expanduser().absolute()
+def runs_directory(option: Path | None) -> Path:
+    """The absolute path of the run store: the option's value, else `QWEN3VL_RUNS`, else the default."""
+    return Path(option or os.environ.get("QWEN3VL_RUNS") or DEFAULT_RUNS).expanduser().absolute()

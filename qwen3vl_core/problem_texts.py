@@ -1,4 +1,4 @@
-"""Texts of each problem: code -> (rule, advice beyond the remedies). `problems.py` puts the remedies into words."""
+"""The texts of each problem: code -> (rule, advice in addition to the remedies). `problems.py` words the remedies."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ TEXTS: dict[str, tuple[str, str]] = {
     "below-minimum": ("must be at least {minimum:g}{unit}", ""),
     "above-maximum": ("must be at most {maximum:g}{unit}", ""),
     "required": ("required", "{help}"),
-    "unknown-option": ("{name}: no such option", "there are {names}"),
+    "unknown-option": ("{name}: no such option", "choose from {names}"),
     "open-quotation-mark": ("a quotation mark is not closed", "close it or leave it out"),
     # rules between a finetune's options
     "unknown-part": ("there is no part {part}", "choose from {parts}"),
     "nothing-trained": ("nothing is left to train", "leave one part out"),
     "lora-without-rank": ("needs --lora-rank", ""),
     "unknown-lora-target": ("{target} is not a layer that can have an adapter", "choose from {targets}"),
-    "no-lora-target": ("names no layer", ""),
+    "no-lora-target": ("does not name any layer", ""),
     "no-part-for-adapters": ("no part is left that can have an adapter", ""),
-    "lora-alpha-zero": ("adapters would do nothing", ""),
+    "lora-alpha-zero": ("adapters would have no effect", ""),
     "warmup-too-long": ("must be below --train-iters {train_iters}", ""),
     "min-lr-above-lr": ("must be at most --lr {lr:g}", ""),
     "packing-micro-batch": ("with --packing a micro batch is one row of --seq-length {seq_length} tokens", ""),
     "packing-pad-length": ("with --packing a row is filled to --seq-length {seq_length} with samples", ""),
     "min-pixels-above-max": ("must be at most --max-pixels {max_pixels}", ""),
-    "keep-every-without-keep": ("needs --keep, as all checkpoints are kept otherwise", ""),
-    "stop-after-not-a-time": ("must be a time above 0, as 11h30m, 90m, 3600 or 11:30:00", ""),
+    "keep-every-without-keep": ("needs --keep, without which all checkpoints are kept", ""),
+    "stop-after-not-a-time": ("must be a time above 0, such as 11h30m, 90m, 3600 or 11:30:00", ""),
     "samples-without-images": ("needs --sample-images", "name a few pictures"),
     "skip-spikes-without-factor": ("needs --spike-factor above 0", ""),
     "recompute-layers-unused": ("needs --recompute full or offload", ""),
-    "recompute-offload-with-stages": ("not with --pp {pp}, as Megatron keeps activations on the host for one stage only", ""),
+    "recompute-offload-with-stages": ("not with --pp {pp}, as Megatron offloads activations with one pipeline stage only", ""),
     "param-gather-without-optimizer": ("needs --distributed-optimizer", ""),
     "param-gather-without-overlap": ("needs --overlap-grad-reduce", ""),
-    "optimizer-offload-not-distributed": ("only the distributed optimizer moves its state to the host", ""),
+    "optimizer-offload-not-distributed": ("only the distributed optimizer can be offloaded to the host", ""),
     "optimizer-offload-fp32": ("not with --precision fp32, whose weights are their own master copy", ""),
     "sequence-parallel-without-tp": ("needs --tp above 1", ""),
-    # a comparison's
+    # options of compare
     "data-beside-images": ("not together with --images {image}", "give one of the two"),
     "no-pictures": ("required", "pictures or folders of pictures, or a dataset as --data"),
     "questions-without-data": ("only a dataset has questions", "give it as --data"),
     "references-beside-data": ("a dataset has its own", "give the pictures as --images"),
     # a parallel layout
-    "tp-not-whole": ("{count} {what} / {tp} = {quotient:.2f} is not whole", ""),
+    "tp-not-whole": ("{count} {what} / {tp} = {quotient:.2f} is not a whole number", ""),
     "processes-not-multiple": ("must be a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {model}", "{advice}"),
     "cluster-processes-not-multiple": (
         "{count} processes: must be a multiple of tp x pp x cp = {tp} x {pp} x {cp} = {model}",
@@ -56,29 +56,29 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "batch-not-multiple": ("must be a multiple of micro batch x data parallel = {micro} x {dp} = {step}", ""),
     "micro-batches-not-whole": (
-        "{count} micro batches a step (global batch {batch} / {step}) / pp {pp} = {quotient:.2f} is not whole", "",
+        "{count} micro batches a step (global batch {batch} / {step}) / pp {pp} = {quotient:.2f} is not a whole number", "",
     ),
-    "nothing-to-split": ("all {processes} processes hold one model (dp = 1), nothing to split", ""),
+    "nothing-to-split": ("dp is 1 ({processes} processes hold one copy of the model), so there is nothing to split", ""),
     "needs-stages": ("needs --pp above 1", ""),
     "first-stage-with-chunks": ("not together with --vp {vp}", ""),
-    "first-stage-not-whole": ("the other {others} layers / {stages} stages = {quotient:.2f} is not whole", ""),
-    "first-stage-takes-all": ("leaves no layer of {layers} for the other stages", ""),
-    "chunks-not-whole": ("{layers} layers / {pp} x {vp} = {chunks} chunks = {quotient:.2f} is not whole", ""),
-    "stages-not-whole": ("{layers} layers / {pp} = {quotient:.2f} is not whole", ""),
+    "first-stage-not-whole": ("the other {others} layers / {stages} stages = {quotient:.2f} is not a whole number", ""),
+    "first-stage-takes-all": ("leaves none of the {layers} layers for the other stages", ""),
+    "chunks-not-whole": ("{layers} layers / {pp} x {vp} = {chunks} chunks = {quotient:.2f} is not a whole number", ""),
+    "stages-not-whole": ("{layers} layers / {pp} = {quotient:.2f} is not a whole number", ""),
     "deepstack-beyond-chunk": (
-        "a chunk holds {layers} / ({pp} x {vp}) = {held} layers, but the {deep} deepstack layers must all be in the first", "",
+        "a chunk holds {layers} / ({pp} x {vp}) = {first_layers} layers, but the {deep} deepstack layers must all be in the first", "",
     ),
     "deepstack-beyond-first-stage": ("the {deep} deepstack layers must all be on the first stage", ""),
     "deepstack-beyond-stage": (
-        "its first stage holds {layers} / {pp} = {held} layers, but the {deep} deepstack layers must all be on it", "",
+        "its first stage holds {layers} / {pp} = {first_layers} layers, but the {deep} deepstack layers must all be on it", "",
     ),
     "recompute-offload-all": ("at least one of {layers} layers stays on the GPU", ""),
-    "recompute-layers-not-whole": ("{where} {layers} layers / {count} = {quotient:.2f} is not whole", ""),
+    "recompute-layers-not-whole": ("{where} {layers} layers / {count} = {quotient:.2f} is not a whole number", ""),
     "fp8-columns": ("{count} {what} on a GPU, not a multiple of {multiple}", ""),
     "no-experts": ("this checkpoint has no experts", ""),
-    "experts-not-whole": ("{experts} experts / {ep} = {quotient:.2f} is not whole", ""),
-    "expert-columns-not-whole": ("{columns} FFN columns of an expert / {etp} is not whole", ""),
-    "expert-ranks-not-whole": ("{processes} processes / (ep x etp x pp = {ep} x {etp} x {pp}) is not whole", ""),
+    "experts-not-whole": ("{experts} experts / {ep} = {quotient:.2f} is not a whole number", ""),
+    "expert-columns-not-whole": ("{columns} FFN columns of an expert / {etp} is not a whole number", ""),
+    "expert-ranks-not-whole": ("{processes} processes / (ep x etp x pp = {ep} x {etp} x {pp}) is not a whole number", ""),
     "experts-without-sequence-parallel": ("with experts it needs --sequence-parallel", ""),
     # model and data
     "model-unknown": (
@@ -87,7 +87,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "no-such-checkpoint": ("no such folder", "give a Megatron checkpoint or a Hugging Face folder"),
     "checkpoint-without-config": ("no config.json in it", "give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder"),
     "unknown-size": ("no such size", "choose one of {sizes}"),
-    "other-size": ("{where} is {found} ({differences})", ""),
+    "other-size": ("{file} is {actual} ({differences})", ""),
     "no-such-dataset": ("no such folder", PREPARE),
     "dataset-without-index": ("no Energon index (.nv-meta) in it", PREPARE),
     # paths of the other commands
@@ -99,20 +99,20 @@ TEXTS: dict[str, tuple[str, str]] = {
     "path-unreadable": ("cannot be read ({reason})", "{advice}"),
     "not-a-picture": ("{reason}", "leave it out or choose another picture"),
     "folder-without-pictures": ("a folder without pictures ({endings})", "give the folder that they are in"),
-    "no-pictures-given": ("nothing given", "give pictures, or folders of pictures"),
+    "no-pictures-given": ("no pictures given", "give pictures, or folders of pictures"),
     # this machine
     "fp8-without-gpu": ("needs Transformer Engine and an Ada, Hopper or newer GPU; this machine has no GPU", ""),
     "attention-without-gpu": ("needs a GPU, and this machine has none", ""),
     "recompute-offload-without-gpu": ("this machine has no GPU, all activations are on the host", ""),
     "optimizer-offload-without-gpu": ("this machine has no GPU, the optimizer is on the host", ""),
     "needs-transformer-engine": (ENGINE, INSTALL),
-    "fp8-on-old-gpu": ("{recipe} scaling needs {least} or newer, and a GPU here is of {capability:g}", ""),
-    "needs-ampere": ("needs Ampere (8.0) or newer, and a GPU here is of {capability:g}", ""),
+    "fp8-on-old-gpu": ("{recipe} scaling needs {least} or newer, and a GPU here has compute capability {capability:g}", ""),
+    "needs-ampere": ("needs Ampere (8.0) or newer, and a GPU here has compute capability {capability:g}", ""),
     "attention-fp32": ("supports bf16 and fp16 only", ""),
     "context-parallel-fp32": ("Transformer Engine exchanges keys and values in bf16 or fp16 only", ""),
     "flash-attention-missing": ("with --cp {cp} it needs the flash-attn package", "pip install flash-attn"),
     "sink-missing": ("{name} is not installed", "pip install {package}"),
-    "cluster-variables-missing": ("{names} not set; the cluster sets these on every node, and one machine needs none of them", ""),
+    "cluster-variables-missing": ("{names} not set; the cluster sets these on every node; a single machine needs none of them", ""),
     "cluster-variable-wrong": ("{name}={text}: must be a whole number", "the cluster sets it"),
     "cluster-rank": ("RANK={rank}: must be below WORLD_SIZE={nodes}, the number of nodes", "the cluster sets both"),
     "cluster-without-gpus": ("KUBERNETES_CONTAINER_RESOURCE_GPU=0: a node needs a GPU", "ask the cluster for GPUs"),
@@ -120,7 +120,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # what is planned
     "vision-tokens-beyond-row": ("must be at most --seq-length {seq_length}", ""),
     "nodes-not-whole": ("must be a multiple of --gpus-per-node {per_node}", ""),
-    "does-not-fit": ("{needed:g} of {memory:g} GiB on each GPU, an estimate: does not fit", "{advice}"),
+    "does-not-fit": ("does not fit: an estimated {needed:g} of {memory:g} GiB on a GPU", "{advice}"),
     # plan files
     "no-such-plan": ("no such file", "qwen3vl plan --save writes one"),
     "plan-unreadable": ("cannot be read ({reason})", "give a plan file in YAML"),
@@ -128,21 +128,21 @@ TEXTS: dict[str, tuple[str, str]] = {
     "plan-not-a-mapping": ("must be a mapping of options, one per line, as in tp: 2", ""),
     "plan-unknown-option": ("{key}: no such option", "{advice}"),
     "plan-given-twice": ("{key} is given twice{line}", "leave one of them out"),
-    "plan-without-value": ("{key}: has no value", "give one, or leave the line out for {default!r}"),
+    "plan-without-value": ("{key}: no value", "give one, or leave the line out for {default!r}"),
     "plan-not-one-value": ("{key}: must be one value", ""),
     # the positional recipe
     "recipe-count": ("the recipe has 26, or 24 without 13 ETP and 14 EP", ""),
-    "recipe-value-missing": ("read as {form} values, all of them are valid if the missing one is among: {positions}", ""),
-    "recipe-value-too-many": ("read as {form} values, all of them are valid without one of: {positions}", ""),
-    "recipe-swapped": ("look swapped; each is valid in the other's place", ""),
+    "recipe-value-missing": ("all values fit the form of {form} if the missing one is {positions}", ""),
+    "recipe-value-too-many": ("all values fit the form of {form} without {positions}", ""),
+    "recipe-swapped": ("look swapped: each is valid at the other's position", ""),
     "recipe-value": ("{rule}{hint}", ""),
     "recipe-order": ("{reason} {other} {bound:g}", "if they are swapped, swap them back"),
     "recipe-warmup": ("the warmup is as long as the run or longer (24 TRAIN_ITERS {bound})",
                       "use {instead}, or swap them back if they are swapped"),
     "recipe-sequence-parallel": ("sequence parallel needs 10 TP above 1", "use false, or TP 2"),
-    "recipe-optimizer-offload": ("only the distributed optimizer moves its state to the host", "use 16 DO true, or 0"),
+    "recipe-optimizer-offload": ("only the distributed optimizer can be offloaded to the host", "set 16 DO to true, or use 0"),
     "recipe-gpus": ("with 1 ENV dsw {whose} {limit}",
-                    "use smaller ones, or ENV dlc"),
+                    "reduce them, or use ENV dlc"),
     # a record of a source; data/errors.py counts these and the following under reasons
     "record-not-an-object": ("must be an object, not {found}", ""),
     "record-not-text": ("{what} must be text, not {found}", ""),
@@ -259,7 +259,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "frames-fps": ("must hold the frames of a second, one number above 0", ""),
     "frames-differ": ("{frame} is of another size than {first}", ""),
 }  # fmt: skip
-"""A rule may need a `{name}` of its problem's `rule`; a list of values is written with commas."""
+"""`{name}` is a value of the problem's `rule`; a list is written with commas."""
 
 WITH_REMEDIES = (
     "nothing-trained",
@@ -269,4 +269,4 @@ WITH_REMEDIES = (
     "recipe-sequence-parallel",
     "recipe-optimizer-offload",
 )
-"""Codes whose advice includes the remedies, shorter or in terms of the recipe's values."""
+"""Codes whose advice already words the remedies, more briefly or in terms of the recipe's values."""

@@ -11,18 +11,18 @@ from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule. `str()` gives the line for people: what, where, the rule, the fix."""
+    """One broken rule. `str()` gives the message: what, where, the rule, the fix."""
 
     code: str
-    """The rule: a key of `problem_texts.TEXTS`, for programs; it stays when the text changes."""
+    """The rule, for programs: a key of `problem_texts.TEXTS`, which is stable when the text changes."""
     option: str | None = None
-    """Name of the option that breaks it, as its options class has it; None: no single option."""
+    """Name of the option that breaks it, as in its options class; None: no single option."""
     value: Any = None
-    """Value of the option; text where it could not be parsed."""
+    """Value of the option; text if it could not be parsed."""
     rule: Mapping[str, Any] = field(default_factory=dict)
-    """What the rule's text needs: plain values, and lists of them."""
+    """The values that the rule's text shows: plain values, and lists of them."""
     remedies: tuple[Mapping[str, Any], ...] = ()
-    """Fixes, the best first: options and their values; None: left out, so that the default applies."""
+    """Fixes, the best first: options and their values. A value of None means to leave the option out."""
 
     def __str__(self) -> str:
         subject = written(self)
@@ -30,23 +30,23 @@ class Problem:
 
     @property
     def explanation(self) -> str:
-        """The line without the option: the rule and the fix."""
+        """The message without the option: the rule and the fix."""
         advice = TEXTS[self.code][1]
         phrases = [] if self.code in WITH_REMEDIES else _remedy_phrases(self)
-        fixes = ", or ".join(filter(None, [advice.format_map(self._shown), *phrases]))
+        fixes = ", or ".join(filter(None, [advice.format_map(self._texts), *phrases]))
         return self.broken_rule + (f"; {fixes}" if fixes else "")
 
     @property
     def broken_rule(self) -> str:
         """The rule alone."""
-        return TEXTS[self.code][0].format_map(self._shown)
+        return TEXTS[self.code][0].format_map(self._texts)
 
     @property
-    def _shown(self) -> dict[str, Any]:
+    def _texts(self) -> dict[str, Any]:
         return {name: ", ".join(map(_text, v)) if isinstance(v, list | tuple) else v for name, v in self.rule.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """The record with its text, for `--json`."""
+        """The problem with its text, for `--json`."""
         return {
             "code": self.code, "option": self.option, "value": self.value, "rule": dict(self.rule),
             "remedies": [dict(remedy) for remedy in self.remedies], "text": str(self),
@@ -59,9 +59,9 @@ def flag_of(name: str) -> str:
 
 
 def written(problem: Problem) -> str:
-    """The option and its value as typed: `--tp 3`, `--packing`; empty for a problem of no option."""
+    """The option and its value as on a command line: `--tp 3`, `--packing`; empty for a problem without an option."""
     if "written" in problem.rule:
-        # a positional option has no flag, and the recipe's values have numbers
+        # positional arguments have no flag, and the values of a recipe have numbers
         return str(problem.rule["written"])
     if problem.option is None:
         return ""
@@ -70,7 +70,7 @@ def written(problem: Problem) -> str:
 
 
 def unique(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """The problems in their order, each rule of an option and a value once."""
+    """The problems in their order, without duplicates."""
     return tuple({(p.code, p.option, str(p)): p for p in problems}.values())
 
 
@@ -79,7 +79,7 @@ def _text(value: Any) -> str:
 
 
 def _remedy_phrases(problem: Problem) -> list[str]:
-    """Each remedy in words; several values of the option itself are one phrase."""
+    """A phrase for each remedy; several values of the option itself share one phrase."""
     option = problem.option or ""
     values = [r[option] for r in problem.remedies if list(r) == [option] and r[option] is not None and r[option] is not True]
     if all(isinstance(v, int | float) for v in values):
@@ -95,15 +95,15 @@ def _remedy_phrases(problem: Problem) -> list[str]:
 
 
 def _phrase(option: str | None, remedy: Mapping[str, Any]) -> str:
-    """option: the one that is called `it`."""
-    parts, verb = [], ""
+    """The phrase of one remedy. option: the option that is called `it`."""
+    phrases, verb = [], ""
     for name, value in remedy.items():
         flag = flag_of(name)
         if value is None:
-            parts.append("leave it out" if name == option else f"leave {flag} out")
+            phrases.append("leave it out" if name == option else f"leave {flag} out")
             verb = ""
         else:
             needed = "add " if value is True else "use "
-            parts.append(("" if verb == needed else needed) + (flag if value is True else f"{flag} {_text(value)}"))
+            phrases.append(("" if verb == needed else needed) + (flag if value is True else f"{flag} {_text(value)}"))
             verb = needed
-    return " and ".join(parts)
+    return " and ".join(phrases)

@@ -1,4 +1,4 @@
-"""A process that ends when its parent ends, for whatever reason. Linux only."""
+"""Lets a process end when its parent ends, for whatever reason. Linux only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def death_with_parent() -> Callable[[], None]:
-    """A function by which a process asks Linux to kill it when its parent ends; elsewhere it does nothing.
+    """A function with which a process asks Linux to kill it when its parent ends; on other systems it does nothing.
 
-    Create it before a fork and call it in the child, which then loads nothing. It does not notice a parent that ended before the
-    call.
+    Create it before a fork and call it in the child, so that the child loads no library. It has no effect if the parent has ended
+    before the call.
     """
     if sys.platform == "linux":
         try:

@@ -1,8 +1,8 @@
-"""One progress line for long work: label, progress, rate, time left.
+"""A progress line for long work: label, progress, rate, time left.
 
-On a terminal the line is redrawn in place; in a log or a pipe a full line is written every few seconds. The environment variable
-`QWEN3VL_PROGRESS` (`bar`, `lines` or `none`) overrides that: a supervised run whose log is followed on a
-terminal still draws a bar.
+On a terminal the line is redrawn in place; in a log or a pipe a line is written every few seconds. The environment variable
+`QWEN3VL_PROGRESS` (`bar`, `lines` or `none`) overrides that, so that a supervised run whose log is followed on a
+terminal can draw a bar.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Progress:
         self._draw(last=True, failed=kind is not None)
 
     def update(self, amount: float = 1, note: str = "") -> None:
-        """Count `amount` units more; `note` is a few words at the line's end (a file's name)."""
+        """Count `amount` more units as done. note: a few words at the end of the line, such as a file name."""
         self.done += amount
         self.note = note or self.note
         now = time.monotonic()
@@ -52,7 +52,7 @@ class Progress:
             self._draw()
 
     def line(self, width: int = 100) -> str:
-        """The line as it stands, at most `width` columns."""
+        """The current line, at most `width` columns."""
         elapsed = max(time.monotonic() - self.started, 1e-9)
         rate = self.done / elapsed
         text = f"{quantity(rate, self.unit)}/s"

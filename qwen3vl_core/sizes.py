@@ -38,7 +38,7 @@ class VisionArchitecture:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Shape of a whole Qwen3-VL, read from `config.json`; nothing here is taken from the table below."""
+    """Shape of a Qwen3-VL model, read from `config.json`; nothing of it comes from the table of sizes below."""
 
     num_layers: int
     hidden_size: int
@@ -70,23 +70,23 @@ class Architecture:
         return self.num_experts > 0
 
     @classmethod
-    def from_config(cls, config: dict, where: str = "config.json") -> Architecture:
-        """From a parsed HF `config.json`. Raises RequestError that names the missing key or the wrong model type."""
+    def from_config(cls, config: dict, file: str = "config.json") -> Architecture:
+        """From a parsed HF `config.json`. Raises RequestError, which names the missing key or the wrong model type."""
         model_type = config.get("model_type")
         if model_type not in (DENSE_MODEL_TYPE, MOE_MODEL_TYPE):
             raise RequestError(
-                f"{where}: model_type is {model_type!r}; this reads {DENSE_MODEL_TYPE} and {MOE_MODEL_TYPE}; choose a Qwen3-VL checkpoint"
+                f"{file}: model_type is {model_type!r}, not {DENSE_MODEL_TYPE} or {MOE_MODEL_TYPE}; choose a Qwen3-VL checkpoint"
             )
         try:
             text, vision = config["text_config"], config["vision_config"]
-            _check_kind(text, vision, where)
+            _check_kind(text, vision, file)
             # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             # and num_local_experts for num_experts
             experts = text.get("num_experts") or text.get("num_local_experts") or 0
             if experts and (text.get("mlp_only_layers") or text.get("decoder_sparse_step", 1) != 1):
                 raise RequestError(
-                    f"{where}: mlp_only_layers or decoder_sparse_step makes some layers dense; a model with experts must have them "
+                    f"{file}: mlp_only_layers or decoder_sparse_step makes some layers dense; a model with experts must have them "
                     "in every layer; choose a published Qwen3-VL checkpoint"
                 )
             return cls(
@@ -129,15 +129,15 @@ class Architecture:
                 raw=config,
             )
         except KeyError as missing:
-            raise RequestError(f"{where}: key {missing} is missing; take config.json from the checkpoint itself") from None
+            raise RequestError(f"{file}: key {missing} is missing; take config.json from the checkpoint itself") from None
         except RequestError:
             raise
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise RequestError(f"{where}: a value has the wrong type ({error}); take the checkpoint's own config.json") from None
+            raise RequestError(f"{file}: a value has the wrong type ({error}); take the checkpoint's own config.json") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Architecture:
-        """From a directory that holds `config.json` (an HF model, or a Megatron checkpoint with its HF files beside)."""
+        """From a file, or a folder with `config.json` (an HF model, or a Megatron checkpoint with its HF files beside it)."""
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         try:
@@ -151,8 +151,8 @@ class Architecture:
         return cls.from_config(config, str(file))
 
 
-def _check_kind(text: dict, vision: dict, where: str) -> None:
-    """Raises RequestError for settings that compute something else with the same tensors."""
+def _check_kind(text: dict, vision: dict, file: str) -> None:
+    """Raises RequestError for settings that are not supported, though the tensors have the same names and shapes."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     for key, value, known in (
         ("text_config.hidden_act", text.get("hidden_act"), ("silu",)),
@@ -161,12 +161,12 @@ def _check_kind(text: dict, vision: dict, where: str) -> None:
         ("vision_config.hidden_act", vision.get("hidden_act"), ("gelu_pytorch_tanh",)),
     ):
         if value is not None and value not in known:
-            raise RequestError(f"{where}: {key} is {value!r}; only {known[0]!r} is supported; choose a checkpoint with it")
+            raise RequestError(f"{file}: {key} is {value!r}; only {known[0]!r} is supported; choose a checkpoint with it")
 
 
 @dataclass(frozen=True)
 class Size:
-    """One row of the published table; for checking and planning, never for building."""
+    """One row of the published table. Used for checks and plans only: a model is built from its `config.json`."""
 
     name: str
     num_layers: int
@@ -181,7 +181,7 @@ class Size:
     expert_ffn_hidden_size: int = 0
 
     def differences(self, architecture: Architecture) -> list[str]:
-        """`["num_layers 36, not 28", …]`: the checkpoint's value, and this size's."""
+        """`["num_layers 36, not 28", …]`: the checkpoint's value, then the value of this size."""
         differences = []
         for item in fields(self):
             if item.name in ("name", "vision_layers", "vision_hidden_size"):
@@ -217,19 +217,19 @@ def size_of(architecture: Architecture) -> str | None:
     return next((name for name, size in SIZES.items() if not size.differences(architecture)), None)
 
 
-def size_problem(name: str, architecture: Architecture, where: str) -> Problem | None:
-    """The problem that `architecture`, read from `where`, is not the size `name`; None: it is."""
+def size_problem(name: str, architecture: Architecture, file: str) -> Problem | None:
+    """The problem when `architecture`, read from `file`, is not of size `name`; None if it is."""
     if name not in SIZES:
         return Problem("unknown-size", "size", name, {"sizes": list(SIZES)})
     differences = SIZES[name].differences(architecture)
     if not differences:
         return None
-    found = size_of(architecture)
-    rule = {"where": where, "found": f"size {found}" if found else "no published size", "differences": "; ".join(differences[:3])}
-    return Problem("other-size", "size", name, rule, ({"size": found},))
+    actual = size_of(architecture)
+    rule = {"file": file, "actual": f"size {actual}" if actual else "no published size", "differences": "; ".join(differences[:3])}
+    return Problem("other-size", "size", name, rule, ({"size": actual},))
 
 
-def check_size(name: str, architecture: Architecture, where: str) -> None:
-    """Raises RequestError unless `architecture`, read from `where`, is the size `name`."""
-    if (problem := size_problem(name, architecture, where)) is not None:
+def check_size(name: str, architecture: Architecture, file: str) -> None:
+    """Raises RequestError unless `architecture`, read from `file`, is of size `name`."""
+    if (problem := size_problem(name, architecture, file)) is not None:
         raise RequestError(problem)

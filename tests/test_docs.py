@@ -80,7 +80,7 @@ def problems(text: str, folder: Path) -> list[str]:
             continue
         file = folder / target
         if not file.exists():
-            wrong.append(f"({target}): a link to nothing")
+            wrong.append(f"({target}): a broken link")
         elif anchor and anchor not in anchors(file.read_text()):
             wrong.append(f"({target}#{anchor}): no such heading")
     return wrong

@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("train_base: stopped; nothing was written", file=sys.stderr)
         return 128 + signal.SIGINT
     except PermissionError as error:
-        print(f"train_base: {error.filename}: permission denied; choose a place you may write to", file=sys.stderr)
+        print(f"train_base: {error.filename}: permission denied; choose a folder that you may write to", file=sys.stderr)
         return EXIT_REQUEST
     except OSError as error:
         reason = "the disk is full" if disk_full(error) else error

@@ -286,7 +286,7 @@ class CompareCaptions(Live):
             if run is None:
                 raise RequestError("vote: no comparison is chosen; choose one")
             if not 0 <= place < len(self.samples):
-                raise RequestError(f"vote: no picture {place}; there are {len(self.samples)}, from 0")
+                raise RequestError(f"vote: no picture {place}; there are {len(self.samples)}, numbered from 0")
             sample = self.samples[place]
             self._votes = vote(run, sample.image, choice, self.names, blind=self.hidden(sample))
         self._look()
@@ -332,5 +332,5 @@ def _about(caption: RecordedCaption) -> str:
         return "waiting …"
     parts = [f"{count(caption.text)} words"]
     parts += [f"{caption.seconds:.1f} s"] if caption.seconds is not None else []
-    parts += ["writing …"] if not caption.done else ["cut off at the longest length"] if not caption.whole else []
+    parts += ["writing …"] if not caption.done else ["cut off at the maximum length"] if not caption.whole else []
     return " · ".join(parts)

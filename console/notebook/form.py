@@ -39,7 +39,7 @@ class Form(W.Tab):
         self.options = {o.name: o for o in options_of(cls)}
         unknown = [name for name in values if name not in self.options]
         if unknown:
-            raise RequestError(f"{unknown[0]}: no such option; there are {', '.join(self.options)}")
+            raise RequestError(f"{unknown[0]}: no such option; choose from {', '.join(self.options)}")
         self.begin = {name: text_of(o, values.get(name, o.default)) for name, o in self.options.items()}
         self.fields: dict[str, W.Widget] = {name: self._field(o) for name, o in self.options.items()}
         """The widget of each option, by name."""
@@ -84,7 +84,7 @@ class Form(W.Tab):
         for name, value in values.items():
             option = self.options.get(name)
             if option is None:
-                raise RequestError(f"{name}: no such option; there are {', '.join(self.options)}")
+                raise RequestError(f"{name}: no such option; choose from {', '.join(self.options)}")
             text = text_of(option, value)
             if option.choices and text not in (*option.choices, *([""] if option.default is None else [])):
                 raise RequestError(f"{option.flag} {value}: must be one of {', '.join(option.choices)}")

@@ -69,7 +69,7 @@ def start(folder: Path | None, runs: Path | None, port: int | None, ip: str, bro
         raise RequestError("notebook: JupyterLab is not installed; pip install 'qwen3vl-console[notebook]'")
     place = Path(folder or DEFAULT_FOLDER).expanduser().absolute()
     if place.exists() and not place.is_dir():
-        raise RequestError(f"--dir {place}: a file stands there; choose a folder")
+        raise RequestError(f"--dir {place}: is a file; choose a folder")
     notebooks = put_examples(place)
     print("\n".join(f"  {notebook.name}" for notebook in notebooks) + f"\nin {place}; the link below opens them", flush=True)
     words = command(place, port, ip, browser)

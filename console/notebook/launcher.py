@@ -50,7 +50,7 @@ class Launcher(W.VBox):
         self, kind: str = "finetune", values: Mapping[str, Any] | None = None, *, store: RunStore | Path | str | None = None, **options: Any
     ) -> None:
         if kind not in COMMANDS:
-            raise RequestError(f"{kind}: no such command; there are {', '.join(COMMANDS)}")
+            raise RequestError(f"{kind}: no such command; choose from {', '.join(COMMANDS)}")
         self.kind, self.store = kind, open_store(store)
         self.run: Run | None = None
         """The run that was started last."""

@@ -25,7 +25,7 @@ class RecordedCaption:
     seconds: float | None = None
     done: bool = False
     whole: bool = True
-    """False when it was cut off at the longest length."""
+    """False when it was cut off at the maximum length."""
 
 
 @dataclass

@@ -97,7 +97,7 @@ def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", revers
     """The rows (newest first) that pass, in this order. Raises RequestError for an unknown order."""
     known = orders()
     if sort not in known:
-        raise RequestError(f"--sort {sort}: no such order; there are {', '.join(known)}")
+        raise RequestError(f"--sort {sort}: no such order; choose from {', '.join(known)}")
     found = [row for row in rows if matches(row, query)]
     if sort != "newest":
         found.sort(key=known[sort])

@@ -50,7 +50,7 @@ def store_folder(root: Path | str) -> Path:
     """The folder of a run store, which need not exist yet. Raises RequestError when it is a file."""
     root = Path(root).expanduser().absolute()
     if root.exists() and not root.is_dir():
-        raise RequestError(f"--runs {root}: a file stands there; choose a folder")
+        raise RequestError(f"--runs {root}: is a file; choose a folder")
     return root
 
 

@@ -169,7 +169,7 @@ class RunStore:
                 return matching[0]
             if matching:
                 raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
-        there = f"there are {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
+        there = f"choose from {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
         raise RequestError(f"run {text}: no such run in {self.root}; {there}")
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:

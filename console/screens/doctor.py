@@ -73,9 +73,9 @@ class DoctorScreen(ModalScreen[None]):
         order = list(LOOKS)[::-1]
         self.checks = sorted(event.value, key=lambda check: order.index(check.status))
         bad, limits = (sum(check.status == status for check in self.checks) for status in ("fail", "warn"))
-        words = f"{bad} of {len(self.checks)} keep a run from working" if bad else "everything a run needs is there"
+        words = f"{bad} of {len(self.checks)} failed" if bad else "this machine has everything that runs need"
         if limits:
-            words += f"; {limits} thing{'s limit' if limits > 1 else ' limits'} it"
+            words += f"; {limits} warning{'s' if limits > 1 else ''}"
         self.query_one("#said", Static).update(Content(words + "\n").stylize("$text-error" if bad else "$text-success"))
         choices = self.query_one(OptionList)
         choices.clear_options()
@@ -87,18 +87,18 @@ class DoctorScreen(ModalScreen[None]):
             text = indent.join(textwrap.wrap(printable(check.text), max(room, 20)) or [""])
             line = Content.assemble((f"{glyph} ", colour), (f"{check.name:<{width}}  ", "bold"), text)
             if check.fix and check.status != "ok":
-                mend = (indent + "  ").join(textwrap.wrap(printable(check.fix), max(room - 2, 20)))
-                line += Content.assemble(indent, ("→ ", colour), (mend, "$text-primary"))
+                fix = (indent + "  ").join(textwrap.wrap(printable(check.fix), max(room - 2, 20)))
+                line += Content.assemble(indent, ("→ ", colour), (fix, "$text-primary"))
             choices.add_option(Option(line))
         choices.display = True
         choices.highlighted = 0
         choices.focus()
 
     def action_copy(self) -> None:
-        place = self.query_one(OptionList).highlighted
-        if place is None or not self.checks:
+        index = self.query_one(OptionList).highlighted
+        if index is None or not self.checks:
             return
-        check = self.checks[place]
+        check = self.checks[index]
         if check.status == "ok" or not check.fix:
             self.notify(f"{check.name}: nothing to fix", markup=False)
             return

@@ -86,7 +86,7 @@ def _column(name: str, caption: ReportCaption, marked: str, sample: ReportSample
     if sample.references:
         parts.append(f"ROUGE-L {rouge_l(caption.text, sample.references):.2f}")
     if not caption.whole:
-        parts.append("cut off at the longest length")
+        parts.append("cut off at the maximum length")
     vote = ' <span class="vote">★ best</span>' if voted else ""
     body = f'<p class="caption" dir="auto">{marked}</p>' if caption.text.strip() else '<p class="empty">no text</p>'
     return f'<section><h3>{escaped(name)}{vote}</h3>\n<p class="meta">{" · ".join(parts)}</p>\n{body}</section>'

@@ -45,15 +45,15 @@ class ConversionReport:
     model: str
     iteration: int
     layout: str
-    """Of the Megatron checkpoint's mergers, whichever side it is on."""
+    """How the Megatron checkpoint names its mergers, be it source or target."""
     dtypes: list[str]
     tensors: int
-    """In Hugging Face's names."""
+    """How many, counted by their Hugging Face names."""
     bytes: int = 0
     seconds: float = 0.0
-    """Of reading and writing, without the verification."""
+    """For reading and writing, without the verification."""
     not_finite: dict[str, int] = field(default_factory=dict)
-    """Tensors that hold NaN or infinity, and how many of them."""
+    """Tensors that hold NaN or infinity -> how many such elements."""
     verified: int | None = None
     """Tensors read again and found bitwise equal; None: not requested."""
     adapters: dict | None = None
@@ -66,7 +66,7 @@ class ConversionReport:
         return json.dumps({"v": 1} | vars(self) | {"bytes_per_second": round(rate)}, indent=2) + "\n"
 
     def rows(self) -> list[tuple[str, str]]:
-        """The short table for people."""
+        """The table that is printed: (name, value)."""
         hf, megatron = "Hugging Face", "Megatron torch_dist"
         names = {"hf": hf, "megatron": megatron, "adapters": "LoRA run (torch_dist)", "peft": "PEFT adapter"}
         direction = f"{names[self.source_kind]} -> {names[self.target_kind]}"
@@ -86,7 +86,7 @@ class ConversionReport:
                          f"{', '.join(self.adapters['targets'])} of {', '.join(self.adapters['parts'])}"))  # fmt: skip
         if self.not_finite:
             worst = max(self.not_finite, key=self.not_finite.__getitem__)
-            rows.append(("NaN", f"{sum(self.not_finite.values())} numbers in {len(self.not_finite)} tensors, most in {worst}"))
+            rows.append(("NaN", f"{sum(self.not_finite.values())} elements in {len(self.not_finite)} tensors, most in {worst}"))
         if self.forward is not None:
             rows.append(("forward", self.forward.get("skipped") or f"{self.forward['logits']} logits of one picture, bitwise equal"))
         rows.append(("written", f"{self.target} ({quantity(self.bytes, 'B')} in {duration(self.seconds)})"))
@@ -116,18 +116,18 @@ def one_dtype_a_tensor(source: ModelSource, table: list[Region], dtype: torch.dt
 
 
 def _in_file_order(source: ModelSource, tasks: list[tuple]) -> list[tuple]:
-    """Tasks that begin with a region, in the order in which a Hugging Face source holds them: a disk is read forwards."""
+    """Sort tasks, whose first item is a region, by their offset in the files of a Hugging Face source, so that a disk reads forwards."""
     if not source.hf:
         return tasks
     entries = source.hf.entries
 
-    def place(task: tuple) -> tuple[str, int]:
+    def file_offset(task: tuple) -> tuple[str, int]:
         region = task[0]
         entry = entries[region.hf[0]]
         size = (entry.end - entry.start) // region.stack if region.stack else 0
         return entry.file.name, entry.start + size * (region.at or 0)
 
-    return sorted(tasks, key=place)
+    return sorted(tasks, key=file_offset)
 
 
 def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Caster) -> int:
@@ -173,7 +173,7 @@ def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
         for i, (name, shape) in enumerate(zip(region.hf, region.stored_shapes, strict=True)):
             planned.setdefault(name, TensorSpec(name, shape, dtype))
             tasks.append((region, i, (region.at or 0) * math.prod(region.hf_shapes[i]) * dtype.itemsize))
-    stated = {p.dtype for p in planned.values()}
+    dtypes = {p.dtype for p in planned.values()}
     total = sum(p.bytes for p in planned.values())
     with SafetensorsWriter(folder, list(planned.values())) as writer, Progress("convert", total, "B") as progress:
 
@@ -190,7 +190,7 @@ def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
         in_parallel(tasks, write, progress)
         writer.finish()
     # last: a folder without config.json is not a model
-    copy_side_files(source.side, folder, stated.pop() if len(stated) == 1 else caster.dtype)
+    copy_side_files(source.side, folder, dtypes.pop() if len(dtypes) == 1 else caster.dtype)
     return writer.bytes
 
 
@@ -253,7 +253,7 @@ def _check_device(options: ConvertOptions) -> None:
         why = "--adapter writes a few small tensors" if options.adapter else "--dtype keep casts nothing"
         raise RequestError(f"--device {options.device}: {why}, so a GPU is not used; leave --device out")
     if not torch.cuda.is_available():
-        raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes")
+        raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the CPU writes the same bytes")
 
 
 def _report(report: ConversionReport, file: str | None) -> None:
@@ -264,7 +264,7 @@ def _report(report: ConversionReport, file: str | None) -> None:
 
 
 def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path) -> None:
-    """`--adapter`: the adapters alone, as PEFT reads them."""
+    """`--adapter`: write only the adapters, as a PEFT adapter."""
     if options.verify:
         raise RequestError("--verify: compares whole models; leave it out with --adapter")
     dtype = DTYPES.get(options.dtype)

@@ -1,6 +1,6 @@
 """The tables of a `torch_dist` checkpoint (`.metadata`): which tensors it has and where their chunks are stored.
 
-The tables are a pickle, read without calling anything that it names: each class that belongs in a checkpoint is replaced
+The tables are a pickle. It is read without calling anything that it names: each class that belongs in a checkpoint is replaced
 by a plain one of ours, everything else is rejected.
 """
 
@@ -144,7 +144,7 @@ class Chunk:
 
 
 class Chunks:
-    """The chunks of one tensor. Those of stacked layers and experts, one index each, are looked up by index."""
+    """The chunks of one tensor. Chunks of stacked layers and experts hold one index each and are looked up by it."""
 
     def __init__(self, chunks: list[Chunk]) -> None:
         self.all = chunks
@@ -158,8 +158,8 @@ class Chunks:
         lead = self.lead
         if math.prod(size[:lead]) >= len(self._at):
             return self.all
-        places = itertools.product(*(range(o, o + n) for o, n in zip(offset[:lead], size[:lead], strict=True)))
-        return [chunk for place in places for chunk in self._at.get(place, ())]
+        indices = itertools.product(*(range(o, o + n) for o, n in zip(offset[:lead], size[:lead], strict=True)))
+        return [chunk for index in indices for chunk in self._at.get(index, ())]
 
 
 def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageInfo], dict[str, Chunks]]:
@@ -187,4 +187,4 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
             chunks.setdefault(index.fqn, []).append(Chunk(offset, sizes[index.fqn, offset], stored))
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{file}: not readable ({error}); copy the checkpoint again") from None
-    return tensors, objects, {key: Chunks(found) for key, found in chunks.items()}
+    return tensors, objects, {key: Chunks(chunks_of_key) for key, chunks_of_key in chunks.items()}

@@ -123,9 +123,9 @@ class HFReader:
         return {self.folder / name: named[name] for name in sorted(named) if name not in missing}
 
     def read_rows(self, name: str, at: int | None, row: int, out: Tensor) -> None:
-        """Fill `out`, contiguous and of the tensor's precision, with rows from `row` on; of slice `at` of a stack.
+        """Fill `out`, contiguous and of the tensor's precision, with the rows from `row` on.
 
-        Raises WorkError when the file ends early.
+        at: the slice of a stack of experts; None for a tensor that is no stack. Raises WorkError when the file ends early.
         """
         entry = self.entries[name]
         shape = entry.shape if at is None else entry.shape[1:]
@@ -137,7 +137,7 @@ class HFReader:
             raise WorkError(f"{entry.file}: ended while {name} was read; copy it again") from None
 
     def read(self, name: str, at: int | None = None) -> Tensor:
-        """One tensor, or slice `at` of a stack, in memory of its own. Raises WorkError when the file ends early."""
+        """One tensor, or slice `at` of a stack, in newly allocated memory. Raises WorkError when the file ends early."""
         entry = self.entries[name]
         out = torch.empty(entry.shape if at is None else entry.shape[1:], dtype=entry.dtype)
         self.read_rows(name, at, 0, out)
@@ -145,7 +145,7 @@ class HFReader:
 
     @property
     def bytes(self) -> int:
-        """Size of all tensors."""
+        """Total size of the tensors."""
         return sum(e.end - e.start for e in self.entries.values())
 
 
@@ -193,10 +193,10 @@ def copy_side_files(source: Path, target: Path, dtype: torch.dtype | None = None
         if file.name == "config.json" and dtype is not None:
             config = json.loads(file.read_text())
             # transformers 4 wrote torch_dtype, transformers 5 writes dtype, at the top level and in each sub-config
-            for part in (config, config.get("text_config"), config.get("vision_config")):
+            for level in (config, config.get("text_config"), config.get("vision_config")):
                 for key in ("dtype", "torch_dtype"):
-                    if isinstance(part, dict) and key in part:
-                        part[key] = str(dtype).removeprefix("torch.")
+                    if isinstance(level, dict) and key in level:
+                        level[key] = str(dtype).removeprefix("torch.")
             (target / file.name).write_text(json.dumps(config, indent=2) + "\n")
         else:
             shutil.copyfile(file, target / file.name)

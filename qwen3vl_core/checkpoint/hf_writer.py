@@ -35,7 +35,9 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class _TensorPlace:
+class _Extent:
+    """The bytes of a file that a tensor takes."""
+
     handle: int
     start: int
     bytes: int
@@ -54,14 +56,14 @@ def _shards(planned: Iterable[TensorSpec], limit: int) -> list[list[TensorSpec]]
 
 
 class SafetensorsWriter:
-    """Tensors into one or more safetensors files, with an index where there is more than one. Use as a context manager."""
+    """Writes tensors into one or more safetensors files, with an index where there is more than one. Use as a context manager."""
 
     def __init__(self, folder: Path, planned: list[TensorSpec], shard_bytes: int | None = None) -> None:
         shards = _shards(planned, shard_bytes or SHARD_BYTES)
         self.folder = folder
         self.bytes = 0
         self._files: list[tuple[int, bytes, int]] = []
-        self._places: dict[str, _TensorPlace] = {}
+        self._extents: dict[str, _Extent] = {}
         self._map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
             file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -77,7 +79,7 @@ class SafetensorsWriter:
             self._files.append((handle, struct.pack("<Q", len(text)) + text, at))
             start = 8 + len(text)
             for t in shard:
-                self._places[t.name] = _TensorPlace(handle, start, t.bytes)
+                self._extents[t.name] = _Extent(handle, start, t.bytes)
                 start += t.bytes
             self.bytes += at
 
@@ -91,10 +93,10 @@ class SafetensorsWriter:
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Write bytes of the tensor `name`, from its byte `start` on. Several threads may write at once."""
-        place = self._places[name]
-        if start + len(data) > place.bytes:
-            raise AssertionError(f"{name}: {start + len(data)} bytes written for {place.bytes}")
-        positional_io.write_at(place.handle, data, place.start + start)
+        extent = self._extents[name]
+        if start + len(data) > extent.bytes:
+            raise AssertionError(f"{name}: {start + len(data)} bytes written for {extent.bytes}")
+        positional_io.write_at(extent.handle, data, extent.start + start)
 
     def finish(self) -> None:
         """Write the headers and the index: after this the files are complete."""

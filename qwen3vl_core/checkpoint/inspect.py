@@ -43,7 +43,7 @@ class Part:
 
 @dataclass
 class InspectReport:
-    """What a path is; None or empty where it does not apply or is unknown."""
+    """What a path holds; fields that do not apply or are unknown are None or empty."""
 
     path: str
     kind: str
@@ -69,7 +69,7 @@ class InspectReport:
     problems: list[str] = field(default_factory=list)
 
     def rows(self) -> list[str]:
-        """The table for people."""
+        """The lines that are printed."""
         rows: list[tuple[str, str]] = [("kind", self.kind)]
         if self.run:
             rows.append(("run", ", ".join(f"{key} {value}" for key, value in self.run.items() if value is not None)))
@@ -80,9 +80,9 @@ class InspectReport:
         if self.layout:
             rows.append(("layout", self.layout))
         if self.adapters:
-            of = ", ".join(map(str, self.adapters.get("targets", ())))
-            rows.append(("adapters", f"LoRA, rank {self.adapters.get('rank')}, alpha {self.adapters.get('alpha')}, of {of}"))
-            rows.append(("beside", f"the weights of {self.adapters.get('base')}"))
+            targets = ", ".join(map(str, self.adapters.get("targets", ())))
+            rows.append(("adapters", f"LoRA, rank {self.adapters.get('rank')}, alpha {self.adapters.get('alpha')}, of {targets}"))
+            rows.append(("base model", str(self.adapters.get("base"))))
         if self.iteration is not None:
             others = [i for i in self.iterations if i != self.iteration]
             iteration = str(self.iteration) if self.iteration else torch_dist.RELEASE
@@ -103,15 +103,15 @@ class InspectReport:
         if self.kind != "run":
             lines.append(f"{'side files':10s} {', '.join(self.side_files) or 'none'}")
             if self.side_files_missing:
-                lines.append(f"{'':10s} not there: {', '.join(self.side_files_missing)}")
+                lines.append(f"{'':10s} missing: {', '.join(self.side_files_missing)}")
         if self.optimizer_bytes is not None:
-            state = f"its state is here, {quantity(self.optimizer_bytes, 'B')}" if self.optimizer_bytes else "no state of it here"
+            state = f"its state is saved, {quantity(self.optimizer_bytes, 'B')}" if self.optimizer_bytes else "its state is not saved"
             lines.append(f"{'optimizer':10s} {state}")
-        return lines + [f"{'WRONG':10s} {line}" for line in self.problems]
+        return lines + [f"{'PROBLEM':10s} {line}" for line in self.problems]
 
 
 def part_of(name: str) -> str:
-    """Which part of the model a tensor belongs to, by either kind of name."""
+    """Which part of the model a tensor belongs to, by its Hugging Face or Megatron name."""
     if _PROJECTOR.match(name):
         return "projector"
     if name.startswith(("model.visual.", "vision_model.")):
@@ -121,48 +121,49 @@ def part_of(name: str) -> str:
     return "experts" if ".mlp.experts." in name else "language"
 
 
-def _count(found: InspectReport, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+def _count(report: InspectReport, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> None:
+    """Add the parts' sizes and the precisions to the report. tensors: (name, shape, dtype)."""
     parts = {name: Part() for name in PARTS}
     for name, shape, dtype in tensors:
-        numbers = math.prod(shape)
+        count = math.prod(shape)
         part = parts[part_of(name)]
-        part.parameters += numbers
-        part.bytes += numbers * dtype.itemsize
-        word = str(dtype).removeprefix("torch.")
-        found.dtypes[word] = found.dtypes.get(word, 0) + numbers * dtype.itemsize
-    found.parts = {name: part for name, part in parts.items() if part.parameters}
+        part.parameters += count
+        part.bytes += count * dtype.itemsize
+        dtype_name = str(dtype).removeprefix("torch.")
+        report.dtypes[dtype_name] = report.dtypes.get(dtype_name, 0) + count * dtype.itemsize
+    report.parts = {name: part for name, part in parts.items() if part.parameters}
 
 
-def _side(found: InspectReport, folder: Path) -> Architecture | None:
-    """The files beside the weights, and the architecture if config.json gives one."""
-    found.side_files = [file.name for file in side_files(folder)]
-    found.side_files_missing = [name for name in EXPECTED_SIDE_FILES if name not in found.side_files]
+def _side(report: InspectReport, folder: Path) -> Architecture | None:
+    """Add the side files to the report. Returns the architecture, if config.json gives one."""
+    report.side_files = [file.name for file in side_files(folder)]
+    report.side_files_missing = [name for name in EXPECTED_SIDE_FILES if name not in report.side_files]
     try:
         architecture = Architecture.read(folder)
     except RequestError as error:
-        found.problems.append(str(error))
+        report.problems.append(str(error))
         return None
-    found.model, found.tied = describe(architecture), architecture.tied
+    report.model, report.tied = describe(architecture), architecture.tied
     return architecture
 
 
 def inspect_hf(folder: Path) -> InspectReport:
-    """A folder with safetensors."""
-    found = InspectReport(str(folder), "Hugging Face model")
+    """The report of a folder with safetensors."""
+    report = InspectReport(str(folder), "Hugging Face model")
     reader = HFReader(folder, strict=False)
-    found.problems += reader.problems
-    found.files = len({entry.file for entry in reader.entries.values()})
-    _count(found, ((name, entry.shape, entry.dtype) for name, entry in reader.entries.items()))
-    architecture = _side(found, folder)
+    report.problems += reader.problems
+    report.files = len({entry.file for entry in reader.entries.values()})
+    _count(report, ((name, entry.shape, entry.dtype) for name, entry in reader.entries.items()))
+    architecture = _side(report, folder)
     if architecture is None:
-        return found
+        return report
     source = ModelSource(folder, folder, architecture, hf=reader)
     if architecture.is_moe:
         source.experts = Experts.found_in({name: entry.shape for name, entry in reader.entries.items()}, architecture)
         forms = dict.fromkeys((source.experts.gate_up, source.experts.down))
-        found.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token; {' and '.join(FORMS[f] for f in forms)}"
-    found.problems += problems(source)
-    return found
+        report.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token; {' and '.join(FORMS[f] for f in forms)}"
+    report.problems += problems(source)
+    return report
 
 
 def _written_by(data: Path, reader: torch_dist.RegionReader | None) -> str | None:
@@ -177,51 +178,51 @@ def _written_by(data: Path, reader: torch_dist.RegionReader | None) -> str | Non
 
 
 def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectReport:
-    """A checkpoint that was converted, or one of a run."""
-    found = InspectReport(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
-    named = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
-    found.iterations = sorted(int(match[1]) for match in named if match)
-    architecture = _side(found, checkpoint.root)
+    """The report of a checkpoint, from a conversion or from a run."""
+    report = InspectReport(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
+    matches = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
+    report.iterations = sorted(int(match[1]) for match in matches if match)
+    architecture = _side(report, checkpoint.root)
     reader = None
     try:
         reader = torch_dist.RegionReader(checkpoint.data)
     except RequestError as error:
-        found.problems.append(str(error))
+        report.problems.append(str(error))
     try:
-        found.parallel = _written_by(checkpoint.data, reader)
+        report.parallel = _written_by(checkpoint.data, reader)
     except RequestError as error:
-        found.problems.append(str(error))
+        report.problems.append(str(error))
     if reader is None:
-        return found
-    found.files = len(list(checkpoint.data.glob("*.distcp")))
+        return report
+    report.files = len(list(checkpoint.data.glob("*.distcp")))
     saved = reader.tensors
     if architecture is not None:
         reader.rewrite(architecture)
     weights = {key: item for key, item in reader.tensors.items() if not key.startswith(NOT_WEIGHTS) and not key.endswith("_extra_state")}
-    _count(found, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
+    _count(report, ((key, tuple(item.size), item.properties.dtype) for key, item in weights.items()))
     state = [item for key, item in reader.tensors.items() if key.startswith(("optimizer", "chained_"))]
-    found.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
-    found.adapters = lora_merge.read_adapter_note(checkpoint.data)
-    if found.adapters is not None:
-        found.kind = "adapters of a LoRA run (torch_dist)"
+    report.optimizer_bytes = sum(math.prod(item.size) * item.properties.dtype.itemsize for item in state)
+    report.adapters = lora_merge.read_adapter_note(checkpoint.data)
+    if report.adapters is not None:
+        report.kind = "adapters of a LoRA run (torch_dist)"
         try:
             open_source(checkpoint.data if checkpoint.root == checkpoint.data else checkpoint.root).check()
         except RequestError as error:
-            found.problems.append(str(error))
-        return found
+            report.problems.append(str(error))
+        return report
     try:
         layout = Layout.found_in(reader.tensors, str(path))
     except RequestError as error:
-        found.problems.append(str(error))
-        return found
-    found.layout = foreign_names.described(saved)
+        report.problems.append(str(error))
+        return report
+    report.layout = foreign_names.described(saved)
     if architecture is None:
-        found.problems += reader.damage()
-        return found
+        report.problems += reader.damage()
+        return report
     if architecture.is_moe:
-        found.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token"
-    found.problems += problems(ModelSource(path, checkpoint.root, architecture, megatron=reader, layout=layout))
-    return found
+        report.experts = f"{architecture.num_experts}, {architecture.experts_per_token} a token"
+    report.problems += problems(ModelSource(path, checkpoint.root, architecture, megatron=reader, layout=layout))
+    return report
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -233,56 +234,56 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def inspect_run(folder: Path) -> InspectReport:
-    """A run's folder: what it is, and its last checkpoint."""
+    """The report of a run's folder, with its last checkpoint."""
     plan, state = _json_object(folder / PLAN), _json_object(folder / STATE)
     run = {"kind": plan.get("kind"), "name": plan.get("name"), "status": state.get("status"), "exit code": state.get("exit_code")}
     checkpoints = folder / CHECKPOINTS
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return InspectReport(str(folder), "run", run=run | {"checkpoints": "none"})
-    found = inspect_checkpoint(checkpoints) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
-    found.path, found.kind, found.run = str(folder), f"run; its last checkpoint: {found.kind}", run
-    return found
+    report = inspect_checkpoint(checkpoints) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
+    report.path, report.kind, report.run = str(folder), f"run; its last checkpoint: {report.kind}", run
+    return report
 
 
 def inspect_checkpoint(path: Path) -> InspectReport | None:
-    """A Megatron checkpoint, even one that is missing from its folder; None where there is no sign of one."""
+    """The report of a Megatron checkpoint, or of a tracker whose checkpoint is missing; None where there is neither."""
     try:
         checkpoint = torch_dist.find(path)
     except RequestError as error:
-        found = InspectReport(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
-        _side(found, path)
-        return found
+        report = InspectReport(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
+        _side(report, path)
+        return report
     return inspect_megatron(path, checkpoint) if checkpoint else None
 
 
 def inspect(path: Path) -> InspectReport:
-    """What is at a path that holds a model, a checkpoint or a run. Raises RequestError for one that holds none of them."""
+    """The report of a model, a checkpoint or a run. Raises RequestError for a path that holds none of them."""
     if not path.exists():
         raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
     if path.is_file():
         raise RequestError(f"{path}: a file; give the folder that it is in")
     if (path / PLAN).is_file():
         return inspect_run(path)
-    found = inspect_checkpoint(path)
-    if found:
-        return found
+    report = inspect_checkpoint(path)
+    if report:
+        return report
     if is_hf_folder(path):
         return inspect_hf(path)
     pickles = pickled_weights(path)
     if pickles:
         line = f"{path}: {listed(pickles)} can run programs and are never opened; get the model as safetensors"
         return InspectReport(str(path), "folder of pickled weights", side_files=[f.name for f in side_files(path)], problems=[line])
-    holds = sorted(p.name for p in path.iterdir())
-    raise RequestError(f"{path}: no model, checkpoint, run or dataset; it holds {listed(holds) if holds else 'nothing'}")
+    names = sorted(p.name for p in path.iterdir())
+    raise RequestError(f"{path}: no model, checkpoint, run or dataset; it holds {listed(names) if names else 'nothing'}")
 
 
 def run(options: InspectOptions) -> None:
-    """Print what a path is. Raises RequestError for an unknown kind of path, WorkError when it has problems."""
+    """Print what a path holds. Raises RequestError for an unknown kind of path, WorkError when it has problems."""
     path = Path(options.path).expanduser()
-    found = inspect(path)
+    report = inspect(path)
     if options.json:
-        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(found), indent=2) + "\n")
-    print("\n".join(found.rows()))
-    if found.problems:
-        count = len(found.problems)
+        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(report), indent=2) + "\n")
+    print("\n".join(report.rows()))
+    if report.problems:
+        count = len(report.problems)
         raise WorkError(f"{path}: {count} problem{'s' if count > 1 else ''}, listed above")

@@ -1,4 +1,4 @@
-"""Weights into a model, from a Hugging Face folder or a Megatron checkpoint of any parallel layout."""
+"""Loads weights into a model, from a Hugging Face folder or a Megatron checkpoint of any parallel layout."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ __all__ = ["build_filled", "fill", "load", "side_folder"]
 
 
 class _Boxes:
-    """Boxes of Megatron tensors, from either kind of source, each region read once while it is asked for in a row."""
+    """Reads boxes of Megatron tensors from either kind of source; the last region is cached, as successive boxes often share one."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
         self.layout = Layout()
         self.by_key: dict[str, list[tuple[Region, Region]]] = {}
-        for region, there in zip(source.regions(self.layout), source.regions(), strict=True):
-            self.by_key.setdefault(region.key, []).append((region, there))
-        self._by_place: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[Region, Region]]]] = {}
+        for region, stored in zip(source.regions(self.layout), source.regions(), strict=True):
+            self.by_key.setdefault(region.key, []).append((region, stored))
+        self._by_leading: dict[tuple[str, int], dict[tuple[int, ...], list[tuple[Region, Region]]]] = {}
         self._last: tuple[Region, Tensor] | None = None
 
-    def _near(self, key: str, place: tuple[int, ...]) -> list[tuple[Region, Region]]:
-        """Regions of `key` at `place` along its leading (layer, expert) axes: a large model has thousands of them."""
-        found = self._by_place.get((key, len(place)))
-        if found is None:
-            found = self._by_place[key, len(place)] = {}
+    def _near(self, key: str, leading: tuple[int, ...]) -> list[tuple[Region, Region]]:
+        """Regions of `key` at the indices `leading` of its layer and expert axes, cached: a large model has thousands of regions."""
+        by_leading = self._by_leading.get((key, len(leading)))
+        if by_leading is None:
+            by_leading = self._by_leading[key, len(leading)] = {}
             for pair in self.by_key[key]:
-                found.setdefault(pair[0].offset[: len(place)], []).append(pair)
-        return found.get(place, [])
+                by_leading.setdefault(pair[0].offset[: len(leading)], []).append(pair)
+        return by_leading.get(leading, [])
 
-    def _region(self, region: Region, there: Region) -> Tensor:
+    def _region(self, region: Region, stored: Region) -> Tensor:
         if self._last is None or self._last[0] is not region:
-            self._last = region, self.source.read_box(there).reshape(region.size)
+            self._last = region, self.source.read_box(stored).reshape(region.size)
         return self._last[1]
 
     def copy_into(self, key: str, offset: tuple[int, ...], destination: Tensor, leading: int) -> None:
@@ -54,7 +54,7 @@ class _Boxes:
         leading: axes that count layers and experts, of length 1 in the destination.
         """
         filled = 0
-        for region, there in self._near(key, offset[:leading]):
+        for region, stored in self._near(key, offset[:leading]):
             low = [max(a, b) for a, b in zip(offset, region.offset, strict=True)]
             high = [
                 min(a + n, b + m) for a, n, b, m in zip(offset, destination.shape, region.offset, region.size, strict=True)
@@ -63,7 +63,7 @@ class _Boxes:
                 continue
             inside = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
             box = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, region.offset, strict=True))
-            part = self._region(region, there)[box]
+            part = self._region(region, stored)[box]
             destination[inside].copy_(part)
             filled += part.numel()
         if filled != destination.numel():
@@ -72,16 +72,16 @@ class _Boxes:
 
 @torch.no_grad()
 def fill(model: MegatronModule, source: ModelSource) -> None:
-    """Copy this rank's part of the weights into a model built by `build_model`, any tensor and pipeline parallel size.
+    """Copy this rank's part of the weights into a model built by `build_model`, for any tensor and pipeline parallel size.
 
-    Every parameter is written, or RequestError says which is not: a model never keeps numbers it was not given.
+    Raises RequestError unless every parameter is filled: no parameter silently keeps its initial values.
     """
     boxes = _Boxes(source)
     state = model.sharded_state_dict()
     # a stage that holds the tied embedding only for its output layer asks for it under the embedding's name
-    wanted = {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
-    apply_factories(wanted)
-    for value in nested_values(wanted):
+    sharded = {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+    apply_factories(sharded)
+    for value in nested_values(sharded):
         if not isinstance(value, ShardedTensor):
             continue
         if value.key not in boxes.by_key:
@@ -93,9 +93,9 @@ def fill(model: MegatronModule, source: ModelSource) -> None:
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
-    """A one-process model from a Hugging Face folder or a Megatron checkpoint, ready to be called.
+    """The model in a Hugging Face folder or a Megatron checkpoint, in one process, ready to be called.
 
-    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where there is one. Raises RequestError for a path
+    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where stored is one. Raises RequestError for a path
     that holds no Qwen3-VL, or one whose tensors do not fit its config.
     """
     source = open_source(path)
@@ -104,7 +104,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
 
 
 def build_filled(source: ModelSource, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
-    """`load` of a source that is open and was checked."""
+    """Like `load`, from a source that is open and checked."""
     cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
     process_groups.initialize()

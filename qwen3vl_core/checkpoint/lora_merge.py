@@ -1,7 +1,7 @@
 """The checkpoint of a LoRA run, read as a model: the base model's weights, with the adapters merged while they are read.
 
-Such a checkpoint holds adapters and optimizer only; its `extra.json` names the base model and its fingerprint, which
-identifies the base. Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
+Such a checkpoint holds only adapters and optimizer state; its `extra.json` holds the path and the fingerprint of the base model.
+Every reader of a model (convert, load, compare) sees W + (alpha / r) B A.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.adapters import Adapters
 
 ADAPTERS_KEY = "adapters"
-"""In `extra.json`."""
+"""Key in `extra.json`."""
 INNER, OUTER = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
 SAMPLES, SAMPLE = 16, 1024
 
@@ -62,15 +62,15 @@ def read_adapter_note(data: Path) -> dict[str, Any] | None:
 
 @dataclass(kw_only=True)
 class AdaptedSource(ModelSource):
-    """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are the base's."""
+    """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are those of the base."""
 
     base: ModelSource
     adapters: Adapters
-    numbers: torch_dist.RegionReader
+    reader: torch_dist.RegionReader
     canonical: dict[Region, Region] = field(init=False)
     """The base's regions -> the same regions under our own layout's names."""
     pair: Callable[[Region], tuple[Tensor, Tensor] | None] = field(init=False)
-    """`_pair` with a cache of the last results."""
+    """`_pair`, cached."""
 
     def __post_init__(self) -> None:
         self.canonical = dict(zip(self.base.regions(), self.base.regions(Layout()), strict=True))
@@ -81,34 +81,34 @@ class AdaptedSource(ModelSource):
         """Raises RequestError when the base is not the model that the adapters were trained on."""
         if fingerprint(base) != note.get("base_fingerprint"):
             raise RequestError(
-                f"{path}: holds adapters only, and {base.path} is not the model that they were trained beside (its weights "
+                f"{path}: holds adapters only, and {base.path} is not the model that they were trained on (its weights "
                 "differ); put that model there again, or name it with --base"
             )
         adapters = Adapters.read(note, str(data / EXTRA))
         return cls(
             path=path, side=side, architecture=base.architecture, hf=base.hf, megatron=base.megatron, layout=base.layout,
-            iteration=iteration, experts=base.experts, base=base, adapters=adapters, numbers=torch_dist.RegionReader(data),
+            iteration=iteration, experts=base.experts, base=base, adapters=adapters, reader=torch_dist.RegionReader(data),
         )  # fmt: skip
 
     @property
     def kind(self) -> str:
         return "adapters"
 
-    def place(self, region: Region) -> Region | None:
-        """A region of this source under our own layout's names; None where it has no adapter."""
+    def adapted_region(self, region: Region) -> Region | None:
+        """The region under our own layout's names; None where it has no adapter."""
         own = self.canonical[region]
-        return own if own.key.endswith(".weight") and own.key.removesuffix(".weight") + OUTER in self.numbers.tensors else None
+        return own if own.key.endswith(".weight") and own.key.removesuffix(".weight") + OUTER in self.reader.tensors else None
 
     def matrices(self, region: Region) -> tuple[Tensor, Tensor] | None:
-        """(A [r, in], B [rows of the region's box, r]) as saved; None where the region has no adapter."""
-        own = self.place(region)
+        """(A [r, in], B [rows of the region's box, r]) in the saved precision; None where the region has no adapter."""
+        own = self.adapted_region(region)
         if own is None:
             return None
         name, lead, rank = own.key.removesuffix(".weight"), len(own.size) - 2, self.adapters.rank
         at, single = own.offset[:lead], (1,) * lead
         rows, columns = own.size[lead:]
-        inner = self.numbers.read(name + INNER, (*at, 0, 0), (*single, rank, columns))
-        outer = self.numbers.read(name + OUTER, (*own.offset[:-1], 0), (*own.size[:-1], rank))
+        inner = self.reader.read(name + INNER, (*at, 0, 0), (*single, rank, columns))
+        outer = self.reader.read(name + OUTER, (*own.offset[:-1], 0), (*own.size[:-1], rank))
         return inner.view(rank, columns), outer.view(rows, rank)
 
     def _pair(self, region: Region) -> tuple[Tensor, Tensor] | None:
@@ -142,20 +142,20 @@ class AdaptedSource(ModelSource):
     def check(self) -> None:
         """Raises RequestError unless the base is complete and every adapter matches one of its weights."""
         self.base.check()
-        placed = [own for own in map(self.place, self.base.regions()) if own is not None]
-        known = {own.key.removesuffix(".weight") + end for own in placed for end in (INNER, OUTER)}
-        unknown = [key for key in self.numbers.tensors if (key.endswith((INNER, OUTER)) and key not in known and not key.startswith("opt"))]
+        adapted = [own for own in map(self.adapted_region, self.base.regions()) if own is not None]
+        known = {own.key.removesuffix(".weight") + end for own in adapted for end in (INNER, OUTER)}
+        unknown = [key for key in self.reader.tensors if (key.endswith((INNER, OUTER)) and key not in known and not key.startswith("opt"))]
         if unknown or not known:
-            problem = f"{unknown[0]} has no place in {self.base.path}" if unknown else "holds no adapter"
+            problem = f"{unknown[0]} adapts no weight of {self.base.path}" if unknown else "holds no adapter"
             raise RequestError(f"{self.path}: {problem}; the checkpoint is of another model")
-        for own in placed:
+        for own in adapted:
             name, lead = own.key.removesuffix(".weight"), own.global_shape[:-2]
             rows, columns = own.global_shape[-2:]
             for end, shape in ((INNER, (*lead, self.adapters.rank, columns)), (OUTER, (*lead, rows, self.adapters.rank))):
-                saved_shape = list(self.numbers.tensors[name + end].size) if name + end in self.numbers.tensors else "not there"
+                saved_shape = list(self.reader.tensors[name + end].size) if name + end in self.reader.tensors else "missing"
                 if saved_shape != list(shape):
                     raise RequestError(f"{self.path}: {name + end} is {saved_shape}, not {list(shape)}; copy the checkpoint again")
-        for line in self.numbers.damage():
+        for line in self.reader.damage():
             raise RequestError(line)
 
     def outer_parts(self, region: Region, outer: Tensor) -> list[Tensor]:

@@ -51,7 +51,7 @@ class ModelSource:
         return regions(self.architecture, layout or self.layout, self.experts)
 
     def read_hf(self, region: Region) -> list[Tensor]:
-        """The Hugging Face tensors of a region; of stacked experts its slices."""
+        """The Hugging Face tensors of a region, or its slices of stacked experts."""
         if self.hf:
             return [self.hf.read(name, region.at) for name in region.hf]
         return transforms.to_hf(region, self.boxes.read(region.key, region.offset, region.size))
@@ -63,10 +63,7 @@ class ModelSource:
         return self.boxes.read(region.key, region.offset, region.size)
 
     def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
-        """Fill `out`, flat, with rows that lie together: from `row` on in Hugging Face's tensor, from `at` on in the box.
-
-        The source's kind decides which of the two is used.
-        """
+        """Fill `out`, 1-D, with contiguous rows: from `row` on in a Hugging Face source, from `at` on in the box of a Megatron source."""
         if self.hf:
             self.hf.read_rows(region.hf[tensor], region.at, row, out)
             return
@@ -96,7 +93,7 @@ def describe(architecture: Architecture) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first three, and how many more."""
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -140,7 +137,7 @@ def _of_hf(source: ModelSource, reader: HFReader) -> Iterator[str]:
 
 
 def _equal(reader: HFReader, one: str, other: str) -> bool:
-    """Whether two tensors hold the same bits; compared by rows, for the vocabulary is large."""
+    """Whether two tensors hold the same bits; compared block by block, because the vocabulary is large."""
     a, b = reader.entries[one], reader.entries[other]
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -179,4 +176,4 @@ def _missing_and_unused(source: ModelSource, missing: list[str], unused: list[st
             "the checkpoint is of another size or incomplete"
         )
     if unused:
-        yield f"{source.path}: {len(unused)} tensors have no place in {config}: {listed(unused)}; the checkpoint is of another size or kind"
+        yield f"{source.path}: {len(unused)} tensors do not belong to {config}: {listed(unused)}; the checkpoint is of another size or kind"

@@ -1,16 +1,16 @@
 """The name map: which Hugging Face tensors make up each part of each tensor in a Megatron checkpoint.
 
-`TABLE` is the map, one row a tensor, for both directions; search it for the name you know. `{i}` is the layer (a deepstack merger's
-own number), `{e}` the expert. The rest of this module walks the table and gives `Region`s: a box in one Megatron tensor as it is on
-disk (layers stacked along a leading axis) and the Hugging Face tensors that fill it, through one of these transforms:
+`TABLE` is the map, one row per tensor, for both directions; search it for the name you know. `{i}` is the layer (or the deepstack
+merger's own index), `{e}` the expert. The rest of this module walks the table and gives `Region`s: a box in one Megatron tensor as
+stored on disk (layers stacked along a leading axis) and the Hugging Face tensors that fill it, through one of these transforms:
 
-- `copy`       one tensor, the same numbers.
-- `rows`       several tensors, one below the other.
-- `transposed` one matrix, columns for rows (the published files keep their experts so).
-- `groups`     query, key and value of the language tower: Megatron keeps them together by key/value head.
-- `heads`      query, key and value of the vision tower: Hugging Face has all queries first, Megatron goes head by head.
+- `copy`       one tensor, unchanged.
+- `rows`       several tensors, concatenated along their rows.
+- `transposed` one matrix, transposed (the published files store their experts this way).
+- `groups`     query, key and value of the language tower: Megatron interleaves them by key/value head.
+- `heads`      query, key and value of the vision tower: Hugging Face has all queries first, Megatron interleaves them by head.
 
-Two ways of naming the mergers are in use in Megatron checkpoints, `bridge` and `pai`, and three of keeping the experts of
+Two ways of naming the mergers are in use in Megatron checkpoints, `bridge` and `pai`, and three of storing the experts of
 a layer in Hugging Face files (`Experts`). Imports no torch.
 """
 
@@ -33,19 +33,19 @@ LANGUAGE, VISION = "language_model.", "vision_model."
 
 @dataclass(frozen=True)
 class MapRow:
-    """One tensor of the map."""
+    """One Megatron tensor, and the Hugging Face tensors that it consists of."""
 
     megatron: str
-    """Its name; the layer's number and the point after it are left out where layers are stacked."""
+    """Megatron's name; `{i}.` is left out where layers are stacked."""
     transform: str
     hf: Mapping[str, str]
-    """Hugging Face names -> shapes, in the words of `_dimensions`; of an expert's part in a stack without the experts' axis."""
+    """Hugging Face names -> shapes, in the words of `_dimensions`; stacks of experts without the expert axis."""
     layouts: tuple[str, ...] = ("bridge", "pai")
     """Ways of naming the mergers that have this row."""
     only: str = ""
     """Models that have it: `dense` or `moe` layers, `untied` embeddings."""
     experts: tuple[str, str] | None = None
-    """The form of a layer's experts in Hugging Face files, as field and value of `Experts`, that has it."""
+    """For a tensor of the experts: (field, value) of `Experts` for which this row applies."""
 
 
 BRIDGE, PAI = ("bridge",), ("pai",)
@@ -199,17 +199,18 @@ class Region:
     size: Shape
     hf: tuple[str, ...]
     hf_shapes: tuple[Shape, ...]
-    """Of what is taken from each tensor: all of it, or the slice of one expert."""
+    """Shapes of what is taken from each tensor: all of it, or the slice of one expert."""
     transform: str = "copy"
     groups: int = 1
-    """`groups`: key/value heads; `heads`: attention heads."""
+    """Of transform `groups`: key/value heads; of `heads`: attention heads."""
     at: int | None = None
-    """Where the Hugging Face tensors are stacks of `stack` experts: the slice that this region takes."""
+    """If the Hugging Face tensors are stacks of experts: the index of this region's slice."""
     stack: int = 0
+    """The number of experts in such a stack."""
 
     @property
     def stored_shapes(self) -> tuple[Shape, ...]:
-        """The shapes of the whole tensors in the files."""
+        """The shapes of the complete tensors in the files."""
         return self.hf_shapes if self.at is None else tuple((self.stack, *shape) for shape in self.hf_shapes)
 
 
@@ -218,7 +219,7 @@ class Experts:
     """How Hugging Face files store the experts of a layer; as published by default.
 
     `transposed`: all in one tensor, [experts, in, out]. `straight`: all in one, [experts, out, in], as transformers 5
-    writes it. `each`: gate, up and down projection of each expert a tensor of its own, [out, in].
+    writes it. `each`: gate, up and down projection of each expert as separate tensors, [out, in].
     """
 
     gate_up: str = "transposed"
@@ -226,7 +227,7 @@ class Experts:
 
     @classmethod
     def found_in(cls, shapes: Mapping[str, Shape], a: Architecture) -> Experts:
-        """From the names and shapes in the files. A square stack has the form of the other one of its layer."""
+        """Detected from the names and shapes in the files. A square stack is taken to have the form of the layer's other stack."""
         base = f"{HF_LANGUAGE}layers.0.mlp.experts."
         width = a.expert_ffn_hidden_size
         forms: list[str] = []
@@ -242,7 +243,8 @@ class Experts:
 
     @classmethod
     def written(cls, a: Architecture) -> Experts:
-        """As published. A square stack is written straight: transformers 5 tells the two apart by their shapes alone."""
+        """How a conversion writes them: as published. A square stack is written straight: transformers 5 tells the two forms apart by
+        their shapes alone."""
         return cls("straight", "straight") if a.hidden_size in (a.expert_ffn_hidden_size, 2 * a.expert_ffn_hidden_size) else cls()
 
 
@@ -256,19 +258,19 @@ class Layout:
 
     @classmethod
     def named(cls, name: str) -> Layout:
-        """The layout as it is written: `pai` never stacks its deepstack mergers."""
+        """The layout that a conversion writes: `pai` never stacks its deepstack mergers."""
         return cls(name, True, name == "bridge")
 
     @classmethod
-    def found_in(cls, keys: set[str] | dict, where: str) -> Layout:
-        """The layout of a checkpoint that holds `keys`. Raises RequestError when it is none of the known ones."""
+    def found_in(cls, keys: set[str] | dict, path: str) -> Layout:
+        """The layout of the checkpoint at `path`, which holds `keys`. Raises RequestError when it is none of the known ones."""
         if VISION + "merger.linear_fc1.weight" in keys:
             mergers = "bridge"
         elif VISION + "projection.encoder.linear_fc1.weight" in keys:
             mergers = "pai"
         else:
             some = ", ".join(sorted(k for k in keys if not k.startswith("optimizer"))[:3])
-            raise RequestError(f"{where}: no Qwen3-VL vision tower in it (it holds {some or 'nothing'}, …); choose a Qwen3-VL checkpoint")
+            raise RequestError(f"{path}: no Qwen3-VL vision tower in it (it holds {some or 'nothing'}, …); choose a Qwen3-VL checkpoint")
         stacked = LANGUAGE + "decoder.layers.self_attention.linear_proj.weight" in keys
         one = VISION + "decoder.deepstack_merger_list."
         return cls(mergers, stacked, one + "linear_fc1.weight" in keys)
@@ -283,8 +285,8 @@ def _is_used(row: MapRow, a: Architecture, layout: Layout, experts: Experts) -> 
 
 
 def _repeats(row: MapRow, a: Architecture, layout: Layout) -> tuple[str, int, bool]:
-    """(what the row is repeated over, how often, whether Megatron stacks it). Rows that follow each other over the same layers are
-    taken layer by layer."""
+    """(what the row is repeated over, how often, whether Megatron stacks it). Successive rows over the same layers form one group,
+    which is walked layer by layer."""
     if "{i}" not in row.megatron:
         return row.megatron, 1, False
     for base, count in ((LANGUAGE + "decoder.layers.", a.num_layers), (VISION + "decoder.layers.", a.vision.num_layers)):
@@ -299,7 +301,7 @@ def _megatron_shape(transform: str, shapes: list[Shape]) -> Shape:
 
 
 def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: bool) -> Iterator[Region]:
-    """The regions of a row in layer `index` of `count`: one, one an expert, or one a Hugging Face tensor."""
+    """The regions of a row in layer `index` of `count`: one, one per expert, or one per Hugging Face tensor."""
     sizes = _dimensions(a)
     shapes = [tuple(sizes[word] for word in shape.split()) for shape in row.hf.values()]
     shape = _megatron_shape(row.transform, shapes)
@@ -307,7 +309,7 @@ def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: b
     lead, at = ((count,), (index,)) if stacked else ((), ())
     groups = {"groups": a.num_kv_heads, "heads": a.vision.num_heads}.get(row.transform, 1)
     if row.experts is not None:
-        # one region an expert and projection, so that the largest thing in memory is one expert
+        # one region per expert and projection, so that at most one expert is in memory
         for expert in range(a.num_experts):
             names = tuple(name.format(i=index, e=expert) for name in row.hf)
             box = (key, (*lead, a.num_experts, *shape), (*at, expert, *(0,) * len(shape)), (1,) * (len(lead) + 1) + shape)
@@ -316,7 +318,7 @@ def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: b
         return
     hf_names = tuple(name.format(i=index) for name in row.hf)
     if row.transform == "rows":
-        # each tensor by itself, for the same reason
+        # one region per tensor, for the same reason
         begin = 0
         for name, piece in zip(hf_names, shapes, strict=True):
             offset = (*at, begin, *(0,) * (len(shape) - 1))
@@ -328,24 +330,24 @@ def _regions_of(row: MapRow, a: Architecture, index: int, count: int, stacked: b
 
 
 def regions(architecture: Architecture, layout: Layout | None = None, experts: Experts | None = None) -> list[Region]:
-    """Every region of a checkpoint with this architecture. The order and the boxes are the same for each layout and form."""
+    """Every region of a checkpoint with this architecture. Order and boxes are the same for all layouts and forms of experts."""
     layout, experts = layout or Layout(), experts or Experts.written(architecture)
     rows = [row for row in TABLE if _is_used(row, architecture, layout, experts)]
-    found: list[Region] = []
+    result: list[Region] = []
     for (_, count, stacked), group in groupby(rows, key=lambda row: _repeats(row, architecture, layout)):
         repeated = list(group)
         for index in range(count):
             for row in repeated:
-                found += _regions_of(row, architecture, index, count, stacked)
-    return found
+                result += _regions_of(row, architecture, index, count, stacked)
+    return result
 
 
-# Modules that keep a state of their own under Transformer Engine (fp8 scaling); Megatron's loader asks for an entry of each
+# Modules with a state of their own under Transformer Engine (fp8 scaling); Megatron's loader expects an entry for each
 _STATEFUL = ("self_attention.core_attention", "self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
 def extra_states(architecture: Architecture, layout: Layout) -> Iterator[tuple[str, Shape, Shape]]:
-    """(key, index, count) of every empty module state that a Megatron checkpoint lists beside its tensors."""
+    """(key, index, count) of every empty module state that a Megatron checkpoint lists in addition to its tensors."""
     a, v = architecture, architecture.vision
     attention, mlp = _STATEFUL[:3], _STATEFUL[3:]
     language = (*attention, "self_attention.q_layernorm", "self_attention.k_layernorm", *(("pre_mlp_layernorm",) if a.is_moe else mlp))

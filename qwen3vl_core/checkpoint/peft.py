@@ -1,8 +1,8 @@
 """The adapters of a LoRA run as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`, as `peft` reads them.
 
-Hugging Face has separate query, key, value, gate and up projections: each gets the common A and its own rows of B. The experts of a
-layer are one parameter there (`target_parameters`): A of all experts are concatenated by rows, the columns of B are ordered by rank
-first and expert second, and the wrapper of the second parameter encloses that of the first.
+Hugging Face has separate query, key, value, gate and up projections: each gets the shared A and its own rows of B. All experts of a
+layer are one parameter there (`target_parameters`): the A matrices of the experts are concatenated by rows, the columns of B are
+ordered by rank first and expert second, and the wrapper of the second parameter encloses that of the first.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ def _matrices(source: AdaptedSource, region: Region) -> tuple[Tensor, Tensor]:
 
 
 def _single(source: AdaptedSource, region: Region, tensors: dict[str, Tensor]) -> None:
+    """Add the adapters of the linear layers that a region holds to `tensors`."""
     inner, outer = _matrices(source, region)
-    for name, part in zip(region.hf, source.outer_parts(region, outer), strict=True):
+    for name, rows in zip(region.hf, source.outer_parts(region, outer), strict=True):
         module = PREFIX + name.removesuffix(".weight")
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = inner.clone(), part.contiguous()
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = inner.clone(), rows.contiguous()
 
 
 def _stacked(source: AdaptedSource, regions: list[Region], wrappers: int, tensors: dict[str, Tensor]) -> None:
-    """All experts of one parameter; regions in the order of the experts. wrappers: how many enclose this one."""
+    """Add the adapters of all experts of one parameter to `tensors`.
+
+    regions: in the order of the experts. wrappers: how many other PEFT wrappers enclose this one.
+    """
     pairs = [_matrices(source, region) for region in regions]
     module = PREFIX + regions[0].hf[0].rsplit(".", 1)[0] + ".base_layer" * wrappers
     tensors[f"{module}.lora_A.weight"] = torch.cat([inner for inner, _ in pairs])
@@ -46,12 +50,12 @@ def _stacked(source: AdaptedSource, regions: list[Region], wrappers: int, tensor
 
 
 def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """(tensors by PEFT's names, endings of the modules' names, endings of the parameters' names)."""
+    """(tensors by PEFT's names, `target_modules`, `target_parameters`): the last two are endings of names."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, None] = {}
     stacks: dict[str, list[Region]] = {}
     for region in source.regions():
-        if source.place(region) is None:
+        if source.adapted_region(region) is None:
             continue
         if region.at is not None:
             stacks.setdefault(region.hf[0], []).append(region)
@@ -70,7 +74,7 @@ def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], lis
 
 
 def config_of(source: AdaptedSource, modules: list[str], parameters: list[str]) -> dict[str, Any]:
-    """`adapter_config.json`."""
+    """The content of `adapter_config.json`."""
     a = source.adapters
     alpha = int(a.alpha) if float(a.alpha).is_integer() else a.alpha
     return {

@@ -1,6 +1,6 @@
 """Reads and writes at an offset of a file, from several threads at once. Imports no torch.
 
-Plain reads instead of a memory map: memory stays what the caller's buffers are, and a disk that fails raises an error
+Plain reads instead of a memory map: memory is bounded by the caller's buffers, and a failing disk raises an error
 instead of killing the process.
 """
 
@@ -29,7 +29,7 @@ class _Handles(OrderedDict):
 
 
 class FileReader:
-    """Files open for reading: each thread has its own handles, so that each is read ahead of where that thread reads."""
+    """Files open for reading. Each thread has its own handles, so that the kernel reads ahead where that thread reads."""
 
     def __init__(self) -> None:
         self._local = threading.local()

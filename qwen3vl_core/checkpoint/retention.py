@@ -19,7 +19,7 @@ METADATA, COMMON, BACKEND, EXTRA = ".metadata", "common.pt", "metadata.json", "e
 
 
 def iterations(directory: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending. One that is being built has another name."""
+    """Steps of the checkpoints in a folder, ascending. A checkpoint that is still being written has another name."""
     steps = (checkpoint_step(entry.name) for entry in directory.glob(f"{ITERATION}*") if entry.is_dir())
     return sorted(step for step in steps if step is not None)
 
@@ -40,19 +40,19 @@ def damage(data: Path) -> str | None:
 def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
     """(the newest complete checkpoint, a line for each newer incomplete one).
 
-    One newer than the tracker's step is ignored: a user may write an older step into the tracker. Without a tracker each one
-    counts, as a folder gets its name only when it is complete. (None, …) where there is none.
-    Raises RequestError when there are some and none is complete.
+    Checkpoints newer than the tracker's step are ignored: a user may write an older step into the tracker. Without a tracker all of
+    them count, as a folder gets its name only when it is complete. (None, []) where there are no checkpoints.
+    Raises RequestError when there are checkpoints and none is complete.
     """
     steps = iterations(directory)
     try:
-        word = (directory / torch_dist.TRACKER).read_text().strip()
+        tracked = (directory / torch_dist.TRACKER).read_text().strip()
     except FileNotFoundError:
-        word = ""
-    if word.isdigit():
-        steps = [step for step in steps if step <= int(word)]
-        if int(word) not in steps:
-            steps.append(int(word))
+        tracked = ""
+    if tracked.isdigit():
+        steps = [step for step in steps if step <= int(tracked)]
+        if int(tracked) not in steps:
+            steps.append(int(tracked))
     problems: list[str] = []
     for step in reversed(steps):
         data = directory / torch_dist.iteration_folder(step)
@@ -66,7 +66,7 @@ def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
 
 
 def _in_use(data: Path) -> bool:
-    """Whether a process reads a checkpoint folder, and so holds the lock of `torch_dist.held`."""
+    """Whether a process is reading a checkpoint folder, and so holds the lock of `torch_dist.shared_lock`."""
     try:
         with open(data / METADATA, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

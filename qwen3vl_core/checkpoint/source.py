@@ -1,4 +1,4 @@
-"""What a path holds: a Hugging Face folder, a Megatron checkpoint, or a LoRA run's checkpoint with the model beside it."""
+"""Opens a model for reading: a Hugging Face folder, a Megatron checkpoint, or a LoRA run's checkpoint with its base model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qwen3vl_core.sizes import Architecture
 
 
 def open_source(path: str | Path, hf_folder: str | None = None, option: str = "", base: str | None = None) -> ModelSource:
-    """Find out what `path` is. `hf_folder` gives config and tokenizer where a Megatron checkpoint has none beside it.
+    """Open the model at `path`, whatever kind it is.
 
-    base: where the other weights of a LoRA run's checkpoint are, if not where the run found them.
-    Raises RequestError for a path that is neither a model folder nor a checkpoint; `option` names it in the message.
+    hf_folder: has config and tokenizer where a Megatron checkpoint has none beside it. base: the base model of a LoRA run, if it
+    was moved since. option: named in messages. Raises RequestError for a path that is neither a model folder nor a checkpoint.
     """
     path = Path(path).expanduser()
     name = f"{option} {path}".strip()
@@ -50,31 +50,31 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
     if pickles:
         raise RequestError(f"{name}: its weights are pickles ({listed(pickles)}), which can run programs and are never opened; "
                            "get the model as safetensors")  # fmt: skip
-    holds = sorted(p.name for p in path.iterdir())
+    names = sorted(p.name for p in path.iterdir())
     raise RequestError(
         f"{name}: neither a Hugging Face folder (config.json and .safetensors) nor a Megatron checkpoint ({torch_dist.TRACKER}); "
-        f"it holds {listed(holds) if holds else 'nothing'}; choose the model's own folder"
+        f"it holds {listed(names) if names else 'nothing'}; choose the model's own folder"
     )
 
 
 def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: dict[str, Any], base: str | None) -> ModelSource:
-    """The checkpoint of a LoRA run and its base model, which may be a LoRA run's too."""
+    """Open the checkpoint of a LoRA run and its base model, which may be a LoRA run's too."""
     folder = Path(base or str(note.get("base", ""))).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"{path}: holds adapters only; the model that they were trained beside is missing from {folder}: restore it "
+        raise RequestError(f"{path}: holds adapters only; the model that they were trained on is missing from {folder}: restore it "
                            "there, or name it with qwen3vl convert --base")  # fmt: skip
-    seen, at = {checkpoint.data.resolve()}, folder
-    while (found := torch_dist.find(at)) and (more := read_adapter_note(found.data)):
-        if found.data.resolve() in seen:
-            raise RequestError(f"{path}: its adapters name themselves as the model beside them; copy the checkpoint again")
-        seen.add(found.data.resolve())
-        at = Path(str(more.get("base", ""))).expanduser()
-    beside = open_source(folder, option="--base" if base else "")
-    return AdaptedSource.of(path, side, checkpoint.iteration, checkpoint.data, beside, note)
+    seen, next_base = {checkpoint.data.resolve()}, folder
+    while (base_checkpoint := torch_dist.find(next_base)) and (base_note := read_adapter_note(base_checkpoint.data)):
+        if base_checkpoint.data.resolve() in seen:
+            raise RequestError(f"{path}: its adapters name themselves as their base model; copy the checkpoint again")
+        seen.add(base_checkpoint.data.resolve())
+        next_base = Path(str(base_note.get("base", ""))).expanduser()
+    base_source = open_source(folder, option="--base" if base else "")
+    return AdaptedSource.of(path, side, checkpoint.iteration, checkpoint.data, base_source, note)
 
 
 def side_folder(path: str | Path) -> Path:
-    """The folder with config.json and tokenizer of either kind of model. Raises RequestError where there is none."""
+    """The folder with config.json and tokenizer of a model of either kind. Raises RequestError where there is none."""
     path = Path(path).expanduser()
     checkpoint = torch_dist.find(path) if path.is_dir() else None
     folder = checkpoint.root if checkpoint else path

@@ -25,7 +25,7 @@ from qwen3vl_core.progress import Progress
 BLOCK = 512 * 1024
 """Elements in a block."""
 THREADS = 4
-"""More do not make a single disk faster."""
+"""More threads do not make a single disk faster."""
 POLL_SECONDS = 0.1
 # infinity and NaN have all exponent bits set
 EXPONENTS = {
@@ -34,30 +34,30 @@ EXPONENTS = {
 }  # fmt: skip
 
 Block = tuple[Tensor, list[tuple[str, int]]]
-"""Elements, 1-D, and the tensors (by Hugging Face's names) that they belong to: [(name, elements), …]."""
+"""Elements, 1-D, and the Hugging Face tensors that they belong to: [(name, elements), …]."""
 
 
 class Buffers:
     """Memory that one thread reuses."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def get(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements of `dtype`; the previous contents of `name` are overwritten."""
-        held, size = self._held.get(name), count * dtype.itemsize
-        if held is None or held.numel() < size:
-            held = self._held[name] = torch.empty(size, dtype=torch.uint8)
-        return held[:size].view(dtype)
+        buffer, size = self._buffers.get(name), count * dtype.itemsize
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size].view(dtype)
 
 
-def _in_rows(source: ModelSource, region: Region, wanted_spans: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
-    """Blocks of complete rows of `width` elements, in the order of `wanted_spans`; all rows of a block have one precision."""
+def _in_rows(source: ModelSource, region: Region, spans_to_read: Iterable[Span], width: int, buffers: Buffers) -> Iterator[Block]:
+    """Blocks of complete rows of `width` elements, in the order of `spans_to_read`; all rows of a block have one precision."""
     limit = max(1, BLOCK // width)
     filled, dtype = 0, None
     parts: list[tuple[str, int]] = []
     buffer = torch.empty(0)
-    for span in wanted_spans:
+    for span in spans_to_read:
         done = 0
         span_dtype = source.dtype_of(region, span.tensor)
         while done < span.rows:
@@ -93,7 +93,7 @@ def _transposed(source: ModelSource, region: Region, shape: tuple[int, int], buf
 
 
 def box_blocks(source: ModelSource, region: Region, buffers: Buffers) -> Iterator[Block]:
-    """The elements of a region's Megatron box, in order, from either kind of source."""
+    """The elements of a region's Megatron box, block by block, from either kind of source."""
     rows, width = rows_of(region)
     if region.transform != "transposed":
         return _in_rows(source, region, spans(region), width, buffers)
@@ -103,18 +103,18 @@ def box_blocks(source: ModelSource, region: Region, buffers: Buffers) -> Iterato
 
 
 def hf_blocks(source: ModelSource, region: Region, tensor: int, buffers: Buffers) -> Iterator[Block]:
-    """The elements of one of a region's Hugging Face tensors (of one expert's slice of it), in order, from either kind."""
+    """The elements of one of a region's Hugging Face tensors (or of one expert's slice of it), block by block, from either kind."""
     rows, width = region.hf_shapes[tensor][0], math.prod(region.hf_shapes[tensor][1:])
     if region.transform != "transposed":
-        mine = sorted((span for span in spans(region) if span.tensor == tensor), key=lambda span: span.row)
-        return _in_rows(source, region, mine, width, buffers)
+        of_tensor = sorted((span for span in spans(region) if span.tensor == tensor), key=lambda span: span.row)
+        return _in_rows(source, region, of_tensor, width, buffers)
     if source.hf:
         return _in_rows(source, region, [Span(0, 0, 0, rows)], width, buffers)
     return _transposed(source, region, (width, rows), buffers)
 
 
 def any_not_finite(values: Tensor, buffers: Buffers) -> bool:
-    """Whether `values` hold a NaN or an infinity, from their bits."""
+    """Whether `values` hold a NaN or an infinity. Looks at the exponent bits, which is faster than `isfinite`."""
     if values.dtype not in EXPONENTS:
         return False
     integer, exponent = EXPONENTS[values.dtype]
@@ -163,12 +163,12 @@ class Caster:
         cast.copy_(values if self.device == "cpu" else values.to(self.device).to(self.dtype))
         if self.dtype is torch.float16 and any_not_finite(cast, buffers) and bool((~cast.isfinite() & values.isfinite()).any()):
             names = ", ".join(dict.fromkeys(name for name, _ in parts))
-            raise WorkError(f"{self.source}: {names}: holds numbers beyond fp16's 65504; use --dtype bf16")
+            raise WorkError(f"{self.source}: {names}: holds values beyond fp16's 65504; use --dtype bf16")
         return cast
 
 
 def raw_bytes(values: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, not copied."""
+    """The bytes of a contiguous tensor, without a copy."""
     return values.view(torch.uint8).numpy().data
 
 
@@ -177,7 +177,7 @@ class _StreamStopped(Exception):
 
 
 class Worker:
-    """One thread's buffers (two sets, for work that compares) and its count of bytes done."""
+    """One thread's buffers (two sets, for tasks that compare) and its count of bytes done."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.buffers, self.second = Buffers(), Buffers()
@@ -186,14 +186,14 @@ class Worker:
         self._stop = stop
 
     def advance(self, size: int, note: str) -> None:
-        """Count bytes as done. Raises when the work is to stop."""
+        """Count bytes as done. Raises when another thread failed."""
         self.done += size
         self.note = note
         if self._stop.is_set():
             raise _StreamStopped
 
 
-def _processors() -> int:
+def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -230,7 +230,7 @@ def in_parallel(tasks: Sequence[Any], do: Callable[[Any, Worker], None], progres
                 failures.append((number, error))
                 stop.set()
 
-    workers = [Worker(stop) for _ in range(min(THREADS, _processors(), len(tasks)))]
+    workers = [Worker(stop) for _ in range(min(THREADS, _cpu_count(), len(tasks)))]
     threads = [threading.Thread(target=work, args=(worker,), name=f"convert-{i}", daemon=True) for i, worker in enumerate(workers)]
     counted = 0
     with _single_threaded_operations():

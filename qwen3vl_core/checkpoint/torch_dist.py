@@ -1,4 +1,4 @@
-"""Megatron's `torch_dist` checkpoints, read and written box by box: no model, no process group, no unsafe unpickling.
+"""Reads Megatron's `torch_dist` checkpoints box by box: no model, no process group, no unsafe unpickling.
 
 A checkpoint folder holds `latest_checkpointed_iteration.txt` (the tracker: `release` or a number) and `release/` or
 `iter_0000500/` with `.metadata` (the tables), `*.distcp` (the tensors), `common.pt` and `metadata.json`.
@@ -36,9 +36,9 @@ class Checkpoint:
     """A checkpoint found on disk."""
 
     root: Path
-    """Holds the tracker, and config and tokenizer if they were copied."""
+    """The folder with the tracker, and with config and tokenizer if they were copied."""
     data: Path
-    """Holds `.metadata` and the tensors."""
+    """The folder with `.metadata` and the tensors."""
     iteration: int
     """0 for `release`."""
 
@@ -91,13 +91,13 @@ def read_common(data: Path) -> dict[str, Any]:
 
 
 def unsafe(file: Path, error: Exception) -> RequestError:
-    """What a file is refused with that names more than plain values."""
+    """The error for a file that names more than plain values."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return RequestError(f"{file}: holds more than tensors and plain values ({reason}); not loaded")
 
 
-def held(data: Path) -> BinaryIO | None:
-    """A shared lock on a checkpoint folder while the returned file is referenced: the training run does not delete it meanwhile.
+def shared_lock(data: Path) -> BinaryIO | None:
+    """Lock a checkpoint folder while the returned file is referenced, so that the training run does not delete it meanwhile.
 
     None where the file system has no locks, or there is no checkpoint.
     """
@@ -114,10 +114,10 @@ class RegionReader:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self._held = held(data)
+        self._lock = shared_lock(data)
         self.tensors, self.objects, self._chunks = read_tables(data / ".metadata")
         self._files = FileReader()
-        self._places: dict[int, TensorLocation | None] = {}
+        self._locations: dict[int, TensorLocation | None] = {}
 
     def file_of(self, stored: StorageInfo) -> Path:
         """The file of a stored object. Only the last part of its name is used, so that it cannot point outside the folder."""
@@ -126,7 +126,7 @@ class RegionReader:
     def damage(self) -> list[str]:
         """A line for each file that is missing or shorter than the tables say."""
         needed: dict[Path, int] = {}
-        for stored in itertools.chain(self.objects.values(), (c.stored for found in self._chunks.values() for c in found.all)):
+        for stored in itertools.chain(self.objects.values(), (c.stored for chunks in self._chunks.values() for c in chunks.all)):
             file = self.file_of(stored)
             needed[file] = max(needed.get(file, 0), stored.offset + stored.length)
         lines = []
@@ -175,21 +175,21 @@ class RegionReader:
         except (RuntimeError, EOFError, ValueError) as error:
             raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
 
-    def _place(self, stored: StorageInfo) -> TensorLocation | None:
-        """Where a chunk's data is in its record; None where it has to be loaded as a whole."""
-        if id(stored) not in self._places:
+    def _location(self, stored: StorageInfo) -> TensorLocation | None:
+        """Where a chunk's data is in its record; None where the record has to be loaded as a whole."""
+        if id(stored) not in self._locations:
 
             def read(offset: int, count: int) -> bytes:
                 out = bytearray(count)
                 self._bytes(stored, offset, memoryview(out))
                 return bytes(out)
 
-            self._places[id(stored)] = None if getattr(stored, "transform_descriptors", None) else locate(read, stored.length)
-        return self._places[id(stored)]
+            self._locations[id(stored)] = None if getattr(stored, "transform_descriptors", None) else locate(read, stored.length)
+        return self._locations[id(stored)]
 
     def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor) -> Tensor:
-        """The box [low, high) of a chunk's record, in coordinates of the record; in `out` if it can be read straight into it."""
-        location, record = self._place(chunk.stored), chunk.record
+        """The box [low, high) of a chunk's record, in coordinates of the record; read into `out` if that needs no copy, else a new tensor."""
+        location, record = self._location(chunk.stored), chunk.record
         extent = tuple(b - a for a, b in zip(low, high, strict=True))
         inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         if location is None or location.dtype != dtype or math.prod(location.shape) != math.prod(record):
@@ -213,9 +213,9 @@ class RegionReader:
         return rows[(slice(None),) * (axis + 1) + inside[axis + 1 :]] if extent else rows
 
     def read(self, key: str, offset: Shape | None = None, size: Shape | None = None, out: Tensor | None = None) -> Tensor:
-        """A box of the tensor `key`; the whole of it by default. Raises RequestError when chunks are missing.
+        """A box of the tensor `key`; all of it by default. Raises RequestError when chunks are missing.
 
-        out: destination, contiguous, of shape `size` and the tensor's precision; else newly allocated.
+        out: a contiguous tensor of shape `size` and the stored precision to read into; allocated by default.
         """
         entry = self.tensors[key]
         offset = offset or (0,) * len(entry.size)
@@ -243,5 +243,5 @@ class RegionReader:
             self.tensors, self._chunks = foreign_names.rewritten(self.tensors, self._chunks, architecture)
 
     def read_object(self, unique_key: str) -> Any:
-        """A saved object (Megatron wraps each in a list). KeyError when it is not there."""
+        """A saved object (Megatron wraps each in a list). Raises KeyError when the checkpoint does not have it."""
         return self._load(self.objects[unique_key])[0]

@@ -1,4 +1,4 @@
-"""Writes a `torch_dist` checkpoint box by box, from several threads, in the form of a single rank's save.
+"""Writes a `torch_dist` checkpoint box by box, from several threads, as if one rank had saved it.
 
 The offset of each box is known before the first byte, so the files do not depend on the order of the threads.
 """
@@ -27,7 +27,7 @@ FILES = 4
 
 @dataclass(frozen=True)
 class Box:
-    """Space reserved for one box, in file number `file` from byte `start` on."""
+    """The space reserved for one box: in file number `file`, from byte `start` on."""
 
     file: int
     start: int
@@ -35,7 +35,7 @@ class Box:
 
 
 class RegionWriter:
-    """Use as a context manager: `add` every box, then `write` their bytes, `finish` at the end."""
+    """Use as a context manager: `add` every box, then `write` their bytes, and `finish` at the end."""
 
     def __init__(self, data: Path) -> None:
         data.mkdir(parents=True)
@@ -44,7 +44,7 @@ class RegionWriter:
         self._handles = [os.open(data / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644) for name in self.names]
         self._ends = [0] * FILES
         self._tensors: dict[str, tuple[torch.dtype, Shape, list[tuple[Shape, Shape]]]] = {}
-        self._places: list[tuple[str, Shape | None, int | None, int, int, int]] = []
+        self._entries: list[tuple[str, Shape | None, int | None, int, int, int]] = []
         self._empty: tuple[int, int, int] | None = None
         self.bytes = 0
         # the tables at the end need a second of imports, done while the disk is busy
@@ -59,7 +59,8 @@ class RegionWriter:
             os.close(handle)
         self._handles = []
 
-    def _room(self, length: int) -> tuple[int, int]:
+    def _reserve(self, length: int) -> tuple[int, int]:
+        """(file number, first byte) of `length` bytes in the file that is shortest so far."""
         file = self._ends.index(min(self._ends))
         start = self._ends[file]
         self._ends[file] += length
@@ -70,8 +71,8 @@ class RegionWriter:
         archive = record(dtype, size)
         first, _, chunks = self._tensors.setdefault(key, (dtype, global_shape, []))
         assert first == dtype, key
-        file, start = self._room(archive.bytes)
-        self._places.append((key, offset, len(chunks), file, start, archive.bytes))
+        file, start = self._reserve(archive.bytes)
+        self._entries.append((key, offset, len(chunks), file, start, archive.bytes))
         chunks.append((offset, size))
         self.bytes += archive.data_bytes
         return Box(file, start, archive)
@@ -95,11 +96,11 @@ class RegionWriter:
         if self._empty is None:
             blob = io.BytesIO()
             torch.save([None], blob)
-            file, start = self._room(blob.tell())
+            file, start = self._reserve(blob.tell())
             positional_io.write_at(self._handles[file], blob.getbuffer(), start)
             self._empty = file, start, blob.tell()
         unique = f"{key}/shard_{'.'.join(map(str, index))}_{'.'.join(map(str, count))}"
-        self._places.append((unique, None, None, *self._empty))
+        self._entries.append((unique, None, None, *self._empty))
 
     def finish(self, common: dict[str, Any]) -> None:
         """Write the tables: after this the checkpoint is complete."""
@@ -119,7 +120,7 @@ class RegionWriter:
             boxes = [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
             entries[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), boxes)
         stored = {}
-        for key, offset, number, file, start, length in self._places:
+        for key, offset, number, file, start, length in self._entries:
             if offset is None:
                 entries[key] = BytesStorageMetadata()
             index = MetadataIndex(key) if offset is None else MetadataIndex(key, torch.Size(offset), number)

@@ -1,4 +1,4 @@
-"""The zip archive that `torch.save` writes for one tensor, without its data: that is written and read separately.
+"""The zip archive that `torch.save` writes for one tensor, without the tensor's data, which is written and read separately.
 
 `torch.save` copies the whole tensor and computes a checksum that `torch.load` never verifies, which takes longer than the
 write itself. The archives made here hold the same entries, and `torch.load(weights_only=True)` reads them.
@@ -76,7 +76,7 @@ def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
     head, central = bytearray(), bytearray()
 
     def entry(name: str, data: bytes | None, at: int, out: bytearray) -> None:
-        """One entry; `data` None is the tensor, which follows after `out`."""
+        """Append an entry to `out`, which begins at `at` in the archive. data None: the tensor, whose data follows `out`."""
         encoded = f"archive/{name}".encode()
         length = size if data is None else len(data)
         crc = 0 if data is None else zlib.crc32(data)
@@ -113,7 +113,7 @@ def record(dtype: torch.dtype, shape: tuple[int, ...]) -> TensorRecord:
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where the data of a contiguous tensor is, from the start of its archive."""
+    """The offset of a contiguous tensor's data from the start of its archive."""
 
     offset: int
     dtype: torch.dtype
@@ -154,9 +154,9 @@ def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
 
 
 def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | None:
-    """Find the tensor's bytes in the archive of `length` bytes that `read(offset, count)` reads.
+    """Find the tensor's data in an archive of `length` bytes. read: called with (offset, count).
 
-    None unless the archive is what `torch.save` writes for one contiguous tensor: it then has to be loaded as a whole.
+    None for an archive that `torch.save` did not write for a single contiguous tensor: it has to be loaded as a whole.
     """
     try:
         # usually contains the central directory; otherwise the directory is read below
@@ -170,29 +170,33 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
             *_, entries, _, start = _END64.unpack_from(end, end64 - tail_start)
         if start < tail_start:
             end, tail_start = read(start, length - start), start
-        spots, cursor = {}, start - tail_start
+        members, cursor = {}, start - tail_start
         for _ in range(entries):
-            _, _, _, _, method, _, _, _, _, stored, names, extras, notes, *_, spot = _CENTRAL.unpack_from(end, cursor)
-            name = end[cursor + _CENTRAL.size : cursor + _CENTRAL.size + names].decode()
-            extra = end[cursor + _CENTRAL.size + names : cursor + _CENTRAL.size + names + extras]
-            if stored == _BIG:
-                stored = struct.unpack_from("<Q", extra, 4)[0]
-            spots[name.split("/", 1)[-1]] = spot, stored, method
-            cursor += _CENTRAL.size + names + extras + notes
+            fields = _CENTRAL.unpack_from(end, cursor)
+            method, size, name_length, extra_length, comment_length, header = fields[4], *fields[9:13], fields[-1]
+            name = end[cursor + _CENTRAL.size : cursor + _CENTRAL.size + name_length].decode()
+            extra = end[cursor + _CENTRAL.size + name_length : cursor + _CENTRAL.size + name_length + extra_length]
+            if size == _BIG:
+                size = struct.unpack_from("<Q", extra, 4)[0]
+            members[name.split("/", 1)[-1]] = header, size, method
+            cursor += _CENTRAL.size + name_length + extra_length + comment_length
 
-        def data_of(spot: int) -> int:
-            local = _LOCAL.unpack(read(spot, _LOCAL.size))
-            return spot + _LOCAL.size + local[-2] + local[-1]
+        def data_of(header: int) -> int:
+            """Where an entry's data begins, from the offset of its local header."""
+            local = _LOCAL.unpack(read(header, _LOCAL.size))
+            return header + _LOCAL.size + local[-2] + local[-1]
 
-        spot, stored, method = spots["data.pkl"]
-        described = _described(read(data_of(spot), stored)) if method == 0 and stored <= 4096 else None
-        byteorder_spot, count, plain = spots.get("byteorder", (None, 0, 0))
-        if described is None or plain or (byteorder_spot is not None and read(data_of(byteorder_spot), count) != b"little"):
+        header, size, method = members["data.pkl"]
+        described = _described(read(data_of(header), size)) if method == 0 and size <= 4096 else None
+        byteorder_header, byteorder_size, byteorder_method = members.get("byteorder", (None, 0, 0))
+        if described is None or byteorder_method:
             return None
-        (dtype, shape), (spot, stored, method) = described, spots["data/0"]
-        if method != 0 or stored != math.prod(shape) * dtype.itemsize:
+        if byteorder_header is not None and read(data_of(byteorder_header), byteorder_size) != b"little":
             return None
-        offset = data_of(spot)
-        return TensorLocation(offset, dtype, shape) if offset + stored <= length else None
+        (dtype, shape), (header, size, method) = described, members["data/0"]
+        if method != 0 or size != math.prod(shape) * dtype.itemsize:
+            return None
+        offset = data_of(header)
+        return TensorLocation(offset, dtype, shape) if offset + size <= length else None
     except (struct.error, ValueError, KeyError, UnicodeDecodeError):
         return None

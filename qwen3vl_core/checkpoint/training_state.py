@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved atomically by Megatron's distributed save; loaded by our own safe reader.
 
-A checkpoint is written into a temporary folder and renamed when all of it is on the disk; the tracker is updated last. Whenever
-a run is killed, the tracker names a complete checkpoint.
+A checkpoint is written into a temporary folder and renamed when all of it is on disk; the tracker is updated last. Whenever
+a run is killed, the tracker points to a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 
 
 def metadata() -> dict[str, Any]:
-    """How the optimizer state is laid out: by parameter, so that any later layout can read it."""
+    """How the optimizer state is stored: by parameter, so that any other layout can read it."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -59,14 +59,14 @@ def _names(models: list[MegatronModule]) -> list[str]:
 
 
 def _random_state() -> dict[str, Any]:
-    """The random number generators of this rank, as tensors."""
+    """The states of this rank's random number generators, as tensors."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     trackers = {name: state.get_state() if isinstance(state, torch.Generator) else state for name, state in _trackers().items()}
     return {"torch": torch.get_rng_state(), "cuda": cuda, "trackers": trackers}
 
 
 def _trackers() -> dict[str, Any]:
-    """Megatron's states of random numbers: generators where CUDA graphs hold them, else tensors."""
+    """The RNG states that Megatron tracks: generators where CUDA graphs use them, else tensors."""
     return dict(get_cuda_rng_tracker().get_states())
 
 
@@ -84,13 +84,13 @@ def _set_random_state(state: dict[str, Any]) -> None:
         get_cuda_rng_tracker().set_states(state["trackers"])
 
 
-def _rank_key(what: str) -> str:
-    """Random numbers and fp8 scales are those of a rank in a layout; another layout cannot resume them."""
+def _rank_key(name: str) -> str:
+    """The key of a state that belongs to a rank of a layout (RNG states, fp8 scales): another layout cannot resume it."""
     sizes = (
         parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_pipeline_model_parallel_world_size(),
         parallel_state.get_context_parallel_world_size(), parallel_state.get_expert_model_parallel_world_size(),
     )  # fmt: skip
-    return what + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
+    return name + ".tp{}.pp{}.cp{}.ep{}".format(*sizes)
 
 
 def _adapted(models: list[MegatronModule]) -> bool:
@@ -102,12 +102,12 @@ def _state(models: list[MegatronModule], optimizer, scheduler, *, loading: bool)
     layout = metadata()
     chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
     if _adapted(models):
-        # the other weights are those of --load, and stay there
+        # the other weights are those of --load and are not saved again
         chunks = {name: of_adapters(state) for name, state in chunks.items()}
     weights = chunks if len(models) > 1 else chunks["model"]
 
-    def of_this_rank(what: str, value: Any) -> ShardedObject:
-        return ShardedObject(_rank_key(what), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
+    def of_this_rank(name: str, value: Any) -> ShardedObject:
+        return ShardedObject(_rank_key(name), value, (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
 
     delayed = getattr(models[0].config, "fp8", None) and models[0].config.fp8_recipe == "delayed"
     updates = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=layout)
@@ -146,14 +146,14 @@ class Saving:
     extra: dict[str, Any]
     iteration: int
     queue: AsyncCallsQueue | None = None
-    """None: it is written already."""
+    """None when it was written synchronously."""
     started: float = field(default_factory=time.monotonic)
     blocked: float = 0.0
     """Seconds that training has waited for it."""
 
     def finished(self, *, wait: bool) -> bool:
-        """Whether it is on the disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
-        when it could not be written; the previous one is then still complete."""
+        """Whether it is on disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
+        when it could not be written; the previous checkpoint is then still complete."""
         began = time.monotonic()
         if self.queue is not None:
             with _write_errors(self.folder, self.building):
@@ -211,11 +211,11 @@ def start_saving(
     directory: Path, iteration: int, *, models, optimizer, scheduler, extra: dict[str, Any], common: dict[str, Any], side: Path,
     asynchronous: bool = False,
 ) -> Saving:  # fmt: skip
-    """Begin `directory/iter_…`. Called by every rank; `finished` of what is returned ends it.
+    """Start writing `directory/iter_…`. Called by every rank; `Saving.finished` completes it.
 
     models: the chunks of this stage, without their data-parallel wrapping. extra: plain values for `load_training`. common:
-    what Megatron-LM expects in `common.pt`. side: folder whose config and tokenizer files go beside the tracker.
-    asynchronous: copy the state and let forked processes write it while training goes on; else it is written on return.
+    what Megatron-LM expects in `common.pt`. side: the folder whose config and tokenizer files are copied beside the tracker.
+    asynchronous: copy the state and let forked processes write it while training continues; else it is written on return.
     """
     began = time.monotonic()
     folder = directory / torch_dist.iteration_folder(iteration)
@@ -249,7 +249,7 @@ def save_training(directory: Path, iteration: int, **parts: Any) -> Path:
 
 
 def _cores(state: dict) -> Iterator[dict]:
-    """The common values of each optimizer: of the one, or of those in a chain."""
+    """The common values of the optimizer, or of each optimizer in a chain."""
     yield from state.values() if state and all(isinstance(key, int) for key in state) else (state,)
 
 
@@ -273,8 +273,8 @@ def _keep_step_counts(optimizer: Any) -> None:
 def _carry_over(saved: dict, present: dict) -> None:
     """Copy the number of updates and the loss scale into the common values of the present optimizer.
 
-    Everything else in them is options, which the resumed run sets itself. So it does not matter which kind of optimizer wrote
-    the checkpoint, nor how many there were in which layout.
+    The other values are options, which the resumed run sets itself. So the checkpoint may come from another kind of optimizer,
+    from another number of them, or from another layout.
     """
     inner = [part.get("optimizer", part) for part in _cores(saved)]
     steps = [group["step"] for core in inner for group in core.get("param_groups", ()) if group.get("step") is not None]
@@ -292,9 +292,10 @@ def _carry_over(saved: dict, present: dict) -> None:
 def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
     """Resume from the newest complete checkpoint in `directory`, written by any layout: (iteration, extra).
 
-    extra has a list `damaged` too when a newer checkpoint is incomplete, a line for each. None where there is no checkpoint
-    yet. Raises RequestError when something that the run needs is not in it. Called by every rank.
+    When newer checkpoints are incomplete, extra also has a list `damaged` with a line for each. None when there is no checkpoint
+    yet. Raises RequestError when the checkpoint lacks something that the run needs. Called by every rank.
     """
+    # step, error, damaged
     chosen: list[Any] = [None, None, []]
     if dist.get_rank() == 0:
         try:
@@ -324,7 +325,7 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
             if target.key.endswith("_extra_state"):
                 # Transformer Engine would unpickle it
                 return None
-            # of this rank: random numbers and fp8 scales, unless the layout is another
+            # RNG states and fp8 scales of this rank; missing when another layout wrote the checkpoint
             return reader.read_object(target.unique_key) if target.unique_key in reader.objects else None
         return _tensor(reader, target) if isinstance(target, ShardedTensor) else target
 
@@ -336,8 +337,8 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
     loaded = apply_factory_merges(loaded, factories)
     for name, model in zip(_names(models), models, strict=True):
         weights = {k: v for k, v in loaded[name].items() if not k.endswith("_extra_state")}
-        lacking = dict.fromkeys(k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state"))
-        missing = list(of_adapters(lacking) if _adapted(models) else lacking)
+        unset = dict.fromkeys(k for k in model.load_state_dict(weights, strict=False).missing_keys if not k.endswith("_extra_state"))
+        missing = list(of_adapters(unset) if _adapted(models) else unset)
         if missing:
             raise RequestError(f"{data}: {missing[0]} and {len(missing) - 1} more are not in it; the checkpoint is of another model")
     with torch.no_grad():
@@ -355,7 +356,7 @@ def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
 
 
 def _tensor(reader: torch_dist.RegionReader, target: ShardedTensor) -> torch.Tensor:
-    """This rank's box of a tensor, whichever kind of optimizer wrote it. Raises RequestError when it is not there."""
+    """This rank's box of a tensor, whichever kind of optimizer wrote it. Raises RequestError when the checkpoint lacks it."""
     key = target.key
     for prefix in MASTER:
         if key.startswith(prefix) and key not in reader.tensors:
@@ -366,7 +367,7 @@ def _tensor(reader: torch_dist.RegionReader, target: ShardedTensor) -> torch.Ten
     if key not in reader.tensors:
         if key.startswith("optimizer."):
             raise RequestError(
-                f"{reader.data}: it has no {key}; that part was not trained: use the --freeze that the run began with, "
+                f"{reader.data}: it has no {key}; that part was not trained: use the --freeze that the run started with, "
                 "or start a new run from the checkpoint with --load"
             )
         raise RequestError(f"{reader.data}: {key} is not in it; the checkpoint is of another model or optimizer")

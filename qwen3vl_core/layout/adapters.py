@@ -1,8 +1,8 @@
 """What a LoRA run trains: which matrices have an adapter, and how many parameters that is. Imports no torch.
 
-LoRA (Hu et al., 2021, arXiv:2106.09685): beside a frozen matrix W [out, in] there are A [r, in] and B [out, r]; the
-layer computes W x + (alpha / r) B A x. Query, key and value are one matrix in Megatron, and so are gate and up projection:
-each such pair has one A.
+LoRA (Hu et al., 2021, arXiv:2106.09685): a frozen matrix W [out, in] gets A [r, in] and B [out, r]; the layer computes
+W x + (alpha / r) B A x. Megatron fuses query, key and value into one matrix, and gate and up projection into another: each fused
+matrix has one A.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qwen3vl_core.sizes import Architecture
 
 PARTS = ("language", "vision", "projector")
 Matrix = tuple[str, str, int, int, int]
-"""(part, Megatron name, output columns, input columns, how many of them)."""
+"""(part, Megatron name, output size, input size, number of such matrices)."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The choices of a LoRA run."""
+    """The adapter settings of a LoRA run."""
 
     rank: int
     alpha: float
@@ -40,7 +40,7 @@ class Adapters:
 
     @classmethod
     def of(cls, options: FinetuneOptions) -> Adapters | None:
-        """Of a run's options; None where the weights themselves are trained."""
+        """The settings in a run's options; None for a run without adapters."""
         if not options.lora_rank:
             return None
         alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
@@ -48,31 +48,31 @@ class Adapters:
         return cls(options.lora_rank, alpha, targets, parts, options.lora_dropout, options.seed)
 
     @classmethod
-    def read(cls, values: Any, where: str) -> Adapters:
-        """From JSON. Raises RequestError for what is none."""
+    def read(cls, values: Any, file: str) -> Adapters:
+        """From the JSON values in `file`. Raises RequestError when they are invalid."""
         try:
-            made = cls(
+            adapters = cls(
                 int(values["rank"]), float(values["alpha"]), tuple(map(str, values["targets"])), tuple(map(str, values["parts"])),
                 float(values["dropout"]), int(values["seed"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError):
-            raise RequestError(f"{where}: does not say what its adapters are; copy the checkpoint again") from None
-        if made.rank < 1:
-            raise RequestError(f"{where}: adapters of rank {made.rank}; copy the checkpoint again")
-        return made
+            raise RequestError(f"{file}: does not describe its adapters; copy the checkpoint again") from None
+        if adapters.rank < 1:
+            raise RequestError(f"{file}: adapters of rank {adapters.rank}; copy the checkpoint again")
+        return adapters
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"targets": list(self.targets), "parts": list(self.parts)}
 
 
 def matrices(adapters: Adapters, a: Architecture) -> Iterator[Matrix]:
-    """Every kind of matrix that has an adapter, over the whole model."""
+    """Every kind of matrix that has an adapter, in the whole model."""
     v, layers = a.vision, a.num_layers
     q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    joined = v.hidden_size * v.spatial_merge_size**2
+    merged = v.hidden_size * v.spatial_merge_size**2
     experts = layers * a.num_experts
     mlp, width, count = ("mlp.experts", a.expert_ffn_hidden_size, experts) if a.is_moe else ("mlp", a.ffn_hidden_size, layers)
-    everything: list[Matrix] = [
+    candidates: list[Matrix] = [
         ("language", "self_attention.linear_qkv", q + 2 * k, a.hidden_size, layers),
         ("language", "self_attention.linear_proj", a.hidden_size, q, layers),
         ("language", f"{mlp}.linear_fc1", 2 * width, a.hidden_size, count),
@@ -81,10 +81,10 @@ def matrices(adapters: Adapters, a: Architecture) -> Iterator[Matrix]:
         ("vision", "self_attention.linear_proj", v.hidden_size, v.hidden_size, v.num_layers),
         ("vision", "mlp.linear_fc1", v.ffn_hidden_size, v.hidden_size, v.num_layers),
         ("vision", "mlp.linear_fc2", v.hidden_size, v.ffn_hidden_size, v.num_layers),
-        ("projector", "linear_fc1", joined, joined, 1 + len(v.deepstack_layers)),
-        ("projector", "linear_fc2", v.out_hidden_size, joined, 1 + len(v.deepstack_layers)),
+        ("projector", "linear_fc1", merged, merged, 1 + len(v.deepstack_layers)),
+        ("projector", "linear_fc2", v.out_hidden_size, merged, 1 + len(v.deepstack_layers)),
     ]
-    return (m for m in everything if m[0] in adapters.parts and m[1].rsplit(".", 1)[-1] in adapters.targets)
+    return (m for m in candidates if m[0] in adapters.parts and m[1].rsplit(".", 1)[-1] in adapters.targets)
 
 
 def trained(adapters: Adapters, a: Architecture) -> int:
@@ -92,27 +92,26 @@ def trained(adapters: Adapters, a: Architecture) -> int:
     return sum(count * adapters.rank * (out + into) for _, _, out, into, count in matrices(adapters, a))
 
 
-def held(adapters: Adapters, options: FinetuneOptions, a: Architecture, stage: int) -> dict[str, int]:
-    """Parameters of the adapters on one GPU of a pipeline stage, of each of `layout.parameters.PARTS`.
+def stage_parameters(adapters: Adapters, options: FinetuneOptions, a: Architecture, stage: int) -> dict[str, int]:
+    """Parameters of the adapters on one GPU of a pipeline stage, by part (`layout.parameters.PARTS`).
 
-    The matrix of an adapter that multiplies full rows or columns (A of qkv and fc1, B of proj and fc2) is held by every tensor
-    parallel rank.
+    The adapter matrix that is not split (A of qkv and fc1, B of proj and fc2) is replicated on every tensor parallel rank.
     """
     counts = dict.fromkeys(("vision", "projector", "language", "experts"), 0)
-    share = stage_layers(options, a.num_layers)[stage]
+    layers = stage_layers(options, a.num_layers)[stage]
     for part, name, out, into, count in matrices(adapters, a):
         if part != "language" and stage:
             continue
         expert = ".experts." in name
         tp = options.etp if expert else options.tp
-        split, whole = (out, into) if name.endswith(("qkv", "fc1")) else (into, out)
-        number = count * share // a.num_layers if part == "language" else count
-        counts["experts" if expert else part] += number // (options.ep if expert else 1) * adapters.rank * (split // tp + whole)
+        split, replicated = (out, into) if name.endswith(("qkv", "fc1")) else (into, out)
+        number = count * layers // a.num_layers if part == "language" else count
+        counts["experts" if expert else part] += number // (options.ep if expert else 1) * adapters.rank * (split // tp + replicated)
     return counts
 
 
 def trained_lines(options: FinetuneOptions, a: Architecture) -> list[str]:
-    """What a run trains, for people: a line for each part, or for each kind of matrix that has an adapter, and the sum."""
+    """The printed table of what a run trains: a line for each part, or for each kind of matrix that has an adapter, and the total."""
     adapters = Adapters.of(options)
     return _parts(options, a) if adapters is None else _matrices(adapters, a)
 

@@ -1,4 +1,4 @@
-"""`qwen3vl doctor`: what would keep a run from working on this machine, each with the command that fixes it.
+"""`qwen3vl doctor`: checks whether runs will work on this machine; each failed check comes with the command that fixes it.
 
 Nothing heavy is imported here: torch, Transformer Engine and NCCL are probed in a separate process, which may crash.
 """
@@ -25,11 +25,11 @@ from qwen3vl_core.options.planning import DoctorOptions
 DISTRIBUTION = "qwen3vl-console"
 PYTHON = (3, 11)
 ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
-# a run cannot even write its record below the first, and a 2B checkpoint with its optimizer is about 30 GB
+# with less than the first a run cannot even write its record; a 2B checkpoint with optimizer state is about 30 GB
 DISK_LEAST, DISK_GOOD = 1 * GIB, 100 * GIB
 SHM_LEAST, SHM_GOOD = 64 * 1024**2, 2 * GIB
 PROBE_SECONDS = 180
-# prints one JSON line; each part is tried separately, so that a broken one does not hide the others
+# prints one JSON line; each part is tried separately, so that one that is broken does not hide the others
 PROBE = """
 import json, sys
 answers = {}
@@ -69,11 +69,11 @@ class Check:
     """ok, warn (a run works, with a limit) or fail."""
     text: str
     fix: str = ""
-    """The command or the change that fixes it; `mend` in JSON."""
+    """The command or the change that fixes it."""
 
     def as_json(self) -> dict[str, str]:
         """The check for `--json`."""
-        return {"name": self.name, "status": self.status, "text": self.text, "mend": self.fix}
+        return {"name": self.name, "status": self.status, "text": self.text, "fix": self.fix}
 
 
 def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Check:
@@ -85,9 +85,9 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
 
 
 def check_packages(requirements: list[str] | None = None, version_of: Callable[[str], str] = importlib.metadata.version) -> Iterator[Check]:
-    """Every package that the product needs: installed, and of a version in range. The `gpu` extra is `check_engine`'s.
+    """Whether each required package is installed, in a supported version. `check_torch` covers the `gpu` extra.
 
-    requirements: as the distribution's metadata lists them, which is the default.
+    requirements: in the syntax of package metadata; by default those of this distribution.
     """
     if requirements is None:
         try:
@@ -103,30 +103,30 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
         return
     valid = []
     for line in requirements:
-        need = Requirement(line)
-        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        fix = f"{sys.executable} -m pip install '{need.name}{need.specifier}'"
+        fix = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
         try:
-            version = version_of(need.name)
+            version = version_of(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(need.name, "fail", "missing", fix)
+            yield Check(requirement.name, "fail", "missing", fix)
             continue
-        if not need.specifier.contains(version, prereleases=True):
-            yield Check(need.name, "fail", f"{version}, out of the range {need.specifier}", fix)
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield Check(requirement.name, "fail", f"{version}, out of the range {requirement.specifier}", fix)
         else:
-            valid.append(f"{need.name} {version}")
+            valid.append(f"{requirement.name} {version}")
     if valid:
         yield Check("packages", "ok", ", ".join(valid))
 
 
 def ask_gpus() -> list[dict[str, str]] | None:
-    """This machine's GPUs as nvidia-smi shows them; None where there is no nvidia-smi. Raises OSError where it fails."""
+    """This machine's GPUs as nvidia-smi lists them; None without nvidia-smi. Raises OSError when it fails."""
     return ask("name", "memory.total", "memory.used", "driver_version", "compute_cap", seconds=30)
 
 
 def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tuple[list[Check], bool]:
-    """(checks, whether there is a GPU). Without one everything runs, slowly: a warning."""
+    """(checks, whether there is a GPU). A missing GPU is a warning: everything runs without one, slowly."""
     try:
         gpus = ask()
     except OSError as error:
@@ -143,7 +143,7 @@ def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tup
                 Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU")
             )
         elif used > 1:
-            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows by whom"))
+            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows which processes use it"))
         else:
             checks.append(Check(f"GPU {index}", "ok", text))
     return checks, True
@@ -159,11 +159,12 @@ def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"torch_error": f"did not answer in {PROBE_SECONDS} s"}
     except (ValueError, IndexError):
-        return {"torch_error": f"the process ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no word'])[-1][:300]}"}
+        output = done.stderr.strip().splitlines() or ["no output"]
+        return {"torch_error": f"the process ended with exit code {done.returncode}: {output[-1][:300]}"}
 
 
 def check_torch(answers: dict[str, Any], gpu: bool) -> Iterator[Check]:
-    """torch, its CUDA build, NCCL and Transformer Engine. answers: what `probe` returned; gpu: whether nvidia-smi shows one."""
+    """Checks of torch, its CUDA build, NCCL and Transformer Engine. answers: from `probe`. gpu: whether nvidia-smi lists one."""
     install = f"{sys.executable} -m pip install --force-reinstall torch"
     if "torch" not in answers:
         yield Check("torch", "fail", f"does not import: {answers.get('torch_error', '?')}", install)
@@ -179,13 +180,13 @@ def check_torch(answers: dict[str, Any], gpu: bool) -> Iterator[Check]:
         yield Check("CUDA", "fail", text, install + "; nvidia-smi names the driver's CUDA")
         return
     if "product_error" in answers:
-        yield Check("CUDA", "fail", f"a bf16 product on the GPU fails: {answers['product_error']}", install)
+        yield Check("CUDA", "fail", f"a bf16 matrix product on the GPU fails: {answers['product_error']}", install)
     else:
-        yield Check("CUDA", "ok", f"{len(answers.get('devices', []))} device(s), a bf16 product ran")
+        yield Check("CUDA", "ok", f"{len(answers.get('devices', []))} device(s), a bf16 matrix product ran")
     if "nccl" in answers:
         yield Check("NCCL", "ok", answers["nccl"])
     else:
-        yield Check("NCCL", "fail", f"not there: {answers.get('nccl_error', '?')}; a run cannot use several GPUs", install)
+        yield Check("NCCL", "fail", f"missing: {answers.get('nccl_error', '?')}; a run cannot use several GPUs", install)
     if "engine" in answers:
         yield Check("Transformer Engine", "ok", answers["engine"])
     else:
@@ -201,7 +202,7 @@ def existing(folder: Path) -> Path:
 
 
 def check_space(name: str, folder: Path, least: int, good: int, fix: str) -> Check:
-    """Free space of a file system."""
+    """Whether the file system of `folder` has enough free space. It fails below `least` bytes and warns below `good`."""
     parent = existing(folder)
     try:
         free = shutil.disk_usage(parent).free
@@ -210,11 +211,11 @@ def check_space(name: str, folder: Path, least: int, good: int, fix: str) -> Che
     text = f"{folder}: {free / GIB:.1f} GiB free"
     if free < least:
         return Check(name, "fail", f"{text}, less than {least / GIB:.2g}", fix)
-    return Check(name, "warn", f"{text}; {good / GIB:.0f} would be comfortable", fix) if free < good else Check(name, "ok", text)
+    return Check(name, "warn", f"{text}; {good / GIB:.0f} is recommended", fix) if free < good else Check(name, "ok", text)
 
 
 def check_store(folder: Path) -> Check:
-    """Whether run records can be written: creates and removes a file in the store, or where it would be created."""
+    """Whether run records can be written: creates and removes a file in the store, or in its nearest existing parent."""
     parent = existing(folder)
     fix = f"mkdir -p {folder} && sudo chown $USER {folder}, or choose another: export QWEN3VL_RUNS=DIR"
     if not parent.is_dir():
@@ -229,7 +230,7 @@ def check_store(folder: Path) -> Check:
 
 
 def check_ports() -> Check:
-    """Whether processes of this machine can connect to each other by TCP, as torchrun's do."""
+    """Whether processes of this machine can connect to each other by TCP, as those of torchrun do."""
     fix = "ip link set lo up; and 127.0.0.1 localhost in /etc/hosts"
     try:
         with socket.socket() as listener:
@@ -264,7 +265,7 @@ def examine(runs: Path) -> list[Check]:
 
 
 def render(checks: list[Check]) -> str:
-    """The report for people."""
+    """The printed report."""
     width = max(len(c.name) for c in checks)
     lines = []
     for c in checks:
@@ -272,12 +273,12 @@ def render(checks: list[Check]) -> str:
         if c.fix and c.status != "ok":
             lines.append(f"{'':<5} {'':<{width}}  -> {c.fix}")
     failed = sum(c.status == "fail" for c in checks)
-    lines.append(f"{failed} failed" if failed else "everything a run needs is there")
+    lines.append(f"{failed} failed" if failed else "this machine has everything that runs need")
     return "\n".join(lines)
 
 
 def run(options: DoctorOptions, runs: Path) -> int:
-    """Print the report. 0: nothing keeps a run from working; 1: something does."""
+    """Print the report. Returns the exit code: 1 if a check failed, else 0."""
     checks = examine(runs)
     print(json.dumps([c.as_json() for c in checks], indent=1) if options.json else render(checks))
     sys.stdout.flush()

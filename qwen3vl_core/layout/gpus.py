@@ -1,4 +1,4 @@
-"""The GPUs that a run in this environment gets: those nvidia-smi lists, without those CUDA_VISIBLE_DEVICES hides.
+"""The GPUs that a run in this environment uses: those that nvidia-smi lists, except those that CUDA_VISIBLE_DEVICES hides.
 
 Imports no torch: a command calls this before it starts anything.
 """
@@ -15,8 +15,8 @@ INDEX, UUID = "index", "uuid"
 
 
 def ask(*fields: str, seconds: float = 20) -> list[dict[str, str]] | None:
-    """Each GPU's answers by nvidia-smi's names of them ("memory.total", in MiB), hidden ones too; None where there is no
-    nvidia-smi. Raises OSError, with its reason, where it fails."""
+    """These fields of nvidia-smi ("memory.total", in MiB) for each GPU, hidden GPUs included; None without nvidia-smi. Raises OSError,
+    with nvidia-smi's reason, when it fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -32,9 +32,12 @@ def ask(*fields: str, seconds: float = 20) -> list[dict[str, str]] | None:
     return [dict(zip(fields, row, strict=False)) for row in rows]
 
 
-def chosen(gpus: Sequence[dict[str, str]], setting: str | None) -> list[dict[str, str]]:
-    """The GPUs that CUDA shows of these (with their `index` and `uuid`) when CUDA_VISIBLE_DEVICES is `setting`: by number, or by
-    the beginning of an identifier, in that order, up to the first that names none. None: not set, all."""
+def select(gpus: Sequence[dict[str, str]], setting: str | None) -> list[dict[str, str]]:
+    """The GPUs that CUDA shows, and their order, when CUDA_VISIBLE_DEVICES is `setting`; None: it is not set.
+
+    gpus: all of them, with `index` and `uuid`. The setting names GPUs by index or by the beginning of a UUID; CUDA ignores everything
+    from the first invalid name on.
+    """
     if setting is None:
         return list(gpus)
     selected: list[dict[str, str]] = []
@@ -51,15 +54,15 @@ def chosen(gpus: Sequence[dict[str, str]], setting: str | None) -> list[dict[str
 
 
 def visible(*fields: str) -> list[dict[str, str]]:
-    """`ask` of the GPUs that a run gets; none where nvidia-smi is missing or fails."""
+    """`ask` for the GPUs that a run uses; empty where nvidia-smi is missing or fails."""
     try:
-        return chosen(ask(INDEX, UUID, *fields) or [], os.environ.get(VISIBLE))
+        return select(ask(INDEX, UUID, *fields) or [], os.environ.get(VISIBLE))
     except OSError:
         return []
 
 
 def gpu_memory() -> float | None:
-    """GiB of the smallest GPU that a run gets here; None without one."""
+    """GiB of the smallest GPU that a run uses here; None without a GPU."""
     try:
         return min((float(gpu["memory.total"]) for gpu in visible("memory.total")), default=0.0) / 1024 or None
     except (KeyError, ValueError):

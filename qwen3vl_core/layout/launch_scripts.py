@@ -1,4 +1,4 @@
-"""Scripts that start a planned finetune: a shell line, a Slurm batch script, a Kubernetes PyTorchJob. Imports no torch."""
+"""Scripts that start a planned finetune: a shell script, a Slurm batch script, a Kubernetes PyTorchJob. Imports no torch."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def plan_json(options: FinetuneOptions) -> str:
     return json.dumps({"v": VERSION, "kind": "finetune", "name": job_name(options), "options": to_mapping(options)}, indent=1)
 
 
-def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, address: str, port: str) -> str:
-    """The line, or with --max-restarts the lines, that a node runs last. port: a shell variable or number, unquoted.
+def _torchrun(options: FinetuneOptions, nodes: str, rank: str, gpus_per_node: int, address: str, port: str) -> str:
+    """The last line of a node's script, or with --max-restarts its last lines. port: a shell variable or a number, unquoted.
 
-    torchrun's own restart is off: its workers would join the store of the attempt before. All nodes fail together, so the next attempt
-    of each uses the next port. SIGTERM is passed on, and nothing is started again after it.
+    torchrun's own restart is off: its workers would join the store of the previous attempt. All nodes fail together, so each uses the
+    next port for its next attempt. SIGTERM is passed on; after it nothing is restarted.
     """
 
     def run(port: str) -> str:
         return (
-            f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {each} "
+            f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {gpus_per_node} "
             f'--master-addr {address} --master-port {port} --max-restarts 0 -m {TRAINING_MODULE} "$RUN_DIR"'
         )
 
@@ -81,7 +81,7 @@ def _torchrun(options: FinetuneOptions, nodes: str, rank: str, each: int, addres
 
 
 def _write_plan(options: FinetuneOptions) -> list[str]:
-    """Shell lines that put the plan into the run's folder; every node may do so, as each writes the same, atomically."""
+    """Shell lines that write the plan into the run's folder. Every node may run them: all write the same content, atomically."""
     return [
         'mkdir -p "$RUN_DIR"',
         f"cat > \"$RUN_DIR/{PLAN}.$(hostname).$$\" <<'PLAN'",
@@ -96,7 +96,7 @@ def _run_dir(options: FinetuneOptions) -> str:
 
 
 def split_nodes(gpus: int, per_node: int) -> tuple[int, int]:
-    """(nodes, GPUs of each). Raises RequestError when the GPUs do not fill whole nodes."""
+    """(nodes, GPUs per node). Raises RequestError when the GPUs do not fill all nodes."""
     if gpus <= per_node:
         return 1, gpus
     if gpus % per_node:
@@ -106,28 +106,29 @@ def split_nodes(gpus: int, per_node: int) -> tuple[int, int]:
 
 
 def shell(options: FinetuneOptions, gpus: int, per_node: int) -> str:
-    """One machine: the `qwen3vl finetune` command. Several: a script that every node runs, with the cluster's variables."""
-    nodes, each = split_nodes(gpus, per_node)
+    """For one machine: the `qwen3vl finetune` command. For several: a script that every node runs, with the cluster's variables."""
+    nodes, gpus_per_node = split_nodes(gpus, per_node)
     lines = ["#!/usr/bin/env bash", HEADER.format(kind="sh", layout=describe(options, gpus))]
     if nodes == 1:
-        here = dataclasses.replace(options, env="dsw", nproc=gpus)
-        return "\n".join([*lines, "set -euo pipefail", f"exec {shell_line(['qwen3vl', 'finetune', *to_arguments(here)])} --foreground", ""])
+        local = dataclasses.replace(options, env="dsw", nproc=gpus)
+        command = shell_line(["qwen3vl", "finetune", *to_arguments(local)])
+        return "\n".join([*lines, "set -euo pipefail", f"exec {command} --foreground", ""])
     lines += [
         f"# Every one of the {nodes} nodes runs it; the cluster sets WORLD_SIZE (nodes), RANK (of the node), MASTER_ADDR, MASTER_PORT.",
         "# RUN_DIR, models and data lie on storage that all nodes share; started again, training resumes from its last checkpoint.",
         "set -euo pipefail",
         _run_dir(options),
         *_write_plan(dataclasses.replace(options, env="dsw", nproc=0)),
-        _torchrun(options, '"$WORLD_SIZE"', '"$RANK"', each, '"$MASTER_ADDR"', "$MASTER_PORT"),
+        _torchrun(options, '"$WORLD_SIZE"', '"$RANK"', gpus_per_node, '"$MASTER_ADDR"', "$MASTER_PORT"),
         "",
     ]
     return "\n".join(lines)
 
 
 def slurm(options: FinetuneOptions, gpus: int, per_node: int) -> str:
-    """A batch script: one task a node, torchrun in it. Submitted again, it resumes from the last checkpoint."""
-    nodes, each = split_nodes(gpus, per_node)
-    inner = _torchrun(options, '"$SLURM_NNODES"', '"$SLURM_NODEID"', each, '"$MASTER_ADDR"', "$MASTER_PORT")
+    """A batch script: one task per node, which runs torchrun. Submitted again, it resumes from the last checkpoint."""
+    nodes, gpus_per_node = split_nodes(gpus, per_node)
+    inner = _torchrun(options, '"$SLURM_NNODES"', '"$SLURM_NODEID"', gpus_per_node, '"$MASTER_ADDR"', "$MASTER_PORT")
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -136,7 +137,7 @@ def slurm(options: FinetuneOptions, gpus: int, per_node: int) -> str:
             f"#SBATCH --job-name={job_name(options)}",
             f"#SBATCH --nodes={nodes}",
             "#SBATCH --ntasks-per-node=1",
-            f"#SBATCH --gpus-per-node={each}",
+            f"#SBATCH --gpus-per-node={gpus_per_node}",
             "#SBATCH --output=%x-%j.log",
             "set -euo pipefail",
             "export " + _run_dir(options),
@@ -156,10 +157,10 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
     MASTER_PORT on every pod."""
     import yaml
 
-    nodes, each = split_nodes(gpus, per_node)
+    nodes, gpus_per_node = split_nodes(gpus, per_node)
     name = job_name(options)
     run_dir = f"{mount.rstrip('/')}/runs/{name}"
-    # one pod alone may get no address
+    # the operator may set no address for a single pod
     address, port = '"${MASTER_ADDR:-127.0.0.1}"', f"${{MASTER_PORT:-{PORT}}}"
     script = "\n".join(
         [
@@ -167,7 +168,7 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
             'mkdir -p "$RUN_DIR"',
             f'cp /etc/qwen3vl/{PLAN} "$RUN_DIR/{PLAN}.$HOSTNAME"',
             f'mv "$RUN_DIR/{PLAN}.$HOSTNAME" "$RUN_DIR/{PLAN}"',
-            _torchrun(options, '"${WORLD_SIZE:-1}"', '"${RANK:-0}"', each, address, port),
+            _torchrun(options, '"${WORLD_SIZE:-1}"', '"${RANK:-0}"', gpus_per_node, address, port),
         ]
     )
     pod = {
@@ -178,7 +179,7 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
                     "image": image,
                     "command": ["bash", "-c", script],
                     "env": [{"name": "RUN_DIR", "value": run_dir}],
-                    "resources": {"limits": {"nvidia.com/gpu": each}},
+                    "resources": {"limits": {"nvidia.com/gpu": gpus_per_node}},
                     "volumeMounts": [
                         {"name": "workspace", "mountPath": mount},
                         {"name": "plan", "mountPath": "/etc/qwen3vl"},
@@ -211,7 +212,7 @@ def kubernetes(options: FinetuneOptions, gpus: int, per_node: int, *, image: str
     ]  # fmt: skip
 
     class Dumper(yaml.SafeDumper):
-        """Writes both replicas out, and texts of several lines as blocks."""
+        """Repeats the pod in both replicas instead of using an alias, and writes multi-line strings as blocks."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

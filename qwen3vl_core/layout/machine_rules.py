@@ -1,4 +1,4 @@
-"""What an option needs of the machine: refused with the reason where it is missing, never ignored.
+"""What options need of the machine. An option that the machine cannot provide is refused with the reason, never ignored.
 
 Imports no torch: a command checks with nvidia-smi before it starts anything (`Machine.here`); a training process, which
 has torch, checks itself (`qwen3vl_core.training.setup.this_machine`).
@@ -52,7 +52,7 @@ def _capabilities() -> list[float | None]:
 
 
 def machine_problems(options: FinetuneOptions, machine: Machine) -> Iterator[Problem]:
-    """Every option that this machine cannot serve."""
+    """Every option that this machine cannot provide."""
     o, old = options, machine.capability if machine.capability is not None else HOPPER
     bf16, no_kernel = {"precision": "bf16"}, {"attention": "auto"}
     no_offload, no_recompute_offload = {"optimizer_offload": None}, {"recompute": "full"}

@@ -1,4 +1,4 @@
-"""Peak memory of each GPU of a run, by kind. An estimate from formulas, each with its source. Imports no torch."""
+"""Estimates the peak memory of each GPU of a run, by kind, from formulas with their sources. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass
 
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
-from qwen3vl_core.layout.adapters import Adapters, held
+from qwen3vl_core.layout.adapters import Adapters, stage_parameters
 from qwen3vl_core.layout.parameters import PipelineStage, stage_layers, stages
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
-# an offloaded weight's master copy, two moments and gradient on the host, fp32 each
+# bytes on the host for each offloaded weight: master copy, two moments and gradient, fp32 each
 HOST_STATE = 16
-# outside the tensors: CUDA context and kernels, cuBLAS and cuDNN workspaces; NCCL's buffers with several ranks
+# memory that no tensor holds: CUDA context and kernels, cuBLAS and cuDNN workspaces; with several ranks NCCL's buffers
 CONTEXT_BYTES = int(1.5 * GIB)
 NCCL_BYTES = int(0.6 * GIB)
-# torch's allocator reuses blocks that the next tensor fills only in part; a share of the bytes allocated and freed in a step.
-# Measured in eleven runs on one H100: 0.2 to 4.8 GiB outside the tensors, median 2.4, with 20 allocated and freed
+# torch's allocator reuses blocks that the next tensor fills only in part: a share of the bytes that are allocated and freed in a step.
+# Measured in eleven runs on one H100: 0.2 to 4.8 GiB, median 2.4, in steps that allocate and free 20 GiB
 FRAGMENTATION = 0.12
 
 
@@ -30,99 +30,99 @@ class StageMemory:
     stage: int
     layers: int
     parameters: int
-    """Number, not bytes."""
+    """Their number, not bytes."""
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    """Of the language tower, all micro batches in flight."""
+    """Activations of the language tower, of all micro batches in flight."""
     vision: int
     """Activations of the vision tower, the mergers and the deepstack features."""
     peak_extra: int
-    """On top of that at the peak: the logits of the loss, or a recomputed layer and its gradients, whichever is larger."""
+    """What the peak adds: logits and loss, or a recomputed layer and its gradients, whichever is larger."""
     logits: int
     """Logits and loss, on the last stage."""
     workspace: int
-    """Outside torch's tensors: CUDA context, NCCL, fragmentation."""
+    """Memory that no tensor holds: CUDA context, NCCL, fragmentation."""
     host: int
-    """In the host's memory: offloaded optimizer state and activations."""
+    """Host memory: offloaded optimizer state and activations."""
 
     @property
     def allocated(self) -> int:
-        """The peak of torch's tensors, as `torch.cuda.max_memory_allocated` counts it."""
+        """The peak of all tensors, as `torch.cuda.max_memory_allocated` counts it."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.vision + self.peak_extra
 
     @property
     def total(self) -> int:
-        """What nvidia-smi shows, and what must fit on the GPU."""
+        """What nvidia-smi shows and has to fit on the GPU."""
         return self.allocated + self.workspace
 
     def as_gib(self) -> dict[str, float | int]:
-        """For tables and JSON: in GiB, except the counts."""
+        """The values for tables and JSON: in GiB, except the counts."""
         counts = ("stage", "layers", "parameters")
         record = {name: value if name in counts else round(value / GIB, 3) for name, value in asdict(self).items()}
         return record | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
 
 
 def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) of a stage on one GPU. In a LoRA run only adapters have gradients and optimizer state.
+    """Bytes of (weights, gradients, optimizer state) of a stage on one GPU. In a LoRA run only adapters have the last two.
 
-    Weights b bytes each; with fp8 Transformer Engine keeps two fp8 copies of the language layers' matrices in addition, one
-    transposed, a byte each. Gradients: Megatron's DDP has a buffer in fp32, 4 bytes for each trained weight on every rank
+    Weights: b bytes each; with fp8, Transformer Engine also keeps two fp8 copies of the language layers' matrices, one of them
+    transposed. Gradients: Megatron's DDP has an fp32 buffer, 4 bytes for each trained weight on every rank
     (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in fp32, and an fp32 master copy where b is 2
     (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both over the ranks that hold the same weights: data x context
     parallel, for experts processes / (ep x etp x pp). The share of `--optimizer-offload` is not on the GPU.
     """
     b = act.BYTES[options.precision]
     state: float = 8 if b == 4 else 12
-    copies, expert_copies = _copies(options, processes)
+    ranks, expert_ranks = _optimizer_ranks(options, processes)
     state *= 1 - options.optimizer_offload
     trained = trained_parameters(options, architecture, stage)
     weights = stage.total * b + (sum(trained.values()) * b if options.lora_rank else 0)
     if options.precision == "fp8":
-        weights += 2 * matrices(options, architecture, stage)
+        weights += 2 * fp8_weights(options, architecture, stage)
     gradients = optimizer = 0
     for part, count in trained.items():
         gradients += count * 4
-        optimizer += math.ceil(count * state / (expert_copies if part == "experts" else copies))
+        optimizer += math.ceil(count * state / (expert_ranks if part == "experts" else ranks))
     return weights, gradients, optimizer
 
 
-def _copies(options: FinetuneOptions, processes: int) -> tuple[int, int]:
-    """Ranks over which the optimizer's state is split: (all weights but the experts', the experts' weights)."""
+def _optimizer_ranks(options: FinetuneOptions, processes: int) -> tuple[int, int]:
+    """Over how many ranks the optimizer state is split: (of all weights except the experts, of the experts)."""
     if not options.distributed_optimizer:
         return 1, 1
     return processes // (options.tp * options.pp), max(processes // (options.ep * options.etp * options.pp), 1)
 
 
 def trained_parameters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> dict[str, int]:
-    """Trained parameters of a stage on one GPU, by part: those of the adapters in a LoRA run."""
+    """Trained parameters of a stage on one GPU, by part; in a LoRA run those of the adapters."""
     adapters = Adapters.of(options)
     if adapters is not None:
-        return held(adapters, options, a, stage.index)
+        return stage_parameters(adapters, options, a, stage.index)
     frozen = options.frozen_parts()
     return {part: count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen}
 
 
-def matrices(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
-    """Weights of a stage on one GPU that fp8 matrix products read: the matrices of its language layers."""
+def fp8_weights(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
+    """Weights of a stage on one GPU that fp8 GEMMs read: the matrices of its language layers."""
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     dense = h * (q + 2 * k) + q * h + (0 if a.is_moe else 3 * h * a.ffn_hidden_size)
     return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
 def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
-    """Bytes of the stacked copy of a stage's expert adapters that the grouped product keeps in each pass (`lora.grouped`)."""
+    """Bytes of the stacked copy of a stage's expert adapters that the grouped GEMM keeps in each pass (`lora.grouped`)."""
     adapters = Adapters.of(options)
     if adapters is None or options.precision not in ("bf16", "fp8"):
         return 0
-    return act.BYTES[options.precision] * held(adapters, options, a, stage.index)["experts"]
+    return act.BYTES[options.precision] * stage_parameters(adapters, options, a, stage.index)["experts"]
 
 
 def stage_memory(
     options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, *, processes: int, vision_tokens: int
 ) -> StageMemory:
-    """One stage's estimate. vision_tokens: of the pictures of one row (0: text only). The layout must be valid."""
+    """The estimate of one stage. vision_tokens: picture tokens in a row (0: text only). The layout must be valid."""
     a, b = architecture, act.BYTES[options.precision]
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
@@ -131,7 +131,7 @@ def stage_memory(
     weights, gradients, optimizer = static_bytes(options, a, stage, processes)
     first_chunk, passes = act.in_flight(options, stage.index, micro_batches)
     full = options.recompute == "full"
-    layers, kept_on_host = stage.layers / options.vp, 0.0
+    layers, offloaded_activations = stage.layers / options.vp, 0.0
     if full:
         language = passes * layers / max(options.recompute_layers, 1) * tokens * act.checkpoint_bytes(a, options)
     else:
@@ -139,43 +139,44 @@ def stage_memory(
         if options.recompute != "sel":
             language += passes / options.vp * stacked_adapters(options, a, stage)
     if options.recompute == "offload":
-        away = options.recompute_layers or a.num_layers - 1
-        kept_on_host = language * away / layers
-        # one layer in transfer in addition to those that stay
-        language *= min(layers - away + 1, layers) / layers
+        offloaded_layers = options.recompute_layers or a.num_layers - 1
+        offloaded_activations = language * offloaded_layers / layers
+        # one layer is in transfer, in addition to those that stay on the GPU
+        language *= min(layers - offloaded_layers + 1, layers) / layers
     if options.pp > 1:
-        # received from the previous stage and sent to the next, for every pass
+        # the tensors received from the previous stage and sent to the next one, for every pass
         language += passes * tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     if stage.last:
         # input and output of the final norm
         language += tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
     logits = act.logits_bytes(a, options, tokens) if stage.last else 0
-    again = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options))
+    backward = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options))
     if stage.first and stage.last and a.tied and not options.lora_rank and "language" not in options.frozen_parts():
-        # the output layer's gradient of the tied table is kept until the embedding's
-        again += a.vocab_size * a.hidden_size // options.tp * b
+        # the gradient that the output layer adds to a tied embedding is kept until the embedding's own
+        backward += a.vocab_size * a.hidden_size // options.tp * b
     if stage.first and full and sample.patches and "vision" not in options.untrained_parts():
-        again = max(again, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
-    moving = language + vision + max(logits, again)
-    workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * moving
-    offloaded = sum(trained_parameters(options, a, stage).values()) * options.optimizer_offload / _copies(options, processes)[0]
-    host = kept_on_host + HOST_STATE * offloaded
+        backward = max(backward, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
+    peak_extra = max(logits, backward)
+    workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * (language + vision + peak_extra)
+    trained = sum(trained_parameters(options, a, stage).values())
+    offloaded_weights = trained * options.optimizer_offload / _optimizer_ranks(options, processes)[0]
+    host = offloaded_activations + HOST_STATE * offloaded_weights
     return StageMemory(
         stage=stage.index, layers=stage.layers, parameters=stage.total, weights=weights, gradients=gradients, optimizer=optimizer,
-        activations=int(language), vision=int(vision), peak_extra=int(max(logits, again)), logits=int(logits), workspace=int(workspace),
+        activations=int(language), vision=int(vision), peak_extra=int(peak_extra), logits=int(logits), workspace=int(workspace),
         host=int(host),
     )  # fmt: skip
 
 
 def default_vision_tokens(options: FinetuneOptions) -> int:
-    """Default assumption of the picture tokens in a row: a picture of 1024 x 1024 pixels, which is 1024 tokens,
+    """The number of picture tokens in a row that is assumed by default: one picture of 1024 x 1024 pixels, which is 1024 tokens,
     but at most half of the row."""
     return min(1024, options.seq_length // 2)
 
 
 def estimate(options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None) -> list[StageMemory]:
-    """Every pipeline stage's memory on one GPU. The layout must be valid (`rules.layout_problems`)."""
+    """The memory of every pipeline stage on one GPU. The layout must be valid (`rules.layout_problems`)."""
     tokens = default_vision_tokens(options) if vision_tokens is None else vision_tokens
     assert len(stage_layers(options, architecture.num_layers)) == options.pp
     return [

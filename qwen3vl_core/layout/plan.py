@@ -1,4 +1,4 @@
-"""`qwen3vl plan`: is a finetune valid, what does each GPU hold, does it fit, how long does a step take. Imports no torch."""
+"""`qwen3vl plan`: whether a finetune is valid and fits, what each GPU holds, how long a step takes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from qwen3vl_core.problems import Problem
 
 
 def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
-    """The report of `qwen3vl plan --json`."""
+    """What `qwen3vl plan --json` prints."""
     record = verdict.as_json()
     if plan.suggest and verdict.architecture is not None:
-        a, gib, seen = verdict.architecture, verdict.memory_gib, verdict.vision_tokens
-        of = {"per_node": plan.gpus_per_node, "vision_tokens": seen}
-        ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=plan.peak_tflops, **of)
+        a, gib = verdict.architecture, verdict.memory_gib
+        shared = {"per_node": plan.gpus_per_node, "vision_tokens": verdict.vision_tokens}
+        ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=plan.peak_tflops, **shared)
         record["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
-        record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **of))
+        record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **shared))
     return record
 
 
@@ -47,8 +47,8 @@ def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
 
 
 def render(record: dict[str, Any], options: FinetuneOptions) -> str:
-    """The report for people."""
-    name = record["size"] or "own shape"
+    """The printed report."""
+    name = record["size"] or "custom model"
     lines = [f"{name}: {parameter_count(record['parameters'])} parameters on {record['gpus']} GPU{'s' if record['gpus'] > 1 else ''} "
              f"of {record['memory_gib']:g} GiB"]  # fmt: skip
     if record["problems"]:
@@ -58,7 +58,7 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
         lines += ["valid: " + record["layout"], *record["trained"], ""]
         lines += _stage_lines(record["stages"])
         lines += [
-            "  (at peak: the loss's logits, or a recomputed layer; outside: CUDA context, NCCL, fragmentation)", "",
+            "  (at peak: logits and loss, or a recomputed layer; outside: CUDA context, NCCL, fragmentation)", "",
             f"{'fits' if record['fits'] else 'does not fit'}: {record['peak_gib']:g} of {record['memory_gib']:g} GiB at its peak, "
             f"{100 - 100 * ROOM:.0f}% kept free; an estimate",
         ]  # fmt: skip
@@ -74,14 +74,14 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             f"micro batches run kernel by kernel ({step['no_cuda_graph']}): Python may set the pace"
             if step["no_cuda_graph"]
             else "forward and backward of a micro batch are replayed as one CUDA graph",
-            f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them pictures (--vision-tokens)",
+            f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them of pictures (--vision-tokens)",
         ]
     if "suggestions" in record:
         none = f"no valid layout on {record['gpus']} GPUs; change --global-batch-size"
         lines += ["", "layouts, fastest first:" if record["suggestions"] else none]
         for s in record["suggestions"]:
             words = shell_line(s["options"]) or "(the defaults)"
-            verdict = "fits" if s["fits"] else "too big"
+            verdict = "fits" if s["fits"] else "too large"
             lines.append(f"  {s['gib']:>7.1f} GiB {s['seconds']:>9.2f} s/step  {verdict:<8} DP {s['dp']:<3} {words}")
     if record.get("gpus_needed"):
         count = record["gpus_needed"]
@@ -102,7 +102,7 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
 
 
 def script(verdict: Verdict, plan: PlanOptions) -> str:
-    """What `--emit` prints. Raises RequestError for a finetune that could not start."""
+    """The script that `--emit` prints. Raises RequestError for a finetune that could not start."""
     options, gpus = verdict.options, verdict.gpus
     if problems := [*missing_values(options), *verdict.problems]:
         raise RequestError(*problems)
@@ -115,7 +115,7 @@ def script(verdict: Verdict, plan: PlanOptions) -> str:
 
 
 def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem] = ()) -> int:
-    """Print the report. 0: valid and it fits; 1: valid and it does not fit; 2: not valid. Raises RequestError, WorkError.
+    """Print the report. Returns the exit code: 0: it fits; 1: it does not fit; 2: it is not valid. Raises RequestError, WorkError.
 
     problems: of values that could not be parsed.
     """
@@ -141,7 +141,7 @@ def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem]
     return EXIT_DONE if verdict.fits else EXIT_FAILED
 
 
-def _save(options: FinetuneOptions, plan: PlanOptions, say: Any) -> None:
+def _save(options: FinetuneOptions, plan: PlanOptions, stream: Any) -> None:
     if plan.save:
         target = write_plan(plan.save, options, f"A finetune. It runs with: qwen3vl finetune --plan {Path(plan.save).name}")
-        print(f"plan saved: {target}", file=say)
+        print(f"plan saved: {target}", file=stream)

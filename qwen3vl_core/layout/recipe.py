@@ -1,7 +1,7 @@
-"""`qwen3vl recipe`: the published recipe's positional values, read, explained and translated to named options.
+"""`qwen3vl recipe`: checks the positional values of the published recipe and translates them to named options.
 
-The script takes 26 values; the table published beside it lists 24, without ETP and EP (13 and 14), which the
-example of the same page passes. Both forms are read. Imports no torch.
+The script takes 26 values; the table published with it lists 24, without ETP and EP (13 and 14), which the
+example on the same page passes. Both forms are accepted. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qwen3vl_core.sizes import SIZES
 LEFT_OUT = (13, 14)
 NODE_GPUS = 8
 LISTED = "; see the list below"
-# of other positions, so no paths
+# valid values of other positions: a path is never one of these
 WORDS = ("true", "false", "dsw", "dlc", "bf16", "fp16", "fp8", "fp32", "sel", "full", "offload", "none")
 
 
@@ -42,7 +42,7 @@ class Position:
     kind: str
     """env, size, int, count (a whole number, 0 too), float, precision, bool, recompute, share or path."""
     option: str
-    """The option that says the same; empty where none does."""
+    """The option with the same meaning; empty if there is none."""
 
 
 FORM = tuple(
@@ -70,7 +70,7 @@ RULES = {
     "recompute": "must be one of none, false, sel, full, offload", "share": "must be false or a number from 0 to 1",
     "path": "must be a path",
 }  # fmt: skip
-# the script reads these beside its values
+# environment variables that the script reads in addition to its values
 ENVIRONMENT = {"MP_PP0_LAYERS": "pp0_layers", "MP_VP": "vp", "MP_AC_LAYERS": "recompute_layers", "MP_SFT_PACKING": "packing"}
 
 
@@ -87,21 +87,21 @@ class Recipe:
 
 
 def value_of(kind: str, text: str) -> Any:
-    """A value of this kind. Raises ValueError when the text is none."""
+    """The value that the text stands for. Raises ValueError when the text is not of this kind."""
     word = text.strip().lower()
     if kind == "env" and word in ("dsw", "dlc"):
         return word
     if kind == "size":
-        return next((s for s in SIZES if s.lower() == word and s != "tiny"), None) or _no(text)
+        return next((s for s in SIZES if s.lower() == word and s != "tiny"), None) or _reject(text)
     if kind in ("int", "count"):
         number = int(word)
-        return number if number >= (kind == "int") else _no(text)
+        return number if number >= (kind == "int") else _reject(text)
     if kind in ("float", "share"):
         if kind == "share" and word in ("false", "true"):
             return float(word == "true")
         value = float(word)
         if not math.isfinite(value) or value < 0 or (kind == "share" and value > 1):
-            _no(text)
+            _reject(text)
         return value
     if kind == "precision" and word in ("bf16", "fp16", "fp8", "fp32"):
         return word
@@ -109,13 +109,13 @@ def value_of(kind: str, text: str) -> Any:
         return word == "true"
     if kind == "recompute" and word in ("none", "false", "sel", "full", "offload"):
         return "none" if word == "false" else word
-    # a path is nearly anything, but a number or a word of another position is not meant as one
+    # nearly everything is a path, but a number or a value of another position is not meant as one
     if kind == "path" and word and not _is_number(word) and word not in WORDS:
         return text
-    return _no(text)
+    return _reject(text)
 
 
-def _no(text: str) -> Any:
+def _reject(text: str) -> Any:
     raise ValueError(text)
 
 
@@ -136,7 +136,7 @@ def _fits(position: Position, text: str) -> bool:
 
 
 def positions(count: int) -> tuple[Position, ...] | None:
-    """The form that has so many values; None where there is none."""
+    """The form with this many values; None if there is none."""
     if count == len(FORM):
         return FORM
     if count == len(SHORT_FORM):
@@ -145,12 +145,12 @@ def positions(count: int) -> tuple[Position, ...] | None:
 
 
 def _problem(code: str, position: Position, value: Any, text: str, **rule: Any) -> Problem:
-    """A problem of a position: `text` is its value as the line shows it."""
+    """A problem of a position. text: its value as the message shows it."""
     return Problem(code, position.option or None, value, {"written": f"{position.number} {position.name} {text}".rstrip(), **rule})
 
 
 def _count_problems(values: list[str]) -> list[Problem]:
-    """Problems of an unexpected number of values: likely one of the two forms with a value too few or too many."""
+    """Problems of a wrong number of values, which is likely one of the two forms with a value missing or added."""
     problems = [Problem("recipe-count", rule={"written": f"{len(values)} values", "count": len(values)})]
     for form in (FORM, SHORT_FORM):
         if len(values) == len(form) - 1:
@@ -167,7 +167,7 @@ def _count_problems(values: list[str]) -> list[Problem]:
 
 
 def _parse(form: tuple[Position, ...], values: list[str]) -> tuple[dict[str, Any], list[Problem]]:
-    """(name -> value, problems): each value by its position's rule, and what looks like two values swapped."""
+    """(name -> value, problems). Each value is checked by the rule of its position; two invalid values may have been swapped."""
     parsed: dict[str, Any] = {}
     invalid: list[int] = []
     problems = []
@@ -196,7 +196,7 @@ POSITIONS = {p.name: p for p in FORM}
 
 
 def _order_problems(v: Mapping[str, Any]) -> Iterator[Problem]:
-    """Pairs of numbers in the wrong order, as two swapped values produce."""
+    """Problems of pairs of numbers in the wrong order, as when two values were swapped."""
     for big, small, reason in (
         ("GLOBAL_BATCH_SIZE", "BATCH_SIZE", "a micro batch cannot be larger than"),
         ("LR", "MIN_LR", "the lowest learning rate must be at most"),
@@ -220,7 +220,7 @@ def _declared() -> dict[str, Option]:
 
 
 def _combination_problems(v: Mapping[str, Any], gpus: int, known: bool) -> Iterator[Problem]:
-    """Rules between the values."""
+    """Broken rules between values."""
     tp, pp, cp = v.get("TP", 1), v.get("PP", 1), v.get("CP", 1)
     if v.get("SP") and tp == 1:
         problem = _problem("recipe-sequence-parallel", POSITIONS["SP"], True, "true")
@@ -237,7 +237,7 @@ def _combination_problems(v: Mapping[str, Any], gpus: int, known: bool) -> Itera
 
 
 def _translate(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Translate values that the options express in another way, in `v`; returns notes on them."""
+    """Translate, in `v`, the values that the options express in another way. Returns notes on them."""
     notes = []
     if "FL" in v:
         v["FL"] = "flash" if v["FL"] else "fused"
@@ -246,32 +246,32 @@ def _translate(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
             notes.append(f"8 PAD_LEN {v.pop('PAD_LEN')}: not needed with MP_SFT_PACKING, which fills rows with samples")
         else:
             notes.append(
-                f"8 PAD_LEN {v['PAD_LEN']}: every row is padded to so many tokens, as the script does; leave --pad-length out and a micro "
-                "batch is padded to its own longest row only, which is faster and gives the same loss"
+                f"8 PAD_LEN {v['PAD_LEN']}: every row is padded to this many tokens, as in the script; without --pad-length a micro batch "
+                "is padded to its own longest row only, which is faster and gives the same loss"
             )
     return notes
 
 
 def _environment(environment: Mapping[str, str], options: dict[str, Option], values: dict[str, Any], problems: list[Problem]) -> None:
-    """MP_PP0_LAYERS, MP_VP, MP_AC_LAYERS and MP_SFT_PACKING, which the script reads beside its values."""
+    """Read MP_PP0_LAYERS, MP_VP, MP_AC_LAYERS and MP_SFT_PACKING into `values`, as the script does."""
     for name, option in ENVIRONMENT.items():
         text = environment.get(name, "").strip()
         if not text or text.lower() in ("false", "0"):
             continue
         if name == "MP_AC_LAYERS" and values.get("recompute") not in ("full", "offload"):
-            continue  # the script reads it with these two only
+            continue  # the script reads it only with these two
         try:
             values[option] = options[option].parse(text)
         except RequestError as error:
             problems += [_prefixed(problem, f"{name}={text}") for problem in error.problems]
 
 
-def _prefixed(problem: Problem, place: str) -> Problem:
-    """The same problem, located in the recipe."""
-    return dataclasses.replace(problem, rule={**problem.rule, "written": f"{place}: {written(problem)}"})
+def _prefixed(problem: Problem, position: str) -> Problem:
+    """The same problem, whose message begins with the recipe's position."""
+    return dataclasses.replace(problem, rule={**problem.rule, "written": f"{position}: {written(problem)}"})
 
 
-# (the recipe's own rule, its option) -> the rule of the options or the layout that says the same
+# (the recipe's own rule, its option) -> the rule of the options or the layout that reports the same problem
 SAME: dict[tuple[str, str | None], str] = {
     ("recipe-order", "min_lr"): "min-lr-above-lr", ("recipe-order", "micro_batch_size"): "batch-not-multiple",
     ("recipe-warmup", "lr_warmup_iters"): "warmup-too-long",
@@ -281,7 +281,7 @@ SAME: dict[tuple[str, str | None], str] = {
 
 
 def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe that the values are, with every problem in them. gpus: of the run; 0: this machine's, else a machine's 8."""
+    """Parse a recipe's values, with every problem in them. gpus: of the run; 0: those of this machine, or 8 if it has none."""
     recipe = Recipe()
     form = positions(len(values))
     if form is None:
@@ -319,7 +319,7 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
 
 
 def render(recipe: Recipe) -> str:
-    """The report for people."""
+    """The printed report."""
     lines = []
     if recipe.problems:
         lines += [f"{len(recipe.problems)} problem{'s' if len(recipe.problems) > 1 else ''} in the recipe:"]
@@ -345,7 +345,7 @@ def command(recipe: Recipe) -> str:
 
 
 def run(values: list[str], options: RecipeOptions) -> int:
-    """Print the report. 0: a finetune; 2: problems, each named. Raises WorkError when the plan cannot be saved."""
+    """Print the report. Returns the exit code: 0: valid; 2: it has problems. Raises WorkError when the plan cannot be saved."""
     recipe = read(values, gpus=options.gpus)
     valid = not recipe.problems
     if options.json:

@@ -1,4 +1,4 @@
-"""The rules of a parallel layout, each with its equation and the nearest valid value. Imports no torch."""
+"""The rules of a parallel layout, each with its equation and the nearest valid value as remedy. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from qwen3vl_core.sizes import Architecture
 
 
 def divisors(*numbers: int) -> list[int]:
-    """Sizes that divide every one of `numbers`."""
+    """The common divisors of `numbers`."""
     return [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
 
 
 def nearest(value: int, allowed: list[int]) -> int:
-    """The allowed size that is closest to `value`."""
+    """The allowed value that is closest to `value`."""
     return min(allowed, key=lambda a: (abs(a - value), a))
 
 
 def vision_layers_per_recompute(layers: int, vision_layers: int) -> int:
-    """Layers of the vision tower that are recomputed together: as many as in the language tower, or the largest smaller divisor
-    of the tower."""
+    """Layers of the vision tower that are recomputed together: as many as in the language tower, or the next smaller divisor of the
+    tower's number of layers."""
     return max(d for d in divisors(vision_layers) if d <= layers)
 
 
 def layout_problems(options: FinetuneOptions, architecture: Architecture, processes: int, asked: str = "") -> Iterator[Problem]:
     """Every rule that the layout breaks; rules whose equation another problem invalidates are skipped.
 
-    architecture: of the checkpoint that the run starts from. processes: of the whole run. asked: the option that says how
-    many, where it is not the run's own.
+    architecture: of the checkpoint that the run starts from. processes: of the whole run. asked: the option that set their
+    number, if not --nproc.
     """
     a, tp, pp, cp = architecture, options.tp, options.pp, options.cp
     splits = {
@@ -60,7 +60,7 @@ def layout_problems(options: FinetuneOptions, architecture: Architecture, proces
     step, batch = options.micro_batch_size * dp, options.global_batch_size
     if batch % step:
         low = batch // step * step
-        # of two valid batches the larger comes first: it does not drop samples
+        # the larger of the two valid batches comes first
         ways = ({"global_batch_size": low + step}, *([{"global_batch_size": low}] if low else []))
         rule = {"micro": options.micro_batch_size, "dp": dp, "step": step}
         yield Problem("batch-not-multiple", "global_batch_size", batch, rule, ways)
@@ -77,7 +77,7 @@ def layout_problems(options: FinetuneOptions, architecture: Architecture, proces
 
 
 def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
-    """Layers over stages and chunks; the deepstack layers must all be in the first chunk of the first stage."""
+    """Rules of layers in stages and chunks; all deepstack layers must be in the first chunk of the first stage."""
     pp, vp, first, deep, layers = options.pp, options.vp, options.pp0_layers, len(a.vision.deepstack_layers), a.num_layers
     if pp == 1:
         for name, value in (("vp", vp if vp > 1 else 0), ("pp0_layers", first)):
@@ -89,7 +89,7 @@ def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Pr
         return
     chunks = pp * vp
     others, stages = (layers - first, pp - 1) if first else (layers, chunks)
-    # of the first stage, where the others share the rest evenly
+    # numbers of layers in the first stage for which the other stages share the rest evenly
     firsts = [n for n in range(max(deep, 1), layers) if (layers - n) % (pp - 1) == 0]
     if others <= 0 or others % stages:
         if first:
@@ -108,10 +108,10 @@ def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Pr
             rule = {"layers": layers, "pp": pp, "quotient": layers / pp}
             yield Problem("stages-not-whole", "pp", pp, rule, ({"pp": nearest(pp, divisors(layers))},))
         return
-    held = first or layers // chunks
-    if held >= deep:
+    first_layers = first or layers // chunks
+    if first_layers >= deep:
         return
-    rule = {"layers": layers, "pp": pp, "vp": vp, "held": held, "deep": deep}
+    rule = {"layers": layers, "pp": pp, "vp": vp, "first_layers": first_layers, "deep": deep}
     if vp > 1:
         sizes = [d // pp for d in divisors(layers) if d % pp == 0 and layers // d >= deep]
         yield Problem("deepstack-beyond-chunk", "vp", vp, rule, ({"vp": nearest(vp, sizes) if sizes else None},))
@@ -126,7 +126,7 @@ def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Pr
 
 
 def _recompute_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
-    """Layers recomputed together, or kept on the host."""
+    """Rules of `--recompute-layers`: layers recomputed together, or offloaded to the host."""
     count = options.recompute_layers
     if not count:
         return
@@ -135,17 +135,16 @@ def _recompute_problems(options: FinetuneOptions, a: Architecture) -> Iterator[P
         yield Problem("recompute-offload-all", "recompute_layers", count, {"layers": a.num_layers}, ways)
     if options.recompute == "full":
         first, stages = options.pp0_layers, options.pp * options.vp
-        held = [first, (a.num_layers - first) // max(stages - 1, 1)] if first and stages > 1 else [max(a.num_layers // stages, 1)]
-        short = next((n for n in held if n % count), None)
-        if short is not None and min(held) > 0:
-            where = "a stage's" if stages > 1 else "the"
-            rule = {"where": where, "layers": short, "count": count, "quotient": short / count}
-            ways = ({"recompute_layers": nearest(count, divisors(*held))},)
+        sizes = [first, (a.num_layers - first) // max(stages - 1, 1)] if first and stages > 1 else [max(a.num_layers // stages, 1)]
+        indivisible = next((n for n in sizes if n % count), None)
+        if indivisible is not None and min(sizes) > 0:
+            rule = {"where": "a stage's" if stages > 1 else "the", "layers": indivisible, "count": count, "quotient": indivisible / count}
+            ways = ({"recompute_layers": nearest(count, divisors(*sizes))},)
             yield Problem("recompute-layers-not-whole", "recompute_layers", count, rule, ways)
 
 
 def _fp8_columns(options: FinetuneOptions, a: Architecture, tp: int, etp: int) -> tuple[str, int] | None:
-    """The dimension on a GPU that fp8 products do not support, and its size; None: all are supported."""
+    """The dimension on a GPU that fp8 GEMMs do not support, and its size; None if they support all."""
     multiple = _fp8_multiple(options)
     q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     sides = {"hidden": a.hidden_size, "attention columns": q // tp, "query, key and value columns": (q + 2 * k) // tp}
@@ -161,7 +160,7 @@ def _fp8_multiple(options: FinetuneOptions) -> int:
 
 
 def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem]:
-    """fp8 products need rows and columns in multiples of 16 (128 for blockwise scaling)."""
+    """fp8 GEMMs need rows and columns in multiples of 16 (128 for blockwise scaling)."""
     unsupported = _fp8_columns(options, a, options.tp, options.etp)
     if unsupported is None:
         return
@@ -179,7 +178,7 @@ def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem
 
 
 def _expert_problems(options: FinetuneOptions, a: Architecture, processes: int | None) -> Iterator[Problem]:
-    """Experts over ranks. processes: None where their number is invalid already."""
+    """Rules of experts on ranks. processes: None if their number is invalid already."""
     ep, etp, pp = options.ep, options.etp, options.pp
     if not a.is_moe:
         for name, value in (("ep", ep), ("etp", etp)):
@@ -203,7 +202,7 @@ def _expert_problems(options: FinetuneOptions, a: Architecture, processes: int |
 
 
 def architecture_of(load: str) -> Architecture:
-    """Of the checkpoint that `--load` names. Raises RequestError where there is none, or it has no config.json."""
+    """The architecture of the checkpoint that `--load` names. Raises RequestError if there is none, or it has no config.json."""
     folder = Path(load).expanduser()
     if not folder.exists():
         raise RequestError(Problem("no-such-checkpoint", "load", str(folder)))
@@ -217,7 +216,7 @@ def data_problems(options: FinetuneOptions) -> Iterator[Problem]:
     """Problems of the data folders."""
     for name, data in (("train_data", options.train_data), ("valid_data", options.valid_data)):
         if not data or is_url(data):
-            # a store is checked when the run opens it
+            # remote data is checked when the run opens it
             continue
         folder = Path(data).expanduser()
         if folder.suffix in (".yaml", ".yml") and folder.is_file():

@@ -12,7 +12,7 @@ NAMES = {"wandb": "Weights & Biases", "swanlab": "SwanLab"}
 
 
 def sink_problems(options: FinetuneOptions) -> Iterator[Problem]:
-    """A problem for each one that is requested and not installed."""
+    """A problem for each package that an option needs and that is not installed."""
     for package, name in NAMES.items():
         project = getattr(options, package)
         if project and importlib.util.find_spec(package) is None:

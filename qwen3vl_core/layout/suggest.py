@@ -1,4 +1,4 @@
-"""Which layouts are valid for so many GPUs, which of them fit, and which is fastest. Imports no torch."""
+"""Suggests layouts: which are valid for a number of GPUs, which of them fit, and which is fastest. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import FinetuneOptions, to_arguments
 from qwen3vl_core.sizes import SIZES, Architecture
 
-# what nvidia-smi shows of an 80 GB H100, a 96 GB H20 and a 141 GB H200
+# card size in GB -> GiB that nvidia-smi shows: H100, H20, H200
 CARDS = {80: 79.6, 96: 95.6, 141: 140.4}
-# layouts that a command or a screen lists
+# how many layouts a command or a screen lists
 SHOWN = 8
 PRESET_GPUS = (1, 2, 4, 8)
 MOST_GPUS = 1024
-# of a GPU; the rest stays free, as the need is an estimate
+# the share of a GPU's memory that a layout may use; the rest stays free, as the need is an estimate
 ROOM = 0.95
 LAYOUT = ("tp", "pp", "cp", "ep", "etp", "vp", "pp0_layers", "sequence_parallel", "distributed_optimizer", "recompute")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A valid layout with its figures."""
+    """A valid layout with its memory and time."""
 
     options: FinetuneOptions
     memory: StageMemory
-    """Of the fullest stage."""
+    """Of the stage that needs the most."""
     seconds: float
     """Of a step."""
     dp: int
@@ -41,11 +41,11 @@ class Candidate:
         return self.memory.total <= ROOM * gib * GIB
 
     def values(self) -> dict[str, Any]:
-        """The options of the layout by name."""
+        """The options of the layout, by name."""
         return {name: getattr(self.options, name) for name in LAYOUT}
 
     def arguments(self) -> list[str]:
-        """The same as words of a command line."""
+        """The options of the layout as command line arguments."""
         return to_arguments(FinetuneOptions(**self.values()))
 
 
@@ -54,18 +54,18 @@ def _powers(most: int) -> list[int]:
 
 
 def _first_stage(a: Architecture, pp: int) -> int | None:
-    """Layers of the first stage where `pp` does not divide them: as many as the others or fewer, for it holds the vision tower
-    too, but no fewer than the deepstack layers. 0: all the same; None: there is no way."""
+    """Layers of the first stage if `pp` does not divide the layers: at most as many as the others, as it holds the vision tower too,
+    but at least the deepstack layers. 0: all stages have the same number; None: there is no valid number."""
     if a.num_layers % pp == 0:
         return 0
-    ways = [n for n in range(len(a.vision.deepstack_layers), a.num_layers) if (a.num_layers - n) % (pp - 1) == 0]
-    fewer = [n for n in ways if n <= a.num_layers / pp]
-    return max(fewer) if fewer else None
+    most = a.num_layers // pp
+    numbers = [n for n in range(len(a.vision.deepstack_layers), most + 1) if (a.num_layers - n) % (pp - 1) == 0]
+    return max(numbers) if numbers else None
 
 
 def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8) -> Iterator[FinetuneOptions]:
-    """Valid layouts of `base` on so many GPUs: powers of two, tensor parallel within a machine, sequence parallel with it, the
-    distributed optimizer wherever there is something to split; batch, length and everything else as given."""
+    """Valid layouts of `base` on `gpus` GPUs: sizes are powers of two, tensor parallelism stays within a machine and comes with
+    sequence parallelism, the distributed optimizer is used wherever it splits something; all other options are those of `base`."""
     for tp in _powers(min(per_node, gpus)):
         for pp in _powers(min(gpus // tp, a.num_layers)):
             first = _first_stage(a, pp)
@@ -91,7 +91,7 @@ def candidate(
     options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int | None = None,
     mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> Candidate:  # fmt: skip
-    """A valid layout's figures."""
+    """The memory and time of a valid layout."""
     tokens = memory.default_vision_tokens(options) if vision_tokens is None else vision_tokens
     return Candidate(
         options, memory.fullest(memory.estimate(options, a, gpus, tokens)),
@@ -103,24 +103,25 @@ def suggest(
     base: FinetuneOptions, a: Architecture, gpus: int, gib: float, *, per_node: int = 8, vision_tokens: int | None = None,
     mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> list[Candidate]:  # fmt: skip
-    """Valid layouts, best first: those that fit by the time of a step, then those that do not by what they need."""
+    """Valid layouts, best first: those that fit, by the time of a step, then the others, by the memory they need."""
     candidates = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
     return sorted(candidates, key=lambda c: (0, c.seconds, c.memory.total) if c.fits(gib) else (1, c.memory.total, c.seconds))
 
 
 def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node: int = 8, vision_tokens: int | None = None) -> int | None:
-    """The smallest power of two of GPUs on which a layout fits, the global batch raised where it must be; None beyond MOST_GPUS."""
+    """The smallest power of two of GPUs on which a layout fits, with a larger global batch if that many GPUs need it; None beyond
+    MOST_GPUS."""
     for gpus in _powers(MOST_GPUS):
         step = base.micro_batch_size * gpus
-        roomy = dataclasses.replace(base, global_batch_size=-(-base.global_batch_size // step) * step)
-        if any(candidate(o, a, gpus, vision_tokens).fits(gib) for o in layouts(roomy, a, gpus, per_node)):
+        enlarged = dataclasses.replace(base, global_batch_size=-(-base.global_batch_size // step) * step)
+        if any(candidate(o, a, gpus, vision_tokens).fits(gib) for o in layouts(enlarged, a, gpus, per_node)):
             return gpus
     return None
 
 
 def presets() -> list[dict]:
-    """One row for each published size and machine: the fastest layout that fits, or None; sequence 2048, micro batch 1, global
-    batch 8, bf16, everything trained."""
+    """One row for each published size, number of GPUs and card: the fastest layout that fits, or None; sequence length 2048, micro
+    batch 1, global batch 8, bf16, nothing frozen."""
     rows = []
     for size in SIZES:
         if size == "tiny":

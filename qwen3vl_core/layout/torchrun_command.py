@@ -1,4 +1,4 @@
-"""The exact command that starts a finetune's processes. Imports no torch."""
+"""The command that starts the processes of a finetune. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST_PORT, TRIED_PORTS = 20_000, 64
 
 
 def gpu_count() -> int:
-    """GPUs that a run gets here; 0 where there is no nvidia-smi."""
+    """The number of GPUs that a run uses here; 0 without nvidia-smi."""
     return len(visible())
 
 
@@ -33,9 +33,9 @@ class Cluster:
 
     nodes: int
     rank: int
-    """Of this node."""
+    """The rank of this node."""
     gpus: int
-    """Of one node."""
+    """Per node."""
     address: str
     port: int
 
@@ -73,8 +73,8 @@ def model_ranks(options: FinetuneOptions) -> int:
     return options.tp * options.pp * options.cp
 
 
-def asked_processes(options: FinetuneOptions) -> tuple[int, int]:
-    """(nodes, processes of each): as requested, else one per GPU; without GPUs, the fewest that hold one model.
+def requested_processes(options: FinetuneOptions) -> tuple[int, int]:
+    """(nodes, processes per node): as requested, else one per GPU; without GPUs, as many as one copy of the model needs.
 
     Raises RequestError when a variable of the cluster is missing or invalid.
     """
@@ -85,8 +85,8 @@ def asked_processes(options: FinetuneOptions) -> tuple[int, int]:
 
 
 def processes_problem(options: FinetuneOptions, count: int, asked: str = "") -> Problem:
-    """That so many processes cannot be divided among copies of the model. asked: the option that says how many; else the one that
-    says so in a run."""
+    """The problem of `count` processes that cannot be divided among copies of the model. asked: the option that set their number, if
+    not --nproc."""
     ranks = model_ranks(options)
     rule = {"tp": options.tp, "pp": options.pp, "cp": options.cp, "model": ranks}
     if options.env == "dlc" and not asked:
@@ -99,8 +99,8 @@ def processes_problem(options: FinetuneOptions, count: int, asked: str = "") -> 
 
 
 def processes_per_node(options: FinetuneOptions) -> tuple[int, int]:
-    """`asked_processes`. Raises RequestError also when they cannot be divided among copies of the model."""
-    nodes, each = asked_processes(options)
+    """Like `requested_processes`, but raises RequestError also when they cannot be divided among copies of the model."""
+    nodes, each = requested_processes(options)
     if nodes * each % model_ranks(options):
         raise RequestError(processes_problem(options, nodes * each))
     return nodes, each
@@ -113,8 +113,7 @@ def process_count(options: FinetuneOptions) -> int:
 
 
 def free_port() -> int:
-    """A free TCP port outside the kernel's ephemeral range where possible, so that no outgoing connection takes it before it is
-    listened on."""
+    """A free TCP port, outside the kernel's ephemeral range if possible, so that no outgoing connection takes it in the meantime."""
     try:
         first_ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
     except (OSError, ValueError):
@@ -128,21 +127,21 @@ def free_port() -> int:
             except OSError:
                 continue
             return probe.getsockname()[1]
-    raise WorkError("no TCP port of this machine is free; end what holds them")
+    raise WorkError("no TCP port of this machine is free; end the processes that use them")
 
 
 def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:
-    """Words of the command that trains the run in `run_dir`: plain Python for one process, torchrun for several.
+    """The command, as a list of words, that trains the run in `run_dir`: plain Python for one process, torchrun for several.
 
-    With `--env dlc` the words are this node's: every node of the job runs them with its own rank. torchrun's own restart stays
-    off: its workers would join the store of the attempt before and fail. The supervisor restarts the whole command.
+    With `--env dlc` it is the command of this node: every node of the job runs it with its own rank. torchrun's own restart is off:
+    its workers would join the store of the previous attempt and fail. The supervisor restarts the whole command.
     """
     nodes, each = processes_per_node(options)
     if nodes * each == 1:
         return [sys.executable, "-m", TRAINING_MODULE, str(run_dir)]
     if options.env == "dlc":
         cluster = Cluster.read()
-        # an endpoint, which a resume leaves as it is, where it gives `--master-port` of one machine another free port
+        # an endpoint instead of --master-port: a resume replaces the port of a --master-port by a free one
         address = ["--node-rank", str(cluster.rank), "--rdzv-backend", "static", "--rdzv-endpoint", f"{cluster.address}:{cluster.port}"]
     else:
         address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]

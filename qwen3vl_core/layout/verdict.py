@@ -1,7 +1,7 @@
-"""Whether a finetune is valid, fits and starts: decided here and nowhere else. Imports no torch.
+"""Whether a finetune is valid, fits and can start: decided here and nowhere else. Imports no torch.
 
-`judge` is what the command line, the console, the notebook, the recipe and the training call. The rules that need neither disk nor
-machine are `option_problems` of the options, which a form may call at every key press; everything that blocks is here.
+The command line, the console, the notebook, the recipe and the training all call `judge`. Rules that need neither the disk nor the
+machine are in `option_problems`, which a form may call at every key press; everything that blocks is here.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from qwen3vl_core.layout.parameters import published, total_parameters
 from qwen3vl_core.layout.rules import architecture_of, data_problems, layout_problems
 from qwen3vl_core.layout.sink_packages import sink_problems
 from qwen3vl_core.layout.suggest import CARDS, ROOM, gpus_needed
-from qwen3vl_core.layout.torchrun_command import asked_processes, gpu_count, model_ranks, processes_problem
+from qwen3vl_core.layout.torchrun_command import gpu_count, model_ranks, processes_problem, requested_processes
 from qwen3vl_core.options import FinetuneOptions, missing_values, option_problems, options_of
 from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.problems import Problem, unique
 from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
 ASSUMED_GPU = Machine(gpus=1, capability=9.0, transformer_engine=True)
-"""What the estimate reckons with where there is no GPU: one that Transformer Engine is installed for."""
+"""The machine that the estimate assumes where there is no GPU: a Hopper GPU with Transformer Engine installed."""
 DEFAULT_MEMORY = CARDS[80]
-"""GiB of the card assumed where there is no GPU."""
+"""GiB of the GPU that is assumed where there is none."""
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """Cost of a step, computed from its matrix products."""
+    """The cost of a step, computed from its matrix products."""
 
     tflops: float
-    """Of the model: `language`, `vocabulary` and `vision`; `recompute` comes on top."""
+    """Model TFLOP: `language`, `vocabulary` and `vision`, without `recompute`."""
     language: float
     vocabulary: float
     vision: float
@@ -49,12 +49,12 @@ class StepEstimate:
     seconds: float
     tokens_per_second: float
     no_cuda_graph: str = ""
-    """Why its micro batches run kernel by kernel, at the host's pace; empty where each is replayed as one CUDA graph."""
+    """Why micro batches run kernel by kernel; empty if each is replayed as one CUDA graph."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory and time of a finetune whose layout is valid, from formulas."""
+    """Estimated memory and time of a finetune whose layout is valid."""
 
     stages: tuple[StageMemory, ...]
     memory_gib: float
@@ -65,7 +65,7 @@ class Estimate:
 
     @property
     def peak_gib(self) -> float:
-        """Of the fullest stage."""
+        """Of the stage that cost the most."""
         return round(memory.fullest(self.stages).total / GIB, 2)
 
     @property
@@ -74,7 +74,7 @@ class Estimate:
 
     @property
     def stages_gib(self) -> list[dict[str, Any]]:
-        """The stages' parts in GiB."""
+        """`StageMemory.as_gib` of every stage."""
         return [stage.as_gib() for stage in self.stages]
 
 
@@ -84,23 +84,23 @@ class Verdict:
 
     options: FinetuneOptions
     problems: tuple[Problem, ...]
-    """Every broken rule: of options, model, data, layout and, where it is to run here, of this machine."""
+    """Every broken rule: of options, model, data, layout and, if it is to run here, of this machine."""
     warnings: tuple[Problem, ...] = ()
-    """Problems that do not keep it from starting: it does not fit by the estimate."""
+    """Problems that do not prevent a start: it does not fit according to the estimate."""
     architecture: Architecture | None = None
-    """Of the checkpoint, else of the size; None where neither is known."""
+    """Of the checkpoint, else of the size; None if neither is known."""
     gpus: int = 1
     """Processes of the whole run."""
     memory_gib: float = DEFAULT_MEMORY
     """Of one GPU."""
     vision_tokens: int = 0
-    """Tokens of pictures in a row that the estimate assumes."""
+    """Picture tokens in a row that the estimate assumes."""
     here: bool = False
-    """Judged for this machine, not for another."""
+    """Whether it was judged for this machine."""
     estimate: Estimate | None = None
-    """None where it was not requested, or the layout is not valid."""
+    """None if it was not requested, or the layout is not valid."""
     gpus_needed: int | None = None
-    """Where it does not fit: GPUs on which a layout would."""
+    """If it does not fit: the number of GPUs on which a layout would."""
 
     @property
     def valid(self) -> bool:
@@ -108,12 +108,12 @@ class Verdict:
 
     @property
     def fits(self) -> bool | None:
-        """By the estimate; None without one."""
+        """Whether it fits according to the estimate; None without one."""
         return self.estimate.fits if self.estimate is not None else None
 
     @property
     def starts(self) -> bool | None:
-        """Whether `qwen3vl finetune` would start it on this machine; None: judged for another one."""
+        """Whether `qwen3vl finetune` would start it on this machine; None if it was judged for another one."""
         return (self.valid and not missing_values(self.options)) if self.here else None
 
     @property
@@ -122,7 +122,7 @@ class Verdict:
         return launch_scripts.describe(self.options, self.gpus)
 
     def require_valid(self) -> Verdict:
-        """Itself. Raises RequestError with every problem."""
+        """Returns itself. Raises RequestError with every problem, if there are any."""
         if self.problems:
             raise RequestError(*self.problems)
         return self
@@ -151,29 +151,28 @@ def judge(
     architecture: Architecture | None = None,
     processes: int = 0, machine: Machine | None = None, disk: bool = True, cluster: bool = True,
 ) -> Verdict:  # fmt: skip
-    """Everything that can be known of a finetune before its processes start. Blocks on disk and nvidia-smi; raises nothing.
+    """Everything that can be known of a finetune before its processes start. Blocks on the disk and on nvidia-smi; raises nothing.
 
-    plan: the GPUs that are meant, 0: this machine's, and how the estimate is made; None: no estimate. problems: known already, as
-    of values that could not be parsed; `options` holds defaults in their place. architecture, processes, machine: where the caller
-    knows them. disk: whether model and data are looked for. cluster: whether `--env dlc` needs its environment, as at a start.
+    plan: for how many GPUs (0: those of this machine), and how to estimate; None: no estimate. problems: found before, such as
+    values that could not be parsed; `options` holds their defaults. architecture, processes, machine: if the caller
+    knows them. disk: look for model and data. cluster: with `--env dlc`, require the cluster's environment, as at a start.
     """
-    own = option_problems(options)
-    # a value outside its range would spoil every equation
-    sound = all(o.problem_of(getattr(options, o.name)) is None for o in options_of(type(options)) if not o.many)
-    broken: list[Problem] = [*problems, *own]
+    # a value outside its range would invalidate every equation
+    in_range = all(o.problem_of(getattr(options, o.name)) is None for o in options_of(type(options)) if not o.many)
+    broken: list[Problem] = [*problems, *option_problems(options)]
     if disk:
-        architecture, of_model = _model(options)
-        broken += [*of_model, *data_problems(options)]
+        architecture, model_problems = _model(options)
+        broken += [*model_problems, *data_problems(options)]
     elif architecture is not None and options.size:
         broken += filter(None, [size_problem(options.size, architecture, options.load)])
     asked = "gpus" if plan is not None and plan.gpus else ""
     here = not asked and not processes
     count = processes or (plan.gpus if plan is not None else 0)
     if not count:
-        count, of_processes = _processes(options, cluster) if sound else (1, [])
-        broken += of_processes
+        count, process_problems = _processes(options, cluster) if in_range else (1, [])
+        broken += process_problems
     layout = []
-    if sound:
+    if in_range:
         ranks = model_ranks(options)
         if architecture is not None:
             layout = list(layout_problems(options, architecture, count or ranks, asked))
@@ -187,22 +186,22 @@ def judge(
     verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
     if plan is None:
         return verdict
-    seen = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
-    verdict = replace(verdict, memory_gib=plan.memory or gpu_memory() or DEFAULT_MEMORY, vision_tokens=seen)
-    if seen > options.seq_length:
+    vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
+    verdict = replace(verdict, memory_gib=plan.memory or gpu_memory() or DEFAULT_MEMORY, vision_tokens=vision_tokens)
+    if vision_tokens > options.seq_length:
         rule = {"seq_length": options.seq_length}
-        most = Problem("vision-tokens-beyond-row", "vision_tokens", seen, rule, ({"vision_tokens": options.seq_length},))
+        most = Problem("vision-tokens-beyond-row", "vision_tokens", vision_tokens, rule, ({"vision_tokens": options.seq_length},))
         return replace(verdict, problems=(*verdict.problems, most))
-    if architecture is None or layout or not sound:
+    if architecture is None or layout or not in_range:
         return verdict
     try:
-        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, seen, plan, machine)
+        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, vision_tokens, plan, machine)
     except RequestError:
-        # parts or layers that do not exist, which are among the problems
+        # an option names parts or layers that do not exist, which is among the problems
         return verdict
     if estimate.fits:
         return replace(verdict, estimate=estimate)
-    needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=seen)
+    needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
     return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(_too_big(estimate, needed),))
 
 
@@ -213,38 +212,38 @@ def _too_big(estimate: Estimate, needed: int | None) -> Problem:
 
 
 def _model(options: FinetuneOptions) -> tuple[Architecture | None, tuple[Problem, ...]]:
-    """(architecture of the checkpoint, else of the size; problems of them)."""
+    """(architecture of the checkpoint, or of the size if that is unknown; problems of both)."""
     if not options.load:
         return (published(options.size) if options.size else None), ()
     try:
         architecture = architecture_of(options.load)
     except RequestError as error:
-        # the layout can still be checked by the size
+        # the layout can still be checked with the size's architecture
         return (published(options.size) if options.size else None), error.problems
     problem = size_problem(options.size, architecture, str(Path(options.load).expanduser())) if options.size else None
     return architecture, ((problem,) if problem else ())
 
 
 def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Problem, ...]]:
-    """(processes of the whole run here, problems that keep them from being counted); 0: unknown."""
+    """(processes of the whole run, problems of the cluster's environment). 0: unknown, because of the problems."""
     if options.env == "dlc" and not cluster:
         return options.nproc or gpu_count() or model_ranks(options), ()
     try:
-        nodes, each = asked_processes(options)
+        nodes, each = requested_processes(options)
     except RequestError as error:
         return 0, error.problems
     return nodes * each, ()
 
 
 def _estimate(
-    options: FinetuneOptions, a: Architecture, gpus: int, gib: float, seen: int, plan: PlanOptions, machine: Machine | None
+    options: FinetuneOptions, a: Architecture, gpus: int, gib: float, vision_tokens: int, plan: PlanOptions, machine: Machine | None
 ) -> Estimate:
-    needs = flops.step_flops(options, a, seen)
-    seconds = flops.step_seconds(options, a, gpus, seen, plan.mfu, plan.peak_tflops)
+    cost = flops.step_flops(options, a, vision_tokens)
+    seconds = flops.step_seconds(options, a, gpus, vision_tokens, plan.mfu, plan.peak_tflops)
     step = StepEstimate(
-        tflops=round(needs.model / 1e12, 3), language=round((needs.language + needs.attention) / 1e12, 3),
-        vocabulary=round(needs.vocabulary / 1e12, 3), vision=round(needs.vision / 1e12, 3), recompute=round(needs.recompute / 1e12, 3),
+        tflops=round(cost.model / 1e12, 3), language=round((cost.language + cost.attention) / 1e12, 3),
+        vocabulary=round(cost.vocabulary / 1e12, 3), vision=round(cost.vision / 1e12, 3), recompute=round(cost.recompute / 1e12, 3),
         mfu=plan.mfu, seconds=round(seconds, 3), tokens_per_second=round(options.global_batch_size * options.seq_length / seconds, 1),
         no_cuda_graph=no_graph_because(options, a, machine if machine is not None and machine.gpus else ASSUMED_GPU),
     )  # fmt: skip
-    return Estimate(tuple(memory.estimate(options, a, gpus, seen)), gib, step, round(seconds * options.train_iters / 3600, 3))
+    return Estimate(tuple(memory.estimate(options, a, gpus, vision_tokens)), gib, step, round(seconds * options.train_iters / 3600, 3))

@@ -15,9 +15,9 @@ class PackedRow(PackedSeqParams):
     lengths: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, longest: int, lengths: tuple[int, ...]) -> PackedRow:
-        """cu_seqlens int32 [n + 1] on the device; longest: an upper bound of the lengths."""
+    def of(cls, cu_seqlens: Tensor, max_seqlen: int, lengths: tuple[int, ...]) -> PackedRow:
+        """cu_seqlens int32 [n + 1] on the device; max_seqlen: an upper bound of the lengths."""
         return cls(
-            qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=longest, max_seqlen_kv=longest,
+            qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen,
             lengths=lengths,
         )  # fmt: skip

@@ -37,8 +37,8 @@ class PromptFeatures:
 
     features: list[Tensor] | None
     """Output of `vision_features`; None without pictures, and on stages that have no vision tower."""
-    places: Tensor | None
-    """`VisionStructure.places`: the token index of each feature."""
+    token_indices: Tensor | None
+    """`VisionStructure.token_indices`: the token index of each feature."""
     length: int
     """Tokens of the prompt; all later tokens are text, even if they equal a vision token."""
 
@@ -144,7 +144,7 @@ class Qwen3VLModel(MegatronModule):
         features, deep = self.vision_model(pixel_values, structure, learns=self.training and self.adapted("vision"))
         return [features, *deep]
 
-    def embed(self, structure: Structure, features: list[Tensor] | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def embed(self, structure: Structure, features: list[Tensor] | None, token_indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the vision features at the vision tokens [s, b, h], and the deepstack features, zero at other
         tokens, concatenated along the sequence [n * s, b, h]; both split for context and for sequence parallelism."""
         embedded_sbh = self.language_model.embedding(input_ids=structure.input_ids, position_ids=None)
@@ -152,9 +152,9 @@ class Qwen3VLModel(MegatronModule):
         if features is None and self.vision_in_every_batch and torch.is_grad_enabled():
             embedded_sbh = embedded_sbh + self._blank_picture().to(embedded_sbh.dtype)
         if features is not None:
-            assert places is not None  # those of the features
+            assert token_indices is not None  # features come with their indices
             layers = [embedded_sbh, *(torch.zeros_like(embedded_sbh) for _ in features[1:])]
-            embedded_sbh, *deep_sbh = (_placed(layer, places, part) for layer, part in zip(layers, features, strict=True))
+            embedded_sbh, *deep_sbh = (_insert(layer, token_indices, part) for layer, part in zip(layers, features, strict=True))
         if structure.local is not None:
             embedded_sbh, *deep_sbh = (layer[structure.local] for layer in (embedded_sbh, *deep_sbh))
         if self.config.sequence_parallel:
@@ -228,12 +228,12 @@ class Qwen3VLModel(MegatronModule):
         """`forward` with a structure on this device; pixel_values [P, 1536], padded as the structure is."""
         embedded = deepstack = None
         if self.pre_process:
-            features, places = None, None
+            features, token_indices = None, None
             if prompt_features is not None and prompt_features.features is not None:
-                features, places = prompt_features.features, prompt_features.places
+                features, token_indices = prompt_features.features, prompt_features.token_indices
             elif s.vision is not None and pixel_values is not None:
-                features, places = self.vision_features(pixel_values, s.vision), s.vision.places
-            embedded, deepstack = self.embed(s, features, places)
+                features, token_indices = self.vision_features(pixel_values, s.vision), s.vision.token_indices
+            embedded, deepstack = self.embed(s, features, token_indices)
             embedded = with_gradient(embedded, self.config, self.training and self.adapted("language"))
         input_ids, position_ids, labels = s.input_ids, s.position_ids, s.labels
         if s.local is not None:
@@ -251,7 +251,7 @@ class Qwen3VLModel(MegatronModule):
                 decoder_input=embedded,
                 labels=None if labels is None else labels.clamp(min=0),
                 inference_context=inference_context,
-                packed_seq_params=None if s.cu_seqlens is None else PackedRow.of(s.cu_seqlens, s.longest, s.documents),
+                packed_seq_params=None if s.cu_seqlens is None else PackedRow.of(s.cu_seqlens, s.max_seqlen, s.documents),
                 extra_block_kwargs={"context": deepstack},
                 runtime_gather_output=True if inference_context is not None else None,
             )
@@ -274,7 +274,7 @@ class Qwen3VLModel(MegatronModule):
 
 @contextlib.contextmanager
 def _without_output_layer(language: GPTModel) -> Iterator[None]:
-    """The language tower returns the output of its final norm inside."""
+    """Inside this context the language tower returns the output of its final norm instead of logits."""
     saved, language.post_process = language.post_process, False
     try:
         yield
@@ -286,8 +286,8 @@ def _on_host(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.cpu()
 
 
-def _placed(layer_sbh: Tensor, places: Tensor, features: Tensor) -> Tensor:
-    """[s, b, h] with the features at indices `places` along [s, b]; features of padding have index s * b and are dropped."""
+def _insert(layer_sbh: Tensor, token_indices: Tensor, features: Tensor) -> Tensor:
+    """[s, b, h] with each feature at its index along the flattened [s, b]; features of padding have index s * b and are dropped."""
     length, batch, hidden = layer_sbh.shape
     rows = torch.cat((layer_sbh.reshape(-1, hidden), layer_sbh.new_zeros(1, hidden)))
-    return rows.index_copy(0, places, features.to(layer_sbh.dtype))[:-1].view(length, batch, hidden)
+    return rows.index_copy(0, token_indices, features.to(layer_sbh.dtype))[:-1].view(length, batch, hidden)

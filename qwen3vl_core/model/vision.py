@@ -170,7 +170,7 @@ class VisionModel(MegatronModule):
         hidden = (hidden + embedded.to(hidden.dtype)).unsqueeze(1)
         hidden = with_gradient(hidden, self.config, learns)
         angles = vision_angles(structure.coordinates, self.config.kv_channels, self.vision.rope_theta)
-        packed = PackedRow.of(structure.cu_seqlens, structure.longest, structure.frames)
+        packed = PackedRow.of(structure.cu_seqlens, structure.max_seqlen, structure.frames)
         outputs = self.decoder(
             hidden_states=hidden, attention_mask=None, context=hidden[:0], rotary_pos_emb=angles, packed_seq_params=packed
         )

@@ -104,7 +104,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
         o = declared.get(name)
         if o is None:
             close = difflib.get_close_matches(name, declared, 1, 0.5)
-            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(declared)}"
+            advice = f"did you mean {close[0]}?" if close else f"choose from {', '.join(declared)}"
             problems.append(problem("plan-unknown-option", key=str(key), advice=advice))
         elif name in values:
             problems.append(problem("plan-given-twice", key=name, line=""))

@@ -5,8 +5,8 @@ from __future__ import annotations
 STEPS = 32
 """Sizes between a power of two and the next: rounding up adds at most 2 / 32 of a size, about half as much on average."""
 COARSE = 4
-"""The same for trained tokens, whose padding costs little."""
-LEAST_ROW, LEAST_PATCHES, LEAST_TRAINED, LEAST_COUNT, LEAST_LONGEST = 256, 512, 64, 8, 128
+"""The same for trained tokens, whose padding is cheap."""
+LEAST_ROW, LEAST_PATCHES, LEAST_TRAINED, LEAST_COUNT, LEAST_MAX_SEQLEN = 256, 512, 64, 8, 128
 
 
 def next_power_of_two(size: int) -> int:
@@ -24,13 +24,13 @@ def bucket(size: int, least: int, steps: int = STEPS) -> int:
     return round_up(size, max(least, next_power_of_two(size) // steps)) if size else 0
 
 
-def doubled(size: int, least: int) -> int:
-    """`size` rounded up to `least` times a power of two."""
+def power_of_two_bucket(size: int, least: int) -> int:
+    """`size` rounded up to a power of two, and to at least `least`."""
     return max(least, next_power_of_two(size))
 
 
 def packed_row(tokens: int, seq_length: int, multiple: int) -> int:
-    """Positions of a packed row of `tokens`: the sequence length, or the smallest half, quarter, ... of it that holds them.
+    """Length of a packed row of `tokens`: the sequence length, or the smallest half, quarter, ... of it that holds them.
 
     All rows but the last of a window of packing are nearly full.
     """

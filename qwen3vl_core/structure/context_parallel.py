@@ -19,9 +19,9 @@ def document_index(length: int, size: int, rank: int) -> Tensor:
     Raises ValueError when the document cannot be split.
     """
     if length % (2 * size):
-        raise ValueError(f"{length} tokens cannot be cut into 2 x {size} equal parts: pad to {-(-length // (2 * size)) * 2 * size}")
-    parts = torch.arange(length).chunk(2 * size)
-    return torch.cat((parts[rank], parts[2 * size - 1 - rank]))
+        raise ValueError(f"{length} tokens cannot be split into 2 x {size} equal parts: pad to {-(-length // (2 * size)) * 2 * size}")
+    chunks = torch.arange(length).chunk(2 * size)
+    return torch.cat((chunks[rank], chunks[2 * size - 1 - rank]))
 
 
 def token_index(length: int, documents: Sequence[int] | None, size: int, rank: int) -> Tensor:

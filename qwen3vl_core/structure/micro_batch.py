@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3vl_core.sizes import Architecture
-from qwen3vl_core.structure.buckets import COARSE, LEAST_COUNT, LEAST_LONGEST, LEAST_PATCHES, LEAST_TRAINED, bucket, doubled, round_up
+from qwen3vl_core.structure.buckets import (
+    COARSE,
+    LEAST_COUNT,
+    LEAST_MAX_SEQLEN,
+    LEAST_PATCHES,
+    LEAST_TRAINED,
+    bucket,
+    power_of_two_bucket,
+    round_up,
+)
 from qwen3vl_core.structure.context_parallel import token_index
 from qwen3vl_core.structure.positions import mrope_positions, packed_positions, vision_coordinates
 from qwen3vl_core.structure.right_padding import RightPadding
@@ -24,7 +33,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class VisionStructure:
-    """Pictures, then videos, of a micro batch. P: patches, padded to a bucket if buckets are used."""
+    """The pictures of a micro batch, then its videos. P: patches, padded to a bucket if buckets are used."""
 
     coordinates: Tensor
     """int32 [P, 2]: row and column of each patch in its frame."""
@@ -32,15 +41,15 @@ class VisionStructure:
     """int32 [P, 2]: rows and columns of that frame."""
     cu_seqlens: Tensor
     """int32 [frames + 1]: the start of each frame, and the end of the last. Padding forms separate frames."""
-    places: Tensor
+    token_indices: Tensor
     """long [P / merge²]: token index of each feature along the flattened [s, b]; s * b for padding."""
-    longest: int
+    max_seqlen: int
     """Upper bound of the patches of a frame."""
     frames: tuple[int, ...]
     """Patches of each frame."""
 
     def to(self, device: torch.device | str) -> VisionStructure:
-        """On a device."""
+        """The same structure on a device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: value.to(device) for name, value in moved.items()})
 
@@ -57,7 +66,7 @@ class Structure:
     """long [b, s], 1 for tokens and 0 for padding: the experts' load balancing ignores padding. None: no padding."""
     cu_seqlens: Tensor | None = None
     """int32 [documents + 1] of a packed row (b is 1): the start of each document, and the end of the last; padded with empty documents."""
-    longest: int = 0
+    max_seqlen: int = 0
     """Upper bound of the tokens of a document of a packed row."""
     documents: tuple[int, ...] = ()
     """Tokens of each document of a packed row."""
@@ -76,7 +85,7 @@ class Structure:
 
     @property
     def loss_labels(self) -> Tensor:
-        """Of a training batch, labels of the tokens that have a loss: [1, n] or [b, s]."""
+        """Labels of the tokens for which a training batch computes a loss: [1, n] or [b, s]."""
         labels = self.labels if self.trained is None else self.trained_labels
         assert labels is not None
         return labels
@@ -87,15 +96,15 @@ class Structure:
         named = {prefix + f.name: getattr(part, f.name) for prefix, part in parts.items() if part is not None for f in fields(part)}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
-    def with_tensors(self, given: Mapping[str, Tensor | None]) -> Structure:
+    def with_tensors(self, named: Mapping[str, Tensor | None]) -> Structure:
         """The same structure with other tensors under the names of `tensors`."""
 
-        def of(prefix: str) -> dict[str, Any]:
-            return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+        def with_prefix(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
-        own: dict[str, Any] = {name: value for name, value in given.items() if "." not in name}
-        vision = None if self.vision is None else replace(self.vision, **of("vision."))
-        right_padding = None if self.right_padding is None else replace(self.right_padding, **of("right_padding."))
+        own: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
+        vision = None if self.vision is None else replace(self.vision, **with_prefix("vision."))
+        right_padding = None if self.right_padding is None else replace(self.right_padding, **with_prefix("right_padding."))
         return replace(self, **own, vision=vision, right_padding=right_padding)
 
     def mapped(self, change: Callable[[Tensor], Tensor | None]) -> Structure:
@@ -103,12 +112,12 @@ class Structure:
         return self.with_tensors({name: change(value) for name, value in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Structure:
-        """On a device; from pinned memory without waiting."""
+        """The same structure on a device; from pinned memory the copy does not block the host."""
         return self.mapped(lambda value: value.to(device, non_blocking=True))
 
     def shape(self) -> tuple[Any, ...]:
         """Key of a CUDA graph captured for this micro batch: all that it depends on except the tensors' values."""
-        limits = (self.longest, self.vision.longest if self.vision else 0)
+        limits = (self.max_seqlen, self.vision.max_seqlen if self.vision else 0)
         return *((name, tuple(value.shape)) for name, value in sorted(self.tensors().items())), *limits
 
 
@@ -129,7 +138,7 @@ class StructureRules:
     """Target length of packed rows."""
 
 
-def count_places(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
+def vision_token_indices(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
     """Indices of the picture tokens and of the video tokens of ids [b, s] along the flattened [s, b], in the order of their features."""
     batch = ids.shape[0]
     rows_columns = [(ids == token).nonzero(as_tuple=True) for token in (a.image_token_id, a.video_token_id)]
@@ -140,43 +149,46 @@ def count_places(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
 def vision_structure(
     a: Architecture, ids: Tensor, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None, *, buckets: bool = False
 ) -> VisionStructure | None:
-    """Of aligned ids [b, s] and the grids [n, 3] of pictures and videos, on the host. Raises ValueError when they do not match."""
-    given = [None if grid is None or not len(grid) else grid.cpu() for grid in (image_grid_thw, video_grid_thw)]
-    if all(grid is None for grid in given):
+    """Made on the host, from right-padded ids [b, s] and the grids [n, 3] of pictures and videos; None for text alone.
+
+    Raises ValueError when tokens and grids do not match.
+    """
+    grids = [None if grid is None or not len(grid) else grid.cpu() for grid in (image_grid_thw, video_grid_thw)]
+    if all(grid is None for grid in grids):
         return None
     merge = a.vision.spatial_merge_size**2
     end = ids.numel()
     parts = []
-    for grid, places in zip(given, count_places(ids.cpu(), a), strict=True):
+    for grid, indices in zip(grids, vision_token_indices(ids.cpu(), a), strict=True):
         features = 0 if grid is None else int(grid.prod(-1).sum()) // merge
-        if places.numel() != features:
-            raise ValueError(f"{places.numel()} vision tokens in input_ids, but {features} features")
+        if indices.numel() != features:
+            raise ValueError(f"{indices.numel()} vision tokens in input_ids, but {features} features")
         if grid is not None:
-            parts.append(_vision_part(a, grid, places, end, buckets))
+            parts.append(_vision_part(a, grid, indices, end, buckets))
     coordinates, sizes, indices, lengths = zip(*parts, strict=True)
     frames = [frame for part in lengths for frame in part]
-    longest, bounds = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)
+    max_seqlen, cu_seqlens = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)
     if buckets:
-        longest = doubled(longest, LEAST_LONGEST)
-        bounds = F.pad(bounds, (0, doubled(len(frames), LEAST_COUNT) - len(frames)), value=int(bounds[-1]))
-    return VisionStructure(torch.cat(coordinates), torch.cat(sizes), bounds, torch.cat(indices), longest, tuple(frames))
+        max_seqlen = power_of_two_bucket(max_seqlen, LEAST_MAX_SEQLEN)
+        cu_seqlens = F.pad(cu_seqlens, (0, power_of_two_bucket(len(frames), LEAST_COUNT) - len(frames)), value=int(cu_seqlens[-1]))
+    return VisionStructure(torch.cat(coordinates), torch.cat(sizes), cu_seqlens, torch.cat(indices), max_seqlen, tuple(frames))
 
 
-def _vision_part(a: Architecture, grid: Tensor, places: Tensor, end: int, buckets: bool) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """(coordinates, sizes, places, patches of each frame) of all pictures or all videos, padded to a bucket."""
+def _vision_part(a: Architecture, grid: Tensor, indices: Tensor, end: int, buckets: bool) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """(coordinates, sizes, token indices, patches of each frame) of all pictures or all videos, padded to a bucket."""
     coordinates = vision_coordinates(grid, a.vision.spatial_merge_size).to(torch.int32)
     frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
     sizes = torch.repeat_interleave(grid[:, 1:], grid.prod(-1), dim=0).to(torch.int32)
     lengths = frames.tolist()
     if buckets:
         count = len(coordinates)
-        more = patches_bucket(count) - count
-        coordinates, sizes = F.pad(coordinates, (0, 0, 0, more)), F.pad(sizes, (0, 0, 0, more), value=1)
-        places = F.pad(places, (0, more // a.vision.spatial_merge_size**2), value=end)
+        padding = patches_bucket(count) - count
+        coordinates, sizes = F.pad(coordinates, (0, 0, 0, padding)), F.pad(sizes, (0, 0, 0, padding), value=1)
+        indices = F.pad(indices, (0, padding // a.vision.spatial_merge_size**2), value=end)
         # attention is quadratic in the frame: padding is split into frames no longer than the longest
         largest = max(lengths)
-        lengths += [largest] * (more // largest) + ([more % largest] if more % largest else [])
-    return coordinates, sizes, places, lengths
+        lengths += [largest] * (padding // largest) + ([padding % largest] if padding % largest else [])
+    return coordinates, sizes, indices, lengths
 
 
 def patches_bucket(count: int) -> int:
@@ -188,10 +200,12 @@ def _padded_rows(
     rules: StructureRules, ids: Tensor, mask: Tensor | None, labels: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Rows padded to a length that `rules` allow."""
-    more = (0, round_up(max(ids.shape[1], rules.least_length), rules.length_multiple) - ids.shape[1])
-    if not more[1]:
+    padding = round_up(max(ids.shape[1], rules.least_length), rules.length_multiple) - ids.shape[1]
+    if not padding:
         return ids, mask, labels
-    return F.pad(ids, more), None if mask is None else F.pad(mask, more), None if labels is None else F.pad(labels, more, value=IGNORED)
+    mask = None if mask is None else F.pad(mask, (0, padding))
+    labels = None if labels is None else F.pad(labels, (0, padding), value=IGNORED)
+    return F.pad(ids, (0, padding)), mask, labels
 
 
 def build_structure(
@@ -210,37 +224,40 @@ def build_structure(
 
     input_ids, attention_mask and labels [b, s]; grids [n, 3] in patches; position_ids [3, b, s] if known; cu_seqlens
     [documents + 1] of a packed row (b is 1), whose attention_mask only marks the tokens that the experts' load balancing ignores.
-    with_vision: locate the features' tokens. Raises ValueError when tokens and grids do not match.
+    with_vision: make `Structure.vision` too. Raises ValueError when tokens and grids do not match.
     """
     if cu_seqlens is None:
         input_ids, attention_mask, labels = _padded_rows(rules, input_ids, attention_mask, labels)
     a, mask, right_padding = rules.architecture, attention_mask, None
-    at = partial(mrope_positions, image_token_id=a.image_token_id, video_token_id=a.video_token_id, merge_size=a.vision.spatial_merge_size)
+    positions_of = partial(
+        mrope_positions, image_token_id=a.image_token_id, video_token_id=a.video_token_id, merge_size=a.vision.spatial_merge_size
+    )
     if cu_seqlens is not None:
         position_ids = packed_positions(
-            input_ids, cu_seqlens, lambda ids, where: at(ids, where, image_grid_thw, video_grid_thw)
+            input_ids, cu_seqlens, lambda ids, mask: positions_of(ids, mask, image_grid_thw, video_grid_thw)
         )  # fmt: skip
     else:
         right_padding = RightPadding.of(attention_mask)
         if position_ids is None:
-            position_ids, _ = at(input_ids, attention_mask, image_grid_thw, video_grid_thw)
+            position_ids, _ = positions_of(input_ids, attention_mask, image_grid_thw, video_grid_thw)
         if right_padding is not None:
             assert attention_mask is not None  # it says where the padding is
             position_ids, input_ids, mask = (right_padding.apply(t) for t in (position_ids, input_ids, attention_mask))
             labels = None if labels is None else right_padding.apply(labels)
     documents = () if cu_seqlens is None else tuple(end - start for start, end in pairwise(cu_seqlens.tolist()))
-    bounds, longest = None, max(documents, default=0)
+    max_seqlen = max(documents, default=0)
     if cu_seqlens is not None:
-        bounds = cu_seqlens.to(torch.int32)
+        cu_seqlens = cu_seqlens.to(torch.int32)
         if rules.buckets:
-            longest = min(doubled(longest, LEAST_LONGEST), input_ids.shape[1])
-            bounds = F.pad(bounds, (0, doubled(len(documents), LEAST_COUNT) - len(documents)), value=int(bounds[-1]))
+            max_seqlen = min(power_of_two_bucket(max_seqlen, LEAST_MAX_SEQLEN), input_ids.shape[1])
+            empty = power_of_two_bucket(len(documents), LEAST_COUNT) - len(documents)
+            cu_seqlens = F.pad(cu_seqlens, (0, empty), value=int(cu_seqlens[-1]))
     local = None
     if rules.cp_size > 1:
         local = token_index(input_ids.shape[1], documents or None, rules.cp_size, rules.cp_rank)
     vision = vision_structure(a, input_ids, image_grid_thw, video_grid_thw, buckets=rules.buckets) if with_vision else None
     return Structure(
-        input_ids, position_ids, mask, bounds, longest, documents, local, labels, vision=vision, right_padding=right_padding
+        input_ids, position_ids, mask, cu_seqlens, max_seqlen, documents, local, labels, vision=vision, right_padding=right_padding
     )  # fmt: skip
 
 
@@ -248,9 +265,9 @@ def select_trained(structure: Structure) -> Structure:
     """Compute logits of the trained tokens only, if they are fewer than the row's tokens (b is 1)."""
     assert structure.labels is not None  # a training batch
     labels = structure.labels[0]
-    places = (labels != IGNORED).nonzero()[:, 0]
-    more = bucket(max(len(places), 1), LEAST_TRAINED, COARSE) - len(places)
-    if len(places) + more >= len(labels):
+    trained = (labels != IGNORED).nonzero()[:, 0]
+    padding = bucket(max(len(trained), 1), LEAST_TRAINED, COARSE) - len(trained)
+    if len(trained) + padding >= len(labels):
         return structure
-    chosen = F.pad(labels[places], (0, more), value=IGNORED)[None]
-    return replace(structure, trained=F.pad(places, (0, more)), trained_labels=chosen)
+    trained_labels = F.pad(labels[trained], (0, padding), value=IGNORED)[None]
+    return replace(structure, trained=F.pad(trained, (0, padding)), trained_labels=trained_labels)

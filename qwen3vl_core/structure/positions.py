@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def _runs(is_vision: Tensor) -> list[tuple[int, int, bool]]:
-    """[s] bool -> (start, end, is vision) of each run."""
+    """[s] bool -> (start, end, is vision) of each run of equal values."""
     edges = (torch.nonzero(is_vision[1:] != is_vision[:-1]).flatten() + 1).tolist()
     bounds = [0, *edges, is_vision.numel()]
     return [(a, b, bool(is_vision[a])) for a, b in pairwise(bounds) if b > a]
@@ -93,8 +93,8 @@ def mrope_positions(
 def packed_positions(input_ids: Tensor, cu_seqlens: Tensor, positions: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Positions [3, 1, t] of a packed row: every document begins at 0.
 
-    input_ids [1, t]; cu_seqlens [documents + 1]; positions: `mrope_positions` of a batch (ids, mask), pictures and videos
-    in the order of the documents.
+    input_ids [1, t]; cu_seqlens [documents + 1]; positions: calls `mrope_positions` for ids and mask, one document in each row,
+    with the pictures and videos in the order of the documents.
     """
     if input_ids.shape[0] != 1:
         raise ValueError(f"a packed batch has one row, not {input_ids.shape[0]}")
@@ -104,14 +104,13 @@ def packed_positions(input_ids: Tensor, cu_seqlens: Tensor, positions: Callable[
     lengths = [end - start for start, end in pairwise(bounds)]
     documents = torch.nn.utils.rnn.pad_sequence(input_ids[0].split(lengths), batch_first=True)
     mask = torch.arange(documents.shape[1]) < torch.tensor(lengths)[:, None]
-    made, _ = positions(documents, mask)
-    return made[:, mask.to(made.device)].unsqueeze(1)
+    by_document, _ = positions(documents, mask)
+    return by_document[:, mask.to(by_document.device)].unsqueeze(1)
 
 
 def vision_coordinates(grid_thw: Tensor, merge_size: int) -> Tensor:
     """Row and column of every patch in the processor's order (merge x merge blocks): [patches, 2]."""
-    parts = [_frame_coordinates(height, width, merge_size).repeat(frames, 1) for frames, height, width in grid_thw.tolist()]
-    return torch.cat(parts)
+    return torch.cat([_frame_coordinates(height, width, merge_size).repeat(frames, 1) for frames, height, width in grid_thw.tolist()])
 
 
 @functools.lru_cache(maxsize=512)

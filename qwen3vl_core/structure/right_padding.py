@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RightPadding:
-    """`order` [b, s]: the column of the original row for each column of the aligned one."""
+    """`order` [b, s]: the column of the original row for each column of the right-padded one."""
 
     order: Tensor
 

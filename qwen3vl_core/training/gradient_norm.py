@@ -18,8 +18,8 @@ def squared_norms(optimizer: Any) -> Tensor:
     """
     optimizers = optimizer.chained_optimizers
     if len(optimizers) > 1 and optimizer.grads_states_parallel_group_is_shared():
-        joined = [gradient for each in optimizers for gradient in each.get_main_grads_for_grad_norm()]
-        groups = [(joined, optimizer.get_grad_stats_parallel_group())]
+        gradients = [gradient for each in optimizers for gradient in each.get_main_grads_for_grad_norm()]
+        groups = [(gradients, optimizer.get_grad_stats_parallel_group())]
     else:
         groups = [(each.get_main_grads_for_grad_norm(), each.get_grad_stats_parallel_group()) for each in optimizers]
     squares = []

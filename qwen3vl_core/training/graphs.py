@@ -22,7 +22,7 @@ from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.training.token_loss import token_loss
 
 MOST_GRAPHS = 32
-"""Shapes beyond these run kernel by kernel: each graph keeps memory of the GPU; how much was not measured."""
+"""Micro batches of further shapes run kernel by kernel: each graph takes GPU memory; how much was not measured."""
 
 
 @dataclass
@@ -31,14 +31,14 @@ class CapturedMicroBatch:
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
-    figures: Tensor
+    totals: Tensor
 
-    def replay(self, given: dict[str, Tensor]) -> Tensor:
-        """[sum of losses, trained tokens]; gradients are added to the buffers of the weights."""
+    def replay(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Returns [sum of losses, trained tokens]; gradients are added to the gradient buffers of the weights."""
         for name, buffer in self.inputs.items():
-            buffer.copy_(given[name], non_blocking=True)
+            buffer.copy_(tensors[name], non_blocking=True)
         self.graph.replay()
-        return self.figures
+        return self.totals
 
 
 def prepare_capture(seed: int) -> None:
@@ -60,13 +60,13 @@ class MicroBatchGraphs:
         # a reference keeps the pool from being freed while nothing uses it
         self.memory = torch.cuda.MemPool()
         self.pool: Any = self.memory.id
-        self.most = MOST_GRAPHS
+        self.max_graphs = MOST_GRAPHS
         self.replayed = self.launched = 0
-        """Micro batches that were replayed, and that ran kernel by kernel."""
+        """Number of micro batches that were replayed, and that ran kernel by kernel."""
 
     def forward_backward(self, batches: list[Batch]) -> Tensor:
-        """Gradients of a global batch in the buffers of the weights, reduced and divided by its trained tokens, as Megatron's
-        `forward_backward_no_pipelining` leaves them; returns [sum of losses, trained tokens] of this rank."""
+        """Compute the gradients of a global batch, reduced and divided by its trained tokens, as Megatron's
+        `forward_backward_no_pipelining` does. Returns [sum of losses, trained tokens] of this rank."""
         model = self.model
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         with model.no_sync():
@@ -83,23 +83,23 @@ class MicroBatchGraphs:
         return f"{self.replayed:,} micro batches were replayed by {len(self.graphs)} CUDA graphs, {self.launched:,} ran kernel by kernel"
 
     def _micro_batch(self, batch: Batch) -> Tensor:
-        given = batch.tensors()
-        key = (batch.shaped.shape(), *((name, value.shape) for name, value in given.items()))
+        tensors = batch.tensors()
+        key = (batch.shaped.shape(), *((name, value.shape) for name, value in tensors.items()))
         captured = self.graphs.get(key)
-        if captured is None and key in self.warm and len(self.graphs) < self.most:
-            captured = self.graphs[key] = self._capture(batch, given)
+        if captured is None and key in self.warm and len(self.graphs) < self.max_graphs:
+            captured = self.graphs[key] = self._capture(batch, tensors)
         if captured is not None:
             self.replayed += 1
-            return captured.replay(given)
+            return captured.replay(tensors)
         # the first micro batch of a shape runs kernel by kernel, as warm-up: libraries select and compile their kernels
         self.warm.add(key)
         self.launched += 1
-        with self._memory_of_graphs():
-            return self._run(batch, {name: value.to(self.device, non_blocking=True) for name, value in given.items()}).clone()
+        with self._graph_pool():
+            return self._run(batch, {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}).clone()
 
     @contextlib.contextmanager
-    def _memory_of_graphs(self) -> Iterator[None]:
-        """Kernel by kernel micro batches allocate from the graphs' pool, which is free between replays, to not double the memory."""
+    def _graph_pool(self) -> Iterator[None]:
+        """Inside this context memory is allocated from the graphs' pool, which is unused between replays, to not double the memory."""
         begin = getattr(torch._C, "_cuda_beginAllocateCurrentStreamToPool", None)
         if begin is None:
             yield
@@ -113,23 +113,23 @@ class MicroBatchGraphs:
 
     def _run(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
         """Forward, loss and backward with inputs on this device."""
-        of_model = batch.inputs_of(inputs, self.dtype)
-        total, _, figures = token_loss(of_model["structure"].loss_labels, self.model(**of_model))
+        arguments = batch.inputs_of(inputs, self.dtype)
+        total, _, totals = token_loss(arguments["structure"].loss_labels, self.model(**arguments))
         self.config.grad_scale_func(total).backward()
-        return figures
+        return totals
 
-    def _capture(self, batch: Batch, given: dict[str, Tensor]) -> CapturedMicroBatch:
-        inputs = {name: torch.empty(value.shape, dtype=value.dtype, device=self.device) for name, value in given.items()}
+    def _capture(self, batch: Batch, tensors: dict[str, Tensor]) -> CapturedMicroBatch:
+        inputs = {name: torch.empty(value.shape, dtype=value.dtype, device=self.device) for name, value in tensors.items()}
         for name, buffer in inputs.items():
-            buffer.copy_(given[name], non_blocking=True)
+            buffer.copy_(tensors[name], non_blocking=True)
         graph = torch.cuda.CUDAGraph()
         for state in get_all_rng_states().values():
             if isinstance(state, torch.Generator):
                 graph.register_generator_state(state)
         # other threads pin memory and poll NCCL during the capture
         with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-            figures = self._run(batch, inputs)
-        return CapturedMicroBatch(graph, inputs, figures)
+            totals = self._run(batch, inputs)
+        return CapturedMicroBatch(graph, inputs, totals)
 
 
 def finalize_gradients(models: list[DistributedDataParallel], trained_tokens: Tensor | None = None, **more) -> None:

@@ -1,4 +1,4 @@
-"""Steps that would harm the model: losses and gradients that are NaN or infinite, and loss spikes."""
+"""Detects steps that would harm the model: losses and gradients that are NaN or infinite, and loss spikes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from statistics import median
 from typing import Any
 
 WINDOW = 64
-"""Steps that a loss is compared with."""
+"""Number of previous losses that a loss is compared with."""
 FEWEST = 16
-"""Steps that must be known before a loss can be called a spike."""
+"""Number of losses that must be known before a loss can be called a spike."""
 LEAST_DEVIATION = 0.01
-"""Of the median: after a constant loss the next small change is not a spike."""
+"""Least deviation, as a share of the median: after a constant loss the next small change is not a spike."""
 # median absolute deviation -> standard deviation of a normal distribution
 NORMAL = 1.4826
 
@@ -20,10 +20,10 @@ NOT_FINITE, GRADIENT, SPIKE = "loss", "gradient", "spike"
 
 
 class Guard:
-    """Judges steps, from nothing but the figures that all ranks share, so that all ranks judge alike.
+    """Decides which steps are skipped. Uses only values that are the same on all ranks, so that all ranks decide the same.
 
-    factor: robust deviations above the median that make a loss spike, 0: spikes are not looked for. skip: leave the weights as they are
-    in such a step. most: skipped steps in a row that end the run.
+    factor: a loss more than this many robust deviations above the median is a spike; 0: do not look for spikes. skip: skip the
+    weight update of a spike. most: the run fails after this many skipped steps in a row.
     """
 
     def __init__(self, factor: float = 0.0, *, skip: bool = False, most: int = 5) -> None:
@@ -34,7 +34,7 @@ class Guard:
 
     @property
     def limit(self) -> float:
-        """The loss above which the next step is a spike."""
+        """A loss above this is a spike."""
         if not self.factor or len(self.losses) < FEWEST:
             return math.inf
         middle = median(self.losses)
@@ -42,17 +42,17 @@ class Guard:
         return middle + self.factor * max(deviation, LEAST_DEVIATION * abs(middle))
 
     def problem(self, loss: float) -> str:
-        """The problem of a step's loss: `loss` (not finite), `spike`, or nothing."""
+        """The problem of a step's loss: `loss` (NaN or infinite), `spike`, or empty."""
         if not math.isfinite(loss):
             return NOT_FINITE
         return SPIKE if loss > self.limit else ""
 
     def skips(self, problem: str) -> bool:
-        """Whether a step with this problem leaves the weights as they are."""
+        """Whether the weight update of a step with this problem is skipped."""
         return bool(problem) and (problem != SPIKE or self.skip)
 
     def note(self, loss: float, problem: str) -> bool:
-        """Count a finished step. True after too many bad steps in a row."""
+        """Record a finished step. Returns True after too many skipped steps in a row."""
         if self.skips(problem):
             self.bad += 1
         else:
@@ -61,7 +61,7 @@ class Guard:
         return self.bad >= self.most
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON values, for a checkpoint."""
         return {"losses": list(self.losses), "bad": self.bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

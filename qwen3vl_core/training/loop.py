@@ -78,7 +78,7 @@ class Signals:
         return time.monotonic() >= self._stop_at
 
     def take(self) -> tuple[bool, bool]:
-        """(stop, save) as flags for a step; a save request is returned once."""
+        """(stop, save) since the last call; a stop request stays set."""
         flags = self.stop or self.late, self.save
         self.save = False
         return flags
@@ -107,7 +107,7 @@ def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, ru
 
 
 class Loop:
-    """One run on this rank, from its first step or its last checkpoint to the last step."""
+    """A run on this rank, from its first step or last checkpoint to its last step."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions) -> None:
         self.run_dir, self.options = run_dir, options
@@ -163,18 +163,18 @@ class Loop:
 
     def _check_adapters(self, saved: dict[str, Any] | None) -> None:
         """Raises RequestError when the checkpoint's adapters or base weights are not those of this run."""
-        now = self.adapter_note
-        if (saved is None) != (now is None):
+        own = self.adapter_note
+        if (saved is None) != (own is None):
             trained, expected = ("the weights", "adapters") if saved is None else ("adapters", "the weights")
             raise RequestError(
                 f"--lora-rank {self.options.lora_rank}: the checkpoint has {trained} trained, not {expected}; start a new run"
             )
-        if now is None or saved is None:
+        if own is None or saved is None:
             return
         for name in ("rank", "alpha", "targets", "parts"):
-            if saved.get(name) != now[name]:
-                raise RequestError(f"--lora-{name}: {now[name]}, but the run's checkpoint has {saved.get(name)}; start a new run")
-        if saved.get("base_fingerprint") != now["base_fingerprint"]:
+            if saved.get(name) != own[name]:
+                raise RequestError(f"--lora-{name}: {own[name]}, but the run's checkpoint has {saved.get(name)}; start a new run")
+        if saved.get("base_fingerprint") != own["base_fingerprint"]:
             raise RequestError(
                 f"--load {self.options.load}: not the weights that the run started from; the adapters belong to {saved.get('base')}"
             )
@@ -186,7 +186,7 @@ class Loop:
             self.line.say(text)
 
     def save(self) -> None:
-        """Save a checkpoint of this step; with --async-save only start saving it."""
+        """Save a checkpoint of this step; with --async-save only start to save it."""
         self._finish_saving(wait=True)
         settle(self.training)
         self.saving = start_saving(
@@ -203,14 +203,14 @@ class Loop:
         return {"data": self.train_data.state_dict(), "guard": self.guard.state_dict()} | adapters
 
     def _finish_saving(self, *, wait: bool) -> None:
-        """Once the pending checkpoint is on disk: record it, and prune the old ones."""
+        """Record the pending checkpoint once it is on disk, and prune the old ones. wait: until it is."""
         saving = self.saving
         if saving is None:
             return
         before = saving.blocked
-        done = saving.finished(wait=wait)
+        finished = saving.finished(wait=wait)
         self.saving_seconds += saving.blocked - before
-        if not done:
+        if not finished:
             return
         self.saving, self.saved = None, saving.iteration
         if not self.is_rank_0:
@@ -244,7 +244,7 @@ class Loop:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
     def check(self, result: StepResult, batches: list[Batch]) -> None:
-        """Record a bad step. Raises WorkError when too many steps are bad or too many samples are skipped."""
+        """Record a bad step. Raises WorkError after too many bad steps or skipped samples."""
         too_many = self.guard.note(result.loss, result.problem)
         if result.problem:
             self._report(result, batches, too_many)
@@ -268,12 +268,12 @@ class Loop:
         keys = list(dict.fromkeys(key for rank_keys in all_keys for key in rank_keys))
         kind = run_record.SPIKE if result.problem == SPIKE else run_record.NAN
         if result.problem == SPIKE:
-            what = f"loss {result.loss:.4f} is a spike"
+            description = f"loss {result.loss:.4f} is a spike"
         else:
-            what = f"the loss is {result.loss}" if result.problem == "loss" else f"the gradient norm is {result.grad_norm}"
-        done = "step skipped, weights unchanged" if not result.updated else "step applied"
+            description = f"the loss is {result.loss}" if result.problem == "loss" else f"the gradient norm is {result.grad_norm}"
+        outcome = "step skipped, weights unchanged" if not result.updated else "step applied"
         self.event(
-            kind, f"step {self.step}: {what}; {done}", keys=keys, loss=result.loss,
+            kind, f"step {self.step}: {description}; {outcome}", keys=keys, loss=result.loss,
             grad_norm=result.grad_norm, updated=result.updated, in_a_row=self.guard.bad,
         )  # fmt: skip
         if too_many:
@@ -282,7 +282,7 @@ class Loop:
             named = ", ".join(keys[:NAMED_SAMPLES]) + (f" and {len(keys) - NAMED_SAMPLES} more" if len(keys) > NAMED_SAMPLES else "")
             precision = "" if self.options.precision != "fp16" else ", or --precision bf16"
             raise WorkError(
-                f"step {self.step}: {what}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
+                f"step {self.step}: {description}; {self.guard.bad} bad steps in a row (--max-bad-steps {self.guard.most}); its samples: "
                 f"{named} ({METRICS_FILE} has those of each); {self._last_checkpoint()}; check these samples, or try a lower --lr than "
                 f"{self.options.lr:g}, more --lr-warmup-iters{precision}",
                 BAD_STEPS,
@@ -349,14 +349,14 @@ class Loop:
             return
         figures: dict[str, Any] = {}
         if self.peaks:
-            names = run_record.MEMORY, run_record.RESERVED
-            figures = {name: round(peak / GIB, 3) for name, peak in zip(names, self.peaks, strict=True)}
+            memory_keys = run_record.MEMORY, run_record.RESERVED
+            figures = {name: round(peak / GIB, 3) for name, peak in zip(memory_keys, self.peaks, strict=True)}
             self.peaks = ()
         if result.flops:
-            each = result.flops / seconds / torch.distributed.get_world_size()
-            figures[run_record.TFLOPS] = round(each / 1e12, 3)
+            flops_per_gpu = result.flops / seconds / torch.distributed.get_world_size()
+            figures[run_record.TFLOPS] = round(flops_per_gpu / 1e12, 3)
             if self.gpu.peak_flops:
-                figures[run_record.MFU] = round(each / self.gpu.peak_flops, 4)
+                figures[run_record.MFU] = round(flops_per_gpu / self.gpu.peak_flops, 4)
         if self.options.precision == "fp16":
             figures[run_record.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:

@@ -18,14 +18,14 @@ from qwen3vl_core.training.sinks import Sinks
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become null."""
+    """The value for JSON: NaN and infinities become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Metrics:
     """Rows of `metrics.jsonl`, each written by one `write()`, so that readers never see half a row.
 
-    Created on one rank only. tensorboard=None: no TensorBoard. sinks: W&B, SwanLab: they get the same scalars.
+    Created on one rank only. tensorboard: folder of its event files; None: no TensorBoard. sinks: get the same scalars.
     """
 
     def __init__(self, file: Path, tensorboard: Path | None, sinks: Sinks | None = None) -> None:
@@ -33,7 +33,7 @@ class Metrics:
         self._descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            # a full disk truncated the last row: start the next one on a new line
+            # the last row was truncated, as by a full disk: start the next one on a new line
             os.write(self._descriptor, b"\n")
         self._tensorboard = None
         if tensorboard is not None:

@@ -14,20 +14,20 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.process_death import death_with_parent
 from qwen3vl_core.run_record import TRAINING_LOCK
 
-# time that a run that was just killed may need to exit
+# how long a process that was just killed may take to exit
 PATIENCE_SECONDS = 20.0
 
 
 def end_with_parent() -> None:
     """Ask Linux to kill this process when torchrun is killed: orphaned ranks would keep writing to the run's folder while
-    the run is resumed. Does nothing elsewhere, and for a process that torchrun did not start."""
+    the run is resumed. Does nothing on other systems, or in a process that torchrun did not start."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         death_with_parent()()
 
 
 def end_forked_with_parent() -> None:
-    """Let Linux kill every process forked from now on when this one ends. When the run is killed, the processes that write a
-    checkpoint would otherwise wait for it forever and keep its memory. Does nothing elsewhere."""
+    """Let Linux kill every process forked from now on when this one ends. Otherwise, when a run is killed, its processes that write
+    a checkpoint would wait forever and keep its memory. Does nothing on other systems."""
     if sys.platform != "linux":
         return
     die_with_parent, parent = death_with_parent(), 0
@@ -48,7 +48,7 @@ def end_forked_with_parent() -> None:
 class RunLock:
     """Held by rank 0 until its process ends, however it ends. Forked processes do not hold it.
 
-    Raises RequestError when another process trains the run. On a file system without locks nothing is checked.
+    Raises RequestError when another process is training the run. On a file system without locks nothing is checked.
     """
 
     def __init__(self, run_dir: Path, patience: float = PATIENCE_SECONDS) -> None:
@@ -72,5 +72,5 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
         self._file.close()

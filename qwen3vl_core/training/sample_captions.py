@@ -28,7 +28,7 @@ from qwen3vl_core.training.sharded_generation import ShardedWriter
 
 MOST_PICTURES = 16
 BATCH_SIZE = 4
-"""Pictures a generation batch: the KV caches need memory on top of the optimizer's."""
+"""Pictures in a generation batch: KV caches need memory in addition to the optimizer."""
 
 
 def holds_whole_model(options: FinetuneOptions) -> bool:
@@ -57,20 +57,20 @@ class _TimedText:
 
 
 class Sampler:
-    """Writes greedy captions of the model in training to `samples.jsonl`. Every rank has one and calls it at the same steps; the
-    pictures are split between the ranks that can generate independently."""
+    """Writes captions, decoded greedily by the model in training, to `samples.jsonl`. Every rank creates one and calls it at the
+    same steps; the pictures are split between the ranks that can generate independently."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, processor: ChatProcessor) -> None:
         self.file = run_dir / SAMPLES
-        self.prompt, self.processor, self.longest = options.sample_prompt, processor, options.sample_tokens
+        self.prompt, self.processor, self.max_new_tokens = options.sample_prompt, processor, options.sample_tokens
         self.holds_whole_model = holds_whole_model(options)
         self.pictures = pictures(options)
 
     def write(self, training: Training, step: int, stop: Callable[[], bool] = lambda: False) -> list[str] | None:
-        """Captions after `step`, in the order of the pictures, on every rank; rank 0 writes each as a row as `compare`
-        does, model `tuned`, with its step. The model, its mode and the RNG states are unchanged afterwards. Returns None and
-        writes nothing once `stop()` is true on any rank. Raises WorkError when the model's logits are not finite, and when the
-        file cannot be written."""
+        """Captions after `step`, in the order of the pictures, on every rank; rank 0 appends a row for each, in the format of
+        `compare`, with model `tuned` and the step. The model, its mode and the RNG states are unchanged afterwards. Returns None
+        and writes nothing once `stop()` is true on any rank. Raises WorkError when the model's logits are not finite, or the file
+        cannot be written."""
         modes = [model.training for model in training.wrapped]
         for model in training.wrapped:
             model.eval()
@@ -91,7 +91,7 @@ class Sampler:
         return (self.processor.prompt([self.pictures[number].open()], self.prompt) for number in numbers)
 
     def _write_on_each_rank(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
-        """Every rank captions its share of the pictures, then all ranks gather them."""
+        """Every rank captions its share of the pictures, then all ranks gather all captions."""
         rank, world = dist.get_rank(), dist.get_world_size()
 
         def check_stop(*_: Any) -> None:
@@ -99,7 +99,7 @@ class Sampler:
                 raise _RunStopped
 
         writer = CaptionWriter(
-            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.longest), batch_size=BATCH_SIZE,
+            training.models[0], self.processor.decode, self.processor.eos_token_ids, Sampling(self.max_new_tokens), batch_size=BATCH_SIZE,
             on_text=check_stop,
         )  # fmt: skip
         captions: list[_TimedText] | str | None
@@ -121,11 +121,12 @@ class Sampler:
         return [gathered[number % world][number // world] for number in range(len(self.pictures))]
 
     def _write_across_ranks(self, training: Training, stop: Callable[[], bool]) -> list[_TimedText] | None:
-        writer = ShardedWriter(training, len(self.pictures), self.processor.eos_token_ids, self.longest, stop)
-        written = writer.write(list(self._inputs(writer.mine)))
-        if written is None:
+        """All ranks generate together, where none holds the whole model."""
+        writer = ShardedWriter(training, len(self.pictures), self.processor.eos_token_ids, self.max_new_tokens, stop)
+        captions = writer.write(list(self._inputs(writer.mine)))
+        if captions is None:
             return None
-        return [_TimedText(whole_characters(self.processor.decode(one.ids)) if one.ids else "", one.seconds) for one in written]
+        return [_TimedText(whole_characters(self.processor.decode(c.ids)) if c.ids else "", c.seconds) for c in captions]
 
     def _record(self, captions: list[_TimedText], step: int) -> None:
         rows = [

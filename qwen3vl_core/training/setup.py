@@ -40,8 +40,8 @@ PARTS = {
     "projector": ("vision_model.merger.", "vision_model.decoder.deepstack_merger_list."),
     "language": ("language_model.",),
 }
-# cuDNN builds an attention plan, which takes about a second, for every new row length, and keeps them all: padding rows to a
-# multiple of this many tokens keeps them few. For packed rows and pictures Transformer Engine rounds the lengths itself
+# cuDNN builds an attention plan for every new row length, which takes about a second, and keeps all plans: rows are padded to a
+# multiple of this many tokens to limit their number. For packed rows and pictures Transformer Engine rounds the lengths itself
 LENGTH_STEP = 128
 # loss scale of fp16: Megatron's defaults, with a shorter window that recovers within a small run
 FP16_SCALE = dict(initial_loss_scale=2.0**16, min_loss_scale=1.0, loss_scale_window=200, hysteresis=2)
@@ -71,7 +71,7 @@ class Training:
 
 
 def multiple_of(options: FinetuneOptions) -> int:
-    """What the length of a row, or of each document of a packed row, must be a multiple of: context parallelism splits it into
+    """The length of a row, or of each document of a packed row, must be a multiple of this: context parallelism splits it into
     2 x cp chunks, sequence parallelism splits a rank's share into tp, and fp8 GEMMs need a multiple of 16 rows."""
     rows = FP8_ROWS if options.precision == "fp8" else 1
     return (options.tp if options.sequence_parallel else 1) * (options.cp * max(rows, 2) if options.cp > 1 else rows)
@@ -105,7 +105,7 @@ def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
 
 
 def build(options: FinetuneOptions, source: ModelSource) -> Training:
-    """Model with the source's weights, optimizer and schedule. The process groups must be initialised.
+    """Build the model with the source's weights, the optimizer and the schedule. The process groups must be initialised.
 
     Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
@@ -146,11 +146,11 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
     if options.optimizer_offload:
         # Megatron builds its optimizer twice, and the first one, in a reference cycle, holds a copy of every weight
         gc.collect()
-    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if each.init_state_fn is not None:  # the offloaded one creates its state in its first step
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.init_state_fn is not None:  # the offloaded optimizer creates its state in its first step
             # so that a checkpoint has a state to save even when fp16's loss scaling skipped every step so far
-            each.init_state_fn(each.optimizer, each.config)
-        patch_copy_of_masters(each)
+            part.init_state_fn(part.optimizer, part.config)
+        patch_copy_of_masters(part)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
         lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
@@ -172,7 +172,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
 
 
 def this_machine() -> Machine:
-    """The GPUs and kernels of this host."""
+    """The GPUs and kernels of this host, as torch sees them."""
     if cpu.on_cpu():
         return Machine(gpus=0)
     capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
@@ -183,8 +183,8 @@ def this_machine() -> Machine:
 
 
 def _offload_fields(options: FinetuneOptions) -> dict[str, Any]:
-    """Megatron's `HybridDeviceOptimizer`: for this share of the weights, master weights and moments live on the host, which also
-    updates them. Precision-aware, as otherwise a second master copy would stay on the GPU."""
+    """Options of Megatron's `HybridDeviceOptimizer`: for this share of the weights, master weights and moments are on the host, which
+    also updates them. Precision-aware, as otherwise a second master copy would stay on the GPU."""
     if not options.optimizer_offload:
         return {}
     return dict(

@@ -50,9 +50,9 @@ class PromptRow:
         length = -(-len(self.ids) // multiple) * multiple
         ids = torch.zeros(1, length, dtype=torch.long)
         ids[0, : len(self.ids)] = torch.tensor(self.ids)
-        after = self.next_position + torch.arange(length - self.prompt_features.length)
+        later = self.next_position + torch.arange(length - self.prompt_features.length)
         device = self.positions.device
-        positions = torch.cat((self.positions, after.to(device).expand(3, 1, -1)), dim=-1)
+        positions = torch.cat((self.positions, later.to(device).expand(3, 1, -1)), dim=-1)
         return {"input_ids": ids.to(device), "position_ids": positions, "prompt_features": self.prompt_features}
 
 
@@ -77,13 +77,14 @@ def _rows(training: Training, prompts: Mapping[int, Mapping[str, Tensor]]) -> li
         vision = vision_structure(training.architecture, ids.cpu(), grid, None)
         if vision is not None and model.pre_process:
             vision = vision.to(target)
-            features = PromptFeatures(model.vision_features(inputs["pixel_values"], vision), vision.places, ids.shape[1])
+            features = PromptFeatures(model.vision_features(inputs["pixel_values"], vision), vision.token_indices, ids.shape[1])
         rows.append(PromptRow(number, ids[0].tolist(), features, positions, int(after)))
     return rows
 
 
 def _next_token(model: Qwen3VLModel, position: int, length: int, hidden: Tensor, *, non_loss_data: bool = True) -> Tensor:
-    """[token, 1 if its row of logits is finite] from the last stage's hidden states [s of this rank, 1, h]; the same on all its ranks."""
+    """[token, 1 if all its logits are finite] from the last stage's hidden states [s of this rank, 1, h]; the same on all ranks of
+    the stage."""
     config, language = model.config, model.language_model
     if config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
@@ -118,7 +119,7 @@ def _forward_step(multiple: int, batches: Iterator[PromptRow], model):
 
 
 def _pass(training: Training, rows: Sequence[PromptRow], multiple: int) -> list[Tensor]:
-    """`_next_token` of each row; nothing on stages before the last."""
+    """`_next_token` of each row; empty on stages before the last."""
     chunks = training.wrapped
     return get_forward_backward_func()(
         forward_step_func=partial(_forward_step, multiple),
@@ -135,12 +136,12 @@ def _pass(training: Training, rows: Sequence[PromptRow], multiple: int) -> list[
 class ShardedWriter:
     """Greedy generation. Every rank of the world creates one and calls it at the same step with the same pictures.
 
-    count: number of pictures. ends: EOS token ids. longest: most new tokens. stop: called before each token; true on any rank
-    stops all. A rank passes the prompts of the pictures in `mine` to `write`.
+    count: number of pictures. ends: EOS token ids. stop: called before each token; when it returns true on any rank, all stop.
+    A rank passes the prompts of the pictures in `mine` to `write`.
     """
 
-    def __init__(self, training: Training, count: int, ends: Collection[int], longest: int, stop: Callable[[], bool]) -> None:
-        self.training, self.count, self.ends, self.longest, self.stop = training, count, frozenset(ends), longest, stop
+    def __init__(self, training: Training, count: int, ends: Collection[int], max_new_tokens: int, stop: Callable[[], bool]) -> None:
+        self.training, self.count, self.ends, self.max_new_tokens, self.stop = training, count, frozenset(ends), max_new_tokens, stop
         self.size, self.rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         self.multiple = math.lcm(training.rules.length_multiple, LENGTH_MULTIPLE)
         # an interleaved schedule needs a multiple of the number of stages as micro batches
@@ -153,22 +154,22 @@ class ShardedWriter:
 
     @torch.no_grad()
     def write(self, prompts: Sequence[Mapping[str, Tensor]]) -> list[ShardedCaption] | None:
-        """The captions of all pictures, on every rank; None when stopped. prompts: of `mine`, from the processor.
+        """The captions of all pictures, on every rank; None when stopped. prompts: of the pictures in `mine`, from the processor.
         Raises WorkError on every rank when the logits are not finite. The models must not be in training mode."""
         started = time.monotonic()
         numbers = self.mine if self.rank < self.count else [-1]
         rows = _rows(self.training, dict(zip(numbers, prompts, strict=True)))
         captions = [ShardedCaption() for _ in range(self.count)]
-        for _ in range(self.longest):
+        for _ in range(self.max_new_tokens):
             unfinished = [number for number, caption in enumerate(captions) if not caption.done]
             if not unfinished:
                 break
-            # every rank runs as many rows as the busiest one: experts of one rank serve the others too
+            # every rank runs as many rows as the busiest one: a rank's experts compute for other ranks too
             most = max(sum(number % self.size == rank for number in unfinished) for rank in range(self.size))
             passes = -(-most // self.passes_multiple) * self.passes_multiple
             ours = [row for row in rows if row.number in unfinished]
-            fill = (ours or rows)[0]
-            tokens = self._next_tokens(_pass(self.training, ours + [fill] * (passes - len(ours)), self.multiple), ours)
+            filler = (ours or rows)[0]
+            tokens = self._next_tokens(_pass(self.training, ours + [filler] * (passes - len(ours)), self.multiple), ours)
             if tokens is None:
                 return None
             for number in unfinished:

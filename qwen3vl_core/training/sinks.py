@@ -1,6 +1,6 @@
 """Experiment trackers that a run can log to: Weights & Biases and SwanLab, each through its own client.
 
-`metrics.jsonl` remains the record. A sink that fails during the run is reported once and dropped; the run continues.
+A run's record is `metrics.jsonl`. A sink that fails during the run is reported once and dropped; the run continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Wandb:
             project=project, id=run_dir.name, name=run_dir.name, config=config, dir=str(run_dir), resume="allow",
             settings=wandb.Settings(quiet=True),
         )  # fmt: skip
-        self.where = self._run.url or f"offline; wandb sync {run_dir / WANDB / 'latest-run'}"
+        self.location = self._run.url or f"offline; wandb sync {run_dir / WANDB / 'latest-run'}"
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
@@ -47,7 +47,7 @@ class _SwanLab:
         name = "".join(c if (c.isalnum() and c.isascii()) or c in "-_" else "-" for c in run_dir.name)[-64:]
         self._swanlab = swanlab
         self._swanlab.init(project=project, name=run_dir.name, id=name, config=config, log_dir=str(folder), resume="allow")
-        self.where = str(folder)
+        self.location = str(folder)
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._swanlab.log(values, step=step)
@@ -63,7 +63,7 @@ class Sinks:
     """The sinks that a run's options ask for. Created on rank 0 only."""
 
     def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None]) -> None:
-        """Raises RequestError for one that cannot be started: the user would not find the run in that tracker."""
+        """Raises RequestError when a sink cannot be started: otherwise the user would miss the run in that tracker."""
         self._say = say
         self._open: dict[str, Any] = {}
         config = to_mapping(options)
@@ -75,17 +75,17 @@ class Sinks:
                 self._open[name] = client(run_dir, project, config)
             except Exception as error:
                 self.close(failed=True)
-                way_out = f"fix that, or leave --{name} out"
-                raise RequestError(f"--{name} {project}: {NAMES[name]} did not start ({_line(error)}); {way_out}") from None
-            say(f"{NAMES[name]}: {project}/{run_dir.name}, {self._open[name].where}")
+                reason = f"{NAMES[name]} did not start ({_line(error)})"
+                raise RequestError(f"--{name} {project}: {reason}; fix that, or leave --{name} out") from None
+            say(f"{NAMES[name]}: {project}/{run_dir.name}, {self._open[name].location}")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Scalars of a step, by tag."""
+        """Log the scalars of a step, by tag."""
         for name in list(self._open):
             try:
                 self._open[name].log(values, step)
             except Exception as error:
-                self._say(f"{NAMES[name]} failed ({_line(error)}); the run goes on without it")
+                self._say(f"{NAMES[name]} failed ({_line(error)}); the run continues without it")
                 del self._open[name]
 
     def close(self, failed: bool) -> None:

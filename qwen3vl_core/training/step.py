@@ -41,9 +41,9 @@ class StepResult:
     """Before clipping; None for an evaluation, or a step that was skipped before the norm was computed."""
     learning_rate: float = 0.0
     signals: tuple[bool, ...] = ()
-    """For each flag given: whether any rank raised it."""
+    """For each of the flags: whether any rank raised it."""
     problem: str = ""
-    """Why the step is bad: `loss` or `gradient` (NaN or infinite), `spike`; empty for a good one."""
+    """Why the step is bad: `loss` or `gradient` (NaN or infinite), or `spike`; empty for a good step."""
     updated: bool = True
     """Whether the weights were updated; False for a skipped step."""
     flops: float = 0.0
@@ -57,7 +57,7 @@ class StepResult:
 
 
 def forward_step(training: Training, batches, model):
-    """Megatron's `forward_step_func`: (losses of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
+    """Megatron's `forward_step_func`: (loss of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
     inputs = next(batches).step_inputs(device(), training.dtype)
     structure: Structure = inputs["structure"]
     labels = structure.loss_labels
@@ -67,12 +67,12 @@ def forward_step(training: Training, batches, model):
 
 
 def structured(training: Training, batches: list[Batch]) -> list[Batch]:
-    """Batches with their structure; those of the loader have it already."""
+    """The batches with their structure; batches of the loader have it already."""
     return [batch if batch.structure is not None else batch.structured(training.rules) for batch in batches]
 
 
-def _weigh_balance(training: Training, batches: list[Batch]) -> None:
-    """Scale the experts' load balancing loss so that its coefficient holds however few of the tokens are trained."""
+def _scale_balance_loss(training: Training, batches: list[Batch]) -> None:
+    """Scale the experts' load balancing loss so that its coefficient means the same however few of the tokens are trained."""
     tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
     trained = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
     counts = torch.tensor([trained, tokens], dtype=torch.float64, device=device())
@@ -81,13 +81,13 @@ def _weigh_balance(training: Training, batches: list[Batch]) -> None:
 
 
 def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Tensor:
-    """[sum of losses, tokens] of this rank; zeros on a stage that has no loss."""
+    """[sum of losses, trained tokens] of this rank; zeros on a stage that has no loss."""
     chunks = training.wrapped
     if training.config.num_moe_experts and not forward_only:
-        _weigh_balance(training, batches)
+        _scale_balance_loss(training, batches)
     if training.graphs is not None and not forward_only:
         return training.graphs.forward_backward(batches)
-    figures = get_forward_backward_func()(
+    totals = get_forward_backward_func()(
         forward_step_func=partial(forward_step, training),
         # every chunk of an interleaved schedule iterates over the same batches
         data_iterator=[iter(batches) for _ in chunks] if len(chunks) > 1 else iter(batches),
@@ -98,33 +98,33 @@ def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Ten
         micro_batch_size=batches[0].shaped.input_ids.shape[0],
         forward_only=forward_only,
     )
-    if not figures or not parallel_state.is_pipeline_last_stage():
+    if not totals or not parallel_state.is_pipeline_last_stage():
         return torch.zeros(2, dtype=torch.float64, device=device())
-    return torch.stack(figures).sum(0)
+    return torch.stack(totals).sum(0)
 
 
-def _summed(figures: Tensor, more: Sequence[float]) -> Tensor:
-    """All-reduced over the world: figures, counted once a tensor parallel group, and `more`, counted on every rank."""
+def _summed(totals: Tensor, more: Sequence[float]) -> Tensor:
+    """[*totals, *more], summed over the world: `totals` once per tensor parallel group, `more` over every rank."""
     if parallel_state.get_tensor_model_parallel_rank() != 0:
-        figures = torch.zeros_like(figures)
-    values = torch.cat((figures, torch.tensor(list(more), dtype=figures.dtype, device=figures.device)))
+        totals = torch.zeros_like(totals)
+    values = torch.cat((totals, torch.tensor(list(more), dtype=totals.dtype, device=totals.device)))
     dist.all_reduce(values)
     return values
 
 
-def _agree(figures: Tensor, flags: tuple[bool, ...]) -> tuple[float, int, tuple[bool, ...]]:
-    """(loss, trained tokens, flags) over the whole world; a flag is true if any rank raised it."""
-    total, tokens, *votes = _summed(figures, flags).tolist()
-    return total / max(tokens, 1), int(tokens), tuple(v > 0 for v in votes)
+def _mean_loss(totals: Tensor) -> tuple[float, int]:
+    """(loss, trained tokens) over the world."""
+    total, tokens = _summed(totals, ()).tolist()
+    return total / max(tokens, 1), int(tokens)
 
 
-def _work(training: Training, batches: list[Batch]) -> tuple[float, float, float]:
+def _throughput_counts(training: Training, batches: list[Batch]) -> tuple[float, float, float]:
     """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts."""
-    counts = (
+    is_counted_here = (
         parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_last_stage()
         and parallel_state.get_context_parallel_rank() == 0
     )  # fmt: skip
-    if not counts:
+    if not is_counted_here:
         return 0.0, 0.0, 0.0
     low_rank = training.adapters is not None
     flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=low_rank) for batch in batches)
@@ -134,19 +134,19 @@ def _work(training: Training, batches: list[Batch]) -> tuple[float, float, float
 
 
 def _norm(training: Training, squares: list[float] | None) -> tuple[float | None, str]:
-    """(norm before clipping, GRADIENT if it is not finite, else empty). fp16's loss scaling skips steps too, to find the scale:
-    that is a problem only once the scale is at its minimum."""
+    """(gradient norm before clipping, GRADIENT if it is not finite, else empty). fp16's loss scaling also skips steps, to find the
+    scale: that is a problem only once the scale is at its minimum. squares: None for fp16, whose gradients are unscaled here."""
     optimizer = training.optimizer
     if squares is None and optimizer.prepare_grads():
-        stuck = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
-        return None, GRADIENT if stuck else ""
+        is_at_minimum = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
+        return None, GRADIENT if is_at_minimum else ""
     norm = norm_of(squared_norms(optimizer).tolist() if squares is None else squares)
     return norm, "" if norm < float("inf") else GRADIENT
 
 
 @torch.no_grad()
 def _update(training: Training, norm: float) -> None:
-    """Clip the gradients, which the optimizer already holds, and step, as Megatron's `ChainedOptimizer.step` does."""
+    """Clip the gradients and step, as Megatron's `ChainedOptimizer.step` does after `prepare_grads`."""
     for optimizer in training.optimizer.chained_optimizers:
         parameters = [] if getattr(optimizer, "is_stub_optimizer", False) else optimizer.get_parameters()
         if parameters and optimizer.config.clip_grad > 0:
@@ -156,20 +156,20 @@ def _update(training: Training, norm: float) -> None:
 
 
 @torch.no_grad()
-def _figures(training: Training, figures: Tensor, more: Sequence[float]) -> tuple[list[float], list[float] | None, tuple[float, ...]]:
-    """(sums over the world, squared gradient norms or None for fp16, whose gradients are unscaled later, peak memory).
+def _synchronize(training: Training, totals: Tensor, more: Sequence[float]) -> tuple[list[float], list[float] | None, tuple[float, ...]]:
+    """(sums of `_summed`, squared gradient norms or None for fp16, whose gradients are unscaled later, peak memory).
 
-    The only point of a step where the host synchronises with the GPU: everything it needs is queued before.
+    The only point of a step where the host waits for the GPU: all values that it needs are read in one copy.
     """
-    sums, peaks = _summed(figures, more), peak_memory(since_start=training.graphs is not None)
+    sums, peaks = _summed(totals, more), peak_memory(since_start=training.graphs is not None)
     pending = [sums]
     if training.dtype is not torch.float16:
         training.optimizer.prepare_grads()
         pending.append(squared_norms(training.optimizer).to(sums.dtype))
     if peaks:
-        fullest = torch.tensor(peaks, dtype=sums.dtype, device=sums.device)
-        dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
-        pending.append(fullest)
+        max_peaks = torch.tensor(peaks, dtype=sums.dtype, device=sums.device)
+        dist.all_reduce(max_peaks, op=dist.ReduceOp.MAX)
+        pending.append(max_peaks)
     values = torch.cat(pending).tolist()
     end = len(values) - len(peaks)
     return values[: len(sums)], values[len(sums) : end] if len(pending[1:]) > bool(peaks) else None, tuple(values[end:])
@@ -181,8 +181,8 @@ def train_step(
     """Forward and backward over the micro batches of this rank, then one optimizer step.
 
     A step whose loss or gradient is NaN or infinite, or that `guard` skips, leaves the weights unchanged; the learning rate schedule
-    advances. flags: raised on any rank, they are returned on every rank. On a GPU, optimizer kernels still running when this returns
-    count towards the next step's forward and backward.
+    advances. flags: returned as raised on every rank if any rank raises them. On a GPU, the time of optimizer kernels that are still
+    running when this returns counts towards the next step's forward and backward.
     """
     began = time.monotonic()
     guard, batches = guard or Guard(), structured(training, batches)
@@ -192,8 +192,8 @@ def train_step(
             model.train()
         model.zero_grad_buffer()
     training.optimizer.zero_grad()
-    figures = _run(training, batches, forward_only=False)
-    sums, squares, peaks = _figures(training, figures, (*_work(training, batches), *map(float, flags)))
+    totals = _run(training, batches, forward_only=False)
+    sums, squares, peaks = _synchronize(training, totals, (*_throughput_counts(training, batches), *map(float, flags)))
     total, count, flops, sample_tokens, positions, *votes = sums
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
@@ -213,9 +213,8 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(training: Training, batches: list[Batch]) -> StepResult:
-    """The loss of one global batch, without training on it."""
+    """The loss of one global batch, without a weight update."""
     settle(training)
     for model in training.wrapped:
         model.eval()
-    loss, tokens, _ = _agree(_run(training, structured(training, batches), forward_only=True), ())
-    return StepResult(loss, tokens)
+    return StepResult(*_mean_loss(_run(training, structured(training, batches), forward_only=True)))

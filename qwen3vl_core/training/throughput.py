@@ -30,8 +30,7 @@ def peak_flops(gpu: str) -> float | None:
 
 
 def sample_lengths(batch: Any) -> list[int]:
-    """Tokens of each sample of a micro batch, without padding; of each document of a packed row. Empty for a
-    batch without lengths."""
+    """Tokens of each sample of a micro batch (each document of a packed row), without padding. Empty for a batch without lengths."""
     lengths = getattr(batch, "lengths", None)
     return [] if lengths is None else lengths.tolist()
 
@@ -39,33 +38,33 @@ def sample_lengths(batch: Any) -> list[int]:
 def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *, low_rank: bool = False) -> float:
     """Model FLOPs of forward and backward over a micro batch, language and vision, from the actual lengths of its samples.
 
-    h: hidden size, d: head size, q and k: query and key/value heads, f FFN columns, V vocabulary; v, f_v the vision tower's; m its
-    merge size. Forward, a multiplication and an addition counted as two, matrix products only:
+    h: hidden size, d: head size, q and k: query and key/value heads, f: FFN columns, V: vocabulary size; v, f_v: hidden size and FFN
+    columns of the vision tower, m: its merge size. Matrix products only, a multiply-add counts as two. Forward:
 
-    - each of the language layers on n tokens of a sample: n [2 h d (2 q + 2 k) + 6 h f] + 2 q d n^2: causal attention needs half
-      of the square. With experts the FFN counts the chosen ones and the router. Output layer: 2 n h V.
-    - each of the vision layers on the p patches of a frame: p (8 v^2 + 4 v f_v) + 4 v p^2; the embedding 2 p v x values of a patch.
-    - each merger (one, and one for every deepstack layer) on p / m^2 tokens: 2 (m^2 v)^2 + 2 m^2 v h.
+    - a language layer on a sample of n tokens: n [2 h d (2 q + 2 k) + 6 h f] + 2 q d n^2 (causal attention needs half of the
+      square). With experts, the FFN term covers the selected experts and the router. Output layer: 2 n h V.
+    - a vision layer on the p patches of a frame: p (8 v^2 + 4 v f_v) + 4 v p^2. Patch embedding: 2 p v x values of a patch.
+    - a merger (one, and one for every deepstack layer): 2 (m^2 v)^2 + 2 m^2 v h for each of p / m^2 tokens.
 
-    Backward: once the forward for the weight gradients where the part is trained, and once for the activation gradients where it
-    or a part before it is trained (attention: both). So full fine-tuning counts 3 times its forward, the patch embedding twice.
+    Backward: the forward's FLOPs once for the weight gradients where a part is trained, and once for the activation gradients where
+    it or a part before it is trained (attention: both). So full fine-tuning takes 3 times its forward, the patch embedding twice.
     Padding, the optimizer and activation recomputation do not count.
     low_rank: LoRA adapters are trained and the weights are frozen; the adapters' few FLOPs are left out.
     """
     frames = [int(h * w) for t, h, w in getattr(batch, "image_grid_thw", torch.empty(0, 3)).tolist() for _ in range(int(t))]
     vision = "vision" not in frozen
     projector, language = "projector" not in frozen, "language" not in frozen
-    below = bool(frames) and (vision or projector)
+    vision_is_trained = bool(frames) and (vision or projector)
     matrices, vocabulary = language_forward(a)
     total = 0.0
     for length in sample_lengths(batch):
-        total += length * (matrices + vocabulary) * passes(language and not low_rank, below or language)
-        total += attention_forward(a, length) * (3 if below or language else 1)
+        total += length * (matrices + vocabulary) * passes(language and not low_rank, vision_is_trained or language)
+        total += attention_forward(a, length) * (3 if vision_is_trained or language else 1)
     for patches in frames:
         tower, mergers = vision_forward(a, patches // a.vision.spatial_merge_size**2)
         total += tower * passes(vision and not low_rank, vision) + mergers * passes(projector and not low_rank, vision or projector)
         if vision:
-            # pixels are not trained
+            # pixels need no gradients
             total -= 2.0 * patches * a.vision.patch_dim * a.vision.hidden_size
     return total
 
@@ -77,25 +76,25 @@ class Gpu:
         self._handle: Any = None
         self.problem = ""
         """Why utilisation and power are not recorded on a machine with a GPU."""
-        self._asked = 0.0
-        self._known: dict[str, float] = {}
+        self._queried_at = 0.0
+        self._last: dict[str, float] = {}
         self.peak_flops: float | None = None
         """Dense bf16 FLOP/s; None on a CPU, and for a GPU that is not in the table."""
         if not torch.cuda.is_available():
             return
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.peak_flops = peak_flops(device.name)
-        unique = str(device.uuid)
-        self._handle = self.watch(unique if unique.startswith("GPU-") else f"GPU-{unique}")
+        uuid = str(device.uuid)
+        self._handle = self.open(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
 
-    def watch(self, unique: str) -> Any:
-        """NVML's handle of a GPU by its UUID; None where NVML is not usable, and `problem` says why. Never a reason not to train."""
+    def open(self, uuid: str) -> Any:
+        """NVML's handle of a GPU by its UUID; None where NVML is not usable, which `problem` then explains. Training continues."""
         try:
             import pynvml
 
             self._nvml = pynvml
             pynvml.nvmlInit()
-            return pynvml.nvmlDeviceGetHandleByUUID(unique)
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
         except ImportError:
             self.problem = "utilisation and power are not recorded: nvidia-ml-py is not installed"
         except pynvml.NVMLError as error:
@@ -106,17 +105,17 @@ class Gpu:
     def figures(self) -> dict[str, float]:
         """{GPU_UTILISATION: percent, GPU_WATTS: …}, at most `NVML_SECONDS` old; empty where NVML is not usable."""
         now = time.monotonic()
-        if self._handle is None or (self._known and now - self._asked < NVML_SECONDS):
-            return self._known
-        self._asked = now
+        if self._handle is None or (self._last and now - self._queried_at < NVML_SECONDS):
+            return self._last
+        self._queried_at = now
         try:
-            self._known = {
+            self._last = {
                 GPU_UTILISATION: float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu),
                 GPU_WATTS: round(self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000, 1),
             }
         except self._nvml.NVMLError:
-            self._handle, self._known = None, {}
-        return self._known
+            self._handle, self._last = None, {}
+        return self._last
 
 
 def peak_memory(*, since_start: bool = False) -> tuple[float, ...]:

@@ -206,7 +206,7 @@ def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
     else:
         weights["model.visual.merger.extra"] = torch.zeros(2)
     save_file(weights, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
-    missing, unknown = "1 tensors that .* are missing: model.visual.merger.norm.bias", "no place in .*: model.visual.merger.extra"
+    missing, unknown = "1 tensors that .* are missing: model.visual.merger.norm.bias", "do not belong to .*: model.visual.merger.extra"
     pattern = missing if change == "missing" else unknown
     with pytest.raises(RequestError, match=pattern):
         run(tmp_path / "hf", tmp_path / "t")
@@ -246,7 +246,7 @@ def test_a_target_that_is_taken_is_kept_unless_it_may_be_replaced(tmp_path):
     assert (target / "thesis.txt").read_text() == "years"
     made = tmp_path / "made"
     run(DEMO, made)
-    with pytest.raises(RequestError, match="already holds something; add --overwrite"):
+    with pytest.raises(RequestError, match="not empty; add --overwrite"):
         run(DEMO, made)
     run(DEMO, made, layout="pai", overwrite=True)
     assert open_source(made).layout.mergers == "pai" and sorted(p.name for p in tmp_path.iterdir()) == ["made", "target"]
@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
         original(handle, data, offset)
 
     monkeypatch.setattr(positional_io, "write_at", full)
-    with pytest.raises(WorkError, match="the disk is full; nothing was left there") as caught:
+    with pytest.raises(WorkError, match="the disk is full; nothing was written") as caught:
         run(source, tmp_path / "target")
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == before

@@ -172,7 +172,7 @@ def test_nan_is_refused_with_the_tensors_name(tmp_path, capsys):
 def test_nan_that_is_allowed_is_carried_along_and_counted(tmp_path, capsys):
     source = with_nan(tmp_path / "hf")
     assert main(["convert", str(source), str(tmp_path / "mcore"), "--allow-nan", "--report", str(tmp_path / "to.json")]) == 0
-    assert "3 numbers in 2 tensors" in capsys.readouterr().out
+    assert "3 elements in 2 tensors" in capsys.readouterr().out
     assert json.loads((tmp_path / "to.json").read_text())["not_finite"] == {QUERY: 2, NORM: 1}
     with pytest.raises(RequestError, match="holds NaN or infinity"):
         run(tmp_path / "mcore", tmp_path / "refused")
@@ -206,7 +206,7 @@ def test_the_report_says_what_was_done(tmp_path, capsys):
     [
         ([], "--device cuda: --dtype keep casts nothing, so a GPU is not used; leave --device out"),
         (["--dtype", "bf16", "--adapter"], "--device cuda: --adapter writes a few small tensors"),
-        (["--dtype", "bf16"], "--device cuda: torch finds no CUDA GPU here; leave it out, the processor writes the same bytes"),
+        (["--dtype", "bf16"], "--device cuda: torch finds no CUDA GPU here; leave it out, the CPU writes the same bytes"),
     ],
 )
 def test_a_gpu_that_is_not_there_or_has_nothing_to_do_is_refused(tmp_path, monkeypatch, capsys, words, line):
@@ -237,7 +237,7 @@ def test_a_target_that_computes_something_else_is_refused(tmp_path, monkeypatch)
         reader = made.megatron
         stored = reader._chunks["language_model.decoder.final_layernorm.weight"].all[0].stored
         with reader.file_of(stored).open("r+b") as stream:
-            stream.seek(stored.offset + reader._place(stored).offset)
+            stream.seek(stored.offset + reader._location(stored).offset)
             stream.write(torch.tensor([7.5, -3.0], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
         return original(source, made, dtype)
 

@@ -50,7 +50,7 @@ def test_a_converted_checkpoint_has_the_same_parts(megatron, capsys):
     assert found.parallel.startswith("TP 1 PP 1")
     assert main(["inspect", str(megatron / "release")]) == 0
     out = capsys.readouterr().out
-    assert "iteration  release" in out and "no state of it here" in out
+    assert "iteration  release" in out and "its state is not saved" in out
 
 
 @pytest.mark.parametrize("form", ["straight", "transposed"])
@@ -90,7 +90,7 @@ def test_a_run_shows_its_last_checkpoint_and_the_optimizers_state(trained, capsy
     # fp32 master weights and two moments
     numbers = sum(part.parameters for part in found.parts.values())
     assert 8 * numbers <= found.optimizer_bytes <= 13 * numbers and found.problems == []
-    assert "its state is here" in out
+    assert "its state is saved" in out
 
 
 def test_a_run_without_a_checkpoint_is_no_error(tmp_path, capsys):
@@ -132,7 +132,7 @@ def all_at_once(folder: Path) -> None:
     [
         (lambda f: (f / hf.SINGLE).write_bytes((f / hf.SINGLE).read_bytes()[:-50]), ["cut short", "are missing"]),
         (without("model.language_model.norm.weight"), ["1 tensors that .* are missing: model.language_model.norm.weight"]),
-        (without(NORM, "model.visual.more"), [f"are missing: {NORM}", "no place in .*: model.visual.more"]),
+        (without(NORM, "model.visual.more"), [f"are missing: {NORM}", "do not belong to .*: model.visual.more"]),
         (lambda f: (f / "config.json").unlink(), ["config.json: no such file"]),
         (lambda f: (f / "config.json").write_text("{"), ["config.json: not JSON"]),
         (other_size, ["weights and config are of different sizes"]),
@@ -145,9 +145,9 @@ def test_a_damaged_model_is_described_and_every_problem_listed(tmp_path, capsys,
     assert main(["inspect", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert "Hugging Face model" in out and err.count("\n") == 1 and "listed above" in err and "Traceback" not in err
-    wrong = [line for line in out.splitlines() if line.startswith("WRONG")]
-    assert len(wrong) == len(lines)
-    for line, pattern in zip(wrong, lines, strict=True):
+    problems = [line for line in out.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == len(lines)
+    for line, pattern in zip(problems, lines, strict=True):
         assert re.search(pattern, line), line
 
 

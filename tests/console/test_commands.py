@@ -213,11 +213,11 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
         (["logs", "1", "-n", "0"], "-n: 0: must be a whole number from 1"),
         (["compare", "1"], "the following arguments are required: B"),
         (["clone", "1", "--set", "lr"], "--set lr: must be OPTION=VALUE"),
-        (["clone", "1", "--set", "speed=1"], "--set speed=1: there is no option speed; there are load, size"),
+        (["clone", "1", "--set", "speed=1"], "--set speed=1: no such option speed; choose from load, size"),
         (["clone", "1", "--set", "lr=fast"], "--lr fast: must be a number"),
         (["clone", "1", "--set", "min-lr=1"], "--min-lr 1: must be at most --lr 1e-05"),
         (["clone", "2"], "a run of kind job cannot be cloned; only download, prepare, inspect, convert, finetune, compare can"),
-        (["list", "--runs", "/dev/null"], "--runs /dev/null: a file stands there"),
+        (["list", "--runs", "/dev/null"], "--runs /dev/null: is a file"),
     ],
 )
 def test_a_wrong_request_is_one_line(store, words, line):

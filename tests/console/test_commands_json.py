@@ -67,7 +67,7 @@ def test_the_list_is_filtered_sorted_and_an_array(store, answer):
     assert [row["id"] for row in answer("list", "--filter", "lr:1e-4")] == ["0002-a"]
     assert [row["id"] for row in answer("list", "--filter", "failed")] == ["0003-c"]
     assert [row["id"] for row in answer("list", "--sort", "name", "--reverse")] == ["0003-c", "0001-b", "0002-a"]
-    with pytest.raises(RequestError, match="--sort speed: no such order; there are newest, name"):
+    with pytest.raises(RequestError, match="--sort speed: no such order; choose from newest, name"):
         commands.runs(["list", "--sort", "speed"])
 
 
@@ -91,7 +91,7 @@ def test_logs_metrics_and_samples(store, answer, capsys):
     series = answer("metrics", "1", "--metric", "loss")["metrics"]
     assert series == {"loss": {"step": [1, 2, 3], "value": [3.0, 2.0, None]}}
     assert set(answer("metrics", "1")["metrics"]) == {"loss", "lr"}
-    with pytest.raises(RequestError, match="--metric speed: run 0001-finetune has no such metric; there are loss, lr"):
+    with pytest.raises(RequestError, match="--metric speed: run 0001-finetune has no such metric; choose from loss, lr"):
         commands.runs(["metrics", "1", "--metric", "speed"])
     assert answer("samples", "1")["samples"][0]["text"] == "a dog"
     assert commands.runs(["samples", "1"]) == commands.runs(["metrics", "1"]) == 0

@@ -232,5 +232,5 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, said, tmp_path, c
 def test_a_folder_that_holds_something_is_not_replaced_unasked(tmp_path, capsys):
     Image.new("RGB", (1, 1)).save(tmp_path / "mine.png")
     assert main(["--to", str(tmp_path), "--steps", "1"]) == EXIT_REQUEST
-    assert "already holds something; add --overwrite" in capsys.readouterr().err
+    assert "not empty; add --overwrite" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.png"]

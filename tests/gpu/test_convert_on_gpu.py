@@ -1,4 +1,4 @@
-"""`qwen3vl convert --device cuda` writes the bytes that the processor writes."""
+"""`qwen3vl convert --device cuda` writes the same bytes as on the CPU."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
         training = setup.build(FinetuneOptions(**(values | changes)), open_source(folder))
         if training.graphs is not None and not graphs:
             # the same shapes and kernels, launched one by one
-            training.graphs.most = 0
+            training.graphs.max_graphs = 0
         results = [step.train_step(training, global_batch(n, packed)) for n in range(steps)]
         replayed = training.graphs.replayed if training.graphs else 0
         return [(r.loss, r.grad_norm) for r in results], replayed
@@ -97,7 +97,7 @@ def test_a_micro_batch_never_waits_for_the_gpu(folder):
         torch.cuda.set_sync_debug_mode("error")
         try:
             training.graphs.forward_backward(batches)
-            training.graphs.most = 0
+            training.graphs.max_graphs = 0
             training.graphs.graphs.clear()
             training.graphs.forward_backward(batches)
         finally:

@@ -23,7 +23,7 @@ def test_this_machine_is_examined_for_real(capsys, tmp_path):
     assert {"Python", "packages", "torch", "disk", "ports", "run store"} <= found.keys()
     assert found["torch"]["status"] == found["ports"]["status"] == found["run store"]["status"] == "ok"
     assert code == int(any(c["status"] == "fail" for c in found.values()))
-    assert all(c["mend"] for c in found.values() if c["status"] != "ok")
+    assert all(c["fix"] for c in found.values() if c["status"] != "ok")
     assert not (tmp_path / "new").exists()
 
 
@@ -84,7 +84,7 @@ def test_a_broken_torch_or_engine_is_told_apart():
 def test_a_probe_that_dies_is_reported_and_does_not_take_the_doctor_along(tmp_path):
     (tmp_path / "torch.py").write_text("import os\nos._exit(11)\n")
     found = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert "ended with 11" in found["torch_error"]
+    assert "ended with exit code 11" in found["torch_error"]
 
 
 def test_a_store_that_cannot_be_written_is_a_failure(tmp_path):

@@ -12,15 +12,15 @@ from qwen3vl_core.options import FinetuneOptions, option_problems
 @pytest.mark.parametrize(
     ("size", "changes", "processes", "line"),
     [
-        ("4B", {"tp": 3}, 3, "--tp 3: 32 attention heads / 3 = 10.67 is not whole; use 2"),
-        ("8B", {"pp": 5}, 5, "--pp 5: 36 layers / 5 = 7.20 is not whole; use 4"),
-        ("8B", {"pp": 2, "vp": 5}, 2, "--vp 5: 36 layers / 2 x 5 = 10 chunks = 3.60 is not whole; use 6"),
-        ("4B", {"pp": 2, "pp0_layers": 40}, 2, "--pp0-layers 40: leaves no layer of 36 for the other stages; use 35"),
+        ("4B", {"tp": 3}, 3, "--tp 3: 32 attention heads / 3 = 10.67 is not a whole number; use 2"),
+        ("8B", {"pp": 5}, 5, "--pp 5: 36 layers / 5 = 7.20 is not a whole number; use 4"),
+        ("8B", {"pp": 2, "vp": 5}, 2, "--vp 5: 36 layers / 2 x 5 = 10 chunks = 3.60 is not a whole number; use 6"),
+        ("4B", {"pp": 2, "pp0_layers": 40}, 2, "--pp0-layers 40: leaves none of the 36 layers for the other stages; use 35"),
         ("8B", {"pp": 18}, 18, "--pp 18: its first stage holds 36 / 18 = 2 layers, but the 3 deepstack layers must all be on it; "
          "use 12, or use --pp0-layers 19"),
         ("4B", {"ep": 2}, 2, "--ep 2: this checkpoint has no experts; leave it out"),
         ("A3B", {"tp": 2}, 2, "--tp 2: with experts it needs --sequence-parallel; add --sequence-parallel, or use --tp 1"),
-        ("A3B", {"ep": 3}, 3, "--ep 3: 128 experts / 3 = 42.67 is not whole; use 2"),
+        ("A3B", {"ep": 3}, 3, "--ep 3: 128 experts / 3 = 42.67 is not a whole number; use 2"),
         ("4B", {"tp": 2}, 3, "--nproc 3: must be a multiple of tp x pp x cp = 2 x 1 x 1 = 2; use 2"),
         ("4B", {"micro_batch_size": 3}, 2, "--global-batch-size 8: must be a multiple of micro batch x data parallel = 3 x 2 = 6; "
          "use 6 or 12"),

@@ -21,7 +21,7 @@ CPU = Machine(0)
     [
         (dict(overlap_param_gather=True, overlap_grad_reduce=True), "--overlap-param-gather: needs --distributed-optimizer; add --dist"),
         (dict(overlap_param_gather=True, distributed_optimizer=True), "--overlap-param-gather: needs --overlap-grad-reduce; add --overlap"),
-        (dict(optimizer_offload=0.5), "--optimizer-offload 0.5: only the distributed optimizer moves its state to the host; add"),
+        (dict(optimizer_offload=0.5), "--optimizer-offload 0.5: only the distributed optimizer can be offloaded to the host; add"),
         (dict(optimizer_offload=1.0, distributed_optimizer=True, precision="fp32"), "--optimizer-offload 1: not with --precision fp32"),
         (dict(optimizer_offload=1.5, distributed_optimizer=True), "--optimizer-offload 1.5: must be at most 1; use 1"),
         (dict(recompute_layers=2), "--recompute-layers 2: needs --recompute full or offload; leave it out"),
@@ -37,7 +37,12 @@ def test_options_that_need_each_other(changes, line):
 @pytest.mark.parametrize(
     ("size", "changes", "processes", "line"),
     [
-        ("2B", dict(recompute="full", recompute_layers=3), 1, "--recompute-layers 3: the 28 layers / 3 = 9.33 is not whole; use 2"),
+        (
+            "2B",
+            dict(recompute="full", recompute_layers=3),
+            1,
+            "--recompute-layers 3: the 28 layers / 3 = 9.33 is not a whole number; use 2",
+        ),
         ("2B", dict(recompute="full", recompute_layers=4, pp=4), 4, "--recompute-layers 4: a stage's 7 layers / 4 = 1.75 is not"),
         ("2B", dict(recompute="full", recompute_layers=9, pp=2, pp0_layers=9), 2, "--recompute-layers 9: a stage's 19 layers / 9"),
         ("2B", dict(recompute="offload", recompute_layers=28), 1, "--recompute-layers 28: at least one of 28 layers stays"),
@@ -62,9 +67,17 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
     [
         (CPU, dict(precision="fp8"), "--precision fp8: needs Transformer Engine and an Ada, Hopper or newer GPU; this machine has no GPU"),
         (BARE, dict(precision="fp8"), "--precision fp8: needs Transformer Engine, which is not installed; pip install"),
-        (AMPERE, dict(precision="fp8"), "--precision fp8: tensorwise scaling needs Ada (8.9) or newer, and a GPU here is of 8"),
+        (
+            AMPERE,
+            dict(precision="fp8"),
+            "--precision fp8: tensorwise scaling needs Ada (8.9) or newer, and a GPU here has compute capability 8",
+        ),
         (Machine(1, 8.9, True), dict(precision="fp8", fp8_recipe="blockwise"), "--precision fp8: blockwise scaling needs Hopper (9.0)"),
-        (Machine(1, 7.5, True), dict(precision="bf16"), "--precision bf16: needs Ampere (8.0) or newer, and a GPU here is of 7.5"),
+        (
+            Machine(1, 7.5, True),
+            dict(precision="bf16"),
+            "--precision bf16: needs Ampere (8.0) or newer, and a GPU here has compute capability 7.5",
+        ),
         (CPU, dict(attention="flash"), "--attention flash: needs a GPU, and this machine has none; use auto"),
         (HOPPER, dict(attention="flash", cp=2), "--attention flash: with --cp 2 it needs the flash-attn package"),
         (HOPPER, dict(attention="flash", precision="fp32"), "--attention flash: supports bf16 and fp16 only"),

@@ -152,7 +152,7 @@ def checkpoints(store, pictures) -> Run:
 
 def test_without_a_comparison_there_is_nothing_to_vote_on_or_to_write(comparison, store):
     view = CompareCaptions(comparison, store=store)
-    with pytest.raises(RequestError, match="vote: no picture 3; there are 3, from 0"):
+    with pytest.raises(RequestError, match="vote: no picture 3; there are 3, numbered from 0"):
         view.vote("base", index=3)
     view.vote("base", index=0)
     shutil.rmtree(comparison.path)

@@ -43,7 +43,7 @@ def test_kernels_find_the_package_the_command_and_the_runs(tmp_path):
 def test_wrong_requests_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(RequestError, match="a file stands there"):
+    with pytest.raises(RequestError, match="is a file"):
         notebook(["--dir", str(tmp_path / "file")])
     with pytest.raises(RequestError, match="must be a port"):
         notebook(["--port", "0"])

@@ -49,10 +49,10 @@ def test_every_option_is_there_with_its_help(tmp_path):
     ("text", "line"),
     [
         ("tensor_parallel: 2", "tensor_parallel: no such option; did you mean"),
-        ("zzz: 2", "zzz: no such option; there are load, size"),
+        ("zzz: 2", "zzz: no such option; choose from load, size"),
         ("tp: 2\ntp: 4", r"tp is given twice \(line 2\)"),
         ("seq-length: 5\nseq_length: 6", "seq_length is given twice"),
-        ("tp:", "tp: has no value; give one, or leave the line out for 1"),
+        ("tp:", "tp: no value; give one, or leave the line out for 1"),
         ("tp: [1, 2]", "tp: must be one value"),
         ("- tp", "must be a mapping"),
         ("tp: {", r"not YAML \(line 1\)"),

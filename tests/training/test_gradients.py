@@ -193,5 +193,5 @@ def test_the_load_balancing_loss_counts_with_its_coefficient_however_few_tokens_
 def test_documents_that_cannot_be_cut_are_named():
     from qwen3vl_core.structure.context_parallel import token_index
 
-    with pytest.raises(ValueError, match="6 tokens cannot be cut into 2 x 2 equal parts: pad to 8"):
+    with pytest.raises(ValueError, match="6 tokens cannot be split into 2 x 2 equal parts: pad to 8"):
         token_index(14, (8, 6), 2, 0)

@@ -166,7 +166,7 @@ def test_old_checkpoints_go_when_the_new_one_is_whole_and_never_one_that_is_read
         return folder
 
     made = {step: make(step) for step in range(1, 9)}
-    with torch_dist.held(made[2]):
+    with torch_dist.shared_lock(made[2]):
         assert retention.prune(tmp_path, 8, last=2, every=3) == [1, 4, 5]
     assert retention.iterations(tmp_path) == [2, 3, 6, 7, 8]
     assert retention.prune(tmp_path, 8, last=2, every=0) == [2, 3, 6]

@@ -162,7 +162,7 @@ def test_what_a_lora_run_began_with_must_be_there_and_be_the_same(data, tmp_path
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     capsys.readouterr()
     assert main(["convert", str(run), str(tmp_path / "b")]) == 2
-    assert "is not the model that they were trained beside" in capsys.readouterr().err
+    assert "is not the model that they were trained on" in capsys.readouterr().err
     plan(run, data, lora_rank=2, load=str(base), train_iters=4)
     assert runs.train(run)[0] == 2
     assert runs.log(run).splitlines()[-1].endswith(f"not the weights that the run started from; the adapters belong to {base}")
@@ -216,7 +216,7 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
     """The real NVML: without a driver it says so; with one it does not know this GPU."""
     pytest.importorskip("pynvml")
     gpu = Gpu()
-    assert gpu.watch("GPU-00000000-0000-0000-0000-000000000000") is None
+    assert gpu.open("GPU-00000000-0000-0000-0000-000000000000") is None
     assert gpu.problem.startswith("utilisation and power are not recorded: ") and len(gpu.problem) > 45
     assert gpu.figures() == {} or gpu.peak_flops
 
@@ -252,8 +252,8 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
     [
         ({"load": "nowhere"}, "--load nowhere: no such folder"),
         ({"train_data": "nowhere"}, "nowhere"),
-        ({"tp": 3}, "--tp 3: 8 attention heads / 3 = 2.67 is not whole; use 2"),
-        ({"pp": 4}, "--pp 4: 6 layers / 4 = 1.50 is not whole"),
+        ({"tp": 3}, "--tp 3: 8 attention heads / 3 = 2.67 is not a whole number; use 2"),
+        ({"pp": 4}, "--pp 4: 6 layers / 4 = 1.50 is not a whole number"),
         ({"pp": 3}, "the 3 deepstack layers must all be on it; use 2"),
         ({"global_batch_size": 5}, "--global-batch-size 5: must be a multiple of micro batch x data parallel = 2 x 1 = 2; use 4 or 6"),
         ({"size": "8B"}, "--size 8B"),

@@ -12,7 +12,7 @@ import torch
 
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.batch import IGNORED
-from qwen3vl_core.layout.adapters import held
+from qwen3vl_core.layout.adapters import stage_parameters
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.structure.micro_batch import Structure, StructureRules, build_structure
 from qwen3vl_core.training import setup, step
@@ -201,11 +201,11 @@ def gradients(folder: Path, changes: dict, packed: bool = False):
             fill_adapters(training.models)
             count = sum(p.numel() for model in training.models for p in model.parameters() if p.requires_grad)
             stage = parallel_state.get_pipeline_model_parallel_rank()
-            assert count == sum(held(training.adapters, o, training.architecture, stage).values()), "the plan counts otherwise"
+            assert count == sum(stage_parameters(training.adapters, o, training.architecture, stage).values()), "the plan counts otherwise"
         for model in training.wrapped:
             model.train()
             model.zero_grad_buffer()
-        loss, tokens, _ = step._agree(step._run(training, step.structured(training, batches), forward_only=False), ())
+        loss, tokens = step._mean_loss(step._run(training, step.structured(training, batches), forward_only=False))
         training.optimizer.prepare_grads()
         norm = float(training.optimizer.get_grad_norm())
         pieces = []

@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_read_is_said_and_not_a_crash(tmp_path):
     (tmp_path / "file").write_text("")
 
     async def scene(pilot):
-        assert "a file stands there" in " ".join(text_of(pilot.app).split())
+        assert "is a file" in " ".join(text_of(pilot.app).split())
 
     driven(scene, ConsoleApp(tmp_path / "file"))
 

@@ -37,7 +37,7 @@ def test_keys_are_written_as_people_write_them(file):
     ("keys:\n  runs.stop: zz top\n", "keys: runs.stop: must be a key, as in X, ctrl+x or f5"),
     ("keys:\n  runs.stop: strg+x\n", "keys: runs.stop: must be a key, as in X, ctrl+x or f5"),
     ("theme: nrod\n", "theme: nrod: no such theme; did you mean nord?"),
-    ("colour: red\n", "colour: no such setting; there are theme, keys"),
+    ("colour: red\n", "colour: no such setting; choose from theme, keys"),
     ("keys: X\n", "keys: must be a mapping, as in runs.stop: X"),
     ("- 1\n", "must hold theme: and keys:, one a line"),
     ("keys: {a\n", "not YAML"),

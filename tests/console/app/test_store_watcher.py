@@ -149,7 +149,7 @@ def test_a_damaged_run_is_a_row_and_no_crash(store):
 def test_a_store_that_is_not_there_is_empty_and_one_that_is_a_file_says_so(tmp_path):
     assert StoreWatcher(tmp_path / "none").look().rows == ()
     (tmp_path / "file").write_text("")
-    assert "a file stands there" in StoreWatcher(tmp_path / "file").look().error
+    assert "is a file" in StoreWatcher(tmp_path / "file").look().error
 
 
 def test_percent_of_other_runs_comes_from_their_progress_line(store):

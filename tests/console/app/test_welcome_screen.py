@@ -192,7 +192,7 @@ def test_the_doctor_lists_problems_first_and_copies_their_fix(store, monkeypatch
 
     async def scene(pilot):
         await press(pilot, "f9")
-        await until(pilot, lambda: "1 of 3 keep a run from working" in text_of(pilot.app))
+        await until(pilot, lambda: "1 of 3 failed" in text_of(pilot.app))
         lines = text_of(pilot.app)
         assert lines.index("✗ console") < lines.index("! disk") < lines.index("✓ Python") and "→ pip install -e ." in lines
         await press(pilot, "y")

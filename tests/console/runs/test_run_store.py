@@ -51,7 +51,7 @@ def test_a_run_is_found_by_number_id_beginning_and_name(store):
     for ref in (2, "2", "0002", "0002-long-try", "0002-lo", "long try"):
         assert store.get(ref) == second
     assert store.get("prepare") == first
-    with pytest.raises(RequestError, match=r"run 7: no such run in .*; there are 0002-long-try, 0001-prepare"):
+    with pytest.raises(RequestError, match=r"run 7: no such run in .*; choose from 0002-long-try, 0001-prepare"):
         store.get(7)
     with pytest.raises(RequestError, match=r"run 000: 2 runs match, 0002-long-try, 0001-prepare; give the number"):
         store.get("000")
@@ -85,7 +85,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(store, tmp_path):
         store.create("finetune", FinetuneOptions(load="l", train_data="d", nproc=3, tp=2))
     assert list(store.root.iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match="a file stands there; choose a folder"):
+    with pytest.raises(RequestError, match="is a file; choose a folder"):
         RunStore(tmp_path / "file")
     with pytest.raises(RequestError, match="choose a folder that you can write to"):
         RunStore(tmp_path / "file" / "below").create("a", {}, ["true"])

@@ -159,12 +159,12 @@ def vision_structure(
     merge = a.vision.spatial_merge_size**2
     end = ids.numel()
     parts = []
-    for grid, indices in zip(grids, vision_token_indices(ids.cpu(), a), strict=True):
+    for grid, token_indices in zip(grids, vision_token_indices(ids.cpu(), a), strict=True):
         features = 0 if grid is None else int(grid.prod(-1).sum()) // merge
-        if indices.numel() != features:
-            raise ValueError(f"{indices.numel()} vision tokens in input_ids, but {features} features")
+        if token_indices.numel() != features:
+            raise ValueError(f"{token_indices.numel()} vision tokens in input_ids, but {features} features")
         if grid is not None:
-            parts.append(_vision_part(a, grid, indices, end, buckets))
+            parts.append(_vision_part(a, grid, token_indices, end, buckets))
     coordinates, sizes, indices, lengths = zip(*parts, strict=True)
     frames = [frame for part in lengths for frame in part]
     max_seqlen, cu_seqlens = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)

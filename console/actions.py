@@ -183,7 +183,7 @@ ACTIONS = (
         display="]",
     ),
     Action("compare.vote", "v", "vote", "The caption in focus is best; again takes it back", "compare", show=False),
-    Action("compare.same", "equals_sign", "as good", "The captions are as good as each other", "compare", display="="),
+    Action("compare.same", "equals_sign", "as good", "The captions are equally good", "compare", display="="),
     Action("compare.blind", "b", "blind", "Shuffle the captions, hide which model wrote which; and back", "compare"),
     Action("compare.reveal", "r", "reveal", "Blind: show which model wrote which caption", "compare", show=False),
     Action("compare.words", "w", "differences", "Mark the words that differ", "compare"),

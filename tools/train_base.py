@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_REQUEST
     except OSError as error:
         reason = "the disk is full" if disk_full(error) else error
-        print(f"train_base: {reason}; nothing was written; choose another place", file=sys.stderr)
+        print(f"train_base: {reason}; nothing was written; choose another folder", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE
 

@@ -197,7 +197,7 @@ class CompareScreen(Voting, ConsoleScreen):
             (f" · {self.view.whole} with {'both' if len(self.view.names) == 2 else 'all'} captions", "$muted"),
         ]  # fmt: skip
         if vote == SAME:
-            parts.append((" · voted: as good as each other", "$text-success"))
+            parts.append((" · voted: equally good", "$text-success"))
         if self.blind:
             parts += ["  ", (" BLIND ", "bold reverse")]
         self.query_one("#headline", Static).update(Content.assemble(*parts))

@@ -34,7 +34,7 @@ from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "precision")
-"""Options that determine the generated text."""
+"""Options on which the generated text depends."""
 _PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -43,9 +43,9 @@ class ComparisonStopped(KeyboardInterrupt):
 
 
 def _write_captions(
-    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, captions: dict[int, GeneratedCaption]
 ) -> None:
-    """One caption of each picture into `written`; the model is freed afterwards."""
+    """Write a caption of each picture into `captions`; the model is freed afterwards."""
     model = load(compared.path, dtype=_PRECISIONS[options.precision])
     with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
@@ -59,7 +59,7 @@ def _write_captions(
         writer = CaptionWriter(
             model, compared.processor.decode, compared.processor.eos_token_ids, sampling, batch_size=options.batch_size, on_text=on_text
         )
-        writer.finished = written
+        writer.finished = captions
         writer.write(_prompts(compared, pictures, options))
 
 
@@ -68,21 +68,21 @@ def _prompt_of(picture: Picture, options: CompareOptions) -> str:
 
 
 def _prompts(compared: ComparedModel, pictures: list[Picture], options: CompareOptions) -> Iterator[Prompt]:
-    """Read one picture at a time, as the batches need them."""
+    """The prompts, each picture read when its batch needs it."""
     for picture in pictures:
         yield Prompt(compared.processor.prompt([picture.open()], _prompt_of(picture, options)), picture.seed(options.seed))
 
 
 def _captions_of(
-    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, written: dict[int, GeneratedCaption]
+    compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, captions: dict[int, GeneratedCaption]
 ) -> None:
-    """`_write_captions`, with one-line errors for problems of one model on this machine."""
+    """`_write_captions`, with one-line errors that name the model."""
     try:
-        _write_captions(compared, pictures, options, rows, written)
+        _write_captions(compared, pictures, options, rows, captions)
     except torch.OutOfMemoryError:
         raise WorkError(
-            f"{compared}: the GPU's memory is full at --batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens}; "
-            "use smaller ones"
+            f"{compared}: out of GPU memory with --batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens}; "
+            "reduce one of them"
         ) from None
     except WorkError as error:
         raise WorkError(f"{compared}: {error}") from error
@@ -94,7 +94,7 @@ def _captions_of(
 
 
 def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], list[str]]:
-    """The pictures with their references, and a note for those that were left out. Raises RequestError."""
+    """(pictures with their references, notes about those that were left out). Raises RequestError."""
     left_out: list[str] = []
     if options.data:
         pictures = find_samples(options.data, options.split, options.limit, folder, left_out)
@@ -106,24 +106,24 @@ def _pictures(options: CompareOptions, folder: Path) -> tuple[list[Picture], lis
         pictures = [replace(picture, references=captions_by_picture.of(picture.path)) for picture in pictures]
         if not any(picture.references for picture in pictures):
             raise RequestError(
-                f"--references {options.references}: {len(captions_by_picture):,} pictures, none of which is among those compared "
+                f"--references {options.references}: captions of {len(captions_by_picture):,} pictures, none of which is compared "
                 f"({pictures[0].path.name}, …); give the captions of these pictures"
             )
     return pictures, notes
 
 
 def _check_prompts(models: list[ComparedModel], pictures: list[Picture], options: CompareOptions) -> None:
-    """Raise RequestError for a prompt that a model's chat template rejects, before the base model has written its captions."""
+    """Raise RequestError for a prompt that a model's chat template rejects, before any model is loaded."""
     for compared in models:
         for prompt in {_prompt_of(picture, options) for picture in pictures}:
             compared.processor.prompt([], prompt)
 
 
 def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[Comparison, list[Picture]]:
-    """Write all captions. pictures_in: folder for the pictures of a dataset; else the run's.
+    """Write all captions. pictures_in: folder for the pictures of a dataset; default: in the run's folder.
 
-    Raises RequestError before any work for invalid pictures or models, and on an interrupt `ComparisonStopped` with (comparison,
-    pictures) of the pictures that have all captions.
+    Raises RequestError for invalid pictures or models, before any work; on an interrupt `ComparisonStopped` with (comparison,
+    pictures) for the pictures that have all captions.
     """
     check_options(options)
     rows = CaptionRows()
@@ -138,32 +138,32 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
     report_models = {compared.name: ReportModel(shown(compared.path), compared.size) for compared in models}
     comparison = Comparison(options.prompt, report_models, [], sampling, notes)
     rows.begin(comparison, pictures)
-    written: dict[str, dict[int, GeneratedCaption]] = {compared.name: {} for compared in models}
+    captions: dict[str, dict[int, GeneratedCaption]] = {compared.name: {} for compared in models}
     try:
         for compared in models:
-            _captions_of(compared, pictures, options, rows, written[compared.name])
+            _captions_of(compared, pictures, options, rows, captions[compared.name])
     except KeyboardInterrupt:
-        complete = [index for index in range(len(pictures)) if all(index in captions for captions in written.values())]
+        complete = [index for index in range(len(pictures)) if all(index in by_index for by_index in captions.values())]
         comparison.notes.append(f"Stopped early: {len(complete):,} of {len(pictures):,} pictures have all captions.")
-        comparison.samples = _samples(complete, pictures, written, options)
+        comparison.samples = _samples(complete, pictures, captions, options)
         raise ComparisonStopped(comparison, [pictures[index] for index in complete]) from None
-    comparison.samples = _samples(range(len(pictures)), pictures, written, options)
+    comparison.samples = _samples(range(len(pictures)), pictures, captions, options)
     return comparison, pictures
 
 
 def _samples(
-    indices, pictures: list[Picture], written: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
+    indices, pictures: list[Picture], captions: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
 ) -> list[ReportSample]:
     samples = []
     for index in indices:
-        captions = {name: ReportCaption(c[index].text, c[index].seconds, c[index].whole) for name, c in written.items()}
-        samples.append(ReportSample(pictures[index].name, captions, _prompt_of(pictures[index], options), pictures[index].references))
+        by_model = {name: ReportCaption(c[index].text, c[index].seconds, c[index].whole) for name, c in captions.items()}
+        samples.append(ReportSample(pictures[index].name, by_model, _prompt_of(pictures[index], options), pictures[index].references))
     return samples
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM stops the comparison as Ctrl-C does: with the reports of the pictures that have all captions."""
+    """Inside this context SIGTERM stops the comparison like Ctrl-C: reports are written for the pictures that have all captions."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -179,7 +179,7 @@ def _terminable() -> Iterator[None]:
 
 
 def run(options: CompareOptions) -> None:
-    """Captions of the models: a table on standard output, and the reports that were asked for.
+    """Compare captions of several models: prints a table, and writes the requested reports.
 
     Raises RequestError for invalid pictures, models or report paths, WorkError when a model fails to generate.
     """
@@ -187,10 +187,10 @@ def run(options: CompareOptions) -> None:
     json_file = None if to_stdout else report.check_file("--json", options.json)
     html_file = report.check_file("--html", options.html)
     if json_file and json_file == html_file:
-        raise RequestError(f"--json {options.json}: the same file as --html; give each its own")
+        raise RequestError(f"--json {options.json}: the same file as --html; choose another file")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminable())
-        # without a run folder to keep them in, the pictures of a dataset are needed until the reports are written
+        # without a run's folder, the pictures of a dataset are kept until the reports are written
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.data and CaptionRows().folder is None else None
         try:
             comparison, pictures = compare(options, folder)

@@ -1,4 +1,4 @@
-"""The models of a comparison: checked before any is loaded, and named so that their columns tell them apart."""
+"""The models of a comparison: checked before any is loaded, and given distinct names."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ComparedModel:
     """One of the models, checked but not loaded."""
 
     name: str
-    """In tables and reports."""
+    """Name in tables and reports."""
     option: str
     path: str
-    """Checkpoint or folder that is loaded."""
+    """The checkpoint or folder to load."""
     size: str | None
     processor: ChatProcessor
 
@@ -41,7 +41,7 @@ class ComparedModel:
 
 
 def open_models(options: CompareOptions) -> list[ComparedModel]:
-    """All models, checked before any is loaded. Raises RequestError."""
+    """All models, checked but not loaded. Raises RequestError."""
     models = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
     names = [BASE, *tuned_names([Path(compared.path) for compared in models[1:]])]
     return [
@@ -66,8 +66,8 @@ def _open(name: str, option: str, path: str) -> ComparedModel:
 
 
 def tuned_names(paths: list[Path]) -> list[str]:
-    """A short name of each model: `tuned` where there is one, else the step of a checkpoint (with its run, where the runs
-    differ) or the name of the folder."""
+    """A short, distinct name for each model: `tuned` for a single one, else the step of a checkpoint (with its run, if there are
+    several runs) or the name of the folder."""
     if len(paths) == 1:
         return [TUNED]
     steps = [path.name.removeprefix(ITERATION) if path.name.startswith(ITERATION) else "" for path in paths]

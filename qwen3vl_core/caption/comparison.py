@@ -13,7 +13,7 @@ BASE, TUNED = "base", "tuned"
 SAME = "same"
 """The vote for equally good captions."""
 RESERVED = (SAME, "differ", "difference", "image", "picture", "prompt", "references", "vote", "votes")
-"""Names that no model may have, since the reports use them as keys."""
+"""Names that no model may have, because the reports use them as keys."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class ReportCaption:
 
 @dataclass(frozen=True)
 class ReportSample:
-    """A picture and its captions by the name of the model, the first model's first."""
+    """A picture with its captions by model, in the order of the models."""
 
     image: str
     captions: Mapping[str, ReportCaption]
     prompt: str = ""
-    """What was asked about this picture; empty: the comparison's prompt."""
+    """The prompt for this picture; empty: the comparison's prompt."""
     references: tuple[str, ...] = ()
     """Reference captions."""
 
     @property
     def base(self) -> ReportCaption:
-        """The first model's."""
+        """The caption of the first model."""
         return next(iter(self.captions.values()))
 
     @property
     def tuned(self) -> ReportCaption:
-        """The second model's."""
+        """The caption of the second model."""
         return list(self.captions.values())[1]
 
 
@@ -72,13 +72,13 @@ class Comparison:
     sampling: dict[str, Any] = field(default_factory=dict)
     """The options that determine the generated text."""
     notes: list[str] = field(default_factory=list)
-    """Warnings about the models and the pictures for the reader."""
+    """Warnings about the models and the pictures."""
     votes: dict[str, str] = field(default_factory=dict)
-    """Picture -> name of the model whose caption was found best, or `same`."""
+    """Picture -> name of the model with the best caption, or `same`."""
 
     @property
     def names(self) -> list[str]:
-        """Of the models, in their order."""
+        """Names of the models, in their order."""
         return list(self.models)
 
     def scores(self) -> Scores:

@@ -13,7 +13,7 @@ QUALITY = 85
 
 
 def jpeg_data_uri(image: Image.Image) -> str:
-    """A data URI: JPEG, at most `LONGEST_SIDE` pixels wide and high. Makes the image smaller in place."""
+    """A data URI: JPEG, at most `LONGEST_SIDE` pixels wide and high. Resizes `image` in place."""
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY, optimize=True)

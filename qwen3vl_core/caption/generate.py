@@ -1,4 +1,4 @@
-"""Captions for many prompts: batches of equal length, each row at its own pace, text streamed as it is written."""
+"""Generates captions for many prompts: in batches of prompts of equal length, finished rows removed early, text streamed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from qwen3vl_core.errors import WorkError
 Decode = Callable[[list[int]], str]
 OnText = Callable[[int, str, bool], None]
 
-# bytes of inputs that may wait for prompts of the same length; above it the largest group is generated as it is
+# bytes of inputs that may wait for more prompts of the same length; above it the largest group is generated as it is
 WAITING_BYTES = 512 << 20
 # a batch is compacted when at least this share of its rows is finished
 FINISHED_SHARE = 0.25
-NOT_FINITE = "the model gives numbers that are not finite; compare a checkpoint from before its training diverged, or use --precision fp32"
-# what a byte-level tokenizer decodes an unfinished character to
+NOT_FINITE = "the model's logits are NaN or infinite; compare a checkpoint from before its training diverged, or use --precision fp32"
+# a byte-level tokenizer decodes an incomplete character to this
 INCOMPLETE = "\ufffd"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: `inputs` as the processor gives them for one conversation (input_ids [1, s], pixel_values, …)."""
+    """One prompt: the processor's outputs for one conversation (input_ids [1, s], pixel_values, …)."""
 
     inputs: Mapping[str, Tensor]
     seed: int = 0
-    """Of the sampling of this caption."""
+    """Seed for the sampling of this caption."""
 
     @property
     def length(self) -> int:
@@ -42,7 +42,7 @@ class Prompt:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of the inputs."""
         return sum(t.numel() * t.element_size() for t in self.inputs.values())
 
 
@@ -52,7 +52,7 @@ class GeneratedCaption:
 
     text: str
     ids: list[int]
-    """Tokens, without the one that ended them."""
+    """Generated tokens, without the EOS token."""
     seconds: float
     """Wall time from the start of its batch to its last token."""
     whole: bool
@@ -60,25 +60,25 @@ class GeneratedCaption:
 
 
 def whole_characters(text: str) -> str:
-    """The text without a trailing character of which only the first bytes have been generated."""
+    """The text without an incomplete character at its end, of which only the first bytes have been generated."""
     return text.rstrip(INCOMPLETE)
 
 
 class _StreamedText:
-    """The text of a growing list of tokens, each token decoded about once. Never ends inside a character."""
+    """The text of a growing list of tokens; each token is decoded about once. Never ends inside a character."""
 
     def __init__(self, decode: Decode) -> None:
         self.decode = decode
-        self.settled = ""
-        self.used = 0
+        self.final = ""
+        self.decoded = 0
 
     def of(self, ids: list[int]) -> str:
-        waiting = self.decode(ids[self.used :]) if len(ids) > self.used else ""
-        if not waiting.endswith(INCOMPLETE):
-            self.settled += waiting
-            self.used = len(ids)
-            return self.settled
-        return self.settled + whole_characters(waiting)
+        pending = self.decode(ids[self.decoded :]) if len(ids) > self.decoded else ""
+        if not pending.endswith(INCOMPLETE):
+            self.final += pending
+            self.decoded = len(ids)
+            return self.final
+        return self.final + whole_characters(pending)
 
 
 @dataclass
@@ -92,14 +92,14 @@ class _RunningCaption:
 
 
 def _collate(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
-    """The inputs of several prompts of equal length collated into one batch; pixels and grids are concatenated."""
+    """The inputs of several prompts of equal length as one batch; pixels and grids are concatenated."""
     names = {name: None for prompt in prompts for name in prompt.inputs if name != "attention_mask"}
     return {name: torch.cat([p.inputs[name] for p in prompts if name in p.inputs]).to(device) for name in names}
 
 
 @contextlib.contextmanager
 def _threads_for(model) -> Iterator[None]:
-    """Set the number of CPU threads to suit the model within the block."""
+    """Inside this context the number of CPU threads suits the size of the model."""
     previous = suit_threads(sum(p.numel() for p in model.parameters()))
     try:
         yield
@@ -111,8 +111,8 @@ class CaptionWriter:
     """Writes captions with one model.
 
     model: a `Qwen3VLModel`. decode: token ids to text. eos_token_ids: tokens that end a caption. on_text(index, text so
-    far, done) is called for each caption at most every `interval` seconds and once at its end; the texts of one caption
-    are each the beginning of the next.
+    far, done) is called for each caption at most every `interval` seconds and once at its end; each text of a caption is a prefix of
+    the next.
     """
 
     def __init__(
@@ -127,18 +127,18 @@ class CaptionWriter:
         interval: float = 0.1,
     ) -> None:
         if batch_size < 1 or sampling.max_new_tokens < 1:
-            raise ValueError(f"batch size {batch_size}, longest caption {sampling.max_new_tokens}: must be at least 1")
+            raise ValueError(f"batch size {batch_size}, max_new_tokens {sampling.max_new_tokens}: must be at least 1")
         self.model, self.decode, self.sampling = model, decode, sampling
         self.ends = frozenset(eos_token_ids)
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
         self.started = time.monotonic()
         """Start of the current batch, in seconds of `time.monotonic`."""
         self.finished: dict[int, GeneratedCaption] = {}
-        """Captions by the index of their prompt, added as each is complete; kept when generation is interrupted."""
+        """Finished captions, by the index of their prompt; still available when generation is interrupted."""
 
     def write(self, prompts: Iterable[Prompt]) -> list[GeneratedCaption]:
-        """One caption for each prompt, in order. Prompts are taken one by one and held until as many of the same length
-        are there as fit a batch, or their pixels fill `WAITING_BYTES`. Raises WorkError for a model that gives NaN."""
+        """One caption for each prompt, in order. Prompts are read one by one and wait until a batch of the same length is full, or
+        their inputs exceed `WAITING_BYTES`. Raises WorkError when the logits are NaN or infinite."""
         self.finished.clear()
         with _threads_for(self.model):
             for group in self._groups(prompts):
@@ -146,18 +146,18 @@ class CaptionWriter:
         return [self.finished[index] for index in sorted(self.finished)]
 
     def _groups(self, prompts: Iterable[Prompt]) -> Iterator[list[tuple[int, Prompt]]]:
-        """Batches of equal length, each prompt with its number."""
+        """Batches of prompts of equal length, each prompt with its index."""
         waiting: dict[int, list[tuple[int, Prompt]]] = {}
-        held = 0
+        waiting_bytes = 0
         for index, prompt in enumerate(prompts):
             length = prompt.length
             waiting.setdefault(length, []).append((index, prompt))
-            held += prompt.size
-            if held > WAITING_BYTES:
+            waiting_bytes += prompt.size
+            if waiting_bytes > WAITING_BYTES:
                 length = max(waiting, key=lambda key: len(waiting[key]))
-            if held > WAITING_BYTES or len(waiting[length]) == self.batch_size:
+            if waiting_bytes > WAITING_BYTES or len(waiting[length]) == self.batch_size:
                 group = waiting.pop(length)
-                held -= sum(p.size for _, p in group)
+                waiting_bytes -= sum(p.size for _, p in group)
                 yield group
         yield from waiting.values()
 

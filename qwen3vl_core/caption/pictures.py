@@ -1,4 +1,4 @@
-"""Finding and reading the pictures to compare."""
+"""Finds and reads the pictures to compare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwen3vl_core.problems import Problem
 from qwen3vl_core.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""Suffixes of pictures in a folder; a file that is named itself may have any."""
+"""Suffixes of pictures in a folder; a file that is given by its own name may have any suffix."""
 MANY = 200
 
 
@@ -34,9 +34,9 @@ class Picture:
 
     path: Path
     digest: bytes
-    """Of the file's bytes."""
+    """SHA-256 of the file."""
     question: str = ""
-    """What its dataset asks about it."""
+    """The question that its dataset asks about it."""
     references: tuple[str, ...] = ()
     """Reference captions."""
 
@@ -45,7 +45,7 @@ class Picture:
         return shown(self.path)
 
     def seed(self, seed: int) -> int:
-        """Of this picture's caption: it does not depend on the other pictures that are compared."""
+        """The seed of this picture's caption, independent of the other pictures."""
         return int.from_bytes(hashlib.sha256(b"%d:" % seed + self.digest).digest()[:8], "big")
 
     def open(self) -> Image.Image:
@@ -88,7 +88,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None = None) -> list[Picture]:
-    """The pictures of files and folders, in the order given, a folder's own sorted by name, each once; 0: no limit.
+    """The pictures in files and folders, in the order of `names`, those of a folder sorted by name, without duplicates. limit: 0: none.
 
     Each is decoded once, so that a broken picture is reported before the models are loaded. left_out: gets a line for each broken
     picture of a folder; without it those are refused as well. Raises RequestError for a name that is not there, a file that

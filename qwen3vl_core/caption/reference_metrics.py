@@ -1,6 +1,6 @@
 """Metrics of captions against references: ROUGE-L and CIDEr-D as the COCO captioning evaluation defines them.
 
-Words are those of `caption.word_diff`, without punctuation and case; scripts without spaces count by character. Imports no torch.
+Words are those of `caption.word_diff`, without punctuation and case; in scripts without spaces each character is a word. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for word in a:
-        before = 0
-        for place, other in enumerate(b, 1):
-            before, row[place] = row[place], before + 1 if word == other else max(row[place], row[place - 1])
+        diagonal = 0
+        for column, other in enumerate(b, 1):
+            diagonal, row[column] = row[column], diagonal + 1 if word == other else max(row[column], row[column - 1])
     return row[-1]
 
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
-    """0..1: F of the longest common subsequence; the best precision and the best recall over the references."""
+    """ROUGE-L, 0..1: F score of the longest common subsequence, from the best precision and the best recall over the references."""
     words = plain_words(text)
-    others = [other for other in map(plain_words, references) if other]
-    if not words or not others:
+    reference_words = [reference for reference in map(plain_words, references) if reference]
+    if not words or not reference_words:
         return 0.0
-    common = [_common(words, other) for other in others]
+    common = [_common(words, reference) for reference in reference_words]
     precision = max(common) / len(words)
-    recall = max(count / len(other) for count, other in zip(common, others, strict=True))
+    recall = max(count / len(reference) for count, reference in zip(common, reference_words, strict=True))
     if not precision or not recall:
         return 0.0
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
@@ -52,9 +52,9 @@ def _grams(words: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 
 class Cider:
-    """CIDEr-D of captions whose pictures have these references. Document frequencies of n-grams are taken from them.
+    """CIDEr-D of captions against the references of their pictures, from which the document frequencies of n-grams are counted.
 
-    references: of each picture, at least one. With a single picture every inverse document frequency is 0, and so is every score.
+    references: at least one for each picture. With a single picture every inverse document frequency is 0, and so is every score.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
@@ -74,12 +74,12 @@ class Cider:
         return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
 
     def score(self, picture: int, text: str) -> float:
-        """0..10 of one picture's caption."""
+        """CIDEr-D of one picture's caption, 0..10."""
         weights, norms, length = self._vector(_grams(plain_words(text)))
         total = 0.0
-        for others, other_norms, other_length in self._vectors[picture]:
+        for reference_words, other_norms, other_length in self._vectors[picture]:
             closeness = math.exp(-((length - other_length) ** 2) / (2 * CIDER_SIGMA**2))
-            for mine, theirs, norm, other_norm in zip(weights, others, norms, other_norms, strict=True):
+            for mine, theirs, norm, other_norm in zip(weights, reference_words, norms, other_norms, strict=True):
                 if norm and other_norm:
                     shared = sum(min(weight, theirs[gram]) * theirs[gram] for gram, weight in mine.items() if gram in theirs)
                     total += closeness * shared / (norm * other_norm)

@@ -1,4 +1,4 @@
-"""Reference captions, read from files of several formats, by the name of their picture. Imports no torch."""
+"""Reads reference captions, by the name of their picture, from files of several formats. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from qwen3vl_core.errors import RequestError
 
 LARGEST = 1 << 30
-"""Bytes of a file of references."""
+"""Largest file of references, in bytes."""
 SHAPES = (
-    '{"a.jpg": "caption" or ["caption", ...]}, [{"image": "a.jpg", "caption": ...}] (a list, or one a line), '
+    '{"a.jpg": "caption" or ["caption", ...]}, [{"image": "a.jpg", "caption": ...}] (a list, or one per line), '
     "LLaVA conversations, or COCO's {images, annotations}"
 )
 _NAMES = ("image", "file_name", "picture", "file")
@@ -20,7 +20,7 @@ _TEXTS = ("caption", "captions", "references", "reference", "text")
 
 
 class References:
-    """Captions by picture. A picture is looked up by its path as it is in the file, else by its file name."""
+    """Captions by picture. A picture is looked up by the end of its path that the file has, else by its file name."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._by_name: dict[str, list[str]] = {}
@@ -31,7 +31,7 @@ class References:
                     table.setdefault(key, []).append(text.strip())
 
     def __len__(self) -> int:
-        """Pictures with references."""
+        """Number of pictures with references."""
         return len(self._by_name)
 
     def of(self, path: Path) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class References:
 
 
 def read_references(name: str) -> References:
-    """The captions of a file. Raises RequestError for a file that is none of `SHAPES`, or holds no caption."""
+    """The captions in a file. Raises RequestError for a file in none of the formats `SHAPES`, or without captions."""
     path = Path(name).expanduser()
     option = f"--references {name}"
     try:
@@ -72,14 +72,14 @@ def _loaded(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        # one record a line
+        # one record per line
         if error.msg != "Extra data":
             raise
         return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _pairs(value: Any) -> Iterator[tuple[str, str]]:
-    """(picture, caption) of a loaded file. Raises ValueError for another format."""
+    """(picture, caption) pairs of a loaded file. Raises ValueError for another format."""
     if isinstance(value, dict) and isinstance(value.get("annotations"), list) and isinstance(value.get("images"), list):
         names = {row.get("id"): row.get("file_name") for row in value["images"] if isinstance(row, dict)}
         for row in value["annotations"]:
@@ -104,7 +104,7 @@ def _of_row(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     turns = row.get("conversations")
     if isinstance(turns, list):
-        # the first answer is about the picture; later ones answer other questions
+        # the first answer describes the picture; later ones answer other questions
         answer = next((t.get("value") for t in turns if isinstance(t, dict) and t.get("from") in ("gpt", "assistant")), None)
         if isinstance(answer, str):
             yield picture, answer

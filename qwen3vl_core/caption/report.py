@@ -25,7 +25,7 @@ TITLE = "Captions of two models"
 
 
 def to_mapping(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON holds it."""
+    """The comparison as JSON values."""
     mapping = {
         "v": VERSION,
         "prompt": comparison.prompt,
@@ -74,7 +74,7 @@ _TAGS = {"first": "del", "other": "ins"}
 
 
 def marked_html(texts: Sequence[str], escape: Callable[[str], str] = escaped) -> list[str]:
-    """Captions of one picture as HTML, what `mark_differences` marks in `del` (only the first has it) and `ins`."""
+    """Captions of one picture as HTML; runs that `mark_differences` marks are in `del` (only the first caption has them) or `ins`."""
     return [
         "".join(f"<{tag}>{escape(text)}</{tag}>" if (tag := _TAGS.get(mark)) else escape(text) for text, mark in runs)
         for runs in mark_differences(texts)
@@ -98,7 +98,7 @@ def _article(sample: ReportSample, picture: str, number: int, comparison: Compar
     columns = "\n".join(_column(name, caption, marked[name], sample, vote == name) for name, caption in sample.captions.items())
     asked = f'<p class="asked">{escaped(sample.prompt)}</p>\n' if sample.prompt and sample.prompt != comparison.prompt else ""
     written = "".join(f'<p class="reference" dir="auto"><span>reference</span> {escaped(text)}</p>\n' for text in sample.references)
-    same = '<p class="reference"><span>vote</span> as good as each other</p>\n' if vote == SAME else ""
+    same = '<p class="reference"><span>vote</span> equally good</p>\n' if vote == SAME else ""
     source = f'src="{escaped(picture)}" ' if picture else ""
     return (
         f'<article id="picture-{number}"><h2>{number}. {escaped(sample.image)}</h2>\n{asked}<div class="row">\n'
@@ -117,7 +117,7 @@ def _about(comparison: Comparison) -> Iterable[tuple[str, str]]:
 
 
 def score_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """(what is counted, its value for each model) as people read it; what is not known for these captions is left out."""
+    """(title, value for each model) of the scores that are known for these captions."""
     scores = comparison.scores()
     models = list(scores.models.values())
     rows = [
@@ -148,19 +148,19 @@ def _scores(comparison: Comparison) -> str:
 
 
 def differing(comparison: Comparison) -> str:
-    """`75% of 4 pictures with different captions`, and how many have references and equal votes."""
+    """`75% of 4 pictures with different captions`, with how many have references and how many were voted equally good."""
     count = len(comparison.samples)
     scores = comparison.scores()
     text = f"{scores.differ:.0%} of {count} picture{'s' if count > 1 else ''} with different captions"
     if 0 < scores.referenced < count:
         text += f"; {scores.referenced} with references"
     if equal := comparison.tally()[SAME]:
-        text += f"; {equal} voted as good as each other"
+        text += f"; {equal} voted equally good"
     return text
 
 
 def to_html(comparison: Comparison, pictures: Iterable[str]) -> str:
-    """A self-contained page: no network, no script. pictures: a data URI for each sample, empty where there is none."""
+    """A self-contained page: no network, no script. pictures: a data URI for each sample, or an empty string."""
     templates = resources.files(__package__)
     articles = [
         _article(sample, uri, n, comparison) for n, (sample, uri) in enumerate(zip(comparison.samples, pictures, strict=True), start=1)
@@ -188,9 +188,9 @@ def check_file(option: str, name: str | None) -> Path | None:
     if path.is_dir():
         raise RequestError(f"{option} {name}: a folder; give a file in it")
     if not path.parent.is_dir():
-        raise RequestError(f"{option} {name}: {path.parent} is no folder; make it first, or choose another place")
+        raise RequestError(f"{option} {name}: {path.parent} is not a folder; create it first, or choose another folder")
     if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"{option} {name}: {path.parent} cannot be written to; choose another place")
+        raise RequestError(f"{option} {name}: {path.parent} cannot be written to; choose another folder")
     return path
 
 
@@ -200,4 +200,4 @@ def save(path: Path, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         reason = "the disk is full" if disk_full(error) else error.strerror
-        raise WorkError(f"{path}: cannot be written ({reason}); free some space or choose another place, and compare again") from error
+        raise WorkError(f"{path}: cannot be written ({reason}); free some space or choose another folder, and compare again") from error

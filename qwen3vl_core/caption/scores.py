@@ -14,7 +14,7 @@ REPEATED_WORDS = 4
 
 
 def repetition(text: str, length: int = REPEATED_WORDS) -> float:
-    """Share of the word sequences of this length that occurred earlier in the text: 0 for none, near 1 for endless repetition."""
+    """Share of the word sequences of this length that occurred earlier in the text: 0 without repetition, near 1 for endless repetition."""
     words = [word.core.casefold() for word in split(text) if word.counts]
     sequences = [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
@@ -22,53 +22,53 @@ def repetition(text: str, length: int = REPEATED_WORDS) -> float:
 
 @dataclass(frozen=True)
 class ModelScores:
-    """Of one model's captions."""
+    """Scores of one model's captions."""
 
     words: float
-    """Average words of a caption."""
+    """Average number of words in a caption."""
     fewest_words: int
     most_words: int
     empty: int
-    """Captions without a word."""
+    """Number of captions without a word."""
     repetition: float
     """Average of `repetition`."""
     rouge_l: float | None = None
-    """0..1, average over the pictures that have references; None where none has."""
+    """0..1, average over the pictures with references; None without references."""
     cider: float | None = None
-    """CIDEr-D, 0..10, average; None with fewer than two pictures that have references."""
+    """CIDEr-D, 0..10, average; None with fewer than two pictures with references."""
     length_ratio: float | None = None
     """Words of the captions for each word of their references."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the models' captions of the same pictures."""
+    """Scores of several models' captions of the same pictures."""
 
     models: dict[str, ModelScores]
     differ: float
-    """Share of the pictures whose captions are not all the same text but for capitals."""
+    """Share of the pictures whose captions are not all the same text, ignoring case."""
     referenced: int = 0
-    """Pictures with references."""
+    """Number of pictures with references."""
 
     @property
     def base(self) -> ModelScores:
-        """The first model's."""
+        """Scores of the first model."""
         return next(iter(self.models.values()))
 
     @property
     def tuned(self) -> ModelScores:
-        """The second model's."""
+        """Scores of the second model."""
         return list(self.models.values())[1]
 
     def to_mapping(self) -> dict[str, Any]:
-        """As JSON holds them."""
+        """The scores as JSON values."""
         return {name: asdict(scores) for name, scores in self.models.items()} | {"differ": self.differ, "references": self.referenced}
 
 
 def _of_model(texts: Sequence[str], references: Sequence[Sequence[str]], cider: Cider | None) -> ModelScores:
     counts = [count(text) for text in texts]
     reference_scores: dict[str, Any] = {}
-    referenced = [index for index, written in enumerate(references) if written]
+    referenced = [index for index, of_picture in enumerate(references) if of_picture]
     if referenced:
         reference_scores["rouge_l"] = sum(rouge_l(texts[i], references[i]) for i in referenced) / len(referenced)
         reference_words = sum(sum(map(count, references[i])) / len(references[i]) for i in referenced)
@@ -82,15 +82,15 @@ def _of_model(texts: Sequence[str], references: Sequence[Sequence[str]], cider: 
 
 
 def score(texts: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]] = ()) -> Scores:
-    """texts: by model, one of each picture. references: of each picture, none or some; empty: there are none.
+    """Score captions. texts: by model, one for each picture. references: any number for each picture; empty: none at all.
 
-    Raises ValueError unless every model has one caption for each of the same pictures, and at least one.
+    Raises ValueError unless all models have the same number of captions, and at least one.
     """
     counts = [len(captions) for captions in texts.values()]
     if not counts or not counts[0] or len(set(counts)) > 1:
-        raise ValueError(f"{' and '.join(map(str, counts)) or 'no'} captions: must be as many of each, and at least one")
+        raise ValueError(f"{' and '.join(map(str, counts)) or 'no'} captions: every model needs the same number, and at least one")
     references = references or [()] * counts[0]
-    written = [texts for texts in references if texts]
-    cider = Cider(written) if len(written) > 1 else None
+    present = [captions for captions in references if captions]
+    cider = Cider(present) if len(present) > 1 else None
     differ = sum(len(set(map(str.casefold, captions))) > 1 for captions in zip(*texts.values(), strict=True)) / counts[0]
-    return Scores({name: _of_model(captions, references, cider) for name, captions in texts.items()}, differ, len(written))
+    return Scores({name: _of_model(captions, references, cider) for name, captions in texts.items()}, differ, len(present))

@@ -1,4 +1,4 @@
-"""A comparison as text for a terminal: two columns that fit its width, differences shown by marks and colours.
+"""A comparison as text for a terminal: a column for each model, differences shown by marks and colours.
 
 Imports no torch.
 """
@@ -21,12 +21,12 @@ MARKS = {"base": ("[-", "-]"), "tuned": ("{+", "+}")}
 _CODES = {"base": "31", "tuned": "32", "dim": "2", "bold": "1"}
 _BETWEEN = " │ "
 _NARROWEST_COLUMN = 30
-"""Captions that would have less than this stand one above the other."""
+"""With narrower columns, captions are printed one below the other."""
 _NARROWEST = 20
 
 
 def width_of(text: str) -> int:
-    """Columns of a terminal: wide East Asian characters take two, combining marks none."""
+    """Columns that a text takes in a terminal: wide East Asian characters take two, combining marks none."""
     columns = 0
     for character in text:
         if unicodedata.category(character) in ("Mn", "Me", "Cf"):
@@ -41,14 +41,14 @@ def _in_marks(text: str, style: str) -> Span:
 
 
 def marked_captions(sample: ReportSample) -> list[list[Span]]:
-    """The captions in their order, what `mark_differences` marks in `[-` `-]` (only the first has it) and `{+` `+}`."""
+    """The captions in their order; runs that `mark_differences` marks are in `[-` `-]` (only the first caption has them) or `{+` `+}`."""
     styles = {"first": "base", "other": "tuned"}
     texts = [printable(caption.text) for caption in sample.captions.values()]
     return [[_in_marks(text, styles[mark]) if mark else (text, "") for text, mark in runs] for runs in mark_differences(texts)]
 
 
 def _pieces(spans: list[Span]) -> Iterator[list[Span]]:
-    """Words that must not be broken (each as spans, for marks may end inside), single spaces and line ends."""
+    """Words, which are not broken (each as spans, as marks may end inside a word), single spaces and newlines."""
     word: list[Span] = []
     for text, style in spans:
         for character in text:
@@ -66,25 +66,25 @@ def _pieces(spans: list[Span]) -> Iterator[list[Span]]:
 
 
 def wrapped(spans: list[Span], width: int) -> list[list[Span]]:
-    """Lines of at most `width` columns; words longer than a line are cut."""
+    """Lines of at most `width` columns; longer words are broken."""
     lines: list[list[Span]] = [[]]
-    used, indents = 0, True
+    used, is_first_line = 0, True
     for piece in _pieces(spans):
         text = "".join(part for part, _ in piece)
         if text == "\n":
             lines.append([])
-            used, indents = 0, True
+            used, is_first_line = 0, True
             continue
         columns = width_of(text)
         if text == " ":
-            # at a line's end, or at the start of one that was broken here, a space is the break itself
-            if used < width and (used or indents):
+            # at the end of a line, or where a line was broken, the break takes the place of the space
+            if used < width and (used or is_first_line):
                 lines[-1].append((" ", piece[0][1]))
                 used += 1
             continue
         if used and used + columns > width:
             lines.append([])
-            used, indents = 0, False
+            used, is_first_line = 0, False
         for part, style in piece:
             for character in part:
                 columns = width_of(character)
@@ -97,15 +97,15 @@ def wrapped(spans: list[Span], width: int) -> list[list[Span]]:
 
 
 def painted(line: list[Span], colour: bool) -> str:
-    """One line as text without trailing spaces; `colour` adds ANSI colours."""
+    """One line as text without trailing spaces, with ANSI colours if `colour`."""
     end = len(line)
     while end and not line[end - 1][0].strip():
         end -= 1
     pieces, style = [], ""
-    for number, (text, wanted) in enumerate(line[:end], start=1):
-        if colour and wanted != style:
-            pieces.append(("\x1b[0m" if style else "") + (f"\x1b[{_CODES[wanted]}m" if wanted else ""))
-            style = wanted
+    for number, (text, next_style) in enumerate(line[:end], start=1):
+        if colour and next_style != style:
+            pieces.append(("\x1b[0m" if style else "") + (f"\x1b[{_CODES[next_style]}m" if next_style else ""))
+            style = next_style
         pieces.append(text.rstrip() if number == end else text)
     return "".join(pieces) + ("\x1b[0m" if style else "")
 
@@ -120,7 +120,7 @@ def _heading(name: str, caption: ReportCaption, sample: ReportSample, voted: boo
 
 
 def _block(sample: ReportSample, comparison: Comparison, number: int, total: int, width: int) -> list[list[Span]]:
-    """One picture: its name, what was asked where that differs, the captions, the references."""
+    """The lines of one picture: its name, its prompt if it has one of its own, the captions, the references."""
     title = f"── {number} of {total}  {printable(sample.image).replace(chr(10), ' ')} "
     lines = [*wrapped([(title, "bold")], width)]
     lines[-1].append(("─" * max(width - width_of("".join(t for t, _ in lines[-1])), 0), "dim"))
@@ -136,15 +136,15 @@ def _block(sample: ReportSample, comparison: Comparison, number: int, total: int
         for (name, caption), marked in zip(sample.captions.items(), marked_captions(sample), strict=True)
     ]
     if column == width:
-        for part in columns:
-            lines += part
+        for caption_lines in columns:
+            lines += caption_lines
     else:
         for row in range(max(map(len, columns))):
             line: list[Span] = []
-            for place, part in enumerate(columns):
-                text = part[row] if row < len(part) else []
+            for index, caption_lines in enumerate(columns):
+                text = caption_lines[row] if row < len(caption_lines) else []
                 room = column - sum(width_of(piece) for piece, _ in text)
-                line += [*text, (" " * room, ""), (_BETWEEN, "dim")] if place < count - 1 else text
+                line += [*text, (" " * room, ""), (_BETWEEN, "dim")] if index < count - 1 else text
             lines.append(line)
     for reference in sample.references:
         lines += wrapped([("reference: ", "dim"), (printable(reference), "")], width)
@@ -170,7 +170,7 @@ def _summary(comparison: Comparison, width: int) -> list[list[Span]]:
 
 
 def table(comparison: Comparison, *, width: int, colour: bool, show: int = 0) -> str:
-    """The whole comparison, or its first `show` pictures (0: all) and the summary; every line at most `width` columns."""
+    """The first `show` pictures (0: all) and the summary; every line at most `width` columns."""
     width = max(width, _NARROWEST)
     lines = wrapped([("prompt: ", "dim"), (printable(comparison.prompt), "")], width)
     total = len(comparison.samples)

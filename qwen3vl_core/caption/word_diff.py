@@ -10,13 +10,13 @@ from typing import Literal
 
 Kind = Literal["same", "changed", "removed", "added"]
 Mark = Literal["", "first", "other"]
-"""Of a run of words: none, only the first caption has it, the first caption lacks it."""
+"""The mark of a run of words: none; only the first caption has it; the first caption lacks it."""
 
 # joins two word characters into one word: dog's, dog’s, well-lit
 _JOINERS = "'’-\u2010\u2011"
-# scripts that write no spaces: each character stands for itself, or a whole sentence would be one word
+# scripts without spaces: each character is a word, as otherwise a whole sentence would be one
 _UNSPACED = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
-# pairs of words above which the matcher may skip words that are everywhere, so that a degenerate text does not take minutes
+# above this many pairs of words the matcher may skip very frequent words, so that a degenerate text does not take minutes
 _EXACT_PAIRS = 4_000_000
 
 
@@ -43,7 +43,7 @@ def _is_unspaced(character: str) -> bool:
 
 
 def split(text: str) -> list[Word]:
-    """The text cut into words; their spaces and cores joined give the text again."""
+    """Split a text into words; their spaces and cores concatenated give the text again."""
     words, start, length = [], 0, len(text)
     while start < length:
         core = start
@@ -63,7 +63,7 @@ def split(text: str) -> list[Word]:
 
 
 def count(text: str) -> int:
-    """Number of words; punctuation is none."""
+    """Number of words, without punctuation."""
     return sum(word.counts for word in split(text))
 
 
@@ -85,9 +85,9 @@ def _matches(a: list[str], b: list[str]) -> Iterator[tuple[int, int, int, int, b
 def difference(a: str, b: str) -> list[tuple[Kind, str, str]]:
     """How `b` differs from `a`, in runs of words: (kind, text of a, text of b).
 
-    same: both texts equal but for capitals, which say little at the beginning of a sentence; changed: both there and different;
-    removed: only in a; added: only in b. Joined in order the first texts give `a` and the second texts give `b`, white space and
-    all. Punctuation that two rewritten passages happen to share is part of the change.
+    same: equal except for case, which means little at the beginning of a sentence; changed: different in both;
+    removed: only in a; added: only in b. The first texts concatenated give `a`, the second texts give `b`, including white space.
+    Punctuation that two rewritten passages happen to share is part of the change.
     """
     words_a, words_b = split(a), split(b)
     runs: list[tuple[bool, str, str]] = []
@@ -121,24 +121,24 @@ def _kind(equal: bool, text_a: str, text_b: str) -> Kind:
 
 
 def mark_differences(texts: Sequence[str]) -> list[list[tuple[str, Mark]]]:
-    """Captions of one picture, the first model's first, as runs of words with their marks; joined in order they are the texts.
+    """Captions of one picture, the first model's first, as runs of words with their marks; concatenated they give the texts.
 
-    Of two captions, what only one has is marked; of more, what the first has not. White space around a marked run is not part of
-    it, and where a caption is empty nothing is marked.
+    With two captions, runs that only one of them has are marked; with more, runs that the first one lacks. White space around a
+    marked run is not part of it. Nothing is marked if a caption is empty.
     """
     marked: list[list[tuple[str, Mark]]] = [[(text, "")] for text in texts]
-    for place, other in enumerate(texts[1:], start=1):
+    for index, other in enumerate(texts[1:], start=1):
         if not texts[0].strip() or not other.strip():
             continue
         runs = difference(texts[0], other)
-        marked[place] = [run for kind, _, text in runs for run in _mark(text, "" if kind == "same" else "other")]
+        marked[index] = [run for kind, _, text in runs for run in _mark(text, "" if kind == "same" else "other")]
         if len(texts) == 2:
             marked[0] = [run for kind, text, _ in runs for run in _mark(text, "" if kind == "same" else "first")]
     return marked
 
 
 def _mark(text: str, mark: Mark) -> Iterator[tuple[str, Mark]]:
-    """A run of words in its mark, the white space around it without."""
+    """A run of words with its mark, and the white space around it without a mark."""
     core = text.strip() if mark else text
     begin = text.index(core)
     end = begin + len(core)

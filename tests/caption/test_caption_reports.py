@@ -193,7 +193,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
     assert report.check_file("--html", str(tmp_path / "a.html")) == tmp_path / "a.html"
     with pytest.raises(RequestError, match=r"--json .*: a folder; give a file in it"):
         report.check_file("--json", str(tmp_path))
-    with pytest.raises(RequestError, match="missing is no folder; make it first"):
+    with pytest.raises(RequestError, match="missing is not a folder; create it first"):
         report.check_file("--json", str(tmp_path / "missing" / "a.json"))
 
 
@@ -220,7 +220,7 @@ def test_several_checkpoints_stand_side_by_side_with_scores_and_votes():
     rows = {line[:28].strip(): line[28:].split() for line in table.splitlines()}
     assert rows["ROUGE-L, 0 to 1"][-1] == "1.000" and rows["votes"] == ["0", "0", "0", "1"]
     assert float(rows["CIDEr-D, 0 to 10"][-1]) > float(rows["CIDEr-D, 0 to 10"][1])
-    assert "1 voted as good as each other" in table
+    assert "1 voted equally good" in table
     narrow = terminal.table(made, width=80, colour=False)
     assert all(terminal.width_of(line) <= 80 for line in narrow.splitlines()) and "│" not in narrow
     loaded = json.loads(report.to_json(made))
@@ -229,7 +229,7 @@ def test_several_checkpoints_stand_side_by_side_with_scores_and_votes():
     assert "step 100_difference" in loaded["captions"][0] and loaded["scores"]["step 300"]["rouge_l"] == 1
     page = Page(report.to_html(made, [PIXEL, ""]))
     assert sum(tag == "section" for tag, _ in page.tags) == 8
-    assert any("as good as each other" in text for text in page.inside["p"])
+    assert any("equally good" in text for text in page.inside["p"])
     assert page.inside["ins"] and not [text for text in page.inside.get("del", []) if "only" not in text]
 
 

@@ -202,7 +202,7 @@ def test_bad_models_are_refused_in_one_line_before_any_caption_is_written(pictur
 def test_bad_reports_and_prompts_are_refused_before_any_caption_is_written(pictures, tmp_path, capsys):
     given = ["--base", DEMO, "--tuned", DEMO, "--images", pictures]
     assert f"--html {tmp_path}: a folder; give a file in it" in refused(*given, "--html", tmp_path, capsys=capsys)
-    assert "x is no folder; make it first" in refused(*given, "--json", tmp_path / "x" / "a.json", capsys=capsys)
+    assert "x is not a folder; create it first" in refused(*given, "--json", tmp_path / "x" / "a.json", capsys=capsys)
     same = tmp_path / "report"
     assert "the same file as --html" in refused(*given, "--json", same, "--html", same, capsys=capsys)
     assert "--prompt: " in refused(*given, "--prompt", "Describe.<|im_end|>", capsys=capsys)
@@ -339,5 +339,5 @@ def test_a_model_that_gives_nan_is_named(pictures, other, tmp_path):
     for tensor in tensors.values():
         tensor.fill_(torch.nan)
     save_file(tensors, tmp_path / "nan" / "model.safetensors")
-    with pytest.raises(WorkError, match=r"--tuned .*nan: the model gives numbers that are not finite"):
+    with pytest.raises(WorkError, match=r"--tuned .*nan: the model.s logits are NaN or infinite"):
         compare.compare(options(pictures, tmp_path / "nan", limit=1))

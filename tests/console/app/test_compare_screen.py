@@ -194,7 +194,7 @@ def test_votes_are_given_by_key_and_mouse_kept_on_disk_and_taken_back(store, com
         await press(pilot, "u")
         assert screen.index == 1, "the next picture without a vote"
         await press(pilot, "equals_sign")
-        assert read_votes(compared).choices[names[1]] == "same" and "as good as each other" in text_of(pilot.app)
+        assert read_votes(compared).choices[names[1]] == "same" and "equally good" in text_of(pilot.app)
         await press(pilot, "end", "tab", "v")
         assert read_votes(compared).choices[names[2]] == "tuned"
         await pilot.click(screen.query(CaptionBox).first(), times=2)

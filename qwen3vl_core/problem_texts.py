@@ -132,8 +132,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "plan-not-one-value": ("{key}: must be one value", ""),
     # the positional recipe
     "recipe-count": ("the recipe has 26, or 24 without 13 ETP and 14 EP", ""),
-    "recipe-value-missing": ("all values fit the form of {form} if the missing one is {positions}", ""),
-    "recipe-value-too-many": ("all values fit the form of {form} without {positions}", ""),
+    "recipe-value-missing": ("all values fit the form of {form} if the missing one is among: {positions}", ""),
+    "recipe-value-too-many": ("all values fit the form of {form} without one of: {positions}", ""),
     "recipe-swapped": ("look swapped: each is valid at the other's position", ""),
     "recipe-value": ("{rule}{hint}", ""),
     "recipe-order": ("{reason} {other} {bound:g}", "if they are swapped, swap them back"),

@@ -25,7 +25,7 @@ from qwen3vl_core.options import FinetuneOptions, option_problems
         ("4B", {"micro_batch_size": 3}, 2, "--global-batch-size 8: must be a multiple of micro batch x data parallel = 3 x 2 = 6; "
          "use 6 or 12"),
         ("4B", {"pp": 4, "vp": 3, "global_batch_size": 6}, 4, "--vp 3: 6 micro batches a step (global batch 6 / 1) / pp 4 = 1.50 is not "
-         "whole; use --global-batch-size 4, or leave --vp out"),
+         "a whole number; use --global-batch-size 4, or leave --vp out"),
     ],
 )  # fmt: skip
 def test_a_broken_rule_is_said_with_its_equation(size, changes, processes, line):

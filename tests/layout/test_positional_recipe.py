@@ -71,7 +71,7 @@ def test_24_values_leave_out_etp_and_ep():
     [
         ({"TP": "1", "EP": "1"}, "15 SP true: sequence parallel needs 10 TP above 1; use false, or TP 2"),
         ({"TP": "4", "PP": "4"}, "10 TP 4 x 11 PP 4 x 12 CP 1 = 16 GPUs: with 1 ENV dsw this machine has 8"),
-        ({"OPTIMIZER_OFFLOAD": "0.5", "DO": "false"}, "19 OPTIMIZER_OFFLOAD 0.5: only the distributed optimizer moves its state"),
+        ({"OPTIMIZER_OFFLOAD": "0.5", "DO": "false"}, "19 OPTIMIZER_OFFLOAD 0.5: only the distributed optimizer can be offloaded"),
         ({"LR_WARMUP_ITERS": "1000"}, "25 LR_WARMUP_ITERS 1000: the warmup is as long as the run or longer (24 TRAIN_ITERS 1000); use 100"),
         ({"LR": "1e-6", "MIN_LR": "1e-5"}, "6 MIN_LR 1e-05: the lowest learning rate must be at most 5 LR 1e-06; if they are swapped"),
         ({"BATCH_SIZE": "128", "GLOBAL_BATCH_SIZE": "1"}, "3 BATCH_SIZE 128: a micro batch cannot be larger than 4 GLOBAL_BATCH_SIZE 1"),
@@ -103,7 +103,7 @@ def test_a_wrong_count_says_which_value_may_be_missing_or_too_many():
     found = problems([v for i, v in enumerate(GOOD, start=1) if i != 9])
     assert found[0].startswith("25 values: the recipe has 26, or 24")
     assert any("the missing one is among: 9 PR" in f for f in found)
-    assert any("valid without one of: 18 ('sel'), 19 ('sel')" in f for f in problems([*GOOD[:18], "sel", *GOOD[18:]]))
+    assert any("values fit the form of 26 without one of: 18 ('sel'), 19 ('sel')" in f for f in problems([*GOOD[:18], "sel", *GOOD[18:]]))
     assert len(problems(GOOD[:5])) == 1
 
 

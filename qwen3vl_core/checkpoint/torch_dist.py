@@ -188,7 +188,7 @@ class RegionReader:
         return self._locations[id(stored)]
 
     def _part(self, chunk: Chunk, low: Shape, high: Shape, dtype: torch.dtype, out: Tensor) -> Tensor:
-        """The box [low, high) of a chunk's record, in coordinates of the record; read into `out` if that needs no copy, else a new tensor."""
+        """The box [low, high) of a chunk's record, in coordinates of the record; in `out` if that needs no copy, else a new tensor."""
         location, record = self._location(chunk.stored), chunk.record
         extent = tuple(b - a for a, b in zip(low, high, strict=True))
         inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))

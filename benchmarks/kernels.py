@@ -90,14 +90,30 @@ def qk_rope(
     return Case(compute, replaced, [qkv, *weights], (2 * whole, 2 * whole + read), layers)
 
 
+def swiglu(rows: int = ROW, columns: int = 6144, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """SwiGLU, with Megatron's compiled functions."""
+    from qwen3vl_core.model.kernels import swiglu as module
+
+    from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
+
+    torch.manual_seed(1)
+    gate_up = random(rows, 1, 2 * columns, dtype=dtype)
+    one = rows * columns * dtype.itemsize
+    return Case(
+        lambda x: (module.swiglu(x),), lambda x: (bias_swiglu_impl(x, None, False, False),), [gate_up], (3 * one, 5 * one), layers=28
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "qk_rope": lambda: qk_rope(*QK_SHAPES[0]),
     "qk_rope, vision": lambda: qk_rope(*QK_SHAPES[4], layers=24),
+    "swiglu": swiglu,
 }
 # the constants of a kernel's module that --sweep tries
 SWEEPS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "qk_rope": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
     "qk_rope, vision": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
+    "swiglu": ("swiglu", {"BLOCK": (512, 1024, 2048), "WARPS": (2, 4, 8)}),
 }
 
 

@@ -8,8 +8,10 @@ schedules work unchanged, because to Megatron these are ordinary layers.
 from __future__ import annotations
 
 from qwen3vl_core.model.apply_rope import hand_angles_on
+from qwen3vl_core.model.mlp import SwigluMLP
 
 import torch
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
@@ -34,6 +36,12 @@ class CollectingLayer(TransformerLayer):
 class DeepstackLayer(TransformerLayer):
     """A language layer. Layer i of the first n adds part i of `context` [n * s, b, h] to its output; the parts hold the
     features at vision tokens and zeros elsewhere, and are split along the sequence as the hidden states are."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        # not in the layer spec: Megatron passes the process group to its own class only
+        if type(self.mlp) is MLP:
+            self.mlp.__class__ = SwigluMLP
 
     def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
         features = kwargs.get("context")

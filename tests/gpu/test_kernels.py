@@ -54,6 +54,13 @@ def test_query_and_key_are_those_of_separate_modules(shape, dtype):
     agree(case.both(), case.replaced.both(), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(cases.ROW, 6144), (1001, 9728), (777, 3072)], ids=str)
+def test_swiglu_is_megatrons(shape, dtype):
+    case = cases.swiglu(*shape, dtype=dtype)
+    agree(case.both(), case.replaced.both(), dtype)
+
+
 @pytest.mark.parametrize("name", cases.CASES)
 def test_a_cuda_graph_gives_the_bits_of_the_kernels_one_by_one(name):
     case = cases.CASES[name]()

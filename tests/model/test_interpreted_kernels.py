@@ -110,6 +110,22 @@ def test_shapes_that_do_not_fit_are_refused():
         qk_rope(torch.zeros(3, 1, 64), torch.zeros(2, 1, 1, 16), weight, weight, eps=1e-6, groups=1, size=16)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(5, 1, 96), (3, 2, 2 * 1500), (0, 1, 8)], ids=str)
+def test_swiglu_and_its_gradient_are_those_in_fp32_rounded_once(dtype, shape):
+    from qwen3vl_core.model.kernels.swiglu import swiglu
+
+    torch.manual_seed(0)
+    gate_up = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+    gate, up = gate_up.float().chunk(2, -1)
+    ours, theirs = swiglu(gate_up), (torch.nn.functional.silu(gate) * up).to(dtype)
+    gradient = torch.randn(ours.shape).to(dtype)
+    results = [(out, *torch.autograd.grad(out, gate_up, gradient)) for out in (ours, theirs)]
+    if gate_up.numel():
+        agree(*results, dtype)
+    assert results[0][1].shape == gate_up.shape
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     # heads of different numbers, a head of the vision tower that is no power of two
@@ -125,7 +141,7 @@ def logits_and_gradients(model, inputs):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_a_model_computes_the_same_with_kernels_and_without(model, monkeypatch, packed):
-    from qwen3vl_core.model.kernels import qk_rope as module
+    from qwen3vl_core.model.kernels import qk_rope, swiglu
 
     inputs = tiny.BATCHES["two rows with different pictures"]().inputs()
     if packed:
@@ -134,13 +150,15 @@ def test_a_model_computes_the_same_with_kernels_and_without(model, monkeypatch, 
         inputs = inputs | {"input_ids": torch.cat(rows)[None], "cu_seqlens": ends}
         del inputs["attention_mask"]
     calls = []
-    original = module.qk_rope
-    monkeypatch.setattr(module, "qk_rope", lambda *args, **more: calls.append(args) or original(*args, **more))
+    for module, name in ((qk_rope, "qk_rope"), (swiglu, "swiglu")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, original=original, **more: calls.append(name) or original(*args, **more))
     ours, our_gradients = logits_and_gradients(model, inputs)
-    assert len(calls) == 5
+    # three layers of the vision tower, two of the language tower
+    assert sorted(calls) == ["qk_rope"] * 5 + ["swiglu"] * 2
     monkeypatch.setenv(kernels.SWITCH, "none")
     theirs, their_gradients = logits_and_gradients(model, inputs)
-    assert len(calls) == 5
+    assert len(calls) == 7
     real = inputs["attention_mask"].bool() if not packed else slice(None)
     assert (ours - theirs)[real].abs().max() < 1e-5
     assert our_gradients.keys() == their_gradients.keys()

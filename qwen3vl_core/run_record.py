@@ -209,6 +209,8 @@ EVENTS = {
 }
 BAD_EVENTS = (RESTART, DAMAGED, NAN, SPIKE)
 """Events that are shown with a warning sign."""
+STEP_EVENTS = (NAN, SPIKE)
+"""Events whose text says the step."""
 
 
 class SampleRow(NamedTuple):

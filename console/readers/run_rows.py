@@ -36,7 +36,8 @@ class RunRow:
     ended: float | None = None
     layout: str = ""
     """Size, parallel layout and precision in a few words: `8B TP2 PP2 bf16`."""
-    checkpoint: str = "no checkpoint yet"
+    checkpoint: str = ""
+    """The last one: its step, or the name that the tracker file has instead; empty where there is none."""
     last_line: str = ""
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Last metrics row of each kind."""
@@ -59,6 +60,15 @@ class RunRow:
     def command(self) -> str:
         """What a person types for this run."""
         return command_line(self.run)
+
+    @property
+    def saved(self) -> str:
+        """`step 500` for the last checkpoint, `none yet` without one."""
+        return f"step {self.checkpoint}" if self.checkpoint.isdecimal() else self.checkpoint or "none yet"
+
+    @property
+    def checkpoint_text(self) -> str:
+        return f"checkpoint{' of' * self.checkpoint.isdecimal()} {self.saved}" if self.checkpoint else "no checkpoint yet"
 
     @property
     def percent(self) -> float | None:

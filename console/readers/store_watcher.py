@@ -64,12 +64,12 @@ def layout_of(run: Run) -> str:
 
 
 def last_checkpoint(run: Run) -> str:
-    """`checkpoint of step 500`, or that there is none."""
+    """Step of the last checkpoint as text, or what the tracker file has instead; empty where there is none."""
     try:
         text = (run.path / CHECKPOINTS / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "no checkpoint yet"
-    return f"checkpoint of step {int(text)}" if text.isdecimal() else f"checkpoint {text[:40]}" if text else "no checkpoint yet"
+        return ""
+    return str(int(text)) if text.isdecimal() else text[:40]
 
 
 def _pace(rows: list[dict[str, Any]]) -> float | None:

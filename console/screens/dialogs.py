@@ -50,7 +50,7 @@ class ConfirmStop(ModalScreen[bool]):
         if row.status == "lost":
             return f"End what is left of {row.id}?", "Its supervisor is gone. Processes that still carry its name are ended."
         step = f", step {row.step:,}" + (f" of {row.total:,}" if row.total else "") if row.step is not None else ""
-        kept = f"Last: {row.checkpoint}." if row.kind == "finetune" else "It saves nothing on the way: a resume begins again."
+        kept = f"Last: {row.checkpoint_text}." if row.kind == "finetune" else "It saves nothing on the way: a resume begins again."
         text = f"It runs for {span(row.age(time.time()))}{step}.\n{kept}\nIt is asked first, and gets a minute to end by itself."
         return f"Stop {row.id}?", text
 
@@ -94,9 +94,9 @@ class ConfirmDelete(ModalScreen[bool]):
         head = f"Delete {len(self.rows)} runs?" if several else f"Delete {self.rows[0].id}?"
         names = "\n".join(f"  {row.id}  {row.status}" for row in self.rows[:NAMED])
         names += f"\n  and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
-        kept = [row for row in self.rows if not row.checkpoint.startswith("no ")]
+        kept = [row for row in self.rows if row.checkpoint]
         what = f"With {'their' if several else 'its'} log, metrics and " + (
-            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint}" if kept else "plan"
+            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint_text}" if kept else "plan"
         )
         with Vertical(classes="dialog"):
             yield Label(head, classes="headline", markup=False)

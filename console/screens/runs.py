@@ -87,7 +87,7 @@ class RunsScreen(ConsoleScreen):
             words[0] += f", exit code {row.exit_code}"
         words += [row.layout] if row.layout else []
         if row.kind == "finetune":
-            words.append(row.checkpoint)
+            words.append(row.checkpoint_text)
         if row.eta is not None:
             words.append(f"{span(row.eta)} to go")
         if self.marked:

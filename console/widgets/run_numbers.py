@@ -12,7 +12,7 @@ from textual.content import Content
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import duration, number, span
-from qwen3vl_core.run_record import BAD_EVENTS, EVAL, LOSS, METRICS, TRAIN, finite, key_of, title_of
+from qwen3vl_core.run_record import BAD_EVENTS, EVAL, LOSS, METRICS, STEP_EVENTS, TRAIN, finite, key_of, title_of
 
 if TYPE_CHECKING:
     from console.readers.monitor import RunView
@@ -64,7 +64,7 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
         text = str(together[0].get("text") or kind)
         step = together[0].get("step")
         problem = kind in BAD_EVENTS
-        where = f"{step:,} " if isinstance(step, int) and not text.startswith("step ") else ""
+        where = f"{step:,} " if isinstance(step, int) and kind not in STEP_EVENTS else ""
         times = f" ×{len(together)}" if len(together) > 1 else ""
         line = one_line(f"{'⚠' if problem else '·'} {where}{text}", width - len(times)) + times
         lines.append(Content(line).stylize("$text-warning" if problem else "$muted"))
@@ -128,8 +128,7 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
             add(title_of(key_of(EVAL, key)), _text(key, evaluated), f"at {step:,}" if isinstance(step, int) else "")
     if row.alive:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
-    saved = row.checkpoint.removeprefix("checkpoint ").removeprefix("of ")
-    add("saved", "none yet" if saved.startswith("no ") else saved)
+    add("saved", row.saved)
     if (elapsed := _elapsed(row)) is not None:
         add("time", duration(elapsed))
     add("s/step", number(row.step_seconds, 3) if row.step_seconds is not None else "–")

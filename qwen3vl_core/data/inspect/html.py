@@ -34,7 +34,7 @@ td.bar { width: 40rem; } td.bar div { background: var(--bar); height: .9rem; } t
 def page(summary: DataSurvey, shown: list[ShownSample]) -> str:
     """The whole page; it loads no other file."""
     title = html.escape(printable(summary.path))
-    facts = "\n".join(line for line in summary_lines(summary) if "█" not in line and "░" not in line)
+    facts = "\n".join(summary_lines(summary, histogram=False))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -124,8 +124,8 @@ def _prepared(path: Place) -> dict[str, Any]:
     return {key: report[key] for key in ("source", "kind", "check", "refused") if key in report} if isinstance(report, dict) else {}
 
 
-def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
-    """The summary as lines for a terminal."""
+def summary_lines(summary: DataSurvey, width: int = 100, *, histogram: bool = True) -> list[str]:
+    """The summary as lines for a terminal, with the histogram of lengths drawn in it."""
     total = sum(summary.samples.values())
     lines = [f"{summary.path}: {summary.kind}, {total:,} sample{'s' * (total != 1)}"]
     if len(summary.samples) > 1:
@@ -147,7 +147,7 @@ def summary_lines(summary: DataSurvey, width: int = 100) -> list[str]:
         f"  {t['total']:,} tokens, {t['trained']:,} of them trained ({t['trained'] / max(t['total'], 1):.0%})",
         f"  a sample has {t['mean']:,} on average, half of them at most {t['median']:,}, 95% at most {t['p95']:,}, "
         f"the longest {t['longest']:,}",
-        "", *histogram_lines(summary, min(width, 100)), "",
+        *(["", *histogram_lines(summary, min(width, 100)), ""] if histogram else []),
     ]  # fmt: skip
     if summary.too_long:
         share = summary.too_long / max(t["samples"], 1)

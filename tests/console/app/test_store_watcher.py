@@ -24,7 +24,9 @@ def test_a_row_says_what_a_run_is_and_how_far(store):
     row = StoreWatcher(store.root).look().get(run.id)
     assert (row.kind, row.status, row.exit_code, row.step, row.total) == ("finetune", "stopped", 143, 40, 100)
     assert row.metrics["loss"] == pytest.approx(loss(40)) and row.percent == 0.4 and len(row.spark) == store_watcher.SPARK_CELLS
-    assert row.checkpoint == "checkpoint of step 30" and row.last_line.startswith("step 40/100")
+    assert (row.checkpoint, row.saved, row.checkpoint_text) == ("30", "step 30", "checkpoint of step 30") and row.last_line.startswith(
+        "step 40/100"
+    )
     assert row.command.startswith("qwen3vl finetune --load ") and "--train-iters 100" not in row.command
     assert row.eta is None and 0 < row.age(row.ended + 50) <= 50
 

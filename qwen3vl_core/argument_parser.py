@@ -1,15 +1,86 @@
-"""The argument parser of every command."""
+"""The argument parser of every command: its problems are records like those of the options."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.problems import Problem
+
+PROBLEMS = "problems"
+"""Where a namespace holds problems of the words that were read, if there are any; `read_problems` takes them."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises RequestError, with one line, for invalid arguments."""
+    """Raises RequestError for invalid and missing arguments, with every problem that does not keep the others from being read.
+
+    collect: leave those in the namespace, for `read_problems`.
+    """
+
+    def __init__(self, *args: Any, collect: bool = False, **kwargs: Any) -> None:
+        kwargs["exit_on_error"] = False
+        super().__init__(*args, **kwargs)
+        self.collect = collect
+        self.needed: list[argparse.Action] = []
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> argparse.Namespace:  # type: ignore[override]  # argparse has overloads
+        given, _ = self.parse_known_args(args, namespace)
+        if not self.collect and (problems := read_problems(vars(given))):
+            raise RequestError(*problems)
+        return given
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        """No word is left: what is not known is a problem."""
+        for action in self._actions:
+            # a positional argument of any number of words counts as required although it may have none
+            if action.required and action.nargs != argparse.ZERO_OR_MORE:
+                # argparse would stop at what is missing
+                action.required = False
+                self.needed.append(action)
+        try:
+            given, unknown = super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            where = {"written": error.argument_name} if error.argument_name else {}
+            raise RequestError(Problem("argument", rule={**where, "reason": error.message, "command": self.prog})) from None
+        problems = [*self._unknown(unknown), *(self._missing(a) for a in self.needed if getattr(given, a.dest, None) in (None, []))]
+        if problems:
+            setattr(given, PROBLEMS, [*getattr(given, PROBLEMS, ()), *problems])
+        return given, []
+
+    def _missing(self, action: argparse.Action) -> Problem:
+        name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+        return Problem("required", rule={"written": name, "help": action.help or f"see {self.prog} --help"})
+
+    def _unknown(self, words: list[str]) -> list[Problem]:
+        """A problem for each unknown option, the words behind it with it, and for each word in front of them."""
+        problems = []
+        known = [flag.lstrip("-") for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        while words:
+            first, words = words[0], words[1:]
+            if not first.startswith("-"):
+                problems.append(Problem("argument-too-many", rule={"written": first, "command": self.prog}))
+                continue
+            values = []
+            while words and not words[0].startswith("-"):
+                values.append(words.pop(0))
+            from difflib import get_close_matches
+
+            near = get_close_matches(first.partition("=")[0].lstrip("-"), known, n=1, cutoff=0.7)
+            advice = f"use --{near[0]}" if near else f"see {self.prog} --help"
+            problems.append(Problem("argument-unknown", rule={"written": " ".join([first, *values]), "advice": advice}))
+        return problems
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            raise RequestError(Problem("not-a-choice", rule={"written": f"{name} {value}", "choices": list(action.choices)}))
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def read_problems(values: dict[str, Any]) -> list[Problem]:
+    """Take the problems of a parsed command line out of its values."""
+    return values.pop(PROBLEMS, [])

@@ -30,12 +30,15 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
         return command(words[1:])
     # imported late: the console's first frame does not need it
     command_line = importlib.import_module("qwen3vl_core.command_line")
-    if not words:
-        command_line.build_parser().print_help()
-        return EXIT_DONE
-    values = vars(command_line.build_parser().parse_args(words))
+    parser = command_line.build_parser()
+    values = vars(parser.parse_args(words))
     values.pop("debug")
     name = values.pop("command")
+    if name in (None, "demo") and (problems := command_line.read_problems(values)):
+        raise RequestError(*problems)
+    if name is None:
+        parser.print_help()
+        return EXIT_DONE
     if name == "demo":
         return importlib.import_module("qwen3vl_core.demo.run").main(dispatch, **values)
     if name in ("plan", "recipe", "doctor"):

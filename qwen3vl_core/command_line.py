@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from qwen3vl_core import __version__
-from qwen3vl_core.argument_parser import Parser
+from qwen3vl_core.argument_parser import Parser, read_problems
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.layout.verdict import judge
@@ -24,7 +24,6 @@ from qwen3vl_core.options import (
     option_problems,
     options_of,
     read_mapping,
-    read_problems,
 )
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
@@ -66,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line, from the option declarations."""
     parser = Parser(
         prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
-        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, collect=True,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -17,6 +17,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "above-maximum": ("must be at most {maximum:g}{unit}", ""),
     "required": ("required", "{help}"),
     "unknown-option": ("{name}: no such option", "choose from {names}"),
+    # words of a command line that are no value of an option
+    "argument": ("{reason}", "see {command} --help"),
+    "argument-too-many": ("one word too many", "see {command} --help"),
+    "argument-unknown": ("no such option", "{advice}"),
     "open-quotation-mark": ("a quotation mark is not closed", "close it or leave it out"),
     # rules between a finetune's options
     "unknown-part": ("there is no part {part}", "choose from {parts}"),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
+from qwen3vl_core.argument_parser import PROBLEMS
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.problems import Problem, flag_of
 
@@ -63,7 +64,7 @@ class Option:
 
     def problem(self, code: str, value: Any = None, rule: Mapping[str, Any] | None = None, *remedies: Mapping[str, Any]) -> Problem:
         """A problem of this option."""
-        named = {"written": self.name if value in (None, "") else f"{self.name} {value}"} if self.positional else {}
+        named = {"written": self.name.upper() if value in (None, "") else f"{self.name.upper()} {value}"} if self.positional else {}
         return Problem(code, self.name, value, {**named, **(rule or {})}, remedies)
 
     def missing(self) -> Problem:
@@ -127,15 +128,6 @@ def _options_of(cls: type) -> tuple[Option, ...]:
     return tuple(declarations)
 
 
-PROBLEMS = "problems"
-"""Where a namespace holds the problems of the values that could not be parsed, if there are any; `read_problems` takes them."""
-
-
-def read_problems(values: dict[str, Any]) -> list[Problem]:
-    """Take the problems of a parsed command line out of its values."""
-    return values.pop(PROBLEMS, [])
-
-
 class _Parse(argparse.Action):
     """Puts parsed values in the namespace, and the problems of those that cannot be parsed, so that all of them can be reported."""
 
@@ -172,15 +164,12 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         common: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         names = [o.flag, *o.aliases, *([o.short] if o.short else [])]
         if o.positional:
-            group.add_argument(
-                o.name,
-                action=_Parse,
-                declared=o,
-                metavar=o.name.upper(),
-                nargs=None if o.required else "?",
-                help=text,
-                default=argparse.SUPPRESS,
+            nargs = None if o.required else "?"
+            added = group.add_argument(
+                o.name, action=_Parse, declared=o, metavar=o.name.upper(), nargs=nargs, help=text, default=argparse.SUPPRESS
             )
+            # `missing_values` says so, with the problems of the other options
+            added.required = False
         elif o.type is bool:
             group.add_argument(*names, dest=o.name, action=argparse.BooleanOptionalAction, **common)
         else:

@@ -207,11 +207,11 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["fly"], "invalid choice: 'fly'"),
-        (["show"], "the following arguments are required: ID; see qwen3vl runs show --help"),
+        (["fly"], "ACTION fly: must be one of list, show"),
+        (["show"], "ID: required; number, id or name of a run"),
         (["show", "9"], "run 9: no such run"),
         (["logs", "1", "-n", "0"], "-n: 0: must be a whole number from 1"),
-        (["compare", "1"], "the following arguments are required: B"),
+        (["compare", "1"], "B: required; number, id or name of a run"),
         (["clone", "1", "--set", "lr"], "--set lr: must be OPTION=VALUE"),
         (["clone", "1", "--set", "speed=1"], "--set speed=1: no such option speed; choose from load, size"),
         (["clone", "1", "--set", "lr=fast"], "--lr fast: must be a number"),
@@ -261,7 +261,7 @@ def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_pat
         commands.console(["--runs", str(store.root)])
     with pytest.raises(RequestError, match=r"--workspace .*missing: no such folder; qwen3vl demo makes one"):
         commands.console(["--workspace", str(tmp_path / "missing")])
-    with pytest.raises(RequestError, match="unrecognized arguments: --fast; see qwen3vl console --help"):
+    with pytest.raises(RequestError, match="--fast: no such option; see qwen3vl console --help"):
         commands.console(["--fast"])
 
 

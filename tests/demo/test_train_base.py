@@ -208,10 +208,10 @@ def test_a_worker_that_dies_ends_the_training_with_a_reason(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: --to"),
+        ([], "--to: required; Hugging Face folder to write"),
         (["--lr", "-1"], "--lr -1.0: must be a number above 0"),
         (["--lr", "nan"], "--lr nan: must be a number above 0"),
-        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--lr", "fast"], "--lr: invalid float value: 'fast'"),
         (["--steps", "0"], "--steps 0: must be 1 or more"),
         (["--minutes", "inf"], "--minutes inf: must be a number above 0"),
         (["--minutes", "0.1"], "--minutes 0.1: "),
@@ -219,7 +219,7 @@ def test_a_worker_that_dies_ends_the_training_with_a_reason(tmp_path):
         (["--batch-size", "0"], "--batch-size 0: must be 1 or more"),
         (["--workers", "0"], "--workers 0: must be 1 to 256 processes"),
         (["--seed", "-1"], "--seed -1: must be 0 or more"),
-        (["--epochs", "1"], "unrecognized arguments: --epochs 1"),
+        (["--epochs", "1"], "--epochs 1: no such option"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, said, tmp_path, capsys):

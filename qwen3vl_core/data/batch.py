@@ -142,10 +142,12 @@ class Batch:
     def _joined(self, rules: StructureRules) -> Batch:
         """All rows, or the documents of a packed row, as documents of one row, padded to a bucket by a document of padding."""
         if self.cu_seqlens is None:
-            lengths = self.lengths.tolist()
-            ids = torch.cat([row[:tokens] for row, tokens in zip(self.input_ids, lengths, strict=True)])
-            labels = torch.cat([row[:tokens] for row, tokens in zip(self.labels, lengths, strict=True)])
-            bounds = F.pad(self.lengths.cumsum(0), (1, 0))
+            # context parallelism splits each document into 2 x cp parts
+            lengths = [round_up(tokens, 2 * rules.cp_size if rules.cp_size > 1 else 1) for tokens in self.lengths.tolist()]
+            more = max(0, max(lengths) - self.input_ids.shape[1])
+            padded = F.pad(self.input_ids, (0, more)), F.pad(self.labels, (0, more), value=IGNORED)
+            ids, labels = (torch.cat([row[:tokens] for row, tokens in zip(rows, lengths, strict=True)]) for rows in padded)
+            bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
             length = bucket(len(ids), max(LEAST_ROW, rules.length_multiple))
         else:
             ids, labels, bounds = self.input_ids[0], self.labels[0], self.cu_seqlens

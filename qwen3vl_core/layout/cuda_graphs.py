@@ -6,22 +6,23 @@ from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
+GROUPED_KERNEL = 9.0
+"""CUDA capability from which torch has a kernel for `grouped_mm`."""
+
 
 def no_graph_because(options: FinetuneOptions, architecture: Architecture, machine: Machine) -> str:
     """Why forward and backward of a micro batch run kernel by kernel; empty if they are replayed as one CUDA graph."""
-    o = options
+    o, moe = options, architecture.is_moe
     if o.cuda_graph == "off":
         return "--cuda-graph off"
     reasons = (
         (not machine.gpus, "this machine has no GPU"),
         (not machine.transformer_engine, "Transformer Engine is not installed"),
-        # fp8 can be captured, but a resumed run had other losses than an uninterrupted one: not before that is understood
-        (o.precision != "bf16", f"--precision {o.precision}: graphs are made for bf16"),
-        (architecture.is_moe, "the host has to know how many tokens each expert gets"),
-        # collectives can be captured, but that has not been tried
-        (o.tp > 1, f"--tp {o.tp}: ranks exchange activations in every layer"),
+        (o.precision == "fp32", "--precision fp32: graphs are made for bf16, fp16 and fp8"),
+        (moe and o.precision != "bf16", f"--precision {o.precision}: Transformer Engine splits the experts' tokens on the host"),
+        (moe and o.tp * o.ep * o.etp > 1, "tokens are sent to experts on other ranks, in numbers that the host reads"),
+        (moe and (machine.capability or GROUPED_KERNEL) < GROUPED_KERNEL, "this GPU has no grouped matrix product for experts"),
         (o.pp > 1, f"--pp {o.pp}: stages wait for each other"),
-        (o.cp > 1, f"--cp {o.cp}: documents are split on the host"),
         (o.recompute == "offload", "--recompute offload copies activations to the host"),
         (o.overlap_param_gather, "--overlap-param-gather waits for weights in each layer"),
         (o.attention == "flash" and not machine.flash_attention, "--attention flash without the flash-attn package"),

@@ -41,12 +41,10 @@ class Rotating:
 def hand_angles_on(layer: Any, arguments: dict[str, Any]) -> None:
     """Move the angles from a layer's arguments to its core attention.
 
-    Not with a key/value cache, in which Megatron stores unrotated keys, and not for packed rows with context parallelism,
-    whose angles Megatron splits itself.
+    Not with a key/value cache, in which Megatron stores unrotated keys.
     """
     angles = arguments.get("rotary_pos_emb")
-    split_by_megatron = arguments.get("packed_seq_params") is not None and layer.config.context_parallel_size > 1
-    if angles is None or arguments.get("inference_context") is not None or split_by_megatron:
+    if angles is None or arguments.get("inference_context") is not None:
         return
     arguments["rotary_pos_emb"] = None
     layer.self_attention.core_attention.angles = angles

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3vl_core.model.experts import aligned
+
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -144,8 +146,8 @@ class Adapter(torch.nn.Module):
             return reduce_scatter_to_sequence_parallel_region(h, group=self.group)
         return reduce_from_tensor_model_parallel_region(h, group=self.group)
 
-    def forward(self, x: Tensor, splits: list[int] | None = None) -> Tensor:
-        """(alpha / r) B A x: [..., in] -> [..., out]. splits: the rows of each expert, for a layer with several."""
+    def forward(self, x: Tensor, splits: list[int] | Tensor | None = None) -> Tensor:
+        """(alpha / r) B A x: [..., in] -> [..., out]. splits: as `grouped` takes them, for a layer with several experts."""
         x = self._dropped(x)
         into, out = self.linear_in.all(), self.linear_out.all()
         if self.expert:
@@ -177,9 +179,16 @@ class Adapter(torch.nn.Module):
         return state
 
 
-def grouped(x: Tensor, weights: list[Tensor], splits: list[int]) -> Tensor:
-    """x [tokens, in], whose rows are split by `splits` over the weights [out, in] -> [tokens, out]."""
+def grouped(x: Tensor, weights: list[Tensor], splits: list[int] | Tensor) -> Tensor:
+    """x [tokens, in], whose rows are split by `splits` over the weights [out, in] -> [tokens, out].
+
+    splits: rows of each expert, or from the last expert to the first where its rows end, int32 on the device (`experts.product`).
+    """
     out, into = weights[0].shape
+    if isinstance(splits, Tensor):
+        matrices = aligned(weights[::-1])
+        rows = F.pad(x, (0, matrices.shape[2] - into))
+        return F.grouped_mm(rows, matrices.transpose(1, 2), offs=splits)[:, :out]
     fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % _ALIGNED == into % _ALIGNED == 0
     if fast and x.shape[0]:
         ends = torch.tensor(splits, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device, non_blocking=True)

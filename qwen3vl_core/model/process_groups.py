@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import weakref
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,15 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 TIMEOUT = datetime.timedelta(minutes=10)
 _single_rank_group: dist.ProcessGroup | None = None
+
+
+class UsesGroups(Protocol):
+    """Something that must let go of the groups before they are destroyed."""
+
+    def release(self) -> None: ...
+
+
+_users: weakref.WeakSet[UsesGroups] = weakref.WeakSet()
 
 
 def initialize(
@@ -67,9 +78,16 @@ def vision_groups() -> ProcessGroupCollection:
     return groups
 
 
+def release_before_destroy(user: UsesGroups) -> None:
+    """Call `user.release` before the groups are destroyed, if `user` still exists then."""
+    _users.add(user)
+
+
 def destroy() -> None:
     """Destroy the groups, so that new ones can be created in this process."""
     global _single_rank_group
+    for user in list(_users):
+        user.release()
     _single_rank_group = None
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

@@ -18,7 +18,8 @@ from qwen3vl_core.model.vision import VisionModel
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region, scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -239,8 +240,7 @@ class Qwen3VLModel(MegatronModule):
         if s.local is not None:
             input_ids = input_ids[:, s.local]
             labels = None if labels is None else labels[:, s.local]
-            # Megatron splits the angles of a packed row document by document
-            position_ids = position_ids if s.cu_seqlens is not None else position_ids[..., s.local]
+            position_ids = position_ids[..., s.local]
         only_trained = s.trained is not None and self.post_process
         with _without_output_layer(self.language_model) if hidden_states or only_trained else contextlib.nullcontext():
             output = self.language_model(
@@ -262,7 +262,11 @@ class Qwen3VLModel(MegatronModule):
         assert s.trained is not None and s.trained_labels is not None
         language = self.language_model
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
+        if self.config.sequence_parallel:
+            # trained tokens may lie in any rank's share; the backward pass sums over the ranks and splits
+            hidden_sbh = gather_from_sequence_parallel_region(hidden_sbh, tensor_parallel_output_grad=True)
+        with _of_gathered_input(language.output_layer):
+            logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
         return language.compute_language_model_loss(s.trained_labels.clamp(min=0), logits)
 
     def cached_decoder(self, max_sequence_length: int):
@@ -284,6 +288,18 @@ def _without_output_layer(language: GPTModel) -> Iterator[None]:
 
 def _on_host(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.cpu()
+
+
+@contextlib.contextmanager
+def _of_gathered_input(layer: ColumnParallelLinear) -> Iterator[None]:
+    """A sequence parallel column layer neither gathers its input nor reduces its input's gradient inside."""
+    saved = layer.sequence_parallel, layer.disable_grad_reduce
+    if layer.sequence_parallel:
+        layer.sequence_parallel, layer.disable_grad_reduce = False, True
+    try:
+        yield
+    finally:
+        layer.sequence_parallel, layer.disable_grad_reduce = saved
 
 
 def _insert(layer_sbh: Tensor, token_indices: Tensor, features: Tensor) -> Tensor:

@@ -41,14 +41,21 @@ class BalancingRouter(TopKRouter):
         return MoEAuxLossAutoScaler.apply(probs, loss)
 
 
-def balance_weight(config) -> float:
+def balance_weight(config) -> Tensor | float:
     """Weight of one token in the load balancing loss when gradients are divided by the number of trained tokens."""
     return getattr(config, "balance_weight", 1.0)
 
 
-def set_balance_weight(config, trained: float, tokens: float) -> None:
-    """For the next batch: its trained tokens, and all its tokens without padding, summed over data parallel ranks."""
-    config.balance_weight = trained / max(tokens, 1.0)
+def set_balance_weight(config, counts: Tensor) -> None:
+    """counts: float64 [2] of the next batch, its trained tokens, and all its tokens without padding, summed over data parallel ranks.
+
+    The weight stays on the device, in one tensor, which CUDA graphs read.
+    """
+    weight = (counts[0] / counts[1].clamp(min=1.0)).float()
+    if isinstance(balance_weight(config), float):
+        config.balance_weight = weight
+    else:
+        config.balance_weight.copy_(weight)
 
 
 def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config) -> Tensor | None:

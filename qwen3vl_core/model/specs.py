@@ -9,6 +9,7 @@ import os
 
 from qwen3vl_core.model.apply_rope import Rotating
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
+from qwen3vl_core.model.experts import ExpertLayer, engine_experts
 from qwen3vl_core.model.norm import LocalNorm
 from qwen3vl_core.model.router import BalancingRouter
 from qwen3vl_core.model.self_attention import QKRopeSelfAttention
@@ -85,6 +86,10 @@ def layer_spec(
             submodules.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if num_experts:
         spec.submodules.mlp.submodules.router = BalancingRouter
+        if use_transformer_engine():
+            experts = spec.submodules.mlp.submodules.experts
+            spec.submodules.mlp.module = ExpertLayer
+            experts.module, experts.submodules.linear_fc1, experts.submodules.linear_fc2 = engine_experts()
     spec = copy.copy(spec)
     spec.module = module
     spec.submodules.self_attention.module = QKRopeSelfAttention

@@ -75,7 +75,8 @@ class Structure:
     labels: Tensor | None = None
     """long [b, s] of a training batch, already shifted; IGNORED for untrained tokens."""
     trained: Tensor | None = None
-    """long [n]: indices of the trained tokens in a row (b is 1), padded with 0, if logits are computed for these only."""
+    """long [n]: indices of the trained tokens among this rank's tokens of a row (b is 1), padded with 0, if logits are computed for
+    these only."""
     trained_labels: Tensor | None = None
     """long [1, n]: their labels; IGNORED for padding."""
     vision: VisionStructure | None = None
@@ -85,10 +86,10 @@ class Structure:
 
     @property
     def loss_labels(self) -> Tensor:
-        """Labels of the tokens for which a training batch computes a loss: [1, n] or [b, s]."""
+        """Labels of this rank's tokens for which a training batch computes a loss: [1, n] or [b, s / cp]."""
         labels = self.labels if self.trained is None else self.trained_labels
         assert labels is not None
-        return labels
+        return labels if self.trained is not None or self.local is None else labels[:, self.local]
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name."""
@@ -262,9 +263,9 @@ def build_structure(
 
 
 def select_trained(structure: Structure) -> Structure:
-    """Compute logits of the trained tokens only, if they are fewer than the row's tokens (b is 1)."""
+    """Compute logits of the trained tokens only, if they are fewer than this rank's tokens of the row (b is 1)."""
     assert structure.labels is not None  # a training batch
-    labels = structure.labels[0]
+    labels = structure.labels[0] if structure.local is None else structure.labels[0, structure.local]
     trained = (labels != IGNORED).nonzero()[:, 0]
     padding = bucket(max(len(trained), 1), LEAST_TRAINED, COARSE) - len(trained)
     if len(trained) + padding >= len(labels):

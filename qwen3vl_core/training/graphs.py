@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3vl_core.model.process_groups import release_before_destroy
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.tensor_parallel.random import get_all_rng_states, model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
 
 from qwen3vl_core.data.batch import Batch
@@ -61,14 +64,21 @@ class MicroBatchGraphs:
         self.memory = torch.cuda.MemPool()
         self.pool: Any = self.memory.id
         self.max_graphs = MOST_GRAPHS
+        # graphs read the loss scale, which fp16 training changes, from here
+        self.one, self.loss_scale = (torch.ones(1, device=self.device) for _ in range(2))
         self.replayed = self.launched = 0
         """Number of micro batches that were replayed, and that ran kernel by kernel."""
+        # NCCL waits for graphs that hold its collectives before it destroys a group
+        release_before_destroy(self)
 
     def forward_backward(self, batches: list[Batch]) -> Tensor:
         """Compute the gradients of a global batch, reduced and divided by its trained tokens, as Megatron's
         `forward_backward_no_pipelining` does. Returns [sum of losses, trained tokens] of this rank."""
         model = self.model
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.loss_scale.copy_(self.config.grad_scale_func(self.one))
+        # as Megatron's schedules do for each micro batch
+        MoEAuxLossAutoScaler.set_loss_scale(self.loss_scale)
         with model.no_sync():
             for batch in batches:
                 total += self._micro_batch(batch)
@@ -77,6 +87,13 @@ class MicroBatchGraphs:
             model.start_grad_sync()
         finalize_gradients([model], total[1].to(torch.int))
         return total
+
+    def release(self) -> None:
+        """Delete the graphs; later micro batches capture new ones."""
+        torch.cuda.synchronize(self.device)
+        for captured in self.graphs.values():
+            captured.graph.reset()
+        self.graphs.clear()
 
     def summary(self) -> str:
         """How many micro batches of this rank were replayed, and how many were not."""
@@ -115,7 +132,7 @@ class MicroBatchGraphs:
         """Forward, loss and backward with inputs on this device."""
         arguments = batch.inputs_of(inputs, self.dtype)
         total, _, totals = token_loss(arguments["structure"].loss_labels, self.model(**arguments))
-        self.config.grad_scale_func(total).backward()
+        (self.loss_scale * total).backward()
         return totals
 
     def _capture(self, batch: Batch, tensors: dict[str, Tensor]) -> CapturedMicroBatch:

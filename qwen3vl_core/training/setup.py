@@ -118,6 +118,8 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         first_stage_layers=options.pp0_layers, sequence_parallel=options.sequence_parallel, recompute=options.recompute,
         recompute_layers=options.recompute_layers, attention=options.attention,
         fp8_recipe=options.fp8_recipe if options.precision == "fp8" else None, calculate_per_token_loss=True,
+        # Megatron casts weights to fp8 in the first micro batch of a step only, which a graph of every micro batch cannot
+        disable_parameter_transpose_cache=rules.buckets and options.precision == "fp8",
         **({} if options.aux_loss_coeff is None else {"moe_aux_loss_coeff": options.aux_loss_coeff}),
     )  # fmt: skip
     models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]

@@ -60,10 +60,7 @@ def forward_step(training: Training, batches, model):
     """Megatron's `forward_step_func`: (loss of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
     inputs = next(batches).step_inputs(device(), training.dtype)
     structure: Structure = inputs["structure"]
-    labels = structure.loss_labels
-    if structure.local is not None:
-        labels = labels[:, structure.local]
-    return model(**inputs), partial(token_loss, labels)
+    return model(**inputs), partial(token_loss, structure.loss_labels)
 
 
 def structured(training: Training, batches: list[Batch]) -> list[Batch]:
@@ -77,7 +74,7 @@ def _scale_balance_loss(training: Training, batches: list[Batch]) -> None:
     trained = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
     counts = torch.tensor([trained, tokens], dtype=torch.float64, device=device())
     dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-    set_balance_weight(training.config, *counts.tolist())
+    set_balance_weight(training.config, counts)
 
 
 def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from megatron.core import parallel_state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 if torch.cuda.is_available():
@@ -26,14 +27,15 @@ def folder(tmp_path_factory):
     return tiny.save(tiny.hf_model(7, **SHAPE).bfloat16(), tmp_path_factory.mktemp("dense"))
 
 
-def global_batch(number: int, packed: bool):
-    """Four micro batches of pictures, text and videos; no two steps alike."""
+def global_batch(number: int, packed: bool, multiple: int = 1):
+    """Four micro batches of pictures, text and videos; no two steps alike. multiple: as `pack` takes it."""
     made = []
     for micro in range(4):
         seed = number * 10 + micro
         parts = [(5 + seed % 7, ("image", 4, 4 + 2 * (seed % 3)), 20), (30 + seed % 5,), (3, ("video", 2, 4, 4), 9)]
         samples = [sample(100 * seed + i, *part) for i, part in enumerate(parts[: 2 + seed % 2])]
-        made.append((pack if packed else collate)(samples, 0, RULES, VIDEO_RULES))
+        rules = (0, RULES, VIDEO_RULES)
+        made.append(pack(samples, *rules, multiple=multiple) if packed else collate(samples, *rules))
     return made
 
 
@@ -43,13 +45,15 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
         load=str(folder), train_data="", precision="bf16", micro_batch_size=1, global_batch_size=4, train_iters=10, lr=1e-3, min_lr=1e-4,
         lr_warmup_iters=2, seq_length=256, packing=packed,
     )  # fmt: skip
-    process_groups.initialize()
+    options = FinetuneOptions(**(values | changes))
+    process_groups.initialize(options.tp, cp=options.cp)
     try:
-        training = setup.build(FinetuneOptions(**(values | changes)), open_source(folder))
+        training = setup.build(options, open_source(folder))
         if training.graphs is not None and not graphs:
             # the same shapes and kernels, launched one by one
             training.graphs.max_graphs = 0
-        results = [step.train_step(training, global_batch(n, packed)) for n in range(steps)]
+        first, multiple = 100 * parallel_state.get_data_parallel_rank(), setup.multiple_of(options)
+        results = [step.train_step(training, global_batch(first + n, packed, multiple)) for n in range(steps)]
         replayed = training.graphs.replayed if training.graphs else 0
         return [(r.loss, r.grad_norm) for r in results], replayed
     finally:
@@ -57,11 +61,28 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
         torch.cuda.set_stream(torch.cuda.default_stream())
 
 
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    return tiny.save(tiny.hf_moe_model(7, **SHAPE, expert_ffn=64).bfloat16(), tmp_path_factory.mktemp("experts"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"recompute": "sel"}, {"recompute": "full"}, {"lora_rank": 4}, {"distributed_optimizer": True}], ids=str
+)
+def test_replayed_losses_of_experts_are_those_of_the_kernels_one_by_one(experts, changes):
+    one_by_one, none = losses(experts, graphs=False, **changes)
+    replayed, count = losses(experts, **changes)
+    assert none == 0 and count >= 8
+    for (loss, norm), (other, other_norm) in zip(one_by_one, replayed, strict=True):
+        assert other == pytest.approx(loss, rel=2e-3) and other_norm == pytest.approx(norm, rel=2e-2)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {}, {"packed": False}, {"recompute": "full"}, {"recompute": "sel"}, {"lora_rank": 8}, {"lora_rank": 8, "lora_dropout": 0.1},
-        {"freeze": "vision"}, {"distributed_optimizer": True, "overlap_grad_reduce": True},
+        {"freeze": "vision"}, {"distributed_optimizer": True, "overlap_grad_reduce": True}, {"precision": "fp16"},
+        *({"precision": "fp8", "fp8_recipe": recipe} for recipe in ("tensorwise", "delayed", "blockwise")),
     ],
     ids=str,
 )  # fmt: skip

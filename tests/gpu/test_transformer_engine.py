@@ -68,7 +68,7 @@ def distance(a, b, mask):
 def test_the_model_is_made_of_transformer_engine_modules(models):
     names = {type(m).__name__ for m in models[2].modules()}
     assert {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "RotatingTEDotProductAttention"} <= names
-    assert ("TEGroupedMLP" in names) == models[2].architecture.is_moe
+    assert ("DeviceExperts" in names) == models[2].architecture.is_moe
 
 
 @pytest.mark.parametrize("name", tiny.BATCHES)

@@ -104,10 +104,56 @@ def swiglu(rows: int = ROW, columns: int = 6144, dtype: torch.dtype = torch.bflo
     )
 
 
+class VocabularyWork(Work):
+    """Work whose second input is the tied weights of embedding and output layer, with their fp32 buffer set to zero before."""
+
+    def both(self) -> list[Tensor]:
+        weight = self.inputs[1]
+        weight.main_grad.zero_()
+        weight.grad_added_to_main_grad = False
+        outputs = self.forward()
+        of_states, of_weight = torch.autograd.grad(outputs, self.inputs, self.gradients)
+        if not weight.grad_added_to_main_grad:
+            weight.main_grad.add_(of_weight)
+        return [of_states, weight.main_grad]
+
+
+class VocabularyCase(VocabularyWork, Case):
+    """Gradients in the buffer, in place and afterwards."""
+
+    def __init__(self, compute: Callable, replaced: Callable, inputs: list[Tensor], moved: tuple[int, int], layers: int) -> None:
+        Case.__init__(self, compute, replaced, inputs, moved, layers)
+        self.replaced = VocabularyWork(replaced, inputs, self.gradients)
+
+
+def weight_gradients(tokens: int = ROW, trained: int = 2048, vocabulary: int = 151936, hidden: int = 2048) -> VocabularyCase:
+    """Embedding and output layer of tied weights in bf16. The bandwidth is that of the additions to the buffer alone."""
+    from qwen3vl_core.model import weight_gradients as module
+
+    torch.manual_seed(1)
+    # half of the tokens are those of pictures, all the same
+    ids = torch.randint(0, vocabulary, (1, tokens), device="cuda")
+    ids[:, ::2] = vocabulary - 1
+    states, weight = random(trained, 1, hidden, dtype=torch.bfloat16), random(vocabulary, hidden, dtype=torch.bfloat16)
+    weight.main_grad = torch.zeros(vocabulary, hidden, device="cuda")
+
+    def compute(states, weight):
+        return module._Product.apply(states, weight, False), module._Lookup.apply(ids, weight)
+
+    def replaced(states, weight):
+        return torch.nn.functional.linear(states, weight), torch.nn.functional.embedding(ids, weight)
+
+    logits = trained * vocabulary * 2
+    case = VocabularyCase(compute, replaced, [states, weight], (logits, 3 * weight.main_grad.numel() * 4), layers=1)
+    case.ids = ids
+    return case
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "qk_rope": lambda: qk_rope(*QK_SHAPES[0]),
     "qk_rope, vision": lambda: qk_rope(*QK_SHAPES[4], layers=24),
     "swiglu": swiglu,
+    "weight_gradients": weight_gradients,
 }
 # the constants of a kernel's module that --sweep tries
 SWEEPS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {

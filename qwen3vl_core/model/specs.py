@@ -7,12 +7,14 @@ import functools
 import importlib.util
 import os
 
+from qwen3vl_core.model import kernels
 from qwen3vl_core.model.apply_rope import Rotating
 from qwen3vl_core.model.attention import FlashCoreAttention, LocalCoreAttention
 from qwen3vl_core.model.experts import ExpertLayer, engine_experts
 from qwen3vl_core.model.norm import LocalNorm
 from qwen3vl_core.model.router import BalancingRouter
 from qwen3vl_core.model.self_attention import QKRopeSelfAttention
+from qwen3vl_core.model.weight_gradients import add_vocabulary_gradients_in_place
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -117,11 +119,13 @@ def parallel_linears() -> tuple[type, type]:
 
 def add_gradients_in_place(model: torch.nn.Module) -> None:
     """Let Transformer Engine accumulate a weight's gradient directly in the fp32 buffer of Megatron's DDP (`main_grad`),
-    without a separate bf16 gradient that is rounded, read and added. Not for Megatron's output layer, whose gradient accumulation
-    fusion needs APEX; not for frozen weights, which have no buffer.
+    without a separate bf16 gradient that is rounded, read and added, and Megatron's embedding and output layer, too
+    (`weight_gradients`). Not for frozen weights, which have no buffer.
 
     Called for a model to be trained, after its frozen parts are set.
     """
+    if not kernels.switched_off("weight_gradients"):
+        add_vocabulary_gradients_in_place(model)
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
     for module in model.modules():

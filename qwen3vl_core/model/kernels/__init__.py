@@ -1,4 +1,4 @@
-"""Kernels of this project's own, in Triton, and where they are used.
+"""Kernels of this project's own, most of them in Triton, and where they are used.
 
 A CUDA build of torch brings Triton. Without CUDA or without Triton the layers compute as before.
 
@@ -36,8 +36,12 @@ def _switches() -> frozenset[str]:
     return words
 
 
+def switched_off(name: str) -> bool:
+    """Whether the environment variable switches the kernel `name` off."""
+    return bool(_switches() & {"none", f"-{name}"})
+
+
 def enabled(name: str, tensor: Tensor) -> bool:
-    """Whether the kernel `name` computes on `tensor`'s device."""
-    switches = _switches()
-    on_device = tensor.is_cuda or (tensor.device.type == "cpu" and "interpret" in switches)
-    return on_device and _has_triton() and not switches & {"none", f"-{name}"}
+    """Whether the Triton kernel `name` computes on `tensor`'s device."""
+    on_device = tensor.is_cuda or (tensor.device.type == "cpu" and "interpret" in _switches())
+    return on_device and _has_triton() and not switched_off(name)

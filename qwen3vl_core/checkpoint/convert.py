@@ -14,10 +14,10 @@ from qwen3vl_core.checkpoint.bridge import RUN_CONFIG, run_config_text
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
 from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
-from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
+from qwen3vl_core.checkpoint.lora_merge import AdaptedSource, MergedSource
 from qwen3vl_core.checkpoint.model_source import ModelSource, describe
 from qwen3vl_core.checkpoint.name_map import Layout, Region, extra_states
-from qwen3vl_core.checkpoint.peft import write_peft
+from qwen3vl_core.checkpoint.peft import base_name, note_source, write_peft
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes
 from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
@@ -82,8 +82,11 @@ class ConversionReport:
             rows.append(("layout", self.layout))
         if self.adapters:
             merged = "" if self.target_kind == "peft" else "merged into the weights; "
+            parts = f" of {', '.join(self.adapters['parts'])}" if "parts" in self.adapters else ""
+            if self.target_kind == "peft":
+                rows.append(("beside", f"{self.adapters['base']}: edit adapter_config.json where it is another model or place"))
             rows.append(("adapters", f"{merged}rank {self.adapters['rank']}, alpha {self.adapters['alpha']:g}, "
-                         f"{', '.join(self.adapters['targets'])} of {', '.join(self.adapters['parts'])}"))  # fmt: skip
+                         f"{', '.join(self.adapters['targets'])}{parts}"))  # fmt: skip
         if self.not_finite:
             worst = max(self.not_finite, key=self.not_finite.__getitem__)
             rows.append(("NaN", f"{sum(self.not_finite.values())} elements in {len(self.not_finite)} tensors, most in {worst}"))
@@ -158,6 +161,7 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
     if layout.mergers == "bridge":
         precision = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
         (folder / RELEASE / RUN_CONFIG).write_text(run_config_text(source.architecture, precision))
+    note_source(folder / RELEASE, source.path)
     copy_side_files(source.side, folder, caster.dtype)
     # last: a folder without the tracker is not a checkpoint
     (folder / TRACKER).write_text(RELEASE + "\n")
@@ -206,10 +210,11 @@ def run(options: ConvertOptions) -> None:
         raise RequestError(f"--report {options.report}: {parent} is not a folder; create it first")
     _check_device(options)
     source = open_source(options.source, options.hf, base=options.base)
+    merged = source if isinstance(source, MergedSource) else None
     adapted = source if isinstance(source, AdaptedSource) else None
-    if adapted is None and (options.adapter or options.base):
-        flag = "--adapter" if options.adapter else "--base"
-        raise RequestError(f"{flag}: {source.path} is not a LoRA run; leave it out")
+    if (merged is None and options.base) or (adapted is None and options.adapter):
+        flag, what = ("--adapter", "a LoRA run") if options.adapter else ("--base", "a LoRA run or a PEFT adapter")
+        raise RequestError(f"{flag}: {source.path} is not {what}; leave it out")
     if options.size:
         check_size(options.size, source.architecture, str(source.path))
     check_target(target, overwrite=options.overwrite, what="checkpoint")
@@ -223,6 +228,8 @@ def run(options: ConvertOptions) -> None:
         return
     to_megatron = source.kind == "hf"
     layout = Layout.named(options.layout) if to_megatron else source.layout
+    if merged:
+        merged.merge_in(DTYPES.get(options.dtype))
     caster = Caster(str(source.path), DTYPES.get(options.dtype), options.allow_nan, options.device)
     table = source.regions(layout)
     if to_megatron:
@@ -232,7 +239,7 @@ def run(options: ConvertOptions) -> None:
         str(source.path), str(target), source.kind, "megatron" if to_megatron else "hf", describe(source.architecture), source.iteration,
         layout.mergers, sorted({str(written_dtype(source, r, caster.dtype)).removeprefix("torch.") for r in table}),
         len({name for region in table for name in region.hf}), not_finite=caster.not_finite,
-        adapters=adapted.adapters.as_json() if adapted else None,
+        adapters=merged.summary() if merged else None,
     )  # fmt: skip
     with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
@@ -270,12 +277,14 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
     dtype = DTYPES.get(options.dtype)
     report = ConversionReport(
         str(source.path), str(target), source.kind, "peft", describe(source.architecture), source.iteration, source.layout.mergers, [], 0,
-        adapters=source.adapters.as_json(),
+        adapters=source.summary(),
     )  # fmt: skip
     with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
-        tensors = write_peft(source, folder, dtype)
+        base = base_name(source, options.hf)
+        tensors = write_peft(source, folder, dtype, base)
         report.seconds = round(time.monotonic() - started, 3)
+    report.adapters = source.summary() | {"base": base}
     report.tensors, report.bytes = len(tensors), sum(tensor.nbytes for tensor in tensors.values())
     report.dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
     _report(report, options.report)

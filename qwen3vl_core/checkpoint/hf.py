@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.peft_folder import is_peft_folder
 from qwen3vl_core.run_record import TRACKER
 
 INDEX = "model.safetensors.index.json"
@@ -79,11 +80,12 @@ class HFReader:
     """The tensors of a Hugging Face folder, in one file or in shards. Several threads may read at once.
 
     strict: raise RequestError for the first problem of the files; else continue with what can be read and keep
-    a line for each in `problems`.
+    a line for each in `problems`. pattern: of the files; those of a model by default.
     """
 
-    def __init__(self, folder: Path, strict: bool = True) -> None:
+    def __init__(self, folder: Path, strict: bool = True, pattern: str = "*.safetensors") -> None:
         self.folder = folder
+        self._pattern = pattern
         self.entries: dict[str, Entry] = {}
         self.problems: list[str] = []
         self._strict = strict
@@ -110,12 +112,12 @@ class HFReader:
     def _weight_files(self) -> dict[Path, list[str]]:
         """The safetensors files: those that the index names, with their tensors, else all."""
         try:
-            named = read_index(self.folder)
+            named = read_index(self.folder) if self._pattern == "*.safetensors" else None
         except RequestError as error:
             self._add_problem(str(error))
             named = None
         if named is None:
-            return {file: [] for file in sorted(self.folder.glob("*.safetensors"))}
+            return {file: [] for file in sorted(self.folder.glob(self._pattern))}
         missing = sorted(name for name in named if not (self.folder / name).is_file())
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -172,8 +174,8 @@ def pickled_weights(folder: Path) -> list[str]:
 
 
 def is_hf_folder(path: Path) -> bool:
-    """True for a folder with safetensors in it."""
-    return path.is_dir() and ((path / INDEX).exists() or any(path.glob("*.safetensors")))
+    """True for a folder with a model's safetensors in it; an adapter's alone are no model."""
+    return path.is_dir() and not is_peft_folder(path) and ((path / INDEX).exists() or any(path.glob("*.safetensors")))
 
 
 def side_files(folder: Path) -> list[Path]:

@@ -16,12 +16,15 @@ from qwen3vl_core.checkpoint import foreign_names, lora_merge, torch_dist
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
 from qwen3vl_core.checkpoint.model_source import NOT_WEIGHTS, ModelSource, describe, listed, problems
 from qwen3vl_core.checkpoint.name_map import HF_EMBEDDING, HF_OUTPUT, Experts, Layout
+from qwen3vl_core.checkpoint.peft import PREFIX
+from qwen3vl_core.checkpoint.peft_source import peft_targets
 from qwen3vl_core.checkpoint.saved_arguments import read_arguments
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.formats import quantity
 from qwen3vl_core.options import InspectOptions
+from qwen3vl_core.peft_folder import WEIGHTS, is_peft_folder, read_config
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, PLAN, STATE
 from qwen3vl_core.sizes import Architecture
 
@@ -225,6 +228,25 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     return report
 
 
+def inspect_peft(folder: Path) -> InspectReport:
+    """The folder of a PEFT adapter."""
+    report = InspectReport(str(folder), "PEFT adapter")
+    report.side_files = [file.name for file in side_files(folder)]
+    try:
+        config = read_config(folder)
+        report.adapters = {"rank": config.get("r"), "alpha": config.get("lora_alpha"), "targets": peft_targets(config),
+                          "base": config.get("base_model_name_or_path")}  # fmt: skip
+        entries = HFReader(folder, pattern=WEIGHTS).entries
+        report.files = len({entry.file for entry in entries.values()})
+        _count(report, ((name.removeprefix(PREFIX), entry.shape, entry.dtype) for name, entry in entries.items()))
+        source = open_source(folder)
+        report.model, report.tied = describe(source.architecture), source.architecture.tied
+        source.check()
+    except RequestError as error:
+        report.problems.append(str(error))
+    return report
+
+
 def _json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
@@ -267,6 +289,8 @@ def inspect(path: Path) -> InspectReport:
     report = inspect_checkpoint(path)
     if report:
         return report
+    if is_peft_folder(path):
+        return inspect_peft(path)
     if is_hf_folder(path):
         return inspect_hf(path)
     pickles = pickled_weights(path)

@@ -14,6 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from qwen3vl_core.checkpoint.lora_merge import MergedSource
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import Layout, Region
 from qwen3vl_core.checkpoint.source import open_source, side_folder
@@ -109,6 +110,8 @@ def build_filled(source: ModelSource, dtype: torch.dtype | None = None, device: 
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
     process_groups.initialize()
     config = transformer_config(source.architecture, dtype=dtype)
+    if isinstance(source, MergedSource):
+        source.merge_in(dtype)
     model = build_model(source.architecture, config, parallel_output=False)
     fill(model, source)
     return model.to(device or ("cuda" if cuda else "cpu")).eval()

@@ -46,8 +46,7 @@ def fingerprint(source: ModelSource) -> str:
 
 def adapter_note(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
     """The description of its adapters that a checkpoint stores. source: the base model."""
-    base = source.megatron.data if source.megatron else source.path
-    return adapters.as_json() | {"base": str(base.absolute()), "base_fingerprint": fingerprint(source)}
+    return adapters.as_json() | {"base": str(source.origin.absolute()), "base_fingerprint": fingerprint(source)}
 
 
 def read_adapter_note(data: Path) -> dict[str, Any] | None:
@@ -61,20 +60,79 @@ def read_adapter_note(data: Path) -> dict[str, Any] | None:
 
 
 @dataclass(kw_only=True)
-class AdaptedSource(ModelSource):
-    """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are those of the base."""
+class MergedSource(ModelSource):
+    """A base model with adapters. `hf`, `megatron`, `layout` and `experts` are the base's."""
 
     base: ModelSource
+    precision: torch.dtype | None = None
+    """What the sum of weight and update is kept in; None: the base's precision."""
+
+    def merge_in(self, dtype: torch.dtype | None) -> None:
+        """Choose the precision of what is read: fp32 where the target has another one than the base, so that it is rounded once."""
+        own = {self.base.dtype_of(region) for region in self.base.regions()}
+        self.precision = None if dtype is None or own == {dtype} else torch.float32
+
+    def dtype_of(self, region: Region, tensor: int = 0) -> torch.dtype:
+        return self.precision or self.base.dtype_of(region, tensor)
+
+    def summary(self) -> dict[str, Any]:
+        """Rank, alpha and targets of the adapters, as reports show them."""
+        raise NotImplementedError
+
+    def factors(self, region: Region, tensor: int) -> tuple[Tensor, Tensor] | None:
+        """(L [rows, r], R [r, columns]), fp32: L R is added to a region's Hugging Face tensor; None where nothing is."""
+        raise NotImplementedError
+
+    def replacement(self, region: Region, tensor: int) -> Tensor | None:
+        """What takes the place of a region's Hugging Face tensor; None where the base's stays."""
+        return None
+
+    def read_hf(self, region: Region) -> list[Tensor]:
+        tensors = self.base.read_hf(region)
+        for i, tensor in enumerate(tensors):
+            whole, pair = self.replacement(region, i), self.factors(region, i)
+            value = tensor if whole is None else whole
+            if pair is not None:
+                value = value.float() + (pair[0] @ pair[1]).view(value.shape)
+            tensors[i] = value.to(self.dtype_of(region, i))
+        return tensors
+
+    def read_box(self, region: Region) -> Tensor:
+        return transforms.to_megatron(region, self.read_hf(region))
+
+    def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
+        base_dtype = self.base.dtype_of(region, tensor)
+        values = out if out.dtype == base_dtype else torch.empty(out.numel(), dtype=base_dtype)
+        # the box of a transposed matrix has its columns as rows
+        turned = region.transform == "transposed" and not self.hf
+        whole = self.replacement(region, tensor)
+        if whole is None:
+            self.base.rows(region, tensor, row, at, rows, values)
+        else:
+            values = (whole.t()[at : at + rows] if turned else whole[row : row + rows]).reshape(-1)
+        pair = self.factors(region, tensor)
+        if pair is not None:
+            left, right = pair if not turned else (pair[1].t(), pair[0].t())
+            first = at if turned else row
+            values = values.float() + (left[first : first + rows] @ right).view(values.shape)
+        if values is not out:
+            out.copy_(values.view(out.shape))
+
+
+@dataclass(kw_only=True)
+class AdaptedSource(MergedSource):
+    """The checkpoint of a LoRA run."""
+
     adapters: Adapters
     reader: torch_dist.RegionReader
     canonical: dict[Region, Region] = field(init=False)
     """The base's regions -> the same regions under our own layout's names."""
-    pair: Callable[[Region], tuple[Tensor, Tensor] | None] = field(init=False)
-    """`_pair`, cached."""
+    all_factors: Callable[[Region], list[tuple[Tensor, Tensor]] | None] = field(init=False)
+    """`_factors`, cached."""
 
     def __post_init__(self) -> None:
         self.canonical = dict(zip(self.base.regions(), self.base.regions(Layout()), strict=True))
-        self.pair = lru_cache(64)(self._pair)
+        self.all_factors = lru_cache(64)(self._factors)
 
     @classmethod
     def of(cls, path: Path, side: Path, iteration: int, data: Path, base: ModelSource, note: dict[str, Any]) -> AdaptedSource:
@@ -111,33 +169,24 @@ class AdaptedSource(ModelSource):
         outer = self.reader.read(name + OUTER, (*own.offset[:-1], 0), (*own.size[:-1], rank))
         return inner.view(rank, columns), outer.view(rows, rank)
 
-    def _pair(self, region: Region) -> tuple[Tensor, Tensor] | None:
-        """`matrices` in fp32, A multiplied by alpha / r."""
+    def _factors(self, region: Region) -> list[tuple[Tensor, Tensor]] | None:
+        """`factors` of each of a region's tensors."""
         pair = self.matrices(region)
-        return None if pair is None else (pair[0].float() * self.adapters.scale, pair[1].float())
-
-    def read_box(self, region: Region) -> Tensor:
-        box = self.base.read_box(region)
-        pair = self.pair(region)
         if pair is None:
-            return box
-        return (box.float() + (pair[1] @ pair[0]).view(box.shape)).to(box.dtype)
+            return None
+        inner, parts = pair[0].float() * self.adapters.scale, self.outer_parts(region, pair[1].float())
+        return [(inner.t(), part) if region.transform == "transposed" else (part, inner) for part in parts]
 
-    def read_hf(self, region: Region) -> list[Tensor]:
-        return transforms.to_hf(region, self.read_box(region))
+    def factors(self, region: Region, tensor: int) -> tuple[Tensor, Tensor] | None:
+        found = self.all_factors(region)
+        return None if found is None else found[tensor]
 
-    def rows(self, region: Region, tensor: int, row: int, at: int, rows: int, out: Tensor) -> None:
-        self.base.rows(region, tensor, row, at, rows, out)
-        pair = self.pair(region)
-        if pair is None:
-            return
-        inner, outer = pair
-        if region.transform == "transposed" and self.hf:
-            # the rows of Hugging Face's matrix are columns of the box
-            update = inner[:, row : row + rows].t() @ outer.t()
-        else:
-            update = outer[at : at + rows] @ inner
-        out.copy_((out.float().view(update.shape) + update).view(out.shape))
+    def summary(self) -> dict[str, Any]:
+        return self.adapters.as_json() | {"base": str(self.base.path)}
+
+    @property
+    def origin(self) -> Path:
+        return self.reader.data
 
     def check(self) -> None:
         """Raises RequestError unless the base is complete and every adapter matches one of its weights."""

@@ -41,6 +41,11 @@ class ModelSource:
         return "hf" if self.hf else "megatron"
 
     @property
+    def origin(self) -> Path:
+        """The folder that a checkpoint of adapters names as the model beside them: a run's step, not the newest one."""
+        return self.megatron.data if self.megatron else self.path
+
+    @property
     def boxes(self) -> torch_dist.RegionReader:
         """The reader of a Megatron checkpoint."""
         assert self.megatron is not None, f"{self.path} is a Hugging Face folder"

@@ -15,11 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qwen3vl_core.checkpoint.hf import is_hf_folder
 from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import HF_VISION, Region
+from qwen3vl_core.peft_folder import CONFIG, WEIGHTS
+from qwen3vl_core.sizes import size_of
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+ORIGIN = "origin.json"
+"""Beside the weights of a converted checkpoint."""
+PUBLISHED, NAMES = "Qwen/Qwen3-VL-{}-Instruct", {"A3B": "30B-A3B", "A22B": "235B-A22B"}
 # the parameters of a layer's experts in the order in which peft wraps them
 STACKED = ("gate_up_proj", "down_proj")
 
@@ -73,22 +79,52 @@ def tensors_of(source: AdaptedSource) -> tuple[dict[str, Tensor], list[str], lis
     return tensors, list(modules), list(parameters)
 
 
-def config_of(source: AdaptedSource, modules: list[str], parameters: list[str]) -> dict[str, Any]:
+def base_name(source: AdaptedSource, hf_folder: str | None) -> str:
+    """The base model as PEFT loads it: a Hugging Face folder, or a name on the hub.
+
+    hf_folder: given by the user. Else the base where it is such a folder, else what its Megatron checkpoint was converted from, else
+    the published model of its size.
+    """
+    if hf_folder:
+        return str(Path(hf_folder).expanduser().absolute())
+    base: ModelSource = source.base
+    if base.kind == "hf":
+        return str(base.path.absolute())
+    origin = converted_from(base.megatron.data) if base.kind == "megatron" and base.megatron else None
+    size = size_of(base.architecture)
+    return origin or (PUBLISHED.format(NAMES.get(size, size)) if size and size != "tiny" else str(base.path.absolute()))
+
+
+def note_source(data: Path, source: Path) -> None:
+    """Write beside a converted checkpoint's weights which Hugging Face folder they are of."""
+    (data / ORIGIN).write_text(json.dumps({"converted_from": str(source.absolute())}) + "\n")
+
+
+def converted_from(data: Path) -> str | None:
+    """The Hugging Face folder that a checkpoint was converted from, if it is still there."""
+    try:
+        folder = json.loads((data / ORIGIN).read_text())["converted_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return folder if isinstance(folder, str) and is_hf_folder(Path(folder)) else None
+
+
+def config_of(source: AdaptedSource, modules: list[str], parameters: list[str], base: str) -> dict[str, Any]:
     """The content of `adapter_config.json`."""
     a = source.adapters
     alpha = int(a.alpha) if float(a.alpha).is_integer() else a.alpha
     return {
-        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": str(source.base.path), "r": a.rank, "lora_alpha": alpha,
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, "r": a.rank, "lora_alpha": alpha,
         # peft has no dropout for parameters, and dropout is for training only
         "lora_dropout": 0.0 if parameters else a.dropout, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
         "inference_mode": True, "init_lora_weights": True, "target_modules": modules or None, "modules_to_save": None,
     } | ({"target_parameters": parameters} if parameters else {})  # fmt: skip
 
 
-def write_peft(source: AdaptedSource, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Write the adapter into `folder`, in its saved precision or in `dtype`. Returns its tensors."""
+def write_peft(source: AdaptedSource, folder: Path, dtype: torch.dtype | None, base: str) -> dict[str, Tensor]:
+    """Write the adapter into `folder`, in its saved precision or in `dtype`. base: see `base_name`. Returns its tensors."""
     tensors, modules, parameters = tensors_of(source)
     tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config_of(source, modules, parameters), indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config_of(source, modules, parameters, base), indent=2) + "\n")
     return tensors

@@ -1,4 +1,4 @@
-"""Opens a model for reading: a Hugging Face folder, a Megatron checkpoint, or a LoRA run's checkpoint with its base model."""
+"""Opens a model for reading: a Hugging Face folder, a Megatron checkpoint, or adapters (a LoRA run's, PEFT's) with their base model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights
 from qwen3vl_core.checkpoint.lora_merge import AdaptedSource, read_adapter_note
 from qwen3vl_core.checkpoint.model_source import ModelSource, listed
 from qwen3vl_core.checkpoint.name_map import Experts, Layout
+from qwen3vl_core.checkpoint.peft_source import PeftSource
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.peft_folder import base_folder, is_peft_folder, read_config
 from qwen3vl_core.sizes import Architecture
 
 
 def open_source(path: str | Path, hf_folder: str | None = None, option: str = "", base: str | None = None) -> ModelSource:
     """Open the model at `path`, whatever kind it is.
 
-    hf_folder: has config and tokenizer where a Megatron checkpoint has none beside it. base: the base model of a LoRA run, if it
-    was moved since. option: named in messages. Raises RequestError for a path that is neither a model folder nor a checkpoint.
+    hf_folder: has config and tokenizer where a Megatron checkpoint has none beside it. base: the base model of a LoRA
+    run or a PEFT adapter, if it was moved since. option: named in messages. Raises RequestError for a path that is neither a model
+    folder nor a checkpoint.
     """
     path = Path(path).expanduser()
     name = f"{option} {path}".strip()
@@ -41,6 +44,9 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
         reader.rewrite(architecture)
         layout = Layout.found_in(reader.tensors, str(path))
         return ModelSource(path, side, architecture, None, reader, layout, checkpoint.iteration)
+    if is_peft_folder(path):
+        config = read_config(path)
+        return PeftSource.of(path, config, open_source(base_folder(path, config, base), option="--base" if base else ""))
     if is_hf_folder(path):
         architecture, hf = Architecture.read(path), HFReader(path)
         shapes = {key: entry.shape for key, entry in hf.entries.items()}
@@ -76,6 +82,8 @@ def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: di
 def side_folder(path: str | Path) -> Path:
     """The folder with config.json and tokenizer of a model of either kind. Raises RequestError where there is none."""
     path = Path(path).expanduser()
+    if is_peft_folder(path):
+        return side_folder(base_folder(path, read_config(path)))
     checkpoint = torch_dist.find(path) if path.is_dir() else None
     folder = checkpoint.root if checkpoint else path
     if not (folder / "config.json").is_file():

@@ -9,6 +9,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.layout.torchrun_command import processes_problem
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.peft_folder import base_folder, is_peft_folder, read_config
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.run_record import CHECKPOINTS
 from qwen3vl_core.sizes import Architecture
@@ -206,6 +207,8 @@ def architecture_of(load: str) -> Architecture:
     folder = Path(load).expanduser()
     if not folder.exists():
         raise RequestError(Problem("no-such-checkpoint", "load", str(folder)))
+    if is_peft_folder(folder):
+        folder = base_folder(folder, read_config(folder))
     side = next((p for p in (folder, folder / CHECKPOINTS, folder.parent) if (p / "config.json").is_file()), None)
     if side is None:
         raise RequestError(Problem("checkpoint-without-config", "load", str(folder)))

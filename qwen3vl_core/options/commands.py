@@ -67,7 +67,7 @@ class ConvertOptions:
     )
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
     base: str | None = option(
-        None, help="Base model of a LoRA run, if it is no longer where the run found it", group="Checkpoint", path="model"
+        None, help="Base model of a LoRA run or a PEFT adapter, if it is not where that says", group="Checkpoint", path="model"
     )
     adapter: bool = option(
         False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint"

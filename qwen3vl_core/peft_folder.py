@@ -1,0 +1,64 @@
+"""A PEFT adapter's folder: its `adapter_config.json`, and where the model is that it was trained beside. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.errors import RequestError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_peft_folder(path: Path) -> bool:
+    """True for a folder with an adapter's configuration, complete or not."""
+    return (path / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration. Raises RequestError for one that is not readable, or of adapters that are not merged here."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise RequestError(f"{file}: not JSON; copy the adapter again")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise RequestError(f"{file}: adapters of type {kind!r}, only LORA is read; merge them with peft, and give the merged model")
+    for name, word in (("use_dora", "DoRA"), ("fan_in_fan_out", "fan_in_fan_out"), ("alora_invocation_tokens", "activated LoRA")):
+        if config.get(name):
+            raise RequestError(f"{file}: {word} is not read; merge the adapter with peft, and give the merged model")
+    return config
+
+
+def base_folder(folder: Path, config: dict[str, Any], base: str | None = None) -> Path:
+    """The model that an adapter was trained beside: `base` where given, else what the configuration names, as a folder or as the name
+    of a model in Hugging Face's cache. Raises RequestError where it is not on this machine."""
+    if base is not None:
+        return Path(base).expanduser()
+    named = str(config.get("base_model_name_or_path") or "")
+    places = [Path(named).expanduser(), folder / named] if named else []
+    found = next((place for place in places if place.is_dir()), None) or (_cached(named) if named else None)
+    if found is None:
+        what = (
+            f"the model that it was trained beside, {named}, is not on this machine" if named else "it does not say which model it is for"
+        )
+        raise RequestError(f"{folder}: a PEFT adapter, and {what}; name the model's folder: qwen3vl convert {folder} TARGET --base FOLDER")
+    if found.resolve() == folder.resolve():
+        raise RequestError(f"{folder}: the adapter names itself as the model beside it; name the model with qwen3vl convert --base")
+    return found
+
+
+def _cached(name: str) -> Path | None:
+    """The newest complete snapshot of a model in Hugging Face's cache, by its name; no network is asked."""
+    if name.count("/") != 1:
+        return None
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    complete = [folder for folder in snapshots.glob("*") if (folder / "config.json").exists()]
+    return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)

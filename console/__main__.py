@@ -1,4 +1,4 @@
-"""`python -m console`: what the installed `qwen3vl` does."""
+"""`python -m console`: the same as the installed `qwen3vl`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every action of the console, once: bindings, key bar, help, palette and tooltips are rendered from this table."""
+"""The table of all actions of the console, from which bindings, key bar, help, palette and tooltips are made."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from textual.binding import Binding, BindingType
 
 @dataclass(frozen=True)
 class Action:
-    """One thing a person can do."""
+    """One thing that a user can do."""
 
     id: str
-    """`screen.name`; a user's keymap names it."""
+    """`screen.name`, as in the user's settings."""
     key: str
-    """Textual names of its keys, separated by commas; the first is the one that is shown."""
+    """Textual names of its keys, separated by commas; the first one is shown."""
     label: str
     """At most two words, for the key bar."""
     tooltip: str
     screen: str
-    """`app` for everywhere, else the screen it belongs to."""
+    """`app` for all screens, else the screen that it belongs to."""
     call: str = ""
-    """Textual's action string; else the id's name."""
+    """Textual's action string; empty: the name in the id."""
     show: bool = True
     display: str = ""
-    """How the key is written, where Textual's own way is unclear."""
+    """How the key is shown, if Textual's own way is unclear."""
     priority: bool = False
 
     @property
@@ -41,7 +41,7 @@ class Action:
 
     @property
     def keys(self) -> str:
-        """The key as help writes it."""
+        """The key as it is shown to the user."""
         return self.display or shown(self.key)
 
 
@@ -52,7 +52,7 @@ _SHOWN = {
 
 
 def shown(keys: str) -> str:
-    """The first of several keys as people write it."""
+    """The first of several keys as it is shown to the user."""
     return _SHOWN.get(first := keys.split(",")[0], first)
 
 
@@ -65,7 +65,7 @@ ACTIONS = (
     Action("app.monitor", "3", "Monitor", "Curve, numbers and log of one run", "app", "show_screen('monitor')", show=False),
     Action("app.compare", "4", "Compare", "Captions of two models side by side", "app", "show_screen('compare')", show=False),
     Action("app.start_page", "0", "start", "First page: the demo, a model, a recipe line, the doctor", "app", show=False),
-    Action("app.doctor", "f9", "doctor", "What is missing on this machine, and how to fix it", "app", show=False, display="f9"),
+    Action("app.doctor", "f9", "doctor", "Check this machine: what is missing, and how to fix it", "app", show=False, display="f9"),
     Action("app.help", "question_mark", "keys", "The keys of this screen", "app", "keys_help", display="?"),
     Action(
         "app.palette", "ctrl+p", "palette", "Every action by name", "app", "command_palette", show=False, display="ctrl+p", priority=True
@@ -78,39 +78,39 @@ ACTIONS = (
     ),
     Action("app.quit", "ctrl+q", "quit", "Leave the console; runs keep running", "app", "quit", display="ctrl+q", priority=True),
     # First page
-    Action("welcome.demo", "d", "demo", "Make the demo's workspace and show its steps", "welcome"),
+    Action("welcome.demo", "d", "demo", "Create the demo's workspace and show its steps", "welcome"),
     Action("welcome.all", "a", "all", "The demo's five commands one after another", "welcome"),
     Action("welcome.model", "o", "open model", "A Hugging Face folder or a Megatron checkpoint", "welcome"),
     Action("welcome.download", "g", "get model", "A model or a dataset from Hugging Face or ModelScope", "welcome"),
     Action("welcome.recipe", "p", "paste recipe", "The published script's 24 or 26 values", "welcome"),
     Action("welcome.doctor", "h", "doctor", "What is missing on this machine", "welcome"),
-    Action("welcome.leave", "escape", "back", "Out of the field; then to the runs", "welcome"),
+    Action("welcome.leave", "escape", "back", "Leave the field; then go to the runs", "welcome"),
     # Runs
     Action("runs.open", "enter", "open", "Watch the run under the cursor", "runs", display="enter"),
-    Action("runs.mark", "space", "mark", "Mark it: for a diff, TensorBoard or deleting", "runs", display="space"),
+    Action("runs.mark", "space", "mark", "Mark it for a diff, TensorBoard or deletion", "runs", display="space"),
     Action("runs.new", "n", "new", "Start a run", "runs"),
     Action("runs.clone", "c", "clone", "A new run with this one's options", "runs"),
     Action("runs.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "runs"),
     Action("runs.resume", "r", "resume", "Resume a stopped, failed or lost run", "runs"),
-    Action("runs.difference", "d", "difference", "Diff of two marked runs, or of a marked one and this", "runs"),
+    Action("runs.difference", "d", "difference", "Diff of two marked runs, or of a marked run and this one", "runs"),
     Action("runs.copy", "y", "copy command", "Copy the run's command", "runs"),
     Action("runs.filter", "slash", "filter", "Filter: words, status:failed, size:8B, lr:1e-5", "runs", display="/"),
     Action("runs.sort", "s", "sort", "Order: newest, name, status, loss, step, kind", "runs"),
     Action("runs.reverse", "S", "reverse", "Reverse the order", "runs", show=False, display="S"),
     Action("runs.tensorboard", "b", "TensorBoard", "TensorBoard on this run, or on the marked ones", "runs"),
-    Action("runs.delete", "D,delete", "delete", "Delete this run, or the marked ones: frees disk", "runs", display="D"),
-    Action("runs.leave", "escape", "leave filter", "Back to the table; then marks and filter go", "runs", show=False),
+    Action("runs.delete", "D,delete", "delete", "Delete this run, or the marked ones, to free disk space", "runs", display="D"),
+    Action("runs.leave", "escape", "leave filter", "Back to the table; then clear marks and filter", "runs", show=False),
     # Launch
-    Action("launch.start", "ctrl+g", "start", "Start the run, from fields too", "launch", display="ctrl+g"),
+    Action("launch.start", "ctrl+g", "start", "Start the run; also works in a field", "launch", display="ctrl+g"),
     Action("launch.start_short", "g", "start", "Start the run", "launch", "start", show=False),
     Action("launch.fix", "f,ctrl+f", "fix", "Apply the fix of the first problem that has one", "launch", display="f"),
     Action("launch.preset", "p", "presets", "Layouts that fit these GPUs, fastest first", "launch"),
     Action("launch.copy", "y", "copy command", "Copy the command", "launch"),
     Action("launch.edit", "e", "editor", "The plan as a file in your $EDITOR", "launch"),
     Action("launch.save", "w", "save plan", "Write the plan file (YAML) for qwen3vl --plan", "launch"),
-    Action("launch.next_kind", "k", "next kind", "download, prepare, convert, finetune, compare in turn", "launch"),
-    Action("launch.defaults", "d", "defaults", "Every option back to how the form began", "launch"),
-    Action("launch.leave", "escape", "leave field", "Out of the field, so that letters are keys", "launch"),
+    Action("launch.next_kind", "k", "next kind", "Next of download, prepare, convert, finetune, compare", "launch"),
+    Action("launch.defaults", "d", "defaults", "Reset every option to the form's initial value", "launch"),
+    Action("launch.leave", "escape", "leave field", "Leave the field, so that letters are keys again", "launch"),
     # Monitor
     Action("monitor.metric", "tab", "metric", "Loss, learning rate, gradient norm, …", "monitor", display="tab"),
     Action("monitor.metrics", "v", "metrics", "Choose the metric from a list", "monitor", show=False),
@@ -150,13 +150,13 @@ ACTIONS = (
     Action("monitor.find", "slash", "find", "Find text in the log", "monitor", display="/"),
     Action("monitor.find_next", "n", "next match", "Next match", "monitor", "find_step(1)", show=False),
     Action("monitor.find_back", "N", "previous match", "Previous match", "monitor", "find_step(-1)", show=False, display="N"),
-    Action("monitor.trouble", "w", "what's wrong", "The log's line that says why it failed", "monitor", show=False),
+    Action("monitor.trouble", "w", "what's wrong", "The line of the log that says why it failed", "monitor", show=False),
     Action("monitor.save", "s", "save now", "Ask the run for a checkpoint at its next step", "monitor"),
     Action("monitor.stop", "x", "stop", "Ask the run to stop; it saves a checkpoint first", "monitor"),
     Action("monitor.resume", "R", "resume", "Resume a stopped, failed or lost run", "monitor", show=False, display="R"),
     Action("monitor.newer", "left_square_bracket", "newer run", "The next newer run", "monitor", "neighbour(-1)", show=False, display="["),
     Action("monitor.older", "right_square_bracket", "older run", "The next older run", "monitor", "neighbour(1)", show=False, display="]"),
-    Action("monitor.tensorboard", "b", "TensorBoard", "TensorBoard on this run and those over it", "monitor", show=False),
+    Action("monitor.tensorboard", "b", "TensorBoard", "TensorBoard on this run and its overlays", "monitor", show=False),
     Action("monitor.copy", "y", "copy command", "Copy the run's command", "monitor", show=False),
     Action("monitor.leave", "escape", "leave", "Leave the field, hide the crosshair", "monitor", show=False),
     # Compare
@@ -167,7 +167,7 @@ ACTIONS = (
         "compare.vote_left",
         "left_square_bracket",
         "vote",
-        "The first caption is best; again takes it back",
+        "The first caption is best; again: withdraw the vote",
         "compare",
         "vote(0)",
         display="[ ]",
@@ -176,19 +176,19 @@ ACTIONS = (
         "compare.vote_right",
         "right_square_bracket",
         "vote last",
-        "The last caption is best; again takes it back",
+        "The last caption is best; again: withdraw the vote",
         "compare",
         "vote(-1)",
         show=False,
         display="]",
     ),
-    Action("compare.vote", "v", "vote", "The caption in focus is best; again takes it back", "compare", show=False),
+    Action("compare.vote", "v", "vote", "The caption in focus is best; again: withdraw the vote", "compare", show=False),
     Action("compare.same", "equals_sign", "as good", "The captions are equally good", "compare", display="="),
-    Action("compare.blind", "b", "blind", "Shuffle the captions, hide which model wrote which; and back", "compare"),
-    Action("compare.reveal", "r", "reveal", "Blind: show which model wrote which caption", "compare", show=False),
+    Action("compare.blind", "b", "blind", "Shuffle the captions and hide which model wrote which; again: show it", "compare"),
+    Action("compare.reveal", "r", "reveal", "In a blind comparison, show which model wrote which caption", "compare", show=False),
     Action("compare.words", "w", "differences", "Mark the words that differ", "compare"),
     Action("compare.models", "m,f2", "models", "Choose checkpoints of runs; f2 from fields", "compare"),
-    Action("compare.report", "e", "export", "Write a page of HTML and JSON, with the votes", "compare"),
+    Action("compare.report", "e", "export", "Write captions and votes as HTML page and JSON", "compare"),
     Action("compare.full", "o", "full size", "The picture as large as the terminal", "compare"),
     Action("compare.unvoted", "u", "next unvoted", "The next picture without a vote", "compare", show=False),
     Action("compare.another_seed", "s", "next seed", "Run this comparison again with the next seed", "compare", show=False),
@@ -197,10 +197,10 @@ ACTIONS = (
     Action("compare.first", "home", "first", "First picture", "compare", "ends(False)", show=False),
     Action("compare.last", "end", "last", "Last picture", "compare", "ends(True)", show=False),
     Action("compare.start", "enter", "start", "Write captions with the models", "compare", display="enter"),
-    Action("compare.start_field", "ctrl+g", "start", "The same, from fields too", "compare", "start", display="ctrl+g"),
+    Action("compare.start_field", "ctrl+g", "start", "The same; also works in a field", "compare", "start", display="ctrl+g"),
     Action("compare.copy", "y", "copy command", "Copy the comparison's command", "compare", show=False),
     Action("compare.stop", "x", "stop", "Ask the run to stop", "compare", show=False),
-    Action("compare.leave", "escape", "leave field", "Out of the field, so that letters are keys", "compare"),
+    Action("compare.leave", "escape", "leave field", "Leave the field, so that letters are keys again", "compare"),
 )
 
 
@@ -215,13 +215,13 @@ def bindings_of(screen: str) -> list[BindingType]:
 
 
 def clashes(keymap: Mapping[str, str]) -> dict[str, str]:
-    """Actions whose new keys are taken: id -> a line that says by which. An action everywhere clashes with every screen's."""
-    found = {}
+    """Actions whose new keys are taken: id -> a line that says by which. An action of all screens clashes with those of each screen."""
+    lines = {}
     for action in ACTIONS:
         for key in keymap.get(action.id, "").split(","):
             for other in ACTIONS:
-                near = other.screen == action.screen or "app" in (other.screen, action.screen)
+                overlaps = other.screen == action.screen or "app" in (other.screen, action.screen)
                 same = other.action == action.action
-                if key and other is not action and near and not same and key in keymap.get(other.id, other.key).split(","):
-                    found[action.id] = f"keys: {action.id}: {shown(key)} is the key of {other.id}; give that one another too"
-    return found
+                if key and other is not action and overlaps and not same and key in keymap.get(other.id, other.key).split(","):
+                    lines[action.id] = f"keys: {action.id}: {shown(key)} is the key of {other.id}; give that one another key too"
+    return lines

@@ -1,4 +1,4 @@
-"""The terminal console: four screens over the run store. Imports no torch; what works runs in processes of its own."""
+"""The terminal console: four screens on a run store. Imports no torch; work runs in separate processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from console.terminal import prepare_terminal
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 
 WARM_SECONDS = 0.3
-# module and class of each screen: only what is shown first is waited for before the first frame
+# module and class of each screen: only the screen that is shown first is imported before the first frame
 _SCREENS = {
     "runs": ("console.screens.runs", "RunsScreen"), "launch": ("console.screens.launch", "LaunchScreen"),
     "monitor": ("console.screens.monitor", "MonitorScreen"), "compare": ("console.screens.compare", "CompareScreen"),
@@ -34,10 +34,10 @@ def _make_screen(mode: str) -> Screen:
 
 
 def _warm() -> None:
-    """What the other screens need, read while the first one is looked at."""
+    """Import what the other screens need, while the user looks at the first one."""
     for module, _ in _SCREENS.values():
         importlib.import_module(module)
-    if not gc.isenabled():  # as `qwen3vl console` left it
+    if not gc.isenabled():  # disabled by `qwen3vl console`
         gc.freeze()
         gc.enable()
 
@@ -52,27 +52,27 @@ class ConsoleApp(ConsoleBase):
     DEFAULT_MODE = "runs"
 
     def on_mount(self) -> None:
-        # beside the base's, which Textual calls too: the other screens are made ready while the first one is looked at
+        # Textual also calls the base class's
         self.set_timer(WARM_SECONDS, lambda: self.run_worker(_warm, thread=True, group="warm", exit_on_error=False))
 
     def action_start_page(self) -> None:
         """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps."""
         if self.screen.id != "welcome":
-            from console.screens.welcome import WelcomeScreen  # the first frame of every other day waits for none of it
+            from console.screens.welcome import WelcomeScreen  # late: not needed for the first frame of another screen
 
             while len(self.screen_stack) > 1:
                 self.pop_screen()
             self.push_screen(WelcomeScreen())
 
     def action_doctor(self) -> None:
-        """What is missing on this machine."""
+        """Check this machine."""
         from console.screens.doctor import DoctorScreen
 
         self.remember_command("doctor")
         self.push_screen(DoctorScreen(self.store_root))
 
     def action_keys_help(self) -> None:
-        """The keys of this screen; what is chosen among them is done."""
+        """The keys of this screen; an action that is chosen in the list is executed."""
         from console.screens.keys_help import KeysHelp  # not before the first frame
 
         screen = self.screen
@@ -81,7 +81,7 @@ class ConsoleApp(ConsoleBase):
         def chosen(name: str | None) -> None:
             action = next((action for action in ACTIONS if action.id == name), None)
             if action is not None:
-                # once the help is away, and the focus where it was
+                # after the help is closed and the focus is restored
                 self.call_later(self._do, action, self if action.screen == "app" else screen)
 
         self.push_screen(KeysHelp(scope, getattr(screen.focused, "HELP", None) or "", self.keys), chosen)
@@ -91,13 +91,13 @@ class ConsoleApp(ConsoleBase):
         if node.check_action(name, words):
             await node.run_action(action.action)
         else:
-            self.notify(f"{action.label}: not here and now", severity="warning", markup=False)
+            self.notify(f"{action.label}: not available now", severity="warning", markup=False)
 
 
 def run(runs: Path, workspace: Path | None = None) -> int:
-    """The console on the run store `runs`, until it is left. Gives the exit code.
+    """Show the console on the run store `runs` until the user leaves it. Returns the exit code.
 
-    Raises RequestError when there is no terminal, or `runs` is no folder.
+    Raises RequestError when there is no terminal, or `runs` is not a folder.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()) and "TEXTUAL_DRIVER" not in os.environ:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")

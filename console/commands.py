@@ -1,4 +1,4 @@
-"""The installed `qwen3vl`, and what the console adds to it: recorded runs, `qwen3vl runs`, `qwen3vl console`, `qwen3vl notebook`."""
+"""The installed `qwen3vl`, and what the console adds: recorded runs, `qwen3vl runs`, `qwen3vl console`, `qwen3vl notebook`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from console.runs.state import store_folder
-from console.terminal import asked
+from console.terminal import query_terminal
 from qwen3vl_core import cli
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import RequestError
@@ -18,15 +18,15 @@ from qwen3vl_core.locations import STORE_HELP, runs_directory
 
 
 def main() -> int:
-    """Entry point of `qwen3vl`. The console begins at once: nothing is looked up among what is installed."""
+    """Entry point of `qwen3vl`. Its own commands are passed on, so that the console starts without a search for entry points."""
     return cli.main(commands={"console": console, "runs": runs, "notebook": notebook})
 
 
 def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
-    """Make and start a run of one command; in the foreground show its log and stay until it ends.
+    """Create and start a run of one command; in the foreground show its log until it ends.
 
-    name: a key of `COMMANDS`; options: that command's options object. Gives the exit code: of a detached run 0, else
-    0 done, 1 failed, 2 its request was wrong, 130 stopped. Raises RequestError and WorkError when it cannot start.
+    name: a key of `COMMANDS`; options: that command's options object. Returns the exit code: 0 for a detached run, else
+    0 done, 1 failed, 2 invalid request, 130 stopped. Raises RequestError and WorkError when it cannot start.
     """
     from console import runs_command
     from console.runs import launch as launcher
@@ -36,35 +36,35 @@ def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
 
 
 def runs(arguments: list[str]) -> int:
-    """`qwen3vl runs ...`. Gives the exit code; raises RequestError and WorkError."""
-    # the console does not wait for it
+    """`qwen3vl runs ...`. Returns the exit code; raises RequestError and WorkError."""
+    # imported late: the console does not need it
     return importlib.import_module("console.runs_command").runs(arguments)
 
 
 def console(arguments: list[str]) -> int:
-    """`qwen3vl console [--runs DIR] [--workspace DIR] [--web]`. Gives the exit code; raises RequestError."""
+    """`qwen3vl console [--runs DIR] [--workspace DIR] [--web]`. Returns the exit code; raises RequestError."""
     parser = Parser(prog="qwen3vl console", description="The terminal console.", allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
     parser.add_argument(
         "--workspace", type=Path, default=None, metavar="DIR", help="folder with models and data to offer, such as the demo's"
     )
     parser.add_argument("--web", action="store_true", help="in a browser tab, on this machine only; the link holds a token")
-    parser.add_argument("--port", type=_port, default=None, metavar="N", help="of --web (default 8866, or the next that is free)")
-    parser.add_argument("--no-browser", action="store_true", help="with --web only print the link")
-    given = parser.parse_args(arguments)
-    for flag, used in (("--port", given.port is not None), ("--no-browser", given.no_browser)):
-        if used and not given.web:
-            raise RequestError(f"{flag}: only together with --web; leave it out or add --web")
-    store = store_folder(runs_directory(given.runs))
-    workspace = given.workspace.expanduser().absolute() if given.workspace else None
+    parser.add_argument("--port", type=_port, default=None, metavar="N", help="port of --web (default 8866, or the next free one)")
+    parser.add_argument("--no-browser", action="store_true", help="with --web: only print the link")
+    args = parser.parse_args(arguments)
+    for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser)):
+        if used and not args.web:
+            raise RequestError(f"{flag}: needs --web; leave it out or add --web")
+    store = store_folder(runs_directory(args.runs))
+    workspace = args.workspace.expanduser().absolute() if args.workspace else None
     if workspace is not None and not workspace.is_dir():
-        raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo makes one")
-    if given.web:
-        return importlib.import_module("console.web").serve(store, workspace, given.port, not given.no_browser)
+        raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo creates one")
+    if args.web:
+        return importlib.import_module("console.web").serve(store, workspace, args.port, not args.no_browser)
     # objects of imported modules live as long as the process: nothing to collect before the first frame
     gc.disable()
     try:
-        with asked():
+        with query_terminal():
             _without_tls()
             app = importlib.import_module("console.app")
         return app.run(store, workspace)
@@ -73,8 +73,8 @@ def console(arguments: list[str]) -> int:
 
 
 def _without_tls() -> None:
-    """Import asyncio as in a Python built without ssl: the console has no encrypted connections on its event loop, and the library
-    takes a twentieth of the time to the first frame. A later import of ssl works as usual."""
+    """Import asyncio as in a Python without ssl: the console's event loop has no encrypted connections, and importing ssl takes a
+    twentieth of the time to the first frame. A later import of ssl works as usual."""
     if "asyncio" not in sys.modules and "ssl" not in sys.modules:
         sys.modules["ssl"] = None  # type: ignore[assignment]
         try:
@@ -87,10 +87,10 @@ def _without_tls() -> None:
 
 
 def notebook(arguments: list[str]) -> int:
-    """`qwen3vl notebook`: JupyterLab in place of this process. Gives no exit code of its own; raises RequestError."""
+    """`qwen3vl notebook`: replaces this process by JupyterLab. Raises RequestError."""
     lab = importlib.import_module("console.notebook.jupyterlab")
     parser = Parser(
-        prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; only who has its token comes in.",
+        prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; access needs its token.",
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(
@@ -98,17 +98,17 @@ def notebook(arguments: list[str]) -> int:
         type=Path,
         default=None,
         metavar="DIR",
-        help=f"folder to work in; examples that it does not have are copied there (default {lab.DEFAULT_FOLDER})",
+        help=f"folder to work in; missing examples are copied there (default {lab.DEFAULT_FOLDER})",
     )
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument("--port", type=_port, default=None, metavar="N", help="where it listens (default 8888, or the next that is free)")
+    parser.add_argument("--port", type=_port, default=None, metavar="N", help="port to listen on (default 8888, or the next free one)")
     parser.add_argument(
-        "--ip", default="127.0.0.1", metavar="ADDRESS", help="what it listens on; 0.0.0.0: every network (default 127.0.0.1)"
+        "--ip", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0: every network (default 127.0.0.1)"
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
-    given = parser.parse_args(arguments)
-    runs = runs_directory(given.runs) if given.runs is not None else None
-    return lab.start(given.dir, runs, given.port, given.ip, not given.no_browser)
+    args = parser.parse_args(arguments)
+    runs = runs_directory(args.runs) if args.runs is not None else None
+    return lab.start(args.dir, runs, args.port, args.ip, not args.no_browser)
 
 
 def _port(word: str) -> int:

@@ -1,6 +1,6 @@
-"""What every screen of the console relies on: the store's snapshots, the workspace, settings, colours, going from screen to screen.
+"""What every screen of the console uses: snapshots of the store, the workspace, settings, colours, switching between screens.
 
-`ConsoleApp` adds the screens themselves, so that they need not import what imports them.
+`ConsoleApp` adds the screens themselves, so that there is no import cycle.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ LINES = {
     True: ("#57a5e2", "#ffc473", "#8ad4a1", "#e0788f", "#b59cf0", "#5fd7d7"),
     False: ("#0b5cad", "#a05a00", "#2e7d46", "#a8324e", "#6a3fb5", "#0f7c7c"),
 }
-"""Colours of the curve's lines on a dark and on a light ground."""
+"""Colours of the lines of a curve on a dark and on a light background."""
 
 
 class _Sheet(Stylesheet):
-    """Parsed again only for other colours: Textual asks for that once at its start, which the first frame would wait for."""
+    """Parses the CSS again only when the colours change: Textual asks for it once at its start, which would delay the first frame."""
 
     def __init__(self, colours: dict[str, str]) -> None:
         super().__init__(variables=colours)
-        self._colours, self._others = colours, False
+        self._colours, self._changed = colours, False
 
     def set_variables(self, variables: dict[str, str]) -> None:
         if variables != self._colours:
-            self._colours, self._others = variables, True
+            self._colours, self._changed = variables, True
             super().set_variables(variables)
 
     def reparse(self) -> None:
-        if self._others:
+        if self._changed:
             super().reparse()
-            self._others = False
+            self._changed = False
 
 
 class ConsoleBase(RunActions):
     """The console without its screens."""
 
     def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
-        """store_root: folder of the runs, which need not exist. workspace: of the demo; fills the forms. greet: an empty store
-        begins with the first page."""
+        """store_root: folder of the runs, which need not exist. workspace: the demo's folder; fills the forms. greet: show the first
+        page when the store is empty."""
         self.store_root = Path(store_root).expanduser().absolute()
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
         self.workspace: dict[str, Any] = {}
@@ -73,14 +73,14 @@ class ConsoleBase(RunActions):
         self.snapshot = Snapshot(seen=False)
         self.greet = greet
         self.demo_folder: Path | None = None
-        """Where the first page makes the demo's workspace; None: where `qwen3vl demo` does."""
+        """Where the first page creates the demo's workspace; None: where `qwen3vl demo` does."""
         self.keys: dict[str, str] = {}
-        """Keys from the user's settings, by the action's id."""
+        """Keys from the user's settings, by action id."""
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
-        """Colours as they were worked out last, and of which theme."""
+        """The theme and its colours as computed last."""
         super().__init__()
         self.stylesheet = _Sheet(self.get_css_variables())
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
@@ -94,7 +94,7 @@ class ConsoleBase(RunActions):
 
     def read_settings(self) -> None:
         """Apply the user's theme and keys; problems in the file are reported and skipped."""
-        from console.settings import read_settings  # a moment after the first frame
+        from console.settings import read_settings  # not needed for the first frame
 
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
         taken = clashes(settings.keys) if settings.keys else {}
@@ -125,7 +125,7 @@ class ConsoleBase(RunActions):
 
     @property
     def watcher(self) -> StoreWatcher:
-        """Of the store; made when it is first looked at, a moment after the first frame."""
+        """The store's watcher; created when it is first used, after the first frame."""
         if self._watcher is None:
             from console.readers.store_watcher import StoreWatcher
 
@@ -133,7 +133,7 @@ class ConsoleBase(RunActions):
         return self._watcher
 
     def look(self) -> None:
-        """Look at the store off this thread, unless a look is under way: then once more after it."""
+        """Look at the store in a worker thread. While a look is in progress, schedule one more after it."""
         if self._looking:
             self._look_again = True
             return
@@ -144,7 +144,7 @@ class ConsoleBase(RunActions):
             try:
                 snapshot = watcher.look()
             except Exception as error:
-                # whatever lies in the store must not end the console
+                # nothing in the store may end the console
                 snapshot = Snapshot(error=f"{self.store_root}: cannot be read ({type(error).__name__}: {error})")
             self.post_message(StoreSeen(snapshot))
 
@@ -173,7 +173,7 @@ class ConsoleBase(RunActions):
             self.watch_run(event.run_id)
 
     def watch_run(self, run_id: str) -> None:
-        """Show a run in the monitor; a comparison also becomes the one that screen 4 shows."""
+        """Show a run in the monitor; the Compare screen then shows it too if it is a comparison."""
         row = self.snapshot.get(run_id)
         if row is not None and row.kind == "compare":
             self.comparison = run_id
@@ -181,7 +181,7 @@ class ConsoleBase(RunActions):
         self._screen_of("monitor", lambda screen: screen.open(run_id))
 
     def clone_run(self, row: RunRow) -> None:
-        """Open the form of a new run with another one's options."""
+        """Open the form of a new run with the options of another run."""
         if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
             self.notify(f"{row.id}: a run of this kind cannot be started here, so it cannot be cloned", severity="error", markup=False)
             return
@@ -190,23 +190,23 @@ class ConsoleBase(RunActions):
     # screens
 
     def action_show_screen(self, mode: str) -> None:
-        """One of the four screens."""
+        """Show one of the four screens."""
         if mode in self.MODES and (mode != self.current_mode or self.screen.id == "welcome"):
-            while len(self.screen_stack) > 1:  # a dialog over the screen that is left
+            while len(self.screen_stack) > 1:  # dialogs on the current screen
                 self.pop_screen()
             if mode != self.current_mode:
                 self.switch_mode(mode)
             self.look()
 
     def open_form(self, kind: str, values: Mapping[str, Any] | None) -> None:
-        """The form of a new run: with these values, None: with what the workspace gives."""
+        """Open the form of a new run with these values; None: with those of the workspace."""
         if values is None:
             values = importlib.import_module("console.readers.form_defaults").prefill(kind, self.workspace, self.workspace_folder)
-        begin = values
-        self._screen_of("launch", lambda screen: screen.open(kind, begin))
+        initial = values
+        self._screen_of("launch", lambda screen: screen.open(kind, initial))
 
     def open_compare(self, values: Mapping[str, Any]) -> None:
-        """The form of a new comparison with these values."""
+        """Open the form of a new comparison with these values."""
         self._screen_of("compare", lambda screen: screen.open_form(values))
 
     def open_workspace(self, folder: Path) -> None:
@@ -228,34 +228,34 @@ class ConsoleBase(RunActions):
         screen = self.screen_stack[0]
         screen.call_later(then, screen)
 
-    # what shows a screen of its own
+    # actions that show a screen of their own
 
     def action_start_page(self) -> None:
-        """The first page."""
+        """Show the first page."""
         raise NotImplementedError
 
     def action_doctor(self) -> None:
-        """What is missing on this machine."""
+        """Check this machine."""
         raise NotImplementedError
 
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK
 
     async def action_quit(self) -> None:
-        """Leave the console; live runs keep running, and the last line says so."""
+        """Leave the console; live runs keep running, which the last line says."""
         alive = self.snapshot.alive
         count = f"{alive} run{'s' if alive != 1 else ''}"
         verb = "keep" if alive != 1 else "keeps"
         self.exit(EXIT_DONE, message=f"{count} {verb} running; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
-        """The palette: the actions of the screen, then those that work everywhere."""
+        """The palette: the actions of the screen, then those of all screens."""
         if self.subcommand:
             yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that is equivalent to the last action",
                                 self.action_subcommand)  # fmt: skip
         for scope in ("welcome" if screen.id == "welcome" else self.current_mode, "app"):
-            once = {action.action: action for action in reversed(actions_of(scope))}
-            for action in reversed(once.values()):
+            distinct = {action.action: action for action in reversed(actions_of(scope))}
+            for action in reversed(distinct.values()):
                 if action.id == "app.palette" or action.action == "leave":
                     continue
                 node = self if scope == "app" else screen
@@ -263,23 +263,24 @@ class ConsoleBase(RunActions):
                 yield SystemCommand(title, f"{action.tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
 
     def get_css_variables(self) -> dict[str, str]:
-        """The theme's colours; two greys of fixed contrast for what matters less ($muted) and least ($faint); lines' colours."""
+        """The theme's colours, two greys of fixed contrast for secondary text ($muted) and for lines ($faint), and the curves' colours."""
         theme = self.current_theme
-        if self._colours_of is not None and self._colours_of[0] is theme:  # asked for three times before the first frame
+        if self._colours_of is not None and self._colours_of[0] is theme:  # called three times before the first frame
             return dict(self._colours_of[1])
         variables = super().get_css_variables()
-        ground, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
-        variables["muted"], variables["faint"] = ground.blend(text, 0.65).hex, ground.blend(text, 0.3).hex
-        # a theme's own colours are not all different from each other
+        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
+        variables["muted"], variables["faint"] = background.blend(text, 0.65).hex, background.blend(text, 0.3).hex
+        # a theme's own colours are not always distinct
         variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[theme.dark])}
         self._colours_of = theme, dict(variables)
         return variables
 
     def key_of(self, action: str) -> str:
-        """How the key of an action is written, also where the user's settings change it."""
-        found = next(a for a in ACTIONS if a.id == action)
-        return shown(self.keys[action]) if action in self.keys else found.keys
+        """The key of an action as it is shown, taking the user's settings into account."""
+        if action in self.keys:
+            return shown(self.keys[action])
+        return next(a for a in ACTIONS if a.id == action).keys
 
     def colour(self, name: str) -> str:
-        """A theme variable as Rich writes a colour."""
+        """The colour of a theme variable, in Rich's syntax."""
         return self.theme_variables[name]

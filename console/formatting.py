@@ -1,4 +1,4 @@
-"""Statuses, sparklines and text on one line. No screen; numbers, times and `printable` are in `qwen3vl_core.formats`."""
+"""Glyphs and colours of statuses, sparklines, and text on one line. Numbers, times and `printable` are in `qwen3vl_core.formats`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from qwen3vl_core.formats import printable
 GLYPHS = {
     "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
 }  # fmt: skip
-"""A run's status, distinct also without colour."""
+"""The glyph of each status, distinct without colour."""
 COLOURS = {
     "starting": "text-accent", "running": "text-primary", "stopping": "text-warning", "done": "text-success",
     "failed": "text-error", "stopped": "text-warning", "lost": "text-error",
 }  # fmt: skip
-"""Theme variables."""
+"""The theme variable of each status."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Iterable[float], width: int) -> str:
-    """At most `width` block characters: the mean of each part of the finite values."""
+    """At most `width` block characters, each for the mean of a part of the finite values."""
     finite = [float(value) for value in values if math.isfinite(value)]
     if not finite:
         return ""

@@ -1,6 +1,6 @@
-"""What a form of options holds, the console's or a notebook's: its fields as text, the command, the rules, what disk and machine say.
+"""The content of a form of options, in the console or a notebook: fields as text, the command, rules, checks of disk and machine.
 
-Needs no toolkit: the screens and the widgets are drawn from it.
+Imports no UI toolkit: screens and widgets are built on it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.problems import Problem, unique
 
 INPUTS = ("model", "checkpoint", "dataset", "pictures", "captions")
-"""Kinds of paths that a command reads."""
+"""Kinds of paths that commands read."""
 OUTPUTS = ("target", "to")
-"""Options whose folder a command fills."""
+"""Options that name the folder that a command writes."""
 
 
 def text_of(option: Option, value: Any) -> str | bool:
-    """A value as a form's field holds it."""
+    """An option's value as the content of a form field."""
     if option.type is bool:
         return bool(value)
     if value is None:
@@ -42,7 +42,7 @@ def text_of(option: Option, value: Any) -> str | bool:
 
 
 def value_of(option: Option, text: str | bool) -> Any:
-    """A field's content as a value: empty is the default. Raises RequestError."""
+    """The value of a form field's content; empty means the default. Raises RequestError."""
     if option.type is bool:
         return bool(text)
     text = str(text).strip()
@@ -58,7 +58,7 @@ def value_of(option: Option, text: str | bool) -> Any:
 
 
 def help_of(option: Option, choices: bool = True) -> str:
-    """One line: what it is, its unit, range, choices (unless its field shows them) and default."""
+    """One line: help, choices (if `choices`), range, unit and default."""
     parts = [option.help]
     if option.choices and choices:
         parts.append("one of " + ", ".join(option.choices))
@@ -73,7 +73,7 @@ def help_of(option: Option, choices: bool = True) -> str:
     elif unit:
         parts.append(f"in{unit}")
     if option.many:
-        parts.append("several, separated by blanks")
+        parts.append("several, separated by spaces")
     if option.required:
         parts.append("required")
     elif option.type is bool:
@@ -85,38 +85,38 @@ def help_of(option: Option, choices: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A form's content."""
+    """The content of a form."""
 
     kind: str
     command: str
-    """What a person would type; leaves out what cannot be understood yet."""
+    """The equivalent command; leaves out fields that cannot be parsed yet."""
     options: Any = None
     """The options object; None while a rule is broken."""
     problems: tuple[Problem, ...] = ()
-    """Every broken rule that needs neither disk nor machine."""
+    """Every broken rule that can be checked without disk and machine."""
     partial: Any = None
-    """The options as far as they can be understood; what cannot is as by default."""
+    """The options object, with defaults for fields that cannot be parsed."""
     understood: bool = True
-    """Whether every field holds a value of its kind."""
+    """Whether every field can be parsed."""
 
     @property
     def problem(self) -> str:
-        """The first of them, as a line."""
+        """The first problem as a line; empty if there is none."""
         return str(self.problems[0]) if self.problems else ""
 
 
 @dataclass(frozen=True)
 class FormCheck:
-    """What the disk and the machine say about a plan."""
+    """The result of checking a plan against the disk and the machine."""
 
     problems: tuple[Problem, ...] = ()
     note: str = ""
     verdict: Verdict | None = None
-    """Of a finetune."""
+    """For a finetune."""
 
 
 def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
-    """What a form of this kind says. Needs neither disk nor machine."""
+    """Parse the content of a form. Uses neither disk nor machine."""
     cls = COMMANDS[kind]
     values: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -135,12 +135,12 @@ def read_plan(kind: str, texts: Mapping[str, str | bool]) -> Plan:
 
 @functools.cache
 def gpu_memory() -> float | None:
-    """GiB of this machine's first GPU, as they were when first asked; None: there is none."""
+    """`gpus.gpu_memory`, cached."""
     return gpus.gpu_memory()
 
 
 def look_here(kind: str, options: Any) -> FormCheck:
-    """What the disk and the machine say. Blocking; never raises for a bad plan."""
+    """Check options against the disk and the machine. Blocking; never raises for a bad plan."""
     try:
         if kind == "finetune":
             return _look_at_finetune(options)
@@ -153,7 +153,7 @@ def look_here(kind: str, options: Any) -> FormCheck:
 
 
 def check_here(kind: str, options: Any) -> tuple[str, str]:
-    """(the first broken rule as a line or empty, a note): what the disk and the machine say. Blocking; never raises for a bad plan."""
+    """`look_here` as (the first problem as a line, or empty; a note)."""
     check = look_here(kind, options)
     return (str(check.problems[0]) if check.problems else ""), ("" if check.problems else check.note)
 
@@ -163,14 +163,14 @@ def _look_at_finetune(options: Any) -> FormCheck:
     if verdict.problems:
         return FormCheck(verdict.problems, "", verdict)
     count = verdict.gpus
-    parts = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
-    return FormCheck((), f"{parts} = {count} process{'es' if count > 1 else ''}", verdict)
+    layout = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
+    return FormCheck((), f"{layout} = {count} process{'es' if count > 1 else ''}", verdict)
 
 
 def _look_at_paths(options: Any) -> tuple[list[Problem], str]:
-    """(broken rules, a note) of a command that reads and writes: what it reads is there, where it writes is free."""
+    """(problems, a note): whether the inputs of a command exist, and its target is free and has space."""
     problems: list[Problem] = []
-    read, written = 0, None
+    input_bytes, target = 0, None
     for option in options_of(type(options)):
         value = getattr(options, option.name)
         if not value:
@@ -179,21 +179,21 @@ def _look_at_paths(options: Any) -> tuple[list[Problem], str]:
             for path in value if option.many else [value]:
                 if is_url(path):
                     continue
-                whole = Path(path).expanduser()
-                if not whole.exists():
+                expanded = Path(path).expanduser()
+                if not expanded.exists():
                     problems.append(option.problem("no-such-path", path))
-                elif option.name == "source" and whole.is_dir():
-                    read += sum(each.stat().st_size for each in itertools.islice(whole.glob("*.safetensors"), 1000))
+                elif option.name == "source" and expanded.is_dir():
+                    input_bytes += sum(file.stat().st_size for file in itertools.islice(expanded.glob("*.safetensors"), 1000))
         elif option.name in OUTPUTS:
-            written = Path(value).expanduser()
-            full = written.is_dir() and any(written.iterdir())
-            if full and getattr(options, "overwrite", True) is False:
+            target = Path(value).expanduser()
+            is_taken = target.is_dir() and any(target.iterdir())
+            if is_taken and getattr(options, "overwrite", True) is False:
                 problems.append(option.problem("target-taken", value, None, {"overwrite": True}))
-    if written is None:
+    if target is None:
         return problems, ""
-    place = next((p for p in (written, *written.absolute().parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(place).free
-    if read > free:
-        rule = {"folder": str(written), "needed": quantity(read, "B"), "free": quantity(free, "B")}
+    parent = next((p for p in (target, *target.absolute().parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(parent).free
+    if input_bytes > free:
+        rule = {"folder": str(target), "needed": quantity(input_bytes, "B"), "free": quantity(free, "B")}
         problems.append(Problem("disk-full", rule=rule))
-    return problems, (f"{quantity(read, 'B')} to read, " if read else "") + f"{quantity(free, 'B')} free where it writes"
+    return problems, (f"{quantity(input_bytes, 'B')} to read, " if input_bytes else "") + f"{quantity(free, 'B')} free on the target's disk"

@@ -1,4 +1,4 @@
-"""What workers tell the screens. Each message is a whole snapshot: a later one may take the place of an earlier one."""
+"""Messages from worker threads to the screens. Each is a complete snapshot, so that a later one may replace an earlier one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StoreSeen(Message):
 
 
 class RunStarted(Message):
-    """A run was made and its supervisor runs."""
+    """A run was created and its supervisor is running."""
 
     def __init__(self, run_id: str, kind: str, origin: str) -> None:
         self.run_id, self.kind, self.origin = run_id, kind, origin
@@ -40,7 +40,7 @@ class RunsDeleted(Message):
 
 
 class WorkDone(Message):
-    """Something was made ready: its title, and where it is."""
+    """Something is ready: its title, and its link."""
 
     def __init__(self, title: str, text: str) -> None:
         self.title, self.text = title, text
@@ -48,7 +48,7 @@ class WorkDone(Message):
 
 
 class WorkFailed(Message):
-    """Work off the screen's thread failed; one line."""
+    """Work in a thread failed; one line."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -56,7 +56,7 @@ class WorkFailed(Message):
 
 
 class RunRead(Message):
-    """Metrics and log of the run that the monitor shows."""
+    """Metrics and log of the monitor's run were read."""
 
     def __init__(self, view: Any) -> None:
         self.view = view
@@ -64,7 +64,7 @@ class RunRead(Message):
 
 
 class LogRead(Message):
-    """The whole log of a run was read; with a needle the lines that hold it were found."""
+    """The whole log of a run was read, and if there is a needle, searched for it."""
 
     def __init__(self, run_id: str, whole: Any, needle: str, hits: list[int]) -> None:
         self.run_id, self.whole, self.needle, self.hits = run_id, whole, needle, hits
@@ -72,7 +72,7 @@ class LogRead(Message):
 
 
 class PlanChecked(Message):
-    """The rules that need the disk or the machine were checked for one state of the form."""
+    """A revision of the form was checked against the disk and the machine."""
 
     def __init__(self, revision: int, check: Any) -> None:
         self.revision, self.check = revision, check
@@ -80,7 +80,7 @@ class PlanChecked(Message):
 
 
 class CaptionsRead(Message):
-    """Captions of the compare run that is shown."""
+    """Captions of the shown compare run were read."""
 
     def __init__(self, run_id: str, samples: Any) -> None:
         self.run_id, self.samples = run_id, samples
@@ -88,7 +88,7 @@ class CaptionsRead(Message):
 
 
 class PictureRead(Message):
-    """A picture was read and made small enough for a terminal, or could not be."""
+    """A picture was read and scaled down for a terminal, or could not be read."""
 
     def __init__(self, path: str, picture: Any, problem: str = "") -> None:
         self.path, self.picture, self.problem = path, picture, problem
@@ -96,7 +96,7 @@ class PictureRead(Message):
 
 
 class ThreadAnswer(Message):
-    """Work off the screen's thread has something for the screen that asked; `what` says which of its questions it answers."""
+    """The result of work in a thread, for the screen that started it; `what` names the work."""
 
     def __init__(self, what: str, value: Any) -> None:
         self.what, self.value = what, value

@@ -1,4 +1,4 @@
-"""What every screen can do with runs: work off the UI thread, a notification of the result, the equivalent command."""
+"""Actions on runs, for every screen: each works off the UI thread, notifies of its result, and remembers the equivalent command."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def _store(root: Path) -> RunStore:
 
 
 def number_of(run_id: str) -> str:
-    """`0007-caption` -> `7`: how a command names a run."""
+    """`0007-caption` -> `7`: the number of a run in a command."""
     return str(int(run_id.partition("-")[0]))
 
 
 class RunActions(App[int]):
-    """Starts, stops, saves, resumes, deletes runs; remembers the subcommand that does the same."""
+    """Starts, stops, saves, resumes and deletes runs, and remembers the equivalent subcommand."""
 
     store_root: Path
 
     def __init__(self) -> None:
         self.subcommand = ""
-        """Equivalent of the last action, as one would type it."""
-        self._said: tuple[str, float] = ("", 0.0)
+        """The command that is equivalent to the last action."""
+        self._last_error: tuple[str, float] = ("", 0.0)
         self._tensorboards: list[Any] = []
         super().__init__()
 
     def look(self) -> None:
-        """Look at the store; the console does."""
+        """Look at the store; implemented by the console."""
         raise NotImplementedError
 
     def on_unmount(self) -> None:
@@ -62,7 +62,7 @@ class RunActions(App[int]):
             board.close()
 
     def _work(self, work: Callable[[], Any], name: str) -> None:
-        """Blocking work on a run, off this thread; an error becomes a notification."""
+        """Do blocking work in a thread; an error becomes a notification."""
 
         def guarded() -> None:
             try:
@@ -77,8 +77,8 @@ class RunActions(App[int]):
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
         text, now = one_line(event.text, 500), time.monotonic()
-        if text != self._said[0] or now - self._said[1] > QUIET_SECONDS:
-            self._said = (text, now)
+        if text != self._last_error[0] or now - self._last_error[1] > QUIET_SECONDS:
+            self._last_error = (text, now)
             self.notify(text, severity="error", markup=False)
 
     # the command that is equivalent to the last action
@@ -92,15 +92,15 @@ class RunActions(App[int]):
 
     def action_subcommand(self) -> None:
         if not self.subcommand:
-            self.notify("nothing was done yet; open, stop or start a run, then this copies the same as a command", severity="warning")
+            self.notify("nothing done yet; open, stop or start a run first, then this copies the equivalent command", severity="warning")
             return
         self.copy_to_clipboard(self.subcommand)
         self.notify(self.subcommand, title="Command copied", markup=False)
 
-    # what the screens ask for
+    # actions of the screens
 
     def start_run(self, kind: str, options: Any, origin: str) -> None:
-        """Make a run and start it; `RunStarted` is posted when it runs."""
+        """Create a run and start it; posts `RunStarted` when it is running."""
 
         from qwen3vl_core.options import to_arguments  # not before the first frame
 
@@ -113,7 +113,7 @@ class RunActions(App[int]):
         if any(worker.name == name and not worker.is_finished for worker in self.workers):
             return  # the key was pressed twice
         self.notify(f"starting {kind} …", timeout=2)
-        # the typed command is recorded and detached as this run is
+        # the equivalent command is recorded and detached like this run
         detached = [] if kind == "finetune" else ["--detach"]
         store = ["--runs", str(self.store_root)] if self.store_root != runs_directory(None) else []
         self.remember_command(kind, *to_arguments(options), *detached, *store)
@@ -159,7 +159,7 @@ class RunActions(App[int]):
         self.look()
 
     def open_tensorboard(self, rows: Iterable[RunRow]) -> None:
-        """TensorBoard on these runs, until the console is left; its link is copied, and opened where there is a browser."""
+        """Start TensorBoard on these runs, until the console is left; copy its link, and open it if there is a browser."""
         runs = [row.run for row in rows]
         known = next((board for board in self._tensorboards if board.alive and board.runs == [run.id for run in runs]), None)
 
@@ -170,7 +170,7 @@ class RunActions(App[int]):
             board.wait()
             return WorkDone("TensorBoard", board.url)
 
-        self.notify("TensorBoard starts …", timeout=3)
+        self.notify("starting TensorBoard …", timeout=3)
         self.remember_command("runs", "tensorboard", *(str(run.number) for run in runs))
         self._work(work, "tensorboard")
 

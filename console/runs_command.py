@@ -1,4 +1,4 @@
-"""`qwen3vl runs ...`: everything that the console's screens do with runs, for shells and scripts."""
+"""`qwen3vl runs ...`: everything that the console's screens can do with runs, for shells and scripts."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LOG_LINES = 40
 
 
 def say(value: Any) -> None:
-    """One JSON object on a line of its own; NaN and infinity are null."""
+    """Print one JSON object on one line; NaN and infinity become null."""
     print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
-    """Start or resume a run, then say how to follow it, or follow it. Gives the exit code."""
+    """Start or resume a run, then follow it in the foreground, or print how to follow it. Returns the exit code."""
     offset = run.log.stat().st_size if run.log.exists() else 0
     if foreground:
         with launch.caught_signals() as signals:  # from before the start: a SIGTERM in that second must not leave the run behind
@@ -59,10 +59,10 @@ def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
 
 
 def _verdict(run: Run, code: int) -> int:
-    """Print how a followed run ended, and return the exit code for it."""
+    """Print how a followed run ended. Returns the exit code."""
     state = run.state
-    status, begun, ended = state["status"], state.get("started"), state.get("ended")
-    took = f" in {duration(ended - begun)}" if isinstance(begun, float) and isinstance(ended, float) else ""
+    status, started, ended = state["status"], state.get("started"), state.get("ended")
+    took = f" in {duration(ended - started)}" if isinstance(started, float) and isinstance(ended, float) else ""
     line = f"run {run.id}: {status}{took}"
     if status == "done":
         print(line, file=sys.stderr)
@@ -76,7 +76,7 @@ def _verdict(run: Run, code: int) -> int:
 
 
 def _command(run: Run, *words: str) -> str:
-    """`qwen3vl runs logs 7 --follow`, with the store's folder where it is not the usual one."""
+    """`qwen3vl runs logs 7 --follow`, with --runs if the store is not the default one."""
     store = [] if run.path.parent == runs_directory(None) else ["--runs", str(run.path.parent)]
     return shell_line(["qwen3vl", "runs", words[0], str(run.number), *words[1:], *store])
 
@@ -85,17 +85,17 @@ def _command(run: Run, *words: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    where = Parser(add_help=False)
-    where.add_argument("--runs", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=STORE_HELP)
-    where.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    common = Parser(add_help=False)
+    common.add_argument("--runs", type=Path, default=argparse.SUPPRESS, metavar="DIR", help=STORE_HELP)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     about = "List, show, follow, stop, resume, compare and delete runs."
-    parser = Parser(prog="qwen3vl runs", description=about, parents=[where], allow_abbrev=False)
+    parser = Parser(prog="qwen3vl runs", description=about, parents=[common], allow_abbrev=False)
     parser.set_defaults(action=_list, filter="", sort="newest", reverse=False)
     actions = parser.add_subparsers(metavar="ACTION", parser_class=Parser)
 
     def add(name: str, action: Any, help: str, *refs: str, many: bool = False) -> argparse.ArgumentParser:
         about = help[0].upper() + help[1:] + "."
-        sub = actions.add_parser(name, help=help, description=about, parents=[where], allow_abbrev=False)
+        sub = actions.add_parser(name, help=help, description=about, parents=[common], allow_abbrev=False)
         sub.set_defaults(action=action)
         for ref in refs:
             sub.add_argument(ref, metavar=ref.upper(), help="number, id or name of a run", nargs="+" if many else None)
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listed = add("list", _list, "all runs, newest first (the default)")
     listed.add_argument(
-        "--filter", default="", metavar="WORDS", help="only runs that all words fit: failed, status:running, size:8B, lr:1e-5"
+        "--filter", default="", metavar="WORDS", help="only runs that match all words: failed, status:running, size:8B, lr:1e-5"
     )
     listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.orders())} (default newest)")
     listed.add_argument("--reverse", action="store_true", help="reverse the order")
@@ -111,11 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", _logs, "the last lines of a run's log", "id")
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing lines until the run ends; Ctrl-C ends this, not the run")
     logs.add_argument("-n", type=_count, default=LOG_LINES, metavar="N", help=f"lines (default {LOG_LINES})")
-    logs.add_argument("--grep", default="", metavar="TEXT", help="only lines that hold this text, whatever its case")
+    logs.add_argument("--grep", default="", metavar="TEXT", help="only lines that contain this text, ignoring case")
     metrics = add("metrics", _metrics, "every value of a run's metrics over the steps", "id")
     metrics.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="only these: loss, lr, eval/loss, …")
     add("samples", _samples, "the captions that a run wrote", "id")
-    stop = add("stop", _stop, "ask a run to stop, and wait until it has; a lost one: end what is left of it", "id")
+    stop = add("stop", _stop, "ask a run to stop, and wait until it has; of a lost run: end the remaining processes", "id")
     stop.add_argument(
         "--grace", type=_seconds, default=None, metavar="SECONDS",
         help="kill it after this long in place of its --grace, also when it is stopping already; a checkpoint that is being written is "
@@ -123,10 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     stop.add_argument("--no-wait", action="store_true", help="do not wait")
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
-    resume = add("resume", _resume, "resume a run that failed, was stopped or lost", "id")
+    resume = add("resume", _resume, "resume a failed, stopped or lost run", "id")
     clone = add("clone", _clone, "start a new run like this one, with some options changed", "id")
     clone.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= is its default"
+        "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= resets it"
     )
     for sub in (resume, clone):
         sub.add_argument("--foreground", action="store_true", help="wait and show the run's output; Ctrl-C stops the run")
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     delete = add("delete", _delete, "delete runs with their checkpoints", "ids", many=True)
     delete.add_argument("--yes", action="store_true", help="do not ask")
     board = add("tensorboard", _tensorboard, "TensorBoard on runs, on this machine only; Ctrl-C ends it", "ids", many=True)
-    board.add_argument("--port", type=_port, default=None, metavar="N", help="where it listens (default: one that is free)")
+    board.add_argument("--port", type=_port, default=None, metavar="N", help="port to listen on (default: a free one)")
     return parser
 
 
@@ -159,23 +159,23 @@ def _seconds(word: str) -> float:
 
 
 def runs(arguments: list[str]) -> int:
-    """`qwen3vl runs ...`. Gives the exit code; raises RequestError and WorkError."""
-    given = _parser().parse_args(arguments)
+    """`qwen3vl runs ...`. Returns the exit code; raises RequestError and WorkError."""
+    args = _parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets the table
-    given.json = getattr(given, "json", False)
-    return given.action(RunStore(runs_directory(getattr(given, "runs", None))), given)
+    args.json = getattr(args, "json", False)
+    return args.action(RunStore(runs_directory(getattr(args, "runs", None))), args)
 
 
-def _list(store: RunStore, given: argparse.Namespace) -> int:
+def _list(store: RunStore, args: argparse.Namespace) -> int:
     runs = store.list()
-    if given.json or given.filter or given.sort != "newest" or given.reverse:
-        rows = filters.select_runs(map(run_json.summarize, runs), given.filter, given.sort, given.reverse)
-        if given.json:
+    if args.json or args.filter or args.sort != "newest" or args.reverse:
+        rows = filters.select_runs(map(run_json.summarize, runs), args.filter, args.sort, args.reverse)
+        if args.json:
             print("[" + ",\n ".join(json.dumps(_plain(run_json.as_json(row)), ensure_ascii=False) for row in rows) + "]")
             return EXIT_DONE
         if runs and not rows:
-            print(f"no run of {len(runs)} passes --filter {given.filter}")
+            print(f"none of {len(runs)} runs matches --filter {args.filter}")
             return EXIT_DONE
         known = {run.id: run for run in runs}
         runs = [known[row.id] for row in rows]
@@ -183,35 +183,35 @@ def _list(store: RunStore, given: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _show(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
-    if given.json:
+def _show(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
+    if args.json:
         say(run_json.details(run))
     else:
         print("\n".join(run_text.describe(run)))
     return EXIT_DONE
 
 
-def _logs(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
-    needle = given.grep.lower()
-    tail = LogTail(run.log, lines=given.n if not needle else run_text.SEARCHED_LINES)
+def _logs(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
+    needle = args.grep.lower()
+    tail = LogTail(run.log, lines=args.n if not needle else run_text.SEARCHED_LINES)
 
-    def wanted(lines: list[str]) -> list[str]:
+    def matching(lines: list[str]) -> list[str]:
         return [line for line in lines if needle in line.lower()] if needle else lines
 
-    if given.json and not given.follow:
-        lines = wanted([*tail.read(), *filter(None, [tail.partial])])[-given.n :]
+    if args.json and not args.follow:
+        lines = matching([*tail.read(), *filter(None, [tail.partial])])[-args.n :]
         say({"id": run.id, "status": run.status, "lines": lines})
         return EXIT_DONE
     first = True
     try:
         while True:
-            # asked before the read: when the run had ended by then, the read sees all it wrote
-            more = given.follow and run.alive
-            lines = wanted(tail.read())
-            for line in lines[-given.n :] if first else lines:
-                say({"line": line}) if given.json else print(line)
+            # checked before the read: if the run has ended, the read gets everything that it wrote
+            more = args.follow and run.alive
+            lines = matching(tail.read())
+            for line in lines[-args.n :] if first else lines:
+                say({"line": line}) if args.json else print(line)
             first = False
             sys.stdout.flush()
             if not more:
@@ -220,31 +220,31 @@ def _logs(store: RunStore, given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nrun {run.id}: {run.status}; {_command(run, 'logs', '--follow')} shows it again", file=sys.stderr)
         return EXIT_DONE
-    for line in wanted([tail.partial]) if tail.partial else ():
-        say({"line": line}) if given.json else print(line)
-    if given.follow:
+    for line in matching([tail.partial]) if tail.partial else ():
+        say({"line": line}) if args.json else print(line)
+    if args.follow:
         print(f"run {run.id}: {run.status}", file=sys.stderr)
     return EXIT_DONE
 
 
-def _metrics(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
-    found = run_json.series(run, given.metric)
-    for name in given.metric:
-        if not found["metrics"][name]["step"]:
-            there = ", ".join(run_json.series(run, [])["metrics"]) or "none yet"
-            raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {there}")
-    if given.json:
-        say(found)
+def _metrics(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
+    result = run_json.series(run, args.metric)
+    for name in args.metric:
+        if not result["metrics"][name]["step"]:
+            names = ", ".join(run_json.series(run, [])["metrics"]) or "none yet"
+            raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {names}")
+    if args.json:
+        say(result)
         return EXIT_DONE
-    print("\n".join(run_text.metrics_table(found["metrics"])) if found["metrics"] else f"run {run.id}: no metrics yet")
+    print("\n".join(run_text.metrics_table(result["metrics"])) if result["metrics"] else f"run {run.id}: no metrics yet")
     return EXIT_DONE
 
 
-def _samples(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
+def _samples(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
     rows = JsonlTail(run.path / SAMPLES).read()
-    if given.json:
+    if args.json:
         say({"id": run.id, "samples": rows})
         return EXIT_DONE
     none = f"run {run.id}: no captions; --sample-interval and --sample-images make a finetune write some"
@@ -252,45 +252,45 @@ def _samples(store: RunStore, given: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _stop(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
-    launch.stop(run, given.grace)
-    if given.no_wait:
-        say({"id": run.id, "status": run.status}) if given.json else print(f"run {run.id}: asked to stop")
+def _stop(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
+    launch.stop(run, args.grace)
+    if args.no_wait:
+        say({"id": run.id, "status": run.status}) if args.json else print(f"run {run.id}: asked to stop")
         return EXIT_DONE
     if run.alive:
-        print(f"run {run.id}: asked to stop, and may take its time to save; Ctrl-C: do not wait", file=sys.stderr, flush=True)
+        print(f"run {run.id}: asked to stop; saving may take a while; Ctrl-C: do not wait", file=sys.stderr, flush=True)
     status = launch.wait(run)
-    say({"id": run.id, "status": status}) if given.json else print(f"run {run.id}: {status}")
+    say({"id": run.id, "status": status}) if args.json else print(f"run {run.id}: {status}")
     return EXIT_DONE
 
 
-def _save(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
+def _save(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
     launch.save_now(run)
     follow = _command(run, "logs", "--follow")
-    say({"id": run.id, "asked": "save"}) if given.json else print(f"run {run.id}: asked to save at its next step; {follow} shows it")
+    say({"id": run.id, "asked": "save"}) if args.json else print(f"run {run.id}: asked to save at its next step; {follow} shows it")
     return EXIT_DONE
 
 
-def _resume(store: RunStore, given: argparse.Namespace) -> int:
-    return begin(store.get(given.id), launch.resume, given.foreground, given.json)
+def _resume(store: RunStore, args: argparse.Namespace) -> int:
+    return begin(store.get(args.id), launch.resume, args.foreground, args.json)
 
 
-def _clone(store: RunStore, given: argparse.Namespace) -> int:
-    run = store.get(given.id)
+def _clone(store: RunStore, args: argparse.Namespace) -> int:
+    run = store.get(args.id)
     cls = COMMANDS.get(run.kind)
     if cls is None:
         raise RequestError(f"run {run.id}: a run of kind {run_text.plain(run.kind)} cannot be cloned; only {', '.join(COMMANDS)} can")
     if problem := version_problem(run.plan):
         raise RequestError(f"run {run.id}: {problem}")
-    options = from_mapping(cls, {**run.options, **_changes(cls, given.set)})
+    options = from_mapping(cls, {**run.options, **_changes(cls, args.set)})
     check_options(options)
-    return begin(store.create(run.kind, options), launch.start, given.foreground, given.json)
+    return begin(store.create(run.kind, options), launch.start, args.foreground, args.json)
 
 
 def _changes(cls: type, words: list[str]) -> dict[str, Any]:
-    """`["lr=1e-5", "images=a", "images=b"]` as a mapping. Raises RequestError."""
+    """Parse `["lr=1e-5", "images=a", "images=b"]` into a mapping. Raises RequestError."""
     declared = {o.name: o for o in options_of(cls)}
     changes: dict[str, Any] = {}
     for word in words:
@@ -309,37 +309,37 @@ def _changes(cls: type, words: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _compare(store: RunStore, given: argparse.Namespace) -> int:
-    first, second = store.get(given.a), store.get(given.b)
-    found = run_json.differences(first, second)
-    say(found) if given.json else print("\n".join(run_text.comparison(found)))
+def _compare(store: RunStore, args: argparse.Namespace) -> int:
+    first, second = store.get(args.a), store.get(args.b)
+    result = run_json.differences(first, second)
+    say(result) if args.json else print("\n".join(run_text.comparison(result)))
     return EXIT_DONE
 
 
-def _delete(store: RunStore, given: argparse.Namespace) -> int:
-    found = list(dict.fromkeys(store.get(ref) for ref in given.ids))
-    if not given.yes:
-        sizes = {run.id: launch.disk_usage(run.path) for run in found}
-        if given.json or not sys.stdin.isatty():
+def _delete(store: RunStore, args: argparse.Namespace) -> int:
+    runs = list(dict.fromkeys(store.get(ref) for ref in args.ids))
+    if not args.yes:
+        sizes = {run.id: launch.disk_usage(run.path) for run in runs}
+        if args.json or not sys.stdin.isatty():
             raise RequestError(f"delete: {', '.join(sizes)} would free {quantity(sum(sizes.values()), 'B')}; add --yes to do it")
         print("\n".join(f"{run_id}  {quantity(size, 'B')}" for run_id, size in sizes.items()))
-        answer = input(f"delete {len(found)} run{'s' if len(found) > 1 else ''} with all checkpoints? [y/N] ")
+        answer = input(f"delete {len(runs)} run{'s' if len(runs) > 1 else ''} with all checkpoints? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             print("nothing deleted")
             return EXIT_DONE
-    for run in found:
+    for run in runs:
         freed = launch.delete(run)
-        say({"id": run.id, "freed_bytes": freed}) if given.json else print(f"run {run.id}: deleted, {quantity(freed, 'B')} freed")
+        say({"id": run.id, "freed_bytes": freed}) if args.json else print(f"run {run.id}: deleted, {quantity(freed, 'B')} freed")
     return EXIT_DONE
 
 
-def _tensorboard(store: RunStore, given: argparse.Namespace) -> int:
-    from console.runs.tensorboard import TensorBoard  # asks for a package that not every machine has
+def _tensorboard(store: RunStore, args: argparse.Namespace) -> int:
+    from console.runs.tensorboard import TensorBoard  # needs a package that not every machine has
 
-    board = TensorBoard([store.get(ref) for ref in dict.fromkeys(given.ids)], given.port)
+    board = TensorBoard([store.get(ref) for ref in dict.fromkeys(args.ids)], args.port)
     try:
         board.wait()
-        if given.json:
+        if args.json:
             say({"url": board.url, "pid": board.process.pid})
         else:
             print(f"TensorBoard: {board.url}  (Ctrl-C ends it)", flush=True)

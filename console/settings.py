@@ -20,7 +20,7 @@ from typing import Any
 VARIABLE = "QWEN3VL_SETTINGS"
 DEFAULT = Path("~/.qwen3vl/settings.yaml")
 TEMPLATE = """\
-# Settings of the console (qwen3vl console). Take the # away from a line to change it; leave and come back, or press comma again.
+# Settings of the console (qwen3vl console). Remove the # of a line to change it, then restart the console or press comma again.
 
 # one of {themes}
 # theme: nord
@@ -35,7 +35,7 @@ _NAMED = {
     "(": "left_parenthesis", ")": "right_parenthesis", "{": "left_curly_bracket", "}": "right_curly_bracket", "\\": "backslash",
     "&": "ampersand", "%": "percent_sign", "$": "dollar_sign", "^": "circumflex_accent", "`": "grave_accent",
 }  # fmt: skip
-"""How people write keys, and Textual's names of them."""
+"""Common names of keys -> Textual's names."""
 _WORDS = {
     "enter", "space", "tab", "escape", "backspace", "delete", "insert", "home", "end", "pageup", "pagedown", "up", "down", "left", "right",
     "comma", *_NAMED.values(), *(f"f{n}" for n in range(1, 25)),
@@ -44,29 +44,29 @@ _KEY = re.compile(r"(?:(?:ctrl|alt|shift|meta|super|hyper)\+)*(\S|[a-z][a-z0-9_]
 
 
 def is_key(name: str) -> bool:
-    """Whether Textual can be given this key: `X`, `f5`, `ctrl+x`, `question_mark`."""
-    found = _KEY.fullmatch(name)
-    return found is not None and (len(found[1]) == 1 or found[1] in _WORDS)
+    """Whether Textual knows this key: `X`, `f5`, `ctrl+x`, `question_mark`."""
+    match = _KEY.fullmatch(name)
+    return match is not None and (len(match[1]) == 1 or match[1] in _WORDS)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the file says; `problems`: invalid entries, one line each; they are skipped."""
+    """The content of the settings file. problems: a line for each invalid entry, which is skipped."""
 
     theme: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
-    """Action id -> Textual's keys, separated by commas."""
+    """Action id -> Textual's names of its keys, separated by commas."""
     problems: tuple[str, ...] = ()
     file: Path = DEFAULT
 
 
 def settings_file() -> Path:
-    """Where the settings are kept."""
+    """The path of the settings file."""
     return Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
 
 
 def key_names(text: str) -> str:
-    """`"X, ?"` -> `"X,question_mark"`: keys as Textual calls them."""
+    """`"X, ?"` -> `"X,question_mark"`: Textual's names of the keys."""
     if text.strip() == ",":
         return "comma"
     names = [word.strip() for word in text.split(",")]
@@ -87,27 +87,27 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
         return Settings(file=file)
     except (OSError, UnicodeDecodeError) as error:
         return Settings(problems=(f"{file}: cannot be read ({error})",), file=file)
-    import yaml  # only who has a file waits for it
+    import yaml  # late: only needed if there is a file
 
     try:
-        found = yaml.safe_load(text) or {}
+        content = yaml.safe_load(text) or {}
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         return Settings(problems=(f"{file}: not YAML{f' (line {mark.line + 1})' if mark else ''}; write theme: nord",), file=file)
-    if not isinstance(found, dict):
-        return Settings(problems=(f"{file}: must hold theme: and keys:, one a line",), file=file)
-    unknown = [name for name in found if name not in ("theme", "keys")]
+    if not isinstance(content, dict):
+        return Settings(problems=(f"{file}: must hold theme: and keys:, one per line",), file=file)
+    unknown = [name for name in content if name not in ("theme", "keys")]
     problems = [f"{file}: {name}: no such setting; {_close(str(name), ('theme', 'keys'))}" for name in unknown]
-    theme = found.get("theme")
+    theme = content.get("theme")
     if theme is not None and theme not in themes:
         problems.append(f"{file}: theme: {theme}: no such theme; {_close(str(theme), themes)}")
         theme = None
     keys: dict[str, str] = {}
-    asked = found.get("keys") or {}
-    if not isinstance(asked, dict):
+    entries = content.get("keys") or {}
+    if not isinstance(entries, dict):
         problems.append(f"{file}: keys: must be a mapping, as in runs.stop: X")
-        asked = {}
-    for action, value in asked.items():
+        entries = {}
+    for action, value in entries.items():
         if action not in actions:
             problems.append(f"{file}: keys: {action}: no such action; {_close(str(action), actions)}")
         elif not isinstance(value, str | int) or isinstance(value, bool) or not all(map(is_key, key_names(str(value)).split(","))):

@@ -28,102 +28,103 @@ if TYPE_CHECKING:
     from textual.app import App
 
 EDITORS = ("nano", "vim", "vi", "emacs")
-"""Looked for when neither VISUAL nor EDITOR is set; the first that a beginner can leave again."""
+"""Tried in this order when neither VISUAL nor EDITOR is set; the easiest for beginners first."""
 
 
 def prepare_terminal() -> None:
-    """Full colours in JupyterLab's terminal, which has them and does not say so; QWEN3VL_TRUECOLOR=0 leaves it alone."""
+    """Enable full colours in JupyterLab's terminal, which supports but does not announce them; QWEN3VL_TRUECOLOR=0 turns this off."""
     environment = os.environ
     in_jupyter = "JUPYTER_SERVER_ROOT" in environment or "JUPYTER_SERVER_URL" in environment
-    quiet = not environment.get("COLORTERM") and environment.get("TERM") == "xterm-256color"
-    if in_jupyter and quiet and environment.get("QWEN3VL_TRUECOLOR") != "0":
+    unannounced = not environment.get("COLORTERM") and environment.get("TERM") == "xterm-256color"
+    if in_jupyter and unannounced and environment.get("QWEN3VL_TRUECOLOR") != "0":
         environment["COLORTERM"] = "truecolor"
 
 
-# what it can show
+# pictures
 
 ANSWER_SECONDS = 0.2
-"""How long an answer is waited for after everything else is ready; a terminal that never answers delays the console so much."""
-# a picture of one pixel by the graphics protocol; the size of a cell; last, since every terminal answers it, the attributes
-_QUESTIONS = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[16t\x1b[c"
+"""How long to wait for answers after everything else is ready; a terminal that never answers delays the console by this."""
+# queries: a picture of one pixel by the graphics protocol; the size of a cell; the attributes, last because every terminal answers them
+_QUERIES = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[16t\x1b[c"
 _ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
 _SIXEL = b"4"
 
 
 @dataclass(frozen=True)
-class Shows:
+class PictureSupport:
     """How a terminal shows pictures."""
 
-    way: str = "cells"
-    """`sixel`, `kitty` (the graphics protocol), or `cells`: half a cell a pixel."""
+    protocol: str = "cells"
+    """`sixel`, `kitty` (the graphics protocol), or `cells`: each pixel is half a character cell."""
     cell: tuple[int, int] | None = None
-    """Width and height of a cell in pixels, where it was told."""
+    """Width and height of a cell in pixels; None if unknown."""
 
 
-shows = Shows()
-"""Of this terminal: as `asked` found it before the app ran; after that only the app reads what a terminal says."""
+picture_support = PictureSupport()
+"""Of this terminal, set by `query_terminal` before the app starts; afterwards only the app reads the terminal's answers."""
 
 
 @contextmanager
-def asked() -> Iterator[None]:
-    """Ask the terminal what it can show; what is done within, while it answers, costs no time. Afterwards `shows` says it."""
-    global shows
+def query_terminal() -> Iterator[None]:
+    """Ask the terminal how it shows pictures, and set `picture_support` at the end of the block: other work in the block is done
+    while the terminal answers."""
+    global picture_support
     if not (sys.__stdin__ and sys.__stdin__.isatty() and sys.__stdout__ and sys.__stdout__.isatty()):
         yield
         return
-    reads, writes = sys.__stdin__.fileno(), sys.__stdout__.fileno()
-    before = termios.tcgetattr(reads)
-    tty.setcbreak(reads, termios.TCSANOW)  # or the answer would be written on the screen
+    stdin, stdout = sys.__stdin__.fileno(), sys.__stdout__.fileno()
+    before = termios.tcgetattr(stdin)
+    tty.setcbreak(stdin, termios.TCSANOW)  # otherwise the answer would appear on the screen
     try:
-        os.write(writes, _QUESTIONS)
+        os.write(stdout, _QUERIES)
         yield
-        shows = _understood(_answer(reads), _pixels(writes))
+        picture_support = _parse(_answer(stdin), _cell_size(stdout))
     finally:
-        termios.tcsetattr(reads, termios.TCSANOW, before)
+        termios.tcsetattr(stdin, termios.TCSANOW, before)
 
 
-def _answer(reads: int) -> bytes:
-    """What the terminal said, until the last answer or the time is out."""
-    said, end = b"", time.monotonic() + ANSWER_SECONDS
-    while not _ATTRIBUTES.search(said) and select.select([reads], [], [], max(0.0, end - time.monotonic()))[0]:
-        part = os.read(reads, 4096)
-        if not part:
+def _answer(stdin: int) -> bytes:
+    """What the terminal answers, up to the last answer or the timeout."""
+    answer, end = b"", time.monotonic() + ANSWER_SECONDS
+    while not _ATTRIBUTES.search(answer) and select.select([stdin], [], [], max(0.0, end - time.monotonic()))[0]:
+        data = os.read(stdin, 4096)
+        if not data:
             break
-        said += part
-    return said
+        answer += data
+    return answer
 
 
-def _pixels(writes: int) -> tuple[int, int] | None:
-    """A cell's size by the terminal's own record; None where it keeps none."""
-    rows, columns, width, height = struct.unpack("HHHH", fcntl.ioctl(writes, termios.TIOCGWINSZ, bytes(8)))
+def _cell_size(stdout: int) -> tuple[int, int] | None:
+    """A cell's size from the window size in pixels; None if the terminal does not report it."""
+    rows, columns, width, height = struct.unpack("HHHH", fcntl.ioctl(stdout, termios.TIOCGWINSZ, bytes(8)))
     return (width // columns, height // rows) if rows and columns and width >= columns and height >= rows else None
 
 
-def _understood(said: bytes, cell: tuple[int, int] | None) -> Shows:
-    told = re.search(rb"\x1b\[6;(\d+);(\d+)t", said)
-    if cell is None and told and int(told[1]) and int(told[2]):
-        cell = int(told[2]), int(told[1])
-    attributes = _ATTRIBUTES.search(said)
-    # sixel first: what speaks both does sixel better, and kitty itself speaks no sixel
+def _parse(answer: bytes, cell: tuple[int, int] | None) -> PictureSupport:
+    reported = re.search(rb"\x1b\[6;(\d+);(\d+)t", answer)
+    if cell is None and reported and int(reported[1]) and int(reported[2]):
+        cell = int(reported[2]), int(reported[1])
+    attributes = _ATTRIBUTES.search(answer)
+    # sixel first: terminals with both support it better, and kitty itself has no sixel
     if attributes and _SIXEL in attributes[1].split(b";"):
-        return Shows("sixel", cell)
-    return Shows("kitty" if re.search(rb"\x1b_Gi=31;OK\x1b", said) else "cells", cell)
+        return PictureSupport("sixel", cell)
+    return PictureSupport("kitty" if re.search(rb"\x1b_Gi=31;OK\x1b", answer) else "cells", cell)
 
 
 @contextmanager
-def unasked() -> Iterator[None]:
-    """Import `textual_image` within: it would ask the terminal, whose answers the running app reads; so it finds no terminal, but
-    the size of a cell that `asked` found."""
+def without_queries() -> Iterator[None]:
+    """Import `textual_image` inside this context. It would query the terminal, whose answers the running app would read as keys;
+    inside it finds no terminal, but the cell size that `query_terminal` got."""
     names = ("TEXTUAL_CELL_WIDTH", "TEXTUAL_CELL_HEIGHT")
-    kept, stdout = {name: os.environ.get(name) for name in names}, sys.__stdout__
-    if shows.cell is not None:
-        os.environ.update(zip(names, map(str, shows.cell), strict=True))
-    sys.__stdout__ = io.StringIO()  # type: ignore[assignment, misc]  # it is put back
+    saved, stdout = {name: os.environ.get(name) for name in names}, sys.__stdout__
+    if picture_support.cell is not None:
+        os.environ.update(zip(names, map(str, picture_support.cell), strict=True))
+    sys.__stdout__ = io.StringIO()  # type: ignore[assignment, misc]  # restored below
     try:
         yield
     finally:
         sys.__stdout__ = stdout  # type: ignore[misc]  # as it was
-        for name, value in kept.items():
+        for name, value in saved.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -134,22 +135,22 @@ def unasked() -> Iterator[None]:
 
 
 def editor() -> list[str]:
-    """Words of the editor's command. Raises RequestError when there is none."""
-    asked = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    """The editor's command as a list of words. Raises RequestError when there is no editor."""
+    variable = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     try:
-        words = shlex.split(asked) if asked else []
+        words = shlex.split(variable) if variable else []
     except ValueError:
-        raise RequestError(f"EDITOR={asked}: a quotation mark is not closed; for example export EDITOR=nano") from None
-    found = words or [name for name in EDITORS if shutil.which(name)][:1]
-    if not found:
+        raise RequestError(f"EDITOR={variable}: a quotation mark is not closed; for example export EDITOR=nano") from None
+    command = words or [name for name in EDITORS if shutil.which(name)][:1]
+    if not command:
         raise RequestError("no editor found; name one: export EDITOR=nano")
-    if shutil.which(found[0]) is None:
-        raise RequestError(f"EDITOR={asked}: no such program; for example export EDITOR=nano")
-    return found
+    if shutil.which(command[0]) is None:
+        raise RequestError(f"EDITOR={variable}: no such program; for example export EDITOR=nano")
+    return command
 
 
 def edit(app: App, file: Path) -> None:
-    """Give the terminal to the editor with this file until it is left. Raises RequestError when that is not possible."""
+    """Open a file in the user's editor, which takes over the terminal until it exits. Raises RequestError when that is not possible."""
     from textual.app import SuspendNotSupported
 
     words = editor()
@@ -157,12 +158,12 @@ def edit(app: App, file: Path) -> None:
         with app.suspend():
             subprocess.run([*words, str(file)], check=False)
     except SuspendNotSupported:
-        raise RequestError(f"{file}: this terminal cannot be lent to an editor; edit the file in another one") from None
+        raise RequestError(f"{file}: this terminal cannot run an editor; edit the file in another one") from None
     app.refresh(layout=True)
 
 
 def show_in_browser(url: str) -> bool:
-    """Open a link where the person has a graphical browser; over ssh and in a container there is none."""
+    """Open a link if there is a graphical browser, which there is not over ssh or in a container. Returns whether it was opened."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.uname().sysname == "Darwin"):
         return False
     try:

@@ -1,7 +1,7 @@
-"""`qwen3vl console --web`: the console in a browser tab, by textual-serve, on this machine's loopback, behind a token.
+"""`qwen3vl console --web`: the console in a browser tab, by textual-serve, on this machine's loopback address, protected by a token.
 
-textual-serve lets in everyone who reaches its port, and every user of a machine reaches its loopback. So the link holds a
-token; the page that opens with it keeps it as a cookie of this site alone, and every request without it gets 403.
+textual-serve has no access control, and every user of a machine reaches its loopback address. So the link holds a
+token, which the page stores as a cookie of this site only, and every request without it gets 403.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from qwen3vl_core.errors import EXIT_DONE, RequestError
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS = 8866, 50
 NAMES = ("127.0.0.1", "localhost", "[::1]")
-"""What a browser on this machine, or at the near end of an ssh tunnel, calls it."""
-# textual-serve's own page asks another site for a font, and waits for it on a machine without a network
+"""Host names by which a browser on this machine, or at the local end of an ssh tunnel, reaches the server."""
+# textual-serve's own page loads a font from another site, and hangs on a machine without a network
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>qwen3vl</title>
 <link rel="icon" href="data:,"><link rel="stylesheet" href="/static/css/xterm.css"><script src="/static/js/textual.js"></script>
@@ -45,7 +45,7 @@ PAGE = """<!DOCTYPE html>
 
 
 class _Session(AppService):
-    """One tab's console process, started from words and not by a shell."""
+    """The console process of one tab, started without a shell."""
 
     words: list[str]
 
@@ -59,10 +59,10 @@ class _Session(AppService):
 
 
 class ConsoleServer(Server):
-    """Serves a console process for each tab, to those who have the token."""
+    """Serves a console process for each tab to clients with the token."""
 
     def __init__(self, words: list[str], port: int) -> None:
-        """words: of the command that is the console. port: where it listens; 127.0.0.1."""
+        """words: the console's command. port: on 127.0.0.1."""
         super().__init__("qwen3vl", HOST, port, title="qwen3vl")
         self.words = words
         self.token = secrets.token_urlsafe(24)
@@ -74,30 +74,30 @@ class ConsoleServer(Server):
         return f"http://{HOST}:{self.port}/?token={self.token}"
 
     async def _make_app(self) -> web.Application:
-        # not textual-serve's own: its page, its list of static files and its download of anything are left out
+        # without textual-serve's page, its list of static files and its download route
         app = web.Application(middlewares=[self._guard])
         app.add_routes([
             web.get("/", self._page), web.get("/ws", self.handle_websocket, name="websocket"), web.static("/static", self.statics_path),
         ])  # fmt: skip
         return app
 
-    def _has_token(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
+    def _has_token(self, token: str | None) -> bool:
+        return token is not None and hmac.compare_digest(token.encode(), self.token.encode())
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """403 for who has no token, for a name that is not this machine's, and for a page of another site."""
+        """Answers 403 without the token, for another host name, and for a page of another site."""
         name = (request.host or "").rpartition(":")[0] or request.host
         origin = request.headers.get("Origin")
         if name not in NAMES or (origin is not None and origin != f"http://{request.host}"):
-            raise web.HTTPForbidden(text="403: only http://127.0.0.1 and http://localhost lead here\n")
-        given = request.query.get("token")
-        if self._has_token(given) and request.path == "/":
-            # the token leaves the address bar, and the history with it
+            raise web.HTTPForbidden(text="403: use http://127.0.0.1 or http://localhost\n")
+        token = request.query.get("token")
+        if self._has_token(token) and request.path == "/":
+            # removes the token from the address bar and the history
             answer = web.HTTPFound("/")
             answer.set_cookie(self.cookie, self.token, httponly=True, samesite="Strict", path="/")
             raise answer
-        if not self._has_token(given) and not self._has_token(request.cookies.get(self.cookie)):
+        if not self._has_token(token) and not self._has_token(request.cookies.get(self.cookie)):
             raise web.HTTPForbidden(text="403: the token is missing; open the link that qwen3vl console --web printed\n")
         return await handler(request)
 
@@ -108,7 +108,7 @@ class ConsoleServer(Server):
         return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
-        """One tab: its console lives as long as its connection."""
+        """Serve one tab: its console process ends with the connection."""
         websocket = web.WebSocketResponse(heartbeat=15)
         width, height = (to_int(request.query.get(name, ""), least) for name, least in (("width", 80), ("height", 24)))
         await websocket.prepare(request)
@@ -132,7 +132,7 @@ class ConsoleServer(Server):
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket on the loopback: at `port`, else at the first that is free. Raises RequestError."""
+    """A socket on the loopback address, on `port`, by default on the first free one. Raises RequestError."""
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,7 +150,7 @@ def listen(port: int | None) -> socket.socket:
 
 
 def serve(runs: Path, workspace: Path | None, port: int | None = None, browser: bool = True) -> int:
-    """Serve the console until Ctrl-C; prints the link. Gives the exit code. Raises RequestError when the port is taken."""
+    """Print the link, and serve the console until Ctrl-C. Returns the exit code. Raises RequestError when the port is taken."""
     words = [sys.executable, "-m", "qwen3vl_core.cli", "console", "--runs", str(runs)]
     words += ["--workspace", str(workspace)] if workspace is not None else []
     with listen(port) as listener:

@@ -1,1 +1,1 @@
-"""Curves as data, the same on every surface: smoothing, thinning, axes. numpy only, no toolkit."""
+"""Curves as data, the same in terminal and notebook: smoothing, thinning, axes. Uses numpy only, no UI toolkit."""

@@ -1,4 +1,4 @@
-"""A series as the minimum and maximum of each column of dots, so that every spike is kept and drawing costs the width, not the length."""
+"""Reduces a series to the minimum and maximum of each column of dots: every spike is kept, and drawing time depends on the width only."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any, Literal
 import numpy as np
 
 MOST = 1e100
-"""Values beyond are drawn there: sums and differences of larger ones overflow."""
+"""Larger values are drawn at this one, as their sums and differences would overflow."""
 BLOCK = 256
-"""Points of which one minimum and maximum is kept."""
+"""Number of points for which one minimum and maximum is kept."""
 COARSE = 8
-"""Blocks of a column from which the blocks' bounds are looked at instead of the points: the border is an eighth of a dot off at most."""
+"""With at least this many blocks in a column, block bounds are used instead of points: an error of at most an eighth of a dot."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Finite points of one series; NaN have become borders between segments."""
+    """The finite points of a series; NaNs separate segments."""
 
     x: np.ndarray
-    """Rising, [n]."""
+    """[n], ascending."""
     y: np.ndarray
-    """Finite float64, [n]."""
+    """[n], finite float64."""
     segment: np.ndarray | None
-    """[n] int: points of one segment are joined; None when all are."""
+    """[n], int: points of the same segment are joined; None: there is one segment."""
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray, log: bool = False) -> Points:
-        """From x and y of one length. log: y becomes its decimal logarithm, what is not above 0 a gap."""
+        """From x and y of the same length. log: take decimal logarithms of y; values that are not above 0 become gaps."""
         y = np.asarray(y, np.float64)
         if log:
             with np.errstate(all="ignore"):
                 y = np.where(y > 0, np.log10(np.where(y > 0, y, 1.0)), np.nan)
-        if len(y) and y.min() >= -MOST and y.max() <= MOST:  # neither holds with a NaN
+        if len(y) and y.min() >= -MOST and y.max() <= MOST:  # false if there is a NaN
             return cls(np.asarray(x), y, None)
         y = np.clip(y, -MOST, MOST)
         bad = ~np.isfinite(y)
@@ -42,7 +42,7 @@ class Points:
         return cls(np.asarray(x)[~bad], y[~bad], np.cumsum(bad)[~bad])
 
     def joined(self, a: int | np.ndarray, b: int | np.ndarray) -> bool | np.ndarray:
-        """Whether no gap lies between the points a and b."""
+        """Whether there is no gap between the points a and b."""
         return np.ones(np.shape(a), bool) if self.segment is None else self.segment[a] == self.segment[b]
 
     def at(self, a: int, b: int, x: float) -> float:
@@ -53,7 +53,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Columns:
-    """A series reduced to dot columns; arrays over the columns that hold points."""
+    """A series reduced to dot columns: arrays over the columns that have points."""
 
     column: np.ndarray
     low: np.ndarray
@@ -64,7 +64,7 @@ class Columns:
     """Whether the line continues from the previous column in this list."""
 
     def log10(self) -> Columns:
-        """The same on a logarithmic axis; every y must be above 0."""
+        """The same columns on a logarithmic axis; every y must be above 0."""
         low, high, first, last = (np.log10(values) for values in (self.low, self.high, self.first, self.last))
         return Columns(self.column, low, high, first, last, self.joined)
 
@@ -75,7 +75,7 @@ class Columns:
 
 
 class Bounds:
-    """Minimum and maximum of each block of a long series, kept as it grows; while every value is finite."""
+    """Minimum and maximum of each block of a long series, updated as it grows; used while all values are finite."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -85,7 +85,7 @@ class Bounds:
         self._of: object = None
 
     def update(self, y: np.ndarray) -> None:
-        """Take in a series: another one, or the same with values appended, which costs what is new."""
+        """Update with a series: a new one, or the last one with values appended, of which only the new values are read."""
         memory = y if y.base is None else y.base
         if memory is not self._of or len(y) < self.size:
             self._of, self.size, self.finite = memory, 0, True
@@ -100,24 +100,23 @@ class Bounds:
         self.size = len(y)
 
 
-def places(x: np.ndarray, at: float | np.ndarray, side: Literal["left", "right"] = "left") -> Any:
-    """Places in x, rising, that values would take, as `np.searchsorted`; whole steps are looked up among whole steps, since numpy
-    would make a float copy of all of them each time."""
+def search(x: np.ndarray, values: float | np.ndarray, side: Literal["left", "right"] = "left") -> Any:
+    """`np.searchsorted`; for integer x the values are rounded to integers first, as numpy would make a float copy of x each time."""
     if np.issubdtype(x.dtype, np.integer):
-        at = (np.ceil(at) if side == "left" else np.floor(at)).astype(x.dtype)
-    return np.searchsorted(x, at, side=side)
+        values = (np.ceil(values) if side == "left" else np.floor(values)).astype(x.dtype)
+    return np.searchsorted(x, values, side=side)
 
 
 def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | None = None) -> Columns:
-    """Minimum, maximum, first and last y of each of `count` columns between x0 and x1 (both in, x0 < x1).
+    """Minimum, maximum, first and last y of each of `count` columns between x0 and x1 (inclusive, x0 < x1).
 
-    A line that enters or leaves the view, or only crosses it, gets its points on the border. bounds: of the points; where a
-    column holds many blocks they are looked at instead, and a block on the border of two columns counts for the left one of them.
+    A line that enters, leaves or crosses the view gets points on its border. bounds: of the points; used instead of them where a
+    column has many blocks. A block on the border of two columns counts for the left one.
     """
     x, y = points.x, points.y
     edges = x0 + (x1 - x0) * np.arange(count + 1) / count
-    index = places(x, edges)
-    index[-1] = places(x, x1, "right")
+    index = search(x, edges)
+    index[-1] = search(x, x1, "right")
     keep = index[1:] > index[:-1]
     starts, ends = index[:-1][keep], index[1:][keep]
     column = np.nonzero(keep)[0]
@@ -134,8 +133,8 @@ def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | No
     else:
         parts = [column, *(np.empty(0),) * 4, np.empty(0, bool)]
 
-    def border(where: int, value: float, joins: bool) -> list:
-        return [np.array([where]), *(np.array([value]),) * 4, np.array([joins])]
+    def border(column: int, value: float, is_joined: bool) -> list:
+        return [np.array([column]), *(np.array([value]),) * 4, np.array([is_joined])]
 
     if 0 < begin < len(x) and (not len(column) or column[0] > 0) and points.joined(begin, begin - 1):
         left = border(0, points.at(begin - 1, begin, x0), False)

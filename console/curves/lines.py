@@ -1,4 +1,4 @@
-"""One line of a curve: what is drawn of it, and how it is kept up to date while its series grows."""
+"""One line of a curve, and its incremental update while its series grows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from console.curves.smoothing import Smoother
 from console.curves.thinning import MOST_POINTS, Thinner, decimate, within
 
 SLOTS = 6
-"""Colours of lines; more lines begin again."""
+"""Number of line colours; further lines reuse them."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,19 @@ class CurveLine:
 
     label: str
     x: np.ndarray
-    """Steps, rising, [n]."""
+    """Steps, [n], ascending."""
     y: np.ndarray
-    """Values, NaN where there is none, [n]."""
+    """Values, [n]; NaN is a gap."""
     smooth: np.ndarray | None = None
-    """Averages of y, [n]."""
+    """Smoothed values, [n]."""
     slot: int = 0
-    """Number of its colour."""
+    """Index of its colour."""
 
 
-class Growing:
-    """One line of a figure while its series grows: smoothed, then thinned, only what is new computed.
+class GrowingLine:
+    """Smooths and thins a growing series, computing only what is new.
 
-    version: of the series; when that is another one, or another weight is wanted, a new `Growing` is needed.
+    version: of the series; for another version or another weight create a new `GrowingLine`.
     """
 
     def __init__(self, version: int, weight: float) -> None:
@@ -41,7 +41,7 @@ class Growing:
     def __call__(
         self, x: np.ndarray, y: np.ndarray, window: tuple[float, float] | None = None, most: int = MOST_POINTS
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(x [m], y [m]), m <= most, of what is inside the window. A window costs as much as the points in it."""
+        """(x [m], y [m]), m <= most, of the points in the window; None: of all. A window is thinned anew each time."""
         if self.weight:
             y = self._smoother(y)
         if window is None and most == self._thinner.most:

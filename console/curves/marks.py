@@ -1,4 +1,4 @@
-"""What happened at a step, as it is marked on the axis of a curve."""
+"""Marks of events on the x axis of a curve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen3vl_core.run_record import BAD_EVENTS, DAMAGED, NAN, NOTE, RESTART, RES
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a step, shown on the axis."""
+    """An event at a step, shown on the axis."""
 
     step: int
     kind: str
@@ -19,4 +19,4 @@ class Mark:
 
 _GLYPHS = {SAVED: "◆", NAN: "✗", SPIKE: "▲", RESUME: "↻", DAMAGED: "✗", RESTART: "↺", STOPPED: "■", NOTE: "·"}
 MARKS = {event: (glyph, "problem" if event in BAD_EVENTS else "mark") for event, glyph in _GLYPHS.items()}
-"""Glyph and colour of what is marked; `start` and `done` are the ends of the curve and are not."""
+"""Glyph and colour of each event; `start` and `done` are not marked, as they are the ends of the curve."""

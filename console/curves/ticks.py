@@ -1,4 +1,4 @@
-"""What stands at the axes of a curve: round values, where they go and what they are called."""
+"""Axis ticks of a curve: round values with their positions and labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qwen3vl_core.formats import number, tick
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) between low and high, about `count` of them, never more than twice."""
+    """About `count` round numbers (1, 2, 5 times a power of ten) between low and high, at most twice as many."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low] if math.isfinite(low) else []
     raw = (high - low) / max(count, 1)
@@ -29,13 +29,13 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def value_range(low: float, high: float, log: bool = False) -> tuple[float, float]:
-    """The ends of a y axis that shows values from low to high, with some room beside them; log: all four are decimal logarithms."""
+    """The range of a y axis for values from low to high, with a margin; log: all four are decimal logarithms."""
     room = (high - low) * 0.03 or (0.15 if log else abs(low) * 0.1 or 1.0)
     return low - room, high + room
 
 
 def value_ticks(low: float, high: float, count: int, log: bool = False) -> list[tuple[float, str]]:
-    """[(place, label)] on a y axis from low to high, about `count`; log: low, high and the places are decimal logarithms."""
+    """About `count` [(position, label)] on a y axis from low to high; log: low, high and positions are decimal logarithms."""
     if log:
         return [(math.log10(v), number(v, 3)) for v in log_ticks(low, high, count) if v > 0]
     values = ticks(low, high, count)
@@ -43,5 +43,5 @@ def value_ticks(low: float, high: float, count: int, log: bool = False) -> list[
 
 
 def step_ticks(low: float, high: float, count: int) -> list[tuple[int, str]]:
-    """[(step, label)] on an x axis from low to high: whole steps only."""
+    """[(step, label)] on an x axis from low to high; integers only."""
     return [(int(v), f"{int(v):,}") for v in ticks(low, high, count) if v == int(v)]

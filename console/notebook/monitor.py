@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from console.curves.lines import Growing
+from console.curves.lines import GrowingLine
 from console.curves.thinning import MOST_POINTS
 from console.formatting import GLYPHS
 from console.notebook.data_frames import metrics
@@ -71,7 +71,7 @@ class RunMonitor(Live):
         if not 0 <= smoothing < 1:
             raise RequestError(f"smoothing {smoothing}: must be from 0 to below 1; use 0.9")
         self._series: dict[str, MetricSeries] = {}
-        self._growing: dict[tuple[str, str, str], Growing] = {}
+        self._growing: dict[tuple[str, str, str], GrowingLine] = {}
         self._runs: dict[str, Run] = {}
         self._drawn: Any = None
         self._quiet = False
@@ -200,11 +200,11 @@ class RunMonitor(Live):
                     made.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
         return made
 
-    def _line_of(self, run: Run, role: str, key: str, weight: float) -> Growing:
+    def _line_of(self, run: Run, role: str, key: str, weight: float) -> GrowingLine:
         version, name = self._series[run.id].version, (run.id, role, key)
         known = self._growing.get(name)
         if known is None or (known.version, known.weight) != (version, weight):
-            known = self._growing[name] = Growing(version, weight)
+            known = self._growing[name] = GrowingLine(version, weight)
         return known
 
     def _draw(self, shown: list[Run]) -> None:

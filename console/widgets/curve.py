@@ -14,7 +14,7 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
-from console.curves.columns import Bounds, Columns, Points, places, reduce
+from console.curves.columns import Bounds, Columns, Points, reduce, search
 from console.curves.lines import SLOTS, CurveLine
 from console.curves.marks import MARKS, Mark
 from console.curves.ticks import value_range
@@ -333,10 +333,10 @@ class Curve(Widget, can_focus=True):
         found = []
         x0, x1 = self.shown
         for line in self.lines:
-            begin, end = places(line.x, x0), places(line.x, x1, "right")
+            begin, end = search(line.x, x0), search(line.x, x1, "right")
             if begin == end:
                 continue
-            i = int(places(line.x[begin:end], step)) + begin
+            i = int(search(line.x[begin:end], step)) + begin
             if i == end or (i > begin and step - line.x[i - 1] <= line.x[i] - step):
                 i -= 1
             found.append((line, int(line.x[i]), float(line.y[i]), None if line.smooth is None else float(line.smooth[i])))

@@ -8,14 +8,14 @@ from PIL import Image, ImageOps
 
 from console import terminal
 
-with terminal.unasked():
+with terminal.without_queries():
     from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 LONGEST_SIDE = 1024
 """Pixels; a terminal shows no more, and scaling a photograph anew at each repaint would be slow."""
 MOST_PIXELS = 200_000_000
 
-PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}[terminal.shows.way]
+PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}[terminal.picture_support.protocol]
 
 
 def read_picture(path: str) -> Image.Image:

@@ -259,7 +259,7 @@ def test_the_console_says_when_it_has_no_terminal_or_no_workspace(store, tmp_pat
     monkeypatch.delenv("TEXTUAL_DRIVER", raising=False)
     with pytest.raises(RequestError, match="the console needs a terminal"):
         commands.console(["--runs", str(store.root)])
-    with pytest.raises(RequestError, match=r"--workspace .*missing: no such folder; qwen3vl demo makes one"):
+    with pytest.raises(RequestError, match=r"--workspace .*missing: no such folder; qwen3vl demo creates one"):
         commands.console(["--workspace", str(tmp_path / "missing")])
     with pytest.raises(RequestError, match="--fast: no such option; see qwen3vl console --help"):
         commands.console(["--fast"])

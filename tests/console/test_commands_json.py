@@ -195,8 +195,8 @@ def test_votes_are_given_taken_back_and_refused_all_or_none(store, answer, tmp_p
     assert found["votes"] == {"base": 0, "tuned": 1, "same": 1} and kept() == {one: "tuned", two: "same"}
     assert [row.get("vote") for row in found["captions"]] == ["tuned", "same", None]
     for words, line in (
-        (["nowhere.png", "tuned"], "--vote nowhere.png: no picture is called that in 0001-compare"),
-        (["two.png", "tuned"], "--vote two.png: several pictures are called that"),
+        (["nowhere.png", "tuned"], "--vote nowhere.png: no picture has this name in 0001-compare"),
+        (["two.png", "tuned"], "--vote two.png: several pictures have this name"),
         (["one.png", "best"], "--vote one.png best: must be one of base, tuned, same, none"),
     ):
         with pytest.raises(RequestError, match=re.escape(line)):

@@ -15,13 +15,13 @@ PROGRAM = """
 import os, sys, termios
 before = termios.tcgetattr(0)
 from console import terminal
-with terminal.asked():
+with terminal.query_terminal():
     pass
 assert termios.tcgetattr(0) == before
 from console.widgets.picture import PictureWidget
 from textual_image.widget import get_cell_size
 assert sys.__stdout__.isatty() and "TEXTUAL_CELL_WIDTH" not in os.environ
-print("found", terminal.shows.way, PictureWidget.__name__, tuple(get_cell_size()), flush=True)
+print("found", terminal.picture_support.protocol, PictureWidget.__name__, tuple(get_cell_size()), flush=True)
 """
 ATTRIBUTES, SIXEL = b"\x1b[?62;22c", b"\x1b[?62;4;22c"
 GRAPHICS, CELL = b"\x1b_Gi=31;OK\x1b\\", b"\x1b[6;30;15t"

@@ -157,7 +157,7 @@ def test_the_command_that_equals_what_was_done_is_in_the_palette_and_copied_by_a
     async def scene(pilot):
         app = pilot.app
         await press(pilot, "Y")
-        assert "nothing was done yet" in said(app)
+        assert "nothing done yet" in said(app)
         for steps, command in (
             (["s"], "qwen3vl runs list --sort name"),
             (["s", "s", "s", "s", "s"], "qwen3vl runs list"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.curves.columns import Points, places, reduce
+from console.curves.columns import Points, reduce, search
 from console.widgets.braille import DOTS, rasterize
 
 WIDTH, HEIGHT = 30, 8
@@ -51,8 +51,8 @@ def test_every_spike_is_kept_whatever_the_length(length, at, seed):
 )  # fmt: skip
 def test_whole_steps_are_found_where_real_numbers_are(steps, at, side):
     expected = np.searchsorted(np.array(steps, np.float64), at, side=side)
-    assert np.array_equal(places(np.array(steps, np.int64), np.array(at), side), expected)
-    assert places(np.array(steps, np.int64), at[0], side) == expected[0]
+    assert np.array_equal(search(np.array(steps, np.int64), np.array(at), side), expected)
+    assert search(np.array(steps, np.int64), at[0], side) == expected[0]
 
 
 def test_a_million_points_keep_one_low_and_one_high():

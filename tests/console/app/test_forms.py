@@ -101,7 +101,7 @@ def test_the_disk_is_asked_too(tmp_path):
     assert check_here("compare", options) == (f"--images {tmp_path}/x.jpg: no such file or folder; correct the path", "")
     options = read_plan("convert", texts("convert", source=str(tmp_path))).options
     problem, note = check_here("convert", options)
-    assert problem == "" and "free where it writes" in note
+    assert problem == "" and "free on the target's disk" in note
     target = tmp_path / "there"
     target.mkdir()
     (target / "config.json").write_text("{}")

@@ -39,7 +39,7 @@ def test_keys_are_written_as_people_write_them(file):
     ("theme: nrod\n", "theme: nrod: no such theme; did you mean nord?"),
     ("colour: red\n", "colour: no such setting; choose from theme, keys"),
     ("keys: X\n", "keys: must be a mapping, as in runs.stop: X"),
-    ("- 1\n", "must hold theme: and keys:, one a line"),
+    ("- 1\n", "must hold theme: and keys:, one per line"),
     ("keys: {a\n", "not YAML"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_and_left_out(file, text, line):
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_said_and_left_out(file, text, line):
 
 
 def test_a_key_that_is_taken_is_said_unless_the_other_one_moves_too():
-    assert clashes({"runs.stop": "r"}) == {"runs.stop": "keys: runs.stop: r is the key of runs.resume; give that one another too"}
+    assert clashes({"runs.stop": "r"}) == {"runs.stop": "keys: runs.stop: r is the key of runs.resume; give that one another key too"}
     assert clashes({"runs.stop": "r", "runs.resume": "x"}) == {}
     assert "is the key of app.theme" in clashes({"runs.stop": "T"})["runs.stop"]
     assert clashes({"monitor.stop": "d"}) == {}  # another screen's key
@@ -72,7 +72,7 @@ def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
         assert list(app.screen.marked) == ["0001-one"]
         assert "M mark" in text_of(app).splitlines()[-1]
         await press(pilot, "question_mark")
-        assert "        M  Mark it: for" in text_of(app) and "runs.mark" in text_of(app)
+        assert "        M  Mark it for" in text_of(app) and "runs.mark" in text_of(app)
         await press(pilot, "escape")
         marks = [c.help for c in app.get_system_commands(app.screen) if c.title == "Runs: mark"]
         assert marks and marks[0].endswith("(M)")

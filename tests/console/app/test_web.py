@@ -88,8 +88,8 @@ def test_a_port_that_is_taken_is_avoided_and_one_that_was_asked_for_is_refused_w
 
 
 @pytest.mark.parametrize("words, line", [
-    (["--port", "9000"], "--port: only together with --web"),
-    (["--no-browser"], "--no-browser: only together with --web"),
+    (["--port", "9000"], "--port: needs --web"),
+    (["--no-browser"], "--no-browser: needs --web"),
     (["--web", "--port", "99999"], "must be a port from 1 to 65535"),
 ])  # fmt: skip
 def test_a_wrong_request_for_the_browser_is_one_line(words, line):

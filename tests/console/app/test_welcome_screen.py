@@ -47,7 +47,7 @@ def test_an_empty_store_begins_with_the_first_page(store, size, theme):
         await press(pilot, "0")
         assert "Try the demo" in text_of(pilot.app)
         await press(pilot, "question_mark")
-        assert "Make the demo's workspace" in text_of(pilot.app)
+        assert "Create the demo's workspace" in text_of(pilot.app)
         titles = [command.title for command in pilot.app.get_system_commands(pilot.app.screen_stack[1])]
         assert "Paste recipe" in titles and "Runs: open" not in titles
         await press(pilot, "escape", "2")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.curves.lines import Growing
+from console.curves.lines import GrowingLine
 from console.curves.smoothing import Smoother
 
 
@@ -78,4 +78,4 @@ def test_a_weight_of_one_is_refused(weight):
 
 def test_a_line_without_smoothing_is_the_series_itself():
     x, y = np.arange(3), np.array([1.0, math.nan, 2.0])
-    assert Growing(0, 0.0)(x, y) == (x, y)
+    assert GrowingLine(0, 0.0)(x, y) == (x, y)

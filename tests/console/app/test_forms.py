@@ -106,7 +106,7 @@ def test_the_disk_is_asked_too(tmp_path):
     target.mkdir()
     (target / "config.json").write_text("{}")
     options = read_plan("convert", texts("convert", source=str(tmp_path), target=str(target))).options
-    assert check_here("convert", options)[0] == f"target {target}: already exists; choose another folder, or add --overwrite"
+    assert check_here("convert", options)[0] == f"TARGET {target}: already exists; choose another folder, or add --overwrite"
 
 
 def test_a_workspace_fills_the_forms_and_a_damaged_one_does_not_matter(tmp_path):

@@ -1,4 +1,4 @@
-"""The record of a run is what `qwen3vl_core/run_record.py` says: its page, its names, its versions, and who reads its table of metrics."""
+"""The record of a run is what `run_record.py` and `run_metrics.py` say: its page, names and versions, and who reads the metrics."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from console.runs import filters, launch, run_json, run_text
 from console.runs.store import RunStore
 from console.widgets.run_list import RunList
 from console.widgets.run_numbers import finetune_panel
-from qwen3vl_core import log_lines, run_record
+from qwen3vl_core import log_lines, run_metrics, run_record
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions
-from qwen3vl_core.run_record import METRICS, Metric
+from qwen3vl_core.run_metrics import METRICS, Metric
 from qwen3vl_core.training.metrics import step_text
 from qwen3vl_core.training.plan_loading import read_options
 
@@ -85,12 +85,12 @@ def test_names_of_the_record_are_spelled_in_its_module_only():
     wrong = []
     for file in (file for folder in ("console", "qwen3vl_core") for file in sorted((ROOT / folder).rglob("*.py"))):
         path = str(file.relative_to(ROOT))
-        if path == "qwen3vl_core/run_record.py":
+        if path in ("qwen3vl_core/run_record.py", "qwen3vl_core/run_metrics.py"):
             continue
         for line, text in literals(file):
             found = [name for name in names if name in text and not path.startswith(ELSEWHERE.get(name, ("-",)))]
             wrong += [f"{path}:{line}: {name}" for name in [*found, *(key for key in keys if text == key)]]
-    assert not wrong, "take these from qwen3vl_core.run_record:\n" + "\n".join(wrong)
+    assert not wrong, "take these from qwen3vl_core.run_record or run_metrics:\n" + "\n".join(wrong)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_plan_and_state_have_the_fields_of_the_table(run):
 def test_a_metric_added_to_the_table_appears_everywhere(run, monkeypatch):
     monkeypatch.setitem(METRICS, "entropy", NEW)
     last = json.loads(run.metrics.read_text().splitlines()[1])
-    assert run_record.scalars("train", last)["router-entropy"] == 3.5
+    assert run_metrics.scalars("train", last)["router-entropy"] == 3.5
     assert "entropy 3.5 nats" in step_text(last)
     head, line = run_text.table([run], 160)
     assert "ENTROPY" in head and "3.5" in line.split()
@@ -126,7 +126,7 @@ def test_a_metric_added_to_the_table_appears_everywhere(run, monkeypatch):
     assert row.metrics == {"loss": 2.5, "entropy": 3.5}
     assert "entropy   3.5 nats" in finetune_panel(row, None, 40).plain
     assert ("entropy", 8) in measured_columns(row)
-    assert run_record.is_noisy("entropy") and run_record.label_of("entropy") == "entropy (nats)"
+    assert run_metrics.is_noisy("entropy") and run_metrics.label_of("entropy") == "entropy (nats)"
 
 
 def measured_columns(row) -> list[tuple[str, int]]:

@@ -20,7 +20,8 @@ from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import WorkError
-from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, in_order, key_of, listed_keys
+from qwen3vl_core.run_metrics import METRICS, in_order, key_of, listed_keys
+from qwen3vl_core.run_record import EVAL, TRAIN
 
 __all__ = ["captions", "events", "metrics", "open_store", "runs", "scores", "wait"]
 

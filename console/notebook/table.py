@@ -19,7 +19,7 @@ from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
 from qwen3vl_core.formats import number
-from qwen3vl_core.run_record import listed_keys, title_of
+from qwen3vl_core.run_metrics import listed_keys, title_of
 
 WIDTH = 110
 LOG_LINES = 30

@@ -13,7 +13,8 @@ from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, explain_more
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail, LogView
-from qwen3vl_core.run_record import EVAL, SAMPLES, in_order, is_noisy, key_of, read_sample, title_of
+from qwen3vl_core.run_metrics import in_order, is_noisy, key_of, title_of
+from qwen3vl_core.run_record import EVAL, SAMPLES, read_sample
 
 LOG_LINES = 5000
 READ_BYTES = 4 << 20

@@ -18,17 +18,7 @@ from console.runs.outcome import Attempt, Outcome, Saves, record_restart
 from console.runs.state import read_json, write_json
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.run_record import (
-    HEARTBEAT,
-    PLAN,
-    RUN_VARIABLE,
-    SAVE,
-    STARTED_VARIABLE,
-    STATE,
-    STOP,
-    PlanRecord,
-    StateRecord,
-)  # fmt: skip
+from qwen3vl_core.run_record import HEARTBEAT, PLAN, RUN_VARIABLE, SAVE, STARTED_VARIABLE, STATE, STOP, PlanRecord, StateRecord  # fmt: skip
 
 SAVE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 GRACE_VARIABLE = "QWEN3VL_GRACE"

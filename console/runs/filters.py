@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 from console.runs.state import ALIVE
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.run_record import finite, listed_keys, title_of
+from qwen3vl_core.run_metrics import listed_keys, title_of
+from qwen3vl_core.run_record import finite
 
 
 class ListedRun(Protocol):

@@ -10,7 +10,8 @@ from typing import Any
 from console.runs.diagnosis import diagnose
 from console.runs.run_text import changed, last_of
 from console.runs.store import Run
-from qwen3vl_core.run_record import CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite, listed, listed_keys
+from qwen3vl_core.run_metrics import listed, listed_keys
+from qwen3vl_core.run_record import CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
 
 
 @dataclass

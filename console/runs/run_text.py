@@ -14,7 +14,8 @@ from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
-from qwen3vl_core.run_record import EVAL, METRICS, TRAIN, key_of, listed_keys, summary, title_of, version_problem
+from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
+from qwen3vl_core.run_record import EVAL, TRAIN, version_problem
 
 NO_DIFFERENCE = "no option differs"
 SEARCHED_LINES = 200_000

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from console.runs.tail import JsonlTail
-from qwen3vl_core.run_record import EVENT, ROW_FIELDS, TRAIN, key_of
+from qwen3vl_core.run_metrics import key_of
+from qwen3vl_core.run_record import EVENT, ROW_FIELDS, TRAIN
 
 FIRST = 256
 """Points that a new array has room for."""

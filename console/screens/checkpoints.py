@@ -21,7 +21,8 @@ from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.formats import number
-from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, LOSS, checkpoint_step
+from qwen3vl_core.run_metrics import LOSS
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, checkpoint_step
 
 MOST_RUNS = 40
 """How many of the newest finetunes are listed; nobody scrolls through more."""

@@ -25,7 +25,7 @@ from console.runs.store import Run
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
-from qwen3vl_core.run_record import LOSS, title_of
+from qwen3vl_core.run_metrics import LOSS, title_of
 
 NAMED = 6
 """Runs that a question names."""

@@ -21,7 +21,8 @@ from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
-from qwen3vl_core.run_record import LOSS, TRAIN, is_noisy, label_of
+from qwen3vl_core.run_metrics import LOSS, is_noisy, label_of
+from qwen3vl_core.run_record import TRAIN
 
 WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 OVERLAYS = 4

@@ -19,7 +19,7 @@ from textual.strip import Strip
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import number, span
-from qwen3vl_core.run_record import listed_keys, title_of
+from qwen3vl_core.run_metrics import listed_keys, title_of
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase

@@ -12,7 +12,8 @@ from textual.content import Content
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import duration, number, span
-from qwen3vl_core.run_record import BAD_EVENTS, EVAL, LOSS, METRICS, STEP_EVENTS, TRAIN, finite, key_of, title_of
+from qwen3vl_core.run_metrics import LOSS, METRICS, key_of, title_of
+from qwen3vl_core.run_record import BAD_EVENTS, EVAL, STEP_EVENTS, TRAIN, finite
 
 if TYPE_CHECKING:
     from console.readers.monitor import RunView

@@ -14,7 +14,7 @@ from qwen3vl_core.model.config import without_fp8
 import torch
 from megatron.core import parallel_state
 
-from qwen3vl_core import run_record
+from qwen3vl_core import run_metrics, run_record
 from qwen3vl_core.checkpoint import lora_merge, retention
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.source import open_source
@@ -231,8 +231,8 @@ class Loop:
         tokens = sum(r.tokens for r in results)
         loss = sum(r.loss * r.tokens for r in results) / max(tokens, 1)
         if self.metrics:
-            self.metrics.row(run_record.EVAL, self.step, {run_record.LOSS: loss, run_record.TOKENS: tokens})
-            self.line.say(f"step {self.step}: {run_record.title_of(run_record.key_of(run_record.EVAL, run_record.LOSS))} {loss:.4f}")
+            self.metrics.row(run_record.EVAL, self.step, {run_metrics.LOSS: loss, run_metrics.TOKENS: tokens})
+            self.line.say(f"step {self.step}: {run_metrics.title_of(run_metrics.key_of(run_record.EVAL, run_metrics.LOSS))} {loss:.4f}")
 
     def sample(self) -> None:
         """Write captions of the run's fixed sample pictures."""
@@ -349,31 +349,31 @@ class Loop:
             return
         figures: dict[str, Any] = {}
         if self.peaks:
-            memory_keys = run_record.MEMORY, run_record.RESERVED
+            memory_keys = run_metrics.MEMORY, run_metrics.RESERVED
             figures = {name: round(peak / GIB, 3) for name, peak in zip(memory_keys, self.peaks, strict=True)}
             self.peaks = ()
         if result.flops:
             flops_per_gpu = result.flops / seconds / torch.distributed.get_world_size()
-            figures[run_record.TFLOPS] = round(flops_per_gpu / 1e12, 3)
+            figures[run_metrics.TFLOPS] = round(flops_per_gpu / 1e12, 3)
             if self.gpu.peak_flops:
-                figures[run_record.MFU] = round(flops_per_gpu / self.gpu.peak_flops, 4)
+                figures[run_metrics.MFU] = round(flops_per_gpu / self.gpu.peak_flops, 4)
         if self.options.precision == "fp16":
-            figures[run_record.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
+            figures[run_metrics.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:
-            figures[run_record.PACKING_EFFICIENCY] = round(result.filled, 4)
+            figures[run_metrics.PACKING_EFFICIENCY] = round(result.filled, 4)
         values = {
-            run_record.LOSS: result.loss,
-            run_record.LR: result.learning_rate,
-            run_record.GRAD_NORM: result.grad_norm,
-            run_record.TOKENS: result.tokens,
-            run_record.SAMPLE_COUNT: self.options.global_batch_size,
-            run_record.STEP_SECONDS: round(seconds, 4),
-            run_record.TOKENS_PER_SECOND: round(result.tokens / seconds, 1),
-            run_record.SKIPPED_COUNT: sum(self.train_data.skipped.values()),
-            run_record.DATA_SECONDS: round(data_seconds, 4),
-            run_record.FORWARD_BACKWARD_SECONDS: round(result.forward_backward_seconds, 4),
-            run_record.OPTIMIZER_SECONDS: round(result.optimizer_seconds, 4),
-            run_record.CHECKPOINT_SECONDS: round(self.saving_seconds, 4),
+            run_metrics.LOSS: result.loss,
+            run_metrics.LR: result.learning_rate,
+            run_metrics.GRAD_NORM: result.grad_norm,
+            run_metrics.TOKENS: result.tokens,
+            run_metrics.SAMPLE_COUNT: self.options.global_batch_size,
+            run_metrics.STEP_SECONDS: round(seconds, 4),
+            run_metrics.TOKENS_PER_SECOND: round(result.tokens / seconds, 1),
+            run_metrics.SKIPPED_COUNT: sum(self.train_data.skipped.values()),
+            run_metrics.DATA_SECONDS: round(data_seconds, 4),
+            run_metrics.FORWARD_BACKWARD_SECONDS: round(result.forward_backward_seconds, 4),
+            run_metrics.OPTIMIZER_SECONDS: round(result.optimizer_seconds, 4),
+            run_metrics.CHECKPOINT_SECONDS: round(self.saving_seconds, 4),
             **figures,
             **self.gpu.figures(),
         }

@@ -13,7 +13,8 @@ from typing import Any
 
 from qwen3vl_core.formats import duration, number
 from qwen3vl_core.progress import Progress
-from qwen3vl_core.run_record import EVENT, GRAD_NORM, METRICS, VERSION, scalars
+from qwen3vl_core.run_metrics import GRAD_NORM, METRICS, scalars
+from qwen3vl_core.run_record import EVENT, VERSION
 from qwen3vl_core.training.sinks import Sinks
 
 

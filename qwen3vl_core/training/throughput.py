@@ -11,7 +11,7 @@ import qwen3vl_core.model  # noqa: F401
 import torch
 
 from qwen3vl_core.layout.flops import attention_forward, language_forward, passes, vision_forward
-from qwen3vl_core.run_record import GPU_UTILISATION, GPU_WATTS
+from qwen3vl_core.run_metrics import GPU_UTILISATION, GPU_WATTS
 from qwen3vl_core.sizes import Architecture
 
 # NVML is queried at most this often

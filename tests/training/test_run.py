@@ -16,7 +16,8 @@ from qwen3vl_core import log_lines
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.layout.torchrun_command import training_command
-from qwen3vl_core.run_record import EVENT_FIELDS, EVENTS, METRICS, ROW_FIELDS, SAMPLE_FIELDS
+from qwen3vl_core.run_metrics import METRICS
+from qwen3vl_core.run_record import EVENT_FIELDS, EVENTS, ROW_FIELDS, SAMPLE_FIELDS
 from qwen3vl_core.training.throughput import Gpu
 from tests.ranks import run_ranks
 from tests.training import runs

@@ -1,6 +1,6 @@
 """Media that are no files of their own: stretches of a shard or of a spool file, as one name. Imports no torch.
 
-A name is a path, or a path, an offset and a size with zero bytes between them, which no path holds.
+A name is a path, or a path, an offset, a size and a file extension with zero bytes between them, which no path holds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 SPOOL_SUFFIX = ".spool"
 
 
-def range_name(path: str, offset: int, size: int) -> str:
-    """The name of a stretch of a file."""
-    return f"{path}\0{offset}\0{size}"
+def range_name(path: str, offset: int, size: int, suffix: str = "") -> str:
+    """The name of a stretch of a file. suffix: the extension that it would have as a file."""
+    return f"{path}\0{offset}\0{size}\0{suffix}"
 
 
 def split_name(name: str) -> tuple[str, int, int]:
@@ -24,7 +24,7 @@ def split_name(name: str) -> tuple[str, int, int]:
     path, separator, rest = name.partition("\0")
     if not separator:
         return path, 0, -1
-    offset, _, size = rest.partition("\0")
+    offset, size, _ = rest.split("\0")
     return path, int(offset), int(size)
 
 

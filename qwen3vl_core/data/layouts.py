@@ -12,7 +12,7 @@ from qwen3vl_core.data import grounding, media_values
 from qwen3vl_core.data.errors import DataError, kind_of
 from qwen3vl_core.data.media_values import with_options
 from qwen3vl_core.data.records import TAG, VIDEO_TAG, Content, Extras, Medium, SourceRecord, cut, text_of
-from qwen3vl_core.data.turns import Turns, media_key, read_tools, read_turns, thought
+from qwen3vl_core.data.turns import Turns, json_of, media_key, read_tools, read_turns, thought
 
 CONVERSATIONS = ("conversations", "messages", "conversation", "dialog", "dialogue")
 _ANSWERS = ("response", "output", "completion", "answer")
@@ -113,7 +113,14 @@ def _conversation(fields: dict[str, Any]) -> Turns:
     if len(keys) > 1:
         raise DataError("record-has-both", first=keys[0], second=keys[1])
     if keys:
-        turns = read_turns(fields.pop(keys[0]), keys[0])
+        conversation = fields.pop(keys[0])
+        if isinstance(conversation, dict) and conversation and all(isinstance(value, list) for value in conversation.values()):
+            # a table keeps a list of objects as an object of lists
+            columns = list(conversation.values())
+            conversation = [dict(zip(conversation, row, strict=False)) for row in zip(*columns, strict=False)]
+        elif isinstance(conversation, str) and conversation[:1] == "[":
+            conversation = json_of(conversation, keys[0])
+        turns = read_turns(conversation, keys[0])
     elif isinstance(fields.get("texts"), list):
         # the Cauldron's: [{user, assistant, source}]
         pairs = [{k: v for k, v in pair.items() if k != "source"} if isinstance(pair, dict) else pair for pair in fields.pop("texts")]

@@ -26,6 +26,8 @@ REFUSED_OPTIONS = {
     "min_pixels": "give --min-pixels to the run", "max_pixels": "give --max-pixels to the run",
     "resized_height": "resize the picture", "resized_width": "resize the picture",
 }  # fmt: skip
+RANGE: Any = b"range"
+"""Key of an object that stands for a stretch of a file, as `byte_ranges` names it: no JSON has a key of bytes."""
 _LABELS = {"type", "detail", "format", "mime_type", "id", "width", "height", "text", "duration"}
 """Keys of a picture's or video's object that change nothing."""
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "AAAA")
@@ -46,7 +48,7 @@ def medium(value: Any, what: str) -> str | Medium:
             raise DataError("media-empty", what=shown)
         return Medium(value)
     if isinstance(value, dict):
-        return _from_object(value, what)
+        return Medium(value[RANGE]) if RANGE in value else _from_object(value, what)
     if isinstance(value, list) and what == "video":
         return _frames(value)
     raise DataError("record-not-text", what=f"a {shown}'s name", found=kind_of(value))

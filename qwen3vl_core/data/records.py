@@ -119,7 +119,7 @@ class SourceRecord(NamedTuple):
             sampling = {"sampling": options} if options else {}
             if folder is None:
                 name = video.content if isinstance(video, Medium) else video
-                ending = suffix(name, VIDEO_SUFFIXES, "video") if isinstance(name, str) else "mp4"
+                ending = suffix(name.rpartition("\0")[2], VIDEO_SUFFIXES, "video") if isinstance(name, str) else "mp4"
                 parts.append({"type": "video", "part": f"vid{i}.{ending}", **sampling})
                 continue
             files = [f"vid{i}.{n:05d}.{suffix_of(file)}" for n, file in enumerate(folder.names)]
@@ -194,7 +194,7 @@ def suffix_of(picture: Any) -> str:
     if isinstance(content, tuple):
         content = content[0]
     if isinstance(content, str):
-        return suffix(content.partition("\0")[0], PICTURE_SUFFIXES, "img")
+        return suffix(content.rpartition("\0")[2], PICTURE_SUFFIXES, "img")
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "webp"
     return next((ending for start, ending in _MAGIC if content.startswith(start)), "img")

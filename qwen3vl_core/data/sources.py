@@ -1,4 +1,6 @@
-"""Files of records: one JSON list, or JSON Lines. What a record may look like is in `layouts`. Imports no torch.
+"""Sources of records, found out by looking: JSON, tables, shards, folders of them. Imports no torch.
+
+What one record may look like is in `layouts`.
 
 All layouts give the same samples. A sample in a shard is `KEY.json` and its media, KEY being the
 record's number in eight digits; the media keep their bytes:
@@ -27,175 +29,201 @@ Parts always stand in the order of the text; parts of text are never empty.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from qwen3vl_core.data import layouts
+from qwen3vl_core.data import dataset_info, layouts
+from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import DataError, kind_of, listed
+from qwen3vl_core.data.json_files import JsonRecords, loads, reason_of
 from qwen3vl_core.data.records import SourceRecord
+from qwen3vl_core.data.tables import ArrowTable, TextTable
+from qwen3vl_core.data.text_files import TextFile, file_kind, read_head, refuse_binary
+from qwen3vl_core.data.webdataset import WebDatasetRecords
 from qwen3vl_core.errors import RequestError
 
-SHAPE = "LLaVA ({id, image, conversations: [{from, value}]}) and ShareGPT ({conversations or messages, images, videos}) are read"
-LONGEST_LINE = 64 << 20
-"""Maximum of bytes for one record in JSON Lines; a file with a longer line is not taken for JSON Lines."""
-_BOM = b"\xef\xbb\xbf"
+TEXTS = ("jsonl", "ndjson", "json", "csv", "tsv")
+ENDINGS = (*TEXTS, "parquet", "arrow")
+"""Files of records by their names; in what they hold, they are told by looking."""
+_COMPRESSED = (".gz", ".bz2", ".xz")
+_METADATA = re.compile(r"metadata\.(jsonl|csv|parquet)")
+_SPLIT = re.compile(r"(?:^|[-_./])(train|training|validation|valid|val|dev|test|testing)(?=[-_./]|$)")
+_TRAINING = ("train", "training")
+_DEPTH = 3
+"""Levels of folders that are looked into."""
+_NO_NAMING = Naming()
 
 
-@dataclass(frozen=True)
+class Records(Protocol):
+    """What reads one kind of file."""
+
+    count: int | None
+
+    def records(self) -> Iterator[Any]: ...
+
+
+@dataclass
 class RecordFile:
-    """A file of records and its detected format."""
+    """A source and its detected kind."""
 
     path: Path
-    lines: bool
-    """JSON Lines: one record a line, read one at a time; otherwise one JSON list."""
-    style: str
-    """`LLaVA` or `ShareGPT`, detected from the first record."""
-    count: int | None = None
-    """Number of records, where it is known without reading the file."""
-    loaded: list[Any] | None = None
-    """The records of a JSON list; `records` releases each as it yields it."""
+    kind: str
+    """For people: `LLaVA JSON Lines`."""
+    reader: Records
+    notes: tuple[str, ...] = ()
+    """What of a folder is not read."""
 
     @property
-    def kind(self) -> str:
-        return f"{self.style} JSON{' Lines' if self.lines else ''}"
+    def count(self) -> int | None:
+        """Number of records, where it is known without reading the file."""
+        return self.reader.count
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """(number from 0, record): an object for a JSON list; for JSON Lines (line from 1, its bytes), for `parse` to read.
+        """(number from 0, record): an object; for JSON Lines (line from 1, its bytes), for `parse` to read.
 
         A JSON list can be iterated once only. Raises RequestError when reading fails.
         """
-        if not self.lines:
-            loaded = self.loaded
-            assert loaded is not None
-            for number in range(len(loaded)):
-                # released as it is used: the list is the largest object in memory
-                record, loaded[number] = loaded[number], None
-                yield number, record
-            return
-        number = 0
-        for place, line in _lines(self.path):
-            if line.strip():
-                yield number, (place, line)
-                number += 1
+        return enumerate(self.reader.records())
+
+    def length(self) -> int:
+        """Number of records, counted where it must be."""
+        return self.count if self.count is not None else sum(1 for _ in self.reader.records())
 
 
-def open_records(path: Path) -> RecordFile:
-    """Open `path` and detect its format from the first record. Raises RequestError for an unsupported one."""
-    head = _head(path)
-    if head.lstrip(b" \t\r\n")[:1] != b"{":
-        loaded = load_list(path)
-        return RecordFile(path, False, layouts.style_of(loaded[0]), len(loaded), loaded)
-    line_number, line = next((line_number, line) for line_number, line in _lines(path) if line.strip())
-    _check_no_wrapper(path, line)
-    try:
-        return RecordFile(path, True, layouts.style_of(_loads(line)))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text (line {line_number}, byte {error.start:,}); {SHAPE}") from None
-    except json.JSONDecodeError as error:
-        raise RequestError(
-            f"{path}: not JSON (line {line_number}, column {error.colno}: {error.msg}); a list [...] or one record a line; {SHAPE}"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise RequestError(f"{path}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
+@dataclass(frozen=True)
+class Located:
+    """The files of a source, and what they are."""
+
+    kind: str
+    """parquet, arrow, tar or text"""
+    paths: list[Path]
+    root: Path
+    """Folder that the media's names are relative to."""
+    notes: tuple[str, ...] = ()
 
 
-def _check_no_wrapper(path: Path, line: bytes) -> None:
-    """Raises RequestError for an object that wraps the list of records, and is not a record in JSON Lines either."""
-    wrapper = None
-    for data in (line, path.read_bytes() if line.strip() == b"{" and path.stat().st_size <= LONGEST_LINE else b""):
-        with contextlib.suppress(ValueError, RecursionError):
-            wrapper = _loads(data)
-            break
-    if not isinstance(wrapper, dict) or any(key in wrapper for key in ("conversations", "messages")):
-        return
-    for key, value in wrapper.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and {"conversations", "messages"} & value[0].keys():
-            raise RequestError(f"{path}: one object that holds the records as {key!r}; write that list alone: jq .{key} {path.name}")
+def locate(source: Path) -> Located:
+    """The files that `source`, a file or folder, stands for. Raises RequestError when they hold no records."""
+    if source.is_dir():
+        return _in_folder(source)
+    kind = file_kind(read_head(source))
+    refuse_binary(source, kind)
+    return Located(kind if kind in ("parquet", "arrow", "tar") else "text", [source], source.parent)
 
 
-def parse(number: int, record: Any) -> SourceRecord:
+def is_source(path: Path) -> bool:
+    """Whether a path looks like a source: by its name, or a folder with files of records and no model's."""
+    if path.is_file():
+        return _ending(path) in ENDINGS
+    if not path.is_dir() or (path / "config.json").is_file():
+        return False
+    return any(_ending(file) in ("parquet", "arrow", "tar") or _METADATA.fullmatch(file.name) for file in _files(path))
+
+
+def open_records(path: Path, naming: Naming = _NO_NAMING, located: Located | None = None) -> RecordFile:
+    """Open a source and detect its layout from the first record. Raises RequestError for an unsupported one."""
+    located = located or locate(path)
+    reader: Any
+    if located.kind in ("parquet", "arrow"):
+        reader, what = ArrowTable(located.paths, located.kind), {"parquet": "parquet", "arrow": "Arrow"}[located.kind]
+    elif located.kind == "tar":
+        reader, what = WebDatasetRecords(located.paths), "WebDataset shards"
+    elif _ending(located.paths[0]) in ("csv", "tsv"):
+        reader, what = TextTable(located.paths[0], naming.columns), _ending(located.paths[0]).upper()
+    else:
+        reader = JsonRecords(TextFile(located.paths[0]))
+        what = "JSON Lines" if reader.lines else "JSON"
+    first = reader.first() if isinstance(reader, JsonRecords) else next(iter(reader.records()), None)
+    if first is None and not isinstance(reader, JsonRecords):
+        raise RequestError(f"{path}: no record in it; give a file with some")
+    naming.check_first(first, path)
+    return RecordFile(path, f"{layouts.style_of(naming.applied(first))} {what}", reader, located.notes)
+
+
+def parse(number: int, record: Any, naming: Naming = _NO_NAMING) -> SourceRecord:
     """Parse and check a record from `RecordFile.records`. Raises DataError that names the violated rule."""
     if isinstance(record, tuple):
         line_number, line = record
         try:
-            record = _loads(line)
+            record = loads(line)
         except UnicodeDecodeError as error:
             raise DataError("line-not-utf8", f"line {line_number}", byte=error.start) from None
         except json.JSONDecodeError as error:
             raise DataError("line-not-json", f"line {line_number}", column=error.colno, reason=error.msg) from None
         except (RecursionError, ValueError) as error:
-            raise DataError("line-json-unreadable", f"line {line_number}", reason=_reason(error)) from None
+            raise DataError("line-json-unreadable", f"line {line_number}", reason=reason_of(error)) from None
     if not isinstance(record, dict):
         raise DataError("record-not-an-object", found=kind_of(record))
-    return layouts.parse(number, record)
+    return layouts.parse(number, naming.applied(record))
 
 
-def load_list(file: Path) -> list[Any]:
-    """The JSON list in `file`. Raises RequestError for anything else."""
+def _ending(path: Path) -> str:
+    """`jsonl` for `a.jsonl` and `a.jsonl.gz`."""
+    name = path.name.lower()
+    for compressed in _COMPRESSED:
+        name = name.removesuffix(compressed)
+    return name.rpartition(".")[2]
+
+
+def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
+    """The files in a folder and those below it, without hidden ones, sorted."""
     try:
-        loaded = _loads(file.read_bytes())
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{file}: not UTF-8 text (byte {error.start:,}); {SHAPE}") from None
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{file}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); {SHAPE}") from None
-    except (RecursionError, ValueError) as error:
-        raise RequestError(f"{file}: not JSON that is read here ({_reason(error)}); {SHAPE}") from None
+        entries = sorted(folder.iterdir())
     except OSError as error:
-        raise _unreadable(file, error) from None
-    if not isinstance(loaded, list):
-        raise RequestError(f"{file}: not a list but {kind_of(loaded)}; {SHAPE}")
-    if not loaded:
-        raise RequestError(f"{file}: an empty list; {SHAPE}")
-    return loaded
+        raise RequestError(f"{folder}: cannot be read ({error.strerror}); give another folder") from None
+    found: list[Path] = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += _files(entry, depth - 1) if depth else []
+        else:
+            found.append(entry)
+    return found
 
 
-def _loads(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant)
+def _in_folder(folder: Path) -> Located:
+    files = _files(folder)
+    metadata = [file for file in files if _METADATA.fullmatch(file.name)]
+    if metadata:
+        # Hugging Face's imagefolder: names are relative to the folder of the metadata
+        (chosen, *_), notes = _training(metadata, folder)
+        return Located("parquet" if chosen.suffix == ".parquet" else "text", [chosen], chosen.parent, notes)
+    info = folder / dataset_info.FILE
+    if info.is_file() and "file_name" in info.read_text(encoding="utf-8", errors="replace"):
+        raise RequestError(f"{folder}: LLaMA-Factory's folder of datasets; give {info}, and choose one by --dataset")
+    by_kind = {ending: [file for file in files if _ending(file) == ending] for ending in ("parquet", "arrow", "tar", *TEXTS)}
+    if by_kind["arrow"]:
+        # beside the data, `datasets` leaves what it has computed once
+        by_kind["arrow"] = [file for file in by_kind["arrow"] if not file.name.startswith("cache-")]
+    for kind in ("parquet", "arrow", "tar"):
+        if by_kind[kind]:
+            chosen_files, notes = _training(by_kind[kind], folder)
+            folders = sorted({str(file.parent.relative_to(folder)) for file in chosen_files})
+            if len(folders) > 1 and kind != "tar" and not all(_SPLIT.search(name) for name in folders):
+                raise RequestError(f"{folder}: {kind} files of several subsets ({listed(folders, 12)}); give one of these folders")
+            return Located(kind, chosen_files, folder, notes)
+    texts = [file for ending in TEXTS for file in by_kind[ending] if file.parent == folder and file.name not in _OTHER_JSON]
+    chosen_files, notes = _training(texts, folder) if texts else ([], ())
+    if len(chosen_files) != 1:
+        way = f"it holds {listed([file.name for file in chosen_files])}; give one of them" if texts else "give a file of records"
+        raise RequestError(f"{folder}: a folder; {way} (docs/data.md lists the layouts)")
+    return Located("text", chosen_files, folder, notes)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+_OTHER_JSON = ("dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json", "configuration.json", "config.json")
+"""Files about a dataset, as hubs keep them beside it."""
 
 
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _head(file: Path) -> bytes:
-    """The first block with more than white space, or nothing. Raises RequestError when the file cannot be read."""
-    try:
-        with open(file, "rb") as opened:
-            head = opened.read(1 << 16).removeprefix(_BOM)
-            while head and not head.strip():
-                head = opened.read(1 << 16)
-            return head
-    except IsADirectoryError:
-        candidates = sorted(p.name for ending in ("json", "jsonl") for p in file.glob(f"*.{ending}"))
-        way_out = f"it holds {listed(candidates)}; give one of them" if candidates else "give the JSON list of conversations"
-        raise RequestError(f"{file}: a folder; {way_out}") from None
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: OSError) -> RequestError:
-    if isinstance(error, FileNotFoundError):
-        return RequestError(f"{file}: no such file; give the JSON list of conversations")
-    return RequestError(f"{file}: cannot be read ({error.strerror}); give the JSON list of conversations")
-
-
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(line from 1, its bytes). Raises RequestError for a line that is too long for a record."""
-    try:
-        with open(file, "rb", buffering=1 << 20) as opened:
-            place = 0
-            while line := opened.readline(LONGEST_LINE):
-                place += 1
-                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                    raise RequestError(f"{file}: line {place} is over {LONGEST_LINE >> 20} MiB; JSON Lines have one record a line")
-                yield place, line
-    except OSError as error:
-        raise _unreadable(file, error) from None
+def _training(files: list[Path], folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """(the files to read, notes): those of the training split where the names tell splits."""
+    splits = {file: match[1] if (match := _SPLIT.search(str(file.relative_to(folder)).lower())) else "" for file in files}
+    chosen = [file for file, split in splits.items() if split in _TRAINING]
+    others = sorted({split for split in splits.values() if split and split not in _TRAINING})
+    if not chosen or not others:
+        return files, ()
+    return chosen, (f"the files of {', '.join(others)} are not read, those of training are",)

@@ -56,9 +56,9 @@ class Lengths:
 class Measurer:
     """Processor and open samples for measuring, created on first use: each process has its own."""
 
-    def __init__(self, path: Place, model: Path, images: Path | None = None) -> None:
-        self.path, self.model, self.images = path, model, images
-        """path: of a dataset, a shard or a source; images: where a source's media are."""
+    def __init__(self, path: Place, model: Path, images: Path | None = None, columns: str | None = None) -> None:
+        self.path, self.model, self.images, self.columns = path, model, images, columns
+        """path: of a dataset, a shard or a source; images: where a source's media are; columns: as its records call them."""
         self._processor: Any = None
         self._opened: dict[str, Samples] = {}
 
@@ -74,7 +74,7 @@ class Measurer:
     def samples(self, name: str) -> Samples:
         """The samples of a split, or of a source without splits."""
         if name not in self._opened:
-            self._opened |= open_samples(self.path, name, self.images)
+            self._opened |= open_samples(self.path, name, self.images, self.columns)
         return self._opened[name]
 
     def __getstate__(self) -> dict[str, Any]:

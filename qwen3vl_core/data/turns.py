@@ -198,7 +198,7 @@ def _from_parts(result: Turns, parts: list[Any], role: str, where: str) -> Conte
                 raise DataError("media-in-answer", where, what="picture" if what == "image" else what, role=role)
             body = {key: value for key, value in part.items() if key != "type"}
             for key in (f"{what}_url", what):
-                if isinstance(body.get(key), dict):
+                if isinstance(body.get(key), dict) and media_values.RANGE not in body[key]:
                     body |= body.pop(key)
             if set(body) & {"bytes", "path", "url", what, f"{what}_url", "file", "file_name", "data"}:
                 result.media.append((what, media_values.medium(body, what)))
@@ -253,13 +253,13 @@ def _calls(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
     if single:
         calls = [*calls, single] if isinstance(calls, list) else calls
     if isinstance(calls, str):
-        calls = _json(calls, f"{where}: tool_calls")
+        calls = json_of(calls, f"{where}: tool_calls")
     return _call_list(calls, where) if calls else []
 
 
 def _call_list(calls: Any, where: str) -> list[dict[str, Any]]:
     if isinstance(calls, str):
-        calls = _json(calls, f"{where}: a tool call")
+        calls = json_of(calls, f"{where}: a tool call")
     result = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
@@ -269,7 +269,7 @@ def _call_list(calls: Any, where: str) -> list[dict[str, Any]]:
             raise DataError("record-shape", where, what="a tool call", kind="an object {name, arguments}", found=cut(call))
         arguments = function.get("arguments", function.get("parameters"))
         if isinstance(arguments, str) and arguments.strip():
-            arguments = _json(arguments, f"{where}: the arguments of {cut(function['name'])}")
+            arguments = json_of(arguments, f"{where}: the arguments of {cut(function['name'])}")
         name = text_of(function["name"], "a tool's name", where)
         result.append({"type": "function", "function": {"name": name, "arguments": encodable(arguments or {}, where)}})
     if not result:
@@ -293,10 +293,10 @@ def read_tools(value: Any) -> list[Any] | None:
     """The declarations of functions, from a list or its JSON. Raises DataError."""
     if value in (None, "", [], "[]"):
         return None
-    tools = _json(value, "tools") if isinstance(value, str) else value
+    tools = json_of(value, "tools") if isinstance(value, str) else value
     if not isinstance(tools, list) or not all(isinstance(tool, (dict, str)) for tool in tools):
         raise DataError("record-shape", what="tools", kind="a list of functions", found=kind_of(tools))
-    tools = [_json(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
+    tools = [json_of(tool, "tools") if isinstance(tool, str) else tool for tool in tools]
     # declarations without their wrapper are those of older formats
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     for tool in wrapped:
@@ -311,7 +311,7 @@ def encodable(value: Any, where: str) -> Any:
     return value
 
 
-def _json(text: str, what: str) -> Any:
+def json_of(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -32,11 +32,18 @@ class DownloadOptions:
 class PrepareOptions:
     """Convert pictures and conversations to shards that training reads."""
 
-    source: str = option(help="LLaVA or ShareGPT conversations, as JSON list or JSON Lines", group="Data", positional=True, path="file")
+    source: str = option(
+        help="Records: JSON, JSON Lines, CSV, parquet, Arrow, WebDataset shards, or a folder of them",
+        group="Data",
+        positional=True,
+        path="file",
+    )
     to: str = option(help="Folder that gets the shards and their index", group="Data", path="folder")
     images: str | None = option(
         None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder"
     )
+    columns: str | None = option(None, help="The source's own names of what is read: image=photo,caption=title", group="Data")
+    dataset: str | None = option(None, help="Which dataset of a dataset_info.json (LLaMA-Factory's)", group="Data")
     split: str = option("9,1,0", help="Shares of training, validation and test", group="Data")
     check: str = option(
         "header", help="How thoroughly each picture and video is checked", group="Data", choices=("none", "header", "decode")
@@ -93,6 +100,7 @@ class InspectOptions:
     images: str | None = option(
         None, help="Data: folder that the media's names in a JSON are relative to; else its own", group="Data", path="folder"
     )
+    columns: str | None = option(None, help="Data: the source's own names of what is read: image=photo,caption=title", group="Data")
     show: int = option(3, help="Data: show N samples, evenly spread", group="Data", minimum=0, maximum=1000)
     limit: int = option(20_000, help="Data: look into at most N samples, evenly spread; 0: all", group="Data", minimum=0)
     html: str | None = option(None, help="Data: write one self-contained page with the samples shown", group="Report", path="file")

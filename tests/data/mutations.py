@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gzip
 import io
 import json
 import os
 import random
 import shutil
 import sys
+import tarfile
 import tempfile
 import traceback
 from collections import Counter
@@ -26,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qwen3vl_core.data import sources
+from qwen3vl_core.data.byte_ranges import Spool, read_range
+from qwen3vl_core.data.dataset_info import naming_of
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect import command as inspect
 from qwen3vl_core.data.loader import build_loader
@@ -37,9 +41,16 @@ from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
 from tests.data import samples, videos
+from tests.data.test_layouts import READ
 
-KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar")
-DAMAGED = {"json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png", "mp4": "c.mp4", "tar": "train-00000.tar"}
+KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar", "csv", "parquet", "arrow", "gzip", "shard", "layouts", "info")
+DAMAGED = {
+    "json": "list.json", "lines": "list.json", "jpeg": "a.jpg", "png": "b.png", "mp4": "c.mp4", "tar": "train-00000.tar",
+    "csv": "rows.csv", "parquet": "rows.parquet", "arrow": "rows.arrow", "gzip": "lines.jsonl.gz", "shard": "made.tar",
+    "layouts": "layouts.json", "info": "dataset_info.json",
+}  # fmt: skip
+MEDIA = ("jpeg", "png", "mp4")
+"""Kinds of damage to a file that list.json names; the others are sources themselves."""
 WHOLE = 8
 """Of so many inputs one goes through whole commands."""
 _NASTY = (
@@ -75,6 +86,12 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
     return bytes(made)
 
 
+def holds_bytes(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(holds_bytes, value.values()))
+    return any(map(holds_bytes, value)) if isinstance(value, list) else isinstance(value, bytes)
+
+
 def originals() -> dict[str, list[bytes]]:
     """Small sound inputs of each kind."""
     pictures = [samples.picture(seed, 48, 32) for seed in range(3)]
@@ -85,7 +102,16 @@ def originals() -> dict[str, list[bytes]]:
         samples.record(2),
         {"video": "c.mp4", "conversations": [{"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "A dog."}]},
     ]  # fmt: skip
+    rows = [
+        {"image": {"bytes": samples.encoded(picture), "path": None}, "conversations": records[0]["conversations"]} for picture in pictures
+    ]
     return {
+        "csv": [b'image,caption\na.jpg,A dog\nb.png,"Two, dogs"\n', b"image\tcaption\na.jpg\tA dog\n"],
+        "gzip": [gzip.compress("".join(json.dumps(record) + "\n" for record in records).encode(), mtime=0)],
+        "layouts": [json.dumps([record for record, _ in READ.values() if not holds_bytes(record)]).encode()],
+        "info": [json.dumps({"one": {"file_name": "list.json", "formatting": "sharegpt", "tags": {"role_tag": "from"}}}).encode()],
+        "shard": [_shard(records)],
+        **_tables(rows),
         "json": [json.dumps(records[:1] * 2).encode(), json.dumps(records, indent=1).encode()],
         "lines": ["".join(json.dumps(record) + "\n" for record in records).encode()],
         "jpeg": [*(samples.encoded(pictures[i], progressive=bool(i)) for i in (0, 1)), samples.encoded(pictures[2].convert("CMYK"))],
@@ -94,12 +120,37 @@ def originals() -> dict[str, list[bytes]]:
     }
 
 
+def _shard(records: list[dict]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number, content in enumerate((json.dumps(records[0]["conversations"]).encode(), b"A dog.")):
+            for ending, data in (("json" if number == 0 else "txt", content), ("jpg", samples.encoded(samples.picture(number)))):
+                entry = tarfile.TarInfo(f"{number:04d}.{ending}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def _tables(rows: list[dict]) -> dict[str, list[bytes]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    table, made = pyarrow.Table.from_pylist(rows), {}
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet)
+    with pyarrow.ipc.new_stream(arrow, table.schema) as writer:
+        writer.write_table(table)
+    made["parquet"], made["arrow"] = [parquet.getvalue()], [arrow.getvalue()]
+    return made
+
+
 class Fuzzer:
     """`outcome(number)` is the same for the same number."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
         self.folder, self.seed = folder, seed
         self.originals = originals()
+        self.spool = Spool(folder / "spool")
         base = folder / "base"
         base.mkdir()
         (base / "a.jpg").write_bytes(self.originals["jpeg"][0])
@@ -132,13 +183,14 @@ class Fuzzer:
             return looked if loaded == "done" else loaded
         shutil.copytree(self.folder / "base", place)
         (place / DAMAGED[kind]).write_bytes(data)
+        source = "list.json" if kind in MEDIA else DAMAGED[kind]
         options = PrepareOptions(
-            source=str(place / "list.json"), to=str(place / "data"), split="1,0,0", workers=1,
+            source=str(place / source), to=str(place / "data"), split="1,0,0", workers=1,
             check=chance.choice(("none", "header", "header", "decode")), skip_missing=chance.random() < 0.7,
         )  # fmt: skip
         made = self._ending(lambda: prepare.run(options))
         there = sorted(path.name for path in place.iterdir())
-        if there != ["a.jpg", "b.png", "c.mp4", *(["data"] if made == "done" else []), "list.json"]:
+        if there != sorted({"a.jpg", "b.png", "c.mp4", *(["data"] if made == "done" else []), "list.json", source}):
             raise AssertionError(f"{made}, and left {there}")
         if made == "done" and json.loads((place / "data" / "report.json").read_text())["refused"]:
             self._loaded(place / "data")
@@ -166,7 +218,7 @@ class Fuzzer:
         """How the readers of an input end, without the commands around them."""
         name = DAMAGED[kind]
         place = self.folder / ("whole" if kind == "tar" else "base")
-        sound = (place / name).read_bytes()
+        sound = (place / name).read_bytes() if (place / name).exists() else None
         counts: Counter[str] = Counter()
 
         def read() -> None:
@@ -176,19 +228,23 @@ class Fuzzer:
                     self._encoded(lambda number=number: split.read(number), counts)
                 split.close()
                 return
-            checker = Checker(place, how)
-            for result in checker.check(list(sources.open_records(place / name if name == "list.json" else place / "list.json").records())):
+            checker = Checker(place, how, self.spool)
+            source, naming, _ = naming_of(place / ("list.json" if kind in MEDIA else name), None, None)
+            checker.naming = naming
+            for result in checker.check(list(sources.open_records(source, naming).records())):
                 if isinstance(result, Refusal):
                     counts[result.reason] += 1
                     continue
-                files = {part: (place / file).read_bytes() for part, file in zip(result.parts, result.files, strict=True)}
+                names = [file if "\0" in file else str(place / file) for file in result.files]
+                files = {part: read_range(name) for part, name in zip(result.parts, names, strict=True)}
                 self._encoded(lambda: ("key", {"json": result.payload} | files), counts)  # noqa: B023 - called at once
 
         try:
             (place / name).write_bytes(data)
             ending = self._ending(read)
         finally:
-            (place / name).write_bytes(sound)
+            self.spool.clear()
+            (place / name).unlink() if sound is None else (place / name).write_bytes(sound)
         return "counted" if ending == "done" and counts else ending
 
     def _encoded(self, read: Callable[[], tuple[str, dict[str, bytes]]], counts: Counter[str]) -> None:

@@ -146,9 +146,9 @@ def test_many_problems_are_counted_and_the_first_ones_shown(tmp_path):
     ("content", "words"),
     [
         ("{", "not JSON (line 1"),
-        ("", "not JSON (line 1"),
+        ("", "an empty file"),
+        (" \n", "not JSON (line 2"),
         ('"a"', "not a list but text"),
-        ('{"a": 1,\n"b": 2}', "one record a line"),
         ("[]", "an empty list"),
         ("[NaN]", "NaN is no JSON"),
         ("[" * 100_000, "nested too deeply"),
@@ -167,7 +167,8 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(RequestError, match="no such file"):
         read(tmp_path / "none.json")
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(RequestError, match=r"a folder; it holds a\.json"):
+    (tmp_path / "b.json").write_text("[]")
+    with pytest.raises(RequestError, match=r"a folder; it holds a\.json; b\.json; give one of them"):
         read(tmp_path)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qwen3vl_core.data.inspect.samples import kind_of_path, open_samples
 from qwen3vl_core.data.prepare.report import reason_counts
+from qwen3vl_core.data.sources import ENDINGS
 from qwen3vl_core.data.storage import Remote, local, place_of
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import is_url, write_text
@@ -30,9 +31,9 @@ def run(options: InspectOptions) -> None:
     if isinstance(path, Remote) and kind is None:
         raise RequestError(f"{path}: no dataset (.nv-meta) and no metadataset (.yaml) there; copy anything else here to look into it")
     if not isinstance(path, Remote) and not path.exists():
-        raise RequestError(f"{path}: no such file or folder; give a dataset, a shard, or a JSON of conversations")
+        raise RequestError(f"{path}: no such file or folder; give a dataset, a shard, or a file of records")
     if kind is None:
-        raise RequestError(f"{path}: no dataset, shard (.tar) or list of conversations (.json, .jsonl)")
+        raise RequestError(f"{path}: no dataset, shard (.tar) or source ({', '.join(ENDINGS)})")
     model = None if options.model is None else Path(options.model).expanduser()
     images = None if options.images is None else local(options.images, "--images")
     if model is not None and not model.is_dir():
@@ -41,7 +42,7 @@ def run(options: InspectOptions) -> None:
     from qwen3vl_core.data.inspect import html, show
     from qwen3vl_core.data.inspect.survey import summary_lines, survey
 
-    opened = open_samples(path, options.split, images)
+    opened = open_samples(path, options.split, images, options.columns)
     summary, processor = survey(path, opened, options, model, images)
 
     shown = show.select_samples(opened, options.show, processor)

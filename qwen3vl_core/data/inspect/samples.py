@@ -14,6 +14,7 @@ import numpy as np
 from qwen3vl_core.data import sources
 from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
 from qwen3vl_core.data.byte_ranges import read_range
+from qwen3vl_core.data.dataset_info import naming_of
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.prepare.check import Checker, Refusal
@@ -70,20 +71,34 @@ class ShardFile:
 class SourceFile:
     """The records of a source as the samples that prepare would write. Raises RequestError for an unsupported file."""
 
-    def __init__(self, path: Path, images: Path | None = None) -> None:
-        record_file = sources.open_records(path)
-        self.path, self.kind = path, record_file.kind
-        self._records = list(record_file.records())
-        self._checker = Checker(images or path.parent, "header")
+    def __init__(self, path: Path, images: Path | None = None, columns: str | None = None) -> None:
+        source, naming, _ = naming_of(path, columns, None)
+        located = sources.locate(source)
+        self._open = lambda: sources.open_records(source, naming, located)
+        self._file = self._open()
+        self.path, self.kind = path, self._file.kind
+        self._length = self._file.length()
+        self._records, self._next = self._file.records(), 0
+        self._checker = Checker(images or located.root, "header", naming=naming)
         # what one record holds in itself is kept until the next is read
         weakref.finalize(self, self._checker.spool.close)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._length
+
+    def _record(self, number: int) -> tuple[int, Any]:
+        """The record of this number: sources are read forwards, and from the start again for an earlier one."""
+        if number < self._next:
+            self._records, self._next = self._open().records(), 0
+        while True:
+            found = next(self._records)
+            self._next += 1
+            if found[0] == number:
+                return found
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         self._checker.spool.clear()
-        result = self._checker.check([self._records[number]])[0]
+        result = self._checker.check([self._record(number)])[0]
         if isinstance(result, Refusal):
             raise DataError(result.code, **result.rule)
         parts = {"json": result.payload}
@@ -111,14 +126,14 @@ def kind_of_path(path: Place) -> str | None:
         return BLEND
     if isinstance(path, Remote):
         return DATASET if (path / FOLDER / "split.yaml").is_file() else None
-    if path.is_dir():
-        return DATASET if (path / FOLDER).is_dir() else None
+    if path.is_dir() and (path / FOLDER).is_dir():
+        return DATASET
     if path.suffix == ".tar":
         return SHARD
-    return SOURCE if path.suffix in (".json", ".jsonl") else None
+    return SOURCE if sources.is_source(path) else None
 
 
-def open_samples(path: Place, split: str | None = None, images: Path | None = None) -> dict[str, Any]:
+def open_samples(path: Place, split: str | None = None, images: Path | None = None, columns: str | None = None) -> dict[str, Any]:
     """Name -> its samples: the splits of a dataset or a blend, or the one shard or source. Raises RequestError."""
     kind = kind_of_path(path)
     if kind == BLEND:
@@ -129,4 +144,4 @@ def open_samples(path: Place, split: str | None = None, images: Path | None = No
             raise RequestError(f"{path}: no split holds a shard; make it again with qwen3vl prepare")
         return {name: ShardSplit(path, name) for name in ([split] if split else splits)}
     assert isinstance(path, Path)
-    return {path.name: ShardFile(path) if kind == SHARD else SourceFile(path, images)}
+    return {path.name: ShardFile(path) if kind == SHARD else SourceFile(path, images, columns)}

@@ -94,7 +94,7 @@ def survey(
     summary.problems = dict(problems)
     if model is None:
         return summary, None
-    measurer = Measurer(path, model, images)
+    measurer = Measurer(path, model, images, options.columns)
     lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
     summary.tokens = {"model": str(model)} | lengths.summary()
     summary.problems, summary.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from qwen3vl_core.data import grounding, records, sources
 from qwen3vl_core.data.byte_ranges import Spool, read_range, split_name
+from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import REASON_OF, DataError, picture_errors
 from qwen3vl_core.data.pictures import upright_size
 from qwen3vl_core.data.prepare.media_check import CheckedFile, check_bytes, check_file
@@ -73,12 +74,12 @@ class Refusal(NamedTuple):
 class Checker:
     """Caches the result of each file, so that a file that many records name is checked once."""
 
-    def __init__(self, root: Path, how: str, spool: Spool | None = None) -> None:
+    def __init__(self, root: Path, how: str, spool: Spool | None = None, naming: Naming | None = None) -> None:
         """how: `none` checks that the files exist; `header` reads headers and ends; `decode` decodes every pixel.
 
-        spool: keeps the media that are bytes of a record.
+        spool: keeps the media that are bytes of a record. naming: of the source's columns.
         """
-        self.root, self.how, self.spool = root, how, spool or Spool()
+        self.root, self.how, self.spool, self.naming = root, how, spool or Spool(), naming or Naming()
         # a string: building a Path takes as long as opening the file
         self._folder = str(root / "x")[:-1]
         self._media: dict[str, CheckedFile | DataError] = {}
@@ -101,7 +102,7 @@ class Checker:
 
     def _record(self, number: int, raw: Any) -> SourceRecord | Refusal:
         try:
-            record = sources.parse(number, raw)
+            record = sources.parse(number, raw, self.naming)
         except DataError as error:
             record_id = raw.get("id") if isinstance(raw, dict) else None
             return Refusal.of(number, record_id if isinstance(record_id, str) else None, error)

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen3vl_core.data import energon, sources
+from qwen3vl_core.data import dataset_info, energon, sources
 from qwen3vl_core.data.byte_ranges import Spool
+from qwen3vl_core.data.dataset_info import Naming, naming_of
 from qwen3vl_core.data.energon import SPLITS
 from qwen3vl_core.data.prepare import report
 from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
@@ -51,13 +52,19 @@ def run(options: PrepareOptions) -> None:
         declared.check(getattr(options, declared.name))
     shares = parse_split(options.split)
     source, target = local(options.source, "SOURCE"), local(options.to, "--to")
-    images = local(options.images, "--images") if options.images else source.parent
+    if not source.exists():
+        raise RequestError(f"{source}: no such file or folder; give a file or folder of records")
+    source, naming, entry = naming_of(source, options.columns, options.dataset)
+    if not source.exists():
+        raise RequestError(f"{source}: no such file or folder, as {dataset_info.FILE} names it for {entry}; correct its file_name")
+    located = sources.locate(source)
+    images = local(options.images, "--images") if options.images else located.root
     _check_places(source, target, images, overwrite=options.overwrite)
     _check_model(options.model)
     spool = Spool(target.absolute().with_name(target.name + ".media" + UNFINISHED))
     spool.close()
-    with contextlib.closing(spool), Workers(options.workers, Checker(images, options.check, spool)) as workers:
-        record_file, samples, refused = read_samples(source, workers)
+    with contextlib.closing(spool), Workers(options.workers, Checker(images, options.check, spool, naming)) as workers:
+        record_file, samples, refused = read_samples(source, workers, naming, located)
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
             raise RequestError(report.refusal(refused, total, source, images))
@@ -69,7 +76,7 @@ def run(options: PrepareOptions) -> None:
         _check_shard_size(samples, options.shard_size)
         with dataset_made_whole(target) as building:
             summary = _build(building, target, samples, counts, options, record_file.kind, refused, workers)
-    print(report.table(summary, target))
+    print("\n".join([report.table(summary, target), *(f"  {note}" for note in record_file.notes)]))
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
@@ -105,9 +112,7 @@ def split_counts(samples: int, shares: tuple[float, ...], text: str) -> list[int
 
 
 def _check_places(source: Path, target: Path, images: Path, *, overwrite: bool) -> None:
-    """Raises RequestError unless the source and its media folder exist and the target may be written."""
-    if not source.exists():
-        raise RequestError(f"{source}: no such file; give the JSON list of conversations")
+    """Raises RequestError unless the media folder exists and the target may be written."""
     if not images.is_dir():
         state = "not a folder" if images.exists() else "no such folder"
         raise RequestError(f"--images {images}: {state}; give the folder that the pictures' names are relative to")
@@ -129,15 +134,18 @@ def _check_model(model: str | None) -> None:
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
-def read_samples(source: Path, workers: Workers) -> tuple[sources.RecordFile, list[TarSample], list[Refusal]]:
+def read_samples(
+    source: Path, workers: Workers, naming: Naming | None = None, located: sources.Located | None = None
+) -> tuple[sources.RecordFile, list[TarSample], list[Refusal]]:
     """(the source, samples to write, records that cannot be used), in the source's order.
 
     Raises RequestError when the source has no supported format.
     """
-    small = source.stat().st_size < _WORTH_PROCESSES
+    located = located or sources.locate(source)
+    small = sum(path.stat().st_size for path in located.paths) < _WORTH_PROCESSES
     if not small:
         workers.start()
-    record_file = sources.open_records(source)
+    record_file = sources.open_records(source, naming or Naming(), located)
     samples: list[TarSample] = []
     refused: list[Refusal] = []
 

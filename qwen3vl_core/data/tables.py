@@ -1,0 +1,160 @@
+"""Records in tables: CSV, TSV, parquet, Arrow, with pictures as names or as bytes. Imports no torch, and pyarrow where it is needed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3vl_core.data.media_values import looks_like_media
+from qwen3vl_core.data.text_files import LONGEST_LINE, TextFile
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import is_url
+
+_ROWS = 64
+"""Rows read together: pictures within a table are a few hundred kilobytes each."""
+_NAMES = {
+    "image", "images", "image_path", "img", "file_name", "filename", "filepath", "path", "picture", "photo", "video", "videos", "caption",
+    "captions", "text", "title", "description", "question", "answer", "query", "response", "prompt", "completion", "instruction", "input",
+    "output", "conversations", "messages", "id", "url",
+}  # fmt: skip
+"""A first row with one of these, and no more cells than others, is the header of a table."""
+
+
+class TextTable:
+    """A CSV or TSV file. Raises RequestError for one without a header, unless columns are named by their numbers."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        csv.field_size_limit(LONGEST_LINE)
+        self.path, self.file = path, TextFile(path)
+        self.count: int | None = None
+        first = self.file.head.partition("\n")[0].rstrip("\r")
+        self._delimiter = _delimiter(path, first)
+        self._header = [name.strip() for name in next(iter(csv.reader([first], delimiter=self._delimiter)), [])]
+        numbered = any(name.isdigit() for name in columns.values())
+        known = {name.lower() for name in self._header} & _NAMES
+        self._has_header = not numbered and bool(known or (columns and set(columns.values()) <= set(self._header)))
+        if not numbered and not columns and not self._has_header:
+            shown = self._delimiter.join(self._header)[:80]
+            media = next((number for number, cell in enumerate(self._header, 1) if looks_like_media(cell) or is_url(cell)), 1)
+            way = f"--columns image={media},caption={2 if media == 1 else 1}"
+            raise RequestError(f"{path}: no header that names its columns (its first line: {shown}); name them by number: {way}")
+        if numbered:
+            self._header = [str(number + 1) for number in range(len(self._header))]
+        elif columns:
+            self._has_header = True
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Each row as name -> text; empty cells are left out. Raises RequestError for a row that is no row."""
+        with self.file.errors(), self.file.text() as text:
+            reader = csv.reader(text, delimiter=self._delimiter, strict=True)
+            try:
+                for number, row in enumerate(reader):
+                    if not row or (number == 0 and self._has_header):
+                        continue
+                    if len(row) > len(self._header):
+                        line = reader.line_num
+                        way = f"put cells with a {self._delimiter!r} in quotes"
+                        raise RequestError(f"{self.path}: line {line} has {len(row)} cells for {len(self._header)} columns; {way}")
+                    yield {name: _cell(value) for name, value in zip(self._header, row, strict=False) if value != ""}
+            except csv.Error as error:
+                raise RequestError(f"{self.path}: not CSV (line {reader.line_num}: {error})") from None
+            except UnicodeDecodeError as error:
+                raise self.file.not_utf8(error.start, error.object, reader.line_num + 1) from None
+
+
+def _delimiter(path: Path, first: str) -> str:
+    if ".tsv" in [suffix.lower() for suffix in path.suffixes] or ("\t" in first and "," not in first):
+        return "\t"
+    return ";" if ";" in first and "," not in first else ","
+
+
+def _cell(value: str) -> Any:
+    """A cell's text; lists and objects in JSON are read as such."""
+    if value[:1] in "[{" and value[-1:] in "]}":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+class ArrowTable:
+    """Parquet or Arrow files, whose rows are streamed. Raises RequestError for a damaged file, or without pyarrow."""
+
+    def __init__(self, paths: list[Path], kind: str) -> None:
+        self.paths, self._kind = paths, kind
+        self.path = paths[0]
+        self.count: int | None = None
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise RequestError(f"{self.path}: {kind} needs pyarrow; install it: pip install pyarrow") from None
+        if kind == "parquet":
+            self.count = sum(self._opened_parquet(path).metadata.num_rows for path in paths)
+
+    def _opened_parquet(self, path: Path) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.ParquetFile(path, memory_map=True)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise RequestError(f"{path}: not a whole parquet file ({_line(error)}); copy or download it again") from None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Each row as name -> value; empty cells are left out."""
+        import pyarrow
+
+        for path in self.paths:
+            try:
+                for batch in self._parquet_batches(path) if self._kind == "parquet" else self._arrow_batches(path):
+                    # damaged offsets would be followed out of the buffer
+                    batch.validate(full=True)
+                    plain = not any(_is_special(field.type) for field in batch.schema)
+                    for row in batch.to_pylist():
+                        yield {key: value if plain else _plain(value) for key, value in row.items() if value is not None}
+            except (pyarrow.ArrowException, OSError, ValueError) as error:
+                raise RequestError(f"{path}: cannot be read ({_line(error)}); copy or download it again") from None
+
+    def _parquet_batches(self, path: Path) -> Iterator[Any]:
+        file = self._opened_parquet(path)
+        yield from file.iter_batches(batch_size=_ROWS, use_threads=False)
+
+    def _arrow_batches(self, path: Path) -> Iterator[Any]:
+        import pyarrow
+
+        with pyarrow.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                source.seek(0)
+                opened = pyarrow.ipc.open_file(source)
+                batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            else:
+                source.seek(0)
+                batches = iter(pyarrow.ipc.open_stream(source))
+            for batch in batches:
+                for begin in range(0, batch.num_rows, _ROWS):
+                    yield batch.slice(begin, _ROWS)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _is_special(type_: Any) -> bool:
+    """Whether values of a type are no plain Python values: dates, decimals, and what holds them."""
+    import pyarrow.types as types
+
+    if types.is_temporal(type_) or types.is_decimal(type_) or types.is_map(type_) or types.is_dictionary(type_):
+        return True
+    return any(_is_special(type_.field(i).type) for i in range(type_.num_fields))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, (str, bytes, int, float, bool)) else str(value)

@@ -9,9 +9,9 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from qwen3vl_core.errors import RequestError
 
@@ -19,7 +19,7 @@ LONGEST_LINE = 64 << 20
 """Maximum of bytes for one record in JSON Lines; a file with a longer line is not taken for JSON Lines."""
 _HEAD = 1 << 16
 _BOM = b"\xef\xbb\xbf"
-_OPENERS = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
 _MAGIC = (
     (b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"\xff\xff\xff\xff", "arrow"),
     (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -147,7 +147,7 @@ class TextFile:
                     return
                 done += len(block)
 
-    def _decoded(self, read) -> str:
+    def _decoded(self, read: Callable[[], str]) -> str:
         try:
             return read()
         except UnicodeDecodeError as error:

@@ -39,7 +39,8 @@ class WebDatasetRecords:
 
     def _samples(self, path: Path) -> Iterator[dict[str, Any]]:
         absolute, size = str(path.absolute()), path.stat().st_size
-        key, members = None, {}
+        key: tuple[str, str] | None = None
+        members: dict[str, tuple[int, int, bytes | None]] = {}
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if not member.isreg():
@@ -66,7 +67,7 @@ class WebDatasetRecords:
                     content = file.read()
                 members[ending] = member.offset_data, member.size, content
                 # the archive remembers every member: with millions of them that is gigabytes
-                archive.members = []
+                archive.members = []  # type: ignore[attr-defined]
             if members:
                 yield _record(absolute, members)
 

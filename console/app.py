@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.actions import parse
 from textual.app import App
@@ -28,7 +28,7 @@ _SCREENS = {
 }  # fmt: skip
 
 
-def _make_screen(mode: str) -> Screen:
+def _make_screen(mode: str) -> Screen[Any]:
     module, name = _SCREENS[mode]
     return getattr(importlib.import_module(module), name)()
 
@@ -86,7 +86,7 @@ class ConsoleApp(ConsoleBase):
 
         self.push_screen(KeysHelp(scope, getattr(screen.focused, "HELP", None) or "", self.keys), chosen)
 
-    async def _do(self, action: Action, node: App | Screen) -> None:
+    async def _do(self, action: Action, node: App[Any] | Screen[Any]) -> None:
         _, name, words = parse(action.action)
         if node.check_action(name, words):
             await node.run_action(action.action)

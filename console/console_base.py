@@ -248,7 +248,7 @@ class ConsoleBase(RunActions):
         verb = "keep" if alive != 1 else "keeps"
         self.exit(EXIT_DONE, message=f"{count} {verb} running; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
 
-    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions of the screen, then those of all screens."""
         if self.subcommand:
             yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that is equivalent to the last action",

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen3vl_core.errors import RequestError
 
@@ -149,7 +149,7 @@ def editor() -> list[str]:
     return command
 
 
-def edit(app: App, file: Path) -> None:
+def edit(app: App[Any], file: Path) -> None:
     """Open a file in the user's editor, which takes over the terminal until it exits. Raises RequestError when that is not possible."""
     from textual.app import SuspendNotSupported
 

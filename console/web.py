@@ -133,6 +133,7 @@ class ConsoleServer(Server):
 
 def listen(port: int | None) -> socket.socket:
     """A socket on the loopback address, on `port`, by default on the first free one. Raises RequestError."""
+    reason: str | None = None
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

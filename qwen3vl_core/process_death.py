@@ -16,10 +16,10 @@ def death_with_parent() -> Callable[[], None]:
     Create it before a fork and call it in the child, so that the child loads no library. It has no effect if the parent has ended
     before the call.
     """
-    if sys.platform == "linux":
-        try:
-            prctl = ctypes.CDLL(None).prctl
-        except (OSError, AttributeError):
-            return lambda: None
-        return lambda: prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    return lambda: None
+    if sys.platform != "linux":
+        return lambda: None
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (OSError, AttributeError):
+        return lambda: None
+    return lambda: prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from typing import TextIO
+from typing import Self, TextIO
 
 from qwen3vl_core.formats import duration, quantity
 
@@ -36,10 +36,10 @@ class Progress:
         mode = os.environ.get(ENVIRONMENT, "")
         self.mode = mode if mode in ("bar", "lines", "none") else "bar" if self.stream.isatty() else "lines"
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._draw(last=True, failed=kind is not None)
 
     def update(self, amount: float = 1, note: str = "") -> None:

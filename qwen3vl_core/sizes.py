@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.problems import Problem
@@ -63,14 +64,14 @@ class Architecture:
     router_aux_loss_coef: float = 0.0
     norm_topk_prob: bool = True
     dtype: str = "bfloat16"
-    raw: dict = field(default_factory=dict, compare=False, repr=False)
+    raw: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_moe(self) -> bool:
         return self.num_experts > 0
 
     @classmethod
-    def from_config(cls, config: dict, file: str = "config.json") -> Architecture:
+    def from_config(cls, config: dict[str, Any], file: str = "config.json") -> Architecture:
         """From a parsed HF `config.json`. Raises RequestError, which names the missing key or the wrong model type."""
         model_type = config.get("model_type")
         if model_type not in (DENSE_MODEL_TYPE, MOE_MODEL_TYPE):
@@ -151,7 +152,7 @@ class Architecture:
         return cls.from_config(config, str(file))
 
 
-def _check_kind(text: dict, vision: dict, file: str) -> None:
+def _check_kind(text: dict[str, Any], vision: dict[str, Any], file: str) -> None:
     """Raises RequestError for settings that are not supported, though the tensors have the same names and shapes."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     for key, value, known in (

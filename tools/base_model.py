@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, apply_rotary_pos_emb_vision
 
-from qwen3vl_core.data.batch import IGNORED
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tools.base_samples import PATCH, PATCHES, PATCHES_ACROSS, SPATIAL_MERGE, TEMPORAL_PATCH, Samples, prompt_ids
 from tools.base_tokenizer import PLAIN_TOKENS, SPECIAL_TOKENS, VOCABULARY
 
@@ -65,7 +66,10 @@ def new_model(seed: int) -> Qwen3VLForConditionalGeneration:
 class _PictureAttention(Qwen3VLVisionAttention):
     """The vision tower's attention where every picture has PATCHES patches: all pictures in one call, not one by one."""
 
-    def forward(self, hidden_states, cu_seqlens=None, position_embeddings=None, **kwargs):
+    def forward(
+        self, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor | None = None, position_embeddings: Any = None,
+        max_seqlen: int | None = None, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
         """hidden_states, and what is returned: [pictures * PATCHES, hidden size]."""
         rows = hidden_states.shape[0]
         query, key, value = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
@@ -160,9 +164,9 @@ def caption_loss(
     return functional.cross_entropy(logits.float(), labels[:, 1:].reshape(-1), ignore_index=IGNORED)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """For AdamW: matrices decay; norms, biases and embeddings do not."""
-    groups: list[dict] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.named_parameters():
         groups[parameter.ndim < 2 or "norm" in name or "embed" in name]["params"].append(parameter)
     return groups

@@ -131,7 +131,9 @@ def _start_worker(tokenizer_file: str, buffers: list[Any]) -> None:
 
 
 def _leave_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
@@ -153,14 +155,14 @@ class SampleSource:
         buffers = shared_buffers(context, 2 * workers * chunk)
         self._shared = Samples.over(buffers)
         self._executor = ProcessPoolExecutor(workers, context, _start_worker, (str(tokenizer_file), buffers))
-        self._pending: deque[tuple[int, Future]] = deque()
+        self._pending: deque[tuple[int, Future[None]]] = deque()
         for slot in range(2 * workers):
             self._order(slot)
 
     def __enter__(self) -> SampleSource:
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, *error: object) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _order(self, slot: int) -> None:

@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -152,7 +153,7 @@ def learn_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_config(tokenizer: Tokenizer) -> dict:
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "add_bos_token": False,
@@ -185,7 +186,7 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict:
     }
 
 
-def _image_config() -> dict:
+def _image_config() -> dict[str, Any]:
     """Settings of the image processor: scale to an area between 64x64 and SIZE x SIZE pixels, values to -1..1."""
     return {
         "image_processor_type": "Qwen2VLImageProcessorFast",
@@ -205,7 +206,7 @@ def _image_config() -> dict:
     }
 
 
-def _video_config() -> dict:
+def _video_config() -> dict[str, Any]:
     """Settings of the video processor: the image processor's, with its own type and resampling."""
     shared = {key: value for key, value in _image_config().items() if key not in ("image_processor_type", "resample")}
     return {**shared, "video_processor_type": "Qwen3VLVideoProcessor"}

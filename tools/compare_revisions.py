@@ -69,7 +69,7 @@ class CommandFailed(Exception):
 # What a revision leaves, as names and digests
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -92,7 +92,7 @@ def of_value(value: Any) -> str:
 
 def of_files(folder: Path, leave_out: Iterable[str] = ()) -> Items:
     """Digest of every file below a folder. A SQLite database is compared by its rows: its pages depend on how it was filled."""
-    items = {}
+    items: Items = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out):
         name = str(file.relative_to(folder))
         if file.suffix == ".sqlite":
@@ -110,7 +110,7 @@ def of_database(file: Path) -> Items:
 
 
 def of_safetensors(folder: Path) -> Items:
-    items = {}
+    items: Items = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             items |= {name: of_tensor(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 - it is no dict
@@ -120,7 +120,8 @@ def of_safetensors(folder: Path) -> Items:
 def of_checkpoint(folder: Path) -> tuple[Items, Items, Items]:
     """(weights, optimizer, the rest: random states and where the data goes on) of a `torch_dist` checkpoint."""
     reader = RegionReader(folder)
-    weights, optimizer = {}, {}
+    weights: Items = {}
+    optimizer: Items = {}
     for key in sorted(reader.tensors):
         (optimizer if key.startswith("optimizer") else weights)[key] = of_tensor(reader.read(key))
     rest = {key: of_value(reader.read_object(key)) for key in sorted(reader.objects)}
@@ -131,7 +132,7 @@ def of_checkpoint(folder: Path) -> tuple[Items, Items, Items]:
 
 def of_metrics(file: Path) -> Items:
     """Losses, gradient norms, learning rates and counts of every step, as Python writes the numbers; of a step done again the last."""
-    items = {}
+    items: Items = {}
     for row in map(json.loads, file.read_text().splitlines()):
         if row["kind"] == "train":
             items |= {f"step {row['step']} {name}": repr(row.get(name)) for name in sorted(COMPUTED)}
@@ -372,12 +373,12 @@ def main() -> int:
     if keep and any((keep / letter).exists() for letter in sides):
         print(f"--keep {keep}: holds a or b already; choose another folder", file=sys.stderr)
         return 2
-    try:
-        for name in sides.values():
+    for name in sides.values():
+        try:
             git("rev-parse", "--verify", f"{name}^{{commit}}")
-    except ValueError:
-        print(f"{name}: no commit of {ROOT}; git log --oneline lists them", file=sys.stderr)
-        return 2
+        except ValueError:
+            print(f"{name}: no commit of {ROOT}; git log --oneline lists them", file=sys.stderr)
+            return 2
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compare-revisions-") as folder:

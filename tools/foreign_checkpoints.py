@@ -50,7 +50,7 @@ PAI = (
 
 
 def hf_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -169,10 +169,9 @@ def extras(model: Any) -> dict[str, Any]:
     from megatron.core.transformer.enums import AttnBackend
 
     moment = torch.zeros(24)
-    flat = getattr(ShardedTensor, "from_rank_offsets_flat", None)
     key = "optimizer.state.exp_avg.language_model.decoder.final_layernorm.weight"
     try:
-        optimizer = {"one": flat(key, moment, (24,), flattened_range=slice(0, 24))}
+        optimizer = {"one": ShardedTensor.from_rank_offsets_flat(key, moment, (24,), flattened_range=slice(0, 24))}
     except (TypeError, AttributeError, AssertionError):
         # later cores have no flattened tensors
         optimizer = {"one": ShardedTensor.from_rank_offsets(key, moment)}
@@ -204,8 +203,8 @@ def write(source: Path, target: Path, vision: str, keys: str, with_extras: bool)
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "0"))
     if not torch.cuda.is_available():
         # nothing here computes on a GPU, but saving waits for one
-        torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
-        torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]
+        cuda: Any = torch.cuda
+        cuda.synchronize, cuda.current_device = lambda *_: None, lambda: "cpu"
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     from megatron.core import dist_checkpointing, parallel_state

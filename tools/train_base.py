@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from tools.base_tokenizer import write_processor
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
+    from transformers import Qwen3VLForConditionalGeneration
 
     from tools.base_model import Pool
 
@@ -124,7 +125,9 @@ class _StepProgress(Progress):
         return f"{self.label} {steps}  {self.note}  {self.scenes / elapsed:,.0f} scenes/s  {clock}"[: max(width, 20)]
 
 
-def _optimise(recipe: Recipe, model: torch.nn.Module, positions: torch.Tensor, source: SampleSource, pool: Pool, seconds: float) -> int:
+def _optimise(
+    recipe: Recipe, model: Qwen3VLForConditionalGeneration, positions: torch.Tensor, source: SampleSource, pool: Pool, seconds: float
+) -> int:
     """Training loop, for recipe.steps or for `seconds`; returns the steps done."""
     import torch
 
@@ -180,7 +183,8 @@ def held_out_score(folder: Path, tokenizer: Tokenizer, device: torch.device, cou
 
     # a bar of its own for a file that loads at once
     logging.disable_progress_bar()
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device).eval()
+    loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = loaded.to(device).eval()
     examples = [example(HELD_OUT_SEED + number, "heldout") for number in range(count)]
     pictures = torch.from_numpy(np.stack([np.asarray(picture) for _, picture, _, _ in examples]))
     texts = captions(model, tokenizer, pictures, PROMPT)
@@ -215,7 +219,8 @@ def train(recipe: Recipe) -> None:
             tokenizer = write_processor(folder)
             seed = 1 + recipe.seed * SEEDS_APART
             with SampleSource(folder / "tokenizer.json", first_seed=seed, chunk=chunk, workers=recipe.workers) as source:
-                model = new_model(recipe.seed).to(device).train()
+                fresh: Any = new_model(recipe.seed)  # transformers' `to` has no types for a device
+                model = fresh.to(device).train()
                 positions = prompt_positions(model, tokenizer, LONG_TOKENS)
                 pool = Pool(POOL[device.type] // chunk * chunk, device, recipe.seed)
                 _fill(pool, source, first)

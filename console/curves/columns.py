@@ -133,7 +133,7 @@ def reduce(points: Points, x0: float, x1: float, count: int, bounds: Bounds | No
     else:
         parts = [column, *(np.empty(0),) * 4, np.empty(0, bool)]
 
-    def border(column: int, value: float, is_joined: bool) -> list:
+    def border(column: int, value: float, is_joined: bool) -> list[np.ndarray]:
         return [np.array([column]), *(np.array([value]),) * 4, np.array([is_joined])]
 
     if 0 < begin < len(x) and (not len(column) or column[0] > 0) and points.joined(begin, begin - 1):

@@ -73,7 +73,7 @@ def execution() -> tuple[str, str] | None:
         return None
 
 
-_in_cells: dict[tuple[type, str], tuple[str, weakref.WeakSet]] = {}
+_in_cells: dict[tuple[type, str], tuple[str, weakref.WeakSet[ipywidgets.Widget]]] = {}
 
 
 def take_cell(widget: ipywidgets.Widget) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,10 +56,10 @@ def drawing(
     y0, y1 = value_range(float(ys.min()), float(ys.max()), log_y)
     right, bottom = width - RIGHT, height - BOTTOM
 
-    def across(x):
+    def across(x: Any) -> Any:
         return LEFT + (x - x0) / (x1 - x0) * (right - LEFT)
 
-    def down(y):
+    def down(y: Any) -> Any:
         return bottom - (y - y0) / (y1 - y0) * (bottom - TOP)
 
     parts = [f'<rect width="{width}" height="{height}" fill="{paper}"/>'] if paper else []

@@ -59,7 +59,7 @@ class MonitorFeed:
         self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
-        self._diagnosis: tuple[tuple, tuple[int, str], Diagnosis | None] | None = None
+        self._diagnosis: tuple[tuple[Any, ...], tuple[int, str], Diagnosis | None] | None = None
         """(key of the run's state and log, how far the log was searched, the diagnosis)"""
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 

@@ -80,7 +80,7 @@ def _stamp(path: Path | str) -> tuple[int, ...]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _number(value: Any, kind: type | tuple = (int, float)) -> Any:
+def _number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> Any:
     return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
@@ -92,12 +92,12 @@ class StoreWatcher:
         self.lock = threading.Lock()
         self._runs: list[Run] = []
         self._listed: tuple[int, float] = (0, 0.0)
-        self._rows: dict[str, tuple[tuple, RunRow]] = {}
+        self._rows: dict[str, tuple[tuple[Any, ...], RunRow]] = {}
         self._evals: dict[str, dict[str, Any]] = {}
         self._series: dict[str, MetricSeries] = {}
         self._logs: dict[str, LogTail] = {}
         self._states: dict[str, str] = {}
-        self._whys: dict[str, tuple[tuple, float, str]] = {}
+        self._whys: dict[str, tuple[tuple[Any, ...], float, str]] = {}
         self._turn = 0
 
     def look(self) -> Snapshot:

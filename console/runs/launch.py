@@ -243,7 +243,7 @@ def caught_signals(outer: list[int] | None = None) -> Iterator[list[int]]:
 class _Copier:
     """Copies what is new in a log to a stream, our own lines without their tags; bytes where the stream has a binary side."""
 
-    def __init__(self, path: Path, stream: IO[Any], offset: int) -> None:
+    def __init__(self, path: Path, stream: IO[Any] | io.TextIOBase, offset: int) -> None:
         self.follower = FileFollower(path, offset)
         self.stream = stream
         self.binary = getattr(stream, "buffer", None) or (None if isinstance(stream, io.TextIOBase) else stream)

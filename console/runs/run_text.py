@@ -101,7 +101,7 @@ def describe(run: Run) -> list[str]:
     return lines
 
 
-def metrics_table(found: dict[str, dict[str, list]], width: int | None = None) -> list[str]:
+def metrics_table(found: dict[str, dict[str, list[Any]]], width: int | None = None) -> list[str]:
     """One line a metric: its last step, last value, lowest and highest."""
     rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
     for name, series in found.items():

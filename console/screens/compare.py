@@ -192,7 +192,7 @@ class CompareScreen(Voting, ConsoleScreen):
 
     def _show_headline(self, sample: CaptionedPicture) -> None:
         vote = self.view.votes.choices.get(sample.image)
-        parts: list = [
+        parts: list[Any] = [
             (f" Picture {self.index + 1}/{len(self.samples)} ", "bold"), (one_line(Path(sample.image).name, 40), ""),
             (f" · {self.view.whole} with {'both' if len(self.view.names) == 2 else 'all'} captions", "$muted"),
         ]  # fmt: skip

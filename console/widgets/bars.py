@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from textual import events
@@ -69,7 +69,7 @@ class KeyBar(Widget):
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
 
-    def _changed(self, screen: Screen) -> None:
+    def _changed(self, screen: Screen[Any]) -> None:
         if screen is self.screen:
             self.refresh()
 

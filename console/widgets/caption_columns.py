@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -30,7 +30,7 @@ class CaptionColumn:
     """Its caption was voted best."""
 
     @property
-    def look(self) -> tuple:
+    def look(self) -> tuple[Any, ...]:
         """Equal for two that look the same; Textual's contents are equal when only their texts are."""
         return self.best, *((part.plain, tuple(part.spans)) for part in (self.title, self.text, self.foot))
 
@@ -48,7 +48,7 @@ class CaptionBox(VerticalScroll, inherit_bindings=False):
     def __init__(self, place: int) -> None:
         super().__init__(id=f"caption-{place}", classes="caption")
         self.place = place
-        self._shown: tuple = ()
+        self._shown: tuple[Any, ...] = ()
 
     def compose(self) -> ComposeResult:
         yield Static(classes="caption-text")
@@ -78,7 +78,7 @@ class CaptionColumns(HorizontalScroll, inherit_bindings=False):
             self.place = place
             super().__init__()
 
-    def __init__(self, count: int, **kwargs) -> None:
+    def __init__(self, count: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.can_focus = False
         self._count = count

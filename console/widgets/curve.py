@@ -31,6 +31,10 @@ NARROWEST = 4
 """Steps that the closest zoom shows."""
 
 
+_Layer = tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]
+"""(x, y, slot, faded, key of its bounds)"""
+
+
 class Curve(Widget, can_focus=True):
     """Draws lines; what it draws is set by `show`, how by `log_y` and the actions `zoom`, `pan`, `reset`, `cross`."""
 
@@ -234,8 +238,8 @@ class Curve(Widget, can_focus=True):
         self._styles_now = base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
         return self._styles_now
 
-    def _layers(self) -> list[tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]]:
-        """(x, y, slot, faded, key of its bounds), in the order in which they are painted: what lies on top comes last."""
+    def _layers(self) -> list[_Layer]:
+        """In the order in which they are painted: what lies on top comes last."""
         layers = [(line.x, line.y, line.slot % SLOTS, line.smooth is not None, (line.slot, False)) for line in self.lines]
         # the first line is the run itself: painted last, its average above everything
         layers.reverse()
@@ -245,7 +249,7 @@ class Curve(Widget, can_focus=True):
         ]
         return layers
 
-    def _reduced(self, layer: tuple, x0: float, x1: float, count: int) -> Columns:
+    def _reduced(self, layer: _Layer, x0: float, x1: float, count: int) -> Columns:
         """A layer's dot columns. Of a long series only what is new is looked at point by point."""
         x, y, _, _, key = layer
         if len(y) >= LONG and y.dtype == np.float64:
@@ -269,7 +273,8 @@ class Curve(Widget, can_focus=True):
         rows = height - 1 - bottom
         # how wide the labels are follows from what is drawn, whose width they take: mostly as before
         gutter = self._plot[0] or 5
-        for attempt in range(4):
+        attempt = 0
+        while True:
             columns = width - gutter
             drawn = [self._reduced(layer, x0, x1, 2 * columns) for layer in layers]
             y0, y1 = self._y_range(drawn)
@@ -278,6 +283,7 @@ class Curve(Widget, can_focus=True):
             if needed <= gutter <= needed + 2 or attempt == 3:
                 break  # a blank more than is needed stays: the curve does not jump when a label gets shorter
             gutter = max(gutter, needed) if attempt == 2 else needed
+            attempt += 1
         self._plot = (gutter, 1, columns, rows)
         code = np.zeros((rows, columns), np.uint16)
         owner = np.zeros((rows, columns), np.int16)

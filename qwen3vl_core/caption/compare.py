@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def compare(options: CompareOptions, pictures_in: Path | None = None) -> tuple[C
 
 
 def _samples(
-    indices, pictures: list[Picture], captions: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
+    indices: Iterable[int], pictures: list[Picture], captions: dict[str, dict[int, GeneratedCaption]], options: CompareOptions
 ) -> list[ReportSample]:
     samples = []
     for index in indices:

@@ -13,7 +13,7 @@ from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import CompareOptions
-from qwen3vl_core.run_record import CHECKPOINTS, ITERATION
+from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 from qwen3vl_core.sizes import size_of
 
 DEMO_SIZE = "tiny"
@@ -55,13 +55,12 @@ def _open(name: str, option: str, path: str) -> ComparedModel:
     checkpoint = torch_dist.find(folder) if folder.is_dir() else None
     if checkpoint and not (checkpoint.root / "config.json").is_file():
         raise RequestError(
-            f"{option} {shown(path)}: no config.json beside {torch_dist.TRACKER}; "
-            "copy config.json and the tokenizer files of the original model there"
+            f"{option} {shown(path)}: no config.json beside {TRACKER}; copy config.json and the tokenizer files of the original model there"
         )
     source = open_source(path, option=option)
     source.check()
     # a running finetune moves its tracker: compare the checkpoint that was the latest when the comparison started
-    loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / torch_dist.TRACKER).is_file() else path
+    loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / TRACKER).is_file() else path
     return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
 
 

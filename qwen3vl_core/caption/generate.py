@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from qwen3vl_core.model.cpu import suit_threads
 
@@ -98,7 +99,7 @@ def _collate(prompts: list[Prompt], device: torch.device) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _threads_for(model) -> Iterator[None]:
+def _threads_for(model: Any) -> Iterator[None]:
     """Inside this context the number of CPU threads suits the size of the model."""
     previous = suit_threads(sum(p.numel() for p in model.parameters()))
     try:
@@ -117,7 +118,7 @@ class CaptionWriter:
 
     def __init__(
         self,
-        model,
+        model: Any,
         decode: Decode,
         eos_token_ids: Collection[int],
         sampling: Sampling,

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,8 @@ from qwen3vl_core.checkpoint.name_map import Layout, Region, extra_states
 from qwen3vl_core.checkpoint.peft import base_name, note_source, write_peft
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel, raw_bytes
-from qwen3vl_core.checkpoint.torch_dist import RELEASE, TRACKER
-from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
+from qwen3vl_core.checkpoint.torch_dist import RELEASE
+from qwen3vl_core.checkpoint.torch_dist_writer import Box, RegionWriter
 from qwen3vl_core.checkpoint.verify import compare, forward_parity
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError
@@ -29,6 +30,7 @@ from qwen3vl_core.files import atomic_folder, check_target, need_space, write_te
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.progress import Progress
+from qwen3vl_core.run_record import TRACKER
 from qwen3vl_core.sizes import check_size
 
 OVERHEAD_BYTES = 4_000_000
@@ -56,9 +58,9 @@ class ConversionReport:
     """Tensors that hold NaN or infinity -> how many such elements."""
     verified: int | None = None
     """Tensors read again and found bitwise equal; None: not requested."""
-    adapters: dict | None = None
+    adapters: dict[str, Any] | None = None
     """Of a LoRA run: rank, alpha, targets, parts."""
-    forward: dict | None = None
+    forward: dict[str, Any] | None = None
     """`equal`, `logits` and `precision`, or `skipped` with the reason; None: not requested."""
 
     def as_json(self) -> str:
@@ -118,13 +120,13 @@ def one_dtype_a_tensor(source: ModelSource, table: list[Region], dtype: torch.dt
             )
 
 
-def _in_file_order(source: ModelSource, tasks: list[tuple]) -> list[tuple]:
+def _in_file_order(source: ModelSource, tasks: list[tuple[Region, Box]]) -> list[tuple[Region, Box]]:
     """Sort tasks, whose first item is a region, by their offset in the files of a Hugging Face source, so that a disk reads forwards."""
     if not source.hf:
         return tasks
     entries = source.hf.entries
 
-    def file_offset(task: tuple) -> tuple[str, int]:
+    def file_offset(task: tuple[Region, Box]) -> tuple[str, int]:
         region = task[0]
         entry = entries[region.hf[0]]
         size = (entry.end - entry.start) // region.stack if region.stack else 0
@@ -146,7 +148,7 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
         for state in extra_states(source.architecture, layout):
             writer.add_empty(*state)
 
-        def write(task: tuple, worker: Worker) -> None:
+        def write(task: tuple[Region, Box], worker: Worker) -> None:
             region, box = task
             at = 0
             for values, parts in box_blocks(source, region, worker.buffers):
@@ -181,7 +183,7 @@ def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
     total = sum(p.bytes for p in planned.values())
     with SafetensorsWriter(folder, list(planned.values())) as writer, Progress("convert", total, "B") as progress:
 
-        def write(task: tuple, worker: Worker) -> None:
+        def write(task: tuple[Region, int, int], worker: Worker) -> None:
             region, tensor, start = task
             at = start
             for values, parts in hf_blocks(source, region, tensor, worker.buffers):

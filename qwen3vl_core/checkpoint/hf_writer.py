@@ -86,7 +86,7 @@ class SafetensorsWriter:
     def __enter__(self) -> SafetensorsWriter:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle, _, _ in self._files:
             os.close(handle)
         self._files = []

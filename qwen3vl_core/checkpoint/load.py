@@ -7,6 +7,7 @@ from pathlib import Path
 from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import transformer_config
+from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -93,10 +94,10 @@ def fill(model: MegatronModule, source: ModelSource) -> None:
         boxes.copy_into(value.key, tuple(value.global_offset), data, value.prepend_axis_num)
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Qwen3VLModel:
     """The model in a Hugging Face folder or a Megatron checkpoint, in one process, ready to be called.
 
-    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where stored is one. Raises RequestError for a path
+    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where there is one. Raises RequestError for a path
     that holds no Qwen3-VL, or one whose tensors do not fit its config.
     """
     source = open_source(path)
@@ -104,7 +105,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.devic
     return build_filled(source, dtype, device)
 
 
-def build_filled(source: ModelSource, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+def build_filled(source: ModelSource, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Qwen3VLModel:
     """Like `load`, from a source that is open and checked."""
     cuda = torch.cuda.is_available() and str(device or "cuda").startswith("cuda")
     dtype = dtype or (torch.bfloat16 if cuda else torch.float32)

@@ -16,7 +16,7 @@ a layer in Hugging Face files (`Experts`). Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -262,7 +262,7 @@ class Layout:
         return cls(name, True, name == "bridge")
 
     @classmethod
-    def found_in(cls, keys: set[str] | dict, path: str) -> Layout:
+    def found_in(cls, keys: Collection[str], path: str) -> Layout:
         """The layout of the checkpoint at `path`, which holds `keys`. Raises RequestError when it is none of the known ones."""
         if VISION + "merger.linear_fc1.weight" in keys:
             mergers = "bridge"

@@ -19,7 +19,7 @@ class EndOfFile(Exception):
     """A file ended before the requested bytes."""
 
 
-class _Handles(OrderedDict):
+class _Handles(OrderedDict[Path, int]):
     """The files that one thread has open; closed when the thread is gone."""
 
     def __del__(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import UNFINISHED
-from qwen3vl_core.run_record import ITERATION, checkpoint_step
+from qwen3vl_core.run_record import ITERATION, TRACKER, checkpoint_step
 
 METADATA, COMMON, BACKEND, EXTRA = ".metadata", "common.pt", "metadata.json", "extra.json"
 
@@ -46,7 +46,7 @@ def newest(directory: Path) -> tuple[torch_dist.Checkpoint | None, list[str]]:
     """
     steps = iterations(directory)
     try:
-        tracked = (directory / torch_dist.TRACKER).read_text().strip()
+        tracked = (directory / TRACKER).read_text().strip()
     except FileNotFoundError:
         tracked = ""
     if tracked.isdigit():

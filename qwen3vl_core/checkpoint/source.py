@@ -13,6 +13,7 @@ from qwen3vl_core.checkpoint.name_map import Experts, Layout
 from qwen3vl_core.checkpoint.peft_source import PeftSource
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.peft_folder import base_folder, is_peft_folder, read_config
+from qwen3vl_core.run_record import TRACKER
 from qwen3vl_core.sizes import Architecture
 
 
@@ -34,7 +35,7 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
         side = Path(hf_folder).expanduser() if hf_folder else checkpoint.root
         if not (side / "config.json").is_file():
             raise RequestError(
-                f"{name}: no config.json beside {torch_dist.TRACKER}; add --hf with the Hugging Face folder that the checkpoint came from"
+                f"{name}: no config.json beside {TRACKER}; add --hf with the Hugging Face folder that the checkpoint came from"
             )
         note = read_adapter_note(checkpoint.data)
         if note is not None:
@@ -58,7 +59,7 @@ def open_source(path: str | Path, hf_folder: str | None = None, option: str = ""
                            "get the model as safetensors")  # fmt: skip
     names = sorted(p.name for p in path.iterdir())
     raise RequestError(
-        f"{name}: neither a Hugging Face folder (config.json and .safetensors) nor a Megatron checkpoint ({torch_dist.TRACKER}); "
+        f"{name}: neither a Hugging Face folder (config.json and .safetensors) nor a Megatron checkpoint ({TRACKER}); "
         f"it holds {listed(names) if names else 'nothing'}; choose the model's own folder"
     )
 

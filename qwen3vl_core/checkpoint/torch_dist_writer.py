@@ -54,7 +54,7 @@ class RegionWriter:
     def __enter__(self) -> RegionWriter:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             os.close(handle)
         self._handles = []

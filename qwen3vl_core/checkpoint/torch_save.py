@@ -49,7 +49,7 @@ class _PickledTensor:
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         self.dtype, self.shape = dtype, shape
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         stride = [1]
         for extent in reversed(self.shape[1:]):
             stride.insert(0, stride[0] * extent)
@@ -61,7 +61,7 @@ class _PickledTensor:
 
 
 class _Pickler(pickle.Pickler):
-    def persistent_id(self, value: Any) -> tuple | None:
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
         if isinstance(value, _PickledTensor._Storage):
             return ("storage", getattr(torch, STORAGES[value.of.dtype]), "0", "cpu", math.prod(value.of.shape))
         return None

@@ -37,6 +37,7 @@ from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, write_text
+from qwen3vl_core.run_record import TRACKER
 
 # key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
 MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
@@ -98,7 +99,7 @@ def _adapted(models: list[MegatronModule]) -> bool:
     return getattr(models[0], "adapters", None) is not None
 
 
-def _state(models: list[MegatronModule], optimizer, scheduler, *, loading: bool) -> dict[str, Any]:
+def _state(models: list[MegatronModule], optimizer: Any, scheduler: Any, *, loading: bool) -> dict[str, Any]:
     layout = metadata()
     chunks = {name: model.sharded_state_dict(metadata=layout) for name, model in zip(_names(models), models, strict=True)}
     if _adapted(models):
@@ -171,7 +172,7 @@ class Saving:
         if self.folder.exists():
             retention.remove(self.folder)
         os.rename(self.building, self.folder)
-        write_text(self.folder.parent / torch_dist.TRACKER, f"{self.iteration}\n")
+        write_text(self.folder.parent / TRACKER, f"{self.iteration}\n")
         _to_disk(self.folder.parent)
 
 
@@ -193,7 +194,7 @@ class _write_errors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # torch's CheckpointException is not an Exception
         if error is None or not isinstance(error, Exception | CheckpointException):
             return
@@ -208,8 +209,8 @@ class _write_errors:
 
 
 def start_saving(
-    directory: Path, iteration: int, *, models, optimizer, scheduler, extra: dict[str, Any], common: dict[str, Any], side: Path,
-    asynchronous: bool = False,
+    directory: Path, iteration: int, *, models: list[MegatronModule], optimizer: Any, scheduler: Any, extra: dict[str, Any],
+    common: dict[str, Any], side: Path, asynchronous: bool = False,
 ) -> Saving:  # fmt: skip
     """Start writing `directory/iter_…`. Called by every rank; `Saving.finished` completes it.
 
@@ -224,7 +225,7 @@ def start_saving(
         # a unique name: processes of a killed run may still be writing to theirs
         name = f"{folder.name}.{os.getpid()}-{time.time_ns()}{UNFINISHED}"
         (directory / name).mkdir(parents=True)
-        if not (directory / torch_dist.TRACKER).exists():
+        if not (directory / TRACKER).exists():
             copy_side_files(side, directory)
         return name
 
@@ -248,12 +249,12 @@ def save_training(directory: Path, iteration: int, **parts: Any) -> Path:
     return saving.folder
 
 
-def _cores(state: dict) -> Iterator[dict]:
+def _cores(state: dict[Any, Any]) -> Iterator[dict[str, Any]]:
     """The common values of the optimizer, or of each optimizer in a chain."""
     yield from state.values() if state and all(isinstance(key, int) for key in state) else (state,)
 
 
-def _leave_out_classes(state: dict) -> None:
+def _leave_out_classes(state: dict[Any, Any]) -> None:
     """Remove the offloaded optimizer's classes from its options: a checkpoint that loads safely holds plain values only."""
     for part in _cores(state):
         for group in part.get("optimizer", part).get("param_groups", ()):
@@ -270,7 +271,7 @@ def _keep_step_counts(optimizer: Any) -> None:
                 group.pop("step", None)
 
 
-def _carry_over(saved: dict, present: dict) -> None:
+def _carry_over(saved: dict[Any, Any], present: dict[Any, Any]) -> None:
     """Copy the number of updates and the loss scale into the common values of the present optimizer.
 
     The other values are options, which the resumed run sets itself. So the checkpoint may come from another kind of optimizer,
@@ -289,7 +290,7 @@ def _carry_over(saved: dict, present: dict) -> None:
             part["grad_scaler"] = scalers[0]
 
 
-def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]] | None:
+def load_training(directory: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> tuple[int, dict[str, Any]] | None:
     """Resume from the newest complete checkpoint in `directory`, written by any layout: (iteration, extra).
 
     When newer checkpoints are incomplete, extra also has a list `damaged` with a line for each. None when there is no checkpoint
@@ -315,7 +316,7 @@ def load_training(directory: Path, *, models, optimizer, scheduler) -> tuple[int
     return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
 
 
-def _load(data: Path, models, optimizer, scheduler) -> dict[str, Any]:
+def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> dict[str, Any]:
     reader = torch_dist.RegionReader(data)
     state, nonpersistent, factories = load_preprocess(_state(models, optimizer, scheduler, loading=True))
     sharded, plain = extract_sharded_base(state)

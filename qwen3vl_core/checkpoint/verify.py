@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwen3vl_core.checkpoint.model_source import ModelSource
+from qwen3vl_core.checkpoint.name_map import Region
 from qwen3vl_core.checkpoint.stream import Caster, Worker, box_blocks, hf_blocks, in_parallel
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.formats import quantity
@@ -38,7 +40,7 @@ def compare(source: ModelSource, target: ModelSource, caster: Caster) -> int:
     tasks = [(a, b, None) for a, b in pairs] if blocks is None else [(a, b, i) for a, b in pairs for i in range(len(a.hf))]
     total = sum(target.dtype_of(b).itemsize * torch.Size(b.size).numel() for _, b in pairs)
 
-    def check(task: tuple, worker: Worker) -> None:
+    def check(task: tuple[Region, Region, int | None], worker: Worker) -> None:
         own_region, target_region, tensor = task
         second = worker.second
         if tensor is None:
@@ -95,7 +97,7 @@ def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
     }
 
 
-def forward_parity(source: ModelSource, target: ModelSource, dtype: torch.dtype | None) -> dict:
+def forward_parity(source: ModelSource, target: ModelSource, dtype: torch.dtype | None) -> dict[str, Any]:
     """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
 
     Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half

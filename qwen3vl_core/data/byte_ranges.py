@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 SPOOL_SUFFIX = ".spool"
 
@@ -75,6 +76,6 @@ class Spool:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         # another process has a file of its own
         return self.__dict__ | {"_path": "", "_size": 0}

@@ -195,7 +195,7 @@ def _fetch(options: DownloadOptions, request: dict[str, Any], folder: Path, targ
     return record
 
 
-def _send(client: subprocess.Popen, request: dict[str, Any]) -> None:
+def _send(client: subprocess.Popen[str], request: dict[str, Any]) -> None:
     assert client.stdin is not None
     # a client that has exited gives the reason in its answer
     with contextlib.suppress(BrokenPipeError):
@@ -203,7 +203,7 @@ def _send(client: subprocess.Popen, request: dict[str, Any]) -> None:
         client.stdin.flush()
 
 
-def _answer(client: subprocess.Popen, options: DownloadOptions, folder: Path) -> dict[str, Any]:
+def _answer(client: subprocess.Popen[str], options: DownloadOptions, folder: Path) -> dict[str, Any]:
     """The client's answer. Raises RequestError or WorkError if it reports an error."""
     assert client.stdout is not None
     line = client.stdout.readline()

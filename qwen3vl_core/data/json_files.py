@@ -39,11 +39,12 @@ def reason_of(error: Exception) -> str:
 class JsonRecords:
     """The records of a text file in JSON. Raises RequestError for anything else."""
 
+    _loaded: list[Any] | None = None
+
     def __init__(self, file: TextFile) -> None:
         self.path, self.file = file.path, file
         self.count: int | None = None
         """Number of records, where it is known without reading the file."""
-        self._loaded: list[Any] | None = None
         start = file.head.lstrip(" \t\r\n")[:1]
         self.lines = False
         """One record a line: `records` gives (line from 1, its bytes), for another process to parse."""
@@ -179,6 +180,7 @@ class JsonRecords:
             if in_list and not expects_value:
                 where = line + text.count("\n", 0, at)
                 raise RequestError(f"{self.path}: not JSON (line {where}: a comma is missing before {text[at : at + 20]!r}); {SHAPE}")
+            value, end = None, at
             try:
                 value, end = decoder.raw_decode(text, at)
                 after = _SPACE.match(text, end).end()  # type: ignore[union-attr]

@@ -82,9 +82,10 @@ class Loader:
         if self._filled is None:
             self._filled = self._start()
         batches: list[Batch] = []
-        all_ranks = 0
+        following, all_ranks = self._following, 0
         for _ in range(self._batches.steps):
             filled = next(self._filled)
+            following = filled.following
             self._note(filled.skips)
             if filled.batch is None:
                 raise WorkError(filled.error)
@@ -94,7 +95,7 @@ class Loader:
             all_ranks += filled.all_ranks
         # counted when returned: batches that were only prefetched are loaded again after a resume
         self._global_batch += 1
-        self._following, self.batch_samples = filled.following, all_ranks
+        self._following, self.batch_samples = following, all_ranks
         self.used += sum(len(batch.keys) for batch in batches)
         return batches
 

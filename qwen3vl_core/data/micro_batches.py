@@ -50,7 +50,7 @@ class LoadedMicroBatch:
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
-class Batches(Dataset):
+class Batches(Dataset[LoadedMicroBatch]):
     """Base of padded and packed micro batches: reads samples and remembers those that cannot be used."""
 
     def __init__(

@@ -17,12 +17,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qwen3vl_core.data import chat_template, pictures, video_decode
 from qwen3vl_core.data import video as videos
-from qwen3vl_core.data.batch import IGNORED, Encoded, pixel_values
+from qwen3vl_core.data.batch import Encoded, pixel_values
 from qwen3vl_core.data.chat_template import ChatTemplate, MediaItem, Message
 from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.structure.micro_batch import IGNORED
 
 PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
 

@@ -55,7 +55,7 @@ class Workers:
         gc.set_threshold(*_COLLECTIONS)
         return self
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         # moves the objects made meanwhile to the oldest generation, so that they are not scanned at once
         gc.freeze()
         gc.unfreeze()

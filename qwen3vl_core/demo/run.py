@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.demo.captions import PROMPT
@@ -92,11 +93,11 @@ def mentioned(captions: dict[str, str], scenes: dict[str, Scene]) -> tuple[float
     return right / max(said, 1), said / max(len(captions), 1)
 
 
-def report(workspace: Workspace, seconds: dict[str, float]) -> dict:
+def report(workspace: Workspace, seconds: dict[str, float]) -> dict[str, Any]:
     """Summary of the loop, from the captions that compare wrote. Raises WorkError for a caption that is empty."""
     rows = json.loads((workspace.root / "captions.json").read_text())["captions"]
     scenes = workspace.scenes()
-    summary: dict = {}
+    summary: dict[str, Any] = {}
     for side in ("base", "tuned"):
         captions = {Path(row["image"]).name: row[side] for row in rows}
         empty = [name for name, text in captions.items() if not text.strip()]

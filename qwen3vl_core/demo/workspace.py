@@ -7,6 +7,7 @@ import random
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
@@ -84,7 +85,7 @@ class Workspace:
                 self._draw_held_out(progress)
         write_text(self.description, json.dumps(self.describe(), indent=2) + "\n")
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Paths and options that the console fills its forms with."""
         return {
             "base": str(self.base), "train_json": str(self.train_json), "data": str(self.data), "base_mcore": str(self.base_megatron),

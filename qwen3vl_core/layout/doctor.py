@@ -153,11 +153,13 @@ def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What torch, NCCL and Transformer Engine answer, in a separate process."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env=environment
-        )
-        return json.loads(done.stdout.strip().splitlines()[-1])
+            [sys.executable, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS, check=False,
+            env=environment,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"torch_error": f"did not answer in {PROBE_SECONDS} s"}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         output = done.stderr.strip().splitlines() or ["no output"]
         return {"torch_error": f"the process ended with exit code {done.returncode}: {output[-1][:300]}"}

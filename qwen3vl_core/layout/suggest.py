@@ -119,7 +119,7 @@ def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node:
     return None
 
 
-def presets() -> list[dict]:
+def presets() -> list[dict[str, Any]]:
     """One row for each published size, number of GPUs and card: the fastest layout that fits, or None; sequence length 2048, micro
     batch 1, global batch 8, bf16, nothing frozen."""
     rows = []

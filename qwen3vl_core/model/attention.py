@@ -35,8 +35,8 @@ class LocalAttention(MegatronModule):
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
-        pg_collection=None,
-        **unused,
+        pg_collection: Any = None,
+        **unused: Any,
     ) -> None:
         super().__init__(config=config)
         self.attn_mask_type = attn_mask_type

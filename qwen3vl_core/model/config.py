@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.specs import use_transformer_engine
@@ -22,7 +24,7 @@ FP8_FORMAT = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3"}
 FP8_ROWS = 16
 
 
-def recompute_fields(kind: str, layers: int, count: int, *, experts: bool = False) -> dict:
+def recompute_fields(kind: str, layers: int, count: int, *, experts: bool = False) -> dict[str, Any]:
     """Megatron's fields for `--recompute kind` on a tower of `count` layers; `layers` as `--recompute-layers`.
 
     sel: fused attention keeps no scores, so the MLPs (or experts) are what is worth recomputing.
@@ -39,7 +41,7 @@ def recompute_fields(kind: str, layers: int, count: int, *, experts: bool = Fals
 tanh_gelu = functools.partial(F.gelu, approximate="tanh")
 
 
-def _shared(dtype: torch.dtype, tp: int, attention: AttnBackend) -> dict:
+def _shared(dtype: torch.dtype, tp: int, attention: AttnBackend) -> dict[str, Any]:
     """The fields that both towers share. Fusions that need CUDA extensions are off; Transformer Engine brings its own."""
     return dict(
         layernorm_epsilon=1e-6, hidden_dropout=0.0, attention_dropout=0.0,
@@ -69,7 +71,7 @@ def transformer_config(
     recompute_layers: int = 0,
     attention: str = "auto",
     fp8_recipe: str | None = None,
-    **overrides,
+    **overrides: Any,
 ) -> TransformerConfig:
     """Language tower. `overrides` are further fields of `TransformerConfig`.
 
@@ -116,7 +118,7 @@ def transformer_config(
 
 
 @contextlib.contextmanager
-def without_fp8(config: TransformerConfig):
+def without_fp8(config: TransformerConfig) -> Iterator[None]:
     """Layers of `config` compute in bf16 inside: single tokens in generation are not a multiple of 16 rows."""
     saved, config.fp8 = config.fp8, None
     try:

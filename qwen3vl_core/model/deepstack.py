@@ -7,6 +7,8 @@ schedules work unchanged, because to Megatron these are ordinary layers.
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3vl_core.model.apply_rope import hand_angles_on
 from qwen3vl_core.model.mlp import SwigluMLP
 
@@ -21,7 +23,7 @@ class CollectingLayer(TransformerLayer):
     """A vision layer. `context` [n * s, 1, h] gathers the outputs of the deepstack layers, oldest first; the last layer
     returns them concatenated before its own output, [(n + 1) * s, 1, h], because a block returns hidden states only."""
 
-    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         collected = kwargs["context"]
         kwargs["context"] = None
         hand_angles_on(self, kwargs)
@@ -37,13 +39,13 @@ class DeepstackLayer(TransformerLayer):
     """A language layer. Layer i of the first n adds part i of `context` [n * s, b, h] to its output; the parts hold the
     features at vision tokens and zeros elsewhere, and are split along the sequence as the hidden states are."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # not in the layer spec: Megatron passes the process group to its own class only
         if type(self.mlp) is MLP:
             self.mlp.__class__ = SwigluMLP
 
-    def forward(self, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         features = kwargs.get("context")
         kwargs["context"] = None
         hand_angles_on(self, kwargs)

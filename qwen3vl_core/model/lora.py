@@ -156,13 +156,15 @@ class Adapter(torch.nn.Module):
             return grouped(grouped(x, into, splits) * self.scale, out, splits)
         return F.linear(self._exchanged(F.linear(x, into[0])) * self.scale, out[0])
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
         """Laid out like the layer's own weight: stacked by layer, and by expert."""
         groups = dict(tp_group=self.group, dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"])
         inner, outer = "linear_in.weight", "linear_out.weight"
         axes = {outer: 0} if self.kind == COLUMN else {inner: 1}
 
-        def of(a: Tensor, b: Tensor, offsets: tuple) -> ShardedStateDict:
+        def of(a: Tensor, b: Tensor, offsets: tuple[Any, ...]) -> ShardedStateDict:
             sharded = make_sharded_tensors_for_checkpoint({inner: a, outer: b}, prefix, axes, offsets, **groups)
             if self.gated:
                 sharded[prefix + outer] = apply_swiglu_sharded_factory(sharded[prefix + outer], offsets)
@@ -213,7 +215,9 @@ def _adapted(base: type) -> type:
                 out, bias = result
             return out + self.adapter(x, *arguments), bias
 
-        def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
+        def sharded_state_dict(
+            self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+        ) -> ShardedStateDict:
             adapter = self._modules.pop("adapter")
             try:
                 state = super().sharded_state_dict(prefix, sharded_offsets, metadata)

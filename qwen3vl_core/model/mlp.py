@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3vl_core.model import kernels
 
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 class SwigluMLP(MLP):
     """A dense MLP of the language tower. Not with activations offloaded, which Megatron's own function marks."""
 
-    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """[s, b, h] -> [s, b, h] and no bias."""
         c = self.config
         fits = c.activation_func is F.silu and c.gated_linear_unit and not c.add_bias_linear and per_token_scale is None

@@ -6,6 +6,8 @@ Sources: `Qwen3VLTextRotaryEmbedding` and `Qwen3VLVisionRotaryEmbedding` in Hugg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class InterleavedMRope(torch.nn.Module):
         # no buffer: a bf16 model would round the frequencies
         self.inverse_frequencies = 1.0 / theta**exponents
 
-    def forward(self, position_ids: Tensor, mrope_section: tuple[int, int, int], cp_group=None, **unused) -> Tensor:
+    def forward(self, position_ids: Tensor, mrope_section: tuple[int, int, int], cp_group: Any = None, **unused: Any) -> Tensor:
         """In each triple of frequencies the second follows the height and the third the width, as far as `mrope_section`
         reaches; all others follow the time axis."""
         if self.inverse_frequencies.device != position_ids.device:

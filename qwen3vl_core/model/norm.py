@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -13,7 +15,10 @@ class LocalNorm:
     Megatron sum their gradients, each of a part of the sequence, over the tensor parallel ranks.
     """
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused) -> torch.nn.Module:  # type: ignore[misc]  # Megatron's specs want a class
+    # a class, since Megatron's specs take no function
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any
+    ) -> torch.nn.Module:
         kind = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization]
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():

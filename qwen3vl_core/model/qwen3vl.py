@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
+from qwen3vl_core.model.kv_cache import CachedDecoder
 from qwen3vl_core.model.mrope import InterleavedMRope
 from qwen3vl_core.model.packed_row import PackedRow
 from qwen3vl_core.model.router import padding_mask
@@ -185,12 +186,12 @@ class Qwen3VLModel(MegatronModule):
         video_grid_thw: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        inference_context=None,
+        inference_context: Any = None,
         cu_seqlens: Tensor | None = None,
         prompt_features: PromptFeatures | None = None,
         hidden_states: bool = False,
         structure: Structure | None = None,
-        **unused,
+        **unused: Any,
     ) -> Tensor:
         """Logits [b, s, vocabulary]; with `labels` [b, s] (already shifted) the loss of each token [b, s], not masked.
 
@@ -269,10 +270,8 @@ class Qwen3VLModel(MegatronModule):
             logits, _ = language.output_layer(hidden_sbh.index_select(0, s.trained), weight=weight)
         return language.compute_language_model_loss(s.trained_labels.clamp(min=0), logits)
 
-    def cached_decoder(self, max_sequence_length: int):
+    def cached_decoder(self, max_sequence_length: int) -> CachedDecoder:
         """A decoder with a key/value cache, for generation; see `CachedDecoder`."""
-        from qwen3vl_core.model.kv_cache import CachedDecoder
-
         return CachedDecoder(self, max_sequence_length)
 
 

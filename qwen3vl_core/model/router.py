@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, save_to_aux_losses_tracker
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 
@@ -41,12 +42,12 @@ class BalancingRouter(TopKRouter):
         return MoEAuxLossAutoScaler.apply(probs, loss)
 
 
-def balance_weight(config) -> Tensor | float:
+def balance_weight(config: TransformerConfig) -> Tensor | float:
     """Weight of one token in the load balancing loss when gradients are divided by the number of trained tokens."""
     return getattr(config, "balance_weight", 1.0)
 
 
-def set_balance_weight(config, counts: Tensor) -> None:
+def set_balance_weight(config: TransformerConfig, counts: Tensor) -> None:
     """counts: float64 [2] of the next batch, its trained tokens, and all its tokens without padding, summed over data parallel ranks.
 
     The weight stays on the device, in one tensor, which CUDA graphs read.
@@ -58,7 +59,7 @@ def set_balance_weight(config, counts: Tensor) -> None:
         config.balance_weight.copy_(weight)
 
 
-def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config) -> Tensor | None:
+def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config: TransformerConfig) -> Tensor | None:
     """Megatron's padding mask [b, s of this rank], True for padding, from an attention mask [b, s], 1 for tokens.
 
     index: sequence indices that this context parallel rank holds. None without padding, and without experts.

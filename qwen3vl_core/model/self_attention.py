@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3vl_core.model import kernels
 
 from megatron.core.transformer.attention import SelfAttention
@@ -18,7 +20,7 @@ class QKRopeSelfAttention(SelfAttention):
 
     def get_query_key_value_tensors(
         self, hidden_states: Tensor, key_value_states: Tensor | None = None, output_gate: bool = False, split_qkv: bool = True
-    ):
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[s, b, h] -> query [s, b, heads, d], key and value [s, b, groups, d]."""
         angles, config = self.core_attention.angles, self.config
         if (
@@ -36,7 +38,7 @@ class QKRopeSelfAttention(SelfAttention):
         return qk_rope(qkv, angles, *weights, eps=config.layernorm_epsilon, groups=groups, size=size)
 
 
-def _ready_weight(norm) -> Tensor:
+def _ready_weight(norm: Any) -> Tensor:
     """The weight of a norm that is not called, after the hooks before its call: in one, Megatron's DDP waits until a gathered weight is
     complete."""
     for hook in norm._forward_pre_hooks.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from qwen3vl_core.model.config import merger_config
 from qwen3vl_core.model.deepstack import CollectingLayer, with_gradient
@@ -82,7 +82,7 @@ class Merger(MegatronModule):
 class VisionBlock(TransformerBlock):
     """Megatron's block, which also holds the deepstack mergers: their names in a checkpoint begin with the block's."""
 
-    def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs) -> None:
+    def __init__(self, config: TransformerConfig, architecture: Architecture, **kwargs: Any) -> None:
         attention = choose_attention(config.attention_backend)
         spec = layer_spec(CollectingLayer, causal=False, qk_layernorm=False, core_attention=attention)
         layers = TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=LocalNorm)
@@ -94,7 +94,9 @@ class VisionBlock(TransformerBlock):
             Merger(mergers, config.hidden_size, norm_joined=True) for _ in architecture.vision.deepstack_layers
         )
 
-    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> ShardedStateDict:
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
         """The mergers are stacked like the layers: one key, with a leading merger axis (layout `bridge`)."""
         mergers = self.deepstack_merger_list
         del self.deepstack_merger_list

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from torch import Tensor
 
 
 @functools.cache
-def _accumulating_gemm():
+def _accumulating_gemm() -> Callable[..., Any]:
     """Transformer Engine's matrix product, and the workspace that older releases want to be given."""
     from transformer_engine.pytorch.cpp_extensions import general_gemm
 
@@ -60,13 +62,13 @@ class _Product(torch.autograd.Function):
     """states [..., in] @ weight [out, in] transposed. last: this is the last gradient of the weight in a backward pass."""
 
     @staticmethod
-    def forward(ctx, states, weight, last):
+    def forward(ctx: Any, states: Tensor, weight: Any, last: bool) -> Tensor:
         ctx.save_for_backward(states, weight)
         ctx.buffer, ctx.last = weight.main_grad, last
         return states.matmul(weight.t())
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         states, weight = ctx.saved_tensors
         grad = grad.contiguous()
         of_states = grad.matmul(weight)
@@ -78,19 +80,19 @@ class _Lookup(torch.autograd.Function):
     """Rows `index` of weight [m, h]."""
 
     @staticmethod
-    def forward(ctx, index, weight):
+    def forward(ctx: Any, index: Tensor, weight: Any) -> Tensor:
         ctx.save_for_backward(index, weight)
         ctx.buffer = weight.main_grad
         return F.embedding(index, weight)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         index, weight = ctx.saved_tensors
         add_rows(ctx.buffer, index.flatten(), grad.flatten(0, -2).contiguous())
         return None, _added(weight)
 
 
-def _added(weight: Tensor) -> Tensor:
+def _added(weight: Any) -> Tensor:
     """What Megatron's DDP expects of a gradient that is in its buffer already: a mark, and a tensor that it frees unread."""
     weight.grad_added_to_main_grad = True
     return torch.empty_like(weight)
@@ -105,7 +107,7 @@ class InPlaceOutputLayer(ColumnParallelLinear):
 
     gradient_is_last = True
 
-    def _forward_impl(self, input, weight, *args, **kwargs):
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not _has_buffer(weight):
             return super()._forward_impl(input, weight, *args, **kwargs)
         return _Product.apply(input, weight, self.gradient_is_last)
@@ -121,7 +123,7 @@ class InPlaceEmbedding(VocabParallelEmbedding):
         return _Lookup.apply(input_, self.weight)
 
 
-def add_vocabulary_gradients_in_place(model: torch.nn.Module) -> None:
+def add_vocabulary_gradients_in_place(model: Any) -> None:
     """Let embedding and output layer of a `Qwen3VLModel` that is to be trained add their gradients to the buffers.
 
     Not with tensor parallelism, whose output layer overlaps its products with communication.

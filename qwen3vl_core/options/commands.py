@@ -149,8 +149,9 @@ class CompareOptions:
     html: str | None = option(None, help="Write one self-contained page with pictures and differences", group="Report", path="file")
 
     def __post_init__(self) -> None:
-        if isinstance(self.tuned, str):
-            self.tuned = [self.tuned]
+        tuned: object = self.tuned  # a caller may give one path
+        if isinstance(tuned, str):
+            self.tuned = [tuned]
 
     def problems(self) -> Iterator[Problem]:
         """Broken rules between options: the pictures come from one place."""

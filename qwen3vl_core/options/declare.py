@@ -135,7 +135,7 @@ class _Parse(argparse.Action):
         super().__init__(*args, **kwargs)
         self.declared = declared
 
-    def __call__(self, parser, namespace, values, flag=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None) -> None:
         try:
             parsed = [self.declared.parse(v) for v in values] if self.declared.many else self.declared.parse(values)
         except RequestError as error:

@@ -58,8 +58,8 @@ class MicroBatchGraphs:
     def __init__(self, model: DistributedDataParallel, config: Any, dtype: torch.dtype) -> None:
         self.model, self.config, self.dtype = model, config, dtype
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.graphs: dict[tuple, CapturedMicroBatch] = {}
-        self.warm: set[tuple] = set()
+        self.graphs: dict[tuple[Any, ...], CapturedMicroBatch] = {}
+        self.warm: set[tuple[Any, ...]] = set()
         # a reference keeps the pool from being freed while nothing uses it
         self.memory = torch.cuda.MemPool()
         self.pool: Any = self.memory.id
@@ -149,7 +149,7 @@ class MicroBatchGraphs:
         return CapturedMicroBatch(graph, inputs, totals)
 
 
-def finalize_gradients(models: list[DistributedDataParallel], trained_tokens: Tensor | None = None, **more) -> None:
+def finalize_gradients(models: list[DistributedDataParallel], trained_tokens: Tensor | None = None, **more: Any) -> None:
     """Megatron's `finalize_model_grads`, whose division by the batch's trained tokens waits for the GPU; here it does not."""
     finalize_model_grads(models, None, **more)
     if trained_tokens is None:

@@ -108,7 +108,7 @@ def _next_token(model: Qwen3VLModel, position: int, length: int, hidden: Tensor,
     return torch.stack((candidates[candidates[:, 0].argmax(), 1], candidates[:, 2].min()))
 
 
-def _forward_step(multiple: int, batches: Iterator[PromptRow], model):
+def _forward_step(multiple: int, batches: Iterator[PromptRow], model: Any) -> tuple[Any, Callable[[Tensor], Any]]:
     """Megatron's `forward_step_func`."""
     row = next(batches)
     inputs = row.inputs(multiple)

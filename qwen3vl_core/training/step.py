@@ -7,9 +7,10 @@ micro batch size and every parallel layout.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from qwen3vl_core.model.router import set_balance_weight
 
@@ -56,7 +57,7 @@ class StepResult:
     """Peak bytes allocated and peak bytes reserved since the last step, on the rank with the most; empty on a CPU."""
 
 
-def forward_step(training: Training, batches, model):
+def forward_step(training: Training, batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Megatron's `forward_step_func`: (loss of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
     inputs = next(batches).step_inputs(device(), training.dtype)
     structure: Structure = inputs["structure"]

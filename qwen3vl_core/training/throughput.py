@@ -91,16 +91,17 @@ class Gpu:
         """NVML's handle of a GPU by its UUID; None where NVML is not usable, which `problem` then explains. Training continues."""
         try:
             import pynvml
-
-            self._nvml = pynvml
-            pynvml.nvmlInit()
-            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
         except ImportError:
             self.problem = "utilisation and power are not recorded: nvidia-ml-py is not installed"
+            return None
+        self._nvml = pynvml
+        try:
+            pynvml.nvmlInit()
+            return pynvml.nvmlDeviceGetHandleByUUID(uuid)
         except pynvml.NVMLError as error:
             # no driver library, a container without permissions, an unknown UUID
             self.problem = f"utilisation and power are not recorded: {error}"
-        return None
+            return None
 
     def figures(self) -> dict[str, float]:
         """{GPU_UTILISATION: percent, GPU_WATTS: …}, at most `NVML_SECONDS` old; empty where NVML is not usable."""

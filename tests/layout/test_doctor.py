@@ -87,6 +87,12 @@ def test_a_probe_that_dies_is_reported_and_does_not_take_the_doctor_along(tmp_pa
     assert "ended with exit code 11" in found["torch_error"]
 
 
+def test_a_probe_that_writes_no_utf8_is_reported_with_what_can_be_read(tmp_path):
+    (tmp_path / "torch.py").write_text("import os\nos.write(2, b'caf\\xe9: no GPU\\n')\nos._exit(11)\n")
+    found = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert "11" in found["torch_error"] and ": no GPU" in found["torch_error"]
+
+
 def test_a_store_that_cannot_be_written_is_a_failure(tmp_path):
     file = tmp_path / "file"
     file.write_text("")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 
-from qwen3vl_core.data.inspect.show import ShownSample, jpeg
+from qwen3vl_core.data.inspect.show import ShownSample, TextPiece, jpeg
 from qwen3vl_core.data.inspect.survey import DataSurvey, summary_lines
 from qwen3vl_core.formats import printable
 
@@ -75,7 +75,7 @@ def _sample(sample: ShownSample) -> str:
     return f"<section><h2>{html.escape(sample.title)}</h2>{figures}{body}</section>\n"
 
 
-def _piece(piece) -> str:
+def _piece(piece: TextPiece) -> str:
     text = html.escape(printable(piece.text))
     if piece.medium:
         return f'<span class="medium">{text}</span>'

@@ -26,7 +26,7 @@ from qwen3vl_core.data.energon import SPLITS
 from qwen3vl_core.data.prepare import report
 from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
 from qwen3vl_core.data.prepare.report import REFUSED, REPORT
-from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, Shard, dataset_made_whole, keep_finished, plan_shards, write_shards
 from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
@@ -167,7 +167,7 @@ def read_samples(
     return record_file, samples, refused
 
 
-def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple]:
+def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple[Any, ...]]:
     """Samples and refusals as plain tuples, distinguished by their length."""
     return [tuple(result) for result in checker.check(records)]
 
@@ -218,7 +218,7 @@ def _build(
     return summary
 
 
-def _tokens(folder: Path, splits: dict[str, list], model: str, workers: int) -> dict[str, Any]:
+def _tokens(folder: Path, splits: dict[str, list[Shard]], model: str, workers: int) -> dict[str, Any]:
     """Tokens of the whole dataset as the model sees it. Raises RequestError when the folder is not a model."""
     from qwen3vl_core.data.token_lengths import Measurer, measure
 

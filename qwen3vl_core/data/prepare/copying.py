@@ -62,7 +62,7 @@ class _ShardOutput:
         self.at += size
 
 
-def write_at(file: int, buffers: list, offset: int) -> int:
+def write_at(file: int, buffers: list[bytes | memoryview], offset: int) -> int:
     """Bytes written, as `os.pwritev`."""
     return os.pwritev(file, buffers, offset)
 

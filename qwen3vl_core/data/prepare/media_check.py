@@ -123,7 +123,7 @@ def _jpeg_size(head: bytes) -> tuple[int, int] | None:
         if parsed is not None and head.startswith(after, parsed[1]):
             return parsed[0]
     at, length = 2, len(head)
-    frame = None
+    frame = parsed = None
     while at + 4 <= length and head[at] == 0xFF:
         marker, size = head[at + 1], head[at + 2] << 8 | head[at + 3]
         begin, at = at, at + 2 + size

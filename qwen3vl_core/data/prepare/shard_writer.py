@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -178,7 +179,7 @@ def keep_finished(folder: Path, shards: list[Shard], workers: Workers) -> set[st
     return kept
 
 
-def _rows(log: Path) -> list[dict]:
+def _rows(log: Path) -> list[dict[str, Any]]:
     """The valid rows of the log."""
     rows = []
     if log.is_file():

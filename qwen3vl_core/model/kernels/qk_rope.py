@@ -11,6 +11,8 @@ the same bits. Both halves of the angles must be equal, as those of `model/mrope
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -202,7 +204,7 @@ class _Shape:
             raise ValueError(f"angles {list(angles.shape)} do not fit [{self.length}, {self.batch} or 1, 1, {size}]")
         self.strides = angles.stride(0), angles.stride(1) if angles.shape[1] > 1 else 0
 
-    def constants(self, norm: bool, heads_at_once: int) -> dict:
+    def constants(self, norm: bool, heads_at_once: int) -> dict[str, Any]:
         block = triton.next_power_of_2(self.heads)
         return dict(
             GROUPS=self.groups, HEADS=self.heads, HALF=self.size // 2, NORM=norm, ROWS=max(1, heads_at_once // block),

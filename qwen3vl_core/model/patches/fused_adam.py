@@ -6,7 +6,10 @@ GPU, and runs can resume from either.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.optim.optimizer import ParamsT
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -14,14 +17,14 @@ class FusedAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float = 1e-3,
         bias_correction: bool = True,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_w_mode: bool = True,
         weight_decay: float = 0.0,
-        **unused,
+        **unused: Any,
     ) -> None:
         defaults = dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, defaults)

@@ -35,14 +35,16 @@ def light_imports() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def _uneven(gather: Callable, reduce_scatter: Callable) -> tuple[Callable, Callable]:
+def _uneven(gather: Callable[..., Any], reduce_scatter: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Megatron's gather and reduce-scatter along the first dimension, with all ranks' parts padded to the longest."""
 
     def padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
         return torch.cat((tensor, tensor.new_zeros(rows - tensor.shape[0], *tensor.shape[1:])))
 
     @functools.wraps(gather)
-    def gather_parts(input_, group, output_split_sizes=None, use_global_buffer=False):
+    def gather_parts(
+        input_: torch.Tensor, group: Any, output_split_sizes: list[int] | None = None, use_global_buffer: bool = False
+    ) -> torch.Tensor:
         sizes = output_split_sizes
         if sizes is None or len(set(sizes)) == 1 or group.size() == 1:
             return gather(input_, group, sizes, use_global_buffer)
@@ -51,7 +53,9 @@ def _uneven(gather: Callable, reduce_scatter: Callable) -> tuple[Callable, Calla
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @functools.wraps(reduce_scatter)
-    def reduce_scatter_parts(input_, group, input_split_sizes=None, use_global_buffer=False):
+    def reduce_scatter_parts(
+        input_: torch.Tensor, group: Any, input_split_sizes: list[int] | None = None, use_global_buffer: bool = False
+    ) -> torch.Tensor:
         sizes = input_split_sizes
         if sizes is None or len(set(sizes)) == 1 or group.size() == 1:
             return reduce_scatter(input_, group, sizes, use_global_buffer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class _Stream:
     def __hash__(self) -> int:
         return 1
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 
 
@@ -92,7 +93,7 @@ def patch_cuda_module() -> None:
     cuda._lazy_call = lambda call, **kwargs: call()
 
 
-def _on_cpu_instead(function):
+def _on_cpu_instead(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """A tensor factory that allocates CUDA tensors on the CPU, and never pinned ones."""
 
     @functools.wraps(function)

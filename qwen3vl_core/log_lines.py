@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 RESUMED, STOP_ASKED, SAVE_ASKED, KILLED = "resumed", "stop", "save", "killed"
-RESTARTED, BY_SIGNAL = "restart", "signal"
+RESTARTED, STALLED, BY_SIGNAL = "restart", "stalled", "signal"
 NOT_STARTED, BAD_STEPS, WORK_FAILED, UNEXPECTED, INTERRUPTED = "not-started", "bad-steps", "work", "unexpected", "interrupted"
 TAGS = {
     RESUMED: "of the supervisor: a further attempt begins",
@@ -17,6 +17,7 @@ TAGS = {
     STOP_ASKED: "of the supervisor: it was asked to stop the run",
     SAVE_ASKED: "of the supervisor: it was asked for a checkpoint",
     KILLED: "of the supervisor: processes did not end in time",
+    STALLED: "of the supervisor: no step comes any more, and which rank is behind; or steps come again",
     BY_SIGNAL: "of the supervisor: which process a signal ended first, and the likely sender",
     NOT_STARTED: "of the supervisor: the command could not be started",
     BAD_STEPS: "training ended after too many bad steps in a row",

@@ -36,6 +36,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "packing-pad-length": ("with --packing a row is filled to --seq-length {seq_length} with samples", ""),
     "min-pixels-above-max": ("must be at most --max-pixels {max_pixels}", ""),
     "keep-every-without-keep": ("needs --keep, without which all checkpoints are kept", ""),
+    "restart-stalled-alone": ("needs --max-restarts above 0", ""),
     "stop-after-not-a-time": ("must be a time above 0, such as 11h30m, 90m, 3600 or 11:30:00", ""),
     "samples-without-images": ("needs --sample-images", "name a few pictures"),
     "skip-spikes-without-factor": ("needs --spike-factor above 0", ""),

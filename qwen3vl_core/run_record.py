@@ -22,6 +22,7 @@ RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log"
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
+RANKS = "ranks"
 COMPARISON, VOTES = "comparison.json", "votes.json"
 CAPTIONS_PAGE, CAPTIONS_DATA = "captions.html", "captions.json"
 CHECKPOINTS, TENSORBOARD, WANDB, SWANLAB = "checkpoints", "tensorboard", "wandb", "swanlab"
@@ -40,6 +41,7 @@ FILES = {
     SAVE: "empty; asks the supervisor of a finetune to save a checkpoint",
     METRICS_FILE: "metrics and events of a finetune, one JSON object per line",
     SAMPLES: "captions, one JSON object per line: sample captions of a finetune, or the captions of a compare run",
+    RANKS: "folder: a file for each rank of a training, `0.json`, `1.json`, …: where it stands",
     SKIPPED: "training samples that could not be used, one JSON object per line",
     COMPARISON: "the models and pictures of a compare run; written before its first caption",
     VOTES: "votes for the captions of a compare run",
@@ -50,6 +52,11 @@ FILES = {
     WANDB: "folder: files of the Weights & Biases client",
     SWANLAB: "folder: files of the SwanLab client",
 }
+
+
+def rank_file(rank: int) -> str:
+    """The file of one rank in the folder `ranks`."""
+    return f"{rank}.json"
 
 
 def skipped_file(rank: int) -> str:
@@ -119,6 +126,7 @@ STATE_FIELDS = {
     "started": Field("number | null", "time of the latest start, in Unix seconds"),
     "ended": Field("number | null", "time of the end, in Unix seconds"),
     "error": Field("string | null", "why it failed, in one line, if the log does not say so"),
+    "stalled": Field("string | null", "while no step comes any more: since when, and which rank is behind"),
     "restarts": Field("integer", "how often the supervisor has restarted the command since the latest start"),
 }
 
@@ -135,6 +143,7 @@ class StateRecord(TypedDict, total=False):
     started: float | None
     ended: float | None
     error: str | None
+    stalled: str | None
     restarts: int
 
 
@@ -190,6 +199,22 @@ SKIPPED_FIELDS = {
     "shard": Field("string", "file of the sample"),
     "code": Field("string?", "the broken rule, more specific than the reason"),
 }
+RANK_FIELDS = {
+    "v": Field("integer", "version of the record"),
+    "rank": Field("integer", "of the process in the run"),
+    "pid": Field("integer", "the process"),
+    "host": Field("string", "machine it runs on"),
+    "step": Field("integer", "steps done"),
+    "doing": Field("string", "start, data, step, evaluation, captions or checkpoint"),
+    "count": Field("integer", "notes so far"),
+    "time": Field("number", "Unix seconds of this note"),
+}
+AT_START, AT_DATA, AT_STEP, AT_EVALUATION, AT_CAPTIONS, AT_CHECKPOINT = "start", "data", "step", "evaluation", "captions", "checkpoint"
+DOINGS = {
+    AT_START: "starting", AT_DATA: "waiting for data", AT_STEP: "in forward, backward or the optimizer", AT_EVALUATION: "evaluating",
+    AT_CAPTIONS: "writing captions", AT_CHECKPOINT: "writing a checkpoint",
+}  # fmt: skip
+"""What a rank does, in words, in the order of a step."""
 START, RESUME, RESTART, DAMAGED, NOTE, SAVED = "start", "resume", "restart", "damaged", "note", "save"
 NAN, SPIKE, STOPPED, DONE = "nan", "spike", "stop", "done"
 EVENTS = {

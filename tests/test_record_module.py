@@ -28,6 +28,7 @@ FIELDS = {
     "state.json": run_record.STATE_FIELDS,
     "metrics.jsonl": run_record.ROW_FIELDS,
     "Events": run_record.EVENT_FIELDS,
+    "ranks": run_record.RANK_FIELDS,
     "samples.jsonl": run_record.SAMPLE_FIELDS,
     "comparison.json": run_record.COMPARISON_FIELDS,
     "votes.json": run_record.VOTES_FIELDS,

@@ -182,9 +182,10 @@ class StoreWatcher:
             latest |= self._last_eval(run)
         if EVAL in latest:
             self._evals[run.id] = latest[EVAL]
+        stalled = state.get("stalled") if status in ALIVE else None
         row = RunRow(
             run=run, kind=run.kind, status=status,
-            exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or version_problem(run.plan)),
+            exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or stalled or version_problem(run.plan)),
             step=_number(last.get("step"), int), total=_number(total, int), metrics=listed(last),
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
             layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),

@@ -15,6 +15,7 @@ from typing import Unpack, cast
 
 from console.runs import processes
 from console.runs.outcome import Attempt, Outcome, Saves, record_restart
+from console.runs.stall import StallWatch, least_seconds
 from console.runs.state import read_json, write_json
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
@@ -26,6 +27,10 @@ GRACE_SECONDS = 60.0
 """From the request to stop to SIGKILL, where neither the run's --grace nor the environment says otherwise."""
 STUCK_SAVE_SECONDS = 600.0
 """A checkpoint whose files have not changed for this long is no longer waited for."""
+STALL_LINE_SECONDS = 60.0
+"""Between two lines about the same stall."""
+STACK_SECONDS = 2.0
+"""For the ranks to write their stacks, before a stalled attempt is killed."""
 LONGEST_WAIT_SECONDS = 300.0
 """Before a restart."""
 LEFTOVER_SECONDS = 5.0
@@ -62,6 +67,7 @@ class Supervisor:
         self.state: StateRecord = {}
         self.saved = True
         self.began = time.monotonic()
+        self.said_stalled = 0.0
         self.stop_asked = self.save_asked = self.stopping = False
         self._next_attempt()
 
@@ -76,6 +82,8 @@ class Supervisor:
         self.attempt = Attempt(self.run_dir, int(total) or None)
         self.saves = Saves(self.run_dir)
         self.waits_for_save = False
+        self.stall = StallWatch(self.run_dir, least_seconds()) if total else None
+        self.hung: str | None = None
 
     # the state
 
@@ -156,7 +164,9 @@ class Supervisor:
                 self.ask_to_save()
             if self.stopping:
                 self.keep_deadline()
-            busy = self.stopping or self.exit_code is not None
+            elif self.exit_code is None and self.stall is not None:
+                self.watch_steps(self.stall)
+            busy = self.stopping or self.exit_code is not None or self.hung is not None
             if busy:
                 left = processes.descendants(me)
                 if self.exit_code is not None and not left:
@@ -179,6 +189,29 @@ class Supervisor:
     def beat(self) -> None:
         with contextlib.suppress(OSError):
             (self.run_dir / HEARTBEAT).touch()
+
+    def watch_steps(self, stall: StallWatch) -> None:
+        """Say when no step comes any more, with the stacks of the ranks in the log; --restart-stalled then ends the attempt."""
+        quiet = self.saves.quiet_seconds()
+        stall.look(busy=quiet is not None and quiet < TICK_SECONDS)
+        line, known = stall.stalled(), self.state.get("stalled")
+        if bool(line) == bool(known) and (not line or time.monotonic() < self.said_stalled + STALL_LINE_SECONDS):
+            return
+        self.said_stalled = time.monotonic()
+        self.save(stalled=line or None)
+        self.say(log_lines.STALLED, line or "steps come again")
+        if not line or known:
+            return
+        ranks = stall.here(processes.descendants(os.getpid()))
+        processes.send([p for p in ranks if processes.catches(p.pid, signal.SIGQUIT)], signal.SIGQUIT)
+        options = self.plan.get("options")
+        if isinstance(options, dict) and options.get("restart_stalled") is True and self.state.get("restarts", 0) < self.most_restarts:
+            self.hung = line
+            self.kill_at = time.monotonic() + STACK_SECONDS
+
+    @property
+    def most_restarts(self) -> int:
+        return int(_option(self.plan, "max_restarts", 0)) if self.plan.get("kind") == "finetune" else 0
 
     def asked_to_stop(self) -> bool:
         return self.stop_asked or (self.run_dir / STOP).exists()
@@ -248,19 +281,19 @@ class Supervisor:
     # what follows an attempt
 
     def outcome(self) -> Outcome:
-        return self.attempt.outcome(self.exit_code, self.stopping, self.state.get("error"))
+        return self.attempt.outcome(self.exit_code, self.stopping, self.state.get("error") or self.hung)
 
     def wait_to_restart(self, ended: Outcome, wake: int) -> bool:
         """Whether to start the command again, after the pause before it; everything is then ready for the next attempt."""
-        most, done = int(_option(self.plan, "max_restarts", 0)), self.state.get("restarts", 0)
-        if ended.status != "failed" or ended.refused or self.state.get("error") or done >= most or self.plan.get("kind") != "finetune":
+        most, done = self.most_restarts, self.state.get("restarts", 0)
+        if ended.status != "failed" or ended.refused or self.state.get("error") or done >= most:
             return False
         pause = min(_option(self.plan, "restart_wait", 5.0) * 2**done, LONGEST_WAIT_SECONDS)
         why = ended.error or f"exit code {self.exit_code}"
         text = f"restart {done + 1} of {most} after {why}"
         self.say(log_lines.RESTARTED, f"{text}; in {pause:g} s, from the newest complete checkpoint")
         record_restart(self.run_dir, text)
-        self.save(status="starting", pid=None, exit_code=self.exit_code, restarts=done + 1, error=text)
+        self.save(status="starting", pid=None, exit_code=self.exit_code, restarts=done + 1, error=text, stalled=None)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0 and not self.asked_to_stop():
             self.beat()
@@ -297,7 +330,7 @@ class Supervisor:
             ended = Outcome("stopped")  # during the pause
         if ended.by_signal and ended.error:
             self.say(log_lines.BY_SIGNAL, ended.error)
-        self.finish(status=ended.status, exit_code=self.exit_code, error=ended.error)
+        self.finish(status=ended.status, exit_code=self.exit_code, error=ended.error, stalled=None)
 
 
 @contextlib.contextmanager

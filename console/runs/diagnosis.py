@@ -99,12 +99,19 @@ _RULES: tuple[tuple[str, str, str, str], ...] = (
 )  # fmt: skip
 # a message of ours is nearer to the cause than the first of these, which other ranks often print because one has ended
 _OWN_RANK = next(rank for rank, rule in enumerate(_RULES) if rule[0] == "missing") - 0.5
+# only a collective that timed out is a consequence of it: the run may have gone on
+_STALLED_RANK = next(rank for rank, rule in enumerate(_RULES) if rule[0] == "nccl_timeout") - 0.25
 _UNEXPLAINED_RANK, _SIGNAL_RANK = len(_RULES), len(_RULES) + 1
 # messages of ours that have advice of their own: by tag, (name, title, advice)
 _TAGGED = {
     log_lines.BAD_STEPS: (
         "nan", "the loss or the gradient norm is NaN or infinite",
         "look at the samples that the line names, try a lower --lr, more --lr-warmup-iters, and --precision bf16 instead of fp16",
+    ),
+    log_lines.STALLED: (
+        "stalled", "no step came any more",
+        "the line names the rank that the others waited for, and its Python stack is above in the log; --restart-stalled with "
+        "--max-restarts resumes by itself, --distributed-timeout-minutes says how long the others wait",
     ),
     log_lines.BY_SIGNAL: (
         "killed", "a process of the run was ended by a signal",
@@ -152,7 +159,8 @@ def explain(lines: Sequence[str], exit_code: int | None = None) -> Diagnosis | N
                 continue
             unexplained = own.tag in (log_lines.UNEXPECTED, log_lines.UNTAGGED)
             if exit_code:
-                best = _nearer(best, _own(own, line, index, _UNEXPLAINED_RANK if unexplained else _OWN_RANK))
+                rank = _UNEXPLAINED_RANK if unexplained else _STALLED_RANK if own.tag == log_lines.STALLED else _OWN_RANK
+                best = _nearer(best, _own(own, line, index, rank))
             if not unexplained:
                 continue
         if anything.search(line):

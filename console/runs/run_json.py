@@ -9,6 +9,7 @@ from typing import Any
 
 from console.runs.diagnosis import diagnose
 from console.runs.run_text import changed, last_of
+from console.runs.state import ALIVE
 from console.runs.store import Run
 from qwen3vl_core.run_metrics import listed, listed_keys
 from qwen3vl_core.run_record import CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
@@ -25,6 +26,8 @@ class RunSummary:
     status: str
     exit_code: int | None
     error: str | None
+    stalled: str | None
+    """While no step comes any more: since when, and which rank is behind."""
     step: int | None
     total: int | None
     metrics: Mapping[str, float]
@@ -41,9 +44,11 @@ def summarize(run: Run) -> RunSummary:
     state, row = run.state, last_of(run)
     step, total = row.get("step"), run.options.get("train_iters")
     code, error = state.get("exit_code"), state.get("error")
+    stalled = state.get("stalled") if state["status"] in ALIVE else None
     return RunSummary(
         id=run.id, number=run.number, name=run.name, kind=run.kind, status=state["status"],
         exit_code=code if isinstance(code, int) else None, error=error if isinstance(error, str) else None,
+        stalled=stalled if isinstance(stalled, str) else None,
         step=step if isinstance(step, int) else None, total=total if isinstance(total, int) else None, metrics=listed(row),
         created=run.created, started=run.started, ended=run.ended, path=str(run.path), options=run.options,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
-from console.runs.state import ENDED, sign_of_life
+from console.runs.state import ALIVE, ENDED, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, span
@@ -54,6 +54,7 @@ def table(runs: list[Run], width: int | None = None) -> list[str]:
         status, code = state["status"], state.get("exit_code")
         when = run.created
         shown = f"failed, exit {code}" if status == "failed" and isinstance(code, int) else status
+        shown += ", stalled" if state.get("stalled") and status in ALIVE else ""
         since = span(time.time() - when if when else None)
         rows.append((GLYPHS[status], run.id, plain(run.kind), shown, step_of(run, row), *(number(row.get(key)) for key in listed), since))
     return _columns(rows, width, right=tuple(range(4, 6 + len(listed))))
@@ -73,6 +74,8 @@ def describe(run: Run) -> list[str]:
         )
     if problem := version_problem(plan):
         lines.append(f"  {problem}")
+    if state.get("stalled") and status in ALIVE:
+        lines.append(f"  {plain(state['stalled'])}")
     if run.error:
         lines.append(f"  {plain(run.error)}")
     lines += _pairs("", {

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-TIMEOUT = datetime.timedelta(minutes=10)
+TIMEOUT_MINUTES = 10.0
 _single_rank_group: dist.ProcessGroup | None = None
 
 
@@ -37,24 +37,27 @@ def initialize(
     rank: int | None = None,
     world_size: int | None = None,
     seed: int = 1234,
+    timeout_minutes: float = TIMEOUT_MINUTES,
 ) -> None:
     """Create the groups: from torchrun's environment, else for this process alone. Keeps groups that already exist.
 
     tp, pp, cp, ep, etp: tensor, pipeline, context, expert, expert tensor parallel sizes; vp: model chunks of a stage.
-    gloo on a CPU, nccl on CUDA. rank and world_size: read from the environment by default. Raises ValueError when the number
+    gloo on a CPU, nccl on CUDA. rank and world_size: read from the environment by default. timeout_minutes: of
+    every group, Megatron's too: how long a rank waits in a collective before it fails. Raises ValueError when the number
     of processes is not divisible by tp x pp x cp.
     """
     global _single_rank_group
     if not dist.is_initialized():
+        timeout = datetime.timedelta(minutes=timeout_minutes)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
-            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
     if not parallel_state.model_parallel_is_initialized():
         total = dist.get_world_size()
         if total % (tp * pp * cp):
@@ -62,10 +65,11 @@ def initialize(
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp, expert_model_parallel_size=ep,
             expert_tensor_parallel_size=etp, virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+            distributed_timeout_minutes=timeout_minutes,
         )  # fmt: skip
         if cp > 1:
             # every rank must take part in creating every group
-            _single_rank_group, _ = dist.new_subgroups(group_size=1)
+            _single_rank_group, _ = dist.new_subgroups(group_size=1, timeout=datetime.timedelta(minutes=timeout_minutes))
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed)
 

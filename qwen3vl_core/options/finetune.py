@@ -188,6 +188,17 @@ class FinetuneOptions:
         minimum=0.0,
         maximum=300.0,
     )
+    restart_stalled: bool = option(
+        False, help="Kill a run that makes no step any more, as it is then restarted; needs --max-restarts", group="Interruptions"
+    )
+    distributed_timeout_minutes: float = option(
+        10.0,
+        help="How long a rank waits for the others in any collective, before it fails",
+        unit="min",
+        group="Interruptions",
+        minimum=0.1,
+        maximum=1440.0,
+    )
     grace: float = option(
         60.0,
         help="Kill the processes this long after a request to stop; a checkpoint that is being written is waited for",
@@ -312,6 +323,8 @@ class FinetuneOptions:
     def _record_problems(self) -> Iterator[Problem]:
         if self.keep_every and not self.keep:
             yield Problem("keep-every-without-keep", "keep_every", self.keep_every, remedies=({"keep": 2}, {"keep_every": None}))
+        if self.restart_stalled and not self.max_restarts:
+            yield Problem("restart-stalled-alone", "restart_stalled", True, remedies=({"max_restarts": 3}, {"restart_stalled": None}))
         if self.stop_after is not None and seconds_of(self.stop_after) is None:
             yield Problem("stop-after-not-a-time", "stop_after", self.stop_after, remedies=({"stop_after": "11h30m"}, {"stop_after": None}))
         if self.sample_interval and not self.sample_images:

@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> int:
 
         gc.freeze()
         gc.enable()
-        process_groups.initialize(options.tp, options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp, seed=options.seed)
+        process_groups.initialize(
+            options.tp, options.pp, cp=options.cp, ep=options.ep, etp=options.etp, vp=options.vp, seed=options.seed,
+            timeout_minutes=options.distributed_timeout_minutes,
+        )  # fmt: skip
         Loop(run_dir, options).run()
         process_groups.destroy()
         return EXIT_DONE

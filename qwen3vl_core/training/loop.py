@@ -29,10 +29,22 @@ from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.log_lines import BAD_STEPS
 from qwen3vl_core.options import FinetuneOptions
-from qwen3vl_core.run_record import CHECKPOINTS, METRICS_FILE, SKIPPED, TENSORBOARD
+from qwen3vl_core.run_record import (
+    AT_CAPTIONS,
+    AT_CHECKPOINT,
+    AT_DATA,
+    AT_EVALUATION,
+    AT_START,
+    AT_STEP,
+    CHECKPOINTS,
+    METRICS_FILE,
+    SKIPPED,
+    TENSORBOARD,
+)  # fmt: skip
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training.guard import SPIKE, Guard
 from qwen3vl_core.training.metrics import Metrics, StepLine
+from qwen3vl_core.training.rank_progress import RankProgress
 from qwen3vl_core.training.run_lock import RunLock
 from qwen3vl_core.training.sample_captions import Sampler
 from qwen3vl_core.training.setup import Training, build, common_state, device, multiple_of, settle, structure_rules, this_machine
@@ -113,6 +125,8 @@ class Loop:
         self.run_dir, self.options = run_dir, options
         self.signals = Signals(options.save_before_signal, options.stop_after)
         self.is_rank_0 = torch.distributed.get_rank() == 0
+        self.progress = RankProgress(run_dir, torch.distributed.get_rank())
+        self.progress.note(0, AT_START)
         self.lock = RunLock(run_dir) if self.is_rank_0 else None
         self.source: ModelSource = open_source(options.load, option="--load")
         judge(
@@ -187,6 +201,7 @@ class Loop:
 
     def save(self) -> None:
         """Save a checkpoint of this step; with --async-save only start to save it."""
+        self.progress.note(self.step, AT_CHECKPOINT)
         self._finish_saving(wait=True)
         settle(self.training)
         self.saving = start_saving(
@@ -227,7 +242,10 @@ class Loop:
         """Validation loss, over the same global batches every time."""
         assert self.valid_data is not None and self.valid_start is not None
         self.valid_data.load_state_dict(self.valid_start)
-        results = [evaluate(self.training, next(self.valid_data)) for _ in range(self.options.eval_iters)]
+        results = []
+        for _ in range(self.options.eval_iters):
+            self.progress.note(self.step, AT_EVALUATION)
+            results.append(evaluate(self.training, next(self.valid_data)))
         tokens = sum(r.tokens for r in results)
         loss = sum(r.loss * r.tokens for r in results) / max(tokens, 1)
         if self.metrics:
@@ -238,8 +256,13 @@ class Loop:
         """Write captions of the run's fixed sample pictures."""
         assert self.sampler is not None
         settle(self.training)
+
+        def stopped() -> bool:
+            self.progress.note(self.step, AT_CAPTIONS)
+            return self.signals.stop or self.signals.late
+
         with without_fp8(self.training.config):
-            texts = self.sampler.write(self.training, self.step, lambda: self.signals.stop or self.signals.late)
+            texts = self.sampler.write(self.training, self.step, stopped)
         if self.is_rank_0 and texts:
             self.line.say(f"step {self.step}: {len(texts)} captions, the first: {' '.join(texts[0].split())[:100]}")
 
@@ -309,8 +332,10 @@ class Loop:
         try:
             while self.step < o.train_iters and not stop:
                 started = time.monotonic()
+                self.progress.note(self.step, AT_DATA)
                 batches = next(self.train_data)
                 loaded = time.monotonic()
+                self.progress.note(self.step, AT_STEP)
                 result = train_step(self.training, batches, self.signals.take(), self.guard)
                 self.step += 1
                 self._log(result, loaded - started, time.monotonic() - started)
@@ -323,6 +348,8 @@ class Loop:
                     self.sample()
                 if last or save_requested or (o.save_interval and self.step % o.save_interval == 0):
                     self.save()
+                if last:
+                    self.progress.note(self.step, AT_CHECKPOINT)
                 self._finish_saving(wait=last)
             if self.training.graphs is not None:
                 self.event(run_record.NOTE, self.training.graphs.summary())

@@ -12,6 +12,7 @@ import pytest
 from console.runs import launch, processes
 from qwen3vl_core.options import FinetuneOptions
 from tests.console.runs.jobs import run_store, until
+from tests.ranks import run_ranks
 from tests.training import runs
 
 # the long form: QWEN3VL_KILLS=20 pytest -o faulthandler_timeout=0 tests/training/test_restarts.py
@@ -60,6 +61,24 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_on_a_fresh_port_to_the_same_
         assert len(resumed) == KILLS and resumed[0]["step"] >= 2
         last = {row["step"]: row["loss"] for row in runs.rows(run.path)}
         assert last == {row["step"]: row["loss"] for row in runs.rows(tmp_path / "whole")}, "bitwise"
+
+
+def _timeouts(minutes):
+    """How long each group waits, in seconds."""
+    from qwen3vl_core.model import process_groups
+
+    import torch
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    process_groups.initialize(timeout_minutes=minutes, rank=0, world_size=1)
+    groups = list(dist.distributed_c10d._world.pg_map)
+    return len(groups), {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+
+
+def test_every_process_group_has_the_same_time_out():
+    count, seconds = run_ranks(1, _timeouts, 2.5)[0]
+    assert count > 10 and seconds == {150.0}
 
 
 def test_a_run_stops_and_saves_after_its_time(data, tmp_path):

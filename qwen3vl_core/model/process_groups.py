@@ -70,6 +70,9 @@ def initialize(
         if cp > 1:
             # every rank must take part in creating every group
             _single_rank_group, _ = dist.new_subgroups(group_size=1, timeout=datetime.timedelta(minutes=timeout_minutes))
+        # Megatron makes some of its groups without the time-out that it is given
+        for group in dist.distributed_c10d._world.pg_map:
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=timeout_minutes), group)
         torch.manual_seed(seed)
         model_parallel_cuda_manual_seed(seed)
 

@@ -78,7 +78,9 @@ def qk_rope(
 
     def replaced(qkv, *weights):
         grouped = qkv.view(length, batch, groups, (heads + 2) * size)
-        query, key, value = SplitAlongDim(grouped, 3, [heads * size, size, size])
+        # as Megatron splits: Transformer Engine 2.11 no longer has the name that Megatron-Core 0.16 imports
+        parts = [heads * size, size, size]
+        query, key, value = torch.split(grouped, parts, dim=3) if SplitAlongDim is None else SplitAlongDim(grouped, 3, parts)
         query = query.reshape(length, batch, groups * heads, size)
         query, key = (states if n is None else n(states) for n, states in zip(norms, (query, key), strict=True))
         return rotate(query, angles), rotate(key, angles), value

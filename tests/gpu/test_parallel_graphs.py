@@ -28,20 +28,19 @@ LAYOUTS = {
 }
 HANG_SECONDS = 60
 FORMS = [(name, True) for name in LAYOUTS] + [("TP2 SP", False), ("CP2", False)]
-CASES = {(name, packed, graphs): LAYOUTS[name] for name, packed in FORMS for graphs in (True, False)}
 
 
-def rank_losses(rank: int, port: int, folder: str, out: str) -> None:
-    """The losses of every case on one of two ranks."""
+def rank_losses(rank: int, port: int, folder: str, out: str, forms: list[tuple[str, bool]]) -> None:
+    """The losses of every form, with graphs and without, on one of two ranks."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     torch.cuda.set_device(rank)
     # where a hang is, in the test's output
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-    for number, ((name, packed, graphs), changes) in enumerate(CASES.items()):
+    for number, (name, packed, graphs) in enumerate((*form, graphs) for form in forms for graphs in (True, False)):
         store = torch.distributed.FileStore(f"{out}/{number}", 2)
         torch.distributed.init_process_group("nccl", store=store, rank=rank, world_size=2, device_id=torch.device("cuda", rank))
         try:
-            result = losses(folder, packed=packed, graphs=graphs, **changes)
+            result = losses(folder, packed=packed, graphs=graphs, **LAYOUTS[name])
         except Exception as error:
             result = repr(error)
         with open(f"{out}/rank{rank}.jsonl", "a") as file:
@@ -55,13 +54,19 @@ def rank_losses(rank: int, port: int, folder: str, out: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict:
+def results(request, tmp_path_factory) -> dict:
+    # the forms of the selected tests only: each takes seconds
+    chosen = [
+        (item.callspec.params["layout"], item.callspec.params["packed"])
+        for item in request.session.items
+        if "layout" in getattr(item, "fixturenames", ())
+    ]
     folder = tiny.save(tiny.hf_model(7, **SHAPE).bfloat16(), tmp_path_factory.mktemp("dense"))
     out = tmp_path_factory.mktemp("losses")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawned = torch.multiprocessing.spawn(rank_losses, (port, str(folder), str(out)), nprocs=2, join=False)
+    spawned = torch.multiprocessing.spawn(rank_losses, (port, str(folder), str(out), chosen), nprocs=2, join=False)
     try:
         while not spawned.join():
             pass

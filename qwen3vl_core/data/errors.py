@@ -44,7 +44,8 @@ _CODES = {
     ),
     "missing_picture": ("picture-missing", "picture-not-in-sample"),
     "broken_picture": (
-        "picture-empty", "picture-cut-off", "picture-greys", "picture-format", "picture-unreadable", "picture-sizes-differ",
+        "picture-empty", "picture-cut-off", "picture-greys", "picture-format", "picture-other-format",
+        "picture-unreadable", "picture-sizes-differ",
     ),
     "extreme_picture": ("picture-proportions", "picture-too-large"),
     "broken_shard": ("shard-damaged", "shard-without-sample"),
@@ -122,8 +123,6 @@ def picture_errors(what: str) -> contextlib.AbstractContextManager[None]:
 
 def _picture_error(error: Exception) -> DataError:
     name = type(error).__name__
-    if name == "UnidentifiedImageError":
-        return DataError("picture-format")
     return DataError("picture-too-large" if name == "DecompressionBombError" else "picture-unreadable", reason=str(error) or name)
 
 

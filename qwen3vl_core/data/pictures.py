@@ -17,10 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from qwen3vl_core.data.errors import DataError, picture_errors
+from qwen3vl_core.data.picture_formats import open_picture
 from qwen3vl_core.errors import RequestError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that are opened. Pillow supports more, some of which start other programs."""
 LARGEST_RATIO = 200
 """Longest side over shortest side; beyond it Hugging Face refuses a picture."""
 CHANNELS = 3
@@ -136,13 +135,13 @@ def token_count(height: int, width: int, rules: PictureRules) -> int:
 
 def picture_size(data: bytes, what: str) -> tuple[int, int]:
     """(height, width) from the header alone, as stored. Raises DataError; `what` names the picture in it."""
-    with picture_errors(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with picture_errors(what), open_picture(io.BytesIO(data)) as image:
         return image.height, image.width
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """(height, width) of the picture as it is seen, rotated by its EXIF tag. Raises what Pillow raises."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with open_picture(io.BytesIO(data)) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -173,7 +172,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def decode(data: bytes, what: str) -> Image.Image:
     """The picture, upright, RGB. Raises DataError; `what` names the picture in it."""
-    with picture_errors(what), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with picture_errors(what), open_picture(io.BytesIO(data)) as image:
         image.load()
         return to_rgb(image)
 
@@ -216,7 +215,7 @@ def check_content(file: BinaryIO, size: int, what: str, how: str) -> tuple[int, 
 
     `how`: `header` reads its header and looks for the end marker; `decode` decodes every pixel.
     """
-    with picture_errors(what), Image.open(file, formats=FORMATS) as image:
+    with picture_errors(what), open_picture(file) as image:
         check_proportions(image.height, image.width)
         if how == "decode":
             to_rgb(image)

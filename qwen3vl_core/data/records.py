@@ -200,12 +200,12 @@ def suffix_of(picture: Any) -> str:
     return next((ending for start, ending in _MAGIC if content.startswith(start)), "img")
 
 
-def cut(value: Any) -> str:
-    """A value for a message: one line of at most _SHOWN characters."""
+def cut(value: Any, most: int = _SHOWN) -> str:
+    """A value for a message: one line of at most so many characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    shown = text[:_SHOWN].encode("utf-8", "backslashreplace").decode()
+    shown = text[:most].encode("utf-8", "backslashreplace").decode()
     shown = " ".join("".join(c if c.isprintable() else " " for c in shown).split())
-    return shown if len(text) <= _SHOWN else f"{shown}… ({len(text):,} characters)"
+    return shown if len(text) <= most else f"{shown}… ({len(text):,} characters)"
 
 
 def text_of(value: Any, what: str, where: str = "") -> str:

@@ -367,3 +367,22 @@ def test_a_missing_picture_with_a_long_name_is_told_in_one_short_line(tmp_path):
         prepared(tmp_path, [LLAVA | {"image": "x" * 5000 + ".jpg"}])
     assert len(str(refused.value)) < 1000
     assert isinstance(layouts.parse(0, LLAVA | {"image": DATA_URL}).pictures[0], Medium)
+
+
+def test_refusals_are_counted_by_rule_with_three_examples_each(tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(samples.encoded(samples.picture(1)))
+    rows = [LLAVA, *[LLAVA | {"audio": "a.wav"}] * 5, *[{"conversations": []}] * 2]
+    prepared(tmp_path, rows, skip_missing=True)
+    shown = capsys.readouterr().out
+    assert "5 × record 1: holds audio; text, images and videos are read; record 2: holds audio" in shown and shown.count("holds audio") == 3
+    assert "2 × record 6: no conversations; record 7: no conversations" in shown
+    with pytest.raises(RequestError, match=r"record 1: holds audio.*; record 6: no conversations; record 2: holds audio.*and 4 more"):
+        prepared(tmp_path, rows, overwrite=True)
+
+
+def test_inspect_cuts_a_text_of_300_kilobytes(tmp_path, capsys):
+    source = tmp_path / "long.jsonl"
+    source.write_text(json.dumps(chat(ASK, bot("word " * 60_000))) + "\n")
+    inspect_data.run(InspectOptions(path=str(source)))
+    shown = capsys.readouterr().out
+    assert len(shown) < 8000 and "300,000 characters" in shown

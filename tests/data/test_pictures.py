@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwen3vl_core.data import pictures
+from qwen3vl_core.data import picture_formats, pictures
 from qwen3vl_core.data.batch import pixel_values
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import PictureRules
@@ -140,6 +140,36 @@ def test_a_broken_picture_is_refused(tmp_path, name):
         assert refused.value.reason == reason and str(path) in refused.value.detail
     with pytest.raises(DataError):
         pictures.patches(pictures.decode(data, "it"), PictureRules())
+
+
+OTHERS = {
+    "HEIC": (b"\0\0\0\x18ftypheic", "HEIC"), "a video": (b"\0\0\0\x18ftypisom", "a video (MP4, MOV); name it under videos"),
+    "SVG": (b"  <svg xmlns=''/>", "an SVG drawing; draw it as PNG"), "a web page": (b"<!DOCTYPE html>", "a web page, not the picture"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), "an ICO": (b"\0\0\1\0\1", "convert it to JPEG or PNG"),
+    "nothing known": (b"abc", "JPEG, PNG, WEBP"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_picture_that_is_read_is_named_with_the_way_out(tmp_path, name):
+    data, words = OTHERS[name]
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(DataError) as refused:
+        check_file(tmp_path / "a.jpg", "header")
+    assert words in refused.value.detail and refused.value.reason == "broken_picture"
+
+
+@pytest.mark.parametrize("format", ["AVIF", "PPM", "JPEG2000", "HEIF"])
+def test_other_formats_are_read_where_pillow_can(tmp_path, format):
+    if format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif format not in picture_formats.FORMATS:
+        pytest.skip(f"this Pillow was built without {format}")
+    data = samples.encoded(samples.picture(1, 64, 48), format)
+    (tmp_path / "a.jpg").write_bytes(data)
+    for how in ("header", "decode"):
+        assert check_file(tmp_path / "a.jpg", how).shape == (48, 64)
+    assert pictures.decode(data, "it").size == (64, 48)
 
 
 def test_missing_pictures_and_folders_are_refused(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from qwen3vl_core.data import text_files
 from qwen3vl_core.data.errors import DataError
-from qwen3vl_core.data.pictures import FORMATS
+from qwen3vl_core.data.picture_formats import FORMATS
 from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.data.prepare import media_check
 from qwen3vl_core.data.sample_encoder import messages_of

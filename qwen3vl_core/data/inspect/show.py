@@ -20,6 +20,8 @@ from qwen3vl_core.formats import printable
 
 LARGEST_SIDE = 320
 """Pixels of a picture on a page."""
+LONGEST_TEXT = 4000
+"""Characters of one stretch of text that a terminal shows."""
 BOX_SCALE = 1000
 _COLUMNS, _BOX_COLOUR = 40, (255, 40, 40)
 _TRAINED, _DIM, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
@@ -203,6 +205,14 @@ def blocks(image: Image.Image, columns: int = _COLUMNS) -> list[str]:
     return lines
 
 
+def _shortened(text: str) -> str:
+    """A text for a terminal: of a long one its beginning, its end and its length."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    half = LONGEST_TEXT // 2
+    return f"{text[:half]} … ({len(text):,} characters, {len(text) - 2 * half:,} not shown) … {text[-half:]}"
+
+
 def rendered(sample: ShownSample, width: int, colour: bool) -> list[str]:
     """For a terminal. Trained text is bold and green, and without colour between ⟦ and ⟧."""
     rule = f"── {sample.title} "
@@ -214,7 +224,7 @@ def rendered(sample: ShownSample, width: int, colour: bool) -> list[str]:
         return [*lines, *textwrap.wrap(printable(f"cannot be used: {sample.problem}"), max(width, 40))]
     text = ""
     for piece in sample.pieces:
-        shown = printable(piece.text)
+        shown = printable(_shortened(piece.text))
         if piece.medium:
             text += f"{_DIM}[{shown}]{_PLAIN}" if colour else f"[{shown}]"
         elif piece.trained:

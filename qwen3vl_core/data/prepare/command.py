@@ -207,6 +207,7 @@ def _build(
         "check": options.check,
         **report.total_of(by_split.values()),
         "refused": dict(Counter(refusal.reason for refusal in refused)),
+        "refused_rules": report.rule_lines(refused),
         "notes": report.note_counts(samples),
         "splits": by_split,
     }

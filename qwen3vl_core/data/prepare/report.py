@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.data.errors import REASONS, listed
 from qwen3vl_core.data.prepare.check import Refusal, TarSample
 from qwen3vl_core.data.prepare.shard_writer import Shard
+from qwen3vl_core.data.records import cut
 from qwen3vl_core.formats import quantity
 
 REPORT = "report.json"
 REFUSED = "refused.jsonl"
 _TEXTS = ("bad_record", "control_token")
 """Reasons that concern the records themselves, not their media."""
+_ENTRY = 300
+"""Characters of one record's problem in a message."""
 _NOTES = 50
 """Kinds of notes that a report lists."""
 _COUNTED = ("samples", "pictures", "videos", "turns")
@@ -58,7 +62,9 @@ def note_counts(samples: list[TarSample]) -> dict[str, int]:
 
 def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> str:
     """One line for all records that cannot be used."""
-    entries = [f"record {each.number}: {each.detail}" for each in refused]
+    # one of each rule before a second of any
+    shown = [each for row in zip_longest(*by_rule(refused)) for each in row if each is not None]
+    entries = [f"record {each.number}: {cut(each.detail, _ENTRY)}" for each in shown]
     if total == 1 or len(refused) == 1:
         have = "one record" if total == 1 else f"one of {total:,} records"
     else:
@@ -70,6 +76,23 @@ def refusal(refused: list[Refusal], total: int, source: Path, images: Path) -> s
         f"{source}: {have} cannot be used ({reasons(refused)}): {listed(entries)}; {'; '.join(ways)}; "
         "or add --skip-missing to leave them out (records are counted from 0)"
     )
+
+
+def by_rule(refused: list[Refusal]) -> list[list[Refusal]]:
+    """The refusals of each rule, the most frequent rule first."""
+    groups: dict[str, list[Refusal]] = {}
+    for each in refused:
+        groups.setdefault(each.code, []).append(each)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def rule_lines(refused: list[Refusal]) -> list[str]:
+    """For each rule how many records break it, with up to three of them."""
+    lines = []
+    for group in by_rule(refused):
+        examples = "; ".join(f"record {each.number}: {cut(each.detail, _ENTRY)}" for each in group[:3])
+        lines.append(f"{len(group):,} × {examples}{'; …' if len(group) > 3 else ''}")
+    return lines
 
 
 def refused_rows(refused: list[Refusal]) -> str:
@@ -112,4 +135,5 @@ def table(report: dict[str, Any], target: Path) -> str:
     if report["refused"]:
         left_out = sum(report["refused"].values())
         lines.append(f"  left out {left_out:,} ({reason_counts(report['refused'])}); each one is in {target / REFUSED}")
+        lines += [f"    {line}" for line in report["refused_rules"]]
     return "\n".join(lines)

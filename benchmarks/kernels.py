@@ -106,6 +106,26 @@ def swiglu(rows: int = ROW, columns: int = 6144, dtype: torch.dtype = torch.bflo
     )
 
 
+def cross_entropy(rows: int = 2048, vocabulary: int = 151936, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """The loss of trained tokens, with Megatron's compiled functions; their group is this process alone."""
+    from qwen3vl_core.model import process_groups
+    from qwen3vl_core.model.kernels import cross_entropy as module
+
+    from megatron.core import parallel_state
+    from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+
+    process_groups.initialize()
+    torch.manual_seed(1)
+    logits = random(rows, 1, vocabulary, dtype=dtype)
+    targets = torch.randint(0, vocabulary, (rows, 1), device="cuda")
+    group = parallel_state.get_tensor_model_parallel_group()
+    one = logits.numel() * dtype.itemsize
+    return Case(
+        lambda x: (module.cross_entropy(x, targets),), lambda x: (fused_vocab_parallel_cross_entropy(x, targets, group),), [logits],
+        (one, 2 * one), layers=1,
+    )  # fmt: skip
+
+
 class VocabularyWork(Work):
     """Work whose second input is the tied weights of embedding and output layer, with their fp32 buffer set to zero before."""
 
@@ -155,6 +175,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "qk_rope": lambda: qk_rope(*QK_SHAPES[0]),
     "qk_rope, vision": lambda: qk_rope(*QK_SHAPES[4], layers=24),
     "swiglu": swiglu,
+    "cross_entropy": cross_entropy,
     "weight_gradients": weight_gradients,
 }
 # the constants of a kernel's module that --sweep tries
@@ -162,6 +183,7 @@ SWEEPS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "qk_rope": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
     "qk_rope, vision": ("qk_rope", {"FORWARD_HEADS": (8, 16, 32), "BACKWARD_HEADS": (8, 16, 32), "WARPS": (2, 4, 8)}),
     "swiglu": ("swiglu", {"BLOCK": (512, 1024, 2048), "WARPS": (2, 4, 8)}),
+    "cross_entropy": ("cross_entropy", {"BLOCK": (4096, 8192, 16384), "WARPS": (4, 8, 16)}),
 }
 
 
@@ -173,7 +195,8 @@ def milliseconds(compute: Callable[[], object]) -> float:
         compute()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # NCCL's thread polls meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for _ in range(REPEAT):
                 compute()
         for _ in range(ROUNDS + 1):

@@ -10,6 +10,7 @@ from typing import Any, cast
 from qwen3vl_core.model.config import vision_config
 from qwen3vl_core.model.deepstack import DeepstackLayer, with_gradient
 from qwen3vl_core.model.kv_cache import CachedDecoder
+from qwen3vl_core.model.language import LanguageModel
 from qwen3vl_core.model.mrope import InterleavedMRope
 from qwen3vl_core.model.packed_row import PackedRow
 from qwen3vl_core.model.router import padding_mask
@@ -18,7 +19,6 @@ from qwen3vl_core.model.vision import VisionModel
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region, scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
@@ -74,7 +74,7 @@ class Qwen3VLModel(MegatronModule):
         """Run a blank picture with loss weight 0 through the vision tower when a batch has none, so that every weight has a gradient."""
         self._blank: VisionStructure | None = None
         layers = [layer] * get_num_layers_to_build(config, vp_stage)
-        self.language_model = GPTModel(
+        self.language_model = LanguageModel(
             config=config,
             transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm()),
             vocab_size=architecture.vocab_size,
@@ -276,7 +276,7 @@ class Qwen3VLModel(MegatronModule):
 
 
 @contextlib.contextmanager
-def _without_output_layer(language: GPTModel) -> Iterator[None]:
+def _without_output_layer(language: LanguageModel) -> Iterator[None]:
     """Inside this context the language tower returns the output of its final norm instead of logits."""
     saved, language.post_process = language.post_process, False
     try:

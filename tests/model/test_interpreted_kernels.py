@@ -126,6 +126,25 @@ def test_swiglu_and_its_gradient_are_those_in_fp32_rounded_once(dtype, shape):
     assert results[0][1].shape == gate_up.shape
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("block", [8192, 64])
+def test_cross_entropy_and_its_gradient_are_those_in_fp32_rounded_once(monkeypatch, dtype, block):
+    from qwen3vl_core.model.kernels import cross_entropy as module
+
+    monkeypatch.setattr(module, "BLOCK", block)
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(7, 2, 200)).to(dtype)
+    # far from zero, where exponentials alone overflow
+    logits[0] += 300
+    logits.requires_grad_()
+    targets = torch.randint(0, 200, (2, 7)).t()
+    ours = module.cross_entropy(logits, targets)
+    theirs = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(7, 2)
+    assert ours.dtype == torch.float32 and (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max() + 1e-5
+    gradient = torch.randn(7, 2)
+    agree(torch.autograd.grad(ours, logits, gradient), torch.autograd.grad(theirs, logits, gradient), dtype)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     # heads of different numbers, a head of the vision tower that is no power of two
@@ -164,6 +183,17 @@ def test_a_model_computes_the_same_with_kernels_and_without(model, monkeypatch, 
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in their_gradients.items():
         assert (our_gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+def test_a_model_has_the_losses_of_megatrons_function(model, monkeypatch):
+    inputs = tiny.BATCHES["two rows with different pictures"]().inputs()
+    labels = inputs["input_ids"].roll(-1, 1)
+    ours = model(**inputs, labels=labels)
+    monkeypatch.setenv(kernels.SWITCH, "interpret,-cross_entropy")
+    theirs = model(**inputs, labels=labels)
+    real = inputs["attention_mask"].bool()
+    assert ours.shape == theirs.shape == labels.shape and ours.dtype == theirs.dtype
+    assert (ours - theirs)[real].abs().max() < 1e-5
 
 
 def test_generation_with_a_cache_keeps_megatrons_modules(model):

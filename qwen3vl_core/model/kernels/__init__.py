@@ -17,6 +17,7 @@ from torch import Tensor
 KERNELS = {
     "qk_rope": "norm of query and key, and rotary embedding",
     "swiglu": "SwiGLU",
+    "cross_entropy": "loss of each token",
     "weight_gradients": "gradient of embeddings and output layer, added in place",
 }
 SWITCH = "QWEN3VL_KERNELS"

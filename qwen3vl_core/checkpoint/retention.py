@@ -26,12 +26,15 @@ def iterations(directory: Path) -> list[int]:
 
 def damage(data: Path) -> str | None:
     """Why a run cannot resume from this checkpoint folder, or None. Checks which files exist and how long they are, not the tensors."""
-    for name in (METADATA, COMMON, BACKEND, EXTRA):
+    for name in (METADATA, BACKEND, EXTRA):
         if not (data / name).is_file():
             return f"{name} is missing"
     try:
         json.loads((data / EXTRA).read_text())
-        problems = torch_dist.RegionReader(data).damage()
+        reader = torch_dist.RegionReader(data)
+        if reader.common_key is None and not (data / COMMON).is_file():
+            return f"{COMMON} is missing"
+        problems = reader.damage()
     except (OSError, ValueError, RequestError) as error:
         return str(error)
     return problems[0] if problems else None

@@ -59,9 +59,9 @@ def read_arguments(data: Path, reader: torch_dist.RegionReader | None = None) ->
     try:
         blob: Any = file.open("rb")
     except FileNotFoundError:
-        stored = next((item for key, item in (reader.objects if reader else {}).items() if key.startswith("common_state/")), None)
-        if reader is None or stored is None:
+        if reader is None or reader.common_key is None:
             return {}
+        stored = reader.objects[reader.common_key]
         file, blob = reader.file_of(stored), io.BytesIO(reader.bytes_of(stored))
     try:
         with blob, zipfile.ZipFile(blob) as archive:

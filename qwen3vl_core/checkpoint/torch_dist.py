@@ -79,13 +79,20 @@ def load_plain(stream: Any) -> Any:
         return torch.load(stream, map_location="cpu", weights_only=True)
 
 
+COMMON_KEY = "common_state/"
+"""What the name of the common values begins with where they are among the shards: Megatron-Core from 0.19 on."""
+
+
 def read_common(data: Path) -> dict[str, Any]:
-    """`common.pt`. Raises RequestError when it holds more than tensors and plain values."""
+    """The common values: `common.pt`, or the object of that name among the shards; empty where there are none. Raises RequestError when
+    they hold more than tensors and plain values."""
     file = data / "common.pt"
     try:
         return load_plain(file)
     except FileNotFoundError:
-        return {}
+        reader = RegionReader(data)
+        key = reader.common_key
+        return {} if key is None else reader.read_object(key)
     except pickle.UnpicklingError as error:
         raise unsafe(file, error) from None
 
@@ -152,6 +159,11 @@ class RegionReader:
             raise RequestError(
                 f"{file}: cut short ({file.stat().st_size} bytes, {stored.offset + stored.length} are named); copy it again"
             ) from None
+
+    @property
+    def common_key(self) -> str | None:
+        """The name of the common values among the saved objects; None where they are in `common.pt`."""
+        return next((key for key in self.objects if key.startswith(COMMON_KEY)), None)
 
     def bytes_of(self, stored: StorageInfo) -> bytearray:
         """The record at one location, as it was saved."""

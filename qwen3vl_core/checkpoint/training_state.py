@@ -6,6 +6,7 @@ a run is killed, the tracker points to a complete checkpoint.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -41,6 +42,9 @@ from qwen3vl_core.run_record import TRACKER
 
 # key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
 MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
+
+# from Megatron-Core 0.17 on another package would write what is saved while training goes on
+_OWN_ASYNC_WRITER = {"async_strategy": "mcore"} if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters else {}
 
 
 def metadata() -> dict[str, Any]:
@@ -168,7 +172,8 @@ class Saving:
         """Rename it to its final name, then update the tracker."""
         write_text(self.building / EXTRA, json.dumps(self.extra) + "\n")
         for name in (EXTRA, retention.COMMON, retention.BACKEND, ""):
-            _to_disk(self.building / name)
+            if (self.building / name).exists():  # Megatron-Core from 0.19 on has the common values among the shards
+                _to_disk(self.building / name)
         if self.folder.exists():
             retention.remove(self.folder)
         os.rename(self.building, self.folder)
@@ -234,7 +239,9 @@ def start_saving(
     saving = Saving(folder, building, extra, iteration)
     with _write_errors(folder, building):
         state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
-        request = dist_checkpointing.save(state, str(building), content_metadata=metadata(), async_sharded_save=asynchronous)
+        request = dist_checkpointing.save(
+            state, str(building), content_metadata=metadata(), async_sharded_save=asynchronous, **_OWN_ASYNC_WRITER
+        )
         if request is not None:
             saving.queue = AsyncCallsQueue()
             saving.queue.schedule_async_request(request)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 import os
+from typing import Any
 
 from qwen3vl_core.model import kernels
 from qwen3vl_core.model.apply_rope import Rotating
@@ -61,6 +63,15 @@ def _rotating_engine_attention() -> type:
     return type("RotatingTEDotProductAttention", (Rotating, TEDotProductAttention), {})
 
 
+def _with_router(experts: Any, router: type) -> Any:
+    """The spec of a layer of experts with another router. From Megatron-Core 0.17 on it is a partial call of the layer's class."""
+    if isinstance(experts, functools.partial):
+        submodules = dataclasses.replace(experts.keywords["submodules"], router=router)
+        return functools.partial(experts, submodules=submodules)
+    experts.submodules.router = router
+    return experts
+
+
 def layer_spec(
     module: type, *, causal: bool, qk_layernorm: bool, num_experts: int = 0, core_attention: type | None = None
 ) -> ModuleSpec:  # fmt: skip
@@ -87,7 +98,7 @@ def layer_spec(
             # with experts Transformer Engine has a separate norm module too, so its name in checkpoints is unchanged
             submodules.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if num_experts:
-        spec.submodules.mlp.submodules.router = BalancingRouter
+        spec.submodules.mlp = _with_router(spec.submodules.mlp, BalancingRouter)
         if use_transformer_engine():
             experts = spec.submodules.mlp.submodules.experts
             spec.submodules.mlp.module = ExpertLayer

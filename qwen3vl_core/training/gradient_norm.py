@@ -11,6 +11,12 @@ from megatron.core.optimizer.clip_grads import l2_norm_impl, multi_tensor_applie
 from torch import Tensor
 
 
+def _gradients(optimizer: Any) -> list[Tensor]:
+    """This rank's gradients, none counted on two ranks; Megatron-Core gave the method another name in 0.19."""
+    name = "get_grads_for_grad_norm"
+    return getattr(optimizer, name if hasattr(optimizer, name) else "get_main_grads_for_grad_norm")()
+
+
 def squared_norms(optimizer: Any) -> Tensor:
     """fp32 [optimizers]: squared gradient norm of each optimizer of a `ChainedOptimizer`, summed over the ranks that share it.
 
@@ -18,10 +24,10 @@ def squared_norms(optimizer: Any) -> Tensor:
     """
     optimizers = optimizer.chained_optimizers
     if len(optimizers) > 1 and optimizer.grads_states_parallel_group_is_shared():
-        gradients = [gradient for each in optimizers for gradient in each.get_main_grads_for_grad_norm()]
+        gradients = [gradient for each in optimizers for gradient in _gradients(each)]
         groups = [(gradients, optimizer.get_grad_stats_parallel_group())]
     else:
-        groups = [(each.get_main_grads_for_grad_norm(), each.get_grad_stats_parallel_group()) for each in optimizers]
+        groups = [(_gradients(each), each.get_grad_stats_parallel_group()) for each in optimizers]
     squares = []
     for gradients, group in groups:
         overflow = torch.zeros(1, dtype=torch.int, device="cuda")

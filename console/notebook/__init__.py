@@ -1,9 +1,9 @@
-"""The companion in cells: widgets and data frames on the same runs as the console's.
+"""Notebook widgets and data frames on the same runs as the console.
 
     from console.notebook import Launcher, RunMonitor, CompareCaptions, RunsTable, DatasetPreview, runs, metrics
 
-The names in `__all__` are promised; the modules behind them may move. A name is imported when it is asked for: the data frames need
-pandas only, `qwen3vl notebook` neither.
+The names in `__all__` are the public interface; the modules behind them may change. Names are imported lazily: the data frames need
+only pandas, and `qwen3vl notebook` needs neither pandas nor ipywidgets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3vl_core.errors import RequestError
 
-_HOME = {
+_MODULES = {
     "Launcher": "launcher",
     "RunMonitor": "monitor",
     "CompareCaptions": "compare",
@@ -27,14 +27,14 @@ _HOME = {
     "open_store": "stores",
     "wait": "data_frames",
 }
-__all__ = [*_HOME]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("ipywidgets", "plotly", "anywidget", "pandas", "IPython"):
             raise RequestError(f"{name}: {error.name} is not installed; pip install 'qwen3vl-console[notebook]'") from None

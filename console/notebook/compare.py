@@ -1,4 +1,4 @@
-"""The captions of two models, or of one and its checkpoints, side by side: picture, differing words, votes, scores."""
+"""Captions of several models side by side: pictures, word differences, votes, scores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class CompareCaptions(Live):
-    """The captions of a `compare` run, as they are written.
+    """The captions of a `compare` run, updated while they are written.
 
-    run: a number, id, name, `Run` or a `Launcher`; without one the newest comparison of the store, also one that starts
-    later. Votes are kept beside the captions (votes.json) and come back with them; `captions(run)` has both as a data frame.
-    blind: which model wrote what is hidden, and the columns are shuffled, until the picture has its vote.
+    run: a number, id, name, `Run` or a `Launcher`; by default the newest comparison of the store, even if it starts
+    later. Votes are saved in the run's folder (votes.json); `captions(run)` returns captions and votes as a data frame.
+    blind: hide which model wrote which caption, and shuffle the columns, until the picture has a vote.
     """
 
     def __init__(self, run: Any = None, *, store: RunStore | Path | str | None = None, blind: bool = False) -> None:
@@ -62,7 +62,7 @@ class CompareCaptions(Live):
         self.image = W.Image(format="jpeg", layout=W.Layout(**beside))
         self.headline, self.score_table = W.HTML(), W.HTML()
         self.columns: dict[str, W.HTML] = {}
-        """What is written under each model's name."""
+        """The widget of each model's caption."""
         self.side_by_side = W.HBox([], layout=W.Layout(flex="1 1 0%", min_width="0"))
         self.vote_buttons = W.ToggleButtons(options=[("no vote", "")], value="", style={"button_width": "auto"})
         self.back_button.on_click(lambda button: self.go(self.index - 1))
@@ -81,34 +81,34 @@ class CompareCaptions(Live):
         self._list(chosen)
         self.begin()
 
-    # which run, which picture
+    # selection
 
     @property
     def run(self) -> Run | None:
-        """The comparison on screen."""
+        """The shown comparison."""
         return self._runs.get(self.run_menu.value)
 
     @property
     def samples(self) -> list[CaptionedPicture]:
-        """Its pictures with their captions, as far as they are written."""
+        """The pictures with the captions that are written so far."""
         return self._feed.samples if self._feed is not None else []
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its models, the base first."""
+        """Names of the models, the base first."""
         return self._feed.names if self._feed is not None else ()
 
     @property
     def index(self) -> int:
-        """Number of the picture on screen, from 0."""
+        """Index of the shown picture, from 0."""
         return self.place.value - 1
 
     def go(self, index: int) -> None:
-        """Show another picture; beyond an end it stays."""
+        """Show another picture; an index beyond an end shows the last one there."""
         self.place.value = min(max(index + 1, 1), self.place.max)
 
     def show(self, run: Any) -> None:
-        """Show another comparison. Raises RequestError when it is not there."""
+        """Show another comparison. Raises RequestError when it does not exist."""
         chosen = as_run(run, self.store)
         with self.lock:
             self._pinned = True
@@ -142,10 +142,10 @@ class CompareCaptions(Live):
             finally:
                 self._quiet = False
 
-    # what is shown
+    # display
 
     def look(self) -> None:
-        """Read what is new, and send what has changed."""
+        """Read new rows, and update the widgets that have changed."""
         self._list()
         run = self.run
         if run is None:
@@ -184,7 +184,7 @@ class CompareCaptions(Live):
             self.score_table.value = self._scores(run, whole)
 
     def _set(self, widget: W.Widget, value: Any) -> None:
-        """Change a control without taking it for the user's choice."""
+        """Set a control without handling it as the user's choice."""
         self._quiet = True
         try:
             widget.value = value
@@ -192,11 +192,11 @@ class CompareCaptions(Live):
             self._quiet = False
 
     def hidden(self, sample: CaptionedPicture | None) -> bool:
-        """Whether the models' names are hidden: in a blind comparison, until there is a vote."""
+        """Whether the models' names are hidden: in a blind comparison until there is a vote."""
         return self.blind_box.value and sample is not None and sample.image not in self._votes.choices
 
     def order(self, sample: CaptionedPicture | None) -> list[str]:
-        """The models as their columns stand; shuffled anew for each picture where the comparison is blind."""
+        """The models in the order of their columns; in a blind comparison shuffled for each picture."""
         if sample is None or not self.blind_box.value:
             return list(self.names)
         return sorted(self.names, key=lambda name: hashlib.sha256(f"{self._secret} {sample.image} {name}".encode()).digest())
@@ -222,27 +222,27 @@ class CompareCaptions(Live):
             self.columns[name].value = text
 
     def _captions(self, sample: CaptionedPicture | None, hidden: bool = False) -> dict[str, str]:
-        """The column of each model."""
+        """The HTML of each model's column."""
         if sample is None:
             return dict.fromkeys(self.columns, "")
         order = self.order(sample)
-        found = {name: sample.captions.get(name, RecordedCaption()) for name in order}
-        # a difference to half a sentence says nothing, and one of hidden models would tell which is which
+        captions = {name: sample.captions.get(name, RecordedCaption()) for name in order}
+        # a difference to an unfinished caption means nothing, and would reveal hidden models
         if self.mark_box.value and not hidden and sample.whole(self.names):
-            texts = dict(zip(self.names, marked_html([found[name].text.strip() for name in self.names], escape), strict=True))
+            texts = dict(zip(self.names, marked_html([captions[name].text.strip() for name in self.names], escape), strict=True))
         else:
-            texts = {name: escape(caption.text.strip()) for name, caption in found.items()}
-        made = {}
-        given = self._votes.choices.get(sample.image)
-        for place, name in enumerate(order):
-            title = LETTERS[place % len(LETTERS)] if hidden else escape(name)
-            star = " ★" if given == name else ""
-            about = "" if hidden else f" <span class=dim>{_about(found[name])}</span>"
-            made[name] = box(f"<b>{title}{star}</b>{about}<p class=caption>{texts[name]}</p>")
+            texts = {name: escape(caption.text.strip()) for name, caption in captions.items()}
+        columns = {}
+        choice = self._votes.choices.get(sample.image)
+        for index, name in enumerate(order):
+            title = LETTERS[index % len(LETTERS)] if hidden else escape(name)
+            star = " ★" if choice == name else ""
+            about = "" if hidden else f" <span class=dim>{_about(captions[name])}</span>"
+            columns[name] = box(f"<b>{title}{star}</b>{about}<p class=caption>{texts[name]}</p>")
         if sample.references and order:
-            told = "<br>".join(escape(text) for text in sample.references)
-            made[order[0]] += box(f'<p class="caption dim">reference: {told}</p>')
-        return made
+            references = "<br>".join(escape(text) for text in sample.references)
+            columns[order[0]] += box(f'<p class="caption dim">reference: {references}</p>')
+        return columns
 
     def _show_picture(self, sample: CaptionedPicture | None) -> None:
         self.message.value = ""
@@ -256,7 +256,7 @@ class CompareCaptions(Live):
             self.message.value = say(f"{sample.image}: cannot be shown ({error})", "bad")
 
     def _scores(self, run: Run, whole: int) -> str:
-        """Scores of the models, once every picture has its captions; hidden while the comparison is blind."""
+        """The HTML of the scores, once all captions are written; empty while the comparison is blind."""
         if not whole or self.blind_box.value or whole < len(self.samples):
             return ""
         frame = scores(run)
@@ -280,7 +280,7 @@ class CompareCaptions(Live):
         self.vote_buttons.disabled = sample is None
 
     def vote(self, choice: str | None, index: int | None = None) -> None:
-        """Say which caption of a picture is best: a model's name, `same`, None to take it back. Raises RequestError."""
+        """Vote for the best caption of a picture: a model's name, or `same`; None withdraws the vote. Raises RequestError."""
         with self.lock:
             run, place = self.run, self.index if index is None else index
             if run is None:
@@ -296,20 +296,20 @@ class CompareCaptions(Live):
             with self.telling():
                 self.vote(change["new"] or None)
 
-    # as frames and files
+    # export
 
     def frame(self) -> pd.DataFrame:
-        """`captions` of this comparison: pictures, texts, words, votes."""
+        """`captions` of this comparison as a data frame."""
         return captions(self.run) if self.run is not None else pd.DataFrame()
 
     def to_html(self, path: Path | str | None = None) -> Path:
-        """Write the page of this comparison; without a path beside the notebook. Raises RequestError and WorkError."""
+        """Write this comparison as an HTML page, by default beside the notebook. Raises RequestError and WorkError."""
         run = self.run
         if run is None:
             raise RequestError("page: no comparison is chosen; choose one")
         target = Path(path or f"captions-{run.number:04d}.html")
-        (made,) = exports.export(run, html=target.expanduser().absolute())
-        return made
+        (page,) = exports.export(run, html=target.expanduser().absolute())
+        return page
 
     def _page_clicked(self, button: W.Button) -> None:
         with self.telling():

@@ -1,4 +1,4 @@
-"""Runs as pandas data frames, for a notebook that wants to do its own thing."""
+"""Runs as pandas data frames."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ END_OF_LOG = 20
 
 
 def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()) -> pd.DataFrame:
-    """Every run, newest first, one a row under its number.
+    """All runs, newest first, one per row, indexed by their number.
 
-    store: folder of the run store; None is $QWEN3VL_RUNS, else the usual one. options: names of options to give columns
-    (`["lr", "global_batch_size"]`). `step`, `loss`, `val_loss` and the other metrics that lists show are the last ones recorded.
+    store: folder of the run store; default: $QWEN3VL_RUNS, else ~/.qwen3vl/runs. options: names of options to add as columns
+    (`["lr", "global_batch_size"]`). `step`, `loss`, `val_loss` and the other listed metrics are those recorded last.
     Raises RequestError.
     """
     rows = []
@@ -47,24 +47,24 @@ def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()
             "created": run.created, "started": state.get("started"), "ended": state.get("ended"), "exit_code": state.get("exit_code"),
         }  # fmt: skip
         rows.append(row | {name: run.options.get(name) for name in options} | {"path": str(run.path)})
-    measured = [*listed, *(f"val_{key}" for key in evaluated)]
-    columns = ["run", "name", "kind", "status", "step", "train_iters", *measured, "created", "started", "ended", "exit_code"]
+    metric_columns = [*listed, *(f"val_{key}" for key in evaluated)]
+    columns = ["run", "name", "kind", "status", "step", "train_iters", *metric_columns, "created", "started", "ended", "exit_code"]
     frame = pd.DataFrame(rows, columns=[*columns, *options, "path"]).set_index("run")
     for name in ("created", "started", "ended"):
-        # whole seconds: nine places behind them would fill the table
+        # whole seconds: nine decimals would fill the table
         frame[name] = pd.to_datetime(pd.to_numeric(frame[name], errors="coerce"), unit="s", utc=True).dt.floor("s")
     for name in ("step", "train_iters", "exit_code"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce").astype("Int64")
-    for name in measured:
+    for name in metric_columns:
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame
 
 
 def metrics(run: Run | str | int | Path, kind: str = TRAIN, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """What a run measured, one step a row, one metric a column; NaN where a step has none.
+    """The metrics of a run: one row per step, one column per metric; NaN where a step lacks one.
 
-    run: a number, id or name in the store, or a run's folder. kind: `train` or `eval`. After a resume each step is there
-    once, as it was trained last. Raises RequestError for a run that is not there.
+    run: a number, id or name in the store, or a run's folder. kind: `train` or `eval`. A step that was trained again after a
+    resume appears once, with its last values. Raises RequestError for a run that does not exist.
     """
     series = MetricSeries(as_run(run, store).metrics)
     series.update()
@@ -80,7 +80,7 @@ def metrics(run: Run | str | int | Path, kind: str = TRAIN, *, store: RunStore |
 
 
 def events(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """What happened in a run (start, save, resume, stop, ...): columns step, time, event, text, path of a checkpoint."""
+    """The events of a run (start, save, resume, stop, ...): step, time, event, text, and the path of a saved checkpoint."""
     series = MetricSeries(as_run(run, store).metrics)
     series.update()
     frame = pd.DataFrame(series.events, columns=["step", "time", "event", "text", "path"])
@@ -89,58 +89,59 @@ def events(run: Run | str | int | Path, *, store: RunStore | Path | str | None =
 
 
 def captions(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """The captions of a compare run, one picture a row: image, prompt, each model's caption under its name (`base`, `tuned`, or
-    one for each checkpoint), their words and seconds, what people wrote (references), and the vote given to it."""
+    """The captions of a compare run, one row per picture: image, prompt, each model's caption under its name (`base`, `tuned`, or
+    one for each checkpoint), their words and seconds, the references, and the vote."""
     feed = SampleFeed(as_run(run, store))
     feed.read()
     votes = read_votes(feed.run, feed.names).choices
     rows: list[dict[str, Any]] = []
     for sample in feed.samples:
-        found = {name: sample.captions.get(name) for name in feed.names}
+        by_model = {name: sample.captions.get(name) for name in feed.names}
         row: dict[str, Any] = {"image": sample.image, "prompt": sample.prompt or feed.head.prompt}
-        row |= {name: caption.text if caption else None for name, caption in found.items()}
-        row |= {f"{name}_words": count(caption.text) if caption else None for name, caption in found.items()}
-        row |= {f"{name}_seconds": caption.seconds if caption else None for name, caption in found.items()}
+        row |= {name: caption.text if caption else None for name, caption in by_model.items()}
+        row |= {f"{name}_words": count(caption.text) if caption else None for name, caption in by_model.items()}
+        row |= {f"{name}_seconds": caption.seconds if caption else None for name, caption in by_model.items()}
         rows.append(row | {"references": list(sample.references), "vote": votes.get(sample.image)})
-    sides = [f"{name}{what}" for what in ("", "_words", "_seconds") for name in feed.names]
-    return pd.DataFrame(rows, columns=["image", "prompt", *sides, "references", "vote"])
+    model_columns = [f"{name}{suffix}" for suffix in ("", "_words", "_seconds") for name in feed.names]
+    return pd.DataFrame(rows, columns=["image", "prompt", *model_columns, "references", "vote"])
 
 
 def scores(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """What can be counted about the captions of a compare run, as people read it: one count a row, one model a column.
+    """The scores of a compare run's captions, formatted: one row per score, one column per model.
 
     Words, repeated passages, votes; with references also ROUGE-L and CIDEr. Raises RequestError for a run of another kind,
     WorkError while no picture has all its captions.
     """
     comparison = exports.comparison_of(as_run(run, store))
-    found = report.score_rows(comparison)
-    return pd.DataFrame([values for _, values in found], columns=comparison.names, index=[name for name, _ in found])
+    rows = report.score_rows(comparison)
+    return pd.DataFrame([values for _, values in rows], columns=comparison.names, index=[name for name, _ in rows])
 
 
 def wait(
     run: Run | str | int | Path, *, store: RunStore | Path | str | None = None, timeout: float | None = None, show: bool = True
 ) -> str:
-    """Wait until a run has ended, showing the last line of its log meanwhile; gives its status.
+    """Wait until a run has ended, showing the last line of its log meanwhile. Returns its status.
 
-    An interrupt ends the waiting, not the run. timeout: seconds; the status it has then. Raises WorkError, with the end of
-    its log, for a run that failed.
+    An interrupt ends the waiting, not the run. timeout: seconds after which to return the current status. Raises WorkError, with
+    the end of the log, for a run that failed.
     """
-    found = as_run(run, store)
-    for line in _last_lines(found, timeout):
+    waited = as_run(run, store)
+    for line in _last_lines(waited, timeout):
         if show:
             print(f"\r{line[:120]:<120}", end="", flush=True)
-    status = found.status
+    status = waited.status
     if show:
-        print(f"\r{f'run {found.id}: {status}':<120}")
+        print(f"\r{f'run {waited.id}: {status}':<120}")
     if status == "failed":
-        tail = LogTail(found.log, lines=END_OF_LOG)
-        said = [*tail.read(), *filter(None, [tail.partial])]
-        raise WorkError("\n".join([f"run {found.id}: failed, {found.error or f'exit code {found.exit_code}'}; its log ends with", *said]))
+        tail = LogTail(waited.log, lines=END_OF_LOG)
+        lines = [*tail.read(), *filter(None, [tail.partial])]
+        reason = waited.error or f"exit code {waited.exit_code}"
+        raise WorkError("\n".join([f"run {waited.id}: failed, {reason}; its log ends with", *lines]))
     return status
 
 
 def _last_lines(run: Run, timeout: float | None) -> Iterator[str]:
-    """The log's last line each time it has changed, until the run has ended."""
+    """The last line of the log whenever it has changed, until the run has ended."""
     until = None if timeout is None else time.monotonic() + timeout
     tail, before = LogTail(run.log, lines=1), ""
     while launch.wait(run, 0.25) in ALIVE and (until is None or time.monotonic() < until):

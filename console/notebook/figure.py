@@ -1,4 +1,4 @@
-"""A plotly figure whose curves are there whenever its page is ready to draw them, however late that is."""
+"""A plotly figure whose curves appear even if the page loads the plotting library late."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from traitlets import Dict, Instance, List, Unicode, default
 
 
 class Library(W.Widget):
-    """plotly.js, five million characters that go to a page once for all its figures."""
+    """plotly.js, five million characters that are sent to a page once for all its figures."""
 
     version = Unicode().tag(sync=True)
     code = Unicode().tag(sync=True)
@@ -30,7 +30,7 @@ def _code() -> str:
 
 
 def library() -> Library:
-    """The one of this kernel."""
+    """This kernel's `Library`."""
     global _library
     if _library is None or _library.comm is None:  # closed, as `Widget.close_all` does
         _library = Library(version=get_plotlyjs_version(), code=_code())
@@ -38,15 +38,15 @@ def library() -> Library:
 
 
 class FigureState(W.Widget):
-    """What a figure shows, as state of a plain model: a page that comes late, or again, finds it as it is by then."""
+    """What a figure shows, as state of a plain ipywidgets model: a page that loads late, or again, gets the current state."""
 
     data: List[dict[str, Any]] = List().tag(sync=True)
-    """Traces as plotly.js takes them."""
+    """Traces in plotly.js's format."""
     axes = Dict().tag(sync=True)
-    """The layout as plotly.js takes it; `layout` is a name that ipywidgets has taken."""
+    """The layout in plotly.js's format; ipywidgets already uses the name `layout`."""
     config = Dict().tag(sync=True)
     window: List[float] = List(allow_none=True, default_value=None).tag(sync=True)
-    """[lowest, highest] x of the zoom, told by the page; None: all is shown."""
+    """[lowest, highest] x of the zoom, set by the page; None: not zoomed."""
     library = Instance(Library).tag(sync=True, **W.widget_serialization)
 
     @default("library")
@@ -57,52 +57,52 @@ class FigureState(W.Widget):
 class Figure(go.FigureWidget):
     """A `FigureWidget` that sends its state instead of messages about its changes.
 
-    plotly's own sends `addTraces`, `restyle` and the like, and anywidget drops every message to a widget whose page took more
-    than two seconds to load it: on a busy machine the curve stays empty for good. Here what is shown is the state of a model of
-    ipywidgets' own (`shown`), and the page draws it anew when it has changed; the zoom and the hidden traces stay while
-    `uirevision` does. Colours follow the theme of the page.
+    plotly's own sends messages such as `addTraces` and `restyle`, and anywidget drops messages to a widget that takes more than two
+    seconds to load: on a busy machine the curve stays empty. Here the figure is the state of a plain ipywidgets model (`shown`),
+    which the page redraws whenever it changes; zoom and hidden traces are kept while `uirevision` stays the same. Colours follow the
+    theme of the page.
     """
 
     _esm = Path(__file__).with_name("figure.js")
-    _held = False
+    _is_batching = False
     shown = Instance(FigureState, args=()).tag(sync=True, **W.widget_serialization)
 
     def __init__(self, data: Any = None, layout: Any = None, config: dict[str, Any] | None = None) -> None:
         super().__init__(data, layout)
         self.shown.config = config or {}
-        self._bring()
+        self._send_state()
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """The x that are in view: what the page's zoom says, else the layout's range; None: all."""
+        """The visible range of x: the page's zoom, else the layout's range; None: all."""
         axis = self.layout.xaxis
-        found = self.shown.window or (None if axis.autorange else axis.range)
-        return (float(found[0]), float(found[1])) if found else None
+        visible = self.shown.window or (None if axis.autorange else axis.range)
+        return (float(visible[0]), float(visible[1])) if visible else None
 
     def close(self) -> None:
-        """Take it off the screen, with what it showed."""
+        """Close the figure and its state."""
         if self.trait_has_value("shown"):
             self.shown.close()
         super().close()
 
     @contextlib.contextmanager
     def batched_updates(self) -> Iterator[None]:
-        """What changes inside the block reaches the page at its end, as one."""
-        self._held = True
+        """Send all changes inside the block to the page at once, at its end."""
+        self._is_batching = True
         try:
             yield
         finally:
-            self._held = False
-            self._bring()
+            self._is_batching = False
+            self._send_state()
 
-    def _bring(self, *args: Any, **kwargs: Any) -> None:
-        """Bring the page's state up to date; what has not changed is not sent."""
-        if self._held:
+    def _send_state(self, *args: Any, **kwargs: Any) -> None:
+        """Update the state on the page; unchanged parts are not sent."""
+        if self._is_batching:
             return
         now = self.to_plotly_json()
         with self.shown.hold_sync():
             self.shown.data, self.shown.axes = now["data"], now["layout"]
 
-    # what plotly calls after each change of traces or layout
-    _send_addTraces_msg = _send_moveTraces_msg = _send_deleteTraces_msg = _bring
-    _send_restyle_msg = _send_relayout_msg = _send_update_msg = _send_animate_msg = _bring
+    # plotly calls these after each change of traces or layout
+    _send_addTraces_msg = _send_moveTraces_msg = _send_deleteTraces_msg = _send_state
+    _send_restyle_msg = _send_relayout_msg = _send_update_msg = _send_animate_msg = _send_state

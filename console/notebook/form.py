@@ -1,4 +1,4 @@
-"""A form rendered from an options class. Nothing here knows the name of an option; `console.forms` says what the content means."""
+"""A form made from an options class, without knowledge of any single option; `console.forms` parses and checks its content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwen3vl_core.options import Option, options_of
 
 
 def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = "340px", label: str = "170px") -> W.Widget:
-    """The widget of an option. Raises RequestError for a value that it cannot hold."""
+    """The widget of an option. Raises RequestError for a value that is not one of its choices."""
     layout = W.Layout(width=width)
     common = {"description": option.flag.removeprefix("--"), "style": {"description_width": label}, "tooltip": help_of(option)}
     if option.type is bool:
@@ -29,10 +29,10 @@ def field_of(option: Option, value: str | bool, *, hint: str = "", width: str = 
 
 
 class Form(W.Tab):
-    """The fields of an options class, one tab a group; `changed` is called when a field holds something else."""
+    """The fields of an options class, one tab per group; `changed` is called when a field changes."""
 
     titles: Sequence[str]
-    """Of the tabs; a trait of `Tab`."""
+    """Titles of the tabs; a trait of `Tab`."""
 
     def __init__(self, cls: type, values: Mapping[str, Any], changed: Callable[[], None]) -> None:
         self.cls, self._changed = cls, changed
@@ -61,26 +61,26 @@ class Form(W.Tab):
         return W.HBox([self.fields[option.name], note])
 
     def _titles(self) -> list[str]:
-        """Names of the groups, with a dot where an option differs from its default."""
+        """Names of the groups, with a dot if an option differs from its default."""
         differs = {o.group for name, o in self.options.items() if self.fields[name].value != text_of(o, o.default)}
         return [f"{group} •" if group in differs else group for group in self.groups]
 
     def _edited(self, change: Any) -> None:
         if not self._quiet:
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         titles = self._titles()
         if list(self.titles) != titles:
             self.titles = titles
         self._changed()
 
     def texts(self) -> dict[str, str | bool]:
-        """What every field holds."""
+        """The content of every field."""
         return {name: field.value for name, field in self.fields.items()}
 
     def fill(self, values: Mapping[str, Any]) -> None:
-        """Put values into their fields; the others keep what they hold. Raises RequestError."""
+        """Fill values into their fields; other fields are unchanged. Raises RequestError."""
         for name, value in values.items():
             option = self.options.get(name)
             if option is None:
@@ -91,7 +91,7 @@ class Form(W.Tab):
         self._put({name: text_of(self.options[name], value) for name, value in values.items()})
 
     def reset(self) -> None:
-        """Every field as the form began."""
+        """Reset every field to its initial value."""
         self._put(self.begin)
 
     def _put(self, texts: Mapping[str, str | bool]) -> None:
@@ -101,4 +101,4 @@ class Form(W.Tab):
                 self.fields[name].value = text
         finally:
             self._quiet = False
-        self._tell()
+        self._notify()

@@ -1,4 +1,4 @@
-"""Pieces of HTML: what a widget shows, and what a static viewer gets in its place. All text is escaped here."""
+"""Builds HTML for widgets and for static viewers, which cannot show widgets. All text is escaped here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from console.runs.run_text import plain
 
 SIDE = 480
-"""Longest side of a shown picture, pixels."""
+"""Longest side of a shown picture, in pixels."""
 COLOURS = ("#3b7dd8", "#d9822b", "#2a9d61", "#b8479c", "#8a6fd1", "#c0483f", "#2a9aa8", "#8c8c2b")
 STYLE = """<style>
 .qwen3vl { line-height: 1.5; }
@@ -39,23 +39,23 @@ def escape(value: object) -> str:
 
 
 def box(content: str) -> str:
-    """HTML with this package's style."""
+    """Wrap HTML in this package's style."""
     return f'{STYLE}<div class="qwen3vl">{content}</div>'
 
 
 def say(text: str, kind: str = "") -> str:
-    """One line; kind: `bad`, `good`, `dim`. The mark before it tells them apart without colour."""
+    """A line of text. kind: `bad` or `good`, which also have a mark, for readers without colour; or `dim`."""
     mark = {"bad": "✗ ", "good": "✓ "}.get(kind, "")
     return box(f'<span class="{kind}">{mark}{escape(text)}</span>') if text else ""
 
 
 def code(text: str) -> str:
-    """A command or lines of a log."""
+    """A block of monospaced text: a command, or lines of a log."""
     return box(f"<pre>{html.escape(chr(10).join(plain(line) for line in text.splitlines()))}</pre>")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
+    """A table. rows: cells of HTML. head: text, which is escaped."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
@@ -74,12 +74,12 @@ def read_picture(source: Path | bytes, side: int = SIDE) -> bytes:
             image.convert("RGB").save(file, "JPEG", quality=85)
             return file.getvalue()
     except Exception as error:
-        # Pillow raises what its decoders raise
+        # Pillow raises errors of many types
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def picture(source: Path | bytes, side: int = 240) -> str:
-    """A picture inside the page, or why it cannot be shown."""
+    """A picture embedded in the page, or the reason why it cannot be shown."""
     try:
         data = base64.b64encode(read_picture(source, side)).decode("ascii")
     except ValueError as error:

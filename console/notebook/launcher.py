@@ -1,4 +1,4 @@
-"""A form that starts runs: the options' own declaration, their rules as one types, the exact command."""
+"""A form that starts runs: fields from the option declarations, rules checked while typing, the exact command."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ from qwen3vl_core.options import COMMANDS, options_of, to_mapping
 from qwen3vl_core.problems import Problem, unique
 
 CHECK_SECONDS = 0.3
-"""From the last change of the form to the checks that need disk and machine."""
-ALL_WELL = "every rule holds"
+"""Seconds from the last change of the form to the checks that need disk and machine."""
+VALID = "all checks passed"
 
 
 def _lines(problems: Iterable[Problem]) -> str:
-    """Problems as HTML, one a line; `say` adds the mark of the first."""
+    """Problems as lines with marks, except the first mark, which `say` adds."""
     return "\n✗ ".join(map(str, problems))
 
 
 class Launcher(W.VBox):
-    """Choose options, see whether they will run and the exact command, start the run.
+    """Choose options, see whether they are valid and the exact command, start the run.
 
-    kind: `finetune`, or another command that does work: `download`, `prepare`, `inspect`, `convert`, `compare`. values: option
-    names and values to begin with. store: folder of the run store. `start()` does what the button does. Closing the kernel leaves
-    the run alive.
+    kind: `finetune`, `download`, `prepare`, `inspect`, `convert` or `compare`. values: initial values, by option name.
+    store: folder of the run store. `start()` does the same as the button. The run keeps running when the kernel is closed.
     """
 
-    _closed = True  # until it is whole: a form that could not be made has nothing to close
+    _closed = True  # until __init__ has finished: a form that could not be created has nothing to close
 
     def __init__(
         self, kind: str = "finetune", values: Mapping[str, Any] | None = None, *, store: RunStore | Path | str | None = None, **options: Any
@@ -60,12 +59,12 @@ class Launcher(W.VBox):
         self.form = Form(COMMANDS[kind], {**(values or {}), **options}, self._edited)
         self.check_line, self.command_line, self.message = W.HTML(), W.HTML(), W.HTML()
         self.start_button = W.Button(description=f"Start {kind}", icon="play", button_style="primary")
-        self.reset_button = W.Button(description="Reset", icon="undo", tooltip="Every field as the form began")
+        self.reset_button = W.Button(description="Reset", icon="undo", tooltip="Reset every field to its initial value")
         self.start_button.on_click(self._clicked)
         self.reset_button.on_click(lambda button: self.form.reset())
         self.plan = Plan(kind, "")
         self.memory = MemoryBar(self._edited) if kind == "finetune" else None
-        """What a GPU would hold; a finetune's form has it."""
+        """The memory estimate; only in the form of a finetune."""
         if self.memory is not None:
             self.memory.suggest_button.on_click(self._suggest_clicked)
         super().__init__(children=[
@@ -76,44 +75,44 @@ class Launcher(W.VBox):
         take_cell(self)
         self._edited()
 
-    # what the form holds
+    # content
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every option by name. Raises RequestError for every broken rule."""
+        """All options by name. Raises RequestError with every broken rule."""
         return to_mapping(self.options)
 
     @property
     def options(self) -> Any:
-        """The options object. Raises RequestError for every broken rule."""
+        """The options object. Raises RequestError with every broken rule."""
         if self.plan.options is None:
             raise RequestError(*self.plan.problems)
         return self.plan.options
 
     @property
     def command(self) -> str:
-        """The command that a person would type."""
+        """The equivalent command."""
         return self.plan.command
 
     def fill(self, values: Mapping[str, Any] | pd.Series | pd.DataFrame | None = None, **options: Any) -> None:
-        """Put values into the form: of a mapping, such as another run's `options`, of a series, of a frame such as `frame()` gives,
-        or by name. Raises RequestError."""
+        """Fill values into the form: from a mapping such as another run's `options`, a series, a frame such as `frame()`, or by name.
+        Raises RequestError."""
         if isinstance(values, pd.DataFrame):
             if "value" not in values:
                 raise RequestError(f"fill: a frame without the column value; it has {', '.join(map(str, values)) or 'none'}")
             values = values["value"]
-        given = {**(dict(values) if values is not None else {}), **options}
-        self.form.fill({name: self._whole(name, value) for name, value in given.items()})
+        merged = {**(dict(values) if values is not None else {}), **options}
+        self.form.fill({name: self._from_pandas(name, value) for name, value in merged.items()})
 
-    def _whole(self, name: str, value: Any) -> Any:
-        """A value as pandas gives it back, as the option had it: a row makes floats of whole numbers, and NaN of what is not there."""
+    def _from_pandas(self, name: str, value: Any) -> Any:
+        """Undo the conversions of pandas, which makes floats of integers and NaN of missing values."""
         option = self.form.options.get(name)
         if option is not None and isinstance(value, float) and (math.isnan(value) or (option.type is int and value.is_integer())):
             return None if math.isnan(value) else int(value)
         return value
 
     def frame(self) -> pd.DataFrame:
-        """Every option of the form, one a row under its name: value (text where it is not understood), default, unit, group, help."""
+        """All options of the form, one per row: value (text if it cannot be parsed), default, unit, group, help."""
         rows = {}
         for name, option in self.form.options.items():
             value: Any = self.form.fields[name].value
@@ -144,12 +143,12 @@ class Launcher(W.VBox):
                 self._timer.start()
 
     def _check(self, revision: int, plan: Plan) -> None:
-        """Show the checks of disk and machine and a GPU's memory, unless the form has changed since."""
-        found = look_here(self.kind, plan.options) if plan.options is not None else None
+        """Check disk and machine and estimate memory, and show the results unless the form has changed since."""
+        check = look_here(self.kind, plan.options) if plan.options is not None else None
         bar, others = self.memory.estimate(plan.partial) if self.memory is not None else ("", ())
-        problems = found.problems if found is not None else unique((*plan.problems, *others))
+        problems = check.problems if check is not None else unique((*plan.problems, *others))
         good = not problems
-        shown = ((found.note if found is not None else "") or ALL_WELL) if good else _lines(problems)
+        shown = ((check.note if check is not None else "") or VALID) if good else _lines(problems)
         with self._lock:
             if revision == self._revision and not self._closed:
                 self.check_line.value = say(shown, "good" if good else "bad")
@@ -157,9 +156,9 @@ class Launcher(W.VBox):
                     self.memory.shown.value = bar
 
     def suggest(self) -> str:
-        """Put the quickest valid layout that fits into the form; returns its summary. Raises RequestError where there is none."""
+        """Fill the fastest layout that fits into the form. Returns its summary. Raises RequestError when there is none."""
         if self.memory is None:
-            raise RequestError(f"{self.kind}: has no layout; finetune has one")
+            raise RequestError(f"{self.kind}: has no layout; only finetune has one")
         if not self.plan.understood:
             raise RequestError(*self.plan.problems)
         values, text = self.memory.suggestion(self.plan.partial)
@@ -173,15 +172,16 @@ class Launcher(W.VBox):
     # starting
 
     def start(self, again: bool = False) -> Run:
-        """Start the run that the form describes, and give it; a run with the same options that is alive or done is taken instead.
+        """Start the run, and return it. If a run with the same options is alive or done, it is returned instead, so that a cell may be
+        executed twice.
 
-        So a cell may run twice. again: start another one all the same. Raises RequestError and WorkError.
+        again: start a new run in any case. Raises RequestError and WorkError.
         """
         options = self.options
         old = None if again else self._same(options)
         if old is not None:
             self.run = old
-            self._started(old, f"run {old.id}: {old.status}, with these options already; start(again=True) makes another")
+            self._started(old, f"run {old.id}: {old.status}, with the same options; start(again=True) starts another one")
             return old
         problems = look_here(self.kind, options).problems
         if problems:
@@ -197,16 +197,16 @@ class Launcher(W.VBox):
         self.message.value = say(text, "good") + box(folder)
 
     def _same(self, options: Any, alive_only: bool = False) -> Run | None:
-        """The newest run with the same options that is alive, or is done and still has its output."""
-        wanted = to_mapping(plan_record.with_whole_paths(options))
+        """The newest run with the same options that is alive, or done with its output still there."""
+        values = to_mapping(plan_record.with_absolute_paths(options))
         defaults = {o.name: o.default for o in options_of(type(options))}
-        made = [getattr(options, o.name) for o in options_of(type(options)) if o.path == "folder" and o.required]
+        outputs = [getattr(options, o.name) for o in options_of(type(options)) if o.path == "folder" and o.required]
         for run in self.store.list():
-            if run.kind != self.kind or {**defaults, **run.options} != wanted:
+            if run.kind != self.kind or {**defaults, **run.options} != values:
                 continue
             status = run.status
-            left = all(is_url(path) or Path(path).expanduser().exists() for path in made)
-            if status in ALIVE or (status == "done" and left and not alive_only):
+            has_output = all(is_url(path) or Path(path).expanduser().exists() for path in outputs)
+            if status in ALIVE or (status == "done" and has_output and not alive_only):
                 return run
         return None
 
@@ -218,15 +218,15 @@ class Launcher(W.VBox):
             old = self._same(self.options, alive_only=True)
             if old is not None:
                 self.run = old
-                self._started(old, f"run {old.id} is running already with the same options; give a new one another name")
+                self._started(old, f"run {old.id} is already running with the same options; to start another one, change --name")
             else:
                 self.start(again=True)
         self.start_button.disabled = self.plan.options is None
 
-    # leaving
+    # closing
 
     def close(self) -> None:
-        """Take the form off the screen; runs keep running."""
+        """Close the form; runs keep running."""
         if self._closed:
             return
         with self._lock:

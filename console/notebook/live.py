@@ -1,4 +1,4 @@
-"""A box of widgets that looks at its files again and again: one thread a box, and one box a cell."""
+"""A box of widgets that reads its files periodically: one thread per box, and one box per cell."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from console.notebook.html import say
 from qwen3vl_core.errors import RequestError, WorkError
 
 SECONDS = 0.5
-"""From one look to the next."""
+"""Seconds from one look to the next."""
 PAUSE = 0.05
-"""Between two looks of which the first left something to read: long enough for a click to get the lock."""
+"""Seconds to the next look when there is more to read: long enough for a click to get the lock."""
 
 
 class Updater:
-    """Calls `look` every `seconds` in a thread of its own until it is stopped; `failed` is called with an error.
+    """Calls `look` every `seconds` in a thread until it is stopped, and `failed` with each error.
 
-    A look that says there is more to read is followed by the next one almost immediately.
+    When `look` returns that there is more to read, it is called again almost immediately.
     """
 
     def __init__(self, look: Callable[[], bool | None], failed: Callable[[Exception], None], seconds: float = SECONDS) -> None:
@@ -31,16 +31,16 @@ class Updater:
         self._thread = threading.Thread(target=self._go, name="qwen3vl-notebook", daemon=True)
 
     def start(self) -> None:
-        """Begin, once."""
+        """Start the thread; call this once."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """No look begins after this; it waits for one that is under way, except when that one asks."""
+        """Stop, and wait for a look that is in progress, unless called from within it."""
         self._stopped.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
@@ -52,14 +52,14 @@ class Updater:
             try:
                 more = bool(self.look())
             except Exception as error:
-                # whatever a run's files hold must not end the updates
+                # nothing in a run's files may end the updates
                 self.failed(error)
 
 
 def execution() -> tuple[str, str] | None:
-    """(the cell, this execution of it) in a kernel; None elsewhere, and in the answer to a click.
+    """(cell, execution) of the running cell; None outside a kernel and while a click is handled.
 
-    A front end that names its cells gives the id, which outlives an edit; else the cell's text stands for it.
+    The cell is identified by its id if the front end sends one, as that survives edits, else by its text.
     """
     try:
         from IPython import get_ipython
@@ -77,23 +77,23 @@ _in_cells: dict[tuple[type, str], tuple[str, weakref.WeakSet[ipywidgets.Widget]]
 
 
 def take_cell(widget: ipywidgets.Widget) -> None:
-    """Close the widgets of this kind that an earlier execution of the same cell made."""
+    """Close the widgets of this type that an earlier execution of the same cell created."""
     now = execution()
     if now is None:
         return
-    cell, this = now
-    before, made = _in_cells.get((type(widget), cell), ("", weakref.WeakSet()))
-    if before != this:
-        for old in list(made):
+    cell, current = now
+    previous, widgets = _in_cells.get((type(widget), cell), ("", weakref.WeakSet()))
+    if previous != current:
+        for old in list(widgets):
             old.close()
-        made = weakref.WeakSet()
-    made.add(widget)
-    _in_cells[type(widget), cell] = (this, made)
+        widgets = weakref.WeakSet()
+    widgets.add(widget)
+    _in_cells[type(widget), cell] = (current, widgets)
 
 
 @contextlib.contextmanager
 def telling(message: ipywidgets.HTML) -> Iterator[None]:
-    """Errors inside the block appear in the message line: a click has no traceback."""
+    """Show errors inside the block in the message line, as a click has no traceback."""
     try:
         yield
     except Exception as error:
@@ -102,12 +102,12 @@ def telling(message: ipywidgets.HTML) -> Iterator[None]:
 
 
 class Live(ipywidgets.VBox):
-    """A box that `look`s every half second until it is closed, or its cell runs again.
+    """A box that calls its `look` every half second until it is closed or its cell is executed again.
 
-    A subclass sets its children and calls `begin` when it is ready. All that changes it holds `lock`.
+    A subclass sets its children and calls `begin` when it is ready. Hold `lock` for every change.
     """
 
-    _ended = True  # until it is made: one that could not be has nothing to close
+    _ended = True  # until __init__ has finished: a box that could not be created has nothing to close
 
     def __init__(self, **kwargs: Any) -> None:
         self.lock = threading.RLock()
@@ -117,7 +117,7 @@ class Live(ipywidgets.VBox):
         super().__init__(**kwargs)
 
     def begin(self, seconds: float = SECONDS) -> None:
-        """Take the cell over, look once, and keep looking."""
+        """Close earlier boxes of this cell, look once, and start the periodic looks."""
         take_cell(self)
         self._look()
         self._updater = Updater(self._look, self.tell, seconds)
@@ -125,11 +125,11 @@ class Live(ipywidgets.VBox):
 
     @property
     def updating(self) -> bool:
-        """Whether its thread runs."""
+        """Whether the thread is running."""
         return self._updater is not None and self._updater.alive
 
     def look(self) -> bool | None:
-        """Read what is new and show it; True: it was too much for one look, and there may be more."""
+        """Read what is new and show it. Returns True if there may be more to read."""
         raise NotImplementedError
 
     def _look(self) -> bool | None:
@@ -144,12 +144,12 @@ class Live(ipywidgets.VBox):
             yield
 
     def tell(self, error: Exception) -> None:
-        """Put an error in the message line."""
+        """Show an error in the message line."""
         with telling(self.message):
             raise error
 
     def close(self) -> None:
-        """Stop looking, and take the box and all in it off the screen."""
+        """Stop looking, and close the box with everything in it."""
         if self._ended:
             return
         self._ended = True
@@ -160,7 +160,7 @@ class Live(ipywidgets.VBox):
 
 
 def close_all(widget: ipywidgets.Widget) -> None:
-    """Close everything inside a box, and what says how it looks: each is a model of its own, here and in the page."""
+    """Close all widgets inside a box with their layout and style: each is a separate model in kernel and page."""
     for child in getattr(widget, "children", ()):
         close_all(child)
         child.close()

@@ -1,4 +1,4 @@
-"""What each GPU would hold, as a bar beside the form, and a layout that fits: the estimate of `qwen3vl plan`."""
+"""The memory estimate of `qwen3vl plan` as a bar beside the form, and a suggested layout that fits."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ PARTS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "vision": "vision",
     "peak_extra": "at peak", "workspace": "outside torch",
 }  # fmt: skip
-"""Parts of a GPU's memory as the estimate calls them, and as the legend does."""
+"""Parts of a GPU's memory: names in the estimate -> names in the legend."""
 PLANNED = ("gpus", "memory")
-"""Options of `qwen3vl plan` that stand beside the bar: another machine than this one can be planned for."""
+"""Options of `qwen3vl plan` that have a field beside the bar, to plan for another machine."""
 
 
 def bar(stage: dict[str, Any], gib: float) -> str:
-    """One GPU's memory as a row of coloured parts, with a line where the GPU, less what is kept free, ends; HTML."""
-    whole = max(stage["total"], gib)
+    """HTML of one GPU's memory as a bar of coloured parts, with a line at the memory that a layout may use."""
+    full = max(stage["total"], gib)
     parts, legend = [], []
-    for place, (name, title) in enumerate(PARTS.items()):
+    for index, (name, title) in enumerate(PARTS.items()):
         if stage[name] <= 0:
             continue
-        colour = COLOURS[place % len(COLOURS)]
-        looks = f"background:{colour};width:{100 * stage[name] / whole:.3f}%"
-        parts.append(f'<span title="{title} {stage[name]:.2f} GiB" style="{looks}"></span>')
+        colour = COLOURS[index % len(COLOURS)]
+        style = f"background:{colour};width:{100 * stage[name] / full:.3f}%"
+        parts.append(f'<span title="{title} {stage[name]:.2f} GiB" style="{style}"></span>')
         legend.append(f'<span style="white-space:nowrap"><span style="color:{colour}">■</span> {title} {stage[name]:.2f}</span>')
-    limit = f'<i style="left:{100 * ROOM * gib / whole:.3f}%" title="{ROOM * gib:.1f} GiB: {100 - 100 * ROOM:.0f}% is kept free"></i>'
+    limit = f'<i style="left:{100 * ROOM * gib / full:.3f}%" title="{ROOM * gib:.1f} GiB: {100 - 100 * ROOM:.0f}% is kept free"></i>'
     return f'<div class="memory">{"".join(parts)}{limit}</div><div>{" &nbsp; ".join(legend)} GiB</div>'
 
 
 def describe(verdict: Verdict, estimate: Estimate, known: bool) -> str:
-    """What a valid layout comes to, and the bar of the fullest stage, as HTML. known: the card is one that was given or is here."""
+    """HTML of the estimate of a valid layout, with the bar of the stage that needs the most. known: whether the GPU's memory is known."""
     stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
     stage = max(stages, key=lambda s: s["total"])
     where = f", stage {stage['stage'] + 1} of {len(stages)}" if len(stages) > 1 else ""
     line = f"{estimate.peak_gib:.1f} of {card:g} GiB on each GPU{where}, an estimate"
     if not estimate.fits:
         more = verdict.gpus_needed
-        line = f"does not fit: {line}; " + (f"{more} GPUs would do, with the right layout" if more else "no number of GPUs would do")
+        line = f"does not fit: {line}; " + (f"{more} GPUs are enough, with the right layout" if more else "no number of GPUs is enough")
     seconds = estimate.step.seconds
     took = (
-        f"about {number(seconds, 3)} s a step, {duration(3600 * estimate.hours)} in all" if seconds >= 0.01 else "less than 0.01 s a step"
+        f"about {number(seconds, 3)} s a step, {duration(3600 * estimate.hours)} in total" if seconds >= 0.01 else "less than 0.01 s a step"
     )
     after = [f"{took}, at {estimate.step.mfu:.0%} of a GPU's peak"]
     if not known:
-        after.append("no GPU here, so an 80 GB card is taken; put another beside the bar")
+        after.append("no GPU here, so an 80 GB GPU is assumed; enter another size below")
     about = f'<span class="dim">{escape(" · ".join(after))}</span>'
     return say(line, "good" if estimate.fits else "bad") + box(bar(stage, card) + about)
 
 
 class MemoryBar(W.VBox):
-    """The estimate of a finetune, for this machine or for the GPUs that are typed in.
+    """The memory estimate of a finetune, for this machine or for the GPUs that the user enters.
 
-    changed: called when one of its own fields holds something else. `estimate` gives HTML and touches no widget, so that any
-    thread may call it; `shown` is where it goes.
+    changed: called when one of its own fields changes. `estimate` returns HTML for `shown` and touches no widget, so that any
+    thread may call it.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -76,7 +76,7 @@ class MemoryBar(W.VBox):
         self.fields = {o.name: field_of(o, "", hint="this machine's", width="230px", label="100px") for o in self.options}
         self.shown = W.HTML()
         self.suggest_button = W.Button(
-            description="Suggest a layout", icon="magic", tooltip="The quickest valid layout that fits, put into the form",
+            description="Suggest a layout", icon="magic", tooltip="Fill the fastest layout that fits into the form",
             layout=W.Layout(width="160px"),
         )  # fmt: skip
         super().__init__(children=[self.shown, W.HBox([*self.fields.values(), self.suggest_button])])
@@ -84,31 +84,31 @@ class MemoryBar(W.VBox):
             field.observe(lambda change: changed(), names="value")
 
     def plan_options(self, options: FinetuneOptions) -> PlanOptions:
-        """Which GPUs are meant. Raises RequestError for a field that is not a number."""
+        """The GPUs to plan for. Raises RequestError for a field that is not a number."""
         typed = {o.name: value_of(o, self.fields[o.name].value) for o in self.options}
         if not typed["gpus"]:
             try:
                 typed["gpus"] = process_count(options)
-            except RequestError:  # the layout's own problem, which the form tells
+            except RequestError:  # a problem of the layout, which the form shows
                 typed["gpus"] = gpu_count()
         return PlanOptions(**{**typed, "memory": typed["memory"] or gpu_memory() or 0.0})
 
     def estimate(self, options: FinetuneOptions) -> tuple[str, tuple[Problem, ...]]:
-        """(HTML, problems): what a GPU would hold. Empty HTML where that cannot be known. Blocking; never raises for a bad plan."""
+        """(HTML of the estimate, problems). The HTML is empty if there is no estimate. Blocking; never raises for a bad plan."""
         try:
-            meant = self.plan_options(options)
+            plan = self.plan_options(options)
         except RequestError as error:
             return say(str(error), "bad"), ()
-        verdict = judge(options, meant)
+        verdict = judge(options, plan)
         if verdict.architecture is None:
-            return "", ()  # no model to plan for yet: the form says so
-        return (describe(verdict, verdict.estimate, bool(meant.memory)) if verdict.estimate else ""), verdict.problems
+            return "", ()  # no model yet, which the form shows
+        return (describe(verdict, verdict.estimate, bool(plan.memory)) if verdict.estimate else ""), verdict.problems
 
     def suggestion(self, options: FinetuneOptions) -> tuple[dict[str, Any], str]:
-        """(options of the layout, what it comes to): the quickest that fits. Raises RequestError where there is none."""
-        meant = self.plan_options(options)
-        verdict = judge(options, meant)
-        architecture, gib, gpus = verdict.architecture, verdict.memory_gib, meant.gpus or 1
+        """(options, summary) of the fastest layout that fits. Raises RequestError when there is none."""
+        plan = self.plan_options(options)
+        verdict = judge(options, plan)
+        architecture, gib, gpus = verdict.architecture, verdict.memory_gib, plan.gpus or 1
         if architecture is None:
             raise RequestError(*verdict.problems or (Problem("model-unknown"),))
         ranked = suggest(options, architecture, gpus, gib)

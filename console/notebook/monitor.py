@@ -1,4 +1,4 @@
-"""Curves of runs, live: at most two thousand points a trace, the zoom kept, twice a second."""
+"""Live curves of runs: updated twice a second, at most two thousand points per trace, zoom kept."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from qwen3vl_core.run_record import EVAL, TRAIN
 
 NO_POINTS = "no points yet"
 IN_TABLE = (LOSS, TOKENS_PER_SECOND)
-"""Metrics that stand beside each run under its curves."""
+"""Metrics in the table of runs under the curves."""
 DIM = 0.45
-"""Opacity of what was measured under its average."""
+"""Opacity of the raw values under the smoothed line."""
 STATIC_POINTS = 400
 READ_BYTES, READ_SECONDS, MANY_ROWS = 1 << 20, 0.25, 2_000
-"""A long run is read in pieces: no look reads for longer than this, so that the widget answers meanwhile."""
+"""A long run is read in pieces: no look takes longer than this, so that the widget stays responsive."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Trace:
     x: np.ndarray
     y: np.ndarray
     slot: int
-    """Number of the run among those that are shown: its colour."""
+    """Index of the run among the shown runs, which selects its colour."""
 
 
 class RunMonitor(Live):
-    """Curves of one run or several, and what they do now.
+    """Curves and status of one or several runs.
 
-    runs: numbers, ids, names, `Run`s or a `Launcher`; without any, the newest finetune of the store, also one that is
-    started later, here or in the console. metric: as in metrics.jsonl. smoothing: weight of the average so far, 0 to 0.99.
+    runs: numbers, ids, names, `Run`s or a `Launcher`; by default the newest finetune of the store, even if it is
+    started later, here or in the console. metric: as in metrics.jsonl. smoothing: weight of the past values, 0 to 0.99.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunMonitor(Live):
         self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="80px"))
         self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
         self.image_button = W.Button(description="Picture", icon="image", tooltip="Write these curves as an SVG file here")
-        self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
+        self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Ask the runs to save a checkpoint and stop")
         self.status = W.HTML()
         camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
         self.figure = Figure(layout={
@@ -110,15 +110,15 @@ class RunMonitor(Live):
         self._list(chosen)
         self.begin()
 
-    # which runs
+    # selection
 
     @property
     def runs(self) -> list[Run]:
-        """The runs whose curves are shown, newest first."""
+        """The shown runs, newest first."""
         return [self._runs[id] for id in self.run_select.value if id in self._runs]
 
     def show(self, *runs: Any) -> None:
-        """Show these runs from now on. Raises RequestError for one that is not there."""
+        """Show these runs. Raises RequestError for a run that does not exist."""
         chosen = [as_run(run, self.store) for run in runs]
         with self.lock:
             self._pinned = bool(chosen)
@@ -131,7 +131,7 @@ class RunMonitor(Live):
             self._look()
 
     def _list(self, chosen: Iterable[Run] = ()) -> None:
-        """Bring the menu up to date; a monitor that nobody told what to show follows the newest run."""
+        """Update the menu. A monitor without chosen runs follows the newest run."""
         for launcher in self._launchers:
             if launcher.run is not None and not self._pinned:
                 chosen = [launcher.run]
@@ -151,10 +151,10 @@ class RunMonitor(Live):
             finally:
                 self._quiet = False
 
-    # what is shown
+    # display
 
     def look(self) -> bool:
-        """Read what is new in the runs that are shown, and send what has changed; whether there may be more."""
+        """Read what is new in the shown runs, and update what has changed. Returns whether there may be more."""
         self._list()
         shown = self.runs
         more = self._read(shown)
@@ -168,7 +168,7 @@ class RunMonitor(Live):
         return more
 
     def _read(self, shown: list[Run]) -> bool:
-        """Take in what is new, for a while; whether there may be more."""
+        """Read new rows for at most READ_SECONDS. Returns whether there may be more."""
         until, more = time.monotonic() + READ_SECONDS, True
         while more and time.monotonic() < until:
             more = False
@@ -185,21 +185,21 @@ class RunMonitor(Live):
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """The steps that the zoom shows; None: all."""
+        """The range of steps of the zoom; None: not zoomed."""
         return self.figure.window
 
     def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
         """The lines of these runs, each with at most `most` points."""
         metric, weight = self.metric_menu.value, self.smoothing_slider.value
-        made = []
+        traces = []
         for slot, run in enumerate(shown):
             roles = [("raw", metric, 0.0)]
             roles += [("smooth", metric, weight)] if weight and is_noisy(metric) else []
             for role, key, own in [*roles, ("eval", key_of(EVAL, metric), 0.0)]:
                 x, y = self._series[run.id].xy(key)
                 if len(x) or role == "raw":
-                    made.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
-        return made
+                    traces.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
+        return traces
 
     def _line_of(self, run: Run, role: str, key: str, weight: float) -> GrowingLine:
         version, name = self._series[run.id].version, (run.id, role, key)
@@ -220,7 +220,7 @@ class RunMonitor(Live):
         with figure.batched_updates():
             kind, title = "log" if self.log_box.value else "linear", label_of(metric)
             if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
-                # heights that were zoomed into are others now
+                # a zoom of the y axis does not apply to another metric or scale
                 figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
             self._say_empty(not any(len(trace.x) for trace in traces))
             same = [trace.key for trace in traces] == [tuple(data.meta) for data in figure.data]
@@ -232,7 +232,7 @@ class RunMonitor(Live):
         self._drawn = now
 
     def _say_empty(self, empty: bool) -> None:
-        """Numbers along the axes of a figure without points would mean nothing."""
+        """Without points, show a note and hide the axis labels, which would mean nothing."""
         others = [note for note in self.figure.layout.annotations if note.text != NO_POINTS]
         if empty != (len(others) < len(self.figure.layout.annotations)):
             where = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
@@ -282,16 +282,16 @@ class RunMonitor(Live):
     # buttons
 
     def frame(self) -> pd.DataFrame:
-        """The metrics of the runs that are shown, indexed by run and step."""
+        """The metrics of the shown runs, indexed by run and step."""
         frames = {run.id: metrics(run) for run in self.runs}
         return pd.concat(frames, names=["run", "step"]) if frames else pd.DataFrame()
 
     def to_csv(self, path: Path | str | None = None) -> Path:
-        """Write `frame` as CSV; without a path beside the notebook, named after the runs. Raises RequestError."""
+        """Write `frame` as CSV, by default temporary the notebook, named after the runs. Raises RequestError."""
         return self._write("CSV", path, "csv", lambda file: self.frame().to_csv(file))
 
     def drawing(self, most: int = MOST_POINTS, **looks: Any) -> str:
-        """The curves on screen as an SVG element: the same lines, zoom and axis."""
+        """The shown curves as an SVG element, with the same lines, zoom and axes."""
         with self.lock:
             traces = self.traces(self.runs, most, self.window)
             smoothed = {trace.key[0] for trace in traces if trace.key[1] == "smooth"}
@@ -305,21 +305,21 @@ class RunMonitor(Live):
             return drawing(lines, y_title=label_of(metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:
-        """Write the curves as an SVG file; without a path beside the notebook, named after the runs. Raises RequestError."""
+        """Write the curves as an SVG file, by default temporary the notebook, named after the runs. Raises RequestError."""
         return self._write("SVG", path, "svg", lambda file: file.write_text(self.drawing(width=960, height=420, paper="white"), "utf-8"))
 
     def _write(self, what: str, path: Path | str | None, ending: str, write: Callable[[Path], Any]) -> Path:
         if not self.runs:
             raise RequestError(f"{what}: no run is chosen; choose one")
         target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.{ending}").expanduser().absolute()
-        beside = target.with_name(target.name + ".tmp")
+        temporary = target.with_name(target.name + ".tmp")
         try:
-            write(beside)
-            beside.replace(target)
+            write(temporary)
+            temporary.replace(target)
         except OSError as error:
             with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise RequestError(f"{target}: {error.strerror or error}; give another place") from None
+                temporary.unlink(missing_ok=True)
+            raise RequestError(f"{target}: {error.strerror or error}; choose another path") from None
         return target
 
     def _image_clicked(self, button: W.Button) -> None:
@@ -335,11 +335,12 @@ class RunMonitor(Live):
             asked = [run for run in self.runs if run.alive]
             for run in asked:
                 launch.stop(run)
-            self.message.value = say(f"asked to stop: {', '.join(run.id for run in asked) or 'none lives'}; a checkpoint is saved first")
+            names = ", ".join(run.id for run in asked) or "no run is alive"
+            self.message.value = say(f"asked to stop: {names}; a checkpoint is saved first")
         self._look()
 
     def wait(self, timeout: float | None = None) -> list[str]:
-        """Wait until the runs that are shown have ended; gives their statuses. The curves stay live meanwhile."""
+        """Wait until the shown runs have ended. Returns their statuses. The curves are updated meanwhile."""
         until = None if timeout is None else time.monotonic() + timeout
         statuses = [launch.wait(run, None if until is None else max(until - time.monotonic(), 0)) for run in self.runs]
         self._look()

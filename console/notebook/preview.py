@@ -1,4 +1,4 @@
-"""Samples of a prepared dataset: pictures, conversation, and what of it the model learns to write."""
+"""Shows samples of a prepared dataset: pictures, conversation, and the trained part of it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ TURN, TURN_END = "<|im_start|>", "<|im_end|>"
 STATIC_SAMPLES = 4
 SHOWN_FRAMES = 6
 LARGEST_VIDEO = 8_000_000
-"""Bytes of a video that go into a page."""
+"""Largest video that is embedded in a page, in bytes."""
 
 
 class DatasetPreview(W.VBox):
-    """A page of samples: picture, conversation, the trained part highlighted.
+    """One sample at a time: pictures and conversation, the trained part highlighted.
 
-    dataset: a folder made by `qwen3vl prepare`. model: a Hugging Face folder; its tokenizer then draws the limits of the
-    trained tokens and counts them. Raises RequestError for what is no dataset and a split that is not there.
+    dataset: a folder tokenizer by `qwen3vl prepare`. model: a Hugging Face folder, with whose tokenizer the trained tokens are marked
+    and counted. Raises RequestError for a folder that is not a dataset, and for a split that it does not have.
     """
 
-    _closed = True  # until it is whole: one that could not be made has nothing to close
+    _closed = True  # until __init__ has finished: a widget that could not be created has nothing to close
 
     def __init__(self, dataset: Path | str, split: str | None = None, *, model: Path | str | None = None) -> None:
         self.dataset = Path(dataset).expanduser().absolute()
-        there = splits(self.dataset)
-        if split is None and there:
-            split = "train" if "train" in there else there[0]
+        available = splits(self.dataset)
+        if split is None and available:
+            split = "train" if "train" in available else available[0]
         self._split = Split(self.dataset, split or "train")
         self.tokenizer = _tokenizer(model) if model is not None else None
-        self.split_menu = W.Dropdown(options=there, value=split, description="split", layout=W.Layout(width="200px"))
+        self.split_menu = W.Dropdown(options=available, value=split, description="split", layout=W.Layout(width="200px"))
         self.place = W.BoundedIntText(value=1, min=1, max=len(self._split), description="sample", layout=W.Layout(width="180px"))
-        self.back_button = W.Button(icon="arrow-left", tooltip="The sample before", layout=W.Layout(width="40px"))
+        self.back_button = W.Button(icon="arrow-left", tooltip="The previous sample", layout=W.Layout(width="40px"))
         self.next_button = W.Button(icon="arrow-right", tooltip="The next sample", layout=W.Layout(width="40px"))
-        self.random_button = W.Button(description="any", icon="random", tooltip="Any sample", layout=W.Layout(width="80px"))
+        self.random_button = W.Button(description="random", icon="random", tooltip="A random sample", layout=W.Layout(width="80px"))
         self.about, self.page = W.HTML(), W.HTML()
         self._random = np.random.default_rng(0)
         self.split_menu.observe(self._chosen, names="value")
@@ -63,16 +63,16 @@ class DatasetPreview(W.VBox):
 
     @property
     def index(self) -> int:
-        """Number of the sample on screen, from 0."""
+        """Index of the shown sample, from 0."""
         return self.place.value - 1
 
     @property
     def sample(self) -> DatasetSample:
-        """The sample on screen. Raises RequestError when it is damaged."""
+        """The shown sample. Raises RequestError when it is damaged."""
         return self._split[self.index]
 
     def go(self, index: int) -> None:
-        """Show another sample; beyond an end it stays."""
+        """Show another sample; an index beyond an end shows the last one there."""
         self.place.value = min(max(index + 1, 1), self.place.max)
 
     def _chosen(self, change: Any) -> None:
@@ -117,7 +117,7 @@ class DatasetPreview(W.VBox):
                 trained += number
             parts.append(f"<p><b>{escape(role)}</b><br>{inner}</p>")
         tokens = f" · {trained} trained tokens" if self.tokenizer is not None else ""
-        return box("".join(parts) + f'<p class="dim"><mark>highlighted</mark>: what the model learns to write{tokens}</p>')
+        return box("".join(parts) + f'<p class="dim"><mark>highlighted</mark>: trained{tokens}</p>')
 
     def _content(self, part: dict[str, Any], sample: DatasetSample, side: int, role: str) -> str:
         if part.get("type") == "text":
@@ -134,26 +134,26 @@ class DatasetPreview(W.VBox):
         return picture(content, side) + "<br>"
 
     def _frames(self, part: dict[str, Any], frames: list[Any], sample: DatasetSample, side: int) -> str:
-        """A video whose frames are pictures: the first, the last and some between, small."""
+        """A video whose frames are pictures: the first, the last and some between them, as thumbnails."""
         step = max((len(frames) - 1) / (SHOWN_FRAMES - 1), 1.0)
         chosen = [frames[round(i * step)] for i in range(min(SHOWN_FRAMES, len(frames)))]
         small = max(side // 3, 80)
         drawn = [picture(sample.parts[name], small) if isinstance(name, str) and name in sample.parts else "✗" for name in chosen]
         fps = part.get("fps")
-        rate = f", {fps:g} a second" if isinstance(fps, int | float) else ""
+        rate = f", {fps:g} fps" if isinstance(fps, int | float) else ""
         return f'{" ".join(drawn)}<br><span class="dim">{len(frames)} frames{rate}</span><br>'
 
     def trained_tokens(self, text: str) -> list[str]:
-        """The tokens of an answer that are trained, its end token too, as text. Raises RequestError without a model."""
+        """The trained tokens of an answer, including its end token, as text. Raises RequestError without a model."""
         if self.tokenizer is None:
             raise RequestError("trained_tokens: needs a tokenizer; give DatasetPreview(..., model=FOLDER)")
         opening = f"{TURN}assistant\n"
-        whole = f"{opening}{text}{TURN_END}"
-        encoded = self.tokenizer.encode(whole, add_special_tokens=False)
-        return [whole[begin:end] for begin, end in encoded.offsets if begin >= len(opening)]
+        turn = f"{opening}{text}{TURN_END}"
+        encoded = self.tokenizer.encode(turn, add_special_tokens=False)
+        return [turn[begin:end] for begin, end in encoded.offsets if begin >= len(opening)]
 
     def _answer(self, text: str) -> tuple[str, int]:
-        """(HTML, trained tokens) of an assistant's turn."""
+        """(HTML, number of trained tokens) of an assistant's turn."""
         if self.tokenizer is None:
             return f"<mark>{escape(text)}{escape(TURN_END)}</mark>", 0
         tokens = self.trained_tokens(text)
@@ -161,21 +161,21 @@ class DatasetPreview(W.VBox):
         return "".join(f'<mark style="{edge}">{escape(token)}</mark>' for token in tokens), len(tokens)
 
     def frame(self, limit: int = 1000) -> pd.DataFrame:
-        """The first `limit` samples of the split: key, turns, pictures, bytes of the pictures, question, answer, its trained tokens."""
+        """The first `limit` samples of the split: key, turns, pictures, their bytes, question, answer, number of trained tokens."""
         rows = []
         for number in range(min(limit, len(self._split))):
             sample = self._split[number]
-            said = {role: " ".join(_text(m) for m in sample.messages if m.get("role") == role) for role in ("user", "assistant")}
+            texts = {role: " ".join(_text(m) for m in sample.messages if m.get("role") == role) for role in ("user", "assistant")}
             answers = [_text(m) for m in sample.messages if m.get("role") == "assistant"]
             rows.append({
                 "key": sample.key, "turns": len(sample.messages), "pictures": len(sample.parts),
-                "bytes": sum(map(len, sample.parts.values())), "question": said["user"], "answer": said["assistant"],
+                "bytes": sum(map(len, sample.parts.values())), "question": texts["user"], "answer": texts["assistant"],
                 "trained_tokens": sum(len(self.trained_tokens(a)) for a in answers) if self.tokenizer is not None else None,
             })  # fmt: skip
         return pd.DataFrame(rows, columns=["key", "turns", "pictures", "bytes", "question", "answer", "trained_tokens"])
 
     def close(self) -> None:
-        """Take it off the screen."""
+        """Close the widget."""
         if not self._closed:
             self._closed = True
             close_all(self)
@@ -187,7 +187,7 @@ class DatasetPreview(W.VBox):
 
 
 def _video(content: bytes, side: int) -> str:
-    """A video inside the page, with its controls; its size where it is too large for a page."""
+    """An embedded video with controls, or its size if it is too large to embed."""
     if len(content) > LARGEST_VIDEO:
         return f'<span class="dim">a video of {quantity(len(content), "B")}; up to {quantity(LARGEST_VIDEO, "B")} are shown</span>'
     kind = "webm" if content.startswith(b"\x1aE\xdf\xa3") else "mp4"
@@ -213,10 +213,10 @@ def _tokenizer(model: Path | str) -> Any:
     if not file.is_file():
         raise RequestError(f"{model}: no tokenizer.json; give a Hugging Face folder of the model")
     try:
-        made = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         # the library raises plain Exception for whatever the file holds
         raise RequestError(f"{file}: cannot be read ({error}); copy it again") from None
-    made.no_truncation()
-    made.no_padding()
-    return made
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

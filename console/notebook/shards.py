@@ -1,4 +1,4 @@
-"""Single samples out of a prepared dataset, as the training reads them, for a page of a notebook. No torch."""
+"""Reads single samples of a prepared dataset like the training, for notebooks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.errors import RequestError, WorkError
 
 LARGEST = 256 << 20
-"""Bytes of a sample that are read at most."""
+"""Largest sample that is read, in bytes."""
 _AGAIN = "make it again with qwen3vl prepare"
 
 
 @dataclass(frozen=True)
 class DatasetSample:
-    """One sample as it stands on disk."""
+    """One sample as stored on disk."""
 
     key: str
     messages: list[dict[str, Any]]
     """`[{"role": ..., "content": [{"type": "text", "text": ...} or {"type": "image", "part": ...}]}]`"""
     parts: dict[str, bytes]
-    """Content of each part, by the name that the messages call it."""
+    """Content of each part, by its name in the messages."""
     shard: str
 
 
 class Split:
-    """The samples of one split, numbered as they stand. Raises RequestError when there is none to show."""
+    """The samples of one split in their order on disk. Raises RequestError when it has none."""
 
     def __init__(self, dataset: Path | str, split: str = "train") -> None:
         self._shards = ShardSplit(Path(dataset).expanduser().absolute(), split)
@@ -38,27 +38,27 @@ class Split:
         return len(self._shards)
 
     def __getitem__(self, number: int) -> DatasetSample:
-        """Raises IndexError beyond the end, RequestError for a sample that is damaged."""
+        """Raises IndexError beyond the end, RequestError for a damaged sample."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         shard = self._shards.shard_name(number)
-        where = f"{shard}, sample {number}"
+        location = f"{shard}, sample {number}"
         if (size := self._shards.sample_size(number)) > LARGEST:
-            raise RequestError(f"{where}: {size:,} bytes; at most {LARGEST:,} are shown")
+            raise RequestError(f"{location}: {size:,} bytes; at most {LARGEST:,} are shown")
         try:
             key, parts = self._shards.read(number)
             messages = json.loads(parts.pop("json"))["messages"]
         except (WorkError, DataError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"{where}: cannot be read ({type(error).__name__}: {error}); {_AGAIN}") from None
+            raise RequestError(f"{location}: cannot be read ({type(error).__name__}: {error}); {_AGAIN}") from None
         finally:
             self._shards.close()  # a page may stay open for days
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise RequestError(f"{where}: holds no list of messages; {_AGAIN}")
+            raise RequestError(f"{location}: holds no list of messages; {_AGAIN}")
         return DatasetSample(key, messages, parts, shard)
 
 
 def splits(dataset: Path) -> list[str]:
-    """Names of the splits that hold shards. Raises RequestError for a folder that is no prepared dataset."""
+    """Names of the splits that have shards. Raises RequestError for a folder that is not a prepared dataset."""
     return [name for name, shards in splits_of(dataset).items() if shards]
 
 

@@ -1,4 +1,4 @@
-"""Which store and which run a notebook means."""
+"""Resolves the `store` and `run` arguments of the notebook API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen3vl_core.run_record import PLAN
 
 
 def open_store(store: RunStore | Path | str | None = None) -> RunStore:
-    """A run store: as given, else the one in $QWEN3VL_RUNS, else the usual one. Raises RequestError."""
+    """The run store: `store`, else $QWEN3VL_RUNS, else ~/.qwen3vl/runs. Raises RequestError."""
     return store if isinstance(store, RunStore) else RunStore(runs_directory(Path(store) if store else None))
 
 
@@ -22,6 +22,6 @@ def as_run(run: Run | str | int | Path, store: RunStore | Path | str | None = No
     if isinstance(run, Path) or (isinstance(run, str) and "/" in run):
         folder = Path(run).expanduser().absolute()
         if not (folder / PLAN).is_file():
-            raise RequestError(f"{folder}: no run ({PLAN} is missing); give the folder of a run, or its number")
+            raise RequestError(f"{folder}: not a run ({PLAN} is missing); give the folder of a run, or its number")
         return open_store(folder.parent).get(folder.name)
     return open_store(store).get(run)

@@ -1,4 +1,4 @@
-"""Curves as a plain SVG: for viewers that run no script, and as a file."""
+"""Curves as a plain SVG, for viewers without scripts and for files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from console.curves.ticks import step_ticks, value_range, value_ticks
 from console.notebook.html import escape
 
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 44
-"""Margins of the drawing, pixels."""
+"""Margins of the drawing, in pixels."""
 
 
 @dataclass(frozen=True)
 class SvgLine:
-    """One line: x [n] and y [n], NaN is a gap; without a name it is not in the legend."""
+    """One line: x [n] and y [n], where NaN is a gap; a line without a name is not in the legend."""
 
     name: str
     x: np.ndarray
@@ -43,7 +43,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 def drawing(
     lines: Sequence[SvgLine], *, y_title: str = "", log_y: bool = False, width: int = 720, height: int = 320, paper: str = ""
 ) -> str:
-    """Lines over the step, with axes and a legend, as an SVG element. paper: colour of the ground; none is what is behind it."""
+    """Lines over the step, with axes and a legend, as an SVG element. paper: background colour; empty: transparent."""
     with np.errstate(invalid="ignore", divide="ignore"):
         points = [(line, np.asarray(line.x, float), np.asarray(line.y, float)) for line in lines]
         drawn = [(line, x, np.log10(np.where(y > 0, y, np.nan)) if log_y else y) for line, x, y in points]
@@ -82,7 +82,7 @@ def drawing(
             parts.append(f'<path d="M{right - 26} {at - 4}H{right - 6}" {looks}/>')
             parts.append(f'<text x="{right - 32}" y="{at}" text-anchor="end">{escape(line.name)}</text>')
             legend += 1
-    # the colour of the text is the page's, and black where it is a file
+    # text has the page's colour, in a file black
     looks = 'font-size="12" font-family="DejaVu Sans, sans-serif" fill="currentColor"'
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {looks}>{"".join(parts)}</svg>'

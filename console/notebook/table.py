@@ -1,4 +1,4 @@
-"""All runs of a store, live, with stop and resume."""
+"""A live table of all runs of a store, with stop and resume."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SECONDS = 1.0
 
 
 class RunsTable(Live):
-    """The runs of a store, newest first: choose one, see what it is and what it prints, stop it, resume it.
+    """The runs of a store, newest first: choose one, see its details and its log, stop or resume it.
 
-    A run that the console or a command starts appears by itself. `frame()` is the same as a data frame.
+    Runs that the console or a command starts appear automatically. `frame()` returns the table as a data frame.
     """
 
     def __init__(self, store: RunStore | Path | str | None = None, *, rows: int = 8) -> None:
@@ -40,9 +40,9 @@ class RunsTable(Live):
         self._quiet = False
         self.head = W.HTML()
         self.select = W.Select(options=[], rows=rows, layout=W.Layout(width="960px")).add_class("qwen3vl-lines")
-        self.stop_button = W.Button(description="Stop", icon="stop", tooltip="Asks for one more checkpoint, then ends the run")
-        self.resume_button = W.Button(description="Resume", icon="play", tooltip="Resume a run that failed, was stopped or lost")
-        self.log_box = W.Checkbox(value=False, description="show its log", indent=False)
+        self.stop_button = W.Button(description="Stop", icon="stop", tooltip="Ask the run to save a checkpoint and stop")
+        self.resume_button = W.Button(description="Resume", icon="play", tooltip="Resume a failed, stopped or lost run")
+        self.log_box = W.Checkbox(value=False, description="show log", indent=False)
         self.detail = W.HTML()
         self.stop_button.on_click(lambda button: self._act(launch.stop, "asked to stop; a checkpoint is saved first"))
         self.resume_button.on_click(lambda button: self._act(launch.resume, "resumed"))
@@ -68,15 +68,15 @@ class RunsTable(Live):
             self._look()
 
     def look(self) -> None:
-        """Read the store, and send what has changed."""
-        found = self.store.list()
-        self._runs = {run.id: self._runs.get(run.id, run) for run in found}
-        if not found:
+        """Read the store, and update what has changed."""
+        runs = self.store.list()
+        self._runs = {run.id: self._runs.get(run.id, run) for run in runs}
+        if not runs:
             self.head.value = say(f"no runs in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
             self.select.options = ()
         else:
             head, *lines = run_text.table(list(self._runs.values()), WIDTH)
-            # a browser draws several blanks in a menu as one
+            # browsers collapse several spaces in a menu into one
             options = tuple((line.replace(" ", "\u00a0"), id) for line, id in zip(lines, self._runs, strict=True))
             if options != self.select.options:
                 chosen = self.select.value
@@ -84,7 +84,7 @@ class RunsTable(Live):
                 try:
                     with self.select.hold_sync():
                         self.select.options = options
-                        self.select.value = chosen if chosen in self._runs else found[0].id
+                        self.select.value = chosen if chosen in self._runs else runs[0].id
                 finally:
                     self._quiet = False
             title = f'{STYLE}<pre style="margin:0 0 0 4px;font-size:13px">{escape(head)}</pre>'
@@ -120,11 +120,11 @@ class RunsTable(Live):
         self._look()
 
     def stop(self, run: Any = None) -> None:
-        """Ask a run to stop, the chosen one if none is named. Raises RequestError."""
+        """Ask a run to stop, by default the chosen one. Raises RequestError."""
         launch.stop(self._named(run))
 
     def resume(self, run: Any = None) -> None:
-        """Resume a run that failed, was stopped or lost. Raises RequestError and WorkError."""
+        """Resume a failed, stopped or lost run, by default the chosen one. Raises RequestError and WorkError."""
         launch.resume(self._named(run))
 
     def _named(self, run: Any) -> Run:

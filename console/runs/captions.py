@@ -1,6 +1,6 @@
-"""The captions of a compare run as they are written, and the votes for them. Blocking; imports no Textual.
+"""Reads the captions of a compare run while they are written, and reads and writes its votes. Blocking; imports no Textual.
 
-Votes are in `votes.json` beside the captions; `docs/run-record.md` says what it holds.
+Votes are in the run's `votes.json`, described in `docs/run-record.md`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen3vl_core.run_record import COMPARISON, SAMPLES, VERSION, VOTES, read_sa
 
 @dataclass(frozen=True)
 class RecordedCaption:
-    """One model's caption of one picture, as far as it is written."""
+    """One model's caption of one picture, possibly unfinished."""
 
     text: str = ""
     seconds: float | None = None
@@ -30,22 +30,22 @@ class RecordedCaption:
 
 @dataclass
 class CaptionedPicture:
-    """A picture with its captions by the name of the model."""
+    """A picture with its captions by model."""
 
     image: str
     prompt: str = ""
     captions: dict[str, RecordedCaption] = field(default_factory=dict)
     references: tuple[str, ...] = ()
-    """What people wrote about it."""
+    """Reference captions."""
 
     def whole(self, names: Iterable[str]) -> bool:
-        """Whether every one of these models has written its caption."""
+        """Whether the captions of all these models are done."""
         return all(name in self.captions and self.captions[name].done for name in names)
 
 
 @dataclass(frozen=True)
 class ComparisonHead:
-    """comparison.json, written before the first caption; of an older run only what its plan says."""
+    """comparison.json, written before the first caption; for an older run only what its plan says."""
 
     models: dict[str, str] = field(default_factory=dict)
     """Name -> path, `base` first."""
@@ -76,28 +76,28 @@ class SampleFeed:
 
     @property
     def samples(self) -> list[CaptionedPicture]:
-        """In the order in which the comparison named its pictures, else in which they came."""
+        """In the order of comparison.json, else in the order in which they were written."""
         return list(self._samples.values())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the models."""
+        """Names of the models."""
         return self.head.names
 
     def read(self) -> bool:
-        """Read new rows; whether there were any."""
-        begun = self._read_head()
+        """Read new rows. Returns whether there were any."""
+        restarted = self._read_head()
         rows = self._tail.read()
         replaced = self._tail.replaced
-        if begun or replaced:
+        if restarted or replaced:
             self._samples = {image: CaptionedPicture(image, references=texts) for image, texts in self._announced.items()}
-        if begun and not replaced:
-            # rows that were written before the head belong to this comparison
+        if restarted and not replaced:
+            # rows written before comparison.json was read belong to this comparison
             self._tail = JsonlTail(self.run.path / SAMPLES)
             rows = self._tail.read()
         for row in rows:
             self._take(row)
-        return bool(rows) or replaced or begun
+        return bool(rows) or replaced or restarted
 
     def _plain_head(self) -> ComparisonHead:
         options = self.run.options
@@ -106,7 +106,7 @@ class SampleFeed:
         return ComparisonHead({name: str(path or "?") for name, path in paths.items()}, {}, str(options.get("prompt") or ""))
 
     def _read_head(self) -> bool:
-        """Whether the comparison has begun, or begun again, since the last look."""
+        """Read comparison.json if it has changed. Returns whether the comparison has started, or started again, since the last call."""
         path = self.run.path / COMPARISON
         try:
             stat = path.stat()
@@ -133,16 +133,16 @@ class SampleFeed:
         return True
 
     def _take(self, row: dict[str, Any]) -> None:
-        written = read_sample(row)
-        if written is None or written.model not in self.head.models:
+        parsed = read_sample(row)
+        if parsed is None or parsed.model not in self.head.models:
             return
-        sample = self._samples.setdefault(written.image, CaptionedPicture(written.image))
-        if written.prompt is not None:
-            sample.prompt = written.prompt
-        sample.captions[written.model] = RecordedCaption(written.text, written.seconds, written.done, written.whole)
+        sample = self._samples.setdefault(parsed.image, CaptionedPicture(parsed.image))
+        if parsed.prompt is not None:
+            sample.prompt = parsed.prompt
+        sample.captions[parsed.model] = RecordedCaption(parsed.text, parsed.seconds, parsed.done, parsed.whole)
 
     def comparison(self, votes: Votes | None = None) -> Comparison:
-        """Pictures with all captions so far, for the reports. Raises WorkError when no picture has all its captions."""
+        """The pictures that have all captions so far, for the reports. Raises WorkError when there are none."""
         samples = []
         for sample in self.samples:
             if sample.whole(self.names):
@@ -155,8 +155,8 @@ class SampleFeed:
         if len(samples) < len(self._samples):
             notes.append(f"{len(samples):,} of {len(self._samples):,} pictures have all captions.")
         models = {name: ReportModel(path, self.head.sizes.get(name)) for name, path in self.head.models.items()}
-        given = {s.image: votes.choices[s.image] for s in samples if votes and s.image in votes.choices}
-        return Comparison(self.head.prompt, models, samples, self.head.sampling, notes, given)
+        choices = {s.image: votes.choices[s.image] for s in samples if votes and s.image in votes.choices}
+        return Comparison(self.head.prompt, models, samples, self.head.sampling, notes, choices)
 
 
 def read_samples(run: Run) -> list[CaptionedPicture]:
@@ -168,7 +168,7 @@ def read_samples(run: Run) -> list[CaptionedPicture]:
 
 @dataclass(frozen=True)
 class Votes:
-    """Which caption of each picture was found best."""
+    """Votes for the best caption of each picture."""
 
     choices: dict[str, str] = field(default_factory=dict)
     """Picture -> name of a model, or `same`."""
@@ -181,15 +181,15 @@ class Votes:
 
 
 def read_votes(run: Run, names: Iterable[str] = (BASE, TUNED)) -> Votes:
-    """The votes kept beside a run's captions, as far as they are for one of these models or for `same`."""
-    kept = read_json(run.path / VOTES)
-    votes, blind, allowed = kept.get("votes"), kept.get("blind"), {*names, SAME}
+    """A run's votes for one of these models or for `same`; others are ignored."""
+    saved = read_json(run.path / VOTES)
+    votes, blind, allowed = saved.get("votes"), saved.get("blind"), {*names, SAME}
     choices = {k: v for k, v in votes.items() if isinstance(v, str) and v in allowed} if isinstance(votes, dict) else {}
     return Votes(choices, frozenset(image for image in _texts(blind) if image in choices))
 
 
 def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE, TUNED), *, blind: bool = False) -> Votes:
-    """Write one vote beside the run's captions, None to take it back; gives all. Raises RequestError and WorkError."""
+    """Save a vote in the run's folder; None withdraws it. Returns all votes. Raises RequestError and WorkError."""
     allowed = [*names, SAME]
     if choice is not None and choice not in allowed:
         raise RequestError(f"vote {choice}: must be one of {', '.join(allowed)}")
@@ -202,5 +202,5 @@ def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE,
     try:
         write_json(run.path / VOTES, value)
     except OSError as error:
-        raise WorkError(f"{run.path / VOTES}: {error.strerror}; the vote was not kept; make the run's folder writable") from error
+        raise WorkError(f"{run.path / VOTES}: {error.strerror}; the vote was not saved; make the run's folder writable") from error
     return Votes(choices, frozenset(hidden))

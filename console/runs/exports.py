@@ -14,8 +14,8 @@ from qwen3vl_core.run_record import CAPTIONS_DATA, CAPTIONS_PAGE
 
 
 def comparison_of(run: Run) -> Comparison:
-    """What a compare run has written so far, with its votes. Raises RequestError for a run of another kind, WorkError when no
-    picture has all its captions."""
+    """The captions that a compare run has written so far, with its votes. Raises RequestError for a run of another kind, WorkError
+    when no picture has all its captions."""
     if run.kind != "compare":
         raise RequestError(f"run {run.id}: a {run.kind} run has no captions of several models; give a compare run")
     feed = SampleFeed(run)
@@ -24,16 +24,16 @@ def comparison_of(run: Run) -> Comparison:
 
 
 def export(run: Run, html: Path | None = None, json: Path | None = None) -> list[Path]:
-    """Write the page and the JSON, each where it is asked for; gives what was written.
+    """Write the HTML page and the JSON to the given paths; without any path, both into the run's folder.
 
-    With neither both, in the run's own folder. Raises RequestError and WorkError.
+    Returns the paths that were written. Raises RequestError and WorkError.
     """
     if html is None and json is None:
         html, json = run.path / CAPTIONS_PAGE, run.path / CAPTIONS_DATA
     page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
-    made = comparison_of(run)
+    comparison = comparison_of(run)
     if page:
-        report.save(page, report.to_html(made, (file_data_uri(sample.image) for sample in made.samples)))
+        report.save(page, report.to_html(comparison, (file_data_uri(sample.image) for sample in comparison.samples)))
     if data:
-        report.save(data, report.to_json(made))
+        report.save(data, report.to_json(comparison))
     return [path for path in (page, data) if path]

@@ -1,4 +1,4 @@
-"""Which runs are shown, and in which order: the same words on the screen and on the command line."""
+"""Filters and orders of lists of runs, with the same syntax on the screen and on the command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SORTS: dict[str, Callable[[Any], Any]] = {
 
 
 def orders() -> dict[str, Callable[[Any], Any]]:
-    """Orders by name, the listed metrics among them, lowest first; ties stay newest first."""
+    """Sort keys by name, including the listed metrics (lowest first); ties stay newest first."""
     return _SORTS | {title_of(key): _by_metric(key) for key in listed_keys()}
 
 
@@ -62,46 +62,46 @@ def _by_metric(key: str) -> Callable[[Any], float]:
 
 
 def matches(row: ListedRun, query: str) -> bool:
-    """Whether a run passes the filter: every word must.
+    """Whether a run matches every word of the filter.
 
-    `status:`, `kind:` and `name:` look at that field alone, any other name before the colon at the option of that name
-    (`size:8B`, `lr:1e-5`, `tp:2`); a word without a colon at the id, the kind and the status.
+    `status:`, `kind:` and `name:` match that field; any other name before the colon matches the option of that name
+    (`size:8B`, `lr:1e-5`, `tp:2`); a word without a colon matches the id, the kind or the status.
     """
     for word in query.lower().split():
-        field, colon, wanted = word.partition(":")
+        field, colon, pattern = word.partition(":")
         if not colon:
             if not any(word in text.lower() for text in (row.id, row.kind, row.status)):
                 return False
             continue
         if field in ("status", "kind", "name"):
-            if wanted not in {"status": row.status, "kind": row.kind, "name": row.id}[field].lower():
+            if pattern not in {"status": row.status, "kind": row.kind, "name": row.id}[field].lower():
                 return False
-        elif not _option_matches(row.options.get(field.replace("-", "_")), wanted):
+        elif not _option_matches(row.options.get(field.replace("-", "_")), pattern):
             return False
     return True
 
 
-def _option_matches(value: Any, wanted: str) -> bool:
+def _option_matches(value: Any, pattern: str) -> bool:
     if value is None:
         return False
     if isinstance(value, bool):
-        return wanted in (("true", "yes", "on", "1") if value else ("false", "no", "off", "0"))
+        return pattern in (("true", "yes", "on", "1") if value else ("false", "no", "off", "0"))
     if isinstance(value, int | float):
         try:
-            return math.isclose(value, float(wanted))
+            return math.isclose(value, float(pattern))
         except ValueError:
             return False
-    return wanted in str(value).lower()
+    return pattern in str(value).lower()
 
 
 def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", reverse: bool = False) -> list[T]:
-    """The rows (newest first) that pass, in this order. Raises RequestError for an unknown order."""
+    """The rows (newest first) that match, in this order. Raises RequestError for an unknown order."""
     known = orders()
     if sort not in known:
         raise RequestError(f"--sort {sort}: no such order; choose from {', '.join(known)}")
-    found = [row for row in rows if matches(row, query)]
+    selected = [row for row in rows if matches(row, query)]
     if sort != "newest":
-        found.sort(key=known[sort])
+        selected.sort(key=known[sort])
     if reverse:
-        found.reverse()
-    return found
+        selected.reverse()
+    return selected

@@ -1,4 +1,4 @@
-"""A whole log, however long: an index of its lines, random access to lines, a search. Blocking; imports no screen."""
+"""Random access to and search in a log of any length, with an index of its lines. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from console.runs.tail import LogTail
 
 CHUNK = 8 << 20
 BLOCK = 128
-"""Lines read at once."""
+"""Number of lines read at once."""
 BLOCKS = 64
-"""Blocks that are kept."""
+"""Number of blocks kept in memory."""
 MOST_HITS = 200_000
 WIDTH = 4000
 
 
 class WholeLog(Sequence[str]):
-    """The lines of a log as it was when this was made; `replaced` says that the file is another one now."""
+    """The lines of a log as it was when this object was created; `replaced` says whether the file has been replaced since."""
 
     def __init__(self, path: Path) -> None:
         """Reads the file once. Raises OSError."""
@@ -31,12 +31,12 @@ class WholeLog(Sequence[str]):
             stat = os.fstat(file.fileno())
             self._identity = (stat.st_dev, stat.st_ino)
             self.size = stat.st_size
-            found, at = [np.zeros(1, np.int64)], 0
+            starts, at = [np.zeros(1, np.int64)], 0
             while at < self.size and (data := file.read(min(CHUNK, self.size - at))):
-                found.append(np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (at + 1))
+                starts.append(np.flatnonzero(np.frombuffer(data, np.uint8) == 10) + (at + 1))
                 at += len(data)
         self.size = at
-        self._starts = np.concatenate(found)
+        self._starts = np.concatenate(starts)
         if len(self._starts) > 1 and self._starts[-1] == self.size:
             self._starts = self._starts[:-1]  # the last line is complete: no empty one follows it
         self._count = len(self._starts) if self.size else 0
@@ -47,15 +47,15 @@ class WholeLog(Sequence[str]):
 
     @property
     def replaced(self) -> bool:
-        """Whether the file was truncated or replaced since: its lines are then gone."""
+        """Whether the file was truncated or replaced since, so that its lines are gone."""
         try:
             stat = os.stat(self.path)
         except OSError:
             return True
         return (stat.st_dev, stat.st_ino) != self._identity or stat.st_size < self.size
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # of a Sequence all but slices is used
-        """A line as a terminal may show it, cut after 4000 characters; empty where the file can no longer be read."""
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices are not supported
+        """A line, safe for a terminal, cut after 4000 characters; empty if the file can no longer be read."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         number = index // BLOCK
@@ -74,7 +74,7 @@ class WholeLog(Sequence[str]):
         try:
             with open(self.path, "rb") as file:
                 for begin, after in pairwise(edges):
-                    # of a line of many megabytes the beginning, and the end, which a progress bar has drawn last
+                    # of a very long line only the beginning, or if it is a progress bar, the end, which was drawn last
                     file.seek(begin)
                     data = file.read(min(after - begin, 8 * WIDTH))
                     if after - begin > 16 * WIDTH and b"\r" in data:
@@ -86,23 +86,23 @@ class WholeLog(Sequence[str]):
         return lines
 
     def find(self, needle: str) -> list[int]:
-        """Numbers of the lines that hold the text, whatever the case of its ASCII letters; at most MOST_HITS. Raises OSError."""
-        wanted = needle.encode().lower()
-        if not wanted:
+        """Numbers of the lines that contain the text, ignoring the case of ASCII letters; at most MOST_HITS. Raises OSError."""
+        pattern = needle.encode().lower()
+        if not pattern:
             return []
         at, rest = 0, b""
-        places: list[int] = []
+        offsets: list[int] = []
         with open(self.path, "rb") as file:
-            while at < self.size and len(places) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
+            while at < self.size and len(offsets) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
                 text = rest + data.lower()
                 begin = at - len(rest)
-                found = text.find(wanted)
-                while found >= 0 and len(places) < MOST_HITS:
-                    places.append(begin + found)
-                    # one hit a line is enough
-                    after = text.find(b"\n", found)
-                    found = text.find(wanted, after) if after >= 0 else -1
+                hit = text.find(pattern)
+                while hit >= 0 and len(offsets) < MOST_HITS:
+                    offsets.append(begin + hit)
+                    # one hit per line is enough
+                    after = text.find(b"\n", hit)
+                    hit = text.find(pattern, after) if after >= 0 else -1
                 at += len(data)
-                rest = text[-(len(wanted) - 1) :] if len(wanted) > 1 else b""
-        lines = np.searchsorted(self._starts, np.array(places, np.int64), side="right") - 1
+                rest = text[-(len(pattern) - 1) :] if len(pattern) > 1 else b""
+        lines = np.searchsorted(self._starts, np.array(offsets, np.int64), side="right") - 1
         return np.unique(lines).tolist()

@@ -1,4 +1,4 @@
-"""The record of a run before it starts: `plan.json` and `command.sh`. Imports no torch."""
+"""Writes the record of a run before it starts: `plan.json` and `command.sh`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ PACKAGES = (
 
 
 def source_root() -> Path | None:
-    """The source tree that this package runs from; None when it is installed in site-packages."""
+    """The source tree that this package is imported from; None if it is installed in site-packages."""
     root = Path(qwen3vl_core.__file__).absolute().parents[1]
     return None if str(root) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")) else root
 
 
 def python_path(inherited: str = "") -> str:
-    """PYTHONPATH under which a run's processes find this package from any folder."""
+    """The PYTHONPATH with which a run's processes find this package from any folder."""
     root = source_root()
     return os.pathsep.join([*([str(root)] if root else []), *filter(None, [inherited])])
 
 
 def versions() -> dict[str, str]:
     """Installed versions of Python, this package and its dependencies; packages that are not installed are left out."""
-    import importlib.metadata  # a run needs it, a list of runs does not
+    import importlib.metadata  # late: lists of runs do not need it
 
-    found = {"python": platform.python_version(), "qwen3vl": qwen3vl_core.__version__}
+    result = {"python": platform.python_version(), "qwen3vl": qwen3vl_core.__version__}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def git_commit() -> str | None:
-    """Commit of the source tree, with `-dirty` when tracked files differ from it; None outside a git checkout."""
+    """Commit of the source tree, with `-dirty` appended when tracked files differ; None outside a git checkout."""
     root, tool = source_root(), shutil.which("git")
     # site-packages inside another project's checkout is not a source tree of this package
     if tool is None or root is None or not (root / ".git").exists():
@@ -70,20 +70,20 @@ def git_commit() -> str | None:
     return commit + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
 
 
-def with_whole_paths(options: Any) -> Any:
-    """The options with every path absolute: a run is resumed, cloned and read from other folders than the one it was started in."""
+def with_absolute_paths(options: Any) -> Any:
+    """The options with absolute paths, as a run may be resumed, cloned and read from other folders than it was started in."""
     changes = {}
     for o in options_of(type(options)):
         value = getattr(options, o.name)
         if not o.path or value in (None, ""):
             continue
-        whole = [absolute_path(v) for v in (value if o.many else [value])]
-        changes[o.name] = whole if o.many else whole[0]
+        paths = [absolute_path(v) for v in (value if o.many else [value])]
+        changes[o.name] = paths if o.many else paths[0]
     return type(options)(**{o.name: changes.get(o.name, getattr(options, o.name)) for o in options_of(type(options))})
 
 
 def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
-    """Words of the command that does the work of a run. Raises RequestError (a layout that cannot be)."""
+    """The command that does the work of a run, as a list of words. Raises RequestError for an invalid layout."""
     if kind == "finetune":
         return training_command(options, run_dir)
     assert kind in COMMANDS, kind
@@ -91,7 +91,7 @@ def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
 
 
 def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> PlanRecord:
-    """The content of `plan.json`; asks the machine for its GPUs and git for the commit (parts of a second)."""
+    """The content of `plan.json`. Calls nvidia-smi and git, which takes a fraction of a second."""
     return {
         "v": VERSION,
         "kind": kind,
@@ -109,7 +109,7 @@ def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str])
 
 
 def command_script(run_dir: Path, plan: PlanRecord) -> str:
-    """Text of `command.sh`: the exact command with its folder and environment, to run by hand."""
+    """The content of `command.sh`: the exact command with its folder and environment, to run by hand."""
     root = source_root()
     lines = [
         "#!/usr/bin/env bash",
@@ -124,10 +124,10 @@ def command_script(run_dir: Path, plan: PlanRecord) -> str:
 
 
 def write_record(run_dir: Path, plan: PlanRecord, final_dir: Path | None = None) -> None:
-    """Write both files into `run_dir`, which is to become `final_dir`. Raises OSError."""
+    """Write both files into `run_dir`, which will be renamed to `final_dir`. Raises OSError."""
     script = run_dir / COMMAND
-    beside = script.with_name(COMMAND + ".tmp")
-    beside.write_text(command_script(final_dir or run_dir, plan), encoding="utf-8")
-    beside.chmod(0o755)
-    os.replace(beside, script)
+    temporary = script.with_name(COMMAND + ".tmp")
+    temporary.write_text(command_script(final_dir or run_dir, plan), encoding="utf-8")
+    temporary.chmod(0o755)
+    os.replace(temporary, script)
     write_json(run_dir / PLAN, plan)

@@ -1,4 +1,4 @@
-"""The run store: a folder of runs, each a folder of plain files. No server, safe to read while runs are written."""
+"""The run store: a folder of runs, each a folder of plain files. No server; safe to read while runs are written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME_LENGTH = 40
 
 
 class Run:
-    """One run. Every property reads the run's folder, so it is never stale."""
+    """One run. Every property reads the run's folder, so no value is stale."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def plan(self) -> PlanRecord:
-        """`plan.json`; empty when it is damaged. Read again only when the file has changed."""
+        """`plan.json`; empty if it is damaged. Read again only when the file has changed."""
         try:
             stat = (self.path / PLAN).stat()
         except OSError:
@@ -66,30 +66,30 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name for people; it may be shared by several runs."""
+        """The run's name, which several runs may share."""
         name = self.plan.get("name")
         return name if isinstance(name, str) else self.id.partition("-")[2]
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plan's options by name."""
+        """The options in the plan, by name."""
         options = self.plan.get("options")
         return options if isinstance(options, dict) else {}
 
     @property
     def command(self) -> list[str]:
-        """Words of the command."""
+        """The command as a list of words."""
         words = self.plan.get("command")
         return [str(word) for word in words] if isinstance(words, list) else []
 
     @property
     def created(self) -> float | None:
-        """Unix seconds of its creation."""
+        """Time of creation, in Unix seconds."""
         return _number(self.plan.get("created"))
 
     @property
     def state(self) -> StateRecord:
-        """`state.json` with `status` as it is now: `lost` when the file says alive and no supervisor is."""
+        """`state.json` with the current `status`: `lost` if the file says that the run is alive but no supervisor is."""
         status, state = judge(self.path)
         return {**state, "status": status}
 
@@ -100,39 +100,39 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether a supervisor runs it, or is about to."""
+        """Whether a supervisor is running it, or is about to."""
         return self.status in ALIVE
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code of the command (128 + signal where one ended it); None before its end."""
+        """Exit code of the command, or 128 + signal; None before its end."""
         code = self.state.get("exit_code")
         return code if isinstance(code, int) else None
 
     @property
     def error(self) -> str | None:
-        """Why it failed, in one line, where that is known beyond its log."""
+        """Why it failed, in one line, if the log does not say so."""
         error = self.state.get("error")
         return error if isinstance(error, str) else None
 
     @property
     def started(self) -> float | None:
-        """Unix seconds of the latest start."""
+        """Time of the latest start, in Unix seconds."""
         return _number(self.state.get("started"))
 
     @property
     def ended(self) -> float | None:
-        """Unix seconds of the end."""
+        """Time of the end, in Unix seconds."""
         return _number(self.state.get("ended"))
 
     @property
     def log(self) -> Path:
-        """Everything its processes printed."""
+        """The output of its processes."""
         return self.path / LOG
 
     @property
     def metrics(self) -> Path:
-        """Its metrics, one JSON object a line."""
+        """Its metrics, one JSON object per line."""
         return self.path / METRICS_FILE
 
 
@@ -154,7 +154,7 @@ class RunStore:
         return sorted(runs, key=lambda run: (run.number, run.id), reverse=True)
 
     def get(self, ref: str | int) -> Run:
-        """The run with this number, id, beginning of an id, or name. Raises RequestError for none and for several."""
+        """The run with this number, id, beginning of an id, or name. Raises RequestError if advice is none, or several."""
         text = str(ref).strip()
         runs = self.list()
         tests = (
@@ -169,29 +169,29 @@ class RunStore:
                 return matching[0]
             if matching:
                 raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
-        there = f"choose from {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
-        raise RequestError(f"run {text}: no such run in {self.root}; {there}")
+        advice = f"choose from {_some(runs)}" if runs else "advice are none; qwen3vl finetune starts one"
+        raise RequestError(f"run {text}: no such run in {self.root}; {advice}")
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:
-        """Write a new run, ready to start, under the next free number. Atomic: the whole run or nothing.
+        """Create a new run, ready to start, with the next free number. Atomic.
 
         kind: `finetune`, `prepare`, `convert` or `compare`. options: that kind's options object, whose paths become
         absolute; with a `command` of its own the run may be of any kind, and options any mapping.
         Raises RequestError (invalid options, or a folder that cannot be written) and WorkError (the disk is full).
         """
-        # they import the options' declarations, which listing runs does not need
+        # late: these import the option declarations, which lists of runs do not need
         from console.runs import plan_record
         from qwen3vl_core.options import to_mapping
 
         try:
             if is_dataclass(options):
-                options = plan_record.with_whole_paths(options)
+                options = plan_record.with_absolute_paths(options)
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
             self.root.mkdir(parents=True, exist_ok=True)
             number, claim = self._claim_number()
         except FileNotFoundError as error:
-            raise RequestError(f"{error.filename or 'the current folder'}: is gone; change to a folder that exists") from None
+            raise RequestError(f"{error.filename or 'the current folder'}: no longer exists; change to a folder that exists") from None
         except OSError as error:
             raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can write to") from None
         path = self.root / f"{number:04d}-{_slug(str(label))}"
@@ -228,7 +228,7 @@ class RunStore:
 
 
 def _slug(name: str) -> str:
-    """A name as a folder's: lower case, words joined by a dash, at most 40 characters."""
+    """A name for a folder: lower case, words joined by dashes, at most 40 characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_NAME_LENGTH].rstrip("-") or "run"
 
 

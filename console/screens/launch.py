@@ -175,7 +175,7 @@ class LaunchScreen(ConsoleScreen):
         """The line for a plan without problems."""
         if self.checked is None:
             return "looking …"
-        parts = ["every rule holds", self.checked.note]
+        parts = ["all checks passed", self.checked.note]
         estimate = self.checked.verdict.estimate if self.checked.verdict is not None else None
         if estimate is not None and self.size.width < WIDE:
             parts.append(f"{estimate.peak_gib:g} of {estimate.memory_gib:.4g} GiB")

@@ -18,10 +18,10 @@ NAMES = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
 
 def test_examples_are_copied_and_a_copy_that_was_worked_on_stays(tmp_path):
     folder = tmp_path / "deep" / "work"
-    assert [p.name for p in jupyterlab.put_examples(folder)] == NAMES
+    assert [p.name for p in jupyterlab.copy_examples(folder)] == NAMES
     (folder / NAMES[0]).write_text("mine")
     (folder / NAMES[1]).unlink()
-    jupyterlab.put_examples(folder)
+    jupyterlab.copy_examples(folder)
     assert (folder / NAMES[0]).read_text() == "mine" and (folder / NAMES[1]).is_file()
     assert not list(folder.glob("*.tmp"))
 

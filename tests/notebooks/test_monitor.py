@@ -186,7 +186,7 @@ def test_csv_holds_every_point_of_the_runs_on_screen(trained, tmp_path, monkeypa
     recorded_rows = [json.loads(line) for line in trained.metrics.read_text().splitlines()]
     losses = [r["loss"] for r in recorded_rows if r["kind"] == "train"]
     assert [float(r["loss"]) for r in rows] == losses and rows[0]["run"] == trained.id and rows[-1]["step"] == "4"
-    with pytest.raises(RequestError, match=r"none/x\.csv: .*; give another place"):
+    with pytest.raises(RequestError, match=r"none/x\.csv: .*; choose another path"):
         monitor.to_csv(tmp_path / "none" / "x.csv")
 
 
@@ -203,7 +203,7 @@ def test_the_curves_on_screen_are_a_picture_that_other_programs_draw(trained, tm
     cairosvg.svg2png(url=str(file), write_to=str(tmp_path / "curve.png"))
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB"))
     assert picture.shape[1] == 960 and (picture == (0x3B, 0x7D, 0xD8)).all(axis=2).sum() > 100
-    with pytest.raises(RequestError, match=r"none/x\.svg: .*; give another place"):
+    with pytest.raises(RequestError, match=r"none/x\.svg: .*; choose another path"):
         monitor.to_svg(tmp_path / "none" / "x.svg")
 
 

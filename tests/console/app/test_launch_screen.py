@@ -37,7 +37,7 @@ async def prepare_filled_in(pilot, folder):
     screen = await at_launch(pilot)
     await choose(pilot, "prepare")
     screen.form.fill({"source": str(folder / "captions.json"), "to": "data"})
-    await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+    await until(pilot, lambda: "all checks passed" in text_of(pilot.app))
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
@@ -130,7 +130,7 @@ def test_a_real_prepare_runs_and_is_watched(store, tmp_path):
         screen = await at_launch(pilot)
         await choose(pilot, "prepare")
         screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data"), "split": "1,1,0"})
-        await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+        await until(pilot, lambda: "all checks passed" in text_of(pilot.app))
         await press(pilot, "ctrl+g")
         await until(pilot, lambda: pilot.app.current_mode == "monitor")
         run = store.store.get(1)
@@ -155,7 +155,7 @@ def test_a_download_is_started_from_its_form_and_watched(store, tmp_path, monkey
             screen = await at_launch(pilot)
             await choose(pilot, "download")
             screen.form.fill({"kind": "model", "name": "owner/thing", "to": str(tmp_path / "got"), "from_": "huggingface"})
-            await until(pilot, lambda: "every rule holds" in text_of(pilot.app))
+            await until(pilot, lambda: "all checks passed" in text_of(pilot.app))
             await press(pilot, "ctrl+g")
             await until(pilot, lambda: pilot.app.current_mode == "monitor")
             await until(pilot, lambda: "2 files, 24.6 MB" in text_of(pilot.app) and "✓ done" in text_of(pilot.app))

@@ -287,7 +287,7 @@ class RunMonitor(Live):
         return pd.concat(frames, names=["run", "step"]) if frames else pd.DataFrame()
 
     def to_csv(self, path: Path | str | None = None) -> Path:
-        """Write `frame` as CSV, by default temporary the notebook, named after the runs. Raises RequestError."""
+        """Write `frame` as CSV, by default beside the notebook, named after the runs. Raises RequestError."""
         return self._write("CSV", path, "csv", lambda file: self.frame().to_csv(file))
 
     def drawing(self, most: int = MOST_POINTS, **looks: Any) -> str:
@@ -305,7 +305,7 @@ class RunMonitor(Live):
             return drawing(lines, y_title=label_of(metric), log_y=self.log_box.value, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:
-        """Write the curves as an SVG file, by default temporary the notebook, named after the runs. Raises RequestError."""
+        """Write the curves as an SVG file, by default beside the notebook, named after the runs. Raises RequestError."""
         return self._write("SVG", path, "svg", lambda file: file.write_text(self.drawing(width=960, height=420, paper="white"), "utf-8"))
 
     def _write(self, what: str, path: Path | str | None, ending: str, write: Callable[[Path], Any]) -> Path:

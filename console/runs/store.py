@@ -154,7 +154,7 @@ class RunStore:
         return sorted(runs, key=lambda run: (run.number, run.id), reverse=True)
 
     def get(self, ref: str | int) -> Run:
-        """The run with this number, id, beginning of an id, or name. Raises RequestError if advice is none, or several."""
+        """The run with this number, id, beginning of an id, or name. Raises RequestError if there is none, or several."""
         text = str(ref).strip()
         runs = self.list()
         tests = (
@@ -169,7 +169,7 @@ class RunStore:
                 return matching[0]
             if matching:
                 raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
-        advice = f"choose from {_some(runs)}" if runs else "advice are none; qwen3vl finetune starts one"
+        advice = f"choose from {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
         raise RequestError(f"run {text}: no such run in {self.root}; {advice}")
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:

@@ -147,7 +147,7 @@ def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(st
     launcher.start_button.click()
     launcher.start_button.click()
     (run,) = store.list()
-    assert launcher.run == run and "is running already" in launcher.message.value
+    assert launcher.run == run and "is already running" in launcher.message.value
     assert launcher.start() == run
     launch.stop(run)
     assert launch.wait(run, 240) == "stopped"
@@ -193,7 +193,7 @@ def test_a_closed_form_looks_at_nothing_any_more(store, dataset):
 def test_values_that_no_field_can_hold_are_refused(store):
     with pytest.raises(RequestError, match="--precision fp4: must be one of"):
         Launcher("finetune", precision="fp4", store=store)
-    with pytest.raises(RequestError, match="no such command; there are"):
+    with pytest.raises(RequestError, match="no such command; choose from"):
         Launcher("train", store=store)
 
 

@@ -48,7 +48,7 @@ def test_a_step_that_was_trained_again_is_there_once_and_a_gap_is_nan(store):
 
 def test_a_run_that_is_not_there_is_refused(store, tmp_path):
     for wanted in (3, "none", tmp_path / "none", "some/where"):
-        with pytest.raises(RequestError, match="not a run|no such run"):
+        with pytest.raises(RequestError, match=r"not a run|no such run"):
             metrics(wanted, store=store)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 from textual_image.widget import HalfcellImage
 
+from console.runs import launch
+from tests.console.app.comparisons import LONG, SHORT, rows_of
 from tests.console.app.driving import Store, settled
 
 
@@ -37,3 +40,20 @@ def store(tmp_path, monkeypatch):
     made = Store(tmp_path / "runs")
     yield made
     made.tidy()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    made = []
+    for i in range(3):
+        made.append(tmp_path / f"scene-{i}.png")
+        Image.new("RGB", (64, 48), (200, 30 + 60 * i, 40)).save(made[-1])
+    return made
+
+
+@pytest.fixture
+def compared(store, pictures):
+    run = store.other("compare", "print('3 of 3 captions')")
+    launch.wait(run, 150)
+    (run.path / "samples.jsonl").write_text(rows_of(pictures, "base", LONG) + rows_of(pictures, "tuned", SHORT))
+    return run

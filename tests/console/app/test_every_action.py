@@ -4,146 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from textual.widgets import OptionList, Tabs
+from textual.widgets import Tabs
 
-from console.actions import ACTIONS, Action, actions_of
+from console.actions import ACTIONS
 from console.runs import launch, processes
 from console.runs.captions import read_votes
-from console.screens.keys_help import KeysHelp
 from console.widgets.bars import KeyBar
 from console.widgets.caption_columns import CaptionBox
 from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from console.widgets.run_list import RunList
-from qwen3vl_core.demo.workspace import BASE, Workspace
 from qwen3vl_core.errors import EXIT_DONE
 from qwen3vl_core.layout.doctor import Check
 from qwen3vl_core.options import CompareOptions
-from tests.console.app.driving import SLEEPER, Store, driven, looked, said, scalars, text_of, until
-
-TALL = (112, 64)
-"""A terminal in which the longest help has room."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What an action changes, and what has to stand before it and is done after it."""
-
-    seen: Callable[[Any], Any]
-    """Of the app: has another value after the action than before; with `wanted` that one."""
-    before: Callable[[Any], Any] | None = None
-    after: Callable[[Any], Any] | tuple[str, ...] = ()
-    """Keys, or work on the app, that put things back."""
-    sure: bool = False
-    """Whether it asks first: then yes is said, by key or by mouse as the action was."""
-    wanted: Any = None
-    on_bar: bool = False
-    """Clicked in the key bar: with a field in use `? keys` is typed into it."""
-
-
-def dialog(app) -> str:
-    return type(app.screen).__name__
-
-
-def opens(name: str, before=None) -> Case:
-    """A dialog, left by escape."""
-    return Case(dialog, before, ("escape",), wanted=name)
-
-
-def shows(mode: str, other: str = "runs") -> Case:
-    def leave(app):
-        app.action_show_screen(other)
-
-    return Case(lambda app: app.current_mode, leave, leave, wanted=mode)
-
-
-def copies(what: Callable[[Any], str]) -> Case:
-    """Copies this, and nothing else."""
-    return Case(lambda app: app.clipboard == what(app), lambda app: app.copy_to_clipboard(""), wanted=True)
-
-
-def texts(app) -> dict:
-    return app.screen.form.texts() if app.screen.form is not None else {}
-
-
-async def line_clicked(pilot, action: Action) -> None:
-    """By mouse alone: the help, then the action's line in it."""
-    app = pilot.app
-    await pilot.click(KeyBar, offset=await on_bar(pilot, "? keys"))
-    await until(pilot, lambda: isinstance(app.screen, KeysHelp), f"the help, for {action.id}")
-    place = await until(pilot, lambda: line_of(app, action), f"the line of {action.id} in the help")
-    await pilot.click(offset=place)
-
-
-def line_of(app, action: Action) -> tuple[int, int] | None:
-    """Where the help shows an action's line: drawn, and what a click there would choose."""
-    for y, line in enumerate(text_of(app).splitlines()):
-        # the longest lines have no room for the grey name: the list says which line it is
-        x = app.size.width // 2
-        option = app.screen.get_style_at(x, y).meta.get("option")
-        if option is not None and app.screen.query_one(OptionList).options[option].id == action.id and action.tooltip in line:
-            return x, y
-    return None
-
-
-async def on_bar(pilot, words: str) -> tuple[int, int]:
-    """Where the key bar shows these words."""
-
-    def place() -> tuple[int, int] | None:
-        column = text_of(pilot.app).splitlines()[-1].find(words)
-        return (column, 0) if column >= 0 else None
-
-    return await until(pilot, place, f"{words!r} in the key bar")
-
-
-async def bar_clicked(pilot, action: Action) -> None:
-    await pilot.click(KeyBar, offset=await on_bar(pilot, f"{action.keys} {action.label}"))
-
-
-async def work(pilot, does: Callable[[Any], Any] | tuple[str, ...] | None) -> None:
-    if callable(does):
-        found = does(pilot.app)
-        if hasattr(found, "__await__"):
-            await found
-    elif does:
-        await pilot.press(*does)
-    if does:
-        await looked(pilot)
-
-
-async def every(pilot, scope: str, cases: dict[str, Case]) -> None:
-    app = pilot.app
-    assert set(cases) == {action.id for action in actions_of(scope)}, "each action has its case here"
-    for action in actions_of(scope):
-        expected = cases[action.id]
-        for way in (*action.key.split(","), "mouse"):
-            await work(pilot, expected.before)
-            app.clear_notifications()
-            await pilot.pause()
-            before = expected.seen(app)
-            context = f"{action.id} by {way}"
-            assert expected.wanted is None or before != expected.wanted, f"{context}: was so before"
-            if way != "mouse":
-                await pilot.press(way)
-            elif expected.on_bar:
-                await bar_clicked(pilot, action)
-            else:
-                await line_clicked(pilot, action)
-            if expected.sure:
-                await until(pilot, lambda: app.screen.query("#yes"), context)
-                await (pilot.click("#yes") if way == "mouse" else pilot.press("y"))
-            await until(pilot, lambda d=expected, b=before: d.seen(app) == d.wanted if d.wanted is not None else d.seen(app) != b, context)
-            await work(pilot, expected.after)
+from tests.console.app.action_cases import (
+    TALL,
+    Case,
+    copies,
+    dialog,
+    every,
+    on_bar,
+    opens,
+    shows,
+    texts,
+)
+from tests.console.app.driving import SLEEPER, driven, looked, scalars, text_of, until
 
 
 @pytest.fixture
@@ -218,86 +109,13 @@ def test_first_page(store, tmp_path, monkeypatch):
             "welcome.doctor": opens("DoctorScreen"),
             "welcome.leave": Case(lambda app: app.screen.id, after=lambda app: app.action_start_page(), wanted="_default"),
         }
-        monkeypatch.setattr(f"{__name__}.actions_of", lambda scope: [a for a in ACTIONS if a.screen == scope and a.id != "welcome.all"])
+        monkeypatch.setattr(
+            "tests.console.app.action_cases.actions_of", lambda scope: [a for a in ACTIONS if a.screen == scope and a.id != "welcome.all"]
+        )
         cases["welcome.leave"] = Case(lambda app: app.screen.id == "welcome", after=lambda app: app.action_start_page())
         await every(pilot, "welcome", cases)
 
     driven(scene, store.app(), TALL)
-
-
-@pytest.fixture
-def small_demo(tmp_path):
-    """A demo's workspace with few pictures, which the demo's command takes as it is."""
-    workspace = Workspace(tmp_path / "demo")
-    shutil.copytree(BASE, workspace.base)
-    (workspace.train_json.parent / "pictures").mkdir(parents=True)
-    records = []
-    for number in range(16):
-        Image.new("RGB", (32, 32), (number, 40, 90)).save(workspace.train_json.parent / f"pictures/{number}.png")
-        talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A field."}]
-        records.append({"id": str(number), "image": f"pictures/{number}.png", "conversations": talk})
-    workspace.train_json.write_text(json.dumps(records))
-    workspace.held_out.mkdir()
-    workspace.truth_file.write_text("{}")
-    workspace.make()
-    return workspace
-
-
-def demos(workspace: Workspace) -> list[int]:
-    """Processes of the demo's command on this workspace."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = file.read_bytes().split(b"\0")
-            if b"demo" in words and b"--headless" in words and str(workspace.root).encode() in words:
-                found.append(int(file.parent.name))
-    return found
-
-
-@pytest.mark.parametrize("way", ["key", "mouse"])
-def test_all_of_it_at_once_runs_the_demos_command_in_a_process_of_its_own(store, small_demo, way):
-    """The real command, until it has prepared the data; tests/demo runs it to its end."""
-    assert "welcome.all" in {action.id for action in actions_of("welcome")}
-
-    async def scene(pilot):
-        app = pilot.app
-        app.action_start_page()
-        await until(pilot, lambda: "All of it at once" in text_of(app))
-        if way == "key":
-            await pilot.press("a")
-        else:
-            lines = text_of(app).splitlines()
-            row = next(y for y, line in enumerate(lines) if "All of it at once" in line)
-            await pilot.click(offset=(lines[row].index("All of it"), row))
-        await until(pilot, lambda: app.current_mode == "runs" and app.screen.id != "welcome" and app.screen.rows)
-        assert app.subcommand == f"qwen3vl demo --headless --dir {small_demo.root}"
-        assert demos(small_demo), "it is a process of its own"
-        await until(pilot, lambda: any(row.kind == "prepare" and row.status == "done" for row in app.screen.rows))
-        assert (small_demo.data / "report.json").exists() and "[1/5] prepare" in (small_demo.root / "demo.log").read_text()
-
-    made = Store(small_demo.runs)
-    try:
-        driven(scene, made.app(small_demo.root), (160, 40))
-    finally:
-        for pid in demos(small_demo):
-            os.kill(pid, signal.SIGKILL)
-        made.tidy()
-
-
-def test_the_demo_is_not_started_beside_a_run_that_is_under_way(small_demo):
-    made = Store(small_demo.runs)
-    made.finetune("live", 3, 100, SLEEPER)
-
-    async def scene(pilot):
-        pilot.app.action_start_page()
-        await until(pilot, lambda: "All of it at once" in text_of(pilot.app) and pilot.app.snapshot.alive)
-        await pilot.press("a")
-        assert "a run is under way" in said(pilot.app) and not demos(small_demo)
-
-    try:
-        driven(scene, made.app(small_demo.root))
-    finally:
-        made.tidy()
 
 
 def stopping(run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:

@@ -17,8 +17,8 @@ LONG = (
     "test_every_action.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_run.py", "test_gradients.py",
     "test_sample_captions.py", "test_resume.py", "test_layouts.py", "test_compare_command.py", "test_killed_runs.py", "test_terminals.py",
     "test_web.py", "test_demo_command.py", "test_monitor.py", "test_launcher.py", "test_convert.py", "test_layout_parameters.py",
-    "test_saved_layouts.py", "test_plans_start.py", "test_lora.py", "test_train_base.py", "test_snapshots.py", "test_welcome_screen.py", "test_experts.py",
-    "test_download.py", "test_video.py", "test_mutations.py",
+    "test_saved_layouts.py", "test_plans_start.py", "test_lora.py", "test_train_base.py", "test_snapshots.py", "test_welcome_screen.py",
+    "test_experts.py", "test_download.py", "test_video.py", "test_mutations.py",
 )  # fmt: skip
 
 

@@ -37,6 +37,10 @@ def _accumulating_gemm() -> Callable[..., Any]:
 
 def add_product(buffer: Tensor, grad: Tensor, states: Tensor) -> None:
     """buffer [out, in] in fp32 += grad [n, out] transposed, times states [n, in]; summed over n in fp32."""
+    if grad.dtype is buffer.dtype:
+        # Transformer Engine's product of fp32 is one of TF32
+        buffer.addmm_(grad.t(), states)
+        return
     if not buffer.is_cuda:
         buffer.addmm_(grad.t().float(), states.float())
         return

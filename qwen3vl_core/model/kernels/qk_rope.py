@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_PROGRAMS = 1024
+MOST_PROGRAMS = 2048
 """Most programs of the backward kernel, each of which leaves one partial gradient of the norms' weights."""
-FORWARD_HEADS, BACKWARD_HEADS, WARPS = 16, 16, 4
-"""Query heads of a group that a program computes at once (tokens x heads), and its warps."""
+FORWARD, BACKWARD = (16, 4), (8, 4)
+"""Query heads of a group that a program computes at once (tokens x heads), and its warps. The backward kernel needs twice the registers."""
 
 
 @triton.jit
@@ -204,11 +204,11 @@ class _Shape:
             raise ValueError(f"angles {list(angles.shape)} do not fit [{self.length}, {self.batch} or 1, 1, {size}]")
         self.strides = angles.stride(0), angles.stride(1) if angles.shape[1] > 1 else 0
 
-    def constants(self, norm: bool, heads_at_once: int) -> dict[str, Any]:
+    def constants(self, norm: bool, heads_at_once: int, warps: int) -> dict[str, Any]:
         block = triton.next_power_of_2(self.heads)
         return dict(
             GROUPS=self.groups, HEADS=self.heads, HALF=self.size // 2, NORM=norm, ROWS=max(1, heads_at_once // block),
-            BLOCK_HEADS=block, COLUMNS=triton.next_power_of_2(self.size // 2), num_warps=WARPS,
+            BLOCK_HEADS=block, COLUMNS=triton.next_power_of_2(self.size // 2), num_warps=warps,
         )  # fmt: skip
 
 
@@ -219,7 +219,7 @@ class _QKRope(torch.autograd.Function):
         s, norm = _Shape(qkv, groups, size, angles), q_weight is not None
         query = qkv.new_empty(s.length, s.batch, groups * s.heads, size)
         key, value = (qkv.new_empty(s.length, s.batch, groups, size) for _ in range(2))
-        constants = s.constants(norm, FORWARD_HEADS)
+        constants = s.constants(norm, *FORWARD)
         _forward[(triton.cdiv(s.rows, constants["ROWS"]),)](
             qkv, angles, q_weight, k_weight, query, key, value, s.rows, s.batch, *s.strides, eps, **constants
         )
@@ -234,7 +234,7 @@ class _QKRope(torch.autograd.Function):
         s, norm = ctx.shape, ctx.norm
         grad_query, grad_key, grad_value = (grad.contiguous() for grad in (grad_query, grad_key, grad_value))
         grad_qkv = grad_key.new_empty(s.length, s.batch, s.groups * (s.heads + 2) * s.size)
-        constants = s.constants(norm, BACKWARD_HEADS)
+        constants = s.constants(norm, *BACKWARD)
         blocks = triton.cdiv(s.rows, constants["ROWS"])
         steps = triton.next_power_of_2(triton.cdiv(blocks, MOST_PROGRAMS))
         programs = triton.cdiv(blocks, steps)

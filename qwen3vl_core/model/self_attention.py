@@ -13,9 +13,9 @@ from torch import Tensor
 class QKRopeSelfAttention(SelfAttention):
     """Takes query, key and value from the fused projection by `kernels.qk_rope`, which norms and rotates them.
 
-    The layer has set the angles at the core attention (`apply_rope.hand_angles_on`); without them, for a key/value cache or a
-    packed row with context parallelism, Megatron's modules compute, one after the other. So they do with fewer groups than tensor parallel
-    ranks, whose heads Megatron gathers, and when activations are offloaded, for Transformer Engine marks what its own modules save.
+    The layer has set the angles at the core attention (`apply_rope.hand_angles_on`); without them, for a key/value cache, Megatron's
+    modules compute, one after the other. So they do with fewer groups than tensor parallel ranks, whose heads Megatron gathers, and
+    when activations are offloaded, for Transformer Engine marks what its own modules save.
     """
 
     def get_query_key_value_tensors(

@@ -1,202 +1,305 @@
-"""Real finetunes of pictures with captions, on one GPU, beside transformers and Liger on the same samples.
+"""Real finetunes beside what people would use otherwise, on the same samples in one run: speed, memory, loss.
 
-    python benchmarks/finetune.py                                    # Qwen3-VL-2B, random weights
-    python benchmarks/finetune.py --size 4B --ours packed:8192 --peers liger:40 --json
+    python benchmarks/finetune.py                       # llava: Qwen3-VL-2B, pictures with captions
+    python benchmarks/finetune.py llava lora rows text --out results.jsonl
+    python benchmarks/finetune.py layouts --gpus 2
+    python benchmarks/finetune.py llava --ours packed:8192 "packed:8192 --precision fp8" --peers liger:20,40 --steps 30
 
-Samples are LLaVA-like: one picture of 320 x 320 pixels and a text, 180 to 230 tokens in all. A step is four micro batches. This project
-is the command `qwen3vl finetune`, with fp32 master weights, reading shards and decoding pictures while it trains; `packed:L` packs
-rows of L tokens, `rows:N` takes N samples a micro batch. The peers are transformers as its Trainer runs it: bf16 weights without masters
-(which is less work), sdpa, padded to the longest sample, fused AdamW; `liger:N` with Liger's kernels. Their batches are decoded before
-the clock starts. Each is measured in a process of its own, on the samples' own tokens: padding counts for nobody.
+| work | model | samples | peers |
+| --- | --- | --- | --- |
+| `llava` | 2B | one picture of 320 x 320 pixels and a text, 180 to 230 tokens in all | transformers, with Liger, with autocast |
+| `lora` | 4B, LoRA of rank 16 | the same | transformers with PEFT and Liger |
+| `rows` | 8B shapes, 16 layers | a picture of 1024 tokens and a text, 8,192 tokens in all | transformers with Liger |
+| `text` | 2B, language tower alone | text of 4,096 tokens | stock Megatron-Core |
+| `layouts` | 2B on several GPUs | as `llava` | this project on one GPU |
+
+This project is the command `qwen3vl finetune` with fp32 master weights on random weights, reading shards and decoding pictures while it
+trains, four micro batches a step; the later half of its steps is measured, the kernels are timed in two more. A configuration is
+`packed:L`, rows of L tokens packed, or `rows:N`, N samples a micro batch, and further options of the command. A peer is `kind:N`, or
+`kind:N,M,...` to try several micro batches, and settings: `hugging_face.py` and `stock_megatron.py` say of what. Their batches are
+decoded before the clock starts. Each runs in a process of its own. Only the samples' own tokens count, padding for nobody.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import random_run
 import torch
+from padded_rows import MICRO_BATCHES, WARM, batches, timed
 
-from qwen3vl_core.data.batch import IGNORED, Batch
-from qwen3vl_core.data.loader import build_loader
-from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.formats import GIB
+from qwen3vl_core.layout.memory import estimate, fullest
 from qwen3vl_core.sizes import Architecture
-from qwen3vl_core.training.throughput import peak_flops, training_flops
 
-MICRO_BATCHES = 4
-TOKENS, SIDE = (180, 230), 320
-WARM, MEASURED = 3, 6
+PROFILED = 2
+"""Steps whose kernels are timed."""
 
 
-def samples(folder: Path, count: int) -> Path:
-    """The dataset that all train on."""
-    return random_run.data(folder, random_run.TINY.parent, count, tokens=TOKENS, side=SIDE)
+@dataclass(frozen=True)
+class Work:
+    """Samples and a model to train on them."""
+
+    size: str = "2B"
+    layers: int = 0
+    """Language layers to keep; 0: all."""
+    tokens: tuple[int, int] = (180, 230)
+    """Of a sample, from and to."""
+    side: int = 320
+    """Pixels of the picture's side; 0: no picture."""
+    samples: int = 3000
+    length: int = 4096
+    """`--seq-length` of rows that are not packed."""
+    options: str = ""
+    """Of `qwen3vl finetune`, for every configuration."""
+    ours: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    gpus: int = 1
+
+    @property
+    def picture_tokens(self) -> int:
+        return (self.side // 32) ** 2
 
 
-def batches(shards: Path, rows: int, steps: int) -> list[list[Batch]]:
-    """Micro batches of padded rows, as a Trainer's collator makes them."""
-    processor = ChatProcessor.from_pretrained(random_run.TINY.parent, 1024, random_run.PIXELS)
-    loader = build_loader(
-        shards, "train", processor, micro_batch_size=rows, global_batch_size=rows * MICRO_BATCHES, seq_length=4096
-    )  # fmt: skip
-    steps_of_batches = [next(loader) for _ in range(steps)]
-    loader.close()
-    return steps_of_batches
+WORKS = {
+    "llava": Work(
+        ours=("packed:8192", "packed:4096", "packed:16384", "rows:20", "packed:8192 --precision fp8"),
+        peers=("liger:20,40,80", "transformers:20,40", "autocast:20,40"),
+    ),
+    "lora": Work("4B", options="--lora-rank 16", ours=("packed:8192",), peers=("peft:20,40,80",)),
+    "rows": Work(
+        "8B", 16, (8100, 8150), 1024, 160, 8192, ours=("rows:1", "rows:1 --precision fp8"), peers=("liger:1,2",),
+    ),
+    "text": Work(
+        tokens=(4080, 4090), side=0, samples=360, options="--freeze vision,projector", ours=("rows:2",),
+        peers=("megatron:2", "megatron:2 cuda_graph_impl=local", "megatron:2 cuda_graph_impl=local cuda_graph_scope=full_iteration",
+               "megatron:2 cross_entropy_fusion_impl=te", "megatron:2 overlap=on"),
+    ),
+    "layouts": Work(
+        samples=5000, gpus=2,
+        ours=("packed:8192 --nproc 1", "packed:8192 --distributed-optimizer", "packed:8192 --tp 2 --sequence-parallel",
+              "packed:8192 --cp 2"),
+    ),
+}  # fmt: skip
+COLUMNS = {
+    "useful_tokens_per_s": "useful tokens/s", "step_ms": "step ms", "mfu": "MFU", "kernels": "kernels' share",
+    "waits_for_data": "waits for data",
+    "peak_gib": "peak GiB", "plan_gib": "plan GiB", "loss": "loss",
+}  # fmt: skip
 
 
-def peer(kind: str, rows: int, shards: Path, config: dict, autocast: bool) -> dict:
-    """transformers, with Liger's kernels or without: figures of a few steps. autocast: fp32 weights, computed in bf16."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    if kind == "liger":
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen3_vl
-
-        apply_liger_kernel_to_qwen3_vl()
-    a = Architecture.from_config(config)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        model_config = AutoConfig.from_pretrained(folder)
-    with torch.device("cuda"):
-        dtype = torch.float32 if autocast else torch.bfloat16
-        model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype, attn_implementation="sdpa")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, random_run.SPREAD) if parameter.dim() > 1 else parameter.fill_(1.0)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    steps = batches(shards, rows, WARM + MEASURED)
-
-    def train(micro_batches: list[Batch]) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device="cuda")
-        trained = sum(batch.tokens for batch in micro_batches)
-        for batch in micro_batches:
-            inputs = batch.model_inputs("cuda", torch.bfloat16)
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == a.image_token_id).int()
-            labels = batch.labels.cuda(non_blocking=True)
-            with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-                if kind == "liger":
-                    # no logits of the whole batch: the loss is computed block by block
-                    loss = model(**inputs, labels=labels, shift_labels=labels).loss * (batch.tokens / trained)
-                else:
-                    logits = model(**inputs).logits
-                    loss = torch.nn.functional.cross_entropy(
-                        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-                    ) / trained  # fmt: skip
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return float(total)
-
-    seconds, losses = [], []
-    for number, micro_batches in enumerate(steps):
-        torch.cuda.synchronize()
-        if number == WARM:
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        losses.append(train(micro_batches))
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    measured = steps[WARM:]
-    tokens = statistics.mean(sum(int(batch.lengths.sum()) for batch in micro_batches) for micro_batches in measured)
-    flops = statistics.mean(sum(training_flops(a, batch) for batch in micro_batches) for micro_batches in measured)
-    return figures(tokens, flops, statistics.median(seconds[WARM:]), torch.cuda.max_memory_allocated() / GIB, losses[-1])
+def words_of(work: Work, what: str, base: Path, shards: Path) -> list[str]:
+    """The command line of one of our configurations. A step has four micro batches for each GPU of the work."""
+    batch, *more = what.split()
+    kind, size = batch.split(":")
+    rows = 1 if kind == "packed" else int(size)
+    length = size if kind == "packed" else str(work.length)
+    layout = [] if "--nproc" in more else ["--nproc", str(work.gpus)]
+    return [
+        "--load", str(base), "--train-data", str(shards), "--micro-batch-size", str(rows), "--global-batch-size",
+        str(rows * MICRO_BATCHES * work.gpus), "--seq-length", length, "--lr", "1e-5", "--max-pixels", str(random_run.PIXELS),
+        "--num-workers", "4", *(["--packing"] if kind == "packed" else []), *layout, *work.options.split(), *more,
+    ]  # fmt: skip
 
 
-def figures(tokens: float, flops: float, seconds: float, gib: float, loss: float) -> dict:
-    limit = peak_flops(torch.cuda.get_device_name())
+def planned_gib(work: Work, words: list[str], a: Architecture, average: float) -> float:
+    """GiB of tensors on the fullest GPU as `qwen3vl plan` estimates them, for the pictures that these samples have.
+    average: tokens of a sample."""
+    options = random_run.options_of_words([*words, "--train-iters", "1000"])
+    if not options.packing:
+        # rows that are not packed are as long as their samples
+        options = dataclasses.replace(options, seq_length=min(options.seq_length, round(average)))
+    pictures = round(options.seq_length * work.picture_tokens / average)
+    stages = estimate(options, a, options.nproc or 1, min(pictures, options.seq_length))
+    return round(fullest(stages).allocated / GIB, 1)
+
+
+def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: int, average: float, limit: float) -> dict:
+    """`qwen3vl finetune`: figures of its record, of the later half of its steps. average: tokens of a sample; limit: seconds."""
+    words = words_of(work, what, base, shards)
+    run = random_run.finetune(folder / "runs", words, steps, deadline=limit, profiled=PROFILED)
+    later = run.rows[len(run.rows) // 2 :]
+    if run.problem and len(later) < max(steps // 4, 1):
+        return {"fault": run.problem.strip()}
+    rows = int(words[words.index("--global-batch-size") + 1])
+    step_seconds = [row["step_seconds"] for row in later]
+    seconds = statistics.median(step_seconds)
+    if "--packing" in words:
+        length = int(words[words.index("--seq-length") + 1])
+        tokens = statistics.median(row["packing_efficiency"] for row in later) * rows * length
+    else:
+        tokens = average * rows
+    a = Architecture.from_config(json.loads((base / "config.json").read_text()))
+    kernels = run.profile.get("kernels_ms", 0.0)
     return {
         "useful_tokens_per_s": round(tokens / seconds), "step_ms": round(1000 * seconds, 1),
-        "mfu": round(flops / seconds / limit, 3) if limit else None, "peak_gib": round(gib, 1), "loss": round(loss, 3),
+        "mfu": round(statistics.median(row["mfu"] for row in later), 3) if "mfu" in later[-1] else None,
+        "kernels": round(kernels / 1000 / seconds, 3) if kernels else None,
+        "waits_for_data": round(sum(r["data_seconds"] for r in later) / sum(step_seconds), 4),
+        "peak_gib": round(max(row.get("memory_gib", 0.0) for row in run.rows), 1), "plan_gib": planned_gib(work, words, a, average),
+        "loss": round(later[-1]["loss"], 3), "steps": len(run.rows), "losses": run.losses, "profile": run.profile,
     }  # fmt: skip
 
 
-def ours(folder: Path, base: Path, shards: Path, what: str, steps: int, more: list[str], average: float) -> dict:
-    """`qwen3vl finetune`: figures of its record, of the later half of its steps. average: tokens of a sample."""
-    kind, size = what.split(":")
-    packed = kind == "packed"
-    rows = 1 if packed else int(size)
-    words = [
-        "--load", str(base), "--train-data", str(shards), "--micro-batch-size", str(rows), "--global-batch-size", str(rows * MICRO_BATCHES),
-        "--seq-length", size if packed else "4096", "--lr", "1e-5", "--max-pixels", str(random_run.PIXELS), "--num-workers", "4",
-        *(["--packing"] if packed else []), *more,
-    ]  # fmt: skip
-    run = random_run.finetune(folder / "runs", words, steps, deadline=400)
-    if run.problem:
-        raise SystemExit(run.problem)
-    later = run.rows[len(run.rows) // 2 :]
-    seconds = statistics.median(row["step_seconds"] for row in later)
-    if packed:
-        tokens = statistics.median(row["packing_efficiency"] for row in later) * MICRO_BATCHES * int(size)
+def measure_peer(what: str, work: Work, config: dict, shards: Path, measured: int) -> Iterator[tuple[str, dict]]:
+    """(name, figures) of a peer with each of its micro batches, in this process."""
+    batch, *words = what.split()
+    kind, sizes = batch.split(":")
+    settings = dict(word.split("=") for word in words)
+    a = Architecture.from_config(config)
+    if kind == "megatron":
+        import stock_megatron
+
+        train, frozen = stock_megatron.trainer(config, work.length, settings), ("vision", "projector")
     else:
-        tokens = average * rows * MICRO_BATCHES
-    row = {
-        "useful_tokens_per_s": round(tokens / seconds), "step_ms": round(1000 * seconds, 1),
-        "mfu": round(statistics.median(row.get("mfu", 0.0) for row in later), 3),
-        "peak_gib": round(max(row.get("memory_gib", 0.0) for row in run.rows), 1), "loss": round(later[-1]["loss"], 3),
-        "waits_for_data": round(sum(r["data_seconds"] for r in later) / sum(r["step_seconds"] for r in later), 4),
-        "losses": run.losses,
-    }  # fmt: skip
-    return row
+        import hugging_face
+
+        train, frozen = hugging_face.trainer(kind, config), ()
+    for rows in map(int, sizes.split(",")):
+        name = " ".join([f"{kind}:{rows}", *words])
+        steps = batches(shards, rows, WARM + measured, work.length)
+        try:
+            yield name, timed(train, steps, a, frozen, low_rank=kind == "peft")
+        except torch.cuda.OutOfMemoryError as error:
+            yield name, {"fault": str(error).split(". ")[0]}
+            torch.cuda.empty_cache()
 
 
-def main() -> None:
+def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterator[tuple[str, dict]]:
+    """The same in a process of its own, each as soon as it is known; what fails or takes longer than `limit` seconds is one fault."""
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, __file__, *words, "--peer", what, "--shards", str(shards)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        clock = threading.Timer(limit, process.kill)
+        clock.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('["'):
+                    name, row = json.loads(line)
+                    yield name, row
+            if process.wait():
+                errors.seek(0)
+                last = errors.read().strip().splitlines()[-1:]
+                yield what, {"fault": last[0] if clock.is_alive() and last else f"not done after {limit:g} s"}
+        finally:
+            clock.cancel()
+            process.kill()
+            process.wait()
+
+
+def table_row(name: str, row: dict) -> str:
+    if "fault" in row:
+        return f"| {name} | failed: {row['fault'].splitlines()[-1][:160] if row['fault'] else 'no word'} |" + " |" * (len(COLUMNS) - 1)
+    values = ((key, row.get(key)) for key in COLUMNS)
+    return (
+        f"| {name} | " + " | ".join("" if v is None else f"{v:,}" if key == "useful_tokens_per_s" else str(v) for key, v in values) + " |"
+    )
+
+
+def ratios(rows: dict[str, dict], gpus: int) -> list[str]:
+    """This project over each peer at its fastest, fp8 over bf16, several GPUs over one: of useful tokens/s."""
+    speed = {name: row["useful_tokens_per_s"] for name, row in rows.items() if "fault" not in row}
+    mine = [name for name in speed if name.startswith(("packed:", "rows:"))]
+    lines = []
+    for kind in dict.fromkeys(name.split(":")[0] for name in speed if name not in mine):
+        best = max((name for name in speed if name.startswith(f"{kind}:")), key=lambda name: speed[name])
+        lines += [f"{name} over {best}: {speed[name] / speed[best]:.2f}" for name in mine]
+    for name in mine:
+        plain = name.replace(" --precision fp8", "")
+        if plain != name and plain in speed:
+            lines.append(f"{name} over bf16: {speed[name] / speed[plain]:.2f}")
+    one = next((name for name in mine if "--nproc 1" in name), "")
+    if gpus > 1 and one:
+        lines += [f"{name}: scaling {speed[name] / speed[one] / gpus:.2f}" for name in mine if name != one]
+    return lines
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="2B", choices=("2B", "4B", "8B"))
-    parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
-    parser.add_argument("--samples", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=40, help="of this project; the later half is measured")
-    parser.add_argument("--ours", nargs="*", default=["packed:8192", "packed:4096", "rows:20"])
-    parser.add_argument("--peers", nargs="*", default=["transformers:20", "transformers:40", "liger:20", "liger:40"])
-    parser.add_argument("--autocast", action="store_true", help="the peers' weights in fp32, computed in bf16")
+    parser.add_argument("works", nargs="*", default=["llava"], metavar="WORK", help=", ".join(WORKS))
+    parser.add_argument("--ours", nargs="*", help="configurations in place of each work's own")
+    parser.add_argument("--peers", nargs="*", help="peers in place of each work's own")
+    parser.add_argument("--size", choices=("tiny", "2B", "4B", "8B"), help="another model")
+    parser.add_argument("--layers", type=int, help="language layers to keep; 0: all")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--gpus", type=int, help="of each run of this project")
+    parser.add_argument("--steps", type=int, default=30, help="of this project; the later half is measured")
+    parser.add_argument("--peer-steps", type=int, default=5, help="of each peer, after three to warm up")
     parser.add_argument("--options", default="", help="more options of `qwen3vl finetune`, in one string")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--time-limit", type=float, default=240, help="seconds for each run of this project and each peer")
+    parser.add_argument("--out", type=Path, help="append each row here as it is known, one JSON object a line")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("finetune.py needs an NVIDIA GPU")
-    config = random_run.config(options.size, options.layers)
+    for name in options.works:
+        if name not in WORKS:
+            parser.error(f"{name}: there are {', '.join(WORKS)}")
+    return options
+
+
+def work_of(name: str, options: argparse.Namespace) -> Work:
+    """A work with what the command line changes of it."""
+    work = WORKS[name]
+    changes = {key: getattr(options, key) for key in ("ours", "peers", "size", "layers", "samples", "gpus")}
+    work = dataclasses.replace(work, **{key: value for key, value in changes.items() if value is not None})
+    return dataclasses.replace(work, options=f"{work.options} {options.options}")
+
+
+def measure(name: str, work: Work, options: argparse.Namespace, folder: Path) -> None:
+    """Print a work's table row by row, then the ratios."""
+    print(f"\n{name}: {work}\n\n| configuration | {' | '.join(COLUMNS.values())} |\n|{' --- |' * (len(COLUMNS) + 1)}", flush=True)
+    rows: dict[str, dict] = {}
+
+    def add(what: str, row: dict) -> None:
+        rows[what] = row
+        print(table_row(what, row), flush=True)
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(
+                    json.dumps({"work": name, "size": work.size, "layers": work.layers, "gpus": work.gpus, "name": what} | row) + "\n"
+                )
+
+    data = folder / f"data-{work.tokens[0]}-{work.side}-{work.samples}"
+    shards = data / "shards"
+    if not shards.exists():
+        random_run.data(data, random_run.TINY.parent, work.samples, tokens=work.tokens, side=work.side)
+    base = folder / f"{work.size}-{work.layers}"
+    if work.ours and not base.exists():
+        random_run.model(base, work.size, work.layers)
+    probe = batches(shards, min(100, work.samples // MICRO_BATCHES), 1, work.length)[0]
+    average = statistics.mean(int(n) for batch in probe for n in batch.lengths)
+    for what in work.ours:
+        add(what, ours(folder, base, shards, work, what, options.steps, average, options.time_limit))
+    words = [name, "--size", work.size, "--layers", str(work.layers), "--peer-steps", str(options.peer_steps)]
+    for what in work.peers:
+        for peer, row in run_peer(what, words, shards, options.time_limit):
+            add(peer, row)
+    print("\n" + "\n".join(ratios(rows, work.gpus)), flush=True)
+
+
+def main() -> None:
+    options = arguments()
     if options.peer:
-        kind, rows = options.peer.split(":")
-        print(json.dumps(peer(kind, int(rows), options.shards, config, options.autocast)))
+        work = work_of(options.works[0], options)
+        for name, row in measure_peer(options.peer, work, random_run.config(work.size, work.layers), options.shards, options.peer_steps):
+            print(json.dumps([name, row]), flush=True)
         return
-    results: dict[str, dict] = {}
-
-    def add(name: str, row: dict) -> None:
-        results[name] = row
-        if not options.json:
-            cells = (f"{row['useful_tokens_per_s']:,}", *(row[key] for key in ("step_ms", "mfu", "peak_gib", "loss")))
-            print(f"| {name} | {' | '.join(map(str, cells))} |", flush=True)
-
-    if not options.json:
-        print("| configuration | useful tokens/s | step ms | MFU | peak GiB | loss |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_name(), torch.__version__)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        shards = samples(folder / "data", options.samples)
-        average = statistics.mean(int(n) for batch in batches(shards, 100, 1)[0] for n in batch.lengths)
-        base = random_run.model(folder / "model", options.size, options.layers) if options.ours else folder
-        for what in options.ours:
-            add(f"qwen3vl {what}", ours(folder, base, shards, what, options.steps, options.options.split(), average))
-        for what in options.peers:
-            words = ["--size", options.size, "--layers", str(options.layers), "--peer", what, "--shards", str(shards)]
-            words += ["--autocast"] if options.autocast else []
-            done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"{what}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr, flush=True)
-                continue
-            add(what, json.loads(done.stdout.strip().splitlines()[-1]))
-    if options.json:
-        print(json.dumps(results, indent=1))
+        for name in options.works:
+            measure(name, work_of(name, options), options, Path(temporary))
 
 
 if __name__ == "__main__":

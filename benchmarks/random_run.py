@@ -27,8 +27,9 @@ from qwen3vl_core.checkpoint.name_map import regions
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.options import FinetuneOptions, from_mapping
-from qwen3vl_core.run_record import LOG, METRICS_FILE, STATE
+from qwen3vl_core.run_record import LOG, METRICS_FILE, PROFILE, STATE
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.training.step_profile import VARIABLE
 
 SHARD = 5_000_000_000
 SPREAD = 0.02
@@ -38,8 +39,10 @@ WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field"
 
 def config(size: str, layers: int = 0) -> dict:
     """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
-    a = published(size)
     values = json.loads(TINY.read_text())
+    if size == "tiny":
+        return values
+    a = published(size)
     v = a.vision
     values["text_config"] |= {
         "vocab_size": a.vocab_size, "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size, "head_dim": a.head_dim,
@@ -98,7 +101,7 @@ def text(processor: ChatProcessor, tokens: int, seed: int) -> str:
 
 
 def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side: int) -> Path:
-    """A dataset of `count` samples, each a picture of `side` x `side` pixels and a text, `tokens` (from, to) tokens in all."""
+    """A dataset of `count` samples, each a picture of `side` x `side` pixels (0: none) and a text, `tokens` (from, to) tokens in all."""
     raw = folder / "raw"
     raw.mkdir(parents=True)
     processor = ChatProcessor.from_pretrained(base, 1024, PIXELS)
@@ -106,18 +109,16 @@ def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side:
     noise = np.random.Generator(np.random.SFC64(0))
     records = []
     for i in range(count):
+        text_tokens = random.Random(i).randint(*tokens) - picture_tokens - 40
+        answer = {"from": "gpt", "value": text(processor, text_tokens, i)}
+        if not side:
+            records.append({"id": str(i), "conversations": [{"from": "human", "value": "Write a text."}, answer]})
+            continue
         # soft noise: as large as a photograph's file
         small = noise.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
         Image.fromarray(small).resize((side, side), Image.Resampling.BILINEAR).save(raw / f"{i}.jpg", quality=90)
-        text_tokens = random.Random(i).randint(*tokens) - picture_tokens - 40
-        records.append(
-            {
-                "id": str(i), "image": f"{i}.jpg",
-                "conversations": [
-                    {"from": "human", "value": "<image>\nDescribe this image."}, {"from": "gpt", "value": text(processor, text_tokens, i)},
-                ],
-            }
-        )  # fmt: skip
+        question = {"from": "human", "value": "<image>\nDescribe this image."}
+        records.append({"id": str(i), "image": f"{i}.jpg", "conversations": [question, answer]})
     (raw / "samples.json").write_text(json.dumps(records))
     command("prepare", str(raw / "samples.json"), "--to", str(folder / "shards"), "--split", "1,0,0")
     shutil.rmtree(raw)
@@ -140,6 +141,8 @@ class Finetune:
     """From the command to its end."""
     problem: str = ""
     """The end of its output, when it failed before its last step."""
+    profile: dict = field(default_factory=dict)
+    """What `QWEN3VL_PROFILE_STEPS` wrote of the profiled steps; empty without them."""
 
     @property
     def losses(self) -> list[float]:
@@ -156,11 +159,15 @@ class Finetune:
         return max((row.get("memory_gib", 0.0) for row in self.rows[1:]), default=0.0)
 
 
-def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.0, to_the_end: bool = False) -> Finetune:
-    """Start a finetune, and follow its record for so many steps.
+def finetune(
+    runs: Path, words: list[str], steps: int, *, deadline: float = 240.0, to_the_end: bool = False, profiled: int = 0
+) -> Finetune:  # fmt: skip
+    """Start a finetune, and follow its record for so many steps, and `profiled` more whose kernels are timed.
 
     Then kill it, since its last checkpoint is not measured, unless `to_the_end`.
     """
+    environment = os.environ | ({VARIABLE: f"{steps + 1}:{profiled}"} if profiled else {})
+    measured, steps = steps, steps + profiled
     shutil.rmtree(runs, ignore_errors=True)
     # a benchmark that is terminated must end its run too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -172,7 +179,7 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "qwen3vl_core.cli", "finetune", *arguments, "--runs", str(runs), "--foreground"],
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment,
         )  # fmt: skip
         try:
             while time.monotonic() - began < deadline:
@@ -184,8 +191,10 @@ def finetune(runs: Path, words: list[str], steps: int, *, deadline: float = 240.
         finally:
             _end(runs, process)
     done.seconds = time.monotonic() - began
+    done.profile = next((json.loads(file.read_text()) for file in runs.glob(f"*/{PROFILE}")), {})
     if len(done.rows) < steps or (to_the_end and process.returncode):
         done.problem = log.read_text()[-1500:]
+    done.rows = done.rows[:measured]
     return done
 
 

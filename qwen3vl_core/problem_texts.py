@@ -126,6 +126,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "vision-tokens-beyond-row": ("must be at most --seq-length {seq_length}", ""),
     "nodes-not-whole": ("must be a multiple of --gpus-per-node {per_node}", ""),
     "does-not-fit": ("does not fit: an estimated {needed:g} of {memory:g} GiB on a GPU", "{advice}"),
+    "longer-rows-faster": ("longer packed rows would be about {percent} % faster, as measured", ""),
     # plan files
     "no-such-plan": ("no such file", "qwen3vl plan --save writes one"),
     "plan-unreadable": ("cannot be read ({reason})", "give a plan file in YAML"),

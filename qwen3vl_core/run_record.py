@@ -23,6 +23,7 @@ PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
+PROFILE = "profile.json"
 COMPARISON, VOTES = "comparison.json", "votes.json"
 CAPTIONS_PAGE, CAPTIONS_DATA = "captions.html", "captions.json"
 CHECKPOINTS, TENSORBOARD, WANDB, SWANLAB = "checkpoints", "tensorboard", "wandb", "swanlab"
@@ -43,6 +44,7 @@ FILES = {
     SAMPLES: "captions, one JSON object per line: sample captions of a finetune, or the captions of a compare run",
     RANKS: "folder: a file for each rank of a training, `0.json`, `1.json`, …: where it stands",
     SKIPPED: "training samples that could not be used, one JSON object per line",
+    PROFILE: "kernels of a few steps, if QWEN3VL_PROFILE_STEPS asks for them: milliseconds and launches per step",
     COMPARISON: "the models and pictures of a compare run; written before its first caption",
     VOTES: "votes for the captions of a compare run",
     CAPTIONS_PAGE: "captions, scores and votes of a compare run as an HTML page, if requested",

@@ -21,8 +21,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # asyncio is imported without ssl, and textual_image without a terminal; both are put back
     "console/commands.py": ("sys.modules['ssl']",),
     "console/terminal.py": ("sys.__stdout__",),
-    # the run that is timed has a stock model, and weights that need no checkpoint
-    "benchmarks/train.py": ("qwen3vl_core.training.setup.build_model", "qwen3vl_core.training.setup.fill"),
     # writes with older cores than ours, in a process of its own
     "tools/foreign_checkpoints.py": (
         "numpy.product", "torch.cuda", "megatron.core.dist_checkpointing.strategies.filesystem_async._write_item",

@@ -187,6 +187,12 @@ class LaunchScreen(ConsoleScreen):
         own = self.plan.problems if self.plan is not None else ()
         return unique((*own, *(self.checked.problems if self.checked is not None else ())))
 
+    @property
+    def _faster(self) -> tuple[Problem, ...]:
+        """What would be faster than the current state, by its estimate."""
+        verdict = self.checked.verdict if self.checked is not None and self.kind == "finetune" else None
+        return verdict.notes if verdict is not None else ()
+
     def _show(self, note: str) -> None:
         form, plan = self.form, self.current
         if form is None or plan is None:
@@ -195,7 +201,7 @@ class LaunchScreen(ConsoleScreen):
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
         check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
-        check.update(plan_view.problem_lines(problems, note, form.options, self._key("launch.fix")))
+        check.update(plan_view.problem_lines(problems, note, form.options, self._key("launch.fix"), faster=self._faster))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.checked is not None:
@@ -250,10 +256,10 @@ class LaunchScreen(ConsoleScreen):
             self.copy(self.current.command, "Command")
 
     def action_fix(self) -> None:
-        """Apply the fix of the first problem that has one."""
+        """Apply the fix of the first problem that has one; without problems, what would be faster."""
         if self.form is None:
             return
-        fix = plan_view.first_fix(self.problems, self.form.options)
+        fix = plan_view.first_fix(self.problems or self._faster, self.form.options)
         if fix is None:
             words = "no problem has a fix that a key could apply" if self.problems else "there is nothing to fix"
             self.notify(words, severity="warning")

@@ -58,10 +58,16 @@ def glance(options: Any, verdict: Verdict | None) -> Content:
     return Content("\n").join([Content.assemble(*parts), Content.assemble(*layout), Content.assemble(*batch)])
 
 
-def problem_lines(problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5) -> Content:
-    """Every problem with its fix; or the note that it can start."""
+def problem_lines(
+    problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5, faster: Sequence[Problem] = ()
+) -> Content:
+    """Every problem with its fix; or the note that it can start, and what would be faster."""
     if not problems:
-        return Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
+        start = Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
+        key = (f"   {fix_key} applies it", "$text-primary")
+        offers = [(advice.broken_rule, fixes(advice, options)) for advice in faster]
+        more = [Content.assemble(f"· {gain}: {found[0]}", key) for gain, found in offers if found]
+        return Content("\n").join([start, *more])
     lines = []
     offered = False
     for problem in problems[:most]:

@@ -5,16 +5,17 @@ Only matrix products are counted, as 2 m n k. Norms, rope, softmax and the optim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
+from qwen3vl_core.layout.cuda_graphs import no_graph_because
+from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
+from qwen3vl_core.layout.measured_mfu import expected_mfu
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 
 # dense bf16 of an H100 or H200, from the data sheet
 PEAK_TFLOPS = 989.0
-# measured on one H100: 0.35 for a 2B language tower with an optimizer step after every micro batch, 0.47 after every fourth; 0.52 for
-# forward and backward alone of eight layers of 8B size. Data loading, pictures of different sizes and other GPUs reduce it
-DEFAULT_MFU = 0.40
 # communication in every layer: the share of a step that it costs for each doubling of the parallel size; a rule of thumb for
 # ranking layouts, not a measurement
 COMMUNICATION = {"tp": 0.08, "cp": 0.06, "ep": 0.05}
@@ -75,40 +76,70 @@ def passes(trained: bool, below: bool) -> int:
     return 1 + trained + (trained or below)
 
 
+def model_flops(
+    a: Architecture, samples: Iterable[int], frames: Iterable[int], frozen: Collection[str] = (), *, low_rank: bool = False
+) -> StepFlops:
+    """Model FLOPs of forward and backward, of which MFU is made in the plan, a run's record and the benchmarks.
+
+    samples: tokens of each sample, or document of a packed row, without padding; frames: patches of each frame of the pictures
+    and videos. h: hidden size, d: head size, q and k: query and key/value heads, f FFN columns, V vocabulary; v, f_v the vision
+    tower's; m its merge size. Forward, a multiplication and an addition counted as two, matrix products only:
+
+    - each of the language layers on n tokens of a sample: n [2 h d (2 q + 2 k) + 6 h f] + 2 q d n^2: causal attention needs half
+      of the square. With experts the FFN counts the chosen ones and the router. Output layer: 2 n h V.
+    - each of the vision layers on the p patches of a frame: p (8 v^2 + 4 v f_v) + 4 v p^2; the embedding 2 p v x values of a patch.
+    - each merger (one, and one for every deepstack layer) on p / m^2 tokens: 2 (m^2 v)^2 + 2 m^2 v h.
+
+    Backward: once the forward for the weight gradients where the part is trained, and once for the activation gradients where it
+    or a part before it is trained (attention: both). So full fine-tuning counts 3 times its forward, the patch embedding twice.
+    Padding, the optimizer and activation recomputation do not count.
+    low_rank: LoRA adapters are trained and the weights are frozen; the adapters' few FLOPs are left out.
+    """
+    frames = list(frames)
+    vision, projector, language = ("vision" not in frozen, "projector" not in frozen, "language" not in frozen)
+    below = bool(frames) and (vision or projector)
+    times = passes(language and not low_rank, below or language)
+    matrices, vocabulary = language_forward(a)
+    found = StepFlops(0.0, 0.0, 0.0, 0.0, 0.0)
+    for length in samples:
+        found = replace(
+            found, language=found.language + length * matrices * times, vocabulary=found.vocabulary + length * vocabulary * times,
+            attention=found.attention + attention_forward(a, length) * (3 if below or language else 1),
+        )  # fmt: skip
+    seen = 0.0
+    for patches in frames:
+        tower, mergers = vision_forward(a, patches // a.vision.spatial_merge_size**2)
+        seen += tower * passes(vision and not low_rank, vision) + mergers * passes(projector and not low_rank, vision or projector)
+        if vision:
+            # pixels are not trained
+            seen -= 2.0 * patches * a.vision.patch_dim * a.vision.hidden_size
+    return replace(found, vision=seen)
+
+
 def step_flops(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepFlops:
     """FLOPs of a global batch of rows of `--seq-length` tokens, each with one picture of `vision_tokens` tokens (0: none)."""
     a, rows, length = architecture, options.global_batch_size, options.seq_length
-    frozen, trains_weights = set(options.untrained_parts()), not options.lora_rank
-    matrices, vocabulary = language_forward(a)
-    trained = "language" not in frozen
-    below = not {"vision", "projector"} <= frozen and vision_tokens > 0
-    language_passes = passes(trained and trains_weights, trained or below)
-    tower, mergers = vision_forward(a, vision_tokens)
-    tower_passes = passes("vision" not in frozen and trains_weights, "vision" not in frozen)
-    attention = attention_forward(a, length) * (3 if language_passes > 1 else 1)
+    frozen = options.untrained_parts()
+    pictures = [vision_tokens * a.vision.spatial_merge_size**2] if vision_tokens else []
+    row = model_flops(a, [length], pictures, frozen, low_rank=options.lora_rank > 0)
     recomputed = 0.0
     if options.recompute == "full":
-        recomputed = rows * (length * matrices + attention_forward(a, length) + (tower if "vision" not in frozen else 0.0))
+        tower = vision_forward(a, vision_tokens)[0] if "vision" not in frozen else 0.0
+        recomputed = length * language_forward(a)[0] + attention_forward(a, length) + tower
     elif options.recompute == "sel":
-        recomputed = rows * length * mlp_forward(a)
-    merger_passes = passes("projector" not in frozen and trains_weights, not {"vision", "projector"} <= frozen)
-    return StepFlops(
-        language=rows * length * matrices * language_passes,
-        attention=rows * attention,
-        vocabulary=rows * length * vocabulary * passes(trained and trains_weights, True),
-        vision=rows * (tower * tower_passes + mergers * merger_passes),
-        recompute=recomputed,
-    )
+        recomputed = length * mlp_forward(a)
+    return StepFlops(rows * row.language, rows * row.attention, rows * row.vocabulary, rows * row.vision, rows * recomputed)
 
 
 def step_seconds(
     options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int,
-    mfu: float = DEFAULT_MFU, peak_tflops: float = PEAK_TFLOPS,
+    mfu: float = 0.0, peak_tflops: float = PEAK_TFLOPS, machine: Machine = ASSUMED_GPU,
 ) -> float:  # fmt: skip
     """Seconds of a step: FLOPs over achieved FLOP/s, plus the pipeline bubble, (pp - 1) / (micro batches x vp), plus COMMUNICATION.
 
-    mfu: of one GPU without model parallelism and recomputation.
+    mfu: of one GPU without model parallelism and recomputation; 0: as measured (`measured_mfu`), with the graphs that `machine` allows.
     """
+    mfu = mfu or expected_mfu(options, architecture, not no_graph_because(options, architecture, machine))
     step = step_flops(options, architecture, vision_tokens)
     seconds = (step.model + step.recompute) / (processes * mfu * peak_tflops * 1e12)
     dp = processes // (options.tp * options.pp * options.cp)

@@ -12,6 +12,17 @@ from collections.abc import Sequence
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 INDEX, UUID = "index", "uuid"
+# dense bf16 tensor-core FLOP/s by the data sheets, without sparsity
+PEAK_BF16 = {
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "H800": 989e12, "H20": 148e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L20": 119.5e12, "L4": 121e12,
+    "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 6000 Ada": 182e12,
+}  # fmt: skip
+
+
+def peak_flops(gpu: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by its device name; None for one that is not in the table."""
+    return next((PEAK_BF16[name] for name in sorted(PEAK_BF16, key=len, reverse=True) if name in gpu), None)
 
 
 def ask(*fields: str, seconds: float = 20) -> list[dict[str, str]] | None:
@@ -67,3 +78,9 @@ def gpu_memory() -> float | None:
         return min((float(gpu["memory.total"]) for gpu in visible("memory.total")), default=0.0) / 1024 or None
     except (KeyError, ValueError):
         return None
+
+
+def gpu_peak_tflops() -> float | None:
+    """Dense bf16 TFLOP/s of the slowest GPU that a run gets here; None without one, or for one that is not in the table."""
+    peaks = [peak_flops(gpu.get("name", "")) for gpu in visible("name")]
+    return min(peak for peak in peaks if peak) / 1e12 if peaks and all(peaks) else None

@@ -40,6 +40,10 @@ class Machine:
         )  # fmt: skip
 
 
+ASSUMED_GPU = Machine(gpus=1, capability=9.0, transformer_engine=True)
+"""The machine that the estimate assumes where there is no GPU: a Hopper GPU with Transformer Engine installed."""
+
+
 def _capabilities() -> list[float | None]:
     capabilities: list[float | None] = []
     for gpu in visible("compute_cap") or visible():

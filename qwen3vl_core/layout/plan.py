@@ -75,6 +75,7 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             if step["no_cuda_graph"]
             else "forward and backward of a micro batch are replayed as one CUDA graph",
             f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them of pictures (--vision-tokens)",
+            *(f"note: {note['text']}" for note in record["notes"]),
         ]
     if "suggestions" in record:
         none = f"no valid layout on {record['gpus']} GPUs; change --global-batch-size"

@@ -89,7 +89,7 @@ def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8
 
 def candidate(
     options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int | None = None,
-    mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
+    mfu: float = 0.0, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> Candidate:  # fmt: skip
     """The memory and time of a valid layout."""
     tokens = memory.default_vision_tokens(options) if vision_tokens is None else vision_tokens
@@ -101,7 +101,7 @@ def candidate(
 
 def suggest(
     base: FinetuneOptions, a: Architecture, gpus: int, gib: float, *, per_node: int = 8, vision_tokens: int | None = None,
-    mfu: float = flops.DEFAULT_MFU, peak_tflops: float = flops.PEAK_TFLOPS,
+    mfu: float = 0.0, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> list[Candidate]:  # fmt: skip
     """Valid layouts, best first: those that fit, by the time of a step, then the others, by the memory they need."""
     candidates = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]

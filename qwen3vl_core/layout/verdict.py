@@ -16,8 +16,9 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
-from qwen3vl_core.layout.gpus import gpu_memory
-from qwen3vl_core.layout.machine_rules import Machine, machine_problems
+from qwen3vl_core.layout.gpus import gpu_memory, gpu_peak_tflops
+from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine, machine_problems
+from qwen3vl_core.layout.measured_mfu import expected_mfu, longest
 from qwen3vl_core.layout.memory import StageMemory
 from qwen3vl_core.layout.parameters import published, total_parameters
 from qwen3vl_core.layout.rules import architecture_of, data_problems, layout_problems
@@ -29,10 +30,10 @@ from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.problems import Problem, unique
 from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
-ASSUMED_GPU = Machine(gpus=1, capability=9.0, transformer_engine=True)
-"""The machine that the estimate assumes where there is no GPU: a Hopper GPU with Transformer Engine installed."""
 DEFAULT_MEMORY = CARDS[80]
 """GiB of the GPU that is assumed where there is none."""
+WORTH_SAYING = 0.05
+"""Gain of longer packed rows from which a plan names them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class StepEstimate:
     vision: float
     recompute: float
     mfu: float
+    """As measured for such a model and rows, or as the plan was told."""
     seconds: float
     tokens_per_second: float
     no_cuda_graph: str = ""
@@ -87,6 +89,8 @@ class Verdict:
     """Every broken rule: of options, model, data, layout and, if it is to run here, of this machine."""
     warnings: tuple[Problem, ...] = ()
     """Problems that do not prevent a start: it does not fit according to the estimate."""
+    notes: tuple[Problem, ...] = ()
+    """What would be faster, with the options as remedies; nothing is wrong without them."""
     architecture: Architecture | None = None
     """Of the checkpoint, else of the size; None if neither is known."""
     gpus: int = 1
@@ -134,6 +138,7 @@ class Verdict:
             "size": size_of(a) if a else None, "parameters": total_parameters(a) if a else None, "gpus": self.gpus,
             "memory_gib": round(self.memory_gib, 2), "vision_tokens": self.vision_tokens, "valid": self.valid, "fits": self.fits,
             "starts": self.starts, "problems": [p.as_json() for p in self.problems], "warnings": [p.as_json() for p in self.warnings],
+            "notes": [p.as_json() for p in self.notes],
         }  # fmt: skip
         if e is not None:
             record |= {
@@ -200,9 +205,35 @@ def judge(
         # an option names parts or layers that do not exist, which is among the problems
         return verdict
     if estimate.fits:
-        return replace(verdict, estimate=estimate)
+        longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan)
+        return replace(verdict, estimate=estimate, notes=longer)
     needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
     return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(_too_big(estimate, needed),))
+
+
+def _longer_rows(
+    estimate: Estimate, options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int, plan: PlanOptions
+) -> tuple[Problem, ...]:
+    """Whether longer packed rows that were measured and fit would be faster by WORTH_SAYING or more; of several the fastest. The
+    samples stay as long as they are, so a token costs the same in them and the gain is that of MFU."""
+    if not options.packing or plan.mfu:
+        return ()
+    best, gain, length = options, WORTH_SAYING, 2 * options.seq_length
+    while length <= longest(a):
+        times = length // options.seq_length
+        batch, rest = divmod(options.global_batch_size, times)
+        # as many tokens a step, where the batch can be divided
+        same = not rest and batch % (gpus // (options.tp * options.pp * options.cp)) == 0
+        tried = replace(options, seq_length=length, global_batch_size=batch if same else options.global_batch_size)
+        faster = expected_mfu(tried, a, not estimate.step.no_cuda_graph) / estimate.step.mfu - 1
+        stages = tuple(memory.estimate(tried, a, gpus, min(vision_tokens * times, length)))
+        if faster >= gain and replace(estimate, stages=stages).fits:
+            best, gain = tried, faster
+        length *= 2
+    if best is options:
+        return ()
+    remedy = {name: getattr(best, name) for name in ("seq_length", "global_batch_size") if getattr(best, name) != getattr(options, name)}
+    return (Problem("longer-rows-faster", "seq_length", options.seq_length, {"percent": round(100 * gain)}, (remedy,)),)
 
 
 def _too_big(estimate: Estimate, needed: int | None) -> Problem:
@@ -238,12 +269,16 @@ def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Prob
 def _estimate(
     options: FinetuneOptions, a: Architecture, gpus: int, gib: float, vision_tokens: int, plan: PlanOptions, machine: Machine | None
 ) -> Estimate:
+    machine = machine if machine is not None and machine.gpus else ASSUMED_GPU
     cost = flops.step_flops(options, a, vision_tokens)
-    seconds = flops.step_seconds(options, a, gpus, vision_tokens, plan.mfu, plan.peak_tflops)
+    no_graph = no_graph_because(options, a, machine)
+    mfu = plan.mfu or expected_mfu(options, a, not no_graph)
+    peak = plan.peak_tflops or gpu_peak_tflops() or flops.PEAK_TFLOPS
+    seconds = flops.step_seconds(options, a, gpus, vision_tokens, mfu, peak)
     step = StepEstimate(
         tflops=round(cost.model / 1e12, 3), language=round((cost.language + cost.attention) / 1e12, 3),
         vocabulary=round(cost.vocabulary / 1e12, 3), vision=round(cost.vision / 1e12, 3), recompute=round(cost.recompute / 1e12, 3),
-        mfu=plan.mfu, seconds=round(seconds, 3), tokens_per_second=round(options.global_batch_size * options.seq_length / seconds, 1),
-        no_cuda_graph=no_graph_because(options, a, machine if machine is not None and machine.gpus else ASSUMED_GPU),
+        mfu=mfu, seconds=round(seconds, 3), tokens_per_second=round(options.global_batch_size * options.seq_length / seconds, 1),
+        no_cuda_graph=no_graph,
     )  # fmt: skip
     return Estimate(tuple(memory.estimate(options, a, gpus, vision_tokens)), gib, step, round(seconds * options.train_iters / 3600, 3))

@@ -18,13 +18,15 @@ class PlanOptions:
         -1, help="Tokens of pictures in a row (a 1024 x 1024 picture has 1024); -1: 1024, at most half of the row", group="Plan", minimum=-1
     )
     mfu: float = option(
-        0.4,
-        help="Share of the GPUs' peak that a step reaches without parallel layout, measured or guessed",
+        0.0,
+        help="Share of the GPUs' peak that a step reaches without parallel layout; 0: as measured for such a model and rows",
         group="Plan",
-        minimum=0.001,
+        minimum=0.0,
         maximum=1.0,
     )
-    peak_tflops: float = option(989.0, help="Dense bf16 peak of one GPU", unit="TFLOP/s", group="Plan", minimum=1.0)
+    peak_tflops: float = option(
+        0.0, help="Dense bf16 peak of one GPU; 0: as this machine's data sheet says, else 989", unit="TFLOP/s", group="Plan", minimum=0.0
+    )
     suggest: bool = option(False, help="Rank the valid layouts for so many GPUs", group="Plan")
     presets: bool = option(False, help="Print a layout for each size on 1, 2, 4 and 8 GPUs of 80, 96 and 141 GB", group="Plan")
     emit: str | None = option(None, help="Print a script that runs it, and nothing else", group="Plan", choices=("sh", "slurm", "k8s"))

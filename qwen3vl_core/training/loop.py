@@ -50,6 +50,7 @@ from qwen3vl_core.training.sample_captions import Sampler
 from qwen3vl_core.training.setup import Training, build, common_state, device, multiple_of, settle, structure_rules, this_machine
 from qwen3vl_core.training.sinks import Sinks
 from qwen3vl_core.training.step import StepResult, evaluate, train_step
+from qwen3vl_core.training.step_profile import StepProfile
 from qwen3vl_core.training.throughput import Gpu
 
 # default loader processes of a rank with a GPU: decoding must not make the GPU wait
@@ -149,6 +150,7 @@ class Loop:
             Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.is_rank_0 else None
         )
         self.gpu = Gpu()
+        self.profile = StepProfile.of_environment(run_dir) if self.is_rank_0 else None
         # seconds spent in checkpoints since the last metrics row
         self.saving_seconds = 0.0
         self.peaks: tuple[float, ...] = ()
@@ -331,6 +333,8 @@ class Loop:
         stop, failed = False, True
         try:
             while self.step < o.train_iters and not stop:
+                if self.profile:
+                    self.profile.before(self.step + 1)
                 started = time.monotonic()
                 self.progress.note(self.step, AT_DATA)
                 batches = next(self.train_data)
@@ -338,6 +342,8 @@ class Loop:
                 self.progress.note(self.step, AT_STEP)
                 result = train_step(self.training, batches, self.signals.take(), self.guard)
                 self.step += 1
+                if self.profile:
+                    self.profile.after(self.step)
                 self._log(result, loaded - started, time.monotonic() - started)
                 self.check(result, batches)
                 stop, save_requested = result.signals

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from qwen3vl_core.data.batch import Encoded, collate, pack
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.layout.flops import attention_forward
+from qwen3vl_core.layout.gpus import peak_flops
 from qwen3vl_core.sizes import Architecture
-from qwen3vl_core.training.throughput import peak_flops, training_flops
+from qwen3vl_core.training.throughput import training_flops
 from tests import tiny
 
 PARTS = ("vision", "projector", "language")

@@ -33,6 +33,7 @@ from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.micro_batch import StructureRules
 from qwen3vl_core.training.graphs import MicroBatchGraphs, finalize_gradients, prepare_capture
+from qwen3vl_core.training.stage_graphs import StageGraphs
 
 # parts of the model as `--freeze` names them -> prefixes of parameter names
 PARTS = {
@@ -66,8 +67,8 @@ class Training:
     """Parts that are not trained."""
     adapters: Adapters | None = None
     """LoRA adapters; None for a run that trains the weights themselves."""
-    graphs: MicroBatchGraphs | None = None
-    """CUDA graphs of the micro batches; None where they run without graphs."""
+    graphs: MicroBatchGraphs | StageGraphs | None = None
+    """CUDA graphs of the micro batches, or of the stages of a pipeline; None where they run without graphs."""
 
 
 def multiple_of(options: FinetuneOptions) -> int:
@@ -167,9 +168,12 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         config.grad_sync_func = [model.start_grad_sync for model in wrapped]
     if options.overlap_param_gather and options.vp > 1:
         config.param_sync_func = [model.start_param_sync for model in wrapped]
+    graphs: MicroBatchGraphs | StageGraphs | None = None
+    if rules.buckets:
+        graphs = StageGraphs(wrapped, dtype) if options.pp > 1 else MicroBatchGraphs(wrapped[0], config, dtype)
     return Training(
         source.architecture, models, wrapped, optimizer, scheduler, config, dtype, rules, tuple(options.untrained_parts()),
-        Adapters.of(options), MicroBatchGraphs(wrapped[0], config, dtype) if rules.buckets else None,
+        Adapters.of(options), graphs,
     )  # fmt: skip
 
 

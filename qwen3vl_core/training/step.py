@@ -24,8 +24,10 @@ from torch import Tensor
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.structure.micro_batch import IGNORED, Structure
 from qwen3vl_core.training.gradient_norm import norm_of, squared_norms
+from qwen3vl_core.training.graphs import MicroBatchGraphs
 from qwen3vl_core.training.guard import GRADIENT, Guard
 from qwen3vl_core.training.setup import FP16_SCALE, Training, device, settle
+from qwen3vl_core.training.stage_graphs import StageGraphs
 from qwen3vl_core.training.throughput import peak_memory, sample_lengths, training_flops
 from qwen3vl_core.training.token_loss import token_loss
 
@@ -59,7 +61,11 @@ class StepResult:
 
 def forward_step(training: Training, batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Megatron's `forward_step_func`: (loss of each token [b, s] or of each trained token [1, n], the function that reduces them)."""
-    inputs = next(batches).step_inputs(device(), training.dtype)
+    batch = next(batches)
+    if isinstance(training.graphs, StageGraphs) and torch.is_grad_enabled():
+        output, labels = training.graphs.forward(model, batch)
+        return output, partial(token_loss, labels)
+    inputs = batch.step_inputs(device(), training.dtype)
     structure: Structure = inputs["structure"]
     return model(**inputs), partial(token_loss, structure.loss_labels)
 
@@ -83,7 +89,7 @@ def _run(training: Training, batches: list[Batch], *, forward_only: bool) -> Ten
     chunks = training.wrapped
     if training.config.num_moe_experts and not forward_only:
         _scale_balance_loss(training, batches)
-    if training.graphs is not None and not forward_only:
+    if isinstance(training.graphs, MicroBatchGraphs) and not forward_only:
         return training.graphs.forward_backward(batches)
     totals = get_forward_backward_func()(
         forward_step_func=partial(forward_step, training),

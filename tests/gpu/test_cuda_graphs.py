@@ -46,7 +46,7 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
         lr_warmup_iters=2, seq_length=256, packing=packed,
     )  # fmt: skip
     options = FinetuneOptions(**(values | changes))
-    process_groups.initialize(options.tp, cp=options.cp)
+    process_groups.initialize(options.tp, options.pp, cp=options.cp, vp=options.vp)
     try:
         training = setup.build(options, open_source(folder))
         if training.graphs is not None and not graphs:

@@ -137,7 +137,7 @@ def _unused_gradient(shape: torch.Size, dtype: torch.dtype, device: torch.device
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-class _Product(torch.autograd.Function):
+class _GroupedProduct(torch.autograd.Function):
     """See `product`."""
 
     @staticmethod
@@ -174,7 +174,7 @@ def product(x: Tensor, ends: Tensor, weights: Sequence[torch.nn.Parameter], *, i
 
     in_place: the weights' gradients are added to `main_grad`, Megatron's fp32 buffers, as Transformer Engine does.
     """
-    return _Product.apply(x, ends, in_place and weights[0].requires_grad, *weights)
+    return _GroupedProduct.apply(x, ends, in_place and weights[0].requires_grad, *weights)
 
 
 def aligned(weights: Sequence[Tensor]) -> Tensor:

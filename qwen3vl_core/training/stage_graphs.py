@@ -38,7 +38,7 @@ class CapturedStage:
     """Those of the tokens that have a loss."""
 
 
-class _Replay(torch.autograd.Function):
+class _StageReplay(torch.autograd.Function):
     """Forward replays the forward graph, backward the other one, which adds the weights' gradients to their buffers."""
 
     @staticmethod
@@ -95,7 +95,7 @@ class StageGraphs:
             self.busy.add(slot)
             for name, buffer in stage.inputs.items():
                 buffer.copy_(tensors[name], non_blocking=True)
-            return _Replay.apply(self.anchor, hidden, stage, self.busy), stage.labels
+            return _StageReplay.apply(self.anchor, hidden, stage, self.busy), stage.labels
         # the first micro batch of a shape runs kernel by kernel, as warm-up: libraries select and compile their kernels
         self.warm.add(key)
         self.launched += 1

@@ -162,7 +162,7 @@ def test_a_client_that_is_not_installed_is_named(which, tmp_path, capsys, monkey
         ({"name": "../thing"}, r"NAME \.\./thing: must be"),
         ({"name": "thing", "from_": "modelscope"}, "NAME thing: must be OWNER/NAME"),
         ({"from_": "elsewhere"}, "--from elsewhere: must be one of modelscope, huggingface"),
-        ({"kind": "song"}, "kind song: must be one of model, dataset"),
+        ({"kind": "song"}, "KIND song: must be one of model, dataset"),
         ({"to": "file"}, "a file stands there"),
         ({"to": "file/below"}, "cannot be written to"),
         ({"to": "full"}, "already holds something that was not downloaded"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qwen3vl_core.options.declare import option
 from qwen3vl_core.options.finetune import FinetuneOptions
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.sizes import SIZES
 
 
 @dataclass
@@ -69,9 +70,7 @@ class ConvertOptions:
     layout: str = option(
         "bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai")
     )
-    size: str | None = option(
-        None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny")
-    )
+    size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=tuple(SIZES))
     hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
     base: str | None = option(
         None, help="Base model of a LoRA run or a PEFT adapter, if it is not where that says", group="Checkpoint", path="model"

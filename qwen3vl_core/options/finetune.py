@@ -9,6 +9,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import seconds_of
 from qwen3vl_core.options.declare import check_options, option, options_of
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.sizes import SIZES
 
 PARTS = ("vision", "projector", "language")
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
@@ -19,9 +20,7 @@ class FinetuneOptions:
     """A finetune: model, data, batch, schedule, parallel layout."""
 
     load: str = option(help="Checkpoint to start from: torch_dist, or an HF folder directly", group="Model", path="model")  # 23
-    size: str | None = option(
-        None, help="Refuse the checkpoint unless it is this size", group="Model", choices=("2B", "4B", "8B", "32B", "A3B", "A22B", "tiny")
-    )  # 2
+    size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model", choices=tuple(SIZES))  # 2
     freeze: str = option("", help="Parts to freeze: any of vision,projector,language", group="Model")
     lora_rank: int = option(
         0,

@@ -38,6 +38,7 @@ from PIL import Image, ImageDraw
 
 import qwen3vl_core
 from qwen3vl_core.data import energon
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.prepare.check import Checker
 from qwen3vl_core.data.prepare.command import read_samples
 from qwen3vl_core.data.prepare.shard_writer import Shard, plan_shards, write_shards
@@ -274,7 +275,7 @@ def loader_figures(folder: Path, source: Path, count: int, repeats: int) -> dict
 
     torch.set_num_threads(1)
     prepare.run(PrepareOptions(source=str(source), to=str(folder / "loaded"), split="1,0,0", workers=1, overwrite=True))
-    processor = ChatProcessor.from_pretrained(CHECKPOINT, *AREAS)
+    processor = ChatProcessor.from_pretrained(CHECKPOINT, MediaLimits(*AREAS))
 
     def ours(normalise: bool) -> None:
         loader = build_loader(folder / "loaded", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW)
@@ -316,7 +317,7 @@ def packing_figures(folder: Path, source: Path, count: int) -> dict[str, Any]:
     long = source.parent / "long.json"
     long.write_text(json.dumps(records))
     prepare.run(PrepareOptions(source=str(long), to=str(folder / "packed"), split="1,0,0", workers=1, overwrite=True))
-    processor = ChatProcessor.from_pretrained(CHECKPOINT, *AREAS)
+    processor = ChatProcessor.from_pretrained(CHECKPOINT, MediaLimits(*AREAS))
     loader = build_loader(folder / "packed", "train", processor, micro_batch_size=1, global_batch_size=1, seq_length=ROW, packing=True)
     begin = time.perf_counter()
     while loader.used < count - sum(loader.skipped.values()):

@@ -229,7 +229,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "message-tool-calls": ("tool_calls must be a list of {{type, function: {{name, arguments}}}}", ""),
     "sample-tools": ("tools must be a list of objects", ""),
     "video-sampling": ("a video's sampling must hold numbers above 0 ({names})", ""),
-    "too-long": ("{tokens} tokens, {most} at most", ""),
+    "too-long": ("{tokens} tokens, {most} at most", "{way}"),
     "too-long-for-layout": ("{tokens} tokens, at most {most} in this layout", ""),
     "nothing-to-train": ("no assistant's answer in the conversation", ""),
     # its pictures and videos

@@ -10,6 +10,7 @@ from qwen3vl_core.caption.comparison import BASE, RESERVED, TUNED
 from qwen3vl_core.caption.pictures import shown
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.source import open_source
+from qwen3vl_core.data.media_limits import MediaLimits, limits_of
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import CompareOptions
@@ -42,7 +43,8 @@ class ComparedModel:
 
 def open_models(options: CompareOptions) -> list[ComparedModel]:
     """All models, checked but not loaded. Raises RequestError."""
-    models = [_open(BASE, "--base", options.base), *(_open("", "--tuned", path) for path in options.tuned)]
+    limits = limits_of(options)
+    models = [_open(BASE, "--base", options.base, limits), *(_open("", "--tuned", path, limits) for path in options.tuned)]
     names = [BASE, *tuned_names([Path(compared.path) for compared in models[1:]])]
     return [
         ComparedModel(name, compared.option, compared.path, compared.size, compared.processor)
@@ -50,7 +52,7 @@ def open_models(options: CompareOptions) -> list[ComparedModel]:
     ]
 
 
-def _open(name: str, option: str, path: str) -> ComparedModel:
+def _open(name: str, option: str, path: str, limits: MediaLimits) -> ComparedModel:
     folder = Path(path).expanduser()
     checkpoint = torch_dist.find(folder) if folder.is_dir() else None
     if checkpoint and not (checkpoint.root / "config.json").is_file():
@@ -61,7 +63,7 @@ def _open(name: str, option: str, path: str) -> ComparedModel:
     source.check()
     # a running finetune moves its tracker: compare the checkpoint that was the latest when the comparison started
     loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / TRACKER).is_file() else path
-    return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side))
+    return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side, limits))
 
 
 def tuned_names(paths: list[Path]) -> list[str]:

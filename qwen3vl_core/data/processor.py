@@ -6,9 +6,10 @@ Equal to `Qwen3VLProcessor` token for token and, after normalisation, pixel for 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,12 +21,34 @@ from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import Encoded, pixel_values
 from qwen3vl_core.data.chat_template import ChatTemplate, MediaItem, Message
 from qwen3vl_core.data.errors import DataError, picture_errors
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.structure.micro_batch import IGNORED
 
 PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
+
+
+_NO_LIMITS = MediaLimits()
+
+
+@dataclass(frozen=True)
+class MediaPlan:
+    """A picture or video of a sample, planned from its header."""
+
+    item: MediaItem
+    video: VideoPlan | None
+    """None for a picture."""
+    tokens: int
+    """Of the picture, or of one temporal patch of the video."""
+    rules: PictureRules
+    """By which it is resized: VideoRules for a video."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each placeholder: a picture has one, a video one for each temporal patch."""
+        return [self.tokens] * (1 if self.video is None else len(self.video.times))
 
 
 @dataclass(frozen=True)
@@ -37,8 +60,8 @@ class TokenizedSample:
     """int64 [s], as in Encoded."""
     labels: np.ndarray
     """int64 [s], as in Encoded."""
-    media: tuple[tuple[MediaItem, VideoPlan | None, int], ...]
-    """(picture or video, plan of a video, tokens of the picture or of one temporal patch), in order."""
+    media: tuple[MediaPlan, ...]
+    """In the order of the text."""
 
 
 class ChatProcessor:
@@ -53,7 +76,10 @@ class ChatProcessor:
         pad_token_id: int,
         video_rules: VideoRules | None = None,
         outer_vision_tokens: bool = True,
+        max_visual_tokens: int | None = None,
     ) -> None:
+        self.max_visual_tokens = max_visual_tokens
+        """Of a sample; its pictures and videos are made smaller to fit. None: no cap."""
         self.tokenizer, self.chat_template, self.rules = tokenizer, template, rules
         self.video_rules = video_rules
         """None if the checkpoint has no video processor."""
@@ -70,13 +96,13 @@ class ChatProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, min_pixels: int | None = None, max_pixels: int | None = None, *, video: dict[str, Any] | None = None,
+        cls, folder: str | Path, limits: MediaLimits = _NO_LIMITS, *, video: dict[str, Any] | None = None,
         outer_vision_tokens: bool = True,
     ) -> ChatProcessor:  # fmt: skip
         """From a folder with a checkpoint's tokenizer, chat template and `preprocessor_config.json`; nothing is downloaded.
 
-        min_pixels, max_pixels: areas that pictures are resized into, instead of the checkpoint's. video: entries that
-        override those of `video_preprocessor_config.json` (fps, max_frames, max_pixels); None keeps the checkpoint's.
+        limits: of pictures and videos, instead of the checkpoint's. video: entries that override those of
+        `video_preprocessor_config.json`; None keeps the checkpoint's.
         outer_vision_tokens: keep the template's vision tokens around a video's timestamped frames, as transformers 5
         does; transformers 4 removed them.
         Raises RequestError that names what is missing.
@@ -86,8 +112,8 @@ class ChatProcessor:
             raise RequestError(f"{folder}: no such folder; give a checkpoint with its tokenizer files")
         if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
             raise RequestError(f"{folder}: no tokenizer.json; copy the tokenizer files of the original checkpoint there")
-        rules = PictureRules.from_config(*_media_config(folder, PICTURE_CONFIG, "image_processor"), min_pixels, max_pixels)
-        video_rules = _video_rules(folder, {name: value for name, value in (video or {}).items() if value is not None})
+        rules = PictureRules.from_config(*_media_config(folder, PICTURE_CONFIG, "image_processor"), limits.min_pixels, limits.max_pixels)
+        video_rules = _video_rules(folder, {name: value for name, value in (video or {}).items() if value is not None}, limits)
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:
@@ -105,7 +131,7 @@ class ChatProcessor:
             raise RequestError(f"{folder}: no eos_token_id; copy generation_config.json of the original checkpoint there")
         template = ChatTemplate(tokenizer, _template(folder, tokenizer), str(folder))
         pad = pad if isinstance(pad, int) else eos_token_ids[0]
-        return cls(tokenizer, template, rules, eos_token_ids, pad, video_rules, outer_vision_tokens)
+        return cls(tokenizer, template, rules, eos_token_ids, pad, video_rules, outer_vision_tokens, limits.max_visual_tokens)
 
     def encode(
         self, messages: list[Message], media: dict[str, bytes], *, key: str = "", limit: int | None = None, tools: list[Any] | None = None
@@ -124,19 +150,19 @@ class ChatProcessor:
     ) -> TokenizedSample:
         """The tokens and labels of `encode`, from the headers of pictures and videos alone. Raises DataError."""
         text = self.chat_template.render(messages, tools=tools)
-        media_plans = tuple(self._plan_medium(medium, media) for medium in chat_template.media_of(messages))
-        clips = [video for _, video, _ in media_plans if video is not None]
+        media_plans = self._plan_media(chat_template.media_of(messages), media)
+        clips = [plan.video for plan in media_plans if plan.video is not None]
         text = self._with_times(text, clips)
         encoding = self._backend.encode(text)
         ids = np.array(encoding.ids, dtype=np.int64)
-        counts = [tokens for _, video, tokens in media_plans for _ in (video.times if video is not None else (0,))]
+        counts = [count for plan in media_plans for count in plan.counts]
         places = self._is_vision(ids)
         shown = int((ids == self.image_token_id).sum())
         if shown != len(media_plans) - len(clips) or places.sum() != len(counts):
             raise DataError("template-pictures", pictures=len(media_plans) - len(clips), shown=shown)
         length = len(ids) - len(counts) + sum(counts)
         if limit is not None and length > limit:
-            raise DataError("too-long", tokens=length, most=limit)
+            raise DataError("too-long", tokens=length, most=limit, **self._way_to_fit(media_plans))
         begins = np.array([begin for begin, _ in encoding.offsets])
         trained = np.zeros(len(ids), dtype=bool)
         for begin, end in self.chat_template.answers(text, messages):
@@ -152,17 +178,18 @@ class ChatProcessor:
     def decode_media(self, tokenized: TokenizedSample, media: dict[str, bytes]) -> Encoded:
         """Decode the media of a conversation, given as to `tokenize`. Raises DataError."""
         images, clips = [], []
-        for medium, video, tokens in tokenized.media:
-            if video is None:
-                values, grid = pictures.patches(pictures.decode(media[medium.parts[0]], medium.parts[0]), self.rules)
+        for plan in tokenized.media:
+            name = plan.item.parts[0]
+            if plan.video is None:
+                values, grid = pictures.patches(pictures.decode(media[name], name), plan.rules)
                 images.append((values, grid))
             else:
-                assert self.video_rules is not None
-                values, grid = videos.patches(_frames(medium, video, media), video, self.video_rules)
+                assert isinstance(plan.rules, VideoRules)
+                values, grid = videos.patches(_frames(plan.item, plan.video, media), plan.video, plan.rules)
                 clips.append((values, grid))
-            if grid[1] * grid[2] != tokens * self.rules.merge_size**2:
+            if grid[1] * grid[2] != plan.tokens * self.rules.merge_size**2:
                 # a damaged header may state another size than that of the pixels
-                raise DataError("picture-sizes-differ" if video is None else "video-sizes-differ", medium.parts[0])
+                raise DataError("picture-sizes-differ" if plan.video is None else "video-sizes-differ", name)
         patches, grids = _joined(images, self.rules.patch_bytes)
         if not clips:
             return Encoded(tokenized.key, tokenized.ids, tokenized.labels, patches, grids)
@@ -198,24 +225,59 @@ class ChatProcessor:
         """Text of tokens, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _plan_medium(self, medium: MediaItem, media: dict[str, bytes]) -> tuple[MediaItem, VideoPlan | None, int]:
-        """(medium, plan of a video, tokens of the picture or of one temporal patch)"""
-        missing = next((name for name in medium.parts if name not in media), None)
+    def _plan_media(self, items: list[MediaItem], media: dict[str, bytes]) -> tuple[MediaPlan, ...]:
+        """The plan of each picture and video, made smaller together where the sample has more tokens of them than it may."""
+        sizes = [self._size_of(item, media) for item in items]
+        plans = [self._plan(item, size) for item, size in zip(items, sizes, strict=True)]
+        total, most = sum(sum(plan.counts) for plan in plans), self.max_visual_tokens
+        if most is None or total <= most:
+            return tuple(plans)
+        return tuple(
+            self._plan(item, size, share=(sum(plan.counts), most, total)) for item, size, plan in zip(items, sizes, plans, strict=True)
+        )
+
+    def _size_of(self, item: MediaItem, media: dict[str, bytes]) -> tuple[int, int] | video_decode.VideoHeader:
+        """(height, width) of a picture, the header of a video. Raises DataError."""
+        missing = next((name for name in item.parts if name not in media), None)
         if missing is not None:
-            raise DataError("picture-not-in-sample" if medium.kind == "image" else "video-not-in-sample", missing)
-        name = medium.parts[0]
-        if medium.kind == "image":
-            with picture_errors(name):
-                return medium, None, pictures.token_count(*pictures.picture_size(media[name], name), self.rules)
+            raise DataError("picture-not-in-sample" if item.kind == "image" else "video-not-in-sample", missing)
+        name = item.parts[0]
+        if item.kind == "image":
+            return pictures.picture_size(media[name], name)
         if self.video_rules is None or self.video_token_id is None:
             raise DataError("video-unsupported", name, file=VIDEO_CONFIG)
-        if medium.fps is not None:
-            header = videos.folder_header(media[name], name, len(medium.parts), medium.fps)
-        else:
-            header = video_decode.header(media[name], name)
+        if item.fps is not None:
+            return videos.folder_header(media[name], name, len(item.parts), item.fps)
+        return video_decode.header(media[name], name)
+
+    def _plan(
+        self, item: MediaItem, size: tuple[int, int] | video_decode.VideoHeader, share: tuple[int, int, int] | None = None
+    ) -> MediaPlan:
+        """The plan of a picture or video. share: (its tokens without a cap, tokens of the sample's media with and without it)."""
+        name = item.parts[0]
+        if isinstance(size, tuple):
+            rules = self.rules if share is None else _smaller(self.rules, self.rules.factor**2, *share)
+            with picture_errors(name):
+                return MediaPlan(item, None, pictures.token_count(*size, rules), rules)
+        assert self.video_rules is not None
+        video_rules, sampling = self.video_rules, dict(item.sampling)
+        if share is not None:
+            video_rules = _smaller(video_rules, video_rules.factor**2 * video_rules.temporal_patch_size, *share)
+            sampling.pop("max_pixels", None)
         with video_decode.video_errors(name):
-            planned = videos.plan(header, self.video_rules, dict(medium.sampling))
-        return medium, planned, planned.tokens
+            planned = videos.plan(size, video_rules, sampling)
+        return MediaPlan(item, planned, planned.tokens, video_rules)
+
+    def _way_to_fit(self, plans: Sequence[MediaPlan]) -> dict[str, Any]:
+        """What a message about a sample that is too long says of its media: how many tokens, and the option that helps."""
+        by_kind = {
+            kind: sum(sum(plan.counts) for plan in plans if (plan.video is None) == (kind == "pictures")) for kind in ("pictures", "videos")
+        }
+        larger = max(by_kind, key=lambda kind: by_kind[kind])
+        if not by_kind[larger]:
+            return {"way": "use a longer --seq-length"}
+        flags = "--max-pixels" if larger == "pictures" else "--video-max-frames or --video-max-pixels"
+        return {"way": f"{by_kind[larger]:,} are of {larger}: use a smaller {flags}, --max-visual-tokens, or a longer --seq-length"}
 
     def _with_times(self, text: str, planned: list[VideoPlan]) -> str:
         """The text with each video's timestamps, a VIDEO token after each."""
@@ -243,6 +305,15 @@ class ChatProcessor:
         return tuple(np.repeat(values, repeats) for values in (ids, *aligned))
 
 
+_Rules = TypeVar("_Rules", bound=PictureRules)
+
+
+def _smaller(rules: _Rules, area: int, own: int, most: int, total: int) -> _Rules:
+    """The rules for a medium of `own` tokens, each of `area` pixels, in a sample whose media may have `most` tokens instead of `total`."""
+    largest = max(area, own * area * most // total)
+    return replace(rules, max_pixels=largest, min_pixels=min(rules.min_pixels, largest))
+
+
 def _frames(medium: MediaItem, planned: VideoPlan, media: dict[str, bytes]) -> list[np.ndarray]:
     if medium.fps is None:
         return videos.decode(media[medium.parts[0]], planned, medium.parts[0])
@@ -267,12 +338,12 @@ def _media_config(folder: Path, name: str, nested: str) -> tuple[dict[str, Any],
     return _json(folder / name), str(folder / name)
 
 
-def _video_rules(folder: Path, overrides: dict[str, Any]) -> VideoRules | None:
+def _video_rules(folder: Path, overrides: dict[str, Any], limits: MediaLimits) -> VideoRules | None:
     """None for a checkpoint without a video processor."""
     if not (folder / VIDEO_CONFIG).is_file() and "video_processor" not in _json(folder / BOTH_CONFIG, needed=False):
         return None
     config, location = _media_config(folder, VIDEO_CONFIG, "video_processor")
-    return VideoRules.from_config(config | overrides, location)
+    return VideoRules.from_config(config | limits.video_config(config) | overrides, location)
 
 
 def _json(file: Path, needed: bool = True) -> dict[str, Any]:

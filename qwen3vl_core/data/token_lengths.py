@@ -15,10 +15,12 @@ import numpy as np
 
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect.samples import Samples, open_samples
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.progress import Progress
 
+_NO_LIMITS = MediaLimits()
 _AT_ONCE = 512
 _WORTH_A_PROCESS = 8192
 """With fewer samples, starting processes takes longer than measuring in this one."""
@@ -56,8 +58,11 @@ class Lengths:
 class Measurer:
     """Processor and open samples for measuring, created on first use: each process has its own."""
 
-    def __init__(self, path: Place, model: Path, images: Path | None = None, columns: str | None = None) -> None:
-        self.path, self.model, self.images, self.columns = path, model, images, columns
+    def __init__(
+        self, path: Place, model: Path, images: Path | None = None, columns: str | None = None,
+        limits: MediaLimits = _NO_LIMITS,
+    ) -> None:  # fmt: skip
+        self.path, self.model, self.images, self.columns, self.limits = path, model, images, columns, limits
         """path: of a dataset, a shard or a source; images: where a source's media are; columns: as its records call them."""
         self._processor: Any = None
         self._opened: dict[str, Samples] = {}
@@ -68,7 +73,7 @@ class Measurer:
         if self._processor is None:
             from qwen3vl_core.data.processor import ChatProcessor
 
-            self._processor = ChatProcessor.from_pretrained(self.model)
+            self._processor = ChatProcessor.from_pretrained(self.model, self.limits)
         return self._processor
 
     def samples(self, name: str) -> Samples:

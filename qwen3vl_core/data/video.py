@@ -128,7 +128,8 @@ def plan(header: VideoHeader, rules: VideoRules, sampling: Mapping[str, float] =
     """
     frames = sampled_frames(header, rules, sampling)
     if "max_pixels" in sampling:
-        rules = replace(rules, max_pixels=max(int(sampling["max_pixels"]), rules.min_pixels))
+        largest = int(sampling["max_pixels"])
+        rules = replace(rules, max_pixels=largest, min_pixels=min(rules.min_pixels, largest))
     counted = max(len(frames), rules.temporal_patch_size)
     high, wide = smart_resize(counted, header.height, header.width, rules)
     step = rules.temporal_patch_size

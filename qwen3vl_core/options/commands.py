@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qwen3vl_core.options import media
 from qwen3vl_core.options.declare import option
 from qwen3vl_core.options.finetune import FinetuneOptions
 from qwen3vl_core.problems import Problem
@@ -55,6 +56,12 @@ class PrepareOptions:
     )
     overwrite: bool = option(False, help="Replace a dataset that is already there", group="Data")
     model: str | None = option(None, help="Count tokens as this model sees them, for the report", group="Report", path="model")
+    min_pixels: int | None = media.min_pixels("Report", "With --model: ")
+    max_pixels: int | None = media.max_pixels("Report", "With --model: ")
+    video_fps: float | None = media.video_fps("Report", "With --model: ")
+    video_max_frames: int | None = media.video_max_frames("Report", "With --model: ")
+    video_max_pixels: int | None = media.video_max_pixels("Report", "With --model: ")
+    max_visual_tokens: int | None = media.max_visual_tokens("Report", "With --model: ")
     workers: int = option(0, help="Processes; 0: one a core. The result does not depend on it", group="Data", minimum=0, maximum=256)
 
 
@@ -96,6 +103,12 @@ class InspectOptions:
     model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
     seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
     split: str | None = option(None, help="Data: look at this split only", group="Data", choices=("train", "val", "test"))
+    min_pixels: int | None = media.min_pixels("Data", "Data: ")
+    max_pixels: int | None = media.max_pixels("Data", "Data: ")
+    video_fps: float | None = media.video_fps("Data", "Data: ")
+    video_max_frames: int | None = media.video_max_frames("Data", "Data: ")
+    video_max_pixels: int | None = media.video_max_pixels("Data", "Data: ")
+    max_visual_tokens: int | None = media.max_visual_tokens("Data", "Data: ")
     images: str | None = option(
         None, help="Data: folder that the media's names in a JSON are relative to; else its own", group="Data", path="folder"
     )
@@ -135,6 +148,8 @@ class CompareOptions:
         path="captions",
     )
     limit: int = option(0, help="Use the first N pictures only; 0: all", group="Pictures", minimum=0)
+    min_pixels: int | None = media.min_pixels("Pictures")
+    max_pixels: int | None = media.max_pixels("Pictures")
     temperature: float = option(0.0, help="Sampling temperature; 0: greedy", group="Sampling", minimum=0.0, maximum=10.0)
     top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
     top_k: int = option(0, help="Sample from the N likeliest tokens; 0: all", group="Sampling", minimum=0)

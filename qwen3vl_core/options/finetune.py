@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import seconds_of
+from qwen3vl_core.options import media
 from qwen3vl_core.options.declare import check_options, option, options_of
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.sizes import SIZES
@@ -77,12 +78,12 @@ class FinetuneOptions:
         minimum=0,
     )  # 8
     packing: bool = option(False, help="Pack samples into rows of --seq-length; a micro batch is then one row", group="Data")
-    min_pixels: int | None = option(
-        None, help="Smallest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024
-    )
-    max_pixels: int | None = option(
-        None, help="Largest area a picture is resized to; else the checkpoint's", unit="pixels", group="Data", minimum=1024
-    )
+    min_pixels: int | None = media.min_pixels("Data")
+    max_pixels: int | None = media.max_pixels("Data")
+    video_fps: float | None = media.video_fps("Data")
+    video_max_frames: int | None = media.video_max_frames("Data")
+    video_max_pixels: int | None = media.video_max_pixels("Data")
+    max_visual_tokens: int | None = media.max_visual_tokens("Data")
     num_workers: int | None = option(
         None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64
     )

@@ -21,6 +21,7 @@ from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.training_state import Saving, load_training, start_saving
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
+from qwen3vl_core.data.media_limits import limits_of
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import GIB, seconds_of
@@ -99,7 +100,7 @@ class Signals:
 
 def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, run_dir: Path) -> tuple[Loader, Loader | None]:
     """Loaders of the training data and, where the run evaluates, the validation data, for this data-parallel rank."""
-    processor = ChatProcessor.from_pretrained(side, options.min_pixels, options.max_pixels)
+    processor = ChatProcessor.from_pretrained(side, limits_of(options))
     rank = parallel_state.get_data_parallel_rank()
     # without a GPU, loader processes would compete with training for cores; batches do not depend on their number
     workers = options.num_workers if options.num_workers is not None else 0 if device().type == "cpu" else GPU_WORKERS
@@ -158,7 +159,7 @@ class Loop:
     def _sampler(self) -> Sampler | None:
         if not self.options.sample_interval:
             return None
-        processor = ChatProcessor.from_pretrained(self.source.side, self.options.min_pixels, self.options.max_pixels)
+        processor = ChatProcessor.from_pretrained(self.source.side, limits_of(self.options))
         return Sampler(self.run_dir, self.options, processor)
 
     def _resume(self) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qwen3vl_core.data import chat_template
 from qwen3vl_core.data.batch import IGNORED, collate
 from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from tests.data import samples
@@ -234,7 +235,7 @@ def test_the_checkpoints_own_template_decides(checkpoint):
 
 
 def test_given_areas_change_the_tokens_of_a_picture(processor):
-    small = ChatProcessor.from_pretrained(samples.CHECKPOINT, min_pixels=1024, max_pixels=4096)
+    small = ChatProcessor.from_pretrained(samples.CHECKPOINT, MediaLimits(min_pixels=1024, max_pixels=4096))
     image = samples.picture(0, 128, 128)
     assert processor.prompt([image], "x")["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert small.prompt([image], "x")["image_grid_thw"].tolist() == [[1, 4, 4]]

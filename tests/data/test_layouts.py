@@ -345,7 +345,7 @@ def test_a_video_is_sampled_as_its_record_says(tmp_path, processor):
     plans = []
     for number in range(3):
         sample = parts[f"{number:08d}"]
-        plans.append(processor.tokenize(messages_of(sample), sample).media[0][1].frames.tolist())
+        plans.append(processor.tokenize(messages_of(sample), sample).media[0].video.frames.tolist())
     # 12 frames at 4 a second, 2 a second taken
     assert plans == [[0, 2, 4, 7, 9, 11], [0, 11], [4, 5, 6, 7, 8, 8]]
     with pytest.raises(DataError, match="no frame from 9 seconds on"):

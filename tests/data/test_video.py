@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from qwen3vl_core.data import video_decode
 from qwen3vl_core.data.batch import IGNORED, collate, pack
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from tests.data import samples, videos
@@ -167,6 +169,58 @@ def test_given_rules_take_the_place_of_the_checkpoints():
     assert found.video_grids[0, 0] == 3
     with pytest.raises(RequestError, match="fps, min_frames"):
         ChatProcessor.from_pretrained(samples.CHECKPOINT, video={"fps": -1})
+
+
+def test_the_options_are_the_checkpoints_entries_under_other_names(tmp_path, processor):
+    """Equal to Hugging Face's processor with these values in its files, which the generated conversations compare."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(samples.CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "video_preprocessor_config.json").read_text())
+    config |= {
+        "fps": 4.0,
+        "max_frames": 6,
+        "min_frames": 2,
+        "size": {**config.get("size", {}), "shortest_edge": 4096, "longest_edge": 16384},
+    }
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(config))
+    limits = MediaLimits(video_fps=4.0, video_max_frames=6, video_max_pixels=16384)
+    data = {"vid0.mp4": videos.video(36, 12)}
+    theirs, ours, without = (
+        each.encode(message(FILE), data)
+        for each in (ChatProcessor.from_pretrained(folder), ChatProcessor.from_pretrained(samples.CHECKPOINT, limits), processor)
+    )
+    assert (
+        (theirs.ids == ours.ids).all()
+        and (theirs.video_patches == ours.video_patches).all()
+        and (theirs.video_grids == ours.video_grids).all()
+    )
+    assert len(ours.ids) < len(without.ids) and ours.video_grids[0, 0] == 3
+    few = ChatProcessor.from_pretrained(samples.CHECKPOINT, MediaLimits(video_max_frames=2))
+    assert few.encode(message(FILE), data).video_grids[0, 0] == 1
+
+
+@pytest.mark.parametrize("most", [1, 4, 9, 40, 10_000])
+def test_a_cap_makes_pictures_and_videos_smaller_together(processor, most):
+    parts = {"vid0.mp4": videos.video(36, 12), "img0.jpg": samples.encoded(samples.picture(1, 192, 128))}
+    messages = message(FILE)
+    messages[0]["content"].insert(0, {"type": "image", "part": "img0.jpg"})
+    capped = ChatProcessor.from_pretrained(samples.CHECKPOINT, MediaLimits(max_visual_tokens=most))
+    whole, found = processor.encode(messages, parts), capped.encode(messages, parts)
+    visual = lambda encoded: sum(int(grid.prod()) // 4 for grids in (encoded.grids, encoded.video_grids) for grid in grids)  # noqa: E731
+    least = 1 + int(found.video_grids[0, 0])
+    # each picture and each pair of frames keeps one token
+    assert visual(found) < most + least and (visual(found) == visual(whole)) == (visual(whole) <= most)
+    # the text around them stays, and each medium keeps its frames
+    assert len(whole.ids) - visual(whole) == len(found.ids) - visual(found)
+    assert len(found.ids) == len(capped.tokenize(messages, parts).ids)
+
+
+def test_a_sample_that_is_too_long_names_the_option_that_helps(processor):
+    with pytest.raises(DataError, match=r"are of videos: use a smaller --video-max-frames or --video-max-pixels"):
+        processor.tokenize(message(FILE), {"vid0.mp4": videos.video(36, 12)}, limit=20)
+    text = [{"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "A dog."}]
+    with pytest.raises(DataError, match="20 at most; use a longer --seq-length"):
+        processor.tokenize(text, {}, limit=20)
 
 
 def test_a_video_turned_by_its_container_stands_upright():

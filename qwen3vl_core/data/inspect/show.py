@@ -117,7 +117,7 @@ def _from_tokens(tokenized: Any, processor: Any) -> list[TextPiece]:
     state = trained + 2 * vision
     edges = [0, *(np.flatnonzero(np.diff(state)) + 1).tolist(), len(ids)]
     # each picture is one run of placeholders, a video one for each of its timestamps
-    names = [medium.parts[0] for medium, video, _ in tokenized.media for _ in (video.times if video is not None else (0,))]
+    names = [plan.item.parts[0] for plan in tokenized.media for _ in plan.counts]
     pieces = []
     for begin, end in itertools.pairwise(edges):
         if vision[begin]:

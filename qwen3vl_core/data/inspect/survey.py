@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect.samples import BLEND, DATASET, SHARD, Samples, evenly, kind_of_path
+from qwen3vl_core.data.media_limits import limits_of
 from qwen3vl_core.data.prepare.report import REPORT, reason_counts
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import WorkError
@@ -94,7 +95,7 @@ def survey(
     summary.problems = dict(problems)
     if model is None:
         return summary, None
-    measurer = Measurer(path, model, images, options.columns)
+    measurer = Measurer(path, model, images, options.columns, limits_of(options))
     lengths = measure(measurer, chosen, workers=0 if kind_of_path(path) in (DATASET, BLEND) else 1)
     summary.tokens = {"model": str(model)} | lengths.summary()
     summary.problems, summary.examples = dict(lengths.problems), {reason: _line(text) for reason, text in lengths.examples.items()}

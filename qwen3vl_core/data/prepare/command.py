@@ -23,10 +23,11 @@ from qwen3vl_core.data import dataset_info, energon, sources
 from qwen3vl_core.data.byte_ranges import Spool
 from qwen3vl_core.data.dataset_info import Naming, naming_of
 from qwen3vl_core.data.energon import SPLITS
+from qwen3vl_core.data.media_limits import limits_of
 from qwen3vl_core.data.prepare import report
 from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
 from qwen3vl_core.data.prepare.report import REFUSED, REPORT
-from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, Shard, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
 from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
@@ -212,17 +213,17 @@ def _build(
         "splits": by_split,
     }
     if options.model is not None:
-        summary["tokens"] = _tokens(folder, splits, options.model, options.workers)
+        summary["tokens"] = _tokens(folder, splits, options.model, options)
     write_text(folder / REPORT, json.dumps(summary, indent=2, ensure_ascii=True) + "\n")
     if refused:
         write_text(folder / REFUSED, report.refused_rows(refused))
     return summary
 
 
-def _tokens(folder: Path, splits: dict[str, list[Shard]], model: str, workers: int) -> dict[str, Any]:
+def _tokens(folder: Path, splits: dict[str, list[Any]], model: str, options: PrepareOptions) -> dict[str, Any]:
     """Tokens of the whole dataset as the model sees it. Raises RequestError when the folder is not a model."""
     from qwen3vl_core.data.token_lengths import Measurer, measure
 
     chosen = {name: list(range(sum(len(shard.samples) for shard in shards))) for name, shards in splits.items() if shards}
-    lengths = measure(Measurer(folder, Path(model).expanduser()), chosen, workers)
+    lengths = measure(Measurer(folder, Path(model).expanduser(), limits=limits_of(options)), chosen, options.workers)
     return {"model": model} | lengths.summary()

@@ -180,21 +180,17 @@ def test_the_options_are_the_checkpoints_entries_under_other_names(tmp_path, pro
         "fps": 4.0,
         "max_frames": 6,
         "min_frames": 2,
-        "size": {**config.get("size", {}), "shortest_edge": 4096, "longest_edge": 16384},
+        "size": {**config.get("size", {}), "shortest_edge": 4096, "longest_edge": 12288},
     }
     (folder / "video_preprocessor_config.json").write_text(json.dumps(config))
-    limits = MediaLimits(video_fps=4.0, video_max_frames=6, video_max_pixels=16384)
+    limits = MediaLimits(video_fps=4.0, video_max_frames=6, video_max_pixels=12288)
     data = {"vid0.mp4": videos.video(36, 12)}
     theirs, ours, without = (
         each.encode(message(FILE), data)
         for each in (ChatProcessor.from_pretrained(folder), ChatProcessor.from_pretrained(samples.CHECKPOINT, limits), processor)
     )
-    assert (
-        (theirs.ids == ours.ids).all()
-        and (theirs.video_patches == ours.video_patches).all()
-        and (theirs.video_grids == ours.video_grids).all()
-    )
-    assert len(ours.ids) < len(without.ids) and ours.video_grids[0, 0] == 3
+    assert (theirs.ids == ours.ids).all() and (theirs.video_patches == ours.video_patches).all()
+    assert (theirs.video_grids == ours.video_grids).all() and (ours.video_grids != without.video_grids).any()
     few = ChatProcessor.from_pretrained(samples.CHECKPOINT, MediaLimits(video_max_frames=2))
     assert few.encode(message(FILE), data).video_grids[0, 0] == 1
 

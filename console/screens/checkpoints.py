@@ -110,6 +110,7 @@ class PickModels(ModalScreen[list[str] | None]):
         return Content.assemble(f"{one.run}  step {one.step:,}", (f"{loss}  {GLYPHS.get(one.status, '?')} {one.status}", "$muted"))
 
     def action_done(self) -> None:
+        """Give the marked models, without any the highlighted one; checkpoints of one run as they were saved."""
         choice = self.query_one(SelectionList)
         chosen = list(choice.selected)
         if not chosen and choice.highlighted is not None and choice.option_count:
@@ -120,4 +121,5 @@ class PickModels(ModalScreen[list[str] | None]):
         self.dismiss(sorted(chosen, key=lambda path: -order[path]))
 
     def action_leave(self) -> None:
+        """Give None."""
         self.dismiss(None)

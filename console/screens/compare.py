@@ -315,6 +315,7 @@ class CompareScreen(Voting, ConsoleScreen):
     # looking around
 
     def action_turn(self, step: int) -> None:
+        """Another picture: the next (1), the previous (-1), around the ends."""
         if self.samples:
             self.index = (self.index + step) % len(self.samples)
             self.query_one(CaptionColumns).top()

@@ -95,6 +95,7 @@ class DoctorScreen(ModalScreen[None]):
         choices.focus()
 
     def action_copy(self) -> None:
+        """Put the fix of the highlighted check on the clipboard."""
         index = self.query_one(OptionList).highlighted
         if index is None or not self.checks:
             return

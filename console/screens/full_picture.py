@@ -56,5 +56,6 @@ class FullPicture(ModalScreen[None]):
         self.query_one("#path", Static).update(one_line(event.problem or self.path))
 
     def action_copy(self) -> None:
+        """Put the picture's path on the clipboard."""
         self.app.copy_to_clipboard(self.path)
         self.notify(self.path, title="Path copied", markup=False)

@@ -243,6 +243,7 @@ class LaunchScreen(ConsoleScreen):
     # actions
 
     def action_start(self) -> None:
+        """Start the run of the form; with problems, name the first."""
         plan = self.current
         if plan is None or self.form is None:
             return
@@ -252,6 +253,7 @@ class LaunchScreen(ConsoleScreen):
             self.app.start_run(plan.kind, plan.options, self.MODE)
 
     def action_copy(self) -> None:
+        """Put the command of the form on the clipboard."""
         if self.current is not None:
             self.copy(self.current.command, "Command")
 
@@ -326,13 +328,16 @@ class LaunchScreen(ConsoleScreen):
             self.form.fill(values)
 
     def action_next_kind(self) -> None:
+        """The form of the next kind of run."""
         self._set_form(KINDS[(KINDS.index(self.kind) + 1) % len(KINDS)], None, focus=False)
 
     def action_defaults(self) -> None:
+        """Every field as the form began."""
         if self.form is not None:
             self.form.reset()
 
     def action_leave(self) -> None:
+        """Out of the form, to the kinds of run."""
         self.query_one(Tabs).focus()
 
     def check_action(self, action: str, parameters: tuple[Any, ...]) -> bool | None:

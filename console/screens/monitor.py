@@ -192,6 +192,7 @@ class MonitorScreen(MonitorLog):
     # curve
 
     def action_curve(self, what: str, amount: float) -> None:
+        """Act on the curve, whichever pane has the focus: `zoom` by a factor, `pan` by a share of its width, `cross` by columns."""
         curve = self.query_one(Curve)
         if what == "zoom":
             curve.action_zoom(amount)
@@ -201,20 +202,24 @@ class MonitorScreen(MonitorLog):
             curve.action_cross(int(amount))
 
     def action_event(self, direction: int) -> None:
+        """To the next event on the curve (1), or the previous (-1)."""
         curve = self.query_one(Curve)
         if not curve.marks:
             self.notify("no events yet: no checkpoint, loss spike, NaN or resume", severity="warning")
         curve.action_event(direction)
 
     def action_reset(self) -> None:
+        """Show all steps."""
         self.query_one(Curve).action_reset()
 
     def action_log_y(self) -> None:
+        """A logarithmic axis of values, or a linear one."""
         curve = self.query_one(Curve)
         curve.log_y = not curve.log_y
         self._draw()
 
     def action_smooth(self) -> None:
+        """The next of the smoothing's weights."""
         self.weight = WEIGHTS[(WEIGHTS.index(self.weight) + 1) % len(WEIGHTS)]
         self.read()
 
@@ -267,6 +272,7 @@ class MonitorScreen(MonitorLog):
         self._log_state()
 
     def action_overlay(self) -> None:
+        """Choose other finetunes to draw in the same curve."""
         rows = [row for row in self.app.snapshot.rows if row.kind == "finetune" and row.id != self.run_id and row.step is not None]
         if not rows or self.has_class("-plain"):
             self.notify("no other finetune with metrics to overlay on this run", severity="warning")
@@ -282,6 +288,7 @@ class MonitorScreen(MonitorLog):
         self.app.push_screen(PickRuns(rows, self.others), chosen)
 
     def action_leave(self) -> None:
+        """Out of the search; else hide the crosshair; else end the search."""
         if self.query_one("#find").has_focus:
             self._close_find()
             self.query_one(LogPane).focus()
@@ -291,21 +298,25 @@ class MonitorScreen(MonitorLog):
     # run
 
     def action_stop(self) -> None:
+        """Stop the run, after a question."""
         self.ask_to_stop(self.row)
 
     def action_save(self) -> None:
+        """Ask the run for a checkpoint now."""
         if self.row is None:
             self.notify("no run is chosen; 1 shows them all", severity="warning")
         else:
             self.app.save_run(self.row.id)
 
     def action_resume(self) -> None:
+        """Resume the run from its last checkpoint."""
         if self.row is None:
             self.notify("no run is chosen; 1 shows them all", severity="warning")
         else:
             self.app.resume_run(self.row.id)
 
     def action_tensorboard(self) -> None:
+        """Open TensorBoard with the runs on screen."""
         if self.row is not None:
             rows = [row for other in self.others if (row := self.app.snapshot.get(other)) is not None]
             self.app.open_tensorboard([self.row, *rows])
@@ -320,6 +331,7 @@ class MonitorScreen(MonitorLog):
             self.notify(f"this is the {'oldest' if step > 0 else 'newest'} run", severity="warning", timeout=2)
 
     def action_copy(self) -> None:
+        """Put the run's command on the clipboard."""
         if self.row is not None:
             self.copy(self.row.command, "Command")
 

@@ -65,15 +65,18 @@ class MonitorLog(ConsoleScreen):
             self.query_one("#logstate", Static).update(state, layout=False)
 
     def action_follow(self) -> None:
+        """Follow the end of the log, or no longer."""
         pane = self.query_one(LogPane)
         pane.set_follow(not pane.follow)
 
     def action_find(self) -> None:
+        """Show the search field."""
         field = self.query_one("#find", Input)
         field.display = True
         field.focus()
 
     def action_find_step(self, step: int) -> None:
+        """To the next line that was found (1), or the previous (-1)."""
         self.query_one(LogPane).find_step(step)
 
     @on(Input.Submitted, "#find")

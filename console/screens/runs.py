@@ -158,29 +158,36 @@ class RunsScreen(ConsoleScreen):
     # actions
 
     def action_open(self) -> None:
+        """Watch the run under the cursor."""
         if (row := self._chosen_or_say()) is not None:
             self.app.watch_run(row.id)
 
     def action_new(self) -> None:
+        """The form of a new run."""
         self.app.action_show_screen("launch")
 
     def action_clone(self) -> None:
+        """The form with the options of the run under the cursor."""
         if (row := self._chosen_or_say()) is not None:
             self.app.clone_run(row)
 
     def action_stop(self) -> None:
+        """Stop the run under the cursor, after a question."""
         if (row := self._chosen_or_say()) is not None:
             self.ask_to_stop(row)
 
     def action_resume(self) -> None:
+        """Resume the run under the cursor from its last checkpoint."""
         if (row := self._chosen_or_say()) is not None:
             self.app.resume_run(row.id)
 
     def action_copy(self) -> None:
+        """Put the command of the run under the cursor on the clipboard."""
         if (row := self._chosen_or_say()) is not None:
             self.copy(row.command, "Command")
 
     def action_filter(self) -> None:
+        """To the filter."""
         self.query_one("#filter", Input).focus()
 
     def action_mark(self) -> None:
@@ -194,6 +201,7 @@ class RunsScreen(ConsoleScreen):
             self.show_snapshot(self.app.snapshot)
 
     def action_difference(self) -> None:
+        """Diff of the last two marked runs, or of the marked one and the one under the cursor."""
         rows = [row for run_id in self.marked if (row := self.app.snapshot.get(run_id)) is not None][-2:]
         chosen = self.chosen
         if len(rows) == 1 and chosen is not None and chosen.id != rows[0].id:
@@ -208,11 +216,13 @@ class RunsScreen(ConsoleScreen):
         self.app.push_screen(Difference(first.run, second.run))
 
     def action_sort(self) -> None:
+        """The next order, not reversed."""
         names = list(orders())
         self.order, self.reverse = names[(names.index(self.order) + 1) % len(names)], False
         self._sorted()
 
     def action_reverse(self) -> None:
+        """The same order, reversed."""
         self.reverse = not self.reverse
         self._sorted()
 
@@ -229,10 +239,12 @@ class RunsScreen(ConsoleScreen):
         )  # fmt: skip
 
     def action_tensorboard(self) -> None:
+        """Open TensorBoard with the marked runs, without any the one under the cursor."""
         if rows := self._marked_or_chosen():
             self.app.open_tensorboard(rows)
 
     def action_delete(self) -> None:
+        """Delete the marked runs, without any the one under the cursor, after a question; a live run is not deleted."""
         rows = self._marked_or_chosen()
         alive = next((row for row in rows if row.alive), None)
         if alive is not None:

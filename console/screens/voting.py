@@ -99,6 +99,7 @@ class Voting(Screen[None]):
             self._vote(names[self.query_one(CaptionColumns).focused_place if place is None else place])
 
     def action_same(self) -> None:
+        """Vote that the captions are as good as each other; the same again takes the vote back."""
         self._vote(SAME)
 
     @on(CaptionColumns.Voted)

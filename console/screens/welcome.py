@@ -166,6 +166,7 @@ class WelcomeScreen(ConsoleScreen):
             self.app.open_form(step.kind, step.values)
 
     def action_model(self) -> None:
+        """Ask for the path of a model; those nearby are suggested."""
         question = "Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → takes what is suggested."
         self._ask("model", question, "~/models/Qwen3-VL-4B-Instruct")
 
@@ -181,6 +182,7 @@ class WelcomeScreen(ConsoleScreen):
         self.app.open_form("download", None)
 
     def action_recipe(self) -> None:
+        """Ask for a line of the published script."""
         self._ask("recipe", "Paste the values, or the whole line with the script's name.", "dsw 4B 1 128 1e-5 1e-6 2048 2048 bf16 1 1 1 …")
 
     def _ask(self, what: str, question: str, hint: str) -> None:
@@ -337,6 +339,7 @@ class WelcomeScreen(ConsoleScreen):
     # out
 
     def action_doctor(self) -> None:
+        """What is missing on this machine."""
         self.app.action_doctor()
 
     def action_leave(self) -> None:

@@ -32,6 +32,7 @@ class Rotating:
     angles: Tensor | None = None
 
     def forward(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """query [s, b, heads, d] and key [s, b, groups, d], packed [t, …, d]; the rest and the result as the core attention's."""
         angles, self.angles = self.angles, None
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)

@@ -26,7 +26,8 @@ def build_model(
 ) -> Qwen3VLModel:
     """A model, or one pipeline stage of it, with uninitialized weights: load them from a checkpoint.
 
-    parallel_output: logits stay split over the tensor parallel ranks, as the loss expects them. Needs
+    pre_process, post_process: the first and the last stage; vp_stage: number of this model chunk of the stage, None for the only
+    one. parallel_output: logits stay split over the tensor parallel ranks, as the loss expects them. Needs
     `qwen3vl_core.model.process_groups.initialize` first.
     """
     model = Qwen3VLModel(

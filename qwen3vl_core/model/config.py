@@ -73,10 +73,11 @@ def transformer_config(
     fp8_recipe: str | None = None,
     **overrides: Any,
 ) -> TransformerConfig:
-    """Language tower. `overrides` are further fields of `TransformerConfig`.
+    """Language tower. `overrides` are further fields of `TransformerConfig`, whose own checks raise ValueError or AssertionError.
 
-    vp: model chunks of one pipeline stage; first_stage_layers: layers of the first stage, 0: as many as the others; recompute,
-    recompute_layers, attention: as the options of those names; fp8_recipe: None unless the layers use fp8 matrix products.
+    dtype: of weights and activations; tp, pp, cp, ep, etp: as `process_groups.initialize`; vp: model chunks of one pipeline stage;
+    first_stage_layers: layers of the first stage, 0: as many as the others; recompute, recompute_layers, attention: as the options
+    of those names; fp8_recipe: None unless the layers use fp8 matrix products.
     """
     values = _shared(dtype, tp, AttnBackend[attention]) | dict(
         num_layers=architecture.num_layers, hidden_size=architecture.hidden_size,

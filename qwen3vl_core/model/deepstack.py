@@ -3,6 +3,8 @@
 Megatron's block hands a `context` tensor from layer to layer, unused in a decoder without cross-attention. The vision
 tower's layers collect their outputs in it; the language tower's layers read theirs from it. Recompute and pipeline
 schedules work unchanged, because to Megatron these are ordinary layers.
+
+Source: `Qwen3VLTextModel._deepstack_process` in Hugging Face transformers.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class CollectingLayer(TransformerLayer):
     returns them concatenated before its own output, [(n + 1) * s, 1, h], because a block returns hidden states only."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Megatron's arguments -> (hidden states [s, 1, h], or in the last layer [(n + 1) * s, 1, h]; context)."""
         collected = kwargs["context"]
         kwargs["context"] = None
         hand_angles_on(self, kwargs)
@@ -46,6 +49,7 @@ class DeepstackLayer(TransformerLayer):
             self.mlp.__class__ = SwigluMLP
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Megatron's arguments -> (hidden states [s, b, h], context)."""
         features = kwargs.get("context")
         kwargs["context"] = None
         hand_angles_on(self, kwargs)

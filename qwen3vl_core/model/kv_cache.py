@@ -25,7 +25,10 @@ class CachedDecoder:
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, **inputs: Tensor | None) -> Tensor:
-        """Prompts [b, s] with their pictures, as the model takes them -> logits of the next token [b, vocabulary]."""
+        """Prompts [b, s] with their pictures, as the model takes them -> logits of the next token [b, vocabulary].
+
+        Raises ValueError for padding, and for a prompt that leaves no room for a token.
+        """
         mask = inputs.pop("attention_mask", None)
         if mask is not None and not bool(mask.all()):
             raise ValueError("the prompts of one batch must have the same length, without padding")

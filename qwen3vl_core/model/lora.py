@@ -11,6 +11,8 @@ how W is split, so that the ranks only exchange activations of width r:
   matrix is exchanged here.
 
 The initial values do not depend on the layout: each A is drawn in full from its own seed and then split.
+
+Source: LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685), with the initial values of the authors' own code and of PEFT.
 """
 
 from __future__ import annotations

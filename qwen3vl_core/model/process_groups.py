@@ -20,7 +20,9 @@ _single_rank_group: dist.ProcessGroup | None = None
 class UsesGroups(Protocol):
     """Something that must let go of the groups before they are destroyed."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let go of the groups."""
+        ...
 
 
 _users: weakref.WeakSet[UsesGroups] = weakref.WeakSet()

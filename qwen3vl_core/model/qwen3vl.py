@@ -1,4 +1,7 @@
-"""Qwen3-VL: vision tower and language tower together, called with the outputs of the Hugging Face processor."""
+"""Qwen3-VL: vision tower and language tower together, called with the outputs of the Hugging Face processor.
+
+Source: `Qwen3VLForConditionalGeneration` in Hugging Face transformers.
+"""
 
 from __future__ import annotations
 

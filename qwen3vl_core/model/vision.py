@@ -1,4 +1,7 @@
-"""The vision tower: patches -> transformer -> one token for each merge x merge block, and the deepstack features."""
+"""The vision tower: patches -> transformer -> one token for each merge x merge block, and the deepstack features.
+
+Source: `Qwen3VLVisionModel` in Hugging Face transformers.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +166,8 @@ class VisionModel(MegatronModule):
         """patches [n, channels * frames * height * width], padded as their structure is ->
         features [n / merge², language hidden] and one such tensor for each deepstack layer.
 
-        Each frame attends to itself only. learns: adapters of this tower are trained while its embeddings are frozen.
+        Each frame attends to itself only. learns: adapters of this tower are trained while its embeddings are frozen. Raises
+        ValueError when patches and structure differ in their number.
         """
         if structure.coordinates.shape[0] != patches.shape[0]:
             raise ValueError(f"grid_thw counts {structure.coordinates.shape[0]} patches, but {patches.shape[0]} are given")

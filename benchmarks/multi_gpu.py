@@ -40,7 +40,7 @@ def row(name: str, gpus: int, words: str, run: random_run.Finetune, one_process:
     return {
         "name": name, "gpus": gpus, "options": words, "loss_gap": max(gaps) if gaps and not run.problem else None,
         "scaling": round(rate / one / gpus, 3) if not run.problem else None, "tokens_per_second": rate, "peak_gib": run.peak_gib,
-        "losses": run.losses, "fault": run.problem,
+        "losses": run.losses, "problem": run.problem,
     }  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def main() -> None:
 def table(rows: list[dict]) -> str:
     lines = ["| layout | GPUs | options | loss gap | scaling | tokens/s | peak GiB |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for r in rows:
-        if r["fault"]:
-            lines.append(f"| {r['name']} | {r['gpus']} | `{r['options']}` | failed: {r['fault'].strip().splitlines()[-1][:90]} | | | |")
+        if r["problem"]:
+            lines.append(f"| {r['name']} | {r['gpus']} | `{r['options']}` | failed: {r['problem'].strip().splitlines()[-1][:90]} | | | |")
         else:
             lines.append(
                 f"| {r['name']} | {r['gpus']} | `{r['options']}` | {r['loss_gap']:.1e} | {r['scaling']:.3f} "

@@ -76,7 +76,7 @@ def row(name: str, run: random_run.Finetune, base: Path) -> dict:
         "step_seconds": run.median("step_seconds"), "tokens_per_second": run.median("tokens_per_second"), "mfu": run.median("mfu"),
         "data_seconds": run.median("data_seconds"), "optimizer_seconds": run.median("optimizer_seconds"), "peak_gib": peak,
         "reserved_gib": max((r.get("memory_reserved_gib", 0.0) for r in run.rows), default=0.0), "estimated_gib": round(ours, 3),
-        "off_by": round(ours / peak - 1, 4) if peak else None, "seconds": round(run.seconds, 1), "fault": run.problem,
+        "off_by": round(ours / peak - 1, 4) if peak else None, "seconds": round(run.seconds, 1), "problem": run.problem,
         "parts": guess.as_gib(), "filled": run.median("packing_efficiency") if options.packing else None,
     }  # fmt: skip
 
@@ -87,8 +87,8 @@ def table(rows: list[dict]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
-        if r["fault"]:
-            reason = r["fault"].strip().splitlines()[-1][:100] if r["fault"].strip() else "no word"
+        if r["problem"]:
+            reason = r["problem"].strip().splitlines()[-1][:100] if r["problem"].strip() else "no word"
             lines.append(f"| {r['name']} | `{r['options']}` | failed after {r['steps']} steps: {reason} | | | | | |")
             continue
         off = "" if r["off_by"] is None else f"{r['off_by']:+.1%}"

@@ -11,7 +11,7 @@ from typing import Any
 from qwen3vl_core.data import grounding, media_values
 from qwen3vl_core.data.errors import DataError, kind_of
 from qwen3vl_core.data.media_values import with_options
-from qwen3vl_core.data.records import TAG, VIDEO_TAG, Content, Extras, Medium, SourceRecord, cut, text_of
+from qwen3vl_core.data.records import REMARK, TAG, UNUSED_KEY, VIDEO_TAG, Content, Extras, Medium, Note, SourceRecord, cut, text_of
 from qwen3vl_core.data.turns import Turns, json_of, media_key, read_tools, read_turns, thought
 
 CONVERSATIONS = ("conversations", "messages", "conversation", "dialog", "dialogue")
@@ -289,9 +289,9 @@ def _thinking(fields: dict[str, Any], turns: Turns) -> None:
         turns.turns[answers[0]] = ("assistant", thought(text_of(value, key), text))
 
 
-def _other_keys(fields: dict[str, Any], pictures: bool, videos: bool) -> list[str]:
+def _other_keys(fields: dict[str, Any], pictures: bool, videos: bool) -> list[Note]:
     """Notes on the keys that nothing has read. Raises DataError for those that matter."""
-    notes = []
+    notes: list[Note] = []
     for key, value in fields.items():
         if key in HARMLESS or value in ("", [], {}):
             continue
@@ -305,7 +305,7 @@ def _other_keys(fields: dict[str, Any], pictures: bool, videos: bool) -> list[st
         if kind and not (pictures if kind == "image" else videos if kind == "video" else False):
             way = f"name it by --columns {kind}={cut(key)}" if kind != "audio" else "text, images and videos are read"
             raise DataError("key-names-media", key=cut(key), kind=kind, way=way)
-        notes.append(f"key {cut(key)}")
+        notes.append((UNUSED_KEY, cut(key)))
     return notes
 
 
@@ -319,7 +319,7 @@ def _counted(count: int, what: str) -> str:
 
 def _checked(
     number: int, record_id: Any, read: Turns, pictures: tuple[Any, ...], videos: tuple[Any, ...], extras: Extras | None,
-    notes: list[str], *, marked: bool,
+    notes: list[Note], *, marked: bool,
 ) -> SourceRecord:  # fmt: skip
     """A record whose tags and media agree; media without any tag are put in front of the first question. Raises DataError.
 
@@ -360,7 +360,7 @@ def _checked(
         front = TAG * (len(pictures) if not image_tags else 0) + VIDEO_TAG * (len(videos) if not video_tags else 0)
         conversation = _put_in_front(conversation, front)
         if read.turns and not (len(conversation) == 2 and conversation[0][1] == front + CAPTION_PROMPT):
-            notes = [*notes, "pictures or videos without a tag, put in front of the first question"]
+            notes = [*notes, (REMARK, "pictures or videos without a tag, put in front of the first question")]
     return SourceRecord(number, record_id, tuple(conversation), pictures, videos, extras, tuple(notes))
 
 
@@ -387,9 +387,9 @@ def _numbered(turns: list[tuple[str, Content]], pictures: tuple[Any, ...]) -> tu
     return tuple(pictures[number - 1] for number in numbers), len(numbers)
 
 
-def _markup(turns: list[tuple[str, Content]], has_media: bool) -> list[str]:
+def _markup(turns: list[tuple[str, Content]], has_media: bool) -> list[Note]:
     """Notes on markup that stays text. Raises DataError for a placeholder of another format beside media."""
-    notes = []
+    notes: list[Note] = []
     for place, (role, text) in enumerate(turns):
         if type(text) is not str or "<" not in text:
             continue
@@ -398,8 +398,8 @@ def _markup(turns: list[tuple[str, Content]], has_media: bool) -> list[str]:
                 continue
             if has_media and role == "user":
                 raise DataError("media-placeholder", f"turn {place}", found=match[0])
-            notes.append(f"{match[0]} stays text in a turn of the {role}")
+            notes.append((REMARK, f"{match[0]} stays text in a turn of the {role}"))
             break
         if audio := _AUDIO.search(text):
-            notes.append(f"{audio[0]} stays text in a turn of the {role}")
+            notes.append((REMARK, f"{audio[0]} stays text in a turn of the {role}"))
     return notes

@@ -33,6 +33,10 @@ CONTROL_TOKENS = tuple(
 CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"II*\0", "tif"), (b"MM\0*", "tif"))
 
+Note = tuple[str, str]
+"""(UNUSED_KEY or REMARK, the key or the remark)"""
+UNUSED_KEY, REMARK = "key", "remark"
+
 
 @dataclass(frozen=True, slots=True)
 class Frames:
@@ -95,7 +99,7 @@ class SourceRecord(NamedTuple):
     videos: tuple[Any, ...] = ()
     """Names of files or of folders of frames, or Medium."""
     extras: Extras | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """What of the record is not used or was put right, for the report to count."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3vl_core.data import media_values
 from qwen3vl_core.data.errors import DataError, kind_of
-from qwen3vl_core.data.records import PICTURE, TAG, VIDEO, VIDEO_TAG, Content, Medium, cut, text_of
+from qwen3vl_core.data.records import PICTURE, REMARK, TAG, UNUSED_KEY, VIDEO, VIDEO_TAG, Content, Medium, Note, cut, text_of
 
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "bot": "assistant",
@@ -52,7 +52,7 @@ class Turns:
     """(image or video, medium) of media within the turns, in order."""
     unnamed: dict[str, int] = field(default_factory=dict)
     """image or video -> parts without a source, which the record's own lists fill."""
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def add(self, role: str, content: Content, **fields: Any) -> None:
         if fields:
@@ -227,7 +227,7 @@ def _beside(turn: dict[str, Any], role: str, where: str, result: Turns) -> dict[
                 raise DataError("loss-value", where, key=key, value=cut(value))
             if role != "assistant":
                 if value:
-                    result.notes.append(f"{key}: true on turns that are not answers is not used")
+                    result.notes.append((REMARK, f"{key}: true on turns that are not answers is not used"))
             elif not value:
                 fields["loss"] = False
         elif key in _THINKING:
@@ -242,7 +242,7 @@ def _beside(turn: dict[str, Any], role: str, where: str, result: Turns) -> dict[
                 raise DataError("loss-key", where, key=cut(key))
             if kind := media_values.looks_like_media(value):
                 raise DataError("key-names-media", where, key=cut(key), kind=kind, way="put it under images or videos")
-            result.notes.append(f"key {cut(key)} of a turn")
+            result.notes.append((UNUSED_KEY, f"{cut(key)} of a turn"))
     return fields
 
 

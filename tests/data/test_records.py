@@ -180,7 +180,7 @@ def test_ids_with_dots_and_ids_that_occur_twice_just_work(tmp_path):
     assert [record.id for record in records] == ["a.b.c", "a.b.c", "7"]
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path):
+def test_a_byte_order_mark_is_no_problem(tmp_path):
     file = tmp_path / "captions.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps([samples.record(0)]).encode())
     assert len(read(file)) == 1

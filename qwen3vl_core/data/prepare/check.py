@@ -14,7 +14,7 @@ from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import REASON_OF, DataError, picture_errors
 from qwen3vl_core.data.pictures import upright_size
 from qwen3vl_core.data.prepare.media_check import CheckedFile, check_bytes, check_file
-from qwen3vl_core.data.records import Frames, Medium, SourceRecord
+from qwen3vl_core.data.records import Frames, Medium, Note, SourceRecord
 from qwen3vl_core.data.tar import member_size
 from qwen3vl_core.problems import Problem
 
@@ -44,7 +44,7 @@ class TarSample(NamedTuple):
     videos: int
     size: int
     """Bytes in its shard."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """As in SourceRecord."""
 
 

@@ -28,6 +28,7 @@ from qwen3vl_core.data.prepare import report
 from qwen3vl_core.data.prepare.check import Checker, Refusal, TarSample
 from qwen3vl_core.data.prepare.report import REFUSED, REPORT
 from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
+from qwen3vl_core.data.records import REMARK, UNUSED_KEY
 from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
@@ -209,7 +210,8 @@ def _build(
         **report.total_of(by_split.values()),
         "refused": dict(Counter(refusal.reason for refusal in refused)),
         "refused_rules": report.rule_lines(refused),
-        "notes": report.note_counts(samples),
+        "unused_keys": report.note_counts(samples, UNUSED_KEY),
+        "notes": report.note_counts(samples, REMARK),
         "splits": by_split,
     }
     if options.model is not None:

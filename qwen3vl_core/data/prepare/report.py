@@ -54,9 +54,9 @@ def reason_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{REASONS.get(reason, reason)}: {count:,}" for reason, count in ordered)
 
 
-def note_counts(samples: list[TarSample]) -> dict[str, int]:
-    """What the records hold that is not used, and what was put right: note -> records, the most frequent first."""
-    counts = Counter(note for sample in samples if sample.notes for note in set(sample.notes))
+def note_counts(samples: list[TarSample], kind: str) -> dict[str, int]:
+    """Keys that are not used, or remarks: text -> records, the most frequent first. kind: `records.UNUSED_KEY` or `REMARK`."""
+    counts = Counter(text for sample in samples if sample.notes for note, text in set(sample.notes) if note == kind)
     return dict(counts.most_common(_NOTES))
 
 
@@ -125,13 +125,10 @@ def table(report: dict[str, Any], target: Path) -> str:
         if tokens["unusable"]:
             lines.append(f"  training would leave out {sum(tokens['unusable'].values()):,} ({reason_counts(tokens['unusable'])})")
             lines += [f"    {detail}" for detail in tokens["examples"].values()]
-    if report["notes"]:
-        keys = [f"{note.removeprefix('key ')} ({count:,})" for note, count in report["notes"].items() if note.startswith("key ")]
-        if keys:
-            lines.append(f"  keys that are not used, with the number of records: {', '.join(keys)}")
-        lines += [
-            f"  {count:,} record{'s' * (count != 1)}: {note}" for note, count in report["notes"].items() if not note.startswith("key ")
-        ]
+    if report["unused_keys"]:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in report["unused_keys"].items())
+        lines.append(f"  keys that are not used, with the number of records: {keys}")
+    lines += [f"  {count:,} record{'s' * (count != 1)}: {note}" for note, count in report["notes"].items()]
     if report["refused"]:
         left_out = sum(report["refused"].values())
         lines.append(f"  left out {left_out:,} ({reason_counts(report['refused'])}); each one is in {target / REFUSED}")

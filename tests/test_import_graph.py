@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.import_statements import import_statements
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("qwen3vl_core", "console")
@@ -31,15 +32,12 @@ def import_graph(names: dict[str, Path]) -> dict[str, set[str]]:
     graph = {}
     for name, file in names.items():
         found = set()
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module and not node.level, f"{file}:{node.lineno}: relative"
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= inner if inner <= names.keys() else inner | {node.module}
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-                found.add(node.value)
+        for module, imported, is_string in import_statements(file):
+            if is_string and "." not in module:
+                continue
+            inner = {f"{module}.{each}" for each in imported}
+            # a package's own file counts where a name is none of its modules
+            found |= inner if inner and inner <= names.keys() else inner | {module}
         graph[name] = found & names.keys()
     return graph
 

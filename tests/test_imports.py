@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.import_statements import import_statements
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "megatron")
@@ -49,14 +50,11 @@ COMMANDS = ("qwen3vl_core.training",)
 def imports(file: Path) -> set[str]:
     """Every module that a file imports, also inside functions, or names in a string."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module and not node.level, f"{file}:{node.lineno}: a relative import"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE.fullmatch(node.value) and node.value not in COMMANDS:
-            found.add(node.value)
+    for module, names, is_string in import_statements(file):
+        if not is_string:
+            found |= {module, *(f"{module}.{name}" for name in names)}
+        elif MODULE.fullmatch(module) and module not in COMMANDS:
+            found.add(module)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity, seconds_of
 from qwen3vl_core.locations import STORE_HELP, runs_directory
-from qwen3vl_core.options import COMMANDS, check_options, from_mapping, options_of, shell_line
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, check_options, from_mapping, options_of, shell_line
 from qwen3vl_core.run_record import SAMPLES, version_problem
 
 EXIT_INTERRUPTED = 130
@@ -123,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     stop.add_argument("--no-wait", action="store_true", help="do not wait")
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
-    resume = add("resume", _resume, "resume a failed, stopped or lost run", "id")
+    about_resume = "resume a failed, stopped or lost run; a finetune with other options too: another layout, more steps, one that is done"
+    resume = add("resume", _resume, about_resume, "id")
+    add_arguments(resume, FinetuneOptions)
     clone = add("clone", _clone, "start a new run like this one, with some options changed", "id")
     clone.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= resets it"
@@ -274,7 +277,9 @@ def _save(store: RunStore, args: argparse.Namespace) -> int:
 
 
 def _resume(store: RunStore, args: argparse.Namespace) -> int:
-    return begin(store.get(args.id), launch.resume, args.foreground, args.json)
+    options = {o.name for o in options_of(FinetuneOptions)}
+    changes = {name: value for name, value in vars(args).items() if name in options}
+    return begin(store.get(args.id), functools.partial(launch.resume, changes=changes), args.foreground, args.json)
 
 
 def _clone(store: RunStore, args: argparse.Namespace) -> int:

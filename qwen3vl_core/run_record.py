@@ -98,6 +98,7 @@ PLAN_FIELDS = {
     "cpus": Field("integer", "CPUs of that machine that the run may use"),
     "gpus": Field("integer", "GPUs of that machine that the run may use"),
     "created": Field("number", "Unix seconds"),
+    "changed": Field("list of objects", "each resume with other options: `time`, Unix seconds, and `options`, name to [before, after]"),
 }
 
 
@@ -116,6 +117,7 @@ class PlanRecord(TypedDict, total=False):
     cpus: int
     gpus: int
     created: float
+    changed: list[dict[str, Any]]
 
 
 STATE_FIELDS = {

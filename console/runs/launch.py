@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from console.runs import processes
 from console.runs.attempts import SAVE_SIGNALS, grace_seconds
-from console.runs.state import ALIVE, hold, is_here, read_state, runs_already, write_json
+from console.runs.state import ALIVE, MORE_STEPS, hold, is_here, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
@@ -40,13 +40,27 @@ def start(run: Run, *, columns: int | None = None) -> None:
     _supervise(run, [], columns)
 
 
-def resume(run: Run, *, columns: int | None = None) -> None:
+def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] | None = None) -> None:
     """Run the same command in the same folder again; a finetune resumes from its last checkpoint.
 
-    For a failed, stopped or lost run. Raises RequestError when it is done or alive, or when processes of a lost run
-    are still there; WorkError when its command cannot be executed.
+    For a failed, stopped or lost run. changes: other values for a finetune's options, among them more steps for one that is done.
+    Raises RequestError when it is done or alive, when processes of a lost run are still there, or for a change that a run cannot
+    go on with; WorkError when its command cannot be executed.
     """
-    _supervise(run, ["--resume"], columns)
+    if not changes:
+        _supervise(run, ["--resume"], columns)
+        return
+    from console.runs import plan_record
+
+    if run.alive:
+        raise runs_already(run.path)
+    before = plan_record.change_options(run.path, run.plan, changes)
+    try:
+        _supervise(run, ["--resume", MORE_STEPS], columns)
+    except BaseException:
+        # it goes on as it was, if it did not begin
+        plan_record.write_record(run.path, before)
+        raise
 
 
 def _supervise(run: Run, flags: list[str], columns: int | None) -> None:

@@ -10,15 +10,28 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import qwen3vl_core
 from console.runs.state import write_json
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path
+from qwen3vl_core.layout.resuming import change_problems
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
-from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_arguments
-from qwen3vl_core.run_record import COMMAND, PLAN, RUN_VARIABLE, VERSION, PlanRecord
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of, shell_line, to_arguments, to_mapping
+from qwen3vl_core.run_record import (
+    CHECKPOINTS,
+    COMMAND,
+    ITERATION,
+    PLAN,
+    RUN_VARIABLE,
+    VERSION,
+    PlanRecord,
+    checkpoint_step,
+    version_problem,
+)
 
 PACKAGES = (
     "torch", "megatron-core", "megatron-energon", "transformers", "transformer-engine", "safetensors", "numpy", "pillow",
@@ -105,7 +118,32 @@ def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str])
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpu_count(),
         "created": time.time(),
+        "changed": [],
     }
+
+
+def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) -> PlanRecord:
+    """Write a finetune's record anew with other values for some options. Returns the record as it was.
+
+    Raises RequestError with every problem: a change that the run's checkpoint does not allow, or options that cannot start here.
+    """
+    from qwen3vl_core.layout.verdict import judge
+
+    if problem := version_problem(plan):
+        raise RequestError(f"run {run_dir.name}: {problem}")
+    if plan.get("kind") != "finetune":
+        raise RequestError(f"run {run_dir.name}: not a finetune; only finetunes resume with other options")
+    steps = [step for step in (checkpoint_step(entry.name) for entry in (run_dir / CHECKPOINTS).glob(f"{ITERATION}*")) if step is not None]
+    values = plan["options"]
+    options = with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes)))
+    problems = list(change_problems(values, {name: getattr(options, name) for name in changes}, max(steps, default=0)))
+    judge(options, problems=problems).require_valid()
+    new = to_mapping(options)
+    changed = {name: [values.get(name), value] for name, value in new.items() if values.get(name) != value}
+    history = [*plan.get("changed", []), {"time": time.time(), "options": changed}]
+    command = [str(word) for word in child_command("finetune", options, run_dir)]
+    write_record(run_dir, {**plan, "options": new, "command": command, "changed": history})
+    return plan
 
 
 def command_script(run_dir: Path, plan: PlanRecord) -> str:

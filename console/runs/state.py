@@ -21,6 +21,8 @@ from typing import Any, cast
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE, StateRecord
 
+MORE_STEPS = "--more-steps"
+"""Of the supervisor: a run that is done has more steps now."""
 ALIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped")
 STATUSES = (*ALIVE, *ENDED, "lost")

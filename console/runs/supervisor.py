@@ -24,6 +24,7 @@ from console.runs.attempts import SAVE_SIGNALS, Supervisor, with_a_free_port
 from console.runs.state import (
     ALIVE,
     ENDED,
+    MORE_STEPS,
     STALE_SECONDS,
     boot_id,
     hold,
@@ -37,15 +38,16 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.run_record import LOG, PLAN, SAVE, STOP, PlanRecord
 
 
-def claim(run_dir: Path, resume: bool) -> None:
-    """Check that this run may start or resume; only for the holder of the lock. Raises RequestError."""
+def claim(run_dir: Path, resume: bool, more: bool = False) -> None:
+    """Check that this run may start or resume; only for the holder of the lock. more: a run that is done has more steps now. Raises
+    RequestError."""
     state, name = read_state(run_dir), run_dir.name
     status = state.get("status")
     fresh = status == "starting" and not state.get("supervisor_pid")
     if not resume and not fresh:
         written = status if status in ENDED else "lost"
         raise RequestError(f"run {name}: was started before ({written}); resume it by qwen3vl runs resume {name}")
-    if resume and (status == "done" or fresh):
+    if resume and ((status == "done" and not more) or fresh):
         raise RequestError(f"run {name}: {'is done' if status == 'done' else 'was not started yet'}; nothing to resume")
     if status in ALIVE and not fresh and state.get("boot_id") != boot_id():
         age = sign_of_life(run_dir)
@@ -57,7 +59,7 @@ def claim(run_dir: Path, resume: bool) -> None:
         raise RequestError(f"run {name}: processes of it are still there ({pids}); end them by qwen3vl runs stop {name}")
 
 
-def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> None:
+def supervise(run_dir: Path, resume: bool, report: Callable[[str], None], more: bool = False) -> None:
     """Hold the lock and run the command to its end. report: called with one line as soon as the command has started or failed to."""
     plan = cast(PlanRecord, read_json(run_dir / PLAN))
     wake, waker = os.pipe()
@@ -82,7 +84,7 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
         signal.signal(number, ask_to_save)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     with hold(run_dir):
-        claim(run_dir, resume)
+        claim(run_dir, resume, more)
         for asked in (STOP, SAVE):
             (run_dir / asked).unlink(missing_ok=True)
         if resume:
@@ -106,10 +108,10 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None]) -> Non
 def main(arguments: list[str] | None = None) -> int:
     """Detach, and wait until the detached supervisor reports whether the command started."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    resume = "--resume" in words
-    words = [w for w in words if w != "--resume"]
+    resume, more = "--resume" in words, MORE_STEPS in words
+    words = [w for w in words if w not in ("--resume", MORE_STEPS)]
     if len(words) != 1:
-        print("usage: python -m console.runs.supervisor RUN_DIR [--resume]", file=sys.stderr)
+        print("usage: python -m console.runs.supervisor RUN_DIR [--resume [--more-steps]]", file=sys.stderr)
         return EXIT_REQUEST
     run_dir = Path(words[0]).absolute()
     if not (run_dir / PLAN).is_file():
@@ -125,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
         if verdict != "ok":
             print(line or f"run {run_dir.name}: the supervisor ended before the command started", file=sys.stderr)
         return {"ok": EXIT_DONE, "refused": EXIT_REQUEST}.get(verdict, EXIT_FAILED)
-    _detached(run_dir, resume, reader, writer)
+    _detached(run_dir, resume, more, reader, writer)
 
 
-def _detached(run_dir: Path, resume: bool, reader: int, writer: int) -> NoReturn:
+def _detached(run_dir: Path, resume: bool, more: bool, reader: int, writer: int) -> NoReturn:
     """In the grandchild: supervise, then end the process; never returns to the caller's frames."""
     code = EXIT_FAILED
     try:
@@ -151,7 +153,7 @@ def _detached(run_dir: Path, resume: bool, reader: int, writer: int) -> NoReturn
                 writer = -1
 
         try:
-            supervise(run_dir, resume, report)
+            supervise(run_dir, resume, report, more)
             code = EXIT_DONE
         except RequestError as error:
             report(f"refused {error}")

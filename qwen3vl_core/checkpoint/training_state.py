@@ -38,7 +38,7 @@ from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, write_text
-from qwen3vl_core.run_record import TRACKER
+from qwen3vl_core.run_record import TRACKER, checkpoint_step
 
 # key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
 MASTER = ("optimizer.state.param.", "optimizer.state.fp32_param.")
@@ -300,6 +300,7 @@ def _carry_over(saved: dict[Any, Any], present: dict[Any, Any]) -> None:
 def load_training(directory: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> tuple[int, dict[str, Any]] | None:
     """Resume from the newest complete checkpoint in `directory`, written by any layout: (iteration, extra).
 
+    extra has `layout_kept`: False where random numbers begin anew, as those saved are of ranks in another layout.
     When newer checkpoints are incomplete, extra also has a list `damaged` with a line for each. None when there is no checkpoint
     yet. Raises RequestError when the checkpoint lacks something that the run needs. Called by every rank.
     """
@@ -321,6 +322,15 @@ def load_training(directory: Path, *, models: list[MegatronModule], optimizer: A
     data = directory / torch_dist.iteration_folder(chosen[0])
     extra = _load(data, models, optimizer, scheduler)
     return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
+
+
+def load_step(data: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]]:
+    """Go on from the checkpoint folder `data` of another run, as `load_training` does from one of this run's."""
+    step = checkpoint_step(data.name)
+    assert step is not None, data
+    if line := retention.damage(data):
+        raise RequestError(f"{data}: {line}; give another checkpoint")
+    return step, _load(data, models, optimizer, scheduler)
 
 
 def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> dict[str, Any]:
@@ -358,7 +368,7 @@ def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: A
     if loaded["random"] is not None:
         _set_random_state(loaded["random"])
     try:
-        return json.loads((data / EXTRA).read_text())
+        return json.loads((data / EXTRA).read_text()) | {"layout_kept": loaded["random"] is not None}
     except (OSError, ValueError):
         raise RequestError(f"{data / EXTRA}: not readable; this checkpoint was not written by a run: name it with --load") from None
 

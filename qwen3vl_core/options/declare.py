@@ -200,8 +200,10 @@ def read_mapping(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Proble
 
 
 def missing_values(options: Any) -> list[Problem]:
-    """A problem for each required option that has no value."""
-    return [o.missing() for o in options_of(type(options)) if o.required and getattr(options, o.name) in (None, "", [])]
+    """A problem for each required option that has no value. A finetune's `resume` brings its `load`."""
+    given = {"load"} if getattr(options, "resume", None) else set()
+    required = [o for o in options_of(type(options)) if o.required and o.name not in given]
+    return [o.missing() for o in required if getattr(options, o.name) in (None, "", [])]
 
 
 def option_problems(options: Any) -> list[Problem]:

@@ -152,6 +152,12 @@ class FinetuneOptions:
         minimum=0,
     )
 
+    resume: str | None = option(
+        None,
+        help="Go on from another run's checkpoint with its optimizer, schedule and place in the data, in any layout; --load is then its own",
+        group="Record",
+        path="model",
+    )
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
     keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
     keep_every: int = option(

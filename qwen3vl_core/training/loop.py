@@ -18,7 +18,7 @@ from qwen3vl_core import run_metrics, run_record
 from qwen3vl_core.checkpoint import lora_merge, retention
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.source import open_source
-from qwen3vl_core.checkpoint.training_state import Saving, load_training, start_saving
+from qwen3vl_core.checkpoint.training_state import Saving, load_step, load_training, start_saving
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.media_limits import limits_of
@@ -145,6 +145,7 @@ class Loop:
         self.saving: Saving | None = None
         self.step = self.saved = 0
         self.damaged: list[str] = []
+        self.layout_kept = True
         self._resume()
         self.line = StepLine(options.train_iters, self.step)
         self.metrics = (
@@ -163,15 +164,15 @@ class Loop:
         return Sampler(self.run_dir, self.options, processor)
 
     def _resume(self) -> None:
-        loaded = load_training(
-            self.run_dir / CHECKPOINTS,
-            models=self.training.models,
-            optimizer=self.training.optimizer,
-            scheduler=self.training.scheduler,
-        )
+        parts = dict(models=self.training.models, optimizer=self.training.optimizer, scheduler=self.training.scheduler)
+        loaded = load_training(self.run_dir / CHECKPOINTS, **parts)
+        own = loaded is not None
+        if loaded is None and self.options.resume:
+            loaded = load_step(Path(self.options.resume), **parts)
         if loaded is not None:
             self.step, extra = loaded
-            self.saved = self.step
+            self.saved = self.step if own else 0
+            self.layout_kept = extra["layout_kept"]
             self.train_data.load_state_dict(extra["data"])
             self.damaged = extra.get("damaged", [])
             self._check_adapters(extra.get(lora_merge.ADAPTERS_KEY))
@@ -320,7 +321,9 @@ class Loop:
         for line in self.damaged:
             self.event(run_record.DAMAGED, f"{line}; resuming from the one before it")
         if self.step:
-            self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}", train_iters=o.train_iters)
+            place = f", from {o.resume}" if o.resume and not self.saved else ""
+            anew = "" if self.layout_kept else "; random numbers begin anew, as the layout is another"
+            self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}{place}{anew}", train_iters=o.train_iters)
         else:
             self.event(run_record.START, f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
         for line in trained_lines(o, self.source.architecture) if self.is_rank_0 else ():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.resuming import completed
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 from qwen3vl_core.run_record import PLAN, version_problem
 
@@ -24,4 +25,4 @@ def read_options(run_dir: Path) -> FinetuneOptions:
         raise RequestError(f"{file}: {problem}")
     if kind != "finetune":
         raise RequestError(f"{file}: a plan of {kind}, not of finetune; use qwen3vl runs resume")
-    return from_mapping(FinetuneOptions, values)
+    return completed(from_mapping(FinetuneOptions, values))

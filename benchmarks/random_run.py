@@ -24,6 +24,7 @@ from PIL import Image
 
 from qwen3vl_core.checkpoint.hf_writer import SafetensorsWriter, TensorSpec
 from qwen3vl_core.checkpoint.name_map import regions
+from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.options import FinetuneOptions, from_mapping
@@ -104,7 +105,7 @@ def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side:
     """A dataset of `count` samples, each a picture of `side` x `side` pixels (0: none) and a text, `tokens` (from, to) tokens in all."""
     raw = folder / "raw"
     raw.mkdir(parents=True)
-    processor = ChatProcessor.from_pretrained(base, 1024, PIXELS)
+    processor = ChatProcessor.from_pretrained(base, MediaLimits(min_pixels=1024, max_pixels=PIXELS))
     picture_tokens = (side // 32) ** 2
     noise = np.random.Generator(np.random.SFC64(0))
     records = []

@@ -44,6 +44,7 @@ from qwen3vl_core.run_record import (
 )  # fmt: skip
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training.guard import SPIKE, Guard
+from qwen3vl_core.training.left_out import left_out_text, way_to_use
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.rank_progress import RankProgress
 from qwen3vl_core.training.run_lock import RunLock
@@ -254,7 +255,8 @@ class Loop:
         loss = sum(r.loss * r.tokens for r in results) / max(tokens, 1)
         if self.metrics:
             self.metrics.row(run_record.EVAL, self.step, {run_metrics.LOSS: loss, run_metrics.TOKENS: tokens})
-            self.line.say(f"step {self.step}: {run_metrics.title_of(run_metrics.key_of(run_record.EVAL, run_metrics.LOSS))} {loss:.4f}")
+            title = run_metrics.title_of(run_metrics.key_of(run_record.EVAL, run_metrics.LOSS))
+            self.line.say(f"step {self.step}: {title} {loss:.4f}{left_out_text(self.valid_data)}")
 
     def sample(self) -> None:
         """Write captions of the run's fixed sample pictures."""
@@ -279,9 +281,10 @@ class Loop:
         seen = skipped + self.train_data.used
         if seen >= MIN_SAMPLES_TO_CHECK and skipped > self.options.max_skip_share * seen:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.train_data.skipped.most_common(3))
+            way = way_to_use(self.train_data.skipped.most_common(1)[0][0], self.options)
             raise WorkError(
                 f"step {self.step}: {skipped} of {seen} samples could not be used ({reasons}), more than --max-skip-share "
-                f"{self.options.max_skip_share:g}; {SKIPPED} in {self.run_dir} names each; {self._last_checkpoint()}"
+                f"{self.options.max_skip_share:g}; {way}; {SKIPPED} in {self.run_dir} names each; {self._last_checkpoint()}"
             )
 
     def _last_checkpoint(self) -> str:
@@ -365,9 +368,10 @@ class Loop:
                 self.event(run_record.NOTE, self.training.graphs.summary())
             if stop and self.step < o.train_iters:
                 why = f", as --stop-after {o.stop_after} is over" if self.signals.late else ""
-                self.event(run_record.STOPPED, f"stopped after step {self.step} of {o.train_iters}{why}; continue with qwen3vl runs resume")
+                state = f"stopped after step {self.step} of {o.train_iters}{why}{left_out_text(self.train_data)}"
+                self.event(run_record.STOPPED, f"{state}; continue with qwen3vl runs resume")
             else:
-                self.event(run_record.DONE, f"done: {self.step} steps")
+                self.event(run_record.DONE, f"done: {self.step} steps{left_out_text(self.train_data)}")
             failed = False
         finally:
             self.line.end()

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3vl_core.formats import duration, number
 from qwen3vl_core.progress import Progress
-from qwen3vl_core.run_metrics import GRAD_NORM, METRICS, scalars
+from qwen3vl_core.run_metrics import GRAD_NORM, METRICS, SKIPPED_COUNT, scalars
 from qwen3vl_core.run_record import EVENT, VERSION
 from qwen3vl_core.training.sinks import Sinks
 
@@ -77,6 +77,8 @@ def step_text(values: Mapping[str, Any], updated: bool = True) -> str:
         else:
             text = f"{value:{metric.format}}" if metric.format else number(value, metric.line)
         columns.append(f"{metric.title} {text}" + (f" {metric.unit}" if metric.unit not in ("", metric.title) else ""))
+    if values.get(SKIPPED_COUNT):
+        columns.append(f"left out {values[SKIPPED_COUNT]:,}")
     return "  ".join(columns)
 
 

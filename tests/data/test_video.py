@@ -178,12 +178,12 @@ def test_the_options_are_the_checkpoints_entries_under_other_names(tmp_path, pro
     config = json.loads((folder / "video_preprocessor_config.json").read_text())
     config |= {
         "fps": 4.0,
-        "max_frames": 6,
+        "max_frames": 4,
         "min_frames": 2,
         "size": {**config.get("size", {}), "shortest_edge": 4096, "longest_edge": 12288},
     }
     (folder / "video_preprocessor_config.json").write_text(json.dumps(config))
-    limits = MediaLimits(video_fps=4.0, video_max_frames=6, video_max_pixels=12288)
+    limits = MediaLimits(video_fps=4.0, video_max_frames=4, video_max_pixels=12288)
     data = {"vid0.mp4": videos.video(36, 12)}
     theirs, ours, without = (
         each.encode(message(FILE), data)

@@ -229,7 +229,7 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
         # the long answer does not fit, and is more than the run allows
         (
             {"seq_length": 80, "train_iters": 40, "max_skip_share": 0.001, "micro_batch_size": 8, "global_batch_size": 16}, 1,
-            "more than --max-skip-share 0.001; skipped.jsonl",
+            "more than --max-skip-share 0.001; use a longer --seq-length than 80 ",
         ),
     ],
     ids=["no picture", "too many left out"],
@@ -246,6 +246,17 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
     if code == 1:
         assert json.loads((run / "skipped.jsonl").read_text().splitlines()[0])["reason"] == "too_long"
         assert rows(run)[-1]["skipped"] > 0
+        assert "left out 1" in runs.log(run) or "left out 2" in runs.log(run)
+
+
+def test_a_run_that_leaves_samples_out_says_so_at_its_end_and_of_its_validation(data, tmp_path):
+    run = tmp_path / "run"
+    plan(
+        run, data, seq_length=80, train_iters=2, max_skip_share=1.0, eval_interval=1, eval_iters=2, micro_batch_size=8, global_batch_size=16
+    )
+    assert runs.train(run)[0] == 0
+    log = runs.log(run)
+    assert "samples left out (longer than --seq-length: " in log.split("done: 2 steps")[1]
 
 
 @pytest.mark.parametrize(

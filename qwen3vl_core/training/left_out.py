@@ -1,0 +1,27 @@
+"""What a run says of samples that it could not use."""
+
+from __future__ import annotations
+
+from qwen3vl_core.data.errors import REASONS
+from qwen3vl_core.data.loader import Loader
+from qwen3vl_core.options import FinetuneOptions
+
+
+def left_out_text(loader: Loader) -> str:
+    """`; 3 of 51 samples left out (longer than --seq-length: 3)`; empty where every sample was used. Of this rank's samples."""
+    skipped = sum(loader.skipped.values())
+    if not skipped:
+        return ""
+    reasons = ", ".join(f"{REASONS.get(reason, reason)}: {count:,}" for reason, count in loader.skipped.most_common(3))
+    return f"; {skipped:,} of {skipped + loader.used:,} samples left out ({reasons})"
+
+
+def way_to_use(reason: str, options: FinetuneOptions) -> str:
+    """The way out for samples that are left out for this reason, a key of data.errors.REASONS."""
+    on = "or a higher --max-skip-share to go on without them"
+    if reason == "too_long":
+        longer = f"a longer --seq-length than {options.seq_length} (qwen3vl inspect DATA --model MODEL shows the lengths)"
+        return f"use {longer}, a smaller --max-pixels, --video-max-frames or --max-visual-tokens, {on}"
+    if reason in ("video", "tools"):
+        return f"take these samples out, or train a model that reads them, {on}"
+    return f"correct them and prepare the data again, {on}"

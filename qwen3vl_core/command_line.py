@@ -43,7 +43,7 @@ HELP = {
     "inspect": "contents and problems of a model, a checkpoint, a run or data",
     "convert": "Hugging Face <-> Megatron torch_dist",
     "plan": "check a finetune: is it valid, does it fit, how long does it take",
-    "recipe": "read the published recipe's 24 or 26 values",
+    "recipe": "read the values of the published scripts: 24 or 26 of a finetune, 6 or 7 of a conversion",
     "doctor": "check this machine: what is missing, and how to fix it",
     "finetune": "start a training run",
     "compare": "captions of two models side by side",

@@ -31,6 +31,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "no-part-for-adapters": ("no part is left that can have an adapter", ""),
     "lora-alpha-zero": ("adapters would have no effect", ""),
     "warmup-too-long": ("must be below --train-iters {train_iters}", ""),
+    "decay-within-warmup": ("must be above --lr-warmup-iters {warmup}", ""),
+    "valid-data-unused": ("is read at an evaluation only, and there is none", ""),
     "min-lr-above-lr": ("must be at most --lr {lr:g}", ""),
     "packing-micro-batch": ("with --packing a micro batch is one row of --seq-length {seq_length} tokens", ""),
     "packing-pad-length": ("with --packing a row is filled to --seq-length {seq_length} with samples", ""),
@@ -151,7 +153,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "plan-without-value": ("{key}: no value", "give one, or leave the line out for {default!r}"),
     "plan-not-one-value": ("{key}: must be one value", ""),
     # the positional recipe
-    "recipe-count": ("the recipe has 26, or 24 without 13 ETP and 14 EP", ""),
+    "recipe-count": ("the recipe has 26, or 24 without 13 ETP and 14 EP; the conversion script has 6 or 7", ""),
     "recipe-value-missing": ("all values fit the form of {form} if the missing one is among: {positions}", ""),
     "recipe-value-too-many": ("all values fit the form of {form} without one of: {positions}", ""),
     "recipe-swapped": ("look swapped: each is valid at the other's position", ""),

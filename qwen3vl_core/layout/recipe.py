@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from qwen3vl_core.formats import GIB, duration
+from qwen3vl_core.layout import conversion_recipe
 from qwen3vl_core.layout.parameters import published
+from qwen3vl_core.layout.suggest import LAYOUT, Candidate, suggest
 from qwen3vl_core.layout.torchrun_command import gpu_count
-from qwen3vl_core.layout.verdict import judge
+from qwen3vl_core.layout.verdict import DEFAULT_MEMORY, Verdict, judge
 from qwen3vl_core.options import FinetuneOptions, Option, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planfile import write_plan
-from qwen3vl_core.options.planning import RecipeOptions
+from qwen3vl_core.options.planning import PlanOptions, RecipeOptions
 from qwen3vl_core.problems import Problem, written
 from qwen3vl_core.sizes import SIZES
 
@@ -70,8 +74,11 @@ RULES = {
     "recompute": "must be one of none, false, sel, full, offload", "share": "must be false or a number from 0 to 1",
     "path": "must be a path",
 }  # fmt: skip
-# environment variables that the script reads in addition to its values
-ENVIRONMENT = {"MP_PP0_LAYERS": "pp0_layers", "MP_VP": "vp", "MP_AC_LAYERS": "recompute_layers", "MP_SFT_PACKING": "packing"}
+# the script reads these beside its values; MP_VP is a number of layers, see `_virtual_stages`
+ENVIRONMENT = {"MP_PP0_LAYERS": "pp0_layers", "MP_AC_LAYERS": "recompute_layers", "MP_SFT_PACKING": "packing"}
+VIRTUAL = "MP_VP"
+# written in the script itself
+EVALUATION = {"eval_interval": 1000, "eval_iters": 10}
 
 
 @dataclass
@@ -84,6 +91,9 @@ class Recipe:
     output: str | None = None
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    gpus: int = 0
+    """That it was checked for."""
+    verdict: Verdict | None = None
 
 
 def value_of(kind: str, text: str) -> Any:
@@ -253,7 +263,9 @@ def _translate(v: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
 
 
 def _environment(environment: Mapping[str, str], options: dict[str, Option], values: dict[str, Any], problems: list[Problem]) -> None:
-    """Read MP_PP0_LAYERS, MP_VP, MP_AC_LAYERS and MP_SFT_PACKING into `values`, as the script does."""
+    """Read MP_PP0_LAYERS, MP_AC_LAYERS and MP_SFT_PACKING into `values`, as the script does."""
+    if values.get("recompute") == "offload":
+        values["recompute_layers"] = 1
     for name, option in ENVIRONMENT.items():
         text = environment.get(name, "").strip()
         if not text or text.lower() in ("false", "0"):
@@ -264,6 +276,51 @@ def _environment(environment: Mapping[str, str], options: dict[str, Option], val
             values[option] = options[option].parse(text)
         except RequestError as error:
             problems += [_prefixed(problem, f"{name}={text}") for problem in error.problems]
+
+
+def _virtual_stages(environment: Mapping[str, str], values: dict[str, Any], problems: list[Problem], notes: list[str]) -> None:
+    """MP_VP is the layers of a virtual stage: `vp` is how many of them a pipeline stage has."""
+    text = environment.get(VIRTUAL, "").strip()
+    if not text or text.lower() in ("false", "0"):
+        return
+
+    def refuse(rule: str) -> None:
+        problems.append(Problem("recipe-value", "vp", text, {"written": f"{VIRTUAL}={text}", "rule": rule, "hint": ""}))
+
+    if not text.isdecimal():
+        refuse("must be a whole number from 1, the layers of a virtual pipeline stage")
+        return
+    size, pp = values.get("size"), values.get("pp", 1)
+    if size is None:
+        return
+    layers = published(size).num_layers
+    if layers % (pp * int(text)):
+        refuse(f"must divide the {layers} layers of {size} / 11 PP {pp}: it is the layers of a virtual stage")
+        return
+    values["vp"] = layers // (pp * int(text))
+    notes.append(f"{VIRTUAL}={text}: layers of a virtual stage, {layers} / ({pp} x {text}) = {values['vp']} chunks a stage (--vp)")
+
+
+def size_in(path: str) -> str | None:
+    """The published size that a path names, as Qwen3-VL-30B-A3B-Instruct does; None where it names none, or several."""
+    words = set(re.findall(r"(?<![0-9A-Za-z.])(A3B|A22B|2B|4B|8B|32B)(?![0-9A-Za-z])", path, re.IGNORECASE))
+    named = {word.upper() for word in words}
+    return named.pop() if len(named) == 1 else None
+
+
+def _as_the_script(values: dict[str, Any], v: Mapping[str, Any]) -> Iterator[str]:
+    """Set in `values` what the script passes beside its values; gives notes on it."""
+    values["overlap_grad_reduce"] = True
+    values["overlap_param_gather"] = bool(values.get("distributed_optimizer"))
+    if "TRAIN_ITERS" in v and 0 < v.get("LR_WARMUP_ITERS", 0) < v["TRAIN_ITERS"] - v.get("LR_WARMUP_ITERS", 0):
+        values["lr_decay_iters"] = v["TRAIN_ITERS"] - v["LR_WARMUP_ITERS"]
+        yield f"the script's decay ends after 24 TRAIN_ITERS - 25 LR_WARMUP_ITERS = {values['lr_decay_iters']} steps (--lr-decay-iters)"
+    if values.get("valid_data") and "TRAIN_ITERS" in v:
+        values |= EVALUATION | {"eval_interval": min(EVALUATION["eval_interval"], v["TRAIN_ITERS"])}
+        yield "the script evaluates every 1000 steps and at the end, 10 batches each time"
+    named = size_in(str(values.get("load") or ""))
+    if named and values.get("size") and named != values["size"]:
+        yield f"2 MODEL_SIZE {values['size']}: 23 PRETRAIN_CHECKPOINT_PATH says {named} ({values['load']}); one of the two is wrong"
 
 
 def _prefixed(problem: Problem, position: str) -> Problem:
@@ -298,7 +355,10 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     declared = _declared()
     recipe.notes += _translate(parsed, os.environ if environment is None else environment)
     chosen = {p.option: parsed[p.name] for p in FORM if p.option in declared and p.name in parsed}
-    _environment(os.environ if environment is None else environment, declared, chosen, recipe.problems)
+    variables = os.environ if environment is None else environment
+    _environment(variables, declared, chosen, recipe.problems)
+    _virtual_stages(variables, chosen, recipe.problems, recipe.notes)
+    recipe.notes += _as_the_script(chosen, parsed)
     recipe.output = parsed.get("OUTPUT_BASEPATH")
     recipe.options = FinetuneOptions(**chosen)
     model = recipe.options.tp * recipe.options.pp * recipe.options.cp
@@ -309,7 +369,9 @@ def read(values: list[str], *, gpus: int = 0, environment: Mapping[str, str] | N
     size = recipe.options.size
     if size and not (gpus or (known and recipe.options.env == "dsw")):
         recipe.notes.append(f"checked for {count} GPUs; say how many there are with --gpus")
-    verdict = judge(recipe.options, architecture=published(size) if size else None, processes=count, disk=False)
+    recipe.gpus = count
+    verdict = judge(recipe.options, PlanOptions(), architecture=published(size) if size else None, processes=count, disk=False)
+    recipe.verdict = verdict
     reported = {SAME.get((problem.code, problem.option)) for problem in recipe.problems}
     for problem in verdict.problems:
         position = next((p for p in FORM if problem.option and p.option == problem.option), None)
@@ -333,9 +395,54 @@ def render(recipe: Recipe) -> str:
             flag = declared[p.option].flag if p.option in declared else ""
             lines.append(f"  {p.number:>2} {p.name:<25} {value or '-':<20} {flag}".rstrip())
         lines += [f"  {n:>2} {'(too many)':<25} {text}" for n, text in recipe.values.items() if n > len(FORM)]
+        lines += _that_works(recipe)
     else:
-        lines += ["the same finetune, by name:", "", "  " + command(recipe)]
+        lines += ["the same finetune, by name:", "", "  " + command(recipe), "", *_estimated(recipe)]
     return "\n".join(lines)
+
+
+def _estimated(recipe: Recipe) -> list[str]:
+    """Memory and time of a valid recipe; a layout that fits, where it does not."""
+    estimate = recipe.verdict.estimate if recipe.verdict else None
+    if estimate is None or recipe.verdict is None or recipe.options is None:
+        return []
+    time = duration(3600 * estimate.hours)
+    lines = [f"about {estimate.peak_gib:g} of {estimate.memory_gib:g} GiB on the fullest of {recipe.gpus} GPUs, "
+             f"{estimate.step.seconds:.1f} s a step, {recipe.options.train_iters} steps in {time}"]  # fmt: skip
+    return lines if estimate.fits else [*lines, "it does not fit", *_that_works(recipe)]
+
+
+def working_layout(recipe: Recipe) -> Candidate | None:
+    """The fastest layout that fits the recipe's GPUs, for the size that its path names, else for its own; None where there is none."""
+    options = recipe.options
+    if options is None or not recipe.gpus:
+        return None
+    size = size_in(options.load or "") or options.size
+    if size is None:
+        return None
+    base = dataclasses.replace(options, size=size, **{name: getattr(FinetuneOptions, name) for name in LAYOUT})
+    base = dataclasses.replace(base, optimizer_offload=0.0, overlap_param_gather=False, vp=1, pp0_layers=0)
+    memory = recipe.verdict.memory_gib if recipe.verdict else DEFAULT_MEMORY
+    for candidate in suggest(base, published(size), recipe.gpus, memory):
+        if (
+            candidate.fits(memory)
+            and not judge(candidate.options, architecture=published(size), processes=recipe.gpus, disk=False).problems
+        ):
+            return candidate
+    return None
+
+
+def _that_works(recipe: Recipe) -> list[str]:
+    found = working_layout(recipe)
+    if found is None or recipe.verdict is None:
+        return []
+    words = ["qwen3vl", "finetune", *to_arguments(found.options), *(["--runs", recipe.output] if recipe.output else [])]
+    each, memory = found.memory.total / GIB, recipe.verdict.memory_gib
+    return [
+        "", f"a layout for {found.options.size} that works on {recipe.gpus} GPUs: about {each:.1f} of {memory:g} GiB each, "
+        f"{found.seconds:.1f} s a step, {found.options.train_iters} steps in {duration(found.seconds * found.options.train_iters)}", "",
+        "  " + shell_line(words),
+    ]  # fmt: skip
 
 
 def command(recipe: Recipe) -> str:
@@ -344,8 +451,29 @@ def command(recipe: Recipe) -> str:
     return shell_line(words + (["--runs", recipe.output] if recipe.output else []))
 
 
+def _run_conversion(values: list[str], options: RecipeOptions) -> int:
+    """`run` for the conversion script's values."""
+    if options.save:
+        raise RequestError("--save: a plan file is of a finetune; leave it out for the values of the conversion script")
+    found = conversion_recipe.read(values)
+    problems, line = [problem.as_json() for problem in found.problems], None if found.problems else found.command
+    if options.json:
+        print(
+            json.dumps(
+                {"valid": line is not None, "problems": problems, "notes": found.notes, "values": found.values, "command": line}, indent=1
+            )
+        )
+    else:
+        lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the conversion script's values:"] if problems else []
+        lines += [f"  {problem}" for problem in found.problems] + [f"note: {note}" for note in found.notes]
+        print("\n".join(lines + (["the same conversion, by name:", "", f"  {line}"] if line else [])))
+    return EXIT_REQUEST if problems else EXIT_DONE
+
+
 def run(values: list[str], options: RecipeOptions) -> int:
     """Print the report. Returns the exit code: 0: valid; 2: it has problems. Raises WorkError when the plan cannot be saved."""
+    if len(values) in conversion_recipe.COUNTS:
+        return _run_conversion(values, options)
     recipe = read(values, gpus=options.gpus)
     valid = not recipe.problems
     if options.json:

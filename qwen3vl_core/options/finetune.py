@@ -97,6 +97,9 @@ class FinetuneOptions:
     lr: float = option(1e-5, help="Highest learning rate", group="Schedule", minimum=0.0)  # 5
     min_lr: float = option(1e-6, help="Learning rate at the end of the cosine", group="Schedule", minimum=0.0)  # 6
     lr_warmup_iters: int = option(0, help="Steps of linear warmup", unit="steps", group="Schedule", minimum=0)  # 25
+    lr_decay_iters: int = option(
+        0, help="Steps after which the learning rate has fallen to --min-lr; 0: those of the run", unit="steps", group="Schedule", minimum=0
+    )
     weight_decay: float = option(0.01, help="Decoupled weight decay", group="Schedule", minimum=0.0)
     adam_beta1: float = option(0.9, help="Adam's first moment", group="Schedule", minimum=0.0, maximum=0.999999)
     adam_beta2: float = option(0.95, help="Adam's second moment", group="Schedule", minimum=0.0, maximum=0.999999)
@@ -307,6 +310,11 @@ class FinetuneOptions:
                 "warmup-too-long", "lr_warmup_iters", self.lr_warmup_iters, {"train_iters": self.train_iters},
                 ({"lr_warmup_iters": max(self.train_iters // 10, 0)},),
             )  # fmt: skip
+        if self.lr_decay_iters and self.lr_decay_iters <= self.lr_warmup_iters:
+            rule, ways = {"warmup": self.lr_warmup_iters}, ({"lr_decay_iters": None},)
+            yield Problem("decay-within-warmup", "lr_decay_iters", self.lr_decay_iters, rule, ways)
+        if self.valid_data and not self.eval_interval:
+            yield Problem("valid-data-unused", "valid_data", self.valid_data, remedies=({"eval_interval": 100}, {"valid_data": None}))
         if self._in_range("lr") and self.min_lr > self.lr:
             yield Problem("min-lr-above-lr", "min_lr", self.min_lr, {"lr": self.lr}, ({"min_lr": float(f"{self.lr / 10:.6g}")},))
         if self.skip_spikes and not self.spike_factor:

@@ -39,8 +39,8 @@ class PlanOptions:
 
 @dataclass
 class RecipeOptions:
-    """Reads the positional command line of the published recipe (24 or 26 values), explains its problems, and prints the same
-    finetune as named options."""
+    """Reads the positional values of the published scripts (24 or 26 of a finetune, 6 or 7 of a conversion), explains their problems, and
+    prints the same as named options; of a finetune its memory and time too, and a layout that works where its own does not."""
 
     gpus: int = option(0, help="GPUs of the run; 0: this machine's", group="Recipe", minimum=0, maximum=65536)
     save: str | None = option(None, help="Write the options as a plan file (YAML) for qwen3vl finetune --plan", group="Recipe", path="file")

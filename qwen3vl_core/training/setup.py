@@ -156,7 +156,8 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         patch_copy_of_masters(part)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,
-        lr_decay_steps=options.train_iters, lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
+        lr_decay_steps=options.lr_decay_iters or options.train_iters,
+        lr_decay_style="cosine", start_wd=options.weight_decay, end_wd=options.weight_decay,
         wd_incr_steps=options.train_iters, wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )  # fmt: skip

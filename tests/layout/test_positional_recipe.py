@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from qwen3vl_core.cli import main
 from qwen3vl_core.command_line import build_parser
-from qwen3vl_core.layout.recipe import FORM, LEFT_OUT, command, read
-from qwen3vl_core.options import FinetuneOptions, from_mapping, options_of
+from qwen3vl_core.layout.parameters import published
+from qwen3vl_core.layout.recipe import FORM, LEFT_OUT, command, read, size_in
+from qwen3vl_core.layout.verdict import judge
+from qwen3vl_core.options import FinetuneOptions, from_mapping, option_problems, options_of
 from qwen3vl_core.options.planfile import read_plan_file
+from qwen3vl_core.options.planning import PlanOptions
 
 LINE = "dsw A3B 1 128 1e-5 1e-6 4096 4096 bf16 2 2 1 1 4 true true true sel false 500 /d/train /d/val /m/ckpt 1000 100 /out"
 GOOD = LINE.split()
@@ -40,7 +43,7 @@ def test_26_values_are_the_options_they_name():
         env="dsw", size="A3B", micro_batch_size=1, global_batch_size=128, lr=1e-5, min_lr=1e-6, seq_length=4096, precision="bf16", tp=2,
         pp=2, cp=1, etp=1, ep=4, sequence_parallel=True, distributed_optimizer=True, recompute="sel", save_interval=500,
         train_data="/d/train", valid_data="/d/val", load="/m/ckpt", train_iters=1000, lr_warmup_iters=100, pad_length=4096,
-        attention="flash",
+        attention="flash", overlap_grad_reduce=True, overlap_param_gather=True, lr_decay_iters=900, eval_interval=1000, eval_iters=10,
     )  # fmt: skip
     for option in options_of(FinetuneOptions):
         assert getattr(found.options, option.name) == getattr(expected, option.name), option.name
@@ -120,7 +123,10 @@ def test_fp8_offload_and_attention_are_the_options_of_those_names():
 
 def test_the_environment_of_the_script_is_read_too():
     words = changed(MODEL_SIZE="4B", EP="1")
-    assert read(words, gpus=8, environment={"MP_VP": "3"}).options.vp == 3
+    # layers of a virtual stage: 36 / (2 x 3) chunks
+    assert read(words, gpus=8, environment={"MP_VP": "3"}).options.vp == 6
+    assert any(f.startswith("MP_VP=5: must divide the 36 layers of 4B / 11 PP 2") for f in problems(words, environment={"MP_VP": "5"}))
+    assert read(changed(PP="4", EP="2", TP="1", SP="false"), gpus=8, environment={"MP_VP": "3"}).options.vp == 4
     assert read(words, gpus=8, environment={"MP_PP0_LAYERS": "14", "MP_SFT_PACKING": "true"}).options.pp0_layers == 14
     assert any(f.startswith("MP_VP=x: ") for f in problems(words, environment={"MP_VP": "x"}))
 
@@ -138,6 +144,66 @@ def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeyp
     found = json.loads(capsys.readouterr().out)
     assert not found["valid"] and found["command"] is None and found["problems"][0]["text"].startswith("10 TP '0'")
     assert not file.exists()
+
+
+def test_what_the_script_means_without_a_value_is_said():
+    o = read(changed(AC="offload", PP="1", EP="4"), gpus=8, environment=NOTHING).options
+    assert o.recompute_layers == 1, "the script keeps one layer on the host"
+    short = read(changed(TRAIN_ITERS="400"), gpus=8, environment=NOTHING)
+    assert (short.options.eval_interval, short.options.eval_iters, short.options.lr_decay_iters) == (400, 10, 300)
+    assert not read(changed(DO="false"), gpus=8, environment=NOTHING).options.overlap_param_gather
+
+
+def test_a_size_that_the_path_contradicts_is_named():
+    path = "/mnt/qwen3-vl-ckpts/Qwen3-VL-30B-A3B-Instruct-to-mcore"
+    notes = read(changed(MODEL_SIZE="4B", EP="1", PRETRAIN_CHECKPOINT_PATH=path), gpus=8, environment=NOTHING).notes
+    assert any(f"2 MODEL_SIZE 4B: 23 PRETRAIN_CHECKPOINT_PATH says A3B ({path})" in note for note in notes)
+    assert (size_in("/m/Qwen3-VL-4B-Instruct"), size_in("/m/235B-A22B"), size_in("/m/4B-and-8B"), size_in("/m/ckpt")) == (
+        "4B",
+        "A22B",
+        None,
+        None,
+    )
+    assert not any("MODEL_SIZE" in n for n in read(changed(PRETRAIN_CHECKPOINT_PATH=path), gpus=8, environment=NOTHING).notes)
+
+
+def test_it_ends_with_memory_time_and_a_layout_that_works(capsys):
+    assert main(["recipe", "--gpus", "8", "--", *changed(TP="1", SP="false", PP="1", EP="8", AC="full")]) == 0
+    assert " GiB on the fullest of 8 GPUs, " in capsys.readouterr().out
+    # the example: 4B in front of a checkpoint of A3B, with experts
+    path = "/mnt/qwen3-vl-ckpts/Qwen3-VL-30B-A3B-Instruct-to-mcore"
+    assert main(["recipe", "--gpus", "8", "--", *changed(MODEL_SIZE="4B", PRETRAIN_CHECKPOINT_PATH=path)]) == 2
+    out = capsys.readouterr().out
+    assert "a layout for A3B that works on 8 GPUs: about " in out
+    words = shlex.split(out.strip().splitlines()[-1])
+    values = vars(build_parser().parse_args(words[1:]))
+    known = {o.name for o in options_of(FinetuneOptions)}
+    options = from_mapping(FinetuneOptions, {k: v for k, v in values.items() if k in known})
+    verdict = judge(options, PlanOptions(), architecture=published("A3B"), processes=8, disk=False)
+    assert not verdict.problems and verdict.fits
+
+
+CONVERSION = ["A3B", "/m/Qwen3-VL-30B-A3B-Instruct", "/m/mcore", "false", "true", "bf16"]
+
+
+def test_the_conversion_script_is_read_too(capsys):
+    assert main(["recipe", "--", *CONVERSION]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().splitlines()[-1].strip() == (
+        "qwen3vl convert /m/Qwen3-VL-30B-A3B-Instruct /m/mcore --dtype bf16 --layout pai --size A3B"
+    )
+    assert "5 USE_CUDA true: no GPU is needed" in out
+    assert main(["recipe", "--json", "--", "A3B", "/m/mcore", "/m/back", "true", "false", "bf16", "/m/hf"]) == 0
+    assert json.loads(capsys.readouterr().out)["command"] == "qwen3vl convert /m/mcore /m/back --dtype bf16 --size A3B --hf /m/hf"
+    assert main(["recipe", "--", "7B", "true", "/m/mcore", "maybe", "true", "int8"]) == 2
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("1 MODEL_SIZE '7B'", "2 LOAD_DIR 'true': must be a path", "4 MG2HF 'maybe'", "6 PR 'int8'"))
+
+
+def test_validation_data_that_no_evaluation_reads_is_refused():
+    found = [str(p) for p in option_problems(FinetuneOptions(load="x", train_data="y", valid_data="z"))]
+    assert any("--valid-data z: is read at an evaluation only" in line and "--eval-interval" in line for line in found)
+    assert not option_problems(FinetuneOptions(load="x", train_data="y", valid_data="z", eval_interval=10))
 
 
 @settings(deadline=None, max_examples=60)

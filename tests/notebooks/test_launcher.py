@@ -38,7 +38,7 @@ def test_every_option_of_every_command_has_its_field(kind, store):
 
 
 def test_the_form_says_what_the_options_object_says(store, dataset):
-    values = finetune_options(dataset, sequence_parallel=True, tp=2, size="tiny", valid_data=str(dataset))
+    values = finetune_options(dataset, sequence_parallel=True, tp=2, size="tiny", valid_data=str(dataset), eval_interval=100)
     launcher = Launcher("finetune", values, store=store)
     assert launcher.options == FinetuneOptions(**values)
     assert launcher.values == to_mapping(FinetuneOptions(**values))

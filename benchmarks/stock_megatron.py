@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from qwen3vl_core.model import process_groups
-from qwen3vl_core.model.specs import add_gradients_in_place, use_transformer_engine
+from qwen3vl_core.model.specs import add_linear_gradients_in_place, use_transformer_engine
 
 import random_run
 import torch
@@ -84,7 +84,7 @@ def wrapped(a: Architecture, config: TransformerConfig, length: int, overlap: bo
         for parameter in model.parameters():
             parameter.normal_(0, random_run.SPREAD) if parameter.dim() > 1 else parameter.fill_(1.0)
     if on_gpu and not HAS_APEX:
-        add_gradients_in_place(model)
+        add_linear_gradients_in_place(model)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap, use_distributed_optimizer=overlap,
         check_for_nan_in_grad=False,

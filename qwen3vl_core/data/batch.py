@@ -135,7 +135,7 @@ class Batch:
             cu_seqlens=batch.cu_seqlens,
         )  # fmt: skip
         if rules.buckets:
-            structure = select_trained(structure)
+            structure = structure if rules.all_logits else select_trained(structure)
             batch = replace(batch, patches=_to_bucket(batch.patches), video_patches=_to_bucket(batch.video_patches))
         return replace(batch, structure=structure)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qwen3vl_core.model import cpu
+from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.specs import use_transformer_engine
 
 import torch
@@ -136,7 +137,7 @@ def vision_config(architecture: Architecture, language: TransformerConfig) -> Tr
     # not "sel": an MLP with a bias returns the bias parameter itself, which Megatron's recompute treats as an activation
     recompute = "full" if language.recompute_granularity == "full" else "none"
     # Megatron's fused bias and GELU kernel uses the tanh form, as this tower does
-    fused = use_transformer_engine()
+    fused = use_transformer_engine() and not switched_off("vision_fusions")
     vision_layers = vision_layers_per_recompute(language.recompute_num_layers or 1, vision.num_layers)
     shared = _shared(language.params_dtype, language.tensor_model_parallel_size, language.attention_backend)
     return TransformerConfig(

@@ -137,6 +137,12 @@ def add_gradients_in_place(model: torch.nn.Module) -> None:
     """
     if not kernels.switched_off("weight_gradients"):
         add_vocabulary_gradients_in_place(model)
+    if not kernels.switched_off("linear_gradients"):
+        add_linear_gradients_in_place(model)
+
+
+def add_linear_gradients_in_place(model: torch.nn.Module) -> None:
+    """The same for the linear layers of Transformer Engine alone, which have it built in."""
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
     for module in model.modules():

@@ -137,6 +137,8 @@ class StructureRules:
     """Round sizes up to buckets, join rows into one packed row, and compute logits of trained tokens only, as CUDA graphs need."""
     seq_length: int = 0
     """Target length of packed rows."""
+    all_logits: bool = False
+    """Compute the logits of every token, also with `buckets`; for measuring."""
 
 
 def vision_token_indices(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import FP8_ROWS, transformer_config
+from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
@@ -84,6 +85,7 @@ def structure_rules(options: FinetuneOptions, architecture: Architecture) -> Str
     return StructureRules(
         architecture, math.lcm(multiple_of(options), step), options.pad_length, options.cp,
         parallel_state.get_context_parallel_rank(), buckets=with_graphs(options, architecture), seq_length=options.seq_length,
+        all_logits=switched_off("trained_logits"),
     )  # fmt: skip
 
 

@@ -20,6 +20,12 @@ KERNELS = {
     "cross_entropy": "loss of each token",
     "weight_gradients": "gradient of embeddings and output layer, added in place",
 }
+FUSIONS = {
+    "vision_fusions": "bias and GELU, bias and residual of the vision tower, by Megatron",
+    "linear_gradients": "weight gradients of linear layers, added in place by Transformer Engine",
+    "trained_logits": "logits of trained tokens only",
+}
+"""What else the variable switches off, so that its gain can be measured."""
 SWITCH = "QWEN3VL_KERNELS"
 
 
@@ -31,14 +37,14 @@ def _has_triton() -> bool:
 def _switches() -> frozenset[str]:
     """The words of the environment variable. Raises ValueError for other words."""
     words = frozenset(os.environ.get(SWITCH, "").replace(",", " ").split())
-    allowed = ["none", "interpret", *(f"-{name}" for name in KERNELS)]
+    allowed = ["none", "interpret", *(f"-{name}" for name in (*KERNELS, *FUSIONS))]
     if unknown := sorted(words.difference(allowed)):
         raise ValueError(f"{SWITCH}: {unknown[0]!r} is no switch; the switches are {', '.join(allowed)}")
     return words
 
 
 def switched_off(name: str) -> bool:
-    """Whether the environment variable switches the kernel `name` off."""
+    """Whether the environment variable switches the kernel or fusion `name` off."""
     return bool(_switches() & {"none", f"-{name}"})
 
 

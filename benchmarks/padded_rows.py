@@ -12,8 +12,6 @@ import torch
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import build_loader
-from qwen3vl_core.data.media_limits import MediaLimits
-from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.gpus import peak_flops
 from qwen3vl_core.sizes import Architecture
@@ -28,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def batches(shards: Path, rows: int, steps: int, seq_length: int) -> list[list[Batch]]:
     """Micro batches of padded rows, as a Trainer's collator makes them, for so many steps; pinned where there is a GPU."""
-    processor = ChatProcessor.from_pretrained(random_run.TINY.parent, MediaLimits(min_pixels=1024, max_pixels=random_run.PIXELS))
+    processor = random_run.processor_of(random_run.TINY.parent)
     loader = build_loader(
         shards, "train", processor, micro_batch_size=rows, global_batch_size=rows * MICRO_BATCHES, seq_length=seq_length
     )  # fmt: skip

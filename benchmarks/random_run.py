@@ -93,6 +93,11 @@ def model(folder: Path, size: str, layers: int = 0) -> Path:
     return folder
 
 
+def processor_of(folder: Path) -> ChatProcessor:
+    """The processor of a checkpoint, with pictures of at most PIXELS, as every benchmark uses it."""
+    return ChatProcessor.from_pretrained(folder, MediaLimits(min_pixels=1024, max_pixels=PIXELS))
+
+
 def text(processor: ChatProcessor, tokens: int, seed: int) -> str:
     """Words that the tokenizer makes about so many tokens of, and no more."""
     drawn = random.Random(seed)
@@ -105,7 +110,7 @@ def data(folder: Path, base: Path, count: int, *, tokens: tuple[int, int], side:
     """A dataset of `count` samples, each a picture of `side` x `side` pixels (0: none) and a text, `tokens` (from, to) tokens in all."""
     raw = folder / "raw"
     raw.mkdir(parents=True)
-    processor = ChatProcessor.from_pretrained(base, MediaLimits(min_pixels=1024, max_pixels=PIXELS))
+    processor = processor_of(base)
     picture_tokens = (side // 32) ** 2
     noise = np.random.Generator(np.random.SFC64(0))
     records = []

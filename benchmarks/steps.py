@@ -30,7 +30,6 @@ from padded_rows import DEVICE, MICRO_BATCHES, synchronize
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import build_loader
-from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.training import setup, step
@@ -44,7 +43,7 @@ WARM = 3
 
 def micro_batches(shards: Path, length: int) -> list[Batch]:
     """The packed rows of a step, without their structure, which depends on the variant."""
-    processor = ChatProcessor.from_pretrained(random_run.TINY.parent, 1024, random_run.PIXELS)
+    processor = random_run.processor_of(random_run.TINY.parent)
     loader = build_loader(
         shards, "train", processor, micro_batch_size=1, global_batch_size=MICRO_BATCHES, seq_length=length, packing=True
     )  # fmt: skip

@@ -386,3 +386,82 @@ def test_inspect_cuts_a_text_of_300_kilobytes(tmp_path, capsys):
     inspect_data.run(InspectOptions(path=str(source)))
     shown = capsys.readouterr().out
     assert len(shown) < 8000 and "300,000 characters" in shown
+
+
+plain_texts = st.text('ab é犬{}[]"\\', min_size=1, max_size=12).filter(str.strip)
+
+
+@st.composite
+def conversations(draw):
+    """[(role, [text or (picture,)], trained)]: what is meant, before any layout writes it down."""
+    meant, picture = [], 0
+    if draw(st.booleans()):
+        meant.append(("system", [draw(plain_texts)], False))
+    for _ in range(draw(st.integers(1, 3))):
+        question: list = []
+        for _ in range(draw(st.integers(0, 2))):
+            question.append((f"{picture}.jpg",))
+            picture += 1
+            if draw(st.booleans()):
+                question.append(draw(plain_texts))
+        if not question or not isinstance(question[-1], str):
+            question.append(draw(plain_texts))
+        meant.append(("user", question, False))
+        meant.append(("assistant", [draw(plain_texts)], draw(st.booleans())))
+    meant[-1] = ("assistant", meant[-1][1], True)
+    return meant
+
+
+def written(meant, layout):
+    """The conversation in a layout, as that layout's own documentation has it; None where it has no form for it."""
+    names = [piece[0] for _, pieces, _ in meant for piece in pieces if isinstance(piece, tuple)]
+    tagged = [
+        (role, "".join(piece if isinstance(piece, str) else "<image>" for piece in pieces), trained) for role, pieces, trained in meant
+    ]
+    all_trained = all(trained for role, _, trained in meant if role == "assistant")
+    if layout == "LLaVA":
+        speakers = {"user": "human", "assistant": "gpt", "system": "system"}
+        turns = [{"from": speakers[role], "value": text} for role, text, _ in tagged]
+        return {"conversations": turns, **({"image": names} if names else {})} if all_trained else None
+    if layout == "ms-swift":
+        turns = [{"role": role, "content": text, **({"loss": trained} if role == "assistant" else {})} for role, text, trained in tagged]
+        return {"messages": turns, "images": names}
+    if layout == "OpenAI":
+        parts = lambda pieces: [text(p) if isinstance(p, str) else {"type": "image_url", "image_url": {"url": p[0]}} for p in pieces]  # noqa: E731
+        turns = [
+            {
+                "role": role,
+                "content": parts(pieces) if role == "user" else pieces[0],
+                **({} if trained or role != "assistant" else {"weight": 0}),
+            }
+            for role, pieces, trained in meant
+        ]
+        return {"messages": turns}
+    system = {"system": tagged[0][1]} if tagged[0][0] == "system" else {}
+    pairs = [text for role, text, _ in tagged if role != "system"]
+    if layout == "query":
+        history = [[pairs[i], pairs[i + 1]] for i in range(0, len(pairs) - 2, 2)]
+        return {"query": pairs[-2], "response": pairs[-1], "history": history, "images": names, **system} if all_trained else None
+    if layout == "alpaca":
+        return {"instruction": pairs[0], "input": "", "output": pairs[1], "images": names, **system} if len(pairs) == 2 else None
+    if layout == "TRL":
+        turns = [{"role": role, "content": text} for role, text, _ in tagged]
+        only_last = not any(trained for _, _, trained in meant[:-1])
+        return {"prompt": turns[:-1], "completion": turns[-1:], "images": names} if only_last else None
+    turns = [{"human": pairs[i], "assistant": pairs[i + 1]} for i in range(0, len(pairs), 2)]
+    return {"conversation": turns, "images": names, **system} if all_trained else None
+
+
+@samples.many(500)
+@given(conversations(), st.sampled_from(["LLaVA", "ms-swift", "OpenAI", "query", "alpaca", "TRL", "pairs"]))
+def test_every_layout_gives_the_conversation_that_was_meant(meant, layout):
+    record = written(meant, layout)
+    if record is None:
+        return
+    read = layouts.parse(0, record)
+    found = iter(read.pictures)
+    shown = []
+    for message in json.loads(read.payload())["messages"]:
+        pieces = [part["text"] if part["type"] == "text" else (next(found),) for part in message["content"]]
+        shown.append((message["role"], pieces, message["role"] == "assistant" and message.get("loss", True)))
+    assert shown == meant and not read.notes

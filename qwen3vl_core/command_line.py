@@ -165,7 +165,7 @@ def run_work(name: str, values: dict[str, Any]) -> int:
         return launch(name, options, runs=runs_directory(runs), foreground=stay)
     module = WORK_MODULES[name]
     if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect.command").holds_data(options.path):
-        module = "qwen3vl_core.data.inspect.command"
+        module = "qwen3vl_core.caption.sample_losses" if options.losses else "qwen3vl_core.data.inspect.command"
     _imported(module).run(options)
     return EXIT_DONE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ class TextTable:
         csv.field_size_limit(LONGEST_LINE)
         self.path, self.file = path, TextFile(path)
         self.count: int | None = None
-        first = self.file.head.partition("\n")[0].rstrip("\r")
+        first = re.split(r"\r\n?|\n", self.file.head, maxsplit=1)[0]
         self._delimiter = _delimiter(path, first)
-        self._header = [name.strip() for name in next(iter(csv.reader([first], delimiter=self._delimiter)), [])]
+        try:
+            self._header = [name.strip() for name in next(iter(csv.reader([first], delimiter=self._delimiter)), [])]
+        except csv.Error as error:
+            raise RequestError(f"{path}: not CSV (line 1: {error})") from None
         numbered = any(name.isdigit() for name in columns.values())
         known = {name.lower() for name in self._header} & _NAMES
         self._has_header = not numbered and bool(known or (columns and set(columns.values()) <= set(self._header)))

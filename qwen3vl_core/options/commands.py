@@ -116,6 +116,12 @@ class InspectOptions:
     show: int = option(3, help="Data: show N samples, evenly spread", group="Data", minimum=0, maximum=1000)
     limit: int = option(20_000, help="Data: look into at most N samples, evenly spread; 0: all", group="Data", minimum=0)
     html: str | None = option(None, help="Data: write one self-contained page with the samples shown", group="Report", path="file")
+    losses: str | None = option(
+        None,
+        help="Data: write the loss of each sample under --model, JSON Lines, the highest first, and show those samples",
+        group="Report",
+        path="file",
+    )
 
 
 @dataclass

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from qwen3vl_core.data.inspect.samples import kind_of_path, open_samples
 from qwen3vl_core.data.prepare.report import reason_counts
@@ -22,8 +24,11 @@ def holds_data(path: str | Path) -> bool:
     return is_url(str(path)) or kind_of_path(place_of(path)) is not None
 
 
-def run(options: InspectOptions) -> None:
-    """Print a summary of `options.path`. Raises RequestError for a path without data, WorkError when no sample can be used."""
+def run(options: InspectOptions, chosen: Mapping[tuple[str, int], str] = MappingProxyType({})) -> None:
+    """Print a summary of `options.path`. Raises RequestError for a path without data, WorkError when no sample can be used.
+
+    chosen: (split, number) of the samples to show, and what to say of each; without any they are evenly spread.
+    """
     for declared in options_of(InspectOptions):
         declared.check(getattr(options, declared.name))
     path = place_of(options.path)
@@ -45,12 +50,15 @@ def run(options: InspectOptions) -> None:
     opened = open_samples(path, options.split, images, options.columns)
     summary, processor = survey(path, opened, options, model, images)
 
-    shown = show.select_samples(opened, options.show, processor)
+    if chosen:
+        shown = [show.load_sample(name, opened[name], number, processor, note) for (name, number), note in chosen.items()]
+    else:
+        shown = show.select_samples(opened, options.show, processor)
     # files first: an error while writing them should not come after a long print
     if options.json:
         _write(Path(options.json).expanduser(), json.dumps(summary.as_json(), indent=2) + "\n", "--json")
     if options.html:
-        everything = show.select_samples(opened, max(options.show, html.SAMPLES), processor)
+        everything = shown if chosen else show.select_samples(opened, max(options.show, html.SAMPLES), processor)
         _write(Path(options.html).expanduser(), html.page(summary, everything), "--html")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((100, 24)).columns

@@ -51,11 +51,13 @@ class ShownSample:
     trained: int | None = None
     problem: str = ""
     """Why it cannot be used; empty where it can."""
+    note: str = ""
+    """For its title."""
 
     @property
     def title(self) -> str:
         counts = "" if self.tokens is None else f" · {self.tokens:,} tokens, {self.trained:,} trained"
-        return printable(f"{self.split} {self.key}{counts}")
+        return printable(f"{self.split} {self.key}{counts}" + (f" · {self.note}" if self.note else ""))
 
 
 def select_samples(opened: dict[str, Samples], wanted: int, processor: Any) -> list[ShownSample]:
@@ -64,9 +66,9 @@ def select_samples(opened: dict[str, Samples], wanted: int, processor: Any) -> l
     return [load_sample(name, opened[name], number, processor) for name, number in (candidates[i] for i in evenly(len(candidates), wanted))]
 
 
-def load_sample(name: str, samples: Samples, number: int, processor: Any) -> ShownSample:
-    """One sample, or why it cannot be used."""
-    shown = ShownSample(name, samples.place(number))
+def load_sample(name: str, samples: Samples, number: int, processor: Any, note: str = "") -> ShownSample:
+    """One sample, or why it cannot be used. note: what its title says besides."""
+    shown = ShownSample(name, samples.place(number), note=note)
     try:
         shown.key, parts = samples.read(number)
         messages = messages_of(parts)

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.layout.parameters import published
+from qwen3vl_core.layout.verdict import judge
+from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.training.step_profile import VARIABLE, StepProfile, busy, summary
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -85,12 +88,16 @@ def test_what_fails_is_a_row_and_what_takes_too_long_too(bench, work, shards):
     assert bench.table_row("x", {"fault": "a\nb"}).startswith("| x | failed: b |")
 
 
-def test_the_command_lines_of_each_work_are_valid(bench):
+def test_the_command_lines_of_each_work_are_valid_and_fit_an_h200(bench):
     for work in bench.WORKS.values():
         for what in work.ours:
             options = bench.random_run.options_of_words([*bench.words_of(work, what, Path("m"), Path("d")), "--train-iters", "9"])
             assert options.global_batch_size == options.micro_batch_size * bench.MICRO_BATCHES * work.gpus
             assert next(options.problems(), None) is None
+            a = dataclasses.replace(published(work.size), num_layers=work.layers or published(work.size).num_layers)
+            verdict = judge(options, PlanOptions(gpus=options.nproc, memory=139.8), disk=False, architecture=a)
+            assert verdict.valid, (what, verdict.problems)
+            assert 0 < bench.planned_gib(work, [*bench.words_of(work, what, Path("m"), Path("d"))], a, sum(work.tokens) / 2) < 0.95 * 139.8
 
 
 def test_ratios_take_each_peer_at_its_fastest(bench):

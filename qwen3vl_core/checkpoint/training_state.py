@@ -324,7 +324,7 @@ def load_training(directory: Path, *, models: list[MegatronModule], optimizer: A
     return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
 
 
-def load_step(data: Path, *, models, optimizer, scheduler) -> tuple[int, dict[str, Any]]:
+def load_step(data: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> tuple[int, dict[str, Any]]:
     """Go on from the checkpoint folder `data` of another run, as `load_training` does from one of this run's."""
     step = checkpoint_step(data.name)
     assert step is not None, data

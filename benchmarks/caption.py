@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import qwen3vl_core.model
 
@@ -27,7 +28,7 @@ from qwen3vl_core.demo.workspace import BASE, HELD_OUT_SEED
 LONGEST = 200
 
 
-def hugging_face(model, processor: ChatProcessor, prompts: list[dict], batch_size: int) -> list[str]:
+def hugging_face(model: Any, processor: ChatProcessor, prompts: list[dict[str, Any]], batch_size: int) -> list[str]:
     """Batches through `generate`; the prompts are equally long."""
     texts = []
     for start in range(0, len(prompts), batch_size):
@@ -43,7 +44,7 @@ def hugging_face(model, processor: ChatProcessor, prompts: list[dict], batch_siz
     return texts
 
 
-def ours(model, processor: ChatProcessor, prompts: list[dict], batch_size: int) -> list[str]:
+def ours(model: Any, processor: ChatProcessor, prompts: list[dict[str, Any]], batch_size: int) -> list[str]:
     writer = CaptionWriter(model, processor.decode, processor.eos_token_ids, Sampling(LONGEST, 0.0, 1.0, 0), batch_size=batch_size)
     return [caption.text for caption in writer.write(Prompt(p, 0) for p in prompts)]
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ SHARD = 2_000_000_000
 KINDS = {"dense": "4B", "moe": "A3B"}
 
 
-def config(kind: str, layers: int, vision_layers: int) -> dict:
+def config(kind: str, layers: int, vision_layers: int) -> dict[str, Any]:
     """`config.json` of the published model with fewer layers."""
     size = SIZES[KINDS[kind]]
     text = {
@@ -61,11 +62,11 @@ def config(kind: str, layers: int, vision_layers: int) -> dict:
     }  # fmt: skip
 
 
-def _bytes(made: dict) -> int:
+def _bytes(made: dict[str, Any]) -> int:
     return 2 * sum(math.prod(region.size) for region in regions(Architecture.from_config(made)))
 
 
-def config_of_size(kind: str, gigabytes: float) -> dict:
+def config_of_size(kind: str, gigabytes: float) -> dict[str, Any]:
     """As many of the model's layers as come nearest to `gigabytes` in bf16, at least one; the vision tower whole if it fits."""
     size = SIZES[KINDS[kind]]
     limit = gigabytes * 1e9
@@ -75,7 +76,7 @@ def config_of_size(kind: str, gigabytes: float) -> dict:
     return config(kind, min(size.num_layers, max(1, 1 + round((limit - base) / layer))), vision)
 
 
-def make_source(folder: Path, made: dict) -> int:
+def make_source(folder: Path, made: dict[str, Any]) -> int:
     """A Hugging Face folder of random finite bf16 numbers, shard by shard, experts as published. Returns its bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
@@ -92,7 +93,7 @@ def make_source(folder: Path, made: dict) -> int:
                 numbers = random.integers(0, 2**64, -(-count // 8), dtype=np.uint64)
                 # no exponent of all ones: neither NaN nor infinity
                 numbers &= np.uint64(0xBFFFBFFFBFFFBFFF)
-                writer.write(tensor.name, start, memoryview(numbers.view(np.uint8))[:count])
+                writer.write(tensor.name, start, numbers.view(np.uint8).data[:count])
                 progress.update(count)
         writer.finish()
     return total
@@ -161,7 +162,7 @@ def timed(command: list[str], source: Path, target: Path, into: Timed, cache: st
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
 
 
-def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str) -> dict:
+def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str) -> dict[str, Any]:
     """The table's numbers; everything is written below `folder`."""
     model_config = config_of_size(kind, gigabytes)
     hf, megatron, back, copy, report = (folder / name for name in ("hf", "megatron", "back", "copy", "report.json"))
@@ -197,7 +198,7 @@ def measure(folder: Path, kind: str, gigabytes: float, repeats: int, cache: str)
     return result | {"peak_rss_mib": round(peak / 1024), "bitwise": bitwise}
 
 
-def table(result: dict) -> str:
+def table(result: dict[str, Any]) -> str:
     """The figures as text."""
     what = f"{KINDS[result['kind']]}-shaped, {result['layers']} layers" + (f" of {result['experts']} experts" if result["experts"] else "")
     lines = [

@@ -239,7 +239,7 @@ def hugging_face(source: Path, count: int) -> Callable[[], None]:
 
     class WithoutVideo(Qwen3VLProcessor):
         # the video processor needs torchvision
-        def check_argument_for_proper_class(self, name, argument):
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             return None if argument is None else super().check_argument_for_proper_class(name, argument)
 
     processor = WithoutVideo(
@@ -256,7 +256,7 @@ def hugging_face(source: Path, count: int) -> Callable[[], None]:
         for record in records:
             question, answer = (turn["value"] for turn in record["conversations"])
             shown = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
-            turns = [{"role": "user", "content": shown}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+            turns: list[Any] = [{"role": "user", "content": shown}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
             text = processor.apply_chat_template(turns, tokenize=False)
             with Image.open(source.parent / record["image"]) as image:
                 processor(text=[text], images=[image.convert("RGB")], return_tensors="pt")

@@ -33,6 +33,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import random_run
 import torch
@@ -124,7 +125,7 @@ def planned_gib(work: Work, words: list[str], a: Architecture, average: float) -
     return round(fullest(stages).allocated / GIB, 1)
 
 
-def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: int, average: float, limit: float) -> dict:
+def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: int, average: float, limit: float) -> dict[str, Any]:
     """`qwen3vl finetune`: figures of its record, of the later half of its steps. average: tokens of a sample; limit: seconds."""
     words = words_of(work, what, base, shards)
     run = random_run.finetune(folder / "runs", words, steps, deadline=limit, profiled=PROFILED)
@@ -151,7 +152,7 @@ def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: i
     }  # fmt: skip
 
 
-def measure_peer(what: str, work: Work, config: dict, shards: Path, measured: int) -> Iterator[tuple[str, dict]]:
+def measure_peer(what: str, work: Work, config: dict[str, Any], shards: Path, measured: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, figures) of a peer with each of its micro batches, in this process."""
     batch, *words = what.split()
     kind, sizes = batch.split(":")
@@ -160,11 +161,11 @@ def measure_peer(what: str, work: Work, config: dict, shards: Path, measured: in
     if kind == "megatron":
         import stock_megatron
 
-        train, frozen = stock_megatron.trainer(config, work.length, settings), ("vision", "projector")
+        train, frozen = stock_megatron.trainer(config, work.length, settings), ["vision", "projector"]
     else:
         import hugging_face
 
-        train, frozen = hugging_face.trainer(kind, config), ()
+        train, frozen = hugging_face.trainer(kind, config), []
     for rows in map(int, sizes.split(",")):
         name = " ".join([f"{kind}:{rows}", *words])
         steps = batches(shards, rows, WARM + measured, work.length)
@@ -175,7 +176,7 @@ def measure_peer(what: str, work: Work, config: dict, shards: Path, measured: in
             torch.cuda.empty_cache()
 
 
-def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterator[tuple[str, dict]]:
+def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """The same in a process of its own, each as soon as it is known; what fails or takes longer than `limit` seconds is one fault."""
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, __file__, *words, "--peer", what, "--shards", str(shards)]
@@ -198,7 +199,7 @@ def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterato
             process.wait()
 
 
-def table_row(name: str, row: dict) -> str:
+def table_row(name: str, row: dict[str, Any]) -> str:
     if "fault" in row:
         return f"| {name} | failed: {row['fault'].splitlines()[-1][:160] if row['fault'] else 'no word'} |" + " |" * (len(COLUMNS) - 1)
     values = ((key, row.get(key)) for key in COLUMNS)
@@ -207,7 +208,7 @@ def table_row(name: str, row: dict) -> str:
     )
 
 
-def ratios(rows: dict[str, dict], gpus: int) -> list[str]:
+def ratios(rows: dict[str, dict[str, Any]], gpus: int) -> list[str]:
     """This project over each peer at its fastest, fp8 over bf16, several GPUs over one: of useful tokens/s."""
     speed = {name: row["useful_tokens_per_s"] for name, row in rows.items() if "fault" not in row}
     mine = [name for name in speed if name.startswith(("packed:", "rows:"))]
@@ -259,9 +260,9 @@ def work_of(name: str, options: argparse.Namespace) -> Work:
 def measure(name: str, work: Work, options: argparse.Namespace, folder: Path) -> None:
     """Print a work's table row by row, then the ratios."""
     print(f"\n{name}: {work}\n\n| configuration | {' | '.join(COLUMNS.values())} |\n|{' --- |' * (len(COLUMNS) + 1)}", flush=True)
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, Any]] = {}
 
-    def add(what: str, row: dict) -> None:
+    def add(what: str, row: dict[str, Any]) -> None:
         rows[what] = row
         print(table_row(what, row), flush=True)
         if options.out:

@@ -14,13 +14,15 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import random_run
 import torch
 from padded_rows import DEVICE
 
-from qwen3vl_core.data.batch import IGNORED, Batch
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.micro_batch import IGNORED
 
 KINDS = ("transformers", "autocast", "liger", "peft")
 LORA_RANK = 16
@@ -28,7 +30,7 @@ LORA_RANK = 16
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def build(kind: str, config: dict) -> torch.nn.Module:
+def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
     """The model with random weights on the device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -55,7 +57,7 @@ def build(kind: str, config: dict) -> torch.nn.Module:
     return model.train()
 
 
-def trainer(kind: str, config: dict) -> Callable[[list[Batch]], float]:
+def trainer(kind: str, config: dict[str, Any]) -> Callable[[list[Batch]], float]:
     """Makes a step of micro batches and gives its loss, the mean over all trained tokens."""
     if kind not in KINDS:
         raise SystemExit(f"{kind}: no such peer; there are {', '.join(KINDS)} and megatron")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qwen3vl_core.model.apply_rope import rotate
 
@@ -46,7 +47,9 @@ class Work:
 class Case(Work):
     """A kernel's work, and the same work of the modules that it replaces."""
 
-    def __init__(self, compute: Callable, replaced: Callable, inputs: list[Tensor], moved: tuple[int, int], layers: int) -> None:
+    def __init__(
+        self, compute: Callable[..., Any], replaced: Callable[..., Any], inputs: list[Tensor], moved: tuple[int, int], layers: int
+    ) -> None:
         """moved: bytes that forward and backward must read and write; layers: calls in a micro batch."""
         super().__init__(compute, inputs)
         self.replaced, self.moved, self.layers = Work(replaced, inputs, self.gradients), moved, layers
@@ -73,10 +76,10 @@ def qk_rope(
     for weight in weights:
         weight.data.copy_(1 + torch.randn(size, device="cuda") / 5)
 
-    def compute(qkv, *weights):
+    def compute(qkv: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return module.qk_rope(qkv, angles, *(weights or (None, None)), eps=1e-6, groups=groups, size=size)
 
-    def replaced(qkv, *weights):
+    def replaced(qkv: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         grouped = qkv.view(length, batch, groups, (heads + 2) * size)
         # as Megatron splits: Transformer Engine 2.11 no longer has the name that Megatron-Core 0.16 imports
         parts = [heads * size, size, size]
@@ -130,7 +133,7 @@ class VocabularyWork(Work):
     """Work whose second input is the tied weights of embedding and output layer, with their fp32 buffer set to zero before."""
 
     def both(self) -> list[Tensor]:
-        weight = self.inputs[1]
+        weight: Any = self.inputs[1]
         weight.main_grad.zero_()
         weight.grad_added_to_main_grad = False
         outputs = self.forward()
@@ -143,7 +146,12 @@ class VocabularyWork(Work):
 class VocabularyCase(VocabularyWork, Case):
     """Gradients in the buffer, in place and afterwards."""
 
-    def __init__(self, compute: Callable, replaced: Callable, inputs: list[Tensor], moved: tuple[int, int], layers: int) -> None:
+    ids: Tensor
+    """long [1, tokens]."""
+
+    def __init__(
+        self, compute: Callable[..., Any], replaced: Callable[..., Any], inputs: list[Tensor], moved: tuple[int, int], layers: int
+    ) -> None:
         Case.__init__(self, compute, replaced, inputs, moved, layers)
         self.replaced = VocabularyWork(replaced, inputs, self.gradients)
 
@@ -156,13 +164,14 @@ def weight_gradients(tokens: int = ROW, trained: int = 2048, vocabulary: int = 1
     # half of the tokens are those of pictures, all the same
     ids = torch.randint(0, vocabulary, (1, tokens), device="cuda")
     ids[:, ::2] = vocabulary - 1
-    states, weight = random(trained, 1, hidden, dtype=torch.bfloat16), random(vocabulary, hidden, dtype=torch.bfloat16)
+    states = random(trained, 1, hidden, dtype=torch.bfloat16)
+    weight: Any = random(vocabulary, hidden, dtype=torch.bfloat16)
     weight.main_grad = torch.zeros(vocabulary, hidden, device="cuda")
 
-    def compute(states, weight):
+    def compute(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return module._Product.apply(states, weight, False), module._Lookup.apply(ids, weight)
 
-    def replaced(states, weight):
+    def replaced(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return torch.nn.functional.linear(states, weight), torch.nn.functional.embedding(ids, weight)
 
     logits = trained * vocabulary * 2
@@ -179,7 +188,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "weight_gradients": weight_gradients,
 }
 # the constants of a kernel's module that --sweep tries, each with its values
-_QK = {("FORWARD", "BACKWARD"): list(itertools.product((8, 16, 32), (2, 4, 8)))}
+_QK: dict[tuple[str, ...], Sequence[object]] = {("FORWARD", "BACKWARD"): list(itertools.product((8, 16, 32), (2, 4, 8)))}
 SWEEPS: dict[str, tuple[str, dict[tuple[str, ...], Sequence[object]]]] = {
     "qk_rope": ("qk_rope", _QK),
     "qk_rope, vision": ("qk_rope", _QK),

@@ -16,6 +16,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import random_run
 
@@ -34,7 +35,7 @@ LAYOUTS = {
 }
 
 
-def row(name: str, gpus: int, words: str, run: random_run.Finetune, one_process: random_run.Finetune) -> dict:
+def row(name: str, gpus: int, words: str, run: random_run.Finetune, one_process: random_run.Finetune) -> dict[str, Any]:
     gaps = [abs(a / b - 1) for a, b in zip(run.losses, one_process.losses, strict=False)]
     rate, one = run.median("tokens_per_second", 2), one_process.median("tokens_per_second", 2)
     return {
@@ -84,7 +85,7 @@ def main() -> None:
     print(json.dumps(result, indent=1) if args.json else table(rows))
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| layout | GPUs | options | loss gap | scaling | tokens/s | peak GiB |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for r in rows:
         if r["problem"]:

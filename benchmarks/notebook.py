@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-# before the folder of this file, where console.py is another benchmark
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from console.notebook import RunMonitor
 from console.notebook.live import SECONDS

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import random_run
 
@@ -64,7 +65,7 @@ def words_of(name: str, base: Path, rows: Path, documents: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def row(name: str, run: random_run.Finetune, base: Path) -> dict:
+def row(name: str, run: random_run.Finetune, base: Path) -> dict[str, Any]:
     """The figures of a run, and what was estimated."""
     options = random_run.options_of_words([*run.words, "--train-iters", "1000"])
     # each of a packed row's documents has a picture of 512 x 512; they are 512 tokens long
@@ -81,7 +82,7 @@ def row(name: str, run: random_run.Finetune, base: Path) -> dict:
     }  # fmt: skip
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| run | options | loss, first and last | step ms | MFU | peak GiB | estimated GiB | off by |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import random_run
 import torch
@@ -40,7 +41,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def figures(tokens: float, flops: float, seconds: float, loss: float, gib: float) -> dict:
+def figures(tokens: float, flops: float, seconds: float, loss: float, gib: float) -> dict[str, Any]:
     """Of a step with so many tokens and model FLOPs: what every configuration reports. MFU is that of the run's record:
     model FLOPs of the samples' own tokens over seconds and the GPU's dense bf16 peak."""
     limit = peak_flops(torch.cuda.get_device_name()) if DEVICE == "cuda" else None
@@ -57,7 +58,7 @@ def timed(
     frozen: Collection[str] = (),
     *,
     low_rank: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Figures of `train`, which makes a step of its micro batches and gives its loss: the median of the steps after WARM."""
     seconds, losses = [], []
     for number, micro_batches in enumerate(steps):

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ PIXELS = 1024 * 1024
 WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field", "beach", "two", "three", "snow", "near", "under")
 
 
-def config(size: str, layers: int = 0) -> dict:
+def config(size: str, layers: int = 0) -> dict[str, Any]:
     """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
     values = json.loads(TINY.read_text())
     if size == "tiny":
@@ -88,7 +89,7 @@ def model(folder: Path, size: str, layers: int = 0) -> Path:
                 drawn = torch.empty(tensor.shape, dtype=torch.bfloat16, device=device).normal_(0, SPREAD, generator=generator)
             else:
                 drawn = torch.full(tensor.shape, 0.0 if tensor.name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-            writer.write(tensor.name, 0, memoryview(drawn.cpu().contiguous().view(torch.uint8).flatten().numpy()))
+            writer.write(tensor.name, 0, drawn.cpu().contiguous().view(torch.uint8).flatten().numpy().data)
         writer.finish()
     return folder
 
@@ -141,13 +142,13 @@ class Finetune:
     """A run of `qwen3vl finetune --foreground` and its metrics."""
 
     words: list[str]
-    rows: list[dict] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     """Of metrics.jsonl, one a step."""
     seconds: float = 0.0
     """From the command to its end."""
     problem: str = ""
     """The end of its output, when it failed before its last step."""
-    profile: dict = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict[str, Any])
     """What `QWEN3VL_PROFILE_STEPS` wrote of the profiled steps; empty without them."""
 
     @property
@@ -204,7 +205,7 @@ def finetune(
     return done
 
 
-def _end(runs: Path, process: subprocess.Popen) -> None:
+def _end(runs: Path, process: subprocess.Popen[Any]) -> None:
     """Kill the training where it still runs; its supervisor and the command end with it."""
     if process.poll() is None:
         for state in runs.glob(f"*/{STATE}"):
@@ -217,7 +218,7 @@ def _end(runs: Path, process: subprocess.Popen) -> None:
     process.wait()
 
 
-def metrics(runs: Path) -> list[dict]:
+def metrics(runs: Path) -> list[dict[str, Any]]:
     """The training rows of the one run in `runs`, whole lines only."""
     for file in runs.glob(f"*/{METRICS_FILE}"):
         lines = file.read_text().split("\n")[:-1]

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.kernels import FUSIONS, KERNELS, SWITCH
@@ -52,7 +53,7 @@ def micro_batches(shards: Path, length: int) -> list[Batch]:
     return batches
 
 
-def measure(variant: str, options: FinetuneOptions, base: Path, batches: list[Batch], steps: int, folder: Path) -> dict:
+def measure(variant: str, options: FinetuneOptions, base: Path, batches: list[Batch], steps: int, folder: Path) -> dict[str, Any]:
     """Figures of a step of one variant, built for it and torn down."""
     os.environ[SWITCH] = {EVERYTHING: "", EAGER: "", NONE: "none"}.get(variant, f"-{variant}")
     options = dataclasses.replace(options, cuda_graph="off" if variant == EAGER else "auto")
@@ -93,7 +94,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def table_row(row: dict, everything: dict | None) -> str:
+def table_row(row: dict[str, Any], everything: dict[str, Any] | None) -> str:
     """gives: of the GPU's time and of the step's, beside the step with everything on."""
     if "fault" in row:
         return f"| {row['name']} | failed: {row['fault']} | | | | | | |"
@@ -106,7 +107,7 @@ def table_row(row: dict, everything: dict | None) -> str:
     )
 
 
-def main(words: list[str] | None = None) -> list[dict]:
+def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     """Prints the table, and gives its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B"))
@@ -122,7 +123,7 @@ def main(words: list[str] | None = None) -> list[dict]:
         packing=True, micro_batch_size=1, global_batch_size=MICRO_BATCHES, seq_length=args.length, precision=args.precision, lr=1e-5,
         min_lr=1e-6, train_iters=1000,
     )  # fmt: skip
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     before = os.environ.get(SWITCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from qwen3vl_core.model import process_groups
 from qwen3vl_core.model.specs import add_linear_gradients_in_place, use_transformer_engine
@@ -33,8 +34,9 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from padded_rows import DEVICE, MICRO_BATCHES
 
-from qwen3vl_core.data.batch import IGNORED, Batch
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.micro_batch import IGNORED
 
 try:
     import fused_weight_gradient_mlp_cuda  # noqa: F401
@@ -61,7 +63,7 @@ def transformer_config(a: Architecture, settings: dict[str, str]) -> Transformer
     return TransformerConfig(**(values | settings))
 
 
-def scheduler_of(optimizer) -> OptimizerParamScheduler:
+def scheduler_of(optimizer: Any) -> OptimizerParamScheduler:
     return OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=1e-5, min_lr=1e-6, lr_warmup_steps=0, lr_decay_steps=1000, lr_decay_style="cosine", start_wd=0.01,
         end_wd=0.01, wd_incr_steps=1000, wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
@@ -92,7 +94,7 @@ def wrapped(a: Architecture, config: TransformerConfig, length: int, overlap: bo
     return DistributedDataParallel(config, ddp, Float16Module(config, model))
 
 
-def loss_of(labels: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
+def loss_of(labels: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
     """Mean over a micro batch's trained tokens."""
     trained = labels != IGNORED
     loss = (losses.float() * trained).sum() / trained.sum().clamp(min=1)
@@ -100,14 +102,14 @@ def loss_of(labels: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, d
     return loss, {"loss": loss.detach().clone()}
 
 
-def forward_step(rows: Iterator[dict], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
+def forward_step(rows: Iterator[dict[str, Any]], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
     row = next(rows)
     labels = row["labels"].to(DEVICE, non_blocking=True)
     ids, positions = (row[name].to(DEVICE, non_blocking=True) for name in ("ids", "positions"))
     return model(ids, positions, None, labels=labels.clamp(min=0)), functools.partial(loss_of, labels)
 
 
-def rows_of(micro_batches: list[Batch], length: int) -> list[dict]:
+def rows_of(micro_batches: list[Batch], length: int) -> list[dict[str, Any]]:
     """Padded to `length`: graphs and buffers need equal shapes."""
     rows = []
     for batch in micro_batches:
@@ -117,7 +119,7 @@ def rows_of(micro_batches: list[Batch], length: int) -> list[dict]:
     return rows
 
 
-def trainer(config: dict, length: int, settings: dict[str, str]) -> Callable[[list[Batch]], float]:
+def trainer(config: dict[str, Any], length: int, settings: dict[str, str]) -> Callable[[list[Batch]], float]:
     """Makes a step of micro batches of text, rows padded to `length`, and gives the mean of their losses."""
     a = Architecture.from_config(config)
     process_groups.initialize()

@@ -1,6 +1,6 @@
 """The console's speed: first frame, curve, a long log, from a metric's write to its paint, and the cost of following a busy run.
 
-    python benchmarks/console.py [--json] [--rounds 5] [--follow-seconds 30]
+    python benchmarks/terminal_console.py [--json] [--rounds 5] [--follow-seconds 30]
 
 The first frame is measured beside `python -c "import textual"`, its floor, in turn. Times on a shared machine say little;
 the CPU times and the ratio do.
@@ -25,13 +25,16 @@ import tempfile
 import termios
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen3vl_core import run_record
 
+if TYPE_CHECKING:
+    from console.runs.store import Run
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 LIMITS = {
     "first_frame_s": 0.5, "curve_1e6x4_cpu_ms": 16.0, "log_300mb_open_s": 0.3, "metric_to_paint_s": 0.5, "follow_core_share": 0.10,
     "follow_grown_mib": 1.0,
@@ -104,7 +107,7 @@ def console(store: Path) -> list[str]:
     return [sys.executable, "-m", "console", "console", "--runs", str(store)]
 
 
-def make_run(store: Path, steps: int = 50, live: bool = False):
+def make_run(store: Path, steps: int = 50, live: bool = False) -> Run:
     """A run of a store as a finetune leaves it; live: under a real supervisor, with a process that only waits."""
     from console.runs import launch
     from console.runs.store import RunStore
@@ -119,7 +122,7 @@ def make_run(store: Path, steps: int = 50, live: bool = False):
     return run
 
 
-def end(run) -> None:
+def end(run: Run) -> None:
     """Stop a live run and wait for its end."""
     from console.runs import launch
 
@@ -159,7 +162,7 @@ def first_frame(folder: Path, rounds: int) -> dict[str, float]:
 
 def curve(rounds: int) -> float:
     """CPU milliseconds to set the data of four runs of a million points and paint them, smoothed too: the median frame."""
-    from textual.app import App
+    from textual.app import App, ComposeResult
 
     from console.curves.lines import CurveLine
     from console.curves.smoothing import Smoother
@@ -173,10 +176,10 @@ def curve(rounds: int) -> float:
 
     names = ("axis", "text", "cross", "mark", "problem", *(f"line-{i}" for i in range(6)))
 
-    class Bench(App):
+    class Bench(App[None]):
         CSS = "Curve { width: 100%; height: 100%; } " + " ".join(f"Curve > .curve--{name} {{ color: ansi_red; }}" for name in names)
 
-        def compose(self):
+        def compose(self) -> ComposeResult:
             yield Curve()
 
     times = []
@@ -199,7 +202,7 @@ def curve(rounds: int) -> float:
 
 def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
     """Of a store of 3000 runs: (seconds until the last is read, CPU ms of a look after that, CPU ms to filter, sort and paint)."""
-    from textual.app import App
+    from textual.app import App, ComposeResult
 
     from console.readers.store_watcher import StoreWatcher
     from console.runs.filters import select_runs
@@ -225,12 +228,12 @@ def many_runs(folder: Path, rounds: int) -> tuple[float, float, float]:
         snapshot = watcher.look()
         looks.append(time.process_time() - begin)
 
-    class Bench(App):
+    class Bench(App[None]):
         CSS = "RunList { width: 100%; height: 100%; } " + " ".join(
             f"RunList > .runs--{name} {{ color: ansi_red; }}" for name in ("head", "cursor", "muted", "mark", "curve")
         )
 
-        def compose(self):
+        def compose(self) -> ComposeResult:
             yield RunList()
 
         def colour(self, name: str) -> str:
@@ -335,6 +338,7 @@ def follow(folder: Path, seconds: float) -> tuple[float, float]:
                 if start is None and now > WARM_SECONDS:
                     start = (time.perf_counter(), terminal.cpu(), terminal.memory())
                 terminal.read(0.1)
+        assert start is not None  # it lasts longer than the warm-up
         span = time.perf_counter() - start[0]
         return (terminal.cpu() - start[1]) / span, terminal.memory() - start[2]
     finally:

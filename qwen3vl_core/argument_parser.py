@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.problems import Problem
+
+if TYPE_CHECKING:
+    from qwen3vl_core.problems import Problem
 
 PROBLEMS = "problems"
 """Where a namespace holds problems of the words that were read, if there are any; `read_problems` takes them."""
@@ -43,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             given, unknown = super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
             where = {"written": error.argument_name} if error.argument_name else {}
-            raise RequestError(Problem("argument", rule={**where, "reason": error.message, "command": self.prog})) from None
+            raise RequestError(_problem("argument", **where, reason=error.message, command=self.prog)) from None
         problems = [*self._unknown(unknown), *(self._missing(a) for a in self.needed if getattr(given, a.dest, None) in (None, []))]
         if problems:
             setattr(given, PROBLEMS, [*getattr(given, PROBLEMS, ()), *problems])
@@ -51,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def _missing(self, action: argparse.Action) -> Problem:
         name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
-        return Problem("required", rule={"written": name, "help": action.help or f"see {self.prog} --help"})
+        return _problem("required", written=name, help=action.help or f"see {self.prog} --help")
 
     def _unknown(self, words: list[str]) -> list[Problem]:
         """A problem for each unknown option, the words behind it with it, and for each word in front of them."""
@@ -60,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         while words:
             first, words = words[0], words[1:]
             if not first.startswith("-"):
-                problems.append(Problem("argument-too-many", rule={"written": first, "command": self.prog}))
+                problems.append(_problem("argument-too-many", written=first, command=self.prog))
                 continue
             values = []
             while words and not words[0].startswith("-"):
@@ -69,16 +71,23 @@ class Parser(argparse.ArgumentParser):
 
             near = get_close_matches(first.partition("=")[0].lstrip("-"), known, n=1, cutoff=0.7)
             advice = f"use --{near[0]}" if near else f"see {self.prog} --help"
-            problems.append(Problem("argument-unknown", rule={"written": " ".join([first, *values]), "advice": advice}))
+            problems.append(_problem("argument-unknown", written=" ".join([first, *values]), advice=advice))
         return problems
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             name = "/".join(action.option_strings) or action.metavar or action.dest
-            raise RequestError(Problem("not-a-choice", rule={"written": f"{name} {value}", "choices": list(action.choices)}))
+            raise RequestError(_problem("not-a-choice", written=f"{name} {value}", choices=list(action.choices)))
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _problem(code: str, **rule: Any) -> Problem:
+    # imported late: the first frame needs a parser, and has no problem
+    from qwen3vl_core.problems import Problem
+
+    return Problem(code, rule=rule)
 
 
 def read_problems(values: dict[str, Any]) -> list[Problem]:

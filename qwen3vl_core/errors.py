@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qwen3vl_core.log_lines import UNTAGGED, WORK_FAILED, written
-from qwen3vl_core.problems import Problem
+
+if TYPE_CHECKING:
+    from qwen3vl_core.problems import Problem
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -21,6 +25,9 @@ class RequestError(ValueError):
 
     def __init__(self, *problems: Problem | str) -> None:
         super().__init__(*problems)
+        # imported late: the first frame needs the class of the error, and raises none
+        from qwen3vl_core.problems import Problem
+
         self.problems = tuple(p if isinstance(p, Problem) else Problem("request", rule={"text": str(p)}) for p in problems)
 
     def __str__(self) -> str:

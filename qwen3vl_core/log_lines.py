@@ -30,9 +30,8 @@ NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, INTERRUPTED)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
 _BEGIN, _LONGEST = b"qwen3vl[", 64
-_TAGS = re.compile(rb"^qwen3vl\[[a-z0-9-]+\]: ", re.MULTILINE)
-_LINE = re.compile(r"qwen3vl(?:\[([a-z0-9-]+)\]| finetune|): (.*)", re.DOTALL)
-# before the tags the supervisor's lines began like errors
+# before the tags: the prefixes, and how the supervisor's lines began, which were like errors otherwise
+_UNTAGGED_HEADS = ("qwen3vl", "qwen3vl finetune")
 _BEFORE_TAGS = {"qwen3vl: resumed ": RESUMED, "qwen3vl: asked to ": STOP_ASKED}
 
 
@@ -50,10 +49,14 @@ def written(text: str, tag: str = UNTAGGED) -> str:
 
 def read(line: str) -> LogLine | None:
     """The tag and the text of a line of ours; None for a line of another program."""
-    if not line.startswith("qwen3vl") or (match := _LINE.match(line)) is None:
+    if not line.startswith("qwen3vl"):
         return None
-    tag = match[1] or next((old for begin, old in _BEFORE_TAGS.items() if line.startswith(begin)), UNTAGGED)
-    return LogLine(tag, match[2])
+    head, colon, text = line.partition(": ")
+    if colon and head.startswith("qwen3vl[") and head.endswith("]") and head[8:-1].replace("-", "").isalnum():
+        return LogLine(head[8:-1], text)
+    if not colon or head not in _UNTAGGED_HEADS:
+        return None
+    return LogLine(next((tag for begin, tag in _BEFORE_TAGS.items() if line.startswith(begin)), UNTAGGED), text)
 
 
 def text_of(line: str) -> str:
@@ -66,6 +69,7 @@ class TagRemover:
     """Takes the tags out of a log that comes in pieces, for people who follow it."""
 
     def __init__(self) -> None:
+        self._tags = re.compile(rb"^qwen3vl\[[a-z0-9-]+\]: ", re.MULTILINE)
         self._held = b""
         self._at_begin = True
 
@@ -80,7 +84,7 @@ class TagRemover:
                 data, self._held = data[:line], last
         # `^` also matches where a piece begins in the middle of a line
         begin = 0 if self._at_begin else data.find(b"\n") + 1 or len(data)
-        shown = data[:begin] + _TAGS.sub(b"qwen3vl: ", data[begin:])
+        shown = data[:begin] + self._tags.sub(b"qwen3vl: ", data[begin:])
         if data:
             self._at_begin = data.endswith(b"\n")
         return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from console import captions_command
-from console.runs import filters, launch, run_json, run_text
+from console.runs import check, filters, launch, run_json, run_text
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
 from qwen3vl_core.argument_parser import Parser
@@ -21,6 +22,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import duration, quantity, seconds_of
 from qwen3vl_core.locations import STORE_HELP, runs_directory
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, check_options, from_mapping, options_of, shell_line
+from qwen3vl_core.progress import Progress
 from qwen3vl_core.run_record import SAMPLES, version_problem
 
 EXIT_INTERRUPTED = 130
@@ -124,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     stop.add_argument("--no-wait", action="store_true", help="do not wait")
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
+    checked = add("check", _check, "whether a run's checkpoints are what was written; exit code 1 where one is not", "id")
+    checked.add_argument("--read-data", action="store_true", help="read every byte; else only lengths and the small files")
     about_resume = "resume a failed, stopped or lost run; a finetune with other options too: another layout, more steps, one that is done"
     resume = add("resume", _resume, about_resume, "id")
     add_arguments(resume, FinetuneOptions)
@@ -274,6 +278,32 @@ def _save(store: RunStore, args: argparse.Namespace) -> int:
     follow = _command(run, "logs", "--follow")
     say({"id": run.id, "asked": "save"}) if args.json else print(f"run {run.id}: asked to save at its next step; {follow} shows it")
     return EXIT_DONE
+
+
+def _check(store: RunStore, given: argparse.Namespace) -> int:
+    run = store.get(given.id)
+    found = check.checkpoints(run)
+    if not found:
+        raise RequestError(f"run {run.id}: no checkpoints; a finetune writes some with --save-interval and at its end")
+    total = check.bytes_to_read(found) if given.read_data else None
+    results = []
+    with Progress("check", total, "B") if given.read_data else contextlib.nullcontext() as progress:
+        for step, path in found:
+            results.append(check.check(step, path, given.read_data, None if progress is None else progress.update))
+    if given.json:
+        rows = [{**item._asdict(), "path": str(item.path)} for item in results]
+        say({"id": run.id, "read_data": given.read_data, "checkpoints": rows})
+    else:
+        for item in results:
+            verdict = "as it was written" if given.read_data else "complete; --read-data compares every byte"
+            if item.problem:
+                verdict = f"DAMAGED: {run_text.plain(item.problem)}"
+            elif item.unknown:
+                verdict = "has no digests: an older version or another program wrote it"
+            print(f"{item.path.name}  {quantity(item.bytes, 'B') if item.bytes else '–'}  {verdict}")
+        if any(item.problem for item in results):
+            print(f"a resume passes over the damaged ones by itself: {_command(run, 'resume')}", file=sys.stderr)
+    return EXIT_FAILED if any(item.problem for item in results) else EXIT_DONE
 
 
 def _resume(store: RunStore, args: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from qwen3vl_core import file_digests
 from qwen3vl_core.checkpoint import foreign_names
 from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read_tables
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
@@ -29,6 +30,13 @@ from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 from qwen3vl_core.sizes import Architecture
 
 RELEASE = "release"
+SHARDS = ".distcp"
+"""How the names of the files end that hold the tensors."""
+LARGEST_COMMON = 1 << 30
+
+
+class DamagedError(RequestError):
+    """A checkpoint, or a file of it, is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +93,41 @@ COMMON_KEY = "common_state/"
 
 def read_common(data: Path) -> dict[str, Any]:
     """The common values: `common.pt`, or the object of that name among the shards; empty where there are none. Raises RequestError when
-    they hold more than tensors and plain values."""
+    they hold more than tensors and plain values, or are damaged."""
     file = data / "common.pt"
     try:
-        return load_plain(file)
+        if file.stat().st_size > LARGEST_COMMON:
+            raise DamagedError(f"{file}: {file.stat().st_size} bytes are too many for it; copy the checkpoint again")
+        value = load_plain(file)
     except FileNotFoundError:
         reader = RegionReader(data)
         key = reader.common_key
         return {} if key is None else reader.read_object(key)
     except pickle.UnpicklingError as error:
         raise unsafe(file, error) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError, OSError) as error:
+        raise DamagedError(f"{file}: not readable ({first_line(error)}); copy the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise DamagedError(f"{file}: holds no table; copy the checkpoint again")
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120] or type(error).__name__
+
+
+def read_digests(data: Path) -> dict[str, file_digests.Digest] | None:
+    """The digests of a checkpoint's files; None for one of an older version or another program. Raises RequestError."""
+    try:
+        return file_digests.read(data)
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"{data}: {first_line(error)}; copy the checkpoint again, or use the one before it") from None
 
 
 def unsafe(file: Path, error: Exception) -> RequestError:
     """The error for a file that names more than plain values."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return RequestError(f"{file}: holds more than tensors and plain values ({reason}); not loaded")
+    return RequestError(f"{file}: holds more than tensors and plain values ({first_line(error)}); not loaded")
 
 
 def shared_lock(data: Path) -> BinaryIO | None:
@@ -119,9 +146,17 @@ def shared_lock(data: Path) -> BinaryIO | None:
 class RegionReader:
     """Reads boxes of the tensors in a checkpoint, written by any parallel layout. Several threads may read at once."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, check: bool = True) -> None:
+        """check: compare what is read with the checkpoint's digests, where it has some. Raises RequestError."""
         self.data = data
         self._lock = shared_lock(data)
+        self._digests = read_digests(data) if check else None
+        self._checked: set[tuple[str, int]] = set()
+        if self._digests is not None:
+            small = {name: digest for name, digest in self._digests.items() if not name.endswith(SHARDS)}
+            problem = file_digests.problem(data, small) or file_digests.sizes_problem(data, self._digests)
+            if problem is not None:
+                raise DamagedError(f"{data}: {problem}; copy the checkpoint again, or use the one before it")
         self.tensors, self.objects, self._chunks = read_tables(data / ".metadata")
         self._files = FileReader()
         self._locations: dict[int, TensorLocation | None] = {}
@@ -153,6 +188,7 @@ class RegionReader:
         file = self.file_of(stored)
         try:
             self._files.read(file, stored.offset + start, out)
+            self._check(file, stored.offset + start, len(out))
         except FileNotFoundError:
             raise RequestError(f"{file}: missing, though .metadata names it; copy the checkpoint again") from None
         except EndOfFile:
@@ -164,6 +200,24 @@ class RegionReader:
     def common_key(self) -> str | None:
         """The name of the common values among the saved objects; None where they are in `common.pt`."""
         return next((key for key in self.objects if key.startswith(COMMON_KEY)), None)
+
+    def _check(self, file: Path, begin: int, count: int) -> None:
+        """Compare the chunks that hold these bytes with their digests, each once. Raises DamagedError."""
+        known = (self._digests or {}).get(file.name)
+        if known is None or not count:
+            return
+        wanted = [(file.name, i) for i in range(begin // file_digests.CHUNK, (begin + count - 1) // file_digests.CHUNK + 1)]
+        missing = [item for item in wanted if item not in self._checked]
+        if not missing:
+            return
+        with open(file, "rb") as stream:
+            for item in missing:
+                if item[1] >= len(known[1]) or file_digests.crc_at(stream.fileno(), item[1]) != known[1][item[1]]:
+                    raise DamagedError(
+                        f"{file}: differs from what was written, from byte {item[1] * file_digests.CHUNK} on; copy the checkpoint again, "
+                        "or use the one before it"
+                    )
+                self._checked.add(item)
 
     def bytes_of(self, stored: StorageInfo) -> bytearray:
         """The record at one location, as it was saved."""

@@ -10,8 +10,9 @@ import inspect
 import json
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
+from qwen3vl_core import file_digests
 from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
@@ -155,6 +157,8 @@ class Saving:
     started: float = field(default_factory=time.monotonic)
     blocked: float = 0.0
     """Seconds that training has waited for it."""
+    digests: _Digests | None = None
+    """Of the files of this rank, once they are written."""
 
     def finished(self, *, wait: bool) -> bool:
         """Whether it is on disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
@@ -164,14 +168,29 @@ class Saving:
             with _write_errors(self.folder, self.building):
                 if not self.queue.maybe_finalize_async_calls(blocking=wait):
                     return False
-        _on_every_rank(self._name, self.folder)
+            self.queue = None
+        if self.digests is None:
+            self.digests = _Digests(self.building)
+        if not wait and not _all_agree(self.digests.done):
+            return False
+        each: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(each, self.digests.result())
+        _on_every_rank(lambda: self._name(each), self.folder)
         self.blocked += time.monotonic() - began
         return True
 
-    def _name(self) -> None:
-        """Rename it to its final name, then update the tracker."""
-        write_text(self.building / EXTRA, json.dumps(self.extra) + "\n")
-        for name in (EXTRA, retention.COMMON, retention.BACKEND, ""):
+    def _name(self, each: list[dict[str, file_digests.Digest] | str]) -> None:
+        """Write its digests, rename it to its final name, then update the tracker. each: digests of the files of each rank, or why
+        they could not be read. Raises OSError."""
+        digests: dict[str, file_digests.Digest] = {}
+        for of_rank in each:
+            if isinstance(of_rank, str):
+                raise OSError(0, of_rank)
+            digests |= of_rank
+        write_text(self.building / EXTRA, json.dumps(self.extra | {retention.DIGESTS: True}) + "\n")
+        digests |= file_digests.of_files(self.building, (name for name in os.listdir(self.building) if name not in digests))
+        write_text(self.building / file_digests.NAME, file_digests.written(digests))
+        for name in (EXTRA, retention.COMMON, retention.BACKEND, file_digests.NAME, ""):
             if (self.building / name).exists():  # Megatron-Core from 0.19 on has the common values among the shards
                 _to_disk(self.building / name)
         if self.folder.exists():
@@ -179,6 +198,41 @@ class Saving:
         os.rename(self.building, self.folder)
         write_text(self.folder.parent / TRACKER, f"{self.iteration}\n")
         _to_disk(self.folder.parent)
+
+
+class _Digests:
+    """Reads the files that this rank has written, in a thread: training may go on meanwhile."""
+
+    def __init__(self, building: Path) -> None:
+        self._building = building
+        self._result: dict[str, file_digests.Digest] | str | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        prefix = f"__{dist.get_rank()}_"
+        try:
+            names = [name for name in os.listdir(self._building) if name.startswith(prefix)]
+            self._result = file_digests.of_files(self._building, names)
+        except OSError as error:
+            self._result = f"{error.filename or self._building}: {error.strerror}"
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> dict[str, file_digests.Digest] | str:
+        """The digests, or why there are none."""
+        self._thread.join()
+        return "the digests could not be made" if self._result is None else self._result
+
+
+def _all_agree(flag: bool) -> bool:
+    """Whether a flag is set on every rank."""
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    votes = torch.tensor([flag], dtype=torch.int32, device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+    return bool(votes.item())
 
 
 def _to_disk(path: Path) -> None:
@@ -239,6 +293,8 @@ def start_saving(
     saving = Saving(folder, building, extra, iteration)
     with _write_errors(folder, building):
         state = _state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
+        # torch's own checksums take several times as long as the write, and nothing ever compares them; the digests are
+        torch.serialization.set_crc32_options(False)
         request = dist_checkpointing.save(
             state, str(building), content_metadata=metadata(), async_sharded_save=asynchronous, **_OWN_ASYNC_WRITER
         )
@@ -297,44 +353,67 @@ def _carry_over(saved: dict[Any, Any], present: dict[Any, Any]) -> None:
             part["grad_scaler"] = scalers[0]
 
 
-def load_training(directory: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> tuple[int, dict[str, Any]] | None:
-    """Resume from the newest complete checkpoint in `directory`, written by any layout: (iteration, extra).
+def load_training(
+    directory: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any, requires: Sequence[str] = ()
+) -> tuple[int, dict[str, Any]] | None:
+    """Resume from the newest checkpoint in `directory` that is complete and undamaged, written by any layout: (iteration, extra).
 
     extra has `layout_kept`: False where random numbers begin anew, as those saved are of ranks in another layout.
-    When newer checkpoints are incomplete, extra also has a list `damaged` with a line for each. None when there is no checkpoint
-    yet. Raises RequestError when the checkpoint lacks something that the run needs. Called by every rank.
+    Every byte is compared with the checkpoint's digests first, by all ranks together. When newer checkpoints are passed over, extra
+    also has a list `damaged` with a line for each. None when there is no checkpoint yet. requires: tables that extra must have. Raises
+    RequestError when the checkpoint lacks something that the run needs. Called by every rank.
     """
-    # step, error, damaged
-    chosen: list[Any] = [None, None, []]
-    if dist.get_rank() == 0:
-        try:
-            retention.clear_unfinished(directory)
-            checkpoint, problems = retention.newest(directory)
-            chosen = [checkpoint.iteration if checkpoint else None, None, problems]
-        except RequestError as error:
-            chosen = [None, str(error), []]
-    # one rank decides: on shared storage another one may still see an older tracker
-    dist.broadcast_object_list(chosen, src=0)
-    if chosen[1] is not None:
-        raise RequestError(chosen[1])
-    if chosen[0] is None:
-        return None
-    data = directory / torch_dist.iteration_folder(chosen[0])
-    extra = _load(data, models, optimizer, scheduler)
-    return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
+    known: dict[int, str] = {}
+    while True:
+        # step, error, damaged
+        chosen: list[Any] = [None, None, []]
+        if dist.get_rank() == 0:
+            try:
+                if not known:
+                    retention.clear_unfinished(directory)
+                checkpoint, problems = retention.newest(directory, requires, known)
+                chosen = [checkpoint.iteration if checkpoint else None, None, problems]
+            except (RequestError, OSError) as error:
+                chosen = [None, str(error), []]
+        # one rank decides: on shared storage another one may still see an older tracker
+        dist.broadcast_object_list(chosen, src=0)
+        if chosen[1] is not None:
+            raise RequestError(chosen[1])
+        if chosen[0] is None:
+            return None
+        data = directory / torch_dist.iteration_folder(chosen[0])
+        problem = _differs(data)
+        if problem is None:
+            extra = _load(data, models, optimizer, scheduler)
+            return chosen[0], extra | ({"damaged": chosen[2]} if chosen[2] else {})
+        known[chosen[0]] = problem
+
+
+def _differs(data: Path) -> str | None:
+    """The first byte of a checkpoint that is not as it was written; each rank reads its share. The same on every rank."""
+    try:
+        digests = torch_dist.read_digests(data)
+        share = dist.get_rank(), dist.get_world_size()
+        problem = file_digests.problem(data, digests, share=share) if digests is not None else None
+    except (RequestError, OSError) as error:
+        problem = torch_dist.first_line(error)
+    each: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(each, problem)
+    return next(filter(None, each), None)
 
 
 def load_step(data: Path, *, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> tuple[int, dict[str, Any]]:
     """Go on from the checkpoint folder `data` of another run, as `load_training` does from one of this run's."""
     step = checkpoint_step(data.name)
     assert step is not None, data
-    if line := retention.damage(data):
+    differs = _differs(data)
+    if line := differs or retention.damage(data):
         raise RequestError(f"{data}: {line}; give another checkpoint")
     return step, _load(data, models, optimizer, scheduler)
 
 
 def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    reader = torch_dist.RegionReader(data)
+    reader = torch_dist.RegionReader(data, check=False)
     state, nonpersistent, factories = load_preprocess(_state(models, optimizer, scheduler, loading=True))
     sharded, plain = extract_sharded_base(state)
 
@@ -368,8 +447,10 @@ def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: A
     if loaded["random"] is not None:
         _set_random_state(loaded["random"])
     try:
-        return json.loads((data / EXTRA).read_text()) | {"layout_kept": loaded["random"] is not None}
-    except (OSError, ValueError):
+        extra = json.loads((data / EXTRA).read_text(encoding="utf-8"))
+        extra.pop(retention.DIGESTS, None)
+        return extra | {"layout_kept": loaded["random"] is not None}
+    except (OSError, ValueError, AttributeError):
         raise RequestError(f"{data / EXTRA}: not readable; this checkpoint was not written by a run: name it with --load") from None
 
 

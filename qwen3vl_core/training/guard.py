@@ -31,6 +31,8 @@ class Guard:
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.bad = 0
         """Steps skipped in a row so far."""
+        self.content = True
+        """Whether the last step had no problem; only then a checkpoint is of a state whose losses are good."""
 
     @property
     def limit(self) -> float:
@@ -53,6 +55,7 @@ class Guard:
 
     def note(self, loss: float, problem: str) -> bool:
         """Record a finished step. Returns True after too many skipped steps in a row."""
+        self.content = not problem
         if self.skips(problem):
             self.bad += 1
         else:
@@ -62,9 +65,10 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON values, for a checkpoint."""
-        return {"losses": list(self.losses), "bad": self.bad}
+        return {"losses": list(self.losses), "bad": self.bad, "content": self.content}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.losses = deque((float(loss) for loss in state["losses"]), maxlen=WINDOW)
         self.bad = int(state["bad"])
+        self.content = state.get("content", True) is True

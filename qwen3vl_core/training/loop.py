@@ -166,7 +166,7 @@ class Loop:
 
     def _resume(self) -> None:
         parts = dict(models=self.training.models, optimizer=self.training.optimizer, scheduler=self.training.scheduler)
-        loaded = load_training(self.run_dir / CHECKPOINTS, **parts)
+        loaded = load_training(self.run_dir / CHECKPOINTS, requires=("data",), **parts)
         own = loaded is not None
         if loaded is None and self.options.resume:
             loaded = load_step(Path(self.options.resume), **parts)
@@ -235,7 +235,9 @@ class Loop:
         self.saving, self.saved = None, saving.iteration
         if not self.is_rank_0:
             return
-        removed = retention.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=self.options.keep, every=self.options.keep_every)
+        # while the losses are bad nothing is removed: an older checkpoint may be the one to go back to
+        last, every = self.options.keep, self.options.keep_every
+        removed = retention.prune(self.run_dir / CHECKPOINTS, saving.iteration, last=last, every=every) if self.guard.content else []
         seconds = time.monotonic() - saving.started
         waited = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
         self.event(
@@ -338,6 +340,8 @@ class Loop:
             kernels = f"micro batches run kernel by kernel: {reason}" if reason else "micro batches are replayed as CUDA graphs"
             self.event(run_record.NOTE, kernels)
         stop, failed = False, True
+        # a checkpoint is due, and said to be delayed
+        due = delayed = False
         try:
             while self.step < o.train_iters and not stop:
                 if self.profile:
@@ -359,7 +363,12 @@ class Loop:
                     self.evaluate()
                 if o.sample_interval and self.step % o.sample_interval == 0:
                     self.sample()
-                if last or save_requested or (o.save_interval and self.step % o.save_interval == 0):
+                due = due or save_requested or bool(o.save_interval and self.step % o.save_interval == 0)
+                if due and not last and not self.guard.content and not delayed:
+                    delayed = True
+                    self.event(run_record.NOTE, f"step {self.step}: the checkpoint waits until the loss is good again")
+                if last or (due and self.guard.content):
+                    due = delayed = False
                     self.save()
                 if last:
                     self.progress.note(self.step, AT_CHECKPOINT)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from qwen3vl_core.checkpoint import retention
 from qwen3vl_core.training.guard import FEWEST, GRADIENT, NOT_FINITE, SPIKE, WINDOW, Guard
 from tests import tiny
 from tests.ranks import run_each
@@ -91,3 +92,8 @@ def test_a_run_whose_loss_is_lost_stops_and_names_samples_and_checkpoint(tmp_pat
     assert "3 bad steps in a row (--max-bad-steps 3); its samples: " + ", ".join(bad[-1]["keys"]) in line
     assert f"the last checkpoint is step {runs.events(run, 'save')[-1]['step']}" in line and "try a lower --lr than 1e+30" in line
     assert [r["grad_norm"] for r in runs.rows(run)][-3:] == [None] * 3
+    # the states of the bad steps are not saved, nor is the last good one removed
+    good = bad[0]["step"] - 1
+    assert [e["step"] for e in runs.events(run, "save")] == list(range(1, good + 1))
+    assert [e["step"] for e in runs.events(run, "note")] == [good + 1]
+    assert retention.iterations(run / "checkpoints") == [good]

@@ -1,0 +1,239 @@
+"""Damage to a run's checkpoint is found before a step is made with it, whatever it is, and the checkpoint before is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen3vl_core import file_digests
+from qwen3vl_core.checkpoint import retention, torch_dist
+from qwen3vl_core.cli import main
+from qwen3vl_core.errors import RequestError
+from tests.ranks import run_ranks
+from tests.training import runs
+
+# the long form: QWEN3VL_DAMAGE=200 pytest tests/checkpoint/test_digests.py
+DAMAGES = int(os.environ.get("QWEN3VL_DAMAGE", 12))
+OLD, NEW = "iter_0000002", "iter_0000004"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run of four steps with two checkpoints."""
+    run = tmp_path_factory.mktemp("trained")
+    small = run_ranks(1, runs.small_model, tmp_path_factory.mktemp("small"))[0]
+    runs.plan(run, data, load=str(small), train_iters=4, save_interval=2)
+    assert runs.train(run)[0] == 0, runs.log(run)
+    return run
+
+
+def copy_of(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to)
+    return to
+
+
+def large(folder: Path) -> Path:
+    return max(folder.glob("*.distcp"), key=lambda file: file.stat().st_size)
+
+
+def change(file: Path, at: int, data: bytes) -> None:
+    with open(file, "r+b") as stream:
+        stream.seek(at)
+        stream.write(data)
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def sign_of_second_moment(data: Path) -> None:
+    """The sign bit of one number of Adam's second moment."""
+    reader = torch_dist.RegionReader(data)
+    key = max((k for k in reader.tensors if "exp_avg_sq" in k), key=lambda k: reader.tensors[k].size.numel())
+    chunk = reader._chunks[key].all[0]
+    flip(reader.file_of(chunk.stored), 8 * (chunk.stored.offset + reader._location(chunk.stored).offset + 3) + 7)
+
+
+KINDS = {
+    "a sign bit of the second moment": sign_of_second_moment,
+    "zeros": lambda data: change(large(data), large(data).stat().st_size // 2, bytes(64 << 10)),
+    "cut short": lambda data: os.truncate(large(data), large(data).stat().st_size - 1),
+    "longer": lambda data: large(data).open("ab").write(b"x"),
+    "a shard is missing": lambda data: large(data).unlink(),
+    "common.pt is empty": lambda data: (data / "common.pt").write_bytes(b""),
+    "common.pt is cut": lambda data: os.truncate(data / "common.pt", 300),
+    "extra.json is {}": lambda data: (data / "extra.json").write_text("{}"),
+    "extra.json is no table": lambda data: (data / "extra.json").write_text("[[" * 50_000),
+    "metadata.json": lambda data: flip(data / "metadata.json", 11),
+    "a bit of .metadata": lambda data: flip(data / ".metadata", 4001),
+    "no digests": lambda data: (data / "digests.json").unlink(),
+    "a bit of the digests": lambda data: flip(data / "digests.json", 401),
+}
+
+
+def without_digests(data: Path) -> None:
+    """As an older version has written it."""
+    (data / "digests.json").unlink()
+    extra = json.loads((data / "extra.json").read_text())
+    extra.pop("digests")
+    (data / "extra.json").write_text(json.dumps(extra))
+
+
+def stated_size(data: Path) -> None:
+    """`.metadata` states a tensor of 2**40 numbers."""
+    import pickle
+
+    with open(data / ".metadata", "rb") as file:
+        table = pickle.load(file)
+    key = next(k for k, v in table.state_dict_metadata.items() if hasattr(v, "chunks"))
+    import torch
+
+    table.state_dict_metadata[key].size = torch.Size([1 << 40])
+    with open(data / ".metadata", "wb") as file:
+        pickle.dump(table, file)
+
+
+def test_every_file_has_a_digest_and_the_checkpoint_is_found_whole(trained):
+    data = trained / "checkpoints" / NEW
+    digests = file_digests.read(data)
+    assert set(digests) == {file.name for file in data.iterdir()} - {file_digests.NAME}
+    assert file_digests.problem(data, digests) is None and retention.damage(data, ("data",)) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_damage_is_found(trained, tmp_path, kind):
+    data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
+    KINDS[kind](data)
+    assert retention.damage(data, ("data",)) or file_digests.problem(data, file_digests.read(data))
+
+
+@pytest.mark.parametrize("kind", ["common.pt is empty", "common.pt is cut", "extra.json is {}", "extra.json is no table", "cut short"])
+def test_damage_of_a_checkpoint_without_digests_is_said_in_one_line_too(trained, tmp_path, kind):
+    data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
+    without_digests(data)
+    assert retention.damage(data, ("data",)) is None
+    KINDS[kind](data)
+    problem = retention.damage(data, ("data",))
+    assert problem and "\n" not in problem
+
+
+@pytest.mark.parametrize("seed", range(DAMAGES))
+def test_random_damage_is_found(trained, tmp_path, seed):
+    chance = random.Random(seed)
+    data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
+    file = chance.choice(sorted(data.iterdir()))
+    flip(file, chance.randrange(8 * file.stat().st_size))
+    try:
+        problem = retention.damage(data, ("data",)) or file_digests.problem(data, file_digests.read(data) or {})
+    except (ValueError, RequestError) as error:
+        problem = str(error)
+    assert problem and "\n" not in problem, file.name
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resume_passes_over_a_checkpoint_with_one_flipped_bit_and_says_so(trained, data, tmp_path, world):
+    run = copy_of(trained, tmp_path / "run")
+    before = runs.losses(run)
+    sign_of_second_moment(run / "checkpoints" / NEW)
+    if world > 1:
+        options = json.loads((run / "plan.json").read_text())
+        options["options"] |= {"nproc": world}
+        (run / "plan.json").write_text(json.dumps(options))
+    assert runs.train(run, world=world)[0] == 0, runs.log(run)
+    said = runs.events(run, "damaged")[0]["text"]
+    assert f"{NEW} is damaged" in said and "differs from what was written, between bytes" in said and "the one before it" in said
+    assert runs.events(run, "resume")[0]["step"] == 2
+    if world == 1:
+        assert runs.losses(run) == before + before[2:], "bitwise"
+
+
+def test_no_step_is_made_when_every_checkpoint_is_damaged(trained, tmp_path):
+    run = copy_of(trained, tmp_path / "run")
+    before = runs.losses(run)
+    for name in (OLD, NEW):
+        sign_of_second_moment(run / "checkpoints" / name)
+    assert runs.train(run)[0] == 2
+    assert "no checkpoint is complete" in runs.log(run) and "Traceback" not in runs.log(run)
+    assert runs.losses(run) == before
+
+
+def test_convert_and_inspect_find_damage_of_the_bytes_that_they_read(trained, tmp_path, capsys):
+    run = copy_of(trained, tmp_path / "run")
+    data = run / "checkpoints" / NEW
+    reader = torch_dist.RegionReader(data)
+    key = max((k for k in reader.tensors if not k.startswith("optimizer")), key=lambda k: reader.tensors[k].size.numel())
+    chunk = reader._chunks[key].all[0]
+    flip(reader.file_of(chunk.stored), 8 * (chunk.stored.offset + reader._location(chunk.stored).offset + 3) + 6)
+    assert main(["convert", str(run / "checkpoints"), str(tmp_path / "hf")]) == 2
+    assert "differs from what was written" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+    os.truncate(large(data), large(data).stat().st_size - 1)
+    main(["inspect", str(run / "checkpoints")])
+    assert "were written" in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_table_states_too_much_is_one_line(trained, tmp_path, capsys):
+    run = copy_of(trained, tmp_path / "run")
+    for name in (OLD, NEW):
+        stated_size(run / "checkpoints" / name)
+        without_digests(run / "checkpoints" / name)
+    assert main(["convert", str(run / "checkpoints"), str(tmp_path / "hf")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_the_last_checkpoint_with_good_losses_is_kept(trained, tmp_path):
+    directory = copy_of(trained / "checkpoints", tmp_path / "checkpoints")
+    for step in (6, 8, 10):
+        shutil.copytree(directory / NEW, directory / f"iter_{step:07d}")
+    for step in (6, 8, 10):
+        file = directory / f"iter_{step:07d}" / "extra.json"
+        extra = json.loads(file.read_text())
+        extra["guard"]["content"] = False
+        file.write_text(json.dumps(extra))
+    assert retention.prune(directory, 10, last=2, every=0) == [2, 6]
+    assert retention.iterations(directory) == [4, 8, 10]
+
+
+def test_runs_check_names_the_damaged_checkpoint(trained, tmp_path, capsys):
+    from console import commands
+
+    run = copy_of(trained, tmp_path / "runs" / "0001-finetune")
+    words = ["check", "1", "--runs", str(tmp_path / "runs")]
+    assert commands.runs(words) == 0 and capsys.readouterr().out.count("complete; --read-data") == 2
+    assert commands.runs([*words, "--read-data"]) == 0 and capsys.readouterr().out.count("as it was written") == 2
+    sign_of_second_moment(run / "checkpoints" / NEW)
+    without_digests(run / "checkpoints" / OLD)
+    assert commands.runs(words) == 0  # its length is right, and its bytes were not read
+    capsys.readouterr()
+    assert commands.runs([*words, "--read-data"]) == 1
+    out, err = capsys.readouterr()
+    assert f"{OLD}  –  has no digests" in out and f"{NEW}  " in out and "DAMAGED: __0_" in out and "passes over the damaged" in err
+    assert commands.runs([*words, "--read-data", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [row["step"] for row in rows] == [2, 4] and rows[0]["unknown"] and "differs" in rows[1]["problem"]
+
+
+def test_a_file_that_another_one_replaces_or_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.distcp").write_bytes(os.urandom(file_digests.CHUNK + 5))
+    digests = file_digests.of_files(tmp_path, ["a.distcp"])
+    (tmp_path / file_digests.NAME).write_text(file_digests.written(digests))
+    assert file_digests.read(tmp_path) == digests and len(digests["a.distcp"][1]) == 2
+    seen = []
+    assert file_digests.problem(tmp_path, digests, told=seen.append) is None and sum(seen) == file_digests.CHUNK + 5
+    flip(tmp_path / "a.distcp", 8 * file_digests.CHUNK)
+    shares = [file_digests.problem(tmp_path, digests, share=(i, 2)) for i in (0, 1)]
+    assert shares[0] is None and f"between bytes {file_digests.CHUNK} and {file_digests.CHUNK + 5}" in shares[1]
+    (tmp_path / "a.distcp").unlink()
+    assert "a.distcp: No such file" in file_digests.problem(tmp_path, digests)

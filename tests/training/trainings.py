@@ -333,7 +333,7 @@ def save_beside_training(folder: Path, checkpoints: Path):
         assert saving.finished(wait=True)
         training = setup.build(o, open_source(folder))
         parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
-        assert load_training(checkpoints, **parts) == (2, {})
+        assert load_training(checkpoints, **parts) == (2, {"layout_kept": True})
         return before, went_on, run(o, 2)
     finally:
         process_groups.destroy()

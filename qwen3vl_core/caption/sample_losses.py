@@ -15,7 +15,7 @@ import torch
 
 from qwen3vl_core.checkpoint.load import build_filled
 from qwen3vl_core.checkpoint.source import open_source
-from qwen3vl_core.data.batch import IGNORED, collate
+from qwen3vl_core.data.batch import collate
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect import command
 from qwen3vl_core.data.inspect.samples import Samples, open_samples
@@ -28,6 +28,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.progress import Progress
+from qwen3vl_core.structure.micro_batch import IGNORED
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -465,3 +466,6 @@ def test_every_layout_gives_the_conversation_that_was_meant(meant, layout):
         pieces = [part["text"] if part["type"] == "text" else (next(found),) for part in message["content"]]
         shown.append((message["role"], pieces, message["role"] == "assistant" and message.get("loss", True)))
     assert shown == meant and not read.notes
+    # the short way for plain records and the whole one agree
+    with patch.object(layouts, "_plain", return_value=None):
+        assert layouts.parse(0, record) == read

@@ -1,4 +1,4 @@
-"""What the Compare screen shows of a run, read off the screen's thread. Blocking; imports no Textual."""
+"""Reads what the Compare screen shows of a run, outside the screen's thread. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from qwen3vl_core.errors import WorkError
 from qwen3vl_core.run_record import VOTES
 
 SCORE_SHARE = 5.0
-"""Scores are counted again after this many times the seconds that they took the last time."""
+"""Scores are computed again after this many times the seconds that they took the last time."""
 
 
 @dataclass(frozen=True)
 class CompareView:
-    """A comparison at one look. The same object comes again as long as nothing has changed."""
+    """State of a comparison at one moment. `CompareFeed.read` returns the same object as long as nothing has changed."""
 
     run_id: str = ""
     head: ComparisonHead = field(default_factory=ComparisonHead)
     samples: tuple[CaptionedPicture, ...] = ()
     votes: Votes = field(default_factory=Votes)
     scores: Scores | None = None
-    """Of the pictures that had all captions when they were counted."""
+    """Scores of the pictures that had all captions when they were computed."""
     whole: int = 0
-    """Pictures that have all captions."""
+    """Number of pictures that have all captions."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the models."""
+        """Names of the models."""
         return self.head.names
 
 
@@ -43,16 +43,16 @@ class CompareFeed:
         self.lock = threading.Lock()
         self._feed: SampleFeed | None = None
         self._view = CompareView()
-        self._votes_of: tuple[int, ...] = ()
-        self._counted = -1
-        self._count_again = 0.0
+        self._votes_stamp: tuple[int, ...] = ()
+        self._scored = -1
+        self._next_scores = 0.0
 
     def read(self, run: Run) -> CompareView:
-        """How the comparison stands now."""
+        """The current state of the comparison."""
         with self.lock:
             if self._feed is None or self._feed.run != run:
                 self._feed, self._view = SampleFeed(run), CompareView(run.id, SampleFeed(run).head)
-                self._votes_of, self._counted, self._count_again = (), -1, 0.0
+                self._votes_stamp, self._scored, self._next_scores = (), -1, 0.0
             view = self._view
             if self._feed.read():
                 samples = tuple(CaptionedPicture(s.image, s.prompt, dict(s.captions), s.references) for s in self._feed.samples)
@@ -68,26 +68,26 @@ class CompareFeed:
         except OSError:
             return replace(view, votes=Votes()) if view.votes.choices else view
         stamp = (stat.st_ino, stat.st_mtime_ns, hash(view.names))
-        if stamp == self._votes_of:
+        if stamp == self._votes_stamp:
             return view
-        self._votes_of = stamp
+        self._votes_stamp = stamp
         return replace(view, votes=read_votes(run, view.names))
 
     def _with_scores(self, view: CompareView, feed: SampleFeed) -> CompareView:
         now = time.monotonic()
-        if not view.whole or view.whole == self._counted or (now < self._count_again and view.whole < len(view.samples)):
+        if not view.whole or view.whole == self._scored or (now < self._next_scores and view.whole < len(view.samples)):
             return view
         try:
             scores = feed.comparison().scores()
         except WorkError:
             return view
-        self._counted = view.whole
-        self._count_again = now + SCORE_SHARE * (time.monotonic() - now)
+        self._scored = view.whole
+        self._next_scores = now + SCORE_SHARE * (time.monotonic() - now)
         return replace(view, scores=scores)
 
 
 def shuffled(names: tuple[str, ...], image: str, secret: str) -> tuple[str, ...]:
-    """The models in the order in which a blind comparison shows them for this picture: the same each time it is looked at."""
+    """The models in the order in which a blind comparison shows them for this picture; the same every time."""
     order = list(names)
     random.Random(f"{secret}:{image}").shuffle(order)
     return tuple(order)

@@ -1,4 +1,4 @@
-"""What the console's forms begin with, and what they offer: presets, layouts that fit, a workspace's paths. Imports no Textual."""
+"""Initial values and suggestions of the console's forms: presets, layouts that fit, a workspace's paths. Imports no Textual."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from qwen3vl_core.options import COMMANDS, options_of
 from qwen3vl_core.options.planning import PlanOptions
 
 KINDS = ("download", "prepare", "convert", "finetune", "compare")
-"""Commands that the console starts, in the order of the work."""
+"""Commands that the console starts, in the order in which they are used."""
 PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
     "download": (
-        ("Qwen3-VL 2B", "the smallest; 4 GB to get",
+        ("Qwen3-VL 2B", "the smallest; a download of 4 GB",
          {"kind": "model", "name": "Qwen/Qwen3-VL-2B-Instruct", "to": "Qwen3-VL-2B-Instruct"}),
-        ("Qwen3-VL 4B", "9 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-4B-Instruct", "to": "Qwen3-VL-4B-Instruct"}),
-        ("Qwen3-VL 8B", "18 GB to get", {"kind": "model", "name": "Qwen/Qwen3-VL-8B-Instruct", "to": "Qwen3-VL-8B-Instruct"}),
-        ("LLaVA pretrain", "558 thousand pictures with captions: a dataset that prepare reads",
+        ("Qwen3-VL 4B", "a download of 9 GB", {"kind": "model", "name": "Qwen/Qwen3-VL-4B-Instruct", "to": "Qwen3-VL-4B-Instruct"}),
+        ("Qwen3-VL 8B", "a download of 18 GB", {"kind": "model", "name": "Qwen/Qwen3-VL-8B-Instruct", "to": "Qwen3-VL-8B-Instruct"}),
+        ("LLaVA pretrain", "558 thousand pictures with captions; prepare reads it",
          {"kind": "dataset", "name": "liuhaotian/LLaVA-Pretrain", "to": "LLaVA-Pretrain"}),
-        ("from ModelScope", "the hub; Hugging Face otherwise", {"from_": "modelscope"}),
+        ("from ModelScope", "instead of Hugging Face", {"from_": "modelscope"}),
     ),
     "finetune": (
-        ("smoke test", "10 steps, to see that everything runs",
+        ("smoke test", "10 steps, to check that everything runs",
          {"train_iters": 10, "lr_warmup_iters": 0, "log_interval": 1, "save_interval": 0}),
-        ("full finetune", "every weight, lr 1e-5, warmup, evaluations and the last 2 checkpoints kept",
+        ("full finetune", "all weights, lr 1e-5, warmup, evaluations, the last 2 checkpoints kept",
          {"freeze": "", "lr": 1e-5, "min_lr": 1e-6, "train_iters": 1000, "lr_warmup_iters": 30, "save_interval": 200, "keep": 2,
           "eval_interval": 100}),
         ("projector only", "vision and language frozen, lr 1e-3: aligns new pictures cheaply",
          {"freeze": "vision,language", "lr": 1e-3, "min_lr": 1e-5, "train_iters": 500, "lr_warmup_iters": 15}),
-        ("language only", "the vision tower as it is: less memory, the usual choice for captions in a new style",
+        ("language only", "vision tower frozen: less memory, the usual choice for captions in a new style",
          {"freeze": "vision", "lr": 1e-5, "min_lr": 1e-6}),
         ("LoRA", "adapters of rank 16 in the language model, lr 1e-4: a fraction of the memory",
          {"lora_rank": 16, "lr": 1e-4, "min_lr": 1e-5}),
-        ("packed rows", "samples joined to rows of 8192 tokens: no padding computed",
+        ("packed rows", "samples packed into rows of 8192 tokens: little padding",
          {"packing": True, "micro_batch_size": 1, "seq_length": 8192}),
-        ("least memory", "activations recomputed, optimizer state split, micro batch 1",
+        ("least memory", "activations recomputed, optimizer state sharded, micro batch 1",
          {"recompute": "full", "distributed_optimizer": True, "micro_batch_size": 1}),
     ),
     "prepare": (
-        ("quick", "pictures' headers are looked at", {"check": "header", "skip_missing": False}),
-        ("thorough", "every picture is decoded, bad records are left out and counted", {"check": "decode", "skip_missing": True}),
+        ("quick", "only the headers of pictures are checked", {"check": "header", "skip_missing": False}),
+        ("thorough", "every picture is decoded; invalid records are skipped and counted", {"check": "decode", "skip_missing": True}),
     ),
     "convert": (
-        ("verified", "read again and compared bitwise", {"verify": True}),
-        ("bf16", "written in bf16, half the disk of fp32", {"dtype": "bf16"}),
+        ("verified", "the target is read and compared bitwise", {"verify": True}),
+        ("bf16", "written in bf16, half the size of fp32", {"dtype": "bf16"}),
     ),
     "compare": (
         ("greedy", "the same caption every time", {"temperature": 0.0, "top_p": 1.0, "top_k": 0}),
@@ -60,7 +60,7 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
         ("first look", "8 pictures, short captions", {"limit": 8, "max_new_tokens": 64}),
     ),
 }  # fmt: skip
-"""Values by name, with a line about each; beside these the layouts that fit (`suggestions`)."""
+"""Of each command: (name, description, values) of its presets. `suggestions` adds the layouts that fit."""
 
 
 def suggestions(options: Any) -> list[dict[str, Any]]:
@@ -91,12 +91,12 @@ def read_workspace(folder: Path | None) -> dict[str, Any]:
 
 
 def gpu_here() -> bool:
-    """Whether this machine has a GPU that says how much it holds; as it was when first asked."""
+    """Whether this machine has a GPU that reports its memory; determined at the first call."""
     return gpu_memory() is not None
 
 
 def free_path(path: Any) -> Any:
-    """The path, or with -2, -3, … the first that nothing stands on yet."""
+    """The path if it does not exist yet, else the first free one with -2, -3, … appended."""
     if not isinstance(path, str | Path) or not str(path):
         return None
     found, number = Path(path).expanduser(), 2
@@ -107,7 +107,7 @@ def free_path(path: Any) -> Any:
 
 
 def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Values that a new form of this kind begins with; only those that the workspace gives and the options know."""
+    """Initial values of a form of this kind: those that the workspace has and that are options of the command."""
     get = workspace.get
     finetune = get("finetune")
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the monitor shows, read off the screen's thread. Blocking; imports no Textual."""
+"""Reads what the monitor shows, outside the screen's thread. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ FAILED_STATES = ("failed", "lost")
 
 @dataclass(frozen=True)
 class RunView:
-    """The monitor's run at one look."""
+    """State of the monitor's run at one moment."""
 
     run_id: str
     metric: str
     weight: float
     lines: tuple[CurveLine, ...] = ()
     metrics: tuple[str, ...] = ()
-    """What can be shown."""
+    """Metrics that can be shown."""
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
     diagnosis: Diagnosis | None = None
-    """Why a run failed, where that is known."""
+    """Why a run failed, if that is known."""
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
     """Whether there is more to read now."""
@@ -43,7 +43,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class CaptionHistory:
-    """One picture's captions during a run: (step, text), rising."""
+    """One picture's captions during a run: (step, text), in ascending order."""
 
     image: str
     prompt: str
@@ -64,7 +64,7 @@ class MonitorFeed:
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
-        """metric: a key of a train row. weight: of the smoothing, 0 for none."""
+        """metric: a key of a train row. weight: smoothing weight, 0 for no smoothing."""
         with self.lock, self.watcher.lock:
             lines = []
             wanted = set()

@@ -1,4 +1,4 @@
-"""One look at the run store, as the screens pass it around. The first frame needs it, so it imports little."""
+"""A snapshot of the run store, as the screens pass it around. The first frame needs it, so it imports little."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PERCENT = re.compile(r"(\d{1,3})%")
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run as it stood at a look: a snapshot, free to be replaced by the next."""
+    """Snapshot of one run; immutable, the next look makes a new one."""
 
     run: Run
     kind: str
@@ -37,12 +37,12 @@ class RunRow:
     layout: str = ""
     """Size, parallel layout and precision in a few words: `8B TP2 PP2 bf16`."""
     checkpoint: str = ""
-    """The last one: its step, or the name that the tracker file has instead; empty where there is none."""
+    """Step of the last checkpoint, or the name in the tracker file; empty if there is none."""
     last_line: str = ""
     latest: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Last metrics row of each kind."""
     step_seconds: float | None = None
-    """Of the last steps, by their times."""
+    """Average over the last steps; None if unknown."""
 
     @property
     def id(self) -> str:
@@ -58,12 +58,12 @@ class RunRow:
 
     @functools.cached_property
     def command(self) -> str:
-        """What a person types for this run."""
+        """The command that a user types for this run."""
         return command_line(self.run)
 
     @property
     def saved(self) -> str:
-        """`step 500` for the last checkpoint, `none yet` without one."""
+        """`step 500` for the last checkpoint, `none yet` if there is none."""
         return f"step {self.checkpoint}" if self.checkpoint.isdecimal() else self.checkpoint or "none yet"
 
     @property
@@ -72,7 +72,7 @@ class RunRow:
 
     @property
     def percent(self) -> float | None:
-        """0..1 where it is known: from the steps, else from the last progress line."""
+        """Progress 0..1 from the steps or the last progress line; None if unknown."""
         if self.step is not None and self.total:
             return min(self.step / self.total, 1.0)
         found = _PERCENT.findall(self.last_line) if self.alive else []
@@ -80,40 +80,40 @@ class RunRow:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step, of a live finetune whose pace is known."""
+        """Seconds to the last step of a live finetune; None if unknown."""
         if not self.alive or self.step is None or not self.total or not self.step_seconds:
             return None
         return max(self.total - self.step, 0) * self.step_seconds
 
     def age(self, now: float) -> float | None:
-        """Seconds: of a live run since its start, of another since its end."""
+        """Seconds since the start of a live run, since the end of another."""
         since = (self.started or self.created) if self.alive else (self.ended or self.started or self.created)
         return None if since is None else now - since
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The store at one look, newest run first."""
+    """Snapshot of the run store, newest run first."""
 
     rows: tuple[RunRow, ...] = ()
     error: str = ""
-    """Why the store could not be read; one line."""
+    """Why the store could not be read, in one line."""
     seen: bool = True
     """False before the first look."""
     unread: int = 0
-    """Runs at the end that were not read yet."""
+    """Number of runs at the end of the list that are not read yet."""
 
     @property
     def alive(self) -> int:
         return sum(row.alive for row in self.rows)
 
     def get(self, run_id: str | None) -> RunRow | None:
-        """The row of a run; None when it is not there."""
+        """The row of a run; None if there is no such run."""
         return next((row for row in self.rows if row.id == run_id), None) if run_id is not None else None
 
 
 def command_line(run: Run) -> str:
-    """The command a person types for this run; the processes' own where the plan is not one of ours."""
+    """The command that a user types for this run; the recorded command of its processes if the plan is not one of ours."""
     from qwen3vl_core.options import COMMANDS, from_mapping, shell_line, to_arguments  # not before the first frame
 
     try:

@@ -1,4 +1,4 @@
-"""What the screens show of the run store, gathered off the screen's thread. Blocking; imports no Textual."""
+"""Reads what the screens show of the run store, outside the screen's thread. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 SPARK_CELLS = 10
 LOOK_SECONDS = 0.3
-"""Time one look may spend on runs it has not read yet, the newest first; the others wait for the next look."""
+"""Time that one look may spend on runs that are not read yet, newest first; the others are read at the next look."""
 LAST_BYTES = 64 << 10
-"""Of the metrics, read at each look at a live run: a few hundred rows."""
+"""Bytes at the end of the metrics that are read at each look at a live run: a few hundred rows."""
 FEW = 60
-"""Runs, the newest, whose files are all looked at each time; of older ones that have ended the state is, and the rest in turn."""
+"""Newest runs whose files are all checked at each look; of older ended runs only the state, and all files of a few of them in turn."""
 LIST_SECONDS = 3.0
-"""How long a store's list of names may be taken from the last look, while its folder has not changed."""
+"""How long the list of runs is reused while the modification time of the store's folder does not change."""
 SERIES = 6
-"""Runs whose metrics are kept in memory: those that the monitor showed last."""
+"""Number of runs whose metrics are kept in memory: the ones that the monitor showed last."""
 EVAL_BYTES = 8 << 20
-"""How far back from the end of the metrics an evaluation is looked for."""
+"""Bytes at the end of the metrics in which an evaluation is searched."""
 WHY_LINES = 400
 """Lines at the end of a failed run's log that are searched for the reason."""
 WHY_SECONDS = 5.0
-"""How often, at most, the log of a lost run that is still written to is searched again."""
+"""Shortest time between two searches of the log of a lost run that is still written to."""
 
 
 def layout_of(run: Run) -> str:
@@ -52,7 +52,7 @@ def layout_of(run: Run) -> str:
 
 
 def last_checkpoint(run: Run) -> str:
-    """Step of the last checkpoint as text, or what the tracker file has instead; empty where there is none."""
+    """Step of the last checkpoint as text, or the name in the tracker file; empty if there is none."""
     try:
         text = (run.path / CHECKPOINTS / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -61,9 +61,9 @@ def last_checkpoint(run: Run) -> str:
 
 
 def _pace(rows: list[dict[str, Any]]) -> float | None:
-    """Seconds of one step over the last rows of one attempt."""
+    """Average seconds per step over the last rows of the current attempt; None if unknown."""
     steps = [(r["step"], r["time"]) for r in rows if isinstance(r.get("step"), int) and isinstance(r.get("time"), int | float)][-20:]
-    # a resume goes back in steps or leaves a hole in time: only what follows it counts
+    # a resume goes back in steps or leaves a gap in time: only the rows after it count
     begin = max((i for i in range(1, len(steps)) if steps[i][0] <= steps[i - 1][0]), default=0)
     steps = steps[begin:]
     if len(steps) < 2:
@@ -85,7 +85,7 @@ def _number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> Any:
 
 
 class StoreWatcher:
-    """Looks at the store again and again; reads only what has changed. One lock: looks may come from several threads."""
+    """Reads the store repeatedly, and only what has changed. Has a lock: several threads may call it."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -101,7 +101,7 @@ class StoreWatcher:
         self._turn = 0
 
     def look(self) -> Snapshot:
-        """The store as it is now. Never raises because of what is in it."""
+        """A snapshot of the store. Never raises because of the content of the store."""
         with self.lock:
             try:
                 runs = self._list()
@@ -129,7 +129,7 @@ class StoreWatcher:
             return Snapshot(tuple(rows), unread=unread)
 
     def _state(self, run: Run) -> tuple[int, ...]:
-        """The stamp of its state; thousands are taken at each look, so that the path is made once."""
+        """Stamp of its state file. The path is cached, because thousands of stamps are taken at each look."""
         path = self._states.get(run.id)
         if path is None:
             path = self._states[run.id] = str(run.path / STATE)
@@ -138,7 +138,7 @@ class StoreWatcher:
     def _list(self) -> list[Run]:
         stamp = _stamp(self.root)
         changed = stamp[2] if stamp else 0
-        # a folder on network storage may say late that it has changed
+        # on network storage the modification time of a folder may be updated late
         if not changed or changed != self._listed[0] or time.monotonic() - self._listed[1] > LIST_SECONDS:
             known = {run.id: run for run in self._runs}
             self._runs = [known.get(run.id, run) for run in RunStore(self.root).list()]
@@ -150,14 +150,14 @@ class StoreWatcher:
         return self._runs
 
     def series(self, run: Run, limit: int | None = None) -> MetricSeries:
-        """The metrics of a run, taken in up to now, or about `limit` bytes further. Only under `lock`, which the caller holds."""
+        """The metrics of a run, updated; limit: about how many new bytes to read. The caller must hold `lock`."""
         series = self._series.pop(run.id, None)
         if series is None:
             from console.runs.series import MetricSeries, room_for  # numpy: not before the first frame
 
             alive = run.state["status"] in ALIVE
             series = MetricSeries(run.metrics, room_for(run.options.get("train_iters")) if alive else 0)
-        self._series[run.id] = series  # the last used is the last
+        self._series[run.id] = series  # ordered by last use
         while len(self._series) > SERIES:
             self._series.pop(next(iter(self._series)))
         series.update(limit)
@@ -198,14 +198,14 @@ class StoreWatcher:
             if why is None or why[0] != about or time.monotonic() - why[1] > WHY_SECONDS:
                 why = self._whys[run.id] = (about, time.monotonic(), self._why(run, row.exit_code))
             else:
-                stamp = (*stamp[:3], ())  # what the log has got since is searched at a later look
+                stamp = (*stamp[:3], ())  # new lines of the log are searched at a later look
             row = dataclasses.replace(row, error=why[2])
         self._rows[run.id] = (stamp, row)
         return row
 
     @staticmethod
     def _why(run: Run, exit_code: int | None) -> str:
-        """Why a run failed, in one line, where its log has a known error."""
+        """Why a run failed, in one line; empty if its log has no known error."""
         from console.runs.diagnosis import explain  # most runs end well, and the first frame does not wait for it
 
         tail = LogTail(run.log, lines=WHY_LINES)
@@ -218,16 +218,16 @@ class StoreWatcher:
     def _spark(run: Run, stamp: tuple[int, ...], recent: list[dict[str, Any]]) -> str:
         if not stamp or not stamp[1]:
             return ""
-        # of a short run the last rows are all there are
+        # a short run has no other rows
         rows = recent if stamp[1] <= LAST_BYTES else sampled_rows(run.metrics, 2 * SPARK_CELLS)
         values = [_number(row.get(LOSS)) for row in rows if row.get("kind") == TRAIN]
         losses = [float(value) for value in values if value is not None and math.isfinite(value)]
         if losses and min(losses) > 0:
-            losses = [math.log(value) for value in losses]  # else the first steps' fall is all that shows
+            losses = [math.log(value) for value in losses]  # otherwise only the drop of the first steps is visible
         return sparkline(losses, SPARK_CELLS)
 
     def _last_eval(self, run: Run) -> dict[str, dict[str, Any]]:
-        """The last evaluation, which may lie further back than the last rows; looked for once, then kept."""
+        """The last evaluation, which may be further back than the last rows; searched once, then cached."""
         if run.id not in self._evals:
             row = last_row_with(run.metrics, f'"{EVAL}"'.encode(), EVAL, EVAL_BYTES)
             self._evals[run.id] = row or {}

@@ -1,4 +1,4 @@
-"""The loop in a workspace: which steps are done, which is next, and the initial values of its form. Blocking; imports no Textual."""
+"""The steps of the loop in a workspace: which are done, which is next, and the initial values of its form. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoopStep:
 
 
 def steps(workspace: Mapping[str, Any], snapshot: Snapshot) -> list[LoopStep]:
-    """Of a workspace that names its data: prepare, convert, finetune, convert back, compare. Empty for another."""
+    """Steps of a workspace that names its data: prepare, convert, finetune, convert back, compare. Empty for another workspace."""
     get: Callable[[str], Any] = workspace.get
     names = ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")
     if not all(isinstance(get(name), str) for name in names):
@@ -70,38 +70,38 @@ def _compared(row: RunRow, tuned: str) -> bool:
 
 
 def _is(row: RunRow, kind: str, values: Mapping[str, Any]) -> bool:
-    """Whether a run is this step and not the other one of its kind."""
+    """Whether a run is this step; there are two conversions, which differ in their targets."""
     return row.kind == kind and (kind != "convert" or row.run.options.get("target") == values["target"])
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that was opened, and the forms' initial values from then on."""
+    """A model that the user opened, and the initial values that it gives to forms."""
 
     kind: str
-    """The form to go to."""
+    """Kind of the form to open."""
     words: str
     workspace: dict[str, Any]
 
 
 def open_model(text: str) -> OpenedModel:
-    """Identify a model's folder. Raises RequestError, with the fix, when it is not one."""
+    """Identify a model's folder. Raises RequestError if it is not one, with the fix."""
     folder = Path(os.path.expandvars(text.strip().strip("'\""))).expanduser()
     if not text.strip():
         raise RequestError("give the path of a folder: a Hugging Face model (config.json and .safetensors), or a Megatron checkpoint")
     if not folder.exists():
         raise RequestError(f"{folder}: no such folder; correct the path, or get a model: qwen3vl download model NAME --to DIR")
     if folder.is_file():
-        raise RequestError(f"{folder}: a file; give the folder that it is in")
+        raise RequestError(f"{folder}: is a file; give the folder that contains it")
     folder = folder.absolute()
     checkpoint = (folder / TRACKER).is_file() or (folder / ".metadata").is_file()
     if not checkpoint and not (folder / "config.json").is_file():
         inside = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())[:3]
         hint = f"; there is one in {', '.join(inside)}" if inside else "; choose the model's own folder"
-        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so it is not a model{hint}")
+        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so this is not a model{hint}")
     size = ""
     if (folder / "config.json").is_file():
-        size = size_of(Architecture.read(folder)) or "a size of its own"
+        size = size_of(Architecture.read(folder)) or "custom size"
     if checkpoint:
         return OpenedModel("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
     if not any(folder.glob("*.safetensors")):
@@ -113,7 +113,7 @@ def open_model(text: str) -> OpenedModel:
 
 
 def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:
-    """Folders with a Qwen3-VL in the usual places. Blocking; filters by name and reads few files."""
+    """Folders with a Qwen3-VL model in the usual places. Blocking; filters by name and reads few files."""
     home = Path.home()
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / ".cache/huggingface") / "hub")
     scope = Path(os.environ.get("MODELSCOPE_CACHE") or home / ".cache/modelscope/hub")

@@ -1,4 +1,4 @@
-"""Starting, following, stopping and resuming runs. What is started here outlives the process that starts it."""
+"""Start, follow, stop and resume runs. A run outlives the process that starts it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ POLL_SECONDS = 0.05
 
 
 def start(run: Run, *, columns: int | None = None) -> None:
-    """Start a run that was made and never started, under a supervisor of its own.
+    """Start a new run under its own supervisor.
 
-    columns: width of the terminal that follows its log, where one does; its progress then draws a bar.
-    Raises RequestError when it may not start (it runs, or ran), WorkError when its command cannot be executed.
+    columns: width of the terminal that follows its log, if there is one; progress is then drawn as a bar.
+    Raises RequestError if it is running or was started before, WorkError if its command cannot be executed.
     """
     _supervise(run, [], columns)
 
@@ -43,9 +43,9 @@ def start(run: Run, *, columns: int | None = None) -> None:
 def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] | None = None) -> None:
     """Run the same command in the same folder again; a finetune resumes from its last checkpoint.
 
-    For a failed, stopped or lost run. changes: other values for a finetune's options, among them more steps for one that is done.
-    Raises RequestError when it is done or alive, when processes of a lost run are still there, or for a change that a run cannot
-    go on with; WorkError when its command cannot be executed.
+    For a failed, stopped or lost run. changes: new values for options of a finetune, such as more steps for one that is done.
+    Raises RequestError if it is done or alive, if processes of a lost run still exist, or for a change that a run cannot resume
+    with; WorkError if its command cannot be executed.
     """
     if not changes:
         _supervise(run, ["--resume"], columns)
@@ -58,7 +58,7 @@ def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] |
     try:
         _supervise(run, ["--resume", MORE_STEPS], columns)
     except BaseException:
-        # it goes on as it was, if it did not begin
+        # it did not start: restore its plan
         plan_record.write_record(run.path, before)
         raise
 
@@ -68,16 +68,16 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
         raise RequestError(f"run {run.id}: {problem}")
     state = run.state
     if state["status"] in ALIVE and state.get("supervisor_pid") and is_here(state):
-        raise runs_already(run.path)  # the supervisor would find so too, and wait for the lock first
+        raise runs_already(run.path)  # the supervisor would fail too, but only after waiting for the lock
     environment = {k: v for k, v in os.environ.items() if k != RUN_VARIABLE}
-    from console.runs import plan_record  # with the options' declarations, which a list of runs does without
+    from console.runs import plan_record  # imports the options' declarations, which a list of runs does not need
 
     environment["PYTHONPATH"] = plan_record.python_path(environment.get("PYTHONPATH", ""))
     environment[PROGRESS_VARIABLE] = "bar" if columns else "lines"
     if columns:
         environment["COLUMNS"] = str(columns)
     try:
-        # -P: a file or folder of the current folder must not stand in for a module
+        # -P: a file or folder in the current folder must not shadow a module
         done = subprocess.run(
             [sys.executable, "-P", "-m", "console.runs.supervisor", str(run.path), *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
@@ -86,19 +86,19 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
     except subprocess.TimeoutExpired:
         raise WorkError(f"run {run.id}: its supervisor did not answer in {START_SECONDS:.0f} s; see {run.log}") from None
     if done.returncode:
-        line = (done.stderr.strip().splitlines() or ["its supervisor ended without a word"])[-1]
+        line = (done.stderr.strip().splitlines() or ["its supervisor ended without a message"])[-1]
         if done.returncode == EXIT_REQUEST:
             raise RequestError(line)
         raise WorkError(f"run {run.id}: {line}; see {run.log}")
 
 
 def stop(run: Run, grace: float | None = None) -> None:
-    """Ask a live run to stop, and return immediately (`wait` waits). Of a lost run, end what is left of it.
+    """Ask a live run to stop, and return immediately (`wait` waits). Ends the remaining processes of a lost run.
 
-    The run's processes get SIGTERM, then the grace period, then SIGKILL; a checkpoint that is being written is waited for. grace:
-    seconds in place of the run's own, also of a run that is stopping already; 0 kills at once, whatever is being written. A run on
-    another machine is asked by a file in its folder. Raises RequestError when it has ended, or is lost on another machine, and WorkError
-    when SIGKILL does not end processes of a lost run.
+    The run's processes get SIGTERM and, after the grace period, SIGKILL; a checkpoint that is being written is waited for. grace:
+    seconds instead of the run's own, also for a run that is already stopping; 0 kills at once, whatever is being written. A run on
+    another machine is asked by a file in its folder. Raises RequestError if it has ended, or is lost on another machine, and WorkError
+    if SIGKILL does not end processes of a lost run.
     """
     state = run.state
     status = state["status"]
@@ -115,7 +115,7 @@ def stop(run: Run, grace: float | None = None) -> None:
         _end_lost(run, grace_seconds(run.plan) if grace is None else grace)
     elif status == "lost":
         raise RequestError(
-            f"run {run.id}: lost on {state.get('host')}, and only that machine can end what is left of it; "
+            f"run {run.id}: lost on {state.get('host')}, and only that machine can end its remaining processes; "
             f"there: qwen3vl runs stop {run.number}"
         )
     else:
@@ -123,21 +123,21 @@ def stop(run: Run, grace: float | None = None) -> None:
 
 
 def _end_lost(run: Run, grace: float) -> None:
-    """End the processes that carry a run without a supervisor, and write that it is stopped."""
+    """End the processes of a run without a supervisor, and write that it is stopped."""
     with hold(run.path):
         state = read_state(run.path)
         if state.get("status") not in ALIVE and state:
-            return  # it ended by itself since it was looked at
+            return  # it has ended by itself since
         left = processes.end(lambda: processes.strays(run.path), grace)
         if left:
             pids = ", ".join(str(p.pid) for p in left)
-            raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends those")
+            raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends them")
         write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
         (run.path / STOP).unlink(missing_ok=True)
 
 
 def save_now(run: Run) -> None:
-    """Ask a live finetune for a checkpoint at its next step, and return immediately. Raises RequestError when it cannot save."""
+    """Ask a live finetune for a checkpoint at its next step, and return immediately. Raises RequestError if it cannot save."""
     state = run.state
     if run.kind != "finetune":
         raise RequestError(f"run {run.id}: a {run.kind} saves no checkpoints; only a finetune does")
@@ -146,15 +146,15 @@ def save_now(run: Run) -> None:
     try:
         (run.path / SAVE).touch()
     except OSError as error:
-        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or ask again later") from None
+        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or try again later") from None
     pid = state.get("supervisor_pid")
     if isinstance(pid, int) and pid > 1 and is_here(state):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGCHLD)  # wakes it; it would look within a second anyway
+            os.kill(pid, signal.SIGCHLD)  # wakes it; it checks every second anyway
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes that a folder takes on its disk; links are not followed, and a file of several names counts once."""
+    """Bytes that a folder takes on its disk; symbolic links are not followed, and hard links count once."""
     total, seen = 0, set()
     for folder, _, names in os.walk(path):
         for name in (*names, "."):
@@ -167,10 +167,10 @@ def disk_usage(path: Path) -> int:
 
 
 def delete(run: Run) -> int:
-    """Delete a run's folder with its checkpoints; gives the bytes freed.
+    """Delete a run's folder with its checkpoints. Returns the number of bytes freed.
 
-    It is renamed first, so that no reader sees half of it. Raises RequestError when it lives, or processes of a lost run
-    are still there, WorkError when the folder cannot be removed.
+    It is renamed first, so that no reader sees half of it. Raises RequestError if it is alive, or if processes of a lost run
+    still exist, WorkError if the folder cannot be removed.
     """
     if run.alive:
         raise RequestError(f"run {run.id}: {run.status}; stop it first: qwen3vl runs stop {run.number}")
@@ -181,7 +181,7 @@ def delete(run: Run) -> int:
         with hold(run.path):
             left = processes.strays(run.path)
             if left:
-                raise RequestError(f"run {run.id}: processes of it are still there; end them by qwen3vl runs stop {run.number}")
+                raise RequestError(f"run {run.id}: some of its processes are still running; end them with qwen3vl runs stop {run.number}")
             size = disk_usage(run.path)
             gone = run.path.with_name(f".{run.id}-deleted")
             shutil.rmtree(gone, ignore_errors=True)
@@ -195,7 +195,7 @@ def delete(run: Run) -> int:
 
 
 def wait(run: Run, timeout: float | None = None) -> str:
-    """Wait for a run's end. Gives its last status; after `timeout` seconds the one it has then."""
+    """Wait for a run's end. Returns its final status, or after `timeout` seconds its current one."""
     until = None if timeout is None else time.monotonic() + timeout
     while (status := run.status) in ALIVE and (until is None or time.monotonic() < until):
         time.sleep(POLL_SECONDS)
@@ -203,12 +203,12 @@ def wait(run: Run, timeout: float | None = None) -> str:
 
 
 def follow(run: Run, stream: IO[Any], *, offset: int = 0, signals: list[int] | None = None) -> int:
-    """Copy a run's log to `stream` (text or binary) as it grows, until the run has ended; gives its exit code.
+    """Copy a run's log to `stream` (text or binary) as it grows, until the run has ended. Returns its exit code.
 
-    Begins at byte `offset` of the log. Ctrl-C asks the run to stop and keeps following; a second one leaves
-    (KeyboardInterrupt) while the run stops by itself. SIGTERM asks it to stop, too, and is waited for however often it comes: who
-    sends it (docker stop, a scheduler) ends what is left when this process ends. SIGUSR1 and SIGUSR2, where the run's
-    --save-before-signal names them, ask for a checkpoint. signals: the list of an enclosing `caught_signals`.
+    Begins at byte `offset` of the log. Ctrl-C asks the run to stop and keeps following; a second Ctrl-C raises
+    KeyboardInterrupt while the run stops by itself. SIGTERM asks it to stop, too, and never makes this function return early, however
+    often it comes: its sender (docker stop, a scheduler) kills the remaining processes when this one ends. SIGUSR1 and SIGUSR2 ask for a
+    checkpoint if the run's --save-before-signal names them. signals: the list of an enclosing `caught_signals`.
     The exit code of a run that has none (lost) is 1.
     """
     copier = _Copier(run.log, stream, offset)
@@ -223,11 +223,11 @@ def follow(run: Run, stream: IO[Any], *, offset: int = 0, signals: list[int] | N
                         save_now(run)
             if came and not asked:
                 asked = True
-                with contextlib.suppress(RequestError):  # it ended in this moment
+                with contextlib.suppress(RequestError):  # it ended just now
                     stop(run)
             if came.count(signal.SIGINT) > 1:
                 raise KeyboardInterrupt
-            # looked at before the read: when the run had ended by then, the read sees all that it wrote
+            # checked before the read: if the run had ended by then, the read sees everything that it wrote
             state = run.state
             while copier.copy():
                 pass
@@ -239,8 +239,9 @@ def follow(run: Run, stream: IO[Any], *, offset: int = 0, signals: list[int] | N
 
 @contextlib.contextmanager
 def caught_signals(outer: list[int] | None = None) -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 instead of raising in the middle of a copy, or ending this process; in the main
-    thread, the only one that gets them. outer: the list of an enclosing block, which then goes on collecting."""
+    """Collect SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 in a list, so that they neither raise in the middle of a copy nor end this process.
+
+    Does nothing outside the main thread, the only one that gets signals. outer: the list of an enclosing block, which is used instead."""
     came: list[int] = [] if outer is None else outer
     if outer is not None or threading.current_thread() is not threading.main_thread():
         yield came
@@ -255,7 +256,7 @@ def caught_signals(outer: list[int] | None = None) -> Iterator[list[int]]:
 
 
 class _Copier:
-    """Copies what is new in a log to a stream, our own lines without their tags; bytes where the stream has a binary side."""
+    """Copies new output in a log to a stream, our own lines without their tags; as bytes if the stream has a binary buffer."""
 
     def __init__(self, path: Path, stream: IO[Any] | io.TextIOBase, offset: int) -> None:
         self.follower = FileFollower(path, offset)
@@ -265,7 +266,7 @@ class _Copier:
         self.tags = log_lines.TagRemover()
 
     def copy(self) -> bool:
-        """One piece; whether there was any."""
+        """Copy one piece. Returns whether there was any."""
         new, _ = self.follower.read()
         data = self.tags.removed(new)
         if not data:

@@ -1,7 +1,7 @@
-"""Processes of a run, from /proc: below a supervisor, or left behind by one. Standard library only.
+"""Processes of a run, from /proc: descendants of a supervisor, or left behind by one. Standard library only.
 
-torchrun starts every worker in a session of its own, so no process group holds a run. A supervisor that is a
-subreaper holds them all as descendants; after its death the variable QWEN3VL_RUN_DIR in their environment tells.
+torchrun starts every worker in its own session, so a run is not one process group. Since the supervisor is a subreaper,
+they are all its descendants; after its death they are found by the variable QWEN3VL_RUN_DIR in their environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen3vl_core.run_record import RUN_VARIABLE
 
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 10.0
-"""How long killed processes may take to end; one that waits for a device or a dead network disk may never."""
+"""How long killed processes may take to end; one that waits for a device or a dead network disk may never end."""
 
 
 class Process(NamedTuple):
@@ -67,7 +67,7 @@ def descendants(of: int) -> list[Process]:
 
 
 def strays(run_dir: Path) -> list[Process]:
-    """Processes that carry this run in their environment, and that the asking process does not descend from."""
+    """Processes with this run in their environment, without the ancestors of the calling process."""
     wanted, prefix = os.path.realpath(run_dir), f"{RUN_VARIABLE}=".encode()
     own, pid = set(), os.getpid()
     while pid and pid not in own:
@@ -90,7 +90,7 @@ def strays(run_dir: Path) -> list[Process]:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal; False when that is unknown."""
+    """Whether a process has installed a handler for a signal; False if that is unknown."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
         caught = next(line for line in text.splitlines() if line.startswith("SigCgt:"))
@@ -100,7 +100,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def terminate(processes: Iterable[Process]) -> None:
-    """SIGTERM to every process group among them, once each; a suspended one is continued so that it handles it."""
+    """Send SIGTERM once to each of their process groups; suspended ones are continued so that they handle it."""
     for group in {p.group for p in processes} - {os.getpgrp(), 0}:
         for number in (signal.SIGTERM, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -108,12 +108,12 @@ def terminate(processes: Iterable[Process]) -> None:
 
 
 def kill(processes: Iterable[Process]) -> None:
-    """SIGKILL to each."""
+    """Send SIGKILL to each process."""
     send(processes, signal.SIGKILL)
 
 
 def send(processes: Iterable[Process], *numbers: signal.Signals) -> None:
-    """These signals to each; one that has ended by now is no error."""
+    """Send these signals to each process; one that has ended is not an error."""
     for process in processes:
         for number in numbers:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -121,7 +121,7 @@ def send(processes: Iterable[Process], *numbers: signal.Signals) -> None:
 
 
 def end(look: Callable[[], list[Process]], grace: float) -> list[Process]:
-    """End what `look` finds: SIGTERM to each, up to `grace` seconds, SIGKILL. Returns those that are still there then."""
+    """End the processes that `look` returns: SIGTERM and, after up to `grace` seconds, SIGKILL. Returns those that survive."""
     left = look()
     send(left, signal.SIGTERM, signal.SIGCONT)
     started = time.monotonic()

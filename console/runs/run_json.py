@@ -1,4 +1,4 @@
-"""Runs as JSON: what `--json` prints, for scripts. The same values as the screens show."""
+"""Runs as JSON: what `--json` prints, for scripts. The same values as on the screens."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RunSummary:
     exit_code: int | None
     error: str | None
     stalled: str | None
-    """While no step comes any more: since when, and which rank is behind."""
+    """Of a stalled run: since when, and which rank is behind."""
     step: int | None
     total: int | None
     metrics: Mapping[str, float]
-    """Of the last train row: those that the lists show."""
+    """Metrics of the last train row: those that the lists show."""
     created: float | None
     started: float | None
     ended: float | None
@@ -40,7 +40,7 @@ class RunSummary:
 
 
 def summarize(run: Run) -> RunSummary:
-    """Of one run, as it stands now."""
+    """Current summary of one run."""
     state, row = run.state, last_of(run)
     step, total = row.get("step"), run.options.get("train_iters")
     code, error = state.get("exit_code"), state.get("error")
@@ -54,19 +54,19 @@ def summarize(run: Run) -> RunSummary:
     )  # fmt: skip
 
 
-def as_json(found: RunSummary) -> dict[str, Any]:
-    """A row of `runs list --json`, with the listed metrics by key: without the options, which `show` gives."""
+def as_json(summary: RunSummary) -> dict[str, Any]:
+    """A row of `runs list --json`, with the listed metrics by key, without the options (`runs show` has them)."""
     row: dict[str, Any] = {}
-    for name, value in vars(found).items():
+    for name, value in vars(summary).items():
         if name == "metrics":
-            row |= {key: finite(found.metrics.get(key)) for key in listed_keys()}
+            row |= {key: finite(summary.metrics.get(key)) for key in listed_keys()}
         elif name != "options":
             row[name] = value
     return row
 
 
 def checkpoints(run: Run) -> list[int]:
-    """Steps of the checkpoints that are there, rising."""
+    """Steps of the existing checkpoints, in ascending order."""
     try:
         names = [path.name for path in (run.path / CHECKPOINTS).iterdir() if path.is_dir()]
     except OSError:
@@ -84,7 +84,7 @@ def details(run: Run) -> dict[str, Any]:
 
 
 def series(run: Run, names: list[str]) -> dict[str, Any]:
-    """`runs metrics --json`: of each metric its steps and values, a gap as null; without names every metric.
+    """`runs metrics --json`: steps and values of each metric, gaps as null; without names of all metrics.
 
     An unknown name gives an empty series.
     """
@@ -93,18 +93,18 @@ def series(run: Run, names: list[str]) -> dict[str, Any]:
     read = MetricSeries(run.metrics)
     while read.update():
         pass
-    found = {}
+    metrics = {}
     for name in names or read.keys:
         x, y = read.xy(name)
-        found[name] = {"step": x.tolist(), "value": [v if math.isfinite(v) else None for v in y.tolist()]}
-    return {"id": run.id, "metrics": found, "events": read.events}
+        metrics[name] = {"step": x.tolist(), "value": [v if math.isfinite(v) else None for v in y.tolist()]}
+    return {"id": run.id, "metrics": metrics, "events": read.events}
 
 
 def differences(first: Run, second: Run) -> dict[str, Any]:
-    """What `runs compare` says, as JSON or as text: kind, status, options that differ, steps planned and last rows, each as
+    """What `runs compare` shows, as JSON or as text: kind, status, options that differ, planned steps and last rows, each as
     [first, second].
 
-    Of two runs of different kinds only what one of them sets otherwise than by default: all their options differ.
+    For two runs of different kinds, whose options all differ: only the options that are not at their default.
     """
     runs, options = [first, second], [first.options, second.options]
     names = [name for name in {**options[0], **options[1]} if name != "name"]

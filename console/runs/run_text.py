@@ -1,4 +1,4 @@
-"""Runs as lines of text: the table, one run in full, two side by side."""
+"""Runs as text: a table, all about one run, two side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwen3vl_core.run_record import EVAL, TRAIN, version_problem
 
 NO_DIFFERENCE = "no option differs"
 SEARCHED_LINES = 200_000
-"""Lines at the end of a log that `runs logs --grep` looks through."""
+"""Number of lines at the end of a log that `runs logs --grep` searches."""
 
 
 def plain(value: Any) -> str:
@@ -30,7 +30,7 @@ def plain(value: Any) -> str:
 
 
 def last_of(run: Run, kind: str = TRAIN) -> dict[str, Any]:
-    """The last metrics row of a kind near the end of the record; empty when there is none."""
+    """The last row of a kind near the end of the metrics; empty if there is none."""
     return next((row for row in reversed(last_rows(run.metrics)) if row.get("kind") == kind), {})
 
 
@@ -46,7 +46,7 @@ def _step(step: Any, total: Any) -> str:
 
 
 def table(runs: list[Run], width: int | None = None) -> list[str]:
-    """One line a run under a line of names: glyph, id, kind, status, step, the metrics that are listed, age."""
+    """A header and one line per run: glyph, id, kind, status, step, the listed metrics, age."""
     listed = listed_keys()
     rows = [("", "ID", "KIND", "STATUS", "STEP", *(METRICS[key].title.upper() for key in listed), "AGE")]
     for run in runs:
@@ -61,7 +61,7 @@ def table(runs: list[Run], width: int | None = None) -> list[str]:
 
 
 def describe(run: Run) -> list[str]:
-    """One run in full: its state, plan and last metrics; of a failed one the last lines of its log."""
+    """All about one run: its state, plan and last metrics; if it failed, the last lines of its log."""
     plan, state = run.plan, run.state
     status, code = state["status"], state.get("exit_code")
     head = f"{GLYPHS[status]} {run.id}  {plain(run.kind)}  {status}"
@@ -105,7 +105,7 @@ def describe(run: Run) -> list[str]:
 
 
 def metrics_table(found: dict[str, dict[str, list[Any]]], width: int | None = None) -> list[str]:
-    """One line a metric: its last step, last value, lowest and highest."""
+    """One line per metric: its last step, last value, lowest and highest."""
     rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
     for name, series in found.items():
         values = [v for v in series["value"] if v is not None]
@@ -125,7 +125,7 @@ def samples(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def comparison_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, the first run's, the second's) of what `run_json.differences` found; first of all their ids."""
+    """Rows (name, value of the first run, value of the second) of `run_json.differences`; the first row has their ids."""
     pairs: list[tuple[str, Iterable[str]]] = [("", found["runs"]), ("kind", map(plain, found["kind"])), ("status", found["status"])]
     pairs += [(f"--{name.replace('_', '-')}", map(plain, pair)) for name, pair in found["options"].items()]
     for kind in (TRAIN, EVAL):
@@ -137,13 +137,13 @@ def comparison_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def comparison(found: Mapping[str, Any], width: int | None = None) -> list[str]:
-    """What `run_json.differences` found, side by side."""
+    """The result of `run_json.differences`, side by side."""
     lines = _columns(comparison_rows(found), width)
     return lines if found["options"] else [*lines, NO_DIFFERENCE]
 
 
 def changed(run: Run) -> dict[str, Any]:
-    """Options that differ from their defaults; all, where the kind is unknown."""
+    """Options that differ from their defaults; all options if the kind is unknown."""
     cls = COMMANDS.get(run.kind)
     if cls is None:
         return run.options
@@ -167,7 +167,7 @@ def _took(begin: float | None, end: float | None) -> str | None:
 
 
 def _pairs(title: str, values: dict[str, Any]) -> list[str]:
-    """`name  value` lines under a title, without those that have no value."""
+    """`name  value` lines under a title; names without a value are omitted."""
     shown = {name: plain(value) for name, value in values.items() if value not in (None, "", [])}
     if not shown:
         return []

@@ -13,18 +13,18 @@ from qwen3vl_core.run_metrics import key_of
 from qwen3vl_core.run_record import EVENT, ROW_FIELDS, TRAIN
 
 FIRST = 256
-"""Points that a new array has room for."""
+"""Capacity of a new array, in points."""
 RESERVED, RESERVED_COLUMNS = 1 << 16, 32
-"""Most steps that `room_for` preallocates, 8 bytes a step and metric, and how many metrics get that: the first ones."""
+"""Most steps that `room_for` preallocates (8 bytes per step and metric), and the number of metrics that get it: the first ones."""
 
 
 def room_for(steps: Any) -> int:
-    """The `room` of a run's series that is followed while it grows: for the steps of its plan, at most `RESERVED`."""
+    """The `room` of the series of a live run: for the steps of its plan, at most `RESERVED`."""
     return min(max(steps, 0), RESERVED) if isinstance(steps, int) and not isinstance(steps, bool) else 0
 
 
 class _GrowingSteps:
-    """Steps of one kind of rows, int64, growing at their end: most columns have a value in each row and share them."""
+    """Growing array of the steps (int64) of one kind of rows. Most metrics have a value in each row and share it."""
 
     def __init__(self, x: np.ndarray | None = None, room: int = 0) -> None:
         self.size, self.room = 0 if x is None else len(x), room
@@ -39,7 +39,7 @@ class _GrowingSteps:
 
 
 class _GrowingValues:
-    """Values float64 that grow at their end, over steps that are shared with others while it has a value at each of them."""
+    """Growing array of float64 values. Its steps are shared with other metrics as long as it has a value at each of them."""
 
     def __init__(self, kind: str, steps: _GrowingSteps, y: np.ndarray | None = None, room: int = 0) -> None:
         self.kind, self.steps, self.room = kind, steps, room
@@ -53,7 +53,7 @@ class _GrowingValues:
         self.steps = _GrowingSteps(self.steps.array[: self.size], self.room)
 
     def append(self, y: float) -> None:
-        """The value at the step that `steps` has at this place."""
+        """Append the value of the next step of `steps`."""
         self._y = _with_room(self._y, self.size)
         self._y[self.size] = y
         self.size += 1
@@ -71,7 +71,7 @@ def _array(size: int, room: int, kind: type) -> np.ndarray:
 
 
 def _with_room(array: np.ndarray, size: int) -> np.ndarray:
-    """The array, or a longer one with the same beginning when it is full: by a quarter, so that appending stays linear."""
+    """The array, or if it is full, a copy that is longer by a quarter, so that appending takes linear time in total."""
     if size < len(array):
         return array
     longer = np.empty(size + max(FIRST, size // 4), array.dtype)
@@ -82,16 +82,16 @@ def _with_room(array: np.ndarray, size: int) -> np.ndarray:
 class MetricSeries:
     """Every number of a run's metrics as arrays over the step.
 
-    Keys: a train row's `loss` is `loss`, an eval row's is `eval/loss`. Steps rise strictly: a resumed run that goes back
-    to its checkpoint takes the place of the steps after it. A null, or a number that is not finite, is NaN: a gap.
+    Keys: a train row's `loss` is `loss`, an eval row's is `eval/loss`. Steps increase strictly: when a resumed run goes back
+    to its checkpoint, its steps replace the later ones. A null, or a number that is not finite, is NaN: a gap.
     """
 
     def __init__(self, path: Path, room: int = 0) -> None:
-        """room: training steps for which each metric's memory is taken at its first value, so that following takes no more."""
+        """room: number of training steps for which the memory of each metric is allocated at its first value."""
         self.room = room
         self._tail = JsonlTail(path)
         self.behind = False
-        """Whether the last update stopped at its limit: there may be more."""
+        """Whether the last update stopped at its limit, so that there may be more rows."""
         self.version = 0
         """Increases when earlier points were changed or removed; otherwise arrays only get longer."""
         self._clear()
@@ -99,14 +99,14 @@ class MetricSeries:
     def _clear(self) -> None:
         self._columns: dict[str, _GrowingValues] = {}
         self._steps: dict[str, _GrowingSteps] = {}
-        """Of each kind of rows: those that its columns share."""
+        """By kind of rows: the steps that its metrics share."""
         self.latest: dict[str, dict[str, Any]] = {}
         """The last row of each kind (`train`, `eval`, `event`)."""
         self.events: list[dict[str, Any]] = []
         self.train_iters: int | None = None
 
     def update(self, limit: int | None = None) -> int:
-        """Take in what is new, about `limit` bytes at most. Gives the number of rows; 0: nothing is new."""
+        """Read new rows, about `limit` bytes at most. Returns their number."""
         rows = self._tail.read(limit)
         self.behind = self._tail.limited
         if self._tail.replaced:
@@ -124,7 +124,7 @@ class MetricSeries:
     def xy(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps int64 [n], values float64 [n]) of a series, read-only; empty for an unknown key.
 
-        The arrays stay as they are when more points come: ask again for those.
+        Later updates do not change these arrays; call again to see new points.
         """
         return self._columns.get(key, _GrowingValues("", _GrowingSteps())).view()
 
@@ -171,7 +171,7 @@ class MetricSeries:
             column.append(value)
 
     def _room(self, kind: str) -> int:
-        # an evaluation comes once in many steps
+        # evaluations are rare
         return self.room if kind == TRAIN and len(self._columns) < RESERVED_COLUMNS else 0
 
     def _cut(self, kind: str, step: int) -> _GrowingSteps:

@@ -1,8 +1,8 @@
 """A run's state on disk, the lock that says it is alive, and how both are read. Standard library only.
 
-A run is alive while its supervisor holds an exclusive lock on `RUN_DIR/lock`; the kernel frees it when the supervisor
-ends, however it ends. A lock says nothing about another machine on shared storage: there the age of the last sign of
-life decides. Only the holder of the lock writes `state.json`, and always whole.
+A run is alive while its supervisor holds an exclusive lock on `RUN_DIR/lock`; the kernel releases it when the supervisor
+ends, however it ends. The lock says nothing about runs of other machines on shared storage: for these the age of the last
+heartbeat decides. Only the holder of the lock writes `state.json`, always atomically.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATUSES = (*ALIVE, *ENDED, "lost")
 STALE_SECONDS = 60.0
 """A run on another machine without a sign of life for this long is lost."""
 _LOCK_SECONDS = 2.0
-# readers hold a shared lock for microseconds while they look, and a supervisor that has written its last state is
+# readers hold a shared lock for microseconds while they check, and a supervisor that has written its last state is
 # about to release it: retry that long
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -41,7 +41,7 @@ def host() -> str:
 
 
 def boot_id() -> str:
-    """Changes at every boot, and tells machines of one name apart; empty where the kernel does not say."""
+    """Changes at every boot and distinguishes machines with the same name; empty if the kernel does not provide it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -85,12 +85,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_state(run_dir: Path) -> StateRecord:
-    """`state.json` as it stands."""
+    """The content of `state.json`."""
     return cast(StateRecord, read_json(run_dir / STATE))
 
 
 def sign_of_life(run_dir: Path) -> float | None:
-    """Seconds since the heartbeat or the state was last written; None when there is neither."""
+    """Seconds since the heartbeat or the state was last written; None if neither exists."""
     times = []
     for name in (HEARTBEAT, STATE):
         with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ def sign_of_life(run_dir: Path) -> float | None:
 
 
 def is_here(state: StateRecord) -> bool:
-    """Whether the run's processes are, or were, on the machine that asks (one boot of one kernel)."""
+    """Whether the run's processes are, or were, on this machine since its last boot."""
     return state.get("boot_id", "") == boot_id() and state.get("host") == host()
 
 
@@ -112,7 +112,7 @@ def runs_already(run_dir: Path) -> RequestError:
 def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the run's lock inside the block.
 
-    Raises RequestError when another process holds it, and when the file system has no locks.
+    Raises RequestError if another process holds it, or if the file system has no locks.
     """
     descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -138,7 +138,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
 
 
 def _lock_held(run_dir: Path) -> bool | None:
-    """Whether a process of this machine holds the run's lock; None when that is unknown."""
+    """Whether a process of this machine holds the run's lock; None if unknown."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def _lock_held(run_dir: Path) -> bool | None:
 
 
 def judge(run_dir: Path) -> tuple[str, StateRecord]:
-    """(status, state): the status as written, or `lost` when it says alive and no supervisor is."""
+    """(status, state): the recorded status, or `lost` if it says alive but there is no supervisor."""
     state = read_state(run_dir)
     if state.get("status") not in ALIVE:
         return _written(state), state

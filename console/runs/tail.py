@@ -1,6 +1,6 @@
-"""Reading files that grow: the log, the metrics. Incremental; truncation and replacement are noticed by stat.
+"""Incremental readers of growing files: the log, the metrics. Truncation and replacement are noticed by stat.
 
-Nothing here holds a file open between two reads, and nothing raises because of what a file holds.
+No file stays open between two reads, and no content of a file raises.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class FileFollower:
         self._mark = b""
 
     def read(self, limit: int = CHUNK) -> tuple[bytes, bool]:
-        """(up to `limit` new bytes, whether the file is another one since the last call).
+        """(up to `limit` new bytes, whether the file was replaced or truncated since the last call).
 
-        Another one: replaced, or truncated; its bytes then begin at its start. A file that was truncated and has
-        grown past the old end in between is known by its last bytes before that end. A missing file is empty.
+        If it was, the bytes begin at the start of the file. A file that was truncated and has grown past the old end
+        since is detected by the last bytes before that end. A missing file counts as empty.
         """
         try:
             stat = os.stat(self.path)
@@ -55,7 +55,7 @@ class FileFollower:
             gone = self.offset > 0
             self.offset, self._mark, self._identity, self._seen = 0, b"", None, None
             return b"", gone
-        except OSError:  # network storage that does not answer now; a later call retries
+        except OSError:  # network storage does not respond now; a later call retries
             return b"", False
         new = data[len(self._mark) :]
         self.offset += len(new)
@@ -65,19 +65,19 @@ class FileFollower:
 
 
 class JsonlTail:
-    """Complete rows of a JSON-lines file. An unterminated last line is left until it is complete."""
+    """Reads complete rows of a JSON-lines file. An unterminated last line is read once it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._follower = FileFollower(path)
         self._partial = bytearray()
         self._overlong = False
         self.limited = False
-        """Whether the last `read` ended at its limit."""
+        """Whether the last `read` stopped at its limit."""
         self.replaced = False
-        """Whether the last `read` began at the start again: the rows of earlier reads are then void."""
+        """Whether the last `read` started over, which invalidates the rows of earlier reads."""
 
     def read(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """New complete rows since the last call; lines that are no JSON object are skipped.
+        """New complete rows since the last call; lines that are not JSON objects are skipped.
 
         limit: about how many bytes to read at most; call again for the rest.
         """
@@ -130,7 +130,7 @@ def last_rows(path: Path, size: int = 64 << 10) -> list[dict[str, Any]]:
 
 
 def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, Any] | None:
-    """The last complete row of a kind in the last `most` bytes; `mark`: what every such row holds. None when there is none."""
+    """The last complete row of a kind in the last `most` bytes; None if there is none. mark: bytes that every such row contains."""
     size = 256 << 10
     while True:
         data, start = end_of(path, min(size, most))
@@ -148,7 +148,7 @@ def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, An
 
 
 def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, Any]]:
-    """Complete rows in their order: all of a small file; of a larger one those of `parts` evenly spread pieces of `each` bytes."""
+    """Complete rows in order: all rows of a small file; of a larger one those in `parts` evenly spaced pieces of `each` bytes."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -165,7 +165,7 @@ def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, 
 
 
 def end_of(path: Path, size: int) -> tuple[bytes, int]:
-    """(the last `size` bytes, the offset where they begin); nothing when the file cannot be read."""
+    """(the last `size` bytes, their offset); empty if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             start = max(0, os.fstat(file.fileno()).st_size - size)
@@ -177,12 +177,12 @@ def end_of(path: Path, size: int) -> tuple[bytes, int]:
 
 # escape sequences (CSI; OSC and its like, which carry text; two characters), also one that is cut off at the end
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]{0,256}(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
-# C0 and C1 controls, and the characters that reverse or break a line
+# C0 and C1 control characters, and characters that reverse or break a line
 _CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def clean(raw: bytes) -> str:
-    """Bytes of a line as text that may go to a terminal: no escape sequence, no control character, tabs as blanks."""
+    """Bytes of a line as text that is safe for a terminal: without escape sequences and control characters, tabs as spaces."""
     text = raw.decode("utf-8", "replace")
     if not text.isprintable():
         text = _CONTROLS.sub("", _ESCAPES.sub("", text)).expandtabs(8)
@@ -191,13 +191,13 @@ def clean(raw: bytes) -> str:
 
 @dataclass(frozen=True)
 class LogView:
-    """The log at one look: its last lines."""
+    """The last lines of a log at one moment."""
 
     lines: tuple[str, ...] = ()
     partial: str = ""
-    """The line that is not complete yet."""
+    """The last, incomplete line."""
     dropped: int = 0
-    """Lines before the first of these."""
+    """Number of lines before the first of these."""
     resets: int = 0
     whole: bool = True
     """Whether the first of these lines is the log's first."""
@@ -206,8 +206,8 @@ class LogView:
 class LogTail:
     """The last lines of a log as a terminal would show them.
 
-    A progress bar that draws itself again after each carriage return is its last state. A line is cut after `width`
-    characters (with an ellipsis); one that never ends costs no memory.
+    Of a progress bar, which uses carriage returns, only the last state is kept. A line is cut after `width`
+    characters (with an ellipsis); an endless line does not take memory.
     """
 
     def __init__(self, path: Path, lines: int = 1000, width: int = 4000) -> None:
@@ -217,7 +217,7 @@ class LogTail:
         self.begin = 0
         """Offset of the first line that was read."""
         self.resets = 0
-        """How often the log was truncated or replaced; `lines` then began anew."""
+        """How often the log was truncated or replaced, which clears `lines`."""
         self._path = Path(path)
         self._follower: FileFollower | None = None
         self._drop_line()
@@ -227,19 +227,19 @@ class LogTail:
 
     @property
     def partial(self) -> str:
-        """The last line, when it is not complete: a progress bar as it stands."""
+        """The last line while it is incomplete, such as a progress bar."""
         return self._text()
 
     @staticmethod
     def text_of(line: bytes, width: int) -> str:
-        """One complete line's bytes as they are shown."""
+        """The bytes of a complete line as displayed text."""
         shown = ""
         for part in line.split(b"\r"):
             shown = clean(part[: 8 * width]) or shown
         return shown if len(shown) <= width else shown[: width - 1] + "…"
 
     def read(self) -> list[str]:
-        """Complete lines since the last call, the newest `lines` of them; the first call begins that far from the end."""
+        """Complete lines since the last call, at most the newest `lines`; the first call returns the last `lines` of the file."""
         if self._follower is None:
             self.begin = self._start()
             self._follower = FileFollower(self._path, self.begin)
@@ -279,7 +279,7 @@ class LogTail:
 
     def _add(self, piece: bytes) -> None:
         *done, rest = piece.split(b"\r")
-        room = 8 * self.width  # bytes of one state that are kept: more than `width` characters need
+        room = 8 * self.width  # number of bytes kept per line: more than `width` characters need
         for part in done:
             self._segment += part[: max(0, room - len(self._segment))]
             self._shown = clean(bytes(self._segment)) or self._shown

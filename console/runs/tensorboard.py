@@ -1,4 +1,4 @@
-"""TensorBoard on a run's scalars, as a process of its own on this machine's loopback."""
+"""TensorBoard for the scalars of runs, as a separate process that listens on the loopback interface."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ START_SECONDS = 60.0
 
 
 class TensorBoard:
-    """One TensorBoard. The caller ends it with `close`."""
+    """One TensorBoard process. The caller ends it with `close`."""
 
     def __init__(self, runs: list[Run], port: int | None = None) -> None:
-        """runs: shown beside each other. port: where it listens; else one that is free. Raises RequestError."""
+        """runs: shown together. port: where it listens; None for a free one. Raises RequestError."""
         folders = [run.path / TENSORBOARD for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             if not any(folder.glob("events.out.tfevents.*")):
-                raise RequestError(f"run {run.id}: no scalars for TensorBoard in {folder}; a finetune writes them from its first step on")
+                raise RequestError(f"run {run.id}: no scalars for TensorBoard in {folder}; a finetune writes them from its first step")
         if importlib.util.find_spec("tensorboard") is None:
             raise RequestError("TensorBoard is not installed; python -m pip install tensorboard")
         self.runs = [run.id for run in runs]
@@ -46,7 +46,7 @@ class TensorBoard:
         return self.process.poll() is None
 
     def wait(self) -> None:
-        """Until it answers. Raises WorkError when it ends, or does not answer in a minute."""
+        """Wait until it responds. Raises WorkError if it ends, or does not respond within a minute."""
         until = time.monotonic() + START_SECONDS
         while self.alive and time.monotonic() < until:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):

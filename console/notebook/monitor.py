@@ -263,7 +263,7 @@ class RunMonitor(Live):
     def _status(self, statuses: list[tuple[Run, str]]) -> str:
         if not statuses:
             if self._runs:
-                return say("no run is chosen; choose in the list, or start one", "dim")
+                return say("no run selected; choose one in the list, or start one", "dim")
             return say(f"no finetune in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
         rows = []
         for slot, (run, status) in enumerate(statuses):
@@ -310,7 +310,7 @@ class RunMonitor(Live):
 
     def _write(self, what: str, path: Path | str | None, ending: str, write: Callable[[Path], Any]) -> Path:
         if not self.runs:
-            raise RequestError(f"{what}: no run is chosen; choose one")
+            raise RequestError(f"{what}: no run selected; choose one")
         target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.{ending}").expanduser().absolute()
         temporary = target.with_name(target.name + ".tmp")
         try:

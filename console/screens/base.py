@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from console.console_base import ConsoleBase
 
 WIDE = 110
-"""Columns from which the screens use their wide layout."""
+"""Width in columns from which the screens use their wide layout."""
 
 
 class ConsoleScreen(Screen[None]):
@@ -37,12 +37,12 @@ class ConsoleScreen(Screen[None]):
         yield from ()
 
     def on_mount(self) -> None:
-        # Textual calls this and a screen's own: one that called it too would be told of everything twice
+        # Textual calls this and the subclass's on_mount; one that called super() would subscribe twice
         self.app.store_seen.subscribe(self, self._seen)
         self._seen(self.app.snapshot)
 
     def on_screen_resume(self) -> None:
-        # a subscriber that is not on screen still gets every snapshot, but one that has just been made does not
+        # a hidden screen gets every snapshot, but a new one has not had any
         self._seen(self.app.snapshot)
 
     def _seen(self, snapshot: Snapshot) -> None:
@@ -51,21 +51,21 @@ class ConsoleScreen(Screen[None]):
             self.show_snapshot(snapshot)
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
-        """Show a newer look at the store."""
+        """Show a newer snapshot of the store."""
 
     def in_thread(self, work: Callable[[], None], group: str) -> Worker[None]:
-        """Run blocking work off this thread; it answers by posting messages."""
+        """Run blocking work in a thread; it answers by posting messages."""
         return self.run_worker(work, group=group, thread=True, exclusive=True, exit_on_error=False)
 
     def copy(self, text: str, what: str) -> None:
-        """Put text on the clipboard of the user's terminal and say so."""
+        """Copy text to the clipboard of the user's terminal and show a notification."""
         self.app.copy_to_clipboard(text)
         self.notify(one_line(text, 200), title=f"{what} copied", markup=False)
 
     def ask_to_stop(self, row: RunRow | None) -> None:
-        """Stop a live run, after a question that names it and its last checkpoint."""
+        """Stop a live run after confirmation, which names it and its last checkpoint."""
         if row is None:
-            self.notify("no run is chosen; 1 shows them all", severity="warning")
+            self.notify("no run selected; 1 shows all runs", severity="warning")
         elif not row.alive and row.status != "lost":
             self.notify(f"{row.id}: {row.status} already; nothing to stop", severity="warning", markup=False)
         else:

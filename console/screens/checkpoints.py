@@ -1,4 +1,4 @@
-"""A choice among the checkpoints that runs have saved, running ones too."""
+"""Dialog to choose among the checkpoints that runs have saved, including live runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qwen3vl_core.run_metrics import LOSS
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, checkpoint_step
 
 MOST_RUNS = 40
-"""How many of the newest finetunes are listed; nobody scrolls through more."""
+"""Number of newest finetunes that are listed."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class SavedModel:
     status: str = ""
     step: int | None = None
     loss: float | None = None
-    """Of training at that step."""
+    """Training loss at that step."""
 
 
 def saved_by(run: Run) -> list[SavedModel]:
-    """The complete checkpoints of a run, the last first. Blocking."""
+    """The complete checkpoints of a run, newest first. Blocking."""
     found = []
     for folder in (run.path / CHECKPOINTS).glob(f"{ITERATION}*"):
         step = checkpoint_step(folder.name)
@@ -59,10 +59,10 @@ def saved_by(run: Run) -> list[SavedModel]:
 
 
 class PickModels(ModalScreen[list[str] | None]):
-    """Models to put beside the base. Gives their paths, or None when left."""
+    """Choice of models to compare with the base. Returns their paths, or None if cancelled."""
 
     class CheckpointsFound(Message):
-        """The checkpoints of the runs were listed."""
+        """The checkpoints of the runs are listed."""
 
         def __init__(self, saved: list[SavedModel]) -> None:
             self.saved = saved
@@ -82,8 +82,8 @@ class PickModels(ModalScreen[list[str] | None]):
         with Vertical(classes="dialog wide"):
             yield Label("Models to compare with the base", classes="headline")
             yield SelectionList[str]()
-            yield Static("looking through the runs …", id="found", classes="hint")
-            yield Hints(("space", "marks: several stand side by side"), ("enter", "takes them"), ("escape", "leaves"))
+            yield Static("searching the runs …", id="found", classes="hint")
+            yield Hints(("space", "marks: several are compared side by side"), ("enter", "selects them"), ("escape", "cancels"))
 
     def on_mount(self) -> None:
         def look() -> None:
@@ -114,10 +114,10 @@ class PickModels(ModalScreen[list[str] | None]):
         choice = self.query_one(SelectionList)
         chosen = list(choice.selected)
         if not chosen and choice.highlighted is not None and choice.option_count:
-            # nothing was marked: what the cursor stands on is meant
+            # without marks: the one under the cursor
             chosen = [choice.get_option_at_index(choice.highlighted).value]
         order = {choice.get_option_at_index(place).value: place for place in range(choice.option_count)}
-        # checkpoints of one run read from left to right as they were saved
+        # checkpoints of one run from left to right in the order in which they were saved
         self.dismiss(sorted(chosen, key=lambda path: -order[path]))
 
     def action_leave(self) -> None:

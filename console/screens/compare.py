@@ -38,7 +38,7 @@ from qwen3vl_core.run_record import CAPTIONS_PAGE
 
 
 class CompareScreen(Voting, ConsoleScreen):
-    """Form of a comparison; the captions of `run_id`, without one of the newest comparison."""
+    """Form of a comparison, or the captions of `run_id`; without it, of the newest comparison."""
 
     MODE = "compare"
     BINDINGS = bindings_of("compare")
@@ -55,7 +55,7 @@ class CompareScreen(Voting, ConsoleScreen):
         self.blind = ""
         """Seed that shuffles the captions of a blind comparison; empty otherwise."""
         self.revealed: set[str] = set()
-        """Pictures whose models are shown though the comparison is blind."""
+        """Pictures whose models are revealed in a blind comparison."""
         self.feed = CompareFeed()
         self._picture_path = ""
         self._busy = self.outdated = False
@@ -89,10 +89,10 @@ class CompareScreen(Voting, ConsoleScreen):
             self.run_id, self.row, self.view, self.index, self.blind = wanted, None, CompareView(), 0, ""
         self.row = snapshot.get(self.run_id) or (self.row if self.run_id else None)
         if self._asked is None:
-            # nothing to look at yet: ask
+            # nothing to show yet: show the form
             self._ask(self.row is None)
         self._show()
-        self.read()  # with each look at the store
+        self.read()  # with every snapshot of the store
 
     def _ask(self, shown: bool) -> None:
         self._asked = shown
@@ -109,7 +109,7 @@ class CompareScreen(Voting, ConsoleScreen):
     # reading
 
     def read(self) -> None:
-        """Look for new captions, unless a look is under way."""
+        """Read new captions, unless a read is in progress."""
         if self.row is None or self._busy or self.app.current_mode != self.MODE:
             return
         self._busy = True
@@ -119,14 +119,14 @@ class CompareScreen(Voting, ConsoleScreen):
             try:
                 self.post_message(CaptionsRead(run.id, self.feed.read(run)))
             except Exception as error:
-                # whatever a run's files hold must not end the console
+                # no content of a run's files may crash the console
                 self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
 
         self.in_thread(look, "captions")
 
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
-        self._busy = False  # the app says it
+        self._busy = False  # the app shows the error
 
     @on(CaptionsRead)
     async def _read(self, event: CaptionsRead) -> None:
@@ -153,7 +153,7 @@ class CompareScreen(Voting, ConsoleScreen):
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The models from left to right."""
+        """Names of the models from left to right."""
         if self.blind and self.sample is not None:
             return shuffled(self.view.names, self.sample.image, self.blind)
         return self.view.names
@@ -208,13 +208,13 @@ class CompareScreen(Voting, ConsoleScreen):
             return Content.assemble(
                 ("No comparison yet.\n\n", "bold"), "Choose two models and pictures, then ",
                 ("enter", "bold $text-primary"), ": both write a caption of each picture.\n\n",
-                ("f2", "bold $text-primary"), "  chooses among the checkpoints of your runs; several stand side by side.",
+                ("f2", "bold $text-primary"), "  chooses among the checkpoints of your runs; several are compared side by side.",
             )  # fmt: skip
         head = status(row) + Content("\n\n")
         if row.alive:
             return (
                 head
-                + Content("the models are being read; captions come as they are written\n\n")
+                + Content("the models are being loaded; captions appear as they are written\n\n")
                 + Content(one_line(row.last_line, 200)).stylize("$muted")
             )
         why = one_line(row.error or row.last_line or "it wrote no caption", 400)
@@ -254,10 +254,10 @@ class CompareScreen(Voting, ConsoleScreen):
 
     @on(Input.Submitted)
     def action_start(self) -> None:
-        """Start a run that writes captions with the models."""
+        """Start a run in which the models write captions."""
         form = self.query_one(OptionForm)
         if not self.has_class("-ask"):
-            self.action_form()  # what enter would start is looked at first
+            self.action_form()  # without changes enter starts the run that was checked
             return
         plan = read_plan("compare", form.texts())
         problem = plan.problem or check_here("compare", plan.options)[0]
@@ -267,7 +267,7 @@ class CompareScreen(Voting, ConsoleScreen):
         self.app.start_run("compare", plan.options, self.MODE)
 
     def started(self) -> None:
-        """The run of this form has started."""
+        """The run of this form was started."""
         self._ask(False)
         self.show_snapshot(self.app.snapshot)
 
@@ -282,23 +282,23 @@ class CompareScreen(Voting, ConsoleScreen):
             self.notify(str(error), severity="error", markup=False)
             return
         if not options.temperature:
-            self.notify("decoding was greedy, so every seed gives the same; set a temperature in the form: t", severity="warning")
+            self.notify("decoding is greedy, so every seed gives the same captions; set a temperature in the form: t", severity="warning")
             return
         options.seed += 1
         self.app.start_run("compare", options, self.MODE)
 
     def workspace_opened(self) -> None:
-        """The app has another workspace now."""
+        """The app uses another workspace now."""
         self.query_one(OptionForm).fill(prefill("compare", self.app.workspace, self.app.workspace_folder))
         self._asked = None
 
     def open_form(self, values: Mapping[str, Any]) -> None:
-        """Show the form with these values in it."""
+        """Show the form with these values."""
         self.query_one(OptionForm).fill(values)
         self._ask(True)
 
     def action_models(self) -> None:
-        """Choose checkpoints of runs for the form."""
+        """Choose checkpoints of runs and put them into the form."""
         form = self.query_one(OptionForm)
         base = str(form.texts()["base"])
         rows = [row for row in self.app.snapshot.rows if row.kind == "finetune"]
@@ -327,7 +327,7 @@ class CompareScreen(Voting, ConsoleScreen):
             self.action_turn(0)
 
     def action_other(self, step: int) -> None:
-        """An older (1) or newer (-1) comparison."""
+        """Show an older (1) or newer (-1) comparison."""
         ids = [row.id for row in self.app.snapshot.rows if row.kind == "compare"]
         place = ids.index(self.run_id) + step if self.run_id in ids else 0
         if 0 <= place < len(ids):
@@ -348,7 +348,7 @@ class CompareScreen(Voting, ConsoleScreen):
     # the reports
 
     def action_report(self) -> None:
-        """Write the page and the JSON into the run's folder."""
+        """Write the HTML page and the JSON to the run's folder."""
         row = self.row
         if row is None:
             self.notify("there is no comparison to export yet", severity="warning")
@@ -366,7 +366,7 @@ class CompareScreen(Voting, ConsoleScreen):
         self.in_thread(write, "export")
 
     def _exported(self, page: Path) -> None:
-        self.copy(str(page), "HTML page written (JSON beside it); its path")
+        self.copy(str(page), "HTML page and JSON written; path of the page")
 
     def action_copy(self) -> None:
         if self.row is not None:
@@ -375,7 +375,7 @@ class CompareScreen(Voting, ConsoleScreen):
     # the form
 
     def action_form(self) -> None:
-        """The form, at the prompt; where it is shown, back to the captions."""
+        """Show the form with the focus on the prompt, or the captions again."""
         shown = not self.has_class("-ask")
         self._ask(shown)
         if shown and self.query_one(OptionForm).texts()["base"]:
@@ -387,7 +387,7 @@ class CompareScreen(Voting, ConsoleScreen):
         self.ask_to_stop(self.row)
 
     def action_leave(self) -> None:
-        """Out of a field; where there are captions, back to them."""
+        """Leave a field, or go back to the captions if there are any."""
         if self.has_class("-ask") and self.row is not None:
             self._ask(False)
             self.call_after_refresh(self._resized)

@@ -1,4 +1,4 @@
-"""Dialogs over a screen: a question, the keys, a choice of runs."""
+"""Dialogs over a screen: confirmations, a comparison of two runs, choices of runs, metrics and presets."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from qwen3vl_core.formats import number, quantity, span
 from qwen3vl_core.run_metrics import LOSS, title_of
 
 NAMED = 6
-"""Runs that a question names."""
+"""Number of runs that a confirmation names."""
 
 
 class ConfirmStop(ModalScreen[bool]):
-    """Asks before a run is stopped. Gives True for yes."""
+    """Asks for confirmation before a run is stopped. Returns True for yes."""
 
     BINDINGS: ClassVar = [
         Binding("y", "answer(True)", "stop it"),
@@ -50,8 +50,8 @@ class ConfirmStop(ModalScreen[bool]):
         if row.status == "lost":
             return f"End what is left of {row.id}?", "Its supervisor is gone. Processes that still carry its name are ended."
         step = f", step {row.step:,}" + (f" of {row.total:,}" if row.total else "") if row.step is not None else ""
-        kept = f"Last: {row.checkpoint_text}." if row.kind == "finetune" else "It saves nothing on the way: a resume begins again."
-        text = f"It runs for {span(row.age(time.time()))}{step}.\n{kept}\nIt is asked first, and gets a minute to end by itself."
+        kept = f"Last: {row.checkpoint_text}." if row.kind == "finetune" else "It saves no checkpoints: a resume starts from the beginning."
+        text = f"It runs for {span(row.age(time.time()))}{step}.\n{kept}\nIt is asked to stop and has a minute to do so."
         return f"Stop {row.id}?", text
 
     def compose(self) -> ComposeResult:
@@ -74,12 +74,12 @@ class ConfirmStop(ModalScreen[bool]):
 
 
 class ConfirmDelete(ModalScreen[bool]):
-    """Asks before runs are deleted, and says what that frees. Gives True for yes."""
+    """Asks for confirmation before runs are deleted, and shows how much space that frees. Returns True for yes."""
 
     BINDINGS: ClassVar = [Binding("y", "answer(True)", "delete"), *ConfirmStop.BINDINGS[1:]]
 
     class Measured(Message):
-        """The folders' sizes are known."""
+        """The sizes of the folders have been computed."""
 
         def __init__(self, size: int) -> None:
             self.size = size
@@ -122,7 +122,7 @@ class ConfirmDelete(ModalScreen[bool]):
 
 
 class Difference(ModalScreen[None]):
-    """Diff of the plans of two runs, and the last metrics of both."""
+    """Diff of the options of two runs, and their last metrics."""
 
     BINDINGS: ClassVar = [Binding("escape,d,q,enter", "dismiss", "close")]
 
@@ -164,7 +164,7 @@ class Difference(ModalScreen[None]):
 
 
 class PickRuns(ModalScreen[list[str] | None]):
-    """A choice of runs to overlay. Gives their ids, or None when left."""
+    """Choice of runs to overlay. Returns their ids, or None if cancelled."""
 
     BINDINGS: ClassVar = [
         Binding("escape", "leave", "leave"),
@@ -195,7 +195,7 @@ class PickRuns(ModalScreen[list[str] | None]):
 
 
 class PickMetric(ModalScreen[str | None]):
-    """A choice among a run's metrics. Gives its name, or None when left."""
+    """Choice among a run's metrics. Returns its name, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,v", "dismiss(None)", "leave")]
 
@@ -223,7 +223,7 @@ class PickMetric(ModalScreen[str | None]):
 
 
 def layout_words(values: Mapping[str, Any]) -> str:
-    """`TP 2, sequence-parallel`: the options of a layout that differ from those of one process."""
+    """`TP 2, sequence-parallel`: the options of a layout that differ from those of a single process."""
     words = []
     for name, value in values.items():
         plain = name.upper() if len(name) < 4 else name.replace("_", "-")
@@ -235,19 +235,19 @@ def layout_words(values: Mapping[str, Any]) -> str:
 
 
 class PickPreset(ModalScreen[dict[str, Any] | None]):
-    """A choice of values: named presets, and layouts that fit. Gives the values, or None when left."""
+    """Choice of named presets and of layouts that fit. Returns their values, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]
 
     class PresetsFound(Message):
-        """The layouts, or why there are none."""
+        """The layouts have been computed, or could not be."""
 
         def __init__(self, layouts: list[dict[str, Any]], problem: str = "") -> None:
             self.layouts, self.problem = layouts, problem
             super().__init__()
 
     def __init__(self, presets: Iterable[tuple[str, str, dict[str, Any]]], ask: Callable[[], list[dict[str, Any]]] | None) -> None:
-        """ask: blocking; gives layouts as `suggestions` does."""
+        """ask: a blocking function that returns layouts, like `suggestions`."""
         super().__init__()
         self.presets, self.ask = list(presets), ask
         self.values = [values for _, _, values in self.presets]
@@ -258,7 +258,7 @@ class PickPreset(ModalScreen[dict[str, Any] | None]):
             yield OptionList(*(
                 Option(Content.assemble((f"{name:<16}", "bold"), (about, "$muted"))) for name, about, _ in self.presets
             ))  # fmt: skip
-            yield Static("layouts are reckoned …" if self.ask else "", id="looking", classes="hint", markup=False)
+            yield Static("computing layouts …" if self.ask else "", id="looking", classes="hint", markup=False)
             yield Hints(("enter", "applies it"), ("escape", "leaves"))
 
     def on_mount(self) -> None:

@@ -1,4 +1,4 @@
-"""What is missing on this machine, and how to fix it."""
+"""The doctor's report: what is missing on this machine, and how to fix it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail":
 
 
 class DoctorScreen(ModalScreen[None]):
-    """`qwen3vl doctor` in a list: problems with a fix come first, and a key copies its command."""
+    """`qwen3vl doctor` as a list: problems with a fix come first, and a key copies the command that fixes one."""
 
     BINDINGS: ClassVar = [
         Binding("escape,q", "dismiss", "close"),
-        Binding("y,enter", "copy", "copy the remedy", priority=True),
+        Binding("y,enter", "copy", "copy the fix", priority=True),
         Binding("r", "again", "look again"),
     ]
     CSS: ClassVar = """
@@ -47,15 +47,15 @@ class DoctorScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Label("Doctor", classes="headline")
-            yield Static("looking at Python, packages, GPUs, disk and ports …", id="said")
+            yield Static("checking Python, packages, GPUs, disk and ports …", id="said")
             yield OptionList()
-            yield Hints(("y", "copies the remedy under the cursor"), ("r", "looks again"), ("escape", "closes"))
+            yield Hints(("y", "copies the fix under the cursor"), ("r", "checks again"), ("escape", "closes"))
 
     def on_mount(self) -> None:
         self.action_again()
 
     def action_again(self) -> None:
-        """Look at everything once more."""
+        """Run all checks again."""
 
         def look() -> None:
             try:
@@ -63,7 +63,7 @@ class DoctorScreen(ModalScreen[None]):
             except Exception as error:
                 self.post_message(WorkFailed(f"doctor: {type(error).__name__}: {error}"))
 
-        self.query_one("#said", Static).update("looking at Python, packages, GPUs, disk and ports …")
+        self.query_one("#said", Static).update("checking Python, packages, GPUs, disk and ports …")
         self.run_worker(look, thread=True, exclusive=True, exit_on_error=False)
 
     def on_work_failed(self, event: WorkFailed) -> None:

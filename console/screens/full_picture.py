@@ -1,4 +1,4 @@
-"""A picture as large as the terminal is."""
+"""A picture that fills the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from console.widgets.picture_frame import PictureFrame
 
 
 class FullPicture(ModalScreen[None]):
-    """One picture, its size and its path."""
+    """A picture with its size and path."""
 
     BINDINGS: ClassVar = [
         Binding("escape,q,o,enter", "dismiss", "close"),

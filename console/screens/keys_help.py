@@ -1,4 +1,4 @@
-"""The help: every key of a screen, then those that work everywhere. A line that is clicked, or chosen by enter, is done."""
+"""The help: all keys of a screen, then those that work everywhere. A click or enter on a line runs its action."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from textual.widgets.option_list import Option
 from console.actions import SCREENS, Action, actions_of, shown
 
 WIDTH = 104
-"""Columns of the help."""
+"""Width of the help in columns."""
 TITLES = {**SCREENS, "welcome": "First page", "app": "Everywhere"}
-NOTE = "Letters are keys outside of fields; esc leaves a field. The grey names are for keys of your own: comma opens the settings."
+NOTE = "Letters are keys outside of fields; esc leaves a field. The grey names are for your own keys: comma opens the settings."
 
 
 class KeysHelp(ModalScreen[str | None]):
-    """The keys of one screen, from the registry of actions. Gives the id of the action that was chosen, or None when left."""
+    """The keys of one screen, from the registry of actions. Returns the id of the chosen action, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,question_mark,q", "dismiss(None)", "close")]
 
@@ -59,7 +59,7 @@ class KeysHelp(ModalScreen[str | None]):
 
     def on_mount(self) -> None:
         self.query_one(".keys").border_title = "Keys"
-        self.query_one(".keys").border_subtitle = "enter or a click does it, esc closes"
+        self.query_one(".keys").border_subtitle = "enter or a click runs it, esc closes"
         self.query_one(OptionList).focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

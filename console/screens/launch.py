@@ -32,10 +32,10 @@ from qwen3vl_core.problems import Problem, unique
 
 TAB = "kind-"
 CHECK_SECONDS = 0.2
-"""From the last change of the form to the checks that need the disk."""
+"""Seconds from the last change of the form to the checks that need the disk."""
 OFFERED = 12
-"""Paths that are named beside the field that is typed in."""
-COMMENT = "A plan. Lines may be left out: the option's default stands then."
+"""Number of paths that are suggested next to a field."""
+COMMENT = "A plan. Lines may be left out: the option then has its default."
 
 
 class LaunchScreen(ConsoleScreen):
@@ -50,7 +50,7 @@ class LaunchScreen(ConsoleScreen):
         self.kind = "finetune"
         self.plan: Plan | None = None
         self.revision = 0
-        """Number of the form's state; an answer about an older one is dropped."""
+        """Counts changes of the form; results for an older state are dropped."""
         self.checked: FormCheck | None = None
         """Result of the checks of disk and machine for the current state; None while they run."""
         self._judged: Verdict | None = None
@@ -84,24 +84,24 @@ class LaunchScreen(ConsoleScreen):
 
     @property
     def form(self) -> OptionForm | None:
-        """The form that is shown; None while it is replaced."""
+        """The current form; None while it is replaced."""
         found = self.query(OptionForm)
         return found.first() if found else None
 
     @property
     def current(self) -> Plan | None:
-        """The values of the form on screen; None while it is replaced by another kind's."""
+        """The values of the current form; None while it is replaced by another kind's."""
         return self.plan if self.plan is not None and self.plan.kind == self.kind else None
 
     # the form
 
     def open(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Show a form of this kind with these values: a clone."""
+        """Show a form of this kind with these values."""
         self._kept.pop(kind, None)
         self._set_form(kind, values, focus=True)
 
     def _set_form(self, kind: str, values: Mapping[str, Any] | None, focus: bool) -> None:
-        """Replace the form; of requests during a replacement only the last one follows."""
+        """Replace the form; of several requests during a replacement only the last one is executed."""
         waiting, self._wanted = self._wanted is not None or self._exchanging, (kind, values, focus)
         if not waiting:
             self._exchange()
@@ -154,7 +154,7 @@ class LaunchScreen(ConsoleScreen):
         if self._timer is not None:
             self._timer.stop()
         self._show("looking …")
-        # a plan with problems of its own has others too, and a memory: they are looked at together
+        # a plan with problems may have problems of the layout too, and has an estimate: all are shown together
         if self.plan.options is not None or self.kind == "finetune":
             revision, plan = self.revision, self.plan
             self._timer = self.set_timer(CHECK_SECONDS, lambda: self._look(revision, plan))
@@ -183,13 +183,13 @@ class LaunchScreen(ConsoleScreen):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Every broken rule that is known of the current state."""
+        """All known problems of the current state."""
         own = self.plan.problems if self.plan is not None else ()
         return unique((*own, *(self.checked.problems if self.checked is not None else ())))
 
     @property
     def _faster(self) -> tuple[Problem, ...]:
-        """What would be faster than the current state, by its estimate."""
+        """Options that would be faster than the current state, according to the estimate."""
         verdict = self.checked.verdict if self.checked is not None and self.kind == "finetune" else None
         return verdict.notes if verdict is not None else ()
 
@@ -205,7 +205,7 @@ class LaunchScreen(ConsoleScreen):
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.checked is not None:
-            self._judged = self.checked.verdict  # until then the last answer stays
+            self._judged = self.checked.verdict  # until then the last result stays on screen
         judged = self._judged if self.kind == "finetune" else None
         estimate = judged.estimate if judged is not None else None
         memory.display = estimate is not None and self.size.width >= WIDE
@@ -216,7 +216,7 @@ class LaunchScreen(ConsoleScreen):
             memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here()))
 
     def _key(self, action: str) -> str:
-        """How the key of an action is written, also where the user's settings change it."""
+        """The key of an action as text, also if the user's settings change it."""
         return self.app.key_of(action)
 
     @on(OptionForm.Explained)
@@ -286,7 +286,7 @@ class LaunchScreen(ConsoleScreen):
         self.app.push_screen(PickPreset(PRESETS[self.kind], ask), chosen)
 
     def _plan_target(self) -> Path:
-        """A file name that is not taken."""
+        """A file name that does not exist yet."""
         folder = self.app.workspace_folder or Path.cwd()
         return Path(free_path(folder / f"{self.kind}-plan.yaml"))
 
@@ -307,7 +307,7 @@ class LaunchScreen(ConsoleScreen):
         self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
 
     def action_edit(self) -> None:
-        """The plan as YAML in the user's editor; the result fills the form, or its problems are shown and `e` opens it again."""
+        """Edit the plan as YAML in the user's editor. The result fills the form; if it has problems, `e` opens it again."""
         plan = self.current
         if plan is None:
             return
@@ -318,7 +318,7 @@ class LaunchScreen(ConsoleScreen):
             edit(self.app, self._plan_file)
             values = read_plan_file(type(plan.partial), self._plan_file)
         except (RequestError, WorkError, OSError) as error:
-            # the file has a name of the console's own
+            # the file has a temporary name
             lines = [p.explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
             self.notify("\n".join([*lines, f"{self._key('launch.edit')} opens it again"]), severity="error", markup=False)
             return

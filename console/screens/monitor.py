@@ -29,7 +29,7 @@ OVERLAYS = 4
 FINETUNE_ONLY = (
     "curve", "reset", "log_y", "smooth", "overlay", "metric", "metrics", "event", "captions", "save", "enlarge", "tensorboard",
 )  # fmt: skip
-"""Actions that a run without a curve has no use for."""
+"""Actions that a run without a curve does not have."""
 
 
 class MonitorScreen(MonitorLog):
@@ -56,7 +56,7 @@ class MonitorScreen(MonitorLog):
                 yield Static(id="figures")
         with Horizontal(id="loghead"):
             yield Static(id="logstate")
-            yield Input(placeholder="find, then enter", id="find", compact=True, select_on_focus=False)
+            yield Input(placeholder="search, then enter", id="find", compact=True, select_on_focus=False)
         yield Static(id="diagnosis", markup=False)
         yield LogPane(id="log")
         yield SamplePane(id="samples")
@@ -72,7 +72,7 @@ class MonitorScreen(MonitorLog):
     # which run
 
     def workspace_opened(self) -> None:
-        """The app looks at another store now."""
+        """The app uses another run store now."""
         self.feed = MonitorFeed(self.app.watcher)
         self.run_id, self.row, self.view, self.others = None, None, None, []
 
@@ -107,7 +107,7 @@ class MonitorScreen(MonitorLog):
         curve_hidden = plain and self.query_one(Curve).has_focus
         if self.app.screen is self and self.row is not None and (self.focused is None or curve_hidden):
             self.query_one(LogPane if plain else Curve).focus()
-        # the run is read with each look at the store, and what both tell is painted at once
+        # the run is read with every snapshot of the store, so that both are painted at once
         if not self.read() or self.view is None:
             self._figures()
         if self.gone:
@@ -116,7 +116,7 @@ class MonitorScreen(MonitorLog):
     # reading
 
     def read(self) -> bool:
-        """Look at the run's files, unless a look is under way: then once more after it. Whether `_read` will follow."""
+        """Read the run's files; if a read is in progress, once more after it. Returns whether `_read` will be called."""
         if self.row is None or self.gone or self.app.current_mode != self.MODE:
             return False
         if self._busy:
@@ -130,7 +130,7 @@ class MonitorScreen(MonitorLog):
             try:
                 self.post_message(RunRead(self.feed.read(run, others, metric, weight)))
             except Exception as error:
-                # whatever a run's files hold must not end the console
+                # no content of a run's files may crash the console
                 self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
 
         self.in_thread(look, "monitor")
@@ -153,7 +153,7 @@ class MonitorScreen(MonitorLog):
 
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
-        self._busy = False  # the app says it
+        self._busy = False  # the app shows the error
         self._figures()
 
     def _draw(self) -> None:
@@ -181,7 +181,7 @@ class MonitorScreen(MonitorLog):
         width = max(self.query_one("#figures").size.width, 16)
         panel = plain_panel(self.row, width) if self.has_class("-plain") else finetune_panel(self.row, self.view, width)
         if panel != self._panel:
-            # a new layout is a new screen; mostly the same lines say something else
+            # a new layout repaints the screen; mostly only the text of the same lines changes
             same = self._panel is not None and panel.plain.count("\n") == self._panel.plain.count("\n")
             self._panel = panel
             self.query_one("#figures", Static).update(panel, layout=not same)
@@ -224,7 +224,7 @@ class MonitorScreen(MonitorLog):
         self.read()
 
     def action_metric(self) -> None:
-        """Another metric; from other panes, the next pane."""
+        """Show the next metric; in other panes: focus the next pane."""
         if not self.query_one(Curve).has_focus:
             self.focus_next()
         elif self.view is not None and self.view.metrics:
@@ -233,7 +233,7 @@ class MonitorScreen(MonitorLog):
             self._set_metric(names[index % len(names)])
 
     def action_metrics(self) -> None:
-        """Choose from every metric of the run, with its last value."""
+        """Choose a metric of the run from a list with their last values."""
         view, row = self.view, self.row
         if view is None or row is None or not view.metrics:
             self.notify("no metrics yet", severity="warning")
@@ -254,7 +254,7 @@ class MonitorScreen(MonitorLog):
         self.read()
 
     def action_enlarge(self) -> None:
-        """The focused pane alone, and back."""
+        """Show the focused pane alone, or all panes again."""
         big = next((name for name in ("-curve-only", "-log-only") if self.has_class(name)), None)
         if big is not None:
             self.remove_class(big)
@@ -262,7 +262,7 @@ class MonitorScreen(MonitorLog):
             self.add_class("-curve-only" if self.query_one(Curve).has_focus else "-log-only")
 
     def action_captions(self) -> None:
-        """Captions that the run wrote, instead of the log; and back."""
+        """Show the captions that the run wrote instead of the log, or the log again."""
         self.toggle_class("-captions")
         shown = self.has_class("-captions")
         if shown and self.row is not None:
@@ -304,14 +304,14 @@ class MonitorScreen(MonitorLog):
     def action_save(self) -> None:
         """Ask the run for a checkpoint now."""
         if self.row is None:
-            self.notify("no run is chosen; 1 shows them all", severity="warning")
+            self.notify("no run selected; 1 shows all runs", severity="warning")
         else:
             self.app.save_run(self.row.id)
 
     def action_resume(self) -> None:
         """Resume the run from its last checkpoint."""
         if self.row is None:
-            self.notify("no run is chosen; 1 shows them all", severity="warning")
+            self.notify("no run selected; 1 shows all runs", severity="warning")
         else:
             self.app.resume_run(self.row.id)
 
@@ -322,7 +322,7 @@ class MonitorScreen(MonitorLog):
             self.app.open_tensorboard([self.row, *rows])
 
     def action_neighbour(self, step: int) -> None:
-        """The run below (1: older) or above (-1: newer) this one."""
+        """Show the run below (1: older) or above (-1: newer) this one."""
         rows = self.app.snapshot.rows
         index = next((i for i, row in enumerate(rows) if row.id == self.run_id), None)
         if index is not None and 0 <= index + step < len(rows):

@@ -1,4 +1,4 @@
-"""What lies under the monitor's curve: the log with its head line, search, and why a run failed."""
+"""The pane below the monitor's curve: the log with its title line, search, and why a run failed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qwen3vl_core.run_record import LOG
 
 
 class MonitorLog(ConsoleScreen):
-    """The log's part of the monitor, which makes its widgets: `#logstate`, `#find`, `#diagnosis`, `#log`."""
+    """The part of the monitor that handles the log; its widgets are `#logstate`, `#find`, `#diagnosis`, `#log`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.run_id: str | None = None
         self.row: RunRow | None = None
         self.view: RunView | None = None
-        """What was read of the run last."""
+        """The last view of the run."""
         self.gone = False
-        """The run's folder was deleted while it was watched."""
+        """Whether the run's folder was deleted while it was shown."""
         self._explained: Diagnosis | None = None
         self._state: Content | None = None
 
@@ -42,7 +42,7 @@ class MonitorLog(ConsoleScreen):
             return
         parts = [Content(f" {LOG} ").stylize("bold")]
         if self.gone:
-            text = Content(" ✗ the run's folder is gone; what was read of it is shown  1 shows the others").stylize("$text-error")
+            text = Content(" ✗ the run's folder was deleted; its last state is shown  1 shows the other runs").stylize("$text-error")
             self._state = None
             self.query_one("#logstate", Static).update(text, layout=False)
             return
@@ -56,7 +56,7 @@ class MonitorLog(ConsoleScreen):
             where = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
             parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
             if count > 1:
-                # letters go into the field while it has the focus
+                # letters are input while the field has the focus
                 keys = "  enter" if self.query_one("#find").has_focus else "  n N"
                 parts.append(Content(keys).stylize("$muted"))
         state = Content("").join(parts)
@@ -99,7 +99,7 @@ class MonitorLog(ConsoleScreen):
         self._read_all("")
 
     def _read_all(self, needle: str) -> None:
-        """Read a long log whole, and find a text in it, off this thread."""
+        """Read all of a long log in a thread, and search a text in it."""
         if self.row is None:
             return
         run = self.row.run
@@ -127,7 +127,7 @@ class MonitorLog(ConsoleScreen):
     # why it failed
 
     def _explain(self) -> None:
-        """Show why a run failed, and what to try, above its log."""
+        """Show above the log why the run failed and what to try."""
         diagnosis = self.view.diagnosis if self.view is not None else None
         if diagnosis == self._explained:
             return

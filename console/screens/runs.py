@@ -1,4 +1,4 @@
-"""Screen 1: every run of the store, live."""
+"""Screen 1: all runs of the store, live."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunsScreen(ConsoleScreen):
         self._describe()
 
     def _nothing(self, snapshot: Snapshot) -> Content:
-        """Text in place of an empty table: why it is empty, and what to do next."""
+        """Text instead of an empty table: why it is empty, and what to do next."""
         if snapshot.error:
             return Content("✗ " + one_line(snapshot.error)).stylize("$text-error")
         if snapshot.rows:
@@ -106,7 +106,7 @@ class RunsScreen(ConsoleScreen):
 
     @property
     def chosen(self) -> RunRow | None:
-        """The run under the cursor, as last seen."""
+        """The last snapshot of the run under the cursor."""
         return self.query_one(RunList).chosen if self.rows else None
 
     @property
@@ -121,7 +121,7 @@ class RunsScreen(ConsoleScreen):
         return row
 
     def _marked_or_chosen(self) -> list[RunRow]:
-        """The marked runs; without marks the one under the cursor."""
+        """The marked runs; if none is marked, the one under the cursor."""
         marked = [row for run_id in self.marked if (row := self.app.snapshot.get(run_id)) is not None]
         if marked:
             return marked
@@ -191,7 +191,7 @@ class RunsScreen(ConsoleScreen):
         self.query_one("#filter", Input).focus()
 
     def action_mark(self) -> None:
-        """Mark the run under the cursor, or unmark it; the cursor moves to the next."""
+        """Mark or unmark the run under the cursor, and move to the next one."""
         if (row := self._chosen_or_say()) is not None:
             if row.id in self.marked:
                 del self.marked[row.id]

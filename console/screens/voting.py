@@ -1,4 +1,4 @@
-"""Votes for the best caption, open or blind. The part of the Compare screen that gives them."""
+"""The part of the Compare screen that handles votes for the best caption, open or blind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Voting(Screen[None]):
-    """What of a screen that shows captions has to do with votes; the screen has the rest."""
+    """Voting for a screen that shows captions; the screen implements the rest."""
 
     app: ConsoleBase
     row: RunRow | None
@@ -30,51 +30,51 @@ class Voting(Screen[None]):
     blind: str
     revealed: set[str]
     outdated: bool
-    """Whether the look that is under way may show votes as they were."""
+    """Whether the read in progress may have outdated votes."""
     _busy: bool
 
     @property
     def samples(self) -> tuple[CaptionedPicture, ...]:
-        """The pictures of the comparison; the screen has them."""
+        """The pictures of the comparison. The screen overrides it."""
         raise NotImplementedError
 
     @property
     def sample(self) -> CaptionedPicture | None:
-        """The picture on screen; the screen has it."""
+        """The picture on screen. The screen overrides it."""
         raise NotImplementedError
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The models from left to right; the screen has them."""
+        """Names of the models from left to right. The screen overrides it."""
         raise NotImplementedError
 
     @property
     def hidden(self) -> bool:
-        """Whether the models of the picture on screen are hidden; the screen says it."""
+        """Whether the models of the picture on screen are hidden. The screen overrides it."""
         raise NotImplementedError
 
     def _show(self) -> None:
         raise NotImplementedError
 
     def read(self) -> None:
-        """Look for what is new; the screen does."""
+        """Read new captions and votes. The screen overrides it."""
         raise NotImplementedError
 
     def action_turn(self, step: int) -> None:
-        """Another picture; the screen does."""
+        """Go to another picture. The screen overrides it."""
         raise NotImplementedError
 
     def action_unvoted(self) -> None:
-        """To the next picture that has its captions and no vote."""
+        """Go to the next picture that has all its captions and no vote."""
         for step in range(1, len(self.samples) + 1):
             sample = self.samples[(self.index + step) % len(self.samples)]
             if sample.image not in self.view.votes.choices and sample.whole(self.view.names):
                 self.action_turn(step)
                 return
-        self.notify("every picture that has its captions has a vote")
+        self.notify("every picture that has all its captions has a vote")
 
     def action_blind(self) -> None:
-        """Shuffle the captions and hide which model wrote which; or show it again."""
+        """Shuffle the captions and hide which model wrote which, or show them as before."""
         if self.blind:
             self.blind = ""
             counted = self.view.votes.tally(self.view.names)
@@ -85,7 +85,7 @@ class Voting(Screen[None]):
         self._show()
 
     def action_reveal(self) -> None:
-        """Show which model wrote which caption, of this picture only."""
+        """Show which model wrote which caption, for this picture only."""
         if self.blind and self.sample is not None:
             self.revealed ^= {self.sample.image}
             self._show()
@@ -93,7 +93,7 @@ class Voting(Screen[None]):
             self.notify("nothing is hidden; b shuffles the captions and hides which model wrote which", severity="warning")
 
     def action_vote(self, place: int | None = None) -> None:
-        """For the caption at a place from the left (-1: the last), None: in focus; the same again takes the vote back."""
+        """Vote for the caption at this index from the left (-1: the last; None: the focused one). The same vote again withdraws it."""
         names = self.order
         if names:
             self._vote(names[self.query_one(CaptionColumns).focused_place if place is None else place])
@@ -122,5 +122,5 @@ class Voting(Screen[None]):
         if self.blind and not again and sample.image not in self.revealed and len(given.choices) < self.view.whole:
             self.action_unvoted()
         self._show()
-        self.outdated = self._busy  # the look under way may have read the votes before this one
+        self.outdated = self._busy  # the read in progress may have read the votes before this one
         self.read()

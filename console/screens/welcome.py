@@ -1,4 +1,4 @@
-"""The first page: the demo, a model that is there already, a recipe line to paste, the doctor. In a workspace: the loop's steps."""
+"""The first page: the demo, an existing model, a recipe line to paste, the doctor. In a workspace: the loop's steps."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ FIRST = (
     ("demo", "d", "Try the demo", "tiny model, drawn pictures, three minutes",
      "a tiny Qwen3-VL and drawn pictures; the whole loop in about three minutes, no download"),
     ("model", "o", "Open a model", "a Hugging Face folder or a checkpoint",
-     "a Hugging Face folder, or a Megatron checkpoint, that you have"),
-    ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; resumes where it stopped"),
+     "a Hugging Face folder or a Megatron checkpoint on this machine"),
+    ("download", "g", "Get a model", "or a dataset, from a hub", "or a dataset, from Hugging Face or ModelScope; resumes if interrupted"),
     ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
-     "the published script's 24 or 26 values: checked, then in the form"),
+     "the published script's 24 or 26 values: checked, then put into the form"),
     ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each problem with its fix"),
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )  # fmt: skip
-"""(action, key, title, what it is, the same for wide screens)."""
+"""(action, key, title, description, description on wide screens)."""
 GUIDE = (
     ("all", "a", "All of it at once", "the five commands, one after another", "the five commands, one after another; watch them in 1 Runs"),
     *FIRST[1:5],
@@ -54,11 +54,11 @@ KEY_WIDTH = 5
 class Choices(OptionList):
     """The list of actions; enter and the mouse choose."""
 
-    HELP = "↑↓ choose, enter does it; each line's key does it too"
+    HELP = "↑↓ choose, enter opens; each line has a key, too"
 
 
 class WelcomeScreen(ConsoleScreen):
-    """Shown over the other screens; their keys leave it."""
+    """Shown over the other screens; their keys close it."""
 
     MODE = "welcome"
     BINDINGS = bindings_of("welcome")
@@ -167,7 +167,7 @@ class WelcomeScreen(ConsoleScreen):
 
     def action_model(self) -> None:
         """Ask for the path of a model; those nearby are suggested."""
-        question = "Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → takes what is suggested."
+        question = "Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → accepts the suggestion."
         self._ask("model", question, "~/models/Qwen3-VL-4B-Instruct")
 
         def look() -> None:
@@ -178,7 +178,7 @@ class WelcomeScreen(ConsoleScreen):
         self.in_thread(look, "models")
 
     def action_download(self) -> None:
-        """The form of a download."""
+        """Show the form of a download."""
         self.app.open_form("download", None)
 
     def action_recipe(self) -> None:
@@ -277,17 +277,17 @@ class WelcomeScreen(ConsoleScreen):
     # the demo
 
     def action_demo(self) -> None:
-        """Make the demo's workspace off this thread, then show its steps."""
+        """Create the demo's workspace in a thread, then show its steps."""
         if self._busy:
             return
         if steps(self.app.workspace, self.app.snapshot):
-            self.notify("the demo is open already: these are its steps")
+            self.notify("the demo is already open: these are its steps")
             return
         self._busy = True
         self.asking = ""
         folder = (self.app.demo_folder or DEFAULT_DEMO).expanduser().absolute()
         self.add_class("-asking")
-        self.query_one("#question", Static).update(Content(f"The demo's workspace is made in {one_line(folder)}"))
+        self.query_one("#question", Static).update(Content(f"Creating the demo's workspace in {one_line(folder)}"))
         self.query_one("#asked", Input).display = False
         self.query_one("#verdict", Static).update(Content("drawing 576 pictures …").stylize("$muted"))
         self.app.remember_command("demo", "--dir", str(folder))
@@ -309,13 +309,13 @@ class WelcomeScreen(ConsoleScreen):
         self.in_thread(work, "demo")
 
     def _demo_folder(self, loop: list[LoopStep]) -> Path | None:
-        """Workspace in which the demo's command can run; None where the console shows other runs than its, or no step is left."""
+        """Workspace in which the demo's command can run; None if the console shows other runs, or if no step is left."""
         folder = self.app.workspace_folder
         offered = folder is not None and self.app.store_root == folder / "runs" and any(step.state == NEXT for step in loop)
         return folder if offered else None
 
     def action_all(self) -> None:
-        """The demo's command in a process of its own; it keeps running when the console is closed."""
+        """Start the demo's command in a separate process; it keeps running when the console is closed."""
         loop = steps(self.app.workspace, self.app.snapshot)
         folder = self._demo_folder(loop) if loop else None
         if folder is None:
@@ -333,7 +333,7 @@ class WelcomeScreen(ConsoleScreen):
             self.notify(f"{folder / 'demo.log'}: {error.strerror}; the demo was not started", severity="error", markup=False)
             return
         self.app.remember_command(*words)
-        self.notify(f"the loop runs; its output is in {folder / 'demo.log'}", markup=False)
+        self.notify(f"the loop is running; its output is in {folder / 'demo.log'}", markup=False)
         self.app.action_show_screen("runs")
 
     # out
@@ -343,7 +343,7 @@ class WelcomeScreen(ConsoleScreen):
         self.app.action_doctor()
 
     def action_leave(self) -> None:
-        """Out of the field; then to the runs."""
+        """Leave the field; pressed again, show the runs."""
         if isinstance(self.focused, Input) or (self.has_class("-asking") and not self._busy):
             self._leave_field()
         else:
@@ -357,7 +357,7 @@ class WelcomeScreen(ConsoleScreen):
         return True
 
     def workspace_opened(self) -> None:
-        """The app has another workspace now."""
+        """The app uses another workspace now."""
         self.query_one("#asked", Input).display = True
         self._entries = []
         self.show_snapshot(self.app.snapshot)

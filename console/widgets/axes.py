@@ -1,4 +1,4 @@
-"""The axes of a curve in rows and columns of characters. No screen."""
+"""The axes of a curve in rows and columns of characters. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from console.curves.ticks import step_ticks, value_ticks
 
 
 def y_axis(y0: float, y1: float, rows: int, log: bool) -> list[tuple[int, str]]:
-    """[(row from the top, label)] of values between y0 (below) and y1; log: these are decimal logarithms."""
+    """[(row from the top, label)] for values from y0 (bottom) to y1 (top); log: y0 and y1 are decimal logarithms."""
     marks: dict[int, str] = {}
     for value, label in value_ticks(y0, y1, max(3, rows // 3), log):
         row = round((rows * 4 - 1) * (1 - (value - y0) / (y1 - y0))) // 4
@@ -16,7 +16,7 @@ def y_axis(y0: float, y1: float, rows: int, log: bool) -> list[tuple[int, str]]:
 
 
 def x_axis(x0: float, x1: float, gutter: int, columns: int, filled: bool) -> tuple[str, str]:
-    """(the line with its ticks, `columns` wide; the steps under it, with the gutter). filled: whether there are steps."""
+    """(axis line with ticks, `columns` wide; line of step labels, including the gutter). filled: whether there are steps."""
     line, below = list("─" * columns), [" "] * (columns + gutter)
     free = 0
     for value, label in step_ticks(x0, x1, max(2, columns // 12)) if filled else ():

@@ -24,7 +24,7 @@ LAST = ("escape", "question_mark", "ctrl+q")
 
 
 class TopBar(Widget):
-    """The screens with their keys, and how many runs live."""
+    """The screens with their keys, and the number of live runs."""
 
     app: ConsoleBase
 
@@ -64,7 +64,7 @@ class TopBar(Widget):
 
 
 class KeyBar(Widget):
-    """The keys that do something now, as many as fit; `?` shows them all."""
+    """The keys that can be used now, as many as fit; `?` shows them all."""
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
@@ -74,12 +74,12 @@ class KeyBar(Widget):
             self.refresh()
 
     def items(self) -> list[tuple[str, str, str]]:
-        """(key as written, label, Textual's key) of every binding that is shown, the screen's before the app's."""
+        """(key as text, label, Textual's key) of each shown binding, the screen's before the app's."""
         found: dict[str, tuple[str, str, str]] = {}
         focused = self.screen.focused
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            # Textual knows this of letters, not of keys with names
+            # Textual does this for letters, not for keys with names
             typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
             if binding.show and active.enabled and binding.description and not typed:
                 found.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))

@@ -1,4 +1,4 @@
-"""Columns of a series to braille dots: numpy only, no screen."""
+"""Draws the columns of a series as braille dots. Pure functions on numpy arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=
 
 
 def rasterize(columns: Columns, width: int, height: int, y0: float, y1: float) -> np.ndarray:
-    """Braille bits [height, width] (code point minus 0x2800) of columns made with count = 2 * width; y0 below y1."""
+    """Braille bits [height, width] (code point minus 0x2800). columns: 2 * width of them. y0, y1: values at the bottom and the top."""
     count = 2 * width
     low, high = np.full(count, np.nan), np.full(count, np.nan)
     enter, leave = low.copy(), low.copy()
@@ -19,7 +19,7 @@ def rasterize(columns: Columns, width: int, height: int, y0: float, y1: float) -
     at = columns.column
     if not len(at):
         return np.zeros((height, width), np.uint16)
-    # straight lines over the columns between two joined points
+    # straight lines across empty columns between two connected points
     every = np.arange(count)
     before = np.searchsorted(at, every, side="right") - 1
     inside = (before >= 0) & (before < len(at) - 1)
@@ -31,7 +31,7 @@ def rasterize(columns: Columns, width: int, height: int, y0: float, y1: float) -
     low[between] = high[between] = enter[between] = leave[between] = value
     linked[between] = True
     low[at], high[at], enter[at], leave[at], linked[at] = columns.low, columns.high, columns.first, columns.last, columns.joined
-    # neighbours meet half way, so that steep lines have no holes
+    # neighbours meet half way, so that steep lines have no gaps
     there = ~np.isnan(low)
     meet = np.nonzero(linked[1:] & there[1:] & there[:-1])[0] + 1
     middle = (leave[meet - 1] + enter[meet]) / 2

@@ -21,16 +21,16 @@ def _shown(text: str) -> str:
 
 
 def several(texts: Sequence[str], marked: bool, blind: bool = False) -> list[Content]:
-    """Captions of one picture as they are shown: of two, what only one has is marked; of more, what is not in the first."""
+    """Formatted captions of one picture. Marked are the words that only one of two has, or of more, those that are not in the first."""
     shown = [_shown(text) for text in texts]
-    # of several in a random order none is the one that the others differ from
+    # in a random order there is no reference caption
     if not marked or (blind and len(shown) != 2):
         return [Content(text) for text in shown]
     styles = {"": "", "first": NEUTRAL if blind else ONLY_FIRST, "other": NEUTRAL if blind else ONLY_SECOND}
     return [Content.assemble(*((text, styles[mark]) for text, mark in runs)) for runs in mark_differences(shown)]
 
 
-def with_news(before: str, text: str) -> Content:
-    """A caption with the words marked that the one before it has not; without one before it, none are."""
+def with_new_words(before: str, text: str) -> Content:
+    """A caption with the words marked that the previous caption does not have; none if there is no previous one."""
     *_, content = several([before, text], marked=True)
     return content

@@ -1,4 +1,4 @@
-"""Captions of one picture beside each other, each in a box that scrolls."""
+"""Captions of one picture side by side, each in a scrollable box."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from textual.message import Message
 from textual.widgets import Static
 
 NARROWEST = 26
-"""Columns of a box; more than fit are scrolled to."""
+"""Smallest width of a box in columns; boxes that do not fit are scrolled to."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class CaptionColumn:
-    """What one box shows."""
+    """Content of one box."""
 
     title: Content
     text: Content
     foot: Content
     best: bool = False
-    """Its caption was voted best."""
+    """Whether its caption was voted best."""
 
     @property
     def look(self) -> tuple[Any, ...]:
-        """Equal for two that look the same; Textual's contents are equal when only their texts are."""
+        """Key that is equal if both look the same. Textual's contents compare equal if only their texts do."""
         return self.best, *((part.plain, tuple(part.spans)) for part in (self.title, self.text, self.foot))
 
 
 class CaptionBox(VerticalScroll, inherit_bindings=False):
-    """Scrolls up and down only: left and right turn to another picture."""
+    """Scrolls vertically only: left and right go to another picture."""
 
     HELP = "↑↓ scroll this caption, tab goes to the next, v says that it is the best"
     BINDINGS: ClassVar = [
@@ -54,7 +54,7 @@ class CaptionBox(VerticalScroll, inherit_bindings=False):
         yield Static(classes="caption-text")
 
     def show(self, column: CaptionColumn) -> None:
-        """Show a caption, unless it is there already."""
+        """Show a caption, unless it is already shown."""
         if column.look == self._shown:
             return
         self._shown = column.look
@@ -69,10 +69,10 @@ class CaptionBox(VerticalScroll, inherit_bindings=False):
 
 
 class CaptionColumns(HorizontalScroll, inherit_bindings=False):
-    """As many boxes as there are captions; those that do not fit are scrolled to when they are focused."""
+    """One box per caption; boxes that do not fit are scrolled to when they get the focus."""
 
     class Voted(Message):
-        """A box was clicked twice: its caption is the best."""
+        """A box was double-clicked: a vote for its caption."""
 
         def __init__(self, place: int) -> None:
             self.place = place
@@ -89,16 +89,16 @@ class CaptionColumns(HorizontalScroll, inherit_bindings=False):
 
     @property
     def boxes(self) -> list[CaptionBox]:
-        """From left to right."""
+        """The boxes from left to right."""
         return list(self.query(CaptionBox))
 
     @property
     def focused_place(self) -> int:
-        """Of the box that has the focus; else the first's."""
+        """Index of the focused box; 0 if none has the focus."""
         return next((box.place for box in self.boxes if box.has_focus), 0)
 
     async def fit(self, count: int) -> None:
-        """Have this many boxes."""
+        """Set the number of boxes."""
         if count == self._count:
             return
         for box in self.boxes[count:]:
@@ -108,7 +108,7 @@ class CaptionColumns(HorizontalScroll, inherit_bindings=False):
         self._share()
 
     def _share(self) -> None:
-        """The same width for each; what is left over goes to the first ones."""
+        """Give each box the same width; remaining columns go to the first ones."""
         each, left = divmod(self.size.width, max(self._count, 1))
         for box in self.boxes:
             box.styles.width = max(NARROWEST, each + (box.place < left))
@@ -117,11 +117,11 @@ class CaptionColumns(HorizontalScroll, inherit_bindings=False):
         self._share()
 
     def show(self, columns: Sequence[CaptionColumn]) -> None:
-        """Show captions; as many as there are boxes."""
+        """Show captions, one per box."""
         for box, column in zip(self.boxes, columns, strict=False):
             box.show(column)
 
     def top(self) -> None:
-        """Every caption from its beginning."""
+        """Scroll each caption to its beginning."""
         for box in self.boxes:
             box.scroll_home(animate=False)

@@ -1,4 +1,4 @@
-"""Text beside the picture of a comparison: models, prompt and sampling, scores, captions. No screen."""
+"""Text next to the picture of a comparison: models, prompt and sampling, scores, captions. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import ITERATION
 
 LABEL = 12
-"""Columns of the scores' names, before the models' values."""
+"""Width of the names of the scores, in columns."""
 
 
 def status(row: RunRow) -> Content:
@@ -32,7 +32,7 @@ def status(row: RunRow) -> Content:
 
 
 def sampling_words(sampling: dict[str, Any]) -> str:
-    """`greedy`, or `temperature 0.7 · top-p 0.9 · top-k 50 · seed 3`; the longest caption where it is not the usual one."""
+    """`greedy`, or `temperature 0.7 · top-p 0.9 · top-k 50 · seed 3`; with the maximum length if it is not the default."""
     get = sampling.get
     temperature = get("temperature") or 0
     if not temperature:
@@ -50,7 +50,7 @@ def sampling_words(sampling: dict[str, Any]) -> str:
 
 
 def model_path(path: str, width: int) -> str:
-    """The end of a path, its most specific part."""
+    """The last, most specific part of a path."""
     text = printable(path)
     parts = Path(text).parts
     short = "/".join(parts[-3:] if parts[-1:] and parts[-1].startswith(ITERATION) else parts[-2:])
@@ -78,7 +78,7 @@ def _figures(scores: Scores) -> list[tuple[str, list[str], bool | None]]:
 
 
 def table(view: CompareView, width: int) -> list[Content]:
-    """Scores and votes, a column a model; the best value of a row is bold."""
+    """Scores and votes, one column per model; the best value of a row is bold."""
     names = list(view.names)
     column = max(6, min(max(map(len, names), default=6), (width - LABEL) // max(len(names), 1) - 1))
     cells = [f" {name if len(name) <= column else '…' + name[1 - column :]:>{column}}" for name in names]
@@ -103,7 +103,7 @@ def table(view: CompareView, width: int) -> list[Content]:
 
 
 def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, blind: bool, short: bool) -> Content:
-    """All details, one line a row. blind: without anything that identifies a model. short: the most important, in a few rows."""
+    """All details, one per line. blind: without anything that identifies a model. short: only the most important ones."""
     lines: list[Content] = []
     if row is not None:
         lines.append(status(row))
@@ -137,9 +137,9 @@ def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, b
 def columns_of(
     view: CompareView, sample: CaptionedPicture, names: Sequence[str], *, hidden: bool, blind: bool, marked: bool, live: bool
 ) -> list[CaptionColumn]:
-    """The captions of a picture in the order of `names`. hidden: without the models' names; marked: with differing words marked."""
+    """The captions of a picture in the order of `names`. hidden: without the names of the models; marked: with differing words marked."""
     captions = [sample.captions.get(name, RecordedCaption()) for name in names]
-    # while a caption grows everything not yet written would count as a difference
+    # while a caption is being written, all words still missing would count as differences
     whole = all(caption.done and caption.text for caption in captions)
     texts = several([caption.text for caption in captions], marked and whole, blind)
     vote = view.votes.choices.get(sample.image)

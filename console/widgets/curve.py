@@ -24,11 +24,11 @@ from console.widgets.braille import rasterize
 from qwen3vl_core.formats import number
 
 FADE = 0.55
-"""Blend of a raw line under its average towards the background, 0 to 1."""
+"""How far a raw line fades into the background under its average, 0 to 1."""
 LONG = 1 << 15
-"""Points from which bounds of blocks are kept."""
+"""Number of points from which bounds of blocks are cached."""
 NARROWEST = 4
-"""Steps that the closest zoom shows."""
+"""Number of steps in view at the largest zoom."""
 
 
 _Layer = tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]
@@ -36,7 +36,7 @@ _Layer = tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]
 
 
 class Curve(Widget, can_focus=True):
-    """Draws lines; what it draws is set by `show`, how by `log_y` and the actions `zoom`, `pan`, `reset`, `cross`."""
+    """Draws curves. `show` sets the data; `log_y` and the actions `zoom`, `pan`, `reset`, `cross` set the view."""
 
     HELP = (
         "Wheel zooms, dragging pans, the pointer shows values. On the axis: ◆ checkpoint, ✗ NaN, ▲ spike, ↻ resume, ■ stop. "
@@ -51,14 +51,14 @@ class Curve(Widget, can_focus=True):
         self.lines: list[CurveLine] = []
         self.title = ""
         self.note = ""
-        """Text beside the title: axis and smoothing."""
+        """Text next to the title: axis and smoothing."""
         self.empty = ""
-        """Text in place of a curve without points."""
+        """Text instead of a curve without points."""
         self.log_y = False
         self.view: tuple[float, float] | None = None
-        """Steps in view; None: all of them, also those that come."""
+        """Steps in view; None: all steps, including future ones."""
         self.crosshair: float | None = None
-        """Step under the crosshair."""
+        """Step at the crosshair."""
         self.marks: tuple[Mark, ...] = ()
         self._bounds: dict[tuple[int, bool], Bounds] = {}
         self._strips: list[Strip] = []
@@ -66,10 +66,10 @@ class Curve(Widget, can_focus=True):
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
         self._drag: tuple[int, tuple[float, float]] | None = None
 
-    # what is drawn
+    # data
 
     def show(self, lines: list[CurveLine], title: str, note: str = "", empty: str = "", marks: Iterable[Mark] = ()) -> None:
-        """Draw these lines from now on. A zoomed view that ends at the newest step moves with it."""
+        """Show these lines. A zoomed view that ends at the newest step follows it."""
         before = self.extent
         following = self.view is not None and before is not None and self.view[1] >= before[1]
         self.lines, self.title, self.note, self.empty = lines, title, note, empty
@@ -77,7 +77,7 @@ class Curve(Widget, can_focus=True):
         after = self.extent
         if self.view is not None and before and after:
             if after[1] < self.view[0] or after[0] > self.view[1]:
-                self.view = None  # another run: the old view shows nothing of it
+                self.view = None  # another run: its steps are not in the old view
             elif following and after[1] > before[1]:
                 width = self.view[1] - self.view[0]
                 self.view = (after[1] - width, after[1])
@@ -93,14 +93,14 @@ class Curve(Widget, can_focus=True):
 
     @property
     def shown(self) -> tuple[float, float]:
-        """Steps from the left to the right border."""
+        """First and last step in view."""
         x0, x1 = self.view or self.extent or (0.0, 1.0)
         return (x0, x1) if x1 > x0 else (x0 - 1, x0 + 1)
 
     # actions
 
     def action_zoom(self, factor: float, center: float | None = None) -> None:
-        """Show `factor` times as many steps, around `center`, the crosshair, or the newest step."""
+        """Show `factor` times as many steps, centered at `center`, the crosshair, or the newest step."""
         extent = self.extent
         if extent is None:
             return
@@ -112,7 +112,7 @@ class Curve(Widget, can_focus=True):
         self._look_at(center - share * width, width)
 
     def action_pan(self, share: float) -> None:
-        """Move the view by a share of its width."""
+        """Move the view by a fraction of its width."""
         x0, x1 = self.shown
         self._look_at(x0 + share * (x1 - x0), x1 - x0)
 
@@ -133,7 +133,7 @@ class Curve(Widget, can_focus=True):
         self.refresh()
 
     def action_event(self, direction: int) -> None:
-        """Move the crosshair to the next (1) or the previous (-1) mark, and the view to it where it is not in view."""
+        """Move the crosshair to the next (1) or the previous (-1) mark; if it is not in view, move the view to it."""
         extent = self.extent
         if extent is None:
             return
@@ -152,14 +152,14 @@ class Curve(Widget, can_focus=True):
         self.refresh()
 
     def _mark_near(self, step: float) -> Mark | None:
-        """The mark in the crosshair's column."""
+        """The mark in the column of the crosshair."""
         x0, x1 = self.shown
         reach = (x1 - x0) / max(self._plot[2] - 1, 1) * 0.5001
         near = [mark for mark in self.marks if abs(mark.step - step) <= reach]
         return min(near, key=lambda mark: (MARKS[mark.kind][1] != "problem", abs(mark.step - step)), default=None)
 
     def hide_crosshair(self) -> bool:
-        """Take the crosshair away; whether there was one."""
+        """Hide the crosshair. Returns whether it was visible."""
         there, self.crosshair = self.crosshair is not None, None
         self.refresh()
         return there
@@ -223,7 +223,7 @@ class Curve(Widget, can_focus=True):
         self.rebuild()
 
     def _styles(self) -> tuple[Style, Style, Style, list[Style], list[Style]]:
-        """(background, axis, text, lines, faded lines), until the colours change."""
+        """(background, axis, text, lines, faded lines), cached until the colours change."""
         if self._styles_now is not None:
             return self._styles_now
         base = self.rich_style
@@ -239,9 +239,9 @@ class Curve(Widget, can_focus=True):
         return self._styles_now
 
     def _layers(self) -> list[_Layer]:
-        """In the order in which they are painted: what lies on top comes last."""
+        """Layers in painting order: the topmost comes last."""
         layers = [(line.x, line.y, line.slot % SLOTS, line.smooth is not None, (line.slot, False)) for line in self.lines]
-        # the first line is the run itself: painted last, its average above everything
+        # the first line is the run itself: painted last, its average on top
         layers.reverse()
         layers.sort(key=lambda layer: not layer[3])
         layers += [
@@ -250,7 +250,7 @@ class Curve(Widget, can_focus=True):
         return layers
 
     def _reduced(self, layer: _Layer, x0: float, x1: float, count: int) -> Columns:
-        """A layer's dot columns. Of a long series only what is new is looked at point by point."""
+        """A layer reduced to columns of dots. Of a long series only new points are read one by one."""
         x, y, _, _, key = layer
         if len(y) >= LONG and y.dtype == np.float64:
             bounds = self._bounds.setdefault(key, Bounds())
@@ -261,7 +261,7 @@ class Curve(Widget, can_focus=True):
         return reduce(Points.of(x, y, self.log_y), x0, x1, count)
 
     def rebuild(self) -> None:
-        """Draw everything again into strips; the crosshair is laid over them when they are shown."""
+        """Draw everything into strips; the crosshair is drawn over them when they are rendered."""
         width, height = self.size
         self._strips = []
         if width < 12 or height < 4 or not self.is_attached:
@@ -271,7 +271,7 @@ class Curve(Widget, can_focus=True):
         x0, x1 = self.shown
         bottom = 2 if height >= 7 else 0
         rows = height - 1 - bottom
-        # how wide the labels are follows from what is drawn, whose width they take: mostly as before
+        # the labels depend on the drawn range, which depends on their width: start with the last width
         gutter = self._plot[0] or 5
         attempt = 0
         while True:
@@ -281,7 +281,7 @@ class Curve(Widget, can_focus=True):
             marks = y_axis(y0, y1, rows, self.log_y) if self.lines else []
             needed = max((len(label) for _, label in marks), default=0) + 1
             if needed <= gutter <= needed + 2 or attempt == 3:
-                break  # a blank more than is needed stays: the curve does not jump when a label gets shorter
+                break  # one spare column is kept: the curve does not jump when a label gets shorter
             gutter = max(gutter, needed) if attempt == 2 else needed
             attempt += 1
         self._plot = (gutter, 1, columns, rows)
@@ -320,7 +320,7 @@ class Curve(Widget, can_focus=True):
         return [rule, Strip([Segment(below, text)], gutter + columns)]
 
     def _rule(self, line: str, x0: float, x1: float, columns: int, axis: Style) -> list[Segment]:
-        """The axis with the marks on it; problems are drawn over planned events."""
+        """The axis with its marks; problems are drawn over planned events."""
         placed: dict[int, tuple[str, str]] = {}
         for mark in self.marks:
             if x0 <= mark.step <= x1:
@@ -335,7 +335,7 @@ class Curve(Widget, can_focus=True):
         return [part for part in [*parts, Segment(line[at:], axis)] if part.text]
 
     def values_at(self, step: float) -> list[tuple[CurveLine, int, float, float | None]]:
-        """(line, its nearest step, value, average) of every line that has points in view."""
+        """(line, its nearest step, value, average) of each line with points in view."""
         found = []
         x0, x1 = self.shown
         for line in self.lines:
@@ -369,7 +369,7 @@ class Curve(Widget, can_focus=True):
         else:
             room = (width - sum(part.cell_length for part in parts)) // max(len(self.lines), 1) - 5
             for line in self.lines:
-                # of a run's name the number says enough where there is no room for more
+                # without room for the name of a run its number is enough
                 label = line.label if len(line.label) <= room else line.label.partition("-")[0] if room < 12 else line.label
                 parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(one_line(label, max(room, 4)), text)]
         return Strip(parts).adjust_cell_length(width, base)

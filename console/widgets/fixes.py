@@ -1,4 +1,4 @@
-"""From a problem's fixes to changes of a form's fields, which a key applies. No screen."""
+"""Turns the fixes of a problem into changes of form fields, which a key applies. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen3vl_core.problems import Problem
 
 @dataclass(frozen=True)
 class Fix:
-    """Fields and what they should hold."""
+    """New values of fields."""
 
     changes: Mapping[str, str | bool]
 
@@ -25,7 +25,7 @@ class Fix:
 
 
 def fixes(problem: Problem, options: Mapping[str, Option]) -> list[Fix]:
-    """The problem's fixes that this form has the fields for, the best first."""
+    """The fixes of a problem for which this form has the fields, best first."""
     return [
         Fix({name: text_of(options[name], options[name].default if value is None else value) for name, value in remedy.items()})
         for remedy in problem.remedies

@@ -1,4 +1,4 @@
-"""The keys of a dialog in a line; a click on one is that key."""
+"""The keys of a dialog in one line; a click on a key presses it."""
 
 from __future__ import annotations
 

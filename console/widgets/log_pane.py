@@ -1,4 +1,4 @@
-"""The end of a run's log: follows, scrolls, finds."""
+"""The end of a run's log: follow, scroll, search."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from console.runs.log_file import WholeLog
 
 WIDEST = 400
-"""Columns that a whole log can be scrolled to the right: its longest line is not known."""
+"""How many columns a whole log can be scrolled to the right, since its longest line is not known."""
 _PROBLEM_WORDS = re.compile(r"\b(error|traceback|exception|failed|killed|out of memory)\b", re.IGNORECASE)
 _WARNING = re.compile(r"\b(warning|nan|skipped)\b", re.IGNORECASE)
 
 
 def _cells(line: str) -> int:
-    """Columns of a line; thousands are measured at each look, most of them ASCII."""
+    """Width of a line in columns. Fast for ASCII: thousands of lines are measured at each update."""
     return len(line) if line.isascii() else cell_len(line)
 
 
 class LogPane(ScrollView, can_focus=True):
-    """Shows a LogView. Scrolling up stops following, `follow` begins again."""
+    """Shows a LogView. Scrolling up stops following, `follow` resumes it."""
 
     HELP = (
-        "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F begins again. "
-        "/ finds, n and N go to the next and previous match."
+        "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F resumes it. "
+        "/ searches, n and N go to the next and previous match."
     )
     COMPONENT_CLASSES: ClassVar = {"log--problem", "log--warning", "log--hit", "log--current", "log--empty"}
 
     class Changed(Message):
-        """Following or the matches have changed."""
+        """`following` or the matches have changed."""
 
     class AllAsked(Message):
-        """The user went to the top, and only the log's end is shown."""
+        """The user went to the top while only the end of the log is shown."""
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -54,19 +54,19 @@ class LogPane(ScrollView, can_focus=True):
         self.follow = True
         self.needle = ""
         self.hits: list[int] = []
-        """Indices of lines that hold the needle."""
+        """Indices of lines that contain the needle."""
         self.hit = 0
         self.empty = ""
         self._widest = self._measured = 0
         self._styles_now: tuple[Style, dict[str, Style]] | None = None
 
     def show(self, view: LogView) -> None:
-        """Show a newer look at the same log, or (other `resets`) at another one."""
+        """Show a newer view of the same log, or (if `resets` differs) of another one."""
         if view == self.shown and self.lines:
             return
         if self.all is not None:
             if view.resets == self.shown.resets:
-                self.shown = view  # what has come since is shown again with the end
+                self.shown = view  # newer lines are shown again with the end of the log
                 return
             self._drop_all()
         moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
@@ -74,7 +74,7 @@ class LogPane(ScrollView, can_focus=True):
             self._measured = 0
         self.shown = view
         self.lines = [*view.lines, *([view.partial] if view.partial else [])]
-        # only what is new is measured
+        # only new lines are measured
         new = len(view.lines) + view.dropped - self._measured if moved >= 0 and self._measured else len(view.lines)
         fresh = view.lines[max(len(view.lines) - max(new, 0), 0) :]
         self._widest = max(self._widest if self._measured else 0, max(map(_cells, (*fresh, view.partial)), default=0))
@@ -90,7 +90,7 @@ class LogPane(ScrollView, can_focus=True):
         self.refresh()
 
     def show_all(self, whole: WholeLog, hits: list[int] | None = None) -> None:
-        """Show the whole log from its top, or (hits: lines that hold the needle) at the last match."""
+        """Show the whole log from the top, or at the last of the hits (indices of lines that contain the needle)."""
         self.all, self.lines, self.follow = whole, whole, False
         self.virtual_size = Size(WIDEST, len(whole))
         self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)
@@ -108,7 +108,7 @@ class LogPane(ScrollView, can_focus=True):
         self.show(view)
 
     def action_scroll_home(self) -> None:
-        """The top of what is shown; where that is only the end of a long log, the whole one is asked for."""
+        """Go to the top. If only the end of a long log is shown, request the whole log."""
         if self.all is None and not (self.shown.whole and not self.shown.dropped):
             self.post_message(self.AllAsked())
         super().action_scroll_home()
@@ -134,9 +134,9 @@ class LogPane(ScrollView, can_focus=True):
         self.post_message(self.Changed())
 
     def _to_end(self) -> None:
-        # at once: after the next paint would be one paint more
+        # immediately: scrolling after the next paint would need another paint
         self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True, immediate=True)
-        # the bar is made after the first lines are there, and is told of changes only
+        # the scroll bar is created after the first lines, and is only notified of changes
         self.vertical_scrollbar.position = self.scroll_y
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -153,7 +153,7 @@ class LogPane(ScrollView, can_focus=True):
     # find
 
     def find(self, needle: str) -> None:
-        """Highlight every shown line with the text, ignoring case, and go to the last one."""
+        """Highlight all shown lines that contain the text, ignoring case, and go to the last one."""
         if self.all is not None and not needle:
             self._drop_all()
         self.needle = needle
@@ -165,7 +165,7 @@ class LogPane(ScrollView, can_focus=True):
         self.post_message(self.Changed())
 
     def find_step(self, step: int) -> None:
-        """Go to the next (1) or the previous (-1) line that was found, around the ends."""
+        """Go to the next (1) or the previous (-1) match, wrapping around."""
         if self.hits:
             self.hit = (self.hit + step) % len(self.hits)
             self._show_hit()
@@ -173,7 +173,7 @@ class LogPane(ScrollView, can_focus=True):
             self.post_message(self.Changed())
 
     def go_to(self, line: str) -> None:
-        """Mark the last line that is this one, and bring it into view."""
+        """Mark the last line with this text, and scroll to it."""
         if self.all is not None:
             self._drop_all()
         index = next((i for i in range(len(self.lines) - 1, -1, -1) if self.lines[i] == line), None)
@@ -187,7 +187,7 @@ class LogPane(ScrollView, can_focus=True):
     def _search(self, keep: bool) -> None:
         current = self.hits[self.hit] + self.shown.dropped if keep and self.hit < len(self.hits) else None
         if self.all is not None:
-            return  # searched off this thread
+            return  # searched in a thread
         needle = self.needle.lower()
         self.hits = [i for i, line in enumerate(self.lines) if needle in line.lower()] if needle else []
         if current is not None and self.hits:
@@ -203,7 +203,7 @@ class LogPane(ScrollView, can_focus=True):
     # drawing
 
     def _pens(self) -> tuple[Style, dict[str, Style]]:
-        """(the ground, the component styles): asked for once a paint, not once a line."""
+        """(background, component styles), cached: looked up once per paint, not per line."""
         if self._styles_now is None:
             names = ("log--problem", "log--warning", "log--hit", "log--current", "log--empty")
             self._styles_now = (self.rich_style, {name: self.get_component_rich_style(name, partial=True) for name in names})

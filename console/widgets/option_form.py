@@ -1,4 +1,4 @@
-"""A form rendered from an options class: nothing here knows the name of an option."""
+"""A form generated from an options class: no option is named here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwen3vl_core.options import Option, options_of
 
 PREFIX = "o-"
 REMEMBERED = 64
-"""Texts whose completions a field keeps."""
+"""Number of texts whose completions a field caches."""
 
 
 class Choice(Select[str], inherit_bindings=False):
@@ -31,7 +31,7 @@ class Choice(Select[str], inherit_bindings=False):
 
 
 class PathSuggester(Suggester):
-    """Completes the last path of a field from the disk, off the screen's thread."""
+    """Completes the last path of a field from the disk, in a thread."""
 
     def __init__(self, option: Option) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
@@ -47,7 +47,7 @@ class PathSuggester(Suggester):
         if not last or "'" in value or '"' in value:
             return None
         whole, found = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
-        # one who types is ahead of the disk, and answers may overtake each other: each belongs to its text
+        # typing is faster than the disk, and results may arrive in any order: each is kept by its text
         self._found[value] = found
         while len(self._found) > REMEMBERED:
             del self._found[next(iter(self._found))]
@@ -55,7 +55,7 @@ class PathSuggester(Suggester):
 
 
 class PathField(Input):
-    """An Input in which tab accepts the completion, as in a shell; without one it goes to the next field."""
+    """An Input in which tab accepts the completion, as in a shell; without a completion it goes to the next field."""
 
     BINDINGS: ClassVar = [Binding("tab", "take_or_next", show=False)]
 
@@ -107,14 +107,14 @@ class OptionForm(VerticalScroll):
             super().__init__()
 
     class Offered(Message):
-        """Paths that would complete the one that is being typed."""
+        """Possible completions of the path that is being typed."""
 
         def __init__(self, paths: list[str]) -> None:
             self.paths = paths
             super().__init__()
 
     def __init__(self, cls: type, values: Mapping[str, Any] | None = None) -> None:
-        """cls: the options class. values: by name, instead of the defaults."""
+        """cls: the options class. values: initial values by name, instead of the defaults."""
         super().__init__(can_focus=False)
         self.cls = cls
         asked = options_of(cls)
@@ -156,15 +156,15 @@ class OptionForm(VerticalScroll):
                 yield Input(str(text), **shared)
 
     def texts(self) -> dict[str, str | bool]:
-        """What every field holds."""
+        """The text of each field by option name."""
         return dict(self._texts)
 
     def fill(self, values: Mapping[str, Any]) -> None:
-        """Put values into their fields; the others keep what they hold."""
+        """Set the fields of these options; the others stay unchanged."""
         self.fill_texts({name: text_of(self.options[name], value) for name, value in values.items() if name in self.options})
 
     def fill_texts(self, texts: Mapping[str, str | bool]) -> None:
-        """The same, as `texts` gives them."""
+        """The same with texts, as returned by `texts`."""
         for name, text in texts.items():
             option, field = self.options[name], self.query_one(f"#{PREFIX}{name}")
             if isinstance(field, Switch):
@@ -174,20 +174,20 @@ class OptionForm(VerticalScroll):
                 field.value = text or Select.NULL
             elif isinstance(field, Input):
                 field.value = text = str(text)
-            self._set(field, text)  # now, not when the field's own message has come around
+            self._set(field, text)  # now, not when the field's own message arrives
 
     def reset(self) -> None:
-        """Every field as the form began."""
+        """Reset all fields to the initial values of the form."""
         self.fill_texts(self.begin)
 
     def focus_first(self) -> None:
-        """The first field that is required and empty, else the first one."""
+        """Focus the first field that is required and empty, else the first one."""
         empty = next((n for n, o in self.options.items() if o.required and not self._texts[n]), None)
         self.query_one(f"#{PREFIX}{empty or next(iter(self.options))}").focus()
 
     @property
     def focused_option(self) -> Option | None:
-        """The option whose field has the focus."""
+        """The option whose field has the focus, if any."""
         focused = self.screen.focused
         return self.options.get((focused.id or "").removeprefix(PREFIX)) if focused is not None else None
 
@@ -203,7 +203,7 @@ class OptionForm(VerticalScroll):
         return self._texts[name] != text_of(option, option.default)
 
     def _flag(self, name: str) -> str:
-        """The name before a field, marked when its value is not the default."""
+        """The label of a field, marked if its value is not the default."""
         return ("• " if self._changed(name) else "  ") + self.options[name].flag.removeprefix("--")
 
     def _set(self, widget: Widget, value: str | bool) -> None:

@@ -1,4 +1,4 @@
-"""Completion of paths: what stands in the folder that is being typed. Blocking; no screen."""
+"""Completion of paths. Blocking; imports no Textual."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 MOST = 2000
-"""Entries of a folder that are looked at."""
+"""Largest number of entries of a folder that are read."""
 
 
 def candidates(text: str, folders_only: bool = True) -> list[str]:
-    """Paths that begin with `text`, written as it is (`~`, relative), folders with a slash at the end; hidden ones only when asked."""
+    """Paths that begin with `text`, in the same form (`~`, relative), folders with a trailing slash; hidden ones only if asked for."""
     folder, _, begin = text.rpartition("/")
     where = Path(os.path.expanduser(folder + "/" if "/" in text else ".") or "/")
     found = []
@@ -34,7 +34,7 @@ def candidates(text: str, folders_only: bool = True) -> list[str]:
 
 
 def complete(text: str, folders_only: bool = True) -> tuple[str | None, list[str]]:
-    """(the text with as much added as is certain, else the first that fits; None when nothing does, all that fit)."""
+    """(the longest common completion, or the first candidate if there is none; None without candidates, all candidates)."""
     found = [path for path in candidates(text, folders_only) if path != text]
     if not found:
         return None, []

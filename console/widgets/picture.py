@@ -1,4 +1,4 @@
-"""A picture in the terminal, in the best way that the terminal has."""
+"""A picture in the terminal, by the best method that the terminal supports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ with terminal.without_queries():
     from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 LONGEST_SIDE = 1024
-"""Pixels; a terminal shows no more, and scaling a photograph anew at each repaint would be slow."""
+"""Largest width and height in pixels; a terminal shows no more, and scaling a large photograph at every repaint would be slow."""
 MOST_PIXELS = 200_000_000
 
 PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}[terminal.picture_support.protocol]
 
 
 def read_picture(path: str) -> Image.Image:
-    """A picture, upright, RGB, small enough to be drawn often. Blocking. Raises ValueError with one line."""
+    """Read a picture: upright, RGB, scaled down to LONGEST_SIDE. Blocking. Raises ValueError with a one-line message."""
     try:
         with Image.open(Path(path)) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -27,7 +27,7 @@ def read_picture(path: str) -> Image.Image:
             image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
             small = ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise ValueError(f"{path}: is not there any more") from None
+        raise ValueError(f"{path}: does not exist any more") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be shown ({error})") from None
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -1,4 +1,4 @@
-"""A picture as large as its place allows, with its proportions."""
+"""A picture scaled to the available space, keeping its aspect ratio."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from textual.containers import Container
 
 
 class PictureFrame(Container):
-    """Holds one picture widget, and fits it whenever the picture or the place changes."""
+    """Contains one picture widget and fits its size when the picture or the space changes."""
 
     def show(self, image: Image.Image | None) -> None:
-        """Show a picture, or none."""
+        """Show a picture, or nothing for None."""
         picture = self._picture
         picture.image = image
         picture.display = image is not None
@@ -26,7 +26,7 @@ class PictureFrame(Container):
         self.fit()
 
     def fit(self) -> None:
-        """A cell is about twice as high as wide."""
+        """Fit the picture into the frame. A terminal cell is about twice as high as wide."""
         picture, place = self._picture, self.size
         if picture.image is None or not place.width or not place.height:
             return

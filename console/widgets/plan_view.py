@@ -1,4 +1,4 @@
-"""A plan beside its form: size and layout, problems with their fixes, memory, time. No state."""
+"""The plan next to its form: size and layout, problems with their fixes, memory, time. Pure functions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KINDS = (
     ("weights", "weights"), ("gradients", "gradients"), ("optimizer", "optimizer"), ("activations", "activations"), ("vision", "vision"),
     ("peak_extra", "at peak"), ("workspace", "outside"),
 )  # fmt: skip
-"""Parts of a GPU's memory in the plan's report, and how they are called here."""
+"""Parts of a GPU's memory in the plan's report, and their names on the screen."""
 SHADES = ("█", "▓", "█", "▓", "█", "▓", "▒")
-"""Neighbours differ without colour too."""
+"""Characters of the bars; neighbours differ without colour, too."""
 MOST_STAGES = 4
 
 
 def glance(options: Any, verdict: Verdict | None) -> Content:
     """`8B · 8.77 billion parameters · bf16 / TP 2 · PP 1 · CP 1 · DP 2 = 4 GPUs`: two lines."""
     architecture, gpus = (verdict.architecture, verdict.gpus) if verdict is not None else (None, 0)
-    size = (size_of(architecture) if architecture is not None else None) or options.size or "size as the checkpoint says"
+    size = (size_of(architecture) if architecture is not None else None) or options.size or "size of the checkpoint"
     parts = [(str(size), "bold $text-primary")]
     if architecture is not None:
         parts.append((f"  {parameter_count(total_parameters(architecture))} parameters", ""))
@@ -61,7 +61,7 @@ def glance(options: Any, verdict: Verdict | None) -> Content:
 def problem_lines(
     problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5, faster: Sequence[Problem] = ()
 ) -> Content:
-    """Every problem with its fix; or the note that it can start, and what would be faster."""
+    """All problems with their fixes; without problems the note and what would be faster."""
     if not problems:
         start = Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
         key = (f"   {fix_key} applies it", "$text-primary")
@@ -84,14 +84,14 @@ def problem_lines(
 
 
 def first_fix(problems: Sequence[Problem], options: Mapping[str, Option]) -> Fix | None:
-    """The fix that the key applies; None when no problem has one."""
+    """The fix that the key applies; None if no problem has one."""
     return next((ways[0] for problem in problems if (ways := fixes(problem, options))), None)
 
 
 def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) -> Content:
-    """One bar a pipeline stage, by kind, against the card; then the legend with GiB, and the time of a step.
+    """One bar per pipeline stage, divided by kind of memory; then the legend with GiB, and the time of a step.
 
-    gpus_needed: where it does not fit. width: columns. here: the card is this machine's, not an assumed one.
+    gpus_needed: if it does not fit. width: columns. here: whether the memory is that of this machine's GPU, not an assumed one.
     """
     stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
     scale = max(card, *(stage["total"] for stage in stages))
@@ -113,7 +113,7 @@ def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) 
         bar.append((f" {stage['total']:.1f} of {card:g} GiB", "$text-error bold" if over else "$text-warning" if tight else ""))
         lines.append(Content.assemble(*bar))
     if len(stages) > MOST_STAGES:
-        lines.append(Content(f"and {len(stages) - MOST_STAGES} stages more, none fuller than {estimate.peak_gib:g} GiB").stylize("$muted"))
+        lines.append(Content(f"and {len(stages) - MOST_STAGES} more stages, none fuller than {estimate.peak_gib:g} GiB").stylize("$muted"))
     fullest = max(stages, key=lambda stage: stage["total"])
     legend: list[Content] = []
     row: list[Content] = []
@@ -127,9 +127,9 @@ def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) 
         used += len(text) + 4
     legend.append(Content("  ").join(row))
     fits = Content("✓ fits" if estimate.fits else "✗ does not fit").stylize("$text-success" if estimate.fits else "$text-error")
-    said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: reckoned for a card of {card:g} GiB")
+    said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: estimated for a GPU with {card:g} GiB")
     if not estimate.fits:
-        said = f"{gpus_needed} such GPUs would do; p shows the layouts" if gpus_needed else "p shows layouts that do"
+        said = f"{gpus_needed} such GPUs would be enough; p shows the layouts" if gpus_needed else "p shows layouts that fit"
     step = estimate.step
     time = Content.assemble(
         ("about ", "$muted"), (f"{number(step.seconds, 3)} s", ""), (" a step at MFU ", "$muted"), (f"{step.mfu:.0%}", "$muted"),

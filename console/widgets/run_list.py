@@ -1,4 +1,4 @@
-"""The table of runs: draws only the rows in view, so that thousands cost what fifty do."""
+"""The table of runs. Draws only the rows in view, so that thousands of rows are as fast as fifty."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
     from console.console_base import ConsoleBase
     from console.readers.run_rows import RunRow
 
-# (column, its width below WIDE columns, from there on); 0: left out
+# (column, width below WIDE columns, width from WIDE columns); 0: not shown
 COLUMNS = (
     ("run", 20, 30), ("status", 0, 11), ("kind", 8, 9), ("layout", 0, 18), ("step", 9, 15), ("curve", 10, 12),
     ("age", 7, 8), ("last line", 0, 10),
 )  # fmt: skip
 WIDE = 110
 METRIC_WIDTHS = (6, 8)
-"""Of the column of a metric, which stand before the curve."""
+"""Width of the column of a metric; these come before the curve."""
 RIGHT = ("step", "age")
 SORTED_BY = {"run": "newest", "status": "status", "kind": "kind", "step": "step", "age": "newest"}
-"""The order that a click on a column's head asks for."""
+"""The order that a click on a column header selects."""
 GAP = 2
 BEFORE = 5
-"""Columns before the first: cursor, mark, glyph and the blanks between."""
+"""Cells before the first column: cursor, mark, glyph and spaces."""
 
 
 def _metric_columns() -> dict[str, str]:
-    """Keys of the listed metrics by the head of their column."""
+    """Keys of the listed metrics by column header."""
     return {title_of(key): key for key in listed_keys()}
 
 
 def _fitting(value: float, width: int) -> str:
-    """A number with as many digits as there is room for: rounded, not cut off."""
+    """A number with as many digits as fit: rounded, not cut off."""
     texts = [number(value, digits) for digits in (4, 3, 2)]
     return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 class RunList(ScrollView, can_focus=True):
-    """Shows rows; has a cursor, marks, and heads that sort."""
+    """Shows rows, with a cursor, marks, and sortable column headers."""
 
     app: ConsoleBase
-    HELP = "Arrows or j and k move, a click chooses, a second one opens. A click on a column's head sorts by it, again: the other way."
+    HELP = "Arrows or j and k move, a click selects, a second click opens. A click on a column header sorts by it, again: in reverse."
 
     COMPONENT_CLASSES: ClassVar = {"runs--cursor", "runs--head", "runs--muted", "runs--mark", "runs--curve"}
     BINDINGS: ClassVar = [
@@ -69,10 +69,10 @@ class RunList(ScrollView, can_focus=True):
         """The cursor is on another run."""
 
     class RunOpened(Message):
-        """A run was clicked twice, or clicked under the cursor."""
+        """A run was double-clicked, or clicked while under the cursor."""
 
     class SortAsked(Message):
-        """A column's head was clicked."""
+        """A column header was clicked."""
 
         def __init__(self, order: str) -> None:
             self.order = order
@@ -89,7 +89,7 @@ class RunList(ScrollView, can_focus=True):
     # what is shown
 
     def show(self, rows: Sequence[RunRow], marked: Collection[str], order: str, reverse: bool) -> None:
-        """Show these rows. The cursor stays on its run, and where that is gone on its line; a newer run does not push it away."""
+        """Show these rows. The cursor stays on its run, or on its line if the run is gone."""
         self._columns = None
         before = self.chosen
         at_top = self.cursor == 0 and self.scroll_offset.y == 0
@@ -122,7 +122,7 @@ class RunList(ScrollView, can_focus=True):
     # moving
 
     def action_move(self, step: int) -> None:
-        """The cursor by so many rows."""
+        """Move the cursor by this many rows."""
         at = min(max(self.cursor + step, 0), max(len(self.rows) - 1, 0))
         if at != self.cursor:
             self.cursor = at
@@ -152,7 +152,7 @@ class RunList(ScrollView, can_focus=True):
     # drawing
 
     def columns(self) -> list[tuple[str, int]]:
-        """(name, width) of what this width has room for; the run's name and the last line share what is left."""
+        """(name, width) of the columns that fit; the name of the run and the last line share the remaining width."""
         known = (self.size.width, id(self.rows))
         if self._columns is None or self._columns[0] != known:
             self._columns = (known, self._measure())

@@ -1,4 +1,4 @@
-"""The numbers of a run, beside its curve or above its log."""
+"""The numbers of a run, next to its curve or above its log."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 BAR = 16
 GAUGE = 8
 ROOMY = 28
-"""Columns from which the panel has room for a bar."""
+"""Width in columns from which the panel has room for a bar."""
 EVENTS = 6
 LITTLE_SHARE, LARGE_SHARE = 0.02, 0.1
-"""Shares of a step: a data wait below the first is not shown, above the second it is a warning."""
+"""Fractions of a step: a data wait below the first is not shown, above the second it is a warning."""
 
 
 def _bar(share: float) -> Content:
@@ -41,7 +41,7 @@ def _status(row: RunRow) -> Content:
 
 
 def _text(key: str, latest: Mapping[str, Any]) -> str:
-    """A metric's value with its unit, unless its title says that."""
+    """A metric's value with its unit, unless the title contains the unit."""
     if key not in latest:
         return "–"
     metric, value = METRICS[key], finite(latest[key])
@@ -58,7 +58,7 @@ def _share(value: float | None, of: Any) -> float | None:
 
 
 def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
-    """The latest events, newest first; one line for several of a kind in a row."""
+    """The latest events, newest first; consecutive events of a kind share a line."""
     lines: list[Content] = []
     for kind, group in groupby(reversed(events), key=lambda event: str(event.get("event", ""))):
         together = list(group)
@@ -75,13 +75,13 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
 
 
 def _elapsed(row: RunRow) -> float | None:
-    """Seconds from the start to the end, or until now."""
+    """Seconds from the start to the end, or to now."""
     ended = row.ended if not row.alive else time.time()
     return None if row.started is None or ended is None else ended - row.started
 
 
 def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
-    """Panel beside the curve, `width` columns."""
+    """Panel next to the curve, `width` columns wide."""
     latest = row.latest.get(TRAIN, {})
     lines: list[Content] = [Content(one_line(row.id, width)).stylize("bold"), _status(row)]
     if row.percent is not None and width < ROOMY:

@@ -12,18 +12,18 @@ from textual.content import Content
 from textual.widgets import Static
 
 from console.formatting import one_line
-from console.widgets.caption import with_news
+from console.widgets.caption import with_new_words
 from qwen3vl_core.formats import printable
 
 if TYPE_CHECKING:
     from console.readers.monitor import CaptionHistory
 
 SHOWN = 12
-"""Captions of one picture, the latest and the first."""
+"""Number of captions per picture that are shown: the latest and the first."""
 
 
 class SamplePane(VerticalScroll, can_focus=True):
-    """Shows for each picture its captions over the steps, with the words that are new in each."""
+    """Shows the captions of each picture over the steps, with the new words of each caption underlined."""
 
     HELP = "Captions of --sample-images over the steps. Words that were not in the caption before are underlined."
     BINDINGS: ClassVar = [
@@ -39,7 +39,7 @@ class SamplePane(VerticalScroll, can_focus=True):
         yield Static(id="stories")
 
     def show(self, stories: tuple[CaptionHistory, ...]) -> None:
-        """Show these captions, unless they are shown already."""
+        """Show these captions, unless they are already shown."""
         if stories == self._shown:
             return
         self._shown = stories
@@ -47,11 +47,11 @@ class SamplePane(VerticalScroll, can_focus=True):
 
 
 def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
-    """Every picture with its captions, the earliest first."""
+    """Each picture with its captions, oldest first."""
     if not stories:
         return Content.assemble(
             ("No captions yet.\n", "bold"),
-            ("--sample-images PICTURES --sample-interval STEPS make a finetune write some as it learns.", "$muted"),
+            ("--sample-images PICTURES --sample-interval STEPS make a finetune write some during training.", "$muted"),
         )
     lines: list[Content] = []
     for story in stories:
@@ -67,7 +67,7 @@ def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
                 before = text
                 continue
             written = " ".join(printable(text).split())
-            body = with_news(" ".join(printable(before).split()), written) if written else Content("(nothing)").stylize("$muted")
+            body = with_new_words(" ".join(printable(before).split()), written) if written else Content("(nothing)").stylize("$muted")
             lines.append(Content.assemble((f"step {step:>6,}" if step is not None else f"{'':>11}", "$text-primary"), "  ", body))
             before = text
     return Content("\n").join(lines)

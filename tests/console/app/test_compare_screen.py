@@ -272,7 +272,7 @@ def test_a_picture_that_is_gone_or_no_picture_is_one_line(store, compared, pictu
 
     async def scene(pilot):
         await at_compare(pilot)
-        await until(pilot, lambda: "is not there any more" in said(pilot.app))
+        await until(pilot, lambda: "does not exist any more" in said(pilot.app))
         assert "Of course." in text_of(pilot.app)
         await press(pilot, "right")
         await until(pilot, lambda: "cannot be shown" in said(pilot.app))

@@ -49,7 +49,7 @@ def test_without_any_run_it_says_what_to_do(store):
         await at_monitor(pilot)
         assert "No run to watch yet" in text_of(pilot.app)
         await press(pilot, "x", "o", "tab", "plus", "F", "n")
-        assert "no run is chosen" in said(pilot.app)
+        assert "no run selected" in said(pilot.app)
         store.ended(store.finetune("first"))
         await until(pilot, lambda: "0001-first" in text_of(pilot.app))
 

@@ -5,12 +5,9 @@ The offset of each box is known before the first byte, so the files do not depen
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
-import pickle
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 
 from qwen3vl_core.checkpoint import positional_io
 from qwen3vl_core.checkpoint.dcp_metadata import Shape
+from qwen3vl_core.checkpoint.dcp_tables import tables
 from qwen3vl_core.checkpoint.torch_save import TensorRecord, record
 
 # neighbouring boxes go to different files: threads that write to the same file block each other
@@ -47,9 +45,6 @@ class RegionWriter:
         self._entries: list[tuple[str, Shape | None, int | None, int, int, int]] = []
         self._empty: tuple[int, int, int] | None = None
         self.bytes = 0
-        # the tables at the end need a second of imports, done while the disk is busy
-        self._imports = threading.Thread(target=importlib.import_module, args=("torch.distributed.checkpoint.filesystem",), daemon=True)
-        self._imports.start()
 
     def __enter__(self) -> RegionWriter:
         return self
@@ -104,28 +99,8 @@ class RegionWriter:
 
     def finish(self, common: dict[str, Any]) -> None:
         """Write the tables: after this the checkpoint is complete."""
-        self._imports.join()
-        from torch.distributed.checkpoint.filesystem import _StorageInfo
-        from torch.distributed.checkpoint.metadata import (
-            BytesStorageMetadata,
-            ChunkStorageMetadata,
-            Metadata,
-            MetadataIndex,
-            TensorProperties,
-            TensorStorageMetadata,
-        )
-
-        entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        for key, (dtype, shape, chunks) in self._tensors.items():
-            boxes = [ChunkStorageMetadata(torch.Size(offset), torch.Size(size)) for offset, size in chunks]
-            entries[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), boxes)
-        stored = {}
-        for key, offset, number, file, start, length in self._entries:
-            if offset is None:
-                entries[key] = BytesStorageMetadata()
-            index = MetadataIndex(key) if offset is None else MetadataIndex(key, torch.Size(offset), number)
-            stored[index] = _StorageInfo(self.names[file], start, length)
         torch.save(common, self.data / "common.pt")
         backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
         (self.data / "metadata.json").write_text(json.dumps(backends))
-        (self.data / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata=entries, storage_data=stored)))
+        places = [(key, offset, index, self.names[file], start, size) for key, offset, index, file, start, size in self._entries]
+        (self.data / ".metadata").write_bytes(tables(self._tensors, places))

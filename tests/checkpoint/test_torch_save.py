@@ -206,3 +206,28 @@ def test_the_backend_is_named_as_megatron_reads_it(tmp_path):
     with RegionWriter(tmp_path / "data") as writer:
         writer.finish({})
     assert json.loads((tmp_path / "data" / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
+
+
+def test_the_tables_are_those_that_torchs_own_classes_make(tmp_path):
+    """Read by torch they are its classes, with the same fields as when torch made them."""
+    from torch.distributed.checkpoint import metadata
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    from qwen3vl_core.checkpoint.dcp_tables import tables
+
+    boxes = [((0, 0), (1, 3)), ((1, 0), (1, 3))]
+    stored = [("t", (0, 0), 0, "a", 0, 9), ("t", (1, 0), 1, "b", 9, 9), ("an object", None, None, "a", 9, 4)]
+    read = pickle.loads(tables({"t": (torch.bfloat16, (2, 3), boxes)}, stored))
+    assert type(read) is metadata.Metadata
+    size, chunks = torch.Size, [metadata.ChunkStorageMetadata(torch.Size(o), torch.Size(s)) for o, s in boxes]
+    properties = metadata.TensorProperties(dtype=torch.bfloat16)
+    expected = {
+        "t": metadata.TensorStorageMetadata(properties, size((2, 3)), chunks), "an object": metadata.BytesStorageMetadata(),
+    }  # fmt: skip
+    assert read.state_dict_metadata == expected
+    places = {
+        metadata.MetadataIndex("t", size((0, 0)), 0): _StorageInfo("a", 0, 9),
+        metadata.MetadataIndex("t", size((1, 0)), 1): _StorageInfo("b", 9, 9),
+        metadata.MetadataIndex("an object"): _StorageInfo("a", 9, 4),
+    }
+    assert read.storage_data == places

@@ -124,7 +124,7 @@ def test_the_command_killed_at_random_times_has_the_losses_of_the_run_never_stop
 @pytest.mark.parametrize("form", FORMS)
 def test_no_process_outlives_a_run_that_is_killed_while_its_checkpoint_is_written(data, small, tmp_path, form):
     runs.plan(tmp_path, data, load=str(small), **FORMS[form])
-    assert runs.train(tmp_path, "_1.distcp", signal.SIGKILL)[0] == -signal.SIGKILL
+    assert runs.train(tmp_path, "_0.distcp", signal.SIGKILL)[0] == -signal.SIGKILL
     runs.wait_for_all(tmp_path)
 
 

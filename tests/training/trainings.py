@@ -141,7 +141,7 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
         parts = dict(models=training.models, optimizer=training.optimizer, scheduler=training.scheduler)
         if load is not None:
             iteration, extra = load_training(checkpoints, **parts)
-            assert (iteration, extra) == (steps, {"data": {"at": steps}})
+            assert isinstance(extra.pop("layout_kept"), bool) and (iteration, extra) == (steps, {"data": {"at": steps}})
             return run(o, steps, training)
         run(o, 0, training)
         common = setup.common_state(training.architecture, o)

@@ -47,6 +47,9 @@ def test_a_single_figure_takes_the_shape_of_the_longest_curve_and_a_width_betwee
 def test_a_figure_of_the_same_kind_comes_first():
     rows = (MeasuredMfu("2B", 8192, 0.5), MeasuredMfu("2B", 8192, 0.3, precision="fp8"), MeasuredMfu("2B", 8192, 0.4, lora=True))
     assert at(8192, measured=rows, precision="fp8") == 0.3 and at(8192, measured=rows, lora_rank=8) == 0.4
+    # the shape of a single figure is that of the curve in bf16
+    curve = (*rows, MeasuredMfu("2B", 4096, 0.25))
+    assert at(4096, measured=curve, precision="fp8") == pytest.approx(0.15)
     # none of adapters in fp8, nor of experts
     assert at(8192, measured=rows, precision="fp8", lora_rank=8) == 0.3
     assert at(8192, published("A3B"), graph=False) == pytest.approx(0.175, abs=1e-3)

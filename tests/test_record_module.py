@@ -39,6 +39,8 @@ ELSEWHERE = {
     "captions.json": ("qwen3vl_core/demo/", "qwen3vl_core/command_line.py"),
     # help of the option --plan
     "plan.json": ("qwen3vl_core/command_line.py",),
+    # a file that Hugging Face's datasets write beside a dataset
+    "state.json": ("qwen3vl_core/data/sources.py",),
     # help of an option that names a checkpoint
     "iter_": ("qwen3vl_core/options/commands.py",),
 }  # fmt: skip

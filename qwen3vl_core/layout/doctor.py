@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.gpus import ask
 from qwen3vl_core.options.planning import DoctorOptions
 
+VENDOR = re.compile(r"\+(.*\.)?nv\d")
+"""In the version of NVIDIA's own builds of torch, as its containers have them: 2.9.0a0+145a3a7bda.nv25.10, 2.8.0a0+nv25.06."""
 DISTRIBUTION = "qwen3vl-console"
 PYTHON = (3, 11)
 ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
@@ -112,12 +116,33 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
         except importlib.metadata.PackageNotFoundError:
             yield Check(requirement.name, "fail", "missing", fix)
             continue
-        if not requirement.specifier.contains(version, prereleases=True):
+        if requirement.name == "torch" and VENDOR.search(version):
+            # a vendor's build: what was compiled beside it needs it, whatever number it has
+            valid.append(f"torch {version} (a vendor's build, kept)")
+        elif not requirement.specifier.contains(version, prereleases=True):
             yield Check(requirement.name, "fail", f"{version}, out of the range {requirement.specifier}", fix)
         else:
             valid.append(f"{requirement.name} {version}")
     if valid:
         yield Check("packages", "ok", ", ".join(valid))
+
+
+def check_vendor_torch(
+    version_of: Callable[[str], str] = importlib.metadata.version, environment: Mapping[str, str] = os.environ
+) -> Iterator[Check]:  # fmt: skip
+    """Whether an NVIDIA container's own build of torch, which its Transformer Engine was compiled for, is the one that is installed."""
+    container = environment.get("NVIDIA_PYTORCH_VERSION")
+    if not container:
+        return
+    try:
+        version = version_of("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if VENDOR.search(version):
+        yield Check("container", "ok", f"NVIDIA's PyTorch {container}, its own torch")
+    else:
+        text = f"torch {version} stands in for the build of NVIDIA's container (PyTorch {container}), which its packages were compiled for"
+        yield Check("container", "warn", text, "python3 -m venv --system-site-packages --clear .venv, and install with -c (README)")
 
 
 def ask_gpus() -> list[dict[str, str]] | None:
@@ -255,7 +280,7 @@ def check_console() -> Check:
 
 def examine(runs: Path) -> list[Check]:
     """Run every check. runs: the folder of the run records."""
-    checks = [check_python(), *check_packages(), check_console()]
+    checks = [check_python(), *check_packages(), *check_vendor_torch(), check_console()]
     gpus, has_gpu = check_gpus()
     shared = Path("/dev/shm")
     checks += [*gpus, *check_torch(probe(), has_gpu)]

@@ -113,3 +113,13 @@ def test_little_space_is_a_warning_and_none_a_failure(tmp_path):
 def test_the_report_says_how_many_failed():
     text = doctor.render([doctor.Check("a", "ok", "fine"), doctor.Check("b", "fail", "gone", "bring it back")])
     assert "-> bring it back" in text and text.endswith("1 failed")
+
+
+def test_a_vendors_torch_is_kept_and_one_that_was_replaced_is_named():
+    own, wheel = "2.9.0a0+145a3a7bda.nv25.10", "2.9.1+cu130"
+    (packages,) = doctor.check_packages(["torch>=2.9.0a0,<2.14"], lambda name: "2.8.0a0+nv25.06")
+    assert packages.status == "ok" and "a vendor's build, kept" in packages.text
+    container = {"NVIDIA_PYTORCH_VERSION": "25.10"}
+    (kept,), (lost,) = (list(doctor.check_vendor_torch(lambda name, v=v: v, container)) for v in (own, wheel))
+    assert kept.status == "ok" and lost.status == "warn" and "stands in for the build of NVIDIA's container" in lost.text
+    assert not list(doctor.check_vendor_torch(lambda name: wheel, {}))

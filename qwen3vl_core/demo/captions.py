@@ -124,7 +124,7 @@ def _companion(scene: Scene) -> str:
 
 
 def _has_pet(scene: Scene) -> bool:
-    """Whether a person stands there with an animal, which the captions then call the person's own."""
+    """Whether a person is shown with an animal, which the captions then call the person's own."""
     return scene.main in PEOPLE and scene.companion in ANIMALS
 
 
@@ -142,7 +142,7 @@ def _headline(scene: Scene, rng: random.Random) -> str:
 
 
 def _subjects(scene: Scene, rng: random.Random) -> str:
-    """Who or what stands there: colour, number, pose, companion and its side."""
+    """The figures: colour, number, pose, companion and its side."""
     ground = _PLACES[scene.place].ground
     text = f"The central focus is {_main_figure(scene)}"
     if scene.main in PEOPLE:

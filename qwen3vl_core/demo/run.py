@@ -83,7 +83,7 @@ def stages(workspace: Workspace) -> list[DemoStage]:
 
 
 def mentioned(captions: dict[str, str], scenes: dict[str, Scene]) -> tuple[float, float]:
-    """(share right of the attributes that the captions mention, attributes mentioned in a caption on average)."""
+    """(fraction of the mentioned attributes that are right, average number of attributes mentioned per caption)."""
     right = said = 0
     for name, text in captions.items():
         for field, value in parse(text).items():
@@ -128,7 +128,7 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float], dispatch: Dispa
         started = time.monotonic()
         code = dispatch(words)
         if code != EXIT_DONE:
-            raise WorkError(f"demo: {stage.name} ended with exit code {code}; its lines above say why; run qwen3vl demo again to go on")
+            raise WorkError(f"demo: {stage.name} ended with exit code {code}; its lines above say why; run qwen3vl demo again to continue")
         seconds[stage.name] = time.monotonic() - started
         write_text(times, json.dumps(seconds) + "\n")
         redone = True
@@ -136,9 +136,9 @@ def _run_stages(workspace: Workspace, seconds: dict[str, float], dispatch: Dispa
 
 
 def main(dispatch: Dispatch, dir: Path, headless: bool = False, workspace_only: bool = False) -> int:
-    """Make the workspace; then open the console on it, run the loop here, or stop there. Returns the exit code.
+    """Create the workspace; then open the console on it, run the loop here, or stop. Returns the exit code.
 
-    dispatch: runs a command line of `qwen3vl` and gives its exit code."""
+    dispatch: runs a command line of `qwen3vl` and returns its exit code."""
     folder = dir.expanduser().absolute()
     workspace = Workspace(folder)
     print(NOTICE + "\n")

@@ -1,4 +1,4 @@
-"""What a drawn scene holds, and how one is drawn at random: the specification behind a picture and its two captions.
+"""The content of a drawn scene, sampled at random: the specification of a picture and its two captions.
 
 Everything follows from a seed. One in sixteen combinations of main kind, colour, place and time is held out: it never
 appears in the training split, so accuracy on the held-out split is on combinations that no training picture showed.

@@ -29,7 +29,7 @@ def _first_named(words: tuple[str, ...], text: str) -> str | None:
 
 
 def parse(text: str) -> dict[str, str | int | None]:
-    """Field of Scene -> what the caption says of it, None (0 for `sky_count`) where it says nothing.
+    """Field of Scene -> its value in the caption; None (0 for `sky_count`) if the caption does not mention it.
 
     Accepts any text: a model's answer need not follow the templates.
     """
@@ -57,7 +57,7 @@ def parse(text: str) -> dict[str, str | int | None]:
 
 
 def score(text: str, scene: Scene, style: Literal["long", "short"] = "long") -> dict[str, bool]:
-    """Field -> whether the caption has it right, for the fields that the scene or the caption has at all.
+    """Field -> whether the caption is right, for the fields that the scene or the caption has.
 
     style is "long" or "short": which fields a caption of that style must name.
     """

@@ -20,7 +20,7 @@ TRAIN_SCENES, HELD_OUT_SCENES = 512, 64
 # far from the seeds that the base model was trained on, and from each other
 TRAIN_SEED, HELD_OUT_SEED, PROMPT_SEED = 900_000_000, 5_000_000_000, 7
 
-# found by search: the fewest steps that change the style and keep the content (accuracy over 64 held-out scenes)
+# found by search: the fewest steps that change the style but keep the content (accuracy over 64 held-out scenes)
 FINETUNE = {
     "precision": "fp32", "micro_batch_size": 8, "global_batch_size": 8, "seq_length": 256, "train_iters": 200, "lr": 5e-4, "min_lr": 2e-5,
     "lr_warmup_iters": 10, "name": "demo",
@@ -44,7 +44,7 @@ class Workspace:
 
     @property
     def held_out(self) -> Path:
-        """Folder of pictures whose combinations of kind, colour, place and time no training has seen."""
+        """Folder of pictures whose combinations of kind, colour, place and time are not in the training data."""
         return self.root / "held-out"
 
     @property

@@ -1,4 +1,4 @@
-"""Megatron's GPT model, with the loss in a kernel of its own where there is one."""
+"""Megatron's GPT model, with the loss in our own kernel if it is available."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class LanguageModel(GPTModel):
-    """The language tower. With tensor parallelism Megatron's loss computes, which exchanges sums over parts of the vocabulary."""
+    """The language tower. With tensor parallelism Megatron's loss is used, which exchanges sums over parts of the vocabulary."""
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """labels [b, s], logits [s, b, vocabulary] -> the loss of each token [b, s] in fp32."""

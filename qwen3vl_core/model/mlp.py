@@ -1,4 +1,4 @@
-"""Megatron's MLP, with SwiGLU in a kernel of its own where there is one."""
+"""Megatron's MLP, with SwiGLU in our own kernel if it is available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class SwigluMLP(MLP):
-    """A dense MLP of the language tower. Not with activations offloaded, which Megatron's own function marks."""
+    """A dense MLP of the language tower. Not if activations are offloaded: Megatron's own function marks them."""
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """[s, b, h] -> [s, b, h] and no bias."""

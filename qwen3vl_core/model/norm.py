@@ -15,7 +15,7 @@ class LocalNorm:
     Megatron sum their gradients, each of a part of the sequence, over the tensor parallel ranks.
     """
 
-    # a class, since Megatron's specs take no function
+    # a class, because Megatron's specs do not accept functions
     def __new__(  # type: ignore[misc]
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any
     ) -> torch.nn.Module:

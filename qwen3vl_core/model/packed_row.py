@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class PackedRow(PackedSeqParams):
-    """`lengths`: of each document or frame, for attention computed one at a time without reading them from the GPU."""
+    """`lengths`: of each document or frame, so that attention can be computed one by one without reading them from the GPU."""
 
     lengths: tuple[int, ...] = ()
 

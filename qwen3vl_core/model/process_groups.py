@@ -18,7 +18,7 @@ _single_rank_group: dist.ProcessGroup | None = None
 
 
 class UsesGroups(Protocol):
-    """Something that must let go of the groups before they are destroyed."""
+    """An object that must release the groups before they are destroyed."""
 
     def release(self) -> None:
         """Let go of the groups."""
@@ -72,7 +72,7 @@ def initialize(
         if cp > 1:
             # every rank must take part in creating every group
             _single_rank_group, _ = dist.new_subgroups(group_size=1, timeout=datetime.timedelta(minutes=timeout_minutes))
-        # Megatron makes some of its groups without the time-out that it is given
+        # Megatron creates some of its groups without the given timeout
         for group in dist.distributed_c10d._world.pg_map:
             dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=timeout_minutes), group)
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Megatron's self-attention, with the norm of query and key and their rotary embedding in one kernel where there is one."""
+"""Megatron's self-attention, with the norm of query and key and their rotary embedding in our own kernel if it is available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class QKRopeSelfAttention(SelfAttention):
     """Takes query, key and value from the fused projection by `kernels.qk_rope`, which norms and rotates them.
 
-    The layer has set the angles at the core attention (`apply_rope.hand_angles_on`); without them, for a key/value cache, Megatron's
+    The layer has passed the angles to the core attention (`apply_rope.hand_angles_on`); without them, for a key/value cache, Megatron's
     modules compute, one after the other. So they do with fewer groups than tensor parallel ranks, whose heads Megatron gathers, and
     when activations are offloaded, for Transformer Engine marks what its own modules save.
     """

@@ -16,18 +16,18 @@ from qwen3vl_core.sizes import SIZES
 class DownloadOptions:
     """Download a model or a dataset from a hub with the hub's own client; the same command resumes an interrupted download."""
 
-    kind: str = option(help="What it is: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
-    name: str = option(help="Its name on the hub, OWNER/NAME", group="Hub", positional=True)
+    kind: str = option(help="What to download: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
+    name: str = option(help="Name on the hub, OWNER/NAME", group="Hub", positional=True)
     from_: str = option(
         "huggingface",
-        help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN name another address of it",
+        help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN set another address",
         group="Hub",
         choices=("modelscope", "huggingface"),
     )
-    to: str = option(help="Folder that gets the files", group="Files", path="folder")
-    revision: str | None = option(None, help="Branch, tag or commit; else the hub's main one", group="Hub")
-    include: list[str] = option([], help="Only files whose names match one of these patterns, as '*.json'", group="Files")
-    exclude: list[str] = option([], help="No files whose names match one of these patterns", group="Files")
+    to: str = option(help="Folder to write the files to", group="Files", path="folder")
+    revision: str | None = option(None, help="Branch, tag or commit; default: the hub's main branch", group="Hub")
+    include: list[str] = option([], help="Only files whose names match one of these patterns, such as '*.json'", group="Files")
+    exclude: list[str] = option([], help="Skip files whose names match one of these patterns", group="Files")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class PrepareOptions:
         positional=True,
         path="file",
     )
-    to: str = option(help="Folder that gets the shards and their index", group="Data", path="folder")
+    to: str = option(help="Folder to write the shards and their index to", group="Data", path="folder")
     images: str | None = option(
         None, help="Folder that pictures' and videos' names are relative to; else the JSON's own", group="Data", path="folder"
     )
@@ -54,7 +54,7 @@ class PrepareOptions:
     skip_missing: bool = option(
         False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data"
     )
-    overwrite: bool = option(False, help="Replace a dataset that is already there", group="Data")
+    overwrite: bool = option(False, help="Replace an existing dataset", group="Data")
     model: str | None = option(None, help="Count tokens as this model sees them, for the report", group="Report", path="model")
     min_pixels: int | None = media.min_pixels("Report", "With --model: ")
     max_pixels: int | None = media.max_pixels("Report", "With --model: ")
@@ -62,7 +62,7 @@ class PrepareOptions:
     video_max_frames: int | None = media.video_max_frames("Report", "With --model: ")
     video_max_pixels: int | None = media.video_max_pixels("Report", "With --model: ")
     max_visual_tokens: int | None = media.max_visual_tokens("Report", "With --model: ")
-    workers: int = option(0, help="Processes; 0: one a core. The result does not depend on it", group="Data", minimum=0, maximum=256)
+    workers: int = option(0, help="Processes; 0: one per core. The result does not depend on it", group="Data", minimum=0, maximum=256)
 
 
 @dataclass
@@ -78,15 +78,13 @@ class ConvertOptions:
         "bridge", help="Names of the merger's tensors in the Megatron checkpoint", group="Checkpoint", choices=("bridge", "pai")
     )
     size: str | None = option(None, help="Refuse SOURCE unless it is this size", group="Checkpoint", choices=tuple(SIZES))
-    hf: str | None = option(None, help="HF folder that gives config and tokenizer where SOURCE has none", group="Checkpoint", path="model")
-    base: str | None = option(
-        None, help="Base model of a LoRA run or a PEFT adapter, if it is not where that says", group="Checkpoint", path="model"
-    )
+    hf: str | None = option(None, help="HF folder with config and tokenizer, if SOURCE has none", group="Checkpoint", path="model")
+    base: str | None = option(None, help="Base model of a LoRA run or a PEFT adapter, if it was moved", group="Checkpoint", path="model")
     adapter: bool = option(
         False, help="Write the adapters of a LoRA run as a PEFT adapter, instead of the model with them merged in", group="Checkpoint"
     )
-    overwrite: bool = option(False, help="Replace a checkpoint that is already there", group="Checkpoint")
-    allow_nan: bool = option(False, help="Convert weights that hold NaN or infinity too, and count them", group="Checkpoint")
+    overwrite: bool = option(False, help="Replace an existing checkpoint", group="Checkpoint")
+    allow_nan: bool = option(False, help="Convert weights that contain NaN or infinity, too, and count them", group="Checkpoint")
     verify: bool = option(False, help="Read the target again and compare every tensor bitwise, and the logits of one picture where memory allows",
                           group="Checkpoint")  # fmt: skip
     report: str | None = option(None, help="Write a report as JSON", group="Report", path="file")
@@ -94,15 +92,13 @@ class ConvertOptions:
 
 @dataclass
 class InspectOptions:
-    """What a path is and what is in it: a Hugging Face model, a Megatron checkpoint, a run, a dataset."""
+    """Show what a path is and what it contains: a Hugging Face model, a Megatron checkpoint, a run, a dataset."""
 
-    path: str = option(
-        help="Folder to look into, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder"
-    )
+    path: str = option(help="Folder to inspect, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder")
     json: str | None = option(None, help="Write the report as JSON", group="Report", path="file")
     model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
     seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
-    split: str | None = option(None, help="Data: look at this split only", group="Data", choices=("train", "val", "test"))
+    split: str | None = option(None, help="Data: inspect this split only", group="Data", choices=("train", "val", "test"))
     min_pixels: int | None = media.min_pixels("Data", "Data: ")
     max_pixels: int | None = media.max_pixels("Data", "Data: ")
     video_fps: float | None = media.video_fps("Data", "Data: ")
@@ -114,7 +110,7 @@ class InspectOptions:
     )
     columns: str | None = option(None, help="Data: the source's own names of what is read: image=photo,caption=title", group="Data")
     show: int = option(3, help="Data: show N samples, evenly spread", group="Data", minimum=0, maximum=1000)
-    limit: int = option(20_000, help="Data: look into at most N samples, evenly spread; 0: all", group="Data", minimum=0)
+    limit: int = option(20_000, help="Data: inspect at most N samples, evenly spread; 0: all", group="Data", minimum=0)
     html: str | None = option(None, help="Data: write one self-contained page with the samples shown", group="Report", path="file")
     losses: str | None = option(
         None,
@@ -157,14 +153,16 @@ class CompareOptions:
     min_pixels: int | None = media.min_pixels("Pictures")
     max_pixels: int | None = media.max_pixels("Pictures")
     temperature: float = option(0.0, help="Sampling temperature; 0: greedy", group="Sampling", minimum=0.0, maximum=10.0)
-    top_p: float = option(1.0, help="Sample from the likeliest tokens that hold this share", group="Sampling", minimum=0.01, maximum=1.0)
-    top_k: int = option(0, help="Sample from the N likeliest tokens; 0: all", group="Sampling", minimum=0)
+    top_p: float = option(
+        1.0, help="Sample from the most likely tokens with this total probability", group="Sampling", minimum=0.01, maximum=1.0
+    )
+    top_k: int = option(0, help="Sample from the N most likely tokens; 0: all", group="Sampling", minimum=0)
     seed: int = option(0, help="Seed of the sampling", group="Sampling", minimum=0)
     max_new_tokens: int = option(256, help="Maximum length of a caption", unit="tokens", group="Sampling", minimum=1, maximum=32768)
     batch_size: int = option(16, help="Captions written at once", group="Sampling", minimum=1)
     show: int = option(8, help="Print the captions of the first N pictures; 0: of all", group="Report", minimum=0)
     json: str | None = option(
-        None, help="Write the captions as JSON; - writes them to standard output, in place of the table", group="Report", path="file"
+        None, help="Write the captions as JSON; - writes them to standard output instead of the table", group="Report", path="file"
     )
     html: str | None = option(None, help="Write one self-contained page with pictures and differences", group="Report", path="file")
 

@@ -23,7 +23,7 @@ from qwen3vl_core.problems import Problem, flag_of
 
 @dataclass(frozen=True)
 class Option:
-    """One declared option, as `options_of` gives it."""
+    """One declared option, as returned by `options_of`."""
 
     name: str
     type: type
@@ -38,7 +38,7 @@ class Option:
     path: str = ""
     """What kind of path the value is: `model`, `checkpoint`, `dataset`, `file`, `folder`, or empty: no path."""
     many: bool = False
-    """The value is a list."""
+    """Whether the value is a list."""
     positional: bool = False
     aliases: tuple[str, ...] = ()
     short: str = ""
@@ -49,7 +49,7 @@ class Option:
         return self.name if self.positional else flag_of(self.name)
 
     def parse(self, text: str) -> Any:
-        """A value from what a person typed. Raises RequestError that names the option, the value and the rule."""
+        """Parse the text that a user typed. Raises RequestError that names the option, the value and the rule."""
         try:
             if self.type is bool:
                 words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
@@ -87,13 +87,13 @@ class Option:
         return None
 
     def check(self, value: Any) -> None:
-        """Raises RequestError when one value breaks this option's own rule."""
+        """Raises RequestError if a value breaks this option's own rule."""
         if (problem := self.problem_of(value)) is not None:
             raise RequestError(problem)
 
 
 def option(default: Any = MISSING, *, help: str, group: str, **rules: Any) -> Any:
-    """A dataclass field that carries its declaration. Without a default the option is required."""
+    """A dataclass field with the declaration of an option. Without a default the option is required."""
     metadata = {"help": help, "group": group, "required": default is MISSING, **rules}
     if default is MISSING:
         return dataclasses.field(default=None, metadata=metadata)
@@ -145,7 +145,7 @@ class _Parse(argparse.Action):
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Render an options class as arguments of `parser`, grouped, each with its help, range and default."""
+    """Add the options of a class as arguments of `parser`, grouped, each with its help, range and default."""
     groups: dict[str, Any] = {}
     for o in options_of(cls):
         if o.group not in groups:
@@ -224,7 +224,7 @@ def check_options(options: Any) -> None:
 
 
 def with_remedy(options: Any, remedy: Mapping[str, Any]) -> Any:
-    """The options with a problem's remedy applied to them."""
+    """The options with a problem's remedy applied."""
     defaults = {o.name: o.default for o in options_of(type(options))}
     return dataclasses.replace(options, **{name: defaults[name] if value is None else value for name, value in remedy.items()})
 
@@ -244,12 +244,12 @@ def from_mapping(cls: type, values: Mapping[str, Any], *, partial: bool = False)
 
 
 def to_mapping(options: Any) -> dict[str, Any]:
-    """The plan's mapping of an options object: every option, defaults too."""
+    """The mapping for a plan: every option, including defaults."""
     return {o.name: getattr(options, o.name) for o in options_of(type(options))}
 
 
 def to_arguments(options: Any) -> list[str]:
-    """The command line that gives this options object: only what differs from the defaults."""
+    """The command line of this options object: only options that differ from their defaults."""
     words: list[str] = []
     trailing: list[str] = []
     for o in options_of(type(options)):

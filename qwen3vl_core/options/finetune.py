@@ -88,7 +88,7 @@ class FinetuneOptions:
         None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64
     )
     max_skip_share: float = option(
-        0.05, help="Stop when more than this share of the samples could not be used", group="Data", minimum=0.0, maximum=1.0
+        0.05, help="Stop if more than this fraction of the samples could not be used", group="Data", minimum=0.0, maximum=1.0
     )
 
     micro_batch_size: int = option(1, help="Samples of one data-parallel rank in one pass", group="Batch", minimum=1)  # 3
@@ -124,7 +124,7 @@ class FinetuneOptions:
         group="Layout",
         choices=("dsw", "dlc"),
     )  # 1
-    nproc: int = option(0, help="Processes on this machine; 0: one a GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
+    nproc: int = option(0, help="Processes on this machine; 0: one per GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
     cp: int = option(1, help="Context parallel size", group="Layout", minimum=1)  # 12
@@ -135,7 +135,7 @@ class FinetuneOptions:
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
     optimizer_offload: float = option(
-        0.0, help="Share of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
+        0.0, help="Fraction of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
     )  # 19
     overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks during the backward pass", group="Layout")
     overlap_param_gather: bool = option(
@@ -164,7 +164,7 @@ class FinetuneOptions:
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
     keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
     keep_every: int = option(
-        0, help="Keep also those whose step is a multiple of N; 0: none beside --keep", unit="steps", group="Record", minimum=0
+        0, help="Also keep those whose step is a multiple of N; 0: only those of --keep", unit="steps", group="Record", minimum=0
     )
     async_save: bool = option(
         False, help="Write checkpoints while training continues; holds a copy of the weights in memory", group="Record"
@@ -180,11 +180,11 @@ class FinetuneOptions:
     wandb: str | None = option(None, help="Send the curves to this project of Weights & Biases too, if wandb is installed", group="Record")
     swanlab: str | None = option(None, help="Send the curves to this project of SwanLab too, if swanlab is installed", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
-    name: str | None = option(None, help="A name for people; the run's id is made from it", group="Record")
+    name: str | None = option(None, help="Name of the run; its id is made from it", group="Record")
 
     max_restarts: int = option(
         0,
-        help="Start a failed run again by itself, all processes together, this often; it resumes from the newest complete checkpoint",
+        help="Restart a failed run automatically this many times, all processes together; it resumes from the newest complete checkpoint",
         group="Interruptions",
         minimum=0,
         maximum=100,
@@ -198,7 +198,7 @@ class FinetuneOptions:
         maximum=300.0,
     )
     restart_stalled: bool = option(
-        False, help="Kill a run that makes no step any more, as it is then restarted; needs --max-restarts", group="Interruptions"
+        False, help="Kill a run that makes no more steps, so that it is restarted; needs --max-restarts", group="Interruptions"
     )
     distributed_timeout_minutes: float = option(
         10.0,

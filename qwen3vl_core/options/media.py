@@ -1,4 +1,4 @@
-"""Options of how large pictures and videos may become, which several commands have; their values are `data.media_limits`'s."""
+"""Options that limit the size of pictures and videos, shared by several commands; their values go to `data.media_limits`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def max_pixels(group: str, about: str = "") -> Any:
 
 
 def video_fps(group: str, about: str = "") -> Any:
-    return option(None, help=f"{about}Frames taken of a second of video; else the checkpoint's", group=group, minimum=0.01, maximum=240.0)
+    return option(None, help=f"{about}Frames per second of video; else the checkpoint's", group=group, minimum=0.01, maximum=240.0)
 
 
 def video_max_frames(group: str, about: str = "") -> Any:
-    return option(None, help=f"{about}Most frames taken of a video; else the checkpoint's", group=group, minimum=1)
+    return option(None, help=f"{about}Largest number of frames of a video; else the checkpoint's", group=group, minimum=1)
 
 
 def video_max_pixels(group: str, about: str = "") -> Any:
@@ -33,5 +33,5 @@ def video_max_pixels(group: str, about: str = "") -> Any:
 
 
 def max_visual_tokens(group: str, about: str = "") -> Any:
-    text = f"{about}Most tokens of a sample's pictures and videos, which are made smaller to fit; else no cap"
+    text = f"{about}Most tokens of a sample's pictures and videos, which are scaled down to fit; else no limit"
     return option(None, help=text, unit="tokens", group=group, minimum=1)

@@ -15,7 +15,7 @@ from qwen3vl_core.problems import Problem
 def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
     """Write every option with its help, grouped; a required one without a value as a comment. Replaces the file atomically.
 
-    Raises WorkError when it cannot be written.
+    Raises WorkError if it cannot be written.
     """
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
     group = None
@@ -51,9 +51,9 @@ def _on_one_line(value: Any) -> str:
 
 
 def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
-    """The mapping that a plan file holds, for `from_mapping`: names may be written with - or _.
+    """The mapping in a plan file, for `from_mapping`; names may be written with - or _.
 
-    A run's `plan.json` serves too. Raises RequestError for a file that is missing or not a YAML mapping, and for a key that
+    A run's `plan.json` can be read, too. Raises RequestError for a file that is missing or not a YAML mapping, and for a key that
     is given twice, is not an option of `cls`, or lacks a required value.
     """
     import yaml
@@ -65,7 +65,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
         return RequestError(problem(code, **rule))
 
     class PlanLoader(yaml.SafeLoader):
-        """Refuses a key given twice, which YAML would take the last of."""
+        """Refuses duplicate keys, of which YAML would use the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""Options of plan, recipe and doctor, which report and start nothing."""
+"""Options of plan, recipe and doctor, which report but start nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PlanOptions:
     """Is a finetune valid, what does each GPU hold, does it fit, how long does a step take. Needs --size or --load."""
 
     gpus: int = option(0, help="GPUs of the whole run; 0: this machine's", group="Plan", minimum=0, maximum=65536)
-    memory: float = option(0.0, help="Memory of one GPU; 0: as nvidia-smi says, else 80", unit="GiB", group="Plan", minimum=0.0)
+    memory: float = option(0.0, help="Memory of one GPU; 0: as nvidia-smi reports, else 80", unit="GiB", group="Plan", minimum=0.0)
     gpus_per_node: int = option(8, help="GPUs of one machine", group="Plan", minimum=1, maximum=64)
     vision_tokens: int = option(
         -1, help="Tokens of pictures in a row (a 1024 x 1024 picture has 1024); -1: 1024, at most half of the row", group="Plan", minimum=-1
@@ -27,12 +27,12 @@ class PlanOptions:
     peak_tflops: float = option(
         0.0, help="Dense bf16 peak of one GPU; 0: as this machine's data sheet says, else 989", unit="TFLOP/s", group="Plan", minimum=0.0
     )
-    suggest: bool = option(False, help="Rank the valid layouts for so many GPUs", group="Plan")
+    suggest: bool = option(False, help="Rank the valid layouts for this many GPUs", group="Plan")
     presets: bool = option(False, help="Print a layout for each size on 1, 2, 4 and 8 GPUs of 80, 96 and 141 GB", group="Plan")
     emit: str | None = option(None, help="Print a script that runs it, and nothing else", group="Plan", choices=("sh", "slurm", "k8s"))
     image: str = option("qwen3vl:latest", help="Container image of the k8s job", group="Plan")
     claim: str = option("workspace", help="Persistent volume claim of the k8s job that holds model, data and runs", group="Plan")
-    mount: str = option("/workspace", help="Where the k8s job finds that volume", group="Plan")
+    mount: str = option("/workspace", help="Where the k8s job mounts that volume", group="Plan")
     save: str | None = option(None, help="Write the options as a plan file (YAML) for qwen3vl finetune --plan", group="Plan", path="file")
     json: bool = option(False, help="Print JSON", group="Plan")
 

@@ -216,7 +216,7 @@ def test_the_switch_names_kernels(monkeypatch):
     monkeypatch.setenv(kernels.SWITCH, "interpret none")
     assert not kernels.enabled("swiglu", here)
     monkeypatch.setenv(kernels.SWITCH, "swiglu")
-    with pytest.raises(ValueError, match="QWEN3VL_KERNELS: 'swiglu' is no switch; the switches are none, interpret, -qk_rope, -swiglu"):
+    with pytest.raises(ValueError, match="QWEN3VL_KERNELS: 'swiglu' is not a switch; choose from none, interpret, -qk_rope, -swiglu"):
         kernels.enabled("swiglu", here)
     monkeypatch.delenv(kernels.SWITCH)
     assert not kernels.enabled("qk_rope", here)

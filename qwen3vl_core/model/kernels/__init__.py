@@ -1,6 +1,6 @@
-"""Kernels of this project's own, most of them in Triton, and where they are used.
+"""Our own kernels, most of them in Triton, and when they are used.
 
-A CUDA build of torch brings Triton. Without CUDA or without Triton the layers compute as before.
+A CUDA build of torch includes Triton. Without CUDA or Triton the layers use Megatron's and Transformer Engine's modules.
 
 `QWEN3VL_KERNELS` switches kernels off, for measuring only: `-swiglu` one of them, `-swiglu,-qk_rope` two, `none` all. With `interpret`
 they run on a CPU too, in Triton's interpreter, as the tests compare them; `TRITON_INTERPRET=1` must be set when Triton is imported.
@@ -39,7 +39,7 @@ def _switches() -> frozenset[str]:
     words = frozenset(os.environ.get(SWITCH, "").replace(",", " ").split())
     allowed = ["none", "interpret", *(f"-{name}" for name in (*KERNELS, *FUSIONS))]
     if unknown := sorted(words.difference(allowed)):
-        raise ValueError(f"{SWITCH}: {unknown[0]!r} is no switch; the switches are {', '.join(allowed)}")
+        raise ValueError(f"{SWITCH}: {unknown[0]!r} is not a switch; choose from {', '.join(allowed)}")
     return words
 
 

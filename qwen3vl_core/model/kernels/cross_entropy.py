@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK, WARPS = 8192, 8
-"""Words that a program computes at once, and its warps."""
+"""Words of the vocabulary that a program computes at once, and its warps."""
 
 
 @triton.jit

@@ -26,6 +26,7 @@ from qwen3vl_core.data.blend import open_split
 from qwen3vl_core.data.micro_batches import LoadedMicroBatch, MicroBatches, Skip
 from qwen3vl_core.data.packing import PackedRows
 from qwen3vl_core.data.processor import ChatProcessor
+from qwen3vl_core.data.read_ahead import ReadAhead
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
@@ -34,6 +35,8 @@ from qwen3vl_core.structure.micro_batch import StructureRules
 STATE_VERSION = 1
 PREFETCHED = 2
 """Micro batches that each loader process prefetches."""
+MOST_AHEAD = 64
+"""Micro batches of the next step that wait in this process, in pinned memory on a GPU machine."""
 
 
 class Loader:
@@ -114,7 +117,8 @@ class Loader:
         # after an error the run still holds the loader: Python would wait for processes that ignore SIGTERM
         self._at_exit = partial(_shut_down, weakref.ref(processes))
         atexit.register(self._at_exit)
-        return processes
+        # a step needs all its micro batches before it starts: those of the next one are taken while the GPU computes
+        return ReadAhead(processes, min(self._batches.steps, MOST_AHEAD))
 
     def _note(self, skips: list[Skip]) -> None:
         self.skipped.update(skip.reason for skip in skips)
@@ -172,6 +176,9 @@ class Loader:
 
     def close(self) -> None:
         """Stop the loader processes and close the shards; the next batch starts them again at the same position."""
+        if isinstance(self._filled, ReadAhead):
+            self._filled.close()
+            self._at_exit()
         self._filled = None
         atexit.unregister(self._at_exit)
         self._batches.shards.close()

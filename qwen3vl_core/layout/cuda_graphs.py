@@ -23,6 +23,11 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
         (moe and o.tp * o.ep * o.etp > 1, "tokens are sent to experts on other ranks, in numbers that the host reads"),
         (moe and (machine.capability or GROUPED_KERNEL) < GROUPED_KERNEL, "this GPU has no grouped matrix product for experts"),
         (moe and o.pp > 1, f"--pp {o.pp}: the loss of the experts' balance is weighted by each micro batch"),
+        # these have not been tried together
+        (o.precision == "fp8" and o.tp * o.pp * o.cp > 1, "--precision fp8 with tensor, pipeline or context parallelism"),
+        (o.pp > 1 and o.vp > 1, f"--pp {o.pp} with --vp {o.vp}"),
+        (o.pp > 1 and o.recompute != "none", f"--pp {o.pp} with --recompute {o.recompute}"),
+        (o.pp > 1 and o.precision == "fp16", f"--pp {o.pp} with --precision fp16"),
         (o.pp > 1 and o.overlap_grad_reduce, "--overlap-grad-reduce with --pp: gradients are reduced when their kernels are launched"),
         (o.recompute == "offload", "--recompute offload copies activations to the host"),
         (o.overlap_param_gather, "--overlap-param-gather waits for weights in each layer"),

@@ -85,7 +85,7 @@ class FinetuneOptions:
     video_max_pixels: int | None = media.video_max_pixels("Data")
     max_visual_tokens: int | None = media.max_visual_tokens("Data")
     num_workers: int | None = option(
-        None, help="Loader processes of each rank; else 2 with GPUs, none without", group="Data", minimum=0, maximum=64
+        None, help="Loader processes of each rank; else 2 to 8 by cores with GPUs, none without", group="Data", minimum=0, maximum=64
     )
     max_skip_share: float = option(
         0.05, help="Stop if more than this fraction of the samples could not be used", group="Data", minimum=0.0, maximum=1.0

@@ -23,11 +23,8 @@ LAYOUTS = {
     "TP2": {"tp": 2},
     "TP2 SP": {"tp": 2, "sequence_parallel": True},
     "TP2 SP recompute": {"tp": 2, "sequence_parallel": True, "recompute": "full"},
-    "TP2 SP fp8": {"tp": 2, "sequence_parallel": True, "precision": "fp8", "fp8_recipe": "tensorwise"},
     "CP2": {"cp": 2},
     "PP2": {"pp": 2},
-    "PP2 two chunks": {"pp": 2, "vp": 2},
-    "PP2 recompute fp8": {"pp": 2, "recompute": "full", "precision": "fp8", "fp8_recipe": "tensorwise"},
 }
 HANG_SECONDS = 60
 FORMS = [(name, True) for name in LAYOUTS] + [("TP2 SP", False), ("CP2", False)]

@@ -201,7 +201,10 @@ def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterato
 
 def table_row(name: str, row: dict[str, Any]) -> str:
     if "fault" in row:
-        return f"| {name} | failed: {row['fault'].splitlines()[-1][:160] if row['fault'] else 'no word'} |" + " |" * (len(COLUMNS) - 1)
+        lines = row["fault"].splitlines()
+        # libraries warn after the error, too
+        said = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")
+        return f"| {name} | failed: {said[:160]} |" + " |" * (len(COLUMNS) - 1)
     values = ((key, row.get(key)) for key in COLUMNS)
     return (
         f"| {name} | " + " | ".join("" if v is None else f"{v:,}" if key == "useful_tokens_per_s" else str(v) for key, v in values) + " |"

@@ -124,3 +124,13 @@ def _collapsed(names: list[str]) -> Iterator[str]:
         names_of_length = list(group)
         (split, first), last = names_of_length[0].removesuffix(".tar").split("-"), names_of_length[-1].removesuffix(".tar").split("-")[1]
         yield names_of_length[0] if len(names_of_length) == 1 else f"{split}-{{{first}..{last}}}.tar"
+
+
+def is_own_index(path: Path) -> bool:
+    """Whether the dataset is read as `prepare` writes it, and not by a sample class of another trainer."""
+    try:
+        text = (path / FOLDER / "dataset.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        # a damaged index is named where it is read
+        return True
+    return "__class__" not in text or "CrudeWebdataset" in text

@@ -57,7 +57,8 @@ _CODES = {
     ),
     "control_token": ("control-token",),
     "broken_video": (
-        "video-empty", "video-cut-off", "video-file-cut-off", "video-without-stream", "video-codec", "video-header", "video-unreadable",
+        "video-empty", "video-cut-off",
+        "video-cut-off-packets", "video-file-cut-off", "video-without-stream", "video-codec", "video-header", "video-unreadable",
         "video-sizes-differ", "video-start", "frames-missing", "frames-too-many", "frames-name", "frames-fps", "frames-differ",
     ),
     "missing_video": ("video-missing", "video-not-in-sample"),

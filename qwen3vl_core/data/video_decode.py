@@ -79,6 +79,26 @@ def header(data: bytes, what: str) -> VideoHeader:
         return metadata
 
 
+def check_length(data: bytes, what: str) -> None:
+    """Raises DataError when a file ends long before its header says: it was cut off. Reads packets, decodes nothing."""
+    with video_errors(what), _opened(data) as (container, stream):
+        count, end = 0, 0.0
+        for packet in container.demux(stream):
+            if packet.size:
+                count += 1
+                time = packet.pts if packet.pts is not None else packet.dts
+                if time is not None:
+                    end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+        # the start of some streams is not 0
+        start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
+        stated = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        if count < (1 - _MISSING_AT_END) * (stream.frames or 0):
+            raise DataError("video-cut-off-packets", found=count, stated=stream.frames, what="frames")
+        # one frame may be all of a short video
+        if end and stated and end - start < (1 - _MISSING_AT_END) * stated - 1.0:
+            raise DataError("video-cut-off-packets", found=round(end - start, 1), stated=round(stated, 1), what="seconds")
+
+
 def frames(data: bytes, requested: np.ndarray, what: str) -> list[np.ndarray]:
     """The frames with these numbers, uint8 [h, w, 3] upright RGB each; a repeated number gives the same object.
 

@@ -149,12 +149,19 @@ def test_shards_of_others_are_read_where_they_lie(tmp_path, name):
     assert answer == "A dog." and list(media.values()) == [JPEG] and question in ("What?", "Describe this image.")
 
 
+def test_a_dataset_with_another_trainers_index_is_a_source(tmp_path, capsys):
+    archive(tmp_path / "wds/part-0.tar", SHARDS["Pai"])
+    (tmp_path / "wds/.nv-meta").mkdir()
+    (tmp_path / "wds/.nv-meta/dataset.yaml").write_text("__module__: megatron.energon\n__class__: VQAWebdataset\n")
+    inspect_data.run(InspectOptions(path=str(tmp_path / "wds")))
+    assert "ShareGPT WebDataset shards, not prepared, 1 sample" in capsys.readouterr().out
+
+
 def test_our_own_shards_can_be_prepared_again(tmp_path):
     first = tmp_path / "first"
     first.mkdir()
     source = samples.write_source(first, 3, text_only=1)
     once = prepared(source)
-    assert prepared(first / "prepared", to=str(tmp_path / "again")) is not None if False else once
     copied = tmp_path / "shards"
     copied.mkdir()
     for file in (first / "prepared").glob("*.tar"):

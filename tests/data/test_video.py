@@ -289,6 +289,30 @@ def test_a_video_that_is_cut_off_is_broken_and_one_that_lacks_its_last_frame_is_
     assert np.array_equal(found[3], found[2])
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska", "webm", "avi", "mov"])
+def test_a_cut_file_is_found_by_its_header_alone_in_every_container(tmp_path, container):
+    import av
+
+    from qwen3vl_core.data.prepare.media_check import check_file
+
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as target:
+        stream = target.add_stream("libvpx" if container == "webm" else "mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(80):
+            picture = np.random.RandomState(number).randint(0, 255, (64, 64, 3), dtype=np.uint8)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(stream.encode())
+    path = tmp_path / "a.video"
+    path.write_bytes(file.getvalue())
+    assert check_file(path, "header", "video").shape == (64, 64)
+    path.write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
+    with pytest.raises(DataError) as refused:
+        check_file(path, "header", "video")
+    assert refused.value.reason == "broken_video"
+
+
 def test_a_checkpoint_without_video_rules_says_so(processor):
     blind = ChatProcessor(processor.tokenizer, processor.chat_template, processor.rules, processor.eos_token_ids, processor.pad_token_id)
     with pytest.raises(DataError, match=r"video: .*video_preprocessor_config"):

@@ -15,7 +15,7 @@ from qwen3vl_core.data import sources
 from qwen3vl_core.data.blend import Blend, is_metadataset, split_names
 from qwen3vl_core.data.byte_ranges import read_range
 from qwen3vl_core.data.dataset_info import naming_of
-from qwen3vl_core.data.energon import FOLDER
+from qwen3vl_core.data.energon import FOLDER, is_own_index
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.prepare.check import Checker, Refusal
 from qwen3vl_core.data.shards import ShardSplit, splits_of
@@ -127,7 +127,7 @@ def kind_of_path(path: Place) -> str | None:
     if isinstance(path, Remote):
         return DATASET if (path / FOLDER / "split.yaml").is_file() else None
     if path.is_dir() and (path / FOLDER).is_dir():
-        return DATASET
+        return DATASET if is_own_index(path) else SOURCE
     if path.suffix == ".tar":
         return SHARD
     return SOURCE if sources.is_source(path) else None

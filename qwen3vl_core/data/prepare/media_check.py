@@ -190,6 +190,7 @@ def _check_video(data: bytes, path: str, how: str) -> tuple[int, int]:
     if data[4:8] == b"ftyp":
         _check_boxes(data, path)
     header = video_decode.header(data, path)
+    video_decode.check_length(data, path)
     if how == "decode":
         import numpy as np
 

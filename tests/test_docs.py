@@ -96,11 +96,11 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_what_a_page_points_at_is_there(page):
+def test_links_and_paths_of_pages_exist(page):
     assert not problems(page.read_text(), page.parent)
 
 
-def test_a_path_a_name_a_module_and_a_link_to_nothing_are_seen():
+def test_broken_paths_names_modules_and_links_are_detected():
     text = "`console/gone.py`, `TABLE` in `qwen3vl_core/checkpoint/name_map.py`, `GONE` in `qwen3vl_core/sizes.py`, `console.gone.Gone`, "
     text += "[a](docs/model.md), [b](docs/gone.md), [c](README.md#gone), `qwen3vl_core.load`, `tests/no_such_*.py`, `no_such_file.py`"
     found = problems(text, ROOT)
@@ -123,7 +123,7 @@ def test_the_commands_of_a_page_parse(page):
             build_parser().parse_args(words)
 
 
-def test_the_modules_of_the_architecture_lie_in_their_folders():
+def test_modules_of_the_architecture_page_are_in_their_folders():
     rows = MODULE_ROW.findall((ROOT / "docs" / "architecture.md").read_text())
     assert len(rows) > 10
     for folders, *cells in rows:
@@ -159,7 +159,7 @@ def imports_of_folders() -> dict[str, set[str]]:
     return found
 
 
-def test_who_imports_whom_is_as_the_architecture_says():
+def test_the_import_table_of_the_architecture_page_is_correct():
     text = (ROOT / "docs" / "architecture.md").read_text().split("## Who imports whom")[1].split("\n## ")[0]
     rows = {folder.strip(): cell for folder, cell in re.findall(r"^\| ([^|]+) \| ([^|]*) \|", text, re.MULTILINE)}
     for folder, imported in imports_of_folders().items():

@@ -100,7 +100,7 @@ LATER = (
 """What is imported when it is first used, which is after the first frame."""
 
 
-def test_the_first_screen_is_made_of_little_and_what_comes_later_is_whole():
+def test_the_first_screen_imports_little_and_later_imports_work():
     program = f"""
 import sys
 from console.commands import _without_tls

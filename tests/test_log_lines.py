@@ -14,14 +14,14 @@ from qwen3vl_core.problem_texts import TEXTS
 from qwen3vl_core.problems import Problem
 
 
-def test_a_line_is_read_as_it_was_written():
+def test_a_log_line_round_trips():
     assert log_lines.read(log_lines.written("a: b; c", log_lines.SAVE_ASKED)) == ("save", "a: b; c")
     assert log_lines.read(log_lines.written("a")) == ("", "a")
     assert log_lines.read("step 3  loss 2.1") is None and log_lines.read("qwen3vl-core 1.0 installed") is None
     assert log_lines.text_of("qwen3vl[work]: the disk is full") == "the disk is full" and log_lines.text_of("other: x") == "other: x"
 
 
-def test_lines_of_versions_before_the_tags_are_read():
+def test_untagged_lines_of_older_versions_are_read():
     assert log_lines.read("qwen3vl: resumed 2026-01-01 10:00:00 on here").tag == log_lines.RESUMED
     assert log_lines.read("qwen3vl: asked to stop; 60 s to end").tag == log_lines.STOP_ASKED
     assert log_lines.read("qwen3vl finetune: --lr: required") == ("", "--lr: required")
@@ -34,7 +34,7 @@ def test_errors_have_a_tag_in_a_run_only():
     assert log_lines.read(error_lines(WorkError("x", log_lines.BAD_STEPS), in_a_run=True)[0]) == ("bad-steps", "x")
 
 
-def test_no_code_of_a_problem_is_a_tag_of_another_meaning():
+def test_problem_codes_and_tags_do_not_conflict():
     assert not set(TEXTS) & set(log_lines.TAGS)
 
 
@@ -42,7 +42,7 @@ LINES = st.sampled_from(["qwen3vl[work]: a", "qwen3vl[", "qwen3vl[no end", "step
 
 
 @given(st.lists(LINES), st.booleans(), st.lists(st.integers(0, 60)))
-def test_tags_are_removed_however_the_log_is_cut(lines, ended, cuts):
+def test_tags_are_removed_for_any_chunking_of_the_log(lines, ended, cuts):
     log = ("\n".join(lines) + "\n" * ended).encode()
     places = sorted({min(cut, len(log)) for cut in cuts} | {0, len(log)})
     remover = log_lines.TagRemover()
@@ -52,5 +52,5 @@ def test_tags_are_removed_however_the_log_is_cut(lines, ended, cuts):
 
 
 @pytest.mark.parametrize("tag", log_lines.TAGS)
-def test_every_tag_fits_what_is_held_back(tag):
+def test_every_tag_fits_into_the_held_back_bytes(tag):
     assert len(log_lines.written("", tag)) < 64

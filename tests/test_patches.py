@@ -43,7 +43,7 @@ def test_megatron_and_torch_are_patched_in_one_folder_and_nothing_else_without_b
     assert used == {(where, name) for where, names in ALLOWED.items() for name in names}, "what is listed is no longer replaced"
 
 
-def test_every_patch_says_its_upstream_reason_and_the_version_that_makes_it_unnecessary():
+def test_every_patch_states_its_upstream_reason_and_end_version():
     files = sorted((ROOT / "qwen3vl_core/model/patches").glob("*.py"))
     checked = 0
     for file in files:
@@ -94,7 +94,7 @@ def test_every_patch_says_its_upstream_reason_and_the_version_that_makes_it_unne
         ("from . import forms\nforms.KINDS = ()", "..forms.KINDS"),
     ],
 )  # fmt: skip
-def test_a_patch_is_seen_under_any_name(code, what):
+def test_a_patch_is_detected_under_any_name(code, what):
     assert what in [name for _, name in patches(code)]
 
 
@@ -111,5 +111,5 @@ def test_a_patch_is_seen_under_any_name(code, what):
         "text = {}\ntext.update(a=1)\ntext['a'] = 2",
     ],
 )
-def test_objects_of_ones_own_are_no_patches(code):
+def test_assignments_to_own_objects_are_not_patches(code):
     assert patches(code) == []

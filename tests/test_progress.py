@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_line_holds_share_amount_rate_and_time():
+def test_the_progress_line_has_percentage_amount_rate_and_time():
     progress = Progress("convert", 8_900_000_000, "B", io.StringIO())
     progress.started -= 10
     progress.done = 4_450_000_000
@@ -25,7 +25,7 @@ def test_the_line_holds_share_amount_rate_and_time():
     assert "445 MB/s" in line and "ETA 0:10" in line
 
 
-def test_a_terminal_redraws_one_line_and_a_log_gets_whole_lines(monkeypatch):
+def test_a_terminal_redraws_one_line_and_a_log_gets_complete_lines(monkeypatch):
     monkeypatch.delenv("QWEN3VL_PROGRESS", raising=False)
     screen, log = Terminal(), io.StringIO()
     for stream in (screen, log):
@@ -45,7 +45,7 @@ def test_work_that_stops_early_says_so(monkeypatch):
 
 
 @given(done=st.floats(0, 1e13), total=st.floats(1, 1e13), width=st.integers(20, 200), unit=st.sampled_from(["B", "samples"]))
-def test_the_line_never_outgrows_its_width(done, total, width, unit):
+def test_the_progress_line_never_exceeds_its_width(done, total, width, unit):
     progress = Progress("convert", total, unit, io.StringIO())
     progress.done = min(done, total)
     assert len(progress.line(width)) <= width

@@ -37,7 +37,7 @@ def used(code: str) -> set[tuple[str, str]]:
     return names
 
 
-def test_the_readme_and_the_notebooks_use_promised_names():
+def test_the_readme_and_the_notebooks_use_public_names():
     taken = set().union(*map(used, snippets()))
     assert ("qwen3vl_core", "load") in taken and ("console.notebook", "RunMonitor") in taken
     unpromised = {(package, name) for package, name in taken if name not in importlib.import_module(package).__all__}
@@ -45,7 +45,7 @@ def test_the_readme_and_the_notebooks_use_promised_names():
 
 
 @pytest.mark.parametrize("package", SURFACES)
-def test_every_promised_name_is_there_and_listed_and_others_are_not(package):
+def test_public_names_exist_and_are_listed(package):
     module = importlib.import_module(package)
     if package == "console.notebook":
         pytest.importorskip("ipywidgets")
@@ -57,7 +57,7 @@ def test_every_promised_name_is_there_and_listed_and_others_are_not(package):
         module.no_such_name  # noqa: B018
 
 
-def test_the_packages_cost_nothing_until_a_name_is_used():
+def test_packages_import_nothing_until_a_name_is_used():
     program = f"import sys, qwen3vl_core, console.notebook\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr

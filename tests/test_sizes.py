@@ -30,7 +30,7 @@ def changed(part: str, **values) -> str:
     return json.dumps(PUBLISHED_4B | {part: PUBLISHED_4B[part] | values})
 
 
-def test_both_ways_of_writing_the_rope_are_read():
+def test_both_formats_of_rope_parameters_are_read():
     old = Architecture.from_config(PUBLISHED_4B)
     new_text = dict(PUBLISHED_4B["text_config"])
     new_text["rope_parameters"] = {"rope_theta": new_text.pop("rope_theta"), **new_text.pop("rope_scaling")}
@@ -65,18 +65,18 @@ def test_another_size_is_refused_with_both_names(name):
         (changed("text_config", rope_theta="much"), "a value has the wrong type"),
     ],
 )
-def test_a_config_that_cannot_be_read_is_one_line(tmp_path, text, line):
+def test_an_unreadable_config_is_a_one_line_error(tmp_path, text, line):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(RequestError, match=line) as caught:
         Architecture.read(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_config_is_one_line(tmp_path):
+def test_a_missing_config_is_a_one_line_error(tmp_path):
     with pytest.raises(RequestError, match="no such file"):
         Architecture.read(tmp_path)
 
 
-def test_a_config_keeps_what_it_was_read_from(tmp_path):
+def test_a_config_records_its_path(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_4B))
     assert Architecture.read(tmp_path).raw == PUBLISHED_4B

@@ -80,7 +80,7 @@ def test_a_real_finetune_is_measured_and_its_kernels_are_timed_after_the_measure
     assert row["profile"]["kernels"] == [] and row["kernels"] is None
 
 
-def test_what_fails_is_a_row_and_what_takes_too_long_too(bench, work, shards):
+def test_failures_and_timeouts_are_rows_of_the_table(bench, work, shards):
     ((name, row),) = bench.run_peer("nothing:1", ["llava", "--size", "tiny"], shards, 60)
     assert name == "nothing:1" and "nothing" in row["fault"]
     ((name, row),) = bench.run_peer("transformers:1", ["llava", "--size", "tiny"], shards, 0.1)
@@ -100,7 +100,7 @@ def test_the_command_lines_of_each_work_are_valid_and_fit_an_h200(bench):
             assert 0 < bench.planned_gib(work, [*bench.words_of(work, what, Path("m"), Path("d"))], a, sum(work.tokens) / 2) < 0.95 * 139.8
 
 
-def test_ratios_take_each_peer_at_its_fastest(bench):
+def test_ratios_use_the_fastest_row_of_each_peer(bench):
     speeds = {"packed:8192": 300, "packed:8192 --precision fp8": 360, "liger:20": 100, "liger:40": 150, "transformers:20": 100}
     rows = {name: {"useful_tokens_per_s": speed} for name, speed in speeds.items()} | {"liger:80": {"fault": "out of memory"}}
     assert bench.ratios(rows, 1) == [
@@ -119,7 +119,7 @@ def test_overlapping_kernels_count_once():
 
 
 @pytest.mark.parametrize("text", ["7", "0:2", "3:0", "a:b"])
-def test_steps_to_profile_that_are_none_are_said(monkeypatch, tmp_path, text):
+def test_invalid_steps_to_profile_are_reported(monkeypatch, tmp_path, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(RequestError, match="as 31:2"):
         StepProfile.of_environment(tmp_path)

@@ -32,7 +32,7 @@ def steps():
     sys.path.remove(str(FOLDER))
 
 
-def test_each_variant_is_a_row_and_switches_are_put_back(steps, tmp_path, capsys):
+def test_each_variant_is_a_row_and_switches_are_restored(steps, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     words = ["--size", "tiny", "--length", "256", "--precision", "fp32", "--steps", "1", "--samples", "8", "--out", str(out)]
     rows = steps.main([*words, "--only", "swiglu", "trained_logits", "none"])
@@ -45,7 +45,7 @@ def test_each_variant_is_a_row_and_switches_are_put_back(steps, tmp_path, capsys
     assert SWITCH not in os.environ
 
 
-def test_a_variant_that_fails_leaves_the_others(steps, tmp_path, monkeypatch):
+def test_a_failing_variant_does_not_affect_the_others(steps, tmp_path, monkeypatch):
     def build(options, source):
         if os.environ[SWITCH] == "-swiglu":
             raise RuntimeError("no room\nfor it")
@@ -59,7 +59,7 @@ def test_a_variant_that_fails_leaves_the_others(steps, tmp_path, monkeypatch):
     assert steps.table_row(rows[1], rows[0]) == "| swiglu | failed: RuntimeError: no room | | | | | | |"
 
 
-def test_gains_are_told_beside_the_step_with_everything_on(steps):
+def test_gains_are_relative_to_the_step_with_all_kernels(steps):
     whole = {"name": "everything", "step_ms": 1000.0, "kernels_ms": 950.0, "launches": 4, "peak_gib": 1.0, "loss": 2.5}
     row = whole | {"name": "swiglu", "step_ms": 1030.0, "kernels_ms": 979.5}
     assert steps.table_row(row, whole) == "| swiglu | 1,030.0 | +30.0 | 979.5 | +29.5 | 4 | 1.0 | 2.5 |"

@@ -81,7 +81,7 @@ def test_differences_are_marked_and_coloured():
         assert not ESCAPES.findall(line) or ESCAPES.findall(line)[-1] == "\x1b[0m", "colour ends with its line"
 
 
-def test_both_captions_stand_side_by_side_whole():
+def test_full_captions_are_printed_side_by_side():
     sample = comparison().samples[0]
     base, tuned = sample.base.text, sample.tuned.text
     left, right = terminal.marked_captions(sample)
@@ -91,7 +91,7 @@ def test_both_captions_stand_side_by_side_whole():
         assert joined.replace("[-", "").replace("-]", "").replace("{+", "").replace("+}", "") == text
 
 
-def test_a_caption_cannot_steer_the_terminal():
+def test_control_characters_in_captions_are_removed():
     table = terminal.table(comparison(EVIL), width=80, colour=False)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", table)
 
@@ -130,7 +130,7 @@ class Page(HTMLParser):
             self.inside[tag][-1] += data
 
 
-def test_the_page_is_whole_and_says_everything():
+def test_the_html_page_is_well_formed_and_complete():
     made = comparison()
     page = Page(report.to_html(made, [PIXEL] * 4))
     assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [PIXEL] * 4
@@ -143,7 +143,7 @@ def test_the_page_is_whole_and_says_everything():
     assert "models/<tuned>" in page.inside["dd"]
 
 
-def test_what_models_and_people_write_stays_text():
+def test_html_in_captions_is_escaped():
     text = report.to_html(comparison(EVIL), [PIXEL] * 4)
     page = Page(text)
     assert not {"script", "a", "link", "iframe", "b", "object", "base"} & {tag for tag, _ in page.tags}
@@ -152,7 +152,7 @@ def test_what_models_and_people_write_stays_text():
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
 
 
-def test_the_page_asks_nothing_of_a_network():
+def test_the_html_page_loads_nothing_from_the_network():
     text = report.to_html(comparison(), [PIXEL] * 4)
     page = Page(text)
     for _, attributes in page.tags:
@@ -164,7 +164,7 @@ def test_the_page_asks_nothing_of_a_network():
     assert policies and policies[0].startswith("default-src 'none'")
 
 
-def test_pictures_are_embedded_small_and_upright(tmp_path):
+def test_pictures_are_embedded_scaled_down_and_upright(tmp_path):
     file = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
@@ -176,7 +176,7 @@ def test_pictures_are_embedded_small_and_upright(tmp_path):
         assert image.format == "JPEG" and image.size == (256, 512)
 
 
-def test_json_holds_texts_scores_and_differences():
+def test_json_contains_texts_scores_and_differences():
     made = comparison()
     loaded = json.loads(report.to_json(made))
     assert loaded["prompt"] == made.prompt and loaded["models"]["base"] == {"path": "models/base", "size": "4B"}
@@ -188,7 +188,7 @@ def test_json_holds_texts_scores_and_differences():
     assert "海滩" in report.to_json(made)
 
 
-def test_places_that_cannot_be_written_are_refused(tmp_path):
+def test_unwritable_paths_are_refused(tmp_path):
     assert report.check_file("--html", None) is None
     assert report.check_file("--html", str(tmp_path / "a.html")) == tmp_path / "a.html"
     with pytest.raises(RequestError, match=r"--json .*: a folder; give a file in it"):
@@ -197,7 +197,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
         report.check_file("--json", str(tmp_path / "missing" / "a.json"))
 
 
-def test_a_full_disk_leaves_the_old_report(tmp_path):
+def test_a_full_disk_keeps_the_old_report(tmp_path):
     from pathlib import Path
 
     if not Path("/dev/full").exists():
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and file.read_text() == "old"
 
 
-def test_several_checkpoints_stand_side_by_side_with_scores_and_votes():
+def test_several_checkpoints_are_compared_with_scores_and_votes():
     made = several()
     table = terminal.table(made, width=160, colour=False)
     heading = next(line for line in table.splitlines() if "step 200 ·" in line)

@@ -25,7 +25,7 @@ def test_repetition_is_the_share_of_passages_that_came_before():
     assert repetition("The dog runs far. the DOG runs far!") == pytest.approx(1 - 4 / 5)
 
 
-def test_as_many_captions_of_each_model_are_asked_for():
+def test_every_model_needs_the_same_number_of_captions():
     with pytest.raises(ValueError, match="2 and 1 captions"):
         score({"base": ["a", "b"], "tuned": ["a"]})
     with pytest.raises(ValueError, match="at least one"):

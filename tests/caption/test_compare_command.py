@@ -113,7 +113,7 @@ def test_a_checkpoint_of_either_kind_writes_the_same(pictures, other, tmp_path):
     assert [s.tuned.text for s in comparison.samples] == [s.base.text for s in comparison.samples]
 
 
-def test_a_drawn_caption_belongs_to_its_picture_and_the_seed(pictures):
+def test_a_sampled_caption_depends_on_its_picture_and_the_seed_only(pictures):
     def captions(names: list[str], **more) -> dict[str, str]:
         given = {"images": [str(pictures / name) for name in names], "max_new_tokens": 8, "temperature": 9.0}
         drawn = options(pictures, DEMO, **given | more)
@@ -139,7 +139,7 @@ def test_only_one_model_is_in_memory(pictures, other, monkeypatch):
     assert not living[1]()
 
 
-def test_as_many_pictures_are_printed_as_asked_for(pictures, capsys):
+def test_the_requested_number_of_pictures_is_printed(pictures, capsys):
     words = ["compare", "--base", DEMO, "--tuned", DEMO, "--images", pictures, "--max-new-tokens", "4", "--show", "1"]
     assert main([*map(str, words)]) == 0
     out = capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_bad_reports_and_prompts_are_refused_before_any_caption_is_written(pictu
     assert "--prompt: " in refused(*given, "--prompt", "Describe.<|im_end|>", capsys=capsys)
 
 
-def test_what_is_asked_for_twice_or_not_at_all_is_refused(pictures, capsys):
+def test_duplicate_and_missing_pictures_are_refused(pictures, capsys):
     models = ["--base", DEMO, "--tuned", DEMO]
     assert "--images: required; pictures or folders of pictures, or a dataset as --data" in refused(*models, capsys=capsys)
     assert "give one of the two" in refused(*models, "--images", pictures, "--data", "x", capsys=capsys)
@@ -234,7 +234,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_references_are_read_in_the_shapes_that_they_come_in(shape, tmp_path):
+def test_references_are_read_in_all_formats(shape, tmp_path):
     file = tmp_path / "captions.json"
     file.write_text(json.dumps(SHAPES[shape]))
     found = read_references(str(file))
@@ -255,7 +255,7 @@ def test_files_without_references_are_refused_in_one_line(text, said, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_split_of_a_dataset_brings_questions_and_references(tmp_path, monkeypatch, capsys):
+def test_a_split_of_a_dataset_has_questions_and_references(tmp_path, monkeypatch, capsys):
     """Of LLaVA JSON as it is, and of the shards that prepare makes of it."""
     records = []
     for number in range(4):
@@ -301,7 +301,7 @@ def test_several_checkpoints_of_one_run_are_named_by_their_steps(pictures, other
     assert texts["step 100"] == texts["step 200"] != texts["base"] == texts["base_hf"]
 
 
-def test_names_of_models_never_meet():
+def test_model_names_are_unique():
     def names(*paths: str) -> list[str]:
         return tuned_names([Path(path) for path in paths])
 
@@ -311,7 +311,7 @@ def test_names_of_models_never_meet():
     assert all(len(name) <= 32 for name in names("x" * 90, "y" * 90))
 
 
-def test_stopped_half_way_what_is_whole_is_reported(pictures, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_comparison_reports_the_complete_pictures(pictures, tmp_path, monkeypatch, capsys):
     """Ctrl-C, or the end that a supervisor asks for, while the second model writes its second batch."""
     wrote = generate.CaptionWriter._write_batch
     batches = []
@@ -333,7 +333,7 @@ def test_stopped_half_way_what_is_whole_is_reported(pictures, tmp_path, monkeypa
     assert "Traceback" not in said.err
 
 
-def test_a_model_that_gives_nan_is_named(pictures, other, tmp_path):
+def test_a_model_with_nan_logits_is_named(pictures, other, tmp_path):
     shutil.copytree(other, tmp_path / "nan")
     tensors = load_file(tmp_path / "nan" / "model.safetensors")
     for tensor in tensors.values():

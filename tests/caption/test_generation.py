@@ -84,7 +84,7 @@ def test_a_caption_does_not_depend_on_the_batch_it_is_written_in(pair, sampling)
     assert [caption.ids for caption in backwards[::-1]] == first
 
 
-def test_a_seed_decides_what_is_drawn(pair):
+def test_a_seed_determines_the_sampled_captions(pair):
     _, model = pair
     sampling = Sampling(LENGTH, temperature=1.0)
     same = [Prompt(prompts()[0].inputs, seed) for seed in (1, 2, 1, 3)]
@@ -107,7 +107,7 @@ def test_finished_rows_leave_the_batch(pair, monkeypatch):
     assert len({len(caption.ids) for caption in captions}) > 3
 
 
-def test_text_is_streamed_growing_and_told_done_once(pair):
+def test_streamed_text_grows_and_is_marked_done_once(pair):
     _, model = pair
     told: dict[int, list[tuple[str, bool]]] = {}
     captions = written(model, interval=0, on_text=lambda index, text, done: told.setdefault(index, []).append((text, done)))
@@ -120,7 +120,7 @@ def test_text_is_streamed_growing_and_told_done_once(pair):
         assert [done for _, done in told[index]] == [False] * (LENGTH - 1) + [True]
 
 
-def test_no_text_ends_inside_a_character(pair):
+def test_streamed_text_never_ends_inside_a_character(pair):
     """Each token is a piece of one of the characters' bytes, so that nearly every step ends inside one."""
     _, model = pair
     pieces = [b"\xf0\x9f", b"\x99\x82", b"\xe2\x82", b"\xac", b"a ", b"\xc3", b"\xa9"]
@@ -151,7 +151,7 @@ def test_the_tokenizers_own_bytes_stream_as_whole_characters():
     assert all(text.startswith(part) for part in texts)
 
 
-def test_prompts_are_taken_as_they_are_needed(pair, monkeypatch):
+def test_prompts_are_read_lazily(pair, monkeypatch):
     """A thousand large pictures never wait in memory at once."""
     _, model = pair
     given = prompts()
@@ -170,7 +170,7 @@ def test_prompts_are_taken_as_they_are_needed(pair, monkeypatch):
     assert [caption.ids for caption in captions] == 3 * [caption.ids for caption in written(model)]
 
 
-def test_a_model_that_gives_nan_is_an_error_and_no_text(tmp_path):
+def test_nan_logits_are_an_error(tmp_path):
     reference = tiny.hf_model(seed=3)
     with torch.no_grad():
         reference.model.language_model.norm.weight[5] = float("nan")
@@ -179,7 +179,7 @@ def test_a_model_that_gives_nan_is_an_error_and_no_text(tmp_path):
         written(model)
 
 
-def test_threads_are_as_they_were_afterwards(pair):
+def test_the_number_of_threads_is_restored(pair):
     _, model = pair
     before = torch.get_num_threads()
     written(model, given=prompts()[:1])

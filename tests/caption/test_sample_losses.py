@@ -13,7 +13,7 @@ from tests.data import samples
 from tests.shared import DEMO
 
 
-def test_the_losses_are_written_the_highest_first_and_the_worst_sample_is_shown(tmp_path, capsys, monkeypatch):
+def test_losses_are_written_highest_first_and_the_worst_sample_is_shown(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("QWEN3VL_PROGRESS", "none")
     (tmp_path / "a.jpg").write_bytes(samples.encoded(samples.picture(1)))
     answers = ["a red circle.", "zq jx qz vv xj.", "a blue square.", "x" * 3000]
@@ -51,7 +51,7 @@ def _pixels(encoded, processor):
     return pixel_values(torch.from_numpy(encoded.patches), processor.rules)
 
 
-def test_losses_without_a_model_say_what_is_missing(tmp_path, capsys):
+def test_losses_need_a_model(tmp_path, capsys):
     (tmp_path / "all.json").write_text(json.dumps([samples.record(0)]))
     assert main(["inspect", str(tmp_path / "all.json"), "--losses", str(tmp_path / "x")]) == 2
     assert "--losses: needs --model" in capsys.readouterr().err

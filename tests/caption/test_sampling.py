@@ -43,7 +43,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("sampling", CASES, ids=str)
-def test_shares_equal_the_reference(sampling):
+def test_probabilities_equal_the_reference(sampling):
     logits = torch.randn(6, 151, generator=torch.Generator().manual_seed(3)) * 2
     shares = probabilities(logits, sampling)
     assert shares.dtype is torch.float32
@@ -53,7 +53,7 @@ def test_shares_equal_the_reference(sampling):
 
 
 @pytest.mark.parametrize("sampling", CASES[:6], ids=str)
-def test_tokens_are_drawn_as_often_as_their_shares_say(sampling):
+def test_tokens_are_sampled_in_proportion_to_their_probabilities(sampling):
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(4))
     draws = [(i + 0.5) / 4000 for i in range(4000)]
     drawn = choose_tokens(logits.expand(4000, -1), sampling, draws)
@@ -63,7 +63,7 @@ def test_tokens_are_drawn_as_often_as_their_shares_say(sampling):
     assert set(drawn.tolist()) <= {i for i, share in enumerate(expected.tolist()) if share > 0}
 
 
-def test_the_ends_of_the_draw_give_tokens_that_may_be_drawn():
+def test_extreme_random_numbers_sample_allowed_tokens():
     logits = torch.tensor([[-9.0, 4.0, -9.0, 3.0, -9.0]]).expand(2, -1)
     sampling = Sampling(temperature=1.0, top_k=2)
     assert choose_tokens(logits, sampling, [0.0, math.nextafter(1.0, 0.0)]).tolist() == [1, 3]
@@ -77,19 +77,19 @@ def test_a_temperature_near_zero_is_greedy():
         assert choose_tokens(logits, Sampling(temperature=temperature), [0.0, 0.3, 0.6, 0.999]).equal(logits.argmax(-1))
 
 
-def test_greedy_takes_the_likeliest():
+def test_greedy_decoding_takes_the_most_likely_token():
     logits = torch.randn(5, 33)
     assert choose_tokens(logits, Sampling(), [0.9] * 5).equal(logits.argmax(-1))
     assert choose_tokens(logits, Sampling(temperature=1.0, top_k=1), [0.9] * 5).equal(logits.argmax(-1))
 
 
-def test_half_precision_logits_are_drawn_from_in_fp32():
+def test_half_precision_logits_are_sampled_in_fp32():
     logits = torch.randn(3, 500).bfloat16()
     sampling = Sampling(temperature=0.8, top_p=0.9)
     assert probabilities(logits, sampling).equal(probabilities(logits.float(), sampling))
 
 
-def test_a_row_is_drawn_without_regard_to_its_neighbours():
+def test_a_row_is_sampled_independently_of_the_batch():
     logits = torch.randn(9, 300)
     sampling = Sampling(temperature=1.0, top_p=0.9)
     dice = random.Random(1)

@@ -16,7 +16,7 @@ TEXTS = st.text(max_size=60) | st.lists(PIECES, max_size=40).map("".join)
 
 @settings(deadline=None)
 @given(TEXTS, TEXTS)
-def test_both_texts_come_back_whole_from_their_difference(a, b):
+def test_a_difference_reproduces_both_texts(a, b):
     runs = difference(a, b)
     assert "".join(first for _, first, _ in runs) == a
     assert "".join(second for _, _, second in runs) == b
@@ -27,12 +27,12 @@ def test_both_texts_come_back_whole_from_their_difference(a, b):
 
 @settings(deadline=None)
 @given(TEXTS)
-def test_a_text_differs_from_itself_nowhere(text):
+def test_equal_texts_have_no_difference(text):
     assert difference(text, text) == ([("same", text, text)] if text else [])
     assert "".join(word.space + word.core for word in split(text)) == text
 
 
-def test_each_kind_of_difference_is_told():
+def test_each_kind_of_difference_is_found():
     assert difference("a brown dog sits", "a white dog sits down") == [
         ("same", "a", "a"),
         ("changed", " brown", " white"),
@@ -47,7 +47,7 @@ def test_punctuation_that_two_rewritten_passages_share_is_part_of_the_change():
     assert difference("red, green. End", "blue, black. End") == [("changed", "red, green", "blue, black"), ("same", ". End", ". End")]
 
 
-def test_white_space_alone_is_a_difference():
+def test_white_space_alone_counts_as_a_difference():
     assert difference("a\n\ndog", "a dog") == [("same", "a", "a"), ("changed", "\n\n", " "), ("same", "dog", "dog")]
 
 
@@ -75,11 +75,11 @@ def test_endless_repetitions_are_compared_in_seconds():
     assert time.monotonic() - started < 20
 
 
-def test_capitals_are_no_difference_and_stay_in_the_texts():
+def test_case_is_ignored_but_kept_in_the_texts():
     assert difference("The red ball", "the Red cube") == [("same", "The red", "the Red"), ("changed", " ball", " cube")]
 
 
-def test_of_two_captions_both_are_marked_and_of_more_what_the_first_has_not():
+def test_two_captions_mark_their_differences_and_more_mark_words_not_in_the_first():
     assert mark_differences(["The red ball.", "the blue ball."]) == [
         [("The", ""), (" ", ""), ("red", "first"), (" ball.", "")], [("the", ""), (" ", ""), ("blue", "other"), (" ball.", "")],
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_of_two_captions_both_are_marked_and_of_more_what_the_first_has_not():
 
 @settings(deadline=None)
 @given(st.lists(TEXTS, max_size=3))
-def test_marked_captions_are_the_captions_and_marks_hold_no_white_space_at_their_ends(texts):
+def test_marking_keeps_the_text_and_marks_have_no_outer_white_space(texts):
     for text, runs in zip(texts, mark_differences(texts), strict=True):
         assert "".join(part for part, _ in runs) == text
         assert all(part == part.strip() for part, mark in runs if mark)

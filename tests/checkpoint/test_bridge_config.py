@@ -51,7 +51,7 @@ MODELS = {"tied": tiny.hf_model, "untied": lambda: tiny.hf_model(tied=False), "e
 
 
 @pytest.mark.parametrize(("model", "dtype"), [("tied", "keep"), ("untied", "bf16"), ("experts", "fp16")])
-def test_what_megatron_bridge_builds_is_the_model_of_the_weights(tmp_path, model, dtype):
+def test_megatron_bridge_builds_the_model_that_fits_the_weights(tmp_path, model, dtype):
     from qwen3vl_core.model.config import transformer_config
 
     import torch
@@ -86,7 +86,7 @@ def test_what_megatron_bridge_builds_is_the_model_of_the_weights(tmp_path, model
     assert found["checkpoint"]["save_optim"] is False and found["checkpoint"]["save_rng"] is False
 
 
-def test_the_other_layout_has_no_such_file_and_a_checkpoint_with_it_goes_back(tmp_path):
+def test_only_layout_bridge_has_the_file_and_converts_back(tmp_path):
     source = tiny.save(tiny.hf_model(), tmp_path / "hf")
     for layout in ("pai", "bridge"):
         convert.run(ConvertOptions(source=str(source), target=str(tmp_path / layout), layout=layout))

@@ -60,7 +60,7 @@ def test_the_demo_model_survives_the_round_trip(tmp_path):
     assert same(tensors(DEMO), tensors(tmp_path / "back"))
 
 
-def test_a_checkpoint_without_side_files_gets_those_of_the_model_that_is_named(tmp_path):
+def test_a_checkpoint_without_side_files_takes_those_of_hf(tmp_path):
     run(DEMO, tmp_path / "mcore")
     (tmp_path / "mcore" / "config.json").unlink()
     report = tmp_path / "report.json"
@@ -70,7 +70,7 @@ def test_a_checkpoint_without_side_files_gets_those_of_the_model_that_is_named(t
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_a_precision_that_is_asked_for_is_really_written(model_folder, tmp_path, name, dtype):
+def test_the_requested_precision_is_written(model_folder, tmp_path, name, dtype):
     run(model_folder, tmp_path / "mcore", dtype=name, verify=True)
     reader = torch_dist.RegionReader(torch_dist.find(tmp_path / "mcore").data)
     assert {item.properties.dtype for item in reader.tensors.values()} == {dtype}
@@ -80,7 +80,7 @@ def test_a_precision_that_is_asked_for_is_really_written(model_folder, tmp_path,
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_numbers_beyond_fp16_are_refused_not_made_infinite(model_folder, tmp_path):
+def test_values_beyond_fp16_are_refused_instead_of_becoming_infinite(model_folder, tmp_path):
     weights = tensors(model_folder)
     weights["model.language_model.norm.weight"][0] = 1e6
     big = tmp_path / "big"
@@ -120,7 +120,7 @@ def test_a_sharded_folder_is_read_and_a_large_one_is_written_in_shards(model_fol
     assert torch_dist.find(tmp_path / "again")
 
 
-def test_a_tied_matrix_that_is_stored_twice_is_written_once(tmp_path):
+def test_a_tied_matrix_stored_twice_is_written_once(tmp_path):
     tiny.save(tiny.hf_model(tied=True), tmp_path / "hf")
     weights = tensors(tmp_path / "hf")
     weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"].clone()
@@ -133,7 +133,7 @@ def test_a_tied_matrix_that_is_stored_twice_is_written_once(tmp_path):
         run(tmp_path / "hf", tmp_path / "other")
 
 
-def test_every_tensor_of_the_published_sizes_has_one_place():
+def test_every_tensor_of_the_published_sizes_is_mapped_exactly_once():
     """The boxes of each Megatron tensor tile it, and every Hugging Face tensor is named once."""
     config = json.loads((DEMO / "config.json").read_text())
     for layout in (Layout.named("bridge"), Layout.named("pai"), Layout("bridge", False, False)):
@@ -149,7 +149,7 @@ def test_every_tensor_of_the_published_sizes_has_one_place():
         assert len({(r.key, r.offset) for r in table}) == len(table)
 
 
-def test_a_name_is_found_in_the_table_as_hugging_face_writes_it():
+def test_tensors_are_found_in_the_table_by_hugging_face_name():
     rows = [row for row in TABLE if "model.language_model.layers.{i}.self_attn.q_proj.weight" in row.hf]
     assert [row.megatron for row in rows] == ["language_model.decoder.layers.{i}.self_attention.linear_qkv.weight"]
     demo = Architecture.from_config(json.loads((DEMO / "config.json").read_text()))
@@ -198,7 +198,7 @@ def test_weights_of_another_size_than_the_config_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
-def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
+def test_missing_and_unexpected_tensors_are_listed(tmp_path, change):
     tiny.save(tiny.hf_model(), tmp_path / "hf")
     weights = tensors(tmp_path / "hf")
     if change == "missing":
@@ -227,7 +227,7 @@ def test_a_tensor_too_few_or_too_many_is_listed(tmp_path, change):
     ],
     ids=["nowhere", "empty", "file", "no safetensors", "cut", "escaping index", "missing shard", "bad tracker", "no iteration"],
 )  # fmt: skip
-def test_a_source_that_cannot_be_read_is_one_line(tmp_path, prepare, line):
+def test_an_unreadable_source_is_a_one_line_error(tmp_path, prepare, line):
     prepare(tmp_path / "source")
     with pytest.raises(RequestError, match=line) as caught:
         run(tmp_path / "source", tmp_path / "target")
@@ -235,7 +235,7 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path, prepare, line):
     assert sorted(p.name for p in tmp_path.iterdir()) in ([], ["source"])
 
 
-def test_a_target_that_is_taken_is_kept_unless_it_may_be_replaced(tmp_path):
+def test_an_existing_target_is_kept_without_overwrite(tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     (target / "thesis.txt").write_text("years")
@@ -253,7 +253,7 @@ def test_a_target_that_is_taken_is_kept_unless_it_may_be_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("direction", ["to megatron", "to hf"])
-def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
+def test_a_full_disk_leaves_no_partial_target(tmp_path, monkeypatch, direction):
     source = DEMO
     if direction == "to hf":
         source = tmp_path / "mcore"
@@ -275,13 +275,13 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, direction):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_too_little_space_is_said_before_the_work(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_the_conversion(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(RequestError, match=r"needs .* MB, but .* has 5 B free"):
         run(DEMO, tmp_path / "target")
 
 
-def test_what_a_killed_conversion_left_is_cleared_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_conversion_are_removed_by_the_next(tmp_path):
     (tmp_path / "target.tmp").mkdir()
     (tmp_path / "target.tmp" / "half").write_text("x")
     run(DEMO, tmp_path / "target")
@@ -312,7 +312,7 @@ def test_verify_finds_a_changed_bit(tmp_path, monkeypatch, direction):
     assert not (tmp_path / "target").exists() and not list(tmp_path.glob("*.tmp"))
 
 
-def test_tables_that_name_other_classes_are_not_loaded(tmp_path):
+def test_metadata_with_other_classes_is_not_loaded(tmp_path):
     import pickle
 
     run(DEMO, tmp_path / "mcore")

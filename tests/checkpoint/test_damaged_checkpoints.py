@@ -98,7 +98,7 @@ def two_of_one_name(folder: Path) -> None:
     ],
     ids=["truncated shard", "missing shard", "index names no tensor", "pickle", "index is none", "twice", "no config"],
 )
-def test_a_damaged_model_folder_is_one_line(tmp_path, monkeypatch, capsys, change, line):
+def test_a_damaged_model_folder_is_a_one_line_error(tmp_path, monkeypatch, capsys, change, line):
     monkeypatch.chdir(tmp_path)
     source = damaged_hf(change, tmp_path)
     assert main(["convert", str(source), str(tmp_path / "target")]) == 2
@@ -134,7 +134,7 @@ def evil_record(folder: Path) -> None:
     ],
     ids=["truncated", "missing", "tables run a program", "no tables", "a record runs a program", "no tracker", "no config"],
 )
-def test_a_damaged_checkpoint_is_one_line(megatron, tmp_path, monkeypatch, capsys, change, line):
+def test_a_damaged_checkpoint_is_a_one_line_error(megatron, tmp_path, monkeypatch, capsys, change, line):
     monkeypatch.chdir(tmp_path)
     change(megatron)
     capsys.readouterr()
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_one_line(megatron, tmp_path, monkeypatch, capsy
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mcore"]
 
 
-def test_common_values_that_run_a_program_are_not_loaded(megatron, tmp_path, monkeypatch):
+def test_common_values_with_code_are_not_loaded(megatron, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(Evil(), megatron / "release" / "common.pt")
     with pytest.raises(RequestError, match=r"common.pt: holds more than tensors and plain values .*; not loaded"):
@@ -162,14 +162,14 @@ def with_nan(folder: Path) -> Path:
     return folder
 
 
-def test_nan_is_refused_with_the_tensors_name(tmp_path, capsys):
+def test_nan_is_refused_and_the_tensor_named(tmp_path, capsys):
     assert main(["convert", str(with_nan(tmp_path / "hf")), str(tmp_path / "target")]) == 2
     line = one_line(capsys)
     assert "holds NaN or infinity" in line and "--allow-nan" in line and (QUERY in line or NORM in line)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
-def test_nan_that_is_allowed_is_carried_along_and_counted(tmp_path, capsys):
+def test_allowed_nan_is_converted_and_counted(tmp_path, capsys):
     source = with_nan(tmp_path / "hf")
     assert main(["convert", str(source), str(tmp_path / "mcore"), "--allow-nan", "--report", str(tmp_path / "to.json")]) == 0
     assert "3 elements in 2 tensors" in capsys.readouterr().out
@@ -182,14 +182,14 @@ def test_nan_that_is_allowed_is_carried_along_and_counted(tmp_path, capsys):
     assert all(torch.equal(before[k].view(torch.int16), after[k].view(torch.int16)) for k in before)
 
 
-def test_infinity_stays_infinity_in_another_precision(tmp_path):
+def test_infinity_survives_a_change_of_precision(tmp_path):
     run(with_nan(tmp_path / "hf"), tmp_path / "mcore", allow_nan=True, dtype="fp16", verify=True)
     run(tmp_path / "mcore", tmp_path / "back", allow_nan=True)
     made = load_file(tmp_path / "back" / hf.SINGLE)
     assert made[QUERY][5, 7].isnan() and made[QUERY][0, 1] == -float("inf") and made[NORM][0] == float("inf")
 
 
-def test_the_report_says_what_was_done(tmp_path, capsys):
+def test_the_report_describes_the_conversion(tmp_path, capsys):
     words = ["--verify", "--layout", "pai", "--report", str(tmp_path / "report.json")]
     assert main(["convert", str(DEMO), str(tmp_path / "mcore"), *words]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -209,27 +209,27 @@ def test_the_report_says_what_was_done(tmp_path, capsys):
         (["--dtype", "bf16"], "--device cuda: torch finds no CUDA GPU here; leave it out, the CPU writes the same bytes"),
     ],
 )
-def test_a_gpu_that_is_not_there_or_has_nothing_to_do_is_refused(tmp_path, monkeypatch, capsys, words, line):
+def test_device_cuda_is_refused_without_a_gpu_or_a_cast(tmp_path, monkeypatch, capsys, words, line):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["convert", str(tmp_path / "any"), str(tmp_path / "target"), "--device", "cuda", *words]) == 2
     err = capsys.readouterr().err
     assert line in err and err.count("\n") == 1 and not (tmp_path / "target").exists()
 
 
-def test_a_report_that_cannot_be_written_is_said_before_the_work(tmp_path):
+def test_an_unwritable_report_is_reported_before_the_conversion(tmp_path):
     with pytest.raises(RequestError, match=r"--report .*: .* is not a folder; create it first"):
         run(DEMO, tmp_path / "mcore", report=str(tmp_path / "nowhere" / "report.json"))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_forward_pass_is_left_out_where_memory_is_short(tmp_path, monkeypatch, capsys):
+def test_verify_skips_the_forward_pass_if_memory_is_short(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "free_memory", lambda: 20_000_000)
     run(DEMO, tmp_path / "mcore", verify=True, report=str(tmp_path / "report.json"))
     sentence = json.loads((tmp_path / "report.json").read_text())["forward"]["skipped"]
     assert "the model takes 11.0 MB, more than half of the 20.0 MB" in sentence and sentence in capsys.readouterr().out
 
 
-def test_a_target_that_computes_something_else_is_refused(tmp_path, monkeypatch):
+def test_verify_refuses_a_target_with_other_logits(tmp_path, monkeypatch):
     """Were the reading again to miss a change, the logits would not."""
     original = convert.forward_parity
 
@@ -266,14 +266,14 @@ def half_way(request, tmp_path):
         conversion.process.join()
 
 
-def test_ctrl_c_leaves_nothing_and_exits_with_130(half_way):
+def test_ctrl_c_leaves_no_partial_target_and_exits_with_130(half_way):
     conversion, _, target = half_way
     code, err = conversion.stop(signal.SIGINT)
     assert code == 130 and err.endswith("qwen3vl: stopped\n") and "Traceback" not in err
     assert not list(target.parent.iterdir())
 
 
-def test_after_a_kill_nothing_looks_whole_and_the_next_run_starts_clean(half_way):
+def test_a_killed_conversion_leaves_no_complete_target_and_the_next_starts_clean(half_way):
     conversion, source, target = half_way
     assert conversion.stop(signal.SIGKILL)[0] == -signal.SIGKILL
     left = target.with_name("target.tmp")

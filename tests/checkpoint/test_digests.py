@@ -105,7 +105,7 @@ def stated_size(data: Path) -> None:
         pickle.dump(table, file)
 
 
-def test_every_file_has_a_digest_and_the_checkpoint_is_found_whole(trained):
+def test_every_file_has_a_digest_and_an_intact_checkpoint_passes(trained):
     data = trained / "checkpoints" / NEW
     digests = file_digests.read(data)
     assert set(digests) == {file.name for file in data.iterdir()} - {file_digests.NAME}
@@ -113,14 +113,14 @@ def test_every_file_has_a_digest_and_the_checkpoint_is_found_whole(trained):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_damage_is_found(trained, tmp_path, kind):
+def test_each_kind_of_damage_is_detected(trained, tmp_path, kind):
     data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
     KINDS[kind](data)
     assert retention.damage(data, ("data",)) or file_digests.problem(data, file_digests.read(data))
 
 
 @pytest.mark.parametrize("kind", ["common.pt is empty", "common.pt is cut", "extra.json is {}", "extra.json is no table", "cut short"])
-def test_damage_of_a_checkpoint_without_digests_is_said_in_one_line_too(trained, tmp_path, kind):
+def test_damage_without_digests_is_a_one_line_error(trained, tmp_path, kind):
     data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
     without_digests(data)
     assert retention.damage(data, ("data",)) is None
@@ -130,7 +130,7 @@ def test_damage_of_a_checkpoint_without_digests_is_said_in_one_line_too(trained,
 
 
 @pytest.mark.parametrize("seed", range(DAMAGES))
-def test_random_damage_is_found(trained, tmp_path, seed):
+def test_random_damage_is_detected(trained, tmp_path, seed):
     chance = random.Random(seed)
     data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
     file = chance.choice(sorted(data.iterdir()))
@@ -143,7 +143,7 @@ def test_random_damage_is_found(trained, tmp_path, seed):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_resume_passes_over_a_checkpoint_with_one_flipped_bit_and_says_so(trained, data, tmp_path, world):
+def test_a_resume_skips_a_checkpoint_with_a_flipped_bit_and_reports_it(trained, data, tmp_path, world):
     run = copy_of(trained, tmp_path / "run")
     before = runs.losses(run)
     sign_of_second_moment(run / "checkpoints" / NEW)
@@ -159,7 +159,7 @@ def test_a_resume_passes_over_a_checkpoint_with_one_flipped_bit_and_says_so(trai
         assert runs.losses(run) == before + before[2:], "bitwise"
 
 
-def test_no_step_is_made_when_every_checkpoint_is_damaged(trained, tmp_path):
+def test_no_step_is_trained_if_every_checkpoint_is_damaged(trained, tmp_path):
     run = copy_of(trained, tmp_path / "run")
     before = runs.losses(run)
     for name in (OLD, NEW):
@@ -169,7 +169,7 @@ def test_no_step_is_made_when_every_checkpoint_is_damaged(trained, tmp_path):
     assert runs.losses(run) == before
 
 
-def test_convert_and_inspect_find_damage_of_the_bytes_that_they_read(trained, tmp_path, capsys):
+def test_convert_and_inspect_detect_damage_in_the_bytes_that_they_read(trained, tmp_path, capsys):
     run = copy_of(trained, tmp_path / "run")
     data = run / "checkpoints" / NEW
     reader = torch_dist.RegionReader(data)
@@ -183,7 +183,7 @@ def test_convert_and_inspect_find_damage_of_the_bytes_that_they_read(trained, tm
     assert "were written" in capsys.readouterr().out
 
 
-def test_a_checkpoint_whose_table_states_too_much_is_one_line(trained, tmp_path, capsys):
+def test_metadata_with_too_large_sizes_is_a_one_line_error(trained, tmp_path, capsys):
     run = copy_of(trained, tmp_path / "run")
     for name in (OLD, NEW):
         stated_size(run / "checkpoints" / name)
@@ -225,7 +225,7 @@ def test_runs_check_names_the_damaged_checkpoint(trained, tmp_path, capsys):
     assert [row["step"] for row in rows] == [2, 4] and rows[0]["unknown"] and "differs" in rows[1]["problem"]
 
 
-def test_a_file_that_another_one_replaces_or_that_cannot_be_read_is_named(tmp_path):
+def test_replaced_and_unreadable_files_are_named(tmp_path):
     (tmp_path / "a.distcp").write_bytes(os.urandom(file_digests.CHUNK + 5))
     digests = file_digests.of_files(tmp_path, ["a.distcp"])
     (tmp_path / file_digests.NAME).write_text(file_digests.written(digests))

@@ -90,7 +90,7 @@ def test_every_form_of_the_files_gives_the_same_checkpoint(saved, converted, tmp
 
 
 @pytest.mark.parametrize("form", ["transposed", "straight"])
-def test_square_stacks_are_told_apart_by_the_other_projection(tmp_path, form):
+def test_the_other_projection_shows_whether_square_stacks_are_transposed(tmp_path, form):
     """Where gate and up together are as wide as the model, their stack alone does not say whether it is transposed."""
     from transformers import Qwen3VLMoeForConditionalGeneration
 
@@ -180,7 +180,7 @@ def test_the_boxes_of_all_experts_tile_both_sides(saved):
         assert len({(key, index) for key, index, _ in states}) == len(states)
 
 
-def test_layers_without_experts_among_them_are_refused(saved, tmp_path):
+def test_dense_layers_among_moe_layers_are_refused(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "hf")
     config = json.loads((saved / "config.json").read_text())
     config["text_config"]["mlp_only_layers"] = [0]
@@ -189,7 +189,7 @@ def test_layers_without_experts_among_them_are_refused(saved, tmp_path):
         run(tmp_path / "hf", tmp_path / "target")
 
 
-def test_a_config_without_experts_does_not_fit_a_model_that_has_them(saved, tmp_path, capsys):
+def test_a_dense_config_for_a_moe_model_is_refused(saved, tmp_path, capsys):
     """A published walkthrough converts an A3B back as a dense size."""
     shutil.copytree(saved, tmp_path / "hf")
     config = json.loads((saved / "config.json").read_text())

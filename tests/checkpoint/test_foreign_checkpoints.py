@@ -64,13 +64,13 @@ def test_a_checkpoint_of_another_core_converts_bitwise(models, tmp_path, release
         ("0.14.0", "moe", "pai, layers stacked"),
     ],
 )
-def test_inspect_says_whose_names_it_has(tmp_path, release, kind, layout):
+def test_inspect_names_the_program_that_wrote_it(tmp_path, release, kind, layout):
     found = inspect(unpacked(release, kind, tmp_path))
     assert found.layout == layout and found.parallel == ("TP 1 PP 1 CP 1 EP 1" if kind == "moe" else "TP 1 PP 1 CP 1")
     assert not found.problems and set(found.parts) >= {"vision", "projector", "embeddings", "language"}
 
 
-def test_a_model_is_loaded_from_them_directly(models, tmp_path):
+def test_a_model_loads_directly_from_foreign_checkpoints(models, tmp_path):
     for release, kind in (("0.15.3", "dense"), ("0.19.2", "moe")):
         loaded = qwen3vl_core.load(unpacked(release, kind, tmp_path / release)).state_dict()
         expected = qwen3vl_core.load(models[kind]).state_dict()
@@ -78,7 +78,7 @@ def test_a_model_is_loaded_from_them_directly(models, tmp_path):
 
 
 @pytest.mark.parametrize("release", ["0.13.1", "0.15.3", "0.19.2"])
-def test_damage_is_noticed(tmp_path, capsys, release):
+def test_damage_is_detected(tmp_path, capsys, release):
     checkpoint = unpacked(release, "moe", tmp_path)
     file = max((checkpoint / "iter_0000007").glob("*.distcp"), key=lambda f: f.stat().st_size)
     with file.open("r+b") as stream:
@@ -102,7 +102,7 @@ class Evil:
         return os.system, ("touch ran",)
 
 
-def test_nothing_that_a_checkpoint_names_is_called(tmp_path, monkeypatch):
+def test_no_function_named_in_a_checkpoint_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = unpacked("0.13.1", "dense", tmp_path)
     data = checkpoint / "iter_0000007"
@@ -126,7 +126,7 @@ def installed(release: str, folder: Path) -> Path | None:
 @pytest.mark.slow
 @pytest.mark.skipif("QWEN3VL_OTHER_CORES" not in os.environ, reason="QWEN3VL_OTHER_CORES=1 installs other cores into a temporary folder")
 @pytest.mark.parametrize("release", RELEASES)
-def test_each_core_that_installs_here_writes_one_that_converts(models, tmp_path, release):
+def test_checkpoints_of_each_installable_megatron_core_convert(models, tmp_path, release):
     core = installed(release, tmp_path / "core")
     if core is None:
         pytest.skip(f"no Megatron-Core {release} for this Python")

@@ -54,7 +54,7 @@ def test_a_converted_checkpoint_has_the_same_parts(megatron, capsys):
 
 
 @pytest.mark.parametrize("form", ["straight", "transposed"])
-def test_experts_are_a_part_of_their_own(tmp_path, form):
+def test_experts_are_reported_separately(tmp_path, form):
     folder = tiny.save(tiny.hf_moe_model(layers=3), tmp_path / "hf")
     if form == "transposed":
         assert main(["convert", str(folder), str(tmp_path / "mcore")]) == 0
@@ -93,7 +93,7 @@ def test_a_run_shows_its_last_checkpoint_and_the_optimizers_state(trained, capsy
     assert "its state is saved" in out
 
 
-def test_a_run_without_a_checkpoint_is_no_error(tmp_path, capsys):
+def test_a_run_without_a_checkpoint_is_not_an_error(tmp_path, capsys):
     (tmp_path / "plan.json").write_text('{"kind": "finetune", "name": "x"}')
     assert main(["inspect", str(tmp_path)]) == 0
     assert "checkpoints none" in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_pickled_weights_are_named_and_never_opened(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file.bin"])
-def test_a_path_that_is_none_of_ours_is_one_line(tmp_path, capsys, name):
+def test_an_unknown_path_is_a_one_line_error(tmp_path, capsys, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.bin").touch()
     assert main(["inspect", str(tmp_path / name)]) == 2

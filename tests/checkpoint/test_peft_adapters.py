@@ -89,7 +89,7 @@ def test_the_base_may_be_a_megatron_checkpoint(bases, tmp_path, name):
         torch.testing.assert_close(one.read_box(here), other.read_box(there), atol=1e-7, rtol=0)
 
 
-def test_it_is_what_load_and_a_finetune_begin_with(bases, tmp_path):
+def test_load_and_finetune_start_from_a_peft_adapter(bases, tmp_path):
     folder = adapter(bases["dense"], tmp_path / "adapter", CONFIGS["dense"])
     convert.run(ConvertOptions(source=str(folder), target=str(tmp_path / "merged"), dtype="fp32"))
     loaded, expected = (qwen3vl_core.load(path).state_dict() for path in (folder, tmp_path / "merged"))
@@ -99,7 +99,7 @@ def test_it_is_what_load_and_a_finetune_begin_with(bases, tmp_path):
     assert architecture_of(FinetuneOptions(load=str(folder)).load) == open_source(folder).architecture
 
 
-def test_in_the_precision_of_the_base_it_is_rounded_once(bases, tmp_path):
+def test_the_merged_weights_are_rounded_once_to_the_bases_precision(bases, tmp_path):
     folder = adapter(bases["dense"], tmp_path / "adapter", CONFIGS["dense"])
     for dtype in ("keep", "fp32"):
         convert.run(ConvertOptions(source=str(folder), target=str(tmp_path / dtype), dtype=dtype))
@@ -107,7 +107,7 @@ def test_in_the_precision_of_the_base_it_is_rounded_once(bases, tmp_path):
     assert all(torch.equal(kept[k], exact[k].bfloat16()) for k in kept)
 
 
-def test_inspect_says_what_it_is(bases, tmp_path, capsys):
+def test_inspect_describes_a_peft_adapter(bases, tmp_path, capsys):
     folder = adapter(bases["dense"], tmp_path / "adapter", CONFIGS["dense"])
     assert main(["inspect", str(folder)]) == 0
     out = capsys.readouterr().out
@@ -144,7 +144,7 @@ def pickled(folder: Path) -> None:
     ],
     ids=["dora", "kind", "not here", "no base", "no alpha", "no place", "no weights", "pickles", "no config"],
 )
-def test_what_cannot_be_merged_is_refused(bases, tmp_path, capsys, change, line):
+def test_unmergeable_adapters_are_refused(bases, tmp_path, capsys, change, line):
     folder = adapter(bases["dense"], tmp_path / "adapter", dict(r=2, lora_alpha=2, target_modules=["q_proj"]))
     change(folder)
     capsys.readouterr()
@@ -166,7 +166,7 @@ def test_peft_adapters_are_not_written_as_peft_adapters(bases, tmp_path, capsys)
     assert "is not a LoRA run" in capsys.readouterr().err
 
 
-def test_a_converted_checkpoint_knows_the_folder_that_peft_users_load(bases, tmp_path):
+def test_a_converted_checkpoint_records_the_base_model_for_peft(bases, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(bases["dense"], source)
     convert.run(ConvertOptions(source=str(source), target=str(tmp_path / "mcore")))

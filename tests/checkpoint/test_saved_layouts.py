@@ -62,7 +62,7 @@ def experts(tmp_path_factory):
     return source, saved(source, tmp_path_factory.mktemp("saved"), EXPERTS)
 
 
-def test_inspect_says_which_layout_saved_it(experts):
+def test_inspect_shows_the_layout_that_saved_it(experts):
     found = {name: inspect(checkpoint).parallel for name, checkpoint in experts[1].items()}
     assert found["TP2 SP EP2 ETP2"] == "TP 2 PP 1 CP 1 EP 2 ETP 2" and found["PP2 VP2"] == "TP 1 PP 2 VP 2 CP 1 EP 1 ETP 1"
 
@@ -80,12 +80,12 @@ def check(source: Path, checkpoint: Path, target: Path, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_the_checkpoint_of_a_run_is_the_model_it_began_with(dense, tmp_path, name):
+def test_the_checkpoint_of_a_run_without_training_converts_back_bitwise(dense, tmp_path, name):
     source, checkpoints = dense
     check(source, checkpoints[name], tmp_path / "back", torch.bfloat16 if "bf16" in name else torch.float32)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_the_checkpoint_of_a_run_of_experts_is_the_model_it_began_with(experts, tmp_path, name):
+def test_the_checkpoint_of_a_moe_run_without_training_converts_back_bitwise(experts, tmp_path, name):
     source, checkpoints = experts
     check(source, checkpoints[name], tmp_path / "back", torch.float32)

@@ -44,7 +44,7 @@ def test_torch_loads_the_archive_and_finds_the_numbers_aligned(dtype, shape):
 
 @pytest.mark.parametrize("dtype", STORAGES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_numbers_are_found_in_what_torch_saves(dtype, shape):
+def test_the_data_is_found_in_archives_written_by_torch(dtype, shape):
     tensor = torch.randn(shape, dtype=torch.float64).to(dtype)
     stored = io.BytesIO()
     torch.save(tensor, stored)
@@ -59,14 +59,14 @@ def test_the_numbers_are_found_in_what_torch_saves(dtype, shape):
     [torch.arange(6.0).view(2, 3).t(), torch.arange(6.0)[2:4], [torch.zeros(2)], torch.arange(3), None, {"a": 1}],
     ids=["transposed", "view", "list", "whole numbers", "none", "dictionary"],
 )
-def test_anything_but_a_whole_tensor_in_order_is_left_to_torch(value):
+def test_other_records_than_one_contiguous_tensor_are_left_to_torch(value):
     stored = io.BytesIO()
     torch.save(value, stored)
     assert locate(reader_of(stored.getvalue()), len(stored.getvalue())) is None
 
 
 @pytest.mark.parametrize("cut", [0, 10, 100, 900])
-def test_what_is_no_archive_is_left_to_torch(cut):
+def test_other_files_are_left_to_torch(cut):
     blob = bytes(range(256)) * 8
     assert locate(reader_of(blob[:cut]), cut) is None
 
@@ -99,7 +99,7 @@ def cuts(random, extent: int) -> list[int]:
 
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_box_is_read_from_any_cut(tmp_path, data):
+def test_any_region_is_read_from_any_split(tmp_path, data):
     """As tensor, pipeline and expert parallel ranks cut a tensor: along any of its axes."""
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
     tensor = torch.randn(shape).bfloat16()
@@ -124,7 +124,7 @@ def test_any_box_is_read_from_any_cut(tmp_path, data):
     assert torch_dist.read_common(folder) == {"iteration": 3}
 
 
-def test_a_box_with_a_missing_piece_is_refused(tmp_path):
+def test_a_region_with_a_missing_piece_is_refused(tmp_path):
     with RegionWriter(tmp_path / "data") as writer:
         writer.write(writer.add("t", (4, 2), (0, 0), (2, 2), torch.float32), 0, stream.raw_bytes(torch.zeros(4)))
         writer.finish({})
@@ -134,7 +134,7 @@ def test_a_box_with_a_missing_piece_is_refused(tmp_path):
 
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data(), block=st.integers(1, 40))
-def test_blocks_in_either_order_are_the_rules_permutations(data, block):
+def test_blocks_in_either_direction_equal_the_transforms(data, block):
     """Whatever the size of a block, the blocks of a region joined are what the transform makes of the whole."""
     from qwen3vl_core.checkpoint import transforms
 
@@ -178,7 +178,7 @@ def test_blocks_in_either_order_are_the_rules_permutations(data, block):
 
 @pytest.mark.parametrize("dtype", STORAGES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_one_number_that_is_not_finite_is_seen(dtype, bad):
+def test_a_single_non_finite_value_is_found(dtype, bad):
     values, buffers = torch.randn(5000).to(dtype), stream.Buffers()
     values[::7] = torch.finfo(dtype).max
     values[::11] = torch.finfo(dtype).min
@@ -188,7 +188,7 @@ def test_one_number_that_is_not_finite_is_seen(dtype, bad):
     assert stream.not_finite(values, [("a", 4000), ("b", 1000)]) == {"b": 1}
 
 
-def test_the_tables_do_not_run_what_they_name(tmp_path):
+def test_unpickling_metadata_runs_no_code(tmp_path):
     """Not even a class that a checkpoint may name: ours stand in for all of them."""
 
     class Evil:

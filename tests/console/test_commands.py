@@ -60,7 +60,7 @@ def finetune(store, program=EXITS_3, **options):
     return run
 
 
-def test_without_words_the_runs_are_listed(store, typed):
+def test_without_arguments_the_runs_are_listed(store, typed):
     assert typed() == (0, f"no runs in {store.root}; qwen3vl finetune starts one\n")
     ended(store, "print('well')")
     metrics(finetune(store), 3.0, 2.25)
@@ -83,7 +83,7 @@ def test_the_table_fits_a_narrow_terminal(store, typed, monkeypatch):
     assert max(map(len, typed()[1].splitlines())) <= 40
 
 
-def test_a_run_is_shown_with_plan_state_metrics_and_why_it_failed(store, typed):
+def test_a_run_is_shown_with_plan_state_metrics_and_failure_reason(store, typed):
     run = finetune(store, "print('\\x1b[31mCUDA out of memory\\x1b[0m'); sys.exit(3)", lr=3e-4)
     metrics(run, 3.0, 2.25)
     code, out = typed("show", "1")
@@ -106,7 +106,7 @@ def test_a_lost_run_says_so_and_what_to_do(store, typed):
     assert launch.wait(run) == "stopped"
 
 
-def test_logs_shows_the_last_lines_clean(store, typed):
+def test_logs_prints_the_last_lines_without_control_sequences(store, typed):
     ended(store, "for n in range(100): print(f'\\x1b[1mline {n}\\x07')\nprint('half', end='')")
     assert typed("logs", "1", "-n", "2") == (0, "line 98\nline 99\nhalf\n")
     assert len(typed("logs", "job")[1].splitlines()) == 41
@@ -132,7 +132,7 @@ def test_logs_follows_until_the_end(store):
     assert (followers[1].returncode, out, err) == (0, "gone on\n", "run 0001-job: done\n")
 
 
-def test_stop_waits_and_resume_goes_on(store, typed):
+def test_stop_waits_and_resume_continues(store, typed):
     run = store.create("job", {}, job(UNTIL_GO))
     launch.start(run)
     until((run.path / "up").exists)
@@ -220,7 +220,7 @@ def test_a_clone_starts_with_changed_options(store, typed, tmp_path, monkeypatch
         (["list", "--runs", "/dev/null"], "--runs /dev/null: is a file"),
     ],
 )
-def test_a_wrong_request_is_one_line(store, words, line):
+def test_a_wrong_request_is_a_one_line_error(store, words, line):
     store.create("finetune", FinetuneOptions(load="base", train_data="data"), ["true"])
     store.create("job", {}, ["true"])
     with pytest.raises(RequestError) as caught:
@@ -240,7 +240,7 @@ def test_two_runs_side_by_side_show_what_differs(store, typed):
     assert typed("compare", "1", "1")[1].endswith("no option differs\n")
 
 
-def test_two_runs_of_different_kinds_are_compared_by_the_same_facts_as_text_and_as_json(store, typed):
+def test_runs_of_different_kinds_are_compared_alike_in_text_and_json(store, typed):
     metrics(finetune(store, lr=3e-4), 4.0, 3.0)
     store.create("job", {"x": 1}, ["true"])
     code, out = typed("compare", "1", "2", "--json")

@@ -71,7 +71,7 @@ def test_the_list_is_filtered_sorted_and_an_array(store, answer):
         commands.runs(["list", "--sort", "speed"])
 
 
-def test_show_holds_plan_state_metrics_checkpoints_and_what_went_wrong(store, answer):
+def test_show_contains_plan_state_metrics_checkpoints_and_failure(store, answer):
     run = finetune(store, [3.0, float("nan")], status="failed")
     run.log.write_text("step 1\nOSError: [Errno 28] No space left on device: 'x'\n")
     (run.path / "checkpoints" / "iter_0000002").mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_stop_save_and_resume_answer_in_json(store, answer):
     launch.wait(run, 150)
 
 
-def test_a_wish_to_save_never_ends_a_process_that_has_no_handler_for_it(store):
+def test_a_save_request_never_kills_a_process_without_a_handler(store):
     run = store.create("finetune", FinetuneOptions(load="base", train_data="data"), job(SLEEPS))
     launch.start(run)
     until((run.path / "up").exists)
@@ -156,7 +156,7 @@ def test_delete_asks_says_what_it_frees_and_refuses_a_live_run(store, answer, ca
         commands.runs(["delete", "1", "--yes"])
 
 
-def test_a_run_that_is_a_link_is_unlinked_and_what_it_leads_to_stays(store, tmp_path):
+def test_a_run_that_is_a_symlink_is_unlinked_and_its_target_kept(store, tmp_path):
     run = finetune(store, [3.0])
     elsewhere = tmp_path / "elsewhere"
     shutil.move(run.path, elsewhere)
@@ -165,7 +165,7 @@ def test_a_run_that_is_a_link_is_unlinked_and_what_it_leads_to_stays(store, tmp_
     assert not run.path.exists() and (elsewhere / "plan.json").is_file()
 
 
-def test_what_cannot_be_deleted_is_one_line(store, monkeypatch):
+def test_a_run_that_cannot_be_deleted_is_a_one_line_error(store, monkeypatch):
     run = finetune(store, [3.0])
     monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors=False: None if ignore_errors else (_ for _ in ()).throw(
         PermissionError(13, "Permission denied", str(path))))  # fmt: skip
@@ -180,7 +180,7 @@ def test_tensorboard_needs_scalars_and_a_run_without_says_so(store):
         commands.runs(["tensorboard", "1"])
 
 
-def test_votes_are_given_taken_back_and_refused_all_or_none(store, answer, tmp_path):
+def test_votes_are_saved_withdrawn_and_refused_atomically(store, answer, tmp_path):
     run = store.create("compare", {"base": "a", "tuned": ["b"]}, ["true"])
     pictures = [tmp_path / "one.png", tmp_path / "two.png", tmp_path / "other" / "two.png"]
     rows = [{"image": str(picture), "prompt": "What?", "model": model, "text": f"a {model}", "done": True}

@@ -100,7 +100,7 @@ def captions(screen: str) -> tuple[str, str]:
     return base, tuned
 
 
-def test_the_whole_demo_is_typed_and_two_captions_are_read_off_the_screen(terminal, tmp_path):
+def test_the_demo_is_run_by_keys_and_two_captions_are_on_screen(terminal, tmp_path):
     runs = tmp_path / "demo" / "runs"
     terminal.until("The loop, step by step", "▸ +Prepare", "· +Compare")
     stages = [("0001-prepare", "source"), ("0002-convert", "target"), ("0003-demo", "train-data"), ("0004-convert", "target")]

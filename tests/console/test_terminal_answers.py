@@ -73,14 +73,14 @@ def found(answers: list[bytes]) -> tuple[str, bytes]:
     ],
     ids=["sixel", "kitty", "both", "graphics refused", "xterm.js", "typed ahead", "cells of no size", "silent"],
 )
-def test_the_best_way_to_show_pictures_is_what_the_terminal_answers(answers, expected):
+def test_pictures_use_the_protocol_that_the_terminal_reports(answers, expected):
     way, wrote = found(answers)
     assert way == expected
     assert wrote.count(b"\x1b[c") == 1, "it is asked once"
     assert all(answer not in wrote for answer in answers), "no answer is echoed on the screen"
 
 
-def test_without_a_terminal_nothing_is_asked():
+def test_without_a_terminal_no_query_is_sent():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("before = termios.tcgetattr(0)", "").replace("assert termios.tcgetattr(0) == before", "")
          .replace("sys.__stdout__.isatty() and ", "")], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,

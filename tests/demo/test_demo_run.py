@@ -18,7 +18,7 @@ def loop(tmp_path_factory) -> tuple[Path, str]:
     return demo(tmp_path_factory)
 
 
-def test_the_finetuned_model_says_less_and_still_says_it_right(loop):
+def test_the_finetuned_models_captions_are_shorter_and_still_correct(loop):
     report = json.loads((loop[0] / "report.json").read_text())
     assert report["pictures"] == 64
     assert report["base_words"] > 90 and report["base_accuracy"] > 0.97

@@ -67,7 +67,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_defaults_are_the_bundled_models_training():
+def test_the_defaults_are_those_of_the_bundled_model():
     recipe = read_arguments(["--to", "model"])
     assert (recipe.minutes, recipe.steps, recipe.batch_size, recipe.lr, recipe.seed) == (7.8, None, 256, 1.5e-3, 0)
     tags_part = [recipe.is_long(step, 0.2) for step in range(16)]
@@ -189,7 +189,7 @@ def test_the_score_counts_what_the_captions_name(tokenizer):
     assert text.startswith("2 held-out scenes: 100.0% of the attributes named, 1") and "sky_colour" in text
 
 
-def test_a_training_that_diverges_leaves_nothing(tmp_path, capsys):
+def test_a_diverging_training_leaves_nothing(tmp_path, capsys):
     arguments = ["--steps", "3", "--batch-size", "1", "--lr", "1e30", "--workers", "1"]
     assert main(["--to", str(tmp_path / "model"), *arguments]) == EXIT_FAILED
     last = capsys.readouterr().err.splitlines()[-1]
@@ -222,14 +222,14 @@ def test_a_worker_that_dies_ends_the_training_with_a_reason(tmp_path):
         (["--epochs", "1"], "--epochs 1: no such option"),
     ],
 )
-def test_a_wrong_option_is_one_line_and_exit_code_2(arguments, said, tmp_path, capsys):
+def test_a_wrong_option_is_a_one_line_error_with_exit_code_2(arguments, said, tmp_path, capsys):
     to = ["--to", str(tmp_path / "model")] if arguments else []
     assert main([*to, *arguments]) == EXIT_REQUEST
     shown = capsys.readouterr().err
     assert said in shown and shown.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_is_not_replaced_unasked(tmp_path, capsys):
+def test_a_nonempty_folder_is_not_replaced_without_overwrite(tmp_path, capsys):
     Image.new("RGB", (1, 1)).save(tmp_path / "mine.png")
     assert main(["--to", str(tmp_path), "--steps", "1"]) == EXIT_REQUEST
     assert "not empty; add --overwrite" in capsys.readouterr().err

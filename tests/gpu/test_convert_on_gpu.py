@@ -18,7 +18,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_numbers_cast_on_the_gpu_are_those_of_the_processor(tmp_path, dtype):
+def test_weights_cast_on_the_gpu_equal_those_cast_on_the_cpu(tmp_path, dtype):
     source = tiny.save(tiny.hf_model(), tmp_path / "hf")
     values = load_file(source / "model.safetensors")
     # halves of the last place, and numbers that are subnormal in fp16: where rounding could differ

@@ -69,7 +69,7 @@ def experts(tmp_path_factory):
 @pytest.mark.parametrize(
     "changes", [{}, {"recompute": "sel"}, {"recompute": "full"}, {"lora_rank": 4}, {"distributed_optimizer": True}], ids=str
 )
-def test_replayed_losses_of_experts_are_those_of_the_kernels_one_by_one(experts, changes):
+def test_replayed_losses_of_experts_equal_eager_losses(experts, changes):
     one_by_one, none = losses(experts, graphs=False, **changes)
     replayed, count = losses(experts, **changes)
     assert none == 0 and count >= 8
@@ -86,7 +86,7 @@ def test_replayed_losses_of_experts_are_those_of_the_kernels_one_by_one(experts,
     ],
     ids=str,
 )  # fmt: skip
-def test_replayed_losses_are_those_of_the_kernels_one_by_one(folder, changes):
+def test_replayed_losses_equal_eager_losses(folder, changes):
     one_by_one, none = losses(folder, graphs=False, **changes)
     replayed, count = losses(folder, **changes)
     assert none == 0 and count >= 8
@@ -96,7 +96,7 @@ def test_replayed_losses_are_those_of_the_kernels_one_by_one(folder, changes):
         assert other == pytest.approx(loss, rel=2e-3) and other_norm == pytest.approx(norm, rel=2e-2)
 
 
-def test_graphs_have_the_losses_of_the_plain_path(folder):
+def test_graphs_have_the_losses_of_the_eager_path(folder):
     """Without graphs rows are not rounded to buckets and every position has logits."""
     plain, none = losses(folder, cuda_graph="off")
     replayed, count = losses(folder)

@@ -49,20 +49,20 @@ def replayed(case) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", cases.QK_SHAPES, ids=str)
-def test_query_and_key_are_those_of_separate_modules(shape, dtype):
+def test_query_and_key_equal_those_of_separate_modules(shape, dtype):
     case = cases.qk_rope(*shape, dtype=dtype)
     agree(case.both(), case.replaced.both(), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(cases.ROW, 6144), (1001, 9728), (777, 3072)], ids=str)
-def test_swiglu_is_megatrons(shape, dtype):
+def test_swiglu_equals_megatrons(shape, dtype):
     case = cases.swiglu(*shape, dtype=dtype)
     agree(case.both(), case.replaced.both(), dtype)
 
 
 @pytest.mark.parametrize("shape", [(2048, 151936), (300, 1001)], ids=str)
-def test_cross_entropy_is_megatrons(shape):
+def test_cross_entropy_equals_megatrons(shape):
     case = cases.cross_entropy(*shape)
     losses, gradient = case.both()
     their_losses, their_gradient = case.replaced.both()
@@ -86,7 +86,7 @@ def test_gradients_added_in_place_are_nearer_to_fp32():
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_a_cuda_graph_gives_the_bits_of_the_kernels_one_by_one(name):
+def test_a_cuda_graph_is_bitwise_equal_to_eager_kernels(name):
     case = cases.CASES[name]()
     one_by_one = [result.clone() for result in case.both()]
     for a, b in zip(replayed(case), one_by_one, strict=True):
@@ -94,7 +94,7 @@ def test_a_cuda_graph_gives_the_bits_of_the_kernels_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_a_kernel_waits_for_nothing(name):
+def test_kernels_do_not_synchronize(name):
     case = cases.CASES[name]()
     case.both()
     torch.cuda.set_sync_debug_mode("error")
@@ -104,7 +104,7 @@ def test_a_kernel_waits_for_nothing(name):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_losses_are_those_without_kernels(tmp_path, monkeypatch):
+def test_losses_equal_those_without_kernels(tmp_path, monkeypatch):
     """Steps of a small model with heads of 128, replayed as graphs."""
     from tests import tiny
     from tests.gpu.test_cuda_graphs import losses

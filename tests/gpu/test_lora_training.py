@@ -26,7 +26,7 @@ def folder(request, tmp_path_factory):
     return tiny.save(made.bfloat16(), tmp_path_factory.mktemp(request.param))
 
 
-def test_adapters_beside_the_layers_are_as_near_to_the_merged_model_in_fp32_as_hugging_face_in_bf16_is(folder, tmp_path):
+def test_adapters_are_as_close_to_the_merged_fp32_model_as_hugging_face_in_bf16(folder, tmp_path):
     from transformers import AutoModelForImageTextToText
 
     run, merged = tmp_path / "run", tmp_path / "merged"
@@ -46,7 +46,7 @@ def test_adapters_beside_the_layers_are_as_near_to_the_merged_model_in_fp32_as_h
 
 
 @pytest.mark.parametrize("changes", [{}, {"recompute": "full"}, {"recompute": "sel"}, {"precision": "fp8"}], ids=str)
-def test_thirty_steps_on_one_batch_learn_it(folder, changes):
+def test_thirty_steps_overfit_one_batch(folder, changes):
     if changes.get("precision") == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("fp8 needs Ada or Hopper")
     losses = trainings.train_one_batch(folder, 30, **(LORA | {"lr": 3e-3, "min_lr": 1e-3, "train_iters": 40} | changes))
@@ -54,7 +54,7 @@ def test_thirty_steps_on_one_batch_learn_it(folder, changes):
     assert losses[-1] < 0.95 * losses[0]
 
 
-def test_a_resumed_run_goes_on_as_the_one_that_was_not_stopped(folder, tmp_path):
+def test_a_resumed_run_continues_like_an_uninterrupted_one(folder, tmp_path):
     went_on = trainings.train_in_two_halves(folder, tmp_path, LORA)
     for ours, theirs in zip(trainings.train_in_two_halves(folder, tmp_path, LORA, {}), went_on, strict=True):
         # the kernels of the attention's backward pass add up in no fixed order

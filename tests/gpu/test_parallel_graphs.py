@@ -77,7 +77,7 @@ def results(request, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(("layout", "packed"), FORMS, ids=lambda value: value if isinstance(value, str) else "packed" if value else "rows")
-def test_replayed_losses_are_those_of_the_kernels_one_by_one(results, layout, packed):
+def test_replayed_losses_equal_eager_losses(results, layout, packed):
     (replayed, count), (one_by_one, none) = (results[layout, packed, graphs] for graphs in (True, False))
     assert none == 0 and count >= 4
     for (loss, norm), (other, other_norm) in zip(one_by_one, replayed, strict=True):

@@ -72,7 +72,7 @@ def test_the_model_is_made_of_transformer_engine_modules(models):
 
 
 @pytest.mark.parametrize("name", tiny.BATCHES)
-def test_bf16_logits_are_as_near_to_fp32_as_hugging_face_is(models, name):
+def test_bf16_logits_are_as_close_to_fp32_as_hugging_faces(models, name):
     exact, theirs, ours = models
     inputs = tiny.BATCHES[name]().inputs()
     mask = inputs["attention_mask"].bool().cuda()
@@ -137,7 +137,7 @@ def test_fp8_stays_within_fp8_rounding(folder, recipe):
     assert 2 * bf16 < fp8 < (32 if source.architecture.is_moe else 16) * bf16
 
 
-def test_a_checkpoint_of_the_cpu_path_loads_strictly_and_the_other_way_round(folder, tmp_path):
+def test_checkpoints_load_strictly_between_cpu_and_gpu(folder, tmp_path):
     """Written by the streaming conversion, read by Megatron's own loader into Transformer Engine modules, module states
     included; saved by Megatron from there, converted back bitwise."""
     from megatron.core import dist_checkpointing
@@ -203,7 +203,7 @@ def gap(losses, exact) -> float:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_leaves_the_losses_as_near_to_fp32_as_they_are(folder, steps_in, name):
+def test_an_option_keeps_the_losses_as_close_to_fp32(folder, steps_in, name):
     """Three steps and an evaluation, pictures and text."""
     from tests.training import trainings
 
@@ -215,7 +215,7 @@ def test_an_option_leaves_the_losses_as_near_to_fp32_as_they_are(folder, steps_i
     assert got < times * max(own, 2e-3)
 
 
-def test_gradients_added_in_place_are_those_that_are_added_afterwards(folder, monkeypatch):
+def test_gradients_added_in_place_equal_those_added_afterwards(folder, monkeypatch):
     from qwen3vl_core.training import setup
     from tests.training import trainings
 
@@ -239,7 +239,7 @@ def test_gradients_added_in_place_are_those_that_are_added_afterwards(folder, mo
     ],
     ids=["bf16", "fp8 tensorwise", "fp8 delayed", "optimizer on the host"],
 )  # fmt: skip
-def test_a_resumed_run_goes_on_as_if_never_stopped(folder, tmp_path, changes):
+def test_a_resumed_run_continues_like_an_uninterrupted_one(folder, tmp_path, changes):
     from tests.training import trainings
 
     went_on = trainings.train_in_two_halves(folder, tmp_path / "checkpoints", changes)

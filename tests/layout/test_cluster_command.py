@@ -55,12 +55,12 @@ def test_torchrun_takes_the_command(cluster, tmp_path):
         ({"KUBERNETES_CONTAINER_RESOURCE_GPU": "0"}, "a node needs a GPU"),
     ],
 )
-def test_what_the_cluster_lacks_is_named(changes, line):
+def test_missing_cluster_variables_are_named(changes, line):
     with pytest.raises(RequestError, match=line):
         Cluster.read(NODE | changes)
 
 
-def test_a_layout_that_the_nodes_cannot_hold_is_refused(cluster):
+def test_a_layout_that_does_not_fit_the_nodes_is_refused(cluster):
     with pytest.raises(RequestError, match=r"16 processes: must be a multiple of tp x pp x cp = 3 x 1 x 1 = 3"):
         process_count(FinetuneOptions(env="dlc", tp=3))
 
@@ -71,7 +71,7 @@ def test_restarts_are_left_to_the_supervisor(tmp_path):
     assert words[words.index("--max-restarts") + 1] == "0" and words[words.index("--nproc-per-node") + 1] == "2"
 
 
-def test_a_port_that_is_taken_is_avoided_and_none_is_chosen_that_a_connection_may_get(tmp_path, monkeypatch):
+def test_used_and_ephemeral_ports_are_avoided(tmp_path, monkeypatch):
     taken = free_port()
     assert torchrun_command.FIRST_PORT <= taken < int(torchrun_command.EPHEMERAL_PORTS.read_text().split()[0])
     monkeypatch.setattr(torchrun_command, "FIRST_PORT", taken)

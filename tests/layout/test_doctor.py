@@ -17,7 +17,7 @@ from qwen3vl_core.layout import doctor
 GPU = {"name": "NVIDIA H100", "memory.total": "81559", "memory.used": "4", "driver_version": "570.1", "compute_cap": "9.0"}
 
 
-def test_this_machine_is_examined_for_real(capsys, tmp_path):
+def test_the_doctor_examines_this_machine(capsys, tmp_path):
     code = main(["doctor", "--json", "--runs", str(tmp_path / "new" / "runs")])
     found = {c["name"]: c for c in json.loads(capsys.readouterr().out)}
     assert {"Python", "packages", "torch", "disk", "ports", "run store"} <= found.keys()
@@ -49,7 +49,7 @@ def test_missing_and_old_packages_are_named_with_the_command():
         (None, "warn", "none; runs work on the CPU"),
     ],
 )
-def test_gpus_are_judged_by_what_nvidia_smi_shows(gpus, status, words):
+def test_gpus_are_judged_by_the_output_of_nvidia_smi(gpus, status, words):
     (check,), has = doctor.check_gpus(lambda: gpus)
     assert (check.status, has) == (status, gpus is not None) and words in check.text
 
@@ -69,7 +69,7 @@ def test_nvidia_smi_is_read_and_its_failure_is_a_failure(tmp_path, monkeypatch):
     assert check.status == "fail" and "no devices were found" in check.text and not has and check.fix
 
 
-def test_a_broken_torch_or_engine_is_told_apart():
+def test_broken_torch_and_transformer_engine_are_distinguished():
     def names(found: dict, gpu: bool) -> dict[str, str]:
         return {c.name: c.status for c in doctor.check_torch(found, gpu)}
 
@@ -81,13 +81,13 @@ def test_a_broken_torch_or_engine_is_told_apart():
     assert names({"torch": "2.11", "gloo": True}, False) == {"torch": "ok"}
 
 
-def test_a_probe_that_dies_is_reported_and_does_not_take_the_doctor_along(tmp_path):
+def test_a_crashing_probe_is_reported_and_does_not_crash_the_doctor(tmp_path):
     (tmp_path / "torch.py").write_text("import os\nos._exit(11)\n")
     found = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path)})
     assert "ended with exit code 11" in found["torch_error"]
 
 
-def test_a_probe_that_writes_no_utf8_is_reported_with_what_can_be_read(tmp_path):
+def test_a_probe_with_invalid_utf8_is_reported(tmp_path):
     (tmp_path / "torch.py").write_text("import os\nos.write(2, b'caf\\xe9: no GPU\\n')\nos._exit(11)\n")
     found = doctor.probe({**os.environ, "PYTHONPATH": str(tmp_path)})
     assert "11" in found["torch_error"] and ": no GPU" in found["torch_error"]
@@ -104,7 +104,7 @@ def test_a_store_that_cannot_be_written_is_a_failure(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_little_space_is_a_warning_and_none_a_failure(tmp_path):
+def test_little_disk_space_is_a_warning_and_none_a_failure(tmp_path):
     bounds = ((1, 1), (1, 1 << 60), (1 << 60, 1 << 61))
     judge = [doctor.check_space("disk", tmp_path, least, good, "free some").status for least, good in bounds]
     assert judge == ["ok", "warn", "fail"]

@@ -30,7 +30,7 @@ def test_a_published_size_has_its_parameters(size, parameters):
     assert total_parameters(published(size)) == parameters
 
 
-def test_the_shipped_model_is_counted_to_the_last_weight():
+def test_the_shipped_models_parameters_are_counted_exactly():
     from safetensors import safe_open
 
     from qwen3vl_core.layout.parameters import TINY
@@ -58,7 +58,7 @@ def accepted(architecture: Architecture) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "experts"])
-def test_every_accepted_layout_builds_and_holds_what_was_planned(kind, tmp_path):
+def test_every_accepted_layout_builds_with_the_planned_parameters(kind, tmp_path):
     if kind == "experts":
         config = tiny.hf_moe_model(0, layers=6).config
     else:

@@ -28,7 +28,7 @@ from qwen3vl_core.options import FinetuneOptions, option_problems
          "a whole number; use --global-batch-size 4, or leave --vp out"),
     ],
 )  # fmt: skip
-def test_a_broken_rule_is_said_with_its_equation(size, changes, processes, line):
+def test_a_broken_rule_is_reported_with_its_equation(size, changes, processes, line):
     options = FinetuneOptions(**changes)
     assert line in [str(problem) for problem in layout_problems(options, published(size), processes)]
 
@@ -40,7 +40,7 @@ def test_several_problems_are_listed_together():
     assert [str(f).startswith(s) for f, s in zip(found, starts, strict=True)] == [True] * 6
 
 
-def test_the_way_out_is_a_way_out():
+def test_applying_a_remedy_removes_its_problem():
     options = FinetuneOptions(tp=2, global_batch_size=9)
     assert "use 8 or 12" in str(next(layout_problems(options, published("4B"), 8)))
     for size in (8, 12):

@@ -25,12 +25,12 @@ def at(length: int, a=TWO, graph: bool = True, measured=MEASURED, **changes) -> 
 
 
 @pytest.mark.parametrize("m", [m for m in MEASURED if m.precision == "bf16" and not m.lora], ids=str)
-def test_what_was_measured_is_what_is_expected(m):
+def test_measured_points_are_reproduced(m):
     last = [n for n in MEASURED if dataclasses.replace(n, mfu=m.mfu) == m][-1]
     assert at(m.tokens, published(m.size), m.graph, packing=m.packed) == pytest.approx(last.mfu, abs=1e-3)
 
 
-def test_between_and_beyond_what_was_measured():
+def test_mfu_is_interpolated_and_extrapolated():
     two = (MeasuredMfu("2B", 8192, 0.5), MeasuredMfu("2B", 4096, 0.4))
     assert 0.4 < at(6144, measured=two) < 0.5 and at(2048, measured=two) < 0.4
     # a fixed time and one for each token: 2 + 0.5 (8192 / tokens - 1)
@@ -44,7 +44,7 @@ def test_a_single_figure_takes_the_shape_of_the_longest_curve_and_a_width_betwee
     assert 0.5 < at(8192, FOUR, measured=rows) < 0.6 and at(8192, published("32B"), measured=rows) == 0.6
 
 
-def test_a_figure_of_the_same_kind_comes_first():
+def test_a_measurement_of_the_same_kind_is_preferred():
     rows = (MeasuredMfu("2B", 8192, 0.5), MeasuredMfu("2B", 8192, 0.3, precision="fp8"), MeasuredMfu("2B", 8192, 0.4, lora=True))
     assert at(8192, measured=rows, precision="fp8") == 0.3 and at(8192, measured=rows, lora_rank=8) == 0.4
     # the shape of a single figure is that of the curve in bf16
@@ -55,7 +55,7 @@ def test_a_figure_of_the_same_kind_comes_first():
     assert at(8192, published("A3B"), graph=False) == pytest.approx(0.175, abs=1e-3)
 
 
-def test_the_step_that_was_measured_takes_as_long_as_planned():
+def test_the_measured_step_takes_as_long_as_planned():
     """2B packed to 8192, 4 rows a step: 1053.5 ms on one H200 (docs/speed.md)."""
     estimate = judge(PACKED, BIG, disk=False, architecture=TWO).estimate
     assert estimate is not None and estimate.step.seconds == pytest.approx(1.0535, rel=0.03)
@@ -70,7 +70,7 @@ def test_the_plan_counts_flops_as_a_run_does():
     assert found.model == pytest.approx(4 * model_flops(TWO, [8192], [4096]).model)
 
 
-def test_longer_packed_rows_that_would_be_faster_are_named_with_their_options():
+def test_faster_longer_packed_rows_are_suggested_with_their_options():
     short = dataclasses.replace(PACKED, seq_length=4096, global_batch_size=8)
     (note,) = judge(short, BIG, disk=False, architecture=TWO).notes
     assert note.code == "longer-rows-faster" and note.remedies == ({"seq_length": 8192, "global_batch_size": 4},)
@@ -84,7 +84,7 @@ def test_longer_packed_rows_that_would_be_faster_are_named_with_their_options():
     assert not judge(short, PlanOptions(gpus=1, memory=140.0, mfu=0.4), disk=False, architecture=TWO).notes
 
 
-def test_the_plan_says_it_in_text_and_json(capsys):
+def test_the_plan_shows_mfu_in_text_and_json(capsys):
     words = ["plan", "--size", "2B", "--gpus", "1", "--memory", "140", "--packing", "--seq-length", "4096", "--micro-batch-size", "1"]
     assert main(words) == 0
     assert "note: --seq-length 4096: longer packed rows would be about" in capsys.readouterr().out

@@ -170,7 +170,7 @@ def plan(values: dict, dp: int = 2, micro_batches: int = 8):
 
 @settings(deadline=None, max_examples=60)
 @given(values=choices, name=st.sampled_from(["tp", "cp", "pp"]))
-def test_a_finer_split_never_needs_more_on_one_gpu(values, name):
+def test_more_model_parallelism_never_needs_more_memory_per_gpu(values, name):
     assume(values["precision"] == "bf16")
     # a pipeline's first stage keeps the pictures of as many micro batches as there are stages, which can outweigh its fewer layers
     several = 1 if name == "pp" else 8
@@ -181,7 +181,7 @@ def test_a_finer_split_never_needs_more_on_one_gpu(values, name):
 
 @settings(deadline=None, max_examples=60)
 @given(values=choices)
-def test_more_tokens_need_more_and_savings_save(values):
+def test_more_tokens_need_more_memory_and_recompute_less(values):
     peak, options, processes = plan(values)
     a = published(options.size)
 

@@ -52,13 +52,13 @@ def test_options_that_need_each_other(changes, line):
         ("A3B", dict(precision="fp8", fp8_recipe="blockwise", etp=4), 4, "--precision fp8: 192 FFN columns of an expert on a GPU, not a"),
     ],
 )
-def test_layers_and_columns_divide(size, changes, processes, line):
+def test_layers_and_columns_must_be_divisible(size, changes, processes, line):
     options = FinetuneOptions(**{"global_batch_size": processes} | changes)
     found = [str(problem) for problem in layout_problems(options, published(size), processes)]
     assert any(f.startswith(line) for f in found) if line else not found, found
 
 
-def test_the_vision_tower_follows_with_a_number_that_divides_it():
+def test_the_vision_towers_remedy_divides_its_heads():
     assert [vision_layers_per_recompute(n, 27) for n in (1, 2, 4, 9, 14)] == [1, 1, 3, 9, 9]
 
 
@@ -89,7 +89,7 @@ def test_the_vision_tower_follows_with_a_number_that_divides_it():
         (CPU, dict(optimizer_offload=0.5), "--optimizer-offload 0.5: this machine has no GPU, the optimizer is on the host"),
     ],
 )
-def test_what_a_machine_cannot_serve_is_refused_with_the_reason(machine, changes, line):
+def test_options_that_the_machine_does_not_support_are_refused(machine, changes, line):
     found = [str(problem) for problem in machine_problems(FinetuneOptions(**changes), machine)]
     assert len(found) == 1 and found[0].startswith(line), found
 
@@ -99,11 +99,11 @@ def test_what_a_machine_cannot_serve_is_refused_with_the_reason(machine, changes
     [dict(), dict(precision="fp8"), dict(precision="fp8", fp8_recipe="blockwise"), dict(attention="flash"), dict(attention="fused"),
      dict(recompute="offload"), dict(optimizer_offload=1.0), dict(precision="fp32"), dict(cp=2)],
 )  # fmt: skip
-def test_a_hopper_with_transformer_engine_serves_everything(changes):
+def test_a_hopper_with_transformer_engine_supports_everything(changes):
     assert not list(machine_problems(FinetuneOptions(**changes), HOPPER))
 
 
-def test_without_transformer_engine_fp32_is_cut_along_its_rows_too():
+def test_without_transformer_engine_fp32_supports_sequence_parallelism():
     assert not list(machine_problems(FinetuneOptions(precision="fp32", cp=2), BARE))
 
 

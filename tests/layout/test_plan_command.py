@@ -35,13 +35,13 @@ def test_a_valid_plan_that_fits_ends_with_0(capsys):
     assert "valid: TP 2 x PP 1 x CP 1 x DP 2 = 4 GPUs" in out and "fits:" in out and "TFLOP" in out
 
 
-def test_one_that_does_not_fit_ends_with_1_and_says_what_would(capsys):
+def test_a_plan_that_does_not_fit_ends_with_1_and_suggests_one_that_does(capsys):
     code, out, _ = plan(capsys, "--size", "A22B", "--gpus", "8", "--memory", "80")
     assert code == 1
     assert "does not fit" in out and "GPUs of 80 GiB needed: 64" in out
 
 
-def test_one_that_is_not_valid_ends_with_2_and_lists_every_problem(capsys):
+def test_an_invalid_plan_ends_with_2_and_lists_every_problem(capsys):
     code, out, _ = plan(capsys, "--size", "4B", "--gpus", "4", "--tp", "3", "--vp", "2", "--json")
     found = json.loads(out)
     assert code == 2 and not found["valid"] and len(found["problems"]) == 3 and "stages" not in found
@@ -72,7 +72,7 @@ def test_suggestions_are_valid_and_the_best_comes_first(size):
     assert found[: len(fitting)] == fitting and [c.seconds for c in fitting] == sorted(c.seconds for c in fitting)
 
 
-def test_gpus_needed_are_enough_and_half_is_not():
+def test_the_needed_gpus_are_enough_and_half_are_not():
     base, a = FinetuneOptions(), published("32B")
     count = gpus_needed(base, a, 80)
     roomy = FinetuneOptions(global_batch_size=count * 8)
@@ -80,7 +80,7 @@ def test_gpus_needed_are_enough_and_half_is_not():
     assert not any(c.fits(80) for c in suggest(roomy, a, count // 2, 80))
 
 
-def test_every_preset_fits_its_card(capsys):
+def test_every_preset_fits_its_gpu(capsys):
     rows = presets()
     assert {(r["size"], r["gpus"], r["card_gb"]) for r in rows} == {
         (s, g, c) for s in ("2B", "4B", "8B", "32B", "A3B", "A22B") for g in (1, 2, 4, 8) for c in (80, 96, 141)
@@ -119,7 +119,7 @@ def test_the_scripts_start_what_was_planned(capsys, data, tmp_path):
     assert subprocess.run(["bash", "-n", tmp_path / "pod.sh"], check=False).returncode == 0
 
 
-def test_the_script_of_several_nodes_leaves_one_whole_plan(capsys, data, tmp_path):
+def test_the_script_of_several_nodes_writes_one_complete_plan(capsys, data, tmp_path):
     _, out, _ = plan(capsys, "--load", BASE, "--train-data", data, "--global-batch-size", "16", "--gpus", "16", "--emit", "sh")
     script = tmp_path / "job.sh"
     # everything but the training itself
@@ -133,7 +133,7 @@ def test_the_script_of_several_nodes_leaves_one_whole_plan(capsys, data, tmp_pat
     assert from_mapping(FinetuneOptions, json.loads((run_dir / "plan.json").read_text())["options"]).global_batch_size == 16
 
 
-def test_a_script_is_not_written_for_what_could_not_start(capsys, data):
+def test_a_script_is_not_written_for_an_invalid_plan(capsys, data):
     for words, line in [
         (["--size", "4B", "--emit", "sh"], "--load: required"),
         (["--load", BASE, "--train-data", data, "--tp", "3", "--gpus", "3", "--emit", "slurm"], "--tp 3: 8 attention heads"),
@@ -153,7 +153,7 @@ def test_a_saved_plan_gives_the_same_report(capsys, tmp_path):
     assert "TP 2 x" in plan(capsys, "--plan", str(file), "--tp", "2", "--gpus", "8")[1]
 
 
-def test_the_script_of_several_nodes_starts_a_failed_attempt_again_on_the_next_port(capsys, data, tmp_path):
+def test_the_script_of_several_nodes_restarts_on_the_next_port(capsys, data, tmp_path):
     words = ["--global-batch-size", "16", "--gpus", "16", "--max-restarts", "2", "--restart-wait", "0", "--emit", "sh"]
     _, out, _ = plan(capsys, "--load", BASE, "--train-data", data, *words)
     (tmp_path / "job.sh").write_text(out)

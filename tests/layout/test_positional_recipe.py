@@ -36,7 +36,7 @@ def problems(words: list[str], gpus: int = 8, environment: dict[str, str] | None
     return [str(problem) for problem in read(words, gpus=gpus, environment=environment or NOTHING).problems]
 
 
-def test_26_values_are_the_options_they_name():
+def test_positional_values_become_the_options_that_they_name():
     found = read(GOOD, gpus=8, environment=NOTHING)
     assert not found.problems
     expected = FinetuneOptions(
@@ -92,12 +92,12 @@ def test_24_values_leave_out_etp_and_ep():
         ({"DATASET_PATH": "500", "SAVE_INTERVAL": "/d/train"}, "20 SAVE_INTERVAL '/d/train' and 21 DATASET_PATH '500': look swapped"),
     ],
 )  # fmt: skip
-def test_a_problem_is_named_with_its_position_and_the_way_out(changes, line):
+def test_a_problem_is_reported_with_its_position_and_a_fix(changes, line):
     found = problems(changed(**changes))
     assert any(text.startswith(line) for text in found), found
 
 
-def test_all_problems_are_said_at_once():
+def test_all_problems_are_reported_at_once():
     found = problems(changed(TP="16", LR="1e-6", MIN_LR="1e-5", LR_WARMUP_ITERS="2000", GLOBAL_BATCH_SIZE="100", MODEL_SIZE="9B"))
     assert {f.split()[0] for f in found} >= {"2", "6", "10", "25"}
 
@@ -146,7 +146,7 @@ def test_the_command_ends_with_0_or_2_and_saves_a_plan(capsys, tmp_path, monkeyp
     assert not file.exists()
 
 
-def test_what_the_script_means_without_a_value_is_said():
+def test_the_scripts_defaults_are_reported():
     o = read(changed(AC="offload", PP="1", EP="4"), gpus=8, environment=NOTHING).options
     assert o.recompute_layers == 1, "the script keeps one layer on the host"
     short = read(changed(TRAIN_ITERS="400"), gpus=8, environment=NOTHING)
@@ -208,7 +208,7 @@ def test_validation_data_that_no_evaluation_reads_is_refused():
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(st.sampled_from([*GOOD, "", "true", "-1", "nan", "1e999", "4B", "é"]), st.text(max_size=6)), max_size=28))
-def test_whatever_is_given_it_is_explained_and_never_crashes(words):
+def test_any_input_is_explained_and_never_crashes(words):
     found = read(words, gpus=8, environment=NOTHING)
     assert all("\n" not in str(p) and len(str(p)) > 10 for p in found.problems)
     assert found.options is not None or found.problems

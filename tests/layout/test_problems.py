@@ -66,7 +66,7 @@ def test_every_remedy_of_every_rule_parses_and_its_problem_is_gone(request):
 
 @settings(deadline=None, max_examples=150)
 @given(requests())
-def test_no_two_problems_say_the_same_and_each_is_one_line_of_data(request):
+def test_problems_are_distinct_and_serializable(request):
     problems = told(*request)
     rules = [(p.code, p.option) for p in problems]
     assert len(set(rules)) == len(rules)
@@ -77,13 +77,13 @@ def test_no_two_problems_say_the_same_and_each_is_one_line_of_data(request):
 
 
 @pytest.mark.parametrize("gpus", [3, 6, 7])
-def test_gpus_that_no_copy_of_the_model_fills_are_said_of_the_option_that_asks_for_them(gpus):
+def test_unused_gpus_are_reported_for_the_option_that_causes_them(gpus):
     (problem,) = judge(FinetuneOptions(size="4B", tp=4, global_batch_size=840), PlanOptions(gpus=gpus)).problems
     assert (problem.code, problem.option, problem.remedies) == ("processes-not-multiple", "gpus", ({"gpus": 4},))
     assert judge(FinetuneOptions(size="4B", tp=4, global_batch_size=840), PlanOptions(gpus=4)).valid
 
 
-def test_packing_with_a_micro_batch_is_told_once():
+def test_packing_with_a_micro_batch_is_reported_once():
     (problem,) = option_problems(FinetuneOptions(packing=True, micro_batch_size=4))
     assert problem.remedies == ({"micro_batch_size": 1, "seq_length": 8192},)
     assert str(problem).endswith("; use --micro-batch-size 1 and --seq-length 8192")
@@ -98,7 +98,7 @@ def test_the_adapters_rank_is_a_number_in_the_remedy():
 @pytest.mark.parametrize("changes", [
     {"data": "d", "images": ["p"]}, {"images": ["p"], "own_questions": True}, {"data": "d", "references": "r"},
 ])  # fmt: skip
-def test_a_comparisons_remedies_are_ways_out(changes):
+def test_remedies_of_a_comparison_remove_its_problems(changes):
     options = CompareOptions(base="a", tuned=["b"], **changes)
     (problem,) = option_problems(options)
     for remedy in problem.remedies:
@@ -108,7 +108,7 @@ def test_a_comparisons_remedies_are_ways_out(changes):
     assert caught.value.problems == (problem,)
 
 
-def test_a_command_prints_every_problem_one_a_line(capsys):
+def test_a_command_prints_one_line_per_problem(capsys):
     words = ["finetune", "--tp", "0", "--lr", "fast", "--train-data", "/nowhere", "--lora-alpha", "32"]
     assert main(words) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -118,7 +118,7 @@ def test_a_command_prints_every_problem_one_a_line(capsys):
     assert [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()] == ["--dtype int8", "--size 9B"]
 
 
-def test_the_plans_json_holds_the_records(capsys):
+def test_the_plans_json_contains_the_problems(capsys):
     assert main(["plan", "--size", "4B", "--gpus", "4", "--tp", "3", "--lora-alpha", "32", "--json"]) == 2
     found = json.loads(capsys.readouterr().out)
     codes = {problem["code"]: problem for problem in found["problems"]}

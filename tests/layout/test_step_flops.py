@@ -41,7 +41,7 @@ def test_the_vision_tower_by_hand():
     assert mergers == 4 * 2 * 256 * (4096 * 4096 + 4096 * 2048)
 
 
-def test_frozen_and_recomputed_parts_count_as_they_are_spent():
+def test_frozen_and_recomputed_parts_count_their_actual_flops():
     whole = step_flops(FinetuneOptions(), TWO, 256)
     assert step_flops(FinetuneOptions(freeze="vision"), TWO, 256).vision < whole.vision
     frozen = step_flops(FinetuneOptions(freeze="vision,projector"), TWO, 256)
@@ -52,7 +52,7 @@ def test_frozen_and_recomputed_parts_count_as_they_are_spent():
     assert again.model == whole.model and again.recompute == pytest.approx((whole.language + whole.attention) / 3 + 8 * tower)
 
 
-def test_more_gpus_are_quicker_and_a_pipeline_has_a_bubble():
+def test_more_gpus_are_faster_and_a_pipeline_has_a_bubble():
     one = step_seconds(FinetuneOptions(), TWO, 1, 0, mfu=0.4)
     assert step_seconds(FinetuneOptions(), TWO, 2, 0, mfu=0.4) == pytest.approx(one / 2)
     # 8 micro batches over 2 stages: one eighth longer

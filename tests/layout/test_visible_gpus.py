@@ -50,7 +50,7 @@ def test_a_run_gets_the_gpus_that_cuda_shows(three_gpus, monkeypatch, shown, cou
     assert gpu_memory() == ({8.0: 40.0, 9.0: 81559 / 1024, None: None}[capability])
 
 
-def test_a_tool_that_fails_counts_no_gpu(tmp_path, monkeypatch):
+def test_a_failing_nvidia_smi_counts_no_gpu(tmp_path, monkeypatch):
     file = tmp_path / "nvidia-smi"
     file.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no driver')\n")
     file.chmod(file.stat().st_mode | stat.S_IXUSR)

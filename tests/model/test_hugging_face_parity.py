@@ -48,7 +48,7 @@ def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
     check_gradients(pair, tiny.BATCHES[name]().inputs(), tmp_path, least=20)
 
 
-def test_nothing_but_the_config_says_what_is_computed(tmp_path):
+def test_all_hyperparameters_come_from_the_config(tmp_path):
     """A model with other numbers than any published size wherever config.json has one."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -69,13 +69,13 @@ def test_nothing_but_the_config_says_what_is_computed(tmp_path):
         assert (model(ids, **grids, **pixels) - expected).abs().max() < TOLERANCE
 
 
-def test_cached_generation_gives_the_logits_of_one_full_pass(pair):
+def test_cached_generation_has_the_logits_of_one_full_pass(pair):
     _, model = pair
     for cached, full in cached_beside_full(model, tiny.BATCHES["one picture"]().inputs(), steps=5):
         assert (cached - full).abs().max() < TOLERANCE
 
 
-def test_tokens_that_do_not_fit_the_pictures_are_named(pair):
+def test_mismatched_vision_tokens_are_reported(pair):
     _, model = pair
     inputs = tiny.BATCHES["one picture"]().inputs()
     inputs["image_grid_thw"] = torch.tensor([[1, 4, 8]])
@@ -91,7 +91,7 @@ def test_a_picture_without_tokens_is_refused(pair):
         model(**inputs)
 
 
-def test_a_call_without_tokens_says_what_it_needs(pair):
+def test_a_call_without_tokens_is_refused(pair):
     _, model = pair
     inputs = tiny.BATCHES["one picture"]().inputs()
     del inputs["input_ids"]

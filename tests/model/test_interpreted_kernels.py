@@ -70,7 +70,7 @@ def separate_modules(qkv, angles, q_weight, k_weight, eps, groups, size):
         (13, 1, 2, 1, 64, False), (11, 1, 2, 1, 72, False),
     ],
 )  # fmt: skip
-def test_query_and_key_are_normed_and_rotated_as_by_separate_modules(dtype, length, batch, groups, heads, size, norm):
+def test_query_and_key_are_normalized_and_rotated_as_by_separate_modules(dtype, length, batch, groups, heads, size, norm):
     from qwen3vl_core.model.kernels.qk_rope import qk_rope
 
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [(5, 1, 96), (3, 2, 2 * 1500), (0, 1, 8)], ids=str)
-def test_swiglu_and_its_gradient_are_those_in_fp32_rounded_once(dtype, shape):
+def test_swiglu_and_its_gradient_equal_fp32_rounded_once(dtype, shape):
     from qwen3vl_core.model.kernels.swiglu import swiglu
 
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_swiglu_and_its_gradient_are_those_in_fp32_rounded_once(dtype, shape):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("block", [8192, 64])
-def test_cross_entropy_and_its_gradient_are_those_in_fp32_rounded_once(monkeypatch, dtype, block):
+def test_cross_entropy_and_its_gradient_equal_fp32_rounded_once(monkeypatch, dtype, block):
     from qwen3vl_core.model.kernels import cross_entropy as module
 
     monkeypatch.setattr(module, "BLOCK", block)

@@ -34,7 +34,7 @@ def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["three pictures of different sizes", "text-only and picture rows mixed"])
 @pytest.mark.parametrize("pad_left", [False, True], ids=["padded right", "padded left"])
-def test_the_load_balancing_loss_is_hugging_faces_of_each_layer(pair, name, pad_left, tmp_path):
+def test_the_load_balancing_loss_equals_hugging_faces_of_each_layer(pair, name, pad_left, tmp_path):
     """Its gradient is among the others when the model trains; padding does not count. Hugging Face adds up the chosen experts
     of a token, Megatron takes their mean; Hugging Face counts all layers as one, Megatron each by itself."""
     from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func

@@ -72,7 +72,7 @@ def test_captions_of_a_live_run_appear_as_they_are_written(store, pictures):
     until(lambda: "done" in view.headline.value)
 
 
-def test_votes_are_kept_beside_the_captions_and_come_back(comparison, store, pictures):
+def test_votes_are_saved_with_the_captions_and_restored(comparison, store, pictures):
     view = CompareCaptions(comparison, store=store)
     view.vote_buttons.value = "tuned"
     view.go(1)
@@ -89,7 +89,7 @@ def test_votes_are_kept_beside_the_captions_and_come_back(comparison, store, pic
         again.vote("both")
 
 
-def test_the_frame_has_texts_words_and_seconds(comparison):
+def test_the_data_frame_has_texts_word_counts_and_seconds(comparison):
     frame = captions(comparison)
     assert frame["tuned_words"].tolist() == [6, 6, 6] and frame["base_seconds"].tolist() == [1.5] * 3
     assert frame["base"][0].startswith("The picture") and frame["vote"].isna().all()
@@ -106,7 +106,7 @@ def test_another_comparison_can_be_chosen(comparison, store, pictures):
     assert view.run == newer and "Newer." in view.columns["base"].value
 
 
-def test_a_picture_that_is_gone_or_broken_is_said_and_the_captions_stay(comparison, store, pictures):
+def test_a_missing_or_broken_picture_is_reported_and_its_captions_shown(comparison, store, pictures):
     pictures[0].unlink()
     pictures[1].write_bytes(b"no picture")
     view = CompareCaptions(comparison, store=store)
@@ -117,7 +117,7 @@ def test_a_picture_that_is_gone_or_broken_is_said_and_the_captions_stay(comparis
     assert view.message.value == "" and view.image.value
 
 
-def test_rows_of_any_shape_do_no_harm(store):
+def test_malformed_rows_are_ignored(store):
     run = recorded(store, "compare")
     rows = ["no json", "[]", "{}", '{"image":1,"model":"base","text":"x"}', '{"image":"a","model":"third","text":"x"}',
             '{"image":"<script>","model":"base","text":"<script>alert(1)</script>\\u001b[31m","seconds":"soon"}']  # fmt: skip
@@ -129,7 +129,7 @@ def test_rows_of_any_shape_do_no_harm(store):
     assert "<script" not in base + view.headline.value + view._repr_html_() and "\x1b" not in base
 
 
-def test_a_static_viewer_gets_pictures_and_differences(comparison, store):
+def test_a_static_viewer_shows_pictures_and_differences(comparison, store):
     page = CompareCaptions(comparison, store=store)._repr_html_()
     assert page.count("data:image/jpeg;base64,") == 3 and "<ins>" in page and "<del>" in page
 
@@ -166,7 +166,7 @@ def test_without_a_comparison_there_is_nothing_to_vote_on_or_to_write(comparison
     assert "no comparison is chosen" in view.message.value
 
 
-def test_any_number_of_checkpoints_stand_side_by_side(checkpoints, store, pictures):
+def test_any_number_of_checkpoints_is_compared(checkpoints, store, pictures):
     view = CompareCaptions(checkpoints, store=store)
     assert list(view.columns) == ["base", "step 10", "step 20"] and "/run/iter_0000020" in view.headline.value
     assert "<ins>" in view.columns["step 10"].value and "<del>" not in view.columns["base"].value
@@ -183,13 +183,13 @@ def test_any_number_of_checkpoints_stand_side_by_side(checkpoints, store, pictur
     assert frame["references"].tolist() == [["A red ball."]] * 3
 
 
-def test_a_vote_that_is_given_elsewhere_appears(checkpoints, store, pictures):
+def test_a_vote_made_elsewhere_appears(checkpoints, store, pictures):
     view = CompareCaptions(checkpoints, store=store)
     console_votes.vote(checkpoints, str(pictures[0]), "step 10", view.names)
     until(lambda: view.vote_buttons.value == "step 10" and "★" in view.columns["step 10"].value)
 
 
-def test_a_blind_comparison_tells_the_models_after_the_vote(checkpoints, store, pictures):
+def test_a_blind_comparison_reveals_the_models_after_the_vote(checkpoints, store, pictures):
     view = CompareCaptions(checkpoints, store=store, blind=True)
 
     def shown() -> str:

@@ -24,7 +24,7 @@ def copy(dataset, tmp_path):
     return shutil.copytree(dataset, tmp_path / "copy")
 
 
-def test_every_sample_can_be_turned_to(dataset):
+def test_every_sample_can_be_shown(dataset):
     preview = DatasetPreview(dataset)
     assert len(preview) == 28 and preview.split_menu.options == ("train", "val")
     seen = set()
@@ -42,7 +42,7 @@ def test_every_sample_can_be_turned_to(dataset):
     assert len(preview) == 4 and preview.index == 0 and preview.place.max == 4
 
 
-def test_what_is_trained_is_what_the_training_trains(dataset):
+def test_the_highlighted_tokens_are_those_that_training_uses(dataset):
     """Token for token, against the labels that the loader makes."""
     preview = DatasetPreview(dataset, model=BASE)
     processor = ChatProcessor.from_pretrained(BASE)
@@ -67,19 +67,19 @@ def test_without_a_model_the_answer_is_highlighted(dataset):
         preview.trained_tokens("x")
 
 
-def test_the_samples_are_a_frame(dataset):
+def test_the_samples_are_a_data_frame(dataset):
     frame = DatasetPreview(dataset, model=BASE).frame(limit=5)
     assert len(frame) == 5 and (frame["pictures"] == 1).all() and (frame["turns"] == 2).all() and (frame["trained_tokens"] > 3).all()
     assert (frame["question"] == "What is it?").all()
     assert DatasetPreview(dataset).frame(limit=1)["trained_tokens"].isna().all()
 
 
-def test_the_report_and_the_samples_stand_in_a_static_page(dataset):
+def test_a_static_page_contains_the_report_and_the_samples(dataset):
     page = DatasetPreview(dataset)._repr_html_()
     assert page.count("data:image/jpeg") == 4 and "train" in page and "28" in page
 
 
-def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, dataset, copy):
+def test_other_folders_are_refused_in_one_line(tmp_path, dataset, copy):
     for place, split, words in (
         (tmp_path, None, "give a folder made by qwen3vl prepare"), (dataset, "test", "no split test; there are: train, val"),
         (tmp_path / "none", None, "no such folder"),
@@ -96,7 +96,7 @@ def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, dataset, copy):
         DatasetPreview(dataset, model=tmp_path)
 
 
-def test_a_damaged_sample_is_said_and_the_others_are_shown(copy):
+def test_a_damaged_sample_is_reported_and_the_others_are_shown(copy):
     shard = next(copy.glob("train-*.tar"))
     table = np.fromfile(f"{shard}.idx", dtype="<u8")
     with open(shard, "r+b") as file:
@@ -112,7 +112,7 @@ def test_a_damaged_sample_is_said_and_the_others_are_shown(copy):
         DatasetPreview(copy)
 
 
-def test_text_of_a_sample_is_text(copy):
+def test_html_in_a_sample_is_escaped(copy):
     shard = next(copy.glob("train-*.tar"))
     data = shard.read_bytes()
     shard.write_bytes(data.replace(b"What is it?", b"<b>&what</b"))

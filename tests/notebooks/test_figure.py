@@ -33,12 +33,12 @@ def test_every_change_is_in_the_state_that_a_late_page_finds():
     assert ys(figure) == [[4.0, 5.0, 6.0]] and figure.shown.axes["shapes"][0]["y0"] == 2
 
 
-def test_a_gap_stays_a_gap_on_its_way_to_the_page():
+def test_a_gap_stays_a_gap_in_the_page():
     figure = Figure([{"x": np.array([1, 2, 3]), "y": np.array([1.0, np.nan, 3.0])}])
     assert np.isnan(ys(figure)[0]).tolist() == [False, True, False]
 
 
-def test_changes_together_are_one_message(monkeypatch):
+def test_simultaneous_changes_are_one_message(monkeypatch):
     figure, sent = Figure(), []
     monkeypatch.setattr(FigureState, "_send", lambda self, message, buffers=None: sent.append(message["state"]))
     with figure.batched_updates():
@@ -68,7 +68,7 @@ def test_plotlys_code_goes_to_the_page_once_and_each_figure_is_small():
     assert Figure().shown.library.comm is not None
 
 
-def test_a_closed_figure_leaves_no_model_but_the_code():
+def test_a_closed_figure_leaves_only_the_shared_code():
     kept = Figure()
     before = set(ipywidgets.widgets.widget._instances)
     Figure().close()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_examples_are_copied_and_a_copy_that_was_worked_on_stays(tmp_path):
+def test_examples_are_copied_and_edited_copies_are_kept(tmp_path):
     folder = tmp_path / "deep" / "work"
     assert [p.name for p in jupyterlab.copy_examples(folder)] == NAMES
     (folder / NAMES[0]).write_text("mine")
@@ -26,7 +26,7 @@ def test_examples_are_copied_and_a_copy_that_was_worked_on_stays(tmp_path):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_the_command_keeps_jupyters_token_and_listens_here_only(tmp_path):
+def test_the_command_keeps_jupyters_token_and_listens_locally(tmp_path):
     words = jupyterlab.command(tmp_path, 8899, "127.0.0.1", browser=False)
     assert words[:3] == [sys.executable, "-m", "jupyterlab"] and "--ServerApp.port=8899" in words and "--no-browser" in words
     assert "--ServerApp.ip=127.0.0.1" in words and not any("token" in w or "password" in w for w in words)
@@ -40,7 +40,7 @@ def test_kernels_find_the_package_the_command_and_the_runs(tmp_path):
     assert "QWEN3VL_RUNS" not in jupyterlab.environment(None, {})
 
 
-def test_wrong_requests_are_one_line(tmp_path, monkeypatch):
+def test_wrong_requests_are_one_line_errors(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(RequestError, match="is a file"):

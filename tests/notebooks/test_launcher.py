@@ -37,7 +37,7 @@ def test_every_option_of_every_command_has_its_field(kind, store):
         assert isinstance(field, wanted)
 
 
-def test_the_form_says_what_the_options_object_says(store, dataset):
+def test_the_form_reports_the_problems_of_the_options(store, dataset):
     values = finetune_options(dataset, sequence_parallel=True, tp=2, size="tiny", valid_data=str(dataset), eval_interval=100)
     launcher = Launcher("finetune", values, store=store)
     assert launcher.options == FinetuneOptions(**values)
@@ -49,7 +49,7 @@ def test_the_form_says_what_the_options_object_says(store, dataset):
     assert other.form.texts() == other.form.begin
 
 
-def test_the_form_goes_out_as_a_frame_and_comes_back(store, dataset, trained):
+def test_the_form_is_exported_as_a_data_frame_and_imported(store, dataset, trained):
     launcher = Launcher("finetune", finetune_options(dataset, tp=2), store=store)
     frame = launcher.frame()
     assert list(frame.index) == [o.name for o in options_of(FinetuneOptions)] and frame["value"].to_dict() == launcher.values
@@ -67,7 +67,7 @@ def test_the_form_goes_out_as_a_frame_and_comes_back(store, dataset, trained):
         other.fill(frame[["help"]])
 
 
-def test_a_broken_rule_is_said_while_one_types_and_the_button_waits(store, dataset):
+def test_a_broken_rule_is_shown_while_typing_and_disables_the_button(store, dataset):
     launcher = Launcher("finetune", finetune_options(dataset), store=store)
     assert not launcher.start_button.disabled
     launcher.form.fields["lr"].value = "fast"
@@ -81,7 +81,7 @@ def test_a_broken_rule_is_said_while_one_types_and_the_button_waits(store, datas
         launcher.fill(learning_rate=1)
 
 
-def test_the_checkpoint_and_the_data_are_looked_at_too(store, dataset, tmp_path):
+def test_the_checkpoint_and_the_data_are_checked_too(store, dataset, tmp_path):
     launcher = Launcher("finetune", finetune_options(dataset, tp=3), store=store)
     until(lambda: "8 attention heads / 3" in launcher.check_line.value)
     launcher.fill(tp=2)
@@ -97,7 +97,7 @@ def test_the_checkpoint_and_the_data_are_looked_at_too(store, dataset, tmp_path)
     until(lambda: "all checks passed" in other.check_line.value)
 
 
-def test_what_a_gpu_would_hold_is_shown_as_one_types(store):
+def test_the_memory_estimate_is_shown_while_typing(store):
     launcher = Launcher("finetune", {"size": "8B", "precision": "bf16", "global_batch_size": 32}, store=store)
     shown = launcher.memory.shown
     launcher.memory.fields["gpus"].value = "8"
@@ -142,7 +142,7 @@ def test_a_layout_that_fits_is_put_into_the_form(store):
         Launcher("convert", store=store).suggest()
 
 
-def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(store, dataset):
+def test_a_click_starts_a_training_and_a_second_click_finds_it(store, dataset):
     launcher = Launcher("finetune", finetune_options(dataset, train_iters=400), store=store)
     launcher.start_button.click()
     launcher.start_button.click()
@@ -155,7 +155,7 @@ def test_a_click_starts_a_real_training_and_a_second_one_of_the_same_finds_it(st
     assert len(store.list()) == 2 and store.list()[0].alive
 
 
-def test_a_cell_that_runs_again_takes_the_run_that_is_done(trained, dataset):
+def test_a_rerun_cell_uses_the_run_that_is_done(trained, dataset):
     values = finetune_options(dataset, eval_interval=2, eval_iters=1)
     launcher = Launcher("finetune", values, store=trained.path.parent)
     assert launcher.start() == trained
@@ -163,7 +163,7 @@ def test_a_cell_that_runs_again_takes_the_run_that_is_done(trained, dataset):
     assert launcher._same(launcher.options) is None
 
 
-def test_what_a_run_made_and_is_gone_is_made_again(store, dataset, tmp_path):
+def test_missing_outputs_of_a_run_are_made_again(store, dataset, tmp_path):
     launcher = Launcher("convert", source=BASE, target=tmp_path / "out", store=store)
     first = store.create("convert", launcher.options, ["true"])
     launch.start(first)
@@ -173,7 +173,7 @@ def test_what_a_run_made_and_is_gone_is_made_again(store, dataset, tmp_path):
     assert launcher._same(launcher.options) == first
 
 
-def test_a_failed_start_is_said_under_the_button(store, dataset):
+def test_a_failed_start_is_shown_under_the_button(store, dataset):
     launcher = Launcher("finetune", finetune_options(dataset), store=store)
     store.root.write_text("a file where the store should be")
     launcher.start_button.click()
@@ -181,7 +181,7 @@ def test_a_failed_start_is_said_under_the_button(store, dataset):
     store.root.unlink()
 
 
-def test_a_closed_form_looks_at_nothing_any_more(store, dataset):
+def test_a_closed_form_stops_checking(store, dataset):
     launcher = Launcher("finetune", finetune_options(dataset), store=store)
     launcher.close()
     launcher.close()
@@ -204,6 +204,6 @@ def test_a_static_viewer_gets_the_options_and_the_command(store, dataset):
     assert launcher._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"]
 
 
-def test_text_with_an_open_quotation_mark_is_one_line(store):
+def test_an_unclosed_quotation_mark_is_a_one_line_error(store):
     plan = read_plan("compare", {o.name: "" for o in options_of(COMMANDS["compare"])} | {"images": "'a"})
     assert "quotation mark is not closed" in plan.problem

@@ -43,7 +43,7 @@ class FakeShell:
         self.parent = {"header": {"msg_type": kind, "msg_id": message}, "metadata": metadata, "content": {"code": code}}
 
 
-def test_it_looks_until_it_is_closed():
+def test_a_widget_is_updated_until_it_is_closed():
     counter = Counter()
     until(lambda: counter.looks > 3)
     assert counter.updating
@@ -60,7 +60,7 @@ def test_closing_every_widget_ends_every_thread():
     assert not updaters()
 
 
-def test_an_error_is_said_and_does_not_end_the_looking():
+def test_an_error_is_shown_and_does_not_end_the_updates():
     class Failing(Counter):
         def look(self) -> None:
             super().look()
@@ -86,7 +86,7 @@ def test_an_updater_may_stop_itself():
 
 
 @pytest.mark.parametrize("cell", ["cell-7", None], ids=["named", "unnamed"])
-def test_a_cell_that_runs_again_leaves_one_widget(monkeypatch, cell):
+def test_a_rerun_cell_leaves_one_widget(monkeypatch, cell):
     shell = FakeShell(monkeypatch)
     shell.run("Counter()", "first", cell)
     one, two = Counter(), Counter()
@@ -99,7 +99,7 @@ def test_a_cell_that_runs_again_leaves_one_widget(monkeypatch, cell):
     assert three.updating and four.updating
 
 
-def test_a_cell_that_was_edited_is_the_same_cell(monkeypatch):
+def test_an_edited_cell_is_the_same_cell(monkeypatch):
     shell = FakeShell(monkeypatch)
     shell.run("Counter()", "first", "cell-9")
     one = Counter()
@@ -108,7 +108,7 @@ def test_a_cell_that_was_edited_is_the_same_cell(monkeypatch):
     assert not one.updating and two.updating
 
 
-def test_a_widget_that_a_click_makes_closes_none(monkeypatch):
+def test_a_widget_made_by_a_click_closes_no_other(monkeypatch):
     shell = FakeShell(monkeypatch)
     shell.run("Counter()", "first", "cell-10")
     one = Counter()
@@ -123,7 +123,7 @@ def test_outside_of_a_kernel_there_is_no_cell():
 
 
 @pytest.mark.parametrize("kind", ["Launcher", "RunMonitor", "CompareCaptions", "RunsTable", "DatasetPreview"])
-def test_a_cell_that_shows_one_again_leaves_one_of_it(kind, monkeypatch, store, dataset):
+def test_showing_a_widget_again_leaves_one_view(kind, monkeypatch, store, dataset):
     """Of each kind: one widget on the page, one thread at most, no timer of one that is gone."""
     make = {
         "Launcher": lambda: Launcher("finetune", finetune_options(dataset), store=store), "RunMonitor": lambda: RunMonitor(store=store),

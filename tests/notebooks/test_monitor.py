@@ -80,7 +80,7 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
     until(lambda: "stopped" in table.detail.value)
 
 
-def test_a_run_started_elsewhere_appears_and_a_choice_stays(store):
+def test_a_run_started_elsewhere_appears_and_the_selection_stays(store):
     first = recorded(store, name="first")
     write_metrics(first, [3.0, 2.0])
     monitor = RunMonitor(store=store)
@@ -112,7 +112,7 @@ def test_several_runs_smoothing_and_a_logarithmic_axis(store):
     assert len(lines(monitor)) == 3
 
 
-def test_what_is_not_new_is_not_sent(trained, monkeypatch):
+def test_unchanged_data_is_not_sent(trained, monkeypatch):
     monitor = RunMonitor(trained, store=trained.path.parent)
     sent = messages_of(monkeypatch)
     monitor._look()
@@ -176,7 +176,7 @@ def points_in(values) -> int:
     return len(b64decode(values["bdata"])) // np.dtype(values["dtype"]).itemsize if isinstance(values, dict) else len(values)
 
 
-def test_csv_holds_every_point_of_the_runs_on_screen(trained, tmp_path, monkeypatch):
+def test_csv_contains_every_point_of_the_shown_runs(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monitor = RunMonitor(trained, store=trained.path.parent)
     monitor.csv_button.click()
@@ -190,7 +190,7 @@ def test_csv_holds_every_point_of_the_runs_on_screen(trained, tmp_path, monkeypa
         monitor.to_csv(tmp_path / "none" / "x.csv")
 
 
-def test_the_curves_on_screen_are_a_picture_that_other_programs_draw(trained, tmp_path, monkeypatch):
+def test_the_curves_are_exported_as_a_valid_svg(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monitor = RunMonitor(trained, store=trained.path.parent, smoothing=0.5)
     monitor.image_button.click()
@@ -207,7 +207,7 @@ def test_the_curves_on_screen_are_a_picture_that_other_programs_draw(trained, tm
         monitor.to_svg(tmp_path / "none" / "x.svg")
 
 
-def test_a_static_viewer_gets_a_drawing(trained):
+def test_a_static_viewer_shows_an_svg(trained):
     page = RunMonitor(trained, store=trained.path.parent)._repr_html_()
     assert "<svg" in page and page.count('<path class="line"') == 2 and trained.id in page and "script" not in page
 

@@ -46,12 +46,12 @@ def cells(notebook) -> list[str]:
     return ["".join(c["source"]) for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
 
 
-def test_there_are_four_in_the_order_of_the_work():
+def test_there_are_four_notebooks_in_order():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_hold_python_and_commands_that_parse(notebook):
+def test_cells_contain_valid_python_and_commands(notebook):
     for cell in cells(notebook):
         for command in re.findall(r"^!qwen3vl (.*)$", cell, re.MULTILINE):
             build_parser().parse_args(command.replace("{workspace}", "folder").split())
@@ -172,7 +172,7 @@ def lab(work) -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-def test_jupyterlab_lets_nobody_in_without_its_token(lab):
+def test_jupyterlab_requires_its_token(lab):
     address, token, said = lab
     assert all(path.name in said for path in NOTEBOOKS)
     with urllib.request.urlopen(f"{address}/api/contents?token={token}", timeout=240) as answer:
@@ -228,7 +228,7 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, 
 
 
 @pytest.mark.slow
-def test_in_a_browser_two_captions_stand_side_by_side_and_are_voted_on(entered, work):
+def test_in_a_browser_two_captions_are_compared_and_voted_on(entered, work):
     browser, store = entered, RunStore(work / "work" / "runs")
     before = store.list()
     browser.open("3_compare_and_choose.ipynb", "Compare captions")

@@ -15,7 +15,7 @@ from tests.console.runs.jobs import until
 from tests.notebooks.conftest import recorded, write_metrics
 
 
-def test_runs_are_a_frame(trained):
+def test_runs_are_a_data_frame(trained):
     frame = runs(trained.path.parent, options=["lr"])
     row = frame.loc[1]
     assert (row["kind"], row["status"], row["step"], row["train_iters"], row["lr"]) == ("finetune", "done", 4, 4, 5e-4)
@@ -23,12 +23,12 @@ def test_runs_are_a_frame(trained):
     assert row["loss"] == metrics(trained)["loss"].iloc[-1] and row["val_loss"] == metrics(trained, "eval")["loss"].iloc[-1]
 
 
-def test_no_runs_are_an_empty_frame_with_the_same_columns(store, trained):
+def test_an_empty_store_is_an_empty_data_frame_with_the_same_columns(store, trained):
     empty = runs(store)
     assert len(empty) == 0 and list(empty) == list(runs(trained.path.parent))
 
 
-def test_metrics_are_one_step_a_row(trained):
+def test_metrics_have_one_row_per_step(trained):
     frame = metrics(trained)
     assert frame.index.tolist() == [1, 2, 3, 4] and {"loss", "lr", "grad_norm", "tokens_per_second"} <= set(frame)
     assert metrics(trained.path).equals(frame) and metrics("tiny", store=trained.path.parent).equals(frame)
@@ -37,7 +37,7 @@ def test_metrics_are_one_step_a_row(trained):
     assert happened["event"].tolist()[0] == "start" and "save" in happened["event"].tolist()
 
 
-def test_a_step_that_was_trained_again_is_there_once_and_a_gap_is_nan(store):
+def test_a_repeated_step_is_included_once_and_a_gap_is_nan(store):
     run = recorded(store)
     write_metrics(run, [5.0, None, 3.0, 2.0])
     write_metrics(run, [2.5], begin=3)
@@ -46,7 +46,7 @@ def test_a_step_that_was_trained_again_is_there_once_and_a_gap_is_nan(store):
     assert metrics(run, "eval").empty and metrics(recorded(store)).empty
 
 
-def test_a_run_that_is_not_there_is_refused(store, tmp_path):
+def test_an_unknown_run_is_refused(store, tmp_path):
     for wanted in (3, "none", tmp_path / "none", "some/where"):
         with pytest.raises(RequestError, match=r"not a run|no such run"):
             metrics(wanted, store=store)
@@ -87,7 +87,7 @@ def test_the_log_of_the_chosen_run_is_shown_as_it_grows(store):
     until(lambda: "gone on" in table.detail.value)
 
 
-def test_a_run_that_appears_later_is_listed_and_the_choice_stays(store):
+def test_a_later_run_is_listed_and_the_selection_stays(store):
     table = RunsTable(store)
     assert "no runs" in table.head.value and table.run is None
     first = recorded(store, name="first")
@@ -97,7 +97,7 @@ def test_a_run_that_appears_later_is_listed_and_the_choice_stays(store):
     assert table.run == first and isinstance(table.frame(), pd.DataFrame) and "0002-second" in table._repr_html_()
 
 
-def test_a_refusal_is_said_in_the_table(store):
+def test_a_refusal_is_shown_in_the_table(store):
     run = recorded(store)
     table = RunsTable(store)
     launch.start(run)

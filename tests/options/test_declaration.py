@@ -34,7 +34,7 @@ def parse(cls, words):
 @pytest.mark.parametrize("command", COMMANDS)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_the_command_line_of_a_plan_gives_the_plan_back(command, data):
+def test_the_command_line_of_a_plan_reproduces_the_plan(command, data):
     cls = COMMANDS[command]
     chosen = {o.name: data.draw(admitted(o, WORDS)) for o in options_of(cls) if o.required or data.draw(st.booleans())}
     options = from_mapping(cls, chosen)
@@ -43,7 +43,7 @@ def test_the_command_line_of_a_plan_gives_the_plan_back(command, data):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_says_what_it_is(command):
+def test_every_option_has_help(command):
     for o in options_of(COMMANDS[command]):
         assert o.help and o.help[0].isupper() and not o.help.endswith("."), o.name
         assert o.required or o.default is not dataclasses.MISSING
@@ -64,7 +64,7 @@ def test_every_option_says_what_it_is(command):
         ({"load": ""}, "--load: required"),
     ],
 )
-def test_a_wrong_value_gets_one_line_with_the_way_out(changes, line):
+def test_a_wrong_value_gets_one_line_with_a_fix(changes, line):
     with pytest.raises(RequestError, match=line.replace("(", r"\(")) as caught:
         from_mapping(FinetuneOptions, REQUIRED | changes).check()
     assert "\n" not in str(caught.value)

@@ -32,12 +32,12 @@ def finetunes(draw) -> FinetuneOptions:
 
 @settings(deadline=None, max_examples=25)
 @given(options=finetunes())
-def test_a_plan_file_gives_the_options_back(options, tmp_path_factory):
+def test_a_plan_file_reproduces_the_options(options, tmp_path_factory):
     file = write_plan(tmp_path_factory.mktemp("plan") / "plan.yaml", options, "a comment\nof two lines")
     assert from_mapping(FinetuneOptions, read_plan_file(FinetuneOptions, file)) == options
 
 
-def test_every_option_is_there_with_its_help(tmp_path):
+def test_a_plan_file_has_every_option_with_its_help(tmp_path):
     text = write_plan(tmp_path / "plan.yaml", FinetuneOptions(load="base")).read_text()
     for o in options_of(FinetuneOptions):
         assert f"{o.name}: " in text and o.help in text
@@ -67,14 +67,14 @@ def test_a_wrong_file_is_refused_in_one_line(text, line, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_names_may_be_written_as_flags_and_numbers_as_people_do(tmp_path):
+def test_names_may_be_written_as_flags_and_numbers_in_common_notations(tmp_path):
     file = tmp_path / "plan.yaml"
     file.write_text("load: base\ntrain-data: data\nlr: 1e-5\nsequence-parallel: yes\nname: 7\nsize: null\n")
     options = from_mapping(FinetuneOptions, read_plan_file(FinetuneOptions, file))
     assert (options.lr, options.sequence_parallel, options.name, options.size) == (1e-5, True, "7", None)
 
 
-def test_a_runs_own_plan_serves_too(tmp_path):
+def test_a_runs_plan_json_can_be_read(tmp_path):
     options = FinetuneOptions(load="base", train_data="data", tp=2)
     (tmp_path / "plan.json").write_text(json.dumps({"v": 1, "kind": "finetune", "options": to_mapping(options)}))
     assert from_mapping(FinetuneOptions, read_plan_file(FinetuneOptions, tmp_path / "plan.json")) == options
@@ -91,6 +91,6 @@ def test_finetune_takes_the_file_and_the_command_line_wins(tmp_path, capsys):
     assert "none.yaml: no such file; qwen3vl plan --save writes one" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+def test_an_unwritable_path_is_a_one_line_error(tmp_path):
     with pytest.raises(WorkError, match=r"--save .*: No such file or directory"):
         write_plan(tmp_path / "gone" / "plan.yaml", FinetuneOptions())

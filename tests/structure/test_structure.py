@@ -79,7 +79,7 @@ def loss_and_gradients(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor,
 
 @pytest.mark.parametrize("form", ["rows", "packed"])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_rows_in_buckets_have_the_loss_and_the_gradients_of_rows_as_they_are(model, name, form):
+def test_bucketed_rows_have_the_loss_and_gradients_of_unpadded_rows(model, name, form):
     batch = batches(name)[form]
     plain, joined = batch.structured(rules(False)), batch.structured(rules(True))
     assert joined.structure.input_ids.shape[1] % LEAST_ROW == 0 and joined.structure.input_ids.shape[0] == 1
@@ -94,7 +94,7 @@ def test_rows_in_buckets_have_the_loss_and_the_gradients_of_rows_as_they_are(mod
 
 @pytest.mark.parametrize("form", ["rows", "packed", "rows in buckets", "packed in buckets"])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_forward_and_backward_ask_for_no_number(model, name, form):
+def test_forward_and_backward_read_no_value_on_the_host(model, name, form):
     """Fake tensors have no numbers: whatever asks for one (`nonzero`, `item`, `tolist`, a branch on a tensor) raises."""
     batch = batches(name)[form.split()[0]].structured(rules("buckets" in form))
     real = batch.step_inputs("cpu", torch.float32)
@@ -110,7 +110,7 @@ def test_forward_and_backward_ask_for_no_number(model, name, form):
 
 @pytest.mark.parametrize("buckets", [False, True])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_batch_from_a_loader_process_is_the_batch(name, buckets):
+def test_a_batch_survives_the_transfer_from_a_loader_process(name, buckets):
     batch = batches(name)["packed"].structured(rules(buckets))
     other = pickle.loads(pickle.dumps(batch))  # as between a loader process and this one
     assert other.structure.shape() == batch.structure.shape() and other.keys == batch.keys
@@ -139,14 +139,14 @@ def test_pixels_that_do_not_fit_their_structure_are_refused(model):
 
 
 @given(st.integers(1, 1 << 20), st.sampled_from([1, 8, 64, 512]))
-def test_a_bucket_holds_its_size_and_little_more(size, least):
+def test_a_bucket_is_at_least_its_size_and_little_more(size, least):
     rounded = bucket(size, least)
     assert size <= rounded <= size + max(size / 16, least)
     assert bucket(rounded, least) == rounded
 
 
 @given(st.integers(1, 8192), st.sampled_from([512, 1024, 4096, 8192]))
-def test_packed_rows_have_few_lengths(tokens, seq_length):
+def test_packed_rows_have_few_distinct_lengths(tokens, seq_length):
     length = packed_row(tokens, seq_length, 256)
     assert length >= tokens and length % 256 == 0
     if tokens <= seq_length:

@@ -30,19 +30,19 @@ def test_equal_results_are_equal_and_a_difference_names_the_thing_and_both_value
     assert result(lines, "captions").endswith("equal")
 
 
-def test_what_only_one_side_has_and_what_no_side_has_is_a_difference():
+def test_missing_results_count_as_differences():
     assert "step 2: missing | 1.0" in compare.first_difference({"step 1": "2.0"}, {"step 1": "2.0", "step 2": "1.0"})
     lines, equal = compare.table({"captions": {}}, {"captions": {}})
     assert not equal and "nothing was found" in result(lines, "captions")
     assert not compare.table({"weights": {"w": "1"}}, {})[1]
 
 
-def test_long_texts_that_differ_at_their_ends_do_not_look_the_same():
+def test_long_texts_with_different_ends_are_printed_differently():
     left, right = compare.first_difference({"c": "x" * 500 + "1"}, {"c": "x" * 500 + "2"}).removeprefix("c: ").split(" | ")
     assert left != right
 
 
-def test_one_bit_of_one_weight_is_seen(tmp_path):
+def test_a_single_different_bit_is_detected(tmp_path):
     shutil.copyfile(BASE / "model.safetensors", tmp_path / "model.safetensors")
     before = compare.of_safetensors(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -53,7 +53,7 @@ def test_one_bit_of_one_weight_is_seen(tmp_path):
     assert len(before) == 167 and [key for key in before if before[key] != after[key]] == [name]
 
 
-def test_a_database_is_compared_by_its_rows_whatever_its_pages_are(tmp_path):
+def test_databases_are_compared_by_rows_not_by_bytes(tmp_path):
     def fill(name: str, rows: list[int]) -> dict[str, str]:
         (tmp_path / name).mkdir()
         with sqlite3.connect(tmp_path / name / "index.sqlite") as database:
@@ -65,7 +65,7 @@ def test_a_database_is_compared_by_its_rows_whatever_its_pages_are(tmp_path):
     assert one == fill("two", [3, 1, 2]) != fill("three", [1, 2, 4])
 
 
-def test_of_a_step_that_was_done_again_the_last_row_counts_and_rows_of_other_kinds_do_not(tmp_path):
+def test_the_last_row_of_a_repeated_step_counts(tmp_path):
     rows = [
         {"kind": "train", "step": 1, "loss": 3.0, "lr": 0.1, "grad_norm": 2.0, "tokens": 5, "samples": 8, "skipped": 0, "step_seconds": 9},
         {"kind": "eval", "step": 1, "loss": 9.0},
@@ -78,7 +78,7 @@ def test_of_a_step_that_was_done_again_the_last_row_counts_and_rows_of_other_kin
     assert compare.last_step(file) == 1 and compare.last_step(tmp_path / "none") == 0
 
 
-def test_states_beside_the_weights_are_compared_by_value():
+def test_optimizer_states_are_compared_by_value():
     state = {"rng": [torch.arange(4), b"x"], "step": 3}
     assert compare.of_value(state) == compare.of_value({"step": 3, "rng": [torch.arange(4), b"x"]})
     assert compare.of_value(state) != compare.of_value({"step": 3, "rng": [torch.arange(4), b"y"]})

@@ -156,7 +156,7 @@ def test_a_packed_batch_has_the_gradients_of_its_documents(dense, name):
     compare(dense.get(world, changes, True), dense.get(1, {}))
 
 
-def test_some_micro_batches_hold_text_only_on_one_of_two_ranks():
+def test_text_only_micro_batches_on_one_of_two_ranks():
     """So that the layouts with one sample a micro batch show that the vision tower's gradients wait for nobody."""
     seen = [["pixel_values" in b.inputs for b in trainings.micro_batches(7, 1, rank, 2, trainings.FEW_SAMPLES)] for rank in range(2)]
     assert any(a != b for a, b in zip(*seen, strict=True))
@@ -176,7 +176,7 @@ def test_a_packed_batch_of_experts_has_the_gradients_of_one_process(experts, nam
     compare(experts.get(world, changes | BALANCE, True), experts.get(1, BALANCE))
 
 
-def test_the_load_balancing_loss_counts_with_its_coefficient_however_few_tokens_are_trained(experts):
+def test_the_weight_of_the_load_balancing_loss_does_not_depend_on_the_trained_tokens(experts):
     """Twice the coefficient adds twice as much to the gradients, and what the loss reports is the language loss alone."""
     (loss, *_), plain = experts.get(1, {"aux_loss_coeff": 0.0})
     added = []
@@ -190,7 +190,7 @@ def test_the_load_balancing_loss_counts_with_its_coefficient_however_few_tokens_
         assert float((added[1][key] - 2 * added[0][key]).norm()) < 1e-3 * float(added[1][key].norm())
 
 
-def test_documents_that_cannot_be_cut_are_named():
+def test_documents_that_cannot_be_split_are_refused():
     from qwen3vl_core.structure.context_parallel import token_index
 
     with pytest.raises(ValueError, match="6 tokens cannot be split into 2 x 2 equal parts: pad to 8"):

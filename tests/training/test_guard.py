@@ -20,7 +20,7 @@ def warmed(**options) -> Guard:
     return guard
 
 
-def test_a_loss_far_above_the_last_ones_is_a_spike():
+def test_a_loss_far_above_the_previous_ones_is_a_spike():
     guard = warmed()
     assert guard.problem(2.3) == "" and guard.problem(0.1) == ""
     assert guard.problem(9.0) == SPIKE and not guard.skips(SPIKE)
@@ -45,7 +45,7 @@ def test_a_new_level_of_the_loss_is_learned():
     assert guard.problem(9.0) == ""
 
 
-def test_bad_steps_in_a_row_end_the_run_and_a_good_one_between_does_not():
+def test_consecutive_bad_steps_end_the_run():
     guard = warmed(most=2)
     assert [guard.note(math.nan, NOT_FINITE), guard.note(2.0, ""), guard.note(math.nan, NOT_FINITE)] == [False] * 3
     again = Guard(10.0, most=2)
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision, world", [("fp32", 1), ("bf16", 2)])
-def test_a_bad_step_leaves_the_weights_as_they_were(folder, precision, world):
+def test_a_bad_step_does_not_change_the_weights(folder, precision, world):
     changes = {"precision": precision, "distributed_optimizer": world > 1, "micro_batch_size": 4}
     found = run_each(world, trainings.train_a_bad_step, {what: (folder, what, changes) for what in ("loss", "gradient", "spike")})
     for what, problem, updated, same, then in [(what, *of_rank) for what, ranks in found.items() for of_rank in ranks]:
@@ -67,7 +67,7 @@ def test_a_bad_step_leaves_the_weights_as_they_were(folder, precision, world):
         assert then[0] == "" and then[1] and math.isfinite(then[2])
 
 
-def test_a_run_whose_loss_is_lost_stops_and_names_samples_and_checkpoint(tmp_path):
+def test_a_diverged_run_stops_and_names_samples_and_checkpoint(tmp_path):
     (tmp_path / "scenes").mkdir()
     data = runs.scenes(tmp_path / "scenes")
     run = tmp_path / "run"

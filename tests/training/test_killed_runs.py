@@ -60,7 +60,7 @@ def whole(data, small, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopped(data, small, whole, tmp_path, form):
+def test_a_killed_and_resumed_run_has_the_losses_of_an_uninterrupted_one(data, small, whole, tmp_path, form):
     """Chains of a run that is killed at a random moment, resumed and asked to stop at another, and resumed to its end."""
     reference, moments = whole(form)
     expected = {row["step"]: row["loss"] for row in runs.rows(reference)}
@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_and_stopped_has_the_losses_of_the_run_never_stopp
 
 @pytest.mark.skipif(not KILLS, reason="takes minutes; QWEN3VL_KILLS=20 runs it")
 @pytest.mark.parametrize("changes", [{}, {"async_save": True, "precision": "bf16"}, {"nproc": 2, "distributed_optimizer": True}], ids=str)
-def test_the_command_killed_at_random_times_has_the_losses_of_the_run_never_stopped(data, tmp_path, changes):
+def test_a_command_killed_at_random_times_has_the_losses_of_an_uninterrupted_one(data, tmp_path, changes):
     environment = os.environ | {"QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1"}
     # so many steps that it is not done before it was killed as often as asked
     values = {"train_iters": 6 * KILLS, "save_interval": 2, "keep": 2} | changes
@@ -122,13 +122,13 @@ def test_the_command_killed_at_random_times_has_the_losses_of_the_run_never_stop
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_process_outlives_a_run_that_is_killed_while_its_checkpoint_is_written(data, small, tmp_path, form):
+def test_no_process_survives_a_run_killed_while_it_writes_a_checkpoint(data, small, tmp_path, form):
     runs.plan(tmp_path, data, load=str(small), **FORMS[form])
     assert runs.train(tmp_path, "_0.distcp", signal.SIGKILL)[0] == -signal.SIGKILL
     runs.wait_for_all(tmp_path)
 
 
-def test_a_checkpoint_that_was_damaged_later_is_passed_over_for_the_one_before_it(data, whole, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(data, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole("fp32")[0], run)
     before = runs.losses(run)
@@ -157,7 +157,7 @@ def test_two_processes_do_not_train_one_run(data, tmp_path):
     RunLock(tmp_path, patience=10).release()
 
 
-def test_old_checkpoints_go_when_the_new_one_is_whole_and_never_one_that_is_read(tmp_path):
+def test_old_checkpoints_are_deleted_once_the_new_one_is_complete_unless_in_use(tmp_path):
     def make(step):
         folder = tmp_path / torch_dist.iteration_folder(step)
         folder.mkdir()
@@ -178,7 +178,7 @@ def _save_beside(folder, checkpoints):
     return trainings.save_beside_training(folder, checkpoints)
 
 
-def test_the_tracker_moves_when_an_asynchronous_checkpoint_is_finished(tmp_path):
+def test_the_tracker_is_updated_once_an_asynchronous_checkpoint_is_complete(tmp_path):
     from tests import tiny
 
     folder = tiny.save(tiny.hf_model(5, layers=1, vision_layers=1, deepstack=(0,)), tmp_path / "hf")

@@ -153,7 +153,7 @@ MORE_CHANGED = {
 @pytest.mark.parametrize(
     ("one", "then"), [(one, then) for changed in (CHANGED, MORE_CHANGED if ALL else {}) for one in changed for then in changed[one]]
 )
-def test_a_run_goes_on_in_another_layout_within_rounding(dense, tmp_path, one, then):
+def test_a_run_resumes_in_another_layout_within_rounding(dense, tmp_path, one, then):
     world, changes = (CHANGED | MORE_CHANGED)[one][then]
     before, first = (DENSE | MORE_DENSE | {"one process": (1, {})})[one]
     began = dense.run(one, before, **first)

@@ -59,7 +59,7 @@ def test_adapters_of_experts_have_the_gradients_of_one_process(experts, name):
 
 
 @pytest.mark.parametrize("recompute", ["sel", "full"])
-def test_adapters_of_the_first_layer_learn_through_what_is_computed_again(dense, recompute):
+def test_adapters_of_the_first_layer_are_trained_with_recomputation(dense, recompute):
     """Below them nothing has a gradient, and torch's checkpointing passes on only what does."""
     only = LORA | {"lora_targets": "linear_fc1"}
     compare(dense.get(1, only | {"recompute": recompute}), dense.get(1, only))

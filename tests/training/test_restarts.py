@@ -35,7 +35,7 @@ def rank_of(run, rank: int) -> int | None:
     return None
 
 
-def test_a_killed_rank_is_named_and_the_run_goes_on_on_a_fresh_port_to_the_same_losses(data, tmp_path, monkeypatch):
+def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, tmp_path, monkeypatch):
     monkeypatch.setenv("QWEN3VL_PROGRESS", "lines")
     monkeypatch.setenv("QWEN3VL_GRACE", "150")
     values = dict(train_iters=STEPS, save_interval=2, keep=2, nproc=2, micro_batch_size=1, global_batch_size=2)
@@ -76,12 +76,12 @@ def _timeouts(minutes):
     return len(groups), {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
 
 
-def test_every_process_group_has_the_same_time_out():
+def test_every_process_group_has_the_same_timeout():
     count, seconds = run_ranks(1, _timeouts, 2.5)[0]
     assert count > 10 and seconds == {150.0}
 
 
-def test_a_run_stops_and_saves_after_its_time(data, tmp_path):
+def test_stop_after_saves_and_stops_the_run(data, tmp_path):
     runs.plan(tmp_path, data, stop_after="0.001s")
     assert runs.train(tmp_path)[0] == 0
     assert runs.events(tmp_path, "stop")[0]["text"].startswith("stopped after step 1 of 6, as --stop-after 0.001s is over")

@@ -93,14 +93,14 @@ def halves(folders, tmp_path_factory) -> Halves:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_losses_after_a_resume_are_bitwise_those_of_the_run_that_went_on(halves, name):
+def test_losses_after_a_resume_are_bitwise_those_of_an_uninterrupted_run(halves, name):
     went_on, resumed = halves.saved[name], halves.loaded[name, name]
     assert not isinstance(went_on, Failure), went_on
     assert resumed == went_on
 
 
 @pytest.mark.parametrize(("one", "then"), OTHERS)
-def test_another_layout_and_another_kind_of_optimizer_go_on_from_a_checkpoint(halves, one, then):
+def test_other_layouts_and_optimizers_resume_from_a_checkpoint(halves, one, then):
     """Weights and optimizer state fit every layout, and the plain optimizer as well as the one that splits its state."""
     resumed = halves.loaded[one, then]
     assert not isinstance(resumed, Failure), resumed
@@ -110,7 +110,7 @@ def test_another_layout_and_another_kind_of_optimizer_go_on_from_a_checkpoint(ha
         assert ours == pytest.approx(theirs, rel=tolerance)
 
 
-def test_the_checkpoint_of_a_lora_run_holds_nothing_but_adapters_and_their_optimizer(halves):
+def test_a_lora_checkpoint_contains_only_adapters_and_their_optimizer(halves):
     tensors = torch_dist.RegionReader(torch_dist.find(halves.checkpoints("LoRA")).data).tensors
     assert len(tensors) > 15 and all(".adapter." in key for key in tensors)
 
@@ -131,6 +131,6 @@ def test_a_checkpoint_of_a_run_converts_back(halves, folders, tmp_path, capsys):
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_an_interrupted_save_leaves_the_checkpoint_before_it(halves):
+def test_an_interrupted_save_keeps_the_previous_checkpoint(halves):
     (halves.checkpoints("fp32") / "iter_0000009.tmp").mkdir()
     assert torch_dist.find(halves.checkpoints("fp32")).iteration == 2

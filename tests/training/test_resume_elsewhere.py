@@ -57,7 +57,7 @@ LAYOUTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_it_goes_on_in_another_layout_and_back(halves, data, tmp_path, name):
+def test_a_run_resumes_in_another_layout_and_back(halves, data, tmp_path, name):
     kind, layout = LAYOUTS[name]
     whole, stopped = halves[kind]
     expected = losses(whole)
@@ -74,7 +74,7 @@ def test_it_goes_on_in_another_layout_and_back(halves, data, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_in_the_same_layout_it_is_bitwise_the_run_that_went_on(halves, data, tmp_path):
+def test_in_the_same_layout_a_resume_is_bitwise_an_uninterrupted_run(halves, data, tmp_path):
     whole, stopped = halves["dense"]
     plan(tmp_path / "then", data, load="", resume=str(stopped / "checkpoints" / f"iter_000000{STOPPED_AT}"))
     assert runs.train(tmp_path / "then")[0] == 0, runs.log(tmp_path / "then")
@@ -83,7 +83,7 @@ def test_in_the_same_layout_it_is_bitwise_the_run_that_went_on(halves, data, tmp
 
 
 @pytest.mark.slow
-def test_runs_resume_gives_a_run_that_is_done_more_steps_in_another_layout(data, models, tmp_path):
+def test_runs_resume_extends_a_done_run_in_another_layout(data, models, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "QWEN3VL_RUNS": str(tmp_path / "runs")}
 
     def cli(*words: str) -> subprocess.CompletedProcess:
@@ -114,7 +114,7 @@ def test_runs_resume_gives_a_run_that_is_done_more_steps_in_another_layout(data,
         ({"lr": "nan"}, "--lr"),
     ],
 )
-def test_a_run_does_not_go_on_with_what_its_checkpoint_has_no_state_for(halves, changes, line):
+def test_a_resume_with_options_that_the_checkpoint_has_no_state_for_is_refused(halves, changes, line):
     _, stopped = halves["dense"]
     record = json.loads((stopped / "plan.json").read_text())
     before = (stopped / "plan.json").read_bytes()
@@ -124,7 +124,7 @@ def test_a_run_does_not_go_on_with_what_its_checkpoint_has_no_state_for(halves, 
     assert (stopped / "plan.json").read_bytes() == before
 
 
-def test_adapters_are_neither_added_nor_removed(halves, tmp_path):
+def test_a_resume_cannot_add_or_remove_adapters(halves, tmp_path):
     _, stopped = halves["dense"]
     with pytest.raises(RequestError, match="adapters are not added to a run"):
         completed(FinetuneOptions(load="", train_data="x", resume=str(stopped), lora_rank=4))
@@ -139,6 +139,6 @@ def test_adapters_are_neither_added_nor_removed(halves, tmp_path):
     assert completed(FinetuneOptions(load="", train_data="x", resume=str(other), lora_rank=4)).load == "/base"
 
 
-def test_what_is_no_checkpoint_of_a_run_is_refused(models, capsys):
+def test_other_checkpoints_than_those_of_a_run_are_refused(models, capsys):
     assert main(["finetune", "--resume", str(models["dense"]), "--train-data", "/nowhere"]) == 2
     assert "no checkpoint that a run saved" in capsys.readouterr().err

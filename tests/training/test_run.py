@@ -59,7 +59,7 @@ def test_the_record_of_a_run_is_complete(whole):
     assert sorted(p.name for p in (whole / "checkpoints").glob("iter_*")) == ["iter_0000004", "iter_0000006"]
 
 
-def test_rows_hold_what_the_module_of_the_record_declares(whole):
+def test_metrics_rows_have_the_declared_fields(whole):
     for kind, declared in (("train", METRICS), ("eval", METRICS), ("event", EVENT_FIELDS)):
         assert not {key for row in rows(whole, kind) for key in row} - {*ROW_FIELDS, *declared}
     assert {row["event"] for row in rows(whole, "event")} <= EVENTS.keys()
@@ -67,7 +67,7 @@ def test_rows_hold_what_the_module_of_the_record_declares(whole):
     assert samples and all(row.keys() <= SAMPLE_FIELDS.keys() for row in samples)
 
 
-def test_the_log_says_what_is_trained_and_how_it_goes(whole):
+def test_the_log_shows_what_is_trained_and_the_progress(whole):
     lines = runs.log(whole).splitlines()
     assert "trained: " in lines[1] and "language" in "".join(lines[2:6])
     assert any(f"step {STEPS}/{STEPS}  loss" in line and "tokens/s" in line and "ETA" in line for line in lines)
@@ -82,7 +82,7 @@ def test_tensorboard_mirrors_the_record(whole):
     assert {"learning-rate", "grad-norm", "batch-size", "iteration-time", "throughput"} <= set(events.Tags()["scalars"])
 
 
-def test_captions_of_fixed_pictures_are_written_while_training(whole, data):
+def test_captions_of_fixed_pictures_are_written_during_training(whole, data):
     found = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
     assert [(r["step"], r["image"], r["model"], r["prompt"], r["done"]) for r in found] == [
         (4, str(data.parent / f"{number}.png"), "tuned", "What is this?", True) for number in (0, 7)
@@ -90,7 +90,7 @@ def test_captions_of_fixed_pictures_are_written_while_training(whole, data):
     assert all(len(r["text"]) > 10 and r["seconds"] > 0 for r in found)
 
 
-def test_two_processes_under_torchrun_stop_when_asked_and_go_on_with_the_losses_of_one(whole, data, tmp_path):
+def test_two_processes_stop_and_resume_with_the_losses_of_one(whole, data, tmp_path):
     """The command itself; neither captions nor evaluation of the run that it is compared with have changed anything."""
     options = plan(tmp_path, data, nproc=2, distributed_optimizer=True)
     with subprocess.Popen(training_command(options, tmp_path), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
@@ -106,7 +106,7 @@ def test_two_processes_under_torchrun_stop_when_asked_and_go_on_with_the_losses_
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
 
 
-def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(whole, data, tmp_path):
+def test_a_checkpoint_can_be_requested_during_a_run(whole, data, tmp_path):
     plan(tmp_path, data, save_interval=2, async_save=True)
     assert runs.train(tmp_path, "iter_0000002", signal.SIGUSR1)[0] == 0
     assert [e["step"] for e in runs.events(tmp_path, "save")] == [2, 3, 4, 6]
@@ -145,7 +145,7 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     assert runs.train(then)[0] == 0, runs.log(then)
 
 
-def test_what_a_lora_run_began_with_must_be_there_and_be_the_same(data, tmp_path, capsys):
+def test_the_base_model_of_a_lora_run_must_exist_and_be_unchanged(data, tmp_path, capsys):
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -180,7 +180,7 @@ def sent(data, tmp_path_factory) -> Path:
     return run_dir
 
 
-def test_both_services_get_the_curves_by_their_own_clients(sent):
+def test_wandb_and_swanlab_get_the_curves(sent):
     """Their files hold the name of each curve and its very numbers, as JSON and as doubles."""
     (theirs,), (other,) = (sent / "wandb").glob("offline-run-*/run-*.wandb"), (sent / "swanlab").rglob("*.swanlab")
     values = [r["loss"] for r in rows(sent) + rows(sent, "eval")]
@@ -196,13 +196,13 @@ def services() -> list[str]:
     return [name for name in ("wandb", "swanlab") if name in sys.modules]
 
 
-def test_a_training_that_sends_nothing_to_a_service_does_not_import_it():
+def test_wandb_and_swanlab_are_imported_only_if_used():
     """Though Megatron would: it is an eighth of the time that a process takes to start."""
     assert run_ranks(1, services) == [[]]
 
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab"])
-def test_a_service_that_is_not_installed_is_one_line(data, tmp_path, capsys, monkeypatch, package):
+def test_a_missing_wandb_or_swanlab_is_a_one_line_error(data, tmp_path, capsys, monkeypatch, package):
     from qwen3vl_core.layout import sink_packages
 
     found = sink_packages.importlib.util.find_spec
@@ -213,7 +213,7 @@ def test_a_service_that_is_not_installed_is_one_line(data, tmp_path, capsys, mon
     assert err.count("\n") == 1 and f"is not installed; pip install {package}, or leave --{package} out" in err
 
 
-def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_train():
+def test_an_unknown_gpu_is_reported_and_does_not_prevent_training():
     """The real NVML: without a driver it says so; with one it does not know this GPU."""
     pytest.importorskip("pynvml")
     gpu = Gpu()
@@ -234,7 +234,7 @@ def test_a_gpu_that_the_driver_does_not_know_is_a_note_and_no_reason_not_to_trai
     ],
     ids=["no picture", "too many left out"],
 )  # fmt: skip
-def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatch, changes, code, line):
+def test_a_run_that_cannot_continue_ends_with_a_one_line_error(data, tmp_path, monkeypatch, changes, code, line):
     changes = {k: [str(tmp_path / v[0])] if k == "sample_images" else v for k, v in changes.items()}
     (tmp_path / "notes.png").write_text("not a picture")
     run = tmp_path / "run"
@@ -249,7 +249,7 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(data, tmp_path, monkeypatc
         assert "left out 1" in runs.log(run) or "left out 2" in runs.log(run)
 
 
-def test_a_run_that_leaves_samples_out_says_so_at_its_end_and_of_its_validation(data, tmp_path):
+def test_skipped_samples_are_reported_at_the_end_and_for_validation(data, tmp_path):
     run = tmp_path / "run"
     plan(
         run, data, seq_length=80, train_iters=2, max_skip_share=1.0, eval_interval=1, eval_iters=2, micro_batch_size=8, global_batch_size=16
@@ -288,7 +288,7 @@ def test_a_plan_that_cannot_run_is_refused_before_it_starts(data, tmp_path, chan
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_that_went_wrong_after_it_was_written_is_one_line(tmp_path):
+def test_a_plan_broken_after_it_was_written_is_a_one_line_error(tmp_path):
     (tmp_path / "plan.json").write_text('{"kind": "finetune"}')
     command = [sys.executable, "-m", "qwen3vl_core.training", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT, check=False)

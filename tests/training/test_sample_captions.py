@@ -151,7 +151,7 @@ def written(models, pictures, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("name", ["dense, one process", *(name for layouts in EVERY.values() for name in layouts)])
-def test_captions_are_those_of_one_process_and_training_does_not_notice(written, name):
+def test_captions_equal_those_of_one_process_and_do_not_change_training(written, name):
     ranks, rows = written[name]
     assert not isinstance(ranks, Failure), ranks
     reference, _ = written[name.split(",")[0] + ", one process"]
@@ -209,9 +209,7 @@ def write_an_odd_one(folder: Path, changes: dict, picture: str, run_dir: Path):
 
 
 @pytest.mark.parametrize(("world", "changes"), [(1, {}), (2, {"pp": 2})], ids=["one process", "PP2"])
-def test_a_token_of_a_picture_is_text_when_written_and_a_stop_or_numbers_that_are_none_end_the_writing(
-    models, pictures, tmp_path, world, changes
-):
+def test_generated_vision_tokens_are_text_and_stop_tokens_or_nan_end_a_caption(models, pictures, tmp_path, world, changes):
     ranks = run_each(world, write_an_odd_one, {0: (models["dense"], changes, pictures[0], tmp_path)})[0]
     assert not isinstance(ranks, Failure), ranks
     for tokens, error in ranks:

@@ -43,7 +43,7 @@ def counted(model, inputs, backward):
     return counter.get_total_flops()
 
 
-def test_forward_flops_are_those_of_the_matrix_products(model, batch):
+def test_forward_flops_are_the_sum_of_the_matrix_products(model, batch):
     inputs, seen = batch
     a = Architecture.from_config(model.config.to_dict())
     # torch's plain attention computes the half that the mask throws away
@@ -54,7 +54,7 @@ def test_forward_flops_are_those_of_the_matrix_products(model, batch):
 @pytest.mark.parametrize(
     "frozen", [(), ("vision",), ("vision", "projector"), ("language",)], ids=lambda parts: "-".join(parts) or "all trained"
 )
-def test_training_flops_leave_out_the_gradients_that_nothing_needs(model, batch, frozen):
+def test_training_flops_exclude_unneeded_gradients(model, batch, frozen):
     inputs, seen = batch
     a = Architecture.from_config(model.config.to_dict())
     visual = model.model.visual
@@ -70,7 +70,7 @@ def test_training_flops_leave_out_the_gradients_that_nothing_needs(model, batch,
         model.requires_grad_(True)
 
 
-def test_documents_of_a_packed_row_count_each_for_itself_without_their_padding(model):
+def test_documents_of_a_packed_row_count_separately_without_padding(model):
     a = Architecture.from_config(model.config.to_dict())
     rules, nothing = PictureRules(), np.zeros((0, 3), dtype=np.int64)
     words = [np.arange(n, dtype=np.int64) for n in (30, 71)]
@@ -81,7 +81,7 @@ def test_documents_of_a_packed_row_count_each_for_itself_without_their_padding(m
     assert training_flops(a, SimpleNamespace(labels=torch.zeros(1, 4))) == 0
 
 
-def test_the_peak_is_found_by_the_name_of_the_driver():
+def test_the_peak_flops_are_found_by_the_drivers_gpu_name():
     assert (
         peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA L40S") == 362e12
     )

@@ -41,7 +41,7 @@ def run(folder, in_place: bool, steps: int = 0, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"overlap_grad_reduce": True, "distributed_optimizer": True}], ids=str)
-def test_gradients_in_place_are_those_added_afterwards(folder, changes):
+def test_gradients_in_place_equal_those_added_afterwards(folder, changes):
     afterwards, in_place = run(folder, False, **changes), run(folder, True, **changes)
     assert afterwards.keys() == in_place.keys()
     for name, gradient in afterwards.items():

@@ -34,7 +34,7 @@ def test_ids_are_unique_and_every_action_belongs_to_a_screen():
 
 
 @pytest.mark.parametrize("screen", CLASSES)
-def test_no_key_twice_and_none_that_is_taken(screen):
+def test_no_key_is_bound_twice_or_reserved(screen):
     both = [key for action in actions_of(screen) for key in keys(action)]
     if screen != "app":
         both += [key for action in actions_of("app") for key in keys(action)]
@@ -43,7 +43,7 @@ def test_no_key_twice_and_none_that_is_taken(screen):
 
 
 @pytest.mark.parametrize("screen", CLASSES)
-def test_every_action_is_there_and_bound(screen):
+def test_every_action_is_implemented_and_bound(screen):
     cls = CLASSES[screen]
     for action in actions_of(screen):
         assert callable(getattr(cls, "action_" + action.action.partition("(")[0], None)), action.id
@@ -90,7 +90,7 @@ def recorded(monkeypatch, cls, action, calls):
 
 
 @pytest.mark.parametrize("mode", SCREENS)
-def test_every_action_is_reached_by_every_key_of_it_and_by_a_click_on_the_key_bar(mode, store, monkeypatch):
+def test_every_key_and_click_on_the_key_bar_runs_its_action(mode, store, monkeypatch):
     store.ended(store.finetune("one", 30))
     calls: list[tuple] = []
     # what is reached is noted, not done: what each action does has tests of its own
@@ -135,7 +135,7 @@ def test_every_action_is_reached_by_every_key_of_it_and_by_a_click_on_the_key_ba
     driven(scene, store.app(), (330, 40))
 
 
-def test_the_key_bar_says_under_the_pointer_what_a_key_does(store):
+def test_the_key_bar_has_tooltips(store):
     store.ended(store.finetune("one"))
 
     async def scene(pilot):
@@ -149,7 +149,7 @@ def test_the_key_bar_says_under_the_pointer_what_a_key_does(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_the_command_that_equals_what_was_done_is_in_the_palette_and_copied_by_a_key(store):
+def test_the_equivalent_command_is_in_the_palette_and_copied_by_a_key(store):
     store.ended(store.finetune("one", 30))
     store.ended(store.finetune("two", 30), "failed", 1)
     where = f"--runs {store.root}"

@@ -33,7 +33,7 @@ def drawn(x, y, *, view=None, span_y=None, log=False, width=WIDTH, height=HEIGHT
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(3, 4000), st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=6), st.integers(0, 99))
-def test_every_spike_is_kept_whatever_the_length(length, at, seed):
+def test_every_spike_is_kept_at_any_length(length, at, seed):
     y = np.random.default_rng(seed).normal(1.0, 0.01, length)
     spikes = sorted({int(place * length) for place in at})
     y[spikes] = 9.0
@@ -49,7 +49,7 @@ def test_every_spike_is_kept_whatever_the_length(length, at, seed):
     st.lists(st.integers(0, 10**6), max_size=60).map(sorted),
     st.lists(st.floats(-10.0, 1.1e6) | st.integers(0, 10**6).map(float), min_size=1, max_size=20), st.sampled_from(["left", "right"]),
 )  # fmt: skip
-def test_whole_steps_are_found_where_real_numbers_are(steps, at, side):
+def test_integer_steps_are_reduced_like_real_numbers(steps, at, side):
     expected = np.searchsorted(np.array(steps, np.float64), at, side=side)
     assert np.array_equal(search(np.array(steps, np.int64), np.array(at), side), expected)
     assert search(np.array(steps, np.int64), at[0], side) == expected[0]
@@ -63,7 +63,7 @@ def test_a_million_points_keep_one_low_and_one_high():
     assert picture[-1].sum() == 1 and picture[0].sum() == 1
 
 
-def test_nan_is_a_gap_and_not_a_bridge():
+def test_nan_is_a_gap():
     y = np.concatenate([np.full(100, 1.0), np.full(100, np.nan), np.full(100, 1.0)])
     picture, _ = drawn(np.arange(300), y, span_y=(0.0, 2.0))
     filled = picture.any(axis=0)
@@ -85,7 +85,7 @@ def test_a_column_of_a_nan_and_a_number_shows_the_number():
     assert picture.any(axis=0).all()
 
 
-def test_few_points_are_joined_by_a_line_without_holes():
+def test_few_points_are_connected_by_a_line_without_gaps():
     picture, _ = drawn([0, 10], [0.0, 5.0])
     assert picture.any(axis=0).all()
     rows = [np.flatnonzero(column) for column in picture.T]
@@ -94,12 +94,12 @@ def test_few_points_are_joined_by_a_line_without_holes():
         assert right.min() <= left.max() + 1 and left.min() <= right.max() + 1
 
 
-def test_a_steep_step_has_no_hole():
+def test_a_steep_step_has_no_gap():
     picture, _ = drawn(np.arange(60), np.r_[np.zeros(30), np.full(30, 7.0)])
     assert picture.any(axis=1).all()
 
 
-def test_a_line_that_only_crosses_the_view_is_seen():
+def test_a_line_that_only_crosses_the_view_is_drawn():
     picture, columns = drawn([0, 100], [0.0, 10.0], view=(40.0, 60.0))
     assert picture.any(axis=0).all()
     assert columns.span == pytest.approx((4.0, 6.0))
@@ -118,7 +118,7 @@ def test_one_point_is_one_dot():
 
 
 @pytest.mark.parametrize("y", [[], [math.nan], [math.nan, math.nan]])
-def test_nothing_measured_draws_nothing(y):
+def test_no_data_draws_nothing(y):
     points = Points.of(np.arange(len(y)), np.array(y, float))
     columns = reduce(points, 0.0, 1.0, 2 * WIDTH)
     assert columns.span is None

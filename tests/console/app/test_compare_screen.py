@@ -23,7 +23,7 @@ def half_cells(app):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
-def test_picture_and_both_captions(store, compared, size, theme):
+def test_the_picture_and_both_captions_are_shown(store, compared, size, theme):
     async def scene(pilot):
         screen = await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app) and half_cells(pilot.app))
@@ -41,7 +41,7 @@ def test_picture_and_both_captions(store, compared, size, theme):
     driven(scene, store.app(), size, theme)
 
 
-def test_differences_are_marked_and_not_by_colour_alone(store, compared):
+def test_differences_are_marked_by_more_than_colour(store, compared):
     async def scene(pilot):
         await at_compare(pilot)
         await until(pilot, lambda: "Three red" in text_of(pilot.app))
@@ -78,7 +78,7 @@ def test_captions_stream_in_while_they_are_written(store, pictures):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_without_a_comparison_the_form_is_there_and_enter_starts_one(store, tmp_path, pictures, size, monkeypatch):
+def test_without_a_comparison_the_form_is_shown_and_enter_starts_one(store, tmp_path, pictures, size, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     values = {"base": str(tmp_path / "a"), "tuned_hf": str(tmp_path / "b"), "heldout_images": str(tmp_path), "prompt": "What is it?"}
@@ -123,7 +123,7 @@ def test_a_form_that_breaks_a_rule_starts_nothing(store):
     driven(scene, store.app())
 
 
-def test_a_comparison_that_failed_says_why(store):
+def test_a_failed_comparison_shows_the_reason(store):
     run = store.other("compare", "import sys; print('qwen3vl: --base x: no such folder', file=sys.stderr); raise SystemExit(2)")
     launch.wait(run, 150)
 
@@ -164,7 +164,7 @@ def several_checkpoints(store, pictures):
 
 
 @pytest.mark.parametrize("size", [SMALL, (200, 50)])
-def test_several_checkpoints_stand_side_by_side_with_scores(store, pictures, size):
+def test_several_checkpoints_are_compared_with_scores(store, pictures, size):
     several_checkpoints(store, pictures)
 
     async def scene(pilot):
@@ -211,7 +211,7 @@ def test_checkpoints_of_runs_are_chosen_from_a_list(store, tmp_path, pictures, c
     driven(scene, store.app())
 
 
-def test_the_next_seed_is_asked_for_only_where_it_changes_something(store, compared, pictures, monkeypatch):
+def test_another_seed_is_refused_with_greedy_decoding(store, compared, pictures, monkeypatch):
     monkeypatch.setattr(launch, "start", lambda run: None)
 
     async def scene(pilot):
@@ -266,7 +266,7 @@ def test_the_comparison_chosen_in_the_table_is_the_one_shown(store, compared):
     driven(scene, store.app(), LARGE)
 
 
-def test_a_picture_that_is_gone_or_no_picture_is_one_line(store, compared, pictures):
+def test_missing_and_invalid_pictures_are_one_line_errors(store, compared, pictures):
     pictures[0].unlink()
     pictures[1].write_text("no picture")
 
@@ -280,7 +280,7 @@ def test_a_picture_that_is_gone_or_no_picture_is_one_line(store, compared, pictu
     driven(scene, store.app())
 
 
-def test_pictures_are_read_upright_and_small(tmp_path):
+def test_pictures_are_read_upright_and_scaled_down(tmp_path):
     picture = Image.new("RGB", (3000, 1500), "red")
     exif = picture.getexif()
     exif[0x0112] = 6
@@ -290,7 +290,7 @@ def test_pictures_are_read_upright_and_small(tmp_path):
     assert read_picture(str(tmp_path / "clear.png")).mode == "RGB"
 
 
-def test_words_that_differ_are_marked():
+def test_different_words_are_marked():
     def marked(content):
         return [content.plain[s.start : s.end] for s in content.spans if s.style]
 

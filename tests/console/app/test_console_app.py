@@ -17,7 +17,7 @@ from tests.console.app.driving import LARGE, SLEEPER, SMALL, driven, looked, pre
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_the_keys_1_to_4_show_the_screens_and_the_bars_say_where_one_is(store, size):
+def test_keys_1_to_4_show_the_screens_and_the_bars_show_the_current_one(store, size):
     store.ended(store.finetune("one"))
 
     async def scene(pilot):
@@ -51,7 +51,7 @@ def test_screens_and_keys_can_be_clicked(store):
     driven(scene, store.app())
 
 
-def test_the_theme_is_toggled_and_everything_is_painted_anew(store):
+def test_toggling_the_theme_repaints_everything(store):
     store.ended(store.finetune("one"))
 
     async def scene(pilot):
@@ -72,7 +72,7 @@ def test_the_theme_is_toggled_and_everything_is_painted_anew(store):
     driven(scene, store.app())
 
 
-def test_quitting_says_how_many_runs_go_on(store):
+def test_quitting_says_how_many_runs_continue(store):
     run = store.finetune("live", 5, 100, SLEEPER)
 
     async def scene(pilot):
@@ -83,7 +83,7 @@ def test_quitting_says_how_many_runs_go_on(store):
     assert app.return_value == 0 and run.alive
 
 
-def test_quitting_works_from_a_field_and_says_nothing_when_nothing_runs(store):
+def test_quitting_from_a_field_without_live_runs_prints_nothing(store):
     async def scene(pilot):
         await press(pilot, "2")
         await pilot.press("a", "ctrl+q")
@@ -92,7 +92,7 @@ def test_quitting_works_from_a_field_and_says_nothing_when_nothing_runs(store):
     driven(scene, store.app())
 
 
-def test_a_store_that_cannot_be_read_is_said_and_not_a_crash(tmp_path):
+def test_an_unreadable_store_is_reported_without_a_crash(tmp_path):
     (tmp_path / "file").write_text("")
 
     async def scene(pilot):
@@ -101,7 +101,7 @@ def test_a_store_that_cannot_be_read_is_said_and_not_a_crash(tmp_path):
     driven(scene, ConsoleApp(tmp_path / "file"))
 
 
-def test_an_error_that_comes_twice_a_second_is_said_once(store, monkeypatch):
+def test_a_repeated_error_is_shown_once(store, monkeypatch):
     run = store.ended(store.finetune("one"))
     monkeypatch.setattr("console.readers.monitor.MonitorFeed.read", lambda *a: 1 / 0)
 
@@ -114,7 +114,7 @@ def test_an_error_that_comes_twice_a_second_is_said_once(store, monkeypatch):
     driven(scene, store.app())
 
 
-def test_letters_act_only_outside_of_fields(store):
+def test_letter_keys_act_only_outside_of_fields(store):
     async def scene(pilot):
         app = pilot.app
         await press(pilot, "slash", *"1T?/x")
@@ -125,7 +125,7 @@ def test_letters_act_only_outside_of_fields(store):
     driven(scene, store.app())
 
 
-def test_a_dialog_is_left_behind_when_the_screen_is_changed(store):
+def test_changing_the_screen_closes_a_dialog(store):
     store.finetune("live", 5, 100, SLEEPER)
 
     async def scene(pilot):
@@ -140,14 +140,14 @@ def test_a_dialog_is_left_behind_when_the_screen_is_changed(store):
     driven(scene, store.app())
 
 
-def test_run_refuses_without_a_terminal(tmp_path, monkeypatch):
+def test_the_console_refuses_to_start_without_a_terminal(tmp_path, monkeypatch):
     monkeypatch.delenv("TEXTUAL_DRIVER", raising=False)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(RequestError, match="needs a terminal"):
         console_app.run(tmp_path)
 
 
-def test_full_colours_in_jupyterlab(monkeypatch):
+def test_jupyterlab_gets_full_colours(monkeypatch):
     for name in ("COLORTERM", "JUPYTER_SERVER_URL", "QWEN3VL_TRUECOLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -62,7 +62,7 @@ def test_axes_with_round_ticks_title_and_legend(size):
 
 
 @pytest.mark.parametrize("y", [[], [math.nan], [math.nan] * 5])
-def test_without_a_number_it_says_so(y):
+def test_a_curve_without_data_says_so(y):
     async def scene(pilot, curve):
         curve.show([line(y)], "loss", "", "waiting for the first step")
         for key in ("zoom", "pan", "cross"):
@@ -84,7 +84,7 @@ def test_one_point_and_constant_series_are_drawn(y):
     look(scene)
 
 
-def test_zoom_pan_and_back():
+def test_zoom_pan_and_reset():
     async def scene(pilot, curve):
         curve.show([line(np.ones(1001), start=0)], "loss")
         curve.action_zoom(0.5)
@@ -106,7 +106,7 @@ def test_zoom_pan_and_back():
     look(scene)
 
 
-def test_a_view_at_the_newest_step_goes_on_with_it_and_another_stays():
+def test_a_view_at_the_newest_step_follows_it_and_others_stay():
     async def scene(pilot, curve):
         curve.show([line(np.ones(101), start=0)], "loss")
         curve.action_zoom(0.5)
@@ -122,7 +122,7 @@ def test_a_view_at_the_newest_step_goes_on_with_it_and_another_stays():
     look(scene)
 
 
-def test_the_crosshair_gives_the_values_of_every_line():
+def test_the_crosshair_shows_the_values_of_every_line():
     async def scene(pilot, curve):
         y = np.linspace(4, 1, 101)
         curve.show([line(y, start=0, smooth=y + 1), line(y * 2, "0002-other", start=0, slot=1)], "loss")
@@ -175,7 +175,7 @@ def test_a_logarithmic_axis_has_powers_of_ten():
     look(scene)
 
 
-def test_values_that_are_not_positive_are_gaps_on_a_logarithmic_axis():
+def test_nonpositive_values_are_gaps_on_a_logarithmic_axis():
     async def scene(pilot, curve):
         curve.log_y = True
         curve.show([line([-1.0, 0.0, -2.0])], "loss")
@@ -185,7 +185,7 @@ def test_values_that_are_not_positive_are_gaps_on_a_logarithmic_axis():
     look(scene)
 
 
-def test_it_follows_the_size_of_its_terminal_down_to_nothing():
+def test_the_curve_adapts_to_any_terminal_size():
     async def scene(pilot, curve):
         curve.show([line(np.ones(100))], "loss")
         for size in ((40, 8), (20, 5), (10, 3), (1, 1), (200, 60)):
@@ -207,7 +207,7 @@ def test_raw_values_are_faded_under_their_average():
     look(scene)
 
 
-def test_a_million_points_cost_milliseconds():
+def test_a_million_points_are_drawn_in_milliseconds():
     async def scene(pilot, curve):
         import time
 

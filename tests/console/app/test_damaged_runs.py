@@ -40,7 +40,7 @@ def test_escape_sequences_and_invalid_utf8_in_the_log_never_reach_the_terminal(s
     driven(scene, store.app(), LARGE)
 
 
-def test_a_line_of_fifty_megabytes_is_cut_and_what_follows_it_is_shown(store):
+def test_a_line_of_fifty_megabytes_is_cut_and_the_next_lines_are_shown(store):
     run = store.ended(store.finetune("long line", 5))
     with open(run.log, "wb") as file:
         file.write(b"before\n")
@@ -60,7 +60,7 @@ def test_a_line_of_fifty_megabytes_is_cut_and_what_follows_it_is_shown(store):
     driven(scene, store.app())
 
 
-def test_a_log_and_metrics_that_are_truncated_or_replaced_begin_anew(store):
+def test_truncated_or_replaced_logs_and_metrics_are_read_from_the_start(store):
     run = store.finetune("again", 40, 100, SLEEPER)
 
     async def scene(pilot):
@@ -78,7 +78,7 @@ def test_a_log_and_metrics_that_are_truncated_or_replaced_begin_anew(store):
     driven(scene, store.app())
 
 
-def test_a_half_written_row_is_waited_for_and_nonsense_is_left_out(store):
+def test_half_written_rows_are_read_later_and_invalid_ones_skipped(store):
     run = store.finetune("half", 10, 100, SLEEPER)
 
     async def scene(pilot):
@@ -101,7 +101,7 @@ def test_a_half_written_row_is_waited_for_and_nonsense_is_left_out(store):
     '{"kind": "finetune", "options": {"load": "m", "train_data": "d", "warp_speed": 9, "lr": "fast", "tp": [1]}, "command": ["true"]}',
     '{"kind": "finetune", "options": 7, "command": 3, "created": "yesterday"}', '[]', '{"kind": "fine', "\x00\xff",
 ])  # fmt: skip
-def test_a_plan_with_unknown_keys_or_damage_is_shown_and_every_action_says_what_it_cannot(store, plan):
+def test_a_damaged_plan_is_shown_and_refused_actions_say_why(store, plan):
     run = store.ended(store.finetune("odd", 5), "failed", 1)
     (run.path / "plan.json").write_text(plan)
     store.ended(store.finetune("fine", 5))
@@ -122,7 +122,7 @@ def test_a_plan_with_unknown_keys_or_damage_is_shown_and_every_action_says_what_
     driven(scene, store.app(), LARGE)
 
 
-def test_a_folder_deleted_while_it_is_watched_is_said(store):
+def test_a_folder_deleted_while_shown_is_reported(store):
     run = store.ended(store.finetune("doomed", 20))
     store.ended(store.finetune("other", 20))
 
@@ -139,7 +139,7 @@ def test_a_folder_deleted_while_it_is_watched_is_said(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_a_full_disk_is_one_line_wherever_something_is_written(store, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_one_line_error_everywhere(store, tmp_path, monkeypatch):
     live = store.finetune("live", 5, 100, SLEEPER)
     (tmp_path / "captions.json").write_text("[]")
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_line_wherever_something_is_written(store, tmp_path, 
     driven(scene, store.app(), LARGE)
 
 
-def test_two_consoles_at_once_agree(store):
+def test_two_consoles_show_the_same_runs(store):
     run = store.finetune("shared", 20, 100, SLEEPER)
     other = store.app()
 
@@ -184,7 +184,7 @@ def test_two_consoles_at_once_agree(store):
     driven(scene, store.app())
 
 
-def test_a_run_that_lost_its_supervisor_is_said_to_be_lost_and_can_be_ended(store):
+def test_a_run_without_its_supervisor_is_lost_and_can_be_ended(store):
     run = store.ended(store.finetune("orphan", 20))
     write_json(run.path / "state.json", read_state(run.path) | {"status": "running", "supervisor_pid": 999_999_99, "ended": None})
 
@@ -198,7 +198,7 @@ def test_a_run_that_lost_its_supervisor_is_said_to_be_lost_and_can_be_ended(stor
     driven(scene, store.app(), LARGE)
 
 
-def test_a_curve_of_nothing_but_gaps_and_extremes_is_drawn(store):
+def test_a_curve_of_gaps_and_extreme_values_is_drawn(store):
     run = store.ended(store.finetune("extreme", 0))
     rows = [None, 1e308, -1e308, 1e-320, None, 0.0, 5.0]
     run.metrics.write_text("".join(json.dumps({"kind": "train", "step": i, "loss": v}) + "\n" for i, v in enumerate(rows, 1)))

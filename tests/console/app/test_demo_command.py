@@ -47,7 +47,7 @@ def demos(workspace: Workspace) -> list[int]:
 
 
 @pytest.mark.parametrize("way", ["key", "mouse"])
-def test_all_of_it_at_once_runs_the_demos_command_in_a_process_of_its_own(store, small_demo, way):
+def test_all_steps_at_once_run_in_a_separate_process(store, small_demo, way):
     """The real command, until it has prepared the data; tests/demo runs it to its end."""
     assert "welcome.all" in {action.id for action in actions_of("welcome")}
 
@@ -76,7 +76,7 @@ def test_all_of_it_at_once_runs_the_demos_command_in_a_process_of_its_own(store,
         made.tidy()
 
 
-def test_the_demo_is_not_started_beside_a_run_that_is_under_way(small_demo):
+def test_the_demo_is_not_started_while_a_run_is_live(small_demo):
     made = Store(small_demo.runs)
     made.finetune("live", 3, 100, SLEEPER)
 

@@ -75,7 +75,7 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
     driven(scene, store.app(), TALL)
 
 
-def test_leaving_ends_the_console(store):
+def test_quitting_ends_the_console(store):
     for way in ("key", "mouse"):
 
         async def scene(pilot, way=way):

@@ -68,24 +68,24 @@ def test_the_command_on_screen_gives_the_same_options_when_typed(kind):
         ("precision", "fp4", "must be one of"),
     ],
 )
-def test_the_first_broken_rule_is_said_in_one_line_and_the_command_still_shown(name, text, said):
+def test_the_first_broken_rule_is_shown_along_with_the_command(name, text, said):
     plan = read_plan("finetune", texts("finetune") | {name: text})
     assert plan.options is None and said in plan.problem and "\n" not in plan.problem
     assert plan.command.startswith("qwen3vl finetune")
 
 
-def test_a_list_is_split_like_a_shell_does():
+def test_a_list_is_split_as_by_a_shell():
     plan = read_plan("compare", texts("compare") | {"images": "a.jpg 'my pictures/b c.jpg'"})
     assert plan.options.images == ["a.jpg", "my pictures/b c.jpg"]
     assert "not closed" in read_plan("compare", texts("compare") | {"images": "'a"}).problem
 
 
-def test_an_empty_field_is_the_default():
+def test_an_empty_field_means_the_default():
     assert read_plan("finetune", texts("finetune") | {"lr": "", "seed": " "}).options.lr == 1e-5
     assert read_plan("prepare", texts("prepare")).options.check == "header"
 
 
-def test_help_gives_unit_range_choices_and_default():
+def test_help_shows_unit_range_choices_and_default():
     declared = {o.name: o for o in options_of(COMMANDS["finetune"])}
     assert "at least 16 tokens" in help_of(declared["seq_length"]) and "default 2048" in help_of(declared["seq_length"])
     assert "bf16, fp16, fp8, fp32" in help_of(declared["precision"])
@@ -94,7 +94,7 @@ def test_help_gives_unit_range_choices_and_default():
     assert "default off" in help_of(declared["sequence_parallel"])
 
 
-def test_the_disk_is_asked_too(tmp_path):
+def test_paths_are_checked_on_disk(tmp_path):
     options = read_plan("finetune", texts("finetune", load=str(tmp_path / "none"))).options
     assert "no such folder" in check_here("finetune", options)[0]
     options = read_plan("compare", texts("compare", base=str(tmp_path), tuned=str(tmp_path), images=[str(tmp_path / "x.jpg")])).options
@@ -109,7 +109,7 @@ def test_the_disk_is_asked_too(tmp_path):
     assert check_here("convert", options)[0] == f"TARGET {target}: already exists; choose another folder, or add --overwrite"
 
 
-def test_a_workspace_fills_the_forms_and_a_damaged_one_does_not_matter(tmp_path):
+def test_a_workspace_fills_the_forms_and_a_damaged_one_is_ignored(tmp_path):
     assert read_workspace(None) == {} and read_workspace(tmp_path) == {}
     (tmp_path / "workspace.json").write_text("[1")
     assert read_workspace(tmp_path) == {}

@@ -41,7 +41,7 @@ async def prepare_filled_in(pilot, folder):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
-def test_every_kind_shows_form_rule_command_and_help(store, size, theme):
+def test_every_kind_shows_its_form_problems_command_and_help(store, size, theme):
     async def scene(pilot):
         screen = await at_launch(pilot)
         for kind in ("download", "prepare", "convert", "compare", "finetune"):
@@ -66,7 +66,7 @@ def wrong(text: str) -> FormCheck:
     return FormCheck((Problem("request", rule={"text": text}),))
 
 
-def test_the_command_and_the_rule_follow_every_key(store, tmp_path):
+def test_the_command_and_problems_follow_every_key(store, tmp_path):
     async def scene(pilot):
         screen = await at_launch(pilot)
         screen.form.fill({"load": str(tmp_path), "train_data": str(tmp_path)})
@@ -88,7 +88,7 @@ def test_the_command_and_the_rule_follow_every_key(store, tmp_path):
     driven(scene, store.app(), LARGE)
 
 
-def test_what_was_typed_is_kept_while_other_kinds_are_looked_at(store):
+def test_input_is_kept_while_other_kinds_are_shown(store):
     async def scene(pilot):
         screen = await at_launch(pilot)
         screen.form.fill({"load": "mine", "precision": "fp16", "sequence_parallel": True})
@@ -116,7 +116,7 @@ def test_a_workspace_fills_the_forms(store, tmp_path):
     driven(scene, store.app(tmp_path))
 
 
-def test_a_real_prepare_runs_and_is_watched(store, tmp_path):
+def test_a_prepare_run_is_started_and_shown(store, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     records = []
@@ -143,7 +143,7 @@ def test_a_real_prepare_runs_and_is_watched(store, tmp_path):
     driven(scene, store.app())
 
 
-def test_a_download_is_started_from_its_form_and_watched(store, tmp_path, monkeypatch):
+def test_a_download_is_started_from_its_form_and_shown(store, tmp_path, monkeypatch):
     with hub_server.serving() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -165,7 +165,7 @@ def test_a_download_is_started_from_its_form_and_watched(store, tmp_path, monkey
         assert (tmp_path / "got" / name).read_bytes() == content
 
 
-def test_a_run_that_cannot_start_is_one_line(store, tmp_path, monkeypatch):
+def test_a_run_that_cannot_start_is_a_one_line_error(store, tmp_path, monkeypatch):
     def broken(run):
         raise launch.WorkError(f"run {run.id}: no room")
 
@@ -201,7 +201,7 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
     driven(scene, store.app())
 
 
-def test_a_slow_answer_about_an_older_form_is_dropped(store, tmp_path, monkeypatch):
+def test_a_late_result_for_an_older_form_is_dropped(store, tmp_path, monkeypatch):
     # on a busy machine the form that the screen begins with, a finetune's, is looked at too
     monkeypatch.setattr("console.screens.launch.look_here", lambda kind, options: wrong(f"{getattr(options, 'source', kind)} is wrong"))
 

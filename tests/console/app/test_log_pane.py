@@ -31,7 +31,7 @@ def look(scene):
     return driven(play, Bench())
 
 
-def test_it_follows_the_end_and_the_line_under_way():
+def test_the_log_follows_its_end_and_the_incomplete_line():
     async def scene(pilot, pane):
         pane.show(LogView(numbered(0, 100)))
         await pilot.pause()
@@ -44,7 +44,7 @@ def test_it_follows_the_end_and_the_line_under_way():
     look(scene)
 
 
-def test_scrolling_up_stops_following_until_it_is_asked_for_again():
+def test_scrolling_up_stops_following_until_it_is_resumed():
     async def scene(pilot, pane):
         pane.show(LogView(numbered(0, 100)))
         await pilot.pause()
@@ -61,7 +61,7 @@ def test_scrolling_up_stops_following_until_it_is_asked_for_again():
     look(scene)
 
 
-def test_what_is_looked_at_stays_while_the_oldest_lines_are_dropped():
+def test_the_view_stays_while_the_oldest_lines_are_dropped():
     async def scene(pilot, pane):
         pane.show(LogView(numbered(0, 100)))
         pane.follow = False
@@ -75,7 +75,7 @@ def test_what_is_looked_at_stays_while_the_oldest_lines_are_dropped():
     look(scene)
 
 
-def test_find_goes_to_the_last_place_and_around():
+def test_search_goes_to_the_last_match_and_wraps_around():
     async def scene(pilot, pane):
         pane.show(LogView((*numbered(0, 200), "Loss NaN here", *numbered(200, 300), "again nan", *numbered(300, 400))))
         pane.find("nan")
@@ -93,7 +93,7 @@ def test_find_goes_to_the_last_place_and_around():
     look(scene)
 
 
-def test_the_place_found_stays_marked_while_lines_come():
+def test_a_match_stays_marked_while_lines_are_added():
     async def scene(pilot, pane):
         pane.show(LogView((*numbered(0, 50), "needle one", *numbered(50, 100), "needle two")))
         pane.find("needle")

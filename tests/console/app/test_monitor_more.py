@@ -72,7 +72,7 @@ def test_any_metric_is_chosen_from_a_list(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_captions_over_the_run_take_the_logs_place_with_what_is_new_marked(store):
+def test_sample_captions_replace_the_log_with_new_words_marked(store):
     run = store.finetune("talks", 40)
     rows = [
         {"step": 10, "image": "a/beach.jpg", "prompt": "What?", "text": "a picture"},
@@ -99,7 +99,7 @@ def test_captions_over_the_run_take_the_logs_place_with_what_is_new_marked(store
     driven(scene, store.app(), LARGE)
 
 
-def test_a_failed_run_says_why_what_to_try_and_shows_the_line(store):
+def test_a_failed_run_shows_the_reason_a_fix_and_the_log_line(store):
     run = store.finetune("greedy", 5)
     lines = [f"line {i}" for i in range(200)]
     lines[50] = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
@@ -122,7 +122,7 @@ def test_a_failed_run_says_why_what_to_try_and_shows_the_line(store):
     driven(scene, store.app(), SMALL)
 
 
-def test_home_reads_a_long_log_whole_and_find_looks_through_all_of_it(store):
+def test_home_reads_all_of_a_long_log_and_search_covers_it(store):
     run = store.ended(store.finetune("long", 5))
     count = LOG_LINES * 3
     run.log.write_text("".join(f"line {i}{' Needle' if i in (7, count - 3) else ''}\n" for i in range(count)))
@@ -159,7 +159,7 @@ def test_home_reads_a_long_log_whole_and_find_looks_through_all_of_it(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_save_now_reaches_the_training_and_says_so(store):
+def test_save_now_reaches_the_training_and_is_confirmed(store):
     run = store.finetune("saves", 10, 100, SAVES)
 
     async def scene(pilot):
@@ -177,7 +177,7 @@ def test_save_now_reaches_the_training_and_says_so(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_neighbours_and_one_pane_alone(store):
+def test_neighbouring_runs_and_a_single_pane(store):
     for name in ("one", "two"):
         store.ended(store.finetune(name, 20))
 

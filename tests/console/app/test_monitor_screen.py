@@ -24,7 +24,7 @@ async def at_monitor(pilot):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
-def test_curve_numbers_and_log_of_a_live_run(store, size, theme):
+def test_curve_numbers_and_log_of_a_live_run_are_shown(store, size, theme):
     run = store.finetune("live", 40, 100, SLEEPER)
 
     async def scene(pilot):
@@ -56,7 +56,7 @@ def test_without_any_run_it_says_what_to_do(store):
     driven(scene, store.app())
 
 
-def test_the_newest_live_run_is_watched_when_none_was_chosen(store):
+def test_the_newest_live_run_is_shown_by_default(store):
     store.finetune("live", 5, 100, SLEEPER)
     store.ended(store.finetune("newer"))
 
@@ -100,7 +100,7 @@ def test_the_keys_of_the_curve(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_another_run_is_laid_over_and_taken_away(store):
+def test_another_run_is_overlaid_and_removed(store):
     store.ended(store.finetune("one", 50))
     store.ended(store.finetune("two", 80))
     store.ended(store.finetune("three", 90))
@@ -121,7 +121,7 @@ def test_another_run_is_laid_over_and_taken_away(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_find_follow_and_the_places_found(store):
+def test_search_follow_and_matches(store):
     run = store.ended(store.finetune("talks", 40))
     run.log.write_text("".join(f"line {i}{' NaN here' if i in (100, 200) else ''}\n" for i in range(400)))
 
@@ -148,7 +148,7 @@ def test_find_follow_and_the_places_found(store):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_run_without_a_curve_gives_its_place_to_the_log(store, size):
+def test_a_run_without_a_curve_shows_only_the_log(store, size):
     run = store.other("prepare", "print('\\n'.join(f'picture {i}' for i in range(90)))\nraise SystemExit(2)")
     launch.wait(run, 150)
 
@@ -165,7 +165,7 @@ def test_a_run_without_a_curve_gives_its_place_to_the_log(store, size):
     driven(scene, store.app(), size)
 
 
-def test_nan_skips_and_failures_are_said(store):
+def test_nan_skipped_steps_and_failures_are_shown(store):
     run = store.finetune("sick", 30)
     with open(run.metrics, "a") as file:
         for step in (31, 32):
@@ -181,7 +181,7 @@ def test_nan_skips_and_failures_are_said(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_switching_runs_shows_nothing_of_the_run_before(store):
+def test_switching_runs_clears_the_previous_run(store):
     store.ended(store.finetune("one", 50))
     two = store.finetune("two", 0)
     two.log.write_text("")

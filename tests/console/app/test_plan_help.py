@@ -104,7 +104,7 @@ def test_a_plan_without_problems_says_what_would_be_faster_and_the_key_that_appl
     assert "faster" not in plan_view.problem_lines(broken, "", DECLARED, "f7", faster=notes).plain
 
 
-def test_paths_are_completed_as_a_shell_does(tmp_path, monkeypatch):
+def test_paths_are_completed_as_by_a_shell(tmp_path, monkeypatch):
     for name in ("models", "models-old", "data", ".hidden"):
         (tmp_path / name).mkdir()
     (tmp_path / "model.json").write_text("{}")
@@ -164,7 +164,7 @@ def test_the_fix_of_adapters_without_a_rank_is_a_rank(store):
     driven(scene, store.app(), LARGE)
 
 
-def test_tab_takes_the_path_that_is_offered_and_goes_on_without_an_offer(store, tmp_path):
+def test_tab_accepts_a_completion_or_goes_to_the_next_field(store, tmp_path):
     (tmp_path / "checkpoint-one").mkdir()
     (tmp_path / "checkpoint-two").mkdir()
 
@@ -190,7 +190,7 @@ def test_tab_takes_the_path_that_is_offered_and_goes_on_without_an_offer(store, 
     driven(scene, store.app(), LARGE)
 
 
-def test_the_plan_is_edited_as_a_file_saved_and_what_is_wrong_in_it_is_said(store, tmp_path, monkeypatch):
+def test_the_plan_is_edited_as_a_file_and_its_problems_are_shown(store, tmp_path, monkeypatch):
     edits = []
 
     def edit(app, path):
@@ -220,7 +220,7 @@ def test_the_plan_is_edited_as_a_file_saved_and_what_is_wrong_in_it_is_said(stor
     driven(scene, store.app(), LARGE)
 
 
-def test_a_clone_changed_and_started_is_remembered_as_a_command(store, tmp_path, monkeypatch):
+def test_a_changed_clone_is_started_and_its_command_remembered(store, tmp_path, monkeypatch):
     monkeypatch.setattr("console.runs.launch.start", lambda run: None)
     (tmp_path / "captions.json").write_text(json.dumps([]))
 

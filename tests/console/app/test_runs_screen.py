@@ -83,7 +83,7 @@ def test_new_runs_and_new_steps_appear_and_the_cursor_stays_on_its_run(store):
     driven(scene, store.app())
 
 
-def test_the_filter_narrows_types_slashes_and_goes_again(store):
+def test_the_filter_narrows_the_list_accepts_slashes_and_is_cleared(store):
     store.ended(store.finetune("one"))
     store.ended(store.finetune("two"), "failed", 1)
 
@@ -102,7 +102,7 @@ def test_the_filter_narrows_types_slashes_and_goes_again(store):
     driven(scene, store.app())
 
 
-def test_stopping_asks_first_and_names_the_run_and_its_checkpoint(store):
+def test_stopping_asks_for_confirmation_naming_run_and_checkpoint(store):
     run = store.finetune("precious", 40, 100, SLEEPER)
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30")

@@ -18,12 +18,12 @@ def file(tmp_path, monkeypatch):
     return tmp_path / "settings.yaml"
 
 
-def test_without_a_file_everything_is_as_it_is(file):
+def test_without_a_settings_file_the_defaults_apply(file):
     settings = read_settings(IDS, THEMES)
     assert settings.keys == {} and settings.theme is None and settings.problems == ()
 
 
-def test_keys_are_written_as_people_write_them(file):
+def test_keys_may_be_written_in_common_notations(file):
     file.write_text("theme: nord\nkeys:\n  runs.stop: X\n  runs.filter: '?, f5'\n  monitor.log_y: ','\n  runs.sort: 7\n")
     settings = read_settings(IDS, THEMES)
     assert settings.theme == "nord" and settings.problems == ()
@@ -42,21 +42,21 @@ def test_keys_are_written_as_people_write_them(file):
     ("- 1\n", "must hold theme: and keys:, one per line"),
     ("keys: {a\n", "not YAML"),
 ])  # fmt: skip
-def test_what_is_wrong_is_said_and_left_out(file, text, line):
+def test_invalid_settings_are_reported_and_ignored(file, text, line):
     file.write_text(text)
     settings = read_settings(IDS, THEMES)
     assert len(settings.problems) == 1 and line in settings.problems[0] and str(file) in settings.problems[0]
     assert settings.keys == {} and settings.theme is None
 
 
-def test_a_key_that_is_taken_is_said_unless_the_other_one_moves_too():
+def test_a_key_conflict_is_reported_unless_the_other_key_changes_too():
     assert clashes({"runs.stop": "r"}) == {"runs.stop": "keys: runs.stop: r is the key of runs.resume; give that one another key too"}
     assert clashes({"runs.stop": "r", "runs.resume": "x"}) == {}
     assert "is the key of app.theme" in clashes({"runs.stop": "T"})["runs.stop"]
     assert clashes({"monitor.stop": "d"}) == {}  # another screen's key
 
 
-def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
+def test_the_console_applies_the_settings_and_shows_the_keys_everywhere(file, store):
     file.write_text("theme: nord\nkeys:\n  app.launch: f8\n  runs.mark: M\n  runs.open: zz top\n  runs.clone: s\n  nonsense.key: x\n")
     store.ended(store.finetune("one"))
 
@@ -84,7 +84,7 @@ def test_the_console_obeys_the_file_and_shows_the_keys_everywhere(file, store):
     driven(scene, store.app(), LARGE)
 
 
-def test_comma_opens_the_file_in_the_editor_and_reads_it_again(file, store, tmp_path, monkeypatch):
+def test_comma_opens_the_settings_in_the_editor_and_reloads_them(file, store, tmp_path, monkeypatch):
     store.ended(store.finetune("one"))
     opened = []
 

@@ -96,7 +96,7 @@ def fill(store):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS, ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}")
-def test_every_screen_looks_as_it_should(store, size, theme, monkeypatch):
+def test_screens_match_their_snapshots(store, size, theme, monkeypatch):
     live = fill(store)
     monkeypatch.setattr("console.readers.run_rows.RunRow.age", lambda self, now: 61.0 * (1 + self.run.number))
     monkeypatch.setattr("console.widgets.run_numbers._elapsed", lambda row: 605.0)
@@ -168,7 +168,7 @@ def fill_comparison(store, folder):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS, ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}")
-def test_compare_and_the_first_page_look_as_they_should(store, size, theme, tmp_path):
+def test_compare_and_the_first_page_match_their_snapshots(store, size, theme, tmp_path):
     fill_comparison(store, tmp_path)
     tag = f"{size[0]}x{size[1]}-{theme.removeprefix('textual-')}"
     names = {name: f"/demo/{name}" for name in ("train_json", "data", "base", "base_mcore", "tuned_hf", "heldout_images")}

@@ -17,7 +17,7 @@ from console.runs.state import read_state, write_json
 from tests.console.app.driving import SLEEPER, loss
 
 
-def test_a_row_says_what_a_run_is_and_how_far(store):
+def test_a_row_shows_a_run_and_its_progress(store):
     run = store.ended(store.finetune(steps=40, total=100), "stopped", 143)
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("30\n")
@@ -31,13 +31,13 @@ def test_a_row_says_what_a_run_is_and_how_far(store):
     assert row.eta is None and 0 < row.age(row.ended + 50) <= 50
 
 
-def test_a_live_run_has_a_pace_and_a_time_to_go(store):
+def test_a_live_run_has_a_step_time_and_an_eta(store):
     run = store.finetune(steps=40, total=100, code=SLEEPER)
     row = StoreWatcher(store.root).look().get(run.id)
     assert row.alive and row.step_seconds == pytest.approx(2.0) and row.eta == pytest.approx(120.0)
 
 
-def test_the_pace_is_that_of_the_last_attempt(store):
+def test_the_step_time_is_that_of_the_last_attempt(store):
     run = store.ended(store.finetune(steps=10))
     with open(run.metrics, "a") as file:
         for step in range(5, 9):
@@ -45,7 +45,7 @@ def test_the_pace_is_that_of_the_last_attempt(store):
     assert StoreWatcher(store.root).look().rows[0].step_seconds == pytest.approx(4.0)
 
 
-def test_an_evaluation_that_lies_far_back_is_not_forgotten(store):
+def test_an_evaluation_far_back_is_found(store):
     run = store.ended(store.finetune(steps=3))
     with open(run.metrics, "a") as file:
         file.write(json.dumps({"kind": "eval", "step": 3, "loss": 1.5}) + "\n")
@@ -55,7 +55,7 @@ def test_an_evaluation_that_lies_far_back_is_not_forgotten(store):
     assert row.latest["eval"]["loss"] == 1.5 and row.latest["train"]["step"] == row.step == 1999
 
 
-def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(store):
+def test_only_changed_files_are_read_again_and_deleted_runs_forgotten(store):
     first, second = store.ended(store.finetune("one")), store.ended(store.finetune("two"))
     watcher = StoreWatcher(store.root)
     before = watcher.look()
@@ -66,7 +66,7 @@ def test_only_what_changed_is_read_again_and_what_is_gone_is_forgotten(store):
     assert [row.id for row in watcher.look().rows] == [first.id]
 
 
-def test_many_runs_are_taken_in_over_several_looks_the_newest_first(store, monkeypatch):
+def test_many_runs_are_read_over_several_looks_newest_first(store, monkeypatch):
     for name in ("one", "two", "three"):
         store.ended(store.finetune(name, steps=5))
     monkeypatch.setattr(store_watcher, "LOOK_SECONDS", -1.0)
@@ -76,7 +76,7 @@ def test_many_runs_are_taken_in_over_several_looks_the_newest_first(store, monke
         assert [row.id for row in snapshot.rows] == ["0003-three", "0002-two", "0001-one"][:count] and snapshot.unread == 3 - count
 
 
-def test_of_many_runs_those_that_ended_are_looked_at_in_turn_and_a_resumed_one_is_seen_at_once(store, monkeypatch):
+def test_ended_runs_are_checked_in_turn_and_a_resumed_one_is_seen_at_once(store, monkeypatch):
     monkeypatch.setattr(store_watcher, "FEW", 2)
     runs = [store.ended(store.finetune(f"run {i}", steps=3)) for i in range(8)]
     watcher = StoreWatcher(store.root)
@@ -99,14 +99,14 @@ def test_the_sparkline_of_a_long_run_is_sampled_from_its_file(store):
     assert len(row.spark) == store_watcher.SPARK_CELLS and row.spark[0] == "█" and row.spark[-1] == "▁" and row.step == 5000
 
 
-def test_a_failed_run_says_what_its_log_tells(store):
+def test_a_failed_run_shows_the_reason_from_its_log(store):
     run = store.finetune("greedy", steps=3)
     run.log.write_text("step 3\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nChildFailedError\n")
     store.ended(run, "failed", 1)
     assert StoreWatcher(store.root).look().rows[0].error.startswith("out of GPU memory: torch.OutOfMemoryError: CUDA out of memory")
 
 
-def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(store, monkeypatch):
+def test_the_growing_log_of_a_lost_run_is_not_searched_at_each_look(store, monkeypatch):
     """Processes left behind by a killed supervisor may write for hours."""
     run = store.ended(store.finetune(steps=3), "lost", None)
     why, searches = StoreWatcher._why, []
@@ -127,7 +127,7 @@ def test_the_log_of_a_lost_run_that_goes_on_is_not_searched_whole_at_each_look(s
     assert len(searches) == 2 and watcher.look() and len(searches) == 2, "and what does not change is not searched again"
 
 
-def test_of_a_live_run_the_memory_of_its_plans_steps_is_taken_at_once(store):
+def test_memory_for_the_planned_steps_of_a_live_run_is_preallocated(store):
     live, ended = store.finetune("live", steps=5, total=900, code=SLEEPER), store.ended(store.finetune("ended", steps=5, total=900))
     feed = MonitorFeed(StoreWatcher(store.root))
     (line,), (done,) = feed.read(live, [], "loss", 0.9).lines, feed.read(ended, [], "loss", 0.9).lines
@@ -136,7 +136,7 @@ def test_of_a_live_run_the_memory_of_its_plans_steps_is_taken_at_once(store):
     assert len(done.y) == 5 and len(done.y.base) < 900
 
 
-def test_a_damaged_run_is_a_row_and_no_crash(store):
+def test_a_damaged_run_is_listed_without_a_crash(store):
     good = store.ended(store.finetune())
     bad = store.root / "0002-bad"
     bad.mkdir()
@@ -148,7 +148,7 @@ def test_a_damaged_run_is_a_row_and_no_crash(store):
     assert snapshot.rows[0].kind == "unknown" and snapshot.rows[0].status == "lost" and "\x1b" not in snapshot.rows[0].last_line
 
 
-def test_a_store_that_is_not_there_is_empty_and_one_that_is_a_file_says_so(tmp_path):
+def test_a_missing_store_is_empty_and_a_file_is_an_error(tmp_path):
     assert StoreWatcher(tmp_path / "none").look().rows == ()
     (tmp_path / "file").write_text("")
     assert "is a file" in StoreWatcher(tmp_path / "file").look().error
@@ -176,7 +176,7 @@ def test_filter_words(store):
 # the monitor's feed
 
 
-def test_the_feed_gives_lines_averages_metrics_events_and_the_log(store):
+def test_the_feed_returns_lines_averages_metrics_events_and_the_log(store):
     run, other = store.ended(store.finetune("one", 40)), store.ended(store.finetune("two", 60))
     with open(run.metrics, "a") as file:
         file.write(json.dumps({"kind": "eval", "step": 40, "loss": 1.5}) + "\n")
@@ -190,7 +190,7 @@ def test_the_feed_gives_lines_averages_metrics_events_and_the_log(store):
     assert feed.read(run, [], "lr", 0.9).lines[0].smooth is None
 
 
-def test_the_average_goes_on_with_new_steps_and_begins_again_after_a_resume(store):
+def test_the_average_continues_with_new_steps_and_is_recomputed_after_a_resume(store):
     run = store.ended(store.finetune(steps=30))
     feed = MonitorFeed(StoreWatcher(store.root))
     feed.read(run, [], "loss", 0.6)
@@ -220,7 +220,7 @@ def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
     assert view.lines == ("new",) and view.dropped == 0 and view.resets == 1
 
 
-def test_a_run_that_ends_is_seen_to_have_ended(store):
+def test_the_end_of_a_run_is_noticed(store):
     run = store.other("convert", "print('verified')")
     watcher = StoreWatcher(store.root)
     launch.wait(run, 150)

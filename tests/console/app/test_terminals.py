@@ -72,7 +72,7 @@ class Terminal:
     ("xterm-256color", rb"[34]8;5;\d+", rb"[34]8;2;\d+"),
     ("xterm-16color", rb"\x1b\[(?:\d+;)*(?:3|4|9|10)\d(?:;\d+)*m", rb"[34]8;[25];\d+"),
 ])  # fmt: skip
-def test_an_old_terminal_gets_the_colours_that_it_has(store, term, colour, never):
+def test_an_old_terminal_gets_the_colours_that_it_supports(store, term, colour, never):
     store.ended(store.finetune("one", 20))
     with Terminal(store, TERM=term) as terminal:
         terminal.until(b"0001-one")
@@ -82,7 +82,7 @@ def test_an_old_terminal_gets_the_colours_that_it_has(store, term, colour, never
         assert terminal.left() == 0
 
 
-def test_a_console_that_is_killed_leaves_its_run_going_and_the_next_one_finds_it(store):
+def test_a_run_survives_a_killed_console_and_the_next_one_finds_it(store):
     run = store.finetune("goes on", 20, 100, SLEEPER)
     with Terminal(store, TERM="xterm-256color") as terminal:
         terminal.until(b"0001-goes-on")

@@ -12,7 +12,7 @@ from tests.console.app.comparisons import at_compare
 from tests.console.app.driving import LARGE, driven, finished, looked, press, said, text_of, until
 
 
-def test_votes_are_given_by_key_and_mouse_kept_on_disk_and_taken_back(store, compared, pictures):
+def test_votes_by_key_and_mouse_are_saved_and_withdrawn(store, compared, pictures):
     async def scene(pilot):
         screen = await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
@@ -43,7 +43,7 @@ def test_votes_are_given_by_key_and_mouse_kept_on_disk_and_taken_back(store, com
     driven(later, store.app(), LARGE)
 
 
-def test_a_look_that_began_before_a_vote_does_not_take_it_away(store, compared, monkeypatch):
+def test_a_read_that_began_before_a_vote_does_not_undo_it(store, compared, monkeypatch):
     held, go = threading.Event(), threading.Event()
 
     async def scene(pilot):
@@ -71,7 +71,7 @@ def test_a_look_that_began_before_a_vote_does_not_take_it_away(store, compared, 
     driven(scene, store.app())
 
 
-def test_votes_that_cannot_be_kept_are_said(store, compared):
+def test_votes_that_cannot_be_saved_are_reported(store, compared):
     (compared.path / "votes.json.tmp").mkdir()
 
     async def scene(pilot):

@@ -43,7 +43,7 @@ def test_without_the_token_everything_is_forbidden():
     served(scene, [sys.executable, "-c", "raise SystemExit('no tab may start')"])
 
 
-def test_a_page_of_another_site_and_another_name_are_forbidden_even_with_the_token():
+def test_other_origins_and_host_names_are_forbidden_even_with_the_token():
     async def scene(server, client, root):
         async with client.get(server.link) as answer:
             assert answer.status == 200 and str(answer.url) == root + "/"  # the token has left the address
@@ -57,7 +57,7 @@ def test_a_page_of_another_site_and_another_name_are_forbidden_even_with_the_tok
     served(scene, [sys.executable, "-c", "raise SystemExit('no tab may start')"])
 
 
-def test_a_tab_with_the_token_is_the_real_console(tmp_path):
+def test_a_tab_with_the_token_shows_the_console(tmp_path):
     words = [sys.executable, "-m", "qwen3vl_core.cli", "console", "--runs", str(tmp_path / "runs")]
 
     async def scene(server, client, root):
@@ -79,7 +79,7 @@ def test_a_tab_with_the_token_is_the_real_console(tmp_path):
     served(scene, words)
 
 
-def test_a_port_that_is_taken_is_avoided_and_one_that_was_asked_for_is_refused_with_a_free_one():
+def test_a_used_port_is_avoided_or_refused_if_it_was_requested():
     with listen(None) as first, listen(None) as second:
         taken = first.getsockname()[1]
         assert first.getsockname()[0] == HOST and taken >= FIRST_PORT and second.getsockname()[1] > taken
@@ -92,6 +92,6 @@ def test_a_port_that_is_taken_is_avoided_and_one_that_was_asked_for_is_refused_w
     (["--no-browser"], "--no-browser: needs --web"),
     (["--web", "--port", "99999"], "must be a port from 1 to 65535"),
 ])  # fmt: skip
-def test_a_wrong_request_for_the_browser_is_one_line(words, line):
+def test_a_wrong_request_for_the_browser_is_a_one_line_error(words, line):
     with pytest.raises(RequestError, match=line):
         commands.console(words)

@@ -37,7 +37,7 @@ def greeted(store, workspace=None):
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
-def test_an_empty_store_begins_with_the_first_page(store, size, theme):
+def test_an_empty_store_opens_the_first_page(store, size, theme):
     async def scene(pilot):
         text = text_of(pilot.app)
         for words in ("Try the demo", "Open a model", "Paste a recipe line", "Doctor", str(store.root)[:40]):
@@ -66,7 +66,7 @@ def test_a_store_with_runs_does_not(store):
     driven(scene, greeted(store))
 
 
-def test_a_model_that_is_there_already_is_opened_by_its_path(store, tmp_path, monkeypatch):
+def test_an_existing_model_is_opened_by_its_path(store, tmp_path, monkeypatch):
     model = tmp_path / "models" / "tiny"
     shutil.copytree(DEMO, model)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -87,7 +87,7 @@ def test_a_model_that_is_there_already_is_opened_by_its_path(store, tmp_path, mo
     driven(scene, greeted(store), LARGE)
 
 
-def test_what_is_no_model_is_said_in_one_line_with_the_way_out(tmp_path):
+def test_a_path_without_a_model_is_a_one_line_error_with_a_fix(tmp_path):
     for name, said_of in (("", "the path of a folder"), (str(tmp_path / "none"), "no such folder"), (__file__, "a file; give the folder")):
         with pytest.raises(RequestError, match=said_of):
             open_model(name)
@@ -120,7 +120,7 @@ def test_a_recipe_line_becomes_a_form_and_its_problems_are_named(store):
     driven(scene, greeted(store), LARGE)
 
 
-def test_the_demo_is_made_and_its_steps_are_shown(store, tmp_path):
+def test_the_demo_is_created_and_its_steps_are_shown(store, tmp_path):
     """The real command makes the real workspace, and the console goes on in it."""
     folder = tmp_path / "demo"
 
@@ -138,7 +138,7 @@ def test_the_demo_is_made_and_its_steps_are_shown(store, tmp_path):
     driven(scene, greeted(store), LARGE)
 
 
-def test_a_workspace_that_cannot_be_made_is_said(store, tmp_path):
+def test_a_workspace_that_cannot_be_created_is_reported(store, tmp_path):
     (tmp_path / "taken").write_text("a file")
 
     async def scene(pilot):
@@ -149,7 +149,7 @@ def test_a_workspace_that_cannot_be_made_is_said(store, tmp_path):
     driven(scene, greeted(store), LARGE)
 
 
-def test_the_steps_follow_what_is_done(store, workspace):
+def test_the_steps_show_their_progress(store, workspace):
     values = json.loads((workspace / "workspace.json").read_text())
 
     def states():

@@ -26,7 +26,7 @@ def as_tensorboard_smooths(values, weight: float) -> list[float]:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.6, 0.9, 0.99])
-def test_the_average_is_that_of_tensorboard_also_over_nan_and_in_pieces(weight):
+def test_the_average_equals_tensorboards_even_over_nan_and_in_pieces(weight):
     random = np.random.default_rng(3)
     y = random.normal(2, 1, 5000)
     y[random.random(5000) < 0.02] = np.nan
@@ -48,13 +48,13 @@ def test_a_nan_step_does_not_make_the_steps_before_it_count_less():
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=400), st.lists(st.integers(0, 400), max_size=4), st.floats(0.0, 0.99),
 )  # fmt: skip
-def test_a_series_that_grows_has_the_average_of_the_whole(y, cuts, weight):
+def test_a_growing_series_has_the_average_of_the_whole(y, cuts, weight):
     y, average = np.array(y), Smoother(weight)
     for end in [*sorted(min(cut, len(y)) for cut in cuts), len(y)]:
         np.testing.assert_allclose(average(y[:end]), Smoother(weight)(y[:end]), rtol=1e-9, atol=1e-3)
 
 
-def test_an_average_that_was_given_away_stays_as_it_is_and_cannot_be_written():
+def test_a_returned_average_is_immutable():
     average = Smoother(0.5)
     early = average(np.arange(3.0))
     kept = early.copy()

@@ -17,7 +17,7 @@ series = arrays.arrays(np.float64, st.integers(0, 400), elements=values)
 
 @settings(deadline=None, max_examples=60)
 @given(series, st.integers(8, 64))
-def test_decimation_keeps_ends_extremes_and_order(y, most):
+def test_thinning_keeps_ends_extremes_and_order(y, most):
     x = np.arange(len(y))
     kept_x, kept_y = decimate(x, y, most)
     assert len(kept_x) == len(kept_y) <= max(most, 0)
@@ -33,13 +33,13 @@ def test_decimation_keeps_ends_extremes_and_order(y, most):
 
 @settings(deadline=None, max_examples=40)
 @given(series, st.lists(st.integers(0, 400), max_size=4), st.integers(8, 64))
-def test_a_series_that_grows_is_drawn_as_if_it_had_been_whole(y, cuts, most):
+def test_a_growing_series_is_drawn_like_a_complete_one(y, cuts, most):
     thinner, x = Thinner(most), np.arange(len(y))
     for end in [*sorted(min(cut, len(y)) for cut in cuts), len(y)]:
         np.testing.assert_array_equal(thinner(x[:end], y[:end]), decimate(x[:end], y[:end], most))
 
 
-def test_one_spike_and_one_gap_among_a_million_points_stay():
+def test_a_spike_and_a_gap_among_a_million_points_are_kept():
     y = np.random.default_rng(0).normal(size=1_000_000)
     y[123_456], y[777_777] = 50.0, np.nan
     x, kept = decimate(np.arange(len(y)), y)
@@ -47,7 +47,7 @@ def test_one_spike_and_one_gap_among_a_million_points_stay():
     assert 123_456 in x and 777_777 in x and np.isnan(kept[x == 777_777]).all()
 
 
-def test_a_window_takes_one_more_point_at_each_side():
+def test_a_window_includes_one_more_point_on_each_side():
     x = np.arange(0, 100, 10)
     found, _ = within(x, x * 1.0, (25, 44))
     assert found.tolist() == [20, 30, 40, 50]

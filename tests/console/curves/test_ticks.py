@@ -31,7 +31,7 @@ def test_ticks_of_a_logarithmic_axis():
     assert ticks(1.0, 1.0, 4) == [1.0]
 
 
-def test_labels_have_the_places_that_their_distance_needs():
+def test_labels_have_enough_digits_for_their_distance():
     assert [label for _, label in value_ticks(0.0, 1.0, 4)] == ["0", "0.5", "1.0"]
     assert value_ticks(-2.0, 0.0, 4, log=True) == [(-2.0, "0.01"), (-1.0, "0.1"), (0.0, "1")]
 

@@ -37,7 +37,7 @@ def test_a_known_error_has_a_title_its_line_and_what_to_try(name):
     assert found.line == LINES[name] and found.index == 2 and found.title and len(found.advice) > 20 and "\n" not in found.advice
 
 
-def test_the_cause_is_named_before_what_it_led_to():
+def test_the_cause_is_named_before_its_consequences():
     lines = [LINES["nccl_timeout"], LINES["gpu_memory"], LINES["connection"]]
     assert explain(lines, 1).name == "gpu_memory"
 
@@ -66,7 +66,7 @@ def test_our_own_message_is_nearer_to_the_cause_than_what_other_ranks_print_beca
     assert explain([unexpected], 1).name == "rights"
 
 
-def test_ordinary_lines_are_no_problem():
+def test_ordinary_lines_are_not_errors():
     fine = ["qwen3vl: asked to stop; 60 s to end", "qwen3vl[stop]: asked to stop; 60 s to end", "qwen3vl[resumed]: resumed",
             "qwen3vl[killed]: 2 processes did not end in time; killed", "step 6310/10000  loss 1.2140  lr 9.31e-06",
             "WARNING: using the slow path",
@@ -80,7 +80,7 @@ def test_ordinary_lines_are_no_problem():
     ["qwen3vl: one", "step 2", "qwen3vl: two"], ["step 1", "step 2"], [LINES["nccl"], "qwen3vl: nccl failed"],
 ])  # fmt: skip
 @pytest.mark.parametrize("code", [1, 137, None])
-def test_a_log_that_goes_on_tells_the_same_whether_it_is_read_at_once_or_as_it_grows(lines, code):
+def test_a_log_is_explained_the_same_at_once_and_as_it_grows(lines, code):
     at_once = explain(lines, code)
     known = explain(lines[:1], code)
     for line in lines[1:]:

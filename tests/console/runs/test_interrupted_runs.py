@@ -40,7 +40,7 @@ def events(run, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_that_was_told_to_stop_by_another_is_stopped_and_not_done(store, number):
+def test_a_training_stopped_by_a_signal_is_stopped_and_not_done(store, number):
     program = STOPS + "\n"
     run = finetune(store, program.replace("SIGTERM", number.name), max_restarts=3)
     until((run.path / "up").exists)
@@ -61,7 +61,7 @@ def test_a_training_that_was_told_to_stop_by_another_is_stopped_and_not_done(sto
         ("sys.exit(0)", "done", None),
     ],
 )
-def test_the_record_tells_how_a_finetune_ended(store, program, status, error):
+def test_the_record_shows_how_a_finetune_ended(store, program, status, error):
     run = finetune(store, RECORD + program)
     assert launch.wait(run, 150) == status
     assert (error in run.error) if error else run.error is None
@@ -76,7 +76,7 @@ def test_the_record_of_an_earlier_attempt_does_not_count(store):
     assert launch.wait(run, 150) == "failed"
 
 
-def test_a_failed_finetune_is_started_again_and_the_record_says_so(store):
+def test_a_failed_finetune_is_restarted_and_the_record_shows_it(store):
     program = RECORD + "row(attempt + 1)\nif attempt < 2: os.kill(os.getpid(), signal.SIGKILL)\nrow(4); event('done', 4)"
     run = finetune(store, program, max_restarts=2)
     assert launch.wait(run, 150) == "done" and run.exit_code == 0 and run.error is None
@@ -87,7 +87,7 @@ def test_a_failed_finetune_is_started_again_and_the_record_says_so(store):
     assert run.log.read_text().count("from the newest complete checkpoint") == 2
 
 
-def test_restarts_have_an_end_and_a_refused_request_is_not_tried_again(store):
+def test_restarts_are_limited_and_a_refused_request_is_not_retried(store):
     run = finetune(store, RECORD + "sys.exit(3)", max_restarts=1)
     assert launch.wait(run, 150) == "failed" and run.state["restarts"] == 1 and (run.path / "attempt-1").exists()
     run = finetune(store, RECORD + "sys.exit(2)", max_restarts=1)

@@ -10,7 +10,7 @@ from console.runs import log_file
 from console.runs.log_file import WholeLog
 
 
-def test_every_line_is_there_also_the_one_without_an_end(tmp_path):
+def test_every_line_is_read_even_the_unterminated_last_one(tmp_path):
     path = tmp_path / "log"
     lines = [f"line {i}" for i in range(1000)]
     path.write_text("\n".join(lines))
@@ -28,7 +28,7 @@ def test_every_line_is_there_also_the_one_without_an_end(tmp_path):
         WholeLog(tmp_path / "none")
 
 
-def test_a_search_finds_lines_across_pieces_once_each_whatever_the_case(tmp_path, monkeypatch):
+def test_a_search_finds_each_line_once_ignoring_case(tmp_path, monkeypatch):
     monkeypatch.setattr(log_file, "CHUNK", 64)
     path = tmp_path / "log"
     lines = [f"{'x' * (i % 50)} {'Needle needle' if i % 7 == 0 else ''} {i}" for i in range(300)]
@@ -49,7 +49,7 @@ def test_controls_bad_utf8_progress_bars_and_endless_lines_are_shown_safely(tmp_
     assert len(whole[3]) == log_file.WIDTH and whole[3].endswith("z…") and whole[4] == "0019999 of many" and whole[5] == "last"
 
 
-def test_a_file_that_is_cut_or_exchanged_is_known_and_its_lines_are_empty_then(tmp_path):
+def test_a_truncated_or_replaced_file_is_detected_and_its_lines_are_empty(tmp_path):
     path = tmp_path / "log"
     path.write_text("one\ntwo\n")
     whole = WholeLog(path)

@@ -45,7 +45,7 @@ def test_a_text_stream_gets_whole_characters(store):
     assert copy.getvalue() == "zwölf ▶ 猫\n" * 20
 
 
-def test_following_begins_where_it_is_told_to(store):
+def test_following_begins_at_the_given_offset(store):
     run = store.create("job", {}, job("print('again' if (here / 'ok').exists() else 'first'); sys.exit((here / 'ok').exists() - 1)"))
     launch.start(run)
     assert launch.wait(run, 150) == "failed"
@@ -87,7 +87,7 @@ def test_a_second_ctrl_c_leaves_the_run_to_stop_by_itself(store, monkeypatch):
     assert launch.wait(run, 150) == "stopped"
 
 
-def test_the_reader_that_goes_away_leaves_the_run_alone(store):
+def test_a_closed_reader_does_not_affect_the_run(store):
     run = store.create("job", {}, job("print('x' * 100)\n" + UNTIL_GO))
     launch.start(run)
     with io.BytesIO() as closed:
@@ -98,7 +98,7 @@ def test_the_reader_that_goes_away_leaves_the_run_alone(store):
     assert run.status == "running"
 
 
-def test_waiting_has_an_end(store):
+def test_waiting_has_a_timeout(store):
     run = store.create("job", {}, job(UNTIL_GO))
     launch.start(run)
     assert launch.wait(run, 0.05) == "running"

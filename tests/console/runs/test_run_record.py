@@ -12,7 +12,7 @@ from qwen3vl_core.options import ConvertOptions, FinetuneOptions
 from tests.console.runs.jobs import ROOT, job
 
 
-def test_command_sh_does_by_hand_what_the_run_does(store, tmp_path, monkeypatch):
+def test_command_sh_does_what_the_run_does(store, tmp_path, monkeypatch):
     odd = tmp_path / "a 'quoted' $HOME folder"
     odd.mkdir()
     monkeypatch.chdir(odd)
@@ -62,7 +62,7 @@ def test_the_commit_is_that_of_the_source_tree(monkeypatch, tmp_path):
     assert plan_record.git_commit() == commit + "-dirty"
 
 
-def test_a_kind_s_command_is_the_one_a_person_types(tmp_path):
+def test_the_command_of_a_kind_is_the_one_a_user_types(tmp_path):
     words = plan_record.child_command("convert", ConvertOptions(source="a", target="b", verify=True), tmp_path)
     assert words == [sys.executable, "-m", "qwen3vl_core.cli", "convert", "a", "b", "--verify"]
 

@@ -25,7 +25,7 @@ def test_a_new_run_holds_its_plan_its_command_and_its_state(store):
     assert (run.status, run.alive, run.exit_code, run.started, run.ended) == ("starting", True, None, None, None)
 
 
-def test_paths_become_absolute_so_that_any_folder_will_do(store, tmp_path, monkeypatch):
+def test_paths_become_absolute(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = store.create("compare", CompareOptions(base="a", tuned="/b", images=["x.png", "~/y"], html="out.html"))
     assert run.options["base"] == str(tmp_path / "a") and run.options["tuned"] == ["/b"]
@@ -34,7 +34,7 @@ def test_paths_become_absolute_so_that_any_folder_will_do(store, tmp_path, monke
     assert str(tmp_path / "x.png") in run.command and run.plan["cwd"] == str(tmp_path)
 
 
-def test_the_newest_run_comes_first_and_strangers_are_passed_over(store):
+def test_the_newest_run_comes_first_and_other_folders_are_ignored(store):
     for name in ("a", "b", "c"):
         store.create(name, {}, ["true"])
     (store.root / "0009-half").mkdir()
@@ -61,7 +61,7 @@ def test_a_run_is_found_by_number_id_beginning_and_name(store):
         RunStore(store.root / "new").get("")
 
 
-def test_runs_made_at_once_never_share_a_number(store):
+def test_runs_created_concurrently_never_share_a_number(store):
     made, failed = [], []
 
     def make(name):
@@ -80,7 +80,7 @@ def test_runs_made_at_once_never_share_a_number(store):
     assert sorted(store.list(), key=lambda r: r.number) == sorted(made, key=lambda r: r.number)
 
 
-def test_a_run_that_cannot_be_made_leaves_nothing(store, tmp_path):
+def test_a_run_that_cannot_be_created_leaves_nothing(store, tmp_path):
     with pytest.raises(RequestError, match="--nproc 3: must be a multiple of tp x pp"):
         store.create("finetune", FinetuneOptions(load="l", train_data="d", nproc=3, tp=2))
     assert list(store.root.iterdir()) == []
@@ -91,7 +91,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(store, tmp_path):
         RunStore(tmp_path / "file" / "below").create("a", {}, ["true"])
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(store, monkeypatch):
+def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(store, monkeypatch):
     full = open("/dev/full", "w")  # noqa: SIM115
     real = open
     # every new state goes where a full disk is; all else stays real

@@ -77,7 +77,7 @@ def test_a_job_outlives_a_screen_that_is_killed_while_it_starts_it(store):
     assert launch.wait(run, 150) == "done"
 
 
-def test_stop_ends_every_descendant_in_every_session_also_those_that_ignore_it(store):
+def test_stop_ends_every_descendant_in_every_session_even_those_that_ignore_it(store):
     orphan = "if os.fork(): os._exit(0)\nos.setsid()\n" + IGNORES_TERM.replace("'up'", "'orphan'")
     program = spawning(IGNORES_TERM.replace("'up'", "'worker'"), spawning(orphan, IGNORES_TERM))
     run = started(store, program)
@@ -108,7 +108,7 @@ def test_a_worker_may_finish_its_checkpoint_after_its_launcher_has_gone(store, m
     assert (run.path / "saved").exists()
 
 
-def test_the_workers_of_torchrun_hear_of_the_stop_once_and_have_their_time(store, tmp_path, monkeypatch):
+def test_the_workers_of_torchrun_get_the_signal_once_and_have_the_grace_period(store, tmp_path, monkeypatch):
     monkeypatch.setenv("QWEN3VL_GRACE", "150")
     (tmp_path / "worker.py").write_text(
         "import os, signal, sys, time\n"
@@ -139,14 +139,14 @@ def test_a_run_that_saves_and_ends_well_when_asked_to_stop_is_stopped_not_done(s
     assert run.log.read_text().endswith("saved\n")
 
 
-def test_what_a_command_leaves_behind_ends_with_it(store):
+def test_leftover_processes_of_a_command_are_ended(store):
     run = started(store, spawning(IGNORES_TERM.replace("'up'", "'left'"), "until('left'); print('ready')"))
     left = pid_noted(run, "left")
     assert launch.wait(run, 150) == "done" and run.exit_code == 0
     assert not is_running(left)
 
 
-def test_a_dead_supervisor_makes_a_run_lost_and_stop_ends_what_is_left(store):
+def test_a_dead_supervisor_makes_a_run_lost_and_stop_ends_its_processes(store):
     run = started(store, spawning(IGNORES_TERM.replace("'up'", "'worker'"), UNTIL_GO))
     pids = [run.state["pid"], pid_noted(run, "worker")]
     read(run, "up")
@@ -188,7 +188,7 @@ def test_exit_codes_and_signals_are_kept(store):
 
 
 @pytest.mark.parametrize(("word", "code"), [("no/such/program", 127), ("not-executable", 126)])
-def test_a_command_that_cannot_be_executed_is_said_in_log_and_state(store, tmp_path, word, code):
+def test_a_command_that_cannot_be_executed_is_reported_in_log_and_state(store, tmp_path, word, code):
     (tmp_path / "not-executable").touch()
     run = store.create("job", {}, [str(tmp_path / word)])
     with pytest.raises(WorkError, match=f"could not be started: .*{word}"):
@@ -197,7 +197,7 @@ def test_a_command_that_cannot_be_executed_is_said_in_log_and_state(store, tmp_p
     assert word in run.error and word in run.log.read_text()
 
 
-def test_the_state_is_whole_whenever_it_is_read(store):
+def test_the_state_file_is_never_partial(store):
     run = store.create("job", {}, job(EXITS_3))
     over, seen, broken = threading.Event(), set(), []
 
@@ -285,7 +285,7 @@ def test_a_file_in_the_folder_stops_a_run_from_another_machine(store):
     assert not (run.path / "stop").exists()
 
 
-def test_the_heartbeat_beats_while_the_run_lives(store):
+def test_the_heartbeat_is_updated_while_the_run_is_alive(store):
     run = started(store, SLEEPS)
     first = (run.path / "heartbeat").stat().st_mtime_ns
     until(lambda: (run.path / "heartbeat").stat().st_mtime_ns > first)
@@ -302,7 +302,7 @@ def test_a_state_that_cannot_be_written_now_is_written_later(store):
     assert launch.wait(run, 150) == "done"
 
 
-def test_the_command_gets_a_clean_start(store, monkeypatch):
+def test_the_command_gets_a_clean_environment(store, monkeypatch):
     monkeypatch.setenv("QWEN3VL_RUN_DIR", "of another run")
     monkeypatch.setenv("QWEN3VL_PROGRESS", "none")
     run = started(
@@ -320,7 +320,7 @@ def test_the_command_gets_a_clean_start(store, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_run_that_was_made_and_never_started_can_be_stopped(store):
+def test_a_run_that_was_never_started_can_be_stopped(store):
     run = store.create("job", {}, job(SLEEPS))
     assert run.status == "starting"
     launch.stop(run)
@@ -329,7 +329,7 @@ def test_a_run_that_was_made_and_never_started_can_be_stopped(store):
         launch.stop(run)
 
 
-def test_a_grace_period_that_is_no_number_is_refused(store, monkeypatch):
+def test_an_invalid_grace_period_is_refused(store, monkeypatch):
     run = store.create("job", {}, job(SLEEPS))
     monkeypatch.setenv("QWEN3VL_GRACE", "soon")
     with pytest.raises(RequestError, match="QWEN3VL_GRACE=soon: must be seconds"):

@@ -70,7 +70,7 @@ def test_a_stalled_run_names_the_rank_that_is_behind_everywhere(store, quick):
     assert launch.wait(run, 150) == "done"
 
 
-def test_a_stalled_run_starts_again_where_it_may(store, quick):
+def test_a_stalled_run_restarts_if_allowed(store, quick):
     hangs = "signal.signal(signal.SIGTERM, signal.SIG_IGN); first.note(8, 'step'); second.note(8, 'step'); time.sleep(600)"
     run = started(store, f"steps(0, 7)\nif not attempt: {hangs}\nevent('done', 20)", restart_stalled=True, max_restarts=1)
     assert launch.wait(run, 150) == "done" and run.state["restarts"] == 1
@@ -100,7 +100,7 @@ def moving(watch, ranks, steps=range(5)):
         watch.look()
 
 
-def test_a_rank_that_was_stopped_is_told_from_those_that_wait_for_it(tmp_path):
+def test_a_stopped_rank_is_distinguished_from_those_that_wait_for_it(tmp_path):
     watch = StallWatch(tmp_path, 1e-9)
     watched = os.fork()
     if not watched:
@@ -118,7 +118,7 @@ def test_a_rank_that_was_stopped_is_told_from_those_that_wait_for_it(tmp_path):
     assert watch.stalled().endswith("rank 2 is behind at step 5, in forward, backward or the optimizer, gone")
 
 
-def test_a_checkpoint_and_the_first_steps_have_their_time_and_old_notes_do_not_count(tmp_path):
+def test_checkpoints_and_first_steps_have_longer_limits_and_old_progress_files_are_ignored(tmp_path):
     ranks = [rank(tmp_path, number, 7, AT_DATA) for number in (0, 1)]
     watch = StallWatch(tmp_path, 1e-9)
     watch.look()
@@ -135,7 +135,7 @@ def test_a_checkpoint_and_the_first_steps_have_their_time_and_old_notes_do_not_c
     assert not watch.stalled()
 
 
-def test_a_least_time_that_is_none_is_refused(monkeypatch):
+def test_an_invalid_stall_time_is_refused(monkeypatch):
     monkeypatch.setenv("QWEN3VL_STALL_SECONDS", "soon")
     with pytest.raises(RequestError, match="QWEN3VL_STALL_SECONDS=soon: must be seconds above 0"):
         least_seconds()

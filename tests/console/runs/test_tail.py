@@ -52,7 +52,7 @@ def source():
 
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS)
-def test_rows_come_once_each_whatever_the_chunks_truncations_and_replacements(steps):
+def test_each_row_is_read_once_despite_chunks_truncations_and_replacements(steps):
     with tempfile.TemporaryDirectory() as folder:
         path, other = Path(folder) / "m.jsonl", Path(folder) / "other"
         tail, stream = JsonlTail(path), source()
@@ -87,7 +87,7 @@ def test_rows_come_once_each_whatever_the_chunks_truncations_and_replacements(st
         assert ([] if tail.replaced else given_rows) + rows == rows_of(now)
 
 
-def test_a_partial_last_row_waits_for_its_end(tmp_path):
+def test_a_partial_last_row_is_read_once_complete(tmp_path):
     path = tmp_path / "m.jsonl"
     tail = JsonlTail(path)
     assert tail.read() == []
@@ -98,7 +98,7 @@ def test_a_partial_last_row_waits_for_its_end(tmp_path):
     assert tail.read() == [{"a": 2}] and not tail.replaced
 
 
-def test_a_file_that_was_rewritten_longer_in_place_is_noticed(tmp_path):
+def test_a_file_rewritten_longer_in_place_is_detected(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'{"a": 1}\n')
     tail = JsonlTail(path)
@@ -109,7 +109,7 @@ def test_a_file_that_was_rewritten_longer_in_place_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"null", b'{"a": NaN, "step": true}'])
-def test_no_line_breaks_the_reader(tmp_path, line):
+def test_no_line_crashes_the_reader(tmp_path, line):
     path = tmp_path / "m.jsonl"
     path.write_bytes(line + b'\n{"kind": "train", "step": 1, "loss": 2.5}\n')
     series = MetricSeries(path)
@@ -118,7 +118,7 @@ def test_no_line_breaks_the_reader(tmp_path, line):
     assert last_rows(path)[-1]["loss"] == 2.5
 
 
-def test_the_last_rows_come_from_the_end_alone(tmp_path):
+def test_the_last_rows_are_read_from_the_end_only(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in range(20_000)) + '{"step": ')
     rows = last_rows(path, 1000)
@@ -127,7 +127,7 @@ def test_the_last_rows_come_from_the_end_alone(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 1700, 1725, 1750, 2000, 40_000])
-def test_rows_spread_over_a_file_come_once_each_in_order_from_its_first_to_its_last(tmp_path, count):
+def test_sampled_rows_are_unique_and_in_order_from_first_to_last(tmp_path, count):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"kind": "train", "step": n, "loss": 1.5}) + "\n" for n in range(10_000, 10_000 + count)))
     steps = [row["step"] for row in sampled_rows(path, 20)]
@@ -163,7 +163,7 @@ def test_metrics_become_arrays_with_gaps(tmp_path):
         loss[0] = 1
 
 
-def test_a_resumed_run_takes_the_place_of_the_steps_it_does_again(tmp_path):
+def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     series = MetricSeries(path)
     write(path, *(train(n, float(n)) for n in range(1, 1001)))
@@ -185,7 +185,7 @@ ROWS = st.lists(  # (step, kind, names of its numbers)
 
 @settings(max_examples=150, deadline=None)
 @given(rows=ROWS, cuts=st.lists(st.integers(1, 80), max_size=6), room=st.sampled_from([0, 300, 310, 1000]))
-def test_series_hold_the_last_word_on_each_step_whichever_rows_have_which_numbers(tmp_path_factory, rows, cuts, room):
+def test_series_have_the_last_value_of_each_step_whichever_metrics_a_row_has(tmp_path_factory, rows, cuts, room):
     path = tmp_path_factory.mktemp("series") / "metrics.jsonl"
     series, expected, held = MetricSeries(path, room), {}, []
     owner: dict[str, str] = {}
@@ -209,7 +209,7 @@ def test_series_hold_the_last_word_on_each_step_whichever_rows_have_which_number
         assert all((array == copy).all() for array, copy in zip(view, copies, strict=True)), "what a reader holds stays"
 
 
-def test_a_row_costs_eight_bytes_a_number_and_its_step_once(tmp_path):
+def test_a_row_takes_eight_bytes_per_value_and_its_step_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, *(train(n, 1.0, lr=1e-5, grad_norm=0.5) for n in range(1, 20_001)))
     series = MetricSeries(path)
@@ -219,7 +219,7 @@ def test_a_row_costs_eight_bytes_a_number_and_its_step_once(tmp_path):
     assert sum({id(a.base): a.base.nbytes for a in arrays}.values()) < 20_000 * 8 * 4 * 1.3
 
 
-def test_following_takes_no_memory_while_the_steps_of_the_plan_last(tmp_path):
+def test_following_allocates_nothing_within_the_planned_steps(tmp_path):
     path = tmp_path / "metrics.jsonl"
     series = MetricSeries(path, room_for(4000))
     write(path, train(1, 1.0, lr=1e-5), {"v": 1, "kind": "eval", "step": 1, "loss": 2.5})
@@ -236,11 +236,11 @@ def test_following_takes_no_memory_while_the_steps_of_the_plan_last(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "room"), [(500, 500), (10**9, 1 << 16), (-3, 0), (None, 0), (True, 0), ("many", 0), (2.5, 0)])
-def test_memory_is_taken_at_once_for_the_steps_of_a_plan_within_a_limit(steps, room):
+def test_memory_for_the_planned_steps_is_preallocated_up_to_a_limit(steps, room):
     assert room_for(steps) == room
 
 
-def test_a_record_of_very_many_metrics_takes_memory_as_it_grows(tmp_path):
+def test_very_many_metrics_are_not_preallocated(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1, 1.0, **{f"expert_{n}": 0.5 for n in range(500)}))
     series = MetricSeries(path, room_for(10**6))
@@ -249,7 +249,7 @@ def test_a_record_of_very_many_metrics_takes_memory_as_it_grows(tmp_path):
     assert sum(series.xy(key)[1].base.nbytes for key in series.keys) < 20 << 20
 
 
-def test_a_metrics_file_that_begins_anew_empties_the_arrays(tmp_path):
+def test_a_replaced_metrics_file_clears_the_arrays(tmp_path):
     path = tmp_path / "metrics.jsonl"
     series = MetricSeries(path)
     write(path, *(train(n, 1.0) for n in range(300)))
@@ -260,7 +260,7 @@ def test_a_metrics_file_that_begins_anew_empties_the_arrays(tmp_path):
     assert series.xy("loss")[1].tolist() == [9.0] and series.version == 1
 
 
-def test_a_long_record_can_be_taken_in_pieces(tmp_path):
+def test_a_long_record_can_be_read_in_pieces(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, *(train(n, 1.0) for n in range(5000)))
     series, rounds = MetricSeries(path), 0
@@ -292,7 +292,7 @@ def shown(data: bytes) -> tuple[list[str], str]:
 
 @settings(max_examples=150, deadline=None)
 @given(pieces=PIECES, cuts=st.lists(st.integers(1, 9), max_size=60))
-def test_a_log_reads_the_same_in_any_chunks_and_holds_nothing_a_terminal_obeys(pieces, cuts):
+def test_a_log_reads_the_same_in_any_chunks_and_has_no_control_sequences(pieces, cuts):
     data = b"".join(pieces)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "output.log"
@@ -313,7 +313,7 @@ def test_a_log_reads_the_same_in_any_chunks_and_holds_nothing_a_terminal_obeys(p
 
 
 @pytest.mark.parametrize("count", [1, 5, 2000, 30_000])
-def test_the_last_lines_of_a_long_log_come_from_its_end(tmp_path, count):
+def test_the_last_lines_of_a_long_log_are_read_from_its_end(tmp_path, count):
     path = tmp_path / "output.log"
     path.write_text("".join(f"line {n} {'x' * (n % 90)}\n" for n in range(30_000)) + "half")
     tail = LogTail(path, lines=count)
@@ -335,7 +335,7 @@ def test_a_progress_bar_is_its_last_state(tmp_path):
     assert tail.read() == ["convert 100%"] and tail.partial == ""
 
 
-def test_one_very_long_line_blanks_nothing_and_costs_little(tmp_path):
+def test_one_very_long_line_hides_nothing_and_takes_little_memory(tmp_path):
     path = tmp_path / "output.log"
     path.write_bytes(b"before\n" + b"y" * 3_000_000 + b"\nafter\n")
     tail = LogTail(path, lines=10, width=100)
@@ -346,7 +346,7 @@ def test_one_very_long_line_blanks_nothing_and_costs_little(tmp_path):
     assert tail.partial == "z" * 99 + "…" and len(tail._segment) <= 800
 
 
-def test_a_truncated_or_replaced_log_begins_anew(tmp_path):
+def test_a_truncated_or_replaced_log_is_read_from_the_start(tmp_path):
     path, other = tmp_path / "output.log", tmp_path / "other"
     path.write_text("one\ntwo\nthr")
     tail = LogTail(path)

@@ -31,6 +31,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "no-part-for-adapters": ("no part is left that can have an adapter", ""),
     "lora-alpha-zero": ("adapters would have no effect", ""),
     "warmup-too-long": ("must be below --train-iters {train_iters}", ""),
+    "lr-zero": ("nothing would be learned", "give a learning rate above 0"),
+    "beyond-positions": ("the model was trained on {most} positions at most: tokens beyond them are new to it", ""),
     "decay-within-warmup": ("must be above --lr-warmup-iters {warmup}", ""),
     "valid-data-unused": ("is read at an evaluation only, and there is none", ""),
     "min-lr-above-lr": ("must be at most --lr {lr:g}", ""),

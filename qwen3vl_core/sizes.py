@@ -159,6 +159,8 @@ def _check_kind(text: dict[str, Any], vision: dict[str, Any], file: str) -> None
         ("text_config.hidden_act", text.get("hidden_act"), ("silu",)),
         ("text_config.attention_bias", text.get("attention_bias"), (False,)),
         ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default", "mrope")),
+        # transformers' Qwen3-VL normalises the chosen experts' weights whatever this says
+        ("text_config.norm_topk_prob", text.get("norm_topk_prob"), (True,)),
         ("vision_config.hidden_act", vision.get("hidden_act"), ("gelu_pytorch_tanh",)),
     ):
         if value is not None and value not in known:

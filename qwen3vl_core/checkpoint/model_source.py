@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,9 @@ def _of_hf(source: ModelSource, reader: HFReader) -> Iterator[str]:
             break
     missing = [name for name in expected if name not in entries]
     unused = [name for name in entries if name not in expected]
+    if reason := _other_form(source, missing, unused):
+        yield reason
+        return
     if HF_OUTPUT in unused and source.architecture.tied and HF_EMBEDDING in entries:
         # some writers store the tied matrix twice; it is written once, if it really is the same
         if not _equal(reader, HF_OUTPUT, HF_EMBEDDING):
@@ -139,6 +143,35 @@ def _of_hf(source: ModelSource, reader: HFReader) -> Iterator[str]:
             )
         unused.remove(HF_OUTPUT)
     yield from _missing_and_unused(source, missing, unused)
+
+
+# what quantisers put beside or in place of a weight
+_QUANTISED = (".weight_scale_inv", ".weight_scale", ".qweight", ".qzeros", ".weight_packed", ".weight.absmax", ".SCB")
+
+
+def _other_form(source: ModelSource, missing: list[str], unused: list[str]) -> str:
+    """Why a folder's tensors are not those of its config, where the names tell: quantised, renamed or saved without the head."""
+    quantised = source.architecture.raw.get("quantization_config")
+    marks = [name for name in unused if name.endswith(_QUANTISED)]
+    if isinstance(quantised, dict) or marks:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        seen = f"config.json says {method}" if method else f"it holds {marks[0]}" if marks else "config.json has a quantization_config"
+        return f"{source.path}: quantised weights are not converted ({seen}); get the model in bf16"
+    if missing == [HF_OUTPUT]:
+        return (
+            f"{source.path}: {HF_OUTPUT} is missing, and config.json does not tie it to {HF_EMBEDDING}: saved without its head, or "
+            "tie_word_embeddings is wrong; save it with AutoModelForImageTextToText"
+        )
+    known = {re.sub(r"^(model\.)?(language_model\.|visual\.)?(model\.)?", "", name) for name in missing}
+    renamed = [name for name in unused if re.sub(r"^(module\.|model\.)*(language_model\.|visual\.)?(model\.)?", "", name) in known]
+    if missing and len(renamed) >= min(len(missing), len(unused)) / 2 > 0:
+        headless = HF_OUTPUT in missing and "lm_head.weight" not in unused
+        how = "saved by AutoModel, without its head" if headless else "written by another program or an older transformers"
+        return (
+            f"{source.path}: its tensors have other names ({renamed[0]} and {len(renamed) - 1} more): {how}; load it with "
+            "AutoModelForImageTextToText and save it again"
+        )
+    return ""
 
 
 def _equal(reader: HFReader, one: str, other: str) -> bool:

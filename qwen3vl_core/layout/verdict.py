@@ -189,6 +189,10 @@ def judge(
     if machine is not None:
         broken += [*machine_problems(options, machine), *sink_problems(options)]
     verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
+    if architecture is not None and options.seq_length > architecture.max_position_embeddings:
+        most = architecture.max_position_embeddings
+        beyond = Problem("beyond-positions", "seq_length", options.seq_length, {"most": most}, ({"seq_length": most},))
+        verdict = replace(verdict, warnings=(beyond,))
     if plan is None:
         return verdict
     vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
@@ -208,7 +212,7 @@ def judge(
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan)
         return replace(verdict, estimate=estimate, notes=longer)
     needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
-    return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(_too_big(estimate, needed),))
+    return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(*verdict.warnings, _too_big(estimate, needed)))
 
 
 def _longer_rows(

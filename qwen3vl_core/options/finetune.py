@@ -315,6 +315,8 @@ class FinetuneOptions:
             yield Problem("decay-within-warmup", "lr_decay_iters", self.lr_decay_iters, rule, ways)
         if self.valid_data and not self.eval_interval:
             yield Problem("valid-data-unused", "valid_data", self.valid_data, remedies=({"eval_interval": 100}, {"valid_data": None}))
+        if self.lr == 0:
+            yield Problem("lr-zero", "lr", self.lr)
         if self._in_range("lr") and self.min_lr > self.lr:
             yield Problem("min-lr-above-lr", "min_lr", self.min_lr, {"lr": self.lr}, ({"min_lr": float(f"{self.lr / 10:.6g}")},))
         if self.skip_spikes and not self.spike_factor:

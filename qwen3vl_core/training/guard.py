@@ -7,6 +7,8 @@ from collections import deque
 from statistics import median
 from typing import Any
 
+from qwen3vl_core.errors import WorkError
+
 WINDOW = 64
 """Number of previous losses that a loss is compared with."""
 FEWEST = 16
@@ -17,6 +19,44 @@ LEAST_DEVIATION = 0.01
 NORMAL = 1.4826
 
 NOT_FINITE, GRADIENT, SPIKE = "loss", "gradient", "spike"
+
+
+NO_TOKENS = "no token is trained: the samples have no answer within --seq-length, or all of it is masked"
+NO_GRADIENT = "the gradient is zero: the parts that are trained have no share in the loss, see --freeze and the data"
+
+
+class Learned:
+    """Whether the steps of a run changed anything: one that cannot learn says so at once, and does not end as if it had.
+
+    most: a run whose first steps have no gradient fails after this many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.steps = self.updates = self.idle = 0
+        self.last = ""
+        """Why the last step without a gradient had none."""
+
+    def note(self, result: Any) -> str:
+        """Record a `StepResult`. Gives a line where steps without a gradient begin. Raises WorkError after too many of them."""
+        self.steps += 1
+        reason = NO_TOKENS if not result.tokens else NO_GRADIENT if result.grad_norm == 0 else ""
+        if not reason:
+            self.idle = 0
+            self.updates += result.updated
+            return ""
+        self.idle, self.last = self.idle + 1, reason
+        if self.idle >= self.most and not self.updates:
+            raise WorkError(f"{self.idle} steps in a row: {reason}")
+        return reason if self.idle == 1 else ""
+
+    def problem(self) -> str:
+        """Why a run that came to its last step learned nothing; empty where it did."""
+        if self.updates or not self.steps:
+            return ""
+        return f"nothing was learned in {self.steps} steps: " + (
+            self.last or "every step was skipped; train longer, or with --precision bf16"
+        )
 
 
 class Guard:

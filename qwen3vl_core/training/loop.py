@@ -43,7 +43,7 @@ from qwen3vl_core.run_record import (
     TENSORBOARD,
 )  # fmt: skip
 from qwen3vl_core.sizes import Architecture
-from qwen3vl_core.training.guard import SPIKE, Guard
+from qwen3vl_core.training.guard import SPIKE, Guard, Learned
 from qwen3vl_core.training.left_out import left_out_text, way_to_use
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.rank_progress import RankProgress
@@ -55,8 +55,8 @@ from qwen3vl_core.training.step import StepResult, evaluate, train_step
 from qwen3vl_core.training.step_profile import StepProfile
 from qwen3vl_core.training.throughput import Gpu
 
-# least and most loader processes of a rank with a GPU by default: decoding must not make the GPU wait, as an H200 did for 2.6 % of the steps
-# of a 2B model with two processes, and 11 to 13 % on two ranks that each read all samples
+# least and most loader processes of a rank with a GPU by default: decoding must not make the GPU wait, as an H200 did for 2.6 % of the
+# steps of a 2B model with two processes, and 11 to 13 % on two ranks that each read all samples
 LEAST_WORKERS, MOST_WORKERS = 2, 8
 # with fewer samples than this the skipped share is not checked
 MIN_SAMPLES_TO_CHECK = 64
@@ -156,6 +156,7 @@ class Loop:
         self.step = self.saved = 0
         self.damaged: list[str] = []
         self.layout_kept = True
+        self.learned = Learned(options.max_bad_steps)
         self._resume()
         self.line = StepLine(options.train_iters, self.step)
         self.metrics = (
@@ -340,6 +341,9 @@ class Loop:
             self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}{place}{anew}", train_iters=o.train_iters)
         else:
             self.event(run_record.START, f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
+        most = self.training.architecture.max_position_embeddings
+        if o.seq_length > most:
+            self.event(run_record.NOTE, f"--seq-length {o.seq_length}: the model was trained on {most} positions at most")
         for line in trained_lines(o, self.source.architecture) if self.is_rank_0 else ():
             self.line.say(line)
         if self.gpu.problem:
@@ -366,6 +370,8 @@ class Loop:
                     self.profile.after(self.step)
                 self._log(result, loaded - started, time.monotonic() - started)
                 self.check(result, batches)
+                if line := self.learned.note(result):
+                    self.event(run_record.NOTE, f"step {self.step}: {line}")
                 stop, save_requested = result.signals
                 last = stop or self.step == o.train_iters
                 if o.eval_interval and self.step % o.eval_interval == 0:
@@ -388,6 +394,8 @@ class Loop:
                 why = f", as --stop-after {o.stop_after} is over" if self.signals.late else ""
                 state = f"stopped after step {self.step} of {o.train_iters}{why}{left_out_text(self.train_data)}"
                 self.event(run_record.STOPPED, f"{state}; continue with qwen3vl runs resume")
+            elif problem := self.learned.problem():
+                raise WorkError(f"{problem}; {self._last_checkpoint()}")
             else:
                 self.event(run_record.DONE, f"done: {self.step} steps{left_out_text(self.train_data)}")
             failed = False

@@ -184,8 +184,8 @@ def train_step(
 ) -> StepResult:  # fmt: skip
     """Forward and backward over the micro batches of this rank, then one optimizer step.
 
-    A step whose loss or gradient is NaN or infinite, or that `guard` skips, leaves the weights unchanged; the learning rate schedule
-    advances. flags: returned as raised on every rank if any rank raises them. On a GPU, the time of optimizer kernels that are still
+    A step whose loss or gradient is NaN or infinite, or that `guard` skips, leaves the weights and the learning rate schedule
+    unchanged. flags: returned as raised on every rank if any rank raises them. On a GPU, the time of optimizer kernels that are still
     running when this returns counts towards the next step's forward and backward.
     """
     began = time.monotonic()
@@ -201,6 +201,7 @@ def train_step(
     total, count, flops, sample_tokens, positions, *votes = sums
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
+    learning_rate = training.optimizer.param_groups[0]["lr"]
     middle = time.monotonic()
     norm, problem = None, guard.problem(loss)
     skipped = guard.skips(problem)
@@ -209,8 +210,11 @@ def train_step(
         problem, skipped = gradient_problem or problem, norm is None or bool(gradient_problem)
         if norm is not None and not skipped:
             _update(training, norm)
+    if skipped:
+        # the schedule counts updates
+        training.scheduler.step(increment=-1)
     return StepResult(
-        loss, tokens, norm, training.optimizer.param_groups[0]["lr"], tuple(v > 0 for v in votes), problem, not skipped, flops,
+        loss, tokens, norm, learning_rate, tuple(v > 0 for v in votes), problem, not skipped, flops,
         sample_tokens / positions if positions else None, middle - began, time.monotonic() - middle, peaks,
     )  # fmt: skip
 

@@ -283,3 +283,47 @@ def test_a_killed_conversion_leaves_no_complete_target_and_the_next_starts_clean
             run(broken, target.parent / "other")
     run(source, target, verify=True)
     assert [p.name for p in target.parent.iterdir()] == ["target"]
+
+
+def renamed(folder: Path, change) -> None:
+    """The folder's tensors under other names; None leaves one out."""
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for file in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        file.unlink()
+    save_file({new: tensor for name, tensor in tensors.items() if (new := change(name)) is not None}, folder / "model.safetensors")
+
+
+def with_quantization(folder: Path, method: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda f: with_quantization(f, "fp8"), "quantised weights are not converted (config.json says fp8); get the model in bf16"),
+        (lambda f: renamed(f, lambda n: n.replace("o_proj.weight", "o_proj.qweight")), "quantised weights are not converted (it holds"),
+        (
+            lambda f: renamed(f, lambda n: None if n == "lm_head.weight" else n),
+            "lm_head.weight is missing, and config.json",
+        ),
+        (
+            lambda f: renamed(f, lambda n: None if n == "lm_head.weight" else n.removeprefix("model.")),
+            "saved by AutoModel, without its head; load it with AutoModelForImageTextToText",
+        ),
+        (
+            lambda f: renamed(f, lambda n: n.replace("model.language_model.", "model.")),
+            "by another program or an older transformers",
+        ),
+    ],
+    ids=["fp8", "gptq", "no head", "headless names", "older names"],
+)
+def test_a_folder_of_another_form_is_refused_with_the_reason(tmp_path, capsys, change, line):
+    from tests import tiny
+
+    folder = tiny.save(tiny.hf_model(layers=2, vision_layers=2, deepstack=(0,), tied=False), tmp_path / "hf")
+    change(folder)
+    capsys.readouterr()
+    assert main(["convert", str(folder), str(tmp_path / "mcore")]) == 2
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1, err

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from qwen3vl_core.checkpoint import retention
-from qwen3vl_core.training.guard import FEWEST, GRADIENT, NOT_FINITE, SPIKE, WINDOW, Guard
+from qwen3vl_core.cli import main
+from qwen3vl_core.errors import WorkError
+from qwen3vl_core.training.guard import FEWEST, GRADIENT, NOT_FINITE, SPIKE, WINDOW, Guard, Learned
 from tests import tiny
 from tests.ranks import run_each
 from tests.training import runs, trainings
@@ -97,3 +100,42 @@ def test_a_diverged_run_stops_and_names_samples_and_checkpoint(tmp_path):
     assert [e["step"] for e in runs.events(run, "save")] == list(range(1, good + 1))
     assert [e["step"] for e in runs.events(run, "note")] == [good + 1]
     assert retention.iterations(run / "checkpoints") == [good]
+
+
+def test_a_run_that_cannot_learn_says_so_and_does_not_end_as_done():
+    step = step_result
+    learned = Learned(3)
+    assert learned.note(step(tokens=0)).startswith("no token is trained") and learned.note(step(tokens=0)) == ""
+    with pytest.raises(WorkError, match="3 steps in a row: no token is trained"):
+        learned.note(step(tokens=0))
+    # one that learned before goes on: a few samples without a picture, while the vision tower is trained alone
+    learned = Learned(2)
+    assert not learned.note(step()) and "the gradient is zero" in learned.note(step(grad_norm=0.0))
+    assert not learned.note(step(grad_norm=0.0)) and learned.problem() == ""
+    skipped = Learned(2)
+    for _ in range(5):
+        skipped.note(step(updated=False))
+    assert "nothing was learned in 5 steps: every step was skipped" in skipped.problem()
+
+
+def step_result(tokens: int = 7, grad_norm: float | None = 1.0, updated: bool = True):
+    from qwen3vl_core.training.step import StepResult
+
+    return StepResult(1.0, tokens, grad_norm, 1e-4, updated=updated)
+
+
+@pytest.mark.slow
+def test_a_vision_tower_trained_on_text_alone_fails_with_the_reason(tmp_path):
+    data = runs.scenes(tmp_path)
+    # the vision tower alone is trained, on text alone
+    for file in tmp_path.glob("captions.json"):
+        rows = json.loads(file.read_text())
+        for row in rows:
+            row.pop("image")
+            row["conversations"][0]["value"] = "What is this?"
+        (tmp_path / "text.json").write_text(json.dumps(rows))
+    assert main(["prepare", str(tmp_path / "text.json"), "--to", str(tmp_path / "text"), "--split", "5,1,0"]) == 0
+    runs.plan(tmp_path / "run", tmp_path / "text", freeze="language", train_iters=3, max_bad_steps=2)
+    assert runs.train(tmp_path / "run")[0] == 1, runs.log(tmp_path / "run")
+    assert "2 steps in a row: the gradient is zero" in runs.log(tmp_path / "run") and not runs.events(tmp_path / "run", "done")
+    assert data.is_dir()

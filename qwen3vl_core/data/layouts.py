@@ -407,6 +407,9 @@ def _checked(
     if marked:
         notes = notes + _markup(conversation, bool(pictures or videos))
     if (pictures and not image_tags) or (videos and not video_tags):
+        for place, (role, content) in enumerate(conversation if marked else ()):
+            if type(content) is str and (TAG in content or VIDEO_TAG in content):
+                raise DataError("media-in-answer", f"turn {place}", what="picture's or video's tag", role=role)
         front = TAG * (len(pictures) if not image_tags else 0) + VIDEO_TAG * (len(videos) if not video_tags else 0)
         conversation = _put_in_front(conversation, front)
         if read.turns and not (len(conversation) == 2 and conversation[0][1] == front + CAPTION_PROMPT):

@@ -72,7 +72,12 @@ def options_of(found: dict[str, Any], what: str) -> dict[str, Any]:
         if value is None:
             continue
         if key in REFUSED_OPTIONS:
-            raise DataError("media-option", key=key, what=f"one {what}", way=REFUSED_OPTIONS[key])
+            raise DataError(
+                "media-option",
+                key=key,
+                what=f"one {what}",
+                way=REFUSED_OPTIONS[key].replace("--m", "--video-m" if what == "video" and "max" in key else "--m"),
+            )
         name = VIDEO_OPTIONS.get(key)
         if name is None:
             continue

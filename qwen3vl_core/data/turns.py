@@ -22,6 +22,7 @@ SPEAKERS = "human, user, gpt, assistant, system, tool"
 _SPEAKER_KEYS, _TEXT_KEYS = ("from", "role"), ("value", "content")
 _LOSS = ("loss", "weight", "train", "training", "trainable", "loss_mask", "learn")
 """Keys of a turn by which it is trained or not."""
+_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 _LOSS_LIKE = re.compile(r"loss|train|mask|weight|ignore|learn|reject|chosen")
 _THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "think")
 HARMLESS = {
@@ -193,6 +194,11 @@ def _from_parts(result: Turns, parts: list[Any], role: str, where: str) -> Conte
                 pieces[-1] += text
             elif text:
                 pieces.append(text)
+        elif kind in ("thinking", "reasoning") and role == "assistant":
+            thinking = text_of(part.get(str(kind), part.get("text")), f"part {number}", where)
+            if pieces:
+                raise DataError("thinking-misplaced", f"{where}: part {number}", key=str(kind), beside="an answer that has begun")
+            pieces.append(thought(thinking, ""))
         elif what is not None:
             if role in ("assistant", "system"):
                 raise DataError("media-in-answer", where, what="picture" if what == "image" else what, role=role)
@@ -223,6 +229,7 @@ def _beside(turn: dict[str, Any], role: str, where: str, result: Turns) -> dict[
     fields: dict[str, Any] = {}
     for key, value in turn.items():
         if key in _LOSS:
+            value = _SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
             if not isinstance(value, (bool, int, float)) or value not in (0, 1):
                 raise DataError("loss-value", where, key=key, value=cut(value))
             if role != "assistant":

@@ -123,6 +123,10 @@ READ = {
     "thinking beside the answer": (chat(ASK, ANSWER | {"reasoning_content": "Round."}),
         [asked("A"), answered("<think>\nRound.\n</think>\n\nCircles.")],
     ),
+    "thinking as a part": (
+        chat(ASK, bot([{"type": "thinking", "thinking": "Round."}, text("Circles.")])),
+        [asked("A"), answered("<think>\nRound.\n</think>\n\nCircles.")],
+    ),
     "tool calls of OpenAI": (chat(ASK,
                       {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "crop",
             "arguments": '{"x": 1}'}}]},
@@ -162,6 +166,8 @@ def test_pictures_are_found_whatever_their_key_is_called(key):
 
 OBJECTS = {"ref": ["dog"], "bbox": [[1, 2, 30, 40]]}
 REFUSED = {
+    "a tag in an answer": (chat(ASK, bot("<image> it is"), images=["a.jpg"]),
+        "turn 1: a picture's or video's tag in a turn of the assistant"),
     "a preference": ({"prompt": "A", "chosen": "B", "rejected": "C"}, "holds chosen: a preference between answers"),
     "an answer that lost": ({"messages": [USER, ANSWER], "images": ["a.jpg"], "rejected_response": "x"}, "holds rejected_response"),
     "a rating": ({"messages": [ASK, ANSWER], "label": False}, "a rating of the answer"),

@@ -1,4 +1,4 @@
-"""For every test: one thread a process, set before torch is imported, since two tests run side by side; long files first."""
+"""For all tests: one thread per process, set before torch is imported, because two tests run in parallel; long files first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")):
     # Triton, which Megatron imports, reads it when it is imported; without it kernels could not be tested on a CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# the commands that tests start are compiled once, as a user's are
+# bytecode of the commands that tests start is cached, as for a user
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# the longest files, the longest first: one that is begun last would leave a core without work
+# the longest files, longest first: a long file that starts last would leave a core idle
 LONG = (
     "test_every_action.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_run.py", "test_gradients.py",
     "test_sample_captions.py", "test_resume.py", "test_layouts.py", "test_compare_command.py", "test_killed_runs.py", "test_terminals.py",

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-# what a run imports on its way too
+# also what a run imports lazily
 _context.set_forkserver_preload(["qwen3vl_core.training.loop", "transformers", "torch._dynamo"])
 DEADLINE_SECONDS = 240
 
 
 class Failure(str):
-    """Why a job failed on one of its ranks: the traceback."""
+    """The traceback of a job that failed on one of its ranks."""
 
 
 def _rank(function: Callable, rank: int, world: int, folder: str, results, jobs: dict[Any, tuple]) -> None:
@@ -30,7 +30,7 @@ def _rank(function: Callable, rank: int, world: int, folder: str, results, jobs:
     gc.freeze()
     for number, (name, arguments) in enumerate(jobs.items()):
         try:
-            # each job has a store of its own: names of an earlier group must not be found in it
+            # each job has its own store: names of an earlier group must not be found in it
             store = dist.FileStore(str(Path(folder) / str(number)), world)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
             results.put((name, rank, function(*arguments), None))
@@ -43,7 +43,7 @@ def _rank(function: Callable, rank: int, world: int, folder: str, results, jobs:
 
 
 def _until_one_fails(world: int, function: Callable, jobs: dict[Any, tuple], into: dict[Any, Any]) -> None:
-    """Do the jobs in one set of processes until all are done, or one has failed on a rank; `into` gets what came of each."""
+    """Run the jobs in one set of processes until all are done or one has failed on a rank; `into` receives the results."""
     results = _context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [_context.Process(target=_rank, args=(function, rank, world, folder, results, jobs)) for rank in range(world)]

@@ -1,4 +1,4 @@
-"""The demo's model, and what is made once in a test session, however many processes the session has."""
+"""The demo's model, and files that all processes of a test session share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
 
 
 def run_demo(folder: Path) -> subprocess.CompletedProcess:
-    """`qwen3vl demo --headless` in a process of its own."""
+    """`qwen3vl demo --headless` in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "qwen3vl_core.cli", "demo", "--headless", "--dir", str(folder)],
         capture_output=True, text=True, timeout=900, stdin=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "100"}, check=False,
@@ -39,7 +39,7 @@ def run_demo(folder: Path) -> subprocess.CompletedProcess:
 
 
 def demo(tmp_path_factory) -> tuple[Path, str]:
-    """(workspace, what was printed) of the whole loop: 100 CPU seconds that every test shares. To read, not to change."""
+    """(workspace, output) of the whole loop, which takes 100 CPU seconds and is shared by the tests. Read-only."""
 
     def make(folder: Path) -> None:
         done = run_demo(folder / "demo")

@@ -1,4 +1,4 @@
-"""The `qwen3vl` command as a person types it."""
+"""The `qwen3vl` command as a user types it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation points at exists: paths, names in files, modules, links, commands."""
+"""Everything that the documentation refers to exists: paths, names in files, modules, links, commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen3vl_core.options import COMMANDS, options_of
 from tests.test_import_graph import import_graph, modules
 
 ROOT = Path(__file__).parent.parent
-# CHANGELOG.md names what is gone
+# CHANGELOG.md names removed things
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("qwen3vl_core", "console", "tests", "tools", "benchmarks", "docs", "notebooks", ".ci")
 PACKAGES = ("qwen3vl_core", "console")
@@ -29,7 +29,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
 def files_of(path: str) -> list[Path]:
-    """What a path in a page means: from the top of the repository, else below one of the packages."""
+    """Files that a path in a page refers to: relative to the repository, else to one of the packages."""
     path = path.rstrip("./")
     bases = [ROOT] if path.split("/")[0] in TOP else [ROOT / package for package in PACKAGES] + [ROOT]
     found = [file for base in bases for file in (base.glob(path) if "*" in path else [base / path]) if file.exists()]
@@ -60,7 +60,7 @@ def names_in(file: Path) -> set[str]:
 
 
 def problems(text: str, folder: Path) -> list[str]:
-    """What a page that lies in `folder` points at and that is not there."""
+    """Broken references of a page in `folder`."""
     # a cell's paths may be relative to the folder of its row: another test looks at those
     outside = MODULE_ROW.sub("", text)
     wrong = [f"{path}: no such file" for path in sorted(set(PATH.findall(outside))) if not files_of(path)]
@@ -91,7 +91,7 @@ def _is_module(path: Path) -> bool:
 
 
 def anchors(text: str) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """Anchors of a page's headings, as GitHub generates them."""
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 

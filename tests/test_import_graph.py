@@ -1,4 +1,4 @@
-"""No module imports one that leads back to it: not at its top, not inside a function, not for types alone, not by a name in a string."""
+"""There are no import cycles: not at the top of modules, inside functions, for types only, or by a name in a string."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def import_graph(names: dict[str, Path]) -> dict[str, set[str]]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """A circle of modules, each imported by the next; empty when there is none."""
+    """A cycle of modules, each imported by the next; empty if there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

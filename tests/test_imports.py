@@ -59,7 +59,7 @@ def imports(file: Path) -> set[str]:
 
 
 def below(module: str, other: str) -> bool:
-    """Whether a module is the other one, or stands in it."""
+    """Whether a module is the other one, or inside it."""
     return module == other or module.startswith(other + ".")
 
 

@@ -1,4 +1,4 @@
-"""Lines of ours in a run's log: tagged for programs, and shown to people without the tag."""
+"""Our own lines in a run's log: tagged for programs, shown to users without the tag."""
 
 from __future__ import annotations
 

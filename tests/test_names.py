@@ -1,4 +1,4 @@
-"""A name stands for one thing."""
+"""Class names are unique."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_a_class_name_is_used_once():
-    """Over both packages, nested classes too; an underscore before it makes no other name."""
+    """In both packages, including nested classes; a leading underscore does not make another name."""
     found = defaultdict(list)
     for file in [*(ROOT / "qwen3vl_core").rglob("*.py"), *(ROOT / "console").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):

@@ -15,7 +15,7 @@ FOLDERS = ("qwen3vl_core", "console", "benchmarks", "tools")
 # file or folder -> what it may replace: a name and all below it
 ALLOWED: dict[str, tuple[str, ...]] = {
     "qwen3vl_core/model/patches": ("torch", "megatron", "sys.modules", "module", "optimizer._copy_main_params_to_model_params"),
-    # argparse's actions put what they parsed there
+    # argparse's actions store their results there
     "qwen3vl_core/options/declare.py": ("namespace",),
     "qwen3vl_core/argument_parser.py": ("given",),
     # asyncio is imported without ssl, and textual_image without a terminal; both are put back

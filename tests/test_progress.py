@@ -1,4 +1,4 @@
-"""The progress line says what, how far, how fast and how long still, and fits where it is shown."""
+"""The progress line shows percentage, amount, rate and remaining time, and fits its width."""
 
 from __future__ import annotations
 

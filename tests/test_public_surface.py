@@ -1,4 +1,4 @@
-"""What the packages promise is there, costs nothing before it is used, and is all that the README and the example notebooks use."""
+"""The public names of the packages exist, are imported lazily, and are all that the README and the example notebooks use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def snippets() -> list[str]:
 
 
 def used(code: str) -> set[tuple[str, str]]:
-    """(package, name) of what code takes from the promised packages."""
+    """(package, name) of the public names that code uses."""
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and node.module in SURFACES:

@@ -1,4 +1,4 @@
-"""The record of a run is what `run_record.py` and `run_metrics.py` say: its page, names and versions, and who reads the metrics."""
+"""The record of a run is as `run_record.py` and `run_metrics.py` declare: its documentation, names, versions, and readers of metrics."""
 
 from __future__ import annotations
 

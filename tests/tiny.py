@@ -87,7 +87,7 @@ def save(model, folder: Path) -> Path:
 
 @dataclass
 class Conversations:
-    """A batch under construction: rows of tokens, and the pictures and videos in them."""
+    """Builds a batch: rows of tokens with pictures and videos."""
 
     seed: int = 0
     rows: list[list[int]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Conversations:
         return self
 
     def inputs(self, *, pad_left: bool = False) -> dict[str, torch.Tensor]:
-        """What the processor would give for this batch."""
+        """The processor's output for this batch."""
         longest = max(map(len, self.rows))
         ids, mask = [], []
         for row in self.rows:
@@ -140,7 +140,7 @@ class Conversations:
 
 
 def token_types(input_ids: torch.Tensor) -> torch.Tensor:
-    """`mm_token_type_ids`, which Hugging Face's model asks for beside the rest."""
+    """`mm_token_type_ids`, which Hugging Face's model requires, too."""
     return (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of real finetunes: this project and each peer make steps of the demo's model on a CPU, and the figures are read right."""
+"""The benchmark of real finetunes: this project and each peer make steps of the demo's model on a CPU, with correct figures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_each_peer_makes_steps_with_each_micro_batch(bench, work, shards, kind):
     kind, sizes = kind.split(":")
     assert [name for name, _ in found] == [f"{kind}:{rows}" for rows in sizes.split(",")]
     for _, row in found:
-        # random weights say nothing of the words
+        # with random weights the text is arbitrary
         assert row["useful_tokens_per_s"] > 0 and row["loss"] == pytest.approx(math.log(1024), rel=0.1)
 
 

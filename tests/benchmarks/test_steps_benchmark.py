@@ -1,4 +1,4 @@
-"""The table of what each kernel gives: every variant trains on the same rows, and what is switched off is off."""
+"""The table of the gain of each kernel: every variant trains on the same rows, and switched-off kernels are not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reports of a comparison: a table that fits any terminal, JSON, and one page of HTML that needs nothing else."""
+"""The reports of a comparison: a table that fits any terminal, JSON, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def comparison(prompt: str = "Describe this image.") -> Comparison:
 
 
 def several() -> Comparison:
-    """Three checkpoints of a run beside the base, with references and votes."""
+    """Three checkpoints of a run compared with the base, with references and votes."""
     names = ("base", "step 100", "step 200", "step 300")
     texts = [
         ("A long text of a woman, a dog and the sea.", "a woman", "a woman and a dog", "a woman sitting on the beach with her dog"),
@@ -103,7 +103,7 @@ def test_a_part_of_the_pictures_can_be_shown_with_the_scores_of_all():
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every element that is opened is closed in order."""
+    """A strict HTML parser: every opened element must be closed in order."""
 
     EMPTY = ("meta", "img", "input", "br", "link")
 
@@ -167,7 +167,7 @@ def test_the_html_page_loads_nothing_from_the_network():
 def test_pictures_are_embedded_scaled_down_and_upright(tmp_path):
     file = tmp_path / "photo.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by its EXIF tag
     Image.radial_gradient("L").resize((1600, 800)).convert("RGB").save(file, exif=exif)
     uri = find_pictures([str(file)])[0].embedded()
     head, data = uri.split(",")
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_the_old_report(tmp_path):
         pytest.skip("no /dev/full on this system")
     file = tmp_path / "a.json"
     file.write_text("old")
-    # what is written goes beside the target first: that name leads to a disk that is always full
+    # the temporary file next to the target is a link to a device that is always full
     (tmp_path / "a.json.tmp").symlink_to("/dev/full")
     with pytest.raises(WorkError, match=r"a\.json: cannot be written \(the disk is full\); free some space"):
         report.save(file, "new " * 100_000)

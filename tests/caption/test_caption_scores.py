@@ -1,4 +1,4 @@
-"""What is counted about captions."""
+"""Scores of captions."""
 
 from __future__ import annotations
 

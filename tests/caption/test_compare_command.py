@@ -29,7 +29,7 @@ from tests.shared import DEMO
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Three drawn scenes, one noise photograph, and what is no picture."""
+    """Three drawn scenes, one picture of noise, and files that are not pictures."""
     folder = tmp_path_factory.mktemp("pictures")
     for seed, name in enumerate(("b.png", "a.jpg", "c.webp")):
         example(seed, "heldout")[1].save(folder / name)
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> Path:
-    """The demo model with other numbers in its last norm: it writes other captions."""
+    """The demo model with other weights in its last norm, so that it writes other captions."""
     folder = tmp_path_factory.mktemp("models") / "other"
     shutil.copytree(DEMO, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -76,7 +76,7 @@ def test_two_models_are_compared_from_pictures_to_reports(pictures, other, tmp_p
     assert [line.split()[0] for line in progress] == ["base", "tuned"]
     page = html_file.read_text()
     assert page.count('src="data:image/jpeg;base64,') == 4
-    # it says what the model is, wherever captions are shown
+    # the model is described wherever captions are shown
     for text in (printed.err, " ".join(printed.out.split()), page, " ".join(made["notes"])):
         assert "bundled demo model" in text and "drawn scenes only" in text and "nonsense" in text
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -157,7 +157,7 @@ def test_pictures_are_found_in_order_and_once(pictures, tmp_path):
 
 
 def refused(*words: object, capsys) -> str:
-    """The one line of a request that is refused with exit code 2."""
+    """The one-line message of a request that is refused with exit code 2."""
     assert main(["compare", *map(str, words)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
@@ -174,7 +174,7 @@ def test_bad_pictures_are_refused_in_one_line(pictures, tmp_path, capsys):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     line = refused(*models, pictures / "a.jpg", tmp_path / "cut.png", capsys=capsys)
     assert "cut.png" in line and "leave it out or choose another picture" in line
-    # in a folder nobody named it: the others are compared, and it is said; with nothing left it is refused
+    # found in a folder: the others are compared, and it is reported; if none is left, the request is refused
     assert "cut.png" in refused(*models, tmp_path, capsys=capsys)
     (tmp_path / "whole.png").write_bytes(whole)
     left_out: list[str] = []
@@ -256,7 +256,7 @@ def test_files_without_references_are_refused_in_one_line(text, said, tmp_path):
 
 
 def test_a_split_of_a_dataset_has_questions_and_references(tmp_path, monkeypatch, capsys):
-    """Of LLaVA JSON as it is, and of the shards that prepare makes of it."""
+    """Of LLaVA JSON, and of the shards that prepare makes of it."""
     records = []
     for number in range(4):
         example(number, "heldout")[1].save(tmp_path / f"{number}.png")
@@ -276,7 +276,7 @@ def test_a_split_of_a_dataset_has_questions_and_references(tmp_path, monkeypatch
         made = json.loads(out)
         assert len(made["captions"]) == 2
         for row in made["captions"]:
-            # prepare shuffles: the question says which record it was
+            # prepare shuffles: the question identifies the record
             number = row["prompt"].removeprefix("Question ").removesuffix("?")
             assert row["references"] == [f"answer {number}"] and Path(row["image"]).parent == run / "pictures"
             assert Path(row["image"]).read_bytes() == (tmp_path / f"{number}.png").read_bytes()
@@ -312,7 +312,7 @@ def test_model_names_are_unique():
 
 
 def test_an_interrupted_comparison_reports_the_complete_pictures(pictures, tmp_path, monkeypatch, capsys):
-    """Ctrl-C, or the end that a supervisor asks for, while the second model writes its second batch."""
+    """Ctrl-C, or a supervisor's stop request, while the second model writes its second batch."""
     wrote = generate.CaptionWriter._write_batch
     batches = []
 

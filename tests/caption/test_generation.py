@@ -1,4 +1,4 @@
-"""Captions of many prompts: the tokens of Hugging Face's `generate`, whatever the batches, streamed in whole characters."""
+"""Captions of many prompts: the tokens of Hugging Face's `generate` for any batching, streamed in complete characters."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LENGTH = 16
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """(Hugging Face model, ours loaded from the directory that Hugging Face saved)."""
-    # untied: a random tied model soon repeats one token for ever
+    # untied: a random tied model soon repeats one token forever
     reference = tiny.hf_model(seed=11, tied=False)
     return reference, qwen3vl_core.load(tiny.save(reference, tmp_path_factory.mktemp("hf")))
 
 
 def prompts() -> list[Prompt]:
-    """With one picture, two, and none; lengths that several share and lengths of their own."""
+    """Prompts with one picture, two, and none; some lengths are shared, some unique."""
     rows = [
         (3, ("image", 4, 6), 7), (2, ("image", 4, 6), 8), (18,), (1, ("image", 6, 6), 12), (5, ("image", 4, 4), ("image", 4, 4), 3),
         (9,), (18,), (4, ("image", 4, 6), 6), (6, ("image", 4, 6), 4), (7, ("image", 4, 4), 5),
@@ -152,7 +152,7 @@ def test_the_tokenizers_own_bytes_stream_as_whole_characters():
 
 
 def test_prompts_are_read_lazily(pair, monkeypatch):
-    """A thousand large pictures never wait in memory at once."""
+    """A thousand large pictures are never in memory at once."""
     _, model = pair
     given = prompts()
     monkeypatch.setattr(generate, "WAITING_BYTES", 3 * max(prompt.size for prompt in given))

@@ -1,4 +1,4 @@
-"""Greedy choice, and drawing with temperature, top-k and top-p, against a plain reference."""
+"""Greedy decoding, and sampling with temperature, top-k and top-p, against a simple reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen3vl_core.caption.sampling import Sampling, choose_tokens, probabilities
 
 
 def reference(logits: list[float], sampling: Sampling) -> list[float]:
-    """Shares of one row, token by token, in Python's own numbers."""
+    """Probabilities of one row, computed token by token in pure Python."""
     scaled = [x / sampling.temperature for x in logits]
     order = sorted(range(len(scaled)), key=lambda i: (-scaled[i], i))
     if sampling.top_k:
@@ -67,7 +67,7 @@ def test_extreme_random_numbers_sample_allowed_tokens():
     logits = torch.tensor([[-9.0, 4.0, -9.0, 3.0, -9.0]]).expand(2, -1)
     sampling = Sampling(temperature=1.0, top_k=2)
     assert choose_tokens(logits, sampling, [0.0, math.nextafter(1.0, 0.0)]).tolist() == [1, 3]
-    # a draw that rounding has made 1
+    # a random number that was rounded to 1
     assert choose_tokens(logits, sampling, [0.0, 1.0]).tolist() == [1, 3]
 
 

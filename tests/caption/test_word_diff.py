@@ -1,4 +1,4 @@
-"""Words and their difference: nothing lost, what is the same found, texts of every script."""
+"""Word differences: nothing is lost, equal words are found, in texts of every script."""
 
 from __future__ import annotations
 

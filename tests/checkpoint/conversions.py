@@ -1,4 +1,4 @@
-"""Conversions and what they leave: tensors of a folder, Megatron's own loader."""
+"""Helpers for conversions: tensors of a folder, Megatron's own loader."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def loaded_by_megatron(model, folder: Path) -> dict[str, Any]:
-    """What Megatron-LM's strict loader reads of a checkpoint for this model, whose weights come from there afterwards.
+    """Load a checkpoint into this model with Megatron-LM's strict loader; returns what the loader returns.
 
     The strictness that Megatron-LM uses by default raises for every key that is asked for and not there (it allows the namespace of
     arguments, as Megatron-LM's start-up does).

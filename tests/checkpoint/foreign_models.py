@@ -1,4 +1,4 @@
-"""The small models whose checkpoints other cores wrote: numbers that compress, and differ from row to row and column to column."""
+"""The small models whose checkpoints other releases wrote. Their weights compress well and differ in every row and column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversion in a process of its own that has written part of its target when it is stopped."""
+"""A conversion in a separate process that is stopped when it has written part of its target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _convert(source: Path, target: Path, told, asked, errors: Path) -> None:
         written.append(len(data))
         if sum(written) > 4_000_000:
             told.set()
-            # the rest waits until the signal has been sent, so that it comes before the end
+            # the rest waits until the signal has been sent, so that it arrives before the end
             wait([asked], DEADLINE_SECONDS)
 
     positional_io.write_at = write_at

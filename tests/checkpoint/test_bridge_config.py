@@ -1,4 +1,4 @@
-"""`run_config.yaml` beside the weights of layout `bridge`: what it names exists, and is the model that the weights are of."""
+"""`run_config.yaml` of layout `bridge`: the classes that it names exist and build the model of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
 
-# fields of Megatron-Bridge's providers that Megatron-Core's TransformerConfig has not; it refuses any other in its strict mode
+# fields of Megatron-Bridge's providers that Megatron-Core's TransformerConfig does not have; strict mode refuses any others
 SHARED = {
     "vocab_size", "make_vocab_size_divisible_by", "share_embeddings_and_output_weights", "seq_length", "rotary_base",
     "position_embedding_type", "patch_size", "temporal_patch_size", "spatial_merge_size", "image_token_id", "video_token_id",
@@ -29,7 +29,7 @@ OWN = {
 
 
 def made(node):
-    """What Megatron-Bridge makes of a part of the file: `_target_` called with what stands beside it, or itself."""
+    """What Megatron-Bridge builds from a part of the file: `_target_` called with the other values, or the value itself."""
     if not isinstance(node, dict):
         return node
     if "_target_" not in node:
@@ -67,7 +67,7 @@ def test_megatron_bridge_builds_the_model_that_fits_the_weights(tmp_path, model,
     known = {field.name for field in dataclasses.fields(TransformerConfig) if field.init}
     # the tiny models' configurations name no first and last token of a text
     assert (set(values) - known) ^ OWN[provider] <= {"bos_token_id", "eos_token_id"}
-    # Megatron-Core takes the numbers, and they are those of the model that is trained here
+    # Megatron-Core accepts the values, and they are those of the model that is trained here
     theirs = TransformerConfig(**{key: made(value) for key, value in values.items() if key in known})
     architecture = Architecture.read(source)
     ours = transformer_config(architecture, dtype=written)

@@ -1,4 +1,4 @@
-"""Conversion both ways: bitwise, accounted for, whole or not there, and readable by Megatron's own loader."""
+"""Conversion in both directions: bitwise, complete, atomic, and readable by Megatron's own loader."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_tied_matrix_stored_twice_is_written_once(tmp_path):
 
 
 def test_every_tensor_of_the_published_sizes_is_mapped_exactly_once():
-    """The boxes of each Megatron tensor tile it, and every Hugging Face tensor is named once."""
+    """The regions of each Megatron tensor tile it, and every Hugging Face tensor is named once."""
     config = json.loads((DEMO / "config.json").read_text())
     for layout in (Layout.named("bridge"), Layout.named("pai"), Layout("bridge", False, False)):
         table = regions(Architecture.from_config(config), layout)
@@ -290,7 +290,7 @@ def test_leftovers_of_a_killed_conversion_are_removed_by_the_next(tmp_path):
 
 @pytest.mark.parametrize("direction", ["to megatron", "to hf"])
 def test_verify_finds_a_changed_bit(tmp_path, monkeypatch, direction):
-    """The bit changes on the disk, between the writing and the reading again."""
+    """The bit changes on disk between conversion and verification."""
     source, pattern = DEMO, "*.distcp"
     if direction == "to hf":
         source, pattern = tmp_path / "mcore", "*.safetensors"

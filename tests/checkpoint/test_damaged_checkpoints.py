@@ -1,4 +1,4 @@
-"""Damaged sources, NaN, and conversions that are stopped half-way: one line each, and nothing half-written."""
+"""Damaged sources, NaN, and interrupted conversions: one-line errors, and no partial output."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def first_data_file(folder: Path) -> Path:
 
 
 def evil_record(folder: Path) -> None:
-    """The archive of one tensor holds another pickle: found by its length, which is that of the tables."""
+    """The archive of one tensor has another pickle, detected by the record length in the metadata."""
     reader = torch_dist.RegionReader(folder / "release")
     chunk = reader._chunks["language_model.decoder.final_layernorm.weight"].all[0]
     blob = pickle.dumps(Evil())
@@ -230,7 +230,7 @@ def test_verify_skips_the_forward_pass_if_memory_is_short(tmp_path, monkeypatch,
 
 
 def test_verify_refuses_a_target_with_other_logits(tmp_path, monkeypatch):
-    """Were the reading again to miss a change, the logits would not."""
+    """Even if comparing the tensors missed a change, comparing the logits would not."""
     original = convert.forward_parity
 
     def changed(source, made, dtype):

@@ -1,4 +1,4 @@
-"""Damage to a run's checkpoint is found before a step is made with it, whatever it is, and the checkpoint before is used."""
+"""Any damage to a run's checkpoint is detected before it is trained on, and the previous checkpoint is used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def flip(file: Path, bit: int) -> None:
 
 
 def sign_of_second_moment(data: Path) -> None:
-    """The sign bit of one number of Adam's second moment."""
+    """Flip the sign bit of one value of Adam's second moment."""
     reader = torch_dist.RegionReader(data)
     key = max((k for k in reader.tensors if "exp_avg_sq" in k), key=lambda k: reader.tensors[k].size.numel())
     chunk = reader._chunks[key].all[0]
@@ -84,7 +84,7 @@ KINDS = {
 
 
 def without_digests(data: Path) -> None:
-    """As an older version has written it."""
+    """As written by an older version."""
     (data / "digests.json").unlink()
     extra = json.loads((data / "extra.json").read_text())
     extra.pop("digests")
@@ -92,7 +92,7 @@ def without_digests(data: Path) -> None:
 
 
 def stated_size(data: Path) -> None:
-    """`.metadata` states a tensor of 2**40 numbers."""
+    """`.metadata` claims a tensor of 2**40 elements."""
     import pickle
 
     with open(data / ".metadata", "rb") as file:

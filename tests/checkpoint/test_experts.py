@@ -1,4 +1,4 @@
-"""Models of experts: every way in which Hugging Face files keep them, and Megatron's own names for them."""
+"""MoE models: every form of experts in Hugging Face files, and Megatron's own names for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def saved(model, tmp_path_factory) -> Path:
 
 
 def in_form(saved: Path, target: Path, gate_up: str, down: str) -> Path:
-    """The same model with its experts kept in another way."""
+    """The same model with its experts stored in another form."""
     shutil.copytree(saved, target)
     weights = tensors(saved)
     for layer in range(3):
@@ -91,7 +91,7 @@ def test_every_form_of_the_files_gives_the_same_checkpoint(saved, converted, tmp
 
 @pytest.mark.parametrize("form", ["transposed", "straight"])
 def test_the_other_projection_shows_whether_square_stacks_are_transposed(tmp_path, form):
-    """Where gate and up together are as wide as the model, their stack alone does not say whether it is transposed."""
+    """If gate and up together are as wide as the model, the shape of their stack does not show whether it is transposed."""
     from transformers import Qwen3VLMoeForConditionalGeneration
 
     model = tiny.hf_moe_model(4, layers=3, expert_ffn=32)
@@ -105,7 +105,7 @@ def test_the_other_projection_shows_whether_square_stacks_are_transposed(tmp_pat
 
 
 def test_the_names_are_those_of_megatrons_experts(saved, tmp_path):
-    """Keys, shapes and module states as Megatron's own model asks for them, loaded by its own loader."""
+    """Keys, shapes and module states as Megatron's own model requests them, loaded by its own loader."""
     import argparse
 
     from megatron.core import dist_checkpointing
@@ -129,7 +129,7 @@ def test_the_names_are_those_of_megatrons_experts(saved, tmp_path):
 
 
 def test_a_checkpoint_that_megatron_saved_converts_back(saved, model, tmp_path):
-    """Gate and up projection of each expert are pieces of their own there."""
+    """There the gate and up projections of each expert are separate pieces."""
     from megatron.core import dist_checkpointing
     from transformers import Qwen3VLMoeForConditionalGeneration
 

@@ -1,4 +1,4 @@
-"""Checkpoints that other releases of Megatron-Core wrote, under the names of other programs, convert to the model they were made of."""
+"""Checkpoints written by other releases of Megatron-Core with the names of other programs convert to the original model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def unpacked(release: str, kind: str, folder: Path) -> Path:
 
 
 def same_model(model: Path, converted: Path) -> None:
-    """Every tensor is bitwise that of the source. The files may keep their experts in another form: compared as Megatron keeps them."""
+    """Every tensor equals the source bitwise. Experts are compared in Megatron's form, since the files may store them in another."""
     base, back = open_source(model), open_source(converted)
     assert set(load_file(converted / "model.safetensors")) == {name for region in back.regions() for name in region.hf}
     for there, here in zip(base.regions(), back.regions(), strict=True):
@@ -117,7 +117,7 @@ def test_no_function_named_in_a_checkpoint_is_called(tmp_path, monkeypatch):
 
 
 def installed(release: str, folder: Path) -> Path | None:
-    """A release of Megatron-Core in a folder of its own; None where it is not to be had for this Python."""
+    """A release of Megatron-Core installed in a separate folder; None if it is not available for this Python."""
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), f"megatron-core=={release}"]
     done = subprocess.run(command, capture_output=True, text=True)
     return folder if done.returncode == 0 else None

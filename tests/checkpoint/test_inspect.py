@@ -1,4 +1,4 @@
-"""`qwen3vl inspect`: what a path is, what is in it, and all of its problems."""
+"""`qwen3vl inspect`: what a path is, what it contains, and all of its problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that PEFT saves: inspected, merged by convert in the precision that is asked for, loaded; what is not merged is refused."""
+"""Folders that PEFT saves: inspected, merged by convert in the requested precision, loaded; unsupported adapters are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 
 def adapter(base: Path, folder: Path, config: dict) -> Path:
-    """An adapter with random numbers, as PEFT saves it."""
+    """An adapter with random weights, as saved by PEFT."""
     torch.manual_seed(1)
     model = get_peft_model(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), LoraConfig(**config))
     with torch.no_grad():

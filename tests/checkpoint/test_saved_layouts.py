@@ -1,4 +1,4 @@
-"""A checkpoint that a training run saved converts back, bitwise, whatever parallel layout saved it."""
+"""A checkpoint saved by a training run in any parallel layout converts back bitwise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXPERTS = {
 
 
 def saved(source: Path, folder: Path, layouts: dict) -> dict[str, Path]:
-    """Checkpoints of runs that began with `source`, before their first step: by layout."""
+    """Checkpoints, by layout, of runs that started from `source`, saved before their first step."""
     made = {}
     for world in (1, 2, 4):
         jobs = {name: (source, folder / name, changes) for name, (size, changes) in layouts.items() if size == world}
@@ -68,7 +68,7 @@ def test_inspect_shows_the_layout_that_saved_it(experts):
 
 
 def check(source: Path, checkpoint: Path, target: Path, dtype: torch.dtype) -> None:
-    """The checkpoint, converted back and loaded directly, is the model that the run began with."""
+    """The checkpoint, converted back or loaded directly, is the model that the run started from."""
     convert.run(ConvertOptions(source=str(checkpoint), target=str(target)))
     base, back = open_source(source), open_source(target)
     for there, here in zip(base.regions(), back.regions(), strict=True):

@@ -1,4 +1,4 @@
-"""The archive around a tensor, and boxes read from a checkpoint however it was cut into pieces."""
+"""The archive of a tensor, and regions read from a checkpoint with any sharding."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_other_files_are_left_to_torch(cut):
 
 
 def test_a_record_larger_than_four_gigabytes_is_loaded(tmp_path):
-    """A file with a hole instead of most of the numbers."""
+    """A sparse file."""
     made = record(torch.float16, ((1 << 31) // 4096 + 2, 4096))
     assert made.data_bytes > 1 << 32
     with (tmp_path / "large").open("wb") as file:
@@ -100,7 +100,7 @@ def cuts(random, extent: int) -> list[int]:
 @settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_region_is_read_from_any_split(tmp_path, data):
-    """As tensor, pipeline and expert parallel ranks cut a tensor: along any of its axes."""
+    """Split as by tensor, pipeline and expert parallel ranks: along any axis."""
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
     tensor = torch.randn(shape).bfloat16()
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -135,7 +135,7 @@ def test_a_region_with_a_missing_piece_is_refused(tmp_path):
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data(), block=st.integers(1, 40))
 def test_blocks_in_either_direction_equal_the_transforms(data, block):
-    """Whatever the size of a block, the blocks of a region joined are what the transform makes of the whole."""
+    """For any block size, the joined blocks of a region equal the transform of the whole."""
     from qwen3vl_core.checkpoint import transforms
 
     groups, heads, dim, hidden = (data.draw(st.integers(1, 4)) for _ in range(4))
@@ -150,7 +150,7 @@ def test_blocks_in_either_direction_equal_the_transforms(data, block):
     box = transforms.to_megatron(region, given_tensors)
 
     class Memory:
-        """A source that holds one region, on the one side or the other."""
+        """A source in memory with one region, in either format."""
 
         def __init__(self, hf: bool) -> None:
             self.hf = hf
@@ -189,7 +189,7 @@ def test_a_single_non_finite_value_is_found(dtype, bad):
 
 
 def test_unpickling_metadata_runs_no_code(tmp_path):
-    """Not even a class that a checkpoint may name: ours stand in for all of them."""
+    """Not even that of allowed classes: stand-ins replace all of them."""
 
     class Evil:
         def __reduce__(self):

@@ -1,4 +1,4 @@
-"""`qwen3vl runs` and recorded runs, as a person types them."""
+"""`qwen3vl runs` and recorded runs, as a user types them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def typed(capsys):
-    """`typed("list")` runs `qwen3vl runs list` and gives its exit code and what it printed."""
+    """`typed("list")` runs `qwen3vl runs list` and returns its exit code and output."""
 
     def run(*words):
         code = commands.runs(list(words))

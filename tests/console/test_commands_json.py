@@ -1,4 +1,4 @@
-"""Every action of the screens as a subcommand whose answer a script can read."""
+"""Every action of the screens as a subcommand with JSON output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def answer(capsys):
-    """`answer("show", "1")` runs `qwen3vl runs show 1 --json` and gives what it printed, parsed."""
+    """`answer("show", "1")` runs `qwen3vl runs show 1 --json` and returns its parsed output."""
 
     def run(*words):
         assert commands.runs([*words, "--json"]) == 0

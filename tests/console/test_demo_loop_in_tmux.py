@@ -1,4 +1,4 @@
-"""The demo's loop typed at the console's own keys in a real terminal, tmux, and both captions read off the screen."""
+"""The demo's loop, run with the console's keys in a real terminal (tmux); both captions are read from the screen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(TMUX is None, reason="tmux is
 
 
 class Terminal:
-    """A tmux server of its own with one window, in which the console runs."""
+    """A separate tmux server with one window, in which the console runs."""
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.tmux = [TMUX, "-u", "-S", str(folder / "socket"), "-f", "/dev/null"]
@@ -43,14 +43,14 @@ class Terminal:
         return subprocess.run([*self.tmux, *words], capture_output=True, text=True, check=False, timeout=150).stdout
 
     def screen(self) -> str:
-        """What a person sees."""
+        """The text on the screen."""
         return self.run("capture-pane", "-p")
 
     def type(self, *keys: str) -> None:
         self.run("send-keys", *keys)
 
     def left(self) -> str:
-        """Wait until the program has ended and let go of the terminal; gives what it left there.
+        """Wait until the program has ended and released the terminal. Returns the text that it left.
 
         tmux is asked for the pane's state: the line "Pane is dead" stays out for ever when tmux misses the signal of its child's end.
         """
@@ -61,7 +61,7 @@ class Terminal:
         return self.screen()
 
     def until(self, *wanted: str, but: str = r"✗ failed|Traceback|Pane is dead") -> str:
-        """Wait until the screen shows all of these patterns; gives it."""
+        """Wait until the screen matches all of these patterns. Returns its text."""
         end = time.monotonic() + PATIENCE
         while True:
             text = self.screen()
@@ -86,7 +86,7 @@ def terminal(tmp_path, monkeypatch) -> Iterator[Terminal]:
 
 
 def captions(screen: str) -> tuple[str, str]:
-    """Both captions, as they stand between the borders of their boxes."""
+    """Both captions, as shown between the borders of their boxes."""
     lines = screen.splitlines()
     top = next(number for number, line in enumerate(lines) if "base ·" in line and "tuned ·" in line)
     edges = [place for place, character in enumerate(lines[top]) if character in "╭╮"][-4:]

@@ -1,4 +1,4 @@
-"""Sparklines, statuses and foreign text on a terminal."""
+"""Sparklines, statuses and untrusted text on a terminal."""
 
 from __future__ import annotations
 

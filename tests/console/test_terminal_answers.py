@@ -1,4 +1,4 @@
-"""What the console learns of the terminal before it runs: asked once, answered while it gets ready."""
+"""What the console learns about the terminal before it runs: queried once, answered while it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qwen3vl demo --headless`: the whole loop through the commands a user types, and what it comes to."""
+"""`qwen3vl demo --headless`: the whole loop through the commands that a user types, and its result."""
 
 from __future__ import annotations
 

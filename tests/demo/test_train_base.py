@@ -1,4 +1,4 @@
-"""The recipe of the bundled base model: its shape, its samples, and a short training that leaves a model or nothing."""
+"""The recipe of the bundled base model: its shape, its samples, and a short training that writes a model or nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def shipped() -> Qwen3VLForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """What three steps on the CPU wrote."""
+    """The output of three steps on the CPU."""
     folder = tmp_path_factory.mktemp("trained") / "model"
     assert main(["--to", str(folder), *SMALL, "--workers", "1", "--held-out", "0"]) == EXIT_DONE
     return folder
@@ -144,7 +144,7 @@ def test_the_bundled_model_knows_these_samples(tokenizer, pool, shipped):
     batched.load_state_dict(shipped.state_dict())
     with torch.no_grad():
         loss = base_model.caption_loss(base_model.batch_pictures(batched), *pool.batch(8, long=True), positions)
-    # the paraphrases are drawn by lot, which nothing can foresee
+    # the paraphrases are random
     assert loss < 0.1
 
 

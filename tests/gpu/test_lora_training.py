@@ -1,4 +1,4 @@
-"""LoRA beside Transformer Engine's layers, the ones with a norm in them and the grouped ones of experts."""
+"""LoRA on Transformer Engine's layers, including those with a fused norm and the grouped ones of experts."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ RUNS = {
 
 
 def random_weights(model, source) -> None:
-    """In place of a checkpoint's."""
+    """Random weights instead of a checkpoint's."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)

@@ -1,4 +1,4 @@
-"""CUDA graphs on two GPUs: data, tensor, sequence and context parallel runs have the losses of the same kernels one by one."""
+"""CUDA graphs on two GPUs: data, tensor, sequence and context parallel runs have the losses of eager execution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a training as its processes make it, without the rules of `plan` before it."""
+"""The first step of a training without the checks of `plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BATCH = 8
 
 
 def first_loss(folder: Path, values: dict) -> float:
-    """Loss of the first step of one global batch on this rank's layout. Raises whatever keeps it from being made."""
+    """Loss of the first step of one global batch in this layout. Raises whatever prevents it."""
     from qwen3vl_core.model import process_groups
 
     from megatron.core import parallel_state

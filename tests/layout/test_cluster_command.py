@@ -1,4 +1,4 @@
-"""The command of each node, from what a cluster sets on it."""
+"""The command of each node, from the environment variables that a cluster sets."""
 
 from __future__ import annotations
 

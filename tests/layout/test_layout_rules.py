@@ -1,4 +1,4 @@
-"""Every broken rule of a layout is said at once, each with its equation and the nearest value that would do."""
+"""All broken rules of a layout are reported at once, each with its equation and the nearest valid value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory estimate: worked by hand, against measurements, and in what must always hold."""
+"""The memory estimate: computed by hand, against measurements, and invariants."""
 
 from __future__ import annotations
 

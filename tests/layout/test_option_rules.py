@@ -1,4 +1,4 @@
-"""Options that need each other, a checkpoint's shape, or a machine: each problem in one line with the way out."""
+"""Options that need each other, a checkpoint's shape, or a machine: each problem in one line with a fix."""
 
 from __future__ import annotations
 

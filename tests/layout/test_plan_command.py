@@ -1,4 +1,4 @@
-"""`qwen3vl plan` as a person types it: the report, suggestions, presets, scripts, plan files."""
+"""`qwen3vl plan` as a user types it: the report, suggestions, presets, scripts, plan files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `plan` accepts starts, and its first step has the loss of one process; what it refuses would not have.
+"""Plans that `plan` accepts start with the loss of one process; plans that it refuses would not.
 
 Random layouts of small models, dense and with experts, on one to four gloo processes. A few by default; QWEN3VL_PLANS=200 draws
 that many of each kind.
@@ -27,7 +27,7 @@ CHOICES = {
     "micro_batch_size": (2, 1, 4), "pad_length": (0, 64), "precision": ("fp32", "bf16", "fp8"), "attention": ("auto", "flash", "fused"),
     "optimizer_offload": (0.0, 0.5), "freeze": ("", "vision", "vision,projector"),
 }  # fmt: skip
-# rules of advice: what is asked for would be left out without a word, and the run would start
+# advisory rules: the option would be silently ignored, and the run would start
 ADVICE = ("--recompute-layers", "--overlap-param-gather", "--ep", "--etp", "--global-batch-size", "--pad-length")
 
 
@@ -42,19 +42,19 @@ def models(tmp_path_factory):
 
 
 def draw(random: Random) -> tuple[int, bool, dict]:
-    """(processes, whether with experts, options) by lot."""
+    """Random (processes, whether with experts, options)."""
     values = {name: given[0] if random.random() < 0.5 else random.choice(given) for name, given in CHOICES.items()}
     return random.choice((1, 2, 2, 4, 4, 3)), random.random() < 0.4, values
 
 
 def problems(architecture: Architecture, processes: int, values: dict) -> list[str]:
-    """What `plan` says of it for this machine, taken to have no GPU."""
+    """The problems that `plan` reports for this machine without a GPU."""
     options = FinetuneOptions(**values, global_batch_size=BATCH)
     return [str(p) for p in judge(options, architecture=architecture, processes=processes, machine=Machine(0), disk=False).problems]
 
 
 def drawn(models, seed: str, *, accepted: bool) -> tuple[int, tuple, dict, list[str]]:
-    """The first plan of this seed that is accepted, or refused for one reason, which is no advice."""
+    """The first plan of this seed that is accepted, or refused for a single reason that is not advisory."""
     random = Random(seed)
     while True:
         processes, moe, values = draw(random)

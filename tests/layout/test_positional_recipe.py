@@ -1,4 +1,4 @@
-"""The published recipe's positional values: read in both forms, every problem explained, said again by name."""
+"""The published recipe's positional values: read in both forms, every problem explained, printed as named options."""
 
 from __future__ import annotations
 

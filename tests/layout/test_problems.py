@@ -1,4 +1,4 @@
-"""Problems are data: every remedy of every rule is a way out, none is told twice, and all of them are printed."""
+"""Problems are data: every remedy removes its problem, none is reported twice, and all are printed."""
 
 from __future__ import annotations
 

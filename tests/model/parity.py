@@ -1,4 +1,4 @@
-"""Ours beside Hugging Face's model: its logits, its gradients under our names, and a token at a time."""
+"""Comparison with Hugging Face's model: logits, gradients under our names, and cached generation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def reference_logits(reference, inputs: dict[str, torch.Tensor]) -> torch.Tensor
 
 
 def check_gradients(pair, inputs: dict[str, torch.Tensor], folder: Path, least: int) -> None:
-    """Gradients of a random weighting of the real tokens' logits. least: so many parameters must have one."""
+    """Gradients of a random weighting of the real tokens' logits. least: minimum number of parameters with a gradient."""
     reference, model = pair
     real = inputs["attention_mask"][..., None]
     weights = torch.randn(*inputs["input_ids"].shape, tiny.VOCABULARY, generator=torch.Generator().manual_seed(9)) * real
@@ -30,7 +30,7 @@ def check_gradients(pair, inputs: dict[str, torch.Tensor], folder: Path, least: 
 
 
 def gradients_of(reference, folder: Path) -> dict[str, torch.Tensor]:
-    """The reference's gradients under our names: they travel through the name map as weights do, so that each meets its counterpart."""
+    """The reference's gradients under our names: converted by the name map like weights."""
     weights = {n: p.detach().clone() for n, p in reference.named_parameters()}
     with torch.no_grad():
         for parameter in reference.parameters():

@@ -49,7 +49,7 @@ def test_every_gradient_equals_hugging_face(pair, name, tmp_path):
 
 
 def test_all_hyperparameters_come_from_the_config(tmp_path):
-    """A model with other numbers than any published size wherever config.json has one."""
+    """A model whose config.json differs from every published size in every number."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     config = tiny.hf_config(layers=5, vision_layers=3, deepstack=(0, 2)).to_dict()

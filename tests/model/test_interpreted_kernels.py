@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter on a CPU: results and gradients of what they replace.
+"""The Triton kernels in Triton's interpreter on a CPU: results and gradients equal those of the modules that they replace.
 
-`tests/gpu/test_kernels.py` compares them on a GPU. The interpreter cuts fp32 to bf16 instead of rounding it, so bf16 is compared within
-the bits of a few roundings, and fp16, which it rounds, shows that both sides round in the same places.
+`tests/gpu/test_kernels.py` compares them on a GPU. The interpreter truncates fp32 to bf16 instead of rounding it, so bf16 is compared
+within the bits of a few roundings, and fp16, which it rounds, shows that both sides round in the same places.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A prepared dataset and a run of the tiny model, made once; widgets that are closed; nothing that outlives its test."""
+"""A prepared dataset and a run of the tiny model, shared by the tests; widgets and processes end with their test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _prepare(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
-    """32 drawn pictures, a question and an answer each, prepared. To read, not to change."""
+    """32 drawn pictures, a question and an answer each, prepared. Read-only."""
     return once(tmp_path_factory, "small-dataset", _prepare) / "data"
 
 
@@ -83,7 +83,7 @@ def trained(dataset, tmp_path_factory) -> Run:
 
 
 def recorded(store: RunStore, kind: str = "finetune", program: str = "", **options) -> Run:
-    """A run that is made and not started, of a small job."""
+    """A run of a small job that is created but not started."""
     return store.create(kind, options, jobs.job(program or "pass"))
 
 

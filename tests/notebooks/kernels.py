@@ -1,4 +1,4 @@
-"""Notebooks run in a kernel of their own, with other values in the cell that is tagged `parameters`."""
+"""Runs notebooks in a separate kernel, with other values in the cell tagged `parameters`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Kernel:
         self.end()
 
     def end(self) -> None:
-        """As a person's shutdown ends it; no notebook runs in it any more."""
+        """End it as a user's shutdown does."""
         if self.manager.has_kernel:
             self.manager.shutdown_kernel(now=False)
 
@@ -71,7 +71,7 @@ class Kernel:
 
 
 def shown(cell: nbformat.NotebookNode, kind: str = "text/plain") -> str:
-    """What a cell's outputs hold of one MIME type, and what it printed."""
+    """The outputs of a cell of one MIME type, and its printed text."""
     texts = [o.get("text", "") if o.output_type == "stream" else str(o.get("data", {}).get(kind, "")) for o in cell.get("outputs", [])]
     return "\n".join(texts)
 

@@ -1,4 +1,4 @@
-"""Captions side by side: as they are written, with what differs, and votes that stay."""
+"""Captions side by side: live, with their differences, and saved votes."""
 
 from __future__ import annotations
 

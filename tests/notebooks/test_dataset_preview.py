@@ -1,4 +1,4 @@
-"""Samples of a prepared dataset, and what of them is trained."""
+"""Samples of a prepared dataset, and their trained tokens."""
 
 from __future__ import annotations
 

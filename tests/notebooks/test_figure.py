@@ -1,4 +1,4 @@
-"""A figure's state is what it shows, whatever has become of the messages about its changes."""
+"""A figure's state is always complete, even if messages about its changes are lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form that starts runs: from the declaration, checked as one types, one run a click."""
+"""The form that starts runs: generated from the declaration, checked while typing, one run per click."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread a widget, one widget a cell, and none after it."""
+"""One thread per widget, one widget per cell, and no leftovers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Counter(Live):
 
 
 class FakeShell:
-    """What a kernel's shell tells of the message it works on."""
+    """A kernel's shell with the message that it is handling."""
 
     def __init__(self, monkeypatch) -> None:
         self.parent: dict = {}

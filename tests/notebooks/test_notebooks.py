@@ -1,4 +1,4 @@
-"""The example notebooks are whole, clean, call what exists, run top to bottom, and work in JupyterLab in a browser."""
+"""The example notebooks are valid and clean, run from top to bottom, and work in JupyterLab in a browser."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from qwen3vl_core.options import Option
 
 
 def admitted(option: Option, words: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    """Any value that the option's own rule admits. words: for options that take text."""
+    """Any value that the option's own rule allows. words: values of text options."""
     if option.choices:
         one: st.SearchStrategy[Any] = st.sampled_from(option.choices)
     elif option.type is bool:

@@ -1,4 +1,4 @@
-"""One declaration gives the command line, the plan and the form, and refuses what breaks its rules in one line."""
+"""One declaration defines the command line, the plan and the form; invalid values are one-line errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan files: written from options, read back the same, refused by name where they are wrong."""
+"""Plan files: written from options, read back unchanged; errors name the option."""
 
 from __future__ import annotations
 

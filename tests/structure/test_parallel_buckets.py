@@ -1,4 +1,4 @@
-"""Batches as CUDA graphs take them (one row of documents, rounded sizes, logits of trained tokens only) in parallel layouts."""
+"""Bucketed batches for CUDA graphs (one row of documents, rounded sizes, logits of trained tokens only) in parallel layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure of a micro batch: made on the host, in fixed shapes, and the same losses and gradients in every form."""
+"""The structure of a micro batch: built on the host with fixed shapes; losses and gradients are the same in every form."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_bucketed_rows_have_the_loss_and_gradients_of_unpadded_rows(model, name,
 @pytest.mark.parametrize("form", ["rows", "packed", "rows in buckets", "packed in buckets"])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_forward_and_backward_read_no_value_on_the_host(model, name, form):
-    """Fake tensors have no numbers: whatever asks for one (`nonzero`, `item`, `tolist`, a branch on a tensor) raises."""
+    """Fake tensors have no values: reading one (`nonzero`, `item`, `tolist`, a branch on a tensor) raises."""
     batch = batches(name)[form.split()[0]].structured(rules("buckets" in form))
     real = batch.step_inputs("cpu", torch.float32)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -120,7 +120,7 @@ def test_a_batch_survives_the_transfer_from_a_loader_process(name, buckets):
 
 
 def test_batches_of_one_bucket_have_one_shape():
-    """What a program was made for: the number of documents, pictures and tokens may differ within a bucket."""
+    """The number of documents, pictures and tokens may differ within a bucket, but not the shapes."""
     one, two = (
         [sample(seed, 5 + seed % 3, ("image", 4, 2 + 2 * (seed % 2)), words) for seed in range(n)] for n, words in ((5, 24), (6, 20))
     )

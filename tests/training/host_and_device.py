@@ -1,6 +1,6 @@
-"""A host and a device on a machine that has one memory: a tensor is "on the device" unless it came from `.cpu()`.
+"""Simulates a host and a device on a CPU: a tensor is "on the device" unless it came from `.cpu()`.
 
-So Megatron's own optimizer that keeps a share of its state on the host runs, with both of its halves, where there is no GPU. For
+So both halves of Megatron's optimizer that keeps part of its state on the host run without a GPU. For
 a process of its own: it changes what torch's tensors say of themselves.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 
 def pretend() -> None:
-    """Tell host and device apart in this process."""
+    """Distinguish host and device in this process."""
     import megatron.core.optimizer.optimizer_config as optimizer_config
 
     from qwen3vl_core.training import setup

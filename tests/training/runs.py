@@ -100,7 +100,7 @@ def captions(run_dir: Path) -> list[tuple[int, str, str]]:
 
 
 def log(run_dir: Path) -> str:
-    """What the last `train` printed."""
+    """The output of the last `train`."""
     return (run_dir / "output.log").read_text()
 
 

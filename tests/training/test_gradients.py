@@ -1,4 +1,4 @@
-"""Every parallel form of the model has the loss and every gradient of one process."""
+"""Every parallel layout has the loss and all gradients of one process."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_packed_batch_has_the_gradients_of_its_documents(dense, name):
 
 
 def test_text_only_micro_batches_on_one_of_two_ranks():
-    """So that the layouts with one sample a micro batch show that the vision tower's gradients wait for nobody."""
+    """Layouts with one sample per micro batch show that the gradients of the vision tower do not deadlock."""
     seen = [["pixel_values" in b.inputs for b in trainings.micro_batches(7, 1, rank, 2, trainings.FEW_SAMPLES)] for rank in range(2)]
     assert any(a != b for a, b in zip(*seen, strict=True))
 
@@ -177,7 +177,7 @@ def test_a_packed_batch_of_experts_has_the_gradients_of_one_process(experts, nam
 
 
 def test_the_weight_of_the_load_balancing_loss_does_not_depend_on_the_trained_tokens(experts):
-    """Twice the coefficient adds twice as much to the gradients, and what the loss reports is the language loss alone."""
+    """Twice the coefficient adds twice as much to the gradients, and the reported loss is the language loss alone."""
     (loss, *_), plain = experts.get(1, {"aux_loss_coeff": 0.0})
     added = []
     for coefficient in (0.05, 0.1):

@@ -1,4 +1,4 @@
-"""Steps that would harm the model are left out, named, and end the run when there are too many."""
+"""Harmful steps are skipped and reported, and end the run if there are too many."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_diverged_run_stops_and_names_samples_and_checkpoint(tmp_path):
     (tmp_path / "scenes").mkdir()
     data = runs.scenes(tmp_path / "scenes")
     run = tmp_path / "run"
-    # the first steps throw the weights so far that the next loss is no number
+    # the first steps move the weights so far that the next loss is NaN
     runs.plan(
         run,
         data,

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, while a checkpoint is written too, goes on as if nothing had been."""
+"""A run killed at any moment, even while a checkpoint is written, resumes as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def check_whole(directory):
-    """What the tracker names is a checkpoint with every file in its whole length."""
+    """The tracker names a checkpoint whose files all have their full length."""
     if (directory / torch_dist.TRACKER).exists():
         found = torch_dist.find(directory)
         assert retention.damage(found.data) is None
@@ -44,7 +44,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, small, tmp_path_factory):
-    """Runs never stopped: (folder, times that something was opened or moved in it), each made once."""
+    """Uninterrupted runs: (folder, number of file operations in it), each made once."""
     made = {}
 
     def of(form):

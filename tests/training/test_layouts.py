@@ -1,4 +1,4 @@
-"""Whole runs on real data: every layout has the losses of one process, and a run may go on in another layout than it began in."""
+"""Whole runs on real data: every layout has the losses of one process, and a run may resume in another layout."""
 
 from __future__ import annotations
 

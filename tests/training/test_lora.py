@@ -1,4 +1,4 @@
-"""LoRA: adapters train alike on every layout, resume bitwise, and go back into the model's weights or out as a PEFT adapter."""
+"""LoRA: adapters train the same in every layout, resume bitwise, and are merged into the weights or exported as a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def experts(tmp_path_factory):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_adapters_have_the_gradients_of_one_process(dense, name):
-    """And the plan counts the numbers that each rank trains."""
+    """The plan counts the parameters that each rank trains."""
     world, changes = LAYOUTS[name]
     compare(dense.get(world, LORA | changes), dense.get(1, LORA))
 
@@ -60,7 +60,7 @@ def test_adapters_of_experts_have_the_gradients_of_one_process(experts, name):
 
 @pytest.mark.parametrize("recompute", ["sel", "full"])
 def test_adapters_of_the_first_layer_are_trained_with_recomputation(dense, recompute):
-    """Below them nothing has a gradient, and torch's checkpointing passes on only what does."""
+    """Their input needs no gradient, which torch's checkpointing would not propagate."""
     only = LORA | {"lora_targets": "linear_fc1"}
     compare(dense.get(1, only | {"recompute": recompute}), dense.get(1, only))
 

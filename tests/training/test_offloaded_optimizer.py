@@ -1,4 +1,4 @@
-"""Megatron's optimizer with a share of its state on the host: it learns what the plain one does, and is saved and resumed."""
+"""Megatron's optimizer with part of its state on the host: it trains like the plain one, and is saved and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finetune of several processes whose rank is killed starts again by itself and has the losses of the run never touched."""
+"""A finetune of several processes restarts after a rank is killed, with the losses of an uninterrupted run."""
 
 from __future__ import annotations
 

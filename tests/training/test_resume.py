@@ -1,4 +1,4 @@
-"""A run that is resumed goes on as if it had never stopped, in its own layout bitwise and in another within rounding."""
+"""A resumed run continues as if it had not been stopped: bitwise in its own layout, within rounding in another."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMS = {
     "LoRA bf16, TP2 SP, dropout": ("dense", 2, LORA | SP | BF16 | {"lora_dropout": 0.2}),
     "LoRA experts EP2": ("experts", 2, LORA | DO | {"ep": 2}),
 }
-# forms that only go on from a checkpoint of another
+# layouts that only resume from a checkpoint of another
 THEN = {
     "PP2 distributed optimizer": ("dense", 2, DO | {"pp": 2}),
     "experts EP2 distributed optimizer": ("experts", 2, DO | {"ep": 2}),

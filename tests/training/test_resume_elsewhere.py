@@ -1,4 +1,4 @@
-"""A run goes on in another layout, with more steps, and from a bare checkpoint; what it cannot go on with is refused in words."""
+"""A run resumes in another layout, with more steps, or from a bare checkpoint; anything else is refused with an explanation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_run_resumes_in_another_layout_and_back(halves, data, tmp_path, name):
     assert there == pytest.approx(expected[STOPPED_AT : STOPPED_AT + len(there)], abs=1e-6) and len(there) == 2
     text = runs.events(tmp_path / "there", "resume")[0]["text"]
     assert f"resuming after step {STOPPED_AT} of 6" in text and "random numbers begin anew" in text
-    # one process goes on from what two wrote
+    # one process resumes from a checkpoint of two
     plan(tmp_path / "back", data, load="", resume=str(tmp_path / "there" / "checkpoints"))
     assert runs.train(tmp_path / "back")[0] == 0, runs.log(tmp_path / "back")
     assert losses(tmp_path / "back") == pytest.approx(expected[5:], abs=1e-6)

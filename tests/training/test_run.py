@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory) -> Path:
-    """A run that was never stopped, with everything that it can do beside training."""
+    """An uninterrupted run with evaluations, captions and checkpoints."""
     run_dir = tmp_path_factory.mktemp("whole")
     pictures = [str(data.parent / f"{number}.png") for number in (0, 7)]
     values = dict(
@@ -91,7 +91,7 @@ def test_captions_of_fixed_pictures_are_written_during_training(whole, data):
 
 
 def test_two_processes_stop_and_resume_with_the_losses_of_one(whole, data, tmp_path):
-    """The command itself; neither captions nor evaluation of the run that it is compared with have changed anything."""
+    """The command itself; captions and evaluation of the run that it is compared with have not changed the losses."""
     options = plan(tmp_path, data, nproc=2, distributed_optimizer=True)
     with subprocess.Popen(training_command(options, tmp_path), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         for line in process.stdout:
@@ -139,7 +139,7 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     assert main(["compare", *sides, "--images", picture, "--max-new-tokens", "24", "--json", str(table)]) == 0
     (row,) = json.loads(table.read_text())["captions"]
     assert row["base"] == row["tuned"] and len(row["tuned"]) > 10
-    # a run of its own may begin with what another one learned
+    # another run may start from its checkpoint
     then = tmp_path / "then"
     plan(then, data, load=str(run), train_iters=1, lr_warmup_iters=0, global_batch_size=2)
     assert runs.train(then)[0] == 0, runs.log(then)

@@ -1,4 +1,4 @@
-"""Captions that a run writes of a few pictures: the same text on every layout, and training that does not notice."""
+"""Captions that a run writes during training: the same text in every layout, without any effect on training."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def batches(o, number: int) -> list:
 
 
 def state(training) -> list[tuple]:
-    """Everything that a next step depends on."""
+    """Everything that the next step depends on."""
     import torch
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 

@@ -1,4 +1,4 @@
-"""FLOPs of a batch are those that torch counts, and a layout does not change what is reported."""
+"""FLOPs of a batch equal torch's count, and the layout does not change what is reported."""
 
 from __future__ import annotations
 

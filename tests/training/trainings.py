@@ -1,4 +1,4 @@
-"""What the training tests train: a random small model on random conversations, on any layout."""
+"""The training of the tests: a small random model on random conversations, in any layout."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def whole(ranks: list) -> dict[str, torch.Tensor]:
 
 
 def fill_adapters(models) -> None:
-    """Numbers for every B, the same on every layout."""
+    """Fill every B with values that are the same in every layout."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
@@ -296,7 +296,7 @@ def adapted_logits(folder: Path, checkpoints: Path, changes: dict, inputs: dict)
 
 
 def train_one_batch(folder: Path, steps: int, **changes) -> list[float]:
-    """Losses of `steps` steps on one and the same global batch."""
+    """Losses of `steps` steps on the same global batch."""
     o = options(folder, **changes)
     process_groups.initialize(o.tp, o.pp)
     try:

@@ -19,7 +19,7 @@ TALL = (112, 64)
 
 @dataclass(frozen=True)
 class Case:
-    """What an action changes, and what has to stand before it and is done after it."""
+    """What an action changes, how to prepare it, and how to restore the state."""
 
     seen: Callable[[Any], Any]
     """Of the app: has another value after the action than before; with `wanted` that one."""
@@ -38,7 +38,7 @@ def dialog(app) -> str:
 
 
 def opens(name: str, before=None) -> Case:
-    """A dialog, left by escape."""
+    """Opens this dialog; closed by escape."""
     return Case(dialog, before, ("escape",), wanted=name)
 
 
@@ -50,7 +50,7 @@ def shows(mode: str, other: str = "runs") -> Case:
 
 
 def copies(what: Callable[[Any], str]) -> Case:
-    """Copies this, and nothing else."""
+    """Copies exactly this to the clipboard."""
     return Case(lambda app: app.clipboard == what(app), lambda app: app.copy_to_clipboard(""), wanted=True)
 
 
@@ -59,7 +59,7 @@ def texts(app) -> dict:
 
 
 async def line_clicked(pilot, action: Action) -> None:
-    """By mouse alone: the help, then the action's line in it."""
+    """By mouse only: open the help, then click the action's line."""
     app = pilot.app
     await pilot.click(KeyBar, offset=await on_bar(pilot, "? keys"))
     await until(pilot, lambda: isinstance(app.screen, KeysHelp), f"the help, for {action.id}")
@@ -68,7 +68,7 @@ async def line_clicked(pilot, action: Action) -> None:
 
 
 def line_of(app, action: Action) -> tuple[int, int] | None:
-    """Where the help shows an action's line: drawn, and what a click there would choose."""
+    """Position of an action's line in the help, and the option that a click there selects."""
     for y, line in enumerate(text_of(app).splitlines()):
         # the longest lines have no room for the grey name: the list says which line it is
         x = app.size.width // 2
@@ -79,7 +79,7 @@ def line_of(app, action: Action) -> tuple[int, int] | None:
 
 
 async def on_bar(pilot, words: str) -> tuple[int, int]:
-    """Where the key bar shows these words."""
+    """Position of these words in the key bar."""
 
     def place() -> tuple[int, int] | None:
         column = text_of(pilot.app).splitlines()[-1].find(words)

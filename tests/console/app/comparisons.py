@@ -1,4 +1,4 @@
-"""A comparison on screen 4: its captions and how to get there."""
+"""Helpers for comparisons on screen 4."""
 
 from __future__ import annotations
 

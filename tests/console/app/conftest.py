@@ -13,7 +13,7 @@ from tests.console.app.driving import Store, settled
 
 @pytest.fixture(autouse=True)
 def pilots_wait_for_messages(monkeypatch):
-    """The pilot waits until all is handled and drawn, not until the process uses little CPU: on a busy machine that says nothing."""
+    """The pilot waits until all messages are handled and drawn, since low CPU use means nothing on a busy machine."""
 
     async def idle(*seconds):
         await settled()
@@ -29,7 +29,7 @@ def pilots_wait_for_messages(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_settings(tmp_path, monkeypatch):
-    """Nobody's own keys and colours."""
+    """No user settings."""
     monkeypatch.setenv("QWEN3VL_SETTINGS", str(tmp_path / "no-settings.yaml"))
 
 

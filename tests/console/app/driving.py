@@ -1,4 +1,4 @@
-"""A store with real runs, and the console driven on it without a terminal."""
+"""A store with real runs, and the console driven without a terminal."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ QUIET_TURNS = 6
 async def settled(app: App | None = None) -> None:
     """Wait until every message that was sent has been handled, and what it changed is laid out and drawn.
 
-    Textual's own pilot takes a process that uses no CPU for an app that is done; on a busy machine it is one that has no turn.
+    Textual's own pilot assumes that an app is idle if its process uses no CPU; on a busy machine it may just not be scheduled.
     Workers are not waited for: `looked` does.
     """
     app = app or active_app.get()
     end, quiet, turn = time.monotonic() + PATIENCE, 0, 0
     while quiet < QUIET_TURNS and app.is_running and not app._exit and app._exception is None:
-        # messages want turns alone; after some, what is waited for is not of this loop: a thread, or a timer
+        # messages only need iterations of the loop; after several, the test waits for a thread or a timer
         turn += 1
         await asyncio.sleep(0 if turn % 50 else 0.002)
         busy = next((node for node in [app, *app._registry] if _at_work(node)), None)
@@ -55,7 +55,7 @@ async def settled(app: App | None = None) -> None:
 
 
 def _at_work(node: MessagePump) -> bool:
-    """Whether a node handles a message, or has one to handle: else its task waits for the next one."""
+    """Whether a node is handling a message or has one in its queue."""
     queue = node._message_queue
     if node._task is None or node._task.done():
         return node._task is None and not queue.empty() and node.is_running
@@ -70,23 +70,23 @@ def _undrawn(screen: Screen) -> bool:
 
 
 async def until(pilot: Pilot, condition: Callable[[], Any], what: str = "") -> Any:
-    """Wait for workers and messages, looking at the files in between, until the condition holds. Gives what it gave."""
+    """Wait for workers and messages, reading the files in between, until the condition holds. Returns its value."""
     end, rest = time.monotonic() + PATIENCE, 0.0
     while not (found := condition()):
         assert time.monotonic() < end, f"did not come: {what or condition}\n{said(pilot.app)}\n{text_of(pilot.app)}"
         await looked(pilot)
-        # what comes from another process comes sooner when it has the core
+        # another process is faster if it gets the CPU
         await asyncio.sleep(rest)
         rest = min(rest + 0.005, 0.1)
     return found
 
 
 async def looked(pilot: Pilot) -> None:
-    """One look, begun now, at the store and at what the screen shows, up to the screen."""
+    """Read the store and the files of the screen once, starting now, and wait until the screen shows the result."""
     app = pilot.app
     seen, looks = None, 0
     if isinstance(app, ConsoleApp):
-        # a look that is under way may have passed what has just changed: then the one after it
+        # a read in progress may have missed the last change: wait for the next one
         seen, looks = app.snapshot, 2 if app._looking else 1
         app.look()
         if hasattr(app.screen, "read"):
@@ -97,7 +97,7 @@ async def looked(pilot: Pilot) -> None:
         if isinstance(app, ConsoleApp) and app.snapshot is not seen:
             seen, looks = app.snapshot, looks - 1
         rounds += 1
-        # what came may have begun more; where the next look has always begun, two more rounds show what this one brought
+        # the result may have started more work; if the next read has already begun, two more rounds show this result
         if all(worker.is_finished for worker in app.workers) or (looks <= 0 and rounds > 3) or not app.is_running:
             break
         assert time.monotonic() < end, f"the store is not looked at\n{text_of(app)}"
@@ -105,20 +105,20 @@ async def looked(pilot: Pilot) -> None:
 
 
 async def finished(app: App) -> None:
-    """Wait for the workers that are at work, and for what they bring to be handled and drawn."""
-    with contextlib.suppress(WorkerCancelled):  # a newer look took an older one's place
+    """Wait until running workers are done and their results are handled and drawn."""
+    with contextlib.suppress(WorkerCancelled):  # a newer worker replaced it
         await app.workers.wait_for_complete()
     await settled(app)
 
 
 async def press(pilot: Pilot, *keys: str) -> None:
-    """Press keys, and let what they start come to the screen."""
+    """Press keys and wait until the screen shows the result."""
     await pilot.press(*keys)
     await looked(pilot)
 
 
 def text_of(app: App) -> str:
-    """What the screen shows, a line a row."""
+    """The text on the screen, one line per row."""
     width, height = app.size
     lines = app.screen._compositor.render_strips()
     return "\n".join(strip.crop(0, width).text for strip in lines[:height])
@@ -126,7 +126,7 @@ def text_of(app: App) -> str:
 
 def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int, int] = SMALL, theme: str = "textual-dark") -> App:
     """Run a scene with the app in a terminal of this size."""
-    app.animation_level = "none"  # a test waits for what happens, not for how it glides
+    app.animation_level = "none"  # without animations
     app.heard, notify = [], app.notify
 
     def hear(message: str, **how: Any) -> None:
@@ -146,7 +146,7 @@ def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int,
 
 
 def said(app: App) -> str:
-    """All notifications so far, one a line; those also that were on screen for their seconds, which may pass between two looks."""
+    """All notifications so far, one per line, including those that are not on screen any more."""
     return "\n".join(app.heard)
 
 
@@ -161,7 +161,7 @@ class Store:
         return ConsoleApp(self.root, workspace)
 
     def finetune(self, name: str = "caption", steps: int = 40, total: int = 100, code: str | None = None, **options: Any) -> Run:
-        """A finetune with `steps` rows of metrics; not started, unless code is given: then that runs in it."""
+        """A finetune with `steps` rows of metrics. Not started, unless `code` is given, which then runs as its command."""
         declared = FinetuneOptions(load="base", train_data="data", train_iters=total, name=name, **options)
         run = self.store.create("finetune", declared, [sys.executable, "-c", code or "pass"])
         self.metrics(run, steps, total)

@@ -1,4 +1,4 @@
-"""One registry of actions: every key leads somewhere, none twice, none that a multiplexer or browser takes."""
+"""The registry of actions: every key does something, none is used twice or reserved by a multiplexer or browser."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_palette_runs_an_action(store):
 
 
 def recorded(monkeypatch, cls, action, calls):
-    """Take an action's place by one that only notes that it was called."""
+    """Replace an action by one that only records that it was called."""
     monkeypatch.setattr(cls, f"action_{action.action.partition('(')[0]}", lambda self, *words: calls.append((action.id, words)))
 
 
@@ -93,7 +93,7 @@ def recorded(monkeypatch, cls, action, calls):
 def test_every_key_and_click_on_the_key_bar_runs_its_action(mode, store, monkeypatch):
     store.ended(store.finetune("one", 30))
     calls: list[tuple] = []
-    # what is reached is noted, not done: what each action does has tests of its own
+    # actions are recorded, not run: what each one does is tested elsewhere
 
     async def scene(pilot):
         app = pilot.app

@@ -1,4 +1,4 @@
-"""Numbers to dots: nothing that was measured gets lost on the way."""
+"""From numbers to dots: no value is lost."""
 
 from __future__ import annotations
 

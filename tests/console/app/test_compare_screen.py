@@ -173,7 +173,7 @@ def test_several_checkpoints_are_compared_with_scores(store, pictures, size):
         text = text_of(pilot.app)
         assert "step 100 · 2 words" in text and "reference" in text and "seed 3" in text and "2 with all captions" in text
         assert screen.view.scores.models["step 200"].rouge_l == 1 > screen.view.scores.models["step 100"].rouge_l
-        # the last column is scrolled to where it does not fit
+        # the last column is scrolled to if it does not fit
         await press(pilot, "tab", "tab", "tab")
         assert "step 300 · 9 words" in text_of(pilot.app)
         await press(pilot, "end")
@@ -202,7 +202,7 @@ def test_checkpoints_of_runs_are_chosen_from_a_list(store, tmp_path, pictures, c
         await until(pilot, lambda: screen.has_class("-ask"))
         chosen = screen.query_one(OptionForm).texts()["tuned"].split()
         assert [path.rpartition("/")[2] for path in chosen] == ["iter_0000020", "iter_0000040"]
-        # from within a field, and left without a choice
+        # from within a field, and cancelled
         await press(pilot, "f2")
         await until(pilot, lambda: "step 40" in text_of(pilot.app))
         await press(pilot, "escape")

@@ -1,4 +1,4 @@
-"""The curve as a widget: what stands on the screen, and how it is looked at."""
+"""The curve widget: what it draws, zoom, pan and crosshair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever lies in a run's folder, and whatever happens to it while it is watched: nothing crashes, and it is said."""
+"""Damaged run folders, and changes of a folder while it is shown: nothing crashes, and problems are reported."""
 
 from __future__ import annotations
 

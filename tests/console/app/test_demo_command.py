@@ -1,4 +1,4 @@
-"""`All of it at once` on the first page: the demo's command, in a process of its own."""
+"""`All of it at once` on the first page: the demo's command, in a separate process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.console.app.driving import SLEEPER, Store, driven, said, text_of, unt
 
 @pytest.fixture
 def small_demo(tmp_path):
-    """A demo's workspace with few pictures, which the demo's command takes as it is."""
+    """A demo workspace with few pictures, which the demo's command uses unchanged."""
     workspace = Workspace(tmp_path / "demo")
     shutil.copytree(BASE, workspace.base)
     (workspace.train_json.parent / "pictures").mkdir(parents=True)
@@ -48,7 +48,7 @@ def demos(workspace: Workspace) -> list[int]:
 
 @pytest.mark.parametrize("way", ["key", "mouse"])
 def test_all_steps_at_once_run_in_a_separate_process(store, small_demo, way):
-    """The real command, until it has prepared the data; tests/demo runs it to its end."""
+    """The real command, until it has prepared the data; tests/demo runs it to the end."""
     assert "welcome.all" in {action.id for action in actions_of("welcome")}
 
     async def scene(pilot):

@@ -1,4 +1,4 @@
-"""Every action of the registry does its work by each of its keys, and by mouse: a click on `? keys`, then on the action's line."""
+"""Every action of the registry works by each of its keys and by mouse: a click on `? keys`, then on the action's line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.console.app.driving import SLEEPER, driven, looked, scalars, text_of,
 
 @pytest.fixture
 def editor(tmp_path, monkeypatch):
-    """An editor that notes which file it was given, and a terminal that can be lent to it."""
+    """An editor that records which file it was given, and a terminal for it."""
     notes, program = tmp_path / "edited.txt", tmp_path / "editor.sh"
     program.write_text(f'#!/bin/sh\necho "$1" >> {notes}\n')
     program.chmod(0o755)
@@ -51,7 +51,7 @@ def editor(tmp_path, monkeypatch):
 
 def test_everywhere(store, monkeypatch, editor, tmp_path):
     store.ended(store.finetune("one", 10))
-    monkeypatch.setattr("console.screens.doctor.examine", lambda runs: [Check("Python", "ok", "3.11")])  # the machine is no matter here
+    monkeypatch.setattr("console.screens.doctor.examine", lambda runs: [Check("Python", "ok", "3.11")])  # this machine does not matter here
     monkeypatch.setenv("QWEN3VL_SETTINGS", str(tmp_path / "own.yaml"))
 
     async def scene(pilot):
@@ -70,7 +70,7 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
             "app.quit": Case(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
         })  # fmt: skip
 
-    # leaving ends the app: here it only notes that it was asked to
+    # quitting ends the app: here it is only recorded
     monkeypatch.setattr("console.app.ConsoleApp.exit", lambda self, result, message=None: setattr(self, "_return_value", result))
     driven(scene, store.app(), TALL)
 
@@ -119,7 +119,7 @@ def test_first_page(store, tmp_path, monkeypatch):
 
 
 def stopping(run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
-    """Work on the app before an action: the run stands still; the run goes on."""
+    """Before an action: pause the run, or continue it."""
 
     def stopped(app):
         if run.alive:
@@ -196,7 +196,7 @@ def test_launch(store, tmp_path, editor):
         tabs(app)
 
         async def prepare(app):
-            """A form that can be started: the real command, which finds that there is no conversation in the file."""
+            """A form that can be started: the real command, which finds no conversation in the file."""
             tabs(app)
             screen.query_one(Tabs).active = "kind-prepare"
             await until(pilot, lambda: screen.kind == "prepare" and screen.form is not None and screen.plan.kind == "prepare")
@@ -215,7 +215,7 @@ def test_launch(store, tmp_path, editor):
             return len(store.store.list())
 
         async def back(app):
-            """A run that was started is shown; a moment after it is in the store."""
+            """A started run is shown once it is in the store."""
             await until(pilot, lambda: app.current_mode == "monitor")
             tabs(app)
 
@@ -271,7 +271,7 @@ def test_monitor(store):
             await looked(pilot)
 
         def looks(seen, before=None, wanted=None) -> Case:
-            """Of the curve; it shows the whole run again afterwards."""
+            """A case of the curve, which is reset afterwards."""
             return Case(seen, before, ("r", "escape"), wanted=wanted)
 
         def found(app):
@@ -284,7 +284,7 @@ def test_monitor(store):
             return log(app).hit
 
         async def listens(app):
-            """A run that has just begun hears nothing yet."""
+            """A run that has just started does not handle signals yet."""
             await until(pilot, lambda: processes.catches(live.state["pid"], signal.SIGUSR1))
 
         zoomed = ("plus", "plus")

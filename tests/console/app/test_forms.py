@@ -1,4 +1,4 @@
-"""Forms rendered from the declarations, and what they say of a plan."""
+"""Forms generated from the declarations, and the problems that they show."""
 
 from __future__ import annotations
 

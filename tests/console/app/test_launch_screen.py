@@ -32,7 +32,7 @@ async def choose(pilot, kind):
 
 
 async def prepare_filled_in(pilot, folder):
-    """A preparation that every rule allows."""
+    """A preparation that breaks no rule."""
     (folder / "captions.json").write_text("[]")
     screen = await at_launch(pilot)
     await choose(pilot, "prepare")

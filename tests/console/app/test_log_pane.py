@@ -1,4 +1,4 @@
-"""The log pane: follows, stays, finds."""
+"""The log pane: follow, scroll, search."""
 
 from __future__ import annotations
 

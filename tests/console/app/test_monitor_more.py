@@ -48,7 +48,7 @@ def test_checkpoints_spikes_and_nans_are_marked_and_visited_by_key(store):
             assert curve.crosshair == step and f"it was {kind}" in text_of(pilot.app).splitlines()[1]
         await press(pilot, "E")
         assert curve.crosshair == 80
-        await press(pilot, "escape", "plus", "plus", "plus", "e")  # one that is not in view is brought there
+        await press(pilot, "escape", "plus", "plus", "plus", "e")  # one that is not in view is scrolled to
         assert curve.crosshair == 20 and curve.shown[0] <= 20 <= curve.shown[1]
 
     driven(scene, store.app(), LARGE)
@@ -204,7 +204,7 @@ def test_neighbouring_runs_and_a_single_pane(store):
 
 
 def test_tensorboard_is_started_on_the_runs_and_its_link_is_copied(store):
-    """The real one, asked for the tags over HTTP; it ends with the console."""
+    """The real TensorBoard, queried over HTTP; it ends with the console."""
     run = store.ended(store.finetune("board", 5))
     none = store.ended(store.finetune("none", 5))
     scalars(run)

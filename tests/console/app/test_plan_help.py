@@ -1,4 +1,4 @@
-"""What the form helps with: fixes, presets, memory, paths, the plan file in an editor."""
+"""Help of the form: fixes, presets, memory, paths, the plan file in an editor."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_key_fixes_the_first_problem_and_presets_fill_the_form(store):
         app = pilot.app
         screen = await at_launch(pilot)
         screen.form.fill({"size": "8B", "nproc": 8, "tp": 2, "global_batch_size": 30})
-        # what was typed last is judged a moment later
+        # the last input is checked after a short delay
         await until(pilot, lambda: "use 28 or 32" in " ".join(screen_text(app).split()))
         assert "fix: global-batch-size 32" in screen_text(app)
         await press(pilot, "escape", "f")

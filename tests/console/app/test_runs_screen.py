@@ -111,7 +111,7 @@ def test_stopping_asks_for_confirmation_naming_run_and_checkpoint(store):
         await press(pilot, "x")
         text = text_of(pilot.app)
         assert "Stop 0001-precious?" in text and "checkpoint of step 30" in text and "step 40 of 100" in text
-        await press(pilot, "enter")  # the way out has the focus
+        await press(pilot, "enter")  # the safe answer has the focus
         assert run.alive and "Stop 0001" not in text_of(pilot.app)
         await press(pilot, "x", "escape")
         assert run.alive

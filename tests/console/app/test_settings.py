@@ -1,4 +1,4 @@
-"""A person's own keys and colours."""
+"""The user's own keys and colours."""
 
 from __future__ import annotations
 

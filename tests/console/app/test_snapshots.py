@@ -1,6 +1,6 @@
-"""Every screen as it stands on the terminal: text, and the colours under it, at two sizes, dark and light.
+"""Every screen as text with its colours, at two sizes, dark and light.
 
-The expected screens are files beside this one, readable as they are. After a wanted change: QWEN3VL_SNAPSHOTS=write pytest ...
+The expected screens are text files in `snapshots`. After an intended change: QWEN3VL_SNAPSHOTS=write pytest ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.console.app.driving import LARGE, SMALL, driven, looked, press, text_
 
 @dataclass
 class FormOptions:
-    """A form that stays as it is, whatever options the commands get."""
+    """A form that does not depend on the options of the commands."""
 
     source: str = option(help="Model or checkpoint to read", group="Checkpoint", positional=True, path="model")
     target: str = option(help="Folder to write", group="Checkpoint", positional=True, path="folder")
@@ -37,7 +37,7 @@ LOOKS = [(SMALL, "textual-dark"), (SMALL, "textual-light"), (LARGE, "textual-dar
 
 
 def screen_of(app) -> str:
-    """The screen's text, then for each row a letter a cell for its colours: what looks alike has the same letter."""
+    """The screen's text, then for each row one letter per cell for its style: cells of the same style have the same letter."""
     width, height = app.size
     letters: dict[tuple, str] = {}
     rows = []
@@ -54,7 +54,7 @@ def screen_of(app) -> str:
 
 
 def check(name: str, app) -> None:
-    """The screen is the file's; with QWEN3VL_SNAPSHOTS=write the file becomes the screen."""
+    """The screen equals the file; with QWEN3VL_SNAPSHOTS=write the file is rewritten."""
     file, found = FOLDER / f"{name}.txt", screen_of(app)
     if os.environ.get("QWEN3VL_SNAPSHOTS") == "write":
         FOLDER.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def check(name: str, app) -> None:
 
 
 def placed(run):
-    """The run's paths, wherever the test's folder lies."""
+    """Paths independent of the test's folder."""
     plan = json.loads((run.path / "plan.json").read_text())
     plan["options"] |= {"load": "/models/base", "train_data": "/data/train", "sample_images": ["/data/beach.jpg"]}
     (run.path / "plan.json").write_text(json.dumps(plan))
@@ -143,7 +143,7 @@ def test_screens_match_their_snapshots(store, size, theme, monkeypatch):
 
 
 def fill_comparison(store, folder):
-    """A comparison that is done, with references and scores, of one picture that is drawn the same everywhere."""
+    """A finished comparison with references and scores of one picture that looks the same everywhere."""
     run = store.store.create("compare", {"base": "/models/base", "tuned": ["/models/tuned"], "images": ["/pictures"]}, ["true"])
     store.ended(run)
     picture = Image.new("RGB", (96, 64), (110, 170, 230))

@@ -1,4 +1,4 @@
-"""What the screens know of the store."""
+"""What the screens read from the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console as a process on a real terminal: colours of old ones, and the end of one that is killed."""
+"""The console as a process on a real terminal: colours of old terminals, and a killed console."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.console.runs.jobs import ROOT, until
 
 
 class Terminal:
-    """A console on a pseudo terminal of its own."""
+    """A console on its own pseudo terminal."""
 
     def __init__(self, store, size=(100, 30), **environment):
         self.master, slave = pty.openpty()
@@ -49,7 +49,7 @@ class Terminal:
             self.read()
 
     def read(self):
-        """What the console has drawn since; it answers what is asked of the terminal."""
+        """What the console has drawn since the last call; answers terminal queries."""
         if select.select([self.master], [], [], 0.2)[0]:
             try:
                 data = os.read(self.master, 1 << 16)
@@ -60,7 +60,7 @@ class Terminal:
                 os.write(self.master, b"\x1b[?62c")
 
     def left(self) -> int:
-        """Wait for the end, and read on: a console that draws where nobody reads waits for ever. Gives the exit code."""
+        """Wait for the end while reading, because a console whose output is not read blocks. Returns the exit code."""
         end = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < end, self.seen[-2000:]

@@ -1,4 +1,4 @@
-"""Votes for captions: by key and mouse, kept on disk, and given blind."""
+"""Votes for captions: by key and mouse, saved on disk, and blind."""
 
 from __future__ import annotations
 

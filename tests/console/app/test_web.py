@@ -1,4 +1,4 @@
-"""The console in a browser: who gets in, and that a tab shows the real console."""
+"""The console in a browser: access control, and a tab that shows the real console."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen3vl_core.errors import RequestError
 
 
 def served(scene, words):
-    """Play a scene with a running server and a client that keeps cookies for addresses too."""
+    """Run a scene with a running server and a client that accepts cookies for IP addresses."""
 
     async def play():
         with listen(None) as listener:
@@ -46,7 +46,7 @@ def test_without_the_token_everything_is_forbidden():
 def test_other_origins_and_host_names_are_forbidden_even_with_the_token():
     async def scene(server, client, root):
         async with client.get(server.link) as answer:
-            assert answer.status == 200 and str(answer.url) == root + "/"  # the token has left the address
+            assert answer.status == 200 and str(answer.url) == root + "/"  # the token is not in the address any more
         for headers in ({"Host": f"evil.example:{server.port}"}, {"Origin": "http://evil.example"}):
             for path in ("/", "/ws"):
                 async with client.get(root + path, headers=headers) as answer:

@@ -1,4 +1,4 @@
-"""The first page: the demo, a model of one's own, a recipe line, the doctor, and the loop's steps."""
+"""The first page: the demo, the user's own model, a recipe line, the doctor, and the loop's steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = "sh run_finetune.sh dsw 8B 1 8 1e-5 1e-6 2048 2048 bf16 1 1 1 1 1 false
 
 @pytest.fixture
 def workspace(tmp_path):
-    """What `workspace.json` of a demo names, without the pictures."""
+    """The content of a demo's `workspace.json`, without the pictures."""
     folder = tmp_path / "work"
     folder.mkdir()
     names = {"train_json": "train.json", "data": "data", "base": "base-hf", "base_mcore": "base-mcore", "tuned_hf": "tuned-hf",
@@ -121,7 +121,7 @@ def test_a_recipe_line_becomes_a_form_and_its_problems_are_named(store):
 
 
 def test_the_demo_is_created_and_its_steps_are_shown(store, tmp_path):
-    """The real command makes the real workspace, and the console goes on in it."""
+    """The real command creates the workspace, and the console opens it."""
     folder = tmp_path / "demo"
 
     async def scene(pilot):

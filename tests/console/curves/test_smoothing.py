@@ -1,4 +1,4 @@
-"""What an average is: one rule for the terminal and the notebook."""
+"""Smoothing: one rule for the terminal and the notebook."""
 
 from __future__ import annotations
 

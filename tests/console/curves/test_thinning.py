@@ -1,4 +1,4 @@
-"""A million points as two thousand: what is kept."""
+"""Thinning a million points to two thousand: what is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round values on an axis, and what they are called."""
+"""Round values on an axis, and their labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from console.curves.ticks import log_ticks, step_ticks, ticks, value_range, valu
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 20))
 def test_ticks_are_round_inside_and_not_too_many(low, width, count):
-    assume(width > 1e-9 * abs(low))  # else neighbouring ticks are the same float
+    assume(width > 1e-9 * abs(low))  # otherwise neighbouring ticks would be the same float
     found = ticks(low, low + width, count)
     assert len(found) <= 2 * count + 2
     assert all(low - width * 1e-6 <= v <= low + width * (1 + 1e-6) for v in found)

@@ -1,4 +1,4 @@
-"""A store of its own for each test; nothing that a test starts outlives it."""
+"""Each test has its own store; processes started by a test end with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small real processes that stand for trainings, and waiting for what they do."""
+"""Small real processes that stand in for trainings, and helpers to wait for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from console.runs.store import Run, RunStore
 T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 
-# what every job begins with: its folder, and notes for the test that are whole when they are there
+# the start of every job: its folder, and notes for the test that are written atomically
 _BEGIN = """
 import os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path(os.environ['QWEN3VL_RUN_DIR'])
@@ -40,12 +40,12 @@ def job(program: str) -> list[str]:
 
 
 def spawning(program: str, then: str) -> str:
-    """A job that starts a second one in a session of its own, as torchrun does with its workers."""
+    """A job that starts a second one in a new session, as torchrun does with its workers."""
     return f"subprocess.Popen([sys.executable, '-S', '-c', {_BEGIN + program!r}], start_new_session=True)\n{then}"
 
 
 def until(condition: Callable[[], T], seconds: float = 120.0) -> T:
-    """Wait until the condition holds, and give its value; an error when it does not in time, which a busy machine may need."""
+    """Wait until the condition holds and return its value; fails after a timeout long enough for a busy machine."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "timed out"
@@ -54,13 +54,13 @@ def until(condition: Callable[[], T], seconds: float = 120.0) -> T:
 
 
 def pid_noted(run: Run, name: str) -> int:
-    """The process id that a job wrote down under this name, once it has."""
+    """The process id that a job wrote under this name; waits for it."""
     until((run.path / name).exists)
     return int((run.path / name).read_text())
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
@@ -69,7 +69,7 @@ def is_running(pid: int) -> bool:
 
 @contextlib.contextmanager
 def run_store(root: Path) -> Iterator[RunStore]:
-    """A store whose runs are ended, all their processes too, when the block ends."""
+    """A store whose runs and all their processes are ended when the block ends."""
     store = RunStore(root)
     try:
         yield store

@@ -1,4 +1,4 @@
-"""What went wrong, read from the lines that real programs print."""
+"""Explanations of failures, from lines that real programs print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a run, and what starts it again: judged by its record, restarted by the supervisor, stopped with the time that it needs."""
+"""How runs end and restart: judged by the record, restarted by the supervisor, stopped with a grace period."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_run_can_be_stopped_while_it_waits_for_its_restart(store):
     assert not (run.path / "attempt-1").exists()
 
 
-# SIGTERM: a folder of a checkpoint that is written until the test says so
+# SIGTERM: writes a checkpoint's folder until the test ends it
 SLOW_SAVE = (
     RECORD
     + """
@@ -181,7 +181,7 @@ def test_sigterm_to_the_foreground_asks_the_run_to_stop_and_waits_for_it(store, 
     )
     until((run.path / "up").exists)
     until(lambda: processes.catches(front.pid, signal.SIGTERM))
-    for _ in range(2):  # a second one does not leave the run behind
+    for _ in range(2):  # a second one does not abandon the run
         front.terminate()
     until((run.path / "asked").exists)
     assert front.poll() is None

@@ -1,4 +1,4 @@
-"""A whole log: every line, found at once, whatever the lines hold."""
+"""A whole log: random access and search for any content."""
 
 from __future__ import annotations
 

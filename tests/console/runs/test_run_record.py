@@ -1,4 +1,4 @@
-"""What a run writes down is true, and its command runs by hand."""
+"""The record of a run is correct, and its command can be run by hand."""
 
 from __future__ import annotations
 

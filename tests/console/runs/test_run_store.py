@@ -1,4 +1,4 @@
-"""Runs are made whole under a number of their own, and found by number, id or name."""
+"""Runs are created atomically with a unique number, and found by number, id or name."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_run_that_cannot_be_created_leaves_nothing(store, tmp_path):
 def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(store, monkeypatch):
     full = open("/dev/full", "w")  # noqa: SIM115
     real = open
-    # every new state goes where a full disk is; all else stays real
+    # every new state is written to a full disk; everything else is real
     monkeypatch.setattr("builtins.open", lambda file, *a, **k: full if str(file).endswith("state.json.tmp") else real(file, *a, **k))
     with pytest.raises(WorkError, match="No space left on device; the run was not created; free some space"):
         store.create("a", {}, ["true"])

@@ -1,4 +1,4 @@
-"""A run outlives the screen, ends with all its processes, and never claims a life it does not have."""
+"""A run outlives the screen, ends with all its processes, and is never reported alive when it is not."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_job_outlives_a_screen_that_is_killed_while_it_starts_it(store):
     run = store.create("job", {}, job(UNTIL_GO))
     starter = subprocess.Popen([sys.executable, "-m", "console.runs.supervisor", str(run.path)], cwd=ROOT,
                                stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-    # frozen as soon as it has forked, killed before it can take the answer
+    # frozen as soon as it has forked, killed before it can read the answer
     until(lambda: processes.descendants(starter.pid) or starter.poll() is not None)
     starter.send_signal(signal.SIGSTOP)
     starter.kill()
@@ -130,7 +130,7 @@ def test_the_workers_of_torchrun_get_the_signal_once_and_have_the_grace_period(s
 
 
 def test_a_run_that_saves_and_ends_well_when_asked_to_stop_is_stopped_not_done(store, monkeypatch):
-    # as long as a busy machine may need; the run's own end is what is waited for
+    # long enough for a busy machine; the test waits for the end of the run
     monkeypatch.setenv("QWEN3VL_GRACE", "150")
     run = started(store, "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(0)))\n" + SLEEPS)
     read(run, "up")

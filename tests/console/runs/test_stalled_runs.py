@@ -1,4 +1,4 @@
-"""A run that makes no step any more says so, with the rank that the others wait for, and can start again by itself."""
+"""A run that makes no more steps is reported with the rank that the others wait for, and can restart automatically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of growing files: whatever the chunks, nothing is lost, nothing comes twice, nothing breaks the terminal."""
+"""Readers of growing files: for any chunks nothing is lost, repeated or unsafe for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from console.runs.tail import FileFollower, JsonlTail, LogTail, clean, last_rows
 
 
 def rows_of(data: bytes) -> list[dict]:
-    """What a file's complete lines hold, read at once."""
+    """The rows of a file's complete lines, read at once."""
     found = []
     for line in data.split(b"\n")[:-1]:
         try:
@@ -42,7 +42,7 @@ STEPS = st.lists(
 
 
 def source():
-    """Endless bytes of JSON lines with some that are none; no two stretches of it are alike."""
+    """Endless JSON lines, some of them invalid; no two parts are equal."""
     number = 0
     while True:
         number += 1
@@ -56,7 +56,7 @@ def test_each_row_is_read_once_despite_chunks_truncations_and_replacements(steps
     with tempfile.TemporaryDirectory() as folder:
         path, other = Path(folder) / "m.jsonl", Path(folder) / "other"
         tail, stream = JsonlTail(path), source()
-        # the file as it is, and the rows that the tail gave since the file was last another one
+        # the current file, and the rows that the tail returned since the file was last replaced
         now, given_rows = b"", []
         for what, amount in steps:
             if what == "append":
@@ -174,7 +174,7 @@ def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path):
     steps, loss = series.xy("loss")
     assert steps.tolist() == list(range(1, 701)) and series.version == 1
     assert loss[599] == 600 and (loss[600:] == -steps[600:]).all()
-    assert len(before[0]) == 1000 and before[1][-1] == 1000.0  # what a reader holds stays
+    assert len(before[0]) == 1000 and before[1][-1] == 1000.0  # arrays that a reader holds do not change
 
 
 ROWS = st.lists(  # (step, kind, names of its numbers)

@@ -19,6 +19,20 @@ PEAK_BF16 = {
     "A40": 150e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "RTX 4090": 165e12, "RTX 6000 Ada": 182e12,
 }  # fmt: skip
 
+# GiB that nvidia-smi shows
+MEMORY_GIB = {
+    "GB200": 185.0, "B200": 179.1, "GH200": 95.6, "H200": 140.4, "H100 PCIe": 79.6, "H100 NVL": 93.6, "H100": 79.6, "H800": 79.6,
+    "H20": 95.6, "A100": 80.0, "A800": 80.0, "L40S": 45.0, "L40": 45.0, "L20": 45.0, "L4": 22.5, "A40": 45.0, "A30": 24.0, "A10G": 22.5,
+    "A10": 22.5, "RTX 4090": 24.0, "RTX 6000 Ada": 48.0,
+}  # fmt: skip
+# the cards of 80, 96 and 141 GB that a size of memory alone stands for
+USUAL = ("H100", "H20", "H200")
+
+
+def gpu_of_memory(gib: float) -> str | None:
+    """The usual GPU with so much memory, within 2 %; None where none is usual."""
+    return next((name for name in USUAL if abs(MEMORY_GIB[name] - gib) <= 0.02 * gib), None)
+
 
 def peak_flops(gpu: str) -> float | None:
     """Dense bf16 FLOP/s of a GPU by its device name; None for one that is not in the table."""

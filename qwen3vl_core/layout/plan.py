@@ -12,7 +12,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
 from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, gpus_needed, presets, suggest
-from qwen3vl_core.layout.verdict import Verdict, judge
+from qwen3vl_core.layout.verdict import Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, missing_values, option_problems, shell_line
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import PlanOptions
@@ -25,7 +25,7 @@ def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
     if plan.suggest and verdict.architecture is not None:
         a, gib = verdict.architecture, verdict.memory_gib
         shared = {"per_node": plan.gpus_per_node, "vision_tokens": verdict.vision_tokens}
-        ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=plan.peak_tflops, **shared)
+        ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=peak_tflops(plan), **shared)
         record["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
         record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **shared))
     return record

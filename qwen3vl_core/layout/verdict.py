@@ -16,7 +16,7 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
-from qwen3vl_core.layout.gpus import gpu_memory, gpu_peak_tflops
+from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine, machine_problems
 from qwen3vl_core.layout.measured_mfu import expected_mfu, longest
 from qwen3vl_core.layout.memory import StageMemory
@@ -196,7 +196,9 @@ def judge(
     if plan is None:
         return verdict
     vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
-    verdict = replace(verdict, memory_gib=plan.memory or gpu_memory() or DEFAULT_MEMORY, vision_tokens=vision_tokens)
+    verdict = replace(
+        verdict, memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory() or DEFAULT_MEMORY, vision_tokens=vision_tokens
+    )
     if vision_tokens > options.seq_length:
         rule = {"seq_length": options.seq_length}
         most = Problem("vision-tokens-beyond-row", "vision_tokens", vision_tokens, rule, ({"vision_tokens": options.seq_length},))
@@ -270,6 +272,13 @@ def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Prob
     return nodes * each, ()
 
 
+def peak_tflops(plan: PlanOptions) -> float:
+    """Dense bf16 peak of one of the plan's GPUs in TFLOP/s: as given, of the GPU that is named, of the usual one with the memory that is
+    given, else of this machine's."""
+    name = plan.gpu or (gpu_of_memory(plan.memory) if plan.memory else None)
+    return plan.peak_tflops or (PEAK_BF16[name] / 1e12 if name else gpu_peak_tflops()) or flops.PEAK_TFLOPS
+
+
 def _estimate(
     options: FinetuneOptions, a: Architecture, gpus: int, gib: float, vision_tokens: int, plan: PlanOptions, machine: Machine | None
 ) -> Estimate:
@@ -277,7 +286,7 @@ def _estimate(
     cost = flops.step_flops(options, a, vision_tokens)
     no_graph = no_graph_because(options, a, machine)
     mfu = plan.mfu or expected_mfu(options, a, not no_graph)
-    peak = plan.peak_tflops or gpu_peak_tflops() or flops.PEAK_TFLOPS
+    peak = peak_tflops(plan)
     seconds = flops.step_seconds(options, a, gpus, vision_tokens, mfu, peak)
     step = StepEstimate(
         tflops=round(cost.model / 1e12, 3), language=round((cost.language + cost.attention) / 1e12, 3),

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 
 from qwen3vl_core.options.declare import option
 
+GPUS = (
+    "GB200", "B200", "GH200", "H200", "H100", "H100 NVL", "H100 PCIe", "H800", "H20", "A100", "A800", "A40", "A30", "A10", "A10G", "L40S",
+    "L40", "L20", "L4", "RTX 4090", "RTX 6000 Ada",
+)  # fmt: skip
+
 
 @dataclass
 class PlanOptions:
     """Is a finetune valid, what does each GPU hold, does it fit, how long does a step take. Needs --size or --load."""
 
     gpus: int = option(0, help="GPUs of the whole run; 0: this machine's", group="Plan", minimum=0, maximum=65536)
+    gpu: str | None = option(
+        None, help="The GPUs by name: their memory and peak; default: this machine's, or those usual with --memory", group="Plan",
+        choices=GPUS,
+    )  # fmt: skip
     memory: float = option(0.0, help="Memory of one GPU; 0: as nvidia-smi reports, else 80", unit="GiB", group="Plan", minimum=0.0)
     gpus_per_node: int = option(8, help="GPUs of one machine", group="Plan", minimum=1, maximum=64)
     vision_tokens: int = option(
@@ -25,7 +34,7 @@ class PlanOptions:
         maximum=1.0,
     )
     peak_tflops: float = option(
-        0.0, help="Dense bf16 peak of one GPU; 0: as this machine's data sheet says, else 989", unit="TFLOP/s", group="Plan", minimum=0.0
+        0.0, help="Dense bf16 peak of one GPU; 0: the data sheet of --gpu, or of this machine's", unit="TFLOP/s", group="Plan", minimum=0.0
     )
     suggest: bool = option(False, help="Rank the valid layouts for this many GPUs", group="Plan")
     presets: bool = option(False, help="Print a layout for each size on 1, 2, 4 and 8 GPUs of 80, 96 and 141 GB", group="Plan")

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from qwen3vl_core.cli import main
+from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.layout.suggest import CARDS, ROOM, gpus_needed, presets, suggest
 from qwen3vl_core.options import FinetuneOptions, from_mapping
+from qwen3vl_core.options.planning import GPUS
 
 BASE = str(TINY.parent)
 
@@ -168,3 +170,28 @@ def test_the_script_of_several_nodes_restarts_on_the_next_port(capsys, data, tmp
     (tmp_path / "python").write_text("#!/bin/sh\ntrap 'exit 1' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.05; done\n")
     done = subprocess.run(["bash", tmp_path / "job.sh"], env=node | {"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=60, check=False)
     assert done.returncode == 1
+
+
+def test_gpus_have_the_peak_of_their_name_or_of_the_usual_card_with_their_memory(capsys):
+    words = ["plan", "--size", "4B", "--gpus", "8", "--distributed-optimizer", "--global-batch-size", "64", "--json"]
+
+    def seconds(*more: str) -> tuple[float, float]:
+        assert main([*words, *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["step"]["seconds"], found["memory_gib"]
+
+    h100, h20 = seconds("--gpu", "H100"), seconds("--gpu", "H20")
+    assert h20[0] / h100[0] == pytest.approx(989 / 148, rel=0.01) and (h100[1], h20[1]) == (79.6, 95.6)
+    assert seconds("--memory", "96")[0] == h20[0] and seconds("--memory", "141")[0] == h100[0] == seconds("--memory", "80")[0]
+    assert seconds("--memory", "96", "--peak-tflops", "989")[0] == h100[0]
+    assert set(GPUS) == set(PEAK_BF16) == set(MEMORY_GIB)
+
+
+def test_layouts_are_ranked_with_the_same_peak(capsys):
+    found = {}
+    for gpu in ("H20", "H100"):
+        assert main(["plan", "--size", "4B", "--gpus", "8", "--gpu", gpu, "--suggest", "--json"]) in (0, 1)
+        rows = json.loads(capsys.readouterr().out)["suggestions"]
+        found[gpu] = {tuple(row["options"]): row["seconds"] for row in rows}
+    shared = found["H20"].keys() & found["H100"].keys()
+    assert shared and all(found["H20"][row] / found["H100"][row] == pytest.approx(989 / 148, rel=0.01) for row in shared)

@@ -72,12 +72,10 @@ def options_of(found: dict[str, Any], what: str) -> dict[str, Any]:
         if value is None:
             continue
         if key in REFUSED_OPTIONS:
-            raise DataError(
-                "media-option",
-                key=key,
-                what=f"one {what}",
-                way=REFUSED_OPTIONS[key].replace("--m", "--video-m" if what == "video" and "max" in key else "--m"),
-            )
+            way = REFUSED_OPTIONS[key]
+            if what == "video" and key == "max_pixels":
+                way = "give total_pixels, the area of all its frames, or --video-max-pixels to the run"
+            raise DataError("media-option", key=key, what=f"one {what}", way=way)
         name = VIDEO_OPTIONS.get(key)
         if name is None:
             continue

@@ -243,8 +243,8 @@ class _QKRope(torch.autograd.Function):
             qkv, angles, q_weight, k_weight, grad_query, grad_key, grad_value, grad_qkv, partials,
             s.rows, s.batch, *s.strides, ctx.eps, STEPS=steps, **constants,
         )  # fmt: skip
-        of_weights = (None, None)
-        if norm and any(ctx.needs_input_grad[2:4]):
+        of_weights: tuple[Tensor | None, ...] = (None, None)
+        if partials is not None and any(ctx.needs_input_grad[2:4]):
             of_weights = partials.sum(0).to(q_weight.dtype).unbind(0)
         return grad_qkv, None, *of_weights, None, None, None
 

@@ -104,7 +104,8 @@ def _plain(number: int, record: dict[str, Any]) -> SourceRecord | None:
             return None
     if record_id is not None and not (type(record_id) is str and record_id.isascii()):
         return None
-    tags, turns, role = 0, [], "user"
+    tags, turns = 0, []
+    role: str | None = "user"
     for turn in conversation:
         if type(turn) is not dict or len(turn) != 2:
             return None

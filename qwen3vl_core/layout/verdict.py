@@ -190,8 +190,8 @@ def judge(
         broken += [*machine_problems(options, machine), *sink_problems(options)]
     verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
     if architecture is not None and options.seq_length > architecture.max_position_embeddings:
-        most = architecture.max_position_embeddings
-        beyond = Problem("beyond-positions", "seq_length", options.seq_length, {"most": most}, ({"seq_length": most},))
+        positions = architecture.max_position_embeddings
+        beyond = Problem("beyond-positions", "seq_length", options.seq_length, {"most": positions}, ({"seq_length": positions},))
         verdict = replace(verdict, warnings=(beyond,))
     if plan is None:
         return verdict

@@ -99,7 +99,9 @@ def naming_of(source: Path, columns: str | None, dataset: str | None) -> tuple[P
             raise RequestError(f"{state}; choose one by --dataset: {listed(list(infos), 12)}")
         entry = infos[name]
         file = entry.get("file_name")
-        if not isinstance(file, str):
+        if isinstance(file, str) and ("\0" in file or len(file) > 1000 or any(len(part.encode()) > 255 for part in file.split("/"))):
+            raise RequestError(f"{source}: the file_name of {name} is no file's name; correct it")
+        if not isinstance(file, str) or not file:
             raise RequestError(f"{source}: {name} names no file but an address; fetch it: qwen3vl download dataset …")
         return source.parent / file, _naming(source, name, entry, asked), name
     if dataset is not None:
@@ -119,6 +121,10 @@ def _entries(path: Path) -> dict[str, dict[str, Any]] | None:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+    try:
+        json.dumps(loaded, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{path}: holds half a character (a lone surrogate); correct it") from None
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(entry, dict) for entry in loaded.values()):
         return None
     if not all(

@@ -207,6 +207,11 @@ def test_a_dataset_info_names_columns_and_tags(tmp_path):
     info = tmp_path / "dataset_info.json"
     assert prepared(info, dataset="mine") == prepared(info, dataset="theirs") == prepared(tmp_path / "mine.json") == wanted
     assert "names 3 datasets; choose one by --dataset: mine; theirs; pairs" in refused(info)
+    for name in ("a\0b", "\ud800.json"):
+        bad = tmp_path / "bad"
+        bad.mkdir(exist_ok=True)
+        (bad / "dataset_info.json").write_text(json.dumps({"one": {"file_name": name}}))
+        refused(bad / "dataset_info.json")
     assert "preferences" in refused(info, dataset="pairs") and "no such dataset" in refused(info, dataset="x")
 
 

@@ -113,26 +113,26 @@ def words_of(work: Work, what: str, base: Path, shards: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def planned_gib(work: Work, words: list[str], a: Architecture, average: float) -> float:
-    """GiB of tensors on the fullest GPU as `qwen3vl plan` estimates them, for the pictures that these samples have.
-    average: tokens of a sample."""
+def planned_gib(work: Work, words: list[str], a: Architecture, lengths: list[int]) -> float:
+    """GiB of tensors on the fullest GPU as `qwen3vl plan` estimates them, for the row with the most pictures: one packed of the shortest
+    samples. lengths: tokens of samples."""
     options = random_run.options_of_words([*words, "--train-iters", "1000"])
     if not options.packing:
         # rows that are not packed are as long as their samples
-        options = dataclasses.replace(options, seq_length=min(options.seq_length, round(average)))
-    pictures = round(options.seq_length * work.picture_tokens / average)
-    stages = estimate(options, a, options.nproc or 1, min(pictures, options.seq_length))
+        options = dataclasses.replace(options, seq_length=min(options.seq_length, round(statistics.mean(lengths))))
+    samples = options.seq_length // min(lengths) if options.packing else 1
+    stages = estimate(options, a, options.nproc or 1, min(samples * work.picture_tokens, options.seq_length))
     return round(fullest(stages).allocated / GIB, 1)
 
 
-def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: int, average: float, limit: float) -> dict[str, Any]:
-    """`qwen3vl finetune`: figures of its record, of the later half of its steps. average: tokens of a sample; limit: seconds."""
+def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: int, lengths: list[int], limit: float) -> dict[str, Any]:
+    """`qwen3vl finetune`: figures of its record, of the later half of its steps. lengths: tokens of samples; limit: seconds."""
     words = words_of(work, what, base, shards)
     run = random_run.finetune(folder / "runs", words, steps, deadline=limit, profiled=PROFILED)
     later = run.rows[len(run.rows) // 2 :]
     if run.problem and len(later) < max(steps // 4, 1):
         return {"fault": run.problem.strip()}
-    rows = int(words[words.index("--global-batch-size") + 1])
+    rows, average = int(words[words.index("--global-batch-size") + 1]), statistics.mean(lengths)
     step_seconds = [row["step_seconds"] for row in later]
     seconds = statistics.median(step_seconds)
     if "--packing" in words:
@@ -147,7 +147,7 @@ def ours(folder: Path, base: Path, shards: Path, work: Work, what: str, steps: i
         "mfu": round(statistics.median(row["mfu"] for row in later), 3) if "mfu" in later[-1] else None,
         "kernels": round(kernels / 1000 / seconds, 3) if kernels else None,
         "waits_for_data": round(sum(r["data_seconds"] for r in later) / sum(step_seconds), 4),
-        "peak_gib": round(max(row.get("memory_gib", 0.0) for row in run.rows), 1), "plan_gib": planned_gib(work, words, a, average),
+        "peak_gib": round(max(row.get("memory_gib", 0.0) for row in run.rows), 1), "plan_gib": planned_gib(work, words, a, lengths),
         "loss": round(later[-1]["loss"], 3), "steps": len(run.rows), "losses": run.losses, "profile": run.profile,
     }  # fmt: skip
 
@@ -282,9 +282,9 @@ def measure(name: str, work: Work, options: argparse.Namespace, folder: Path) ->
     if work.ours and not base.exists():
         random_run.model(base, work.size, work.layers)
     probe = batches(shards, min(100, work.samples // MICRO_BATCHES), 1, work.length)[0]
-    average = statistics.mean(int(n) for batch in probe for n in batch.lengths)
+    lengths = [int(n) for batch in probe for n in batch.lengths]
     for what in work.ours:
-        add(what, ours(folder, base, shards, work, what, options.steps, average, options.time_limit))
+        add(what, ours(folder, base, shards, work, what, options.steps, lengths, options.time_limit))
     words = [name, "--size", work.size, "--layers", str(work.layers), "--peer-steps", str(options.peer_steps)]
     for what in work.peers:
         for peer, row in run_peer(what, words, shards, options.time_limit):

@@ -1,18 +1,22 @@
 """Activation memory: bytes that a forward pass keeps for the backward pass, tensor by tensor. Imports no torch.
 
-The counts follow Megatron-Core 0.16's modules with Transformer Engine's layer spec, as `qwen3vl_core.model` builds them:
-fused attention (scores are never stored), no dropout, no fused activation, no fused rope. They differ from Megatron-LM's
-`theoretical_memory_usage.py` (sbh (18 + 4 FFN / h) for a GPT layer), which counts biases, dropout masks and a fused
-SwiGLU that this model does not have. h: hidden size, q and k: width of all query and key heads, f: FFN size, b: bytes per element.
+The counts follow Megatron-Core 0.16's modules with Transformer Engine's layer spec and this project's kernels, as `qwen3vl_core.model`
+builds them on a GPU: fused attention (scores are never stored), no dropout, SwiGLU and the norm and rope of query and key in one
+kernel each, a loss without fp32 logits. They differ from Megatron-LM's `theoretical_memory_usage.py` (sbh (18 + 4 FFN / h) for a GPT
+layer), which counts biases and dropout masks that this model does not have. h: hidden size, q and k: width of all query and key heads,
+f: FFN size, b: bytes per element.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwen3vl_core.layout.cuda_graphs import GROUPED_KERNEL
+from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.structure.buckets import COARSE, LEAST_PATCHES, LEAST_ROW, LEAST_TRAINED, bucket, round_up
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 2}
 # log-sum-exp of fused attention: one fp32 value per head and token
@@ -27,13 +31,30 @@ class ActivationSample:
     """In all rows, padding included."""
     patches: int
     """In all pictures."""
+    logits: float
+    """Tokens of one context parallel rank whose logits are computed."""
 
     @classmethod
-    def of(cls, options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> ActivationSample:
-        """A micro batch of rows of `--seq-length` (or `--pad-length`) tokens, of which `vision_tokens` belong to pictures."""
+    def of(cls, options: FinetuneOptions, architecture: Architecture, vision_tokens: int, *, graphs: bool) -> ActivationSample:
+        """A micro batch of rows of `--seq-length` (or `--pad-length`) tokens, of which `vision_tokens` belong to pictures.
+
+        graphs: sizes are rounded up to buckets (`structure.buckets`), and logits are computed for trained tokens only: at most all but
+        those of the pictures.
+        """
         merge = architecture.vision.spatial_merge_size**2
         length = max(options.seq_length, options.pad_length)
-        return cls(options.micro_batch_size * length, options.micro_batch_size * vision_tokens * merge)
+        tokens, seen = options.micro_batch_size * length, options.micro_batch_size * vision_tokens
+        if not graphs:
+            return cls(tokens, seen * merge, tokens / options.cp)
+        trained = bucket(max(round((tokens - seen) / options.cp), 1), LEAST_TRAINED, COARSE)
+        tokens = round_up(tokens, LEAST_ROW) if options.packing else bucket(tokens, LEAST_ROW)
+        return cls(tokens, bucket(seen * merge, LEAST_PATCHES), min(trained, tokens / options.cp))
+
+
+def experts_on_device(options: FinetuneOptions, machine: Machine) -> bool:
+    """Whether `model.experts` computes the experts as grouped products, not Transformer Engine one after the other."""
+    kernel = (machine.capability or GROUPED_KERNEL) >= GROUPED_KERNEL
+    return kernel and options.precision == "bf16" and options.tp == options.ep == options.etp == 1
 
 
 @dataclass(frozen=True)
@@ -57,61 +78,66 @@ class InputBytes:
         return cls(b + 1, b) if options.lora_rank else cls(1, 1, 1)
 
 
-def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
+def attention_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes, *, kernel: bool) -> float:
     """Bytes per token in the attention of a language layer.
 
     TELayerNormColumnParallelLinear keeps its input and the normed input: 2 h b, split by sequence parallelism only. Split by tp: the
-    fused output of qkv, of which v and the inputs of the norms of q and k are views, (q + 2 k) b; q and k after rope, (q + k) b (the
-    kernel keeps only the angles, which all layers share); the output, which is also the input of the projection, q b; its
-    log-sum-exp. In fp8 the inputs of both GEMMs are kept differently (`InputBytes`).
+    fused output of qkv, (q + 2 k) b, which the kernel `qk_rope` keeps beside the angles that all layers share; what it writes, q, k
+    and v, (q + 2 k) b; the output, which is also the input of the projection, q b; its log-sum-exp. Without the kernel v is a view of
+    the output of qkv. In fp8 the inputs of both GEMMs are kept differently (`InputBytes`).
     """
     h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     not_split_by_tp = h * (b + kept.normed) / (tp if sp else 1)
-    return not_split_by_tp + (3 * (q + k) * b + q * kept.copy + LOG_SUM_EXP * a.num_heads) / tp
+    return not_split_by_tp + ((3 * q + (4 if kernel else 3) * k) * b + q * kept.copy + LOG_SUM_EXP * a.num_heads) / tp
 
 
 def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> float:
-    """Bytes per token in the MLP of a dense language layer: input and normed input 2 h b; split by tp: the output of fc1 2 f b, the
-    activated half f b, the other half f b, which Megatron copies (it adds an offset of 0), and their product, fc2's input, f b.
-    In fp8 the inputs of both GEMMs are kept differently (`InputBytes`)."""
-    return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (4 * b + kept.plain) / tp
+    """Bytes per token in the MLP of a dense language layer: input and normed input 2 h b; split by tp: the output of fc1 2 f b, which
+    SwiGLU keeps, and its output, fc2's input, f b. In fp8 the inputs of both GEMMs are kept differently (`InputBytes`)."""
+    return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (2 * b + kept.plain) / tp
 
 
-def experts_bytes(a: Architecture, b: int, tp: int, etp: int, kept: InputBytes) -> float:
+def experts_bytes(a: Architecture, options: FinetuneOptions, kept: InputBytes, *, on_device: bool) -> float:
     """Bytes per token in the experts of a layer, with the tokens evenly distributed over the experts.
 
     The norm's input and output, 2 h b, and the router's fp32 logits and probabilities, split by tp (sequence parallel). For each of
     a token's k experts: the permuted token, fc1's input, h b; split by etp: fc1's output 2 f b, the activated half f b, the product
     f b, and fc2's input weighted by the router f b. An expert tensor parallel rank gathers the tokens of its whole group.
+    on_device (`experts_on_device`): SwiGLU keeps fc1's output alone, so that two of the f b are not there; three int64 indices; with
+    adapters the frozen weights' product and the adapter's each keep an input of their own.
     """
-    h, f, k = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token
-    routed = k * (h * kept.plain * etp + f * (4 * b + kept.plain)) / tp
-    return (2 * h * b + 2 * 4 * a.num_experts) / tp + routed
+    h, f, k, b, tp = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token, BYTES[options.precision], options.tp
+    shared = (2 * h * b + 2 * 4 * a.num_experts) / tp
+    if on_device:
+        inputs = 2 if options.lora_rank else 1
+        return shared + k * (inputs * (h + f) * b + 2 * f * b + 3 * 8)
+    return shared + k * (h * kept.plain * options.etp + f * (4 * b + kept.plain)) / tp
 
 
-def halves(a: Architecture, options: FinetuneOptions) -> tuple[float, float]:
-    """Bytes per token in one language layer without recomputation: (attention, MLP or experts)."""
+def halves(a: Architecture, options: FinetuneOptions, on_device: bool = False) -> tuple[float, float]:
+    """Bytes per token in one language layer without recomputation: (attention, MLP or experts). on_device: `experts_on_device`."""
     b, tp, sp, kept = BYTES[options.precision], options.tp, options.sequence_parallel, InputBytes.of(options)
-    attention = attention_bytes(a, b, tp, sp, kept)
-    return attention, experts_bytes(a, b, tp, options.etp, kept) if a.is_moe else mlp_bytes(a, b, tp, sp, kept)
+    # activations that Transformer Engine offloads must be those of its own modules
+    attention = attention_bytes(a, b, tp, sp, kept, kernel=options.recompute != "offload")
+    return attention, experts_bytes(a, options, kept, on_device=on_device) if a.is_moe else mlp_bytes(a, b, tp, sp, kept)
 
 
-def layer_bytes(a: Architecture, options: FinetuneOptions) -> float:
+def layer_bytes(a: Architecture, options: FinetuneOptions, on_device: bool = False) -> float:
     """Bytes per token that a language layer keeps, unless it is recomputed as a whole.
 
     `--recompute sel` keeps only the input of the MLP, h b; with experts, whose norm is a separate module, also the normed input.
     """
-    attention, mlp = halves(a, options)
+    attention, mlp = halves(a, options, on_device)
     if options.recompute == "sel":
         mlp = a.hidden_size * BYTES[options.precision] * (2 if a.is_moe else 1) / (options.tp if options.sequence_parallel else 1)
     return attention + mlp
 
 
-def recomputed_bytes(a: Architecture, options: FinetuneOptions) -> float:
+def recomputed_bytes(a: Architecture, options: FinetuneOptions, on_device: bool = False) -> float:
     """Bytes per token that the backward pass recomputes at once: `--recompute-layers` layers, or one MLP."""
     if options.recompute == "full":
-        return max(options.recompute_layers, 1) * sum(halves(a, options))
-    return halves(a, options)[1] if options.recompute == "sel" else 0.0
+        return max(options.recompute_layers, 1) * sum(halves(a, options, on_device))
+    return halves(a, options, on_device)[1] if options.recompute == "sel" else 0.0
 
 
 def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
@@ -120,6 +146,19 @@ def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
     b, tp = BYTES[options.precision], options.tp
     width = a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
     return 2 * a.hidden_size * b / (tp if options.sequence_parallel else 1) + 3 * width * b / tp
+
+
+def expert_gradients(a: Architecture, options: FinetuneOptions, on_device: bool) -> int:
+    """Bytes of a layer's weight gradients of fc1 in bf16, which a grouped product makes of all experts before they are added."""
+    if not (a.is_moe and on_device) or "language" in options.frozen_parts() or options.lora_rank:
+        return 0
+    return a.num_experts * 2 * a.expert_ffn_hidden_size * a.hidden_size * BYTES[options.precision]
+
+
+def fp8_copies(a: Architecture, options: FinetuneOptions) -> tuple[int, int]:
+    """Bytes of the fp8 copies of a dense layer's matrices, each and its transpose: (attention, MLP)."""
+    h, q, k = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    return 2 * h * (2 * q + 2 * k) // options.tp, 2 * 3 * h * a.ffn_hidden_size // options.tp
 
 
 def checkpoint_bytes(a: Architecture, options: FinetuneOptions) -> float:
@@ -160,23 +199,49 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSa
                 kept += sample.patches * (v.num_layers * vision_layer_bytes(a, options) + deep * v.hidden_size * b)
         if not {"vision", "projector"} <= frozen:
             merged = v.hidden_size * merge
-            # inputs of the norm and of fc1; split by tp: inputs of gelu and of fc2
-            kept += (1 + deep) * tokens * merged * b * (2 + 2 / tp)
+            # inputs of the norm and of fc1; split by tp: inputs of gelu and of fc2; the features, which index_copy keeps
+            kept += (1 + deep) * tokens * (merged * (2 + 2 / tp) + a.hidden_size) * b
         # deepstack features for the full sequence, and the embeddings with the features inserted
         kept += (1 + deep) * sample.tokens * a.hidden_size * b / (tp if options.sequence_parallel else 1) / options.cp
     return kept
 
 
-def logits_bytes(a: Architecture, options: FinetuneOptions, tokens: float) -> float:
-    """Peak bytes of logits and loss of one micro batch on the last stage.
+def logits_bytes(a: Architecture, options: FinetuneOptions, tokens: float, *, gradient_is_last: bool) -> float:
+    """Peak bytes of logits and loss of one micro batch on the last stage. tokens: those whose logits are computed.
 
-    `vocab_parallel_cross_entropy` keeps the softmax in fp32, 4 V per token, in forward next to the logits, in backward next to
-    their gradient, b V each (in fp32 all three are one tensor). Later the logits' gradient is alive with that of the weight, b h V.
+    The kernel `cross_entropy` keeps the logits, and backward writes their gradient beside them: 2 b V per token. With tensor
+    parallelism Megatron's fused loss has an fp32 copy and its exponentials beside the logits, b + 8 per word (4 + 4 in fp32), as it had
+    on one GPU before the kernel: two runs of 2B peaked at 72.5 and 51.8 GiB, which leaves 10 bytes.
+
+    Later the logits' gradient is alive with a tensor as large as the weight, b h V: with tensor parallelism its gradient; otherwise
+    what Megatron's DDP is handed for a gradient that was added in place, if the weight is not tied to an embedding of this stage, whose
+    gradient comes later (gradient_is_last).
     """
     b, vocabulary = BYTES[options.precision], a.vocab_size / options.tp
-    loss = tokens * vocabulary * (4 if b == 4 else 4 + b)
-    weight = 0 if "language" in options.frozen_parts() or options.lora_rank else a.hidden_size * vocabulary * b
+    loss = tokens * vocabulary * (2 * b if options.tp == 1 else b + 8 if b < 4 else 8)
+    trained = "language" not in options.frozen_parts() and not options.lora_rank
+    weight = a.hidden_size * vocabulary * b if trained and (options.tp > 1 or gradient_is_last) else 0
     return max(loss, tokens * vocabulary * b + weight)
+
+
+def unused_gradients(a: Architecture, options: FinetuneOptions, *, first: bool) -> int:
+    """Bytes of the tensors that Transformer Engine hands to autograd for weights whose gradient it has added in place: one for each
+    shape of a trained matrix, made once. first: the stage has the vision tower."""
+    h, q, k, v = a.hidden_size, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.vision
+    if options.lora_rank:
+        return 0
+    frozen, shapes = options.frozen_parts(), set[tuple[int, int]]()
+    if "language" not in frozen:
+        shapes |= {((q + 2 * k) // options.tp, h), (h, q // options.tp)}
+        f, tp = (a.expert_ffn_hidden_size, options.etp) if a.is_moe else (a.ffn_hidden_size, options.tp)
+        shapes |= {(2 * f // tp, h), (h, f // tp)}
+    if first and "vision" not in frozen:
+        heads, ffn = v.hidden_size // options.tp, v.ffn_hidden_size // options.tp
+        shapes |= {(3 * heads, v.hidden_size), (v.hidden_size, heads), (ffn, v.hidden_size), (v.hidden_size, ffn)}
+    if first and "projector" not in frozen:
+        merged = v.hidden_size * v.spatial_merge_size**2
+        shapes |= {(merged // options.tp, merged), (h, merged // options.tp)}
+    return sum(out * into for out, into in shapes) * BYTES[options.precision]
 
 
 def in_flight(options: FinetuneOptions, stage: int, micro_batches: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
 from qwen3vl_core.layout.adapters import Adapters, stage_parameters
+from qwen3vl_core.layout.cuda_graphs import no_graph_because
+from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
 from qwen3vl_core.layout.parameters import PipelineStage, stage_layers, stages
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
@@ -39,7 +41,8 @@ class StageMemory:
     vision: int
     """Activations of the vision tower, the mergers and the deepstack features."""
     peak_extra: int
-    """What the peak adds: logits and loss, or a recomputed layer and its gradients, whichever is larger."""
+    """What the peak adds: logits and loss, or a recomputed layer and its gradients, whichever is larger; and what stands for gradients
+    that were added in place."""
     logits: int
     """Logits and loss, on the last stage."""
     workspace: int
@@ -64,14 +67,17 @@ class StageMemory:
         return record | {"allocated": round(self.allocated / GIB, 3), "total": round(self.total / GIB, 3)}
 
 
-def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int) -> tuple[int, int, int]:
+def static_bytes(
+    options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, processes: int, *, graphs: bool = False
+) -> tuple[int, int, int]:  # fmt: skip
     """Bytes of (weights, gradients, optimizer state) of a stage on one GPU. In a LoRA run only adapters have the last two.
 
     Weights: b bytes each; with fp8, Transformer Engine also keeps two fp8 copies of the language layers' matrices, one of them
-    transposed. Gradients: Megatron's DDP has an fp32 buffer, 4 bytes for each trained weight on every rank
-    (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in fp32, and an fp32 master copy where b is 2
-    (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both over the ranks that hold the same weights: data x context
-    parallel, for experts processes / (ep x etp x pp). The share of `--optimizer-offload` is not on the GPU.
+    transposed; with graphs each micro batch makes its own, which are no static memory (`fp8_of_micro_batches`). Gradients: Megatron's
+    DDP has an fp32 buffer, 4 bytes for each trained weight on every rank (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in
+    fp32, and an fp32 master copy where b is 2 (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both over the ranks
+    that hold the same weights: data x context parallel, for experts processes / (ep x etp x pp). The share of `--optimizer-offload`
+    is not on the GPU.
     """
     b = act.BYTES[options.precision]
     state: float = 8 if b == 4 else 12
@@ -79,7 +85,7 @@ def static_bytes(options: FinetuneOptions, architecture: Architecture, stage: Pi
     state *= 1 - options.optimizer_offload
     trained = trained_parameters(options, architecture, stage)
     weights = stage.total * b + (sum(trained.values()) * b if options.lora_rank else 0)
-    if options.precision == "fp8":
+    if options.precision == "fp8" and not graphs:
         weights += 2 * fp8_weights(options, architecture, stage)
     gradients = optimizer = 0
     for part, count in trained.items():
@@ -111,6 +117,17 @@ def fp8_weights(options: FinetuneOptions, a: Architecture, stage: PipelineStage)
     return stage.layers * dense // options.tp + stage.counts["experts"]
 
 
+def fp8_of_micro_batches(options: FinetuneOptions, a: Architecture, layers: float) -> tuple[float, float]:
+    """With graphs, bytes of the fp8 copies of weights: (of `layers` that a micro batch in flight keeps from its forward pass to its
+    backward pass, of those that are recomputed at once). Elsewhere zeros."""
+    if options.precision != "fp8":
+        return 0.0, 0.0
+    attention, mlp = act.fp8_copies(a, options)
+    if options.recompute == "full":
+        return 0.0, max(options.recompute_layers, 1) * (attention + mlp)
+    return (layers * attention, mlp) if options.recompute == "sel" else (layers * (attention + mlp), 0.0)
+
+
 def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
     """Bytes of the stacked copy of a stage's expert adapters that the grouped GEMM keeps in each pass (`lora.grouped`)."""
     adapters = Adapters.of(options)
@@ -120,22 +137,26 @@ def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineS
 
 
 def stage_memory(
-    options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, *, processes: int, vision_tokens: int
-) -> StageMemory:
-    """The estimate of one stage. vision_tokens: picture tokens in a row (0: text only). The layout must be valid."""
+    options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, *, processes: int, vision_tokens: int,
+    machine: Machine = ASSUMED_GPU,
+) -> StageMemory:  # fmt: skip
+    """The estimate of one stage. vision_tokens: picture tokens in a row (0: text only). machine: decides on graphs and kernels. The
+    layout must be valid."""
     a, b = architecture, act.BYTES[options.precision]
+    graphs, on_device = not no_graph_because(options, a, machine), act.experts_on_device(options, machine)
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
-    sample = act.ActivationSample.of(options, a, vision_tokens)
+    sample = act.ActivationSample.of(options, a, vision_tokens, graphs=graphs)
     tokens = sample.tokens / options.cp
-    weights, gradients, optimizer = static_bytes(options, a, stage, processes)
+    weights, gradients, optimizer = static_bytes(options, a, stage, processes, graphs=graphs)
     first_chunk, passes = act.in_flight(options, stage.index, micro_batches)
-    full = options.recompute == "full"
+    full, language_trained = options.recompute == "full", "language" not in options.frozen_parts() and not options.lora_rank
     layers, offloaded_activations = stage.layers / options.vp, 0.0
+    fp8_kept, fp8_recomputed = fp8_of_micro_batches(options, a, layers) if graphs else (0.0, 0.0)
     if full:
         language = passes * layers / max(options.recompute_layers, 1) * tokens * act.checkpoint_bytes(a, options)
     else:
-        language = passes * layers * tokens * act.layer_bytes(a, options)
+        language = passes * (layers * tokens * act.layer_bytes(a, options, on_device) + fp8_kept)
         if options.recompute != "sel":
             language += passes / options.vp * stacked_adapters(options, a, stage)
     if options.recompute == "offload":
@@ -150,14 +171,18 @@ def stage_memory(
         # input and output of the final norm
         language += tokens * 2 * a.hidden_size * b / (options.tp if options.sequence_parallel else 1)
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
-    logits = act.logits_bytes(a, options, tokens) if stage.last else 0
-    backward = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options))
-    if stage.first and stage.last and a.tied and not options.lora_rank and "language" not in options.frozen_parts():
+    tied = a.tied and stage.first and stage.last
+    logits = act.logits_bytes(a, options, sample.logits, gradient_is_last=not tied) if stage.last else 0
+    backward = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options, on_device)) + fp8_recomputed
+    backward += act.expert_gradients(a, options, on_device)
+    embedding = a.vocab_size * a.hidden_size // options.tp * b if stage.first and language_trained else 0
+    if tied and options.tp > 1:
         # the gradient that the output layer adds to a tied embedding is kept until the embedding's own
-        backward += a.vocab_size * a.hidden_size // options.tp * b
+        backward += embedding
     if stage.first and full and sample.patches and "vision" not in options.untrained_parts():
         backward = max(backward, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
-    peak_extra = max(logits, backward)
+    # the embedding's gradient, or what stands for it, is alive when the layers' activations no longer are
+    peak_extra = max(logits, backward, embedding - language) + act.unused_gradients(a, options, first=stage.first)
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * (language + vision + peak_extra)
     trained = sum(trained_parameters(options, a, stage).values())
     offloaded_weights = trained * options.optimizer_offload / _optimizer_ranks(options, processes)[0]
@@ -175,12 +200,15 @@ def default_vision_tokens(options: FinetuneOptions) -> int:
     return min(1024, options.seq_length // 2)
 
 
-def estimate(options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None) -> list[StageMemory]:
-    """The memory of every pipeline stage on one GPU. The layout must be valid (`rules.layout_problems`)."""
+def estimate(
+    options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int | None = None, machine: Machine = ASSUMED_GPU
+) -> list[StageMemory]:
+    """The memory of every pipeline stage on one GPU of `machine`. The layout must be valid (`rules.layout_problems`)."""
     tokens = default_vision_tokens(options) if vision_tokens is None else vision_tokens
     assert len(stage_layers(options, architecture.num_layers)) == options.pp
     return [
-        stage_memory(options, architecture, stage, processes=processes, vision_tokens=tokens) for stage in stages(options, architecture)
+        stage_memory(options, architecture, stage, processes=processes, vision_tokens=tokens, machine=machine)
+        for stage in stages(options, architecture)
     ]
 
 

@@ -205,20 +205,21 @@ def judge(
         return replace(verdict, problems=(*verdict.problems, most))
     if architecture is None or layout or not in_range:
         return verdict
+    on = machine if machine is not None and machine.gpus else ASSUMED_GPU
     try:
-        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, vision_tokens, plan, machine)
+        estimate = _estimate(options, architecture, verdict.gpus, verdict.memory_gib, vision_tokens, plan, on)
     except RequestError:
         # an option names parts or layers that do not exist, which is among the problems
         return verdict
     if estimate.fits:
-        longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan)
+        longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
         return replace(verdict, estimate=estimate, notes=longer)
     needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
     return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(*verdict.warnings, _too_big(estimate, needed)))
 
 
 def _longer_rows(
-    estimate: Estimate, options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int, plan: PlanOptions
+    estimate: Estimate, options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int, plan: PlanOptions, machine: Machine
 ) -> tuple[Problem, ...]:
     """Whether longer packed rows that were measured and fit would be faster by WORTH_SAYING or more; of several the fastest. The
     samples stay as long as they are, so a token costs the same in them and the gain is that of MFU."""
@@ -232,7 +233,7 @@ def _longer_rows(
         same = not rest and batch % (gpus // (options.tp * options.pp * options.cp)) == 0
         tried = replace(options, seq_length=length, global_batch_size=batch if same else options.global_batch_size)
         faster = expected_mfu(tried, a, not estimate.step.no_cuda_graph) / estimate.step.mfu - 1
-        stages = tuple(memory.estimate(tried, a, gpus, min(vision_tokens * times, length)))
+        stages = tuple(memory.estimate(tried, a, gpus, min(vision_tokens * times, length), machine))
         if faster >= gain and replace(estimate, stages=stages).fits:
             best, gain = tried, faster
         length *= 2
@@ -280,9 +281,8 @@ def peak_tflops(plan: PlanOptions) -> float:
 
 
 def _estimate(
-    options: FinetuneOptions, a: Architecture, gpus: int, gib: float, vision_tokens: int, plan: PlanOptions, machine: Machine | None
+    options: FinetuneOptions, a: Architecture, gpus: int, gib: float, vision_tokens: int, plan: PlanOptions, machine: Machine
 ) -> Estimate:
-    machine = machine if machine is not None and machine.gpus else ASSUMED_GPU
     cost = flops.step_flops(options, a, vision_tokens)
     no_graph = no_graph_because(options, a, machine)
     mfu = plan.mfu or expected_mfu(options, a, not no_graph)
@@ -294,4 +294,6 @@ def _estimate(
         mfu=mfu, seconds=round(seconds, 3), tokens_per_second=round(options.global_batch_size * options.seq_length / seconds, 1),
         no_cuda_graph=no_graph,
     )  # fmt: skip
-    return Estimate(tuple(memory.estimate(options, a, gpus, vision_tokens)), gib, step, round(seconds * options.train_iters / 3600, 3))
+    return Estimate(
+        tuple(memory.estimate(options, a, gpus, vision_tokens, machine)), gib, step, round(seconds * options.train_iters / 3600, 3)
+    )

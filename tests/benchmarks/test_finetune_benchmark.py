@@ -71,7 +71,7 @@ def test_stock_megatron_makes_steps_of_text(bench, tmp_path):
 
 def test_a_real_finetune_is_measured_and_its_kernels_are_timed_after_the_measured_steps(bench, work, shards, tmp_path):
     base = bench.random_run.TINY.parent
-    row = bench.ours(tmp_path, base, shards, work, "packed:256 --num-workers 0", 2, 70.0, 240.0)
+    row = bench.ours(tmp_path, base, shards, work, "packed:256 --num-workers 0", 2, [70], 240.0)
     assert "fault" not in row, row
     assert row["steps"] == 2 == len(row["losses"]) and row["useful_tokens_per_s"] > 0 and row["plan_gib"] > 0
     assert 0 <= row["waits_for_data"] <= 1
@@ -97,7 +97,7 @@ def test_the_command_lines_of_each_work_are_valid_and_fit_an_h200(bench):
             a = dataclasses.replace(published(work.size), num_layers=work.layers or published(work.size).num_layers)
             verdict = judge(options, PlanOptions(gpus=options.nproc, memory=139.8), disk=False, architecture=a)
             assert verdict.valid, (what, verdict.problems)
-            assert 0 < bench.planned_gib(work, [*bench.words_of(work, what, Path("m"), Path("d"))], a, sum(work.tokens) / 2) < 0.95 * 139.8
+            assert 0 < bench.planned_gib(work, [*bench.words_of(work, what, Path("m"), Path("d"))], a, list(work.tokens)) < 0.95 * 139.8
 
 
 def test_ratios_use_the_fastest_row_of_each_peer(bench):

@@ -32,6 +32,7 @@ from qwen3vl_core.layout.flops import step_flops
 from qwen3vl_core.layout.memory import estimate
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.structure.micro_batch import IGNORED
 from qwen3vl_core.training import setup, step
 
 WITHIN = 0.10
@@ -70,7 +71,7 @@ def random_weights(model, source) -> None:
 
 
 def micro_batch(architecture, rows: int, length: int, vision_tokens: int) -> Batch:
-    """Rows of random tokens, each with one square picture, every other token trained."""
+    """Rows of random tokens, each with one square picture, all other tokens trained."""
     side = int(vision_tokens**0.5) * 2
     ids = torch.randint(0, 1000, (rows, length))
     ids[:, 1 : 1 + vision_tokens] = architecture.image_token_id
@@ -78,8 +79,9 @@ def micro_batch(architecture, rows: int, length: int, vision_tokens: int) -> Bat
         ids[:, 0] = architecture.vision_start_token_id
         ids[:, 1 + vision_tokens] = architecture.vision_end_token_id
     count = rows if vision_tokens else 0
+    labels = torch.randint(0, 1000, (rows, length)).masked_fill(ids == architecture.image_token_id, IGNORED)
     return Batch(
-        input_ids=ids, labels=torch.randint(0, 1000, (rows, length)), lengths=torch.full((rows,), length),
+        input_ids=ids, labels=labels, lengths=torch.full((rows,), length),
         patches=torch.randint(0, 256, (count * side * side, 3 * 256), dtype=torch.uint8),
         image_grid_thw=torch.tensor([[1, side, side]] * count).view(-1, 3).long(), keys=[str(i) for i in range(rows)],
         rules=PictureRules(), video_patches=torch.zeros(0, 3 * 2 * 256, dtype=torch.uint8),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
+from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
 from qwen3vl_core.layout.memory import estimate, fullest, static_bytes
 from qwen3vl_core.layout.parameters import published, stages
 from qwen3vl_core.layout.rules import layout_problems
@@ -47,8 +48,11 @@ def test_experts_are_split_by_their_own_data_parallel_size():
 
 
 def test_a_layers_activations_by_hand():
-    # h 2048, q 2048, k 1024, f 6144, two bytes: 2h + 3(q + k) and a statistic of 16 heads, 2h + 5f
-    assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 3 * 3072) + 4 * 16 + 2 * (2 * 2048 + 5 * 6144)
+    # h 2048, q 2048, k 1024, f 6144, two bytes: 2h + 3q + 4k and a statistic of 16 heads, 2h + 3f
+    assert act.layer_bytes(TWO, FinetuneOptions()) == 2 * (2 * 2048 + 3 * 2048 + 4 * 1024) + 4 * 16 + 2 * (2 * 2048 + 3 * 6144)
+    # the kernel of query and key is off: value is a view of the projection's output
+    offloaded = FinetuneOptions(recompute="offload")
+    assert act.layer_bytes(TWO, offloaded) == act.layer_bytes(TWO, FinetuneOptions()) - 2 * 1024
     cut = FinetuneOptions(tp=2, sequence_parallel=True)
     assert act.layer_bytes(TWO, cut) == act.layer_bytes(TWO, FinetuneOptions()) / 2
     # fp8: one byte of an input, and of the attention's output a copy; adapters read the inputs as they are
@@ -60,12 +64,99 @@ def test_a_layers_activations_by_hand():
     assert act.layer_bytes(TWO, FinetuneOptions(tp=2)) == act.layer_bytes(TWO, cut) + 2 * 2 * 2048
 
 
+def test_logits_are_those_of_text_tokens_with_graphs_and_of_every_token_without():
+    words = 2 * 2 * 151936
+    graphs, eager = FinetuneOptions(packing=True, seq_length=8192), FinetuneOptions(packing=True, seq_length=8192, cuda_graph="off")
+    # 8192 - 5200 = 2992, a bucket of 3072
+    assert estimate(graphs, TWO, 1, 5200)[0].logits == 3072 * words
+    assert estimate(eager, TWO, 1, 5200)[0].logits == 8192 * words
+    # the same on a machine where nothing can be captured
+    assert estimate(graphs, TWO, 1, 5200, Machine(gpus=1))[0].logits == 8192 * words
+    # Megatron's loss over half of the words: bf16 logits, their fp32 copy and its exponentials
+    halves = dataclasses.replace(graphs, tp=2, sequence_parallel=True)
+    assert estimate(halves, TWO, 2, 5200)[0].logits == 3072 * 10 * 151936 // 2
+    # few tokens: the output layer's gradient was added in place, and what stands for it is as large as the weight; tied, it comes later
+    assert act.logits_bytes(TWO, FinetuneOptions(), 64, gradient_is_last=True) == 2 * 151936 * (64 + 2048)
+    assert act.logits_bytes(TWO, FinetuneOptions(), 64, gradient_is_last=False) == 64 * words
+
+
+def test_fp8_copies_of_weights_live_in_a_step_without_graphs_and_in_a_micro_batch_with_them():
+    options = FinetuneOptions(precision="fp8")
+    copies = 2 * 28 * (2048 * 4096 + 2048 * 2048 + 3 * 2048 * 6144)
+    graphs, eager = estimate(options, TWO, 1)[0], estimate(dataclasses.replace(options, cuda_graph="off"), TWO, 1)[0]
+    assert eager.weights - graphs.weights == copies == graphs.activations - eager.activations
+    full = dataclasses.replace(options, recompute="full")
+    recomputed, kept = estimate(full, TWO, 1)[0], estimate(dataclasses.replace(full, cuda_graph="off"), TWO, 1)[0]
+    assert recomputed.weights == graphs.weights and recomputed.activations == kept.activations
+
+
+def test_an_experts_rows_by_hand():
+    a, options = published("A3B"), FinetuneOptions()
+    on, off = (act.layer_bytes(a, options, on_device) for on_device in (True, False))
+    # f 768, 8 experts a token: SwiGLU keeps two tensors less, the dispatcher three indices
+    assert off - on == 8 * (2 * 768 * 2 - 3 * 8)
+    adapted = FinetuneOptions(lora_rank=16)
+    assert act.layer_bytes(a, adapted, True) - on == 8 * (2048 + 768) * 2
+    assert act.experts_on_device(options, ASSUMED_GPU) and not act.experts_on_device(options, Machine(gpus=1, capability=8.0))
+    assert not act.experts_on_device(FinetuneOptions(ep=2), ASSUMED_GPU)
+
+
+def test_what_stands_for_gradients_added_in_place_by_hand():
+    v = 1024
+    language, vision, mergers = (4096 + 2048) * 2048 + 3 * 6144 * 2048, (3 * v + v + 2 * 4096) * v, (4096 + 2048) * 4096
+    assert act.unused_gradients(TWO, FinetuneOptions(), first=True) == 2 * (language + vision + mergers)
+    assert act.unused_gradients(TWO, FinetuneOptions(freeze="vision,projector"), first=True) == 2 * language
+    assert act.unused_gradients(TWO, FinetuneOptions(), first=False) == 2 * language
+    assert act.unused_gradients(TWO, FinetuneOptions(lora_rank=16), first=True) == 0
+
+
 def test_micro_batches_in_flight_are_those_of_megatrons_schedules():
     one = FinetuneOptions(pp=4)
     assert [act.in_flight(one, stage, 16) for stage in range(4)] == [(4, 4), (3, 3), (2, 2), (1, 1)]
     assert act.in_flight(one, 0, 2) == (2, 2)
     # interleaved: 2 (4 - 1) + (2 - 1) 4 + 1 = 11 passes: 4 + 3 of chunk 0, 4 of chunk 1
     assert act.in_flight(FinetuneOptions(pp=4, vp=2), 0, 16) == (7, 11)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "vision_tokens", "changes", "peak"),
+    [
+        # the fullest row has 52 pictures of 100 tokens, in fp8, which pads each sample to 16 tokens, 51
+        ("2B", 0, 5200, dict(packing=True, seq_length=8192), 70.2),
+        ("2B", 0, 5100, dict(packing=True, seq_length=8192, precision="fp8"), 69.8),
+        ("8B", 16, 1024, dict(seq_length=8125), 108.6),
+    ],
+)
+def test_the_estimate_is_near_the_peaks_of_real_finetunes(size, layers, vision_tokens, changes, peak):
+    """GiB of torch's tensors with kernels and CUDA graphs on one H200: `benchmarks/finetune.py`, docs/memory.md."""
+    a = published(size)
+    a = dataclasses.replace(a, num_layers=layers or a.num_layers)
+    found = estimate(FinetuneOptions(**changes, global_batch_size=4), a, 1, vision_tokens)[0].allocated / GIB
+    print(f"{size} {changes}: measured {peak}, estimated {found:.2f} ({found / peak - 1:+.1%})")
+    assert found == pytest.approx(peak, rel=0.02)
+
+
+def before_the_kernels(options, a, vision_tokens) -> float:
+    """GiB as the layers held them before SwiGLU, the norm and rope of query and key, experts and the loss were kernels: kernel by
+    kernel, what differs counted here, the rest estimated as today."""
+    eager = dataclasses.replace(options, cuda_graph="off")
+    found = estimate(eager, a, 1, vision_tokens)[0]
+    tokens, k = options.micro_batch_size * options.seq_length, a.num_kv_heads * a.head_dim
+    # value was a view, SwiGLU kept two more tensors, and an expert's input was there once
+    layer = 0 if options.recompute == "offload" else -2 * k
+    if a.is_moe:
+        on_device = act.experts_on_device(options, ASSUMED_GPU)
+        layer += act.layer_bytes(a, options, False) - act.layer_bytes(a, options, on_device)
+    elif options.recompute != "sel":
+        layer += 2 * a.ffn_hidden_size * 2
+    more = found.activations * layer / act.layer_bytes(a, options, act.experts_on_device(options, ASSUMED_GPU))
+    if options.recompute == "full":
+        more = 0
+    # the loss kept fp32 probabilities of every token beside the logits; the weight's gradient was made in bf16, of tied ones to the end
+    weight = 0 if options.lora_rank else 2 * a.hidden_size * a.vocab_size
+    peak = max(6 * tokens * a.vocab_size, 2 * tokens * a.vocab_size + weight)
+    unused = act.unused_gradients(a, options, first=True)
+    return (found.allocated - found.peak_extra + unused + more + peak) / GIB
 
 
 @pytest.mark.parametrize(
@@ -82,16 +173,17 @@ def test_micro_batches_in_flight_are_those_of_megatrons_schedules():
         ("A3B", 6, 1024, dict(seq_length=4096), 82.22, 93.39),
     ],
 )
-def test_the_estimate_is_near_the_peaks_measured_on_a_gpu(size, layers, vision_tokens, changes, static, peak):
+def test_the_estimate_was_near_the_peaks_measured_before_the_kernels(size, layers, vision_tokens, changes, static, peak):
     """GiB of torch's tensors in this product's training step on one H200, bf16: `tests/gpu/test_measured_memory.py`."""
     a = published(size)
     a = dataclasses.replace(a, num_layers=layers or a.num_layers)
     options = FinetuneOptions(**changes)
     options.global_batch_size = options.micro_batch_size
     found = estimate(options, a, 1, vision_tokens)[0]
-    print(f"{size} {changes}: measured {peak}, estimated {found.allocated / GIB:.2f} ({found.allocated / GIB / peak - 1:+.1%})")
+    before = before_the_kernels(options, a, vision_tokens)
+    print(f"{size} {changes}: measured {peak}, estimated {before:.2f} ({before / peak - 1:+.1%})")
     assert (found.weights + found.gradients + found.optimizer) / GIB == pytest.approx(static, rel=0.01)
-    assert found.allocated / GIB == pytest.approx(peak, rel=0.05)
+    assert before == pytest.approx(peak, rel=0.02)
 
 
 ROWS = dict(seq_length=2048, micro_batch_size=2, global_batch_size=2)
@@ -122,14 +214,14 @@ ONE_ROW = dict(micro_batch_size=1, global_batch_size=1)
         ("A3B", dict(lora_rank=16, precision="fp8", seq_length=4096, **ONE_ROW), 44.80, 0.04),
     ],
 )
-def test_the_estimate_is_near_the_peaks_of_real_runs(size, changes, peak, within):
+def test_the_estimate_was_near_the_peaks_of_real_runs_before_the_kernels(size, changes, peak, within):
     """GiB of torch's tensors as `qwen3vl finetune` wrote them down on one H100 80 GB: `benchmarks/options.py`, docs/memory.md."""
     options = FinetuneOptions(**(ROWS | changes))
     seen = 2048 if options.packing else 1024
     a = published(size)
     if size == "A3B":
         a = dataclasses.replace(a, num_layers=12)
-    found = estimate(options, a, 1, seen)[0].allocated / GIB
+    found = before_the_kernels(options, a, seen)
     print(f"{size} {changes}: measured {peak}, estimated {found:.2f} ({found / peak - 1:+.1%})")
     assert found == pytest.approx(peak, rel=within)
 

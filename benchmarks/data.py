@@ -1,4 +1,4 @@
-"""The data path against its peers on the same files in one run: shards, the loader, packing.
+"""The data path compared with others on the same files in one run: shards, the loader, packing.
 
     python benchmarks/data.py                      # 3,000 pictures of 336x336, made here
     python benchmarks/data.py --json               # the figures as one JSON object; --json FILE writes them there
@@ -163,7 +163,7 @@ def _serve(connection: Any, imported: str | None) -> None:
 
 @contextlib.contextmanager
 def apart(imported: str | None = None) -> Iterator[Callable[..., Spent]]:
-    """A new Python that has imported what it needs; gives a function that has it do work with some arguments, and says what that took."""
+    """A new Python process that has imported what it needs; yields a function that runs work in it and returns the time."""
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
     process = context.Process(target=_serve, args=(other, imported), name=APART)
@@ -182,7 +182,7 @@ def apart(imported: str | None = None) -> Iterator[Callable[..., Spent]]:
 
 
 def shard_figures(folder: Path, source: Path, count: int, repeats: int, workers: int) -> dict[str, Any]:
-    """Samples a second of each way, best and median of `repeats` rounds, and how they stand to each other."""
+    """Samples per second of each way, best and median of `repeats` rounds, and their ratios."""
 
     def prepared(target: Path, processes: int) -> Spent:
         with apart() as command:
@@ -195,7 +195,7 @@ def shard_figures(folder: Path, source: Path, count: int, repeats: int, workers:
             "tar": lambda target: timed(lambda: write_with_tar(source, target)),
             "shardwriter": lambda target: other(write_with_shardwriter, source, target),
         }
-        # once for all: whatever is read or imported for the first time
+        # warm up: what is read or imported for the first time
         for work in ways.values():
             work(fresh(folder))
         rounds: dict[str, list[Spent]] = {name: [] for name in ways}

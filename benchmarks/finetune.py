@@ -1,4 +1,4 @@
-"""Real finetunes beside what people would use otherwise, on the same samples in one run: speed, memory, loss.
+"""Real finetunes compared with the alternatives on the same samples in one run: speed, memory, loss.
 
     python benchmarks/finetune.py                       # llava: Qwen3-VL-2B, pictures with captions
     python benchmarks/finetune.py llava lora rows text --out results.jsonl
@@ -177,7 +177,7 @@ def measure_peer(what: str, work: Work, config: dict[str, Any], shards: Path, me
 
 
 def run_peer(what: str, words: list[str], shards: Path, limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same in a process of its own, each as soon as it is known; what fails or takes longer than `limit` seconds is one fault."""
+    """The same in a separate process, each row as soon as it is known; a failure or more than `limit` seconds is reported."""
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, __file__, *words, "--peer", what, "--shards", str(shards)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)

@@ -58,7 +58,7 @@ def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
 
 
 def trainer(kind: str, config: dict[str, Any]) -> Callable[[list[Batch]], float]:
-    """Makes a step of micro batches and gives its loss, the mean over all trained tokens."""
+    """Runs a step of micro batches and returns its loss, the mean over all trained tokens."""
     if kind not in KINDS:
         raise SystemExit(f"{kind}: no such peer; there are {', '.join(KINDS)} and megatron")
     a, model = Architecture.from_config(config), build(kind, config)

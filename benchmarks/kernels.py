@@ -1,4 +1,4 @@
-"""Each Triton kernel beside what it replaces, in a CUDA graph on the shapes of Qwen3-VL-2B with a packed row of 8192: one GPU, two minutes.
+"""Each Triton kernel against what it replaces, in a CUDA graph on the shapes of Qwen3-VL-2B with a packed row of 8192: one GPU, 2 minutes.
 
     python benchmarks/kernels.py            # a table: milliseconds forward and backward, the share of the GPU's memory bandwidth
     python benchmarks/kernels.py --sweep    # besides, sizes of blocks and numbers of warps: two minutes more

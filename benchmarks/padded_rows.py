@@ -1,4 +1,4 @@
-"""What the peers train on: padded rows, decoded before the clock starts; and the clock."""
+"""The batches of the peers (padded rows, decoded before the clock starts), and the timing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def timed(
     *,
     low_rank: bool = False,
 ) -> dict[str, Any]:
-    """Figures of `train`, which makes a step of its micro batches and gives its loss: the median of the steps after WARM."""
+    """Figures of `train`, which runs a step of its micro batches and returns its loss: the median of the steps after WARM."""
     seconds, losses = [], []
     for number, micro_batches in enumerate(steps):
         synchronize()

@@ -1,4 +1,4 @@
-"""What each kernel and fusion gives a training step: the step with everything on, then without one of them at a time, on one GPU.
+"""The gain of each kernel and fusion: a training step with all of them, then without one at a time, on one GPU.
 
     python benchmarks/steps.py                                   # Qwen3-VL-2B, LLaVA-like samples packed to 8192, four micro batches
     python benchmarks/steps.py --size 8B --layers 8 --only swiglu qk_rope --out steps.jsonl
@@ -108,7 +108,7 @@ def table_row(row: dict[str, Any], everything: dict[str, Any] | None) -> str:
 
 
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
-    """Prints the table, and gives its rows."""
+    """Print the table and return its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")

@@ -120,7 +120,7 @@ def rows_of(micro_batches: list[Batch], length: int) -> list[dict[str, Any]]:
 
 
 def trainer(config: dict[str, Any], length: int, settings: dict[str, str]) -> Callable[[list[Batch]], float]:
-    """Makes a step of micro batches of text, rows padded to `length`, and gives the mean of their losses."""
+    """Runs a step of micro batches of text, rows padded to `length`, and returns their mean loss."""
     a = Architecture.from_config(config)
     process_groups.initialize()
     overlap = settings.get("overlap") == "on"

@@ -1,7 +1,7 @@
 """Digests of a folder's files, by which later damage to them is found: a CRC-32 of every 4 MiB. Imports no torch.
 
 A CRC-32 finds every flipped bit and every run of damage up to 32 bits, and overlooks other damage with a chance of 2**-32. It guards
-against disks and copies, not against people.
+against faulty disks and copies, not against attackers.
 """
 
 from __future__ import annotations

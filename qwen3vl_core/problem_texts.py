@@ -93,19 +93,19 @@ TEXTS: dict[str, tuple[str, str]] = {
     "model-unknown": (
         "--size or --load: one of them is needed to know the model", "for example qwen3vl plan --size 4B --gpus 8 --memory 80",
     ),
-    # going on from a checkpoint
-    "resume-no-checkpoint": ("no checkpoint that a run saved", "give a run, or one of its steps; --load begins with any model"),
+    # resuming from a checkpoint
+    "resume-no-checkpoint": ("not a checkpoint that a run saved", "give a run, or one of its steps; --load starts from any model"),
     "resume-adds-adapters": (
-        "adapters are not added to a run, and {checkpoint} has its weights trained",
-        "begin with --load in place of --resume",
+        "adapters cannot be added to a run, and {checkpoint} is of a run without adapters",
+        "use --load instead of --resume",
     ),
     "resume-removes-adapters": (
-        "{checkpoint} has adapters trained, which are not removed from a run",
-        "go on with {flags}, or begin with --load in place of --resume, which merges them",
+        "{checkpoint} has adapters, which cannot be removed from a run",
+        "resume with {flags}, or use --load instead of --resume, which merges them",
     ),
-    "resume-keeps": ("the run has {before!r}, and its checkpoint has a state for what that trains alone", "begin a new run with --load"),
-    "resume-order": ("the run has {before!r}, which the order of its samples depends on", "leave {flag} out, or begin anew with --load"),
-    "resume-own-checkpoint": ("a run goes on from its own checkpoint", "begin a new run with {flag}"),
+    "resume-keeps": ("the run has {before!r}, and its checkpoint has only the state of what that trains", "start a new run with --load"),
+    "resume-order": ("the run has {before!r}, which the order of its samples depends on", "omit {flag}, or start a new run with --load"),
+    "resume-own-checkpoint": ("a run resumes from its own checkpoint", "start a new run with {flag}"),
     "resume-no-steps-left": ("the last checkpoint is of step {step}", "give more steps"),
     "no-such-checkpoint": ("no such folder", "give a Megatron checkpoint or a Hugging Face folder"),
     "checkpoint-without-config": ("no config.json in it", "give a Megatron checkpoint made by qwen3vl convert, or a Hugging Face folder"),

@@ -125,7 +125,7 @@ def corpus(captions: int = 6000) -> Iterator[str]:
 
 
 def learn_tokenizer() -> Tokenizer:
-    """Learns the tokenizer from the corpus and gives the added tokens the last ids. About a second."""
+    """Trains the tokenizer on the corpus and assigns the last ids to the added tokens. About a second."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

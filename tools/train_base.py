@@ -197,7 +197,7 @@ def held_out_score(folder: Path, tokenizer: Tokenizer, device: torch.device, cou
 
 
 def train(recipe: Recipe) -> None:
-    """Trains the model, writes it to recipe.to, whole or not at all, and prints its score. Raises RequestError, WorkError."""
+    """Trains the model, writes it to recipe.to atomically, and prints its score. Raises RequestError, WorkError."""
     began = time.monotonic()
     recipe.check()
     import torch

@@ -41,7 +41,7 @@ class GrowingLine:
     def __call__(
         self, x: np.ndarray, y: np.ndarray, window: tuple[float, float] | None = None, most: int = MOST_POINTS
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(x [m], y [m]), m <= most, of the points in the window; None: of all. A window is thinned anew each time."""
+        """(x [m], y [m]), m <= most, of the points in the window; None: of all points. Nothing is cached for a window."""
         if self.weight:
             y = self._smoother(y)
         if window is None and most == self._thinner.most:

@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints are what was written: by the digests of their files. Imports no torch."""
+"""Checks that a run's checkpoints are as written, by the digests of their files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Checked(NamedTuple):
     step: int
     path: Path
     bytes: int
-    """Of its files, by the digests; 0 where it has none."""
+    """Size of its files according to the digests; 0 if it has none."""
     problem: str | None
-    """The first difference."""
+    """The first difference found; None if there is none."""
     unknown: bool = False
-    """It has no digests: an older version, or another program, wrote it."""
+    """It has no digests, because an older version or another program wrote it."""
 
 
 def checkpoints(run: Run) -> list[tuple[int, Path]]:
-    """(step, folder) of the checkpoints, rising."""
+    """(step, folder) of the checkpoints, in ascending order."""
     try:
         folders = [path for path in (run.path / CHECKPOINTS).iterdir() if path.is_dir()]
     except OSError:

@@ -123,7 +123,7 @@ def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str])
 
 
 def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) -> PlanRecord:
-    """Write a finetune's record anew with other values for some options. Returns the record as it was.
+    """Rewrite a finetune's record with other values for some options. Returns the previous record.
 
     Raises RequestError with every problem: a change that the run's checkpoint does not allow, or options that cannot start here.
     """

@@ -1,6 +1,6 @@
 """`qwen3vl inspect DATA --model MODEL --losses FILE`: the loss of each sample under a model, the highest first.
 
-A sample with a loss far above the others is often a wrong answer, another picture, or text that was cut off.
+A sample with a loss far above the others often has a wrong answer, a wrong picture, or truncated text.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from qwen3vl_core.structure.micro_batch import IGNORED
 
 @dataclass(frozen=True)
 class SampleLoss:
-    """One sample under the model."""
+    """Loss of one sample under the model."""
 
     split: str
     number: int
-    """Among the samples of its split, from 0."""
+    """Index among the samples of its split, from 0."""
     key: str
     place: str
-    """Where it lies, for messages."""
+    """Its location, for messages."""
     loss: float | None
-    """Mean over its trained tokens; None for a sample that training would leave out."""
+    """Mean over its trained tokens; None for a sample that training would skip."""
     trained: int = 0
     """Trained tokens."""
     problem: str = ""
-    """Why training would leave it out."""
+    """Why training would skip it."""
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Sorts losses that are no numbers first, then the highest, samples without one last."""
+        """Sort key: NaN first, then the highest losses; samples without a loss come last."""
         if self.loss is None:
             return 2, 0.0
         return (1, -self.loss) if math.isfinite(self.loss) else (0, 0.0)

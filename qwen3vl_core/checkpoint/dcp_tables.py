@@ -1,4 +1,4 @@
-"""The tables of a `torch_dist` checkpoint as torch's own classes pickle them, written without importing those: they take a second.
+"""The metadata of a `torch_dist` checkpoint as torch's own classes pickle it, written without importing those, which takes a second.
 
 Each class here stands for one of torch; the pickle of protocol 2 names a class once, in clear, and the name is
 replaced by torch's. `dcp_metadata.py` reads them.

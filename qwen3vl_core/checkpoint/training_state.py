@@ -358,7 +358,7 @@ def load_training(
 ) -> tuple[int, dict[str, Any]] | None:
     """Resume from the newest checkpoint in `directory` that is complete and undamaged, written by any layout: (iteration, extra).
 
-    extra has `layout_kept`: False where random numbers begin anew, as those saved are of ranks in another layout.
+    extra has `layout_kept`: False if random numbers are seeded again, because the saved ones are of another layout.
     Every byte is compared with the checkpoint's digests first, by all ranks together. When newer checkpoints are passed over, extra
     also has a list `damaged` with a line for each. None when there is no checkpoint yet. requires: tables that extra must have. Raises
     RequestError when the checkpoint lacks something that the run needs. Called by every rank.

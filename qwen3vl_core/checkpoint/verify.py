@@ -100,7 +100,7 @@ def picture_inputs(architecture: Architecture) -> dict[str, Tensor]:
 def forward_parity(source: ModelSource, target: ModelSource, dtype: torch.dtype | None) -> dict[str, Any]:
     """Compute one picture with source and target, both in the target's precision, and compare the logits bitwise.
 
-    Gives `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
+    Returns `{"equal": True, "logits": n, "precision": name}`, or `{"skipped": sentence}` where the model is larger than half
     of the free memory. Raises WorkError when they differ.
     """
     table = source.regions()

@@ -1,4 +1,4 @@
-"""The share of a GPU's peak that a step reaches: figures measured on GPUs, and what lies between them. Imports no torch.
+"""The fraction of a GPU's peak that a step reaches (MFU): figures measured on GPUs, with interpolation between them. Imports no torch.
 
 MFU is that of the run's record (`mfu`) and of the benchmarks: model FLOPs of `layout.flops`, without padding and recomputation,
 over the seconds of a whole step and the GPU's dense bf16 peak. A step of four micro batches, one GPU.

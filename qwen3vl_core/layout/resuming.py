@@ -1,7 +1,7 @@
-"""Going on from another run's checkpoint (`finetune --resume`), or in a run with other options (`runs resume`): what may change.
+"""Which options may change when a run resumes from another run's checkpoint (`finetune --resume`) or its own (`runs resume`).
 
-The optimizer's state, the weights and the position in the data are read into any layout. Random numbers are those of a rank in a layout:
-another one begins them anew, which matters to LoRA's dropout alone. Imports no torch.
+The optimizer's state, the weights and the position in the data are read into any layout. Random states belong to a rank in a layout:
+in another layout they are seeded again, which matters only to LoRA's dropout. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER, checkpoint_
 
 EXTRA = "extra.json"
 ADAPTERS_KEY = "adapters"
-# the adapters are those of the checkpoint; the parts that are trained have a state in it, the others none
+# the checkpoint has the adapters, and optimizer state only for the parts that were trained
 KEPT = ("lora_rank", "lora_alpha", "lora_targets", "lora_vision", "freeze")
 ORDER = ("train_data", "seed", "micro_batch_size", "global_batch_size", "seq_length", "packing")
-"""What the order of the samples depends on: with another value the run's position in the data means nothing."""
+"""Options that the order of the samples depends on: with another value the run's position in the data is meaningless."""
 
 
 def step_folder(path: str) -> Path:
-    """The folder `iter_…` of a run's checkpoint: of the run, its `checkpoints`, or itself. Raises RequestError where there is none."""
+    """The folder `iter_…` of a checkpoint, given a run, its `checkpoints` or that folder. Raises RequestError if there is none."""
     folder = Path(path).expanduser()
     if (folder / CHECKPOINTS / TRACKER).is_file():
         folder /= CHECKPOINTS
@@ -40,7 +40,7 @@ def step_folder(path: str) -> Path:
 
 
 def adapters_of(folder: Path) -> dict[str, Any] | None:
-    """The adapters that a checkpoint has, as its run noted them; None where the weights themselves were trained."""
+    """The adapters of a checkpoint, as recorded by its run; None if the weights themselves were trained."""
     try:
         extra = json.loads((folder / EXTRA).read_text())
     except (OSError, ValueError):
@@ -50,9 +50,9 @@ def adapters_of(folder: Path) -> dict[str, Any] | None:
 
 
 def completed(options: FinetuneOptions) -> FinetuneOptions:
-    """The options with `resume` as the folder of one step, and `load` as what its run began with: for adapters the model beside them.
+    """The options with `resume` as the folder of one step, and `load` set: to the base model for adapters, else to the checkpoint.
 
-    Raises RequestError for a checkpoint that is none of a run, and where adapters would have to be added or removed.
+    Raises RequestError for a checkpoint that is not a run's, or if adapters would have to be added or removed.
     """
     if not options.resume:
         return options
@@ -68,7 +68,7 @@ def completed(options: FinetuneOptions) -> FinetuneOptions:
 
 
 def change_problems(before: Mapping[str, Any], changes: Mapping[str, Any], step: int) -> Iterator[Problem]:
-    """Problems of going on in the same run, whose last checkpoint is of `step`, with other values for some options."""
+    """Problems of resuming a run, whose last checkpoint is of `step`, with other values for some options."""
     for o in options_of(FinetuneOptions):
         if o.name not in changes or changes[o.name] == before.get(o.name, o.default):
             continue

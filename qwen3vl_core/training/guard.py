@@ -38,7 +38,7 @@ class Learned:
         """Why the last step without a gradient had none."""
 
     def note(self, result: Any) -> str:
-        """Record a `StepResult`. Gives a line where steps without a gradient begin. Raises WorkError after too many of them."""
+        """Record a `StepResult`. Returns a line when steps without a gradient begin. Raises WorkError after too many of them."""
         self.steps += 1
         reason = NO_TOKENS if not result.tokens else NO_GRADIENT if result.grad_norm == 0 else ""
         if not reason:

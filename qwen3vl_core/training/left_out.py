@@ -1,4 +1,4 @@
-"""What a run says of samples that it could not use."""
+"""Texts about samples that a run could not use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def left_out_text(loader: Loader) -> str:
 
 
 def way_to_use(reason: str, options: FinetuneOptions) -> str:
-    """The way out for samples that are left out for this reason, a key of data.errors.REASONS."""
-    on = "or a higher --max-skip-share to go on without them"
+    """What to do about samples that are left out for this reason, a key of data.errors.REASONS."""
+    on = "or a higher --max-skip-share to continue without them"
     if reason == "too_long":
         longer = f"a longer --seq-length than {options.seq_length} (qwen3vl inspect DATA --model MODEL shows the lengths)"
         return f"use {longer}, a smaller --max-pixels, --video-max-frames or --max-visual-tokens, {on}"

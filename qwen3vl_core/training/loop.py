@@ -337,8 +337,8 @@ class Loop:
             self.event(run_record.DAMAGED, f"{line}; resuming from the one before it")
         if self.step:
             place = f", from {o.resume}" if o.resume and not self.saved else ""
-            anew = "" if self.layout_kept else "; random numbers begin anew, as the layout is another"
-            self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}{place}{anew}", train_iters=o.train_iters)
+            reseeded = "" if self.layout_kept else "; random numbers are seeded again, because the layout changed"
+            self.event(run_record.RESUME, f"resuming after step {self.step} of {o.train_iters}{place}{reseeded}", train_iters=o.train_iters)
         else:
             self.event(run_record.START, f"{o.train_iters} steps of {o.global_batch_size} samples", train_iters=o.train_iters)
         most = self.training.architecture.max_position_embeddings

@@ -66,7 +66,7 @@ def test_a_run_resumes_in_another_layout_and_back(halves, data, tmp_path, name):
     there = losses(tmp_path / "there")
     assert there == pytest.approx(expected[STOPPED_AT : STOPPED_AT + len(there)], abs=1e-6) and len(there) == 2
     text = runs.events(tmp_path / "there", "resume")[0]["text"]
-    assert f"resuming after step {STOPPED_AT} of 6" in text and "random numbers begin anew" in text
+    assert f"resuming after step {STOPPED_AT} of 6" in text and "random numbers are seeded again" in text
     # one process resumes from a checkpoint of two
     plan(tmp_path / "back", data, load="", resume=str(tmp_path / "there" / "checkpoints"))
     assert runs.train(tmp_path / "back")[0] == 0, runs.log(tmp_path / "back")
@@ -105,12 +105,12 @@ def test_runs_resume_extends_a_done_run_in_another_layout(data, models, tmp_path
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"lora_rank": 4}, "--lora-rank 4: the run has 0, and its checkpoint has a state"),
+        ({"lora_rank": 4}, "--lora-rank 4: the run has 0, and its checkpoint has only the state"),
         ({"freeze": "vision"}, "--freeze vision: the run has ''"),
         ({"seed": 7}, "--seed 7: the run has 1234, which the order of its samples depends on"),
         ({"global_batch_size": 8}, "--global-batch-size 8: the run has 4"),
         ({"train_iters": 3}, "--train-iters 3: the last checkpoint is of step 3"),
-        ({"load": "/other"}, "a run goes on from its own checkpoint"),
+        ({"load": "/other"}, "a run resumes from its own checkpoint"),
         ({"lr": "nan"}, "--lr"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_resume_with_options_that_the_checkpoint_has_no_state_for_is_refused(h
 
 def test_a_resume_cannot_add_or_remove_adapters(halves, tmp_path):
     _, stopped = halves["dense"]
-    with pytest.raises(RequestError, match="adapters are not added to a run"):
+    with pytest.raises(RequestError, match="adapters cannot be added to a run"):
         completed(FinetuneOptions(load="", train_data="x", resume=str(stopped), lora_rank=4))
     data = stopped / "checkpoints" / f"iter_000000{STOPPED_AT}"
     other = tmp_path / data.name
@@ -134,11 +134,11 @@ def test_a_resume_cannot_add_or_remove_adapters(halves, tmp_path):
     (other / ".metadata").write_bytes((data / ".metadata").read_bytes())
     extra = json.loads((data / "extra.json").read_text())
     (other / "extra.json").write_text(json.dumps(extra | {"adapters": {"rank": 4, "alpha": 8.0, "base": "/base"}}))
-    with pytest.raises(RequestError, match=r"adapters trained, which are not removed from a run; go on with --lora-rank 4 --lora-alpha 8"):
+    with pytest.raises(RequestError, match=r"has adapters, which cannot be removed from a run; resume with --lora-rank 4 --lora-alpha 8"):
         completed(FinetuneOptions(load="", train_data="x", resume=str(other)))
     assert completed(FinetuneOptions(load="", train_data="x", resume=str(other), lora_rank=4)).load == "/base"
 
 
 def test_other_checkpoints_than_those_of_a_run_are_refused(models, capsys):
     assert main(["finetune", "--resume", str(models["dense"]), "--train-data", "/nowhere"]) == 2
-    assert "no checkpoint that a run saved" in capsys.readouterr().err
+    assert "not a checkpoint that a run saved" in capsys.readouterr().err

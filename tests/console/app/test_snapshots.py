@@ -59,7 +59,7 @@ def check(name: str, app) -> None:
     if os.environ.get("QWEN3VL_SNAPSHOTS") == "write":
         FOLDER.mkdir(exist_ok=True)
         file.write_text(found, encoding="utf-8")
-    assert found == file.read_text(encoding="utf-8"), f"{name}: QWEN3VL_SNAPSHOTS=write writes it anew when this was wanted"
+    assert found == file.read_text(encoding="utf-8"), f"{name}: QWEN3VL_SNAPSHOTS=write rewrites it if this is intended"
 
 
 def placed(run):

@@ -140,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     captions_command.add(add, where_has_json=True)
     add("compare", _compare, "diff of two runs: options, and their last losses", "a", "b")
     delete = add("delete", _delete, "delete runs with their checkpoints", "ids", many=True)
+    for sub in (stop, resume, delete):
+        sub.add_argument("--foreign", action="store_true", help="also a run whose folder belongs to another user")
     delete.add_argument("--yes", action="store_true", help="do not ask")
     board = add("tensorboard", _tensorboard, "TensorBoard on runs, on this machine only; Ctrl-C ends it", "ids", many=True)
     board.add_argument("--port", type=_port, default=None, metavar="N", help="port to listen on (default: a free one)")
@@ -261,7 +263,7 @@ def _samples(store: RunStore, args: argparse.Namespace) -> int:
 
 def _stop(store: RunStore, args: argparse.Namespace) -> int:
     run = store.get(args.id)
-    launch.stop(run, args.grace)
+    launch.stop(run, args.grace, foreign=args.foreign)
     if args.no_wait:
         say({"id": run.id, "status": run.status}) if args.json else print(f"run {run.id}: asked to stop")
         return EXIT_DONE
@@ -309,7 +311,7 @@ def _check(store: RunStore, given: argparse.Namespace) -> int:
 def _resume(store: RunStore, args: argparse.Namespace) -> int:
     options = {o.name for o in options_of(FinetuneOptions)}
     changes = {name: value for name, value in vars(args).items() if name in options}
-    return begin(store.get(args.id), functools.partial(launch.resume, changes=changes), args.foreground, args.json)
+    return begin(store.get(args.id), functools.partial(launch.resume, changes=changes, foreign=args.foreign), args.foreground, args.json)
 
 
 def _clone(store: RunStore, args: argparse.Namespace) -> int:
@@ -363,7 +365,7 @@ def _delete(store: RunStore, args: argparse.Namespace) -> int:
             print("nothing deleted")
             return EXIT_DONE
     for run in runs:
-        freed = launch.delete(run)
+        freed = launch.delete(run, foreign=args.foreign)
         say({"id": run.id, "freed_bytes": freed}) if args.json else print(f"run {run.id}: deleted, {quantity(freed, 'B')} freed")
     return EXIT_DONE
 

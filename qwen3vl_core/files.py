@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import quantity
 
 UNFINISHED = ".tmp"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def is_url(name: str) -> bool:
@@ -31,11 +35,46 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically: a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + UNFINISHED)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        to_disk(path.parent)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def to_disk(path: Path) -> None:
+    """fsync of a file or folder, so that it survives a power loss. Does nothing on file systems that cannot. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def tree_to_disk(folder: Path) -> None:
+    """`to_disk` of every file and folder below, and of the folder itself. Raises OSError."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if not os.path.islink(os.path.join(parent, name)):
+                to_disk(Path(parent, name))
+        to_disk(Path(parent))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that must be a regular one and no link: a FIFO in a shared folder would be waited for for ever. Raises
+    OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:
@@ -66,24 +105,54 @@ def need_space(target: Path, size: int, what: str) -> None:
 def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
     """A temporary folder beside `target` to write into; it replaces `target` when the block succeeds.
 
-    When the block raises, the temporary folder is removed and `target` is unchanged. Leftovers of an earlier, killed process are
-    removed first. Raises WorkError when the disk is full.
+    When the block raises, the temporary folder is removed and `target` is unchanged. All of it is on the disk before it gets its name. At
+    every instant `target` is the old folder or the new one; on file systems that cannot exchange two names there is a moment without
+    one, and what a process killed in it has left is put back by the next. Leftovers of a killed process are removed. Raises
+    RequestError while another process writes there, and WorkError when the disk is full.
     """
     target = target.absolute()
     building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))
-    for leftover in (building, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    building.mkdir(parents=True)
+    with _only_writer(target, f"{target}: another process is writing it; wait for it, or choose another folder"):
+        put_back(target, old)
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        building.mkdir()
+        with _replacement(target, building, old, what):
+            yield building
+
+
+@contextlib.contextmanager
+def _only_writer(target: Path, refusal: str) -> Iterator[None]:
+    """Keeps other writers of `target` out, by a lock on a file beside it. Raises RequestError with `refusal`."""
+    file = target.with_name(f".{target.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(lock, refusal)
+            try:
+                current = os.path.samestat(os.fstat(lock), os.stat(file))
+            except FileNotFoundError:
+                current = False
+            if not current:
+                continue  # the one before removed it between the opening and the lock
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def _replacement(target: Path, building: Path, old: Path, what: str) -> Iterator[None]:
     try:
-        yield building
-        if target.exists():
-            os.rename(target, old)
-        os.rename(building, target)
-        shutil.rmtree(old, ignore_errors=True)
+        yield
+        put_in_place(building, target, old)
     except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.rename(old, target)
+        put_back(target, old)
         full = disk_full(error)
         if full is not None:
             raise WorkError(f"{target}: the disk is full; nothing was written; free some space and run the {what} again") from error
@@ -95,16 +164,50 @@ def folder_lock(folder: Path, refusal: str) -> Iterator[None]:
     """Keeps other processes out of a folder for the length of the block. Raises RequestError with `refusal` while one is in it."""
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(refusal) from None
-        except OSError:
-            # a file system without locks: another process cannot be detected
-            pass
+        _lock(lock, refusal)
         yield
     finally:
         os.close(lock)
+
+
+def _lock(descriptor: int, refusal: str) -> None:
+    """An exclusive lock. Raises RequestError when another process has it; a file system without locks has none to give."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(refusal) from None
+    except OSError:
+        # a file system without locks: another process cannot be detected
+        pass
+
+
+def put_in_place(building: Path, target: Path, old: Path) -> None:
+    """Give a finished folder its name, all of it on the disk before, and remove what had the name until then. old: a name for that in
+    the moment between two renames, where the file system cannot exchange two names. Raises OSError."""
+    tree_to_disk(building)
+    if not target.exists():
+        os.rename(building, target)
+    elif not _exchange(building, target):
+        os.rename(target, old)
+        os.rename(building, target)
+    to_disk(target.parent)
+    for leftover in (old, building):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def put_back(target: Path, old: Path) -> None:
+    """Undo the first of the two renames of `put_in_place`, where a process was killed before the second. Raises OSError."""
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the kernel or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

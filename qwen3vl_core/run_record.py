@@ -21,6 +21,7 @@ RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 
 PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log"
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
+RESERVE = "reserve"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
 PROFILE = "profile.json"
@@ -38,6 +39,7 @@ FILES = {
     HEARTBEAT: "empty; the supervisor updates its modification time while it is alive",
     LOCK: "locked by the supervisor while it is alive",
     TRAINING_LOCK: "locked by rank 0 of the training while it is alive",
+    RESERVE: "some bytes that the supervisor gives free to write the last state on a full disk",
     STOP: "asks the supervisor to stop the run; empty, or the seconds until SIGKILL",
     SAVE: "empty; asks the supervisor of a finetune to save a checkpoint",
     METRICS_FILE: "metrics and events of a finetune, one JSON object per line",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +20,19 @@ from console.runs.stall import StallWatch, least_seconds
 from console.runs.state import read_json, write_json
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.run_record import HEARTBEAT, PLAN, RUN_VARIABLE, SAVE, STARTED_VARIABLE, STATE, STOP, PlanRecord, StateRecord  # fmt: skip
+from qwen3vl_core.files import open_regular
+from qwen3vl_core.run_record import (  # fmt: skip
+    HEARTBEAT,
+    PLAN,
+    RESERVE,
+    RUN_VARIABLE,
+    SAVE,
+    STARTED_VARIABLE,
+    STATE,
+    STOP,
+    PlanRecord,
+    StateRecord,
+)
 
 SAVE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 GRACE_VARIABLE = "QWEN3VL_GRACE"
@@ -33,6 +46,7 @@ STACK_SECONDS = 2.0
 """For the ranks to write their stacks, before a stalled attempt is killed."""
 LONGEST_WAIT_SECONDS = 300.0
 """Before a restart."""
+RESERVE_BYTES = 64 << 10
 LEFTOVER_SECONDS = 5.0
 """The same for processes left behind by a command that ended by itself."""
 TICK_SECONDS, BUSY_TICK_SECONDS = 1.0, 0.2
@@ -95,6 +109,11 @@ class Supervisor:
             self.saved = True
         except OSError:
             self.saved = False
+
+    def reserve(self) -> None:
+        """Keep some bytes of the disk for the last state and its reason."""
+        with contextlib.suppress(OSError):
+            (self.run_dir / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
 
     def say(self, tag: str, text: str) -> None:
         """Write one line of the supervisor to the run's log. tag: one of `log_lines.TAGS`."""
@@ -219,7 +238,8 @@ class Supervisor:
     def take_grace(self) -> bool:
         """Take the seconds that a request to stop names; whether it names any."""
         try:
-            text = (self.run_dir / STOP).read_text(encoding="ascii")[:20]
+            with open_regular(self.run_dir / STOP) as file:
+                text = file.read(20)
             (self.run_dir / STOP).write_text("")
             seconds = float(text)
         except (OSError, ValueError):
@@ -275,6 +295,8 @@ class Supervisor:
         self.save(**final)
         until = time.monotonic() + SAVE_SECONDS
         while not self.saved and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                (self.run_dir / RESERVE).unlink(missing_ok=True)
             time.sleep(0.5)
             self.save()
 
@@ -330,6 +352,9 @@ class Supervisor:
             ended = Outcome("stopped")  # during the pause
         if ended.by_signal and ended.error:
             self.say(log_lines.BY_SIGNAL, ended.error)
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.run_dir).free > RESERVE_BYTES:
+                (self.run_dir / RESERVE).unlink(missing_ok=True)
         self.finish(status=ended.status, exit_code=self.exit_code, error=ended.error, stalled=None)
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,14 +19,14 @@ from typing import IO, Any
 
 from console.runs import processes
 from console.runs.attempts import SAVE_SIGNALS, grace_seconds
-from console.runs.state import ALIVE, MORE_STEPS, hold, is_here, read_state, runs_already, write_json
+from console.runs.state import ALIVE, MORE_STEPS, hold, is_here, owner_name, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
-from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, version_problem
+from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
@@ -40,13 +41,14 @@ def start(run: Run, *, columns: int | None = None) -> None:
     _supervise(run, [], columns)
 
 
-def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] | None = None) -> None:
+def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] | None = None, foreign: bool = False) -> None:
     """Run the same command in the same folder again; a finetune resumes from its last checkpoint.
 
     For a failed, stopped or lost run. changes: new values for options of a finetune, such as more steps for one that is done.
     Raises RequestError if it is done or alive, if processes of a lost run still exist, or for a change that a run cannot resume
     with; WorkError if its command cannot be executed.
     """
+    require_own(run, foreign)
     if not changes:
         _supervise(run, ["--resume"], columns)
         return
@@ -92,14 +94,37 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
         raise WorkError(f"run {run.id}: {line}; see {run.log}")
 
 
-def stop(run: Run, grace: float | None = None) -> None:
-    """Ask a live run to stop, and return immediately (`wait` waits). Ends the remaining processes of a lost run.
+def require_own(run: Run, foreign: bool) -> None:
+    """Raises RequestError for a run of another user, unless `foreign` allows it: its folder may hold anything, its processes are theirs."""
+    owner = run.path.lstat().st_uid
+    if foreign or owner == os.geteuid():
+        return
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=run.path.parent) as probe:
+        if os.fstat(probe.fileno()).st_uid == owner:
+            return  # network storage that gives every file another owner
+    raise RequestError(f"run {run.id}: belongs to {owner_name(owner)}; ask them, or add --foreign if it is yours all the same")
 
-    The run's processes get SIGTERM and, after the grace period, SIGKILL; a checkpoint that is being written is waited for. grace:
-    seconds instead of the run's own, also for a run that is already stopping; 0 kills at once, whatever is being written. A run on
-    another machine is asked by a file in its folder. Raises RequestError if it has ended, or is lost on another machine, and WorkError
-    if SIGKILL does not end processes of a lost run.
+
+def _signal_supervisor(run: Run, state: StateRecord, number: signal.Signals) -> None:
+    """Send a signal to the run's supervisor on this machine. A number in a file may be that of any process: it is checked."""
+    pid = state.get("supervisor_pid")
+    if not isinstance(pid, int) or pid <= 1 or not is_here(state):
+        return
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"console.runs.supervisor" in words and any(os.path.realpath(os.fsdecode(w)) == os.path.realpath(run.path) for w in words if w):
+            os.kill(pid, number)
+
+
+def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None:
+    """Ask a live run to stop, and return immediately (`wait` waits). Of a lost run, end what is left of it.
+
+    The run's processes get SIGTERM, then the grace period, then SIGKILL; a checkpoint that is being written is waited for. grace:
+    seconds in place of the run's own, also of a run that is stopping already; 0 kills at once, whatever is being written. A run on
+    another machine is asked by a file in its folder. foreign: also a run of another user. Raises RequestError when it has ended, or is
+    lost on another machine, and WorkError when SIGKILL does not end processes of a lost run.
     """
+    require_own(run, foreign)
     state = run.state
     status = state["status"]
     pid = state.get("supervisor_pid")
@@ -108,9 +133,7 @@ def stop(run: Run, grace: float | None = None) -> None:
             (run.path / STOP).touch()
         else:
             write_text(run.path / STOP, f"{grace:g}")
-        if is_here(state):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGTERM)
+        _signal_supervisor(run, state, signal.SIGTERM)
     elif status in ALIVE or (status == "lost" and (is_here(state) or "host" not in state)):
         _end_lost(run, grace_seconds(run.plan) if grace is None else grace)
     elif status == "lost":
@@ -146,11 +169,8 @@ def save_now(run: Run) -> None:
     try:
         (run.path / SAVE).touch()
     except OSError as error:
-        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or try again later") from None
-    pid = state.get("supervisor_pid")
-    if isinstance(pid, int) and pid > 1 and is_here(state):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGCHLD)  # wakes it; it checks every second anyway
+        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or ask again later") from None
+    _signal_supervisor(run, state, signal.SIGCHLD)  # wakes it; it would look within a second anyway
 
 
 def disk_usage(path: Path) -> int:
@@ -166,12 +186,13 @@ def disk_usage(path: Path) -> int:
     return total
 
 
-def delete(run: Run) -> int:
-    """Delete a run's folder with its checkpoints. Returns the number of bytes freed.
+def delete(run: Run, *, foreign: bool = False) -> int:
+    """Delete a run's folder with its checkpoints; foreign: also of another user's run. Returns the number of bytes freed.
 
     It is renamed first, so that no reader sees half of it. Raises RequestError if it is alive, or if processes of a lost run
     still exist, WorkError if the folder cannot be removed.
     """
+    require_own(run, foreign)
     if run.alive:
         raise RequestError(f"run {run.id}: {run.status}; stop it first: qwen3vl runs stop {run.number}")
     if run.path.is_symlink():

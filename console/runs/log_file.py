@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from console.runs.tail import LogTail
+from qwen3vl_core.files import open_regular
 
 CHUNK = 8 << 20
 BLOCK = 128
@@ -27,7 +28,7 @@ class WholeLog(Sequence[str]):
     def __init__(self, path: Path) -> None:
         """Reads the file once. Raises OSError."""
         self.path = Path(path)
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             stat = os.fstat(file.fileno())
             self._identity = (stat.st_dev, stat.st_ino)
             self.size = stat.st_size
@@ -72,7 +73,7 @@ class WholeLog(Sequence[str]):
         edges = [*self._starts[first:end].tolist(), int(self._starts[end]) if end < self._count else self.size]
         lines: list[str] = []
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 for begin, after in pairwise(edges):
                     # of a very long line only the beginning, or if it is a progress bar, the end, which was drawn last
                     file.seek(begin)
@@ -92,7 +93,7 @@ class WholeLog(Sequence[str]):
             return []
         at, rest = 0, b""
         offsets: list[int] = []
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             while at < self.size and len(offsets) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
                 text = rest + data.lower()
                 begin = at - len(rest)

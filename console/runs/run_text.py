@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
-from console.runs.state import ALIVE, ENDED, sign_of_life
+from console.runs.state import ALIVE, ENDED, owner_name, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, span
@@ -80,6 +81,7 @@ def describe(run: Run) -> list[str]:
         lines.append(f"  {plain(run.error)}")
     lines += _pairs("", {
         "folder": run.path,
+        "owner": _owner(run),
         "created": _clock(run.created),
         "started": _clock(run.started),
         "took" if status in ENDED else "running for": _took(run.started, run.ended if status in ENDED else time.time()),
@@ -153,6 +155,12 @@ def changed(run: Run) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _owner(run: Run) -> str | None:
+    """Of a run of another user."""
+    uid = run.path.lstat().st_uid
+    return None if uid == os.geteuid() else owner_name(uid)
 
 
 def _clock(when: float | None) -> str | None:

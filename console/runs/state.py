@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
 """Of the supervisor: a run that is done has more steps now."""
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file that is read."""
 ALIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped")
 STATUSES = (*ALIVE, *ENDED, "lost")
@@ -48,6 +51,16 @@ def boot_id() -> str:
         return ""
 
 
+def owner_name(uid: int) -> str:
+    """The name of a user of this machine, else the number."""
+    import pwd
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
 def store_folder(root: Path | str) -> Path:
     """The folder of a run store, which need not exist yet. Raises RequestError when it is a file."""
     root = Path(root).expanduser().absolute()
@@ -57,10 +70,12 @@ def store_folder(root: Path | str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when the file is missing, damaged, or holds something else."""
+    """A JSON object from a file; empty when the file is missing, damaged, too large, no regular file, or holds something else."""
     for _ in range(3):
         try:
-            value = json.loads(path.read_bytes())
+            with open_regular(path) as file:
+                data = file.read(LARGEST_JSON + 1)
+            value = json.loads(data) if len(data) <= LARGEST_JSON else None
         except OSError as error:
             if error.errno == errno.ESTALE:  # network storage: replaced between open and read
                 continue
@@ -77,6 +92,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     try:
         with open(beside, "w", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError:
         with contextlib.suppress(OSError):

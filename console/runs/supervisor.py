@@ -100,6 +100,7 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None], more: 
             status="starting", supervisor_pid=os.getpid(), pid=None, host=host(), boot_id=boot_id(),
             exit_code=None, started=now, ended=None, error=None, stalled=None, restarts=0,
         )  # fmt: skip
+        supervisor.reserve()
         if resume:
             supervisor.say(log_lines.RESUMED, f"resumed {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} on {host()}")
         supervisor.run(wake, report)

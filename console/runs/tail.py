@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core.files import open_regular
+
 CHUNK = 4 << 20
 LONGEST_ROW = 16 << 20
 _MARK = 64
@@ -39,7 +41,7 @@ class FileFollower:
             seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if seen == self._seen and stat.st_size == self.offset:
                 return b"", False
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 stat = os.fstat(file.fileno())
                 begin = self.offset - len(self._mark)
                 file.seek(begin)
@@ -150,7 +152,7 @@ def last_row_with(path: Path, mark: bytes, kind: str, most: int) -> dict[str, An
 def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, Any]]:
     """Complete rows in order: all rows of a small file; of a larger one those in `parts` evenly spaced pieces of `each` bytes."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size <= parts * each:
                 pieces = [b"\n" + file.read()]
@@ -167,7 +169,7 @@ def sampled_rows(path: Path, parts: int, each: int = 4 << 10) -> list[dict[str, 
 def end_of(path: Path, size: int) -> tuple[bytes, int]:
     """(the last `size` bytes, their offset); empty if the file cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = max(0, os.fstat(file.fileno()).st_size - size)
             file.seek(start)
             return file.read(size), start

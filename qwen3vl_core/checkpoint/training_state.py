@@ -39,7 +39,7 @@ from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import UNFINISHED, disk_full, write_text
+from qwen3vl_core.files import UNFINISHED, disk_full, to_disk, write_text
 from qwen3vl_core.run_record import TRACKER, checkpoint_step
 
 # key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
@@ -192,12 +192,12 @@ class Saving:
         write_text(self.building / file_digests.NAME, file_digests.written(digests))
         for name in (EXTRA, retention.COMMON, retention.BACKEND, file_digests.NAME, ""):
             if (self.building / name).exists():  # Megatron-Core from 0.19 on has the common values among the shards
-                _to_disk(self.building / name)
+                to_disk(self.building / name)
         if self.folder.exists():
             retention.remove(self.folder)
         os.rename(self.building, self.folder)
         write_text(self.folder.parent / TRACKER, f"{self.iteration}\n")
-        _to_disk(self.folder.parent)
+        to_disk(self.folder.parent)
 
 
 class _Digests:
@@ -235,15 +235,6 @@ def _all_agree(flag: bool) -> bool:
     return bool(votes.item())
 
 
-def _to_disk(path: Path) -> None:
-    """fsync, so that what the tracker names survives a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _write_errors:
     """Context of a write: removes the unfinished folder when it fails and reports a full disk in one line."""
 
@@ -259,7 +250,7 @@ class _write_errors:
             return
         shutil.rmtree(self.building, ignore_errors=True)
         text = str(error)
-        if disk_full(error) or "No space left" in text or "Disk quota" in text or "PytorchStreamWriter" in text:
+        if disk_full(error) or "No space left" in text or "Disk quota" in text or "PytorchStreamWriter" in text or "unexpected pos" in text:
             line = "the disk is full; the previous checkpoint is complete; free some space and resume the run"
             raise WorkError(f"{self.folder}: {line}") from error
         if isinstance(error, CheckpointException):

@@ -22,7 +22,7 @@ from typing import Any
 import qwen3vl_core
 from qwen3vl_core.data import hubs
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, write_text
+from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, to_disk, tree_to_disk, write_text
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.options import DownloadOptions, options_of
 from qwen3vl_core.progress import Progress
@@ -147,9 +147,11 @@ def _building(target: Path, request: dict[str, Any]) -> Iterator[Path]:
             if _record(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        tree_to_disk(folder)
         if target.is_dir():
             target.rmdir()
         os.rename(folder, target)
+        to_disk(target.absolute().parent)
 
 
 def _fetch(options: DownloadOptions, request: dict[str, Any], folder: Path, target: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ class Metrics:
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(tensorboard), flush_secs=20)
+            try:
+                self._tensorboard = SummaryWriter(str(tensorboard), flush_secs=20)
+            except OSError as error:
+                self._mirror_failed(error)
 
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one row; numbers go to TensorBoard and to the sinks under their tags in the table of metrics."""
@@ -48,8 +51,7 @@ class Metrics:
         os.write(self._descriptor, (json.dumps(row) + "\n").encode())
         tagged = scalars(kind, row)
         if self._tensorboard is not None:
-            for tag, value in tagged.items():
-                self._tensorboard.add_scalar(tag, value, step)
+            self._mirror(lambda writer: [writer.add_scalar(tag, value, step) for tag, value in tagged.items()])
         if self._sinks is not None and tagged:
             self._sinks.log(tagged, step)
 
@@ -62,7 +64,19 @@ class Metrics:
             self._sinks.close(failed)
         os.close(self._descriptor)
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            self._mirror(lambda writer: writer.close())
+
+    def _mirror(self, action: Callable[[Any], object]) -> None:
+        """Write to TensorBoard; when that fails (a full disk), say so once and go on without it: the record is metrics.jsonl."""
+        try:
+            action(self._tensorboard)
+        except Exception as error:
+            self._mirror_failed(error)
+
+    def _mirror_failed(self, error: Exception) -> None:
+        self._tensorboard = None
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"TensorBoard failed ({line}); the run goes on without it", flush=True)
 
 
 def step_text(values: Mapping[str, Any], updated: bool = True) -> str:

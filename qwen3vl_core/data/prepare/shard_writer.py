@@ -26,7 +26,7 @@ from qwen3vl_core.data.prepare.copying import SampleFiles, sum_stretch, write_st
 from qwen3vl_core.data.tar import BLOCK, RECORD
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import WorkError
-from qwen3vl_core.files import UNFINISHED, disk_full, folder_lock
+from qwen3vl_core.files import UNFINISHED, disk_full, folder_lock, put_back, put_in_place
 from qwen3vl_core.progress import Progress
 
 SHARD_ENDING = RECORD + 2 * BLOCK
@@ -202,21 +202,18 @@ def dataset_made_whole(target: Path) -> Iterator[Path]:
     """
     target = target.absolute()
     building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))
-    shutil.rmtree(old, ignore_errors=True)
     if building.is_symlink() or (building.exists() and not building.is_dir()):
         building.unlink()
     building.mkdir(parents=True, exist_ok=True)
     with folder_lock(building, f"{target}: another prepare is making it; wait for that one, or choose another folder"):
+        put_back(target, old)
+        shutil.rmtree(old, ignore_errors=True)
         try:
             yield building
             (building / LOG).unlink(missing_ok=True)
-            if target.exists():
-                os.rename(target, old)
-            os.rename(building, target)
-            shutil.rmtree(old, ignore_errors=True)
+            put_in_place(building, target, old)
         except BaseException as error:
-            if old.exists() and not target.exists():
-                os.rename(old, target)
+            put_back(target, old)
             if isinstance(error, KeyboardInterrupt) and _rows(building / LOG):
                 print(f"finished shards are kept in {building}; the same command resumes from there", file=sys.stderr)
                 raise

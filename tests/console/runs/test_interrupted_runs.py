@@ -44,8 +44,9 @@ def test_a_training_stopped_by_a_signal_is_stopped_and_not_done(store, number):
     program = STOPS + "\n"
     run = finetune(store, program.replace("SIGTERM", number.name), max_restarts=3)
     until((run.path / "up").exists)
+    assert (run.path / "reserve").stat().st_size > 0  # bytes for the last state on a full disk
     os.kill(run.state["pid"], number)
-    assert launch.wait(run, 150) == "stopped" and run.exit_code == 0
+    assert launch.wait(run, 150) == "stopped" and run.exit_code == 0 and not (run.path / "reserve").exists()
     launch.resume(run)  # a run that is done could not be
     until((run.path / "attempt-1").exists)
 

@@ -130,7 +130,7 @@ def test_a_folder_deleted_while_shown_is_reported(store):
         app = pilot.app
         screen = await watching(pilot, run)
         shutil.rmtree(run.path)
-        await until(pilot, lambda: "is gone" in text_of(app))
+        await until(pilot, lambda: "folder was deleted" in text_of(app))
         assert screen.run_id == run.id
         await press(pilot, "x", "y", "s", "R", "c", "tab", "E")
         await press(pilot, "1")

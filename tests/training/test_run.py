@@ -128,7 +128,7 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     assert sum(p.stat().st_size for p in (run / "checkpoints" / "iter_0000004").iterdir()) < weights.stat().st_size
     assert main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "LoRA, rank 4" in out and f"the weights of {BASE}" in out
+    assert "LoRA, rank 4" in out and f"base model {BASE}" in out
     assert main(["convert", str(run), str(tmp_path / "merged"), "--dtype", "fp32"]) == 0
     assert main(["convert", str(run), str(tmp_path / "peft"), "--adapter"]) == 0
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["r"] == 4

@@ -17,7 +17,7 @@ def test_a_new_run_holds_its_plan_its_command_and_its_state(store):
     assert run.id == "0001-small-words-please" and run.name == "Small words, please" and run.number == 1
     assert sorted(p.name for p in run.path.iterdir()) == ["command.sh", "plan.json", "state.json"]
     plan = json.loads((run.path / "plan.json").read_text())
-    assert set(plan) == {"v", "kind", "name", "options", "command", "cwd", "versions", "git", "host", "cpus", "gpus", "created"}
+    assert set(plan) == {"v", "kind", "name", "options", "command", "cwd", "versions", "git", "host", "cpus", "gpus", "created", "changed"}
     assert plan["v"] == 1 and run.kind == "finetune" and run.options["train_iters"] == 100
     assert run.command[1:] == ["-m", "qwen3vl_core.training", str(run.path)]
     state = json.loads((run.path / "state.json").read_text())

@@ -184,6 +184,7 @@ def test_readme_names_options_that_exist():
     flags = {o.flag for cls in COMMANDS.values() for o in options_of(cls)}
     known = flags | set(re.findall(r"--[a-z][a-z0-9-]+", build_parser().format_help()))
     own = {
+        "--read-data",
         "--help",
         "--json",
         "--web",

@@ -175,7 +175,7 @@ def test_nan_logits_are_an_error(tmp_path):
     with torch.no_grad():
         reference.model.language_model.norm.weight[5] = float("nan")
     model = qwen3vl_core.load(tiny.save(reference, tmp_path))
-    with pytest.raises(WorkError, match="not finite"):
+    with pytest.raises(WorkError, match="logits are NaN or infinite"):
         written(model)
 
 

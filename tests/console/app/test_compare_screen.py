@@ -65,7 +65,7 @@ def test_captions_stream_in_while_they_are_written(store, pictures):
     async def scene(pilot):
         await at_compare(pilot)
         await until(pilot, lambda: "base 0 of 3" in text_of(pilot.app))
-        assert "captions come as they are written" in text_of(pilot.app)
+        assert "captions appear as they are written" in text_of(pilot.app)
         file.write_text(rows_of(pictures[:1], "base", "Of co", False))
         await until(pilot, lambda: "Of co" in text_of(pilot.app))
         assert "not written yet" in text_of(pilot.app) and "words …" in text_of(pilot.app)

@@ -142,7 +142,8 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ends: Tensor, in_place: bool, *weights: torch.nn.Parameter) -> Tensor:
-        ctx.save_for_backward(x, ends)
+        # frozen weights have no gradient that needs the input
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[3:]) else None, ends)
         ctx.weights, ctx.in_place = weights, in_place
         return F.grouped_mm(x, joined(weights).transpose(1, 2), offs=ends)
 

@@ -191,7 +191,8 @@ def grouped(x: Tensor, weights: list[Tensor], splits: list[int] | Tensor) -> Ten
     out, into = weights[0].shape
     if isinstance(splits, Tensor):
         matrices = aligned(weights[::-1])
-        rows = F.pad(x, (0, matrices.shape[2] - into))
+        # padding by nothing would copy the rows
+        rows = x if matrices.shape[2] == into else F.pad(x, (0, matrices.shape[2] - into))
         return F.grouped_mm(rows, matrices.transpose(1, 2), offs=splits)[:, :out]
     fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % _ALIGNED == into % _ALIGNED == 0
     if fast and x.shape[0]:

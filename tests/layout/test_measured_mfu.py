@@ -101,6 +101,6 @@ def test_another_gpu_has_its_own_peak_and_the_same_mfu(tmp_path, monkeypatch):
     tool.write_text(f"#!/bin/sh\nfor f in {asked}; do case $f in {fields} esac; printf '%s%s' \"$s\" \"$v\"; s=', '; done; echo\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    ours = judge(PACKED, PlanOptions(gpus=1, memory=140.0), disk=False, architecture=TWO).estimate
-    other = judge(PACKED, PlanOptions(gpus=1, memory=140.0, peak_tflops=989.0), disk=False, architecture=TWO).estimate
+    ours = judge(PACKED, PlanOptions(gpus=1), disk=False, architecture=TWO).estimate
+    other = judge(PACKED, PlanOptions(gpus=1, peak_tflops=989.0), disk=False, architecture=TWO).estimate
     assert ours.step.mfu == other.step.mfu and ours.step.seconds == pytest.approx(other.step.seconds * 989 / 312, rel=1e-3)

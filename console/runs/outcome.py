@@ -19,6 +19,7 @@ LOOKED_AT = 256 << 10
 """Bytes at the end of the metrics and of the log that are read."""
 # how torchrun names the first process that failed
 _FIRST_FAILURE = re.compile(rb"Root Cause \(first observed failure\).*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)", re.DOTALL)
+_FAILURE = re.compile(rb"^\s*rank\s*:\s*(\d+) [^\n]*\n\s*exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)", re.MULTILINE)
 _SAVING = re.compile(rf"{ITERATION}\d+\..*\.tmp")
 
 
@@ -83,6 +84,10 @@ class Attempt:
         if not found:
             return None, None, None
         rank, code, pid = map(int, found[-1].groups())
+        # a rank that lost its connection to a killed one may be seen to fail before it; SIGTERM is torchrun's own, to the others
+        for match in _FAILURE.finditer(data):
+            if int(match[2]) < 0 and int(match[2]) != -signal.SIGTERM:
+                rank, code, pid = map(int, match.groups())
         return rank, code, pid
 
 

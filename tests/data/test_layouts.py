@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwen3vl_core.data import layouts, turns
+from qwen3vl_core.data import layouts, media_tags, turns
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.inspect import command as inspect_data
 from qwen3vl_core.data.prepare import command as prepare
@@ -104,8 +104,8 @@ READ = {
     "pairs": ({"conversation": [{"human": "<image>What?", "assistant": "Circles."}], "images": ["a.jpg"]}, WANTED),
     "the Cauldron": ({"images": [{"bytes": PNG}], "texts": [{"user": "What?", "assistant": "Circles.", "source": "x"}]}, [asked(image(0,
         "png"), "What?"), answered()]),
-    "a caption": ({"image": "a.jpg", "caption": "Circles."}, [asked(image(), layouts.CAPTION_PROMPT), answered()]),
-    "imagefolder": ({"file_name": "a.jpg", "text": "Circles."}, [asked(image(), layouts.CAPTION_PROMPT), answered()]),
+    "a caption": ({"image": "a.jpg", "caption": "Circles."}, [asked(image(), media_tags.CAPTION_PROMPT), answered()]),
+    "imagefolder": ({"file_name": "a.jpg", "text": "Circles."}, [asked(image(), media_tags.CAPTION_PROMPT), answered()]),
     "a picture without its tag": ({"image": "a.jpg", "conversations": BARE}, WANTED),
     "numbered tags": (
         {"images": ["a.jpg", "b.png"], "messages": [user("<image_2> or <image_1>?"), ANSWER]},

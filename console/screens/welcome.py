@@ -26,7 +26,7 @@ from console.screens.base import ConsoleScreen
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
-from qwen3vl_core.layout import recipe
+from qwen3vl_core.layout import recipe, recipe_values
 from qwen3vl_core.locations import DEFAULT_DEMO
 from qwen3vl_core.options import from_mapping, to_mapping
 from qwen3vl_core.options.finetune import FinetuneOptions
@@ -251,7 +251,7 @@ class WelcomeScreen(ConsoleScreen):
         if read.problems:
             lines = [str(problem) for problem in read.problems]
             if any(problem.code == "recipe-count" for problem in read.problems):
-                names = " ".join(f"{position.number} {position.name}" for position in recipe.FORM)
+                names = " ".join(f"{position.number} {position.name}" for position in recipe_values.FORM)
                 lines.append(f"they are: {names}")
             self._problems(lines)
             return

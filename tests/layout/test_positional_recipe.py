@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from qwen3vl_core.cli import main
 from qwen3vl_core.command_line import build_parser
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.recipe import FORM, LEFT_OUT, command, read, size_in
+from qwen3vl_core.layout.recipe import command, read, size_in
+from qwen3vl_core.layout.recipe_values import FORM, LEFT_OUT
 from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions, from_mapping, option_problems, options_of
 from qwen3vl_core.options.planfile import read_plan_file

@@ -125,7 +125,9 @@ def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem]
         print(json.dumps(rows, indent=1) if plan.json else preset_table(rows))
         return EXIT_DONE
     if not options.load and not options.size:
-        raise RequestError(*problems, Problem("model-unknown"), *option_problems(options))
+        # a size that was refused was given
+        named = any(problem.option in ("size", "load") for problem in problems)
+        raise RequestError(*problems, *(() if named else (Problem("model-unknown"),)), *option_problems(options))
     verdict = judge(options, plan, problems=problems, cluster=False)
     if plan.emit:
         print(script(verdict, plan), end="")

@@ -195,3 +195,9 @@ def test_layouts_are_ranked_with_the_same_peak(capsys):
         found[gpu] = {tuple(row["options"]): row["seconds"] for row in rows}
     shared = found["H20"].keys() & found["H100"].keys()
     assert shared and all(found["H20"][row] / found["H100"][row] == pytest.approx(989 / 148, rel=0.01) for row in shared)
+
+
+def test_a_size_that_is_refused_is_not_missing_too(capsys):
+    assert main(["plan", "--size", "9B"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "--size 9B" in lines[0]

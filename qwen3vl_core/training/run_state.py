@@ -17,8 +17,9 @@ from megatron.core import parallel_state
 from qwen3vl_core import run_record
 from qwen3vl_core.checkpoint import lora_merge, retention
 from qwen3vl_core.checkpoint.model_source import ModelSource
+from qwen3vl_core.checkpoint.saving import Saving, start_saving
 from qwen3vl_core.checkpoint.source import open_source
-from qwen3vl_core.checkpoint.training_state import Saving, load_step, load_training, start_saving
+from qwen3vl_core.checkpoint.training_state import load_step, load_training
 from qwen3vl_core.data.loader import Loader, build_loader
 from qwen3vl_core.data.media_limits import limits_of
 from qwen3vl_core.data.processor import ChatProcessor

@@ -127,7 +127,8 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
     """
     from megatron.core import parallel_state
 
-    from qwen3vl_core.checkpoint.training_state import load_training, save_training
+    from qwen3vl_core.checkpoint.saving import save_training
+    from qwen3vl_core.checkpoint.training_state import load_training
 
     def run(o, first: int, training):
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
@@ -153,7 +154,7 @@ def train_in_two_halves(folder: Path, checkpoints: Path, save: dict, load: dict 
 
 def save_the_beginning(folder: Path, checkpoints: Path, changes: dict) -> None:
     """Save a run before its first step, with the state of its optimizer."""
-    from qwen3vl_core.checkpoint.training_state import save_training
+    from qwen3vl_core.checkpoint.saving import save_training
 
     o = options(folder, **changes)
     process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
@@ -262,7 +263,7 @@ def save_adapters(folder: Path, target: Path, changes: dict) -> None:
     from megatron.core import parallel_state
 
     from qwen3vl_core.checkpoint import lora_merge
-    from qwen3vl_core.checkpoint.training_state import save_training
+    from qwen3vl_core.checkpoint.saving import save_training
 
     o, source = options(folder, **changes), open_source(folder)
     process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
@@ -313,7 +314,8 @@ def save_beside_training(folder: Path, checkpoints: Path):
     from megatron.core import parallel_state
 
     from qwen3vl_core.checkpoint import retention, torch_dist
-    from qwen3vl_core.checkpoint.training_state import load_training, start_saving
+    from qwen3vl_core.checkpoint.saving import start_saving
+    from qwen3vl_core.checkpoint.training_state import load_training
 
     def run(o, first):
         dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()

@@ -259,7 +259,8 @@ def half_way(request, tmp_path):
     conversion = Conversion(source, target)
     try:
         conversion.start()
-        assert [p.name for p in target.parent.iterdir()] == ["target.tmp"]
+        # its lock stands beside it: one writer a target
+        assert sorted(p.name for p in target.parent.iterdir()) == [".target.lock", "target.tmp"]
         yield conversion, source, target
     finally:
         conversion.process.kill()

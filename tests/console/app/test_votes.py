@@ -78,7 +78,7 @@ def test_votes_that_cannot_be_saved_are_reported(store, compared):
         await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
         await press(pilot, "left_square_bracket")
-        assert "the vote was not kept" in said(pilot.app) and "★" not in text_of(pilot.app)
+        assert "the vote was not saved" in said(pilot.app) and "★" not in text_of(pilot.app)
 
     driven(scene, store.app())
 

@@ -1,6 +1,6 @@
 """What the notebook's curve costs while a long run grows: one look after one more step, and what is sent to the browser.
 
-    python benchmarks/notebook.py [--steps 1000000] [--looks 20] [--smoothing 0.9] [--json]
+    python benchmarks/notebook.py [--steps 1000000] [--looks 20] [--smoothing 0.05] [--json]
 
 The run's metrics are made here; the widget is the real one, without a browser. Prints medians of CPU time. A look comes twice a
 second, so that 10 ms are 2% of a core.
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--looks", type=int, default=20)
-    parser.add_argument("--smoothing", type=float, default=0.9)
+    parser.add_argument("--smoothing", type=float, default=0.05)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     measure(100, 1, args.smoothing)  # the first widget imports plotly

@@ -165,14 +165,13 @@ def curve(rounds: int) -> float:
     from textual.app import App, ComposeResult
 
     from console.curves.lines import CurveLine
-    from console.curves.smoothing import Smoother
     from console.widgets.curve import Curve
 
     random = np.random.default_rng(0)
     lines = []
     for slot in range(RUNS):
         y = 1 + 3 * np.exp(-np.arange(POINTS) / 2e5) + random.normal(0, 0.1, POINTS)
-        lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, Smoother(0.97)(y) if slot == 0 else None, slot))
+        lines.append(CurveLine(f"run {slot}", np.arange(1, POINTS + 1), y, True, slot))
 
     names = ("axis", "text", "cross", "mark", "problem", *(f"line-{i}" for i in range(6)))
 

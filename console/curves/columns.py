@@ -75,13 +75,14 @@ class Columns:
 
 
 class Bounds:
-    """Minimum and maximum of each block of a long series, updated as it grows; used while all values are finite."""
+    """Minimum, maximum and sum of each block of a long series, updated as it grows; used while all values are finite."""
 
     def __init__(self) -> None:
         self.size = 0
         self.finite = True
         self.low = np.empty(0)
         self.high = np.empty(0)
+        self.sum = np.empty(0)
         self._of: object = None
 
     def update(self, y: np.ndarray) -> None:
@@ -89,7 +90,7 @@ class Bounds:
         memory = y if y.base is None else y.base
         if memory is not self._of or len(y) < self.size:
             self._of, self.size, self.finite = memory, 0, True
-            self.low = self.high = np.empty(0)
+            self.low = self.high = self.sum = np.empty(0)
         if self.finite and len(y) > self.size:
             done = self.size // BLOCK
             new = y[done * BLOCK :]
@@ -97,6 +98,7 @@ class Bounds:
             starts = np.arange(0, len(new), BLOCK)
             self.low = np.concatenate([self.low[:done], np.minimum.reduceat(new, starts)])
             self.high = np.concatenate([self.high[:done], np.maximum.reduceat(new, starts)])
+            self.sum = np.concatenate([self.sum[:done], np.add.reduceat(new, starts)])
         self.size = len(y)
 
 

@@ -1,4 +1,4 @@
-"""One line of a curve, and its incremental update while its series grows."""
+"""One line of a curve: its incremental update while its series grows, its smallest and largest value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from console.curves.smoothing import Smoother
 from console.curves.thinning import MOST_POINTS, Thinner, decimate, within
 
 SLOTS = 6
@@ -22,28 +21,43 @@ class CurveLine:
     """Steps, [n], ascending."""
     y: np.ndarray
     """Values, [n]; NaN is a gap."""
-    smooth: np.ndarray | None = None
-    """Smoothed values, [n]."""
+    noisy: bool = False
+    """Whether it is drawn with its average where there are many points."""
     slot: int = 0
     """Index of its colour."""
 
 
 class GrowingLine:
-    """Smooths and thins a growing series, computing only what is new.
+    """Thins a growing series, computing only what is new.
 
-    version: of the series; for another version or another weight create a new `GrowingLine`.
+    version: of the series; for another version create a new `GrowingLine`.
     """
 
-    def __init__(self, version: int, weight: float) -> None:
-        self.version, self.weight = version, weight
-        self._smoother, self._thinner = Smoother(weight), Thinner()
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self._thinner = Thinner()
 
     def __call__(
         self, x: np.ndarray, y: np.ndarray, window: tuple[float, float] | None = None, most: int = MOST_POINTS
     ) -> tuple[np.ndarray, np.ndarray]:
         """(x [m], y [m]), m <= most, of the points in the window; None: of all points. Nothing is cached for a window."""
-        if self.weight:
-            y = self._smoother(y)
         if window is None and most == self._thinner.most:
             return self._thinner(x, y)
         return decimate(*within(x, y, window), most)
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The smallest and the largest finite value of a line, each as (step, value)."""
+
+    lowest: tuple[int, float]
+    highest: tuple[int, float]
+
+
+def extremes(x: np.ndarray, y: np.ndarray) -> Extremes | None:
+    """Of x [n] and y [n]; the first of equal values. None without a finite value."""
+    finite = np.isfinite(y)
+    if not finite.any():
+        return None
+    low, high = int(np.where(finite, y, np.inf).argmin()), int(np.where(finite, y, -np.inf).argmax())
+    return Extremes((int(x[low]), float(y[low])), (int(x[high]), float(y[high])))

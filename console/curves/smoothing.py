@@ -1,73 +1,93 @@
-"""The smoothing of all curves: TensorBoard's debiased exponential moving average."""
+"""The smoothing of all curves: the mean of a centred window that is a share of what is seen. One rule for terminal and notebook."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK_RANGE = 1e9
-"""Largest ratio of weights inside one block of the recurrence: sums keep 6 digits and do not overflow."""
+from console.curves.columns import BLOCK, COARSE, MOST, Bounds, search
+
+SHARE = 0.05
+"""The window's width where nothing else is chosen."""
+SHARES = (SHARE, 0.1, 0.2, 0.0, 0.02)
+"""Widths to choose among, as shares of the steps in view; 0: no average."""
 
 
-class Smoother:
-    """Debiased exponential moving average of a growing series; only new values are computed.
+@dataclass(frozen=True)
+class Average:
+    """A smoothed line."""
 
-    weight: of the past, from 0 (no smoothing) to below 1; ValueError otherwise. A NaN or infinite value gives NaN and does not
-    change the average, as in TensorBoard: a skipped step does not reduce the weight of the steps before it.
-    """
-
-    def __init__(self, weight: float, room: int = 0) -> None:
-        """room: number of values for which memory is allocated at once."""
-        if not 0 <= weight < 1:
-            raise ValueError(f"weight is {weight}; from 0 to below 1")
-        self.weight = weight
-        self.size = 0
-        self._mean, self._mass = 0.0, 0.0
-        self._out = np.full(max(room, 256), np.nan)
+    x: np.ndarray
+    """Steps, [m], ascending, at most two for each column."""
+    y: np.ndarray
+    """Means, [m]; NaN where the window has no finite value."""
+    window: float
+    """Width of the window in steps."""
 
     @property
-    def values(self) -> np.ndarray:
-        """Averages of all values so far, [n], read-only; they do not change when more values come."""
-        values = self._out[: self.size]
-        values.flags.writeable = False
-        return values
+    def name(self) -> str:
+        """`avg of 50 steps`."""
+        return f"avg of {max(round(self.window), 2):,} steps"
 
-    def __call__(self, y: np.ndarray) -> np.ndarray:
-        """Averages [n] of the series y [n], which is the series of the last call with values appended."""
-        self.extend(y[self.size :])
-        return self.values
+    def at(self, step: float) -> float:
+        """The mean at the nearest step."""
+        return float(self.y[int(np.abs(self.x - step).argmin())])
 
-    def extend(self, y: np.ndarray) -> None:
-        """Append values [k]."""
-        y = np.asarray(y, np.float64)
-        if self.size + len(y) > len(self._out):
-            grown = np.empty(max(2 * len(self._out), self.size + len(y)))
-            grown[: self.size] = self.values
-            self._out = grown
-        out = self._out[self.size : self.size + len(y)]
-        finite = np.isfinite(y)
-        out[:] = np.nan
-        out[finite] = self._recurrence(y[finite]) if self.weight else y[finite]
-        self.size += len(y)
 
-    def _recurrence(self, y: np.ndarray) -> np.ndarray:
-        """mean_k = w mean_(k-1) + (1 - w) y_k, divided by the mass 1 - w^k; a block of values at a time."""
-        w, n = self.weight, len(y)
-        if not n:
-            return y
-        block = max(1, min(n, int(math.log(BLOCK_RANGE) / -math.log(w))))
-        blocks = -(-n // block)
-        padded = np.zeros(blocks * block)
-        padded[:n] = y
-        power = w ** np.arange(1, block + 1)
-        # inside a block: w^j * sum of (1 - w) y_i / w^i, i <= j; plus the decayed mean before the block
-        inner = np.cumsum(padded.reshape(blocks, block) * ((1 - w) / power), axis=1) * power
-        before, carry = np.empty(blocks), self._mean
-        for i, end in enumerate(inner[:, -1].tolist()):
-            before[i] = carry
-            carry = end + carry * power[-1]
-        means = (inner + before[:, None] * power).reshape(-1)[:n]
-        masses = 1 - (1 - self._mass) * w ** np.arange(1, n + 1)
-        self._mean, self._mass = float(means[-1]), float(masses[-1])
-        return means / masses
+def average(
+    x: np.ndarray, y: np.ndarray, view: tuple[float, float], columns: int, share: float = SHARE, bounds: Bounds | None = None
+) -> Average | None:
+    """The average of the points (x [n], ascending; y [n], may hold NaN) in a view of so many columns of characters.
+
+    None: the values themselves are the line, as there is no more than one for each column, or `share` is 0. Near the first and the
+    last point the window gets narrower on both sides, so that the ends do not lag. What lies outside of the view counts within the
+    window, so that panning does not change the line. bounds: of a long series without NaN, which need then not be read.
+    """
+    x0, x1 = view
+    if not share or x1 <= x0 or int(search(x, x1, "right")) - int(search(x, x0)) <= columns:
+        return None
+    count = 2 * columns
+    half = max(round(share * count / 2), 1)
+    width = (x1 - x0) / count
+    edges = x0 + width * np.arange(-half, count + half + 1)
+    index = search(x, edges)
+    if edges[half + count] >= x[-1]:
+        index[half + count :] = len(x)  # the last point, which is on an edge, is in the last column
+    points, counted, sums = _cells(y, index, bounds)
+    filled = np.flatnonzero(points)
+    place = np.arange(half, half + count)
+    reach = np.minimum(np.minimum(place - filled[0], filled[-1] - place), half)
+    inside = np.abs(np.arange(-half, half + 1)) <= reach[:, None]
+
+    def windows(cells: np.ndarray) -> np.ndarray:
+        return np.where(inside, np.lib.stride_tricks.sliding_window_view(cells, 2 * half + 1), 0).sum(axis=1)
+
+    there, weights = windows(points) > 0, windows(counted)
+    means = np.where(weights > 0, windows(sums) / np.maximum(weights, 1), np.nan)
+    return Average((x0 + width * (np.arange(count) + 0.5))[there], means[there], width * (2 * half + 1))
+
+
+def _cells(y: np.ndarray, index: np.ndarray, bounds: Bounds | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(points, finite points, sum of these) of each cell from index[i] to index[i + 1]."""
+    points = np.diff(index)
+    begin, end = int(index[0]), int(index[-1])
+    if bounds is not None and end - begin > COARSE * BLOCK * len(points):
+        blocks = index // BLOCK
+        whole = np.diff(np.minimum(blocks * BLOCK, bounds.size))
+        return whole, whole, _sums(bounds.sum[: int(blocks[-1])], blocks)
+    part = np.asarray(y[begin:end], np.float64)
+    if np.isfinite(part.sum()):
+        return points, points, _sums(part, index - begin)
+    finite = np.isfinite(part)
+    part = np.where(finite, np.clip(part, -MOST, MOST), 0.0)
+    return points, _sums(finite.astype(np.int64), index - begin), _sums(part, index - begin)
+
+
+def _sums(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The sum of values[index[i]:index[i + 1]] for each i; 0 for none."""
+    found = np.zeros(len(index) - 1, values.dtype)
+    filled = index[1:] > index[:-1]
+    if filled.any():
+        found[filled] = np.add.reduceat(values, index[:-1][filled])
+    return found

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
+
+from console.curves.columns import Columns
 from qwen3vl_core.formats import number, tick
+
+LOG_SPAN = 30.0
+"""Ratio of the highest to the lowest value from which an axis is logarithmic by itself."""
+OUTLIERS = 0.02
+"""Share of the columns whose low values do not count for that."""
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -26,6 +35,18 @@ def log_ticks(low: float, high: float, count: int) -> list[float]:
     fine = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     fine = [v for v in fine if low - 1e-9 <= math.log10(v) <= high + 1e-9]
     return fine if len(fine) >= 3 else ticks(10.0**low, 10.0**high, count)
+
+
+def wants_log(drawn: Iterable[Columns]) -> bool:
+    """Whether lines are easier to read on a logarithmic axis: all values are above 0, and the highest is far above the rest of them.
+
+    A few very small values do not count: they would stretch the axis instead.
+    """
+    filled = [columns for columns in drawn if len(columns.column)]
+    if not filled or min(float(columns.low.min()) for columns in filled) <= 0:
+        return False
+    low = float(np.quantile(np.concatenate([columns.low for columns in filled]), OUTLIERS))
+    return max(float(columns.high.max()) for columns in filled) > LOG_SPAN * low
 
 
 def value_range(low: float, high: float, log: bool = False) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from console.curves.lines import GrowingLine
+from console.curves.smoothing import SHARE, average
 from console.curves.thinning import MOST_POINTS
 from console.formatting import GLYPHS
 from console.notebook.data_frames import metrics
@@ -38,6 +39,10 @@ IN_TABLE = (LOSS, TOKENS_PER_SECOND)
 DIM = 0.45
 """Opacity of the raw values under the smoothed line."""
 STATIC_POINTS = 400
+COLUMNS = 150
+"""A figure is about as wide as so many columns of characters: with more points than that a line gets an average."""
+WIDEST = 0.5
+"""Largest share of what is seen that an average's window covers."""
 READ_BYTES, READ_SECONDS, MANY_ROWS = 1 << 20, 0.25, 2_000
 """A long run is read in pieces: no look takes longer than this, so that the widget stays responsive."""
 
@@ -58,21 +63,22 @@ class RunMonitor(Live):
     """Curves and status of one or several runs.
 
     runs: numbers, ids, names, `Run`s or a `Launcher`; by default the newest finetune of the store, even if it is
-    started later, here or in the console. metric: as in metrics.jsonl. smoothing: weight of the past values, 0 to 0.99.
+    started later, here or in the console. metric: as in metrics.jsonl. smoothing: width of the averages' window as a share of what is
+    seen, 0 (none) to 0.5; a line with few points is drawn as it is, as in the console.
     """
 
     def __init__(
-        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = LOSS, smoothing: float = 0.0, log_y: bool = False
+        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = LOSS, smoothing: float = SHARE, log_y: bool = False
     ) -> None:
         super().__init__()
         stores = [run.store for run in runs if hasattr(run, "start_button")]
         self.store = stores[0] if stores else open_store(store)
         self._launchers = [run for run in runs if hasattr(run, "start_button")]
         chosen = [as_run(run, self.store) for run in runs if run not in self._launchers]
-        if not 0 <= smoothing < 1:
-            raise RequestError(f"smoothing {smoothing}: must be from 0 to below 1; use 0.9")
+        if not 0 <= smoothing <= WIDEST:
+            raise RequestError(f"smoothing {smoothing}: must be from 0 to {WIDEST:g}, a share of what is seen; use {SHARE:g}")
         self._series: dict[str, MetricSeries] = {}
-        self._growing: dict[tuple[str, str, str], GrowingLine] = {}
+        self._growing: dict[tuple[str, str], GrowingLine] = {}
         self._runs: dict[str, Run] = {}
         self._drawn: Any = None
         self._quiet = False
@@ -82,7 +88,7 @@ class RunMonitor(Live):
         names = [*METRICS, *([] if metric in METRICS else [metric])]
         self.metric_menu = W.Dropdown(options=[(label_of(n), n) for n in names], value=metric, description="metric", **wide)
         self.smoothing_slider = W.FloatSlider(
-            value=smoothing, min=0.0, max=0.99, step=0.01, description="smooth", continuous_update=False, readout_format=".2f", **wide
+            value=smoothing, min=0.0, max=WIDEST, step=0.01, description="average", continuous_update=False, readout_format=".0%", **wide
         )
         self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="80px"))
         self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
@@ -190,22 +196,30 @@ class RunMonitor(Live):
 
     def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
         """The lines of these runs, each with at most `most` points."""
-        metric, weight = self.metric_menu.value, self.smoothing_slider.value
+        metric, share = self.metric_menu.value, self.smoothing_slider.value if is_noisy(self.metric_menu.value) else 0.0
         traces = []
+        view = window or self._extent(shown, metric)
         for slot, run in enumerate(shown):
-            roles = [("raw", metric, 0.0)]
-            roles += [("smooth", metric, weight)] if weight and is_noisy(metric) else []
-            for role, key, own in [*roles, ("eval", key_of(EVAL, metric), 0.0)]:
+            for role, key in (("raw", metric), ("smooth", metric), ("eval", key_of(EVAL, metric))):
                 x, y = self._series[run.id].xy(key)
-                if len(x) or role == "raw":
-                    traces.append(Trace((run.id, role), *self._line_of(run, role, key, own)(x, y, window, most), slot))
+                if role == "smooth":
+                    mean = average(x, y, view, COLUMNS, share)
+                    if mean is not None:
+                        traces.append(Trace((run.id, role), mean.x, mean.y, slot))
+                elif len(x) or role == "raw":
+                    traces.append(Trace((run.id, role), *self._line_of(run, key)(x, y, window, most), slot))
         return traces
 
-    def _line_of(self, run: Run, role: str, key: str, weight: float) -> GrowingLine:
-        version, name = self._series[run.id].version, (run.id, role, key)
-        known = self._growing.get(name)
-        if known is None or (known.version, known.weight) != (version, weight):
-            known = self._growing[name] = GrowingLine(version, weight)
+    def _extent(self, shown: list[Run], metric: str) -> tuple[float, float]:
+        """First and last step of the shown runs."""
+        steps = [x for run in shown if len(x := self._series[run.id].xy(metric)[0])]
+        return (float(min(x[0] for x in steps)), float(max(x[-1] for x in steps))) if steps else (0.0, 0.0)
+
+    def _line_of(self, run: Run, key: str) -> GrowingLine:
+        version = self._series[run.id].version
+        known = self._growing.get((run.id, key))
+        if known is None or known.version != version:
+            known = self._growing[run.id, key] = GrowingLine(version)
         return known
 
     def _draw(self, shown: list[Run]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from console.curves.lines import SLOTS, CurveLine
-from console.curves.smoothing import Smoother
+from console.curves.lines import SLOTS, CurveLine, Extremes, extremes
 from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, explain_more
+from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail, LogView
 from qwen3vl_core.run_metrics import in_order, is_noisy, key_of, title_of
@@ -28,10 +28,13 @@ class RunView:
 
     run_id: str
     metric: str
-    weight: float
     lines: tuple[CurveLine, ...] = ()
     metrics: tuple[str, ...] = ()
     """Metrics that can be shown."""
+    extremes: Extremes | None = None
+    """Smallest and largest value of the metric in this run."""
+    evaluated: Extremes | None = None
+    """The same of its evaluations."""
     log: LogView = field(default_factory=LogView)
     events: tuple[dict[str, Any], ...] = ()
     diagnosis: Diagnosis | None = None
@@ -56,36 +59,33 @@ class MonitorFeed:
     def __init__(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
         self.lock = threading.Lock()
-        self._averages: dict[tuple[str, str, float], tuple[int, Smoother]] = {}
+        self._extremes: dict[str, tuple[tuple[str, int, int], Extremes | None]] = {}
+        """By metric: (run, version and length of its series; its extremes)"""
         self._log: tuple[str, LogTail] | None = None
         self._taken = 0
         self._diagnosis: tuple[tuple[Any, ...], tuple[int, str], Diagnosis | None] | None = None
         """(key of the run's state and log, how far the log was searched, the diagnosis)"""
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
-    def read(self, run: Run, others: Iterable[Run], metric: str, weight: float) -> RunView:
-        """metric: a key of a train row. weight: smoothing weight, 0 for no smoothing."""
+    def read(self, run: Run, others: Iterable[Run], metric: str) -> RunView:
+        """metric: a key of a train row."""
         with self.lock, self.watcher.lock:
             lines = []
-            wanted = set()
             reading = False
             for slot, each in enumerate([run, *others]):
                 series = self.watcher.series(each, READ_BYTES)
                 reading = reading or series.behind
-                lines.append(self._line(each.id, series, metric, weight, slot))
-                wanted.add(each.id)
+                lines.append(CurveLine(each.id, *series.xy(metric), is_noisy(metric), slot))
             main = self.watcher.series(run, 0)
             evaluated = key_of(EVAL, metric)
             if evaluated in main.keys:
                 x, y = main.xy(evaluated)
-                lines.append(CurveLine(title_of(evaluated), x, y, None, SLOTS - 1))
-            for key in [key for key in self._averages if key[0] not in wanted or key[1:] != (metric, weight)]:
-                del self._averages[key]
+                lines.append(CurveLine(title_of(evaluated), x, y, False, SLOTS - 1))
             names = in_order([name for name in main.keys if "/" not in name])
             log = self._read_log(run)
             return RunView(
-                run.id, metric, weight, tuple(lines), tuple(names), log, tuple(main.events), self._explain(run, log),
-                self._read_samples(run), reading,
+                run.id, metric, tuple(lines), tuple(names), *(self._extremes_of(run, main, key) for key in (metric, evaluated)),
+                log, tuple(main.events), self._explain(run, log), self._read_samples(run), reading,
             )  # fmt: skip
 
     def _explain(self, run: Run, log: LogView) -> Diagnosis | None:
@@ -127,16 +127,13 @@ class MonitorFeed:
             stories[image] = CaptionHistory(image, prompt, (*kept, (step, text)))
         return tuple(stories.values())
 
-    def _line(self, run_id: str, series: Any, metric: str, weight: float, slot: int) -> CurveLine:
-        x, y = series.xy(metric)
-        if not weight or not is_noisy(metric) or not len(y):
-            return CurveLine(run_id, x, y, None, slot)
-        key = (run_id, metric, weight)
-        version, average = self._averages.get(key, (-1, None))
-        if average is None or version != series.version or average.size > len(y):
-            average = Smoother(weight, series.room)
-        self._averages[key] = (series.version, average)
-        return CurveLine(run_id, x, y, average(y), slot)
+    def _extremes_of(self, run: Run, series: MetricSeries, key: str) -> Extremes | None:
+        x, y = series.xy(key)
+        now = (run.id, series.version, len(y))
+        known = self._extremes.get(key)
+        if known is None or known[0] != now:
+            known = self._extremes[key] = (now, extremes(x, y))
+        return known[1]
 
     def _read_log(self, run: Run) -> LogView:
         if self._log is None or self._log[0] != run.id:

@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 
 from console.actions import bindings_of
 from console.curves.marks import Mark
+from console.curves.smoothing import SHARES
 from console.messages import RunRead, WorkFailed
 from console.readers.monitor import MonitorFeed, RunView
 from console.readers.run_rows import Snapshot
@@ -21,10 +22,9 @@ from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
-from qwen3vl_core.run_metrics import LOSS, is_noisy, label_of
+from qwen3vl_core.run_metrics import LOSS, label_of
 from qwen3vl_core.run_record import TRAIN
 
-WEIGHTS = (0.0, 0.6, 0.9, 0.97, 0.99)
 OVERLAYS = 4
 FINETUNE_ONLY = (
     "curve", "reset", "log_y", "smooth", "overlay", "metric", "metrics", "event", "captions", "save", "enlarge", "tensorboard",
@@ -43,7 +43,6 @@ class MonitorScreen(MonitorLog):
     def __init__(self) -> None:
         super().__init__()
         self.metric = LOSS
-        self.weight = 0.9
         self.others: list[str] = []
         self.feed = MonitorFeed(self.app.watcher)
         self._busy = self._again = False
@@ -123,12 +122,12 @@ class MonitorScreen(MonitorLog):
             self._again = True
             return True
         self._busy, self._again = True, False
-        run, metric, weight = self.row.run, self.metric, self.weight
+        run, metric = self.row.run, self.metric
         others = [row.run for other in self.others if (row := self.app.snapshot.get(other)) is not None]
 
         def look() -> None:
             try:
-                self.post_message(RunRead(self.feed.read(run, others, metric, weight)))
+                self.post_message(RunRead(self.feed.read(run, others, metric)))
             except Exception as error:
                 # no content of a run's files may crash the console
                 self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
@@ -140,7 +139,7 @@ class MonitorScreen(MonitorLog):
     def _read(self, event: RunRead) -> None:
         self._busy = False
         view: RunView = event.view
-        if view.run_id == self.run_id and (view.metric, view.weight) == (self.metric, self.weight):
+        if view.run_id == self.run_id and view.metric == self.metric:
             self.view = view
             self.query_one(LogPane).show(view.log)
             self.query_one(SamplePane).show(view.stories)
@@ -160,20 +159,13 @@ class MonitorScreen(MonitorLog):
         view, curve = self.view, self.query_one(Curve)
         if view is None:
             return
-        notes = []
-        if curve.log_y:
-            notes.append("log-y")
-        if is_noisy(view.metric):
-            notes.append(f"avg {view.weight:g}" if view.weight else "raw")
-        if view.reading:
-            notes.append("reading …")
         waiting = self.row is not None and self.row.alive
         empty = "waiting for the first step" if waiting else "no metrics: the log says why"
         marks = [
             Mark(event["step"], str(event.get("event")), str(event.get("text") or event.get("event")))
             for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
         ]  # fmt: skip
-        curve.show(list(view.lines), label_of(view.metric), " · ".join(notes), empty, marks)
+        curve.show(list(view.lines), label_of(view.metric), "reading …" if view.reading else "", empty, marks)
 
     def _figures(self) -> None:
         if self.row is None:
@@ -213,15 +205,18 @@ class MonitorScreen(MonitorLog):
         self.query_one(Curve).action_reset()
 
     def action_log_y(self) -> None:
-        """A logarithmic axis of values, or a linear one."""
+        """A logarithmic axis of values, or a linear one; until then what is in view decides."""
         curve = self.query_one(Curve)
-        curve.log_y = not curve.log_y
-        self._draw()
+        curve.log_wanted = not curve.log_y
+        curve.rebuild()
 
     def action_smooth(self) -> None:
-        """The next of the smoothing's weights."""
-        self.weight = WEIGHTS[(WEIGHTS.index(self.weight) + 1) % len(WEIGHTS)]
-        self.read()
+        """The next width of the averages' window."""
+        curve = self.query_one(Curve)
+        curve.share = SHARES[(SHARES.index(curve.share) + 1) % len(SHARES)]
+        curve.rebuild()
+        words = f"average over {curve.share:.0%} of what is seen, where there are more points than columns" if curve.share else "no average"
+        self.notify(words, timeout=2)
 
     def action_metric(self) -> None:
         """Show the next metric; in other panes: focus the next pane."""
@@ -249,6 +244,7 @@ class MonitorScreen(MonitorLog):
 
     def _set_metric(self, name: str) -> None:
         self.metric = name
+        self.query_one(Curve).log_wanted = None
         if self.row is not None:
             self.app.remember_command("runs", "metrics", str(self.row.run.number), "--metric", name)
         self.read()

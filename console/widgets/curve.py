@@ -17,7 +17,8 @@ from textual.widget import Widget
 from console.curves.columns import Bounds, Columns, Points, reduce, search
 from console.curves.lines import SLOTS, CurveLine
 from console.curves.marks import MARKS, Mark
-from console.curves.ticks import value_range
+from console.curves.smoothing import SHARE, Average, average
+from console.curves.ticks import value_range, wants_log
 from console.formatting import one_line
 from console.widgets.axes import x_axis, y_axis
 from console.widgets.braille import rasterize
@@ -31,16 +32,16 @@ NARROWEST = 4
 """Number of steps in view at the largest zoom."""
 
 
-_Layer = tuple[np.ndarray, np.ndarray, int, bool, tuple[int, bool]]
+_Layer = tuple[np.ndarray, np.ndarray, int, bool, int | None]
 """(x, y, slot, faded, key of its bounds)"""
 
 
 class Curve(Widget, can_focus=True):
-    """Draws curves. `show` sets the data; `log_y` and the actions `zoom`, `pan`, `reset`, `cross` set the view."""
+    """Draws curves. `show` sets the data; `share`, `log_wanted` and the actions `zoom`, `pan`, `reset`, `cross` set the view."""
 
     HELP = (
         "Wheel zooms, dragging pans, the pointer shows values. On the axis: ◆ checkpoint, ✗ NaN, ▲ spike, ↻ resume, ■ stop. "
-        "Dim dots are the raw values, the bright line is their average."
+        "With more points than columns the dim dots are the values and the bright line is the average of a window, which the title names."
     )
     COMPONENT_CLASSES: ClassVar = {
         "curve--axis", "curve--text", "curve--cross", "curve--mark", "curve--problem", *(f"curve--line-{i}" for i in range(SLOTS)),
@@ -51,16 +52,23 @@ class Curve(Widget, can_focus=True):
         self.lines: list[CurveLine] = []
         self.title = ""
         self.note = ""
-        """Text next to the title: axis and smoothing."""
+        """Text at the end of the title."""
         self.empty = ""
         """Text instead of a curve without points."""
+        self.share = SHARE
+        """Width of the averages' window as a share of the steps in view; 0: no average."""
+        self.log_wanted: bool | None = None
+        """Whether the axis of values is logarithmic; None: if what is in view asks for it."""
         self.log_y = False
+        """Whether it is."""
         self.view: tuple[float, float] | None = None
         """Steps in view; None: all steps, including future ones."""
         self.crosshair: float | None = None
         """Step at the crosshair."""
         self.marks: tuple[Mark, ...] = ()
-        self._bounds: dict[tuple[int, bool], Bounds] = {}
+        self._bounds: dict[int, Bounds] = {}
+        self._averages: list[Average | None] = []
+        """Of each line, for the current view."""
         self._strips: list[Strip] = []
         self._styles_now: tuple[Style, Style, Style, list[Style], list[Style]] | None = None
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
@@ -238,47 +246,73 @@ class Curve(Widget, can_focus=True):
         self._styles_now = base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
         return self._styles_now
 
+    def _bounds_of(self, key: int | None, y: np.ndarray) -> Bounds | None:
+        """Bounds of the blocks of a long series without NaN; of a growing one only new points are read."""
+        if key is None or len(y) < LONG or y.dtype != np.float64:
+            return None
+        bounds = self._bounds.setdefault(key, Bounds())
+        bounds.update(y)
+        return bounds if bounds.finite else None
+
+    def _average(self, columns: int) -> list[Average | None]:
+        """The average of each noisy line with more points in view than columns."""
+        return [
+            average(line.x, line.y, self.shown, columns, self.share, self._bounds_of(line.slot, line.y)) if line.noisy else None
+            for line in self.lines
+        ]
+
     def _layers(self) -> list[_Layer]:
         """Layers in painting order: the topmost comes last."""
-        layers = [(line.x, line.y, line.slot % SLOTS, line.smooth is not None, (line.slot, False)) for line in self.lines]
+        pairs = list(zip(self.lines, self._averages, strict=True))
+        layers: list[_Layer] = [(line.x, line.y, line.slot % SLOTS, mean is not None, line.slot) for line, mean in pairs]
         # the first line is the run itself: painted last, its average on top
         layers.reverse()
         layers.sort(key=lambda layer: not layer[3])
-        layers += [
-            (line.x, line.smooth, line.slot % SLOTS, False, (line.slot, True)) for line in reversed(self.lines) if line.smooth is not None
-        ]
+        layers += [(mean.x, mean.y, line.slot % SLOTS, False, None) for line, mean in reversed(pairs) if mean is not None]
         return layers
 
-    def _reduced(self, layer: _Layer, x0: float, x1: float, count: int) -> Columns:
-        """A layer reduced to columns of dots. Of a long series only new points are read one by one."""
+    def _reduced(self, layer: _Layer, count: int) -> Columns:
+        """A layer reduced to columns of dots."""
         x, y, _, _, key = layer
-        if len(y) >= LONG and y.dtype == np.float64:
-            bounds = self._bounds.setdefault(key, Bounds())
-            bounds.update(y)
-            if bounds.finite and (not self.log_y or bounds.low.min() > 0):
-                columns = reduce(Points(x, y, None), x0, x1, count, bounds)
-                return columns.log10() if self.log_y else columns
-        return reduce(Points.of(x, y, self.log_y), x0, x1, count)
+        bounds = self._bounds_of(key, y)
+        x0, x1 = self.shown
+        return reduce(Points.of(x, y) if bounds is None else Points(x, y, None), x0, x1, count, bounds)
+
+    def _on_log_axis(self, layers: list[_Layer], drawn: list[Columns], count: int) -> list[Columns]:
+        """The same columns on a logarithmic axis, on which values that are not above 0 are gaps."""
+        x0, x1 = self.shown
+        return [
+            columns.log10() if len(columns.column) and columns.low.min() > 0 else reduce(Points.of(*layer[:2], log=True), x0, x1, count)
+            for layer, columns in zip(layers, drawn, strict=True)
+        ]
 
     def rebuild(self) -> None:
         """Draw everything into strips; the crosshair is drawn over them when they are rendered."""
         width, height = self.size
-        self._strips = []
+        self._strips, self._averages = [], [None] * len(self.lines)
         if width < 12 or height < 4 or not self.is_attached:
             self.refresh()
             return
-        layers = self._layers()
         x0, x1 = self.shown
         bottom = 2 if height >= 7 else 0
         rows = height - 1 - bottom
         # the labels depend on the drawn range, which depends on their width: start with the last width
         gutter = self._plot[0] or 5
+        self._averages = self._average(width - gutter)
+        layers = self._layers()
+        noisy = [line.slot for line in self.lines if line.noisy]
         attempt = 0
         while True:
             columns = width - gutter
-            drawn = [self._reduced(layer, x0, x1, 2 * columns) for layer in layers]
-            y0, y1 = self._y_range(drawn)
-            marks = y_axis(y0, y1, rows, self.log_y) if self.lines else []
+            drawn = [self._reduced(layer, 2 * columns) for layer in layers]
+            self.log_y = self.log_wanted
+            if self.log_y is None:
+                self.log_y = wants_log([one for one, layer in zip(drawn, layers, strict=True) if layer[4] in noisy])
+            if self.log_y:
+                drawn = self._on_log_axis(layers, drawn, 2 * columns)
+            ends = self._span(drawn)
+            y0, y1 = self._y_range(ends, rows)
+            marks = y_axis(y0, y1, rows, self.log_y, ends) if self.lines else []
             needed = max((len(label) for _, label in marks), default=0) + 1
             if needed <= gutter <= needed + 2 or attempt == 3:
                 break  # one spare column is kept: the curve does not jump when a label gets shorter
@@ -308,11 +342,18 @@ class Curve(Widget, can_focus=True):
             self._strips += self._x_axis(x0, x1, gutter, columns, base, axis, text)
         self.refresh()
 
-    def _y_range(self, drawn: list[Columns]) -> tuple[float, float]:
+    @staticmethod
+    def _span(drawn: list[Columns]) -> tuple[float, float] | None:
+        """The lowest and the highest value that is drawn."""
         spans = [span for columns in drawn if (span := columns.span)]
-        if not spans:
+        return (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
+
+    def _y_range(self, ends: tuple[float, float] | None, rows: int) -> tuple[float, float]:
+        if ends is None:
             return (0.0, 1.0)
-        return value_range(min(s[0] for s in spans), max(s[1] for s in spans), self.log_y)
+        low, high = ends
+        room = (high - low) / (4 * rows)  # a dot: the ends are in the first and the last row, which say their values
+        return (low - room, high + room) if room else value_range(low, high, self.log_y)
 
     def _x_axis(self, x0: float, x1: float, gutter: int, columns: int, base: Style, axis: Style, text: Style) -> list[Strip]:
         line, below = x_axis(x0, x1, gutter, columns, filled=self.extent is not None)
@@ -335,25 +376,34 @@ class Curve(Widget, can_focus=True):
         return [part for part in [*parts, Segment(line[at:], axis)] if part.text]
 
     def values_at(self, step: float) -> list[tuple[CurveLine, int, float, float | None]]:
-        """(line, its nearest step, value, average) of each line with points in view."""
+        """(line, its nearest step, value, average if one is drawn) of each line with points in view."""
         found = []
         x0, x1 = self.shown
-        for line in self.lines:
+        for line, mean in zip(self.lines, self._averages, strict=True):
             begin, end = search(line.x, x0), search(line.x, x1, "right")
             if begin == end:
                 continue
             i = int(search(line.x[begin:end], step)) + begin
             if i == end or (i > begin and step - line.x[i - 1] <= line.x[i] - step):
                 i -= 1
-            found.append((line, int(line.x[i]), float(line.y[i]), None if line.smooth is None else float(line.smooth[i])))
+            found.append((line, int(line.x[i]), float(line.y[i]), None if mean is None else mean.at(step)))
         return found
+
+    @property
+    def words(self) -> str:
+        """What the title says about the drawing: the axis, the average, the note."""
+        means = [mean for mean in self._averages if mean is not None]
+        words = ["log-y"] if self.log_y else []
+        if any(line.noisy for line in self.lines):
+            words.append(means[0].name if means else "raw")
+        return " · ".join([*words, *([self.note] if self.note else [])])
 
     def _legend(self, width: int) -> Strip:
         base, axis, text, pens, _ = self._styles()
         bold = text + Style(bold=True)
         parts = [Segment(" ", base), Segment(self.title, bold)]
-        if self.note:
-            parts.append(Segment(f" · {self.note}", axis))
+        if words := self.words:
+            parts.append(Segment(f" · {words}", axis))
         if self.crosshair is not None and self.lines:
             values = self.values_at(self.crosshair)
             if values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from itertools import groupby
@@ -12,7 +11,7 @@ from textual.content import Content
 
 from console.formatting import COLOURS, GLYPHS, one_line
 from qwen3vl_core.formats import duration, number, span
-from qwen3vl_core.run_metrics import LOSS, METRICS, key_of, title_of
+from qwen3vl_core.run_metrics import LOSS, METRICS, is_noisy, key_of, title_of
 from qwen3vl_core.run_record import BAD_EVENTS, EVAL, STEP_EVENTS, TRAIN, finite
 
 if TYPE_CHECKING:
@@ -80,6 +79,16 @@ def _elapsed(row: RunRow) -> float | None:
     return None if row.started is None or ended is None else ended - row.started
 
 
+def _extremes(view: RunView) -> list[tuple[str, tuple[int, float]]]:
+    """(name, (step, value)) of the best evaluation and of the extreme values of the curve's metric; empty for a schedule."""
+    if not is_noisy(view.metric) or view.extremes is None:
+        return []
+    if view.metric != LOSS:
+        return [("lowest", view.extremes.lowest), ("highest", view.extremes.highest)]
+    best = [("best val", view.evaluated.lowest)] if view.evaluated is not None else []
+    return [*best, ("lowest", view.extremes.lowest)]
+
+
 def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     """Panel next to the curve, `width` columns wide."""
     latest = row.latest.get(TRAIN, {})
@@ -105,17 +114,13 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         ))  # fmt: skip
 
     add("step", (f"{row.step:,}" if row.step is not None else "–") + (f"/{row.total:,}" if row.total else ""))
-    average = None
-    if view is not None and view.metric == LOSS and view.lines and view.lines[0].smooth is not None and len(view.lines[0].smooth):
-        average = float(view.lines[0].smooth[-1])
-    notes = {LOSS: f"avg {number(average)}"} if average is not None and math.isfinite(average) else {}
     for key, metric in METRICS.items():
         value = finite(latest.get(key))
         if metric.beside and metric.beside in latest:
             continue
         if metric.panel == "always" or (metric.panel == "measured" and value):
             notes_beside = [_text(other, latest) for other, m in METRICS.items() if m.beside == key and latest.get(other) is not None]
-            note = notes.get(key) or metric.note or " ".join(notes_beside)
+            note = metric.note or " ".join(notes_beside)
             if isinstance(metric.gauge, str):
                 share = _share(value, latest.get(metric.gauge))
                 if share is not None and share >= LITTLE_SHARE:
@@ -127,6 +132,9 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         if metric.evaluated and metric.panel and (evaluated := row.latest.get(EVAL)) is not None:
             step = evaluated.get("step")
             add(title_of(key_of(EVAL, key)), _text(key, evaluated), f"at {step:,}" if isinstance(step, int) else "")
+        if view is not None and key == view.metric:
+            for name, at in _extremes(view):
+                add(name, number(at[1], 3), f"at {at[0]:,}")
     if row.alive:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
     add("saved", row.saved)

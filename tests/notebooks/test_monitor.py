@@ -15,10 +15,11 @@ from PIL import Image
 
 from console.app import ConsoleApp
 from console.curves import thinning
-from console.curves.smoothing import Smoother
+from console.curves.smoothing import average
 from console.curves.thinning import MOST_POINTS
 from console.notebook import RunMonitor, RunsTable, metrics
 from console.notebook.figure import FigureState
+from console.notebook.monitor import COLUMNS
 from console.readers.monitor import MonitorFeed
 from console.readers.store_watcher import StoreWatcher
 from console.runs import launch
@@ -99,13 +100,17 @@ def test_several_runs_smoothing_and_a_logarithmic_axis(store):
     for n, run in enumerate(runs):
         write_metrics(run, [n + 4.0, n + 1.0, None, n + 2.0])
     monitor = RunMonitor(*runs, store=store)
+    assert len(lines(monitor)) == 3, "with few points the values themselves are the line"
+    for n, run in enumerate(runs):
+        write_metrics(run, [n + 3.0, None] * 300, begin=5)
+    monitor.smoothing_slider.value = 0.0
+    monitor._look()
     assert len(lines(monitor)) == 3 and len({data.line.color for data in monitor.figure.data}) == 3
     monitor.smoothing_slider.value = 0.5
     drawn = lines(monitor)
     assert len(drawn) == 6
-    smoothed = drawn[runs[0].id, "smooth"]
-    # 4; (4 / 2 + 1) / 1.5; a gap that has no weight but lets the others fade; (4 / 8 + 1 / 4 + 2) / 1.375
-    assert smoothed == pytest.approx([4.0, 2.0, np.nan, 2.0], nan_ok=True)
+    smoothed = np.array(drawn[runs[0].id, "smooth"], float)
+    assert len(smoothed) == 300 and smoothed[100:200] == pytest.approx(3.0)
     monitor.log_box.value = True
     assert monitor.figure.layout.yaxis.type == "log"
     monitor.smoothing_slider.value = 0.0
@@ -117,7 +122,7 @@ def test_unchanged_data_is_not_sent(trained, monkeypatch):
     sent = messages_of(monkeypatch)
     monitor._look()
     assert not sent
-    monitor.smoothing_slider.value = 0.5
+    monitor.metric_menu.value = "grad_norm"
     assert sum("data" in message for message in sent) == 1
 
 
@@ -130,7 +135,7 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
             part = losses[begin : begin + 100_000].tolist()
             file.write("".join(f'{{"kind":"train","step":{begin + i},"loss":{v:.4f}}}\n' for i, v in enumerate(part)))
     sent = messages_of(monkeypatch)
-    monitor = RunMonitor(run, store=store, smoothing=0.9)
+    monitor = RunMonitor(run, store=store)
     # it is there before all is read, and a control acts meanwhile
     assert 0 < monitor.figure.data[0].x[-1] < 999_999
     monitor.log_box.value = True
@@ -145,7 +150,6 @@ def test_a_million_points_are_sent_as_two_thousand_while_the_widget_answers(stor
     # one point more: only what is new is computed
     looked_at = []
     monkeypatch.setattr(thinning, "_extremes", lambda y, width, gaps: looked_at.append(len(y)) or np.array([0, len(y) - 1]))
-    monkeypatch.setattr(Smoother, "_recurrence", lambda self, values: looked_at.append(len(values)) or np.ones_like(values))
     write_metrics(run, [80.0], begin=1_000_000)
     until(lambda: monitor.figure.data[0].x[-1] == 1_000_000, PATIENCE)
     assert looked_at and max(looked_at) < 5_000
@@ -192,13 +196,13 @@ def test_csv_contains_every_point_of_the_shown_runs(trained, tmp_path, monkeypat
 
 def test_the_curves_are_exported_as_a_valid_svg(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monitor = RunMonitor(trained, store=trained.path.parent, smoothing=0.5)
+    monitor = RunMonitor(trained, store=trained.path.parent)
     monitor.image_button.click()
     (file,) = tmp_path.iterdir()
     assert str(file) in monitor.message.value and file.suffix == ".svg"
     root = ElementTree.parse(file).getroot()
     drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("class") == "line"]
-    assert [e.get("d").count("L") for e in drawn] == [3, 3, 1]
+    assert [e.get("d").count("L") for e in drawn] == [3, 1]
     assert {"step", "loss", trained.id, f"{trained.id} val"} <= {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
     cairosvg.svg2png(url=str(file), write_to=str(tmp_path / "curve.png"))
     picture = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB"))
@@ -224,13 +228,17 @@ def test_closing_the_monitor_leaves_the_run_alive(store):
 def test_a_wrong_request_is_refused(store):
     with pytest.raises(RequestError, match="no such run"):
         RunMonitor(9, store=store)
-    with pytest.raises(RequestError, match="below 1"):
-        RunMonitor(store=store, smoothing=1.0)
+    with pytest.raises(RequestError, match=r"from 0 to 0\.5"):
+        RunMonitor(store=store, smoothing=0.9)
 
 
-def test_the_notebook_and_the_terminal_show_the_same_average_after_nan_steps(store):
+def test_the_notebook_and_the_terminal_draw_the_same_average(store):
     run = recorded(store)
-    write_metrics(run, [4.0, 3.5, None, None, 3.0, 2.0, None, 2.5])
-    drawn = lines(RunMonitor(run, store=store, smoothing=0.9))[run.id, "smooth"]
-    terminal = MonitorFeed(StoreWatcher(store.root)).read(run, [], "loss", 0.9).lines[0].smooth
-    np.testing.assert_array_equal(np.array(drawn, float), terminal)
+    write_metrics(run, [4.0 / (1 + step / 50) if step % 7 else None for step in range(900)])
+    monitor = RunMonitor(run, store=store)
+    drawn = next(data for data in monitor.figure.data if tuple(data.meta) == (run.id, "smooth"))
+    line = MonitorFeed(StoreWatcher(store.root)).read(run, [], "loss").lines[0]
+    in_terminal = average(line.x, line.y, (float(line.x[0]), float(line.x[-1])), COLUMNS)
+    assert line.noisy and len(drawn.x) > 200
+    np.testing.assert_array_equal(np.array(drawn.x, float), in_terminal.x)
+    np.testing.assert_array_equal(np.array(drawn.y, float), in_terminal.y)

@@ -28,9 +28,9 @@ class Bench(App):
         return self.query_one(Curve)
 
 
-def line(y, label="0001-run", start=1, slot=0, smooth=None) -> CurveLine:
+def line(y, label="0001-run", start=1, slot=0, noisy=False) -> CurveLine:
     y = np.asarray(y, float)
-    return CurveLine(label, np.arange(start, start + len(y)), y, smooth, slot)
+    return CurveLine(label, np.arange(start, start + len(y)), y, noisy, slot)
 
 
 def braille(text: str) -> int:
@@ -47,11 +47,11 @@ def look(scene, size=SMALL):
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_axes_with_round_ticks_title_and_legend(size):
     async def scene(pilot, curve):
-        curve.show([line(np.linspace(4, 1, 1000)), line(np.linspace(3, 1, 900), "0002-other", slot=1)], "loss", "raw")
+        curve.show([line(np.linspace(4, 1, 1000)), line(np.linspace(3, 1, 900), "0002-other", slot=1)], "loss", "reading")
         await pilot.pause()
         text = text_of(pilot.app)
         head, *rows, rule, labels = text.splitlines()
-        assert "loss · raw" in head and "━━ 0001-run" in head and "━━ 0002-other" in head
+        assert "loss · reading" in head and "━━ 0001-run" in head and "━━ 0002-other" in head
         assert any(row.lstrip().startswith("2┤") or row.lstrip().startswith("2.0┤") for row in rows)
         assert "└" in rule and rule.count("┬") >= 3
         assert "200" in labels and "800" in labels
@@ -125,7 +125,7 @@ def test_a_view_at_the_newest_step_follows_it_and_others_stay():
 def test_the_crosshair_shows_the_values_of_every_line():
     async def scene(pilot, curve):
         y = np.linspace(4, 1, 101)
-        curve.show([line(y, start=0, smooth=y + 1), line(y * 2, "0002-other", start=0, slot=1)], "loss")
+        curve.show([line(y, start=0, noisy=True), line(y * 2, "0002-other", start=0, slot=1)], "loss")
         curve.action_cross(-1)
         assert curve.crosshair == 100
         for _ in range(10):
@@ -133,7 +133,11 @@ def test_the_crosshair_shows_the_values_of_every_line():
         await pilot.pause()
         head, *rows = text_of(pilot.app).splitlines()
         step = curve.values_at(curve.crosshair)[0][1]
-        assert f"step {step:,}" in head and f"{y[step]:.4g} (avg {y[step] + 1:.4g})" in head and f"{2 * y[step]:.4g}" in head
+        assert (
+            f"step {step:,}" in head
+            and f"{y[step]:.4g} (avg {curve.values_at(curve.crosshair)[0][3]:.4g})" in head
+            and f"{2 * y[step]:.4g}" in head
+        )
         columns = [row.index("┊") for row in rows if "┊" in row]
         assert len(columns) > 5 and len(set(columns)) == 1
         grounds = {s.style.bgcolor for y in range(1, 20) for s in curve.render_line(y) if braille(s.text) == len(s.text) == 1}
@@ -166,7 +170,7 @@ def test_the_mouse_points_zooms_and_drags():
 
 def test_a_logarithmic_axis_has_powers_of_ten():
     async def scene(pilot, curve):
-        curve.log_y = True
+        curve.log_wanted = True
         curve.show([line(10.0 ** -np.linspace(0, 6, 500))], "loss")
         await pilot.pause()
         text = text_of(pilot.app)
@@ -177,7 +181,7 @@ def test_a_logarithmic_axis_has_powers_of_ten():
 
 def test_nonpositive_values_are_gaps_on_a_logarithmic_axis():
     async def scene(pilot, curve):
-        curve.log_y = True
+        curve.log_wanted = True
         curve.show([line([-1.0, 0.0, -2.0])], "loss")
         await pilot.pause()
         assert braille(text_of(pilot.app)) == 0
@@ -196,13 +200,65 @@ def test_the_curve_adapts_to_any_terminal_size():
     look(scene)
 
 
-def test_raw_values_are_faded_under_their_average():
+def colours_of(curve) -> set[str]:
+    return {segment.style.color.name for strip in curve._strips for segment in strip if segment.style and braille(segment.text)}
+
+
+def test_up_to_one_point_a_column_the_values_are_bold_then_they_fade_under_their_average():
     async def scene(pilot, curve):
-        noise = np.random.default_rng(0).normal(0, 1, 2000)
-        curve.show([line(noise, smooth=np.zeros(2000))], "loss")
+        noise = np.random.default_rng(0).normal(5, 1, 2000)
+        curve.show([line(noise[:60], noisy=True)], "loss")
         await pilot.pause()
-        colours = {segment.style.color.name for strip in curve._strips for segment in strip if segment.style and braille(segment.text)}
-        assert len(colours) == 2
+        assert curve.size.width == 80 and len(colours_of(curve)) == 1 and "loss · raw" in text_of(pilot.app)
+        curve.show([line(noise, noisy=True)], "loss")
+        await pilot.pause()
+        assert len(colours_of(curve)) == 2 and "loss · avg of 1" in text_of(pilot.app)
+        curve._look_at(500, 50)
+        await pilot.pause()
+        assert len(colours_of(curve)) == 1 and "loss · raw" in text_of(pilot.app)
+        curve.action_reset()
+        curve.share = 0.0
+        curve.rebuild()
+        await pilot.pause()
+        assert len(colours_of(curve)) == 1 and "loss · raw" in text_of(pilot.app)
+
+    look(scene)
+
+
+def test_the_axis_is_logarithmic_by_itself_when_the_span_asks_for_it():
+    async def scene(pilot, curve):
+        falling = 10 * np.exp(-np.arange(300) / 40) + 0.05
+        curve.show([line(falling, noisy=True)], "loss")
+        await pilot.pause()
+        assert curve.log_y and "log-y" in text_of(pilot.app)
+        curve._look_at(200, 50)
+        await pilot.pause()
+        assert not curve.log_y and "log-y" not in text_of(pilot.app), "what is in view decides"
+        curve.action_reset()
+        curve.log_wanted = False
+        curve.rebuild()
+        assert not curve.log_y, "until the user does"
+        curve.log_wanted = None
+        for y in (falling - 0.5, np.where(np.arange(300) == 30, 1e-6, 2.0), np.linspace(9, 1, 300)):
+            curve.show([line(y, noisy=True)], "loss")
+            assert not curve.log_y, "negative values, one very small value and a small span do not ask for it"
+        curve.show([line(falling)], "lr")
+        assert not curve.log_y, "nor does a schedule, which ends at nearly nothing"
+
+    look(scene)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_highest_and_the_lowest_value_label_the_top_and_the_bottom(log):
+    async def scene(pilot, curve):
+        curve.log_wanted = log
+        y = np.linspace(1, 2, 400)
+        y[100], y[300] = 7.77, 0.123
+        curve.show([line(y)], "loss")
+        await pilot.pause()
+        _, *rows, _, _ = text_of(pilot.app).splitlines()
+        assert rows[0].lstrip().startswith("7.77┤") and rows[-1].lstrip().startswith("0.123┤")
+        assert sum("┤" in row for row in rows) > 3
 
     look(scene)
 
@@ -212,7 +268,7 @@ def test_a_million_points_are_drawn_in_milliseconds():
         import time
 
         y = np.random.default_rng(0).normal(0, 1, 1_000_000)
-        lines = [line(y)]
+        lines = [line(y, noisy=True)]
         curve.show(lines, "loss")
         begin = time.process_time()
         for _ in range(5):

@@ -302,7 +302,7 @@ def test_monitor(store):
             "monitor.event": looks(lambda app: curve(app).crosshair, wanted=20.0),
             "monitor.event_back": looks(lambda app: curve(app).crosshair, wanted=60.0),
             "monitor.log_y": Case(lambda app: curve(app).log_y),
-            "monitor.smooth": Case(lambda app: app.screen.weight),
+            "monitor.smooth": Case(lambda app: app.screen.query_one(Curve).share),
             "monitor.overlay": opens("PickRuns"),
             "monitor.captions": Case(lambda app: app.screen.has_class("-captions")),
             "monitor.maximize": Case(lambda app: app.screen.has_class("-curve-only"), lambda app: curve(app).focus(), ("z",), wanted=True),

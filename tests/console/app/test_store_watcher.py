@@ -112,14 +112,14 @@ def test_the_growing_log_of_a_lost_run_is_not_searched_at_each_look(store, monke
     why, searches = StoreWatcher._why, []
     monkeypatch.setattr(StoreWatcher, "_why", staticmethod(lambda run, code: searches.append(run.id) or why(run, code)))
     watcher, feed = StoreWatcher(store.root), MonitorFeed(StoreWatcher(store.root))
-    assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss", 0.0).diagnosis is None
+    assert watcher.look().get(run.id).error == "" and feed.read(run, [], "loss").diagnosis is None
     searched, looked_at = diagnosis.explain, []
     monkeypatch.setattr(diagnosis, "explain", lambda lines, code: looked_at.append(list(lines)) or searched(lines, code))
     for line in ("step 4", "torch.OutOfMemoryError: CUDA out of memory"):
         with open(run.log, "a") as file:
             file.write(line + "\n")
         watcher.look()
-        found = feed.read(run, [], "loss", 0.0).diagnosis
+        found = feed.read(run, [], "loss").diagnosis
     assert searches == [run.id] and looked_at == [["step 4"], ["torch.OutOfMemoryError: CUDA out of memory"]]
     assert found.name == "gpu_memory"
     monkeypatch.setattr(store_watcher, "WHY_SECONDS", 0.0)
@@ -130,9 +130,9 @@ def test_the_growing_log_of_a_lost_run_is_not_searched_at_each_look(store, monke
 def test_memory_for_the_planned_steps_of_a_live_run_is_preallocated(store):
     live, ended = store.finetune("live", steps=5, total=900, code=SLEEPER), store.ended(store.finetune("ended", steps=5, total=900))
     feed = MonitorFeed(StoreWatcher(store.root))
-    (line,), (done,) = feed.read(live, [], "loss", 0.9).lines, feed.read(ended, [], "loss", 0.9).lines
-    assert all(len(array) == 5 for array in (line.x, line.y, line.smooth))
-    assert [len(array.base) for array in (line.x, line.y, line.smooth)] == [900, 900, 900]
+    (line,), (done,) = feed.read(live, [], "loss").lines, feed.read(ended, [], "loss").lines
+    assert all(len(array) == 5 for array in (line.x, line.y))
+    assert [len(array.base) for array in (line.x, line.y)] == [900, 900]
     assert len(done.y) == 5 and len(done.y.base) < 900
 
 
@@ -181,42 +181,42 @@ def test_the_feed_returns_lines_averages_metrics_events_and_the_log(store):
     with open(run.metrics, "a") as file:
         file.write(json.dumps({"kind": "eval", "step": 40, "loss": 1.5}) + "\n")
     feed = MonitorFeed(StoreWatcher(store.root))
-    view = feed.read(run, [other], "loss", 0.9)
+    view = feed.read(run, [other], "loss")
     assert [line.label for line in view.lines] == [run.id, other.id, "val loss"]
     np.testing.assert_allclose(view.lines[0].y, [loss(i) for i in range(1, 41)])
-    assert view.lines[0].smooth is not None and len(view.lines[0].smooth) == 40
+    assert [line.noisy for line in view.lines] == [True, True, False]
+    assert view.extremes.lowest == (40, pytest.approx(loss(40))) and view.extremes.highest == (1, pytest.approx(loss(1)))
+    assert view.evaluated.lowest == (40, 1.5)
     assert view.metrics[:3] == ("loss", "lr", "grad_norm") and "eval/loss" not in view.metrics
     assert view.log.lines[-1].startswith("step 40") and view.events[0]["event"] == "start"
-    assert feed.read(run, [], "lr", 0.9).lines[0].smooth is None
+    assert not feed.read(run, [], "lr").lines[0].noisy
 
 
-def test_the_average_continues_with_new_steps_and_is_recomputed_after_a_resume(store):
+def test_the_extreme_values_follow_new_steps_and_a_resume(store):
     run = store.ended(store.finetune(steps=30))
     feed = MonitorFeed(StoreWatcher(store.root))
-    feed.read(run, [], "loss", 0.6)
+    assert feed.read(run, [], "loss").extremes.lowest[0] == 30
     with open(run.metrics, "a") as file:
         for step in range(31, 36):
             file.write(json.dumps({"kind": "train", "step": step, "loss": loss(step)}) + "\n")
-    grown = feed.read(run, [], "loss", 0.6).lines[0]
-    fresh = MonitorFeed(StoreWatcher(store.root)).read(run, [], "loss", 0.6).lines[0]
-    np.testing.assert_allclose(grown.smooth, fresh.smooth)
+    assert feed.read(run, [], "loss").extremes.lowest[0] == 35
     with open(run.metrics, "a") as file:
         file.write(json.dumps({"kind": "train", "step": 10, "loss": 9.0}) + "\n")
-    back = feed.read(run, [], "loss", 0.6).lines[0]
-    assert len(back.x) == len(back.smooth) == 10 and back.smooth[-1] > 3
+    back = feed.read(run, [], "loss")
+    assert len(back.lines[0].x) == 10 and back.extremes.lowest[0] == 9 and back.extremes.highest == (10, 9.0)
 
 
 def test_the_log_counts_the_lines_that_it_dropped(store, monkeypatch):
     monkeypatch.setattr("console.readers.monitor.LOG_LINES", 10)
     run = store.ended(store.finetune(steps=5))
     feed = MonitorFeed(StoreWatcher(store.root))
-    assert feed.read(run, [], "loss", 0).log.dropped == 0
+    assert feed.read(run, [], "loss").log.dropped == 0
     with open(run.log, "a") as file:
         file.write("".join(f"more {i}\n" for i in range(8)))
-    view = feed.read(run, [], "loss", 0).log
+    view = feed.read(run, [], "loss").log
     assert len(view.lines) == 10 and view.dropped == 3
     run.log.write_text("new\n")
-    view = feed.read(run, [], "loss", 0).log
+    view = feed.read(run, [], "loss").log
     assert view.lines == ("new",) and view.dropped == 0 and view.resets == 1
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py                       # llava: Qwen3-VL-2B, pictures with captions
     python benchmarks/finetune.py llava lora rows text --out results.jsonl
-    python benchmarks/finetune.py layouts --gpus 2
+    python benchmarks/finetune.py layouts expert_layouts      # two GPUs
     python benchmarks/finetune.py llava --ours packed:8192 "packed:8192 --precision fp8" --peers liger:20,40 --steps 30
 
 | work | model | samples | peers |
@@ -11,6 +11,8 @@
 | `lora` | 4B, LoRA of rank 16 | the same | transformers with PEFT and Liger |
 | `rows` | 8B shapes, 16 layers | a picture of 1024 tokens and a text, 8,192 tokens in all | transformers with Liger |
 | `text` | 2B, language tower alone | text of 4,096 tokens | stock Megatron-Core |
+| `experts` | A3B, 8 layers with all 128 experts | as `llava` | transformers with its grouped matrix products, with Liger |
+| `expert_layouts` | the same, experts on two GPUs | as `llava` | this project on one GPU |
 | `layouts` | 2B on several GPUs | as `llava` | this project on one GPU |
 
 This project is the command `qwen3vl finetune` with fp32 master weights on random weights, reading shards and decoding pictures while it
@@ -85,6 +87,10 @@ WORKS = {
         tokens=(4080, 4090), side=0, samples=360, options="--freeze vision,projector", ours=("rows:2",),
         peers=("megatron:2", "megatron:2 cuda_graph_impl=local", "megatron:2 cuda_graph_impl=local cuda_graph_scope=full_iteration",
                "megatron:2 cross_entropy_fusion_impl=te", "megatron:2 overlap=on"),
+    ),
+    "experts": Work("A3B", 8, ours=("packed:8192",), peers=("transformers:20,40", "liger:20,40")),
+    "expert_layouts": Work(
+        "A3B", 8, gpus=2, ours=("packed:8192 --nproc 1", "packed:8192 --ep 2 --distributed-optimizer"),
     ),
     "layouts": Work(
         samples=5000, gpus=2,
@@ -234,7 +240,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("works", nargs="*", default=["llava"], metavar="WORK", help=", ".join(WORKS))
     parser.add_argument("--ours", nargs="*", help="configurations in place of each work's own")
     parser.add_argument("--peers", nargs="*", help="peers in place of each work's own")
-    parser.add_argument("--size", choices=("tiny", "2B", "4B", "8B"), help="another model")
+    parser.add_argument("--size", choices=("tiny", "tiny-experts", "2B", "4B", "8B", "A3B"), help="another model")
     parser.add_argument("--layers", type=int, help="language layers to keep; 0: all")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--gpus", type=int, help="of each run of this project")

@@ -2,6 +2,8 @@
 
 sdpa attention, rows padded to the longest of their micro batch, gradients clipped, torch's fused AdamW.
 
+Experts are grouped matrix products (`experts_implementation="grouped_mm"`), the fastest that transformers has without further packages.
+
 - `transformers`: bf16 weights without fp32 masters, which is less work and memory than this project's
 - `autocast`: fp32 weights, computed in bf16
 - `liger`: as `transformers`, with Liger's kernels for norms and rope, and its loss that makes no logits of a whole micro batch
@@ -10,6 +12,7 @@ sdpa attention, rows padded to the longest of their micro batch, gradients clipp
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Callable
@@ -34,17 +37,23 @@ def build(kind: str, config: dict[str, Any]) -> torch.nn.Module:
     """The model with random weights on the device."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    experts = {"experts_implementation": "grouped_mm"} if "num_experts" in config["text_config"] else {}
     if kind in ("liger", "peft") and DEVICE == "cuda":
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen3_vl
+        from liger_kernel import transformers as liger
 
-        apply_liger_kernel_to_qwen3_vl()
+        if experts:
+            # its own experts are a product for each expert
+            options = inspect.signature(liger.apply_liger_kernel_to_qwen3_vl_moe).parameters
+            liger.apply_liger_kernel_to_qwen3_vl_moe(**({"swiglu": False} if "swiglu" in options else {}))
+        else:
+            liger.apply_liger_kernel_to_qwen3_vl()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         model_config = AutoConfig.from_pretrained(folder)
     # a CPU takes minutes for bf16
     dtype = torch.float32 if kind == "autocast" or DEVICE == "cpu" else torch.bfloat16
     with torch.device(DEVICE):
-        model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype, attn_implementation="sdpa", **experts)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, random_run.SPREAD) if parameter.dim() > 1 else parameter.fill_(1.0)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ from qwen3vl_core.run_record import LOG, METRICS_FILE, PROFILE, STATE
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.training.step_profile import VARIABLE
 
-SHARD = 5_000_000_000
+SHARD = 2_000_000_000
 SPREAD = 0.02
+BLOCK = 1 << 24
+"""Bytes of weights that are written at once."""
+WRITERS = 8
 PIXELS = 1024 * 1024
 WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field", "beach", "two", "three", "snow", "near", "under")
 
@@ -42,7 +46,12 @@ WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field"
 def config(size: str, layers: int = 0) -> dict[str, Any]:
     """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
     values = json.loads(TINY.read_text())
-    if size == "tiny":
+    if size in ("tiny", "tiny-experts"):
+        if layers:
+            values["text_config"]["num_hidden_layers"] = layers
+        if size == "tiny-experts":
+            values["tie_word_embeddings"] = values["text_config"]["tie_word_embeddings"] = False
+            _with_experts(values, 8, 2, 64)
         return values
     a = published(size)
     v = a.vision
@@ -61,16 +70,45 @@ def config(size: str, layers: int = 0) -> dict[str, Any]:
     }  # fmt: skip
     values["tie_word_embeddings"] = a.tied
     if a.is_moe:
-        values["model_type"], values["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
-        values["text_config"] |= {
-            "num_experts": a.num_experts, "num_experts_per_tok": a.experts_per_token, "norm_topk_prob": True,
-            "moe_intermediate_size": a.expert_ffn_hidden_size, "model_type": "qwen3_vl_moe_text",
-        }  # fmt: skip
+        _with_experts(values, a.num_experts, a.experts_per_token, a.expert_ffn_hidden_size)
     return values
 
 
+def _with_experts(values: dict[str, Any], experts: int, chosen: int, ffn: int) -> None:
+    values["model_type"], values["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
+    values["text_config"] |= {
+        "num_experts": experts, "num_experts_per_tok": chosen, "norm_topk_prob": True, "moe_intermediate_size": ffn,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "router_aux_loss_coef": 0.001, "model_type": "qwen3_vl_moe_text",
+    }  # fmt: skip
+    values["vision_config"]["model_type"] = "qwen3_vl_moe_vision"
+
+
+class RandomWeights:
+    """The weights of a made checkpoint, known without reading it: matrices from N(0, 0.02), norms 1 and biases 0, in bf16.
+
+    Numbers are drawn once, as many as four blocks; each block of a tensor is a part of them that begins at another place. So making
+    61 GB costs no more than writing them, and each block can be compared with what was read back.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        count = 4 * BLOCK // 2
+        drawn = torch.empty(count).normal_(0, SPREAD, generator=generator).to(torch.bfloat16)
+        self._drawn = memoryview(drawn.view(torch.uint8).numpy())
+        self._constants = {
+            value: memoryview(torch.full((BLOCK // 2,), value, dtype=torch.bfloat16).view(torch.uint8).numpy()) for value in (0.0, 1.0)
+        }
+
+    def block(self, name: str, shape: tuple[int, ...], start: int, count: int) -> memoryview:
+        """`count` bytes, at most BLOCK, of a tensor from its byte `start` on, a multiple of BLOCK."""
+        if len(shape) < 2:
+            return self._constants[0.0 if name.endswith("bias") else 1.0][:count]
+        at = 2 * random.Random(f"{name} {start}").randrange((len(self._drawn) - count) // 2 + 1)
+        return self._drawn[at : at + count]
+
+
 def model(folder: Path, size: str, layers: int = 0) -> Path:
-    """A Hugging Face folder whose matrices are drawn from N(0, 0.02), norms 1 and biases 0, in bf16."""
+    """A Hugging Face folder of `RandomWeights`, made shard by shard, as fast as the disk takes them."""
     folder.mkdir(parents=True)
     model_config = config(size, layers)
     for file in TINY.parent.iterdir():
@@ -81,15 +119,18 @@ def model(folder: Path, size: str, layers: int = 0) -> Path:
     for region in regions(Architecture.from_config(model_config)):
         for name, shape in zip(region.hf, region.stored_shapes, strict=True):
             planned.setdefault(name, TensorSpec(name, shape, torch.bfloat16))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(0)
-    with SafetensorsWriter(folder, list(planned.values()), SHARD) as writer:
-        for tensor in planned.values():
-            if len(tensor.shape) > 1:
-                drawn = torch.empty(tensor.shape, dtype=torch.bfloat16, device=device).normal_(0, SPREAD, generator=generator)
-            else:
-                drawn = torch.full(tensor.shape, 0.0 if tensor.name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-            writer.write(tensor.name, 0, drawn.cpu().contiguous().view(torch.uint8).flatten().numpy().data)
+    weights = RandomWeights()
+    tasks = [(tensor, start) for tensor in planned.values() for start in range(0, tensor.bytes, BLOCK)]
+    # a file is written by one thread at a time: each takes a part of them
+    each = -(-len(tasks) // WRITERS)
+    with SafetensorsWriter(folder, list(planned.values()), SHARD) as writer, ThreadPoolExecutor(WRITERS) as pool:
+
+        def write(first: int) -> None:
+            for tensor, start in tasks[first : first + each]:
+                writer.write(tensor.name, start, weights.block(tensor.name, tensor.shape, start, min(BLOCK, tensor.bytes - start)))
+
+        for _ in pool.map(write, range(0, len(tasks), each)):
+            pass
         writer.finish()
     return folder
 

@@ -62,6 +62,15 @@ def test_each_peer_makes_steps_with_each_micro_batch(bench, work, shards, kind):
         assert row["useful_tokens_per_s"] > 0 and row["loss"] == pytest.approx(math.log(1024), rel=0.1)
 
 
+def test_the_peer_of_experts_computes_them_as_grouped_products(bench, work, shards):
+    config = bench.random_run.config("tiny-experts", 2)
+    ((_, row),) = bench.measure_peer("transformers:1", work, config, shards, STEPS)
+    assert row["loss"] == pytest.approx(math.log(1024), rel=0.1)
+    import hugging_face
+
+    assert hugging_face.build("transformers", config).config.text_config._experts_implementation == "grouped_mm"
+
+
 def test_stock_megatron_makes_steps_of_text(bench, tmp_path):
     text = dataclasses.replace(bench.WORKS["text"], size="tiny", samples=12, tokens=(110, 120), length=128)
     shards = bench.random_run.data(tmp_path, bench.random_run.TINY.parent, text.samples, tokens=text.tokens, side=0)

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
+from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
+
 VARIABLE = "QWEN3VL_SETTINGS"
 DEFAULT = Path("~/.qwen3vl/settings.yaml")
 TEMPLATE = """\
@@ -82,10 +86,10 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
     """The settings. actions: ids of all actions; themes: names of all themes. Never raises."""
     file = file or settings_file()
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_small(file, limits.PLAN_FILE).decode()
     except FileNotFoundError:
         return Settings(file=file)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RequestError) as error:
         return Settings(problems=(f"{file}: cannot be read ({error})",), file=file)
     import yaml  # late: only needed if there is a file
 

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
+
 NAME = "digests.json"
 VERSION = 1
 CHUNK = 4 << 20
-LARGEST = 256 << 20
-"""Bytes of the digests' own file that are read."""
 THREADS = 8
 
 Digest = tuple[int, tuple[int, ...]]
@@ -67,11 +67,11 @@ def read(folder: Path) -> dict[str, Digest] | None:
     """The digests of a folder; None where it has none. Raises ValueError when their file is damaged, OSError when it cannot be read."""
     try:
         with open(folder / NAME, "rb") as file:
-            text = file.read(LARGEST + 1)
+            text = file.read(limits.DIGESTS + 1)
     except FileNotFoundError:
         return None
     try:
-        value = json.loads(text[:LARGEST])
+        value = json.loads(text[: limits.DIGESTS])
         files = value["files"]
         if value["v"] != VERSION or value["chunk"] != CHUNK or value["self"] != _own(files):
             raise ValueError("not what was written")

@@ -67,14 +67,25 @@ def tree_to_disk(folder: Path) -> None:
         to_disk(Path(parent))
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading that must be a regular one and no link: a FIFO in a shared folder would be waited for for ever. Raises
-    OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+def open_regular(path: str | Path, *, links: bool = False) -> BinaryIO:
+    """Open a file for reading that must be a regular one, and unless `links` no link: a FIFO in a shared folder would be waited for for
+    ever. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(descriptor, "rb")
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes (a value of `limits`). Raises RequestError for a larger one, OSError."""
+    with open_regular(path, links=True) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else None
+    if data is None or len(data) > most:
+        size = max(size, most + 1)
+        raise RequestError(f"{path}: {quantity(size, 'B')}; such a file has at most {quantity(most, 'B')}; copy it again")
+    return data
 
 
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:

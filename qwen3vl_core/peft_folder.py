@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -21,8 +23,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises RequestError for one that is not readable, or of adapters that are not merged here."""
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        config = json.loads(read_small(file, limits.CONFIG))
+    except RequestError:
+        raise
+    except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise RequestError(f"{file}: not JSON; copy the adapter again")

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.problems import Problem
 
 DENSE_MODEL_TYPE = "qwen3_vl"
@@ -81,6 +83,7 @@ class Architecture:
         try:
             text, vision = config["text_config"], config["vision_config"]
             _check_kind(text, vision, file)
+            _check_limits(text, vision, file)
             # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             # and num_local_experts for num_experts
@@ -142,11 +145,14 @@ class Architecture:
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         try:
-            config = json.loads(file.read_text())
+            config = json.loads(read_small(file, limits.CONFIG))
         except FileNotFoundError:
             raise RequestError(f"{file}: no such file; the architecture is read from the checkpoint's config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RequestError(f"{file}: not JSON ({error}); copy config.json from the checkpoint again") from None
+        except OSError as error:
+            raise RequestError(f"{file}: cannot be read ({error.strerror}); copy config.json from the checkpoint again") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise RequestError(f"{file}: not JSON ({reason}); copy config.json from the checkpoint again") from None
         if not isinstance(config, dict):
             raise RequestError(f"{file}: not a JSON object; copy config.json from the checkpoint again")
         return cls.from_config(config, str(file))
@@ -165,6 +171,30 @@ def _check_kind(text: dict[str, Any], vision: dict[str, Any], file: str) -> None
     ):
         if value is not None and value not in known:
             raise RequestError(f"{file}: {key} is {value!r}; only {known[0]!r} is supported; choose a checkpoint with it")
+
+
+_WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size",
+           "num_heads", "out_hidden_size", "patch_size", "temporal_patch_size", "spatial_merge_size", "in_channels")  # fmt: skip
+_LIMITS = (
+    (("num_hidden_layers", "depth"), limits.LAYERS), (("num_experts", "num_local_experts", "num_experts_per_tok"), limits.EXPERTS),
+    (_WIDTHS, limits.WIDTH), (("vocab_size", "max_position_embeddings", "num_position_embeddings"), limits.VOCABULARY),
+)  # fmt: skip
+_MAY_BE_ZERO = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
+
+
+def _check_limits(text: dict[str, Any], vision: dict[str, Any], file: str) -> None:
+    """Raises RequestError for sizes that are no whole numbers, or that no model has: memory is allocated by them."""
+    for section, values in (("text_config", text), ("vision_config", vision)):
+        for keys, most in _LIMITS:
+            for key in keys:
+                value = values.get(key)
+                if value is None:
+                    continue
+                if type(value) is not int or not (0 if key in _MAY_BE_ZERO else 1) <= value <= most:
+                    shown = str(value)[:40]
+                    raise RequestError(f"{file}: {section}.{key} is {shown}, not a number from 1 to {most}; take the checkpoint's own file")
+    if len(list(vision["deepstack_visual_indexes"])) > limits.LAYERS:
+        raise RequestError(f"{file}: vision_config.deepstack_visual_indexes is too long; take the checkpoint's own file")
 
 
 @dataclass(frozen=True)

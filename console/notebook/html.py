@@ -11,6 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from console.runs.run_text import plain
+from qwen3vl_core import limits
+from qwen3vl_core.files import open_regular
 
 SIDE = 480
 """Longest side of a shown picture, in pixels."""
@@ -64,7 +66,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def read_picture(source: Path | bytes, side: int = SIDE) -> bytes:
     """A picture as JPEG, upright, at most `side` pixels wide and high. Raises ValueError with the reason."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source, links=True) as data, Image.open(data) as opened:
+            if opened.width * opened.height > limits.PICTURE_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels")
             opened.draft("RGB", (side, side))
             image = ImageOps.exif_transpose(opened)
             image.thumbnail((side, side), Image.Resampling.LANCZOS)

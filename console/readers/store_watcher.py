@@ -15,7 +15,9 @@ from console.readers.run_rows import RunRow, Snapshot
 from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_metrics import LOSS, STEP_SECONDS, listed
 from qwen3vl_core.run_record import CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
 
@@ -54,7 +56,8 @@ def layout_of(run: Run) -> str:
 def last_checkpoint(run: Run) -> str:
     """Step of the last checkpoint as text, or the name in the tracker file; empty if there is none."""
     try:
-        text = (run.path / CHECKPOINTS / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        with open_regular(run.path / CHECKPOINTS / TRACKER) as file:
+            text = file.read(limits.RUN_FILE).decode("utf-8", "replace").strip()
     except OSError:
         return ""
     return str(int(text)) if text.isdecimal() else text[:40]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from console.readers.run_rows import RunRow, Snapshot
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.run_record import CHECKPOINTS, TRACKER
 from qwen3vl_core.sizes import Architecture, size_of
 
@@ -127,8 +129,8 @@ def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:
         try:
             files = sorted(root.glob(pattern))[:50]
             for file in files:
-                if '"qwen3_vl' in file.read_text(encoding="utf-8", errors="replace")[: 1 << 20]:
+                if b'"qwen3_vl' in read_small(file, limits.CONFIG):
                     found[str(file.parent)] = None
-        except OSError:
+        except (OSError, RequestError):
             continue
     return list(found)[:8]

@@ -18,14 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
 """Of the supervisor: a run that is done has more steps now."""
-LARGEST_JSON = 64 << 20
-"""Bytes of a JSON file that is read."""
 ALIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped")
 STATUSES = (*ALIVE, *ENDED, "lost")
@@ -74,8 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
     for _ in range(3):
         try:
             with open_regular(path) as file:
-                data = file.read(LARGEST_JSON + 1)
-            value = json.loads(data) if len(data) <= LARGEST_JSON else None
+                data = file.read(limits.RUN_JSON + 1)
+            value = json.loads(data) if len(data) <= limits.RUN_JSON else None
         except OSError as error:
             if error.errno == errno.ESTALE:  # network storage: replaced between open and read
                 continue

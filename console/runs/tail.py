@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.files import open_regular
 
 CHUNK = 4 << 20
-LONGEST_ROW = 16 << 20
 _MARK = 64
 
 
@@ -109,7 +109,7 @@ class JsonlTail:
             self._partial.clear()
             self._overlong = False
         self._partial += rest
-        if len(self._partial) > LONGEST_ROW:  # longer than any row of ours: not buffered
+        if len(self._partial) > limits.RUN_ROW:  # longer than any row of ours: not buffered
             self._overlong = True
         if self._overlong:
             self._partial.clear()
@@ -271,7 +271,7 @@ class LogTail:
         while True:
             data, start = end_of(self._path, size)
             ends = data.count(b"\n")
-            if not start or ends > self._most or size >= LONGEST_ROW:
+            if not start or ends > self._most or size >= limits.RUN_ROW:
                 break
             size *= 4
         at = len(data)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from PIL import Image, ImageOps
 
 from console import terminal
+from qwen3vl_core import limits
+from qwen3vl_core.files import open_regular
 
 with terminal.without_queries():
     from textual_image.widget import HalfcellImage, SixelImage, TGPImage
 
 LONGEST_SIDE = 1024
 """Largest width and height in pixels; a terminal shows no more, and scaling a large photograph at every repaint would be slow."""
-MOST_PIXELS = 200_000_000
 
 PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}[terminal.picture_support.protocol]
 
@@ -21,8 +20,8 @@ PictureWidget = {"sixel": SixelImage, "kitty": TGPImage, "cells": HalfcellImage}
 def read_picture(path: str) -> Image.Image:
     """Read a picture: upright, RGB, scaled down to LONGEST_SIDE. Blocking. Raises ValueError with a one-line message."""
     try:
-        with Image.open(Path(path)) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with open_regular(path, links=True) as file, Image.open(file) as image:
+            if image.width * image.height > limits.PICTURE_PIXELS:
                 raise ValueError(f"{path}: {image.width}x{image.height} pixels, too large to show")
             image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
             small = ImageOps.exif_transpose(image).convert("RGB")

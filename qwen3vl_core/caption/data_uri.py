@@ -8,6 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from qwen3vl_core import limits
+from qwen3vl_core.files import open_regular
+
 LONGEST_SIDE = 512
 QUALITY = 85
 
@@ -23,7 +26,9 @@ def jpeg_data_uri(image: Image.Image) -> str:
 def file_data_uri(path: str | Path) -> str:
     """The data URI of a picture file, its EXIF orientation applied; empty when the file is missing or not a picture."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path, links=True) as opened, Image.open(opened) as image:
+            if image.width * image.height > limits.PICTURE_PIXELS:
+                return ""
             image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
             upright = ImageOps.exif_transpose(image)
             if upright.has_transparency_data:

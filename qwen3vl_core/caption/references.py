@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 
-LARGEST = 1 << 30
 """Largest file of references, in bytes."""
 SHAPES = (
     '{"a.jpg": "caption" or ["caption", ...]}, [{"image": "a.jpg", "caption": ...}] (a list, or one per line), '
@@ -50,8 +50,9 @@ def read_references(name: str) -> References:
     option = f"--references {name}"
     try:
         size = path.stat().st_size
-        if size > LARGEST:
-            raise RequestError(f"{option}: {size:,} bytes, more than {LARGEST:,}; give a file with captions of these pictures only")
+        if size > limits.REFERENCES:
+            most = f"{limits.REFERENCES:,}"
+            raise RequestError(f"{option}: {size:,} bytes, more than {most}; give a file with captions of these pictures only")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise RequestError(f"{option}: cannot be read ({error.strerror}); give a file with captions") from None

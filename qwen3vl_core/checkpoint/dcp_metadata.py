@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 
 Shape = tuple[int, ...]
@@ -169,6 +170,8 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
     chunks: dict[str, list[Chunk]] = {}
     sizes: dict[tuple[str, Shape], Shape] = {}
     try:
+        if (size := file.stat().st_size) > limits.TORCH_DIST_TABLES:
+            raise ValueError(f"{size:,} bytes, at most {limits.TORCH_DIST_TABLES:,}")
         with file.open("rb") as stream:
             table = _TablesOnly(stream).load()
         for key, item in table.state_dict_metadata.items():
@@ -185,6 +188,7 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
                 continue
             offset: Shape = tuple(index.offset)
             chunks.setdefault(index.fqn, []).append(Chunk(offset, sizes[index.fqn, offset], stored))
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, MemoryError, OverflowError,
+            RecursionError) as error:  # fmt: skip
         raise RequestError(f"{file}: not readable ({error}); copy the checkpoint again") from None
     return tensors, objects, {key: Chunks(chunks_of_key) for key, chunks_of_key in chunks.items()}

@@ -12,22 +12,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qwen3vl_core import limits
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.peft_folder import is_peft_folder
 from qwen3vl_core.run_record import TRACKER
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-LARGEST_HEADER = 100_000_000
+MOST_DIMENSIONS = 16
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 SIDE_SUFFIXES = (".json", ".jinja", ".txt", ".model")
-LARGEST_SIDE_FILE = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ def read_header(file: Path) -> dict[str, Entry]:
         if len(first) < 8:
             raise _damaged(file, "it is empty")
         (length,) = struct.unpack("<Q", first)
-        if length > min(size - 8, LARGEST_HEADER):
+        if length > min(size - 8, limits.SAFETENSORS_HEADER):
             raise _damaged(file, "its header is longer than the file")
         try:
             header = json.loads(stream.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError):
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
             raise _damaged(file, "its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is no table")
     entries = {}
     data = 8 + length
     for name, item in header.items():
@@ -66,6 +69,8 @@ def read_header(file: Path) -> dict[str, Entry]:
             continue
         try:
             dtype, shape, (start, end) = SAFETENSORS_DTYPES[item["dtype"]], tuple(item["shape"]), item["data_offsets"]
+            if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):
+                raise ValueError
         except (KeyError, TypeError, ValueError):
             raise _damaged(file, f"the entry of {name} is not readable") from None
         if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
@@ -158,9 +163,11 @@ def read_index(folder: Path) -> dict[str, list[str]] | None:
         return None
     files: dict[str, list[str]] = {}
     try:
-        for tensor, name in json.loads(index.read_text())["weight_map"].items():
+        for tensor, name in json.loads(read_small(index, limits.SAFETENSORS_INDEX))["weight_map"].items():
             files.setdefault(name, []).append(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (RequestError, OSError):
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{index}: not an index of safetensors files; copy it from the checkpoint again") from None
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
@@ -184,7 +191,7 @@ def side_files(folder: Path) -> list[Path]:
         f
         for f in folder.iterdir()
         if f.is_file() and f.suffix in SIDE_SUFFIXES and not f.name.endswith(".index.json")
-        and f.name not in (TRACKER, "metadata.json") and f.stat().st_size <= LARGEST_SIDE_FILE
+        and f.name not in (TRACKER, "metadata.json") and f.stat().st_size <= limits.SIDE_FILE
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from qwen3vl_core import limits
 from qwen3vl_core.checkpoint import foreign_names, lora_merge, torch_dist
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
 from qwen3vl_core.checkpoint.model_source import NOT_WEIGHTS, ModelSource, describe, listed, problems
@@ -21,7 +22,7 @@ from qwen3vl_core.checkpoint.peft_source import peft_targets
 from qwen3vl_core.checkpoint.saved_arguments import read_arguments
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import write_text
+from qwen3vl_core.files import read_small, write_text
 from qwen3vl_core.formats import quantity
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.peft_folder import WEIGHTS, is_peft_folder, read_config
@@ -249,8 +250,8 @@ def inspect_peft(folder: Path) -> InspectReport:
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(read_small(file, limits.RUN_JSON))
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

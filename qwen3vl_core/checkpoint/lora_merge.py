@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qwen3vl_core import limits
 from qwen3vl_core.checkpoint import torch_dist, transforms
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import Layout, Region
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.layout.adapters import Adapters
 
 ADAPTERS_KEY = "adapters"
@@ -52,8 +54,8 @@ def adapter_note(adapters: Adapters, source: ModelSource) -> dict[str, Any]:
 def read_adapter_note(data: Path) -> dict[str, Any] | None:
     """The description of the adapters in the checkpoint folder `data`; None if it is not from a LoRA run."""
     try:
-        extra = json.loads((data / EXTRA).read_text())
-    except (OSError, ValueError):
+        extra = json.loads(read_small(data / EXTRA, limits.EXTRA_JSON))
+    except (OSError, ValueError, RecursionError):
         return None
     note = extra.get(ADAPTERS_KEY) if isinstance(extra, dict) else None
     return note if isinstance(note, dict) else None

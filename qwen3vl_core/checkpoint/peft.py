@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qwen3vl_core import limits
 from qwen3vl_core.checkpoint.hf import is_hf_folder
 from qwen3vl_core.checkpoint.lora_merge import AdaptedSource
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.name_map import HF_VISION, Region
+from qwen3vl_core.files import read_small
 from qwen3vl_core.peft_folder import CONFIG, WEIGHTS
 from qwen3vl_core.sizes import size_of
 
@@ -103,7 +105,7 @@ def note_source(data: Path, source: Path) -> None:
 def converted_from(data: Path) -> str | None:
     """The Hugging Face folder that a checkpoint was converted from, if it is still there."""
     try:
-        folder = json.loads((data / ORIGIN).read_text())["converted_from"]
+        folder = json.loads(read_small(data / ORIGIN, limits.CONFIG))["converted_from"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return folder if isinstance(folder, str) and is_hf_folder(Path(folder)) else None

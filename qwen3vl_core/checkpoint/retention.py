@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwen3vl_core import file_digests
+from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import UNFINISHED
@@ -19,7 +19,6 @@ from qwen3vl_core.run_record import ITERATION, TRACKER, checkpoint_step
 
 DIGESTS = "digests"
 """Key in `extra.json`: the checkpoint was given digests."""
-LARGEST_EXTRA = 256 << 20
 COMMON_KEYS = ("optimizer", "opt_param_scheduler")
 """What a resume needs of `common.pt`."""
 METADATA, COMMON, BACKEND, EXTRA = ".metadata", "common.pt", "metadata.json", "extra.json"
@@ -40,7 +39,7 @@ def damage(data: Path, requires: Sequence[str] = ()) -> str | None:
         if not (data / name).is_file():
             return f"{name} is missing"
     try:
-        if (data / EXTRA).stat().st_size > LARGEST_EXTRA:
+        if (data / EXTRA).stat().st_size > limits.EXTRA_JSON:
             return f"{EXTRA} is too large"
         extra = json.loads((data / EXTRA).read_text(encoding="utf-8"))
         if not isinstance(extra, dict):

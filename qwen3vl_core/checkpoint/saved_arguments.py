@@ -14,10 +14,10 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.dcp_metadata import Table
 
-LARGEST = 50_000_000
 # of each, every class is replaced by an inert one
 _PROGRAMS = ("megatron", "torch", "numpy", "collections", "pathlib", "datetime", "signal", "transformers", "swift", "mcore_bridge")
 _BUILTINS = {"set": set, "frozenset": frozenset, "slice": slice, "complex": complex, "bytearray": bytearray, "getattr": Table}
@@ -66,12 +66,12 @@ def read_arguments(data: Path, reader: torch_dist.RegionReader | None = None) ->
     try:
         with blob, zipfile.ZipFile(blob) as archive:
             entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-            if entry.file_size > LARGEST:
+            if entry.file_size > limits.SAVED_ARGUMENTS:
                 raise ValueError("too large")
             stream: Any
             with archive.open(entry) as stream:
                 stream._expected_crc = None  # ours have no checksums in the archive; the digests beside it tell damage
-                values = _PlainValues(io.BytesIO(stream.read(LARGEST))).load()
+                values = _PlainValues(io.BytesIO(stream.read(limits.SAVED_ARGUMENTS))).load()
     except (zipfile.BadZipFile, pickle.UnpicklingError, StopIteration, OSError, EOFError, TypeError, ValueError, LookupError,
             AttributeError, RuntimeError) as error:  # fmt: skip
         raise torch_dist.unsafe(file, error) from None

@@ -20,19 +20,19 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from qwen3vl_core import file_digests
+from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import foreign_names
 from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read_tables
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 from qwen3vl_core.sizes import Architecture
 
 RELEASE = "release"
 SHARDS = ".distcp"
 """How the names of the files end that hold the tensors."""
-LARGEST_COMMON = 1 << 30
 
 
 class DamagedError(RequestError):
@@ -71,7 +71,7 @@ def find(path: Path) -> Checkpoint | None:
         if names:
             raise RequestError(f"{path}: {TRACKER} is missing; name one of its folders: {', '.join(names[-3:])}")
         return None
-    tracked = (path / TRACKER).read_text().strip()
+    tracked = read_small(path / TRACKER, limits.RUN_FILE).decode("utf-8", "replace").strip()
     if tracked != RELEASE and not re.fullmatch(r"\d{1,12}", tracked):
         raise RequestError(f"{path / TRACKER}: {tracked[:40]!r} is neither a number nor {RELEASE}; write the iteration into it")
     name, iteration = (RELEASE, 0) if tracked == RELEASE else (iteration_folder(int(tracked)), int(tracked))
@@ -96,7 +96,7 @@ def read_common(data: Path) -> dict[str, Any]:
     they hold more than tensors and plain values, or are damaged."""
     file = data / "common.pt"
     try:
-        if file.stat().st_size > LARGEST_COMMON:
+        if file.stat().st_size > limits.COMMON_PT:
             raise DamagedError(f"{file}: {file.stat().st_size} bytes are too many for it; copy the checkpoint again")
         value = load_plain(file)
     except FileNotFoundError:

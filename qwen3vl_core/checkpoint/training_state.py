@@ -21,10 +21,11 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
 
-from qwen3vl_core import file_digests
+from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.run_record import checkpoint_step
 
 # key prefixes of the fp32 master weights in the two kinds of optimizer: the distributed one and the plain one
@@ -246,10 +247,10 @@ def _load(data: Path, models: list[MegatronModule], optimizer: Any, scheduler: A
     if loaded["random"] is not None:
         _set_random_state(loaded["random"])
     try:
-        extra = json.loads((data / EXTRA).read_text(encoding="utf-8"))
+        extra = json.loads(read_small(data / EXTRA, limits.EXTRA_JSON))
         extra.pop(retention.DIGESTS, None)
         return extra | {"layout_kept": loaded["random"] is not None}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise RequestError(f"{data / EXTRA}: not readable; this checkpoint was not written by a run: name it with --load") from None
 
 

@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.sample_order import SampleOrder, seeded
 from qwen3vl_core.data.shards import ShardSplit
-from qwen3vl_core.data.storage import Place, place_of, within
+from qwen3vl_core.data.storage import Place, place_of, read_small, within
 from qwen3vl_core.errors import RequestError
 
 SUFFIXES = (".yaml", ".yml")
@@ -70,7 +71,7 @@ def is_metadataset(place: Place) -> bool:
 
 def _load(place: Place) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(place.read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(read_small(place, limits.DATASET_INDEX))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"{place}: not YAML ({' '.join(str(error).split())[:200]}); write a metadataset in Energon's format") from None
     except OSError as error:

@@ -7,14 +7,19 @@ exist.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.records import CONTROL
 from qwen3vl_core.errors import RequestError
@@ -38,7 +43,8 @@ class ChatTemplate:
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "question"}]}]
         answer = [*question, {"role": "assistant", "content": [{"type": "text", "text": "answer"}]}]
         try:
-            asked, opened, answered = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)
+            with _time_limit(limits.TEMPLATE_SECONDS):
+                asked, opened, answered = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)
         except DataError as error:
             raise RequestError(f"{where}: the chat template fails ({error.detail}); take it from the original checkpoint") from None
         answers = _ANSWER.findall(answered)
@@ -109,6 +115,30 @@ class ChatTemplate:
             begin = match.start(1)
             spans.append((begin + len(self._opening) * text.startswith(self._opening, begin), match.end()))
         return spans
+
+
+class _TooSlow(Exception):
+    def __str__(self) -> str:
+        return f"it takes over {limits.TEMPLATE_SECONDS} s for a short conversation"
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises _TooSlow in the block after so many seconds; without effect outside the main thread, the only one that gets signals."""
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def late(number: int, frame: object) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import listed
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 
 FILE = "dataset_info.json"
 NAMES = (
@@ -118,7 +120,9 @@ def naming_of(source: Path, columns: str | None, dataset: str | None) -> tuple[P
 def _entries(path: Path) -> dict[str, dict[str, Any]] | None:
     """The datasets that a dataset_info.json names; None where it is another file of that name."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(read_small(path, limits.DATASET_INDEX))
+    except RequestError:
+        raise
     except (OSError, ValueError, RecursionError):
         return None
     try:

@@ -11,14 +11,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import kind_of
 from qwen3vl_core.data.text_files import TextFile
 from qwen3vl_core.errors import RequestError
 
 LOADED_AT_ONCE = 64 << 20
 """Bytes of a list that is read at once, which is faster than streaming it."""
-LONGEST_VALUE = 1 << 30
-"""Characters of one value, which all have to be in memory: COCO's captions are one of 90 million."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 SHAPE = "a list [...] or one record a line; docs/data.md lists the layouts"
 
@@ -188,7 +187,7 @@ class JsonRecords:
                 # a number may go on in the next block
                 complete = ended or (bool(follows) and (follows in ",]" or not isinstance(value, (int, float)))) or not in_list
             except (ValueError, RecursionError) as error:
-                broken = not isinstance(error, json.JSONDecodeError) or len(text) - at > LONGEST_VALUE
+                broken = not isinstance(error, json.JSONDecodeError) or len(text) - at > limits.JSON_VALUE
                 if ended or broken:
                     where = line + text.count("\n", 0, error.pos if isinstance(error, json.JSONDecodeError) else at)
                     raise RequestError(

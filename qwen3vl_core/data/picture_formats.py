@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError, features
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError
 
 FORMATS = (
@@ -30,7 +32,26 @@ _OTHERS = (
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
-    """The picture, opened and not decoded. Raises DataError for what is no picture that is read, and what Pillow raises."""
+    """The picture, opened and not decoded. Raises DataError for what is no picture that is read, or too large to decode, and what Pillow
+    raises."""
+    image = _open(file)
+    place = file.tell()
+    check_area(image.height, image.width, file.seek(0, os.SEEK_END))
+    file.seek(place)
+    return image
+
+
+def check_area(height: int, width: int, size: int) -> None:
+    """Raises DataError for a picture of `size` bytes that is too large to decode, or that its bytes cannot fill."""
+    pixels = height * width
+    if pixels > limits.PICTURE_PIXELS:
+        raise DataError("picture-too-large", reason=f"{width}x{height} pixels, at most {limits.PICTURE_PIXELS:,}; make it smaller")
+    if pixels > max(limits.DENSE_PIXELS, limits.PIXELS_PER_BYTE * size):
+        reason = f"{width}x{height} pixels in {size:,} bytes: almost blank, or made to exhaust memory; make it smaller"
+        raise DataError("picture-too-large", reason=reason)
+
+
+def _open(file: BinaryIO) -> Image.Image:
     head = file.read(64)
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS and (head[8:12] != b"mif1" or b"avif" not in head):

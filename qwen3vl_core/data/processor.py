@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from qwen3vl_core import limits
 from qwen3vl_core.data import chat_template, pictures, video_decode
 from qwen3vl_core.data import video as videos
 from qwen3vl_core.data.batch import Encoded, pixel_values
@@ -25,6 +26,7 @@ from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.structure.micro_batch import IGNORED
 
 PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
@@ -351,10 +353,12 @@ def _json(file: Path, needed: bool = True) -> dict[str, Any]:
     if not needed and not file.exists():
         return {}
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
+        loaded = json.loads(read_small(file, limits.CONFIG))
     except FileNotFoundError:
         raise RequestError(f"{file}: no such file; copy it from the original checkpoint") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read ({error.strerror}); copy it from the original checkpoint again") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise RequestError(f"{file}: not JSON ({error}); copy it from the original checkpoint again") from None
     if not isinstance(loaded, dict):
         raise RequestError(f"{file}: not a JSON object; copy it from the original checkpoint again")
@@ -365,10 +369,15 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """The checkpoint's chat template, from any of the places where releases of transformers store it. Raises RequestError without one."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return read_small(file, limits.CHAT_TEMPLATE).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{file}: cannot be read ({error}); copy it from the original checkpoint again") from None
     template = _json(folder / "chat_template.json", needed=False).get("chat_template") or tokenizer.chat_template
     if not isinstance(template, str):
         raise RequestError(f"{folder}: no chat template; copy chat_template.jinja (or .json) of the original checkpoint there")
+    if len(template) > limits.CHAT_TEMPLATE:
+        raise RequestError(f"{folder}: a chat template of {len(template):,} characters; copy that of the original checkpoint there")
     return template
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import yaml
 from braceexpand import braceexpand
 
+from qwen3vl_core import limits
+from qwen3vl_core.data.brace_lists import count_names
 from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.sample_order import SampleOrder
-from qwen3vl_core.data.storage import Place, Remote, place_of, size_of
+from qwen3vl_core.data.storage import Place, Remote, place_of, read_small, size_of
 from qwen3vl_core.data.tar import sample_offsets, sample_parts
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -130,8 +132,8 @@ def _load(folder: Place, name: str) -> Any:
         if file.is_file():
             try:
                 # libyaml if available, for speed: the index names every shard
-                return yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                return yaml.load(read_small(file, limits.DATASET_INDEX).decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
                 raise RequestError(f"{file}: cannot be read ({type(error).__name__}); {_AGAIN}") from None
     return None
 
@@ -146,12 +148,28 @@ def splits_of(path: Place) -> dict[str, list[str]]:
     parts = loaded.get("split_parts") if isinstance(loaded, dict) else None
     if not isinstance(parts, dict):
         raise RequestError(f"{path}: {FOLDER} names no splits; {_AGAIN}")
-    excluded = {name for pattern in loaded.get("exclude") or [] for name in braceexpand(str(pattern))}
-    shards_by_split = {str(name): [s for pattern in patterns or [] for s in braceexpand(str(pattern))] for name, patterns in parts.items()}
+    lists = {str(name): _patterns(path, patterns) for name, patterns in parts.items()}
+    excluding = _patterns(path, loaded.get("exclude"))
+    if sum(map(count_names, (pattern for patterns in (*lists.values(), excluding) for pattern in patterns))) > limits.SHARD_NAMES:
+        raise RequestError(f"{path}: {FOLDER} names over {limits.SHARD_NAMES:,} shards; correct its brace lists, or {_AGAIN}")
+    excluded = {name for pattern in excluding for name in braceexpand(pattern)}
+    shards_by_split = {name: [shard for pattern in patterns for shard in braceexpand(pattern)] for name, patterns in lists.items()}
     known = {shard for shards in shards_by_split.values() for shard in shards}
     if excluded - known:
         raise RequestError(f"{path}: the index leaves out single samples ({min(excluded - known)}), which is not read here; {_AGAIN}")
     return {name: [shard for shard in shards if shard not in excluded] for name, shards in shards_by_split.items()}
+
+
+def _patterns(path: Place, patterns: Any) -> list[str]:
+    """The brace lists of an entry of the index. Raises RequestError for anything else, and for braces that do not match."""
+    if not isinstance(patterns or [], list) or not all(isinstance(pattern, str) for pattern in patterns or []):
+        raise RequestError(f"{path}: the lists of shards in {FOLDER} must hold names; {_AGAIN}")
+    for pattern in patterns or []:
+        try:
+            count_names(pattern)
+        except ValueError as error:
+            raise RequestError(f"{path}: {FOLDER} holds {pattern[:80]!r} ({error}); correct it, or {_AGAIN}") from None
+    return patterns or []
 
 
 def _split_shards(path: Place, split: str) -> list[str]:

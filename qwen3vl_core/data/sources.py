@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from qwen3vl_core import limits
 from qwen3vl_core.data import dataset_info, layouts
 from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import DataError, kind_of, listed
@@ -45,6 +46,7 @@ from qwen3vl_core.data.tables import ArrowTable, TextTable
 from qwen3vl_core.data.text_files import TextFile, file_kind, read_head, refuse_binary
 from qwen3vl_core.data.webdataset import WebDatasetRecords
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 
 TEXTS = ("jsonl", "ndjson", "json", "csv", "tsv")
 ENDINGS = (*TEXTS, "parquet", "arrow")
@@ -194,7 +196,7 @@ def _in_folder(folder: Path) -> Located:
         (chosen, *_), notes = _training(metadata, folder)
         return Located("parquet" if chosen.suffix == ".parquet" else "text", [chosen], chosen.parent, notes)
     info = folder / dataset_info.FILE
-    if info.is_file() and "file_name" in info.read_text(encoding="utf-8", errors="replace"):
+    if info.is_file() and b"file_name" in read_small(info, limits.DATASET_INDEX):
         raise RequestError(f"{folder}: LLaMA-Factory's folder of datasets; give {info}, and choose one by --dataset")
     by_kind = {ending: [file for file in files if _ending(file) == ending] for ending in ("parquet", "arrow", "tar", *TEXTS)}
     if by_kind["arrow"]:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import files
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import is_url
+from qwen3vl_core.formats import quantity
 
 _MSC = "msc://"
 
@@ -137,6 +139,15 @@ def local(name: str, flag: str) -> Path:
     if is_url(name):
         raise RequestError(f"{flag} {name}: must be a path of this machine; copy it with the store's own tool (msc cp, msc sync)")
     return Path(name).expanduser()
+
+
+def read_small(place: Place, most: int) -> bytes:
+    """The content of a file of at most `most` bytes, which are compared first. Raises RequestError for a larger one, OSError, WorkError."""
+    if isinstance(place, Path):
+        return files.read_small(place, most)
+    if (size := place.size()) > most:
+        raise RequestError(f"{place}: {quantity(size, 'B')}; such a file has at most {quantity(most, 'B')}; copy it again")
+    return place.read_bytes()
 
 
 def size_of(place: Place) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.media_values import looks_like_media
-from qwen3vl_core.data.text_files import LONGEST_LINE, TextFile
+from qwen3vl_core.data.text_files import TextFile
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 
@@ -28,7 +29,7 @@ class TextTable:
     """A CSV or TSV file. Raises RequestError for one without a header, unless columns are named by their numbers."""
 
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
-        csv.field_size_limit(LONGEST_LINE)
+        csv.field_size_limit(limits.JSON_LINE)
         self.path, self.file = path, TextFile(path)
         self.count: int | None = None
         first = re.split(r"\r\n?|\n", self.file.head, maxsplit=1)[0]

@@ -12,9 +12,11 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import numpy as np
 
+from qwen3vl_core import limits
 from qwen3vl_core.files import UNFINISHED
 
 BLOCK = 512
@@ -137,6 +139,8 @@ def _member(block: bytes) -> tuple[str, int, bytes] | None:
             raise ValueError("checksum")
         name = block[:100].rstrip(b"\0").split(b"\0", 1)[0].decode()
         prefix = block[345:500].split(b"\0", 1)[0].decode() if block[257:263] == b"ustar\0" else ""
+        if size < 0:
+            raise ValueError("a size below 0")
     except (ValueError, IndexError) as error:
         raise ValueError(f"damaged tar header ({error})") from error
     return (f"{prefix}/{name}" if prefix else name), size, block[156:157]
@@ -162,12 +166,46 @@ def members(chunk: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _members_by_tarfile(chunk: bytes) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
-            for entry in archive:
-                if entry.isreg() and (file := archive.extractfile(entry)):
-                    yield entry.name, file.read()
+        for entry in tar_entries(io.BytesIO(chunk), len(chunk)):
+            if entry.isreg():
+                yield entry.name, chunk[entry.offset_data : entry.offset_data + entry.size]
     except tarfile.TarError as error:
         raise ValueError(str(error)) from error
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """A header whose size is checked before anything of that size is read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _NAMES and info.size > limits.TAR_NAME):
+            raise tarfile.ReadError(f"a member with a size of {info.size:,} bytes")
+        return info
+
+
+_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+"""Members that hold the name or other values of the next one, which `tarfile` reads whole."""
+
+
+def tar_entries(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive of `size` bytes, in order: of any type, from any writer. Content is at `offset_data`.
+
+    Raises tarfile.TarError when it is damaged or cut off, for sizes that it cannot hold, and for sparse files.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo) as archive:
+            while (info := archive.next()) is not None:
+                # the archive remembers every member: with millions of them that is gigabytes
+                archive.members = []  # type: ignore[attr-defined]
+                if info.size < 0 or info.issparse():
+                    raise tarfile.ReadError(f"{info.name}: a sparse file, or a size below 0")
+                if info.isreg() and info.offset_data + info.size > size:
+                    raise tarfile.ReadError(f"cut off within {info.name}")
+                yield info
+    except (ValueError, OverflowError, RecursionError, IndexError) as error:
+        # of names and numbers that tarfile does not expect
+        raise tarfile.ReadError(f"a damaged header ({error})") from error
 
 
 def split_key(name: str) -> tuple[str, str] | None:
@@ -185,8 +223,8 @@ def sample_offsets(path: Path) -> list[int]:
     offsets: list[int] = []
     end, current = 0, None
     try:
-        with tarfile.open(path, mode="r:") as archive:
-            for entry in archive:
+        with open(path, "rb") as file:
+            for entry in tar_entries(file, os.fstat(file.fileno()).st_size):
                 key = split_key(entry.name) if entry.isreg() else None
                 if key is not None and key[0] != current:
                     offsets.append(entry.offset)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 
-LONGEST_LINE = 64 << 20
-"""Maximum of bytes for one record in JSON Lines; a file with a longer line is not taken for JSON Lines."""
 _HEAD = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 _OPENERS: dict[str, Callable[..., Any]] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
@@ -113,14 +112,14 @@ class TextFile:
             place = 0
             if self.encoding != "utf-8":
                 with io.TextIOWrapper(file, self.encoding, "surrogatepass", newline="\n") as text:
-                    while decoded := self._decoded(lambda: text.readline(LONGEST_LINE)):
+                    while decoded := self._decoded(lambda: text.readline(limits.JSON_LINE)):
                         place += 1
                         yield place, decoded.encode("utf-8", "surrogatepass")
                 return
-            while line := file.readline(LONGEST_LINE):
+            while line := file.readline(limits.JSON_LINE):
                 place += 1
-                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                    raise RequestError(f"{self.path}: line {place} is over {LONGEST_LINE >> 20} MiB; JSON Lines have one record a line")
+                if len(line) == limits.JSON_LINE and not line.endswith(b"\n"):
+                    raise RequestError(f"{self.path}: line {place} is over {limits.JSON_LINE >> 20} MiB; JSON Lines have one record a line")
                 yield place, line
 
     def text(self) -> io.TextIOBase:

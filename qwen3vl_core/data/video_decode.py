@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError, media_errors
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,m4v"
 """Containers that are opened. FFmpeg reads more, among them playlists, which open further files."""
-LARGEST_FRAME = 89_478_485
-"""Pixels of a frame; Pillow warns above it."""
-MOST_FRAMES = 1 << 24
 SEEK_GAIN = 4
 """Frames that a seek must save to be worth emptying the decoder."""
 _MISSING_AT_END = 0.1
@@ -72,9 +70,9 @@ def header(data: bytes, what: str) -> VideoHeader:
         count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         metadata = VideoHeader(int(count), float(rate or 0), stream.codec_context.height, stream.codec_context.width)
         frames, fps, height, width = metadata.frames, metadata.fps, metadata.height, metadata.width
-        if not 1 <= frames <= MOST_FRAMES or not 1e-3 <= fps <= 1e5 or min(height, width) < 1:
+        if not 1 <= frames <= limits.VIDEO_FRAMES or not 1e-3 <= fps <= 1e5 or min(height, width) < 1:
             raise DataError("video-header", frames=frames, width=width, height=height, fps=fps)
-        if height * width > LARGEST_FRAME:
+        if height * width > limits.PICTURE_PIXELS:
             raise DataError("video-too-large", width=width, height=height)
         return metadata
 
@@ -181,7 +179,7 @@ def _key_before(keys: list[int], number: int) -> int:
 
 def _pixels(frame: Any) -> np.ndarray:
     """uint8 [h, w, 3] upright."""
-    if frame.width * frame.height > LARGEST_FRAME:
+    if frame.width * frame.height > limits.PICTURE_PIXELS:
         raise DataError("video-too-large", width=frame.width, height=frame.height)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.byte_ranges import range_name
 from qwen3vl_core.data.json_files import loads
 from qwen3vl_core.data.media_values import RANGE
 from qwen3vl_core.data.records import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from qwen3vl_core.data.tar import BLOCK, padded, tar_entries
 from qwen3vl_core.data.turns import media_key
 from qwen3vl_core.errors import RequestError
 
 _TEXTS = {"txt": "caption", "caption": "caption", "text": "caption", "question": "question", "answer": "answer", "prompt": "prompt"}
-_LARGEST_TEXT = 64 << 20
 
 
 class WebDatasetRecords:
@@ -41,12 +42,12 @@ class WebDatasetRecords:
         absolute, size = str(path.absolute()), path.stat().st_size
         key: tuple[str, str] | None = None
         members: dict[str, tuple[int, int, bytes | None]] = {}
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
+        end = 0
+        with open(path, "rb") as archive:
+            for member in tar_entries(archive, size):
+                end = member.offset_data + padded(member.size)
                 if not member.isreg():
                     continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"cut off within {member.name}")
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
                 if not ending or name.startswith("."):
@@ -60,16 +61,18 @@ class WebDatasetRecords:
                 text = ending.rpartition(".")[2].lower()
                 content = None
                 if text == "json" or text in _TEXTS:
-                    if member.size > _LARGEST_TEXT:
-                        raise RequestError(f"{path}: {member.name} has {member.size:,} bytes of text; {_LARGEST_TEXT >> 20} MiB at most")
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    content = file.read()
+                    if member.size > limits.TAR_TEXT:
+                        raise RequestError(f"{path}: {member.name} has {member.size:,} bytes of text; {limits.TAR_TEXT >> 20} MiB at most")
+                    # tar_entries goes on from its own offset
+                    archive.seek(member.offset_data)
+                    content = archive.read(member.size)
                 members[ending] = member.offset_data, member.size, content
-                # the archive remembers every member: with millions of them that is gigabytes
-                archive.members = []  # type: ignore[attr-defined]
             if members:
                 yield _record(absolute, members)
+            archive.seek(end)
+            if archive.read(BLOCK).strip(b"\0"):
+                # tarfile takes a damaged header for the end of the archive
+                raise tarfile.ReadError(f"a damaged header at byte {end}")
 
 
 def _record(path: str, members: dict[str, tuple[int, int, bytes | None]]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.options import FinetuneOptions, options_of
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER, checkpoint_step
@@ -32,7 +34,7 @@ def step_folder(path: str) -> Path:
     if (folder / CHECKPOINTS / TRACKER).is_file():
         folder /= CHECKPOINTS
     if (folder / TRACKER).is_file():
-        word = (folder / TRACKER).read_text().strip()
+        word = read_small(folder / TRACKER, limits.RUN_FILE).decode("utf-8", "replace").strip()
         folder /= f"{ITERATION}{int(word):07d}" if re.fullmatch(r"\d{1,12}", word) else word
     if not (folder / ".metadata").is_file() or not (folder / EXTRA).is_file() or checkpoint_step(folder.name) is None:
         raise RequestError(Problem("resume-no-checkpoint", "resume", path))
@@ -42,8 +44,8 @@ def step_folder(path: str) -> Path:
 def adapters_of(folder: Path) -> dict[str, Any] | None:
     """The adapters of a checkpoint, as recorded by its run; None if the weights themselves were trained."""
     try:
-        extra = json.loads((folder / EXTRA).read_text())
-    except (OSError, ValueError):
+        extra = json.loads(read_small(folder / EXTRA, limits.EXTRA_JSON))
+    except (OSError, ValueError, RecursionError):
         raise RequestError(Problem("resume-no-checkpoint", "resume", str(folder))) from None
     note = extra.get(ADAPTERS_KEY) if isinstance(extra, dict) else None
     return note if isinstance(note, dict) else None

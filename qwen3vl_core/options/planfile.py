@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import read_small
 from qwen3vl_core.options.declare import options_of
 from qwen3vl_core.problems import Problem
 
@@ -78,7 +80,7 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = read_small(Path(path).expanduser(), limits.PLAN_FILE).decode()
     except FileNotFoundError:
         raise refused("no-such-plan") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qwen3vl_core.data import text_files
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.picture_formats import FORMATS
 from qwen3vl_core.data.prepare import command as prepare
@@ -173,7 +173,7 @@ def test_a_bad_line_is_one_refused_record(tmp_path):
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
     source = tmp_path / "all.jsonl"
     source.write_text(json.dumps(samples.record(0)) + "\n" + json.dumps(samples.record(1, answer="long " * 1000)))
-    monkeypatch.setattr(text_files, "LONGEST_LINE", 4000)
+    monkeypatch.setattr(limits, "JSON_LINE", 4000)
     with pytest.raises(RequestError, match="line 2 is over"):
         prepared(source)
 

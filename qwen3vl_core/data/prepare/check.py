@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen3vl_core import limits
 from qwen3vl_core.data import grounding, records, sources
 from qwen3vl_core.data.byte_ranges import Spool, read_range, split_name
 from qwen3vl_core.data.dataset_info import Naming
@@ -19,8 +20,6 @@ from qwen3vl_core.data.tar import member_size
 from qwen3vl_core.problems import Problem
 
 FRAME_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-MOST_FRAMES = 100_000
-"""The limit of the five digits in a frame's name."""
 _KEPT = 200_000
 """Media files whose result is cached: in many datasets several records use one picture."""
 
@@ -202,8 +201,8 @@ class Checker:
         """The frames of a video that is a folder or a list; None for a file."""
         content, fps = (video.content, video.options.get("fps")) if isinstance(video, Medium) else (video, None)
         if isinstance(content, tuple):
-            if len(content) > MOST_FRAMES:
-                raise DataError("frames-too-many", self._shown(video), frames=len(content), most=MOST_FRAMES)
+            if len(content) > limits.FRAME_FILES:
+                raise DataError("frames-too-many", self._shown(video), frames=len(content), most=limits.FRAME_FILES)
             names = tuple(self._medium(frame, "picture", n)[0] if isinstance(frame, bytes) else frame for n, frame in enumerate(content))
             return Frames(names, fps or records.FRAMES_PER_SECOND)
         if isinstance(content, bytes) or "\0" in content:
@@ -257,8 +256,8 @@ def read_frames(folder: Path) -> Frames:
         names = [e.name for e in entries if e.name.rpartition(".")[2].lower() in FRAME_SUFFIXES and not e.name.startswith(".")]
     if not names:
         raise DataError("frames-missing", str(folder), endings=FRAME_SUFFIXES)
-    if len(names) > MOST_FRAMES:
-        raise DataError("frames-too-many", str(folder), frames=len(names), most=MOST_FRAMES)
+    if len(names) > limits.FRAME_FILES:
+        raise DataError("frames-too-many", str(folder), frames=len(names), most=limits.FRAME_FILES)
     names.sort(key=lambda name: ([int(digits) for digits in re.findall(r"[0-9]{1,18}", name)], name))
     try:
         for name in names:

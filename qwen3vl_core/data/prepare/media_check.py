@@ -15,14 +15,15 @@ import warnings
 import zlib
 from typing import NamedTuple
 
+from qwen3vl_core import limits
 from qwen3vl_core.data import video_decode
 from qwen3vl_core.data.errors import DataError, picture_errors
 from qwen3vl_core.data.pictures import LARGEST_RATIO, check_content
 
 _FIRST, _HEAD, _TAIL = 1 << 12, 1 << 16, 64
 """Bytes read of a picture: from its start, from its start if those do not reach the pixels, and from its end."""
-_PLAIN_PIXELS = 64_000_000
-"""Larger pictures are left to Pillow, which applies its own limit."""
+_PLAIN_PIXELS = limits.DENSE_PIXELS
+"""Larger pictures are opened, which compares their area with the limits."""
 _last_jpeg = b"\0", b"\0"
 """The bytes before and after the frame header, up to the pixels, of the last JPEG whose segments were parsed."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB\x60\x82"

@@ -57,6 +57,7 @@ TOKENS, SAMPLE_COUNT, SKIPPED_COUNT, MFU, TFLOPS = "tokens", "samples", "skipped
 GPU_UTILISATION, GPU_WATTS, MEMORY, RESERVED = "gpu_utilisation", "gpu_watts", "memory_gib", "memory_reserved_gib"
 DATA_SECONDS, FORWARD_BACKWARD_SECONDS, OPTIMIZER_SECONDS = "data_seconds", "forward_backward_seconds", "optimizer_seconds"
 CHECKPOINT_SECONDS, PACKING_EFFICIENCY, LOSS_SCALE = "checkpoint_seconds", "packing_efficiency", "loss_scale"
+EXPERT_LOAD, IDLE_EXPERTS = "expert_load", "idle_experts"
 
 METRICS: dict[str, Metric] = {
     LOSS: Metric(
@@ -89,7 +90,10 @@ METRICS: dict[str, Metric] = {
     ),
     DATA_SECONDS: Metric("data wait", "wait of the step for data", "s", tag="data-time", panel="measured", gauge=STEP_SECONDS),
     FORWARD_BACKWARD_SECONDS: Metric("forward and backward", "time of forward and backward passes", "s", tag="forward-backward-time"),
-    OPTIMIZER_SECONDS: Metric("optimizer", "time of the optimizer step", "s", tag="optimizer-time"),
+    OPTIMIZER_SECONDS: Metric(
+        "optimizer", "time of the optimizer step; on a GPU that of the step before", "s", tag="optimizer-time", panel="measured",
+        gauge=STEP_SECONDS,
+    ),
     CHECKPOINT_SECONDS: Metric("checkpoint wait", "wait of the training for checkpoints since the last row", "s", tag="checkpoint-time"),
     TOKENS: Metric("tokens", "trained tokens of the step", "tokens", evaluated=True),
     SAMPLE_COUNT: Metric("samples", "samples of the step; with packing: rows", "samples", tag="batch-size"),
@@ -98,6 +102,14 @@ METRICS: dict[str, Metric] = {
     ),
     PACKING_EFFICIENCY: Metric("packing", "with packing: share of the positions that hold a sample's tokens", tag="packing-efficiency"),
     LOSS_SCALE: Metric("loss scale", "with fp16: the loss scale", tag="loss-scale"),
+    EXPERT_LOAD: Metric(
+        "top expert", "with experts: tokens of the fullest expert over the mean, in the most uneven layer", "x mean", tag="expert-load",
+        panel="measured", summary=True, noisy=True,
+    ),
+    IDLE_EXPERTS: Metric(
+        "idle", "with experts: how many, of all layers, got no token in the step", "experts", tag="idle-experts", panel="measured",
+        beside=EXPERT_LOAD, summary=True,
+    ),
 }  # fmt: skip
 """By key, in the order of all lists and menus. A row may hold metrics that are not here: they come last, under their keys."""
 

@@ -6,6 +6,7 @@ transformers computes it for one layer, divided by the experts per token; summed
 
 from __future__ import annotations
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, save_to_aux_losses_tracker
@@ -21,6 +22,15 @@ class BalancingRouter(TopKRouter):
     rank, including padding: with n ranks of sequence and context parallelism its weight is 1/n, and if few tokens are
     trained, many times its coefficient. Here each micro batch is weighted by its share of the batch's tokens.
     """
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Megatron's routing of logits [s, b, experts] with a padding mask [s, b], True for padding; counts the tokens of each expert."""
+        probs, routing_map = super().routing(logits, padding_mask)
+        # a recomputed layer runs twice, and has gradients in one of the two only
+        if self.training and torch.is_grad_enabled() and (counts := expert_tokens(self.config)) is not None:
+            counted = routing_map if padding_mask is None else routing_map & ~padding_mask.reshape(-1, 1)
+            counts[self.layer_number - 1] += counted.sum(0)
+        return probs, routing_map
 
     def _apply_aux_loss(self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False) -> Tensor:
         """probs and scores [t, experts], routing_map [t, experts] bool; padding is zero in the last two. Returns probs, whose
@@ -57,6 +67,17 @@ def set_balance_weight(config: TransformerConfig, counts: Tensor) -> None:
         config.balance_weight = weight
     else:
         config.balance_weight.copy_(weight)
+
+
+def expert_tokens(config: TransformerConfig) -> Tensor | None:
+    """int64 [layers, experts]: tokens that this rank has routed to each expert in training since they were last set to zero, without
+    padding; None before `count_expert_tokens`."""
+    return getattr(config, "expert_tokens", None)
+
+
+def count_expert_tokens(config: TransformerConfig, device: torch.device) -> None:
+    """Count from now on. The counts stay in one tensor on the device, into which CUDA graphs add."""
+    config.expert_tokens = torch.zeros(config.num_layers, config.num_moe_experts, dtype=torch.int64, device=device)
 
 
 def padding_mask(attention_mask: Tensor | None, index: Tensor | None, config: TransformerConfig) -> Tensor | None:

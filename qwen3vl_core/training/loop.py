@@ -202,6 +202,9 @@ class Loop(RunState):
             figures[run_metrics.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
         if result.filled is not None:
             figures[run_metrics.PACKING_EFFICIENCY] = round(result.filled, 4)
+        if result.expert_load:
+            load, idle = result.expert_load
+            figures |= {run_metrics.EXPERT_LOAD: round(load, 3), run_metrics.IDLE_EXPERTS: int(idle)}
         values = {
             run_metrics.LOSS: result.loss,
             run_metrics.LR: result.learning_rate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3vl_core.model import cpu
@@ -14,6 +14,7 @@ from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
+from qwen3vl_core.model.router import count_expert_tokens
 from qwen3vl_core.model.specs import add_gradients_in_place, has_flash_attention, use_transformer_engine
 
 import torch
@@ -35,6 +36,7 @@ from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.micro_batch import StructureRules
 from qwen3vl_core.training.graphs import MicroBatchGraphs, finalize_gradients, prepare_capture
 from qwen3vl_core.training.stage_graphs import StageGraphs
+from qwen3vl_core.training.throughput import GpuClock
 
 # parts of the model as `--freeze` names them -> prefixes of parameter names
 PARTS = {
@@ -70,6 +72,7 @@ class Training:
     """LoRA adapters; None for a run that trains the weights themselves."""
     graphs: MicroBatchGraphs | StageGraphs | None = None
     """CUDA graphs of the micro batches, or of the stages of a pipeline; None where they run without graphs."""
+    optimizer_clock: GpuClock = field(default_factory=GpuClock)
 
 
 def multiple_of(options: FinetuneOptions) -> int:
@@ -163,6 +166,8 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         wd_incr_steps=options.train_iters, wd_incr_style="constant", use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )  # fmt: skip
+    if config.num_moe_experts:
+        count_expert_tokens(config, device())
     config.grad_scale_func = optimizer.scale_loss
     config.finalize_model_grads_func = finalize_gradients
     no_sync = [model.no_sync for model in wrapped]

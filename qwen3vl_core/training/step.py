@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from qwen3vl_core.model.router import set_balance_weight
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.structure.micro_batch import IGNORED, Structure
+from qwen3vl_core.training import expert_load
 from qwen3vl_core.training.gradient_norm import norm_of, squared_norms
 from qwen3vl_core.training.graphs import MicroBatchGraphs
 from qwen3vl_core.training.guard import GRADIENT, Guard
@@ -55,8 +57,12 @@ class StepResult:
     """Share of the computed positions that hold a sample's tokens; the rest is padding. None where batches have no lengths."""
     forward_backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
+    """On a GPU that of the previous step, by the GPU's clock: this step's kernels are still running when the step returns."""
     peak_memory: tuple[float, ...] = ()
     """Peak bytes allocated and peak bytes reserved since the last step, on the rank with the most; empty on a CPU."""
+    expert_load: tuple[float, ...] = ()
+    """Tokens of the fullest expert over the mean in the most uneven layer, and experts of all layers without a token; empty without
+    experts."""
 
 
 def forward_step(training: Training, batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -137,14 +143,14 @@ def _throughput_counts(training: Training, batches: list[Batch]) -> tuple[float,
     return flops, float(sum(map(sum, lengths))), float(positions)
 
 
-def _norm(training: Training, squares: list[float] | None) -> tuple[float | None, str]:
+def _norm(training: Training, squares: list[float]) -> tuple[float | None, str]:
     """(gradient norm before clipping, GRADIENT if it is not finite, else empty). fp16's loss scaling also skips steps, to find the
-    scale: that is a problem only once the scale is at its minimum. squares: None for fp16, whose gradients are unscaled here."""
+    scale: that is a problem only once the scale is at its minimum. squares: none for fp16, whose gradients are unscaled here."""
     optimizer = training.optimizer
-    if squares is None and optimizer.prepare_grads():
+    if not squares and optimizer.prepare_grads():
         is_at_minimum = float(optimizer.get_loss_scale()) <= FP16_SCALE["min_loss_scale"]
         return None, GRADIENT if is_at_minimum else ""
-    norm = norm_of(squared_norms(optimizer).tolist() if squares is None else squares)
+    norm = norm_of(squares or squared_norms(optimizer).tolist())
     return norm, "" if norm < float("inf") else GRADIENT
 
 
@@ -159,24 +165,36 @@ def _update(training: Training, norm: float) -> None:
     training.optimizer.step_with_ready_grads()
 
 
-@torch.no_grad()
-def _synchronize(training: Training, totals: Tensor, more: Sequence[float]) -> tuple[list[float], list[float] | None, tuple[float, ...]]:
-    """(sums of `_summed`, squared gradient norms or None for fp16, whose gradients are unscaled later, peak memory).
+class _Read(NamedTuple):
+    """What the host reads of a step."""
 
-    The only point of a step where the host waits for the GPU: all values that it needs are read in one copy.
-    """
+    sums: list[float]
+    """Of `_summed`."""
+    squares: list[float]
+    """Squared gradient norms; none for fp16, whose gradients are unscaled later."""
+    peaks: list[float]
+    """Peak memory of `peak_memory`, the largest of all ranks; empty on a CPU."""
+    expert_load: list[float]
+    """`expert_load.figures`; empty without experts."""
+
+
+@torch.no_grad()
+def _synchronize(training: Training, totals: Tensor, more: Sequence[float]) -> _Read:
+    """The only point of a step where the host waits for the GPU: all values that it needs are read in one copy."""
     sums, peaks = _summed(totals, more), peak_memory(since_start=training.graphs is not None)
-    pending = [sums]
+    none = sums[:0]
+    squares, max_peaks, load = none, none, none
     if training.dtype is not torch.float16:
         training.optimizer.prepare_grads()
-        pending.append(squared_norms(training.optimizer).to(sums.dtype))
+        squares = squared_norms(training.optimizer).to(sums.dtype)
     if peaks:
         max_peaks = torch.tensor(peaks, dtype=sums.dtype, device=sums.device)
         dist.all_reduce(max_peaks, op=dist.ReduceOp.MAX)
-        pending.append(max_peaks)
-    values = torch.cat(pending).tolist()
-    end = len(values) - len(peaks)
-    return values[: len(sums)], values[len(sums) : end] if len(pending[1:]) > bool(peaks) else None, tuple(values[end:])
+    if (counts := expert_load.world_counts(training.config)) is not None:
+        load = expert_load.figures(counts)
+    parts = (sums, squares, max_peaks, load)
+    values = iter(torch.cat(parts).tolist())
+    return _Read(*(list(islice(values, len(part))) for part in parts))
 
 
 def train_step(
@@ -196,9 +214,11 @@ def train_step(
             model.train()
         model.zero_grad_buffer()
     training.optimizer.zero_grad()
+    expert_load.start(training.config)
     totals = _run(training, batches, forward_only=False)
-    sums, squares, peaks = _synchronize(training, totals, (*_throughput_counts(training, batches), *map(float, flags)))
-    total, count, flops, sample_tokens, positions, *votes = sums
+    read = _synchronize(training, totals, (*_throughput_counts(training, batches), *map(float, flags)))
+    optimizer_seconds = training.optimizer_clock.seconds()
+    total, count, flops, sample_tokens, positions, *votes = read.sums
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
     learning_rate = training.optimizer.param_groups[0]["lr"]
@@ -206,16 +226,18 @@ def train_step(
     norm, problem = None, guard.problem(loss)
     skipped = guard.skips(problem)
     if not skipped:
-        norm, gradient_problem = _norm(training, squares)
+        norm, gradient_problem = _norm(training, read.squares)
         problem, skipped = gradient_problem or problem, norm is None or bool(gradient_problem)
         if norm is not None and not skipped:
-            _update(training, norm)
+            with training.optimizer_clock:
+                _update(training, norm)
     if skipped:
         # the schedule counts updates
         training.scheduler.step(increment=-1)
     return StepResult(
         loss, tokens, norm, learning_rate, tuple(v > 0 for v in votes), problem, not skipped, flops,
-        sample_tokens / positions if positions else None, middle - began, time.monotonic() - middle, peaks,
+        sample_tokens / positions if positions else None, middle - began,
+        time.monotonic() - middle if optimizer_seconds is None else optimizer_seconds, tuple(read.peaks), tuple(read.expert_load),
     )  # fmt: skip
 
 

@@ -81,6 +81,28 @@ class Gpu:
         return self._last
 
 
+class GpuClock:
+    """`with clock: …` marks work of the current stream. Its time is known when the GPU has done it, and nothing waits for that."""
+
+    def __init__(self) -> None:
+        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    def __enter__(self) -> None:
+        if torch.cuda.is_available():
+            self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            self._events[0].record()
+
+    def __exit__(self, *error: object) -> None:
+        if self._events is not None:
+            self._events[1].record()
+
+    def seconds(self) -> float | None:
+        """Of the last work; None on a CPU, before any work, and while the GPU is still at it."""
+        if self._events is None or not self._events[1].query():
+            return None
+        return self._events[0].elapsed_time(self._events[1]) / 1000
+
+
 def peak_memory(*, since_start: bool = False) -> tuple[float, ...]:
     """Peak bytes that this rank allocated and reserved since the last call; empty on a CPU.
 

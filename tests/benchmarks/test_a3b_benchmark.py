@@ -65,6 +65,10 @@ def test_the_steps_of_a_small_form_run_as_commands_and_the_checkpoint_comes_back
     assert list(rows) == ["weights", "convert", "back", "lora, 1 GPU", "whole, 1 GPU", "export"]
     assert rows["back"]["note"] == "every byte as it was made"
     assert len(rows["lora, 1 GPU"]["losses"]) == 2 and rows["lora, 1 GPU"]["useful_tokens_per_s"] > 0
+    (record,) = tmp_path.glob("lora-1/*/metrics.jsonl")
+    steps = [row for row in map(json.loads, record.read_text().splitlines()) if row["kind"] == "train"]
+    # 8 experts, of which a token takes 2
+    assert len(steps) == 2 and all(1 <= row["expert_load"] <= 4 and 0 <= row["idle_experts"] < 16 for row in steps)
     assert rows["export"]["note"].startswith("adapters merged into the weights; rank 16")
     assert 0.1 < rows["convert"]["process_gib"] < 2
     # what is no longer needed is gone

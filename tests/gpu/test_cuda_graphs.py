@@ -15,7 +15,7 @@ from qwen3vl_core.model import process_groups
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.batch import collate, pack
 from qwen3vl_core.options import FinetuneOptions
-from qwen3vl_core.training import setup, step
+from qwen3vl_core.training import expert_load, setup, step
 from tests import tiny
 from tests.structure.test_structure import RULES, VIDEO_RULES, sample
 
@@ -53,7 +53,16 @@ def losses(folder, steps: int = 5, packed: bool = True, graphs: bool = True, **c
             # the same shapes and kernels, launched one by one
             training.graphs.max_graphs = 0
         first, multiple = 100 * parallel_state.get_data_parallel_rank(), setup.multiple_of(options)
-        results = [step.train_step(training, global_batch(first + n, packed, multiple)) for n in range(steps)]
+        results = []
+        for number in range(steps):
+            batches = global_batch(first + number, packed, multiple)
+            results.append(step.train_step(training, batches))
+            counts = expert_load.world_counts(training.config)
+            if counts is not None:
+                # replayed or not, and recomputed or not, each token is counted once in each layer
+                tokens = sum(int(batch.lengths.sum()) for batch in batches)
+                assert counts.sum(1).tolist() == [training.config.moe_router_topk * tokens] * training.config.num_layers
+                assert results[-1].expert_load == tuple(expert_load.figures(counts).tolist())
         replayed = training.graphs.replayed if training.graphs else 0
         return [(r.loss, r.grad_norm) for r in results], replayed
     finally:

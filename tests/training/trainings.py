@@ -380,3 +380,27 @@ def train_a_bad_step(folder: Path, what: str, changes: dict):
         return bad.problem, bad.updated, same, (then.problem, then.updated, then.loss)
     finally:
         process_groups.destroy()
+
+
+def expert_counts(folder: Path, changes: dict, packed: bool = False, steps: int = 2):
+    """Of each step: (tokens of each expert [layers][experts] over the world, `StepResult.expert_load`)."""
+    from megatron.core import parallel_state
+
+    from qwen3vl_core.training import expert_load
+
+    o = options(folder, global_batch_size=FEW_SAMPLES, lr=0.0, min_lr=0.0, **changes)
+    process_groups.initialize(o.tp, o.pp, cp=o.cp, ep=o.ep, etp=o.etp, vp=o.vp)
+    try:
+        training = setup.build(o, open_source(folder))
+        dp, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        found = []
+        for number in range(steps):
+            batches = micro_batches(number, o.micro_batch_size, rank, dp, FEW_SAMPLES)
+            if packed:
+                batches = [pack(b, training.rules.length_multiple) for b in batches]
+            result = step.train_step(training, batches)
+            step.evaluate(training, batches)
+            found.append((expert_load.world_counts(training.config).tolist(), result.expert_load))
+        return found
+    finally:
+        process_groups.destroy()

@@ -16,9 +16,9 @@ from textual.screen import Screen
 
 from console.actions import ACTIONS, SCREENS, Action, bindings_of
 from console.console_base import ConsoleBase
-from console.runs.state import store_folder
 from console.terminal import prepare_terminal
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.locations import store_folder
 
 WARM_SECONDS = 0.3
 # module and class of each screen: only the screen that is shown first is imported before the first frame

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from console.runs.state import store_folder
 from console.terminal import query_terminal
 from qwen3vl_core import cli
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.locations import STORE_HELP, runs_directory
+from qwen3vl_core.locations import STORE_HELP, runs_directory, store_folder
 
 
 def main() -> int:

@@ -86,7 +86,8 @@ class ConsoleBase(RunActions):
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
     def on_mount(self) -> None:
-        self.look()
+        # the first frame does not wait for what the look imports
+        self.call_after_refresh(self.look)
         self.set_interval(LOOK_SECONDS, self.look)
         self.read_settings()
 

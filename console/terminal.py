@@ -15,7 +15,6 @@ import sys
 import termios
 import time
 import tty
-import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,6 +165,8 @@ def show_in_browser(url: str) -> bool:
     """Open a link if there is a graphical browser, which there is not over ssh or in a container. Returns whether it was opened."""
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.uname().sysname == "Darwin"):
         return False
+    import webbrowser  # not before the first frame
+
     try:
         return webbrowser.open(url)
     except webbrowser.Error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -214,6 +213,8 @@ def put_back(target: Path, old: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Exchange two names in one step; False where the kernel or the file system cannot."""
+    import ctypes  # the first frame of the console needs this module, not this function
+
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):

@@ -137,6 +137,10 @@ STATE_FIELDS = {
 }
 
 
+ALIVE, ENDED = ("starting", "running", "stopping"), ("done", "failed", "stopped")
+"""The statuses in state.json. A run that is alive by its state but has no supervisor is shown as `lost`, which is in no file."""
+
+
 class StateRecord(TypedDict, total=False):
     """state.json with the keys of STATE_FIELDS, for the type checker; a damaged file may hold anything."""
 

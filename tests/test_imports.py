@@ -94,8 +94,8 @@ def test_the_first_frame_waits_for_no_heavy_import(code):
 
 
 LATER = (
-    "numpy", "PIL", "ssl", "yaml", "qwen3vl_core.options", "console.settings", "console.runs.launch", "console.runs.store",
-    "console.readers.store_watcher", "console.screens.monitor",
+    "numpy", "PIL", "ssl", "yaml", "json", "ctypes", "webbrowser", "qwen3vl_core.options", "console.settings", "console.runs.launch",
+    "console.runs.state", "console.runs.store", "console.readers.store_watcher", "console.screens.dialog", "console.screens.monitor",
 )  # fmt: skip
 """What is imported when it is first used, which is after the first frame."""
 

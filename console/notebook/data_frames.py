@@ -14,14 +14,13 @@ from console.runs import exports, launch
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.run_text import last_of
 from console.runs.series import MetricSeries
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.run_metrics import METRICS, in_order, key_of, listed_keys
-from qwen3vl_core.run_record import EVAL, TRAIN
+from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
 
 __all__ = ["captions", "events", "metrics", "open_store", "runs", "scores", "wait"]
 

@@ -19,12 +19,12 @@ from console.notebook.live import close_all, take_cell, telling
 from console.notebook.memory_bar import MemoryBar
 from console.notebook.stores import open_store
 from console.runs import launch, plan_record
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.options import COMMANDS, options_of, to_mapping
 from qwen3vl_core.problems import Problem, unique
+from qwen3vl_core.run_record import ALIVE
 
 CHECK_SECONDS = 0.3
 """Seconds from the last change of the form to the checks that need disk and machine."""

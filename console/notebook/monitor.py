@@ -26,12 +26,11 @@ from console.notebook.stores import as_run, open_store
 from console.notebook.svg import SvgLine, drawing
 from console.runs import launch
 from console.runs.series import MetricSeries
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import number, span
 from qwen3vl_core.run_metrics import LOSS, METRICS, STEP_SECONDS, TOKENS_PER_SECOND, is_noisy, key_of, label_of, title_of
-from qwen3vl_core.run_record import EVAL, TRAIN
+from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
 
 NO_POINTS = "no points yet"
 IN_TABLE = (LOSS, TOKENS_PER_SECOND)

@@ -15,11 +15,11 @@ from console.notebook.html import STYLE, box, code, escape, say, table
 from console.notebook.live import Live
 from console.notebook.stores import open_store
 from console.runs import launch, run_text
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
 from qwen3vl_core.formats import number
 from qwen3vl_core.run_metrics import listed_keys, title_of
+from qwen3vl_core.run_record import ALIVE
 
 WIDTH = 110
 LOG_LINES = 30

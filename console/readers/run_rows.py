@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from console.runs.state import ALIVE
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import ALIVE
 
 if TYPE_CHECKING:
     from console.runs.store import Run

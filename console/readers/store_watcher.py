@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from console.formatting import sparkline
 from console.readers.run_rows import RunRow, Snapshot
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_metrics import LOSS, STEP_SECONDS, listed
-from qwen3vl_core.run_record import CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
+from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
 
 if TYPE_CHECKING:
     from console.runs.series import MetricSeries

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from console.runs.state import ALIVE
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.run_metrics import listed_keys, title_of
-from qwen3vl_core.run_record import finite
+from qwen3vl_core.run_record import ALIVE, finite
 
 
 class ListedRun(Protocol):

@@ -19,14 +19,14 @@ from typing import IO, Any
 
 from console.runs import processes
 from console.runs.attempts import SAVE_SIGNALS, grace_seconds
-from console.runs.state import ALIVE, MORE_STEPS, hold, is_here, owner_name, read_state, runs_already, write_json
+from console.runs.state import MORE_STEPS, hold, is_here, owner_name, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
-from qwen3vl_core.run_record import RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
+from qwen3vl_core.run_record import ALIVE, RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05

@@ -9,10 +9,9 @@ from typing import Any
 
 from console.runs.diagnosis import diagnose
 from console.runs.run_text import changed, last_of
-from console.runs.state import ALIVE
 from console.runs.store import Run
 from qwen3vl_core.run_metrics import listed, listed_keys
-from qwen3vl_core.run_record import CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
+from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
 
 
 @dataclass

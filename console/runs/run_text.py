@@ -10,13 +10,13 @@ from typing import Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
-from console.runs.state import ALIVE, ENDED, owner_name, sign_of_life
+from console.runs.state import owner_name, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, span
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
-from qwen3vl_core.run_record import EVAL, TRAIN, version_problem
+from qwen3vl_core.run_record import ALIVE, ENDED, EVAL, TRAIN, version_problem
 
 NO_DIFFERENCE = "no option differs"
 SEARCHED_LINES = 200_000

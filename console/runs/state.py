@@ -21,14 +21,10 @@ from typing import Any, cast
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
-from qwen3vl_core.run_record import HEARTBEAT, LOCK, STATE, StateRecord
+from qwen3vl_core.run_record import ALIVE, ENDED, HEARTBEAT, LOCK, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
 """Of the supervisor: a run that is done has more steps now."""
-ALIVE = ("starting", "running", "stopping")
-ENDED = ("done", "failed", "stopped")
-STATUSES = (*ALIVE, *ENDED, "lost")
-
 STALE_SECONDS = 60.0
 """A run on another machine without a sign of life for this long is lost."""
 _LOCK_SECONDS = 2.0
@@ -58,14 +54,6 @@ def owner_name(uid: int) -> str:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:
         return f"user {uid}"
-
-
-def store_folder(root: Path | str) -> Path:
-    """The folder of a run store, which need not exist yet. Raises RequestError when it is a file."""
-    root = Path(root).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise RequestError(f"--runs {root}: is a file; choose a folder")
-    return root
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from console.runs.state import ALIVE, boot_id, host, judge, read_json, store_folder, write_json
+from console.runs.state import boot_id, host, judge, read_json, write_json
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.run_record import LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
+from qwen3vl_core.locations import store_folder
+from qwen3vl_core.run_record import ALIVE, LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
 
 _ID = re.compile(r"(\d{4,})-(.+)")
 _NAME_LENGTH = 40

@@ -21,21 +21,10 @@ from typing import NoReturn, cast
 
 from console.runs import processes
 from console.runs.attempts import SAVE_SIGNALS, Supervisor, with_a_free_port
-from console.runs.state import (
-    ALIVE,
-    ENDED,
-    MORE_STEPS,
-    STALE_SECONDS,
-    boot_id,
-    hold,
-    host,
-    read_json,
-    read_state,
-    sign_of_life,
-)  # fmt: skip
+from console.runs.state import MORE_STEPS, STALE_SECONDS, boot_id, hold, host, read_json, read_state, sign_of_life
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
-from qwen3vl_core.run_record import LOG, PLAN, SAVE, STOP, PlanRecord
+from qwen3vl_core.run_record import ALIVE, ENDED, LOG, PLAN, SAVE, STOP, PlanRecord
 
 
 def claim(run_dir: Path, resume: bool, more: bool = False) -> None:

@@ -12,13 +12,13 @@ from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Label, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from console.formatting import GLYPHS
 from console.runs.series import MetricSeries
 from console.runs.store import Run
+from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.formats import number
 from qwen3vl_core.run_metrics import LOSS
@@ -58,7 +58,7 @@ def saved_by(run: Run) -> list[SavedModel]:
     return [SavedModel(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
 
 
-class PickModels(ModalScreen[list[str] | None]):
+class PickModels(Dialog[list[str] | None]):
     """Choice of models to compare with the base. Returns their paths, or None if cancelled."""
 
     class CheckpointsFound(Message):

@@ -11,7 +11,6 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Button, Label, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
@@ -22,6 +21,7 @@ from console.runs.launch import disk_usage
 from console.runs.run_json import differences
 from console.runs.run_text import NO_DIFFERENCE, comparison_rows
 from console.runs.store import Run
+from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
@@ -31,7 +31,7 @@ NAMED = 6
 """Number of runs that a confirmation names."""
 
 
-class ConfirmStop(ModalScreen[bool]):
+class ConfirmStop(Dialog[bool]):
     """Asks for confirmation before a run is stopped. Returns True for yes."""
 
     BINDINGS: ClassVar = [
@@ -73,7 +73,7 @@ class ConfirmStop(ModalScreen[bool]):
         self.dismiss(sure)
 
 
-class ConfirmDelete(ModalScreen[bool]):
+class ConfirmDelete(Dialog[bool]):
     """Asks for confirmation before runs are deleted, and shows how much space that frees. Returns True for yes."""
 
     BINDINGS: ClassVar = [Binding("y", "answer(True)", "delete"), *ConfirmStop.BINDINGS[1:]]
@@ -121,7 +121,7 @@ class ConfirmDelete(ModalScreen[bool]):
         self.dismiss(sure)
 
 
-class Difference(ModalScreen[None]):
+class Difference(Dialog[None]):
     """Diff of the options of two runs, and their last metrics."""
 
     BINDINGS: ClassVar = [Binding("escape,d,q,enter", "dismiss", "close")]
@@ -163,7 +163,7 @@ class Difference(ModalScreen[None]):
         table.update(Content("\n").join(lines))
 
 
-class PickRuns(ModalScreen[list[str] | None]):
+class PickRuns(Dialog[list[str] | None]):
     """Choice of runs to overlay. Returns their ids, or None if cancelled."""
 
     BINDINGS: ClassVar = [
@@ -194,7 +194,7 @@ class PickRuns(ModalScreen[list[str] | None]):
         self.dismiss(None)
 
 
-class PickMetric(ModalScreen[str | None]):
+class PickMetric(Dialog[str | None]):
     """Choice among a run's metrics. Returns its name, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,v", "dismiss(None)", "leave")]
@@ -234,7 +234,7 @@ def layout_words(values: Mapping[str, Any]) -> str:
     return ", ".join(words) or "no parallel layout"
 
 
-class PickPreset(ModalScreen[dict[str, Any] | None]):
+class PickPreset(Dialog[dict[str, Any] | None]):
     """Choice of named presets and of layouts that fit. Returns their values, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]

@@ -10,12 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.formatting import one_line
 from console.messages import ThreadAnswer, WorkFailed
+from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.formats import printable
 from qwen3vl_core.layout.doctor import Check, examine
@@ -23,7 +23,7 @@ from qwen3vl_core.layout.doctor import Check, examine
 LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail": ("✗", "$text-error")}
 
 
-class DoctorScreen(ModalScreen[None]):
+class DoctorScreen(Dialog[None]):
     """`qwen3vl doctor` as a list: problems with a fix come first, and a key copies the command that fixes one."""
 
     BINDINGS: ClassVar = [

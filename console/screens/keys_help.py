@@ -9,11 +9,11 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from console.actions import SCREENS, Action, actions_of, shown
+from console.screens.dialog import Dialog
 
 WIDTH = 104
 """Width of the help in columns."""
@@ -21,7 +21,7 @@ TITLES = {**SCREENS, "welcome": "First page", "app": "Everywhere"}
 NOTE = "Letters are keys outside of fields; esc leaves a field. The grey names are for your own keys: comma opens the settings."
 
 
-class KeysHelp(ModalScreen[str | None]):
+class KeysHelp(Dialog[str | None]):
     """The keys of one screen, from the registry of actions. Returns the id of the chosen action, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape,question_mark,q", "dismiss(None)", "close")]

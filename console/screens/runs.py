@@ -153,7 +153,7 @@ class RunsScreen(ConsoleScreen):
         self.query_one(RunList).focus()
 
     def on_resize(self, event: events.Resize) -> None:
-        self.show_snapshot(self.app.snapshot)
+        self._seen(self.app.snapshot)
 
     # actions
 

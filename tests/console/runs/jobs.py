@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from console.runs import processes
-from console.runs.state import ALIVE
 from console.runs.store import Run, RunStore
+from qwen3vl_core.run_record import ALIVE
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[3]

@@ -41,7 +41,7 @@ from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
 from tests.data import samples, videos
-from tests.data.test_record_layouts import READ
+from tests.data.layout_cases import READ
 
 KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar", "csv", "parquet", "arrow", "gzip", "shard", "layouts", "info")
 DAMAGED = {

@@ -21,6 +21,7 @@ from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity, seconds_of
 from qwen3vl_core.locations import STORE_HELP, runs_directory
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, add_arguments, check_options, from_mapping, options_of, shell_line
 from qwen3vl_core.progress import Progress
 from qwen3vl_core.run_record import SAMPLES, version_problem
@@ -207,6 +208,8 @@ def _logs(store: RunStore, args: argparse.Namespace) -> int:
     tail = LogTail(run.log, lines=args.n if not needle else run_text.SEARCHED_LINES)
 
     def matching(lines: list[str]) -> list[str]:
+        # programs read the tags
+        lines = lines if args.json else [untagged(line) for line in lines]
         return [line for line in lines if needle in line.lower()] if needle else lines
 
     if args.json and not args.follow:

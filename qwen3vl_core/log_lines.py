@@ -29,7 +29,8 @@ TAGS = {
 NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, INTERRUPTED)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
-_BEGIN, _LONGEST = b"qwen3vl[", 64
+_BEGIN, _PREFIX, _LONGEST = b"qwen3vl[", b"qwen3vl: ", 64
+_TAG = re.compile(r"qwen3vl\[[a-z0-9-]+\]: ")
 # before the tags: the prefixes, and how the supervisor's lines began, which were like errors otherwise
 _UNTAGGED_HEADS = ("qwen3vl", "qwen3vl finetune")
 _BEFORE_TAGS = {"qwen3vl: resumed ": RESUMED, "qwen3vl: asked to ": STOP_ASKED}
@@ -65,26 +66,34 @@ def text_of(line: str) -> str:
     return line if own is None else own.text
 
 
-class TagRemover:
-    """Takes the tags out of a log that comes in pieces, for people who follow it."""
+def untagged(line: str) -> str:
+    """A line as people read it: of ours without the tag, `qwen3vl: text`."""
+    tag = _TAG.match(line)
+    return f"qwen3vl: {line[tag.end() :]}" if tag else line
 
-    def __init__(self) -> None:
-        self._tags = re.compile(rb"^qwen3vl\[[a-z0-9-]+\]: ", re.MULTILINE)
-        self._held = b""
-        self._at_begin = True
+
+class TagRemover:
+    """Takes the tags out of a log that comes in pieces, for people who follow it.
+
+    in_place: every byte keeps its position; NUL bytes before a line take the place of its tag.
+    """
+
+    def __init__(self, in_place: bool = False) -> None:
+        # a progress bar returns to the beginning of its line
+        self._tags = re.compile(rb"(?<=[\r\n])" + _TAG.pattern.encode())
+        self._in_place = in_place
+        self._held, self._before = b"", b"\n"
 
     def removed(self, piece: bytes) -> bytes:
         """What to show for the next piece. A line that may become one of ours is held back until the next call."""
-        data, self._held = self._held + piece, b""
+        data, self._held = self._before + self._held + piece, b""
         if piece:
-            line = data.rfind(b"\n") + 1
+            line = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
             last = data[line:]
-            may_be_ours = _BEGIN.startswith(last) or (last.startswith(_BEGIN) and b"]: " not in last and len(last) < _LONGEST)
-            if may_be_ours and (line or self._at_begin):
+            if line and (_BEGIN.startswith(last) or (last.startswith(_BEGIN) and b"]: " not in last and len(last) < _LONGEST)):
                 data, self._held = data[:line], last
-        # `^` also matches where a piece begins in the middle of a line
-        begin = 0 if self._at_begin else data.find(b"\n") + 1 or len(data)
-        shown = data[:begin] + self._tags.sub(b"qwen3vl: ", data[begin:])
-        if data:
-            self._at_begin = data.endswith(b"\n")
-        return shown
+        self._before = data[-1:]
+        return self._tags.sub(self._without_tag, data)[1:]
+
+    def _without_tag(self, match: re.Match[bytes]) -> bytes:
+        return _PREFIX.rjust(len(match[0]) if self._in_place else 0, b"\0")

@@ -38,17 +38,30 @@ def test_problem_codes_and_tags_do_not_conflict():
     assert not set(TEXTS) & set(log_lines.TAGS)
 
 
-LINES = st.sampled_from(["qwen3vl[work]: a", "qwen3vl[", "qwen3vl[no end", "step qwen3vl[work]: b", "q", "", "é", "qwen3vl[x]", "\rx"])
+LINES = st.sampled_from([
+    "qwen3vl[work]: a", "qwen3vl[", "qwen3vl[no end", "step qwen3vl[work]: b", "q", "", "é", "qwen3vl[x]", "\rx", "50%\rqwen3vl[work]: a",
+])  # fmt: skip
 
 
 @given(st.lists(LINES), st.booleans(), st.lists(st.integers(0, 60)))
 def test_tags_are_removed_for_any_chunking_of_the_log(lines, ended, cuts):
     log = ("\n".join(lines) + "\n" * ended).encode()
     places = sorted({min(cut, len(log)) for cut in cuts} | {0, len(log)})
-    remover = log_lines.TagRemover()
-    shown = b"".join(remover.removed(log[a:b]) for a, b in pairwise(places)) + remover.removed(b"")
-    expected = [line.replace("qwen3vl[work]: ", "qwen3vl: ") if line.startswith("qwen3vl[work]") else line for line in lines]
-    assert shown == ("\n".join(expected) + "\n" * ended).encode()
+
+    def shown(in_place):
+        remover = log_lines.TagRemover(in_place)
+        return b"".join(remover.removed(log[a:b]) for a, b in pairwise(places)) + remover.removed(b"")
+
+    tag = "qwen3vl[work]: a"
+    for in_place, text in ((False, "qwen3vl: a"), (True, "\0" * 6 + "qwen3vl: a")):
+        expected = [line.removesuffix(tag) + text if line in (tag, f"50%\r{tag}") else line for line in lines]
+        assert shown(in_place) == ("\n".join(expected) + "\n" * ended).encode()
+    assert len(shown(True)) == len(log)
+
+
+@given(LINES)
+def test_a_line_is_read_by_people_without_its_tag(line):
+    assert log_lines.untagged(line) == ("qwen3vl: a" if line == "qwen3vl[work]: a" else line)
 
 
 @pytest.mark.parametrize("tag", log_lines.TAGS)

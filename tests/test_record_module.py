@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_a_metric_added_to_the_table_appears_everywhere(run, monkeypatch):
     assert "entropy   3.5 nats" in finetune_panel(row, None, 40).plain
     assert ("entropy", 8) in measured_columns(row)
     assert run_metrics.is_noisy("entropy") and run_metrics.label_of("entropy") == "entropy (nats)"
+
+
+def test_the_panel_says_each_unit_once(run):
+    row = StoreWatcher(run.path.parent).look().rows[0]
+
+    def panel(**metrics):
+        return finetune_panel(dataclasses.replace(row, latest={"train": {"step": 2, **metrics}}), None, 60).plain
+
+    assert "\nTFLOP/s   0.018\n" in panel(tflops=0.018)
+    mfu = next(line for line in panel(mfu=0.41, tflops=405.0).splitlines() if line.startswith("MFU"))
+    assert mfu.endswith(" 41.0% 405 TFLOP/s"), "beside another metric it has no title"
+    assert "\ntokens/s  41.2k" in panel(tokens_per_second=41_200.0) and "tokens/s\n" not in panel(tokens_per_second=41_200.0)
 
 
 def measured_columns(row) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import WorkError
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import METRICS, in_order, key_of, listed_keys
 from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
 
@@ -133,7 +134,7 @@ def wait(
         print(f"\r{f'run {waited.id}: {status}':<120}")
     if status == "failed":
         tail = LogTail(waited.log, lines=END_OF_LOG)
-        lines = [*tail.read(), *filter(None, [tail.partial])]
+        lines = map(untagged, [*tail.read(), *filter(None, [tail.partial])])
         reason = waited.error or f"exit code {waited.exit_code}"
         raise WorkError("\n".join([f"run {waited.id}: failed, {reason}; its log ends with", *lines]))
     return status
@@ -145,7 +146,7 @@ def _last_lines(run: Run, timeout: float | None) -> Iterator[str]:
     tail, before = LogTail(run.log, lines=1), ""
     while launch.wait(run, 0.25) in ALIVE and (until is None or time.monotonic() < until):
         tail.read()
-        line = tail.partial or (tail.lines[-1] if tail.lines else "")
+        line = untagged(tail.partial or (tail.lines[-1] if tail.lines else ""))
         if line != before:
             before = line
             yield line

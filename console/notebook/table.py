@@ -18,6 +18,7 @@ from console.runs import launch, run_text
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail
 from qwen3vl_core.formats import number
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import listed_keys, title_of
 from qwen3vl_core.run_record import ALIVE
 
@@ -104,7 +105,7 @@ class RunsTable(Live):
                 self._log = (run.id, LogTail(run.log, lines=LOG_LINES, width=400))
             tail = self._log[1]
             tail.read()
-            shown = code("\n".join([*tail.lines, *filter(None, [tail.partial])]) or "nothing printed yet")
+            shown = code("\n".join(map(untagged, [*tail.lines, *filter(None, [tail.partial])])) or "nothing printed yet")
         else:
             shown = code("\n".join(run_text.describe(run)))
         if self.detail.value != shown:

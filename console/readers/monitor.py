@@ -13,6 +13,7 @@ from console.runs.diagnosis import Diagnosis, explain, explain_more
 from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail, LogView
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import in_order, is_noisy, key_of, title_of
 from qwen3vl_core.run_record import EVAL, SAMPLES, read_sample
 
@@ -96,14 +97,16 @@ class MonitorFeed:
         code = code if isinstance(code, int) else None
         key = (run.id, state["status"], code, log.resets, log.whole)
         count = log.dropped + len(log.lines)
-        partial = tuple(filter(None, [log.partial]))
+        assert self._log is not None  # it has been read
+        tail = self._log[1]
+        raw = (*tail.lines, *filter(None, [tail.partial]))  # with the tags, which the diagnosis reads
         if self._diagnosis is None or self._diagnosis[0] != key:
-            diagnosis = explain((*log.lines, *partial), code)
+            diagnosis = explain(raw, code)
         else:
             _, (before, cut), diagnosis = self._diagnosis
             if (count, log.partial) != (before, cut):
                 # what runs on elsewhere may write for hours after its supervisor was lost: only what is new is searched
-                diagnosis = explain_more(diagnosis, (*log.lines[max(before - log.dropped, 0) :], *partial), code)
+                diagnosis = explain_more(diagnosis, raw[max(before - log.dropped, 0) :], code)
         self._diagnosis = (key, (count, log.partial), diagnosis)
         return diagnosis
 
@@ -142,5 +145,5 @@ class MonitorFeed:
         resets = tail.resets
         new = tail.read()
         self._taken = (0 if tail.resets != resets else self._taken) + len(new)
-        lines = tuple(tail.lines)
-        return LogView(lines, tail.partial, max(self._taken - len(lines), 0), tail.resets, tail.begin == 0)
+        lines = tuple(map(untagged, tail.lines))
+        return LogView(lines, untagged(tail.partial), max(self._taken - len(lines), 0), tail.resets, tail.begin == 0)

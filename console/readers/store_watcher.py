@@ -17,6 +17,7 @@ from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import LOSS, STEP_SECONDS, listed
 from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
 
@@ -242,4 +243,4 @@ class StoreWatcher:
         if alive:
             self._logs[run.id] = tail
         tail.read()
-        return next((line for line in (tail.partial, *reversed(tail.lines)) if line.strip()), "")
+        return next((untagged(line) for line in (tail.partial, *reversed(tail.lines)) if line.strip()), "")

@@ -1,4 +1,7 @@
-"""Random access to and search in a log of any length, with an index of its lines. Blocking; imports no Textual."""
+"""Random access to and search in a log of any length, with an index of its lines, as people read it: without the tags of our own.
+
+Blocking; imports no Textual.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 
 from console.runs.tail import LogTail
 from qwen3vl_core.files import open_regular
+from qwen3vl_core.log_lines import TagRemover, untagged
 
 CHUNK = 8 << 20
 BLOCK = 128
@@ -56,7 +60,7 @@ class WholeLog(Sequence[str]):
         return (stat.st_dev, stat.st_ino) != self._identity or stat.st_size < self.size
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices are not supported
-        """A line, safe for a terminal, cut after 4000 characters; empty if the file can no longer be read."""
+        """A line without its tag, safe for a terminal, cut after 4000 characters; empty if the file can no longer be read."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         number = index // BLOCK
@@ -81,7 +85,7 @@ class WholeLog(Sequence[str]):
                     if after - begin > 16 * WIDTH and b"\r" in data:
                         file.seek(after - 8 * WIDTH)
                         data = file.read(8 * WIDTH)
-                    lines.append(LogTail.text_of(data.rstrip(b"\n"), WIDTH))
+                    lines.append(untagged(LogTail.text_of(data.rstrip(b"\n"), WIDTH)))
         except OSError:
             lines += [""] * (len(edges) - 1 - len(lines))
         return lines
@@ -91,10 +95,15 @@ class WholeLog(Sequence[str]):
         pattern = needle.encode().lower()
         if not pattern:
             return []
-        at, rest = 0, b""
+        left, at, rest, tags = self.size, 0, b"", TagRemover(in_place=True)
         offsets: list[int] = []
         with open_regular(self.path) as file:
-            while at < self.size and len(offsets) < MOST_HITS and (data := file.read(min(CHUNK, self.size - at))):
+            while at < self.size and len(offsets) < MOST_HITS:
+                piece = file.read(min(CHUNK, left))
+                left -= len(piece)
+                data = tags.removed(piece)
+                if not data and not piece:
+                    break
                 text = rest + data.lower()
                 begin = at - len(rest)
                 hit = text.find(pattern)

@@ -14,6 +14,7 @@ from console.runs.state import owner_name, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, span
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
 from qwen3vl_core.run_record import ALIVE, ENDED, EVAL, TRAIN, version_problem
@@ -102,7 +103,7 @@ def describe(run: Run) -> list[str]:
         diagnosis = diagnose(run)
         if diagnosis is not None and diagnosis.advice:
             lines += ["", f"why it failed: {diagnosis.title}", f"  {plain(diagnosis.text)}", f"  {diagnosis.advice}"]
-        lines += ["", "end of its log", *(f"  {line}" for line in said)] if said else []
+        lines += ["", "end of its log", *(f"  {untagged(line)}" for line in said)] if said else []
     return lines
 
 

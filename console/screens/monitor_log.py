@@ -13,6 +13,7 @@ from console.runs.diagnosis import Diagnosis
 from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
 from console.widgets.log_pane import LogPane
+from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_record import LOG
 
 
@@ -149,5 +150,5 @@ class MonitorLog(ConsoleScreen):
             return
         self.remove_class("-captions")
         pane = self.query_one(LogPane)
-        pane.go_to(diagnosis.line)
+        pane.go_to(untagged(diagnosis.line))
         pane.focus()

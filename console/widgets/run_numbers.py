@@ -39,8 +39,8 @@ def _status(row: RunRow) -> Content:
     return Content(text).stylize(f"${COLOURS.get(row.status, 'muted')}")
 
 
-def _text(key: str, latest: Mapping[str, Any]) -> str:
-    """A metric's value with its unit, unless the title contains the unit."""
+def _text(key: str, latest: Mapping[str, Any], titled: bool = True) -> str:
+    """A metric's value with its unit, unless its title stands before it and is the unit."""
     if key not in latest:
         return "–"
     metric, value = METRICS[key], finite(latest[key])
@@ -48,7 +48,7 @@ def _text(key: str, latest: Mapping[str, Any]) -> str:
         return "nan"
     shown = f"{value:{metric.format}}" if metric.format else number(value)
     blank = "" if metric.unit == "%" else " "
-    return shown if metric.unit in ("", metric.title) and not metric.beside else f"{shown}{blank}{metric.unit}"
+    return shown if not metric.unit or (titled and metric.unit == metric.title) else f"{shown}{blank}{metric.unit}"
 
 
 def _share(value: float | None, of: Any) -> float | None:
@@ -119,7 +119,9 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         if metric.beside and metric.beside in latest:
             continue
         if metric.panel == "always" or (metric.panel == "measured" and value):
-            notes_beside = [_text(other, latest) for other, m in METRICS.items() if m.beside == key and latest.get(other) is not None]
+            notes_beside = [
+                _text(other, latest, titled=False) for other, m in METRICS.items() if m.beside == key and latest.get(other) is not None
+            ]
             note = metric.note or " ".join(notes_beside)
             if isinstance(metric.gauge, str):
                 share = _share(value, latest.get(metric.gauge))

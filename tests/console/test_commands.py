@@ -112,6 +112,14 @@ def test_logs_prints_the_last_lines_without_control_sequences(store, typed):
     assert len(typed("logs", "job")[1].splitlines()) == 41
 
 
+def test_logs_shows_our_own_lines_without_their_tags_and_finds_them_so(store, typed):
+    run = ended(store, "pass")
+    run.log.write_text("step 1\nqwen3vl[stop]: asked to stop; 60 s to end\nqwen3vl[work]: the disk is full\n")
+    assert typed("logs", "1") == (0, "step 1\nqwen3vl: asked to stop; 60 s to end\nqwen3vl: the disk is full\n")
+    assert typed("logs", "1", "--follow", "--grep", "qwen3vl: asked") == (0, "qwen3vl: asked to stop; 60 s to end\n")
+    assert typed("logs", "1", "--grep", "work") == (0, "")
+
+
 def test_logs_follows_until_the_end(store):
     run = store.create("job", {}, job("print('first')\n" + UNTIL_GO))
     launch.start(run)

@@ -86,6 +86,9 @@ def test_logs_metrics_and_samples(store, answer, capsys):
     (run.path / "samples.jsonl").write_text(json.dumps({"image": "a.jpg", "step": 2, "text": "a dog", "prompt": "What?"}) + "\n{half")
     assert answer("logs", "1", "-n", "2")["lines"] == ["step 2 loss 2.0", "step 3 loss None"]
     assert answer("logs", "1", "--grep", "LOSS 2")["lines"] == ["step 2 loss 2.0"]
+    with open(run.log, "a") as log:
+        log.write("qwen3vl[stop]: asked to stop\n")
+    assert answer("logs", "1", "--grep", "[stop]")["lines"] == ["qwen3vl[stop]: asked to stop"], "programs read the tag"
     assert commands.runs(["logs", "1", "--follow", "--json"]) == 0
     assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()][:1] == ["step 1 loss 3.0"]
     series = answer("metrics", "1", "--metric", "loss")["metrics"]

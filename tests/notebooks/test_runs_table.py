@@ -87,6 +87,15 @@ def test_the_log_of_the_chosen_run_is_shown_as_it_grows(store):
     until(lambda: "gone on" in table.detail.value)
 
 
+def test_a_log_is_shown_without_the_tags_of_our_own_lines(store):
+    run = recorded(store)
+    run.log.write_text("step 1\nqwen3vl[stop]: asked to stop\n")
+    table = RunsTable(store)
+    table.log_box.value = True
+    until(lambda: "step 1" in table.detail.value)
+    assert "qwen3vl: asked to stop" in table.detail.value and "[stop]" not in table.detail.value
+
+
 def test_a_later_run_is_listed_and_the_selection_stays(store):
     table = RunsTable(store)
     assert "no runs" in table.head.value and table.run is None
@@ -112,7 +121,9 @@ def test_waiting_shows_the_log_and_raises_what_failed(store, capsys):
         launch.start(run)
     assert wait(good) == "done"
     assert "done" in capsys.readouterr().out
-    with pytest.raises(WorkError, match="exit code 3; its log ends with\nno luck"):
+    with open(bad.log, "a") as log:
+        log.write("qwen3vl[work]: the disk is full\n")
+    with pytest.raises(WorkError, match=r"exit code 3; its log ends with\nno luck(.|\n)*\nqwen3vl: the disk is full"):
         wait(bad, show=False)
     live = recorded(store, program=jobs.SLEEPS)
     launch.start(live)

@@ -122,6 +122,24 @@ def test_a_failed_run_shows_the_reason_a_fix_and_the_log_line(store):
     driven(scene, store.app(), SMALL)
 
 
+def test_the_log_shows_our_own_lines_without_their_tags(store):
+    run = store.finetune("stopped", 5)
+    own = ["qwen3vl[stop]: asked to stop; 60 s to end", "qwen3vl[bad-steps]: step 5: the loss is nan; 5 bad steps in a row"]
+    run.log.write_text("\n".join(["step 5", *own]))
+    store.ended(run, "failed", 1)
+
+    async def scene(pilot):
+        screen = await watching(pilot, run)
+        text = text_of(pilot.app)
+        assert "qwen3vl: asked to stop; 60 s to end" in text and "qwen3vl: step 5: the loss is nan" in text and "qwen3vl[" not in text
+        await press(pilot, "w")
+        assert screen.query_one(LogPane).needle.startswith("qwen3vl: step 5: the loss"), "and its reason is still found by the tag"
+        await press(pilot, "1")
+        assert pilot.app.snapshot.get(run.id).last_line.startswith("qwen3vl: step 5") and "qwen3vl[" not in text_of(pilot.app)
+
+    driven(scene, store.app(), LARGE)
+
+
 def test_home_reads_all_of_a_long_log_and_search_covers_it(store):
     run = store.ended(store.finetune("long", 5))
     count = LOG_LINES * 3

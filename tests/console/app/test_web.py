@@ -67,7 +67,7 @@ def test_a_tab_with_the_token_shows_the_console(tmp_path):
         seen = b""
         async with client.ws_connect(f"{root}/ws?width=100&height=30", headers={"Origin": root}) as tab:
             async with asyncio.timeout(240):
-                while b"No run yet" not in seen:
+                while b"Try the demo" not in seen:
                     message = await tab.receive()
                     assert message.type in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT), message
                     seen += message.data if isinstance(message.data, bytes) else message.data.encode()

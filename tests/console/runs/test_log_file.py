@@ -39,6 +39,15 @@ def test_a_search_finds_each_line_once_ignoring_case(tmp_path, monkeypatch):
     assert whole.find("nowhere") == [] and whole.find("") == []
 
 
+def test_tags_of_our_own_lines_are_neither_shown_nor_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_file, "CHUNK", 7)
+    path = tmp_path / "log"
+    path.write_text("step 1 work\nqwen3vl[work]: the disk is full\n50%\rqwen3vl[stop]: asked to stop\nqwen3vl[")
+    whole = WholeLog(path)
+    assert list(whole) == ["step 1 work", "qwen3vl: the disk is full", "qwen3vl: asked to stop", "qwen3vl["]
+    assert whole.find("work") == [0] and whole.find("qwen3vl: ") == [1, 2] and whole.find("qwen3vl[") == [3]
+
+
 def test_controls_bad_utf8_progress_bars_and_endless_lines_are_shown_safely(tmp_path):
     path = tmp_path / "log"
     bar = b"\r".join(b"%d%%" % i for i in range(101))

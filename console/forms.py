@@ -139,6 +139,18 @@ def gpu_memory() -> float | None:
     return gpus.gpu_memory()
 
 
+@functools.cache
+def _peak() -> float:
+    return gpus.gpu_peak_tflops() or 0.0
+
+
+def plan_here(**values: Any) -> PlanOptions:
+    """What to plan for: the GPUs of this machine, asked for once, unless `values` say how much memory they have or which they are."""
+    if values.get("memory") or values.get("gpu"):
+        return PlanOptions(**values)
+    return PlanOptions(**(values | {"memory": gpu_memory() or 0.0, "peak_tflops": _peak()}))
+
+
 def look_here(kind: str, options: Any) -> FormCheck:
     """Check options against the disk and the machine. Blocking; never raises for a bad plan."""
     try:
@@ -159,7 +171,7 @@ def check_here(kind: str, options: Any) -> tuple[str, str]:
 
 
 def _look_at_finetune(options: Any) -> FormCheck:
-    verdict = judge(options, PlanOptions(memory=gpu_memory() or 0.0))
+    verdict = judge(options, plan_here())
     if verdict.problems:
         return FormCheck(verdict.problems, "", verdict)
     count = verdict.gpus

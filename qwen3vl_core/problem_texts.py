@@ -50,6 +50,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "param-gather-without-overlap": ("needs --overlap-grad-reduce", ""),
     "optimizer-offload-not-distributed": ("only the distributed optimizer can be offloaded to the host", ""),
     "optimizer-offload-fp32": ("not with --precision fp32, whose weights are their own master copy", ""),
+    "bf16-gradients": ("not with --precision {precision}: gradients are in fp32 there", ""),
+    "precision-aware-weights": ("not with --precision {precision}: the weights must be in bf16", ""),
+    "precision-aware-not-distributed": ("Megatron's precision-aware optimizer is a form of the distributed one", ""),
+    "precision-aware-offloaded": ("the optimizer on the host keeps its state in fp32", ""),
+    "moments-without-precision-aware": ("only the precision-aware optimizer keeps moments in bf16", ""),
     "sequence-parallel-without-tp": ("needs --tp above 1", ""),
     # options of compare
     "data-beside-images": ("not together with --images {image}", "give one of the two"),

@@ -7,14 +7,14 @@ from typing import Any
 
 import ipywidgets as W
 
-from console.forms import gpu_memory, value_of
+from console.forms import plan_here, value_of
 from console.notebook.form import field_of
 from console.notebook.html import COLOURS, box, escape, say
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import GIB, duration, number
 from qwen3vl_core.layout.suggest import ROOM, gpus_needed, suggest
 from qwen3vl_core.layout.torchrun_command import gpu_count, process_count
-from qwen3vl_core.layout.verdict import Estimate, Verdict, judge
+from qwen3vl_core.layout.verdict import Estimate, Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line
 from qwen3vl_core.options.planning import PlanOptions
 from qwen3vl_core.problems import Problem
@@ -24,7 +24,7 @@ PARTS = {
     "peak_extra": "at peak", "workspace": "outside torch",
 }  # fmt: skip
 """Parts of a GPU's memory: names in the estimate -> names in the legend."""
-PLANNED = ("gpus", "memory")
+PLANNED = ("gpus", "gpu", "memory")
 """Options of `qwen3vl plan` that have a field beside the bar, to plan for another machine."""
 
 
@@ -91,7 +91,7 @@ class MemoryBar(W.VBox):
                 typed["gpus"] = process_count(options)
             except RequestError:  # a problem of the layout, which the form shows
                 typed["gpus"] = gpu_count()
-        return PlanOptions(**{**typed, "memory": typed["memory"] or gpu_memory() or 0.0})
+        return plan_here(**typed)
 
     def estimate(self, options: FinetuneOptions) -> tuple[str, tuple[Problem, ...]]:
         """(HTML of the estimate, problems). The HTML is empty if there is no estimate. Blocking; never raises for a bad plan."""
@@ -102,7 +102,7 @@ class MemoryBar(W.VBox):
         verdict = judge(options, plan)
         if verdict.architecture is None:
             return "", ()  # no model yet, which the form shows
-        return (describe(verdict, verdict.estimate, bool(plan.memory)) if verdict.estimate else ""), verdict.problems
+        return (describe(verdict, verdict.estimate, bool(plan.memory or plan.gpu)) if verdict.estimate else ""), verdict.problems
 
     def suggestion(self, options: FinetuneOptions) -> tuple[dict[str, Any], str]:
         """(options, summary) of the fastest layout that fits. Raises RequestError when there is none."""
@@ -111,7 +111,7 @@ class MemoryBar(W.VBox):
         architecture, gib, gpus = verdict.architecture, verdict.memory_gib, plan.gpus or 1
         if architecture is None:
             raise RequestError(*verdict.problems or (Problem("model-unknown"),))
-        ranked = suggest(options, architecture, gpus, gib)
+        ranked = suggest(options, architecture, gpus, gib, vision_tokens=verdict.vision_tokens, peak_tflops=peak_tflops(plan))
         many = f"{gpus} GPU{'s' if gpus > 1 else ''} of {gib:.4g} GiB"
         if not ranked:
             raise RequestError(f"--global-batch-size {options.global_batch_size}: no valid layout on {many}; choose a multiple of {gpus}")
@@ -121,4 +121,8 @@ class MemoryBar(W.VBox):
             way = f"use {more} GPUs" if more else "use larger GPUs, or a smaller model"
             raise RequestError(f"no layout fits on {many}: the least is {best.memory.total / GIB:.1f} GiB; {way}")
         words = shell_line(best.arguments()) or "the defaults"
-        return best.values(), f"{words}: {best.memory.total / GIB:.1f} GiB on each of {many}, about {number(best.seconds, 3)} s a step"
+        price = f"; {best.price}" if best.price else ""
+        return (
+            best.values(),
+            f"{words}: {best.memory.total / GIB:.1f} GiB on each of {many}, about {number(best.seconds, 3)} s a step{price}",
+        )

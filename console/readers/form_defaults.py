@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from console.forms import gpu_memory
+from console.forms import gpu_memory, plan_here
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.suggest import SHOWN, suggest
 from qwen3vl_core.layout.torchrun_command import process_count
-from qwen3vl_core.layout.verdict import judge
+from qwen3vl_core.layout.verdict import judge, peak_tflops
 from qwen3vl_core.options import COMMANDS, options_of
-from qwen3vl_core.options.planning import PlanOptions
 
 KINDS = ("download", "prepare", "convert", "finetune", "compare")
 """Commands that the console starts, in the order in which they are used."""
@@ -64,16 +63,18 @@ PRESETS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
 
 
 def suggestions(options: Any) -> list[dict[str, Any]]:
-    """Layouts for these GPUs, best first: {"values": …, "gib", "fits", "seconds", "dp"}. Blocking. Raises RequestError."""
+    """Layouts for these GPUs, best first: {"values": …, "gib", "fits", "seconds", "dp", "price"}. Blocking. Raises RequestError."""
     count = options.nproc or process_count(dataclasses.replace(options, tp=1, pp=1, cp=1))
-    verdict = judge(options, PlanOptions(gpus=count, memory=gpu_memory() or 0.0))
+    plan = plan_here(gpus=count)
+    verdict = judge(options, plan)
     if verdict.architecture is None:
         raise RequestError(*verdict.problems)
-    found = suggest(options, verdict.architecture, count, verdict.memory_gib, vision_tokens=verdict.vision_tokens)
+    peak, tokens = peak_tflops(plan), verdict.vision_tokens
+    found = suggest(options, verdict.architecture, count, verdict.memory_gib, vision_tokens=tokens, peak_tflops=peak)
     return [
         {
             "values": layout.values(), "gib": round(layout.memory.total / GIB, 1), "fits": layout.fits(verdict.memory_gib),
-            "seconds": layout.seconds, "dp": layout.dp, "of": round(verdict.memory_gib, 2), "gpus": count,
+            "seconds": layout.seconds, "dp": layout.dp, "price": layout.price, "of": round(verdict.memory_gib, 2), "gpus": count,
         }
         for layout in found[:SHOWN]
     ]  # fmt: skip

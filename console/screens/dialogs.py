@@ -281,6 +281,7 @@ class PickPreset(Dialog[dict[str, Any] | None]):
                 ("✓ " if layout["fits"] else "✗ ", "$text-success" if layout["fits"] else "$text-error"),
                 (f"{layout['gib']:>6.1f} GiB  {number(layout['seconds'], 3):>6} s/step  DP {layout['dp']:<3}", "bold"),
                 ("  " + layout_words(layout["values"]), "$muted"),
+                *(((f"\n    {layout['price']}", "$muted"),) if layout["price"] else ()),
             )  # fmt: skip
             rows.add_option(Option(text))
             self.values.append(layout["values"])

@@ -53,7 +53,9 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
 
     av.logging.set_level(None)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-    with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
+    # before 19 PyAV refuses a file whose title is not UTF-8
+    tolerant: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".", 1)[0]) < 19 else {}
+    with av.open(io.BytesIO(data), options=options, **tolerant) as container:
         if not container.streams.video:
             raise DataError("video-without-stream")
         stream = container.streams.video[0]

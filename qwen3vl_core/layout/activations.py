@@ -21,6 +21,8 @@ from qwen3vl_core.structure.buckets import COARSE, LEAST_PATCHES, LEAST_ROW, LEA
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 2}
 # log-sum-exp of fused attention: one fp32 value per head and token
 LOG_SUM_EXP = 4
+# a margin, not a measurement: experts that are balanced by the loss get different numbers of tokens all the same
+UNEVEN_EXPERTS = 1.25
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,13 @@ def mlp_bytes(a: Architecture, b: int, tp: int, sp: bool, kept: InputBytes) -> f
     return a.hidden_size * (b + kept.normed) / (tp if sp else 1) + a.ffn_hidden_size * (2 * b + kept.plain) / tp
 
 
+def fullest_rank(options: FinetuneOptions) -> float:
+    """Tokens that the experts of the fullest expert parallel rank get, over the mean of all ranks."""
+    return UNEVEN_EXPERTS if options.ep > 1 else 1.0
+
+
 def experts_bytes(a: Architecture, options: FinetuneOptions, kept: InputBytes, *, on_device: bool) -> float:
-    """Bytes per token in the experts of a layer, with the tokens evenly distributed over the experts.
+    """Bytes per token in the experts of a layer; with expert parallelism on the rank whose experts get the most tokens (`fullest_rank`).
 
     The norm's input and output, 2 h b, and the router's fp32 logits and probabilities, split by tp (sequence parallel). For each of
     a token's k experts: the permuted token, fc1's input, h b; split by etp: fc1's output 2 f b, the activated half f b, the product
@@ -111,7 +118,7 @@ def experts_bytes(a: Architecture, options: FinetuneOptions, kept: InputBytes, *
     if on_device:
         inputs = 2 if options.lora_rank else 1
         return shared + k * (inputs * (h + f) * b + 2 * f * b + 3 * 8)
-    return shared + k * (h * kept.plain * options.etp + f * (4 * b + kept.plain)) / tp
+    return shared + fullest_rank(options) * k * (h * kept.plain * options.etp + f * (4 * b + kept.plain)) / tp
 
 
 def halves(a: Architecture, options: FinetuneOptions, on_device: bool = False) -> tuple[float, float]:
@@ -144,7 +151,7 @@ def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
     """Bytes per token of the gradients that are alive at once in a layer's backward pass: of fc1's output 2 f b, of the product f b,
     of the residual stream 2 h b."""
     b, tp = BYTES[options.precision], options.tp
-    width = a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
+    width = fullest_rank(options) * a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
     return 2 * a.hidden_size * b / (tp if options.sequence_parallel else 1) + 3 * width * b / tp
 
 

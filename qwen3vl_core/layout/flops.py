@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+from qwen3vl_core.layout.activations import fullest_rank
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
 from qwen3vl_core.layout.measured_mfu import expected_mfu
@@ -135,13 +136,19 @@ def step_seconds(
     options: FinetuneOptions, architecture: Architecture, processes: int, vision_tokens: int,
     mfu: float = 0.0, peak_tflops: float = PEAK_TFLOPS, machine: Machine = ASSUMED_GPU,
 ) -> float:  # fmt: skip
-    """Seconds of a step: FLOPs over achieved FLOP/s, plus the pipeline bubble, (pp - 1) / (micro batches x vp), plus COMMUNICATION.
+    """Seconds of a step: FLOPs over achieved FLOP/s, plus the pipeline bubble, (pp - 1) / (micro batches x vp), plus COMMUNICATION. All
+    ranks wait for the one whose experts get the most tokens (`activations.fullest_rank`).
 
     mfu: of one GPU without model parallelism and recomputation; 0: as measured (`measured_mfu`), with the graphs that `machine` allows.
     """
     mfu = mfu or expected_mfu(options, architecture, not no_graph_because(options, architecture, machine))
     step = step_flops(options, architecture, vision_tokens)
-    seconds = (step.model + step.recompute) / (processes * mfu * peak_tflops * 1e12)
+    work = step.model + step.recompute
+    if architecture.is_moe:
+        # forward and backward, as in `model_flops`
+        experts = 3 * options.global_batch_size * options.seq_length * mlp_forward(architecture)
+        work += (fullest_rank(options) - 1) * min(experts, step.language)
+    seconds = work / (processes * mfu * peak_tflops * 1e12)
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
     seconds *= 1 + (options.pp - 1) / (micro_batches * options.vp)

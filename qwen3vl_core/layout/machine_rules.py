@@ -93,3 +93,6 @@ def machine_problems(options: FinetuneOptions, machine: Machine) -> Iterator[Pro
         yield Problem(engine, "recompute", "offload", remedies=(no_recompute_offload,))
     if o.optimizer_offload and not machine.transformer_engine:
         yield Problem(engine, "optimizer_offload", o.optimizer_offload, remedies=(no_offload,))
+    if o.use_precision_aware_optimizer and not machine.transformer_engine:
+        without = {"use_precision_aware_optimizer": None, "exp_avg_dtype": None, "exp_avg_sq_dtype": None}
+        yield Problem(engine, "use_precision_aware_optimizer", True, remedies=(without,))

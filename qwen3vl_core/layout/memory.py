@@ -23,6 +23,8 @@ NCCL_BYTES = int(0.6 * GIB)
 # torch's allocator reuses blocks that the next tensor fills only in part: a share of the bytes that are allocated and freed in a step.
 # Measured in eleven runs on one H100: 0.2 to 4.8 GiB, median 2.4, in steps that allocate and free 20 GiB
 FRAGMENTATION = 0.12
+# `patches.precision_aware` updates so many weights together
+CAST_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def static_bytes(
 
     Weights: b bytes each; with fp8, Transformer Engine also keeps two fp8 copies of the language layers' matrices, one of them
     transposed; with graphs each micro batch makes its own, which are no static memory (`fp8_of_micro_batches`). Gradients: Megatron's
-    DDP has an fp32 buffer, 4 bytes for each trained weight on every rank (`grad_reduce_in_fp32`). Optimizer: Adam's two moments in
-    fp32, and an fp32 master copy where b is 2 (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both over the ranks
-    that hold the same weights: data x context parallel, for experts processes / (ep x etp x pp). The share of `--optimizer-offload`
-    is not on the GPU.
+    DDP has a buffer in `--main-grads-dtype` for each trained weight on every rank. Optimizer: Adam's two moments in `--exp-avg-dtype` and
+    `--exp-avg-sq-dtype`, and an fp32 master copy where b is 2 (`Float16OptimizerWithFloat16Params`); `DistributedOptimizer` splits both
+    over the ranks that hold the same weights: data x context parallel, for experts processes / (ep x etp x pp). The share of
+    `--optimizer-offload` is not on the GPU.
     """
     b = act.BYTES[options.precision]
-    state: float = 8 if b == 4 else 12
+    state: float = act.BYTES[options.exp_avg_dtype] + act.BYTES[options.exp_avg_sq_dtype] + (0 if b == 4 else 4)
     ranks, expert_ranks = _optimizer_ranks(options, processes)
     state *= 1 - options.optimizer_offload
     trained = trained_parameters(options, architecture, stage)
@@ -89,7 +91,7 @@ def static_bytes(
         weights += 2 * fp8_weights(options, architecture, stage)
     gradients = optimizer = 0
     for part, count in trained.items():
-        gradients += count * 4
+        gradients += count * act.BYTES[options.main_grads_dtype]
         optimizer += math.ceil(count * state / (expert_ranks if part == "experts" else ranks))
     return weights, gradients, optimizer
 
@@ -108,6 +110,21 @@ def trained_parameters(options: FinetuneOptions, a: Architecture, stage: Pipelin
         return stage_parameters(adapters, options, a, stage.index)
     frozen = options.frozen_parts()
     return {part: count for part, count in stage.counts.items() if ("language" if part == "experts" else part) not in frozen}
+
+
+def update_bytes(options: FinetuneOptions, a: Architecture, stage: PipelineStage, processes: int) -> int:
+    """Bytes that exist during the optimizer's update alone. The plain optimizer copies bf16 gradients to fp32; the precision-aware one
+    casts bf16 moments to fp32, of CAST_AT_ONCE weights at a time or of the largest one, if it is larger."""
+    ranks, expert_ranks = _optimizer_ranks(options, processes)
+    trained = trained_parameters(options, a, stage)
+    share = math.ceil(sum(count / (expert_ranks if part == "experts" else ranks) for part, count in trained.items()))
+    if not options.use_precision_aware_optimizer:
+        return 0 if options.main_grads_dtype == "fp32" else 4 * share
+    casts = 4 * sum(moment == "bf16" for moment in (options.exp_avg_dtype, options.exp_avg_sq_dtype))
+    # a data parallel rank updates a range of all weights, which can hold the whole of the largest: an embedding
+    embedding = (stage.first or stage.last) and "language" not in options.frozen_parts() and not options.lora_rank
+    largest = a.vocab_size * a.hidden_size // options.tp if embedding else 0
+    return casts * min(max(CAST_AT_ONCE, largest), share)
 
 
 def fp8_weights(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
@@ -183,7 +200,12 @@ def stage_memory(
         backward = max(backward, sample.patches * (1 + act.vision_recompute_layers(a, options)) * act.vision_layer_bytes(a, options))
     # the embedding's gradient, or what stands for it, is alive when the layers' activations no longer are
     peak_extra = max(logits, backward, embedding - language) + act.unused_gradients(a, options, first=stage.first)
-    workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * (language + vision + peak_extra)
+    passing = language + vision + peak_extra
+    # at the update no activation is alive; graphs keep the memory of theirs, though
+    update = update_bytes(options, a, stage, processes)
+    peak_extra = max(peak_extra, update - language - vision)
+    kept_by_graphs = min(update, passing) if graphs else 0
+    workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * passing + kept_by_graphs
     trained = sum(trained_parameters(options, a, stage).values())
     offloaded_weights = trained * options.optimizer_offload / _optimizer_ranks(options, processes)[0]
     host = offloaded_activations + HOST_STATE * offloaded_weights

@@ -11,7 +11,7 @@ from typing import Any
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
-from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, gpus_needed, presets, suggest
+from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, faster_with_less, gpus_needed, presets, suggest
 from qwen3vl_core.layout.verdict import Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, missing_values, option_problems, shell_line
 from qwen3vl_core.options.planfile import write_plan
@@ -24,9 +24,12 @@ def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
     record = verdict.as_json()
     if plan.suggest and verdict.architecture is not None:
         a, gib = verdict.architecture, verdict.memory_gib
-        shared = {"per_node": plan.gpus_per_node, "vision_tokens": verdict.vision_tokens}
-        ranked = suggest(verdict.options, a, verdict.gpus, gib, mfu=plan.mfu, peak_tflops=peak_tflops(plan), **shared)
+        shared: dict[str, Any] = {"per_node": plan.gpus_per_node, "vision_tokens": verdict.vision_tokens}
+        speed: dict[str, Any] = {"mfu": plan.mfu, "peak_tflops": peak_tflops(plan)}
+        ranked = suggest(verdict.options, a, verdict.gpus, gib, **shared, **speed)
         record["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
+        lighter = faster_with_less(verdict.options, a, verdict.gpus, gib, ranked, **shared, **speed)
+        record["lighter_suggestions"] = [_candidate(c, gib) for c in lighter]
         record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **shared))
     return record
 
@@ -34,7 +37,13 @@ def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
 def _candidate(c: Candidate, gib: float) -> dict[str, Any]:
     return {
         "options": c.arguments(), "dp": c.dp, "gib": round(c.memory.total / GIB, 1), "fits": c.fits(gib), "seconds": round(c.seconds, 3),
+        "price": c.price,
     }  # fmt: skip
+
+
+def _candidate_line(s: dict[str, Any]) -> str:
+    words, verdict = shell_line(s["options"]) or "(the defaults)", "fits" if s["fits"] else "too large"
+    return f"  {s['gib']:>7.1f} GiB {s['seconds']:>9.2f} s/step  {verdict:<8} DP {s['dp']:<3} {words}"
 
 
 def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
@@ -78,12 +87,13 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             *(f"note: {note['text']}" for note in record["notes"]),
         ]
     if "suggestions" in record:
-        none = f"no valid layout on {record['gpus']} GPUs; change --global-batch-size"
+        none = f"no valid layout on {record['gpus']} GPUs"
         lines += ["", "layouts, fastest first:" if record["suggestions"] else none]
-        for s in record["suggestions"]:
-            words = shell_line(s["options"]) or "(the defaults)"
-            verdict = "fits" if s["fits"] else "too large"
-            lines.append(f"  {s['gib']:>7.1f} GiB {s['seconds']:>9.2f} s/step  {verdict:<8} DP {s['dp']:<3} {words}")
+        lines += [_candidate_line(s) for s in record["suggestions"]]
+        if record["lighter_suggestions"]:
+            lines += ["faster ones, with a lighter optimizer:", *(_candidate_line(s) for s in record["lighter_suggestions"])]
+        priced = {s["price"] for s in (*record["suggestions"], *record["lighter_suggestions"]) if s["price"]}
+        lines += [f"  the price of bf16 there: {price}" for price in sorted(priced)]
     if record.get("gpus_needed"):
         count = record["gpus_needed"]
         lines.append(f"GPUs of {record['memory_gib']:g} GiB needed: {count} with the right layout (--suggest --gpus {count})")

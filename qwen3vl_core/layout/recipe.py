@@ -23,7 +23,7 @@ from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.recipe_values import FORM, NODE_GPUS, combination_problems, count_problems, order_problems, parse, positions
 from qwen3vl_core.layout.suggest import LAYOUT, Candidate, suggest
 from qwen3vl_core.layout.torchrun_command import gpu_count
-from qwen3vl_core.layout.verdict import DEFAULT_MEMORY, Verdict, judge
+from qwen3vl_core.layout.verdict import DEFAULT_MEMORY, Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, Option, options_of, shell_line, to_arguments
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import PlanOptions, RecipeOptions
@@ -233,7 +233,7 @@ def working_layout(recipe: Recipe) -> Candidate | None:
     base = dataclasses.replace(options, size=size, **{name: getattr(FinetuneOptions, name) for name in LAYOUT})
     base = dataclasses.replace(base, optimizer_offload=0.0, overlap_param_gather=False, vp=1, pp0_layers=0)
     memory = recipe.verdict.memory_gib if recipe.verdict else DEFAULT_MEMORY
-    for candidate in suggest(base, published(size), recipe.gpus, memory):
+    for candidate in suggest(base, published(size), recipe.gpus, memory, peak_tflops=peak_tflops(PlanOptions())):
         if (
             candidate.fits(memory)
             and not judge(candidate.options, architecture=published(size), processes=recipe.gpus, disk=False).problems
@@ -250,8 +250,8 @@ def _that_works(recipe: Recipe) -> list[str]:
     each, memory = found.memory.total / GIB, recipe.verdict.memory_gib
     return [
         "", f"a layout for {found.options.size} that works on {recipe.gpus} GPUs: about {each:.1f} of {memory:g} GiB each, "
-        f"{found.seconds:.1f} s a step, {found.options.train_iters} steps in {duration(found.seconds * found.options.train_iters)}", "",
-        "  " + shell_line(words),
+        f"{found.seconds:.1f} s a step, {found.options.train_iters} steps in {duration(found.seconds * found.options.train_iters)}",
+        *([f"its price: {found.price}"] if found.price else []), "", "  " + shell_line(words),
     ]  # fmt: skip
 
 

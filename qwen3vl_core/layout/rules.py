@@ -71,7 +71,8 @@ def layout_problems(options: FinetuneOptions, architecture: Architecture, proces
         rule = {"count": count, "batch": batch, "step": step, "pp": pp, "quotient": count / pp}
         whole: tuple[dict[str, int | None], ...] = ({"global_batch_size": max(count // pp, 1) * pp * step}, {"vp": None})
         yield Problem("micro-batches-not-whole", "vp", options.vp, rule, whole)
-    if options.distributed_optimizer and dp == 1 and options.nproc > 1 and not options.optimizer_offload:
+    other_reason = options.optimizer_offload or options.use_precision_aware_optimizer
+    if options.distributed_optimizer and dp == 1 and options.nproc > 1 and not other_reason:
         yield Problem(
             "nothing-to-split", "distributed_optimizer", True, {"processes": processes}, ({"distributed_optimizer": None},)
         )  # fmt: skip

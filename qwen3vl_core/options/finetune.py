@@ -137,6 +137,29 @@ class FinetuneOptions:
     optimizer_offload: float = option(
         0.0, help="Fraction of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
     )  # 19
+    main_grads_dtype: str = option(
+        "fp32",
+        help="Precision in which gradients are added up and reduced; bf16 halves their memory and rounds every sum",
+        group="Layout",
+        choices=("fp32", "bf16"),
+    )
+    use_precision_aware_optimizer: bool = option(
+        False,
+        help="Let the distributed optimizer read gradients in --main-grads-dtype and keep moments in --exp-avg-dtype and --exp-avg-sq-dtype",
+        group="Layout",
+    )
+    exp_avg_dtype: str = option(
+        "fp32",
+        help="Precision in which the precision-aware optimizer keeps Adam's first moment between updates",
+        group="Layout",
+        choices=("fp32", "bf16"),
+    )
+    exp_avg_sq_dtype: str = option(
+        "fp32",
+        help="Precision in which the precision-aware optimizer keeps Adam's second moment between updates",
+        group="Layout",
+        choices=("fp32", "bf16"),
+    )
     overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks during the backward pass", group="Layout")
     overlap_param_gather: bool = option(
         False, help="Gather the distributed optimizer's new weights during the next forward pass", group="Layout"
@@ -367,8 +390,26 @@ class FinetuneOptions:
                 "optimizer-offload-fp32", "optimizer_offload", self.optimizer_offload,
                 remedies=({"precision": "bf16"}, {"optimizer_offload": None}),
             )  # fmt: skip
+        yield from self._optimizer_precision_problems()
         if self.sequence_parallel and self.tp == 1:
             yield Problem("sequence-parallel-without-tp", "sequence_parallel", True, remedies=({"sequence_parallel": None}, {"tp": 2}))
+
+    def _optimizer_precision_problems(self) -> Iterator[Problem]:
+        """Precision of gradients and of the optimizer's state."""
+        aware, name = self.use_precision_aware_optimizer, "use_precision_aware_optimizer"
+        half = self.precision in ("bf16", "fp8")
+        if self.main_grads_dtype == "bf16" and not half:
+            ways = ({"main_grads_dtype": None}, {"precision": "bf16"})
+            yield Problem("bf16-gradients", "main_grads_dtype", "bf16", {"precision": self.precision}, ways)
+        if aware and not half:
+            yield Problem("precision-aware-weights", name, True, {"precision": self.precision}, ({"precision": "bf16"}, {name: None}))
+        if aware and not self.distributed_optimizer:
+            yield Problem("precision-aware-not-distributed", name, True, remedies=({"distributed_optimizer": True}, {name: None}))
+        if aware and self.optimizer_offload:
+            yield Problem("precision-aware-offloaded", name, True, remedies=({name: None}, {"optimizer_offload": None}))
+        for moment in ("exp_avg_dtype", "exp_avg_sq_dtype"):
+            if not aware and getattr(self, moment) == "bf16":
+                yield Problem("moments-without-precision-aware", moment, "bf16", remedies=({name: True}, {moment: None}))
 
 
 def _words(text: str) -> list[str]:

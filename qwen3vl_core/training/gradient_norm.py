@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from qwen3vl_core.model import cpu
+
 import torch
 import torch.distributed as dist
 from megatron.core.optimizer.clip_grads import l2_norm_impl, multi_tensor_applier
@@ -14,7 +16,9 @@ from torch import Tensor
 def _gradients(optimizer: Any) -> list[Tensor]:
     """This rank's gradients, none counted on two ranks; Megatron-Core gave the method another name in 0.19."""
     name = "get_grads_for_grad_norm"
-    return getattr(optimizer, name if hasattr(optimizer, name) else "get_main_grads_for_grad_norm")()
+    gradients = getattr(optimizer, name if hasattr(optimizer, name) else "get_main_grads_for_grad_norm")()
+    # the GPU's kernel sums squares in fp32; Megatron's own, for a CPU, rounds the norm of a bf16 gradient to bf16
+    return [gradient.float() for gradient in gradients] if cpu.on_cpu() else gradients
 
 
 def squared_norms(optimizer: Any) -> Tensor:

@@ -13,6 +13,7 @@ from qwen3vl_core.model.config import FP8_ROWS, transformer_config
 from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
+from qwen3vl_core.model.patches.precision_aware import patch_precision_aware
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
 from qwen3vl_core.model.router import count_expert_tokens
 from qwen3vl_core.model.specs import add_gradients_in_place, has_flash_attention, use_transformer_engine
@@ -113,7 +114,7 @@ def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
 def build(options: FinetuneOptions, source: ModelSource) -> Training:
     """Build the model with the source's weights, the optimizer and the schedule. The process groups must be initialised.
 
-    Gradients are reduced in fp32; bf16 and fp16 models keep fp32 master weights in the optimizer.
+    Gradients are reduced in `--main-grads-dtype`; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
     rules = structure_rules(options, source.architecture)
     if rules.buckets:
@@ -132,7 +133,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
     cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
     wrapped: list[Any] = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed_optimizer,
+        grad_reduce_in_fp32=options.main_grads_dtype == "fp32", use_distributed_optimizer=options.distributed_optimizer,
         overlap_grad_reduce=options.overlap_grad_reduce, overlap_param_gather=options.overlap_param_gather,
     )  # fmt: skip
     if options.overlap_grad_reduce:
@@ -141,21 +142,14 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
             model.vision_in_every_batch = not {"vision", "projector"} <= set(options.untrained_parts())
     # gradients of later chunks are ready first: like Megatron, bucket the first chunk only
     wrapped = [DistributedDataParallel(config, ddp, model, disable_bucketing=i > 0) for i, model in enumerate(wrapped)]
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam", lr=options.lr, min_lr=options.min_lr, weight_decay=options.weight_decay,
-            adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, adam_eps=options.adam_eps, clip_grad=options.clip_grad,
-            bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, params_dtype=dtype,
-            use_distributed_optimizer=options.distributed_optimizer, overlap_param_gather=options.overlap_param_gather,
-            **(FP16_SCALE if dtype is torch.float16 else {}), **_offload_fields(options),
-        ),
-        wrapped,
-    )  # fmt: skip
+    optimizer = get_megatron_optimizer(_optimizer_config(options, dtype), wrapped)
     if options.optimizer_offload:
         # Megatron builds its optimizer twice, and the first one, in a reference cycle, holds a copy of every weight
         gc.collect()
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if part.init_state_fn is not None:  # the offloaded optimizer creates its state in its first step
+        if options.use_precision_aware_optimizer:
+            patch_precision_aware(part)
+        elif part.init_state_fn is not None:  # the offloaded optimizer creates its state in its first step
             # so that a checkpoint has a state to save even when fp16's loss scaling skipped every step so far
             part.init_state_fn(part.optimizer, part.config)
         patch_copy_of_masters(part)
@@ -194,6 +188,25 @@ def this_machine() -> Machine:
         gpus=len(capabilities), capability=min(major + minor / 10 for major, minor in capabilities),
         transformer_engine=use_transformer_engine(), flash_attention=has_flash_attention(),
     )  # fmt: skip
+
+
+def _optimizer_config(options: FinetuneOptions, dtype: torch.dtype) -> OptimizerConfig:
+    """Megatron's config of the optimizer."""
+    config = OptimizerConfig(
+        optimizer="adam", lr=options.lr, min_lr=options.min_lr, weight_decay=options.weight_decay,
+        adam_beta1=options.adam_beta1, adam_beta2=options.adam_beta2, adam_eps=options.adam_eps, clip_grad=options.clip_grad,
+        bf16=dtype is torch.bfloat16, fp16=dtype is torch.float16, params_dtype=dtype,
+        use_distributed_optimizer=options.distributed_optimizer, overlap_param_gather=options.overlap_param_gather,
+        **(FP16_SCALE if dtype is torch.float16 else {}), **_offload_fields(options),
+    )  # fmt: skip
+    if options.use_precision_aware_optimizer:
+        # set here, as the constructor insists on Transformer Engine's Adam, which another one stands for on a CPU
+        config.use_precision_aware_optimizer = config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+        config.main_grads_dtype = DTYPES[options.main_grads_dtype]
+        config.exp_avg_dtype, config.exp_avg_sq_dtype = DTYPES[options.exp_avg_dtype], DTYPES[options.exp_avg_sq_dtype]
+        # a master weight is fp32, not the 16 bits that its bf16 weight lacks: checkpoints hold it, for any other optimizer to read
+        config.store_param_remainders = False
+    return config
 
 
 def _offload_fields(options: FinetuneOptions) -> dict[str, Any]:

@@ -66,14 +66,19 @@ def sign_of_second_moment(data: Path) -> None:
     flip(reader.file_of(chunk.stored), 8 * (chunk.stored.offset + reader._location(chunk.stored).offset + 3) + 7)
 
 
+def common_values(data: Path) -> Path:
+    """The file that says what the common values are: from Megatron-Core 0.19 on they are among the shards."""
+    return data / ("common.pt" if (data / "common.pt").exists() else ".metadata")
+
+
 KINDS = {
     "a sign bit of the second moment": sign_of_second_moment,
     "zeros": lambda data: change(large(data), large(data).stat().st_size // 2, bytes(64 << 10)),
     "cut short": lambda data: os.truncate(large(data), large(data).stat().st_size - 1),
     "longer": lambda data: large(data).open("ab").write(b"x"),
     "a shard is missing": lambda data: large(data).unlink(),
-    "common.pt is empty": lambda data: (data / "common.pt").write_bytes(b""),
-    "common.pt is cut": lambda data: os.truncate(data / "common.pt", 300),
+    "common values are empty": lambda data: common_values(data).write_bytes(b""),
+    "common values are cut": lambda data: os.truncate(common_values(data), 300),
     "extra.json is {}": lambda data: (data / "extra.json").write_text("{}"),
     "extra.json is no table": lambda data: (data / "extra.json").write_text("[[" * 50_000),
     "metadata.json": lambda data: flip(data / "metadata.json", 11),
@@ -119,7 +124,9 @@ def test_each_kind_of_damage_is_detected(trained, tmp_path, kind):
     assert retention.damage(data, ("data",)) or file_digests.problem(data, file_digests.read(data))
 
 
-@pytest.mark.parametrize("kind", ["common.pt is empty", "common.pt is cut", "extra.json is {}", "extra.json is no table", "cut short"])
+@pytest.mark.parametrize(
+    "kind", ["common values are empty", "common values are cut", "extra.json is {}", "extra.json is no table", "cut short"]
+)
 def test_damage_without_digests_is_a_one_line_error(trained, tmp_path, kind):
     data = copy_of(trained / "checkpoints" / NEW, tmp_path / NEW)
     without_digests(data)

@@ -14,6 +14,7 @@ HOPPER = Machine(1, 9.0, transformer_engine=True)
 AMPERE = Machine(8, 8.0, transformer_engine=True)
 BARE = Machine(1, 9.0)
 CPU = Machine(0)
+AWARE = dict(use_precision_aware_optimizer=True, distributed_optimizer=True)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,14 @@ CPU = Machine(0)
         (dict(optimizer_offload=0.5), "--optimizer-offload 0.5: only the distributed optimizer can be offloaded to the host; add"),
         (dict(optimizer_offload=1.0, distributed_optimizer=True, precision="fp32"), "--optimizer-offload 1: not with --precision fp32"),
         (dict(optimizer_offload=1.5, distributed_optimizer=True), "--optimizer-offload 1.5: must be at most 1; use 1"),
+        (dict(main_grads_dtype="bf16", precision="fp16"), "--main-grads-dtype bf16: not with --precision fp16"),
+        (dict(AWARE, precision="fp32"), "--use-precision-aware-optimizer: not with --precision fp32"),
+        (
+            dict(AWARE, distributed_optimizer=False),
+            "--use-precision-aware-optimizer: Megatron's precision-aware optimizer is a form",
+        ),
+        (dict(AWARE, optimizer_offload=0.5), "--use-precision-aware-optimizer: the optimizer on the host keeps its state in fp32"),
+        (dict(exp_avg_dtype="bf16"), "--exp-avg-dtype bf16: only the precision-aware optimizer keeps moments in bf16; add --use-precision"),
         (dict(recompute_layers=2), "--recompute-layers 2: needs --recompute full or offload; leave it out"),
         (dict(recompute="offload", pp=2), "--recompute offload: not with --pp 2"),
         (dict(packing=True, pad_length=4096), "--pad-length 4096: with --packing a row is filled to --seq-length 2048"),
@@ -86,6 +95,7 @@ def test_the_vision_towers_remedy_divides_its_heads():
         (BARE, dict(attention="fused"), "--attention fused: needs Transformer Engine"),
         (CPU, dict(recompute="offload"), "--recompute offload: this machine has no GPU, all activations are on the host"),
         (BARE, dict(recompute="offload"), "--recompute offload: needs Transformer Engine"),
+        (BARE, AWARE, "--use-precision-aware-optimizer: needs Transformer Engine"),
         (CPU, dict(optimizer_offload=0.5), "--optimizer-offload 0.5: this machine has no GPU, the optimizer is on the host"),
     ],
 )
@@ -97,7 +107,7 @@ def test_options_that_the_machine_does_not_support_are_refused(machine, changes,
 @pytest.mark.parametrize(
     "changes",
     [dict(), dict(precision="fp8"), dict(precision="fp8", fp8_recipe="blockwise"), dict(attention="flash"), dict(attention="fused"),
-     dict(recompute="offload"), dict(optimizer_offload=1.0), dict(precision="fp32"), dict(cp=2)],
+     dict(recompute="offload"), dict(optimizer_offload=1.0), dict(precision="fp32"), dict(cp=2), AWARE],
 )  # fmt: skip
 def test_a_hopper_with_transformer_engine_supports_everything(changes):
     assert not list(machine_problems(FinetuneOptions(**changes), HOPPER))

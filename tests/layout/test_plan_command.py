@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from qwen3vl_core.cli import main
+from qwen3vl_core.layout.activations import UNEVEN_EXPERTS, InputBytes, experts_bytes
+from qwen3vl_core.layout.flops import COMMUNICATION, step_seconds
 from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16
 from qwen3vl_core.layout.parameters import TINY, published
 from qwen3vl_core.layout.rules import layout_problems
@@ -78,8 +80,52 @@ def test_the_needed_gpus_are_enough_and_half_are_not():
     base, a = FinetuneOptions(), published("32B")
     count = gpus_needed(base, a, 80)
     roomy = FinetuneOptions(global_batch_size=count * 8)
-    assert any(c.fits(80) for c in suggest(roomy, a, count, 80))
-    assert not any(c.fits(80) for c in suggest(roomy, a, count // 2, 80))
+    assert any(c.fits(80) and not c.price for c in suggest(roomy, a, count, 80))
+    assert not any(c.fits(80) and not c.price for c in suggest(roomy, a, count // 2, 80))
+
+
+def test_where_nothing_fits_a_lighter_optimizer_is_suggested_with_its_price(capsys):
+    code, out, _ = plan(capsys, "--size", "8B", "--gpus", "2", "--memory", "80", "--suggest", "--json")
+    first, *others = json.loads(out)["suggestions"]
+    assert code == 1 and first["fits"] and "gradients are added up and reduced in bf16" in first["price"]
+    assert first["options"][:2] == ["--tp", "2"] and "--use-precision-aware-optimizer" in first["options"]
+    assert not any(s["fits"] and not s["price"] for s in others)
+    code, out, _ = plan(capsys, "--size", "8B", "--gpus", "2", "--memory", "80", *first["options"])
+    assert code == 0 and f"{first['gib']:.1f} of 80 GiB" not in out and "fits:" in out
+    assert "the price of bf16 there: gradients" in plan(capsys, "--size", "8B", "--gpus", "2", "--memory", "80", "--suggest")[1]
+    # fp32 has no bf16 forms
+    assert not any(c.price for c in suggest(FinetuneOptions(precision="fp32"), published("8B"), 2, 80))
+
+
+def test_faster_layouts_of_a_lighter_optimizer_stand_beside_those_that_fit_without(capsys):
+    found = json.loads(plan(capsys, "--size", "A3B", "--gpus", "8", "--memory", "80", "--suggest", "--json")[1])
+    best = found["suggestions"][0]
+    assert best["fits"] and not best["price"]
+    last = found["lighter_suggestions"][-1]
+    # all experts of a layer on eight GPUs, and nothing else split: what Megatron-Bridge recommends
+    assert last["options"][:2] == ["--ep", "8"] and "moments are kept in bf16" in last["price"] and last["dp"] == 8
+    assert last["fits"] and last["seconds"] < 0.95 * best["seconds"]
+
+
+@pytest.mark.parametrize("gpus", [3, 5, 6, 7, 12])
+@pytest.mark.parametrize("size", ["4B", "A3B"])
+def test_any_number_of_gpus_is_answered_with_layouts_that_work(capsys, size, gpus):
+    """With a global batch that the GPUs can share, where that of 8 samples is not one."""
+    _, out, _ = plan(capsys, "--size", size, "--gpus", str(gpus), "--memory", "141", "--suggest", "--json")
+    found = [s for s in json.loads(out)["suggestions"] if s["fits"]]
+    assert found
+    for s in found:
+        assert plan(capsys, "--size", size, "--gpus", str(gpus), "--memory", "141", *s["options"])[0] == 0, s["options"]
+
+
+def test_experts_on_several_ranks_have_a_margin_in_memory_and_time():
+    a, even, split = published("A3B"), FinetuneOptions(distributed_optimizer=True), FinetuneOptions(distributed_optimizer=True, ep=8)
+    for options, factor in ((even, 1.0), (split, UNEVEN_EXPERTS)):
+        tokens = experts_bytes(a, options, InputBytes.of(options), on_device=False)
+        plain = 2 * a.hidden_size * 2 + 2 * 4 * a.num_experts
+        assert tokens - plain == pytest.approx(factor * 8 * (2 * a.hidden_size + 10 * a.expert_ffn_hidden_size))
+    slower = step_seconds(split, a, 8, 0) / step_seconds(even, a, 8, 0) / (1 + 3 * COMMUNICATION["ep"])
+    assert 1.05 < slower < UNEVEN_EXPERTS
 
 
 def test_every_preset_fits_its_gpu(capsys):

@@ -25,6 +25,7 @@ CHOICES = {
     "sequence_parallel": (False, True), "distributed_optimizer": (False, True), "overlap_grad_reduce": (False, True),
     "overlap_param_gather": (False, True), "recompute": ("none", "sel", "full", "offload"), "recompute_layers": (0, 2, 4),
     "micro_batch_size": (2, 1, 4), "pad_length": (0, 64), "precision": ("fp32", "bf16", "fp8"), "attention": ("auto", "flash", "fused"),
+    "main_grads_dtype": ("fp32", "bf16"), "use_precision_aware_optimizer": (False, True), "exp_avg_dtype": ("fp32", "bf16"),
     "optimizer_offload": (0.0, 0.5), "freeze": ("", "vision", "vision,projector"),
 }  # fmt: skip
 # advisory rules: the option would be silently ignored, and the run would start

@@ -31,7 +31,9 @@ DRAWN = {
     "nproc": (1, 2, 6, 8),
     "tp": (1, 2, 3, 8, 64), "pp": (1, 2, 4, 5, 18), "cp": (1, 2), "ep": (1, 2, 3, 8), "etp": (1, 2, 7), "vp": (1, 2, 5),
     "pp0_layers": (0, 1, 2, 9, 50), "sequence_parallel": (False, True), "distributed_optimizer": (False, True),
-    "optimizer_offload": (0.0, 0.5, 1.5), "overlap_grad_reduce": (False, True), "overlap_param_gather": (False, True),
+    "main_grads_dtype": ("fp32", "bf16"), "use_precision_aware_optimizer": (False, True), "exp_avg_dtype": ("fp32", "bf16"),
+    "exp_avg_sq_dtype": ("fp32", "bf16"), "optimizer_offload": (0.0, 0.5, 1.5),
+    "overlap_grad_reduce": (False, True), "overlap_param_gather": (False, True),
     "recompute": ("none", "sel", "full", "offload"), "recompute_layers": (0, 2, 5, 40, 99), "keep": (0, 3), "keep_every": (0, 10),
     "sample_interval": (0, 5), "wandb": (None, "project"), "swanlab": (None, "project"), "env": ("dsw", "dlc"),
 }  # fmt: skip

@@ -24,11 +24,44 @@ class FusedAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         adam_w_mode: bool = True,
         weight_decay: float = 0.0,
+        master_weights: bool = False,
+        exp_avg_dtype: torch.dtype = torch.float32,
+        exp_avg_sq_dtype: torch.dtype = torch.float32,
         **unused: Any,
     ) -> None:
+        """master_weights: keep an fp32 copy of every parameter as `master_param` of its state, which is updated instead. exp_avg_dtype,
+        exp_avg_sq_dtype: fp32 or bf16, in which a moment is kept between updates; an update is computed in fp32."""
         defaults = dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, defaults)
-        self.adam_w_mode = adam_w_mode
+        self.adam_w_mode, self.master_weights = adam_w_mode, master_weights
+        self.exp_avg_dtype, self.exp_avg_sq_dtype = exp_avg_dtype, exp_avg_sq_dtype
+
+    def initialize_state(self, param: torch.Tensor, store_param_remainders: bool = False) -> None:
+        """Make the state of a parameter that has none."""
+        state = self.state[param]
+        state["exp_avg"] = torch.zeros_like(param, dtype=self.exp_avg_dtype)
+        state["exp_avg_sq"] = torch.zeros_like(param, dtype=self.exp_avg_sq_dtype)
+        if self.master_weights:
+            state["master_param"] = param.detach().clone().float()
+
+    def get_unscaled_state(self, param: torch.Tensor, state_name: str) -> torch.Tensor:
+        """A tensor of a parameter's state in fp32; the tensor itself if it is."""
+        return self.state[param][state_name].float()
+
+    def set_scaled_state(self, param: torch.Tensor, state_name: str, unscaled_state: torch.Tensor) -> None:
+        """Write an fp32 tensor into a parameter's state, in the precision of the state."""
+        if not self.state[param]:
+            self.initialize_state(param)
+        self.state[param][state_name].copy_(unscaled_state)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As torch's, except that the state keeps its precision: torch casts it to that of the parameter."""
+        super().load_state_dict(state_dict)
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for name, parameter in zip(names, parameters, strict=True):
+            if name in state_dict["state"]:
+                self.state[parameter] = {k: v for k, v in state_dict["state"][name].items() if v is not None}
 
     def _gradients(self, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Parameters that have a gradient, and their gradients in fp32. Megatron may keep them in `decoupled_grad`."""
@@ -52,17 +85,16 @@ class FusedAdam(torch.optim.Optimizer):
             if not parameters:
                 continue
             for parameter in parameters:
-                state = self.state[parameter]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
-            first = [self.state[p]["exp_avg"] for p in parameters]
-            second = [self.state[p]["exp_avg_sq"] for p in parameters]
+                if not self.state[parameter]:
+                    self.initialize_state(parameter)
+            first = [self.get_unscaled_state(p, "exp_avg") for p in parameters]
+            second = [self.get_unscaled_state(p, "exp_avg_sq") for p in parameters]
+            masters = [self.get_unscaled_state(p, "master_param") for p in parameters] if self.master_weights else parameters
             beta1, beta2 = group["betas"]
             if self.adam_w_mode:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(masters, 1 - group["lr"] * group["weight_decay"])
             elif group["weight_decay"]:
-                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+                gradients = list(torch._foreach_add(gradients, masters, alpha=group["weight_decay"]))
             torch._foreach_lerp_(first, gradients, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
@@ -71,4 +103,9 @@ class FusedAdam(torch.optim.Optimizer):
             denominators = torch._foreach_sqrt(second)
             torch._foreach_div_(denominators, correction2**0.5)
             torch._foreach_add_(denominators, group["eps"])
-            torch._foreach_addcdiv_(parameters, first, denominators, -group["lr"] / correction1)
+            torch._foreach_addcdiv_(masters, first, denominators, -group["lr"] / correction1)
+            for name, dtype, values in (("exp_avg", self.exp_avg_dtype, first), ("exp_avg_sq", self.exp_avg_sq_dtype, second)):
+                if dtype != torch.float32:
+                    torch._foreach_copy_([self.state[p][name] for p in parameters], values)
+            if self.master_weights:
+                torch._foreach_copy_(parameters, masters)

@@ -112,13 +112,15 @@ def patch_adam() -> None:
     """Replaces Megatron's Adam with ours, which has Transformer Engine's interface, so that a GPU run can resume with its state.
 
     Upstream: without Transformer Engine and APEX both optimizer modules use torch's AdamW, whose state has one step per
-    parameter, not one per group as FusedAdam, and save it in a different layout.
+    parameter, not one per group as FusedAdam, and save it in a different layout. For the precision-aware optimizer Megatron asks for
+    Transformer Engine's version, which fails where it is not installed.
     Unnecessary from: unknown; 0.19.2 still does so.
     """
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distrib_optimizer
 
     optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
+    optimizer.is_te_min_version = lambda version, check_equality=True: True
     distrib_optimizer.Adam = FusedAdam
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_TE_OPTIMIZER, distrib_optimizer.USING_APEX_OPTIMIZER = True, False

@@ -237,7 +237,7 @@ def finetune(
                 time.sleep(0.2)
             done.rows = metrics(runs)[:steps]
         finally:
-            _end(runs, process)
+            end(runs, process)
     done.seconds = time.monotonic() - began
     done.profile = next((json.loads(file.read_text()) for file in runs.glob(f"*/{PROFILE}")), {})
     if len(done.rows) < steps or (to_the_end and process.returncode):
@@ -246,7 +246,7 @@ def finetune(
     return done
 
 
-def _end(runs: Path, process: subprocess.Popen[Any]) -> None:
+def end(runs: Path, process: subprocess.Popen[Any]) -> None:
     """Kill the training where it still runs; its supervisor and the command end with it."""
     if process.poll() is None:
         for state in runs.glob(f"*/{STATE}"):

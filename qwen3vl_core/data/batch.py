@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from qwen3vl_core.data.pictures import CHANNELS, PictureRules
 from qwen3vl_core.structure.buckets import LEAST_ROW, bucket, packed_row, round_up
-from qwen3vl_core.structure.micro_batch import IGNORED, Structure, StructureRules, build_structure, patches_bucket, select_trained
+from qwen3vl_core.structure.micro_batch import IGNORED, Structure, StructureRules, build_structure, select_trained
+from qwen3vl_core.structure.picture_shares import own_patches
 
 
 def _none(*width: int, kind: type = np.uint8) -> np.ndarray:
@@ -69,7 +70,8 @@ class Batch:
     cu_seqlens: torch.Tensor | None = None
     """long [documents + 1], of a packed row: where each document begins, and the end of the last; b is 1 then."""
     structure: Structure | None = None
-    """Positions, masks and indices of the batch, built by `structured`; `patches` and `video_patches` are padded to match."""
+    """Positions, masks and indices of the batch, built by `structured`; `patches` and `video_patches` are then those of this context
+    parallel rank, padded to match."""
 
     @property
     def tokens(self) -> int:
@@ -136,8 +138,9 @@ class Batch:
         )  # fmt: skip
         if rules.buckets:
             structure = structure if rules.all_logits else select_trained(structure)
-            batch = replace(batch, patches=_to_bucket(batch.patches), video_patches=_to_bucket(batch.video_patches))
-        return replace(batch, structure=structure)
+        share = functools.partial(own_patches, size=rules.cp_size, rank=rules.cp_rank, buckets=rules.buckets)
+        patches, video_patches = share(batch.patches, batch.image_grid_thw), share(batch.video_patches, batch.video_grid_thw)
+        return replace(batch, patches=patches, video_patches=video_patches, structure=structure)
 
     def _joined(self, rules: StructureRules) -> Batch:
         """All rows, or the documents of a packed row, as documents of one row, padded to a bucket by a document of padding."""
@@ -184,11 +187,6 @@ def _batch_of_arrays(
         structure = structure.with_tensors({name: torch.from_numpy(value) for name, value in of_structure.items()})
     tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
     return Batch(**tensors, **rest, structure=structure)
-
-
-def _to_bucket(patches: torch.Tensor) -> torch.Tensor:
-    """Patches of pictures or videos, padded as `vision_structure` pads."""
-    return F.pad(patches, (0, 0, 0, patches_bucket(len(patches)) - len(patches)))
 
 
 @functools.cache

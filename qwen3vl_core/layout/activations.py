@@ -19,6 +19,8 @@ from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.buckets import COARSE, LEAST_PATCHES, LEAST_ROW, LEAST_TRAINED, bucket, round_up
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 2}
+PICTURE_TOKENS = 1024
+"""Of a picture of 1024 x 1024 pixels, which the estimates assume by default."""
 # log-sum-exp of fused attention: one fp32 value per head and token
 LOG_SUM_EXP = 4
 # a margin, not a measurement: experts that are balanced by the loss get different numbers of tokens all the same
@@ -32,7 +34,7 @@ class ActivationSample:
     tokens: int
     """In all rows, padding included."""
     patches: int
-    """In all pictures."""
+    """Of the pictures that one context parallel rank encodes: its share, and all where there is one picture."""
     logits: float
     """Tokens of one context parallel rank whose logits are computed."""
 
@@ -46,11 +48,14 @@ class ActivationSample:
         merge = architecture.vision.spatial_merge_size**2
         length = max(options.seq_length, options.pad_length)
         tokens, seen = options.micro_batch_size * length, options.micro_batch_size * vision_tokens
+        # one picture a row, but none of more tokens than the plan assumes by default
+        pictures = max(options.micro_batch_size, -(-seen // PICTURE_TOKENS))
+        patches = seen * merge * -(-pictures // options.cp) // pictures
         if not graphs:
-            return cls(tokens, seen * merge, tokens / options.cp)
+            return cls(tokens, patches, tokens / options.cp)
         trained = bucket(max(round((tokens - seen) / options.cp), 1), LEAST_TRAINED, COARSE)
         tokens = round_up(tokens, LEAST_ROW) if options.packing else bucket(tokens, LEAST_ROW)
-        return cls(tokens, bucket(seen * merge, LEAST_PATCHES), min(trained, tokens / options.cp))
+        return cls(tokens, bucket(patches, LEAST_PATCHES), min(trained, tokens / options.cp))
 
 
 def experts_on_device(options: FinetuneOptions, machine: Machine) -> bool:
@@ -189,7 +194,7 @@ def vision_recompute_layers(a: Architecture, options: FinetuneOptions) -> int:
 def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSample) -> float:
     """Bytes that the vision tower, the mergers and the embeddings keep of one micro batch.
 
-    Every context parallel rank encodes all pictures. A frozen tower keeps nothing, as nothing before it is trained.
+    A frozen tower keeps nothing, as nothing before it is trained.
     """
     v, b, tp = a.vision, BYTES[options.precision], options.tp
     frozen = set(options.untrained_parts())
@@ -208,6 +213,9 @@ def vision_bytes(a: Architecture, options: FinetuneOptions, sample: ActivationSa
             merged = v.hidden_size * merge
             # inputs of the norm and of fc1; split by tp: inputs of gelu and of fc2; the features, which index_copy keeps
             kept += (1 + deep) * tokens * (merged * (2 + 2 / tp) + a.hidden_size) * b
+            if options.cp > 1:
+                # the features of all ranks' pictures are kept instead of this rank's
+                kept += (1 + deep) * tokens * (options.cp - 1) * a.hidden_size * b
         # deepstack features for the full sequence, and the embeddings with the features inserted
         kept += (1 + deep) * sample.tokens * a.hidden_size * b / (tp if options.sequence_parallel else 1) / options.cp
     return kept

@@ -219,7 +219,7 @@ def stage_memory(
 def default_vision_tokens(options: FinetuneOptions) -> int:
     """The number of picture tokens in a row that is assumed by default: one picture of 1024 x 1024 pixels, which is 1024 tokens,
     but at most half of the row."""
-    return min(1024, options.seq_length // 2)
+    return min(act.PICTURE_TOKENS, options.seq_length // 2)
 
 
 def estimate(

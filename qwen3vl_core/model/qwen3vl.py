@@ -33,6 +33,7 @@ from qwen3vl_core.layout.adapters import Adapters
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.context_parallel import token_index
 from qwen3vl_core.structure.micro_batch import Structure, StructureRules, VisionStructure, build_structure
+from qwen3vl_core.structure.picture_shares import own_patches
 from qwen3vl_core.structure.positions import mrope_positions
 
 
@@ -143,11 +144,23 @@ class Qwen3VLModel(MegatronModule):
         size = self.config.context_parallel_size
         return token_index(length, None, size, parallel_state.get_context_parallel_rank()) if size > 1 else None
 
+    def _own_patches(self, pixel_values: Tensor, grid: Tensor | None) -> Tensor:
+        """This context parallel rank's share of the patches of pictures or videos."""
+        size = self.config.context_parallel_size
+        if size == 1:
+            return pixel_values
+        return own_patches(pixel_values, _on_host(grid), size, parallel_state.get_context_parallel_rank(), buckets=False)
+
     def vision_features(self, pixel_values: Tensor, structure: VisionStructure) -> list[Tensor]:
-        """[features, deepstack 0, 1, 2], each [patches / merge², h], of all pictures and videos."""
+        """[features, deepstack 0, 1, 2], each [shares * patches / merge², h], of all pictures and videos; pixel_values: this rank's."""
         assert self.vision_model is not None  # the first stage has it
         features, deep = self.vision_model(pixel_values, structure, learns=self.training and self.adapted("vision"))
-        return [features, *deep]
+        layers = [features, *deep]
+        if structure.shares == 1:
+            return layers
+        # a token belongs to one rank: where the backward pass sums over the ranks, all but one add zero
+        gathered = gather_from_sequence_parallel_region(torch.cat(layers, -1), group=parallel_state.get_context_parallel_group())
+        return list(gathered.chunk(len(layers), -1))
 
     def embed(self, structure: Structure, features: list[Tensor] | None, token_indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Token embeddings with the vision features at the vision tokens [s, b, h], and the deepstack features, zero at other
@@ -220,7 +233,8 @@ class Qwen3VLModel(MegatronModule):
                     input_ids, attention_mask, image_grid_thw, video_grid_thw, with_vision=prompt_features is None, labels=labels,
                     position_ids=position_ids, cu_seqlens=cu_seqlens,
                 )  # fmt: skip
-                pixels = [p for p in (pixel_values, pixel_values_videos) if p is not None]
+                given = ((pixel_values, image_grid_thw), (pixel_values_videos, video_grid_thw))
+                pixels = [self._own_patches(p, grid) for p, grid in given if p is not None]
                 pixel_values = torch.cat(pixels) if pixels else None
         output = self._compute(structure, pixel_values, inference_context, prompt_features, hidden_states)
         if structure.right_padding is not None and self.post_process:

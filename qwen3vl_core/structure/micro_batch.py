@@ -17,13 +17,13 @@ from qwen3vl_core.structure.buckets import (
     COARSE,
     LEAST_COUNT,
     LEAST_MAX_SEQLEN,
-    LEAST_PATCHES,
     LEAST_TRAINED,
     bucket,
     power_of_two_bucket,
     round_up,
 )
 from qwen3vl_core.structure.context_parallel import token_index
+from qwen3vl_core.structure.picture_shares import frame_lengths, picture_shares
 from qwen3vl_core.structure.positions import mrope_positions, packed_positions, vision_coordinates
 from qwen3vl_core.structure.right_padding import RightPadding
 
@@ -33,7 +33,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class VisionStructure:
-    """The pictures of a micro batch, then its videos. P: patches, padded to a bucket if buckets are used."""
+    """The pictures of a micro batch, then its videos. P: patches that this rank encodes, padded to a bucket if buckets are used."""
 
     coordinates: Tensor
     """int32 [P, 2]: row and column of each patch in its frame."""
@@ -42,11 +42,14 @@ class VisionStructure:
     cu_seqlens: Tensor
     """int32 [frames + 1]: the start of each frame, and the end of the last. Padding forms separate frames."""
     token_indices: Tensor
-    """long [P / merge²]: token index of each feature along the flattened [s, b]; s * b for padding."""
+    """long [shares * P / merge²]: token index of each feature along the flattened [s, b]; s * b for padding. Those of the first context
+    parallel rank come first."""
     max_seqlen: int
     """Upper bound of the patches of a frame."""
     frames: tuple[int, ...]
     """Patches of each frame."""
+    shares: int = 1
+    """Context parallel ranks that each encode a share of the frames (`structure.picture_shares`) and gather the features."""
 
     def to(self, device: torch.device | str) -> VisionStructure:
         """The same structure on a device."""
@@ -150,53 +153,53 @@ def vision_token_indices(ids: Tensor, a: Architecture) -> tuple[Tensor, Tensor]:
 
 
 def vision_structure(
-    a: Architecture, ids: Tensor, image_grid_thw: Tensor | None, video_grid_thw: Tensor | None, *, buckets: bool = False
+    a: Architecture,
+    ids: Tensor,
+    image_grid_thw: Tensor | None,
+    video_grid_thw: Tensor | None,
+    *,
+    buckets: bool = False,
+    cp_size: int = 1,
+    cp_rank: int = 0,
 ) -> VisionStructure | None:
     """Made on the host, from right-padded ids [b, s] and the grids [n, 3] of pictures and videos; None for text alone.
 
-    Raises ValueError when tokens and grids do not match.
+    cp_size, cp_rank: the context parallel ranks that share the frames, and this one. Raises ValueError when tokens and grids do not match.
     """
     grids = [None if grid is None or not len(grid) else grid.cpu() for grid in (image_grid_thw, video_grid_thw)]
     if all(grid is None for grid in grids):
         return None
     merge = a.vision.spatial_merge_size**2
     end = ids.numel()
-    parts = []
+    coordinates, sizes = [], []
+    frames: list[list[int]] = [[] for _ in range(cp_size)]
+    indices: list[list[Tensor]] = [[] for _ in range(cp_size)]
     for grid, token_indices in zip(grids, vision_token_indices(ids.cpu(), a), strict=True):
         features = 0 if grid is None else int(grid.prod(-1).sum()) // merge
         if token_indices.numel() != features:
             raise ValueError(f"{token_indices.numel()} vision tokens in input_ids, but {features} features")
-        if grid is not None:
-            parts.append(_vision_part(a, grid, token_indices, end, buckets))
-    coordinates, sizes, indices, lengths = zip(*parts, strict=True)
-    frames = [frame for part in lengths for frame in part]
-    max_seqlen, cu_seqlens = max(frames), F.pad(torch.tensor(frames).cumsum(0), (1, 0)).to(torch.int32)
+        if grid is None:
+            continue
+        shares = picture_shares(frame_lengths(grid), cp_size, buckets=buckets)
+        for rank, share in enumerate(shares):
+            frames[rank] += share.frames
+            own = token_indices[share.first // merge : share.end // merge]
+            indices[rank].append(F.pad(own, (0, sum(share.frames) // merge - len(own)), value=end))
+        share = shares[cp_rank]
+        own_patches, padding = slice(share.first, share.end), sum(share.frames) - (share.end - share.first)
+        rows_columns = vision_coordinates(grid, a.vision.spatial_merge_size).to(torch.int32)
+        coordinates.append(F.pad(rows_columns[own_patches], (0, 0, 0, padding)))
+        sizes_of_patches = torch.repeat_interleave(grid[:, 1:], grid.prod(-1), dim=0).to(torch.int32)
+        sizes.append(F.pad(sizes_of_patches[own_patches], (0, 0, 0, padding), value=1))
+    max_seqlen, cu_seqlens = max(map(max, frames)), F.pad(torch.tensor(frames[cp_rank]).cumsum(0), (1, 0)).to(torch.int32)
     if buckets:
         max_seqlen = power_of_two_bucket(max_seqlen, LEAST_MAX_SEQLEN)
-        cu_seqlens = F.pad(cu_seqlens, (0, power_of_two_bucket(len(frames), LEAST_COUNT) - len(frames)), value=int(cu_seqlens[-1]))
-    return VisionStructure(torch.cat(coordinates), torch.cat(sizes), cu_seqlens, torch.cat(indices), max_seqlen, tuple(frames))
-
-
-def _vision_part(a: Architecture, grid: Tensor, indices: Tensor, end: int, buckets: bool) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """(coordinates, sizes, token indices, patches of each frame) of all pictures or all videos, padded to a bucket."""
-    coordinates = vision_coordinates(grid, a.vision.spatial_merge_size).to(torch.int32)
-    frames = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
-    sizes = torch.repeat_interleave(grid[:, 1:], grid.prod(-1), dim=0).to(torch.int32)
-    lengths = frames.tolist()
-    if buckets:
-        count = len(coordinates)
-        padding = patches_bucket(count) - count
-        coordinates, sizes = F.pad(coordinates, (0, 0, 0, padding)), F.pad(sizes, (0, 0, 0, padding), value=1)
-        indices = F.pad(indices, (0, padding // a.vision.spatial_merge_size**2), value=end)
-        # attention is quadratic in the frame: padding is split into frames no longer than the longest
-        largest = max(lengths)
-        lengths += [largest] * (padding // largest) + ([padding % largest] if padding % largest else [])
-    return coordinates, sizes, indices, lengths
-
-
-def patches_bucket(count: int) -> int:
-    """Patches that `count` patches of pictures, or of videos, are padded to."""
-    return bucket(count, LEAST_PATCHES)
+        count = power_of_two_bucket(max(map(len, frames)), LEAST_COUNT)
+        cu_seqlens = F.pad(cu_seqlens, (0, count - len(frames[cp_rank])), value=int(cu_seqlens[-1]))
+    token_indices = torch.cat([part for of_rank in indices for part in of_rank])
+    return VisionStructure(
+        torch.cat(coordinates), torch.cat(sizes), cu_seqlens, token_indices, max_seqlen, tuple(frames[cp_rank]), cp_size
+    )  # fmt: skip
 
 
 def _padded_rows(
@@ -258,7 +261,11 @@ def build_structure(
     local = None
     if rules.cp_size > 1:
         local = token_index(input_ids.shape[1], documents or None, rules.cp_size, rules.cp_rank)
-    vision = vision_structure(a, input_ids, image_grid_thw, video_grid_thw, buckets=rules.buckets) if with_vision else None
+    vision = None
+    if with_vision:
+        vision = vision_structure(
+            a, input_ids, image_grid_thw, video_grid_thw, buckets=rules.buckets, cp_size=rules.cp_size, cp_rank=rules.cp_rank
+        )  # fmt: skip
     return Structure(
         input_ids, position_ids, mask, cu_seqlens, max_seqlen, documents, local, labels, vision=vision, right_padding=right_padding
     )  # fmt: skip

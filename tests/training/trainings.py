@@ -15,6 +15,7 @@ from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.layout.adapters import stage_parameters
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.structure.micro_batch import Structure, StructureRules, build_structure
+from qwen3vl_core.structure.picture_shares import own_patches
 from qwen3vl_core.training import setup, step
 from tests import tiny
 
@@ -40,7 +41,11 @@ class Micro:
     def structured(self, rules: StructureRules) -> Micro:
         given = {k: v for k, v in self.inputs.items() if k != "pixel_values"}
         # pixels are not those of a picture, so they are padded to no bucket
-        return replace(self, structure=build_structure(replace(rules, buckets=False), **given, labels=self.labels))
+        structure, inputs = build_structure(replace(rules, buckets=False), **given, labels=self.labels), self.inputs
+        if "pixel_values" in inputs:
+            pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+            inputs = inputs | {"pixel_values": own_patches(pixels, grid, rules.cp_size, rules.cp_rank, buckets=False)}
+        return replace(self, structure=structure, inputs=inputs)
 
     @property
     def shaped(self) -> Structure:

@@ -33,13 +33,13 @@ class MeasuredMfu:
 
 MEASURED = (
     # NVIDIA H200; python benchmarks/finetune.py llava
-    MeasuredMfu("2B", 8192, 0.527),
-    MeasuredMfu("2B", 8192, 0.591, precision="fp8"),
-    # 0.369 and 0.419 before there were kernels of our own, scaled as the row of 8192 gained: 0.527 / 0.467
-    MeasuredMfu("2B", 4096, 0.416),
-    MeasuredMfu("2B", 4100, 0.473, packed=False),
+    MeasuredMfu("2B", 8192, 0.519),
+    MeasuredMfu("2B", 8192, 0.581, precision="fp8"),
+    MeasuredMfu("2B", 4096, 0.477),
+    MeasuredMfu("2B", 4100, 0.469, packed=False),
     # NVIDIA H200; python benchmarks/finetune.py rows: 16 layers
-    MeasuredMfu("8B", 8192, 0.528, packed=False),
+    MeasuredMfu("8B", 8192, 0.517, packed=False),
+    MeasuredMfu("8B", 8192, 0.639, packed=False, precision="fp8"),
     # NVIDIA H200; python benchmarks/finetune.py lora
     MeasuredMfu("4B", 8192, 0.469, lora=True),
     # NVIDIA H200, kernel by kernel; forward and backward by hand before there were graphs, the middle of 227 to 304 and 320 to 406 ms

@@ -58,6 +58,7 @@ GPU_UTILISATION, GPU_WATTS, MEMORY, RESERVED = "gpu_utilisation", "gpu_watts", "
 DATA_SECONDS, FORWARD_BACKWARD_SECONDS, OPTIMIZER_SECONDS = "data_seconds", "forward_backward_seconds", "optimizer_seconds"
 CHECKPOINT_SECONDS, PACKING_EFFICIENCY, LOSS_SCALE = "checkpoint_seconds", "packing_efficiency", "loss_scale"
 EXPERT_LOAD, IDLE_EXPERTS = "expert_load", "idle_experts"
+MOST_PATCHES, MOST_TOKENS = "most_patches", "most_tokens"
 
 METRICS: dict[str, Metric] = {
     LOSS: Metric(
@@ -101,6 +102,12 @@ METRICS: dict[str, Metric] = {
         "skipped", "samples that could not be used since the start", "samples", tag="skipped-samples", panel="measured", summary=True,
     ),
     PACKING_EFFICIENCY: Metric("packing", "with packing: share of the positions that hold a sample's tokens", tag="packing-efficiency"),
+    MOST_PATCHES: Metric(
+        "most patches", "patches of the data-parallel rank with the most, over the mean of all", tag="most-patches", noisy=True,
+    ),
+    MOST_TOKENS: Metric(
+        "most tokens", "tokens of the data-parallel rank with the most, over the mean of all", tag="most-tokens", noisy=True,
+    ),
     LOSS_SCALE: Metric("loss scale", "with fp16: the loss scale", tag="loss-scale"),
     EXPERT_LOAD: Metric(
         "top expert", "with experts: tokens of the fullest expert over the mean, in the most uneven layer", "x mean", tag="expert-load",

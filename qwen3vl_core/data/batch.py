@@ -72,6 +72,8 @@ class Batch:
     structure: Structure | None = None
     """Positions, masks and indices of the batch, built by `structured`; `patches` and `video_patches` are then those of this context
     parallel rank, padded to match."""
+    dealt: int = 0
+    """Checksum of how the samples of its global batch were dealt to the ranks: the same on all of them."""
 
     @property
     def tokens(self) -> int:

@@ -23,7 +23,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -131,6 +131,16 @@ class Blend:
         """(key, {part: content}) of a sample, as `ShardSplit.read`."""
         share, own = self._find(number)
         return share.shards.read(own)
+
+    def open_parts(self, number: int) -> dict[str, BinaryIO]:
+        """{part: its bytes as a file} of a sample, as `ShardSplit.open_parts`."""
+        share, own = self._find(number)
+        return share.shards.open_parts(own)
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards of one of the datasets are in an object store."""
+        return any(share.shards.remote for share in self.shares)
 
     def place(self, number: int) -> str:
         """Location of a sample, for messages."""

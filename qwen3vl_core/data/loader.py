@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from qwen3vl_core.data.balance import Spread
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.blend import open_split
 from qwen3vl_core.data.micro_batches import LoadedMicroBatch, MicroBatches, Skip
@@ -56,6 +57,8 @@ class Loader:
         """Samples that this rank has used so far."""
         self.batch_samples = 0
         """Samples of the last global batch, of all ranks together, before pixels were decoded."""
+        self.spread: Spread | None = None
+        """How even the last global batch is; None where samples are not dealt evenly."""
 
     @property
     def packing(self) -> bool:
@@ -73,6 +76,11 @@ class Loader:
         return self._batches.order.size
 
     @property
+    def ranks(self) -> int:
+        """Of the data-parallel group."""
+        return self._batches.world_size
+
+    @property
     def epoch(self) -> float:
         """Passes over the split so far."""
         return self._batches.epoch(self._global_batch, self._following)
@@ -85,10 +93,10 @@ class Loader:
         if self._filled is None:
             self._filled = self._start()
         batches: list[Batch] = []
-        following, all_ranks = self._following, 0
+        following, all_ranks, spread = self._following, 0, self.spread
         for _ in range(self._batches.steps):
             filled = next(self._filled)
-            following = filled.following
+            following, spread = filled.following, filled.spread
             self._note(filled.skips)
             if filled.batch is None:
                 raise WorkError(filled.error)
@@ -98,7 +106,7 @@ class Loader:
             all_ranks += filled.all_ranks
         # counted when returned: batches that were only prefetched are loaded again after a resume
         self._global_batch += 1
-        self._following, self.batch_samples = following, all_ranks
+        self._following, self.batch_samples, self.spread = following, all_ranks, spread
         self.used += sum(len(batch.keys) for batch in batches)
         return batches
 
@@ -230,7 +238,7 @@ def _written_keys(file: Path | None) -> set[tuple[str, str]]:
 def build_loader(
     path: str | Place, split: str, processor: ChatProcessor, *, micro_batch_size: int, global_batch_size: int, seq_length: int,
     rank: int = 0, world_size: int = 1, num_workers: int = 0, seed: int = 0, skipped_file: Path | None = None,
-    packing: bool = False, document_multiple: int = 1, rules: StructureRules | None = None,
+    packing: bool = False, document_multiple: int = 1, rules: StructureRules | None = None, balance: bool = False,
 ) -> Loader:  # fmt: skip
     """The endless loader of one data-parallel rank.
 
@@ -241,7 +249,8 @@ def build_loader(
     packing: a micro batch is one packed row of `seq_length` tokens at most, each padded to a multiple of
     `document_multiple` tokens; `micro_batch_size` is 1 then and `global_batch_size` counts rows.
     rules: of the structure that the loader builds for each micro batch; None: it builds none.
-    Micro batch m of a global batch belongs to rank m % world_size, as its step m // world_size.
+    balance: deal the samples of a global batch to micro batches and ranks so that patches and tokens are even. Else micro batch m of a
+    global batch belongs to rank m % world_size, as its step m // world_size.
     Raises RequestError for batch sizes that do not divide and for data or a split that does not exist.
     """
     if packing and micro_batch_size != 1:
@@ -258,5 +267,6 @@ def build_loader(
         )
     shards = open_split(path, split)
     settings = (shards, SampleEncoder(processor, seq_length), seed, micro_batch_size, global_batch_size, rank, world_size, rules)
-    batches = PackedRows(*settings, multiple=document_multiple) if packing else MicroBatches(*settings)
+    batches: MicroBatches | PackedRows
+    batches = PackedRows(*settings, multiple=document_multiple, balance=balance) if packing else MicroBatches(*settings, balance=balance)
     return Loader(batches, num_workers, Path(skipped_file) if skipped_file is not None else None)

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
+from qwen3vl_core.data.balance import FEATURES, Deal, Spread, even, in_order
 from qwen3vl_core.data.batch import Batch, Encoded, collate
 from qwen3vl_core.data.blend import Blend
 from qwen3vl_core.data.errors import REASONS, DataError
@@ -44,6 +46,8 @@ class LoadedMicroBatch:
     """Samples of this micro batch and those that the other ranks have at the same step."""
     following: dict[str, int] | None = None
     """Where the next global batch begins, if its number does not determine it (packing)."""
+    spread: Spread | None = None
+    """How even its global batch is; None where samples are not dealt evenly."""
 
     def pin_memory(self) -> LoadedMicroBatch:
         """Called by PyTorch's DataLoader."""
@@ -63,11 +67,15 @@ class Batches(Dataset[LoadedMicroBatch]):
         rank: int,
         world_size: int,
         rules: StructureRules | None = None,
+        balance: bool = False,
     ) -> None:
         self.shards, self.encoder = shards, encoder
         self.order = shards.order(seed)
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.rank, self.world_size, self.rules = rank, world_size, rules
+        self.balance = balance
+        """Whether samples are dealt evenly instead of in order."""
+        self._deal: tuple[int, Deal] = (-1, Deal([]))
         self._unusable: dict[int, Skip] = {}
 
     @property
@@ -86,9 +94,22 @@ class Batches(Dataset[LoadedMicroBatch]):
             "seq_length": self.encoder.seq_length,
         }
 
-    def batch(self, samples: list[Encoded]) -> Batch:
+    def deal(self, batch: int) -> Deal:
+        """How the samples of a global batch (with packing: its rows) are dealt to ranks and steps."""
+        if self._deal[0] != batch:
+            size, ranks = self.micro_batch_size, self.world_size
+            alone = ranks == 1 and size in (1, self.global_batch_size)
+            even_deal = self.balance and not alone
+            self._deal = batch, even(self._sizes(batch), size, ranks) if even_deal else in_order(self.global_batch_size, size, ranks)
+        return self._deal[1]
+
+    def _sizes(self, batch: int) -> np.ndarray:
+        """int64 [global batch size, features] of the samples of a global batch, the same on every rank."""
+        raise NotImplementedError
+
+    def batch(self, samples: list[Encoded], deal: Deal) -> Batch:
         """One micro batch of samples, with its structure where `rules` are given."""
-        batch = self._collated(samples)
+        batch = replace(self._collated(samples), dealt=deal.checksum)
         return batch if self.rules is None else batch.structured(self.rules)
 
     def _collated(self, samples: list[Encoded]) -> Batch:
@@ -118,6 +139,12 @@ class Batches(Dataset[LoadedMicroBatch]):
 class MicroBatches(Batches):
     """Micro batches of padded rows, numbered from the beginning of the run."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # in an object store every header would be a request, of every rank
+        self.balance = self.balance and not self.shards.remote
+        self._known = np.full((len(self.shards), len(FEATURES)), -1, dtype=np.int32) if self.balance else None
+
     def begin(self, global_batch: int, following: dict[str, int] | None) -> int:
         """Number of the first micro batch of a global batch."""
         return global_batch * self.steps
@@ -133,16 +160,30 @@ class MicroBatches(Batches):
 
     def __getitem__(self, number: int) -> LoadedMicroBatch:
         batch, step = divmod(number, self.steps)
-        first = batch * self.global_batch_size + (step * self.world_size + self.rank) * self.micro_batch_size
         samples: list[Encoded] = []
         skips: list[Skip] = []
         try:
-            for place in range(first, first + self.micro_batch_size):
-                samples.append(self._fill(place, skips))
+            deal = self.deal(batch)
+            for index in deal.ranks[self.rank][step]:
+                samples.append(self._fill(batch * self.global_batch_size + index, skips))
         except WorkError as error:
             # returned, not raised: a DataLoader process would turn it into an error whose message is a traceback
             return LoadedMicroBatch(None, skips, str(error))
-        return LoadedMicroBatch(self.batch(samples), skips, all_ranks=self.micro_batch_size * self.world_size)
+        return LoadedMicroBatch(self.batch(samples, deal), skips, all_ranks=self.micro_batch_size * self.world_size, spread=deal.spread)
+
+    def _sizes(self, batch: int) -> np.ndarray:
+        first = batch * self.global_batch_size
+        return np.array([self._size(self.order.sample(place)) for place in range(first, first + self.global_batch_size)], dtype=np.int64)
+
+    def _size(self, number: int) -> np.ndarray:
+        """int32 [features] of a sample; zeros for one that cannot be used, whatever will stand in for it."""
+        assert self._known is not None
+        if self._known[number, 0] < 0:
+            try:
+                self._known[number] = self.encoder.size(self.shards.open_parts(number))
+            except DataError:
+                self._known[number] = 0
+        return self._known[number]
 
     def _fill(self, place: int, skips: list[Skip]) -> Encoded:
         """The sample at a position, or the first usable stand-in. Raises WorkError if there is none."""

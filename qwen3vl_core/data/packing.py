@@ -12,6 +12,9 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from qwen3vl_core.data.balance import Deal
 from qwen3vl_core.data.batch import Batch, Encoded, pack
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.micro_batches import Batches, LoadedMicroBatch, Skip
@@ -63,12 +66,13 @@ class PackedRows(Batches):
     multiple: what each document's length is padded to a multiple of.
     """
 
-    def __init__(self, *args: Any, multiple: int = 1) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, multiple: int = 1, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.multiple = multiple
         self._start = {"place": 0, "row": 0}
         self._window: Window | None = None
         self._first = 0
+        self._of_batch: tuple[int, list[tuple[Window, int]]] = (-1, [])
         # samples that fail to decode: apart from those that cannot be tokenized, as only some ranks know them and all must compute
         # the same rows
         self._broken: dict[int, Skip] = {}
@@ -77,6 +81,7 @@ class PackedRows(Batches):
         """Number of the first micro batch of the global batch at `following`."""
         self._start = {"place": 0, "row": 0} if following is None else following
         self._window = None
+        self._of_batch, self._deal = (-1, []), (-1, Deal([]))
         return 0
 
     def epoch(self, global_batch: int, following: dict[str, int] | None) -> float:
@@ -93,19 +98,34 @@ class PackedRows(Batches):
 
     def __getitem__(self, number: int) -> LoadedMicroBatch:
         batch, step = divmod(number, self.steps)
-        first = batch * self.global_batch_size + step * self.world_size
         try:
-            rank_rows = [self._find(first + rank) for rank in range(self.world_size)]
-            window, row = rank_rows[self.rank]
+            deal, rows = self.deal(batch), self._rows(batch)
+            (own,) = deal.ranks[self.rank][step]
+            window, row = rows[own]
             skips = list(window.skips[row])
             samples = self._decode(window, row, skips)
         except WorkError as error:
             # returned, not raised: a DataLoader process would turn it into an error whose message is a traceback
             return LoadedMicroBatch(None, [], str(error))
-        # relative to this row; rows beyond the window continue in the next ones
-        ahead = (batch + 1) * self.global_batch_size - (first + self.rank)
-        following = {"place": window.place, "row": row + ahead}
-        return LoadedMicroBatch(self.batch(samples), skips, all_ranks=sum(len(w.rows[r]) for w, r in rank_rows), following=following)
+        # rows beyond the window are those of the next ones
+        last, last_row = rows[-1]
+        following = {"place": last.place, "row": last_row + 1}
+        at_this_step = [rows[index] for steps in deal.ranks for index in steps[step]]
+        all_ranks = sum(len(w.rows[r]) for w, r in at_this_step)
+        return LoadedMicroBatch(self.batch(samples, deal), skips, all_ranks=all_ranks, following=following, spread=deal.spread)
+
+    def _rows(self, batch: int) -> list[tuple[Window, int]]:
+        """(window, row in it) of each row of a global batch."""
+        if self._of_batch[0] != batch:
+            first = batch * self.global_batch_size
+            self._of_batch = batch, [self._find(index) for index in range(first, first + self.global_batch_size)]
+        return self._of_batch[1]
+
+    def _sizes(self, batch: int) -> np.ndarray:
+        merged = self.encoder.processor.rules.merge_size**2
+        rows = [[tokenized for _, tokenized in window.rows[row]] for window, row in self._rows(batch)]
+        seen = [sum(sum(plan.counts) for tokenized in row for plan in tokenized.media) for row in rows]
+        return np.array([(merged * count, sum(map(self._padded, row))) for count, row in zip(seen, rows, strict=True)], dtype=np.int64)
 
     def _decode(self, window: Window, row: int, skips: list[Skip]) -> list[Encoded]:
         """The documents of a row, or of the first later row with a usable one. Raises WorkError if the window has none."""

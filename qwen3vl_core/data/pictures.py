@@ -133,9 +133,9 @@ def token_count(height: int, width: int, rules: PictureRules) -> int:
     return high * wide // rules.factor**2
 
 
-def picture_size(data: bytes, what: str) -> tuple[int, int]:
+def picture_size(data: bytes | BinaryIO, what: str) -> tuple[int, int]:
     """(height, width) from the header alone, as stored. Raises DataError; `what` names the picture in it."""
-    with picture_errors(what), open_picture(io.BytesIO(data)) as image:
+    with picture_errors(what), open_picture(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
         return image.height, image.width
 
 

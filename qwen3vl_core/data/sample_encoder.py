@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 from qwen3vl_core.data.batch import Encoded
 from qwen3vl_core.data.errors import DataError
@@ -26,6 +27,11 @@ class SampleEncoder:
     def tokenize(self, key: str, parts: dict[str, bytes]) -> TokenizedSample:
         """Tokens and labels without a pixel. Raises DataError."""
         return self.processor.tokenize(messages_of(parts), parts, key=key, limit=self.seq_length, tools=tools_of(parts))
+
+    def size(self, parts: Mapping[str, BinaryIO]) -> tuple[int, int]:
+        """(patches, tokens) of a sample from the headers of its media, its text estimated: a twentieth of the work. Raises DataError."""
+        read = {CONVERSATION: parts[CONVERSATION].read()} if CONVERSATION in parts else {}
+        return self.processor.size(messages_of(read), parts)
 
     def decode_media(self, tokenized: TokenizedSample, parts: dict[str, bytes]) -> Encoded:
         """Decode the media of a tokenized sample. Raises DataError."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -18,10 +19,12 @@ from qwen3vl_core.data.energon import FOLDER
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.data.storage import Place, Remote, place_of, read_small, size_of
-from qwen3vl_core.data.tar import sample_offsets, sample_parts
+from qwen3vl_core.data.tar import member_places, sample_offsets, sample_parts, split_key
 from qwen3vl_core.errors import RequestError, WorkError
 
 OPEN_FILES = 64
+_HEADER_BYTES = 16 << 10
+"""Read at once of a part whose header is looked at."""
 _AGAIN = "make it again with qwen3vl prepare"
 
 
@@ -82,6 +85,31 @@ class ShardSplit:
             raise DataError("shard-without-sample", position)
         return key, parts
 
+    def open_parts(self, number: int) -> dict[str, BinaryIO]:
+        """{part: its bytes as a file} of a sample: of a large picture or video only what is read of it is read from disk.
+
+        Raises DataError when its part of the shard is damaged, WorkError when the disk cannot be read.
+        """
+        shard, begin, end = int(self._shard_of[number]), int(self._begins[number]), int(self._ends[number])
+        if isinstance(self._shards[shard], Remote):
+            return {part: io.BytesIO(content) for part, content in self.read(number)[1].items()}
+        try:
+            file = self._file(shard)
+            parts: dict[str, BinaryIO] = {}
+            for name, at, size in member_places(lambda at, size: _read(file, begin + at, size), end - begin):
+                if (split_name := split_key(name)) is not None:
+                    parts[split_name[1]] = io.BufferedReader(_PartFile(file, begin + at, size), _HEADER_BYTES)
+            return parts
+        except OSError as error:
+            raise WorkError(f"{self._shards[shard]}: {error.strerror}; is the dataset's disk still there?") from error
+        except ValueError as error:
+            raise DataError("shard-damaged", self.place(number), reason=str(error)) from error
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards are in an object store, where each read is a request."""
+        return isinstance(self.path, Remote)
+
     def place(self, number: int) -> str:
         """Location of a sample, for messages: used where its key could not be read."""
         return f"{self.shard_name(number)}@{int(self._begins[number])}"
@@ -112,6 +140,32 @@ class ShardSplit:
             for file in self._open.values():
                 os.close(file)
         self._open = {}
+
+
+class _PartFile(io.RawIOBase):
+    """A stretch of a file."""
+
+    def __init__(self, file: int, begin: int, size: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        content = os.pread(self._file, max(0, min(len(buffer), self._size - self._at)), self._begin + self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def _read(file: int, begin: int, size: int) -> bytes:

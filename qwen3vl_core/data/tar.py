@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -162,6 +162,21 @@ def members(chunk: bytes) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"{name}: cut off")
         yield name, chunk[at + BLOCK : at + BLOCK + size]
         at += member_size(size)
+
+
+def member_places(read: Callable[[int, int], bytes], size: int) -> Iterator[tuple[str, int, int]]:
+    """(name, begin of the content, its size) of the regular files in the first `size` bytes of what read(begin, size) reads, from their
+    headers alone. Raises ValueError when it is damaged or cut off, and for members of other types."""
+    at = 0
+    while at < size:
+        member = _member(read(at, BLOCK))
+        if member is None:
+            return
+        name, content, kind = member
+        if kind not in (b"0", b"\0") or at + BLOCK + content > size:
+            raise ValueError(f"{name}: cut off, or no regular file")
+        yield name, at + BLOCK, content
+        at += member_size(content)
 
 
 def _members_by_tarfile(chunk: bytes) -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def placeholders(times: list[float], token: str, start: str, end: str) -> str:
     return "".join(f"<{time:.1f} seconds>{start}{token}{end}" for time in times)
 
 
-def folder_header(first: bytes, what: str, frames: int, fps: float) -> VideoHeader:
+def folder_header(first: bytes | BinaryIO, what: str, frames: int, fps: float) -> VideoHeader:
     """Header of a video stored as a list of pictures; `first` holds the first one's bytes. Raises DataError."""
     height, width = pictures.picture_size(first, what)
     pictures.check_proportions(height, width)

@@ -11,7 +11,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def _video_error(error: Exception) -> DataError:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
+def _opened(data: bytes | BinaryIO) -> Iterator[tuple[Any, Any]]:
     """(container, its first video stream), decoded without threads. Raises DataError without a stream that can be decoded, and what PyAV
     raises."""
     import av
@@ -55,7 +55,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
     # before 19 PyAV refuses a file whose title is not UTF-8
     tolerant: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".", 1)[0]) < 19 else {}
-    with av.open(io.BytesIO(data), options=options, **tolerant) as container:
+    with av.open(io.BytesIO(data) if isinstance(data, bytes) else data, options=options, **tolerant) as container:
         if not container.streams.video:
             raise DataError("video-without-stream")
         stream = container.streams.video[0]
@@ -65,7 +65,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def header(data: bytes, what: str) -> VideoHeader:
+def header(data: bytes | BinaryIO, what: str) -> VideoHeader:
     """Frames, rate and size, without decoding. Raises DataError; `what` names the video in it."""
     with video_errors(what), _opened(data) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate

@@ -84,6 +84,9 @@ class FinetuneOptions:
     video_max_frames: int | None = media.video_max_frames("Data")
     video_max_pixels: int | None = media.video_max_pixels("Data")
     max_visual_tokens: int | None = media.max_visual_tokens("Data")
+    balance: bool = option(
+        True, help="Deal the samples of a step so that ranks and micro batches have even numbers of patches and tokens", group="Data"
+    )
     num_workers: int | None = option(
         None, help="Loader processes of each rank; else 2 to 8 by cores with GPUs, none without", group="Data", minimum=0, maximum=64
     )

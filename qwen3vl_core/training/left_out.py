@@ -1,4 +1,4 @@
-"""Texts about samples that a run could not use."""
+"""Texts about the samples of a run: those that it could not use, and how evenly the others are dealt to its ranks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ def left_out_text(loader: Loader) -> str:
         return ""
     reasons = ", ".join(f"{REASONS.get(reason, reason)}: {count:,}" for reason, count in loader.skipped.most_common(3))
     return f"; {skipped:,} of {skipped + loader.used:,} samples left out ({reasons})"
+
+
+def spread_text(loader: Loader, options: FinetuneOptions) -> str:
+    """How much the ranks' shares of the last global batch differ; empty with one data-parallel rank, or where nobody asked."""
+    if loader.ranks == 1 or not options.balance:
+        return ""
+    if loader.spread is None:
+        return "samples are dealt in the order drawn: in an object store, sizes would cost every rank a request for each of them"
+    drawn, dealt = ([f"{share:.2f}" for share in shares] for shares in (loader.spread.drawn, loader.spread.dealt))
+    return (
+        f"samples are dealt evenly to {loader.ranks} ranks: the rank with the most patches has {dealt[0]} times the mean of the first step "
+        f"(in the order drawn {drawn[0]}), that with the most tokens {dealt[1]} times ({drawn[1]})"
+    )
 
 
 def way_to_use(reason: str, options: FinetuneOptions) -> str:

@@ -18,7 +18,7 @@ from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.log_lines import BAD_STEPS
 from qwen3vl_core.run_record import AT_CAPTIONS, AT_CHECKPOINT, AT_DATA, AT_EVALUATION, AT_STEP, METRICS_FILE, SKIPPED
 from qwen3vl_core.training.guard import SPIKE
-from qwen3vl_core.training.left_out import left_out_text, way_to_use
+from qwen3vl_core.training.left_out import left_out_text, spread_text, way_to_use
 from qwen3vl_core.training.run_state import RunState
 from qwen3vl_core.training.setup import device, settle, this_machine
 from qwen3vl_core.training.step import StepResult, evaluate, train_step
@@ -126,7 +126,7 @@ class Loop(RunState):
             reason = no_graph_because(o, self.source.architecture, this_machine())
             kernels = f"micro batches run kernel by kernel: {reason}" if reason else "micro batches are replayed as CUDA graphs"
             self.event(run_record.NOTE, kernels)
-        stop, failed = False, True
+        stop, failed, began = False, True, self.step
         # a checkpoint is due, and said to be delayed
         due = delayed = False
         try:
@@ -137,6 +137,8 @@ class Loop(RunState):
                 self.progress.note(self.step, AT_DATA)
                 batches = next(self.train_data)
                 loaded = time.monotonic()
+                if self.step == began and (line := spread_text(self.train_data, o)):
+                    self.event(run_record.NOTE, line)
                 self.progress.note(self.step, AT_STEP)
                 result = train_step(self.training, batches, self.signals.take(), self.guard)
                 self.step += 1
@@ -200,6 +202,8 @@ class Loop(RunState):
                 figures[run_metrics.MFU] = round(flops_per_gpu / self.gpu.peak_flops, 4)
         if self.options.precision == "fp16":
             figures[run_metrics.LOSS_SCALE] = float(self.training.optimizer.get_loss_scale())
+        if result.spread is not None:
+            figures |= zip((run_metrics.MOST_PATCHES, run_metrics.MOST_TOKENS), (round(value, 4) for value in result.spread), strict=True)
         if result.filled is not None:
             figures[run_metrics.PACKING_EFFICIENCY] = round(result.filled, 4)
         if result.expert_load:

@@ -97,7 +97,7 @@ def loaders(options: FinetuneOptions, architecture: Architecture, side: Path, ru
     shared: dict[str, Any] = dict(
         micro_batch_size=options.micro_batch_size, global_batch_size=options.global_batch_size, seq_length=options.seq_length,
         rank=rank, world_size=parallel_state.get_data_parallel_world_size(), num_workers=workers, seed=options.seed,
-        packing=options.packing,
+        packing=options.packing, balance=options.balance,
         document_multiple=multiple_of(options), rules=structure_rules(options, architecture),
     )  # fmt: skip
     # all ranks of a model-parallel group read the same samples; one of them records the skipped ones

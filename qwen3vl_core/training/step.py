@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.structure.micro_batch import IGNORED, Structure
-from qwen3vl_core.training import expert_load
+from qwen3vl_core.training import expert_load, rank_shares
 from qwen3vl_core.training.gradient_norm import norm_of, squared_norms
 from qwen3vl_core.training.graphs import MicroBatchGraphs
 from qwen3vl_core.training.guard import GRADIENT, Guard
@@ -53,6 +53,8 @@ class StepResult:
     """Whether the weights were updated; False for a skipped step."""
     flops: float = 0.0
     """Model FLOPs of the global batch, forward and backward."""
+    spread: tuple[float, float] | None = None
+    """(patches, tokens) of the data-parallel rank with the most, over the mean of all; None with one rank."""
     filled: float | None = None
     """Share of the computed positions that hold a sample's tokens; the rest is padding. None where batches have no lengths."""
     forward_backward_seconds: float = 0.0
@@ -128,13 +130,17 @@ def _mean_loss(totals: Tensor) -> tuple[float, int]:
     return total / max(tokens, 1), int(tokens)
 
 
-def _throughput_counts(training: Training, batches: list[Batch]) -> tuple[float, float, float]:
-    """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts."""
-    is_counted_here = (
+def _is_counted_here() -> bool:
+    """Whether this rank counts its micro batches: one of those that have the same."""
+    return (
         parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.is_pipeline_last_stage()
         and parallel_state.get_context_parallel_rank() == 0
     )  # fmt: skip
-    if not is_counted_here:
+
+
+def _throughput_counts(training: Training, batches: list[Batch]) -> tuple[float, float, float]:
+    """(model FLOPs, tokens, positions) of this rank's micro batches; zeros on ranks whose batches another rank counts."""
+    if not _is_counted_here():
         return 0.0, 0.0, 0.0
     low_rank = training.adapters is not None
     flops = sum(training_flops(training.architecture, batch, training.frozen, low_rank=low_rank) for batch in batches)
@@ -216,9 +222,11 @@ def train_step(
     training.optimizer.zero_grad()
     expert_load.start(training.config)
     totals = _run(training, batches, forward_only=False)
-    read = _synchronize(training, totals, (*_throughput_counts(training, batches), *map(float, flags)))
+    own = rank_shares.counts(batches, counted=_is_counted_here())
+    read = _synchronize(training, totals, (*_throughput_counts(training, batches), *own, *map(float, flags)))
     optimizer_seconds = training.optimizer_clock.seconds()
-    total, count, flops, sample_tokens, positions, *votes = read.sums
+    total, count, flops, sample_tokens, positions, *more = read.sums
+    spread, votes = rank_shares.spread(more[: len(own)]), more[len(own) :]
     loss, tokens = total / max(count, 1), int(count)
     training.scheduler.step(increment=1)
     learning_rate = training.optimizer.param_groups[0]["lr"]
@@ -235,7 +243,7 @@ def train_step(
         # the schedule counts updates
         training.scheduler.step(increment=-1)
     return StepResult(
-        loss, tokens, norm, learning_rate, tuple(v > 0 for v in votes), problem, not skipped, flops,
+        loss, tokens, norm, learning_rate, tuple(v > 0 for v in votes), problem, not skipped, flops, spread,
         sample_tokens / positions if positions else None, middle - began,
         time.monotonic() - middle if optimizer_seconds is None else optimizer_seconds, tuple(read.peaks), tuple(read.expert_load),
     )  # fmt: skip

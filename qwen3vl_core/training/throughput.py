@@ -25,6 +25,12 @@ def sample_lengths(batch: Any) -> list[int]:
     return [] if lengths is None else lengths.tolist()
 
 
+def patch_count(batch: Any) -> int:
+    """Patches of the pictures and videos of a micro batch."""
+    grids = [getattr(batch, name, None) for name in ("image_grid_thw", "video_grid_thw")]
+    return sum(int(grid.prod(dim=1).sum()) for grid in grids if grid is not None)
+
+
 def training_flops(a: Architecture, batch: Any, frozen: Collection[str] = (), *, low_rank: bool = False) -> float:
     """`model_flops` of a micro batch, from the actual lengths of its samples."""
     frames = [int(h * w) for t, h, w in getattr(batch, "image_grid_thw", torch.empty(0, 3)).tolist() for _ in range(int(t))]

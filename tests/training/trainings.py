@@ -29,6 +29,7 @@ class Micro:
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     structure: Structure | None = None
+    dealt: int = 0
 
     @property
     def attention_mask(self) -> torch.Tensor:

@@ -19,7 +19,7 @@ from qwen3vl_core.locations import runs_directory
 
 if TYPE_CHECKING:
     from console.readers.run_rows import RunRow
-    from console.runs.store import RunStore
+    from console.runs.store import Run, RunStore
 
 QUIET_SECONDS = 30.0
 """The same error is not shown again for this long."""
@@ -121,23 +121,19 @@ class RunActions(App[int]):
 
     def stop_run(self, run_id: str) -> None:
         """Ask a run to stop; the screen has asked for confirmation."""
-
-        def work() -> RunChanged:
-            _launch().stop(_store(self.store_root).get(run_id))
-            return RunChanged(run_id, "asked to stop")
-
-        self.remember_command("runs", "stop", number_of(run_id))
-        self._work(work, f"stop {run_id}")
+        self._ask("stop", run_id, lambda run: _launch().stop(run), "asked to stop")
 
     def save_run(self, run_id: str) -> None:
         """Ask a live finetune for a checkpoint now."""
+        self._ask("save", run_id, lambda run: _launch().save_now(run), "asked to save at its next step")
 
+    def _ask(self, command: str, run_id: str, ask: Callable[[Run], None], answer: str) -> None:
         def work() -> RunChanged:
-            _launch().save_now(_store(self.store_root).get(run_id))
-            return RunChanged(run_id, "asked to save at its next step")
+            ask(_store(self.store_root).get(run_id))
+            return RunChanged(run_id, answer)
 
-        self.remember_command("runs", "save", number_of(run_id))
-        self._work(work, f"save {run_id}")
+        self.remember_command("runs", command, number_of(run_id))
+        self._work(work, f"{command} {run_id}")
 
     def delete_runs(self, rows: Iterable[RunRow]) -> None:
         """Delete runs with their checkpoints; the screen has asked for confirmation."""
@@ -183,13 +179,7 @@ class RunActions(App[int]):
 
     def resume_run(self, run_id: str) -> None:
         """Resume a stopped, failed or lost run."""
-
-        def work() -> RunChanged:
-            _launch().resume(_store(self.store_root).get(run_id))
-            return RunChanged(run_id, "resumed")
-
-        self.remember_command("runs", "resume", number_of(run_id))
-        self._work(work, f"resume {run_id}")
+        self._ask("resume", run_id, lambda run: _launch().resume(run), "resumed")
 
     @on(RunChanged)
     def _changed(self, event: RunChanged) -> None:

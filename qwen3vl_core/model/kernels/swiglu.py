@@ -17,14 +17,21 @@ BLOCK, WARPS = 1024, 4
 
 
 @triton.jit
-def _forward(gate_up, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """gate_up [rows, 2 * COLUMNS]: gate, then up; out [rows, COLUMNS]."""
+def _gate_and_up(gate_up, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's row, columns and which of them there are, and gate and up there in fp32. gate_up [rows, 2 * COLUMNS]."""
     blocks: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     ok = column < COLUMNS
     gate = tl.load(gate_up + row * (2 * COLUMNS) + column, mask=ok, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * (2 * COLUMNS) + COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
+    return row, column, ok, gate, up
+
+
+@triton.jit
+def _forward(gate_up, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """out [rows, COLUMNS]."""
+    row, column, ok, gate, up = _gate_and_up(gate_up, COLUMNS, BLOCK)
     result = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out + row * COLUMNS + column, result.to(out.dtype.element_ty), mask=ok)
 
@@ -32,12 +39,7 @@ def _forward(gate_up, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _backward(gate_up, grad_out, grad, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """grad [rows, 2 * COLUMNS]: of gate, then of up."""
-    blocks: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    ok = column < COLUMNS
-    gate = tl.load(gate_up + row * (2 * COLUMNS) + column, mask=ok, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * (2 * COLUMNS) + COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
+    row, column, ok, gate, up = _gate_and_up(gate_up, COLUMNS, BLOCK)
     given = tl.load(grad_out + row * COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
     sigmoid = 1.0 / (1.0 + tl.exp(-gate))
     of_gate = given * sigmoid * (1.0 + gate * (1.0 - sigmoid)) * up

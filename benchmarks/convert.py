@@ -62,8 +62,8 @@ def config(kind: str, layers: int, vision_layers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bytes(made: dict[str, Any]) -> int:
-    return 2 * sum(math.prod(region.size) for region in regions(Architecture.from_config(made)))
+def _bytes(config_json: dict[str, Any]) -> int:
+    return 2 * sum(math.prod(region.size) for region in regions(Architecture.from_config(config_json)))
 
 
 def config_of_size(kind: str, gigabytes: float) -> dict[str, Any]:
@@ -76,12 +76,12 @@ def config_of_size(kind: str, gigabytes: float) -> dict[str, Any]:
     return config(kind, min(size.num_layers, max(1, 1 + round((limit - base) / layer))), vision)
 
 
-def make_source(folder: Path, made: dict[str, Any]) -> int:
+def make_source(folder: Path, config_json: dict[str, Any]) -> int:
     """A Hugging Face folder of random finite bf16 numbers, shard by shard, experts as published. Returns its bytes."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
     planned: dict[str, TensorSpec] = {}
-    for region in regions(Architecture.from_config(made)):
+    for region in regions(Architecture.from_config(config_json)):
         for name, shape in zip(region.hf, region.stored_shapes, strict=True):
             planned.setdefault(name, TensorSpec(name, shape, torch.bfloat16))
     random = np.random.Generator(np.random.SFC64(0))

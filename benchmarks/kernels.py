@@ -89,10 +89,10 @@ def qk_rope(
         return rotate(query, angles), rotate(key, angles), value
 
     qkv = random(length, batch, groups * (heads + 2) * size, dtype=dtype)
-    whole = qkv.numel() * dtype.itemsize
+    qkv_bytes = qkv.numel() * dtype.itemsize
     # backward does not read the value, and nothing of the input without a norm
-    read = whole * (heads + 1) // (heads + 2) if norm else 0
-    return Case(compute, replaced, [qkv, *weights], (2 * whole, 2 * whole + read), layers)
+    read = qkv_bytes * (heads + 1) // (heads + 2) if norm else 0
+    return Case(compute, replaced, [qkv, *weights], (2 * qkv_bytes, 2 * qkv_bytes + read), layers)
 
 
 def swiglu(rows: int = ROW, columns: int = 6144, dtype: torch.dtype = torch.bfloat16) -> Case:

@@ -31,9 +31,9 @@ def batches(shards: Path, rows: int, steps: int, seq_length: int) -> list[list[B
     loader = build_loader(
         shards, "train", processor, micro_batch_size=rows, global_batch_size=rows * MICRO_BATCHES, seq_length=seq_length
     )  # fmt: skip
-    made = [next(loader) for _ in range(steps)]
+    loaded = [next(loader) for _ in range(steps)]
     loader.close()
-    return made if DEVICE == "cpu" else [[batch.pin_memory() for batch in step] for step in made]
+    return loaded if DEVICE == "cpu" else [[batch.pin_memory() for batch in step] for step in loaded]
 
 
 def synchronize() -> None:

@@ -274,10 +274,10 @@ def long_log(folder: Path, rounds: int) -> tuple[float, float, float]:
         LogTail(path, lines=LOG_LINES).read()
         opens.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        whole = WholeLog(path)
+        log = WholeLog(path)
         indexes.append(time.perf_counter() - begin)
         begin = time.perf_counter()
-        assert whole.find("NEEDLE")[-1] == len(whole) - 1
+        assert log.find("NEEDLE")[-1] == len(log) - 1
         finds.append(time.perf_counter() - begin)
     path.unlink()
     return statistics.median(opens), statistics.median(indexes), statistics.median(finds)

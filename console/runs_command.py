@@ -287,13 +287,13 @@ def _save(store: RunStore, args: argparse.Namespace) -> int:
 
 def _check(store: RunStore, given: argparse.Namespace) -> int:
     run = store.get(given.id)
-    found = check.checkpoints(run)
-    if not found:
+    checkpoints = check.checkpoints(run)
+    if not checkpoints:
         raise RequestError(f"run {run.id}: no checkpoints; a finetune writes some with --save-interval and at its end")
-    total = check.bytes_to_read(found) if given.read_data else None
+    total = check.bytes_to_read(checkpoints) if given.read_data else None
     results = []
     with Progress("check", total, "B") if given.read_data else contextlib.nullcontext() as progress:
-        for step, path in found:
+        for step, path in checkpoints:
             results.append(check.check(step, path, given.read_data, None if progress is None else progress.update))
     if given.json:
         rows = [{**item._asdict(), "path": str(item.path)} for item in results]

@@ -44,8 +44,8 @@ class Parser(argparse.ArgumentParser):
         try:
             given, unknown = super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
-            where = {"written": error.argument_name} if error.argument_name else {}
-            raise RequestError(_problem("argument", **where, reason=error.message, command=self.prog)) from None
+            named = {"written": error.argument_name} if error.argument_name else {}
+            raise RequestError(_problem("argument", **named, reason=error.message, command=self.prog)) from None
         problems = [*self._unknown(unknown), *(self._missing(a) for a in self.needed if getattr(given, a.dest, None) in (None, []))]
         if problems:
             setattr(given, PROBLEMS, [*getattr(given, PROBLEMS, ()), *problems])

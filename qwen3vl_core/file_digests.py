@@ -40,17 +40,17 @@ def crc_at(descriptor: int, index: int) -> int:
 
 def of_files(folder: Path, names: Iterable[str]) -> dict[str, Digest]:
     """Digests of these files, each read once by several threads. Raises OSError."""
-    found: dict[str, Digest] = {}
+    digests: dict[str, Digest] = {}
     with _threads() as pool:
         for name in names:
             descriptor = os.open(folder / name, os.O_RDONLY)
             try:
                 size = os.fstat(descriptor).st_size
                 chunks = pool.map(lambda index, descriptor=descriptor: crc_at(descriptor, index), range(-(-size // CHUNK)))
-                found[name] = size, tuple(chunks)
+                digests[name] = size, tuple(chunks)
             finally:
                 os.close(descriptor)
-    return found
+    return digests
 
 
 def written(digests: Mapping[str, Digest]) -> str:
@@ -75,13 +75,13 @@ def read(folder: Path) -> dict[str, Digest] | None:
         files = value["files"]
         if value["v"] != VERSION or value["chunk"] != CHUNK or value["self"] != _own(files):
             raise ValueError("not what was written")
-        found: dict[str, Digest] = {}
+        digests: dict[str, Digest] = {}
         for name, entry in files.items():
             size, crcs = entry["bytes"], entry["crc32"]
             if name != os.path.basename(name) or not isinstance(size, int) or len(crcs) != 8 * -(-size // CHUNK):
                 raise ValueError(f"{name[:80]} is no file of a checkpoint")
-            found[name] = size, tuple(int(crcs[i : i + 8], 16) for i in range(0, len(crcs), 8))
-        return found
+            digests[name] = size, tuple(int(crcs[i : i + 8], 16) for i in range(0, len(crcs), 8))
+        return digests
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{NAME} is damaged ({str(error)[:80]})") from None
 
@@ -90,11 +90,11 @@ def sizes_problem(folder: Path, digests: Mapping[str, Digest]) -> str | None:
     """The first file that is missing or has another length; reads none of them."""
     for name, (size, _) in digests.items():
         try:
-            there = os.stat(folder / name).st_size
+            size_now = os.stat(folder / name).st_size
         except OSError as error:
             return f"{name}: {error.strerror}"
-        if there != size:
-            return f"{name} has {there} bytes, {size} were written"
+        if size_now != size:
+            return f"{name} has {size_now} bytes, {size} were written"
     return None
 
 
@@ -115,8 +115,8 @@ def problem(
             except OSError as error:
                 return f"{name}: {error.strerror}"
             stack.callback(os.close, descriptor)
-            if (there := os.fstat(descriptor).st_size) != size:
-                return f"{name} has {there} bytes, {size} were written"
+            if (size_now := os.fstat(descriptor).st_size) != size:
+                return f"{name} has {size_now} bytes, {size} were written"
             work += [(name, descriptor, index, crc, size) for index, crc in enumerate(chunks)]
 
         def differs(item: tuple[str, int, int, int, int]) -> str | None:

@@ -59,8 +59,8 @@ def seconds_of(text: str) -> float | None:
         rf"()()()({number})", rf"(?:(\d{{1,4}})d)?(?:(\d{{1,5}})h)?(?:(\d{{1,7}})m)?(?:({number})s)?",
         r"(?:(\d{1,4})-)?(\d{1,4}):([0-5]\d):([0-5]\d)",
     ):  # fmt: skip
-        if found := re.fullmatch(pattern, text.strip().lower()):
-            return sum(float(part or 0) * size for part, size in zip(found.groups(), times, strict=True)) or None
+        if match := re.fullmatch(pattern, text.strip().lower()):
+            return sum(float(part or 0) * size for part, size in zip(match.groups(), times, strict=True)) or None
     return None
 
 

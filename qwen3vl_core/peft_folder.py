@@ -46,15 +46,15 @@ def base_folder(folder: Path, config: dict[str, Any], base: str | None = None) -
         return Path(base).expanduser()
     named = str(config.get("base_model_name_or_path") or "")
     places = [Path(named).expanduser(), folder / named] if named else []
-    found = next((place for place in places if place.is_dir()), None) or (_cached(named) if named else None)
-    if found is None:
+    model = next((place for place in places if place.is_dir()), None) or (_cached(named) if named else None)
+    if model is None:
         what = (
             f"the model that it was trained beside, {named}, is not on this machine" if named else "it does not say which model it is for"
         )
         raise RequestError(f"{folder}: a PEFT adapter, and {what}; name the model's folder: qwen3vl convert {folder} TARGET --base FOLDER")
-    if found.resolve() == folder.resolve():
+    if model.resolve() == folder.resolve():
         raise RequestError(f"{folder}: the adapter names itself as the model beside it; name the model with qwen3vl convert --base")
-    return found
+    return model
 
 
 def _cached(name: str) -> Path | None:

@@ -50,11 +50,11 @@ PAI = (
 
 
 def hf_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    return found
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return tensors
 
 
 def expert_count(text: dict[str, Any]) -> int:
@@ -102,26 +102,26 @@ def fill(model: Any, hf: dict[str, torch.Tensor], text: dict[str, Any]) -> None:
         put("output_layer.weight", hf["lm_head.weight"])
     groups = text["num_key_value_heads"]
     for i in range(text["num_hidden_layers"]):
-        there, here = f"{LANGUAGE}layers.{i}.", f"decoder.layers.{i}."
-        q, k, v = (hf[f"{there}self_attn.{p}_proj.weight"] for p in "qkv")
+        theirs, ours = f"{LANGUAGE}layers.{i}.", f"decoder.layers.{i}."
+        q, k, v = (hf[f"{theirs}self_attn.{p}_proj.weight"] for p in "qkv")
         together = torch.cat([t.view(groups, -1, t.shape[-1]) for t in (q, k, v)], dim=1)
-        put(here + "self_attention.linear_qkv.weight", together.reshape(-1, q.shape[-1]))
-        put(here + "self_attention.linear_proj.weight", hf[there + "self_attn.o_proj.weight"])
-        put(here + "self_attention.q_layernorm.weight", hf[there + "self_attn.q_norm.weight"])
-        put(here + "self_attention.k_layernorm.weight", hf[there + "self_attn.k_norm.weight"])
-        put(here + "input_layernorm.weight", hf[there + "input_layernorm.weight"])
-        put(here + "pre_mlp_layernorm.weight", hf[there + "post_attention_layernorm.weight"])
+        put(ours + "self_attention.linear_qkv.weight", together.reshape(-1, q.shape[-1]))
+        put(ours + "self_attention.linear_proj.weight", hf[theirs + "self_attn.o_proj.weight"])
+        put(ours + "self_attention.q_layernorm.weight", hf[theirs + "self_attn.q_norm.weight"])
+        put(ours + "self_attention.k_layernorm.weight", hf[theirs + "self_attn.k_norm.weight"])
+        put(ours + "input_layernorm.weight", hf[theirs + "input_layernorm.weight"])
+        put(ours + "pre_mlp_layernorm.weight", hf[theirs + "post_attention_layernorm.weight"])
         if not expert_count(text):
-            gate, up = (hf[f"{there}mlp.{p}_proj.weight"] for p in ("gate", "up"))
-            put(here + "mlp.linear_fc1.weight", torch.cat([gate, up]))
-            put(here + "mlp.linear_fc2.weight", hf[there + "mlp.down_proj.weight"])
+            gate, up = (hf[f"{theirs}mlp.{p}_proj.weight"] for p in ("gate", "up"))
+            put(ours + "mlp.linear_fc1.weight", torch.cat([gate, up]))
+            put(ours + "mlp.linear_fc2.weight", hf[theirs + "mlp.down_proj.weight"])
             continue
-        put(here + "mlp.router.weight", hf[there + "mlp.gate.weight"])
-        gate_up, down = hf[there + "mlp.experts.gate_up_proj"], hf[there + "mlp.experts.down_proj"]
+        put(ours + "mlp.router.weight", hf[theirs + "mlp.gate.weight"])
+        gate_up, down = hf[theirs + "mlp.experts.gate_up_proj"], hf[theirs + "mlp.experts.down_proj"]
         for e in range(expert_count(text)):
             straight = gate_up.shape[1] == 2 * text["moe_intermediate_size"]
-            put(f"{here}mlp.experts.local_experts.{e}.linear_fc1.weight", gate_up[e] if straight else gate_up[e].t().contiguous())
-            put(f"{here}mlp.experts.local_experts.{e}.linear_fc2.weight", down[e] if straight else down[e].t().contiguous())
+            put(f"{ours}mlp.experts.local_experts.{e}.linear_fc1.weight", gate_up[e] if straight else gate_up[e].t().contiguous())
+            put(f"{ours}mlp.experts.local_experts.{e}.linear_fc2.weight", down[e] if straight else down[e].t().contiguous())
     assert not left, left
 
 

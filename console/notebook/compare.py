@@ -167,21 +167,21 @@ class CompareCaptions(Live):
             self.place.max = max(len(samples), 1)
         status = run.status
         sample = samples[min(self.index, len(samples) - 1)] if samples else None
-        whole = sum(s.whole(names) for s in samples)
+        finished = sum(s.whole(names) for s in samples)
         written = tuple(sample.captions.get(name, RecordedCaption()) for name in names) if sample else ()
         given = self._votes.choices.get(sample.image, "") if sample else ""
         looks = (self.mark_box.value, self.blind_box.value, given)
-        now = (run.id, status, names, len(samples), whole, sample and sample.image, written, looks)
+        now = (run.id, status, names, len(samples), finished, sample and sample.image, written, looks)
         if now == self._shown:
             return
         before, self._shown = self._shown, now
-        self.headline.value = self._headline(run, self._feed.head, status, sample, len(samples), whole)
+        self.headline.value = self._headline(run, self._feed.head, status, sample, len(samples), finished)
         self._show_columns(sample)
         if before is None or before[5] != now[5]:
             self._show_picture(sample)
         self._show_votes(sample, given)
-        if before is None or (before[4], before[7]) != (whole, looks):
-            self.score_table.value = self._scores(run, whole)
+        if before is None or (before[4], before[7]) != (finished, looks):
+            self.score_table.value = self._scores(run, finished)
 
     def _set(self, widget: W.Widget, value: Any) -> None:
         """Set a control without handling it as the user's choice."""
@@ -201,8 +201,8 @@ class CompareCaptions(Live):
             return list(self.names)
         return sorted(self.names, key=lambda name: hashlib.sha256(f"{self._secret} {sample.image} {name}".encode()).digest())
 
-    def _headline(self, run: Run, head: ComparisonHead, status: str, sample: CaptionedPicture | None, many: int, whole: int) -> str:
-        count_line = f"{many} pictures" if whole == many else f"{whole} of {many} pictures"
+    def _headline(self, run: Run, head: ComparisonHead, status: str, sample: CaptionedPicture | None, many: int, finished: int) -> str:
+        count_line = f"{many} pictures" if finished == many else f"{finished} of {many} pictures"
         line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {count_line}"
         if sample is not None:
             line += f" · “{escape(sample.prompt or head.prompt)}” <span class=dim>{escape(Path(sample.image).name)}</span>"
@@ -255,9 +255,9 @@ class CompareCaptions(Live):
             self.image.value = b""
             self.message.value = say(f"{sample.image}: cannot be shown ({error})", "bad")
 
-    def _scores(self, run: Run, whole: int) -> str:
+    def _scores(self, run: Run, finished: int) -> str:
         """The HTML of the scores, once all captions are written; empty while the comparison is blind."""
-        if not whole or self.blind_box.value or whole < len(self.samples):
+        if not finished or self.blind_box.value or finished < len(self.samples):
             return ""
         frame = scores(run)
         rows = [[escape(what), *map(escape, values)] for what, values in zip(frame.index, frame.to_numpy().tolist(), strict=True)]

@@ -47,8 +47,8 @@ def describe(verdict: Verdict, estimate: Estimate, known: bool) -> str:
     """HTML of the estimate of a valid layout, with the bar of the stage that needs the most. known: whether the GPU's memory is known."""
     stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
     stage = max(stages, key=lambda s: s["total"])
-    where = f", stage {stage['stage'] + 1} of {len(stages)}" if len(stages) > 1 else ""
-    line = f"{estimate.peak_gib:.1f} of {card:g} GiB on each GPU{where}, an estimate"
+    stage_text = f", stage {stage['stage'] + 1} of {len(stages)}" if len(stages) > 1 else ""
+    line = f"{estimate.peak_gib:.1f} of {card:g} GiB on each GPU{stage_text}, an estimate"
     if not estimate.fits:
         more = verdict.gpus_needed
         line = f"does not fit: {line}; " + (f"{more} GPUs are enough, with the right layout" if more else "no number of GPUs is enough")

@@ -248,8 +248,8 @@ class RunMonitor(Live):
         """Without points, show a note and hide the axis labels, which would mean nothing."""
         others = [note for note in self.figure.layout.annotations if note.text != NO_POINTS]
         if empty != (len(others) < len(self.figure.layout.annotations)):
-            where = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
-            note = {"text": NO_POINTS, "showarrow": False, "opacity": 0.65, **where}
+            position = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+            note = {"text": NO_POINTS, "showarrow": False, "opacity": 0.65, **position}
             self.figure.layout.annotations = [*others, note] if empty else others
             axis = {"showticklabels": not empty}
             self.figure.update_layout(xaxis=axis, yaxis=axis)

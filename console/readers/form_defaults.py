@@ -70,13 +70,13 @@ def suggestions(options: Any) -> list[dict[str, Any]]:
     if verdict.architecture is None:
         raise RequestError(*verdict.problems)
     peak, tokens = peak_tflops(plan), verdict.vision_tokens
-    found = suggest(options, verdict.architecture, count, verdict.memory_gib, vision_tokens=tokens, peak_tflops=peak)
+    layouts = suggest(options, verdict.architecture, count, verdict.memory_gib, vision_tokens=tokens, peak_tflops=peak)
     return [
         {
             "values": layout.values(), "gib": round(layout.memory.total / GIB, 1), "fits": layout.fits(verdict.memory_gib),
             "seconds": layout.seconds, "dp": layout.dp, "price": layout.price, "of": round(verdict.memory_gib, 2), "gpus": count,
         }
-        for layout in found[:SHOWN]
+        for layout in layouts[:SHOWN]
     ]  # fmt: skip
 
 
@@ -100,11 +100,11 @@ def free_path(path: Any) -> Any:
     """The path if it does not exist yet, else the first free one with -2, -3, … appended."""
     if not isinstance(path, str | Path) or not str(path):
         return None
-    found, number = Path(path).expanduser(), 2
-    while found.exists():
-        whole = Path(path).expanduser()
-        found, number = whole.with_name(f"{whole.stem}-{number}{whole.suffix}"), number + 1
-    return str(found)
+    candidate, number = Path(path).expanduser(), 2
+    while candidate.exists():
+        wanted = Path(path).expanduser()
+        candidate, number = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}"), number + 1
+    return str(candidate)
 
 
 def prefill(kind: str, workspace: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class RunRow:
         """Progress 0..1 from the steps or the last progress line; None if unknown."""
         if self.step is not None and self.total:
             return min(self.step / self.total, 1.0)
-        found = _PERCENT.findall(self.last_line) if self.alive else []
-        return min(int(found[-1]) / 100, 1.0) if found else None
+        percentages = _PERCENT.findall(self.last_line) if self.alive else []
+        return min(int(percentages[-1]) / 100, 1.0) if percentages else None
 
     @property
     def eta(self) -> float | None:

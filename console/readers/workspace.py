@@ -124,13 +124,13 @@ def models_nearby(folders: tuple[Path, ...] = ()) -> list[str]:
         (hub, "models--*Qwen3-VL*/snapshots/*/config.json"),
         (scope, "models/Qwen/Qwen3-VL*/config.json"), (scope, "Qwen/Qwen3-VL*/config.json"),
     ]  # fmt: skip
-    found: dict[str, None] = {}
+    models: dict[str, None] = {}
     for root, pattern in patterns:
         try:
             files = sorted(root.glob(pattern))[:50]
             for file in files:
                 if b'"qwen3_vl' in read_small(file, limits.CONFIG):
-                    found[str(file.parent)] = None
+                    models[str(file.parent)] = None
         except (OSError, RequestError):
             continue
-    return list(found)[:8]
+    return list(models)[:8]

@@ -129,7 +129,7 @@ class Supervisor:
             if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
                 raise ValueError(f"{self.run_dir / PLAN}: holds no command; start a new run")
             folder = self.plan.get("cwd")
-            where = folder if isinstance(folder, str) and os.path.isdir(folder) else str(self.run_dir)
+            working_directory = folder if isinstance(folder, str) and os.path.isdir(folder) else str(self.run_dir)
             environment = {
                 **os.environ,
                 RUN_VARIABLE: str(self.run_dir),
@@ -140,7 +140,7 @@ class Supervisor:
             }
             with _ignored(SAVE_SIGNALS):
                 child = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=1, stderr=2, cwd=where, env=environment, start_new_session=True
+                    command, stdin=subprocess.DEVNULL, stdout=1, stderr=2, cwd=working_directory, env=environment, start_new_session=True
                 )
         except (OSError, ValueError) as error:
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)

@@ -51,6 +51,6 @@ def check(step: int, path: Path, read_data: bool, told: Callable[[int], None] | 
         return Checked(step, path, 0, str(error))
 
 
-def bytes_to_read(found: list[tuple[int, Path]]) -> int:
+def bytes_to_read(saved: list[tuple[int, Path]]) -> int:
     """Of all files of these checkpoints."""
-    return sum(file.stat().st_size for _, path in found for file in path.iterdir() if file.is_file())
+    return sum(file.stat().st_size for _, path in saved for file in path.iterdir() if file.is_file())

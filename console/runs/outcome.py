@@ -80,10 +80,10 @@ class Attempt:
     def _first_failure(self) -> tuple[int | None, int | None, int | None]:
         """(rank, exit code, process) of the process that failed first, as torchrun says; signals are negative."""
         data, _ = end_of(self.run_dir / LOG, max(0, min(_size(self.run_dir / LOG) - self._log, LOOKED_AT)))
-        found = list(_FIRST_FAILURE.finditer(data))
-        if not found:
+        failures = list(_FIRST_FAILURE.finditer(data))
+        if not failures:
             return None, None, None
-        rank, code, pid = map(int, found[-1].groups())
+        rank, code, pid = map(int, failures[-1].groups())
         # a rank that lost its connection to a killed one may be seen to fail before it; SIGTERM is torchrun's own, to the others
         for match in _FAILURE.finditer(data):
             if int(match[2]) < 0 and int(match[2]) != -signal.SIGTERM:
@@ -121,8 +121,8 @@ def record_restart(run_dir: Path, text: str) -> None:
     step = next((row["step"] for row in reversed(rows) if isinstance(row.get("step"), int)), 0)
     row = {"v": VERSION, "step": step, "time": round(time.time(), 3), "kind": EVENT, "event": RESTART, "text": text}
     with contextlib.suppress(OSError), open(file, "ab") as stream:
-        whole = end_of(file, 1)[0] in (b"", b"\n")
-        stream.write((b"" if whole else b"\n") + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        ends_a_line = end_of(file, 1)[0] in (b"", b"\n")
+        stream.write((b"" if ends_a_line else b"\n") + json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 class Saves:
@@ -156,13 +156,13 @@ class Saves:
 
 
 def _content(folder: Path) -> list[tuple[str, int, int]]:
-    found = []
+    files = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             with contextlib.suppress(OSError):
                 stat = entry.stat(follow_symlinks=False)
-                found.append((entry.name, stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
+                files.append((entry.name, stat.st_size, stat.st_mtime_ns))
+    return sorted(files)
 
 
 def _size(path: Path) -> int:

@@ -55,9 +55,9 @@ def descendants(of: int) -> list[Process]:
     """Live descendants of a process, in any session; parents before children."""
     children: dict[int, list[Process]] = {}
     for pid in _numbered():
-        found = _look(pid)
-        if found is not None:
-            children.setdefault(found.parent, []).append(found)
+        process = _look(pid)
+        if process is not None:
+            children.setdefault(process.parent, []).append(process)
     below, queue = [], [of]
     while queue:
         for child in children.get(queue.pop(0), []):
@@ -74,7 +74,7 @@ def strays(run_dir: Path) -> list[Process]:
         own.add(pid)
         looked = _look(pid)
         pid = looked.parent if looked else 0
-    found = []
+    processes = []
     for pid in _numbered():
         try:
             entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -84,9 +84,9 @@ def strays(run_dir: Path) -> list[Process]:
             if entry.startswith(prefix) and os.path.realpath(os.fsdecode(entry[len(prefix) :])) == wanted:
                 looked = _look(pid)
                 if looked is not None and not looked.zombie and pid not in own:
-                    found.append(looked)
+                    processes.append(looked)
                 break
-    return found
+    return processes
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

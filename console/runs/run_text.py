@@ -107,10 +107,10 @@ def describe(run: Run) -> list[str]:
     return lines
 
 
-def metrics_table(found: dict[str, dict[str, list[Any]]], width: int | None = None) -> list[str]:
+def metrics_table(metrics: dict[str, dict[str, list[Any]]], width: int | None = None) -> list[str]:
     """One line per metric: its last step, last value, lowest and highest."""
     rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
-    for name, series in found.items():
+    for name, series in metrics.items():
         values = [v for v in series["value"] if v is not None]
         last = number(series["value"][-1]) if series["value"] else "–"
         ends = (number(min(values)), number(max(values))) if values else ("–", "–")
@@ -127,22 +127,24 @@ def samples(rows: list[dict[str, Any]]) -> list[str]:
     return [line for picture, lines in pictures.items() for line in (picture, *lines)]
 
 
-def comparison_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def comparison_rows(difference: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Rows (name, value of the first run, value of the second) of `run_json.differences`; the first row has their ids."""
-    pairs: list[tuple[str, Iterable[str]]] = [("", found["runs"]), ("kind", map(plain, found["kind"])), ("status", found["status"])]
-    pairs += [(f"--{name.replace('_', '-')}", map(plain, pair)) for name, pair in found["options"].items()]
+    pairs: list[tuple[str, Iterable[str]]] = [
+        ("", difference["runs"]), ("kind", map(plain, difference["kind"])), ("status", difference["status"]),
+    ]  # fmt: skip
+    pairs += [(f"--{name.replace('_', '-')}", map(plain, pair)) for name, pair in difference["options"].items()]
     for kind in (TRAIN, EVAL):
-        if any(last := found[kind]):
-            steps = (_step(row.get("step"), total) for row, total in zip(last, found["total"], strict=True))
+        if any(last := difference[kind]):
+            steps = (_step(row.get("step"), total) for row, total in zip(last, difference["total"], strict=True))
             pairs.append((title_of(key_of(kind, "step")), steps))
             pairs += [(title, map(number, values)) for title, values in summary({kind: last})]
     return [(what, first, second) for what, (first, second) in pairs]
 
 
-def comparison(found: Mapping[str, Any], width: int | None = None) -> list[str]:
+def comparison(difference: Mapping[str, Any], width: int | None = None) -> list[str]:
     """The result of `run_json.differences`, side by side."""
-    lines = _columns(comparison_rows(found), width)
-    return lines if found["options"] else [*lines, NO_DIFFERENCE]
+    lines = _columns(comparison_rows(difference), width)
+    return lines if difference["options"] else [*lines, NO_DIFFERENCE]
 
 
 def changed(run: Run) -> dict[str, Any]:

@@ -128,14 +128,14 @@ class StallWatch:
         if len(behind) == len(self.ranks) and 0 < len(odd) < len(behind):
             behind = odd  # all have begun the same work, and one of them cannot do it
         first = behind[0]
-        where = f"at step {first.step + 1}, {DOINGS[first.doing]}"
+        activity = f"at step {first.step + 1}, {DOINGS[first.doing]}"
         if len(behind) == len(self.ranks) > 1:
-            return f"all {len(behind)} ranks are {where}"
+            return f"all {len(behind)} ranks are {activity}"
         names = ", ".join(str(r.rank) for r in behind[:8]) + (f" and {len(behind) - 8} more" if len(behind) > 8 else "")
         machine = f" on {first.host}" if first.host != host() else ""
         many = len(behind) > 1
         late = " behind" if len(behind) < len(self.ranks) else ""
-        return f"rank{'s' if many else ''} {names}{machine} {'are' if many else 'is'}{late} {where}{_state_in_words(first)}"
+        return f"rank{'s' if many else ''} {names}{machine} {'are' if many else 'is'}{late} {activity}{_state_in_words(first)}"
 
     def here(self, processes: Iterable[Process]) -> list[Process]:
         """Those of these processes that are ranks."""

@@ -42,12 +42,12 @@ class SavedModel:
 
 def saved_by(run: Run) -> list[SavedModel]:
     """The complete checkpoints of a run, newest first. Blocking."""
-    found = []
+    steps = []
     for folder in (run.path / CHECKPOINTS).glob(f"{ITERATION}*"):
         step = checkpoint_step(folder.name)
         if step is not None and (folder / ".metadata").is_file():
-            found.append((step, folder))
-    if not found:
+            steps.append((step, folder))
+    if not steps:
         return []
     losses: dict[int, float] = {}
     series = MetricSeries(run.metrics)
@@ -55,7 +55,7 @@ def saved_by(run: Run) -> list[SavedModel]:
     if LOSS in series.keys:
         losses = dict(zip(map(int, series.xy(LOSS)[0]), map(float, series.xy(LOSS)[1]), strict=True))
     status = run.status
-    return [SavedModel(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(found, reverse=True)]
+    return [SavedModel(str(folder), run.id, status, step, losses.get(step)) for step, folder in sorted(steps, reverse=True)]
 
 
 class PickModels(Dialog[list[str] | None]):
@@ -94,10 +94,10 @@ class PickModels(Dialog[list[str] | None]):
         self.run_worker(look, thread=True, exit_on_error=False)
 
     def on_pick_models_checkpoints_found(self, event: CheckpointsFound) -> None:
-        choice, found = self.query_one(SelectionList), self.query_one("#found", Static)
+        choice, status = self.query_one(SelectionList), self.query_one("#found", Static)
         choice.add_options(Selection(self._line(one), one.path) for one in event.saved)
-        found.display = not event.saved
-        found.update("no run has saved a checkpoint yet; give the path of a model in the form")
+        status.display = not event.saved
+        status.update("no run has saved a checkpoint yet; give the path of a model in the form")
         choice.focus()
         if event.saved:
             choice.highlighted = 0

@@ -304,9 +304,9 @@ class CompareScreen(Voting, ConsoleScreen):
         rows = [row for row in self.app.snapshot.rows if row.kind == "finetune"]
         hf = [str(self.app.workspace[key]) for key in ("tuned_hf", "base") if key in self.app.workspace]
 
-        def chosen(found: list[str] | None) -> None:
-            if found:
-                form.fill({"tuned": found})
+        def chosen(models: list[str] | None) -> None:
+            if models:
+                form.fill({"tuned": models})
                 self._ask(True)
                 form.query_one(f"#{PREFIX}{'base' if not base else 'prompt'}").focus()
 

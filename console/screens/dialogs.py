@@ -146,8 +146,8 @@ class Difference(Dialog[None]):
     def _fill(self) -> None:
         room = max(self.query_one("#difference").size.width, 30)
         table = self.query_one("#difference", Static)
-        found = differences(*self.runs)
-        rows = comparison_rows(found)
+        difference = differences(*self.runs)
+        rows = comparison_rows(difference)
         left = min(max(len(what) for what, *_ in rows), 24)
         each = max((room - left - 4) // 2, 8)
         lines = []
@@ -158,7 +158,7 @@ class Difference(Dialog[None]):
                 (cells[1], "bold" if not index else "$line-1"),
             )  # fmt: skip
             lines.append(line)
-        if not found["options"]:
+        if not difference["options"]:
             lines.append(Content(NO_DIFFERENCE).stylize("$muted"))
         table.update(Content("\n").join(lines))
 

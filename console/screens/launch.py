@@ -85,8 +85,8 @@ class LaunchScreen(ConsoleScreen):
     @property
     def form(self) -> OptionForm | None:
         """The current form; None while it is replaced."""
-        found = self.query(OptionForm)
-        return found.first() if found else None
+        forms = self.query(OptionForm)
+        return forms.first() if forms else None
 
     @property
     def current(self) -> Plan | None:

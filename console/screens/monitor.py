@@ -97,9 +97,9 @@ class MonitorScreen(MonitorLog):
             newest = next((row for row in snapshot.rows if row.alive), snapshot.rows[0])
             self.open(newest.id)
             return
-        found = snapshot.get(self.run_id)
-        self.gone = self.row is not None and found is None and not snapshot.unread and not snapshot.error
-        self.row = found or self.row
+        current = snapshot.get(self.run_id)
+        self.gone = self.row is not None and current is None and not snapshot.unread and not snapshot.error
+        self.row = current or self.row
         plain = self.row is not None and self.row.kind != "finetune"
         self.set_class(self.run_id is None, "-nothing")
         self.set_class(plain, "-plain")

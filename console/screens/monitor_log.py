@@ -52,10 +52,10 @@ class MonitorLog(ConsoleScreen):
         parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
         if pane.needle:
             count = len(pane.hits)
-            found = f"{pane.hit + 1} of {count}" if count else "nowhere"
+            position = f"{pane.hit + 1} of {count}" if count else "nowhere"
             part = pane.all is not None or not pane.shown.whole or pane.shown.dropped or not count
-            where = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
-            parts.append(Content(f"   “{pane.needle}” {found}{where}").stylize("$text-warning" if not count else ""))
+            scope = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
+            parts.append(Content(f"   “{pane.needle}” {position}{scope}").stylize("$text-warning" if not count else ""))
             if count > 1:
                 # letters are input while the field has the focus
                 keys = "  enter" if self.query_one("#find").has_focus else "  n N"
@@ -107,8 +107,8 @@ class MonitorLog(ConsoleScreen):
 
         def look() -> None:
             try:
-                whole = WholeLog(run.log)
-                self.post_message(LogRead(run.id, whole, needle, whole.find(needle)))
+                log = WholeLog(run.log)
+                self.post_message(LogRead(run.id, log, needle, log.find(needle)))
             except OSError as error:
                 self.post_message(WorkFailed(f"{run.log}: {error.strerror}"))
 

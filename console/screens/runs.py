@@ -42,9 +42,9 @@ class RunsScreen(ConsoleScreen):
     def show_snapshot(self, snapshot: Snapshot) -> None:
         query = self.query_one("#filter", Input).value
         self.rows = select_runs(snapshot.rows, query, self.order, self.reverse)
-        there = {row.id for row in snapshot.rows}
+        present = {row.id for row in snapshot.rows}
         if not snapshot.unread:
-            self.marked = {run_id: None for run_id in self.marked if run_id in there}
+            self.marked = {run_id: None for run_id in self.marked if run_id in present}
         table, empty = self.query_one(RunList), self.query_one("#empty", Static)
         table.display = bool(self.rows)
         empty.display = not self.rows

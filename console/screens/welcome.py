@@ -171,9 +171,9 @@ class WelcomeScreen(ConsoleScreen):
         self._ask("model", question, "~/models/Qwen3-VL-4B-Instruct")
 
         def look() -> None:
-            found = models_nearby()
-            if found:
-                self.post_message(ThreadAnswer("models", found))
+            models = models_nearby()
+            if models:
+                self.post_message(ThreadAnswer("models", models))
 
         self.in_thread(look, "models")
 

@@ -75,15 +75,15 @@ class KeyBar(Widget):
 
     def items(self) -> list[tuple[str, str, str]]:
         """(key as text, label, Textual's key) of each shown binding, the screen's before the app's."""
-        found: dict[str, tuple[str, str, str]] = {}
+        keys: dict[str, tuple[str, str, str]] = {}
         focused = self.screen.focused
         for active in self.screen.active_bindings.values():
             binding = active.binding
             # Textual does this for letters, not for keys with names
             typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
             if binding.show and active.enabled and binding.description and not typed:
-                found.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
-        return list(found.values())
+                keys.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
+        return list(keys.values())
 
     def render(self) -> Content:
         items = self.items()

@@ -61,8 +61,8 @@ def _figures(scores: Scores) -> list[tuple[str, list[str], bool | None]]:
     """(name, value of each model, whether higher is better)."""
 
     def values(name: str, form: str) -> list[str]:
-        found = [getattr(model, name) for model in scores.models.values()]
-        return [form.format(value) if value is not None else "–" for value in found]
+        numbers = [getattr(model, name) for model in scores.models.values()]
+        return [form.format(value) if value is not None else "–" for value in numbers]
 
     models: list[ModelScores] = list(scores.models.values())
     rows: list[tuple[str, list[str], bool | None]] = [("words", values("words", "{:.1f}"), None)]
@@ -140,10 +140,10 @@ def columns_of(
     """The captions of a picture in the order of `names`. hidden: without the names of the models; marked: with differing words marked."""
     captions = [sample.captions.get(name, RecordedCaption()) for name in names]
     # while a caption is being written, all words still missing would count as differences
-    whole = all(caption.done and caption.text for caption in captions)
-    texts = several([caption.text for caption in captions], marked and whole, blind)
+    complete = all(caption.done and caption.text for caption in captions)
+    texts = several([caption.text for caption in captions], marked and complete, blind)
     vote = view.votes.choices.get(sample.image)
-    made = []
+    columns = []
     for place, (name, caption, text) in enumerate(zip(names, captions, texts, strict=True)):
         label = f"{LETTERS[place]}" if hidden else f"{LETTERS[place]} = {name}" if blind else name
         best = vote == name
@@ -164,5 +164,5 @@ def columns_of(
         if not caption.text:
             state = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
             text = Content(state).stylize("$muted")
-        made.append(CaptionColumn(Content(title), text, Content(" · ".join(foot)), best))
-    return made
+        columns.append(CaptionColumn(Content(title), text, Content(" · ".join(foot)), best))
+    return columns

@@ -89,10 +89,10 @@ class LogPane(ScrollView, can_focus=True):
             self.scroll_to(y=max(self.scroll_offset.y - moved, 0), animate=False, force=True)
         self.refresh()
 
-    def show_all(self, whole: WholeLog, hits: list[int] | None = None) -> None:
+    def show_all(self, log: WholeLog, hits: list[int] | None = None) -> None:
         """Show the whole log from the top, or at the last of the hits (indices of lines that contain the needle)."""
-        self.all, self.lines, self.follow = whole, whole, False
-        self.virtual_size = Size(WIDEST, len(whole))
+        self.all, self.lines, self.follow = log, log, False
+        self.virtual_size = Size(WIDEST, len(log))
         self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)
         if self.hits:
             self._show_hit()
@@ -239,7 +239,7 @@ class LogPane(ScrollView, can_focus=True):
         current = self.hits and self.hits[self.hit] == index
         mark = style + self._pens()[1]["log--current" if current else "log--hit"]
         parts, at = [], 0
-        while (found := lower.find(needle, at)) >= 0:
-            parts += [Segment(line[at:found], style), Segment(line[found : found + len(needle)], mark)]
-            at = found + len(needle)
+        while (hit_at := lower.find(needle, at)) >= 0:
+            parts += [Segment(line[at:hit_at], style), Segment(line[hit_at : hit_at + len(needle)], mark)]
+            at = hit_at + len(needle)
         return [part for part in [*parts, Segment(line[at:], style)] if part.text]

@@ -46,12 +46,12 @@ class PathSuggester(Suggester):
         before, blank, last = value.rpartition(" ") if self.option.many else ("", "", value)
         if not last or "'" in value or '"' in value:
             return None
-        whole, found = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
+        completed, paths = await asyncio.to_thread(complete, last, self.option.path not in ("file", "model") and not self.option.many)
         # typing is faster than the disk, and results may arrive in any order: each is kept by its text
-        self._found[value] = found
+        self._found[value] = paths
         while len(self._found) > REMEMBERED:
             del self._found[next(iter(self._found))]
-        return before + blank + whole if whole is not None else None
+        return before + blank + completed if completed is not None else None
 
 
 class PathField(Input):

@@ -66,7 +66,7 @@ def problem_lines(
         start = Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
         key = (f"   {fix_key} applies it", "$text-primary")
         offers = [(advice.broken_rule, fixes(advice, options)) for advice in faster]
-        more = [Content.assemble(f"· {gain}: {found[0]}", key) for gain, found in offers if found]
+        more = [Content.assemble(f"· {gain}: {remedies[0]}", key) for gain, remedies in offers if remedies]
         return Content("\n").join([start, *more])
     lines = []
     offered = False

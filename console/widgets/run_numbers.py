@@ -52,8 +52,8 @@ def _text(key: str, latest: Mapping[str, Any], titled: bool = True) -> str:
 
 
 def _share(value: float | None, of: Any) -> float | None:
-    whole = finite(of)
-    return min(max(value / whole, 0.0), 1.0) if value is not None and whole else None
+    total = finite(of)
+    return min(max(value / total, 0.0), 1.0) if value is not None and total else None
 
 
 def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
@@ -64,9 +64,9 @@ def _events(events: tuple[dict[str, Any], ...], width: int) -> list[Content]:
         text = str(together[0].get("text") or kind)
         step = together[0].get("step")
         problem = kind in BAD_EVENTS
-        where = f"{step:,} " if isinstance(step, int) and kind not in STEP_EVENTS else ""
+        step_text = f"{step:,} " if isinstance(step, int) and kind not in STEP_EVENTS else ""
         times = f" ×{len(together)}" if len(together) > 1 else ""
-        line = one_line(f"{'⚠' if problem else '·'} {where}{text}", width - len(times)) + times
+        line = one_line(f"{'⚠' if problem else '·'} {step_text}{text}", width - len(times)) + times
         lines.append(Content(line).stylize("$text-warning" if problem else "$muted"))
         if len(lines) == EVENTS:
             break

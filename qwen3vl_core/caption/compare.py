@@ -50,9 +50,9 @@ def _write_captions(
     with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:
-            whole = not done or writer.finished[index].whole
+            complete = not done or writer.finished[index].whole
             seconds = time.monotonic() - writer.started
-            rows.write(pictures[index].name, _prompt_of(pictures[index], options), compared.name, text, seconds, done, whole)
+            rows.write(pictures[index].name, _prompt_of(pictures[index], options), compared.name, text, seconds, done, complete)
             progress.update(1 if done else 0, "…" + printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)

@@ -103,19 +103,19 @@ class _Rewritten:
 
     def tables(self) -> Tables:
         tensors = {key: entry.sized(self.shapes[key]) for key, entry in self.entries.items()}
-        return tensors, {key: Chunks(found) for key, found in self.chunks.items()}
+        return tensors, {key: Chunks(chunks) for key, chunks in self.chunks.items()}
 
 
 def rewritten(tensors: dict[str, TensorEntry], chunks: dict[str, Chunks], architecture: Architecture) -> Tables:
     """The tables in the layout `Layout()`: Bridge's names, every layer stacked. Tensors without a place keep their names."""
     a, program = architecture, program_of(tensors)
     counts = {LANGUAGE: a.num_layers, VISION: a.vision.num_layers, "deepstack": len(a.vision.deepstack_layers)}
-    made = _Rewritten(a)
+    result = _Rewritten(a)
     for key, entry in tensors.items():
         shape = tuple(entry.size)
         parts = chunks[key].all if key in chunks else []
         if not key.startswith((LANGUAGE, VISION, *PROGRAMS)):
-            made.add(key, shape, entry, parts, (), (), 0, shape[0] if shape else 0)
+            result.add(key, shape, entry, parts, (), (), 0, shape[0] if shape else 0)
             continue
         name, transform = _own_name(key, program, a)
         stacked = ".decoder.layers." in name and not re.search(r"\.layers\.\d", name)
@@ -125,7 +125,7 @@ def rewritten(tensors: dict[str, TensorEntry], chunks: dict[str, Chunks], archit
             tower = "deepstack" if "deepstack" in layer[1] else LANGUAGE if name.startswith(LANGUAGE) else VISION
             name, lead, extents = layer[1] + layer[3], (int(layer[2]),), (counts[tower],)
         if stacked:
-            made.add(name, shape, entry, parts, (), (), 0, shape[0])
+            result.add(name, shape, entry, parts, (), (), 0, shape[0])
             continue
         row, rows, half = 0, shape[0] if shape else 0, None
         if expert := _EXPERT.fullmatch(name):
@@ -137,8 +137,8 @@ def rewritten(tensors: dict[str, TensorEntry], chunks: dict[str, Chunks], archit
             row, rows = (rows if half == "v" else 0), 2 * rows
         if transform == "heads":
             parts = [piece for c in parts for piece in _by_head(c, a.vision.num_heads, shape[0])]
-        made.add(name, shape, entry, parts, lead, extents, row, rows)
-    return made.tables()
+        result.add(name, shape, entry, parts, lead, extents, row, rows)
+    return result.tables()
 
 
 def described(keys: Mapping[str, object]) -> str:

@@ -92,8 +92,8 @@ class MergedSource(ModelSource):
     def read_hf(self, region: Region) -> list[Tensor]:
         tensors = self.base.read_hf(region)
         for i, tensor in enumerate(tensors):
-            whole, pair = self.replacement(region, i), self.factors(region, i)
-            value = tensor if whole is None else whole
+            replacement, pair = self.replacement(region, i), self.factors(region, i)
+            value = tensor if replacement is None else replacement
             if pair is not None:
                 value = value.float() + (pair[0] @ pair[1]).view(value.shape)
             tensors[i] = value.to(self.dtype_of(region, i))
@@ -107,11 +107,11 @@ class MergedSource(ModelSource):
         values = out if out.dtype == base_dtype else torch.empty(out.numel(), dtype=base_dtype)
         # the box of a transposed matrix has its columns as rows
         turned = region.transform == "transposed" and not self.hf
-        whole = self.replacement(region, tensor)
-        if whole is None:
+        replacement = self.replacement(region, tensor)
+        if replacement is None:
             self.base.rows(region, tensor, row, at, rows, values)
         else:
-            values = (whole.t()[at : at + rows] if turned else whole[row : row + rows]).reshape(-1)
+            values = (replacement.t()[at : at + rows] if turned else replacement[row : row + rows]).reshape(-1)
         pair = self.factors(region, tensor)
         if pair is not None:
             left, right = pair if not turned else (pair[1].t(), pair[0].t())
@@ -180,8 +180,8 @@ class AdaptedSource(MergedSource):
         return [(inner.t(), part) if region.transform == "transposed" else (part, inner) for part in parts]
 
     def factors(self, region: Region, tensor: int) -> tuple[Tensor, Tensor] | None:
-        found = self.all_factors(region)
-        return None if found is None else found[tensor]
+        pairs = self.all_factors(region)
+        return None if pairs is None else pairs[tensor]
 
     def summary(self) -> dict[str, Any]:
         return self.adapters.as_json() | {"base": str(self.base.path)}

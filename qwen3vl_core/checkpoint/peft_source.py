@@ -68,12 +68,12 @@ class PeftSource(MergedSource):
                 raise RequestError(f"{path}: its weights are pickles ({listed(pickles)}), which can run programs and are never opened; "
                                    "save the adapter as safetensors")  # fmt: skip
             raise RequestError(f"{path}: {WEIGHTS} is missing; copy the adapter again")
-        made = cls(
+        adapter = cls(
             path=path, side=base.side, architecture=base.architecture, hf=base.hf, megatron=base.megatron, layout=base.layout,
             experts=base.experts, base=base, file=HFReader(path, pattern=WEIGHTS), config=config,
         )  # fmt: skip
-        made._place()
-        return made
+        adapter._place()
+        return adapter
 
     @property
     def kind(self) -> str:

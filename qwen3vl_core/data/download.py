@@ -224,34 +224,34 @@ def _answer(client: subprocess.Popen[str], options: DownloadOptions, folder: Pat
 def _client_error(answer: dict[str, Any], options: DownloadOptions, folder: Path) -> Exception:
     """The error for an answer, one line with the way out."""
     hub, kind, what = options.from_, answer["problem"], f"{options.kind} {options.name}"
-    where = f"{_NAMES[hub]}" + (f" ({answer['address']})" if answer.get("address") else "")
+    server = f"{_NAMES[hub]}" + (f" ({answer['address']})" if answer.get("address") else "")
     again = f"; the partial download is kept in {folder}, the same command resumes it" if _record(folder) is not None else ""
     if kind == hubs.NOT_INSTALLED:
         return RequestError(f"--from {hub}: its client is not installed; pip install {_CLIENTS[hub]}, or use --from {_OTHER[hub]}")
     if kind == hubs.NOT_FOUND:
         other = "dataset" if options.kind == "model" else "model"
         return RequestError(
-            f"{what}: {where} has no {options.kind} of that name that you may read; check the name, ask for a {other}, "
+            f"{what}: {server} has no {options.kind} of that name that you may read; check the name, ask for a {other}, "
             f"or log in for one that is private: {_LOGIN[hub]}"
         )
     if kind == hubs.NO_REVISION:
-        return RequestError(f"--revision {options.revision}: {where} has no such branch, tag or commit of {what}; leave it out")
+        return RequestError(f"--revision {options.revision}: {server} has no such branch, tag or commit of {what}; leave it out")
     if kind == hubs.GATED:
-        return RequestError(f"{what}: {where} wants its terms accepted on its page first; then: {_LOGIN[hub]}")
+        return RequestError(f"{what}: {server} wants its terms accepted on its page first; then: {_LOGIN[hub]}")
     if kind == hubs.DENIED:
-        return RequestError(f"{what}: {where} does not let you read it ({answer['text']}); log in: {_LOGIN[hub]}")
+        return RequestError(f"{what}: {server} does not let you read it ({answer['text']}); log in: {_LOGIN[hub]}")
     if kind == hubs.REFUSED:
         return RequestError(f"{what}: the client of {_NAMES[hub]} refuses it ({answer['text']}); check the name and --revision")
     if kind == hubs.OFFLINE:
         return RequestError(f"{what}: HF_HUB_OFFLINE is set; unset it{again}")
     if kind == hubs.UNREACHABLE:
         return WorkError(
-            f"{what}: {where} cannot be reached ({answer['text']}); check the network, set {_ADDRESSES[hub]} to a mirror, "
+            f"{what}: {server} cannot be reached ({answer['text']}); check the network, set {_ADDRESSES[hub]} to a mirror, "
             f"or use --from {_OTHER[hub]}{again}"
         )
     if kind == hubs.DISK_FULL:
         return WorkError(f"{what}: the disk of {folder} is full; free some space{again}")
-    return WorkError(f"{what}: {where} failed ({answer['text']}); run the same command again{again}")
+    return WorkError(f"{what}: {server} failed ({answer['text']}); run the same command again{again}")
 
 
 def _check_files(files: dict[str, int], listed: dict[str, int], options: DownloadOptions) -> None:

@@ -177,8 +177,8 @@ class JsonRecords:
                 expects_value = True
                 continue
             if in_list and not expects_value:
-                where = line + text.count("\n", 0, at)
-                raise RequestError(f"{self.path}: not JSON (line {where}: a comma is missing before {text[at : at + 20]!r}); {SHAPE}")
+                line_number = line + text.count("\n", 0, at)
+                raise RequestError(f"{self.path}: not JSON (line {line_number}: a comma is missing before {text[at : at + 20]!r}); {SHAPE}")
             value, end = None, at
             try:
                 value, end = decoder.raw_decode(text, at)
@@ -189,9 +189,9 @@ class JsonRecords:
             except (ValueError, RecursionError) as error:
                 broken = not isinstance(error, json.JSONDecodeError) or len(text) - at > limits.JSON_VALUE
                 if ended or broken:
-                    where = line + text.count("\n", 0, error.pos if isinstance(error, json.JSONDecodeError) else at)
+                    line_number = line + text.count("\n", 0, error.pos if isinstance(error, json.JSONDecodeError) else at)
                     raise RequestError(
-                        f"{self.path}: not JSON (line {where}: {getattr(error, 'msg', reason_of(error))}); {SHAPE}"
+                        f"{self.path}: not JSON (line {line_number}: {getattr(error, 'msg', reason_of(error))}); {SHAPE}"
                     ) from None
                 complete = False
             if not complete:

@@ -114,10 +114,10 @@ def _plain(number: int, record: dict[str, Any]) -> SourceRecord | None:
             if not text or text.isspace() or "<" in text:
                 return None
         elif "<" in text:
-            found = text.count(TAG)
-            if found != text.count("<"):
+            count = text.count(TAG)
+            if count != text.count("<"):
                 return None
-            tags += found
+            tags += count
         turns.append((role, text))
     if role != "assistant" or tags != len(pictures):
         return None

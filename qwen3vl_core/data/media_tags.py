@@ -27,7 +27,7 @@ _AUDIO = re.compile(r"<\|?audio[_a-z0-9 ]*\|?>", re.I)
 
 def read(fields: dict[str, Any], turns: Turns) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """(pictures, videos) in the order of their tags; what is read is removed from `fields`."""
-    found: dict[str, tuple[Any, ...]] = {}
+    media: dict[str, tuple[Any, ...]] = {}
     for what, tag in (("image", TAG), ("video", VIDEO_TAG)):
         keys = [key for key in fields if media_key(key) == what and fields[key] not in ("", [], {})]
         if len(keys) > 1:
@@ -43,14 +43,14 @@ def read(fields: dict[str, Any], turns: Turns) -> tuple[tuple[Any, ...], tuple[A
             if keys and key == keys[0]:
                 if key == what + "s" and not isinstance(value, (list, str, bytes, dict)):
                     raise DataError("names-not-a-list", key=key, found=kind_of(value))
-                found[what] = media_values.media(value, what, _tags(turns.turns, tag))
-    if not found and "file_name" in fields:
+                media[what] = media_values.media(value, what, _tags(turns.turns, tag))
+    if not media and "file_name" in fields:
         # Hugging Face's imagefolder
         name = fields.pop("file_name")
         kind = media_values.looks_like_media(name) if isinstance(name, str) else None
         if kind in ("image", "video"):
-            found[kind] = media_values.media(name, kind, 1)
-    return _pictures_and_videos(fields, turns, found.get("image", ()), found.get("video", ()))
+            media[kind] = media_values.media(name, kind, 1)
+    return _pictures_and_videos(fields, turns, media.get("image", ()), media.get("video", ()))
 
 
 def _pictures_and_videos(

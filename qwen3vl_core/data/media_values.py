@@ -65,10 +65,10 @@ def media(value: Any, what: str, tags: int) -> tuple[str | Medium, ...]:
     return tuple([medium(each, what) for each in value])
 
 
-def options_of(found: dict[str, Any], what: str) -> dict[str, Any]:
+def options_of(given: dict[str, Any], what: str) -> dict[str, Any]:
     """The options among the keys beside a video. Raises DataError for a value that makes no sense."""
     options: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in given.items():
         if value is None:
             continue
         if key in REFUSED_OPTIONS:
@@ -153,8 +153,8 @@ def _from_object(value: dict[str, Any], what: str) -> str | Medium:
     unknown = [key for key in others if key not in _LABELS and not (what == "video" and key in VIDEO_OPTIONS)]
     if unknown:
         raise DataError("media-object-key", what=shown, key=cut(unknown[0]))
-    found = medium(value[main], what)
-    return with_options(found, options) if what == "video" else found
+    result = medium(value[main], what)
+    return with_options(result, options) if what == "video" else result
 
 
 def _data_url(text: str, what: str) -> bytes:

@@ -59,10 +59,10 @@ def _open(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
-        found = _other_format(head)
-        if found is None:
+        other = _other_format(head)
+        if other is None:
             raise DataError("picture-format", formats=FORMATS) from error
-        raise DataError("picture-other-format", found=found[0], way=found[1]) from error
+        raise DataError("picture-other-format", found=other[0], way=other[1]) from error
 
 
 def _open_heic(file: BinaryIO) -> Image.Image:
@@ -85,4 +85,4 @@ def _other_format(head: bytes) -> tuple[str, str] | None:
             return "AVIF, which this Pillow was built without", "install a Pillow with AVIF (pip install -U pillow), or convert it to JPEG"
         return "a video (MP4, MOV)", "name it under videos"
     start = head.lstrip().lower()
-    return next(((found, way) for magic, found, way in _OTHERS if head.startswith(magic) or start.startswith(magic)), None)
+    return next(((name, way) for magic, name, way in _OTHERS if head.startswith(magic) or start.startswith(magic)), None)

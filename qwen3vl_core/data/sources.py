@@ -177,15 +177,15 @@ def _files(folder: Path, depth: int = _DEPTH) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise RequestError(f"{folder}: cannot be read ({error.strerror}); give another folder") from None
-    found: list[Path] = []
+    files: list[Path] = []
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            found += _files(entry, depth - 1) if depth else []
+            files += _files(entry, depth - 1) if depth else []
         else:
-            found.append(entry)
-    return found
+            files.append(entry)
+    return files
 
 
 def _in_folder(folder: Path) -> Located:

@@ -154,10 +154,10 @@ class TextFile:
 
     def not_utf8(self, byte: int, data: bytes, line: int | None = None) -> RequestError:
         """For a file whose bytes are not text: names the place, and the encoding that it may be."""
-        where = f"line {line}, byte {byte:,}" if line is not None else f"byte {byte:,}"
+        position = f"line {line}, byte {byte:,}" if line is not None else f"byte {byte:,}"
         guess = next((name for name in _GUESSES if _decodes(data, name)), None)
         way = f"; it may be {guess.upper()}: iconv -f {guess.upper()} -t UTF-8 {self.path.name} > utf8-{self.path.name}" if guess else ""
-        return RequestError(f"{self.path}: not UTF-8 text ({where}){way or '; convert it to UTF-8'}")
+        return RequestError(f"{self.path}: not UTF-8 text ({position}){way or '; convert it to UTF-8'}")
 
 
 def _decodes(data: bytes, name: str) -> bool:

@@ -156,18 +156,18 @@ def _content(result: Turns, content: Any, turn: dict[str, Any], role: str, text_
             continue
         tag = TAG if what == "image" else VIDEO_TAG
         tags = text.count(tag) if isinstance(text, str) else 0
-        found = media_values.media(turn.pop(key), what, tags)
-        if not found:
+        media = media_values.media(turn.pop(key), what, tags)
+        if not media:
             continue
         if not isinstance(text, str) or result.unnamed:
             raise DataError("record-has-both", where, first="media as parts", second=f"media as {key}")
-        if tags not in (0, len(found)):
+        if tags not in (0, len(media)):
             raise DataError(
-                "tags-differ", where, tags=f"{tags} {tag} tags", media=f"{len(found)} under {key}", way="give one name for each tag"
+                "tags-differ", where, tags=f"{tags} {tag} tags", media=f"{len(media)} under {key}", way="give one name for each tag"
             )
-        result.media += [(what, each) for each in found]
+        result.media += [(what, each) for each in media]
         if not tags:
-            beside += [PICTURE if what == "image" else VIDEO] * len(found)
+            beside += [PICTURE if what == "image" else VIDEO] * len(media)
     if beside:
         if isinstance(text, str) and (TAG in text or VIDEO_TAG in text):
             raise DataError("record-has-both", where, first="media by tags", second="media beside the text")

@@ -101,12 +101,12 @@ def _record(path: str, members: dict[str, tuple[int, int, bytes | None]]) -> dic
     if isinstance(record.get("messages"), list) and _fill_parts(record["messages"], {**media["image"], **media["video"]}):
         record.pop("boxes", None)
         return record
-    for kind, found in media.items():
-        if found:
+    for kind, by_ending in media.items():
+        if by_ending:
             # names in the JSON are those that the media had before they were put into the archive
             for key in [key for key in record if media_key(key) == kind]:
                 del record[key]
-            record[kind + "s"] = list(found.values())
+            record[kind + "s"] = list(by_ending.values())
     return record
 
 

@@ -33,13 +33,13 @@ class ConversionRecipe:
 
 def read(values: list[str]) -> ConversionRecipe:
     """The conversion that 6 or 7 values are, with every problem in them."""
-    found = ConversionRecipe(dict(enumerate(values, start=1)))
+    recipe = ConversionRecipe(dict(enumerate(values, start=1)))
     named = dict(zip(NAMES, values, strict=False))
     sizes = {size.lower(): size for size in SIZES if size != "tiny"}
 
     def refuse(name: str, rule: str) -> None:
         written = f"{NAMES.index(name) + 1} {name} {named[name]!r}"
-        found.problems.append(Problem("recipe-value", rule={"written": written, "rule": rule, "hint": ""}))
+        recipe.problems.append(Problem("recipe-value", rule={"written": written, "rule": rule, "hint": ""}))
 
     if named["MODEL_SIZE"].lower() not in sizes:
         refuse("MODEL_SIZE", f"must be one of {', '.join(sizes.values())}")
@@ -51,23 +51,23 @@ def read(values: list[str]) -> ConversionRecipe:
     for name in ("LOAD_DIR", "SAVE_DIR", "HF_DIR"):
         if name in named and named[name].strip().lower() in ("", "true", "false", *PRECISIONS):
             refuse(name, "must be a path")
-    if found.problems:
-        return found
+    if recipe.problems:
+        return recipe
     to_hf = named["MG2HF"].lower() == "true"
     hf = named.get("HF_DIR")
     if hf and not to_hf:
-        found.notes.append(f"7 HF_DIR {hf}: not needed from Hugging Face to Megatron, whose source has config and tokenizer")
+        recipe.notes.append(f"7 HF_DIR {hf}: not needed from Hugging Face to Megatron, whose source has config and tokenizer")
     if to_hf and not hf:
-        found.notes.append("7 HF_DIR: needed where the checkpoint has no config.json beside it")
+        recipe.notes.append("7 HF_DIR: needed where the checkpoint has no config.json beside it")
     if named["USE_CUDA"].lower() == "true":
-        found.notes.append("5 USE_CUDA true: no GPU is needed, the processor writes the same bytes at the speed of the disk")
-    found.notes.append(
+        recipe.notes.append("5 USE_CUDA true: no GPU is needed, the processor writes the same bytes at the speed of the disk")
+    recipe.notes.append(
         "4 MG2HF: the direction is seen from the source; layout pai has the names that the script's own training reads"
         if not to_hf
         else "4 MG2HF: the direction is seen from the source"
     )
-    found.options = ConvertOptions(
+    recipe.options = ConvertOptions(
         source=named["LOAD_DIR"], target=named["SAVE_DIR"], dtype=named["PR"].lower(), size=sizes[named["MODEL_SIZE"].lower()],
         hf=hf if to_hf else None, layout="bridge" if to_hf else "pai",
     )  # fmt: skip
-    return found
+    return recipe

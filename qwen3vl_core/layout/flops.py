@@ -101,11 +101,11 @@ def model_flops(
     below = bool(frames) and (vision or projector)
     times = passes(language and not low_rank, below or language)
     matrices, vocabulary = language_forward(a)
-    found = StepFlops(0.0, 0.0, 0.0, 0.0, 0.0)
+    total = StepFlops(0.0, 0.0, 0.0, 0.0, 0.0)
     for length in samples:
-        found = replace(
-            found, language=found.language + length * matrices * times, vocabulary=found.vocabulary + length * vocabulary * times,
-            attention=found.attention + attention_forward(a, length) * (3 if below or language else 1),
+        total = replace(
+            total, language=total.language + length * matrices * times, vocabulary=total.vocabulary + length * vocabulary * times,
+            attention=total.attention + attention_forward(a, length) * (3 if below or language else 1),
         )  # fmt: skip
     seen = 0.0
     for patches in frames:
@@ -114,7 +114,7 @@ def model_flops(
         if vision:
             # pixels are not trained
             seen -= 2.0 * patches * a.vision.patch_dim * a.vision.hidden_size
-    return replace(found, vision=seen)
+    return replace(total, vision=seen)
 
 
 def step_flops(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepFlops:

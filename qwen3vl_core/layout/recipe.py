@@ -243,15 +243,15 @@ def working_layout(recipe: Recipe) -> Candidate | None:
 
 
 def _that_works(recipe: Recipe) -> list[str]:
-    found = working_layout(recipe)
-    if found is None or recipe.verdict is None:
+    layout = working_layout(recipe)
+    if layout is None or recipe.verdict is None:
         return []
-    words = ["qwen3vl", "finetune", *to_arguments(found.options), *(["--runs", recipe.output] if recipe.output else [])]
-    each, memory = found.memory.total / GIB, recipe.verdict.memory_gib
+    words = ["qwen3vl", "finetune", *to_arguments(layout.options), *(["--runs", recipe.output] if recipe.output else [])]
+    each, memory = layout.memory.total / GIB, recipe.verdict.memory_gib
     return [
-        "", f"a layout for {found.options.size} that works on {recipe.gpus} GPUs: about {each:.1f} of {memory:g} GiB each, "
-        f"{found.seconds:.1f} s a step, {found.options.train_iters} steps in {duration(found.seconds * found.options.train_iters)}",
-        *([f"its price: {found.price}"] if found.price else []), "", "  " + shell_line(words),
+        "", f"a layout for {layout.options.size} that works on {recipe.gpus} GPUs: about {each:.1f} of {memory:g} GiB each, "
+        f"{layout.seconds:.1f} s a step, {layout.options.train_iters} steps in {duration(layout.seconds * layout.options.train_iters)}",
+        *([f"its price: {layout.price}"] if layout.price else []), "", "  " + shell_line(words),
     ]  # fmt: skip
 
 
@@ -265,17 +265,18 @@ def _run_conversion(values: list[str], options: RecipeOptions) -> int:
     """`run` for the conversion script's values."""
     if options.save:
         raise RequestError("--save: a plan file is of a finetune; leave it out for the values of the conversion script")
-    found = conversion_recipe.read(values)
-    problems, line = [problem.as_json() for problem in found.problems], None if found.problems else found.command
+    conversion = conversion_recipe.read(values)
+    problems, line = [problem.as_json() for problem in conversion.problems], None if conversion.problems else conversion.command
     if options.json:
         print(
             json.dumps(
-                {"valid": line is not None, "problems": problems, "notes": found.notes, "values": found.values, "command": line}, indent=1
+                {"valid": line is not None, "problems": problems, "notes": conversion.notes, "values": conversion.values, "command": line},
+                indent=1,
             )
         )
     else:
         lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the conversion script's values:"] if problems else []
-        lines += [f"  {problem}" for problem in found.problems] + [f"note: {note}" for note in found.notes]
+        lines += [f"  {problem}" for problem in conversion.problems] + [f"note: {note}" for note in conversion.notes]
         print("\n".join(lines + (["the same conversion, by name:", "", f"  {line}"] if line else [])))
     return EXIT_REQUEST if problems else EXIT_DONE
 

@@ -69,8 +69,8 @@ def layout_problems(options: FinetuneOptions, architecture: Architecture, proces
         # Megatron's interleaved schedule goes through the micro batches in groups of pp
         count = batch // step
         rule = {"count": count, "batch": batch, "step": step, "pp": pp, "quotient": count / pp}
-        whole: tuple[dict[str, int | None], ...] = ({"global_batch_size": max(count // pp, 1) * pp * step}, {"vp": None})
-        yield Problem("micro-batches-not-whole", "vp", options.vp, rule, whole)
+        remedies: tuple[dict[str, int | None], ...] = ({"global_batch_size": max(count // pp, 1) * pp * step}, {"vp": None})
+        yield Problem("micro-batches-not-whole", "vp", options.vp, rule, remedies)
     other_reason = options.optimizer_offload or options.use_precision_aware_optimizer
     if options.distributed_optimizer and dp == 1 and options.nproc > 1 and not other_reason:
         yield Problem(

@@ -91,10 +91,10 @@ class SourceFile:
         if number < self._next:
             self._records, self._next = self._open().records(), 0
         while True:
-            found = next(self._records)
+            record = next(self._records)
             self._next += 1
-            if found[0] == number:
-                return found
+            if record[0] == number:
+                return record
 
     def read(self, number: int) -> tuple[str, dict[str, bytes]]:
         self._checker.spool.clear()

@@ -94,9 +94,9 @@ class RandomWeights:
         generator = torch.Generator().manual_seed(0)
         count = 4 * BLOCK // 2
         drawn = torch.empty(count).normal_(0, SPREAD, generator=generator).to(torch.bfloat16)
-        self._drawn = memoryview(drawn.view(torch.uint8).numpy())
+        self._drawn = drawn.view(torch.uint8).numpy().data
         self._constants = {
-            value: memoryview(torch.full((BLOCK // 2,), value, dtype=torch.bfloat16).view(torch.uint8).numpy()) for value in (0.0, 1.0)
+            value: torch.full((BLOCK // 2,), value, dtype=torch.bfloat16).view(torch.uint8).numpy().data for value in (0.0, 1.0)
         }
 
     def block(self, name: str, shape: tuple[int, ...], start: int, count: int) -> memoryview:

@@ -1,11 +1,13 @@
 """Limits on what is read from outside, in one table. A size is compared with its limit before anything of that size is read or allocated.
 
-Standard library only. A limit is far above what real models, datasets and runs hold; what exceeds it is damaged or hostile.
+Cheap to import. A limit is far above what real models, datasets and runs hold; what exceeds it is damaged or hostile.
 """
 
 from __future__ import annotations
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+from qwen3vl_core.formats import GIB
+
+KIB, MIB = 1 << 10, 1 << 20
 
 # bytes of files
 

@@ -17,7 +17,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "above-maximum": ("must be at most {maximum:g}{unit}", ""),
     "required": ("required", "{help}"),
     "unknown-option": ("{name}: no such option", "choose from {names}"),
-    # words of a command line that are no value of an option
+    # words of a command line that are not the value of an option
     "argument": ("{reason}", "see {command} --help"),
     "argument-too-many": ("one word too many", "see {command} --help"),
     "argument-unknown": ("no such option", "{advice}"),
@@ -260,7 +260,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "picture-not-in-sample": ("not in the sample", ""),
     "picture-empty": ("empty file", ""),
     "picture-cut-off": ("cut off, the end of the picture is missing", ""),
-    "picture-greys": ("greys that are no whole numbers of 8 or 16 bits", "save it as 8 bits"),
+    "picture-greys": ("greys that are not whole numbers of 8 or 16 bits", "save it as 8 bits"),
     "picture-format": ("not a picture ({formats} are read)", ""),
     "picture-other-format": ("{found}", "{way}"),
     "picture-unreadable": ("{reason}", ""),

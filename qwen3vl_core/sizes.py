@@ -183,7 +183,7 @@ _MAY_BE_ZERO = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_
 
 
 def _check_limits(text: dict[str, Any], vision: dict[str, Any], file: str) -> None:
-    """Raises RequestError for sizes that are no whole numbers, or that no model has: memory is allocated by them."""
+    """Raises RequestError for sizes that are not whole numbers, or that no model has: memory is allocated by them."""
     for section, values in (("text_config", text), ("vision_config", vision)):
         for keys, most in _LIMITS:
             for key in keys:

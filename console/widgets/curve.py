@@ -305,9 +305,8 @@ class Curve(Widget, can_focus=True):
         while True:
             columns = width - gutter
             drawn = [self._reduced(layer, 2 * columns) for layer in layers]
-            self.log_y = self.log_wanted
-            if self.log_y is None:
-                self.log_y = wants_log([one for one, layer in zip(drawn, layers, strict=True) if layer[4] in noisy])
+            of_noisy = [one for one, layer in zip(drawn, layers, strict=True) if layer[4] in noisy]
+            self.log_y = wants_log(of_noisy) if self.log_wanted is None else self.log_wanted
             if self.log_y:
                 drawn = self._on_log_axis(layers, drawn, 2 * columns)
             ends = self._span(drawn)

@@ -1,4 +1,4 @@
-"""Media that are no files of their own: stretches of a shard or of a spool file, as one name. Imports no torch.
+"""Media that are not files of their own: stretches of a shard or of a spool file, as one name. Imports no torch.
 
 A name is a path, or a path, an offset, a size and a file extension with zero bytes between them, which no path holds.
 """

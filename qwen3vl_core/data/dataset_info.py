@@ -139,7 +139,7 @@ def _entries(path: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _naming(path: Path, name: str, entry: dict[str, Any], asked: dict[str, str]) -> Naming:
-    """Raises RequestError for a dataset of preferences, and for columns that are no text."""
+    """Raises RequestError for a dataset of preferences, and for columns that are not text."""
     if entry.get("ranking"):
         raise RequestError(f"{path}: {name} holds preferences between answers (ranking), not answers to learn; choose another dataset")
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}

@@ -85,7 +85,7 @@ class MonitorFeed:
             names = in_order([name for name in main.keys if "/" not in name])
             log = self._read_log(run)
             return RunView(
-                run.id, metric, tuple(lines), tuple(names), *(self._extremes_of(run, main, key) for key in (metric, evaluated)),
+                run.id, metric, tuple(lines), tuple(names), self._extremes_of(run, main, metric), self._extremes_of(run, main, evaluated),
                 log, tuple(main.events), self._explain(run, log), self._read_samples(run), reading,
             )  # fmt: skip
 

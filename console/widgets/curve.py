@@ -14,10 +14,11 @@ from textual.color import Color
 from textual.strip import Strip
 from textual.widget import Widget
 
-from console.curves.columns import Bounds, Columns, Points, reduce, search
+from console.curves.columns import search
+from console.curves.layers import LineReducer, layers_of, on_log_axis, span
 from console.curves.lines import SLOTS, CurveLine
 from console.curves.marks import MARKS, Mark
-from console.curves.smoothing import SHARE, Average, average
+from console.curves.smoothing import SHARE, Average
 from console.curves.ticks import value_range, wants_log
 from console.formatting import one_line
 from console.widgets.axes import x_axis, y_axis
@@ -26,14 +27,8 @@ from qwen3vl_core.formats import number
 
 FADE = 0.55
 """How far a raw line fades into the background under its average, 0 to 1."""
-LONG = 1 << 15
-"""Number of points from which bounds of blocks are cached."""
 NARROWEST = 4
 """Number of steps in view at the largest zoom."""
-
-
-_Layer = tuple[np.ndarray, np.ndarray, int, bool, int | None]
-"""(x, y, slot, faded, key of its bounds)"""
 
 
 class Curve(Widget, can_focus=True):
@@ -66,7 +61,7 @@ class Curve(Widget, can_focus=True):
         self.crosshair: float | None = None
         """Step at the crosshair."""
         self.marks: tuple[Mark, ...] = ()
-        self._bounds: dict[int, Bounds] = {}
+        self._reducer = LineReducer()
         self._averages: list[Average | None] = []
         """Of each line, for the current view."""
         self._strips: list[Strip] = []
@@ -168,9 +163,9 @@ class Curve(Widget, can_focus=True):
 
     def hide_crosshair(self) -> bool:
         """Hide the crosshair. Returns whether it was visible."""
-        there, self.crosshair = self.crosshair is not None, None
+        was_shown, self.crosshair = self.crosshair is not None, None
         self.refresh()
-        return there
+        return was_shown
 
     def _look_at(self, x0: float, width: float) -> None:
         extent = self.extent
@@ -246,46 +241,6 @@ class Curve(Widget, can_focus=True):
         self._styles_now = base, pen("curve--axis"), pen("curve--text"), [pen(n) for n in names], [pen(n, FADE) for n in names]
         return self._styles_now
 
-    def _bounds_of(self, key: int | None, y: np.ndarray) -> Bounds | None:
-        """Bounds of the blocks of a long series without NaN; of a growing one only new points are read."""
-        if key is None or len(y) < LONG or y.dtype != np.float64:
-            return None
-        bounds = self._bounds.setdefault(key, Bounds())
-        bounds.update(y)
-        return bounds if bounds.finite else None
-
-    def _average(self, columns: int) -> list[Average | None]:
-        """The average of each noisy line with more points in view than columns."""
-        return [
-            average(line.x, line.y, self.shown, columns, self.share, self._bounds_of(line.slot, line.y)) if line.noisy else None
-            for line in self.lines
-        ]
-
-    def _layers(self) -> list[_Layer]:
-        """Layers in painting order: the topmost comes last."""
-        pairs = list(zip(self.lines, self._averages, strict=True))
-        layers: list[_Layer] = [(line.x, line.y, line.slot % SLOTS, mean is not None, line.slot) for line, mean in pairs]
-        # the first line is the run itself: painted last, its average on top
-        layers.reverse()
-        layers.sort(key=lambda layer: not layer[3])
-        layers += [(mean.x, mean.y, line.slot % SLOTS, False, None) for line, mean in reversed(pairs) if mean is not None]
-        return layers
-
-    def _reduced(self, layer: _Layer, count: int) -> Columns:
-        """A layer reduced to columns of dots."""
-        x, y, _, _, key = layer
-        bounds = self._bounds_of(key, y)
-        x0, x1 = self.shown
-        return reduce(Points.of(x, y) if bounds is None else Points(x, y, None), x0, x1, count, bounds)
-
-    def _on_log_axis(self, layers: list[_Layer], drawn: list[Columns], count: int) -> list[Columns]:
-        """The same columns on a logarithmic axis, on which values that are not above 0 are gaps."""
-        x0, x1 = self.shown
-        return [
-            columns.log10() if len(columns.column) and columns.low.min() > 0 else reduce(Points.of(*layer[:2], log=True), x0, x1, count)
-            for layer, columns in zip(layers, drawn, strict=True)
-        ]
-
     def rebuild(self) -> None:
         """Draw everything into strips; the crosshair is drawn over them when they are rendered."""
         width, height = self.size
@@ -298,18 +253,18 @@ class Curve(Widget, can_focus=True):
         rows = height - 1 - bottom
         # the labels depend on the drawn range, which depends on their width: start with the last width
         gutter = self._plot[0] or 5
-        self._averages = self._average(width - gutter)
-        layers = self._layers()
+        self._averages = self._reducer.averages(self.lines, self.shown, width - gutter, self.share)
+        layers = layers_of(self.lines, self._averages)
         noisy = [line.slot for line in self.lines if line.noisy]
         attempt = 0
         while True:
             columns = width - gutter
-            drawn = [self._reduced(layer, 2 * columns) for layer in layers]
-            of_noisy = [one for one, layer in zip(drawn, layers, strict=True) if layer[4] in noisy]
+            drawn = [self._reducer.columns(layer, self.shown, 2 * columns) for layer in layers]
+            of_noisy = [one for one, layer in zip(drawn, layers, strict=True) if layer.key in noisy]
             self.log_y = wants_log(of_noisy) if self.log_wanted is None else self.log_wanted
             if self.log_y:
-                drawn = self._on_log_axis(layers, drawn, 2 * columns)
-            ends = self._span(drawn)
+                drawn = [on_log_axis(layer, one, self.shown, 2 * columns) for layer, one in zip(layers, drawn, strict=True)]
+            ends = span(drawn)
             y0, y1 = self._y_range(ends, rows)
             marks = y_axis(y0, y1, rows, self.log_y, ends) if self.lines else []
             needed = max((len(label) for _, label in marks), default=0) + 1
@@ -320,12 +275,11 @@ class Curve(Widget, can_focus=True):
         self._plot = (gutter, 1, columns, rows)
         code = np.zeros((rows, columns), np.uint16)
         owner = np.zeros((rows, columns), np.int16)
-        for layer, found in zip(layers, drawn, strict=True):
-            _, _, slot, faded, _ = layer
-            bits = rasterize(found, columns, rows, y0, y1)
+        for layer, one in zip(layers, drawn, strict=True):
+            bits = rasterize(one, columns, rows, y0, y1)
             mine = bits > 0
             code[mine] = bits[mine]
-            owner[mine] = 1 + slot + (SLOTS if faded else 0)
+            owner[mine] = 1 + layer.slot + (SLOTS if layer.faded else 0)
 
         base, axis, text, pens, faded_pens = self._styles()
         styles = [base, *pens, *faded_pens]
@@ -340,12 +294,6 @@ class Curve(Widget, can_focus=True):
         if bottom:
             self._strips += self._x_axis(x0, x1, gutter, columns, base, axis, text)
         self.refresh()
-
-    @staticmethod
-    def _span(drawn: list[Columns]) -> tuple[float, float] | None:
-        """The lowest and the highest value that is drawn."""
-        spans = [span for columns in drawn if (span := columns.span)]
-        return (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
 
     def _y_range(self, ends: tuple[float, float] | None, rows: int) -> tuple[float, float]:
         if ends is None:
@@ -376,7 +324,7 @@ class Curve(Widget, can_focus=True):
 
     def values_at(self, step: float) -> list[tuple[CurveLine, int, float, float | None]]:
         """(line, its nearest step, value, average if one is drawn) of each line with points in view."""
-        found = []
+        values = []
         x0, x1 = self.shown
         for line, mean in zip(self.lines, self._averages, strict=True):
             begin, end = search(line.x, x0), search(line.x, x1, "right")
@@ -385,8 +333,8 @@ class Curve(Widget, can_focus=True):
             i = int(search(line.x[begin:end], step)) + begin
             if i == end or (i > begin and step - line.x[i - 1] <= line.x[i] - step):
                 i -= 1
-            found.append((line, int(line.x[i]), float(line.y[i]), None if mean is None else mean.at(step)))
-        return found
+            values.append((line, int(line.x[i]), float(line.y[i]), None if mean is None else mean.at(step)))
+        return values
 
     @property
     def words(self) -> str:

@@ -1,9 +1,9 @@
-"""Each Triton kernel against what it replaces, in a CUDA graph on the shapes of Qwen3-VL-2B with a packed row of 8192: one GPU, 2 minutes.
+"""Each Triton kernel against what it replaces, in a CUDA graph on shapes of 2B and A3B with a packed row of 8192: one GPU, 3 minutes.
 
     python benchmarks/kernels.py            # a table: milliseconds forward and backward, the share of the GPU's memory bandwidth
     python benchmarks/kernels.py --sweep    # besides, sizes of blocks and numbers of warps: two minutes more
 
-What a step gains is for the layers of the 2B model and four micro batches.
+What a step gains is for the layers of the 2B model, of experts for those of A3B, and four micro batches.
 """
 
 from __future__ import annotations
@@ -180,12 +180,111 @@ def weight_gradients(tokens: int = ROW, trained: int = 2048, vocabulary: int = 1
     return case
 
 
+# tokens, experts chosen of a token, experts, hidden size and FFN size of A3B
+A3B = (ROW, 8, 128, 2048, 768)
+
+
+def _routed(tokens: int, chosen: int, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(token of each row, places of each token's rows, where the rows of each expert end), by random routing."""
+    from qwen3vl_core.model.experts import LocalDispatcher
+
+    torch.manual_seed(1)
+    scores = torch.rand(tokens, experts, device="cuda")
+    routing_map = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(chosen, dim=1).indices, True)
+    dispatcher = LocalDispatcher(chosen)
+    dispatcher.dispatch_preprocess(torch.zeros(tokens, 1, 8, device="cuda", dtype=torch.bfloat16), routing_map, scores)
+    return dispatcher.token, dispatcher.places, dispatcher.ends
+
+
+def expert_rows(tokens: int, chosen: int, experts: int, hidden: int, ffn: int) -> Case:
+    """Rows for the experts and their sums for the tokens, with PyTorch's indexing."""
+    from qwen3vl_core.model.kernels import expert_rows as module
+
+    token, places, ends = _routed(tokens, chosen, experts)
+
+    def compute(rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.detach()
+        picked = module.pick(rows, token, ends)
+        return picked, module.sums(picked, places)
+
+    def replaced(rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.detach()
+        picked = rows.index_select(0, token)
+        return picked, picked[places].sum(1)
+
+    # both directions do both: a token's row to each of its experts and back; nothing is left for a backward pass to measure
+    one = tokens * chosen * hidden * 2
+    return ForwardCase(compute, replaced, [random(tokens, hidden, dtype=torch.bfloat16)], (2 * one, 0), layers=2 * 48)
+
+
+def expert_swiglu(tokens: int, chosen: int, experts: int, hidden: int, ffn: int) -> Case:
+    """SwiGLU weighted by probabilities, with Megatron's compiled functions."""
+    from qwen3vl_core.model.kernels import expert_swiglu as module
+
+    from megatron.core.fusions.fused_bias_swiglu import weighted_bias_swiglu_impl
+
+    ends = _routed(tokens, chosen, experts)[2]
+    weights = torch.rand(tokens * chosen, device="cuda").to(torch.bfloat16).requires_grad_()
+    one = tokens * chosen * ffn * 2
+    return Case(
+        lambda x, w: (module.expert_swiglu(x, w, ends),), lambda x, w: (weighted_bias_swiglu_impl(x, None, w.unsqueeze(-1)),),
+        [random(tokens * chosen, 2 * ffn, dtype=torch.bfloat16), weights], (3 * one, 5 * one), layers=48,
+    )  # fmt: skip
+
+
+def expert_gradients(tokens: int, chosen: int, experts: int, hidden: int, ffn: int) -> Case:
+    """Weight gradients of fc1 added to fp32 buffers, with PyTorch's grouped product and an addition."""
+    from qwen3vl_core.model.kernels import expert_gradients as module
+
+    ends = _routed(tokens, chosen, experts)[2]
+    gradient = random(tokens * chosen, 2 * ffn, dtype=torch.bfloat16).detach()
+    buffers = [torch.zeros(experts, 2 * ffn, hidden, device="cuda") for _ in range(2)]
+
+    def compute(x: Tensor) -> tuple[Tensor]:
+        module.add_gradients(gradient, x.detach(), ends, buffers[0])
+        return (buffers[0],)
+
+    def replaced(x: Tensor) -> tuple[Tensor]:
+        buffers[1].add_(torch.nn.functional.grouped_mm(gradient.t(), x.detach(), offs=ends))
+        return (buffers[1],)
+
+    # fc2's are half as large
+    rows = random(tokens * chosen, hidden, dtype=torch.bfloat16)
+    return ForwardCase(compute, replaced, [rows], (2 * buffers[0].numel() * 4, 0), layers=72)
+
+
+class ForwardCase(Case):
+    """A kernel without gradients: only its forward pass is measured."""
+
+    def __init__(
+        self, compute: Callable[..., Any], replaced: Callable[..., Any], inputs: list[Tensor], moved: tuple[int, int], layers: int
+    ) -> None:
+        self.compute, self.inputs, self.moved, self.layers, self.gradients = compute, inputs, moved, layers, []
+        self.replaced = ForwardWork(replaced, inputs)
+
+    def both(self) -> list[Tensor]:
+        return self.forward()
+
+
+class ForwardWork(Work):
+    """See `ForwardCase`."""
+
+    def __init__(self, compute: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> None:
+        self.compute, self.inputs, self.gradients = compute, inputs, []
+
+    def both(self) -> list[Tensor]:
+        return self.forward()
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "qk_rope": lambda: qk_rope(*QK_SHAPES[0]),
     "qk_rope, vision": lambda: qk_rope(*QK_SHAPES[4], layers=24),
     "swiglu": swiglu,
     "cross_entropy": cross_entropy,
     "weight_gradients": weight_gradients,
+    "expert_rows": lambda: expert_rows(*A3B),
+    "expert_swiglu": lambda: expert_swiglu(*A3B),
+    "expert_gradients": lambda: expert_gradients(*A3B),
 }
 # the constants of a kernel's module that --sweep tries, each with its values
 _QK: dict[tuple[str, ...], Sequence[object]] = {("FORWARD", "BACKWARD"): list(itertools.product((8, 16, 32), (2, 4, 8)))}
@@ -194,6 +293,9 @@ SWEEPS: dict[str, tuple[str, dict[tuple[str, ...], Sequence[object]]]] = {
     "qk_rope, vision": ("qk_rope", _QK),
     "swiglu": ("swiglu", {("BLOCK",): (512, 1024, 2048), ("WARPS",): (4, 8)}),
     "cross_entropy": ("cross_entropy", {("BLOCK",): (4096, 8192, 16384), ("WARPS",): (4, 8, 16)}),
+    "expert_rows": ("expert_rows", {("WARPS",): (2, 4, 8)}),
+    "expert_swiglu": ("expert_swiglu", {("WARPS",): (2, 4, 8)}),
+    "expert_gradients": ("expert_gradients", {("BLOCK_IN",): (128, 256), ("WARPS",): (4, 8), ("STAGES",): (3, 4)}),
 }
 
 
@@ -221,7 +323,7 @@ def milliseconds(compute: Callable[[], object]) -> float:
 
 def forward_and_backward(work: Work) -> tuple[float, float]:
     forward = milliseconds(work.forward)
-    return forward, milliseconds(work.both) - forward
+    return forward, 0.0 if not work.gradients else milliseconds(work.both) - forward
 
 
 def table(names: list[str]) -> None:
@@ -230,7 +332,7 @@ def table(names: list[str]) -> None:
     for name in names:
         case = CASES[name]()
         before, after = forward_and_backward(case.replaced), forward_and_backward(case)
-        speed = [moved / time / 1e6 for moved, time in zip(case.moved, after, strict=True)]
+        speed = [moved / time / 1e6 if time else 0.0 for moved, time in zip(case.moved, after, strict=True)]
         gain = (sum(before) - sum(after)) * case.layers * MICRO_BATCHES
         cells = [", ".join(f"{x:.3f}" for x in before), ", ".join(f"{x:.3f}" for x in after), ", ".join(f"{x:,.0f}" for x in speed)]
         print(f"| {name} | {' | '.join(cells)} | {gain:.1f} |", flush=True)

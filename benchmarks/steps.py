@@ -38,6 +38,8 @@ from qwen3vl_core.training.step_profile import StepProfile
 
 EVERYTHING, EAGER, NONE = "everything", "eager", "none"
 VARIANTS = (EVERYTHING, *KERNELS, *FUSIONS, NONE, EAGER)
+OF_EXPERTS = "expert_"
+"""Kernels whose names begin so are measured of a model with experts alone."""
 # the first step of a bucket runs kernel by kernel, the second is captured
 WARM = 3
 
@@ -110,7 +112,7 @@ def table_row(row: dict[str, Any], everything: dict[str, Any] | None) -> str:
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     """Print the table and return its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="2B", choices=("tiny", "2B", "4B", "8B"))
+    parser.add_argument("--size", default="2B", choices=("tiny", "tiny-experts", "2B", "4B", "8B", "A3B"))
     parser.add_argument("--layers", type=int, default=0, help="language layers to keep; 0: all")
     parser.add_argument("--length", type=int, default=8192, help="tokens of a packed row")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp8", "fp32"))
@@ -131,7 +133,10 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
         base = random_run.model(folder / "model", args.size, args.layers)
         batches = micro_batches(shards, args.length)
         print("| without | step ms | gives | kernels ms | gives | launches | peak GiB | first loss |\n|" + " --- |" * 8, flush=True)
+        experts = "num_experts" in random_run.config(args.size)["text_config"]
         for variant in dict.fromkeys((EVERYTHING, *args.only)):
+            if variant.startswith(OF_EXPERTS) and not experts:
+                continue
             try:
                 rows.append(measure(variant, options, base, batches, args.steps, folder))
             except Exception as error:  # of one variant: the others are measured all the same

@@ -156,7 +156,7 @@ class Batch:
             length = bucket(len(ids), max(LEAST_ROW, rules.length_multiple))
         else:
             ids, labels, bounds = self.input_ids[0], self.labels[0], self.cu_seqlens
-            length = packed_row(len(ids), rules.seq_length, max(LEAST_ROW, rules.length_multiple))
+            length = packed_row(len(ids), rules.seq_length, max(LEAST_ROW, rules.length_multiple), whole=rules.equal_rows)
         padding = round_up(length, rules.length_multiple) - len(ids)
         if not padding:
             return replace(self, input_ids=ids[None], labels=labels[None], cu_seqlens=bounds)

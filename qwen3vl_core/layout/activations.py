@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen3vl_core.layout.cuda_graphs import GROUPED_KERNEL
+from qwen3vl_core.layout.cuda_graphs import GROUPED_KERNEL, gathers_tokens
 from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.layout.rules import vision_layers_per_recompute
 from qwen3vl_core.options import FinetuneOptions
@@ -58,10 +58,12 @@ class ActivationSample:
         return cls(tokens, bucket(patches, LEAST_PATCHES), min(trained, tokens / options.cp))
 
 
-def experts_on_device(options: FinetuneOptions, machine: Machine) -> bool:
+def experts_on_device(options: FinetuneOptions, a: Architecture, machine: Machine) -> bool:
     """Whether `model.experts` computes the experts as grouped products, not Transformer Engine one after the other."""
+    if options.ep > 1:
+        return gathers_tokens(options, a, machine)
     kernel = (machine.capability or GROUPED_KERNEL) >= GROUPED_KERNEL
-    return kernel and options.precision == "bf16" and options.tp == options.ep == options.etp == 1
+    return kernel and options.precision == "bf16" and options.tp == options.etp == 1
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,13 @@ def experts_bytes(a: Architecture, options: FinetuneOptions, kept: InputBytes, *
     a token's k experts: the permuted token, fc1's input, h b; split by etp: fc1's output 2 f b, the activated half f b, the product
     f b, and fc2's input weighted by the router f b. An expert tensor parallel rank gathers the tokens of its whole group.
     on_device (`experts_on_device`): SwiGLU keeps fc1's output alone, so that two of the f b are not there; three int64 indices; with
-    adapters the frozen weights' product and the adapter's each keep an input of their own.
+    adapters the frozen weights' product keeps nothing, the adapter's two products an input of the layer's width and one of the rank's.
+    Ranks that gather tokens reserve the rows of all tokens of the group.
     """
     h, f, k, b, tp = a.hidden_size, a.expert_ffn_hidden_size, a.experts_per_token, BYTES[options.precision], options.tp
     shared = (2 * h * b + 2 * 4 * a.num_experts) / tp
     if on_device:
-        inputs = 2 if options.lora_rank else 1
-        return shared + k * (inputs * (h + f) * b + 2 * f * b + 3 * 8)
+        return shared + options.ep * k * ((h + f + 2 * options.lora_rank) * b + 2 * f * b + 3 * 8)
     return shared + fullest_rank(options) * k * (h * kept.plain * options.etp + f * (4 * b + kept.plain)) / tp
 
 
@@ -152,11 +154,12 @@ def recomputed_bytes(a: Architecture, options: FinetuneOptions, on_device: bool 
     return halves(a, options, on_device)[1] if options.recompute == "sel" else 0.0
 
 
-def layer_backward_bytes(a: Architecture, options: FinetuneOptions) -> float:
+def layer_backward_bytes(a: Architecture, options: FinetuneOptions, on_device: bool = False) -> float:
     """Bytes per token of the gradients that are alive at once in a layer's backward pass: of fc1's output 2 f b, of the product f b,
     of the residual stream 2 h b."""
     b, tp = BYTES[options.precision], options.tp
-    width = fullest_rank(options) * a.experts_per_token * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
+    rows = a.experts_per_token * (options.ep if on_device else fullest_rank(options))
+    width = rows * a.expert_ffn_hidden_size if a.is_moe else a.ffn_hidden_size
     return 2 * a.hidden_size * b / (tp if options.sequence_parallel else 1) + 3 * width * b / tp
 
 
@@ -164,7 +167,7 @@ def expert_gradients(a: Architecture, options: FinetuneOptions, on_device: bool)
     """Bytes of a layer's weight gradients of fc1 in bf16, which a grouped product makes of all experts before they are added."""
     if not (a.is_moe and on_device) or "language" in options.frozen_parts() or options.lora_rank:
         return 0
-    return a.num_experts * 2 * a.expert_ffn_hidden_size * a.hidden_size * BYTES[options.precision]
+    return a.num_experts // options.ep * 2 * a.expert_ffn_hidden_size * a.hidden_size * BYTES[options.precision]
 
 
 def fp8_copies(a: Architecture, options: FinetuneOptions) -> tuple[int, int]:

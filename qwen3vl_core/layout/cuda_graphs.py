@@ -10,6 +10,17 @@ GROUPED_KERNEL = 9.0
 """CUDA capability from which torch has a kernel for `grouped_mm`."""
 
 
+GATHERED_RANKS = 2
+"""Most ranks whose experts' tokens are gathered: each reserves rows for all experts of all tokens of the group, of which it computes a
+share."""
+
+
+def gathers_tokens(options: FinetuneOptions, architecture: Architecture, machine: Machine) -> bool:
+    """Whether the ranks that share the experts gather each other's tokens, in sizes that are known before, instead of sending each token
+    to its experts, in numbers that the host reads."""
+    return architecture.is_moe and options.ep > 1 and not no_graph_because(options, architecture, machine)
+
+
 def no_graph_because(options: FinetuneOptions, architecture: Architecture, machine: Machine) -> str:
     """Why forward and backward of a micro batch run kernel by kernel; empty if they are replayed as one CUDA graph."""
     o, moe = options, architecture.is_moe
@@ -20,7 +31,10 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
         (not machine.transformer_engine, "Transformer Engine is not installed"),
         (o.precision == "fp32", "--precision fp32: graphs are made for bf16, fp16 and fp8"),
         (moe and o.precision != "bf16", f"--precision {o.precision}: Transformer Engine splits the experts' tokens on the host"),
-        (moe and o.tp * o.ep * o.etp > 1, "tokens are sent to experts on other ranks, in numbers that the host reads"),
+        (moe and (o.tp * o.etp > 1 or o.ep > GATHERED_RANKS), "tokens are sent to experts on other ranks, in numbers that the host reads"),
+        # ranks can gather tokens only if they have the same number of them
+        (moe and o.ep > 1 and not o.packing, "rows that are not packed differ in length between the ranks that share the experts"),
+        (moe and o.ep > 1 and o.cp > 1, f"--ep {o.ep} with --cp {o.cp}"),
         (moe and (machine.capability or GROUPED_KERNEL) < GROUPED_KERNEL, "this GPU has no grouped matrix product for experts"),
         (moe and o.pp > 1, f"--pp {o.pp}: the loss of the experts' balance is weighted by each micro batch"),
         # these have not been tried together

@@ -145,10 +145,10 @@ def fp8_of_micro_batches(options: FinetuneOptions, a: Architecture, layers: floa
     return (layers * attention, mlp) if options.recompute == "sel" else (layers * (attention + mlp), 0.0)
 
 
-def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage) -> int:
+def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage, on_device: bool) -> int:
     """Bytes of the stacked copy of a stage's expert adapters that the grouped GEMM keeps in each pass (`lora.grouped`)."""
     adapters = Adapters.of(options)
-    if adapters is None or options.precision not in ("bf16", "fp8"):
+    if adapters is None or options.precision not in ("bf16", "fp8") or (on_device and options.lora_rank % 8 == 0):
         return 0
     return act.BYTES[options.precision] * stage_parameters(adapters, options, a, stage.index)["experts"]
 
@@ -160,7 +160,7 @@ def stage_memory(
     """The estimate of one stage. vision_tokens: picture tokens in a row (0: text only). machine: decides on graphs and kernels. The
     layout must be valid."""
     a, b = architecture, act.BYTES[options.precision]
-    graphs, on_device = not no_graph_because(options, a, machine), act.experts_on_device(options, machine)
+    graphs, on_device = not no_graph_because(options, a, machine), act.experts_on_device(options, a, machine)
     dp = processes // (options.tp * options.pp * options.cp)
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
     sample = act.ActivationSample.of(options, a, vision_tokens, graphs=graphs)
@@ -175,7 +175,7 @@ def stage_memory(
     else:
         language = passes * (layers * tokens * act.layer_bytes(a, options, on_device) + fp8_kept)
         if options.recompute != "sel":
-            language += passes / options.vp * stacked_adapters(options, a, stage)
+            language += passes / options.vp * stacked_adapters(options, a, stage, on_device)
     if options.recompute == "offload":
         offloaded_layers = options.recompute_layers or a.num_layers - 1
         offloaded_activations = language * offloaded_layers / layers
@@ -190,7 +190,7 @@ def stage_memory(
     vision = first_chunk * act.vision_bytes(a, options, sample) if stage.first else 0
     tied = a.tied and stage.first and stage.last
     logits = act.logits_bytes(a, options, sample.logits, gradient_is_last=not tied) if stage.last else 0
-    backward = tokens * (act.layer_backward_bytes(a, options) + act.recomputed_bytes(a, options, on_device)) + fp8_recomputed
+    backward = tokens * (act.layer_backward_bytes(a, options, on_device) + act.recomputed_bytes(a, options, on_device)) + fp8_recomputed
     backward += act.expert_gradients(a, options, on_device)
     embedding = a.vocab_size * a.hidden_size // options.tp * b if stage.first and language_trained else 0
     if tied and options.tp > 1:
@@ -206,8 +206,10 @@ def stage_memory(
     peak_extra = max(peak_extra, update - language - vision)
     kept_by_graphs = min(update, passing) if graphs else 0
     workspace = CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0) + FRAGMENTATION * passing + kept_by_graphs
-    trained = sum(trained_parameters(options, a, stage).values())
-    offloaded_weights = trained * options.optimizer_offload / _optimizer_ranks(options, processes)[0]
+    ranks, expert_ranks = _optimizer_ranks(options, processes)
+    trained = trained_parameters(options, a, stage)
+    optimized = sum(count / (expert_ranks if part == "experts" else ranks) for part, count in trained.items())
+    offloaded_weights = optimized * options.optimizer_offload
     host = offloaded_activations + HOST_STATE * offloaded_weights
     return StageMemory(
         stage=stage.index, layers=stage.layers, parameters=stage.total, weights=weights, gradients=gradients, optimizer=optimizer,

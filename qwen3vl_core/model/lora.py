@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3vl_core.model.experts import aligned
+from qwen3vl_core.model.experts import ALIGNED, aligned, product
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,6 @@ from qwen3vl_core.layout.adapters import Adapters
 COLUMN, ROW = "column", "row"
 MARK = ".adapter."
 """In the name of every parameter of an adapter, and of no other."""
-# torch's grouped matrix product needs rows of a multiple of 16 bytes
-_ALIGNED = 8
 
 
 @dataclass(frozen=True)
@@ -190,11 +188,13 @@ def grouped(x: Tensor, weights: list[Tensor], splits: list[int] | Tensor) -> Ten
     """
     out, into = weights[0].shape
     if isinstance(splits, Tensor):
+        if out % ALIGNED == into % ALIGNED == 0:
+            return product(x, splits, weights[::-1], in_place=hasattr(weights[0], "main_grad"))
         matrices = aligned(weights[::-1])
         # padding by nothing would copy the rows
         rows = x if matrices.shape[2] == into else F.pad(x, (0, matrices.shape[2] - into))
         return F.grouped_mm(rows, matrices.transpose(1, 2), offs=splits)[:, :out]
-    fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % _ALIGNED == into % _ALIGNED == 0
+    fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % ALIGNED == into % ALIGNED == 0
     if fast and x.shape[0]:
         ends = torch.tensor(splits, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device, non_blocking=True)
         return F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)

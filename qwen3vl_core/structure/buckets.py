@@ -29,12 +29,14 @@ def power_of_two_bucket(size: int, least: int) -> int:
     return max(least, next_power_of_two(size))
 
 
-def packed_row(tokens: int, seq_length: int, multiple: int) -> int:
-    """Length of a packed row of `tokens`: the sequence length, or the smallest half, quarter, ... of it that holds them.
+def packed_row(tokens: int, seq_length: int, multiple: int, *, whole: bool = False) -> int:
+    """Length of a packed row of `tokens`: the sequence length, or, unless `whole`, the smallest half, quarter, ... of it that holds them.
 
-    All rows but the last of a window of packing are nearly full.
+    All rows but the last of a window of packing are nearly full. Raises ValueError for more tokens than a whole row holds.
     """
     length = round_up(max(seq_length, tokens), multiple)
-    while tokens <= round_up(length // 2, multiple) < length and length // 2 >= LEAST_ROW:
+    if whole and tokens > round_up(seq_length, multiple):
+        raise ValueError(f"a packed row of {tokens} tokens, more than the {seq_length} that every rank expects")
+    while not whole and tokens <= round_up(length // 2, multiple) < length and length // 2 >= LEAST_ROW:
         length = round_up(length // 2, multiple)
     return length

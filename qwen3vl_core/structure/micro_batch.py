@@ -140,6 +140,8 @@ class StructureRules:
     """Round sizes up to buckets, join rows into one packed row, and compute logits of trained tokens only, as CUDA graphs need."""
     seq_length: int = 0
     """Target length of packed rows."""
+    equal_rows: bool = False
+    """Every packed row is exactly `seq_length` tokens, rounded up: ranks that share experts gather each other's."""
     all_logits: bool = False
     """Compute the logits of every token, also with `buckets`; for measuring."""
 

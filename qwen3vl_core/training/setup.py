@@ -10,6 +10,7 @@ from typing import Any
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import FP8_ROWS, transformer_config
+from qwen3vl_core.model.experts import gather_tokens
 from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
@@ -30,7 +31,7 @@ from qwen3vl_core.checkpoint.load import fill
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.layout.adapters import Adapters
-from qwen3vl_core.layout.cuda_graphs import no_graph_because
+from qwen3vl_core.layout.cuda_graphs import gathers_tokens, no_graph_because
 from qwen3vl_core.layout.machine_rules import Machine
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.sizes import Architecture
@@ -89,7 +90,7 @@ def structure_rules(options: FinetuneOptions, architecture: Architecture) -> Str
     return StructureRules(
         architecture, math.lcm(multiple_of(options), step), options.pad_length, options.cp,
         parallel_state.get_context_parallel_rank(), buckets=with_graphs(options, architecture), seq_length=options.seq_length,
-        all_logits=switched_off("trained_logits"),
+        all_logits=switched_off("trained_logits"), equal_rows=gathers_tokens(options, architecture, this_machine()),
     )  # fmt: skip
 
 
@@ -129,6 +130,8 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
         disable_parameter_transpose_cache=rules.buckets and options.precision == "fp8",
         **({} if options.aux_loss_coeff is None else {"moe_aux_loss_coeff": options.aux_loss_coeff}),
     )  # fmt: skip
+    if rules.equal_rows:
+        gather_tokens(config)
     models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
     cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
     wrapped: list[Any] = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]

@@ -85,7 +85,38 @@ def test_gradients_added_in_place_are_nearer_to_fp32():
     assert ours < theirs < 1e-2
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+# a model smaller than A3B, and one whose sizes fill no block
+EXPERT_SHAPES = [(1024, 8, 64, 1024, 384), (333, 3, 5, 200, 72)]
+
+
+@pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
+def test_rows_of_experts_and_their_sums_equal_pytorchs(shape):
+    case = cases.expert_rows(*shape)
+    (picked, summed), (their_rows, their_sums) = case.both(), case.replaced.both()
+    assert torch.equal(picked, their_rows)
+    agree([summed], [their_sums], torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
+def test_weighted_swiglu_equals_megatrons(shape):
+    case = cases.expert_swiglu(*shape)
+    ours, theirs = case.both(), case.replaced.both()
+    agree(ours[:2], theirs[:2], torch.bfloat16)
+    # the gradient of a probability: a sum over columns, rounded at the end
+    assert (ours[2].float() - theirs[2].float()).abs().max() <= 2**-5 * theirs[2].float().abs().max()
+
+
+@pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
+def test_gradients_of_experts_are_nearer_to_fp32_than_rounded_ones(shape):
+    case = cases.expert_gradients(*shape)
+    (ours,), (theirs,) = case.both(), case.replaced.both()
+    assert (ours - theirs).norm() <= 2**-7 * theirs.norm()
+    # a second time: added
+    once = ours.clone()
+    assert torch.allclose(case.both()[0], 2 * once, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in cases.CASES if name != "expert_gradients"])
 def test_a_cuda_graph_is_bitwise_equal_to_eager_kernels(name):
     case = cases.CASES[name]()
     one_by_one = [result.clone() for result in case.both()]

@@ -1,4 +1,4 @@
-"""CUDA graphs on two GPUs: data, tensor, sequence and context parallel runs have the losses of eager execution."""
+"""CUDA graphs on two GPUs: data, tensor, sequence, context and expert parallel runs have the losses of eager execution."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ LAYOUTS = {
     "TP2 SP recompute": {"tp": 2, "sequence_parallel": True, "recompute": "full"},
     "CP2": {"cp": 2},
     "PP2": {"pp": 2},
+    "EP2": {"ep": 2, "distributed_optimizer": True},
+    "EP2 recompute": {"ep": 2, "recompute": "sel"},
+    "EP2 LoRA": {"ep": 2, "lora_rank": 8},
 }
+EXPERTS = "EP2"
+"""Layouts whose name begins so are those of the model with experts, on packed rows alone."""
 HANG_SECONDS = 60
 FORMS = [(name, True) for name in LAYOUTS] + [("TP2 SP", False), ("CP2", False)]
 
 
-def rank_losses(rank: int, port: int, folder: str, out: str, forms: list[tuple[str, bool]]) -> None:
+def rank_losses(rank: int, port: int, folders: dict[bool, str], out: str, forms: list[tuple[str, bool]]) -> None:
     """The losses of every form, with graphs and without, on one of two ranks."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     torch.cuda.set_device(rank)
@@ -40,7 +45,7 @@ def rank_losses(rank: int, port: int, folder: str, out: str, forms: list[tuple[s
         store = torch.distributed.FileStore(f"{out}/{number}", 2)
         torch.distributed.init_process_group("nccl", store=store, rank=rank, world_size=2, device_id=torch.device("cuda", rank))
         try:
-            result = losses(folder, packed=packed, graphs=graphs, **LAYOUTS[name])
+            result = losses(folders[name.startswith(EXPERTS)], packed=packed, graphs=graphs, **LAYOUTS[name])
         except Exception as error:
             result = repr(error)
         with open(f"{out}/rank{rank}.jsonl", "a") as file:
@@ -61,12 +66,13 @@ def results(request, tmp_path_factory) -> dict:
         for item in request.session.items
         if "layout" in getattr(item, "fixturenames", ())
     ]
-    folder = tiny.save(tiny.hf_model(7, **SHAPE).bfloat16(), tmp_path_factory.mktemp("dense"))
+    models = {False: tiny.hf_model(7, **SHAPE), True: tiny.hf_moe_model(7, **SHAPE, expert_ffn=64)}
+    folders = {experts: str(tiny.save(model.bfloat16(), tmp_path_factory.mktemp("model"))) for experts, model in models.items()}
     out = tmp_path_factory.mktemp("losses")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawned = torch.multiprocessing.spawn(rank_losses, (port, str(folder), str(out), chosen), nprocs=2, join=False)
+    spawned = torch.multiprocessing.spawn(rank_losses, (port, folders, str(out), chosen), nprocs=2, join=False)
     try:
         while not spawned.join():
             pass

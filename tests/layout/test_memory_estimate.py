@@ -120,9 +120,25 @@ def test_an_experts_rows_by_hand():
     # f 768, 8 experts a token: SwiGLU keeps two tensors less, the dispatcher three indices
     assert off - on == 8 * (2 * 768 * 2 - 3 * 8)
     adapted = FinetuneOptions(lora_rank=16)
-    assert act.layer_bytes(a, adapted, True) - on == 8 * (2048 + 768) * 2
-    assert act.experts_on_device(options, ASSUMED_GPU) and not act.experts_on_device(options, Machine(gpus=1, capability=8.0))
-    assert not act.experts_on_device(FinetuneOptions(ep=2), ASSUMED_GPU)
+    assert act.layer_bytes(a, adapted, True) - on == 8 * 2 * 16 * 2
+    assert act.experts_on_device(options, a, ASSUMED_GPU) and not act.experts_on_device(options, a, Machine(gpus=1, capability=8.0))
+    assert not act.experts_on_device(FinetuneOptions(ep=2), a, ASSUMED_GPU)
+    # two ranks reserve the rows of both for the experts of one
+    gathered = FinetuneOptions(ep=2, packing=True)
+    assert act.experts_on_device(gathered, a, ASSUMED_GPU)
+    assert act.layer_bytes(a, gathered, True) - on == 8 * ((2048 + 768) * 2 + 2 * 768 * 2 + 3 * 8)
+
+
+def test_experts_on_several_ranks_share_no_optimizer_state_on_the_host():
+    """Each of two ranks has half of the experts and all of their state; that of the other weights is split."""
+    a, options = (
+        published("A3B"),
+        FinetuneOptions(ep=2, distributed_optimizer=True, optimizer_offload=1.0, packing=True, global_batch_size=2),
+    )
+    stage = estimate(options, a, 2)[0]
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert stage.host == pytest.approx(16 * (experts / 2 + (31_070_754_032 - experts) / 2), rel=1e-6)
+    assert stage.optimizer == 0
 
 
 def test_what_stands_for_gradients_added_in_place_by_hand():
@@ -176,11 +192,11 @@ def before_the_kernels(options, a, vision_tokens) -> float:
     # value was a view, SwiGLU kept two more tensors, and an expert's input was there once
     layer = 0 if options.recompute == "offload" else -2 * k
     if a.is_moe:
-        on_device = act.experts_on_device(options, ASSUMED_GPU)
+        on_device = act.experts_on_device(options, a, ASSUMED_GPU)
         layer += act.layer_bytes(a, options, False) - act.layer_bytes(a, options, on_device)
     elif options.recompute != "sel":
         layer += 2 * a.ffn_hidden_size * 2
-    more = found.activations * layer / act.layer_bytes(a, options, act.experts_on_device(options, ASSUMED_GPU))
+    more = found.activations * layer / act.layer_bytes(a, options, act.experts_on_device(options, a, ASSUMED_GPU))
     if options.recompute == "full":
         more = 0
     # the loss kept fp32 probabilities of every token beside the logits; the weight's gradient was made in bf16, of tied ones to the end

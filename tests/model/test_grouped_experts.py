@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen3vl_core.model.experts import LocalDispatcher, joined, one_block, product
+from qwen3vl_core.model.experts import GatheringDispatcher, LocalDispatcher, joined, one_block, product
 from qwen3vl_core.model.lora import grouped
 
 import pytest
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.ranks import Failure, run_each
 
 HIDDEN, FFN, EXPERTS = 16, 24, 5
 
@@ -28,9 +30,9 @@ def routed(seed: int, tokens: int, topk: int) -> tuple[torch.Tensor, torch.Tenso
     return routing_map, torch.softmax(logits, -1) * routing_map
 
 
-def layer(hidden, routing_map, probs, matrices, topk, **options):
+def layer(hidden, routing_map, probs, matrices, topk, dispatcher=None, **options):
     """Each token's output: the sum over its experts of probability x product."""
-    dispatcher = LocalDispatcher(topk)
+    dispatcher = dispatcher or LocalDispatcher(topk)
     rows, chances = dispatcher.dispatch_preprocess(hidden, routing_map, probs)
     rows, ends, chances = dispatcher.dispatch_postprocess(*dispatcher.token_dispatch(rows, chances))
     out = product(rows, ends, matrices[::-1], **options) * chances[:, None]
@@ -95,3 +97,79 @@ def test_adapters_of_any_rank_take_bounds_on_the_device(rank):
     backwards = torch.cat(x.split(splits)[::-1])
     ends = torch.tensor(splits[::-1]).cumsum(0, dtype=torch.int32)
     torch.testing.assert_close(torch.cat(grouped(backwards, matrices, ends).split(splits[::-1])[::-1]), expected)
+
+
+def test_gradients_of_adapters_are_added_to_megatrons_buffers_in_place():
+    splits, rank = [3, 0, 6, 2], 8
+    matrices = [torch.nn.Parameter(torch.randn(rank, HIDDEN)) for _ in splits]
+    x, ends = torch.randn(sum(splits), HIDDEN), torch.tensor(splits).cumsum(0, dtype=torch.int32)
+    grouped(x, matrices[::-1], ends).square().sum().backward()
+    expected = [matrix.grad for matrix in matrices]
+    assert all(gradient is not None for gradient in expected)
+    for matrix in matrices:
+        matrix.grad, matrix.main_grad = None, torch.ones(rank, HIDDEN)
+    grouped(x, matrices[::-1], ends).square().sum().backward()
+    for matrix, gradient in zip(matrices, expected, strict=True):
+        torch.testing.assert_close(matrix.main_grad, gradient + 1)
+        assert matrix.grad_added_to_main_grad
+
+
+def test_weights_in_the_buffer_of_a_distributed_optimizer_stay_there():
+    buffer, size = torch.randn(EXPERTS * FFN * HIDDEN + 8), FFN * HIDDEN
+    # the buffer is padded where a bucket ends
+    starts = [place * size + (8 if place > 1 else 0) for place in range(EXPERTS)]
+    matrices = [torch.nn.Parameter(buffer[start : start + size].view(FFN, HIDDEN)) for start in starts]
+    block = joined(matrices)
+    assert torch.equal(block, torch.stack(list(matrices)))
+    # the optimizer gathers new weights into its buffer
+    buffer.add_(1.0)
+    assert all(torch.equal(joined(matrices)[i], matrix) and torch.equal(matrix, block[i] + 1) for i, matrix in enumerate(matrices))
+
+
+SHARED, CHOSEN = 6, 4
+
+
+def problem(rank: int, tokens: int = 7):
+    """(hidden states, routing map, probabilities, gradient of the output) of a rank's tokens; and all experts."""
+    draw = torch.Generator().manual_seed(rank)
+    logits = torch.randn(tokens, SHARED, generator=draw)
+    # a token whose experts are all on one rank, and an expert that nobody chooses
+    logits[0, :3] += 10
+    logits[:, 4] -= 50
+    routing_map = torch.zeros(tokens, SHARED, dtype=torch.bool).scatter(1, logits.topk(CHOSEN, dim=1).indices, True)
+    hidden, gradient = (torch.randn(tokens, 1, width, generator=draw) for width in (HIDDEN, FFN))
+    draw = torch.Generator().manual_seed(9)
+    matrices = [torch.nn.Parameter(torch.randn(FFN, HIDDEN, generator=draw)) for _ in range(SHARED)]
+    return hidden.requires_grad_(), routing_map, (torch.softmax(logits, -1) * routing_map).requires_grad_(), gradient, matrices
+
+
+def on_one_of_two_ranks():
+    """(output, gradients of hidden states, probabilities and this rank's experts)."""
+    import qwen3vl_core.model  # noqa: F401
+
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    hidden, routing_map, probs, gradient, matrices = problem(rank)
+    experts = range(3 * rank, 3 * rank + 3)
+    own = [matrices[expert] for expert in experts]
+    out = layer(hidden, routing_map, probs, own, CHOSEN, GatheringDispatcher(CHOSEN, experts, dist.group.WORLD))
+    out.backward(gradient)
+    return [t.detach().numpy().copy() for t in (out, hidden.grad, probs.grad, *(m.grad for m in own))]
+
+
+def test_two_ranks_that_gather_tokens_compute_what_one_does():
+    ranks = run_each(2, on_one_of_two_ranks, {"gathered": ()})["gathered"]
+    assert not isinstance(ranks, Failure), ranks
+    of_experts = [torch.zeros(FFN, HIDDEN) for _ in range(SHARED)]
+    for rank, found in enumerate(ranks):
+        hidden, routing_map, probs, gradient, matrices = problem(rank)
+        layer(hidden, routing_map, probs, matrices, CHOSEN).backward(gradient)
+        out = layer(hidden, routing_map, probs, matrices, CHOSEN)
+        for ours, expected in zip(found[:3], (out, hidden.grad, probs.grad), strict=True):
+            torch.testing.assert_close(torch.from_numpy(ours), expected.detach(), rtol=1e-4, atol=1e-5)
+        for total, matrix in zip(of_experts, matrices, strict=True):
+            total += matrix.grad
+    for ours, expected in zip([m for found in ranks for m in found[3:]], of_experts, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), expected, rtol=1e-4, atol=1e-5)
+    assert of_experts[4].abs().max() == 0 < of_experts[0].abs().max()

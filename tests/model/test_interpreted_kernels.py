@@ -220,3 +220,116 @@ def test_the_switch_names_kernels(monkeypatch):
         kernels.enabled("swiglu", here)
     monkeypatch.delenv(kernels.SWITCH)
     assert not kernels.enabled("qk_rope", here)
+
+
+# rows of five experts, one without any, and two rows that no expert uses
+ENDS, USED, ROWS = (3, 3, 9, 10, 14), 14, 16
+
+
+def given(*shape, dtype, scale=1.0):
+    return (torch.randn(*shape) * scale).to(dtype)
+
+
+def used(rows):
+    return rows[:USED]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("columns", [16, 40, 2048 + 8])
+def test_rows_of_experts_are_picked_and_summed(dtype, columns):
+    from qwen3vl_core.model.kernels.expert_rows import pick, sums
+
+    torch.manual_seed(0)
+    tokens = given(7, columns, dtype=dtype)
+    token, ends = torch.randint(0, 7, (ROWS,)), torch.tensor(ENDS, dtype=torch.int32)
+    assert torch.equal(used(pick(tokens, token, ends)), used(tokens[token]))
+    rows, places = given(ROWS, columns, dtype=dtype), torch.randint(0, USED, (7, 4))
+    places[2, 1:] = places[5] = -1
+    rows[USED:] = float("nan")
+    expected = torch.stack([sum((rows[p].float() for p in of_token if p >= 0), torch.zeros(columns)) for of_token in places]).to(dtype)
+    agree([sums(rows, places)], [expected], dtype)
+    assert sums(rows, places)[5].abs().max() == 0
+    assert pick(tokens, token[:0], ends).shape == (0, columns) == sums(rows, places[:0]).shape
+
+
+@pytest.mark.parametrize("weights_dtype", [torch.float32, None], ids=["fp32 weights", "weights as the rows"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("columns", [16, 24, 768])
+def test_swiglu_of_experts_is_weighted(dtype, columns, weights_dtype):
+    from qwen3vl_core.model.kernels.expert_swiglu import expert_swiglu
+
+    torch.manual_seed(0)
+    gate_up, ends = given(ROWS, 2 * columns, dtype=dtype), torch.tensor(ENDS, dtype=torch.int32)
+    weights, gradient = torch.rand(ROWS).to(weights_dtype or dtype), given(ROWS, columns, dtype=dtype)
+    results = []
+    for kernel in (True, False):
+        x, w = gate_up.clone().requires_grad_(), weights.clone().requires_grad_()
+        if kernel:
+            out = expert_swiglu(x, w, ends)
+        else:
+            gate, up = x.float().chunk(2, -1)
+            out = (torch.nn.functional.silu(gate) * up * w.float()[:, None]).to(dtype)
+        spoiled = gradient.clone()
+        spoiled[USED:] = float("nan") if kernel else 0.0
+        out.backward(spoiled)
+        results.append([used(out.detach()), used(x.grad), w.grad])
+    (ours, of_rows, of_weights), (expected, expected_rows, expected_weights) = results
+    agree([ours, of_rows], [expected, expected_rows], dtype)
+    assert of_weights.dtype == weights.dtype and of_weights[USED:].abs().max() == 0
+    torch.testing.assert_close(of_weights, expected_weights, rtol=2e-2 if weights_dtype is None else TOLERANCE[dtype] + 1e-5, atol=0.1)
+
+
+@pytest.mark.parametrize(("out", "into"), [(128, 256), (72, 136)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gradients_of_experts_are_added_in_fp32(dtype, out, into):
+    from qwen3vl_core.model.kernels.expert_gradients import add_gradients
+
+    torch.manual_seed(0)
+    # more rows than a block of them
+    ends = torch.tensor([0, 70, 70, 75, 203], dtype=torch.int32)
+    gradient, x = given(210, out, dtype=dtype), given(210, into, dtype=dtype)
+    gradient[203:] = x[203:] = float("nan")
+    buffer = torch.randn(5, out, into)
+    expected = buffer.clone()
+    for expert, (start, end) in enumerate([(0, 0), (0, 70), (70, 70), (70, 75), (75, 203)]):
+        expected[expert] += gradient[start:end].float().t() @ x[start:end].float()
+    unchanged = buffer[[0, 2]].clone()
+    add_gradients(gradient, x, ends, buffer)
+    torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(buffer[[0, 2]], unchanged)
+
+
+def test_a_layer_of_experts_with_its_kernels_equals_one_without(monkeypatch):
+    """Sorted rows, grouped products, weighted SwiGLU, sums, and gradients in Megatron's buffers."""
+    from qwen3vl_core.model.experts import LocalDispatcher, product
+    from qwen3vl_core.model.kernels.expert_swiglu import expert_swiglu
+
+    from tests.model.test_grouped_experts import routed
+
+    experts, hidden, ffn, chosen, count = 5, 64, 64, 2, 12
+    torch.manual_seed(0)
+    states, into, out = torch.randn(count, 1, hidden), torch.randn(experts, 2 * ffn, hidden) / 8, torch.randn(experts, hidden, ffn) / 8
+    routing_map, probs = routed(3, count, chosen)
+    results = []
+    for switch in ("interpret", "none"):
+        monkeypatch.setenv(kernels.SWITCH, switch)
+        x, p = states.clone().requires_grad_(), probs.clone().requires_grad_()
+        blocks = [torch.ones_like(into), torch.ones_like(out)]
+        matrices = [[torch.nn.Parameter(matrix.clone()) for matrix in weights] for weights in (into, out)]
+        for block, weights in zip(blocks, matrices, strict=True):
+            for matrix, buffer in zip(weights, block.unbind(0), strict=True):
+                matrix.main_grad = buffer
+        dispatcher = LocalDispatcher(chosen)
+        rows, chances = dispatcher.dispatch_preprocess(x, routing_map, p)
+        rows = product(rows, dispatcher.ends, matrices[0], in_place=True)
+        if switch == "interpret":
+            rows = expert_swiglu(rows, chances, dispatcher.ends)
+        else:
+            gate, up = rows.chunk(2, -1)
+            rows = torch.nn.functional.silu(gate) * up * chances[:, None]
+        rows = product(rows, dispatcher.ends, matrices[1], in_place=True)
+        result = dispatcher.combine_postprocess(dispatcher.combine_preprocess(rows))
+        result.square().sum().backward()
+        results.append([result.detach(), x.grad, p.grad, *blocks])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)

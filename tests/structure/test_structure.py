@@ -151,3 +151,7 @@ def test_packed_rows_have_few_distinct_lengths(tokens, seq_length):
     assert length >= tokens and length % 256 == 0
     if tokens <= seq_length:
         assert length in {max(256, seq_length >> shift) for shift in range(8)}
+        assert packed_row(tokens, seq_length, 256, whole=True) == seq_length
+    else:
+        with pytest.raises(ValueError, match=f"a packed row of {tokens} tokens, more than the {seq_length} that every rank expects"):
+            packed_row(tokens, seq_length, 256, whole=True)

@@ -160,7 +160,7 @@ class Loop:
         if o.gpus > 1:
             words += ["--ep", str(o.gpus), "--distributed-optimizer"]
         if kind == "lora":
-            words += ["--lora-rank", "16", "--recompute", "sel"]
+            words += ["--lora-rank", "16"]
         else:
             words += ["--recompute", "full", *([] if o.tiny else ["--distributed-optimizer", "--optimizer-offload", "1"])]
         return [*words, *o.options.split()]
@@ -302,7 +302,8 @@ def planned(loop: Loop, kind: str) -> tuple[str, str]:
     done = subprocess.run([sys.executable, "-m", "qwen3vl_core.cli", *words], capture_output=True, text=True, check=False)
     text = done.stdout + done.stderr
     lines = [line for line in text.splitlines() if line.startswith(("fits", "does not fit"))]
-    return text, "; ".join(lines) or " ".join(text.split())[-300:]
+    said = "; ".join(lines) or " ".join(text.split())[-300:]
+    return text, said if done.returncode == 0 else f"refused: {said}"
 
 
 def pictures_of(loop: Loop) -> int:
@@ -349,11 +350,11 @@ def lora(loop: Loop) -> None:
 def whole(loop: Loop) -> None:
     loop.need(loop.base, "convert")
     text, verdict = planned(loop, "whole")
-    if verdict.startswith("fits") or loop.arguments.anyway:
+    if not verdict.startswith("refused") or loop.arguments.anyway:
         trained(loop, "whole", loop.folder / "whole", to_the_end=False)
     else:
         print(text, flush=True)
-        loop.add("whole", {"plan_gib": plan_gib(loop, "whole"), "note": f"refused by the plan: {verdict}"})
+        loop.add("whole", {"plan_gib": plan_gib(loop, "whole"), "note": verdict})
 
 
 def checkpoints(loop: Loop) -> Path:

@@ -149,6 +149,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "vision-tokens-beyond-row": ("must be at most --seq-length {seq_length}", ""),
     "nodes-not-whole": ("must be a multiple of --gpus-per-node {per_node}", ""),
     "does-not-fit": ("does not fit: an estimated {needed:g} of {memory:g} GiB on a GPU", "{advice}"),
+    "host-does-not-fit": (
+        "does not fit on this machine: {processes} processes pin {each:g} GiB each, {needed:g} GiB in all, of its {memory:g} GiB",
+        "offload less, use more machines, or train adapters (--lora-rank 16)",
+    ),
     "longer-rows-faster": ("longer packed rows would be about {percent} % faster, as measured", ""),
     # plan files
     "no-such-plan": ("no such file", "qwen3vl plan --save writes one"),

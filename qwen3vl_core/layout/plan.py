@@ -12,7 +12,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
 from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, faster_with_less, gpus_needed, presets, suggest
-from qwen3vl_core.layout.verdict import Verdict, judge, peak_tflops
+from qwen3vl_core.layout.verdict import HOST, Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, missing_values, option_problems, shell_line
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import PlanOptions
@@ -66,14 +66,16 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
     else:
         lines += ["valid: " + record["layout"], *record["trained"], ""]
         lines += _stage_lines(record["stages"])
+        fits = "fits" if record["peak_gib"] <= ROOM * record["memory_gib"] else "does not fit"
         lines += [
             "  (at peak: logits and loss, or a recomputed layer; outside: CUDA context, NCCL, fragmentation)", "",
-            f"{'fits' if record['fits'] else 'does not fit'}: {record['peak_gib']:g} of {record['memory_gib']:g} GiB at its peak, "
+            f"{fits}: {record['peak_gib']:g} of {record['memory_gib']:g} GiB at its peak, "
             f"{100 - 100 * ROOM:.0f}% kept free; an estimate",
         ]  # fmt: skip
         host = max(s["host"] for s in record["stages"])
         if host:
             lines.append(f"on the host, for each GPU: {host:.1f} GiB of pinned memory")
+            lines += [warning["text"] for warning in record["warnings"] if warning["code"] == HOST]
         step = record["step"]
         lines += [
             f"a step: {step['tflops']:,.1f} TFLOP (language {step['language']:,.1f}, vocabulary {step['vocabulary']:,.1f}, "

@@ -17,6 +17,8 @@ from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops
+from qwen3vl_core.layout.host_memory import ROOM as HOST_ROOM
+from qwen3vl_core.layout.host_memory import host_memory_gib
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine, machine_problems
 from qwen3vl_core.layout.measured_mfu import expected_mfu, longest
 from qwen3vl_core.layout.memory import StageMemory
@@ -32,6 +34,7 @@ from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
 DEFAULT_MEMORY = CARDS[80]
 """GiB of the GPU that is assumed where there is none."""
+HOST = "host-does-not-fit"
 WORTH_SAYING = 0.05
 """Gain of longer packed rows from which a plan names them."""
 
@@ -112,8 +115,13 @@ class Verdict:
 
     @property
     def fits(self) -> bool | None:
-        """Whether it fits according to the estimate; None without one."""
-        return self.estimate.fits if self.estimate is not None else None
+        """Whether it fits according to the estimate, on the GPUs and in this machine's memory; None without one."""
+        return self.estimate.fits and self.fits_host if self.estimate is not None else None
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether this machine's memory is enough, as far as it is known."""
+        return all(warning.code != HOST for warning in self.warnings)
 
     @property
     def starts(self) -> bool | None:
@@ -211,6 +219,8 @@ def judge(
     except RequestError:
         # an option names parts or layers that do not exist, which is among the problems
         return verdict
+    if here and options.env == "dsw" and (beyond_host := _host_problem(estimate, verdict.gpus)):
+        verdict = replace(verdict, warnings=(*verdict.warnings, beyond_host))
     if estimate.fits:
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
         return replace(verdict, estimate=estimate, notes=longer)
@@ -241,6 +251,16 @@ def _longer_rows(
         return ()
     remedy = {name: getattr(best, name) for name in ("seq_length", "global_batch_size") if getattr(best, name) != getattr(options, name)}
     return (Problem("longer-rows-faster", "seq_length", options.seq_length, {"percent": round(100 * gain)}, (remedy,)),)
+
+
+def _host_problem(estimate: Estimate, processes: int) -> Problem | None:
+    """Pinned memory of all processes of this machine, stages evenly among them, that it does not have."""
+    each = sum(stage.host for stage in estimate.stages) / len(estimate.stages) / GIB
+    memory = host_memory_gib() if each else None
+    if memory is None or each * processes <= HOST_ROOM * memory:
+        return None
+    rule = {"processes": processes, "each": round(each, 1), "needed": round(each * processes, 1), "memory": round(memory, 1)}
+    return Problem(HOST, rule=rule)
 
 
 def _too_big(estimate: Estimate, needed: int | None) -> Problem:

@@ -109,6 +109,9 @@ class MicroBatchGraphs:
             self.replayed += 1
             return captured.replay(tensors)
         # the first micro batch of a shape runs kernel by kernel, as warm-up: libraries select and compile their kernels
+        if key not in self.warm:
+            # while memory comes from the graphs' pool, torch does not give up what the other one keeps for later, not even when out of memory
+            torch.cuda.empty_cache()
         self.warm.add(key)
         self.launched += 1
         with self._graph_pool():

@@ -110,7 +110,8 @@ class MicroBatchGraphs:
             return captured.replay(tensors)
         # the first micro batch of a shape runs kernel by kernel, as warm-up: libraries select and compile their kernels
         if key not in self.warm:
-            # while memory comes from the graphs' pool, torch does not give up what the other one keeps for later, not even when out of memory
+            # while memory comes from the graphs' pool, torch's allocator does not release what it caches of the other one, not even
+            # when out of memory
             torch.cuda.empty_cache()
         self.warm.add(key)
         self.launched += 1

@@ -177,7 +177,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "recipe-gpus": ("with 1 ENV dsw {whose} {limit}",
                     "reduce them, or use ENV dlc"),
     # a record of a source; data/errors.py counts these and the following under reasons
-    "record-not-an-object": ("must be an object, not {found}", ""),
+    "record-not-an-object": ("must be an object, not {found}{hint}", ""),
     "record-not-text": ("{what} must be text, not {found}", ""),
     "record-lone-surrogate": ("{what} holds half a character (a lone surrogate)", ""),
     "record-key-not-read": ("holds {key}", "text, images and videos are read"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen3vl_core.data.errors import DataError, kind_of
 from qwen3vl_core.data.records import BoxTags, Content, cut, text_of
+from qwen3vl_core.data.turns import json_of
 
 LARGEST = 1000
 LABEL_TAG, BOX_TAG = "<ref-object>", "<bbox>"
@@ -29,6 +30,9 @@ def read(objects: Any, texts: Sequence[Content]) -> BoxTags | None:
         if label_tags or (box_tags and not any("</bbox>" in text for text in plain)):
             raise DataError("boxes-without-objects", tag=LABEL_TAG if label_tags else BOX_TAG)
         return None
+    if isinstance(objects, str):
+        # a cell of a table
+        objects = json_of(objects, "objects")
     if not isinstance(objects, dict):
         raise DataError("record-shape", what="objects", kind="{ref, bbox}", found=kind_of(objects))
     unknown = set(objects) - {"ref", "bbox", "bbox_type", "image_id"}

@@ -13,6 +13,8 @@ from typing import Any
 
 from qwen3vl_core import limits
 from qwen3vl_core.data.errors import kind_of
+from qwen3vl_core.data.media_values import looks_like_media
+from qwen3vl_core.data.records import cut
 from qwen3vl_core.data.text_files import TextFile
 from qwen3vl_core.errors import RequestError
 
@@ -99,7 +101,9 @@ class JsonRecords:
         except (ValueError, RecursionError):
             # a record that is broken, or an object over many lines: one that ends on { or , goes on
             return not text.rstrip().endswith((b"{", b",", b"["))
-        return not self._wrapped(first)
+        # one of several lines is a record, whatever its keys; so is the only one where the name says lines
+        named_lines = re.search(r"\.(?:jsonl|ndjson)\b", self.path.name.lower()) is not None
+        return named_lines or bool(line[2].strip()) or not self._wrapped(first)
 
     def _open_objects(self) -> None:
         """One object over many lines, or several one after another."""
@@ -130,10 +134,13 @@ class JsonRecords:
         """Whether an object is COCO's, whose captions then are the records. Raises RequestError for another one around records."""
         if not isinstance(first, dict) or any(key in first for key in ("conversations", "messages")):
             return False
+        self._refuse_table(first)
         annotations, images = first.get("annotations"), first.get("images")
         if isinstance(annotations, list) and isinstance(images, list) and all(isinstance(image, dict) for image in images):
             self._loaded = _coco(first, self.path.name)
             return True
+        if any(key in first for key in _QUESTIONS):
+            return False
         for key, value in first.items():
             if isinstance(value, list) and value and isinstance(value[0], dict) and len(value[0]) > 1 and key not in _RECORD_KEYS:
                 raise RequestError(
@@ -146,6 +153,28 @@ class JsonRecords:
                 f"{self.path}: LLaMA-Factory's list of datasets; rename it to dataset_info.json, or give a file that it names"
             )
         return False
+
+    def _refuse_table(self, first: dict[str, Any]) -> None:
+        """Raises RequestError for an object that holds records by their names, or columns, with the way to write them as a list."""
+        values, name = list(first.values()), self.path.name
+        lists = [value for value in values if isinstance(value, list)]
+        same = len(values) > 1 and len(lists) == len(values) and len({len(value) for value in lists}) == 1
+        if same and len(lists[0]) > 1 and not any(isinstance(value[0], (dict, list)) for value in lists):
+            raise RequestError(f"{self.path}: an object of columns, not records; write rows: {_ROWS_OF_PANDAS}")
+        if not values or not all(isinstance(value, dict) for value in values):
+            if len(values) > 1 and all(isinstance(value, str) for value in values) and all(map(looks_like_media, first)):
+                way = f"jq 'to_entries | map({{image: .key, caption: .value}})' {name}"
+                raise RequestError(f"{self.path}: an object of names and captions, not records; write records: {way}")
+            return
+        keys = {key for value in values for key in value}
+        if len(values) > 1 and all(key.isdigit() for key in keys) and not all(key.isdigit() for key in first):
+            raise RequestError(f"{self.path}: an object of columns, as pandas writes it by default; write rows: {_ROWS_OF_PANDAS}")
+        if "annotation" in keys:
+            given = next(value for value in values if "annotation" in value)
+            way = f"prepare each: {cut(given['annotation'])} --images {cut(given.get('root', ''))}"
+            raise RequestError(f"{self.path}: InternVL's list of datasets; {way}")
+        if not keys & {"file_name", "hf_hub_url", "ms_hub_url"} and keys & {*_QUESTIONS, "conversations", "messages", "caption", "image"}:
+            raise RequestError(f"{self.path}: an object that holds the records by their names; write a list: jq '[.[]]' {name}")
 
     def _streamed(self) -> Iterator[Any]:
         """The values of a list, or values one after another. Raises RequestError with the line of what is not JSON."""
@@ -211,6 +240,8 @@ class JsonRecords:
             at, expects_value = end, False
 
 
+_QUESTIONS = ("query", "question", "instruction", "input", "prompt", "problem", "prefix")
+_ROWS_OF_PANDAS = 'df.to_json("records.jsonl", orient="records", lines=True)'
 _RECORD_KEYS = {"history", "images", "videos", "tools", "texts", "prompt", "completion", "functions", "conversation"}
 
 

@@ -23,6 +23,10 @@ _SINGLE = (
     ("prompt", None, "response"),
     ("instruction", None, "response"),
     ("question", None, "answer"),
+    ("question", None, "answers"),
+    ("problem", None, "answer"),
+    ("problem", None, "solution"),
+    ("prefix", None, "suffix"),
     ("input", None, "output"),
 )
 CAPTIONS = ("caption", "captions", "text", "description")
@@ -37,7 +41,7 @@ HARMLESS = {
     "meta", "metadata", "similarity",
     "question_id", "image_id", "sample_id", "num_turns", "n_turns", "date", "created_at", "hash", "md5", "sha256", "key",
     "parallel_tool_calls", "type", "origin", "domain", "subset", "blip_caption", "punsafe", "pwatermark", "status", "error_message", "exif",
-    "original_width", "original_height", "__key__", "__url__", "aesthetic",
+    "original_width", "original_height", "__key__", "__url__", "aesthetic", "", "Unnamed: 0",
 }  # fmt: skip
 """Keys that say where a record comes from, and change nothing of what is trained."""
 _RATES = {"loss", "weight", "sample_weight", "loss_weight", "train", "loss_mask", "learn"}
@@ -90,7 +94,7 @@ def _plain(number: int, record: dict[str, Any]) -> SourceRecord | None:
     for name in pictures:
         if type(name) is not str or not name.isascii() or not name or name[0] == "/" or name[-1] in "./":
             return None
-        if "./" in name or "//" in name or ":" in name or "\0" in name or len(name) >= 256:
+        if "./" in name or "//" in name or ":" in name or "\0" in name or "\\" in name or len(name) >= 256 or "." not in name:
             return None
     if record_id is not None and not (type(record_id) is str and record_id.isascii()):
         return None
@@ -183,6 +187,8 @@ def _single(fields: dict[str, Any]) -> Turns:
         if answer not in fields or question not in fields:
             continue
         asked, answered = fields.pop(question), fields.pop(answer)
+        if question == "question" and isinstance(answered, list):
+            answered = _only_answer(answered)
         if isinstance(asked, list) or isinstance(answered, list):
             # TRL's: both are lists of messages
             if not isinstance(answered, list):
@@ -206,13 +212,16 @@ def _single(fields: dict[str, Any]) -> Turns:
         joined = f"{asked}\n{second}" if asked and second else asked or second
         return read_turns([*conversation, {"from": "human", "value": joined}, {"from": "gpt", "value": answered}], answer)
     captions = [key for key in CAPTIONS if key in fields]
+    pictured = any(media_key(key) in ("image", "video") or key in media_tags.FILE_KEYS for key in fields)
+    if not captions and pictured and "title" in fields:
+        captions = ["title"]
     if not captions:
         answers = [key for key in _ANSWERS if key in fields]
         if answers == ["response"]:
             return read_turns([{"from": "gpt", "value": fields.pop("response")}], "response")
         known = ", ".join(cut(key)[:30] for key in list(fields)[:8])
         raise DataError("no-layout", keys=known or "none")
-    if "file_name" not in fields and not any(media_key(key) in ("image", "video") for key in fields):
+    if not pictured:
         raise DataError("caption-without-picture", key=captions[0])
     if len(captions) > 1:
         raise DataError(
@@ -224,6 +233,15 @@ def _single(fields: dict[str, Any]) -> Turns:
             raise DataError("captions-several", captions=f"{len(caption)} captions for one picture", way="write one record for each")
         caption = caption[0]
     return read_turns([{"from": "human", "value": CAPTION_PROMPT}, {"from": "gpt", "value": caption}], captions[0])
+
+
+def _only_answer(answers: list[Any]) -> Any:
+    """The answer of a list of equal ones, as several people give them. Raises DataError for different ones."""
+    different = list(dict.fromkeys(cut(answer) for answer in answers))
+    if len(different) > 1:
+        way = "write the one to learn as answer, or one record for each"
+        raise DataError("captions-several", captions=f"{len(answers)} answers to one question ({', '.join(different[:3])})", way=way)
+    return answers[0] if answers else ""
 
 
 def _completion(turns: Turns, asked: int) -> Turns:

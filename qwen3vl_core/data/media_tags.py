@@ -14,6 +14,8 @@ from qwen3vl_core.data.media_values import with_options
 from qwen3vl_core.data.records import REMARK, TAG, VIDEO_TAG, Content, Extras, Medium, Note, SourceRecord, text_of
 from qwen3vl_core.data.turns import Turns, media_key
 
+FILE_KEYS = ("file_name", "filename", "filepath", "file_path", "path", "file")
+"""Keys of a picture's or video's name in tables: Hugging Face's imagefolder, open_clip and others."""
 CAPTION_PROMPT = "Describe this image."
 """The question for a picture with a caption; what `compare` asks by default, too."""
 _INLINE = re.compile(r"<img>([^<>\n]+)</img>")
@@ -40,17 +42,44 @@ def read(fields: dict[str, Any], turns: Turns) -> tuple[tuple[Any, ...], tuple[A
                 raise DataError("record-has-both", first=keys[0], second=keys[1])
         for key in [key for key in fields if media_key(key) == what]:
             value = fields.pop(key)
+            if what == "image" and isinstance(value, dict) and value and all(map(_NUMBERED.fullmatch, map(str, value))):
+                # MiniCPM's: {<image_00>: a.jpg, …}, by the tags in the text
+                value = _by_tag(value, turns)
             if keys and key == keys[0]:
                 if key == what + "s" and not isinstance(value, (list, str, bytes, dict)):
                     raise DataError("names-not-a-list", key=key, found=kind_of(value))
                 media[what] = media_values.media(value, what, _tags(turns.turns, tag))
-    if not media and "file_name" in fields:
-        # Hugging Face's imagefolder
-        name = fields.pop("file_name")
-        kind = media_values.looks_like_media(name) if isinstance(name, str) else None
+    for key in FILE_KEYS if not media else ():
+        kind = media_values.looks_like_media(fields[key]) if isinstance(fields.get(key), str) else None
         if kind in ("image", "video"):
-            media[kind] = media_values.media(name, kind, 1)
+            media[kind] = media_values.media(fields.pop(key), kind, 1)
+            break
+        if key == "file_name":
+            fields.pop(key, None)
     return _pictures_and_videos(fields, turns, media.get("image", ()), media.get("video", ()))
+
+
+def _by_tag(names: dict[str, Any], turns: Turns) -> list[Any]:
+    """The pictures in the order of their own tags in the questions, which become plain ones."""
+    found: list[Any] = []
+
+    def tag(match: re.Match[str]) -> str:
+        if match[0] not in names:
+            return match[0]
+        found.append(names[match[0]])
+        return TAG
+
+    for place, (role, text) in enumerate(turns.turns):
+        if role == "user" and isinstance(text, str):
+            turns.turns[place] = (role, _NUMBERED.sub(tag, text))
+    if len(found) != len(names):
+        raise DataError(
+            "tags-differ",
+            tags=_counted(len(found), "tag with a number"),
+            media=_counted(len(names), "picture"),
+            way="show each picture once",
+        )
+    return found
 
 
 def _pictures_and_videos(

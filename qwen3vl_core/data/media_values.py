@@ -31,7 +31,7 @@ RANGE: Any = b"range"
 _LABELS = {"type", "detail", "format", "mime_type", "id", "width", "height", "text", "duration"}
 """Keys of a picture's or video's object that change nothing."""
 _BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "AAAA")
-_LONG = 256
+_LONG = 64
 
 
 def medium(value: Any, what: str) -> str | Medium:

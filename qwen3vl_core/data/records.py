@@ -227,7 +227,7 @@ def text_of(value: Any, what: str, where: str = "") -> str:
 def media_name(name: Any, what: str = "picture") -> str:
     """A normalised name: relative to the media's folder, or absolute. Raises DataError for one that leaves the folder."""
     plain = type(name) is str and name.isascii() and name and name[0] != "/" and name[-1] not in "./"
-    if plain and not ("./" in name or "//" in name or ":" in name or "\0" in name):
+    if plain and not ("./" in name or "//" in name or ":" in name or "\0" in name or "\\" in name):
         # nothing that `normpath` would change, no URL, no drive
         return name
     what = "picture" if what == "image" else what
@@ -238,7 +238,8 @@ def media_name(name: Any, what: str = "picture") -> str:
         raise DataError("media-address", f"{what} {cut(name)}")
     if name[1:2] == ":" and name[2:3] in ("/", "\\"):
         raise DataError("media-drive", f"{what} {cut(name)}")
-    tidy = posixpath.normpath(name)
+    # written on Windows
+    tidy = posixpath.normpath(name.replace("\\", "/"))
     if not name or tidy in (".", "/") or "\0" in name:
         raise DataError("media-without-name", f"{what} {cut(name)!r}")
     if tidy == ".." or tidy.startswith("../"):

@@ -41,8 +41,8 @@ from qwen3vl_core.data import dataset_info, layouts
 from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import DataError, kind_of, listed
 from qwen3vl_core.data.json_files import JsonRecords, loads, reason_of
-from qwen3vl_core.data.records import SourceRecord
-from qwen3vl_core.data.tables import ArrowTable, TextTable
+from qwen3vl_core.data.records import PICTURE_SUFFIXES, SourceRecord
+from qwen3vl_core.data.tables import ArrowTable, CaptionFiles, TextTable, caption_of, is_table
 from qwen3vl_core.data.text_files import TextFile, file_kind, read_head, refuse_binary
 from qwen3vl_core.data.webdataset import WebDatasetRecords
 from qwen3vl_core.errors import RequestError
@@ -101,7 +101,7 @@ class Located:
     """The files of a source, and what they are."""
 
     kind: str
-    """parquet, arrow, tar or text"""
+    """parquet, arrow, tar, captions or text"""
     paths: list[Path]
     root: Path
     """Folder that the media's names are relative to."""
@@ -134,8 +134,12 @@ def open_records(path: Path, naming: Naming = _NO_NAMING, located: Located | Non
         reader, what = ArrowTable(located.paths, located.kind), {"parquet": "parquet", "arrow": "Arrow"}[located.kind]
     elif located.kind == "tar":
         reader, what = WebDatasetRecords(located.paths), "WebDataset shards"
+    elif located.kind == "captions":
+        reader, what = CaptionFiles(located.paths, located.root), "texts beside pictures"
     elif _ending(located.paths[0]) in ("csv", "tsv"):
         reader, what = TextTable(located.paths[0], naming.columns), _ending(located.paths[0]).upper()
+    elif _ending(located.paths[0]) not in TEXTS and is_table(located.paths[0]):
+        reader, what = TextTable(located.paths[0], naming.columns), "table"
     else:
         reader = JsonRecords(TextFile(located.paths[0]))
         what = "JSON Lines" if reader.lines else "JSON"
@@ -159,7 +163,9 @@ def parse(number: int, record: Any, naming: Naming = _NO_NAMING) -> SourceRecord
         except (RecursionError, ValueError) as error:
             raise DataError("line-json-unreadable", f"line {line_number}", reason=reason_of(error)) from None
     if not isinstance(record, dict):
-        raise DataError("record-not-an-object", found=kind_of(record))
+        packed = isinstance(record, list) and record and all(isinstance(each, dict) for each in record)
+        hint = "; records that are packed already: write each alone (jq flatten), and use finetune --packing" if packed else ""
+        raise DataError("record-not-an-object", found=kind_of(record), hint=hint)
     return layouts.parse(number, naming.applied(record))
 
 
@@ -199,6 +205,9 @@ def _in_folder(folder: Path) -> Located:
     if info.is_file() and b"file_name" in read_small(info, limits.DATASET_INDEX):
         raise RequestError(f"{folder}: LLaMA-Factory's folder of datasets; give {info}, and choose one by --dataset")
     by_kind = {ending: [file for file in files if _ending(file) == ending] for ending in ("parquet", "arrow", "tar", *TEXTS)}
+    # img2dataset writes a table of addresses beside each shard
+    shards = set(by_kind["tar"])
+    by_kind["parquet"] = [file for file in by_kind["parquet"] if file.with_suffix(".tar") not in shards]
     if by_kind["arrow"]:
         # beside the data, `datasets` leaves what it has computed once
         by_kind["arrow"] = [file for file in by_kind["arrow"] if not file.name.startswith("cache-")]
@@ -211,6 +220,14 @@ def _in_folder(folder: Path) -> Located:
             return Located(kind, chosen_files, folder, notes)
     texts = [file for ending in TEXTS for file in by_kind[ending] if file.parent == folder and file.name not in _OTHER_JSON]
     chosen_files, notes = _training(texts, folder) if texts else ([], ())
+    if not texts and (pictures := [file for file in files if file.suffix[1:].lower() in PICTURE_SUFFIXES]):
+        captioned = [file for file in pictures if caption_of(file) is not None]
+        if captioned:
+            return Located("captions", pictures, folder)
+        raise RequestError(
+            f"{folder}: {len(pictures):,} pictures, but no file that says what to learn from them; write metadata.csv (file_name,text) "
+            f"there, or a text of each picture's name ({pictures[0].name}, {pictures[0].stem}.txt)"
+        )
     if len(chosen_files) != 1:
         way = f"it holds {listed([file.name for file in chosen_files])}; give one of them" if texts else "give a file of records"
         raise RequestError(f"{folder}: a folder; {way} (docs/data.md lists the layouts)")

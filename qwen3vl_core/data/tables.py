@@ -22,6 +22,7 @@ _NAMES = {
     "captions", "text", "title", "description", "question", "answer", "query", "response", "prompt", "completion", "instruction", "input",
     "output", "conversations", "messages", "id", "url",
 }  # fmt: skip
+_CAPTIONS = (".txt", ".caption")
 """A first row with one of these, and no more cells than others, is the header of a table."""
 
 
@@ -84,6 +85,37 @@ def _cell(value: str) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def is_table(path: Path) -> bool:
+    """Whether a text's first line is a header, or lines have columns: Kaggle's Flickr8k keeps its CSV as captions.txt."""
+    first, _, second = TextFile(path).head.partition("\n")
+    if first.lstrip()[:1] in ("{", "["):
+        return False
+    mark = _delimiter(path, first)
+    return bool({name.strip().lower() for name in first.split(mark)} & _NAMES) or (mark == "\t" and "\t" in first and "\t" in second)
+
+
+def caption_of(picture: Path) -> Path | None:
+    """The text of a picture's name beside it; None without one."""
+    return next((file for ending in _CAPTIONS if (file := picture.with_suffix(ending)).is_file()), None)
+
+
+class CaptionFiles:
+    """A folder of pictures with a text of the same name each (a.jpg, a.txt), as kohya's trainers read it."""
+
+    def __init__(self, pictures: list[Path], root: Path) -> None:
+        self.pictures, self.root = pictures, root
+        self.count: int | None = len(pictures)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A picture and its caption, empty where it has no text. Raises RequestError for a text that is not UTF-8."""
+        for picture in self.pictures:
+            file = caption_of(picture)
+            text = ""
+            if file is not None and file.stat().st_size:
+                text = "".join(TextFile(file).blocks()).strip()
+            yield {"image": str(picture.relative_to(self.root)), "caption": text}
 
 
 class ArrowTable:

@@ -65,6 +65,8 @@ def unreadable(path: Path, error: OSError) -> RequestError:
 
 def refuse_binary(path: Path, kind: str) -> None:
     """Raises RequestError for a kind of file that holds no records as it is."""
+    if kind == "zip" and path.suffix.lower() in (".xlsx", ".ods", ".docx"):
+        raise RequestError(f"{path}: a spreadsheet or document; export it as CSV (UTF-8), and give that")
     if kind in _WAYS:
         raise RequestError(f"{path}: {_WAYS[kind].format(name=path.name)}")
 

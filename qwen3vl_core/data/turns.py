@@ -206,6 +206,11 @@ def _from_parts(result: Turns, parts: list[Any], role: str, where: str) -> Conte
             for key in (f"{what}_url", what):
                 if isinstance(body.get(key), dict) and media_values.RANGE not in body[key]:
                     body |= body.pop(key)
+            if isinstance(source := body.get("source"), dict) and source.get("type") in ("base64", "url"):
+                # Anthropic's: {"type": "base64", "media_type", "data"}, or {"type": "url", "url"}
+                del body["source"]
+                form = source.get("type")
+                body |= {"url": f"data:{source.get('media_type')};base64,{source.get('data')}" if form == "base64" else source.get("url")}
             if set(body) & {"bytes", "path", "url", what, f"{what}_url", "file", "file_name", "data"}:
                 result.media.append((what, media_values.medium(body, what)))
             else:

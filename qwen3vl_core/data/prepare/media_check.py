@@ -7,13 +7,16 @@ valid goes to Pillow, which decides.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import stat
 import struct
+import unicodedata
 import warnings
 import zlib
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from qwen3vl_core import limits
 from qwen3vl_core.data import video_decode
@@ -58,6 +61,47 @@ def check_bytes(data: bytes, stamp: int, how: str, kind: str, what: str) -> Chec
     return CheckedFile(len(data), stamp, shape)
 
 
+def _similar(path: str) -> str:
+    """What is there instead of a missing file: the same name in other letters, in another form of Unicode, or with an ending."""
+    folder, name = os.path.split(path)
+    there = _names(folder)
+    for what, form in _DIFFERENCES:
+        found = there.get(form(name))
+        if found is not None and found != name and (form is _stem or _folded(found) == form(name)):
+            return f"; {found!r} is there: {what}"
+    return ""
+
+
+@functools.lru_cache(maxsize=32)
+def _names(folder: str) -> dict[str, str]:
+    """Folded names of a folder's files, and those without their endings -> the names."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = sorted(entry.name for entry in entries)
+    except OSError:
+        return {}
+    return {_stem(name): name for name in names} | {_folded(name): name for name in names}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _unquoted(name: str) -> str:
+    return _folded(unquote(name))
+
+
+def _stem(name: str) -> str:
+    return _folded(name.rpartition(".")[0] or name)
+
+
+_DIFFERENCES = (
+    ("its letters differ in case or in their Unicode form", _folded),
+    ("it is written with %", _unquoted),
+    ("an ending is missing", _stem),
+)
+
+
 def check_file(path: str | os.PathLike[str], how: str, kind: str = "picture") -> CheckedFile:
     """Check that a picture or video looks complete. Raises DataError."""
     path = os.fspath(path)
@@ -65,7 +109,9 @@ def check_file(path: str | os.PathLike[str], how: str, kind: str = "picture") ->
         # opening a named pipe would block until there is a writer
         file = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
-        reason = "no such file" if getattr(error, "errno", None) == errno.ENOENT else getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.ENOENT:
+            reason = f"no such file{_similar(path)}"
         shown = path if os.path.basename(path).isprintable() else repr(path)
         raise DataError(f"{kind}-missing", shown, reason=str(reason)) from error
     shape = None

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
-import math
+import re
 import shutil
 import sys
 import time
@@ -32,15 +32,20 @@ LOG_LINES = 40
 
 def say(value: Any) -> None:
     """Print one JSON object on one line; NaN and infinity become null."""
-    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+    print(_json(value), flush=True)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot steer a terminal: its writer escapes the control characters below 0x20, this the others."""
+    text = json.dumps(run_json.plain_json(value), ensure_ascii=False, allow_nan=False)
+    return _STEERING.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 # starting
@@ -129,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("save", _save, "ask a live finetune for a checkpoint now", "id")
     checked = add("check", _check, "whether a run's checkpoints are what was written; exit code 1 where one is not", "id")
     checked.add_argument("--read-data", action="store_true", help="read every byte; else only lengths and the small files")
+    checked.add_argument("--background", action="store_true", help="with --read-data: return at once; runs check shows how far it is")
     about_resume = "resume a failed, stopped or lost run; a finetune with other options too: another layout, more steps, one that is done"
     resume = add("resume", _resume, about_resume, "id")
     add_arguments(resume, FinetuneOptions)
@@ -182,7 +188,7 @@ def _list(store: RunStore, args: argparse.Namespace) -> int:
     if args.json or args.filter or args.sort != "newest" or args.reverse:
         rows = filters.select_runs(map(run_json.summarize, runs), args.filter, args.sort, args.reverse)
         if args.json:
-            print("[" + ",\n ".join(json.dumps(_plain(run_json.as_json(row)), ensure_ascii=False) for row in rows) + "]")
+            print("[" + ",\n ".join(_json(run_json.as_json(row)) for row in rows) + "]")
             return EXIT_DONE
         if runs and not rows:
             print(f"none of {len(runs)} runs matches --filter {args.filter}")
@@ -241,15 +247,20 @@ def _logs(store: RunStore, args: argparse.Namespace) -> int:
 
 def _metrics(store: RunStore, args: argparse.Namespace) -> int:
     run = store.get(args.id)
-    result = run_json.series(run, args.metric)
+    from console.runs.metric_columns import MetricColumns  # numpy, which nothing else here needs
+
+    found = MetricColumns(run.metrics)
     for name in args.metric:
-        if not result["metrics"][name]["step"]:
-            names = ", ".join(run_json.series(run, [])["metrics"]) or "none yet"
+        if name not in found.names:
+            names = ", ".join(map(run_text.plain, found.names)) or "none yet"
             raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {names}")
+    wanted = args.metric or found.names
     if args.json:
-        say(result)
+        for piece in found.json(run.id, wanted):
+            sys.stdout.write(_STEERING.sub(_escaped, piece))
+        print(flush=True)
         return EXIT_DONE
-    print("\n".join(run_text.metrics_table(result["metrics"])) if result["metrics"] else f"run {run.id}: no metrics yet")
+    print("\n".join(run_text.metrics_table(found.columns(wanted))) if wanted else f"run {run.id}: no metrics yet")
     return EXIT_DONE
 
 
@@ -290,14 +301,21 @@ def _check(store: RunStore, given: argparse.Namespace) -> int:
     checkpoints = check.checkpoints(run)
     if not checkpoints:
         raise RequestError(f"run {run.id}: no checkpoints; a finetune writes some with --save-interval and at its end")
+    if given.background:
+        if not given.read_data:
+            raise RequestError("--background: only --read-data takes long enough for it; add --read-data, or leave --background out")
+        check.start(run)
+        say({"id": run.id, "background": True}) if given.json else print(f"run {run.id}: {_command(run, 'check')} shows how far it is")
+        return EXIT_DONE
+    last = check.state_of(run)
     total = check.bytes_to_read(checkpoints) if given.read_data else None
     results = []
     with Progress("check", total, "B") if given.read_data else contextlib.nullcontext() as progress:
         for step, path in checkpoints:
             results.append(check.check(step, path, given.read_data, None if progress is None else progress.update))
     if given.json:
-        rows = [{**item._asdict(), "path": str(item.path)} for item in results]
-        say({"id": run.id, "read_data": given.read_data, "checkpoints": rows})
+        rows = [item.as_json() for item in results]
+        say({"id": run.id, "read_data": given.read_data, "checkpoints": rows, "background": last or None})
     else:
         for item in results:
             verdict = "as it was written" if given.read_data else "complete; --read-data compares every byte"
@@ -306,7 +324,9 @@ def _check(store: RunStore, given: argparse.Namespace) -> int:
             elif item.unknown:
                 verdict = "has no digests: an older version or another program wrote it"
             print(f"{item.path.name}  {quantity(item.bytes, 'B') if item.bytes else '–'}  {verdict}")
-        if any(item.problem for item in results):
+        if last:
+            print(run_text.background_check(last))
+        if run.kind == "finetune" and any(item.problem for item in results):
             print(f"a resume passes over the damaged ones by itself: {_command(run, 'resume')}", file=sys.stderr)
     return EXIT_FAILED if any(item.problem for item in results) else EXIT_DONE
 

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 
 from qwen3vl_core import log_lines
+from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError, error_lines
+from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import RUN_VARIABLE
 
 
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
 
 
 def _say(text: str, tag: str) -> None:
+    text = printable(without_secrets(text))
     print(log_lines.written(text, tag if RUN_VARIABLE in os.environ else log_lines.UNTAGGED), file=sys.stderr)
 
 

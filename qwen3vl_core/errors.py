@@ -48,7 +48,13 @@ class WorkError(RuntimeError):
 
 
 def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:
-    """What a command prints for an error, a line for each problem; in a run's log each has a tag."""
+    """What a command prints for an error, a line for each problem; in a run's log each has a tag. Names in it cannot steer a terminal, and
+    addresses are without their secrets."""
+    from qwen3vl_core.addresses import without_secrets
+    from qwen3vl_core.formats import printable
+
     if isinstance(error, WorkError):
-        return [written(str(error), error.tag if in_a_run else UNTAGGED)]
-    return [written(str(problem), problem.code if in_a_run else UNTAGGED) for problem in error.problems]
+        lines = [(str(error), error.tag)]
+    else:
+        lines = [(str(problem), problem.code) for problem in error.problems]
+    return [written(printable(without_secrets(text)), tag if in_a_run else UNTAGGED) for text, tag in lines]

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core import limits
+from qwen3vl_core.files import open_regular, write_text
 
 NAME = "digests.json"
 VERSION = 1
 CHUNK = 4 << 20
+SMALL = 1 << 20
+"""Files up to this size are compared whole also where only a look is asked for."""
 THREADS = 8
 
 Digest = tuple[int, tuple[int, ...]]
@@ -53,6 +56,12 @@ def of_files(folder: Path, names: Iterable[str]) -> dict[str, Digest]:
     return digests
 
 
+def add(folder: Path) -> None:
+    """Write the digests of a folder's regular files, those below it not among them. Raises OSError."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False) and entry.name != NAME)
+    write_text(folder / NAME, written(of_files(folder, names)))
+
+
 def written(digests: Mapping[str, Digest]) -> str:
     """The text of the digests' file, which holds a digest of itself."""
     files = {name: {"bytes": size, "crc32": "".join(f"{crc:08x}" for crc in chunks)} for name, (size, chunks) in sorted(digests.items())}
@@ -66,7 +75,7 @@ def _own(files: Mapping[str, Any]) -> str:
 def read(folder: Path) -> dict[str, Digest] | None:
     """The digests of a folder; None where it has none. Raises ValueError when their file is damaged, OSError when it cannot be read."""
     try:
-        with open(folder / NAME, "rb") as file:
+        with open_regular(folder / NAME, links=True) as file:
             text = file.read(limits.DIGESTS + 1)
     except FileNotFoundError:
         return None
@@ -84,6 +93,41 @@ def read(folder: Path) -> dict[str, Digest] | None:
         return digests
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{NAME} is damaged ({str(error)[:80]})") from None
+
+
+class Checker:
+    """Compares what is read of a folder's files with their digests, each chunk once. Several threads may use it at once."""
+
+    def __init__(self, digests: Mapping[str, Digest] | None) -> None:
+        self._digests = digests or {}
+        self._checked: set[tuple[str, int]] = set()
+
+    def problem(self, file: Path, begin: int, count: int) -> str | None:
+        """The first difference in the chunks that hold these bytes; None where there is none, and for files without a digest. Raises
+        OSError."""
+        known = self._digests.get(file.name)
+        if known is None or not count:
+            return None
+        wanted = [(file.name, i) for i in range(begin // CHUNK, (begin + count - 1) // CHUNK + 1)]
+        missing = [item for item in wanted if item not in self._checked]
+        if not missing:
+            return None
+        with open_regular(file, links=True) as stream:
+            for item in missing:
+                if item[1] >= len(known[1]) or crc_at(stream.fileno(), item[1]) != known[1][item[1]]:
+                    return f"differs from what was written, from byte {item[1] * CHUNK} on"
+                self._checked.add(item)
+        return None
+
+
+def quick_problem(folder: Path) -> str | None:
+    """The first file that is missing, has another length, or is small and differs; None also for a folder without digests. Raises
+    ValueError when the digests are damaged, OSError."""
+    digests = read(folder)
+    if digests is None:
+        return None
+    small = {name: digest for name, digest in digests.items() if digest[0] <= SMALL}
+    return sizes_problem(folder, digests) or problem(folder, small)
 
 
 def sizes_problem(folder: Path, digests: Mapping[str, Digest]) -> str | None:
@@ -111,12 +155,11 @@ def problem(
         work: list[tuple[str, int, int, int, int]] = []
         for name, (size, chunks) in digests.items():
             try:
-                descriptor = os.open(folder / name, os.O_RDONLY)
+                descriptor = stack.enter_context(open_regular(folder / name, links=True)).fileno()
             except OSError as error:
                 return f"{name}: {error.strerror}"
-            stack.callback(os.close, descriptor)
-            if (size_now := os.fstat(descriptor).st_size) != size:
-                return f"{name} has {size_now} bytes, {size} were written"
+            if (there := os.fstat(descriptor).st_size) != size:
+                return f"{name} has {there} bytes, {size} were written"
             work += [(name, descriptor, index, crc, size) for index, crc in enumerate(chunks)]
 
         def differs(item: tuple[str, int, int, int, int]) -> str | None:

@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically: a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(path.name + UNFINISHED)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=_new_file) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -43,6 +43,20 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _new_file(path: str, flags: int) -> int:
+    """Opener of a file to write: a link, or what is no regular file, is removed and not written through."""
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+    os.unlink(path)
+    return os.open(path, flags | os.O_CLOEXEC | os.O_EXCL, 0o666)
 
 
 def to_disk(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 RESUMED, STOP_ASKED, SAVE_ASKED, KILLED = "resumed", "stop", "save", "killed"
 RESTARTED, STALLED, BY_SIGNAL = "restart", "stalled", "signal"
+ROTATED = "log"
 NOT_STARTED, BAD_STEPS, WORK_FAILED, UNEXPECTED, INTERRUPTED = "not-started", "bad-steps", "work", "unexpected", "interrupted"
 TAGS = {
     RESUMED: "of the supervisor: a further attempt begins",
@@ -19,6 +20,7 @@ TAGS = {
     KILLED: "of the supervisor: processes did not end in time",
     STALLED: "of the supervisor: no step comes any more, and which rank is behind; or steps come again",
     BY_SIGNAL: "of the supervisor: which process a signal ended first, and the likely sender",
+    ROTATED: "of the supervisor: the log grew too long, and goes on shorter",
     NOT_STARTED: "of the supervisor: the command could not be started",
     BAD_STEPS: "training ended after too many bad steps in a row",
     WORK_FAILED: "the work failed; the text says why and what to do",
@@ -26,7 +28,7 @@ TAGS = {
     INTERRUPTED: "the command was interrupted",
 }
 """What ended the run, or what its supervisor did. Any other tag is the code of a problem of the request."""
-NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, INTERRUPTED)
+NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, ROTATED, INTERRUPTED)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
 _BEGIN, _PREFIX, _LONGEST = b"qwen3vl[", b"qwen3vl: ", 64

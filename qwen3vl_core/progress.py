@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Self, TextIO
 
-from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.formats import duration, printable, quantity
 
 ENVIRONMENT = "QWEN3VL_PROGRESS"
 REDRAW_SECONDS = 0.1
@@ -66,7 +66,7 @@ class Progress:
             text = "━" * round(share * cells) + "─" * (cells - round(share * cells)) + " " + text
         else:
             text = f"{quantity(self.done, self.unit)}  {text}"
-        return f"{self.label:10s} {text}  {self.note}".rstrip()[: max(width, 20)]
+        return f"{self.label:10s} {text}  {printable(self.note)}".rstrip()[: max(width, 20)]
 
     def _draw(self, last: bool = False, failed: bool = False) -> None:
         if self.mode == "none":

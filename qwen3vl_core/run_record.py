@@ -14,6 +14,9 @@ VERSION = 1
 """Version of everything that a run writes (`v`). It grows when the meaning of a field changes, not when a field is added."""
 STARTED_VARIABLE = "QWEN3VL_STARTED"
 """Environment variable with the monotonic time at which the supervisor started: --stop-after counts from there."""
+TORCHRUN = "qwen3vl_core.training.torchrun"
+TORCHRUNS = (TORCHRUN, "torch.distributed.run")
+"""Modules that start the ranks of a training: the one that commands have now, and that of plans of older versions."""
 RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 """Environment variable that tells the processes of a run its folder."""
 
@@ -21,7 +24,7 @@ RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 
 PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log"
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
-RESERVE = "reserve"
+RESERVE, OLD_LOG, CHECK = "reserve", "output.log.1", "check.json"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
 PROFILE = "profile.json"
@@ -36,10 +39,12 @@ FILES = {
     COMMAND: "the command as a shell script, to run by hand",
     STATE: "the status; written by the supervisor only, atomically",
     LOG: "the output of its processes",
+    OLD_LOG: "the part of it before, of a log that grew too long",
     HEARTBEAT: "empty; the supervisor updates its modification time while it is alive",
     LOCK: "locked by the supervisor while it is alive",
     TRAINING_LOCK: "locked by rank 0 of the training while it is alive",
     RESERVE: "some bytes that the supervisor gives free to write the last state on a full disk",
+    CHECK: "of a check in the background: how far it is, and what it has found",
     STOP: "asks the supervisor to stop the run; empty, or the seconds until SIGKILL",
     SAVE: "empty; asks the supervisor of a finetune to save a checkpoint",
     METRICS_FILE: "metrics and events of a finetune, one JSON object per line",
@@ -125,6 +130,7 @@ class PlanRecord(TypedDict, total=False):
 STATE_FIELDS = {
     "status": Field("string", "starting, running, stopping, done, failed or stopped"),
     "supervisor_pid": Field("integer | null", "process id of the supervisor"),
+    "supervisor_start": Field("integer | null", "when that process started, in clock ticks since boot"),
     "pid": Field("integer | null", "process id of the command"),
     "host": Field("string", "machine on which the run runs"),
     "boot_id": Field("string", "boot id of that machine's kernel; empty if unknown"),
@@ -146,6 +152,7 @@ class StateRecord(TypedDict, total=False):
 
     status: str
     supervisor_pid: int | None
+    supervisor_start: int | None
     pid: int | None
     host: str
     boot_id: str
@@ -208,6 +215,18 @@ SKIPPED_FIELDS = {
     "detail": Field("string", "the reason as text"),
     "shard": Field("string", "file of the sample"),
     "code": Field("string?", "the broken rule, more specific than the reason"),
+}
+CHECK_FIELDS = {
+    "v": Field("integer", "version of the record"),
+    "pid": Field("integer", "the process that checks"),
+    "start": Field("integer", "when it started, in clock ticks since boot"),
+    "host": Field("string", "machine on which it runs"),
+    "boot_id": Field("string", "boot id of that machine's kernel"),
+    "time": Field("number", "Unix seconds of its start, in the end of its end"),
+    "read": Field("integer", "bytes compared so far"),
+    "total": Field("integer", "bytes to compare"),
+    "checkpoints": Field("list of objects", "{step, path, bytes, problem, unknown} of each that is compared"),
+    "done": Field("boolean", "whether all are compared"),
 }
 RANK_FIELDS = {
     "v": Field("integer", "version of the record"),

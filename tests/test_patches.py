@@ -18,6 +18,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # argparse's actions store their results there
     "qwen3vl_core/options/declare.py": ("namespace",),
     "qwen3vl_core/argument_parser.py": ("given",),
+    # torchrun has no option for the address that its store listens on
+    "qwen3vl_core/training/torchrun.py": ("torch.distributed.elastic.rendezvous.static_tcp_rendezvous.TCPStore",),
     # zipfile has no other way to read an entry whose checksum was not stored
     "qwen3vl_core/checkpoint/saved_arguments.py": ("stream._expected_crc",),
     # asyncio is imported without ssl, and textual_image without a terminal; both are put back

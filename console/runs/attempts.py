@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Unpack, cast
 
-from console.runs import processes
+from console.runs import log_rotation, processes
 from console.runs.outcome import Attempt, Outcome, Saves, record_restart
 from console.runs.stall import StallWatch, least_seconds
 from console.runs.state import read_json, write_json
@@ -23,6 +23,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_record import (  # fmt: skip
     HEARTBEAT,
+    OLD_LOG,
     PLAN,
     RESERVE,
     RUN_VARIABLE,
@@ -30,6 +31,7 @@ from qwen3vl_core.run_record import (  # fmt: skip
     STARTED_VARIABLE,
     STATE,
     STOP,
+    TORCHRUNS,
     PlanRecord,
     StateRecord,
 )
@@ -81,6 +83,7 @@ class Supervisor:
         self.state: StateRecord = {}
         self.saved = True
         self.began = time.monotonic()
+        self.longest_log = log_rotation.largest()
         self.said_stalled = 0.0
         self.stop_asked = self.save_asked = self.stopping = False
         self._next_attempt()
@@ -149,7 +152,7 @@ class Supervisor:
             code = 126 if isinstance(error, PermissionError) else 127
             self.finish(status="failed", exit_code=code, error=line)
             return line
-        self.child, self.is_torchrun = child.pid, "torch.distributed.run" in command
+        self.child, self.is_torchrun = child.pid, any(module in command for module in TORCHRUNS)
         child.returncode = 0  # reaped below, together with the orphans that become this process's children
         self.save(status="running", pid=child.pid)
         return ""
@@ -175,6 +178,7 @@ class Supervisor:
         while True:
             self.reap()
             self.beat()
+            self.rotate_log()
             if not self.saved:
                 self.save()
             if self.exit_code is None and not self.stopping and self.asked_to_stop():
@@ -209,6 +213,11 @@ class Supervisor:
         with contextlib.suppress(OSError):
             (self.run_dir / HEARTBEAT).touch()
 
+    def rotate_log(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the log stays as it is
+            if log_rotation.rotate(self.run_dir, 1, self.longest_log):
+                self.say(log_lines.ROTATED, f"what came before is in {OLD_LOG}")
+
     def watch_steps(self, stall: StallWatch) -> None:
         """Say when no step comes any more, with the stacks of the ranks in the log; --restart-stalled then ends the attempt."""
         quiet = self.saves.quiet_seconds()
@@ -217,8 +226,8 @@ class Supervisor:
         if bool(line) == bool(known) and (not line or time.monotonic() < self.said_stalled + STALL_LINE_SECONDS):
             return
         self.said_stalled = time.monotonic()
-        self.save(stalled=line or None)
         self.say(log_lines.STALLED, line or "steps come again")
+        self.save(stalled=line or None)
         if not line or known:
             return
         ranks = stall.here(processes.descendants(os.getpid()))
@@ -378,7 +387,7 @@ def with_a_free_port(run_dir: Path, restart: int = 0) -> PlanRecord:
     """
     plan = cast(PlanRecord, read_json(run_dir / PLAN))
     command = plan.get("command")
-    if not isinstance(command, list) or "torch.distributed.run" not in command:
+    if not isinstance(command, list) or not any(module in command for module in TORCHRUNS):
         return plan
     if "--master-port" in command[:-1]:
         from console.runs.plan_record import write_record

@@ -106,14 +106,21 @@ def require_own(run: Run, foreign: bool) -> None:
 
 
 def _signal_supervisor(run: Run, state: StateRecord, number: signal.Signals) -> None:
-    """Send a signal to the run's supervisor on this machine. A number in a file may be that of any process: it is checked."""
-    pid = state.get("supervisor_pid")
+    """Send a signal to the run's supervisor on this machine. A number in a file may be that of any process: its command and its start are
+    compared."""
+    pid, start = state.get("supervisor_pid"), state.get("supervisor_start")
     if not isinstance(pid, int) or pid <= 1 or not is_here(state):
         return
-    with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"console.runs.supervisor" in words and any(os.path.realpath(os.fsdecode(w)) == os.path.realpath(run.path) for w in words if w):
-            os.kill(pid, number)
+    with contextlib.suppress(OSError, OverflowError):
+        # the process that is looked at is the one that gets the signal
+        handle = os.pidfd_open(pid)
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            of_run = any(os.path.realpath(os.fsdecode(word)) == os.path.realpath(run.path) for word in words if word)
+            if b"console.runs.supervisor" in words and of_run and start in (None, processes.start_of(pid)):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
 
 
 def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None:

@@ -79,7 +79,9 @@ class Attempt:
 
     def _first_failure(self) -> tuple[int | None, int | None, int | None]:
         """(rank, exit code, process) of the process that failed first, as torchrun says; signals are negative."""
-        data, _ = end_of(self.run_dir / LOG, max(0, min(_size(self.run_dir / LOG) - self._log, LOOKED_AT)))
+        size = _size(self.run_dir / LOG)
+        # a log that was rotated since is shorter than it was
+        data, _ = end_of(self.run_dir / LOG, min(size - self._log if size >= self._log else size, LOOKED_AT))
         failures = list(_FIRST_FAILURE.finditer(data))
         if not failures:
             return None, None, None

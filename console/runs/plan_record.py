@@ -16,6 +16,7 @@ from typing import Any
 
 import qwen3vl_core
 from console.runs.state import write_json
+from qwen3vl_core.addresses import check_recordable
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path
 from qwen3vl_core.layout.resuming import change_problems
@@ -136,6 +137,7 @@ def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) 
     steps = [step for step in (checkpoint_step(entry.name) for entry in (run_dir / CHECKPOINTS).glob(f"{ITERATION}*")) if step is not None]
     values = plan["options"]
     options = with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes)))
+    check_recordable({name: getattr(options, name) for name in changes})
     problems = list(change_problems(values, {name: getattr(options, name) for name in changes}, max(steps, default=0)))
     judge(options, problems=problems).require_valid()
     new = to_mapping(options)

@@ -89,6 +89,14 @@ def strays(run_dir: Path) -> list[Process]:
     return processes
 
 
+def start_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if it is gone. Numbers of processes are given again, this pair is not."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has installed a handler for a signal; False if that is unknown."""
     try:

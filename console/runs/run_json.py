@@ -14,6 +14,15 @@ from qwen3vl_core.run_metrics import listed, listed_keys
 from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
 
 
+def plain_json(value: Any) -> Any:
+    """The value with NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @dataclass
 class RunSummary:
     """One run in a list."""
@@ -80,23 +89,6 @@ def details(run: Run) -> dict[str, Any]:
         **as_json(summarize(run)), "plan": run.plan, "state": run.state, TRAIN: last_of(run), EVAL: last_of(run, EVAL),
         "checkpoints": checkpoints(run), "trouble": diagnosis.as_json() if diagnosis else None,
     }  # fmt: skip
-
-
-def series(run: Run, names: list[str]) -> dict[str, Any]:
-    """`runs metrics --json`: steps and values of each metric, gaps as null; without names of all metrics.
-
-    An unknown name gives an empty series.
-    """
-    from console.runs.series import MetricSeries  # numpy, which nothing else here needs
-
-    read = MetricSeries(run.metrics)
-    while read.update():
-        pass
-    metrics = {}
-    for name in names or read.keys:
-        x, y = read.xy(name)
-        metrics[name] = {"step": x.tolist(), "value": [v if math.isfinite(v) else None for v in y.tolist()]}
-    return {"id": run.id, "metrics": metrics, "events": read.events}
 
 
 def differences(first: Run, second: Run) -> dict[str, Any]:

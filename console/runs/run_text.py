@@ -6,18 +6,22 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
 from console.runs.state import owner_name, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
-from qwen3vl_core.formats import duration, number, printable, span
+from qwen3vl_core.formats import duration, number, printable, quantity, span
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
 from qwen3vl_core.run_record import ALIVE, ENDED, EVAL, TRAIN, version_problem
+
+if TYPE_CHECKING:
+    from console.runs.metric_columns import Column
 
 NO_DIFFERENCE = "no option differs"
 SEARCHED_LINES = 200_000
@@ -107,15 +111,29 @@ def describe(run: Run) -> list[str]:
     return lines
 
 
-def metrics_table(metrics: dict[str, dict[str, list[Any]]], width: int | None = None) -> list[str]:
+def metrics_table(columns: Iterable[Column], width: int | None = None) -> list[str]:
     """One line per metric: its last step, last value, lowest and highest."""
     rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
-    for name, series in metrics.items():
-        values = [v for v in series["value"] if v is not None]
-        last = number(series["value"][-1]) if series["value"] else "–"
-        ends = (number(min(values)), number(max(values))) if values else ("–", "–")
-        rows.append((plain(name), f"{len(series['step']):,}", f"{series['step'][-1]:,}" if series["step"] else "–", last, *ends))
+    for name, steps, values in columns:
+        finite = values[values == values]  # without NaN
+        last = number(values[-1].item()) if len(values) else "–"
+        ends = (number(finite.min().item()), number(finite.max().item())) if len(finite) else ("–", "–")
+        rows.append((plain(name), f"{len(steps):,}", f"{steps[-1]:,}" if len(steps) else "–", last, *ends))
     return _columns(rows, width, right=(1, 2, 3, 4, 5))
+
+
+def background_check(state: Mapping[str, Any]) -> str:
+    """One line about `check.json`: how far it is, or what it has found."""
+    read, total = (value if isinstance(value := state.get(key), int) else 0 for key in ("read", "total"))
+    if not state.get("done"):
+        ended = "" if state.get("alive") else ", then it ended"
+        return f"in the background: {quantity(read, 'B')} of {quantity(total, 'B')} read{ended}"
+    found = [item for item in state.get("checkpoints") or [] if isinstance(item, dict)]
+    damaged = [f"{plain(Path(str(item.get('path'))).name)}: {plain(item['problem'])}" for item in found if item.get("problem")]
+    when = state.get("time")
+    ago = f" {span(time.time() - when)} ago" if isinstance(when, int | float) else ""
+    verdict = f"DAMAGED: {'; '.join(damaged)}" if damaged else f"{len(found)} as written"
+    return f"in the background{ago}, every byte: {verdict}"
 
 
 def samples(rows: list[dict[str, Any]]) -> list[str]:
@@ -179,7 +197,7 @@ def _took(begin: float | None, end: float | None) -> str | None:
 
 def _pairs(title: str, values: dict[str, Any]) -> list[str]:
     """`name  value` lines under a title; names without a value are omitted."""
-    shown = {name: plain(value) for name, value in values.items() if value not in (None, "", [])}
+    shown = {plain(name): plain(value) for name, value in values.items() if value not in (None, "", [])}
     if not shown:
         return []
     room = max(map(len, shown))

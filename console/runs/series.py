@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +88,10 @@ class MetricSeries:
     to its checkpoint, its steps replace the later ones. A null, or a number that is not finite, is NaN: a gap.
     """
 
-    def __init__(self, path: Path, room: int = 0) -> None:
-        """room: number of training steps for which the memory of each metric is allocated at its first value."""
-        self.room = room
+    def __init__(self, path: Path, room: int = 0, only: Collection[str] | None = None) -> None:
+        """room: number of training steps for which the memory of each metric is allocated at its first value. only: keep the values of
+        these metrics alone, and count those of all in `seen`."""
+        self.room, self._only = room, only
         self._tail = JsonlTail(path)
         self.behind = False
         """Whether the last update stopped at its limit, so that there may be more rows."""
@@ -104,6 +107,8 @@ class MetricSeries:
         """The last row of each kind (`train`, `eval`, `event`)."""
         self.events: list[dict[str, Any]] = []
         self.train_iters: int | None = None
+        self.seen: Counter[str] = Counter()
+        """Values of each metric; of earlier attempts at the same steps, too."""
 
     def update(self, limit: int | None = None) -> int:
         """Read new rows, about `limit` bytes at most. Returns their number."""
@@ -146,8 +151,14 @@ class MetricSeries:
             prefix + name: _finite(value) for name, value in row.items()
             if name not in ROW_FIELDS and (value is None or isinstance(value, int | float))
         }  # fmt: skip
+        if self._only is not None:
+            self.seen.update(values.keys())
+            values_kept = {key: value for key, value in values.items() if key in self._only}
+        else:
+            values_kept = values
         if values:
-            self._append(kind, step, values)
+            # with none that is kept too: a step that is made again removes the later ones
+            self._append(kind, step, values_kept)
 
     def _append(self, kind: str, step: int, values: dict[str, float]) -> None:
         shared = self._steps.get(kind)

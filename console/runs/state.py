@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import open_regular
+from qwen3vl_core.files import open_regular, write_text
 from qwen3vl_core.run_record import ALIVE, ENDED, HEARTBEAT, LOCK, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
@@ -75,17 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically: a reader sees the old object or the new one, never a partial file. Raises OSError."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_state(run_dir: Path) -> StateRecord:
@@ -118,7 +108,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
 
     Raises RequestError if another process holds it, or if the file system has no locks.
     """
-    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         until = time.monotonic() + wait
         while True:
@@ -144,7 +134,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
 def _lock_held(run_dir: Path) -> bool | None:
     """Whether a process of this machine holds the run's lock; None if unknown."""
     try:
-        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     except OSError:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -17,8 +18,10 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.locations import store_folder
 from qwen3vl_core.run_record import ALIVE, LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
 
-_ID = re.compile(r"(\d{4,})-(.+)")
+_ID = re.compile(r"(\d{4,12})-(.+)")
 _NAME_LENGTH = 40
+_LARGEST = 10**9
+"""Numbers from here on are of no run of ours: the next ones would have more digits than are read."""
 
 
 class Run:
@@ -51,10 +54,10 @@ class Run:
     def plan(self) -> PlanRecord:
         """`plan.json`; empty if it is damaged. Read again only when the file has changed."""
         try:
-            stat = (self.path / PLAN).stat()
+            status = (self.path / PLAN).stat()
         except OSError:
             return {}
-        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._plan is None or self._plan[0] != seen:
             self._plan = (seen, cast(PlanRecord, read_json(self.path / PLAN)))
         return self._plan[1]
@@ -151,7 +154,8 @@ class RunStore:
             return []
         except OSError as error:
             raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can read") from None
-        runs = [Run(self.root / name) for name in names if _ID.fullmatch(name) and (self.root / name / PLAN).is_file()]
+        # a name that could steer a terminal is none of ours
+        runs = [Run(self.root / name) for name in names if name.isprintable() and _ID.fullmatch(name) and _is_run(self.root / name)]
         return sorted(runs, key=lambda run: (run.number, run.id), reverse=True)
 
     def get(self, ref: str | int) -> Run:
@@ -182,6 +186,7 @@ class RunStore:
         """
         # late: these import the option declarations, which lists of runs do not need
         from console.runs import plan_record
+        from qwen3vl_core.addresses import check_recordable
         from qwen3vl_core.options import to_mapping
 
         try:
@@ -189,6 +194,7 @@ class RunStore:
                 options = plan_record.with_absolute_paths(options)
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
+            check_recordable(values, [str(word) for word in command or ()])
             self.root.mkdir(parents=True, exist_ok=True)
             number, claim = self._claim_number()
         except FileNotFoundError as error:
@@ -200,7 +206,7 @@ class RunStore:
             words = command if command is not None else plan_record.child_command(kind, options, path)
             plan_record.write_record(claim, plan_record.make_plan(kind, str(label), values, [str(w) for w in words]), path)
             write_json(claim / STATE, {
-                "status": "starting", "supervisor_pid": None, "pid": None, "host": host(), "boot_id": boot_id(),
+                "status": "starting", "supervisor_pid": None, "supervisor_start": None, "pid": None, "host": host(), "boot_id": boot_id(),
                 "exit_code": None, "started": None, "ended": None, "error": None, "stalled": None, "restarts": 0,
             })  # fmt: skip
             os.rename(claim, path)
@@ -216,7 +222,7 @@ class RunStore:
     def _claim_number(self) -> tuple[int, Path]:
         """The next free number, and a hidden folder that reserves it. Raises OSError."""
         while True:
-            taken = {int(m[1]) for name in os.listdir(self.root) if (m := _ID.fullmatch(name.removeprefix(".")))}
+            taken = {int(m[1]) for name in os.listdir(self.root) if (m := _ID.fullmatch(name.removeprefix("."))) and int(m[1]) < _LARGEST}
             number = max(taken, default=0) + 1
             claim = self.root / f".{number:04d}-claimed"
             with contextlib.suppress(FileExistsError):
@@ -226,6 +232,14 @@ class RunStore:
                     return number, claim
                 claim.rmdir()
             time.sleep(0)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a plan that is a regular file."""
+    try:
+        return stat.S_ISREG(os.lstat(folder / PLAN).st_mode)
+    except OSError:
+        return False
 
 
 def _slug(name: str) -> str:

@@ -78,7 +78,9 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None], more: 
             (run_dir / asked).unlink(missing_ok=True)
         if resume:
             supervisor.plan = with_a_free_port(run_dir)
-        log = os.open(run_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # a FIFO has no reader, and is an error
+        log = os.open(run_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        os.set_blocking(log, True)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
@@ -86,7 +88,8 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None], more: 
         now = time.time()
         supervisor.beat()
         supervisor.save(
-            status="starting", supervisor_pid=os.getpid(), pid=None, host=host(), boot_id=boot_id(),
+            status="starting", supervisor_pid=os.getpid(), supervisor_start=processes.start_of(os.getpid()), pid=None,
+            host=host(), boot_id=boot_id(),
             exit_code=None, started=now, ended=None, error=None, stalled=None, restarts=0,
         )  # fmt: skip
         supervisor.reserve()

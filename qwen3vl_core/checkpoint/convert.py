@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qwen3vl_core import file_digests
 from qwen3vl_core.checkpoint.bridge import RUN_CONFIG, run_config_text
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.hf import copy_side_files, is_hf_folder
@@ -27,7 +28,7 @@ from qwen3vl_core.checkpoint.verify import compare, forward_parity
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import atomic_folder, check_target, need_space, write_text
-from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.formats import duration, printable, quantity
 from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.progress import Progress
 from qwen3vl_core.run_record import TRACKER
@@ -246,6 +247,8 @@ def run(options: ConvertOptions) -> None:
     with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
         report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
+        for written_to in (folder / RELEASE, folder) if to_megatron else (folder,):
+            file_digests.add(written_to)
         report.seconds = round(time.monotonic() - started, 3)
         if options.verify:
             converted = open_source(folder)
@@ -269,7 +272,7 @@ def _report(report: ConversionReport, file: str | None) -> None:
     if file:
         write_text(Path(file).expanduser(), report.as_json())
     for name, value in report.rows():
-        print(f"{name:10s} {value}")
+        print(printable(f"{name:10s} {value}"))
 
 
 def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path) -> None:
@@ -285,6 +288,7 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
         started = time.monotonic()
         base = base_name(source, options.hf)
         tensors = write_peft(source, folder, dtype, base)
+        file_digests.add(folder)
         report.seconds = round(time.monotonic() - started, 3)
     report.adapters = source.summary() | {"base": base}
     report.tensors, report.bytes = len(tensors), sum(tensor.nbytes for tensor in tensors.values())

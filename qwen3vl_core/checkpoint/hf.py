@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qwen3vl_core import limits
+from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import read_small
@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MOST_DIMENSIONS = 16
+_CHANGED = f"copy or convert it again, or remove {file_digests.NAME} if it was changed on purpose"
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -95,6 +96,7 @@ class HFReader:
         self.problems: list[str] = []
         self._strict = strict
         self._files = FileReader()
+        self._checker = file_digests.Checker(self._read_digests())
         for file, expected in self._weight_files().items():
             try:
                 header = read_header(file)
@@ -113,6 +115,18 @@ class HFReader:
         if self._strict:
             raise RequestError(line)
         self.problems.append(line)
+
+    def _read_digests(self) -> dict[str, file_digests.Digest] | None:
+        """Those that a conversion has written; a file of weights with another length is a problem."""
+        try:
+            digests = file_digests.read(self.folder) or {}
+            weights = {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
+            problem = file_digests.sizes_problem(self.folder, weights)
+        except (ValueError, OSError) as error:
+            digests, problem = {}, str(error)
+        if problem is not None:
+            self._add_problem(f"{self.folder}: {problem}; {_CHANGED}")
+        return digests
 
     def _weight_files(self) -> dict[Path, list[str]]:
         """The safetensors files: those that the index names, with their tensors, else all."""
@@ -142,6 +156,9 @@ class HFReader:
             self._files.read(entry.file, start, out.reshape(-1).view(torch.uint8).numpy().data)
         except EndOfFile:
             raise WorkError(f"{entry.file}: ended while {name} was read; copy it again") from None
+        problem = self._checker.problem(entry.file, start, out.numel() * out.element_size())
+        if problem is not None:
+            raise RequestError(f"{entry.file}: {problem}; {_CHANGED}")
 
     def read(self, name: str, at: int | None = None) -> Tensor:
         """One tensor, or slice `at` of a stack, in newly allocated memory. Raises WorkError when the file ends early."""
@@ -191,7 +208,7 @@ def side_files(folder: Path) -> list[Path]:
         f
         for f in folder.iterdir()
         if f.is_file() and f.suffix in SIDE_SUFFIXES and not f.name.endswith(".index.json")
-        and f.name not in (TRACKER, "metadata.json") and f.stat().st_size <= limits.SIDE_FILE
+        and f.name not in (TRACKER, "metadata.json", file_digests.NAME) and f.stat().st_size <= limits.SIDE_FILE
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from qwen3vl_core import limits
+from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import foreign_names, lora_merge, torch_dist
 from qwen3vl_core.checkpoint.hf import HFReader, is_hf_folder, pickled_weights, side_files
 from qwen3vl_core.checkpoint.model_source import NOT_WEIGHTS, ModelSource, describe, listed, problems
@@ -23,7 +23,7 @@ from qwen3vl_core.checkpoint.saved_arguments import read_arguments
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import read_small, write_text
-from qwen3vl_core.formats import quantity
+from qwen3vl_core.formats import printable, quantity
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.peft_folder import WEIGHTS, is_peft_folder, read_config
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, PLAN, STATE
@@ -151,11 +151,21 @@ def _side(report: InspectReport, folder: Path) -> Architecture | None:
     return architecture
 
 
+def digest_problems(folder: Path) -> list[str]:
+    """A line for the first file that is not what a conversion has written, by its length, or where it is small by its content."""
+    try:
+        problem = file_digests.quick_problem(folder)
+    except (ValueError, OSError) as error:
+        problem = str(error)
+    advice = f"copy or convert it again, or remove {file_digests.NAME} if it was changed on purpose"
+    return [f"{folder}: {problem}; {advice}"] if problem is not None else []
+
+
 def inspect_hf(folder: Path) -> InspectReport:
     """The report of a folder with safetensors."""
     report = InspectReport(str(folder), "Hugging Face model")
     reader = HFReader(folder, strict=False)
-    report.problems += reader.problems
+    report.problems += reader.problems or digest_problems(folder)
     report.files = len({entry.file for entry in reader.entries.values()})
     _count(report, ((name, entry.shape, entry.dtype) for name, entry in reader.entries.items()))
     architecture = _side(report, folder)
@@ -187,6 +197,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     matches = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
     report.iterations = sorted(int(match[1]) for match in matches if match)
     architecture = _side(report, checkpoint.root)
+    report.problems += digest_problems(checkpoint.root) if checkpoint.root != checkpoint.data else []
     reader = None
     try:
         reader = torch_dist.RegionReader(checkpoint.data)
@@ -308,7 +319,7 @@ def run(options: InspectOptions) -> None:
     report = inspect(path)
     if options.json:
         write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(report), indent=2) + "\n")
-    print("\n".join(report.rows()))
+    print(printable("\n".join(report.rows())))
     if report.problems:
         count = len(report.problems)
         raise WorkError(f"{path}: {count} problem{'s' if count > 1 else ''}, listed above")

@@ -151,7 +151,7 @@ class RegionReader:
         self.data = data
         self._lock = shared_lock(data)
         self._digests = read_digests(data) if check else None
-        self._checked: set[tuple[str, int]] = set()
+        self._checker = file_digests.Checker(self._digests)
         if self._digests is not None:
             small = {name: digest for name, digest in self._digests.items() if not name.endswith(SHARDS)}
             problem = file_digests.problem(data, small) or file_digests.sizes_problem(data, self._digests)
@@ -203,21 +203,8 @@ class RegionReader:
 
     def _check(self, file: Path, begin: int, count: int) -> None:
         """Compare the chunks that hold these bytes with their digests, each once. Raises DamagedError."""
-        known = (self._digests or {}).get(file.name)
-        if known is None or not count:
-            return
-        wanted = [(file.name, i) for i in range(begin // file_digests.CHUNK, (begin + count - 1) // file_digests.CHUNK + 1)]
-        missing = [item for item in wanted if item not in self._checked]
-        if not missing:
-            return
-        with open(file, "rb") as stream:
-            for item in missing:
-                if item[1] >= len(known[1]) or file_digests.crc_at(stream.fileno(), item[1]) != known[1][item[1]]:
-                    raise DamagedError(
-                        f"{file}: differs from what was written, from byte {item[1] * file_digests.CHUNK} on; copy the checkpoint again, "
-                        "or use the one before it"
-                    )
-                self._checked.add(item)
+        if (problem := self._checker.problem(file, begin, count)) is not None:
+            raise DamagedError(f"{file}: {problem}; copy the checkpoint again, or use the one before it")
 
     def bytes_of(self, stored: StorageInfo) -> bytearray:
         """The record at one location, as it was saved."""

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import qwen3vl_core
+from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.data import hubs
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, to_disk, tree_to_disk, write_text
@@ -172,7 +173,7 @@ def _fetch(options: DownloadOptions, request: dict[str, Any], folder: Path, targ
         _check_files(files, listed["files"], options)
         total = sum(files.values())
         need_space(target, max(0, total - _bytes_on_disk(folder)), options.kind)
-        record = request | {"commit": str(listed["commit"]), "address": listed["address"], "files": files}
+        record = request | {"commit": str(listed["commit"]), "address": without_secrets(str(listed["address"])), "files": files}
         write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
         _send(client, {"go": True})
         with Progress("download", total=total, unit="B") as progress, _watched(folder, total, progress):

@@ -13,7 +13,7 @@ from qwen3vl_core.files import absolute_path
 from qwen3vl_core.layout.torchrun_command import TRAINING_MODULE
 from qwen3vl_core.options import FinetuneOptions, options_of, shell_line, to_arguments, to_mapping
 from qwen3vl_core.problems import Problem
-from qwen3vl_core.run_record import PLAN, VERSION
+from qwen3vl_core.run_record import PLAN, TORCHRUN, VERSION
 
 HEADER = "# Made by qwen3vl plan --emit {kind}: {layout}."
 PORT = 23456
@@ -55,7 +55,7 @@ def _torchrun(options: FinetuneOptions, nodes: str, rank: str, gpus_per_node: in
 
     def run(port: str) -> str:
         return (
-            f"python -m torch.distributed.run --nnodes {nodes} --node-rank {rank} --nproc-per-node {gpus_per_node} "
+            f"python -m {TORCHRUN} --nnodes {nodes} --node-rank {rank} --nproc-per-node {gpus_per_node} "
             f'--master-addr {address} --master-port {port} --max-restarts 0 -m {TRAINING_MODULE} "$RUN_DIR"'
         )
 

@@ -15,6 +15,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.gpus import visible
 from qwen3vl_core.options import FinetuneOptions, options_of
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.run_record import TORCHRUN
 
 TRAINING_MODULE = "qwen3vl_core.training"
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -146,6 +147,6 @@ def training_command(options: FinetuneOptions, run_dir: Path) -> list[str]:
     else:
         address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--nproc-per-node", str(each),
+        sys.executable, "-m", TORCHRUN, "--nnodes", str(nodes), "--nproc-per-node", str(each),
         "--max-restarts", "0", *address, "-m", TRAINING_MODULE, str(run_dir),
     ]  # fmt: skip

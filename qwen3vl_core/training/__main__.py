@@ -11,6 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError, error_lines
 from qwen3vl_core.training.plan_loading import read_options
 from qwen3vl_core.training.run_lock import end_forked_with_parent, end_with_parent
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except Exception:
         # users look for the reason in the run's log
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="", flush=True)
         return EXIT_FAILED
 
 

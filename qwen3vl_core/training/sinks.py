@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.sink_packages import NAMES
 from qwen3vl_core.options import FinetuneOptions, to_mapping
@@ -99,4 +100,4 @@ class Sinks:
 
 
 def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    return without_secrets(next(iter(str(error).strip().splitlines()), type(error).__name__))[:200]

@@ -244,3 +244,56 @@ def test_replaced_and_unreadable_files_are_named(tmp_path):
     assert shares[0] is None and f"between bytes {file_digests.CHUNK} and {file_digests.CHUNK + 5}" in shares[1]
     (tmp_path / "a.distcp").unlink()
     assert "a.distcp: No such file" in file_digests.problem(tmp_path, digests)
+
+
+def test_a_check_in_the_background_says_how_far_it_is_and_what_it_found(trained, tmp_path, capsys):
+    from console import commands
+    from tests.console.runs.jobs import until
+
+    run = copy_of(trained, tmp_path / "runs" / "0001-finetune")
+    sign_of_second_moment(run / "checkpoints" / NEW)
+    words = ["check", "1", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(RequestError, match="add --read-data, or leave --background out"):
+        commands.runs([*words, "--background"])
+    assert commands.runs([*words, "--read-data", "--background"]) == 0
+    state = until(lambda: (json.loads(file.read_text()) if (file := run / "check.json").exists() else {}).get("done") and file)
+    found = json.loads(state.read_text())
+    assert found["read"] == found["total"] - sum((run / "checkpoints" / name / "digests.json").stat().st_size for name in (OLD, NEW))
+    assert [(item["step"], bool(item["problem"])) for item in found["checkpoints"]] == [(2, False), (4, True)]
+    capsys.readouterr()
+    assert commands.runs(words) == 0, "the quick check reads no tensors"
+    assert f"every byte: DAMAGED: {NEW}: " in capsys.readouterr().out
+
+
+def test_conversions_have_digests_that_their_readers_compare(tmp_path, capsys):
+    """Both ways: a flipped bit of a weight, another length and a changed small file are named by convert, inspect and runs check."""
+    from console import commands
+    from console.runs.store import RunStore
+
+    small = run_ranks(1, runs.small_model, tmp_path / "small")[0]
+    targets = [tmp_path / "mcore", tmp_path / "hf"]
+    for source, target in zip((small, targets[0]), targets, strict=True):
+        assert main(["convert", str(source), str(target)]) == 0
+        assert main(["inspect", str(target)]) == 0
+        data = target / "release" if (target / "release").exists() else target
+        weights = max((f for f in data.iterdir() if f.suffix in (".distcp", ".safetensors")), key=lambda f: f.stat().st_size)
+        run = RunStore(tmp_path / "runs").create("convert", {"target": str(target)}, ["true"])
+        check = ["check", run.id, "--read-data", "--runs", str(tmp_path / "runs")]
+        assert commands.runs(check) == 0
+        flip(weights, 8 * (weights.stat().st_size // 2) + 5)
+        assert main(["convert", str(target), str(tmp_path / "again")]) == 2
+        assert "differs from what was written" in capsys.readouterr().err and not (tmp_path / "again").exists()
+        assert commands.runs(check) == 1 and "DAMAGED" in capsys.readouterr().out
+        flip(weights, 8 * (weights.stat().st_size // 2) + 5)
+        assert commands.runs(check) == 0
+        config = target / "config.json"
+        text = config.read_text()
+        config.write_text(text + " ")
+        assert main(["inspect", str(target)]) == 1 and "config.json has" in capsys.readouterr().out
+        config.write_text(text)
+        with open(weights, "ab") as file:
+            file.write(b"x")
+        assert main(["inspect", str(target)]) == 1 and "were written" in capsys.readouterr().out
+        os.truncate(weights, weights.stat().st_size - 1)
+        assert main(["inspect", str(target)]) == 0
+    assert not (targets[1] / "digests.json").samefile(targets[0] / "digests.json")

@@ -10,6 +10,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout import torchrun_command
 from qwen3vl_core.layout.torchrun_command import Cluster, free_port, process_count, training_command
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.run_record import TORCHRUN
 
 NODE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "KUBERNETES_CONTAINER_RESOURCE_GPU": "8"}
 
@@ -66,7 +67,7 @@ def test_a_layout_that_does_not_fit_the_nodes_is_refused(cluster):
 
 
 def test_restarts_are_left_to_the_supervisor(tmp_path):
-    assert "torch.distributed.run" not in training_command(FinetuneOptions(nproc=1, max_restarts=3), tmp_path)
+    assert TORCHRUN not in training_command(FinetuneOptions(nproc=1, max_restarts=3), tmp_path)
     words = training_command(FinetuneOptions(nproc=2, max_restarts=3), tmp_path)
     assert words[words.index("--max-restarts") + 1] == "0" and words[words.index("--nproc-per-node") + 1] == "2"
 

@@ -171,7 +171,7 @@ def test_the_script_of_several_nodes_writes_one_complete_plan(capsys, data, tmp_
     _, out, _ = plan(capsys, "--load", BASE, "--train-data", data, "--global-batch-size", "16", "--gpus", "16", "--emit", "sh")
     script = tmp_path / "job.sh"
     # everything but the training itself
-    script.write_text(out.replace("exec python -m torch.distributed.run", "exec echo"))
+    script.write_text(out.replace("exec python -m qwen3vl_core.training.torchrun", "exec echo"))
     run_dir = tmp_path / "runs" / "one"
     nodes = {"WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "23456", "RUN_DIR": str(run_dir), "PATH": "/usr/bin:/bin"}
     for rank in ("0", "1"):

@@ -33,6 +33,7 @@ from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import UNFINISHED, check_target, need_space, write_text
+from qwen3vl_core.formats import printable
 from qwen3vl_core.options import PrepareOptions, options_of
 from qwen3vl_core.progress import Progress
 
@@ -78,7 +79,7 @@ def run(options: PrepareOptions) -> None:
         _check_shard_size(samples, options.shard_size)
         with dataset_made_whole(target) as building:
             summary = _build(building, target, samples, counts, options, record_file.kind, refused, workers)
-    print("\n".join([report.table(summary, target), *(f"  {note}" for note in record_file.notes)]))
+    print(printable("\n".join([report.table(summary, target), *(f"  {note}" for note in record_file.notes)])))
 
 
 def parse_split(text: str) -> tuple[float, float, float]:

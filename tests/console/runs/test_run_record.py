@@ -9,6 +9,7 @@ import sys
 
 from console.runs import launch, plan_record
 from qwen3vl_core.options import ConvertOptions, FinetuneOptions
+from qwen3vl_core.run_record import TORCHRUN
 from tests.console.runs.jobs import ROOT, job
 
 
@@ -70,7 +71,7 @@ def test_the_command_of_a_kind_is_the_one_a_user_types(tmp_path):
 def test_a_resumed_torchrun_gets_a_port_that_is_free_now(store):
     options = FinetuneOptions(load="l", train_data="d", nproc=2)
     run = store.create("finetune", options)
-    assert "torch.distributed.run" in run.command
+    assert TORCHRUN in run.command
     port = run.command.index("--master-port") + 1
     # the same words for a program that only says them, and fails the first time
     words = [*job("print(sys.argv[1:]); sys.exit((here / 'ok').exists() - 1)"), *run.command[1:]]

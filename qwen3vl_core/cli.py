@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request was invalid (one line that 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -15,6 +16,7 @@ from qwen3vl_core import log_lines
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError, error_lines
+from qwen3vl_core.files import disk_full
 from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import RUN_VARIABLE
 
@@ -70,6 +72,15 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
         _say(f"{error.filename}: permission denied; choose a folder that you may write to", log_lines.UNEXPECTED)
         return EXIT_REQUEST
     except Exception as error:
+        if (failed := disk_full(error)) is not None:
+            _say(f"{failed.filename or 'a file'}: the disk is full; free some space and run the command again", log_lines.WORK_FAILED)
+            return EXIT_FAILED
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            _say(
+                f"{error.filename or 'a file'}: the disk failed ({error.strerror}); see dmesg, and run the command again",
+                log_lines.WORK_FAILED,
+            )
+            return EXIT_FAILED
         _say(f"{type(error).__name__}: {error}; run again with --debug for the traceback", log_lines.UNEXPECTED)
         return EXIT_FAILED
 

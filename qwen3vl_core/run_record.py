@@ -24,7 +24,7 @@ RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 
 PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log"
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
-RESERVE, OLD_LOG, CHECK = "reserve", "output.log.1", "check.json"
+RESERVE, OLD_LOG, CHECK, NODES = "reserve", "output.log.1", "check.json", "nodes.json"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
 PROFILE = "profile.json"
@@ -45,6 +45,7 @@ FILES = {
     TRAINING_LOCK: "locked by rank 0 of the training while it is alive",
     RESERVE: "some bytes that the supervisor gives free to write the last state on a full disk",
     CHECK: "of a check in the background: how far it is, and what it has found",
+    NODES: "of a training on several machines: which of them still answer",
     STOP: "asks the supervisor to stop the run; empty, or the seconds until SIGKILL",
     SAVE: "empty; asks the supervisor of a finetune to save a checkpoint",
     METRICS_FILE: "metrics and events of a finetune, one JSON object per line",
@@ -71,6 +72,15 @@ def rank_file(rank: int) -> str:
 def skipped_file(rank: int) -> str:
     """The file of one data-parallel rank: `skipped.jsonl` for the first, `skipped-3.jsonl` for another."""
     return SKIPPED if rank == 0 else SKIPPED.replace(".", f"-{rank}.")
+
+
+def node_text(entry: Mapping[str, Any]) -> str:
+    """`node 1 (host, ranks 8 to 15) has not answered for 40 s: …`, of an entry of nodes.json."""
+    first, count, quiet = entry.get("first_rank"), entry.get("ranks"), entry.get("quiet")
+    ranks = f"ranks {first} to {first + count - 1}" if isinstance(first, int) and isinstance(count, int) and count else "no rank of it yet"
+    since = f"{quiet:.0f}" if isinstance(quiet, int | float) else "?"
+    who = f"node {entry.get('node')} ({entry.get('host') or 'unknown host'}, {ranks})"
+    return f"{who} has not answered for {since} s: its machine or network is down, or its processes are stopped"
 
 
 def checkpoint_step(folder: str) -> int | None:
@@ -228,6 +238,13 @@ CHECK_FIELDS = {
     "checkpoints": Field("list of objects", "{step, path, bytes, problem, unknown} of each that is compared"),
     "done": Field("boolean", "whether all are compared"),
 }
+NODES_FIELDS = {
+    "v": Field("integer", "version of the record"),
+    "time": Field("number", "Unix seconds; rank 0 writes the file every few seconds"),
+    "nodes": Field("list of objects", "{node, host, first_rank, ranks, quiet} of each machine; quiet: seconds since it last answered"),
+}
+SILENT_SECONDS = 30.0
+"""A machine that has not answered for this long is named."""
 RANK_FIELDS = {
     "v": Field("integer", "version of the record"),
     "rank": Field("integer", "of the process in the run"),

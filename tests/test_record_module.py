@@ -31,6 +31,7 @@ FIELDS = {
     "Events": run_record.EVENT_FIELDS,
     "ranks": run_record.RANK_FIELDS,
     "check.json": run_record.CHECK_FIELDS,
+    "nodes.json": run_record.NODES_FIELDS,
     "samples.jsonl": run_record.SAMPLE_FIELDS,
     "comparison.json": run_record.COMPARISON_FIELDS,
     "votes.json": run_record.VOTES_FIELDS,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Unpack, cast
 
 from console.runs import log_rotation, processes
-from console.runs.outcome import Attempt, Outcome, Saves, record_restart
+from console.runs.outcome import Attempt, Outcome, Saves, record_restart, silent_nodes
 from console.runs.stall import StallWatch, least_seconds
 from console.runs.state import read_json, write_json
 from qwen3vl_core import log_lines
@@ -223,6 +223,8 @@ class Supervisor:
         quiet = self.saves.quiet_seconds()
         stall.look(busy=quiet is not None and quiet < TICK_SECONDS)
         line, known = stall.stalled(), self.state.get("stalled")
+        if line and (silent := silent_nodes(self.run_dir, self.attempt.began)):
+            line = f"{line}; {silent}"
         if bool(line) == bool(known) and (not line or time.monotonic() < self.said_stalled + STALL_LINE_SECONDS):
             return
         self.said_stalled = time.monotonic()

@@ -11,9 +11,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from console.runs.state import read_json
 from console.runs.tail import end_of, last_rows
 from qwen3vl_core.errors import EXIT_REQUEST
-from qwen3vl_core.run_record import CHECKPOINTS, DONE, EVENT, ITERATION, LOG, METRICS_FILE, RESTART, STOPPED, TRAIN, VERSION
+from qwen3vl_core.run_record import (
+    CHECKPOINTS,
+    DONE,
+    EVENT,
+    ITERATION,
+    LOG,
+    METRICS_FILE,
+    NODES,
+    RESTART,
+    SILENT_SECONDS,
+    STOPPED,
+    TRAIN,
+    VERSION,
+    node_text,
+)
 
 LOOKED_AT = 256 << 10
 """Bytes at the end of the metrics and of the log that are read."""
@@ -43,7 +58,7 @@ class Attempt:
         """total: steps of a finetune; None for other kinds, which are judged by their exit code."""
         self.run_dir, self.total = run_dir, total
         self._metrics, self._log = _size(run_dir / METRICS_FILE), _size(run_dir / LOG)
-        self._kills = oom_kills()
+        self._kills, self.began = oom_kills(), time.time()
 
     def outcome(self, exit_code: int | None, stopping: bool, error: str | None = None) -> Outcome:
         """The end of the attempt. stopping: the supervisor was asked to stop. error: of the supervisor itself."""
@@ -63,6 +78,8 @@ class Attempt:
             who = ""
         else:
             who = f"rank {rank} (process {pid}) "
+        if error is None and (silent := silent_nodes(self.run_dir, self.began)):
+            return Outcome("failed", silent, by_signal=True)
         signalled = _signal_text(who, code, oom_kills() - self._kills) if error is None and code is not None else None
         return Outcome("failed", error or signalled, refused=code == EXIT_REQUEST, by_signal=signalled is not None and code != exit_code)
 
@@ -91,6 +108,16 @@ class Attempt:
             if int(match[2]) < 0 and int(match[2]) != -signal.SIGTERM:
                 rank, code, pid = map(int, match.groups())
         return rank, code, pid
+
+
+def silent_nodes(run_dir: Path, since: float) -> str:
+    """One line about the machines that have stopped answering, as the attempt that began at `since` has written; else empty."""
+    record = read_json(run_dir / NODES)
+    when, nodes = record.get("time"), record.get("nodes")
+    if not isinstance(when, int | float) or when < since or not isinstance(nodes, list):
+        return ""
+    found = [entry for entry in nodes if isinstance(entry, dict) and isinstance(entry.get("quiet"), int | float)]
+    return "; ".join(node_text(entry) for entry in found if entry["quiet"] >= SILENT_SECONDS)
 
 
 def _signal_text(who: str, code: int, kills: int) -> str | None:

@@ -116,7 +116,7 @@ def metrics_table(columns: Iterable[Column], width: int | None = None) -> list[s
     rows = [("METRIC", "STEPS", "LAST STEP", "LAST", "LOWEST", "HIGHEST")]
     for name, steps, values in columns:
         finite = values[values == values]  # without NaN
-        last = number(values[-1].item()) if len(values) else "–"
+        last = number(values[-1].item()) if len(values) and values[-1] == values[-1] else "–"
         ends = (number(finite.min().item()), number(finite.max().item())) if len(finite) else ("–", "–")
         rows.append((plain(name), f"{len(steps):,}", f"{steps[-1]:,}" if len(steps) else "–", last, *ends))
     return _columns(rows, width, right=(1, 2, 3, 4, 5))

@@ -247,13 +247,13 @@ def run(options: ConvertOptions) -> None:
     with atomic_folder(target, what="conversion") as folder:
         started = time.monotonic()
         report.bytes = write_megatron(source, folder, layout, caster) if to_megatron else write_hf(source, folder, caster)
-        for written_to in (folder / RELEASE, folder) if to_megatron else (folder,):
-            file_digests.add(written_to)
         report.seconds = round(time.monotonic() - started, 3)
         if options.verify:
             converted = open_source(folder)
             report.verified = compare(source, converted, caster)
             report.forward = forward_parity(source, converted, caster.dtype)
+        for written_to in (folder / RELEASE, folder) if to_megatron else (folder,):
+            file_digests.add(written_to)
     _report(report, options.report)
 
 

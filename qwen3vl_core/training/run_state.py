@@ -29,6 +29,7 @@ from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import AT_CHECKPOINT, AT_START, CHECKPOINTS, METRICS_FILE, TENSORBOARD
 from qwen3vl_core.sizes import Architecture
+from qwen3vl_core.training import node_watch
 from qwen3vl_core.training.guard import Guard, Learned
 from qwen3vl_core.training.metrics import Metrics, StepLine
 from qwen3vl_core.training.rank_progress import RankProgress
@@ -119,6 +120,7 @@ class RunState:
         self.is_rank_0 = torch.distributed.get_rank() == 0
         self.progress = RankProgress(run_dir, torch.distributed.get_rank())
         self.progress.note(0, AT_START)
+        self.node_watch = node_watch.started(run_dir)
         self.lock = RunLock(run_dir) if self.is_rank_0 else None
         self.source: ModelSource = open_source(options.load, option="--load")
         judge(

@@ -32,7 +32,7 @@ def _local_store(host: str, port: int, world_size: int, is_master: bool, timeout
 def run(arguments: list[str]) -> None:
     """torchrun with these arguments."""
     if get_args_parser().parse_args(arguments).nnodes == "1":
-        static_tcp_rendezvous.TCPStore = _local_store
+        static_tcp_rendezvous.TCPStore = _local_store  # type: ignore[assignment,misc]
     main(arguments)
 
 

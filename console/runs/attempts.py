@@ -366,6 +366,9 @@ class Supervisor:
         with contextlib.suppress(OSError):
             if shutil.disk_usage(self.run_dir).free > RESERVE_BYTES:
                 (self.run_dir / RESERVE).unlink(missing_ok=True)
+            elif ended.status == "failed" and not ended.error:
+                # what the processes said of it did not fit into the log
+                ended = Outcome("failed", f"the disk of {self.run_dir.parent} is full; free some space and resume the run")
         self.finish(status=ended.status, exit_code=self.exit_code, error=ended.error, stalled=None)
 
 

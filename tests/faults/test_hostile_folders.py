@@ -94,7 +94,7 @@ def test_what_a_run_writes_goes_through_no_link(run, tmp_path):
     for name in ("state.json.tmp", "plan.json.tmp", "stop.tmp"):
         (run.path / name).symlink_to(other)
     launch.start(run)
-    assert launch.wait(run, 60) == "failed", "true makes no steps"
+    assert launch.wait(run, 60) == "done"
     assert other.read_text() == "mine" and not (run.path / "state.json").is_symlink()
 
 

@@ -95,7 +95,7 @@ def read(folder: Path) -> dict[str, Digest] | None:
         raise ValueError(f"{NAME} is damaged ({str(error)[:80]})") from None
 
 
-class Checker:
+class DigestChecker:
     """Compares what is read of a folder's files with their digests, each chunk once. Several threads may use it at once."""
 
     def __init__(self, digests: Mapping[str, Digest] | None) -> None:

@@ -92,7 +92,7 @@ def start(run: Run) -> None:
     environment = os.environ | {"PYTHONPATH": plan_record.python_path(os.environ.get("PYTHONPATH", ""))}
     try:
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "console.runs.check", str(run.path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-P", "-m", __name__, str(run.path)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
         ).returncode = 0  # fmt: skip
     except OSError as error:

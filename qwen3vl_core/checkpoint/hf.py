@@ -96,7 +96,7 @@ class HFReader:
         self.problems: list[str] = []
         self._strict = strict
         self._files = FileReader()
-        self._checker = file_digests.Checker(self._read_digests())
+        self._checker = file_digests.DigestChecker(self._read_digests())
         for file, expected in self._weight_files().items():
             try:
                 header = read_header(file)

@@ -151,7 +151,7 @@ class RegionReader:
         self.data = data
         self._lock = shared_lock(data)
         self._digests = read_digests(data) if check else None
-        self._checker = file_digests.Checker(self._digests)
+        self._checker = file_digests.DigestChecker(self._digests)
         if self._digests is not None:
             small = {name: digest for name, digest in self._digests.items() if not name.endswith(SHARDS)}
             problem = file_digests.problem(data, small) or file_digests.sizes_problem(data, self._digests)

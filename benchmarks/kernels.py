@@ -184,16 +184,39 @@ def weight_gradients(tokens: int = ROW, trained: int = 2048, vocabulary: int = 1
 A3B = (ROW, 8, 128, 2048, 768)
 
 
+def _routing(tokens: int, chosen: int, experts: int) -> tuple[Tensor, Tensor]:
+    """(scores in bf16, bool map), both [tokens, experts], by random routing."""
+    torch.manual_seed(1)
+    scores = torch.rand(tokens, experts, device="cuda")
+    routing_map = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(chosen, dim=1).indices, True)
+    return scores.to(torch.bfloat16).requires_grad_(), routing_map
+
+
 def _routed(tokens: int, chosen: int, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """(token of each row, places of each token's rows, where the rows of each expert end), by random routing."""
     from qwen3vl_core.model.experts import LocalDispatcher
 
-    torch.manual_seed(1)
-    scores = torch.rand(tokens, experts, device="cuda")
-    routing_map = torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(chosen, dim=1).indices, True)
+    scores, routing_map = _routing(tokens, chosen, experts)
     dispatcher = LocalDispatcher(chosen)
     dispatcher.dispatch_preprocess(torch.zeros(tokens, 1, 8, device="cuda", dtype=torch.bfloat16), routing_map, scores)
     return dispatcher.token, dispatcher.places, dispatcher.ends
+
+
+def expert_order(tokens: int, chosen: int, experts: int, hidden: int, ffn: int) -> Case:
+    """The order of tokens by their experts, with PyTorch's sorting."""
+    from qwen3vl_core.model.experts import LocalDispatcher
+    from qwen3vl_core.model.kernels import expert_order as module
+
+    scores, routing_map = _routing(tokens, chosen, experts)
+    dispatcher = LocalDispatcher(chosen)
+
+    def replaced(scores: Tensor) -> tuple[Tensor]:
+        return (dispatcher._sort(routing_map.t().flip(0), scores),)
+
+    # the map is read, its prefix sum written and read twice, rows and places written; backward reads both and writes the gradient
+    pairs, rows = tokens * experts, tokens * chosen
+    moved = pairs * (1 + 3 * 4) + rows * (8 + 8 + 2), pairs * (1 + 4 + 2) + rows * 2
+    return Case(lambda x: (module.order(x, routing_map, 0, experts, chosen)[0],), replaced, [scores], moved, layers=48)
 
 
 def expert_rows(tokens: int, chosen: int, experts: int, hidden: int, ffn: int) -> Case:
@@ -282,6 +305,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "swiglu": swiglu,
     "cross_entropy": cross_entropy,
     "weight_gradients": weight_gradients,
+    "expert_order": lambda: expert_order(*A3B),
     "expert_rows": lambda: expert_rows(*A3B),
     "expert_swiglu": lambda: expert_swiglu(*A3B),
     "expert_gradients": lambda: expert_gradients(*A3B),
@@ -293,6 +317,7 @@ SWEEPS: dict[str, tuple[str, dict[tuple[str, ...], Sequence[object]]]] = {
     "qk_rope, vision": ("qk_rope", _QK),
     "swiglu": ("swiglu", {("BLOCK",): (512, 1024, 2048), ("WARPS",): (4, 8)}),
     "cross_entropy": ("cross_entropy", {("BLOCK",): (4096, 8192, 16384), ("WARPS",): (4, 8, 16)}),
+    "expert_order": ("expert_order", {("TOKENS",): (8, 16, 32), ("WARPS",): (2, 4, 8)}),
     "expert_rows": ("expert_rows", {("WARPS",): (2, 4, 8)}),
     "expert_swiglu": ("expert_swiglu", {("WARPS",): (2, 4, 8)}),
     "expert_gradients": ("expert_gradients", {("BLOCK_IN",): (128, 256), ("WARPS",): (4, 8), ("STAGES",): (3, 4)}),

@@ -153,6 +153,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "does not fit on this machine: {processes} processes pin {each:g} GiB each, {needed:g} GiB in all, of its {memory:g} GiB",
         "offload less, use more machines, or train adapters (--lora-rank 16)",
     ),
+    "optimizer-not-split": (
+        "{ranks} ranks keep and update the same optimizer state; if they split it, a GPU needs {gib:g} GiB less", "",
+    ),
     "longer-rows-faster": ("longer packed rows would be about {percent} % faster, as measured", ""),
     # plan files
     "no-such-plan": ("no such file", "qwen3vl plan --save writes one"),

@@ -35,6 +35,8 @@ from qwen3vl_core.sizes import Architecture, size_of, size_problem
 DEFAULT_MEMORY = CARDS[80]
 """GiB of the GPU that is assumed where there is none."""
 HOST = "host-does-not-fit"
+WORTH_SPLITTING = 0.5
+"""GiB of a GPU from which a plan names a distributed optimizer."""
 WORTH_SAYING = 0.05
 """Gain of longer packed rows from which a plan names them."""
 
@@ -221,11 +223,26 @@ def judge(
         return verdict
     if here and options.env == "dsw" and (beyond_host := _host_problem(estimate, verdict.gpus)):
         verdict = replace(verdict, warnings=(*verdict.warnings, beyond_host))
+    notes = _split_optimizer(estimate, options, architecture, verdict.gpus, vision_tokens, on)
     if estimate.fits:
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
-        return replace(verdict, estimate=estimate, notes=longer)
+        return replace(verdict, estimate=estimate, notes=(*notes, *longer))
     needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
-    return replace(verdict, estimate=estimate, gpus_needed=needed, warnings=(*verdict.warnings, _too_big(estimate, needed)))
+    return replace(verdict, estimate=estimate, gpus_needed=needed, notes=notes, warnings=(*verdict.warnings, _too_big(estimate, needed)))
+
+
+def _split_optimizer(
+    estimate: Estimate, options: FinetuneOptions, a: Architecture, gpus: int, vision_tokens: int, machine: Machine
+) -> tuple[Problem, ...]:
+    """What a GPU holds less if the data parallel ranks split the optimizer's state, which each updates whole without."""
+    split = replace(options, distributed_optimizer=True)
+    if options.distributed_optimizer or next(layout_problems(split, a, gpus), None) is not None:
+        return ()
+    saved = estimate.peak_gib - round(memory.fullest(memory.estimate(split, a, gpus, vision_tokens, machine)).total / GIB, 2)
+    if saved < WORTH_SPLITTING:
+        return ()
+    ranks = gpus // (options.tp * options.pp)
+    return (Problem("optimizer-not-split", rule={"ranks": ranks, "gib": round(saved, 1)}, remedies=({"distributed_optimizer": True},)),)
 
 
 def _longer_rows(

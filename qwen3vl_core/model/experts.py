@@ -112,15 +112,27 @@ class LocalDispatcher:
     def dispatch_preprocess(self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """hidden_states [s, b, h]; routing_map bool and probs [t, experts], `topk` experts a token -> [t * topk, h] and [t * topk]."""
         self.shape = hidden_states.shape
-        tokens, experts = routing_map.shape
-        by_expert = routing_map.t().flip(0)
+        return self._sorted(hidden_states.reshape(len(routing_map), -1), routing_map, probs, slice(0, routing_map.shape[1]))
+
+    def _sorted(self, states: Tensor, routing_map: Tensor, probs: Tensor, experts: slice) -> tuple[Tensor, Tensor]:
+        """Rows and probabilities of the experts of this rank, for states [t, h]; notes their order."""
+        if enabled("expert_order", states):
+            from qwen3vl_core.model.kernels.expert_order import order
+
+            chances, *found = order(probs, routing_map, experts.start, experts.stop - experts.start, self.topk)
+            self.token, self.places, self.ends = found
+        else:
+            chances = self._sort(routing_map[:, experts].t().flip(0), probs[:, experts])
+        return _Rows.apply(states, self.token, self.places, self.ends, self.full), chances
+
+    def _sort(self, by_expert: Tensor, probs: Tensor) -> Tensor:
+        """by_expert bool [experts, t], from the last expert to the first, probs [t, experts]; returns the rows' probabilities."""
+        experts, tokens = by_expert.shape
         pairs = torch.nonzero_static(by_expert, size=tokens * self.topk)
         self.token = pairs[:, 1].contiguous()
         self.places = torch.argsort(self.token, stable=True).view(tokens, self.topk)
         self.ends = by_expert.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        chosen = self.token * experts + (experts - 1 - pairs[:, 0])
-        rows = _Rows.apply(hidden_states.reshape(tokens, -1), self.token, self.places, self.ends, self.full)
-        return rows, probs.reshape(-1).gather(0, chosen)
+        return probs.reshape(-1).gather(0, self.token * experts + (experts - 1 - pairs[:, 0]))
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Every expert is on this rank."""
@@ -160,12 +172,13 @@ class GatheringDispatcher(LocalDispatcher):
     def dispatch_preprocess(self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """hidden_states [s, b, h], routing_map bool and probs [s * b, experts] of this rank -> [t * topk, h] and [t * topk]."""
         self.shape = hidden_states.shape
-        own = hidden_states.reshape(routing_map.shape[0], -1)
-        states = gather_from_sequence_parallel_region(own, group=self.group)
-        chances = gather_from_sequence_parallel_region(probs, group=self.group)[:, self.experts]
+        own = hidden_states.reshape(len(routing_map), -1)
+        states, chances = (gather_from_sequence_parallel_region(tensor, group=self.group) for tensor in (own, probs))
         routed = routing_map.new_empty(len(states), routing_map.shape[1], dtype=torch.uint8)
         dist.all_gather_into_tensor(routed, routing_map.contiguous().view(torch.uint8), group=self.group)
-        by_expert = routed.view(torch.bool)[:, self.experts].t().flip(0)
+        return self._sorted(states, routed.view(torch.bool), chances, self.experts)
+
+    def _sort(self, by_expert: Tensor, probs: Tensor) -> Tensor:
         experts, tokens = by_expert.shape
         pairs = torch.nonzero_static(by_expert, size=tokens * self.topk, fill_value=0)
         self.ends = by_expert.sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -177,8 +190,8 @@ class GatheringDispatcher(LocalDispatcher):
         places = torch.full((tokens * self.topk + 1,), -1, device=pairs.device)
         places.scatter_(0, torch.where(used, self.token * self.topk + which, tokens * self.topk), number)
         self.places = places[:-1].view(tokens, self.topk)
-        chosen = chances.reshape(-1).gather(0, self.token * experts + (experts - 1 - pairs[:, 0]))
-        return _Rows.apply(states, self.token, self.places, self.ends, self.full), torch.where(used, chosen, 0.0)
+        chosen = probs.reshape(-1).gather(0, self.token * experts + (experts - 1 - pairs[:, 0]))
+        return torch.where(used, chosen, 0.0)
 
     def token_combine(self, hidden_states: Tensor) -> Tensor:
         """Sums over this rank's experts for the tokens of all ranks [t, h] -> those over all experts for its own tokens."""

@@ -76,6 +76,13 @@ EXPERT_SHAPES = [(1024, 8, 64, 1024, 384), (333, 3, 5, 200, 72)]
 
 
 @pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
+def test_the_order_of_tokens_by_their_experts_is_that_of_sorting(shape):
+    case = cases.expert_order(*shape)
+    for ours, theirs in zip(case.both(), case.replaced.both(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", EXPERT_SHAPES, ids=str)
 def test_rows_of_experts_and_their_sums_equal_pytorchs(shape):
     case = cases.expert_rows(*shape)
     (picked, summed), (their_rows, their_sums) = case.both(), case.replaced.both()

@@ -1,6 +1,8 @@
-"""The plan says before a start that an offloaded optimizer does not fit into this machine's memory."""
+"""The plan says before a start that an offloaded optimizer does not fit into this machine's memory, and where ranks could split it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -62,3 +64,19 @@ def test_other_machines_are_not_judged_by_this_one(machine):
     machine(16)
     elsewhere = judge(WHOLE, PlanOptions(gpus=2, memory=140.4), architecture=published("A3B"), disk=False)
     assert elsewhere.fits and not elsewhere.warnings
+
+
+def test_a_plan_names_the_distributed_optimizer_where_ranks_hold_the_same_state():
+    options, a = FinetuneOptions(size="2B", precision="bf16"), published("2B")
+    (note,) = judge(options, PlanOptions(gpus=4, memory=140.4), architecture=a, disk=False).notes
+    # 12 bytes of each weight, three quarters of which are elsewhere
+    assert note.rule["ranks"] == 4 and note.rule["gib"] == pytest.approx(12 * 0.75 * 2_127_532_032 / GIB, abs=0.1)
+    assert "add --distributed-optimizer" in str(note)
+    for changes, gpus in (
+        ({"distributed_optimizer": True}, 4),
+        ({"tp": 4}, 4),
+        ({}, 1),
+        ({"freeze": "vision,projector", "lora_rank": 1}, 4),
+    ):
+        verdict = judge(replace(options, **changes), PlanOptions(gpus=gpus, memory=140.4), architecture=a, disk=False)
+        assert verdict.estimate is not None and not verdict.notes

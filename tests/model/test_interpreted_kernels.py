@@ -299,6 +299,31 @@ def test_gradients_of_experts_are_added_in_fp32(dtype, out, into):
     assert torch.equal(buffer[[0, 2]], unchanged)
 
 
+@pytest.mark.parametrize(("tokens", "experts", "chosen"), [(37, 8, 3), (5, 5, 5), (16, 6, 1)])
+@pytest.mark.parametrize("gathered", [False, True], ids=["every expert", "half of them"])
+def test_the_order_of_tokens_by_their_experts_is_that_of_sorting(monkeypatch, tokens, experts, chosen, gathered):
+    from qwen3vl_core.model import experts as module
+
+    torch.manual_seed(0)
+    routing_map = torch.zeros(tokens, experts, dtype=torch.bool).scatter(1, torch.rand(tokens, experts).topk(chosen, dim=1).indices, True)
+    probs, states = torch.rand(tokens, experts), torch.randn(tokens, 8)
+    own = slice(experts // 2, experts) if gathered else slice(0, experts)
+    results = []
+    for switch in ("interpret", "none"):
+        monkeypatch.setenv(kernels.SWITCH, switch)
+        p = probs.clone().requires_grad_()
+        dispatcher = module.GatheringDispatcher(chosen, range(own.start, own.stop), None) if gathered else module.LocalDispatcher(chosen)
+        rows, chances = dispatcher._sorted(states, routing_map, p, own)
+        used = int(dispatcher.ends[-1])
+        gradient = torch.linspace(1, 2, len(chances))
+        gradient[used:] = float("nan") if switch == "interpret" else 0.0
+        chances.backward(gradient)
+        results.append([rows[:used], chances[:used].detach(), dispatcher.token[:used], dispatcher.places, dispatcher.ends, p.grad])
+    assert used == int(routing_map[:, own].sum())
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype and torch.equal(ours, expected)
+
+
 def test_a_layer_of_experts_with_its_kernels_equals_one_without(monkeypatch):
     """Sorted rows, grouped products, weighted SwiGLU, sums, and gradients in Megatron's buffers."""
     from qwen3vl_core.model.experts import LocalDispatcher, product

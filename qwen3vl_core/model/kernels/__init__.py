@@ -19,6 +19,7 @@ KERNELS = {
     "swiglu": "SwiGLU",
     "cross_entropy": "loss of each token",
     "weight_gradients": "gradient of embeddings and output layer, added in place",
+    "expert_order": "order of tokens by their experts",
     "expert_rows": "rows of tokens for their experts, and their sums",
     "expert_swiglu": "SwiGLU of experts, weighted by probabilities",
     "expert_gradients": "weight gradients of experts, added in place",

@@ -13,6 +13,7 @@ from qwen3vl_core import __version__
 from qwen3vl_core.argument_parser import Parser, read_problems
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.layout.init_adapter import with_adapter
 from qwen3vl_core.layout.resuming import completed
 from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.locations import DEFAULT_DEMO, DEFAULT_RUNS, runs_directory
@@ -153,7 +154,7 @@ def run_work(name: str, values: dict[str, Any]) -> int:
     failed = {problem.option for problem in problems}
     problems += [problem for problem in missing_values(options) if problem.option not in failed]
     if name == "finetune" and not problems:
-        options = completed(options)
+        options = with_adapter(completed(options))
     if name == "finetune":
         # reported here, and not in the log of a run that cannot start
         judge(options, problems=problems).require_valid()

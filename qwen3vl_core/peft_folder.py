@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class BaseMissing(RequestError):
+    """The model that adapters were trained beside is not on this machine."""
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -39,6 +44,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def number_of(config: dict[str, Any], name: str, pattern: str, module: str, folder: Path) -> float:
+    """A number of the configuration, which may have another one for some modules under `pattern`. Raises RequestError without one."""
+    patterns = config.get(pattern) or {}
+    own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get(name))
+    if not isinstance(own, int | float) or not own > 0:
+        raise RequestError(f"{folder}: adapter_config.json has no {name}; copy the adapter again")
+    return float(own)
+
+
 def base_folder(folder: Path, config: dict[str, Any], base: str | None = None) -> Path:
     """The model that an adapter was trained beside: `base` where given, else what the configuration names, as a folder or as the name
     of a model in Hugging Face's cache. Raises RequestError where it is not on this machine."""
@@ -51,9 +65,11 @@ def base_folder(folder: Path, config: dict[str, Any], base: str | None = None) -
         what = (
             f"the model that it was trained beside, {named}, is not on this machine" if named else "it does not say which model it is for"
         )
-        raise RequestError(f"{folder}: a PEFT adapter, and {what}; name the model's folder: qwen3vl convert {folder} TARGET --base FOLDER")
+        raise BaseMissing(f"{folder}: a PEFT adapter, and {what}; name the model's folder with --base of convert, inspect or compare")
     if model.resolve() == folder.resolve():
-        raise RequestError(f"{folder}: the adapter names itself as the model beside it; name the model with qwen3vl convert --base")
+        raise RequestError(
+            f"{folder}: the adapter names itself as the model beside it; name the model with --base of convert, inspect or compare"
+        )
     return model
 
 

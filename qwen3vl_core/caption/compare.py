@@ -46,7 +46,7 @@ def _write_captions(
     compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, captions: dict[int, GeneratedCaption]
 ) -> None:
     """Write a caption of each picture into `captions`; the model is freed afterwards."""
-    model = load(compared.path, dtype=_PRECISIONS[options.precision])
+    model = load(compared.path, dtype=_PRECISIONS[options.precision], base=compared.base)
     with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3vl_core.caption.comparison import BASE, RESERVED, TUNED
 from qwen3vl_core.caption.pictures import shown
 from qwen3vl_core.checkpoint import torch_dist
+from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.media_limits import MediaLimits, limits_of
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import CompareOptions
+from qwen3vl_core.peft_folder import BaseMissing
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 from qwen3vl_core.sizes import size_of
 
@@ -36,6 +38,8 @@ class ComparedModel:
     """The checkpoint or folder to load."""
     size: str | None
     processor: ChatProcessor
+    base: str | None = None
+    """Beside which its adapters are read, if not the model that they name."""
 
     def __str__(self) -> str:
         return f"{self.option} {shown(self.path)}"
@@ -44,26 +48,34 @@ class ComparedModel:
 def open_models(options: CompareOptions) -> list[ComparedModel]:
     """All models, checked but not loaded. Raises RequestError."""
     limits = limits_of(options)
-    models = [_open(BASE, "--base", options.base, limits), *(_open("", "--tuned", path, limits) for path in options.tuned)]
+    models = [_open(BASE, "--base", options.base, limits), *(_open("", "--tuned", path, limits, options.base) for path in options.tuned)]
     names = [BASE, *tuned_names([Path(compared.path) for compared in models[1:]])]
-    return [
-        ComparedModel(name, compared.option, compared.path, compared.size, compared.processor)
-        for name, compared in zip(names, models, strict=True)
-    ]
+    return [replace(compared, name=name) for name, compared in zip(names, models, strict=True)]
 
 
-def _open(name: str, option: str, path: str, limits: MediaLimits) -> ComparedModel:
+def _open(name: str, option: str, path: str, limits: MediaLimits, base: str | None = None) -> ComparedModel:
+    """base: the model of adapters whose own is missing."""
     folder = Path(path).expanduser()
     checkpoint = torch_dist.find(folder) if folder.is_dir() else None
     if checkpoint and not (checkpoint.root / "config.json").is_file():
         raise RequestError(
             f"{option} {shown(path)}: no config.json beside {TRACKER}; copy config.json and the tokenizer files of the original model there"
         )
-    source = open_source(path, option=option)
+    source, beside = _source(path, option, base)
     source.check()
     # a running finetune moves its tracker: compare the checkpoint that was the latest when the comparison started
     loaded = str(checkpoint.data) if checkpoint and (checkpoint.root / TRACKER).is_file() else path
-    return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side, limits))
+    return ComparedModel(name, option, loaded, size_of(source.architecture), ChatProcessor.from_pretrained(source.side, limits), beside)
+
+
+def _source(path: str, option: str, base: str | None) -> tuple[ModelSource, str | None]:
+    """(the model, the base that its adapters are read beside, if not the one that they name): `base` where that one is missing."""
+    try:
+        return open_source(path, option=option), None
+    except BaseMissing:
+        if base is None:
+            raise
+        return open_source(path, option=option, base=base), base
 
 
 def tuned_names(paths: list[Path]) -> list[str]:

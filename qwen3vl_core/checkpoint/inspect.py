@@ -191,7 +191,7 @@ def _written_by(data: Path, reader: torch_dist.RegionReader | None) -> str | Non
     return " ".join(f"{short} {size}" for short, size in sizes.items() if isinstance(size, int)) or None
 
 
-def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectReport:
+def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint, base: str | None = None) -> InspectReport:
     """The report of a checkpoint, from a conversion or from a run."""
     report = InspectReport(str(path), "Megatron checkpoint (torch_dist)", iteration=checkpoint.iteration)
     matches = (re.fullmatch(rf"{ITERATION}(\d{{7,}})", folder.name) for folder in checkpoint.root.iterdir())
@@ -221,7 +221,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     if report.adapters is not None:
         report.kind = "adapters of a LoRA run (torch_dist)"
         try:
-            open_source(checkpoint.data if checkpoint.root == checkpoint.data else checkpoint.root).check()
+            open_source(checkpoint.data if checkpoint.root == checkpoint.data else checkpoint.root, base=base).check()
         except RequestError as error:
             report.problems.append(str(error))
         return report
@@ -240,7 +240,7 @@ def inspect_megatron(path: Path, checkpoint: torch_dist.Checkpoint) -> InspectRe
     return report
 
 
-def inspect_peft(folder: Path) -> InspectReport:
+def inspect_peft(folder: Path, base: str | None = None) -> InspectReport:
     """The folder of a PEFT adapter."""
     report = InspectReport(str(folder), "PEFT adapter")
     report.side_files = [file.name for file in side_files(folder)]
@@ -251,7 +251,7 @@ def inspect_peft(folder: Path) -> InspectReport:
         entries = HFReader(folder, pattern=WEIGHTS).entries
         report.files = len({entry.file for entry in entries.values()})
         _count(report, ((name.removeprefix(PREFIX), entry.shape, entry.dtype) for name, entry in entries.items()))
-        source = open_source(folder)
+        source = open_source(folder, base=base)
         report.model, report.tied = describe(source.architecture), source.architecture.tied
         source.check()
     except RequestError as error:
@@ -267,19 +267,19 @@ def _json_object(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def inspect_run(folder: Path) -> InspectReport:
+def inspect_run(folder: Path, base: str | None = None) -> InspectReport:
     """The report of a run's folder, with its last checkpoint."""
     plan, state = _json_object(folder / PLAN), _json_object(folder / STATE)
     run = {"kind": plan.get("kind"), "name": plan.get("name"), "status": state.get("status"), "exit code": state.get("exit_code")}
     checkpoints = folder / CHECKPOINTS
     if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return InspectReport(str(folder), "run", run=run | {"checkpoints": "none"})
-    report = inspect_checkpoint(checkpoints) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
+    report = inspect_checkpoint(checkpoints, base) or InspectReport(str(folder), "run", problems=[f"{checkpoints}: no checkpoint in it"])
     report.path, report.kind, report.run = str(folder), f"run; its last checkpoint: {report.kind}", run
     return report
 
 
-def inspect_checkpoint(path: Path) -> InspectReport | None:
+def inspect_checkpoint(path: Path, base: str | None = None) -> InspectReport | None:
     """The report of a Megatron checkpoint, or of a tracker whose checkpoint is missing; None where there is neither."""
     try:
         checkpoint = torch_dist.find(path)
@@ -287,22 +287,22 @@ def inspect_checkpoint(path: Path) -> InspectReport | None:
         report = InspectReport(str(path), "Megatron checkpoint (torch_dist)", problems=[str(error)])
         _side(report, path)
         return report
-    return inspect_megatron(path, checkpoint) if checkpoint else None
+    return inspect_megatron(path, checkpoint, base) if checkpoint else None
 
 
-def inspect(path: Path) -> InspectReport:
-    """The report of a model, a checkpoint or a run. Raises RequestError for a path that holds none of them."""
+def inspect(path: Path, base: str | None = None) -> InspectReport:
+    """The report of a model, a checkpoint or a run. base: of adapters, if it was moved. Raises RequestError for a path that holds none."""
     if not path.exists():
         raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
     if path.is_file():
         raise RequestError(f"{path}: a file; give the folder that it is in")
     if (path / PLAN).is_file():
-        return inspect_run(path)
-    report = inspect_checkpoint(path)
+        return inspect_run(path, base)
+    report = inspect_checkpoint(path, base)
     if report:
         return report
     if is_peft_folder(path):
-        return inspect_peft(path)
+        return inspect_peft(path, base)
     if is_hf_folder(path):
         return inspect_hf(path)
     pickles = pickled_weights(path)
@@ -316,7 +316,7 @@ def inspect(path: Path) -> InspectReport:
 def run(options: InspectOptions) -> None:
     """Print what a path holds. Raises RequestError for an unknown kind of path, WorkError when it has problems."""
     path = Path(options.path).expanduser()
-    report = inspect(path)
+    report = inspect(path, options.base)
     if options.json:
         write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(report), indent=2) + "\n")
     print(printable("\n".join(report.rows())))

@@ -94,13 +94,15 @@ def fill(model: MegatronModule, source: ModelSource) -> None:
         boxes.copy_into(value.key, tuple(value.global_offset), data, value.prepend_axis_num)
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Qwen3VLModel:
+def load(
+    path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, base: str | None = None
+) -> Qwen3VLModel:  # fmt: skip
     """The model in a Hugging Face folder or a Megatron checkpoint, in one process, ready to be called.
 
-    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where there is one. Raises RequestError for a path
-    that holds no Qwen3-VL, or one whose tensors do not fit its config.
+    dtype: fp32 on a CPU, bf16 on a GPU unless given. device: the GPU where there is one. base: the model of adapters, if it was
+    moved. Raises RequestError for a path that holds no Qwen3-VL, or one whose tensors do not fit its config.
     """
-    source = open_source(path)
+    source = open_source(path, base=base)
     source.check()
     return build_filled(source, dtype, device)
 

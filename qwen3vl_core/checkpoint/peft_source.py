@@ -23,7 +23,7 @@ from qwen3vl_core.checkpoint.model_source import ModelSource, listed
 from qwen3vl_core.checkpoint.name_map import Region
 from qwen3vl_core.checkpoint.peft import PREFIX, STACKED
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.peft_folder import WEIGHTS
+from qwen3vl_core.peft_folder import WEIGHTS, number_of
 
 _MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 _NESTED = ".base_layer"
@@ -89,11 +89,7 @@ class PeftSource(MergedSource):
 
     def _number(self, name: str, pattern: str, module: str) -> float:
         """A value of the configuration, which may have another one for some modules."""
-        patterns = self.config.get(pattern) or {}
-        own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), self.config.get(name))
-        if not isinstance(own, int | float) or not own > 0:
-            raise RequestError(f"{self.path}: adapter_config.json has no {name}; copy the adapter again")
-        return float(own)
+        return number_of(self.config, name, pattern, module, self.path)
 
     def _scale(self, module: str, rank: int) -> float:
         return self._number("lora_alpha", "alpha_pattern", module) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
@@ -129,11 +125,11 @@ class PeftSource(MergedSource):
         self.pair = lru_cache(64)(self._pair)
 
     def _pair(self, name: str, at: int | None) -> tuple[Tensor, Tensor] | None:
-        """(A [r, in] times its scale, B [out, r]) in fp32; of one expert of a stack."""
+        """(A [r, in], B [out, r]) in fp32; of one expert of a stack."""
         pair = self.pairs.get(name)
         if pair is None:
             return None
-        inner, outer = self.file.read(pair.inner).float() * pair.scale, self.file.read(pair.outer).float()
+        inner, outer = self.file.read(pair.inner).float(), self.file.read(pair.outer).float()
         if pair.experts:
             assert at is not None
             inner = inner.view(pair.experts, -1, inner.shape[-1])[at]
@@ -144,11 +140,25 @@ class PeftSource(MergedSource):
         pair = self.pair(region.hf[tensor], region.at)
         if pair is None:
             return None
+        inner, outer = pair[0] * self.pairs[region.hf[tensor]].scale, pair[1]
+        return (outer, inner) if self._straight(region, tensor, inner) else (inner.t(), outer.t())
+
+    def megatron_matrices(self, region: Region, tensor: int) -> tuple[Tensor, Tensor, float] | None:
+        """(A [r, in], B [out, r], scale) of one of a region's tensors, as Megatron's layer computes with them; None without an adapter."""
+        pair = self.pair(region.hf[tensor], region.at)
+        if pair is None:
+            return None
         inner, outer = pair
+        # a transposed tensor is [in, out]
+        plain = self._straight(region, tensor, inner) == (region.transform != "transposed")
+        a, b = (inner, outer) if plain else (outer.t(), inner.t())
+        return a, b, self.pairs[region.hf[tensor]].scale
+
+    def _straight(self, region: Region, tensor: int, inner: Tensor) -> bool:
+        """Whether Hugging Face's tensor, as it is stored, is changed by B A, and not by its transpose."""
         # which of the two axes A reads is seen from its width; a square one is taken as the layer computes
         rows, columns = region.hf_shapes[tensor]
-        straight = inner.shape[1] == columns if rows != columns else region.transform != "transposed"
-        return (outer, inner) if straight else (inner.t(), outer.t())
+        return inner.shape[1] == columns if rows != columns else region.transform != "transposed"
 
     def replacement(self, region: Region, tensor: int) -> Tensor | None:
         key = self.whole.get(region.hf[tensor])

@@ -12,7 +12,7 @@ from qwen3vl_core.checkpoint.model_source import ModelSource, listed
 from qwen3vl_core.checkpoint.name_map import Experts, Layout
 from qwen3vl_core.checkpoint.peft_source import PeftSource
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.peft_folder import base_folder, is_peft_folder, read_config
+from qwen3vl_core.peft_folder import BaseMissing, base_folder, is_peft_folder, read_config
 from qwen3vl_core.run_record import TRACKER
 from qwen3vl_core.sizes import Architecture
 
@@ -68,8 +68,8 @@ def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: di
     """Open the checkpoint of a LoRA run and its base model, which may be a LoRA run's too."""
     folder = Path(base or str(note.get("base", ""))).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"{path}: holds adapters only; the model that they were trained on is missing from {folder}: restore it "
-                           "there, or name it with qwen3vl convert --base")  # fmt: skip
+        raise BaseMissing(f"{path}: holds adapters only; the model that they were trained on is missing from {folder}: restore it "
+                           "there, or name it with --base of convert, inspect or compare")  # fmt: skip
     seen, next_base = {checkpoint.data.resolve()}, folder
     while (base_checkpoint := torch_dist.find(next_base)) and (base_note := read_adapter_note(base_checkpoint.data)):
         if base_checkpoint.data.resolve() in seen:
@@ -80,11 +80,12 @@ def _adapted(path: Path, side: Path, checkpoint: torch_dist.Checkpoint, note: di
     return AdaptedSource.of(path, side, checkpoint.iteration, checkpoint.data, base_source, note)
 
 
-def side_folder(path: str | Path) -> Path:
-    """The folder with config.json and tokenizer of a model of either kind. Raises RequestError where there is none."""
+def side_folder(path: str | Path, base: str | None = None) -> Path:
+    """The folder with config.json and tokenizer of a model of either kind. base: as for `open_source`. Raises RequestError where there
+    is none."""
     path = Path(path).expanduser()
     if is_peft_folder(path):
-        return side_folder(base_folder(path, read_config(path)))
+        return side_folder(base_folder(path, read_config(path), base))
     checkpoint = torch_dist.find(path) if path.is_dir() else None
     folder = checkpoint.root if checkpoint else path
     if not (folder / "config.json").is_file():

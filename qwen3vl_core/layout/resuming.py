@@ -23,7 +23,7 @@ from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER, checkpoint_
 EXTRA = "extra.json"
 ADAPTERS_KEY = "adapters"
 # the checkpoint has the adapters, and optimizer state only for the parts that were trained
-KEPT = ("lora_rank", "lora_alpha", "lora_targets", "lora_vision", "freeze")
+KEPT = ("init_adapter", "lora_rank", "lora_alpha", "lora_targets", "lora_vision", "freeze")
 ORDER = ("train_data", "seed", "micro_batch_size", "global_batch_size", "seq_length", "packing")
 """Options that the order of the samples depends on: with another value the run's position in the data is meaningless."""
 

@@ -19,6 +19,7 @@ from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops
 from qwen3vl_core.layout.host_memory import ROOM as HOST_ROOM
 from qwen3vl_core.layout.host_memory import host_memory_gib
+from qwen3vl_core.layout.init_adapter import with_adapter
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine, machine_problems
 from qwen3vl_core.layout.measured_mfu import expected_mfu, longest
 from qwen3vl_core.layout.memory import StageMemory
@@ -172,6 +173,11 @@ def judge(
     values that could not be parsed; `options` holds their defaults. architecture, processes, machine: if the caller
     knows them. disk: look for model and data. cluster: with `--env dlc`, require the cluster's environment, as at a start.
     """
+    if options.init_adapter and disk:
+        try:
+            options = with_adapter(options)
+        except RequestError as error:
+            problems = [*problems, *error.problems]
     # a value outside its range would invalidate every equation
     in_range = all(o.problem_of(getattr(options, o.name)) is None for o in options_of(type(options)) if not o.many)
     broken: list[Problem] = [*problems, *option_problems(options)]

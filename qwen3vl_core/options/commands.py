@@ -95,6 +95,7 @@ class InspectOptions:
     """Show what a path is and what it contains: a Hugging Face model, a Megatron checkpoint, a run, a dataset."""
 
     path: str = option(help="Folder to inspect, or a file of data: JSON, JSON Lines, a shard", group="Path", positional=True, path="folder")
+    base: str | None = option(None, help="Base model of a LoRA run or a PEFT adapter, if it was moved", group="Path", path="model")
     json: str | None = option(None, help="Write the report as JSON", group="Report", path="file")
     model: str | None = option(None, help="Data: count and mark tokens as this model sees them", group="Data", path="model")
     seq_length: int = option(2048, help="Data: longer samples are counted as left out", unit="tokens", group="Data", minimum=16)
@@ -126,7 +127,7 @@ class CompareOptions:
 
     base: str = option(help="First model: HF folder or torch_dist checkpoint", group="Models", path="model")
     tuned: list[str] = option(
-        help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, or a run's folder; several are compared side by side",
+        help="Second model: HF folder, torch_dist checkpoint, its iter_… folder, a run's folder, or adapters, whose model is --base if it was moved; several are compared side by side",
         group="Models",
         path="model",
     )

@@ -200,8 +200,8 @@ def read_mapping(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Proble
 
 
 def missing_values(options: Any) -> list[Problem]:
-    """A problem for each required option that has no value. A finetune's `resume` brings its `load`."""
-    given = {"load"} if getattr(options, "resume", None) else set()
+    """A problem for each required option that has no value. A finetune's `resume` or `init_adapter` brings its `load`."""
+    given = {"load"} if getattr(options, "resume", None) or getattr(options, "init_adapter", None) else set()
     required = [o for o in options_of(type(options)) if o.required and o.name not in given]
     return [o.missing() for o in required if getattr(options, o.name) in (None, "", [])]
 

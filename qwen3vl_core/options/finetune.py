@@ -37,6 +37,12 @@ class FinetuneOptions:
     lora_targets: str = option(
         ",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model"
     )
+    init_adapter: str | None = option(
+        None,
+        help="Start the adapters from a PEFT folder or a LoRA run, whose rank, alpha and layers they then have; --load is the model beside it",
+        group="Model",
+        path="model",
+    )
     lora_vision: bool = option(
         False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model"
     )
@@ -313,7 +319,7 @@ class FinetuneOptions:
             fewer = [",".join(part for part in PARTS if part != left) for left in reversed(PARTS)]
             yield Problem("nothing-trained", "freeze", self.freeze, remedies=tuple({"freeze": parts} for parts in fewer))
         if not self.lora_rank:
-            for o in options_of(type(self)):
+            for o in options_of(type(self)) if not self.init_adapter else ():
                 value = getattr(self, o.name)
                 if o.name.startswith("lora_") and value != o.default:
                     yield Problem("lora-without-rank", o.name, value, remedies=({"lora_rank": 16}, {o.name: None}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
+from qwen3vl_core.layout.init_adapter import with_adapter
 from qwen3vl_core.layout.resuming import completed
 from qwen3vl_core.options import FinetuneOptions, from_mapping
 from qwen3vl_core.run_record import PLAN, version_problem
@@ -29,4 +30,4 @@ def read_options(run_dir: Path) -> FinetuneOptions:
         raise RequestError(f"{file}: {problem}")
     if kind != "finetune":
         raise RequestError(f"{file}: a plan of {kind}, not of finetune; use qwen3vl runs resume")
-    return completed(from_mapping(FinetuneOptions, values))
+    return with_adapter(completed(from_mapping(FinetuneOptions, values)))

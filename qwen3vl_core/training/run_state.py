@@ -16,6 +16,8 @@ from megatron.core import parallel_state
 
 from qwen3vl_core import run_record
 from qwen3vl_core.checkpoint import lora_merge, retention
+from qwen3vl_core.checkpoint.adapter_start import open_adapter
+from qwen3vl_core.checkpoint.lora_merge import MergedSource
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.checkpoint.saving import Saving, start_saving
 from qwen3vl_core.checkpoint.source import open_source
@@ -130,7 +132,8 @@ class RunState:
         self.sampler = self._sampler()
         self.train_data, self.valid_data = loaders(options, self.source.architecture, self.source.side, run_dir)
         self.valid_start = self.valid_data.state_dict() if self.valid_data else None
-        self.training: Training = build(options, self.source)
+        first = self._first_adapters()
+        self.training: Training = build(options, self.source, first)
         # saved in the checkpoints of a LoRA run: the adapters' settings and the base weights they belong to
         self.adapter_note = lora_merge.adapter_note(self.training.adapters, self.source) if self.training.adapters else None
         self.guard = Guard(options.spike_factor, skip=options.skip_spikes, most=options.max_bad_steps)
@@ -140,6 +143,8 @@ class RunState:
         self.layout_kept = True
         self.learned = Learned(options.max_bad_steps)
         self._resume()
+        if options.init_adapter and not self.step and first is None:
+            raise RequestError(f"--init-adapter {options.init_adapter}: missing, and the run has no checkpoint to resume from; restore it")
         self.line = StepLine(options.train_iters, self.step)
         self.metrics = (
             Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.is_rank_0 else None
@@ -149,6 +154,13 @@ class RunState:
         # seconds spent in checkpoints since the last metrics row
         self.saving_seconds = 0.0
         self.peaks: tuple[float, ...] = ()
+
+    def _first_adapters(self) -> MergedSource | None:
+        """Where the run's adapters begin; None where that folder is missing, as a run that resumes no longer needs it."""
+        path = self.options.init_adapter
+        if not path or not Path(path).expanduser().exists():
+            return None
+        return open_adapter(path, self.source)
 
     def _sampler(self) -> Sampler | None:
         if not self.options.sample_interval:

@@ -26,8 +26,10 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 
+from qwen3vl_core.checkpoint.adapter_start import fill_adapters
 from qwen3vl_core.checkpoint.common_pt import megatron_common
 from qwen3vl_core.checkpoint.load import fill
+from qwen3vl_core.checkpoint.lora_merge import MergedSource
 from qwen3vl_core.checkpoint.model_source import ModelSource
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.layout.adapters import Adapters
@@ -112,8 +114,9 @@ def freeze(model: Qwen3VLModel, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def build(options: FinetuneOptions, source: ModelSource) -> Training:
-    """Build the model with the source's weights, the optimizer and the schedule. The process groups must be initialised.
+def build(options: FinetuneOptions, source: ModelSource, first: MergedSource | None = None) -> Training:
+    """Build the model with the source's weights, the optimizer and the schedule. The process groups must be initialised. first: has the
+    first values of the adapters.
 
     Gradients are reduced in `--main-grads-dtype`; bf16 and fp16 models keep fp32 master weights in the optimizer.
     """
@@ -132,7 +135,7 @@ def build(options: FinetuneOptions, source: ModelSource) -> Training:
     )  # fmt: skip
     if rules.equal_rows:
         gather_tokens(config)
-    models = [_chunk(source, config, chunk if options.vp > 1 else None, options) for chunk in range(options.vp)]
+    models = [_chunk(source, config, chunk if options.vp > 1 else None, options, first) for chunk in range(options.vp)]
     cpu.suit_threads(sum(p.numel() for model in models for p in model.parameters()))
     wrapped: list[Any] = models if dtype is torch.float32 else [Float16Module(config, model) for model in models]
     ddp = DistributedDataParallelConfig(
@@ -230,7 +233,7 @@ def settle(training: Training) -> None:
             model.start_param_sync(force_sync=True)
 
 
-def _chunk(source: ModelSource, config: Any, chunk: int | None, options: FinetuneOptions) -> Qwen3VLModel:
+def _chunk(source: ModelSource, config: Any, chunk: int | None, options: FinetuneOptions, first: MergedSource | None) -> Qwen3VLModel:
     """One model chunk of this pipeline stage with the source's weights."""
     stage = {} if chunk is None else {"ignore_virtual": False, "vp_stage": chunk}
     model = build_model(
@@ -241,6 +244,8 @@ def _chunk(source: ModelSource, config: Any, chunk: int | None, options: Finetun
     adapters = Adapters.of(options)
     if adapters is not None:
         attach(model, adapters)
+        if first is not None:
+            fill_adapters(model, first)
     model.to(device())
     freeze(model, options.frozen_parts())
     if use_transformer_engine():

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 import qwen3vl_core
+from qwen3vl_core.caption.compared_models import _source
 from qwen3vl_core.checkpoint import convert
 from qwen3vl_core.checkpoint.peft import converted_from
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.layout.rules import architecture_of
-from qwen3vl_core.options import ConvertOptions, FinetuneOptions
+from qwen3vl_core.options import CompareOptions, ConvertOptions, FinetuneOptions
 from tests import tiny
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -112,6 +114,19 @@ def test_inspect_describes_a_peft_adapter(bases, tmp_path, capsys):
     assert main(["inspect", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "PEFT adapter" in out and "LoRA, rank 4, alpha 8, of down_proj, gate_proj" in out and str(bases["dense"]) in out
+
+
+def test_inspect_and_compare_read_an_adapter_beside_a_model_that_is_named(bases, tmp_path, capsys):
+    folder = adapter(bases["dense"], tmp_path / "adapter", CONFIGS["dense"])
+    edited(folder, base_model_name_or_path="Qwen/Qwen3-VL-4B-Instruct")
+    assert main(["inspect", str(folder)]) == 1 and main(["inspect", str(folder), "--base", str(bases["dense"])]) == 0
+    capsys.readouterr()
+    options = CompareOptions(base=str(bases["dense"]), tuned=[str(folder)], images=["none"])
+    source, beside = _source(options.tuned[0], "--tuned", options.base)
+    assert beside == options.base and source.base.path == bases["dense"]
+    assert _source(options.base, "--base", None)[1] is None
+    with pytest.raises(RequestError, match="is not on this machine; name the model's folder with --base of convert, inspect or compare"):
+        _source(options.tuned[0], "--tuned", None)
 
 
 def edited(folder: Path, **values) -> None:

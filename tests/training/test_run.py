@@ -145,6 +145,18 @@ def test_a_lora_run_is_stopped_resumed_and_read_by_every_command(data, tmp_path,
     assert runs.train(then)[0] == 0, runs.log(then)
 
 
+def tiny_copy(folder: Path) -> Path:
+    """The demo's model with other weights."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(BASE, folder)
+    tensors = {name: tensor * 0.5 for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def test_the_base_model_of_a_lora_run_must_exist_and_be_unchanged(data, tmp_path, capsys):
     import shutil
 
@@ -156,8 +168,16 @@ def test_the_base_model_of_a_lora_run_must_exist_and_be_unchanged(data, tmp_path
     assert runs.train(run)[0] == 0, runs.log(run)
     base.rename(tmp_path / "moved")
     assert main(["convert", str(run), str(tmp_path / "a")]) == 2
-    assert f"is missing from {base}: restore it there, or name it with qwen3vl convert --base" in capsys.readouterr().err
+    assert f"is missing from {base}: restore it there, or name it with --base of convert, inspect or compare" in capsys.readouterr().err
     assert main(["convert", str(run), str(tmp_path / "a"), "--base", str(tmp_path / "moved")]) == 0
+    # inspect and compare take it, too, compare as its first model
+    assert main(["inspect", str(run)]) == 1 and main(["inspect", str(run), "--base", str(tmp_path / "moved")]) == 0
+    words = ["--images", str(data.parent / "3.png"), "--max-new-tokens", "4", "--json", str(tmp_path / "captions.json")]
+    capsys.readouterr()
+    assert main(["compare", "--base", str(tmp_path / "moved"), "--tuned", str(run), *words]) == 0
+    other = tiny_copy(tmp_path / "other")
+    assert main(["compare", "--base", str(other), "--tuned", str(run), *words]) == 2
+    assert "is not the model that they were trained on" in capsys.readouterr().err
     shutil.copytree(BASE, base)
     tensors = {name: tensor * 1.5 for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})

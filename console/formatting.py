@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from qwen3vl_core.formats import printable
 
@@ -38,3 +39,12 @@ def one_line(text: object, width: int = 300) -> str:
     """Printable text on one line, cut with an ellipsis."""
     line = " ".join(printable(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def plain_json(value: Any) -> Any:
+    """The value with NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from console import captions_command
+from console.formatting import plain_json
 from console.runs import check, filters, launch, run_json, run_text
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
@@ -40,7 +41,7 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 
 def _json(value: Any) -> str:
     """JSON that cannot steer a terminal: its writer escapes the control characters below 0x20, this the others."""
-    text = json.dumps(run_json.plain_json(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain_json(value), ensure_ascii=False, allow_nan=False)
     return _STEERING.sub(_escaped, text)
 
 

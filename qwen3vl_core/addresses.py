@@ -4,10 +4,6 @@ library only."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from qwen3vl_core.errors import RequestError
 
 HIDDEN = "***"
 _USER = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)[^/\s@?#'\"]{1,2000}@")
@@ -25,19 +21,3 @@ def without_secrets(text: str) -> str:
     if "://" not in text and "hf_" not in text:
         return text
     return _HUB_TOKEN.sub(HIDDEN, _PARAMETER.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text)))
-
-
-def check_recordable(values: Mapping[str, Any], words: Iterable[str] = ()) -> None:
-    """Raises RequestError for an option that holds a secret, or a word of a command: the record of a run would keep it."""
-    entries = [(f"--{name.replace('_', '-')} ", item) for name, value in values.items() for item in _texts(value)]
-    for flag, text in [*entries, *(("command: ", word) for word in words)]:
-        shown = without_secrets(text)
-        if shown != text:
-            raise RequestError(
-                f"{flag}{shown}: holds a user, password or token, which the run's record would keep; give it by the tool's own "
-                "configuration or environment variable"
-            )
-
-
-def _texts(value: Any) -> list[str]:
-    return [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, str)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from console.runs.run_json import plain_json
+from console.formatting import plain_json
 from console.runs.series import MetricSeries
 
 COLUMN_BYTES = 144 << 20

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import qwen3vl_core
 from console.runs.state import write_json
-from qwen3vl_core.addresses import check_recordable
+from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path
 from qwen3vl_core.layout.resuming import change_problems
@@ -102,6 +102,22 @@ def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
         return training_command(options, run_dir)
     assert kind in COMMANDS, kind
     return [sys.executable, "-m", "qwen3vl_core.cli", kind, *to_arguments(options)]
+
+
+def check_recordable(values: Mapping[str, Any], words: Iterable[str] = ()) -> None:
+    """Raises RequestError for an option that holds a secret, or a word of a command: the record of a run would keep it."""
+    entries = [(f"--{name.replace('_', '-')} ", item) for name, value in values.items() for item in _texts(value)]
+    for flag, text in [*entries, *(("command: ", word) for word in words)]:
+        shown = without_secrets(text)
+        if shown != text:
+            raise RequestError(
+                f"{flag}{shown}: holds a user, password or token, which the run's record would keep; give it by the tool's own "
+                "configuration or environment variable"
+            )
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, str)]
 
 
 def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str]) -> PlanRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +11,6 @@ from console.runs.run_text import changed, last_of
 from console.runs.store import Run
 from qwen3vl_core.run_metrics import listed, listed_keys
 from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, TRAIN, checkpoint_step, finite
-
-
-def plain_json(value: Any) -> Any:
-    """The value with NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {key: plain_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass

@@ -186,7 +186,6 @@ class RunStore:
         """
         # late: these import the option declarations, which lists of runs do not need
         from console.runs import plan_record
-        from qwen3vl_core.addresses import check_recordable
         from qwen3vl_core.options import to_mapping
 
         try:
@@ -194,7 +193,7 @@ class RunStore:
                 options = plan_record.with_absolute_paths(options)
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
-            check_recordable(values, [str(word) for word in command or ()])
+            plan_record.check_recordable(values, [str(word) for word in command or ()])
             self.root.mkdir(parents=True, exist_ok=True)
             number, claim = self._claim_number()
         except FileNotFoundError as error:

@@ -25,22 +25,23 @@ def data(tmp_path_factory):
     return runs.scenes(tmp_path_factory.mktemp("scenes"))
 
 
-def rank_of(run, rank: int) -> int | None:
+def rank_of(run, rank: int, world: int) -> int | None:
     """The process of a rank of the live attempt."""
     for process in processes.descendants(run.state.get("supervisor_pid") or -1):
         with contextlib.suppress(OSError):
             entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-            if f"RANK={rank}".encode() in entries and b"LOCAL_WORLD_SIZE=2" in entries:
+            if f"RANK={rank}".encode() in entries and f"LOCAL_WORLD_SIZE={world}".encode() in entries:
                 return process.pid
     return None
 
 
-def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("world", [2] if KILLS == 1 else [2, 4])
+def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, tmp_path, monkeypatch, world, record_property):
     monkeypatch.setenv("QWEN3VL_PROGRESS", "lines")
     monkeypatch.setenv("QWEN3VL_GRACE", "150")
-    values = dict(train_iters=STEPS, save_interval=2, keep=2, nproc=2, micro_batch_size=1, global_batch_size=2)
+    values = dict(train_iters=STEPS, save_interval=2, keep=2, nproc=world, micro_batch_size=1, global_batch_size=world)
     runs.plan(tmp_path / "whole", data, **values)
-    assert runs.train(tmp_path / "whole", world=2)[0] == 0, runs.log(tmp_path / "whole")
+    assert runs.train(tmp_path / "whole", world=world)[0] == 0, runs.log(tmp_path / "whole")
     options = runs.plan(tmp_path / "planned", data, max_restarts=KILLS, restart_wait=0.0, **values)
     assert isinstance(options, FinetuneOptions)
     with run_store(tmp_path / "runs") as store:
@@ -50,7 +51,7 @@ def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, 
             before = 6 * number
             until(lambda before=before: any(row["step"] > before + 3 for row in runs.rows(run.path)), 300)
             port = run.command[run.command.index("--master-port") + 1]
-            os.kill(until(lambda: rank_of(run, 1)), signal.SIGKILL)
+            os.kill(until(lambda: rank_of(run, 1, world)), signal.SIGKILL)
             until(lambda number=number: len(runs.events(run.path, "restart")) == number + 1 or not run.alive, 300)
             until(lambda port=port: run.command[run.command.index("--master-port") + 1] != port or not run.alive)
         assert launch.wait(run, 600) == "done", run.log.read_text()[-4000:]
@@ -61,6 +62,7 @@ def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, 
         assert len(resumed) == KILLS and resumed[0]["step"] >= 2
         last = {row["step"]: row["loss"] for row in runs.rows(run.path)}
         assert last == {row["step"]: row["loss"] for row in runs.rows(tmp_path / "whole")}, "bitwise"
+    record_property("cases", KILLS)
 
 
 def _timeouts(minutes):

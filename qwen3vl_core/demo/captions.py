@@ -178,7 +178,7 @@ def _details(scene: Scene, rng: random.Random) -> str:
 
 
 def long_caption(scene: Scene, rng: random.Random) -> str:
-    """The verbose description in Markdown, about 125 words, that names every attribute of the scene."""
+    """The verbose description in Markdown, about 124 words, that names every attribute of the scene."""
     # one expression: the parts draw their paraphrases in this order
     return (
         "Of course. Here is a detailed description of the image.\n\n"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core.demo import packed_weights
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scenes import Scene
@@ -79,6 +80,7 @@ class Workspace:
         if not self.base.exists():
             with atomic_folder(self.base, what="demo") as folder:
                 shutil.copytree(BASE, folder, dirs_exist_ok=True)
+                packed_weights.unpack(folder)
         if not (self.train_json.exists() and self.truth_file.exists()):
             with Progress("draw", TRAIN_SCENES + HELD_OUT_SCENES, "pictures") as progress:
                 self._draw_training(progress)

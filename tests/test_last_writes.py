@@ -122,6 +122,22 @@ def test_metrics_go_on_without_tensorboard(tmp_path, capsys):
     assert "TensorBoard failed" in capsys.readouterr().out and len(last_rows(tmp_path / "metrics.jsonl")) == 1
 
 
+def test_a_tracker_that_does_not_start_ends_a_new_run_and_not_one_that_resumes(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from qwen3vl_core.options import FinetuneOptions
+    from qwen3vl_core.training.sinks import Sinks
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = FinetuneOptions(load="base", train_data="data", wandb="a name/that wandb:refuses")
+    said: list[str] = []
+    with pytest.raises(RequestError, match=r"did not start .*; fix that, or leave --wandb out"):
+        Sinks(tmp_path, options, said.append)
+    sinks = Sinks(tmp_path, options, said.append, resumed=True)
+    assert len(said) == 1 and said[0].endswith("the run continues without it")
+    sinks.log({"loss": 1.0}, 1)
+    sinks.close(failed=False)
+
+
 @pytest.fixture
 def run(tmp_path):
     store = RunStore(tmp_path / "runs")

@@ -147,7 +147,9 @@ class RunState:
             raise RequestError(f"--init-adapter {options.init_adapter}: missing, and the run has no checkpoint to resume from; restore it")
         self.line = StepLine(options.train_iters, self.step)
         self.metrics = (
-            Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say)) if self.is_rank_0 else None
+            Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say, resumed=self.step > 0))
+            if self.is_rank_0
+            else None
         )
         self.gpu = Gpu()
         self.profile = StepProfile.of_environment(run_dir) if self.is_rank_0 else None

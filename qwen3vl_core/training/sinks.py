@@ -63,8 +63,9 @@ CLIENTS = {"wandb": _Wandb, "swanlab": _SwanLab}
 class Sinks:
     """The sinks that a run's options ask for. Created on rank 0 only."""
 
-    def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None]) -> None:
-        """Raises RequestError when a sink cannot be started: otherwise the user would miss the run in that tracker."""
+    def __init__(self, run_dir: Path, options: FinetuneOptions, say: Callable[[str], None], *, resumed: bool = False) -> None:
+        """Raises RequestError when a sink cannot be started: otherwise the user would miss the run in that tracker. One of a run that
+        resumes is left out, and that is said: a restart at night must not fail because a tracker does not answer."""
         self._say = say
         self._open: dict[str, Any] = {}
         config = to_mapping(options)
@@ -75,6 +76,9 @@ class Sinks:
             try:
                 self._open[name] = client(run_dir, project, config)
             except Exception as error:
+                if resumed:
+                    say(f"{NAMES[name]} did not start ({_line(error)}); the run continues without it")
+                    continue
                 self.close(failed=True)
                 reason = f"{NAMES[name]} did not start ({_line(error)})"
                 raise RequestError(f"--{name} {project}: {reason}; fix that, or leave --{name} out") from None

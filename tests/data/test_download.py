@@ -207,3 +207,15 @@ def _wrapped(error):
             raise RuntimeError("the client's own") from full
     except RuntimeError as made:
         return made
+
+
+@pytest.mark.parametrize("port", ["the hub's", "closed"])
+def test_a_password_in_the_hubs_address_is_neither_shown_nor_recorded(hub, tmp_path, capsys, monkeypatch, port):
+    address = hub.address if port == "the hub's" else "http://127.0.0.1:9"
+    monkeypatch.setenv("HF_ENDPOINT", address.replace("http://", "http://me:hunter2@"))
+    code = get(tmp_path / "got")
+    out = "".join(capsys.readouterr())
+    assert code in (0, 1, 2) and out and "hunter2" not in out
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert not [path for path in written if "home" not in path.parts], "the client's own cache is not ours"
+    assert code or is_whole(tmp_path / "got")

@@ -9,6 +9,7 @@ used are enough to resume. Each sample is packed once in each epoch.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ ROWS = 128
 MOST_SAMPLES = 1 << 14
 """In a window: reading more would delay the first step."""
 _SHUFFLE = 0x9AC6
+_PLANNED_AT = 0.75
+"""Share of a window's rows after which the next window is planned."""
 
 
 def best_fit(lengths: list[int], room: int) -> list[list[int]]:
@@ -59,6 +62,40 @@ class Window:
     skips: list[list[Skip]]
     """Samples that could not be tokenized, distributed over the rows so that each is reported by one rank."""
 
+    @property
+    def samples(self) -> int:
+        """All that were tried."""
+        return self.end - self.place
+
+
+class _Planned:
+    """A window that is planned in parts: all loader processes plan it, and would deliver nothing while they do."""
+
+    def __init__(self, steps: Generator[None, None, Window]) -> None:
+        """steps: tokenizes one sample at a time."""
+        self._steps, self._tried = steps, 0
+        self._window: Window | WorkError | None = None
+
+    def advance(self, samples: float) -> None:
+        """Tokenize until this many samples are done, or all."""
+        while self._window is None and self._tried < samples:
+            self._tried += 1
+            try:
+                next(self._steps)
+            except StopIteration as end:
+                self._window = end.value
+            except WorkError as error:
+                # raised by whoever needs the window
+                self._window = error
+
+    def window(self) -> Window:
+        """The whole of it. Raises WorkError when an epoch has no usable sample."""
+        self.advance(float("inf"))
+        if isinstance(self._window, WorkError):
+            raise self._window
+        assert self._window is not None
+        return self._window
+
 
 class PackedRows(Batches):
     """Micro batches of one packed row each, numbered from the row where `begin` starts.
@@ -71,6 +108,9 @@ class PackedRows(Batches):
         self.multiple = multiple
         self._start = {"place": 0, "row": 0}
         self._window: Window | None = None
+        self._next: _Planned | None = None
+        # samples of the largest window: the last one of an epoch is shorter
+        self._largest = 0
         self._first = 0
         self._of_batch: tuple[int, list[tuple[Window, int]]] = (-1, [])
         # samples that fail to decode: apart from those that cannot be tokenized, as only some ranks know them and all must compute
@@ -80,7 +120,7 @@ class PackedRows(Batches):
     def begin(self, global_batch: int, following: dict[str, int] | None) -> int:
         """Number of the first micro batch of the global batch at `following`."""
         self._start = {"place": 0, "row": 0} if following is None else following
-        self._window = None
+        self._window = self._next = None
         self._of_batch, self._deal = (-1, []), (-1, Deal([]))
         return 0
 
@@ -112,7 +152,9 @@ class PackedRows(Batches):
         following = {"place": last.place, "row": last_row + 1}
         at_this_step = [rows[index] for steps in deal.ranks for index in steps[step]]
         all_ranks = sum(len(w.rows[r]) for w, r in at_this_step)
-        return LoadedMicroBatch(self.batch(samples, deal), skips, all_ranks=all_ranks, following=following, spread=deal.spread)
+        loaded = LoadedMicroBatch(self.batch(samples, deal), skips, all_ranks=all_ranks, following=following, spread=deal.spread)
+        self._plan_ahead()
+        return loaded
 
     def _rows(self, batch: int) -> list[tuple[Window, int]]:
         """(window, row in it) of each row of a global batch."""
@@ -145,14 +187,26 @@ class PackedRows(Batches):
     def _find(self, index: int) -> tuple[Window, int]:
         """(window, row in it) of a row, counted from the start; windows never go backwards between calls."""
         if self._window is None:
-            self._window, self._first = self._plan(self._start["place"]), -self._start["row"]
+            self._first = -self._start["row"]
+            self._window, self._next = _Planned(self._plan(self._start["place"])).window(), None
         while index - self._first >= len(self._window.rows):
             self._first += len(self._window.rows)
-            self._window = self._plan(self._window.end)
+            planned = self._next or _Planned(self._plan(self._window.end))
+            self._window, self._next = planned.window(), None
         return self._window, index - self._first
 
-    def _plan(self, place: int) -> Window:
-        """The window that begins at a position. Raises WorkError when an epoch has no usable sample."""
+    def _plan_ahead(self) -> None:
+        """Plan as much of the next window as of this one is used."""
+        batch, rows = self._of_batch
+        if self._window is None or not rows:
+            return
+        used = (batch + 1) * self.global_batch_size - self._first
+        self._next = self._next or _Planned(self._plan(self._window.end))
+        self._largest = max(self._largest, self._window.samples)
+        self._next.advance(used / (_PLANNED_AT * len(self._window.rows)) * self._largest)
+
+    def _plan(self, place: int) -> Generator[None, None, Window]:
+        """The window that begins at a position, one sample at a time. Raises WorkError when an epoch has no usable sample."""
         begin, room = place, self.encoder.seq_length
         skips: list[Skip] = []
         documents: list[tuple[int, TokenizedSample]] = []
@@ -165,6 +219,7 @@ class PackedRows(Batches):
                 number = self.order.sample(place)
                 result = self._tried(number, self._fitting, self._unusable)
                 place += 1
+                yield
                 if isinstance(result, Skip):
                     skips.append(result)
                 else:

@@ -148,6 +148,25 @@ def test_a_state_may_be_taken_up_by_another_number_of_ranks(processor, mixed):
         assert all(same(a, b) for _ in range(3) for a, b in zip(next(again), next(expected), strict=True))
 
 
+def test_the_next_window_is_planned_while_this_one_is_given_out(processor, mixed, monkeypatch):
+    """All loader processes plan the same window: if each did so at its end, none would deliver a row meanwhile."""
+    monkeypatch.setattr(packing, "ROWS", 8)
+    at_once = loader(mixed, processor, global_batch_size=1)
+    monkeypatch.setattr(packing.PackedRows, "_plan_ahead", lambda self: None)
+    expected = [next(at_once)[0] for _ in range(40)]
+    monkeypatch.undo()
+    monkeypatch.setattr(packing, "ROWS", 8)
+    ahead = loader(mixed, processor, global_batch_size=1)
+    rows, windows = ahead._batches, 0
+    for batch in expected:
+        before = rows._window, rows._next and rows._next._window
+        assert same(next(ahead)[0], batch)
+        if before[0] is not None and rows._window is not before[0]:
+            windows += 1
+            assert rows._window is before[1], "nothing was left to plan"
+    assert windows >= 3
+
+
 def test_only_what_a_rank_gives_out_is_decoded(processor, mixed, monkeypatch):
     decoded = []
     real = pictures.decode

@@ -1,4 +1,5 @@
-"""The installed `qwen3vl`, and what the console adds: recorded runs, `qwen3vl runs`, `qwen3vl console`, `qwen3vl notebook`."""
+"""The installed `qwen3vl`, and what the console adds: recorded runs, `qwen3vl runs`, `qwen3vl console`,
+`qwen3vl notebook`, `qwen3vl notify`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from qwen3vl_core.locations import STORE_HELP, runs_directory, store_folder
 
 def main() -> int:
     """Entry point of `qwen3vl`. Its own commands are passed on, so that the console starts without a search for entry points."""
-    return cli.main(commands={"console": console, "runs": runs, "notebook": notebook})
+    return cli.main(commands={"console": console, "runs": runs, "notebook": notebook, "notify": notify})
 
 
 def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
@@ -38,6 +39,11 @@ def runs(arguments: list[str]) -> int:
     """`qwen3vl runs ...`. Returns the exit code; raises RequestError and WorkError."""
     # imported late: the console does not need it
     return importlib.import_module("console.runs_command").runs(arguments)
+
+
+def notify(arguments: list[str]) -> int:
+    """`qwen3vl notify --test [ADDRESS …]`. Returns the exit code; raises RequestError."""
+    return importlib.import_module("console.notify_command").notify(arguments)
 
 
 def console(arguments: list[str]) -> int:

@@ -79,6 +79,10 @@ class ConsoleBase(RunActions):
         self.comparison: str | None = None
         """The compare run that was chosen; None: the newest."""
         self._looking = self._look_again = False
+        self._followed: dict[str, bool] = {}
+        """Runs that the user has opened or started here, and whether they were alive when last seen."""
+        self.rings = True
+        """Whether the terminal rings when one of them ends."""
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """The theme and its colours as computed last."""
         super().__init__()
@@ -95,10 +99,12 @@ class ConsoleBase(RunActions):
 
     def read_settings(self) -> None:
         """Apply the user's theme and keys; problems in the file are reported and skipped."""
+        from console import bell
         from console.settings import read_settings  # not needed for the first frame
 
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
         taken = clashes(settings.keys) if settings.keys else {}
+        self.rings = bell.is_on()
         self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
         self.set_keymap(self.keys)
         if settings.theme is not None:
@@ -156,15 +162,29 @@ class ConsoleBase(RunActions):
         self._looking = False
         self.snapshot = event.snapshot
         self.store_seen.publish(event.snapshot)
+        self._tell_of_ends()
         if self.greet and not event.snapshot.rows and not event.snapshot.error and len(self.screen_stack) == 1:
             self.action_start_page()
         self.greet = False
         if self._look_again:
             self.look()
 
+    def _tell_of_ends(self) -> None:
+        """Ring when a run that the user follows has ended."""
+        for run_id, was_alive in self._followed.items():
+            row = self.snapshot.get(run_id)
+            if row is None:
+                continue
+            self._followed[run_id] = row.alive
+            if was_alive and not row.alive and self.rings and not self.is_headless and self._driver is not None:
+                from console.bell import sequence
+
+                self._driver.write(sequence(f"run {row.id}: {row.status}"))
+
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:
         self.notify(f"{event.run_id} started; it keeps running when the console is closed", markup=False)
+        self._followed[event.run_id] = True
         self.look()
         if event.kind == "compare":
             self.comparison = event.run_id
@@ -178,6 +198,7 @@ class ConsoleBase(RunActions):
         row = self.snapshot.get(run_id)
         if row is not None and row.kind == "compare":
             self.comparison = run_id
+        self._followed.setdefault(run_id, row is not None and row.alive)
         self.remember_command("runs", "logs", number_of(run_id), "--follow")
         self._screen_of("monitor", lambda screen: screen.open(run_id))
 

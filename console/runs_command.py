@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from console import captions_command
+from console import bell, captions_command
 from console.formatting import plain_json
-from console.runs import check, filters, launch, run_json, run_text
+from console.runs import check, companions, filters, launch, mirror_restore, run_json, run_text
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
 from qwen3vl_core.argument_parser import Parser
@@ -55,17 +55,35 @@ def _escaped(found: re.Match[str]) -> str:
 def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
     """Start or resume a run, then follow it in the foreground, or print how to follow it. Returns the exit code."""
     offset = run.log.stat().st_size if run.log.exists() else 0
+    for line in companions.unusable(run.options):
+        print(f"qwen3vl: {line}", file=sys.stderr)
     if foreground:
         with launch.caught_signals() as signals:  # from before the start: a SIGTERM in that second must not leave the run behind
             start(run, columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
             print(f"run {run.id} in {run.path}; Ctrl-C stops it", file=sys.stderr, flush=True)
-            return _verdict(run, launch.follow(run, sys.stdout, offset=offset, signals=signals))
+            code = _verdict(run, launch.follow(run, sys.stdout, offset=offset, signals=signals))
+            bell.ring(f"run {run.id}: {run.status}", sys.stderr)
+            _wait_for_helpers(run, signals)
+            return code
     start(run)
     if as_json:
         say(run_json.as_json(run_json.summarize(run)))
         return EXIT_DONE
     print(f"run {run.id} started\n  follow it  {_command(run, 'logs', '--follow')}\n  stop it    {_command(run, 'stop')}")
     return EXIT_DONE
+
+
+def _wait_for_helpers(run: Run, signals: list[int]) -> None:
+    """In a container all processes end with this one: wait for messages and for the last copy to the mirror. A signal ends the wait."""
+    signals.clear()
+    until = time.monotonic() + (companions.MIRROR_SECONDS if run.options.get("mirror") else companions.WAIT_SECONDS)
+    said = False
+    while time.monotonic() < until and not companions.wait_for_helpers(run.path, 1.0 if said else 0.2):
+        if not said:
+            said = True
+            print("messages or the copy to the mirror are still on their way; Ctrl-C: do not wait", file=sys.stderr, flush=True)
+        if signals:
+            return
 
 
 def _verdict(run: Run, code: int) -> int:
@@ -139,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     about_resume = "resume a failed, stopped or lost run; a finetune with other options too: another layout, more steps, one that is done"
     resume = add("resume", _resume, about_resume, "id")
     add_arguments(resume, FinetuneOptions)
+    resume.add_argument(
+        "--from-mirror", action=argparse.BooleanOptionalAction, default=None,
+        help="take the newest checkpoint of its --mirror, where its own are damaged or gone",
+    )  # fmt: skip
     clone = add("clone", _clone, "start a new run like this one, with some options changed", "id")
     clone.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="an option's new value; OPTION= resets it"
@@ -223,7 +245,7 @@ def _logs(store: RunStore, args: argparse.Namespace) -> int:
         lines = matching([*tail.read(), *filter(None, [tail.partial])])[-args.n :]
         say({"id": run.id, "status": run.status, "lines": lines})
         return EXIT_DONE
-    first = True
+    first, followed = True, args.follow and run.alive
     try:
         while True:
             # checked before the read: if the run has ended, the read gets everything that it wrote
@@ -243,6 +265,8 @@ def _logs(store: RunStore, args: argparse.Namespace) -> int:
         say({"line": line}) if args.json else print(line)
     if args.follow:
         print(f"run {run.id}: {run.status}", file=sys.stderr)
+        if followed:
+            bell.ring(f"run {run.id}: {run.status}", sys.stderr)
     return EXIT_DONE
 
 
@@ -335,7 +359,12 @@ def _check(store: RunStore, given: argparse.Namespace) -> int:
 def _resume(store: RunStore, args: argparse.Namespace) -> int:
     options = {o.name for o in options_of(FinetuneOptions)}
     changes = {name: value for name, value in vars(args).items() if name in options}
-    return begin(store.get(args.id), functools.partial(launch.resume, changes=changes, foreign=args.foreign), args.foreground, args.json)
+    run = store.get(args.id)
+    if args.from_mirror or (args.from_mirror is None and mirror_restore.asked(run)):
+        launch.require_own(run, args.foreign)
+        step = mirror_restore.restore(run)
+        print(f"run {run.id}: step {step} is back from {mirror_restore.place(run)}", file=sys.stderr)
+    return begin(run, functools.partial(launch.resume, changes=changes, foreign=args.foreign), args.foreground, args.json)
 
 
 def _clone(store: RunStore, args: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 # ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
 theme: nord
+bell: off               # no bell and no notification of the terminal when a run that you follow ends
+notify: [env:MY_ROBOT]  # as --notify and --notify-command, for every finetune without its own
 keys:
   runs.stop: X          # any action of the help (?) by its id; several keys: "x,delete"
   monitor.log_y: "g"
@@ -10,7 +12,6 @@ keys:
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,17 +21,24 @@ from typing import Any
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
+from qwen3vl_core.locations import DEFAULT_SETTINGS, settings_file
 
-VARIABLE = "QWEN3VL_SETTINGS"
-DEFAULT = Path("~/.qwen3vl/settings.yaml")
 TEMPLATE = """\
 # Settings of the console (qwen3vl console). Remove the # of a line to change it, then restart the console or press comma again.
 
 # one of {themes}
 # theme: nord
 
+# no bell and no notification of the terminal when a run that you follow ends
+# bell: off
+
+# who is told when a finetune ends, fails, stalls or its loss is NaN, where it has no --notify of its own
+# notify: [env:QWEN3VL_NOTIFY]
+# notify_command: notify-send qwen3vl
+
 # keys:
 {actions}"""
+NAMES = ("theme", "keys", "bell", "notify", "notify_command")
 _NAMED = {
     "?": "question_mark", "/": "slash", "+": "plus", "-": "minus", "=": "equals_sign", ".": "full_stop", ":": "colon", ";": "semicolon",
     "esc": "escape", "return": "enter", "del": "delete", "pgup": "pageup", "pgdn": "pagedown", "<": "less_than_sign",
@@ -61,12 +69,9 @@ class Settings:
     keys: Mapping[str, str] = field(default_factory=dict)
     """Action id -> Textual's names of its keys, separated by commas."""
     problems: tuple[str, ...] = ()
-    file: Path = DEFAULT
-
-
-def settings_file() -> Path:
-    """The path of the settings file."""
-    return Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
+    file: Path = DEFAULT_SETTINGS
+    bell: bool = True
+    """Whether the terminal rings when a run that is followed ends."""
 
 
 def key_names(text: str) -> str:
@@ -100,8 +105,8 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
         return Settings(problems=(f"{file}: not YAML{f' (line {mark.line + 1})' if mark else ''}; write theme: nord",), file=file)
     if not isinstance(content, dict):
         return Settings(problems=(f"{file}: must hold theme: and keys:, one per line",), file=file)
-    unknown = [name for name in content if name not in ("theme", "keys")]
-    problems = [f"{file}: {name}: no such setting; {_close(str(name), ('theme', 'keys'))}" for name in unknown]
+    unknown = [name for name in content if name not in NAMES]
+    problems = [f"{file}: {name}: no such setting; {_close(str(name), NAMES)}" for name in unknown]
     theme = content.get("theme")
     if theme is not None and theme not in themes:
         problems.append(f"{file}: theme: {theme}: no such theme; {_close(str(theme), themes)}")
@@ -118,4 +123,30 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
             problems.append(f"{file}: keys: {action}: must be a key, as in X, ctrl+x or f5")
         else:
             keys[action] = key_names(str(value))
-    return Settings(theme, keys, tuple(problems), file)
+    bell = content.get("bell", True)
+    if not isinstance(bell, bool):
+        problems.append(f"{file}: bell: must be on or off")
+        bell = True
+    problems += _notify_problems(content, str(file))
+    return Settings(theme, keys, tuple(problems), file, bell)
+
+
+def _notify_problems(content: Mapping[str, Any], file: str) -> list[str]:
+    """Of the receivers of messages, which each run reads by itself."""
+    from qwen3vl_core import notify  # late: few settings have them
+
+    listed, command = content.get("notify"), content.get("notify_command")
+    problems = []
+    for text in listed if isinstance(listed, list) else [] if listed is None else [listed]:
+        try:
+            if not isinstance(text, str):
+                raise RequestError("must be an address such as env:QWEN3VL_NOTIFY, or a list of them")
+            notify.check(text)
+        except RequestError as error:
+            problems.append(f"{file}: notify: {str(error).removeprefix('--notify ')}")
+    try:
+        if command is not None:
+            notify.check_command(command if isinstance(command, str) else "")
+    except RequestError as error:
+        problems.append(f"{file}: notify_command: {str(error).removeprefix('--notify-command ')}")
+    return problems

@@ -51,6 +51,7 @@ HELP = {
     "console": "the terminal console (the default)",
     "runs": "list, show, follow, stop and resume runs",
     "notebook": "JupyterLab on the example notebooks",
+    "notify": "who is told about runs, and a test message to them",
 }
 EPILOGUE = """\
 The loop on your own data:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 RESUMED, STOP_ASKED, SAVE_ASKED, KILLED = "resumed", "stop", "save", "killed"
 RESTARTED, STALLED, BY_SIGNAL = "restart", "stalled", "signal"
 ROTATED, NODE_SILENT = "log", "node"
+MIRRORED, NOT_TOLD = "mirror", "notify"
 NOT_STARTED, BAD_STEPS, WORK_FAILED, UNEXPECTED, INTERRUPTED = "not-started", "bad-steps", "work", "unexpected", "interrupted"
 TAGS = {
     RESUMED: "of the supervisor: a further attempt begins",
@@ -22,6 +23,8 @@ TAGS = {
     BY_SIGNAL: "of the supervisor: which process a signal ended first, and the likely sender",
     ROTATED: "of the supervisor: the log grew too long, and goes on shorter",
     NODE_SILENT: "a machine of the job has stopped answering, or answers again",
+    MIRRORED: "a checkpoint was copied to the mirror, or why not",
+    NOT_TOLD: "a message about the run could not be sent, or an address of --notify cannot be used",
     NOT_STARTED: "of the supervisor: the command could not be started",
     BAD_STEPS: "training ended after too many bad steps in a row",
     WORK_FAILED: "the work failed; the text says why and what to do",
@@ -29,7 +32,7 @@ TAGS = {
     INTERRUPTED: "the command was interrupted",
 }
 """What ended the run, or what its supervisor did. Any other tag is the code of a problem of the request."""
-NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, ROTATED, NODE_SILENT, INTERRUPTED)
+NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, ROTATED, NODE_SILENT, INTERRUPTED, MIRRORED, NOT_TOLD)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
 _BEGIN, _PREFIX, _LONGEST = b"qwen3vl[", b"qwen3vl: ", 64

@@ -25,6 +25,7 @@ RUN_VARIABLE = "QWEN3VL_RUN_DIR"
 PLAN, COMMAND, STATE, LOG = "plan.json", "command.sh", "state.json", "output.log"
 HEARTBEAT, LOCK, TRAINING_LOCK, STOP, SAVE = "heartbeat", "lock", "training.lock", "stop", "save"
 RESERVE, OLD_LOG, CHECK, NODES = "reserve", "output.log.1", "check.json", "nodes.json"
+RESERVE, HELPERS, MIRROR = "reserve", "helpers", "mirror.json"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
 PROFILE = "profile.json"
@@ -46,6 +47,8 @@ FILES = {
     RESERVE: "some bytes that the supervisor gives free to write the last state on a full disk",
     CHECK: "of a check in the background: how far it is, and what it has found",
     NODES: "of a training on several machines: which of them still answer",
+    HELPERS: "locked while messages about the run are being sent, or its checkpoints copied to its mirror",
+    MIRROR: "of a run with a mirror: the result of the last copy",
     STOP: "asks the supervisor to stop the run; empty, or the seconds until SIGKILL",
     SAVE: "empty; asks the supervisor of a finetune to save a checkpoint",
     METRICS_FILE: "metrics and events of a finetune, one JSON object per line",
@@ -150,6 +153,7 @@ STATE_FIELDS = {
     "error": Field("string | null", "why it failed, in one line, if the log does not say so"),
     "stalled": Field("string | null", "while no step comes any more: since when, and which rank is behind"),
     "restarts": Field("integer", "how often the supervisor has restarted the command since the latest start"),
+    "mirror": Field("string | null", "why the last copy of a checkpoint to the mirror failed"),
 }
 
 
@@ -172,6 +176,7 @@ class StateRecord(TypedDict, total=False):
     error: str | None
     stalled: str | None
     restarts: int
+    mirror: str | None
 
 
 ROW_FIELDS = {
@@ -245,6 +250,13 @@ NODES_FIELDS = {
 }
 SILENT_SECONDS = 30.0
 """A machine that has not answered for this long is named."""
+MIRROR_FIELDS = {
+    "v": Field("integer", "version of the record"),
+    "to": Field("string?", "folder of this run in its mirror, which looks like a run"),
+    "steps": Field("list of integers?", "steps of the checkpoints that are there"),
+    "error": Field("string | null", "why the last copy failed"),
+    "time": Field("number", "Unix seconds of the last copy"),
+}
 RANK_FIELDS = {
     "v": Field("integer", "version of the record"),
     "rank": Field("integer", "of the process in the run"),

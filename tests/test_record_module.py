@@ -32,6 +32,7 @@ FIELDS = {
     "ranks": run_record.RANK_FIELDS,
     "check.json": run_record.CHECK_FIELDS,
     "nodes.json": run_record.NODES_FIELDS,
+    "mirror.json": run_record.MIRROR_FIELDS,
     "samples.jsonl": run_record.SAMPLE_FIELDS,
     "comparison.json": run_record.COMPARISON_FIELDS,
     "votes.json": run_record.VOTES_FIELDS,

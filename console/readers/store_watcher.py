@@ -185,7 +185,8 @@ class StoreWatcher:
             latest |= self._last_eval(run)
         if EVAL in latest:
             self._evals[run.id] = latest[EVAL]
-        stalled = state.get("stalled") if status in ALIVE else None
+        notes = (state.get("stalled"), f"not mirrored: {state['mirror']}" if state.get("mirror") else "")
+        stalled = next(filter(None, notes), None) if status in ALIVE else None
         row = RunRow(
             run=run, kind=run.kind, status=status,
             exit_code=_number(state.get("exit_code"), int), error=str(state.get("error") or stalled or version_problem(run.plan)),

@@ -12,13 +12,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Unpack
 
 from console.runs import log_rotation, processes
+from console.runs.companions import Companions
+from console.runs.free_port import with_a_free_port
 from console.runs.outcome import Attempt, Outcome, Saves, record_restart, silent_nodes
 from console.runs.stall import StallWatch, least_seconds
-from console.runs.state import read_json, write_json
-from qwen3vl_core import log_lines
+from console.runs.state import write_json
+from qwen3vl_core import log_lines, notify
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.run_record import (  # fmt: skip
@@ -85,6 +87,7 @@ class Supervisor:
         self.began = time.monotonic()
         self.longest_log = log_rotation.largest()
         self.said_stalled = 0.0
+        self.companions = Companions(run_dir, plan)
         self.stop_asked = self.save_asked = self.stopping = False
         self._next_attempt()
 
@@ -166,6 +169,8 @@ class Supervisor:
                 return
             if not pid:
                 return
+            if self.companions.reaped(pid):
+                self.save(mirror=self.companions.mirror_problem())
             if pid == self.child:
                 code = os.waitstatus_to_exitcode(status)
                 self.exit_code = code if code >= 0 else 128 - code
@@ -174,11 +179,11 @@ class Supervisor:
 
     def watch(self, wake: int) -> None:
         """Watch until no process of the run is left. wake: a descriptor that is readable after a signal."""
-        me = os.getpid()
         while True:
             self.reap()
             self.beat()
             self.rotate_log()
+            self.companions.look()
             if not self.saved:
                 self.save()
             if self.exit_code is None and not self.stopping and self.asked_to_stop():
@@ -191,7 +196,7 @@ class Supervisor:
                 self.watch_steps(self.stall)
             busy = self.stopping or self.exit_code is not None or self.hung is not None
             if busy:
-                left = processes.descendants(me)
+                left = self.below()
                 if self.exit_code is not None and not left:
                     return
                 if self.kill_at is None:  # the command ended by itself and left processes behind
@@ -218,6 +223,10 @@ class Supervisor:
             if log_rotation.rotate(self.run_dir, 1, self.longest_log):
                 self.say(log_lines.ROTATED, f"what came before is in {OLD_LOG}")
 
+    def below(self) -> list[processes.Process]:
+        """The processes of the run: those below this one, without the ones that send messages and copy checkpoints."""
+        return processes.descendants(os.getpid(), self.companions.pids)
+
     def watch_steps(self, stall: StallWatch) -> None:
         """Say when no step comes any more, with the stacks of the ranks in the log; --restart-stalled then ends the attempt."""
         quiet = self.saves.quiet_seconds()
@@ -230,9 +239,11 @@ class Supervisor:
         self.said_stalled = time.monotonic()
         self.say(log_lines.STALLED, line or "steps come again")
         self.save(stalled=line or None)
+        if bool(line) != bool(known):
+            self.companions.tell(notify.STALLED if line else notify.MOVING, line or "steps come again")
         if not line or known:
             return
-        ranks = stall.here(processes.descendants(os.getpid()))
+        ranks = stall.here(self.below())
         processes.send([p for p in ranks if processes.catches(p.pid, signal.SIGQUIT)], signal.SIGQUIT)
         options = self.plan.get("options")
         if isinstance(options, dict) and options.get("restart_stalled") is True and self.state.get("restarts", 0) < self.most_restarts:
@@ -281,7 +292,7 @@ class Supervisor:
         self.kill_at = time.monotonic() + self.grace
         self.save(status="stopping")
         self.say(log_lines.STOP_ASKED, f"asked to stop; {self.grace:g} s to end")
-        below = processes.descendants(os.getpid())
+        below = self.below()
         # torchrun would pass SIGTERM on a second time and kill its workers after 30 s, whatever they save (before
         # torch 2.12 that is fixed); left alone it waits for them and ends with them
         workers = [p for p in below if p.group != self.child]
@@ -292,7 +303,7 @@ class Supervisor:
         self.save_asked = False
         with contextlib.suppress(OSError):
             (self.run_dir / SAVE).unlink(missing_ok=True)
-        listening = [p for p in processes.descendants(os.getpid()) if processes.catches(p.pid, signal.SIGUSR1)]
+        listening = [p for p in self.below() if processes.catches(p.pid, signal.SIGUSR1)]
         processes.send(listening, signal.SIGUSR1)
         early = "asked to save, but the training has not begun; nothing to save yet"
         self.say(log_lines.SAVE_ASKED, "asked to save a checkpoint" if listening else early)
@@ -326,6 +337,7 @@ class Supervisor:
         text = f"restart {done + 1} of {most} after {why}"
         self.say(log_lines.RESTARTED, f"{text}; in {pause:g} s, from the newest complete checkpoint")
         record_restart(self.run_dir, text)
+        self.companions.tell(notify.RESTART, text, restarts=done + 1, exit_code=self.exit_code)
         self.save(status="starting", pid=None, exit_code=self.exit_code, restarts=done + 1, error=text, stalled=None)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0 and not self.asked_to_stop():
@@ -344,16 +356,19 @@ class Supervisor:
 
     def run(self, wake: int, report: Callable[[str], None]) -> None:
         """Start the command, again after a failure as often as the run may, and write the final state."""
+        for line in self.companions.receivers.problems:
+            self.say(log_lines.NOT_TOLD, line)
         while True:
             failure = self.start()
             report(f"failed {failure}" if failure else "ok")
             if failure:
+                self.companions.tell(notify.FAILED, failure, status="failed", error=failure)
                 return
             try:
                 self.watch(wake)
             except Exception as error:
                 traceback.print_exc()
-                processes.end(lambda: processes.descendants(os.getpid()), self.grace)
+                processes.end(self.below, self.grace)
                 self.state["error"] = f"the supervisor failed: {type(error).__name__}: {error}"
                 self.reap()
             ended = self.outcome()
@@ -370,6 +385,10 @@ class Supervisor:
                 # what the processes said of it did not fit into the log
                 ended = Outcome("failed", f"the disk of {self.run_dir.parent} is full; free some space and resume the run")
         self.finish(status=ended.status, exit_code=self.exit_code, error=ended.error, stalled=None)
+        # from here on others may start the run again; what follows changes nothing of it
+        self.companions.ended()
+        text = ended.error or (f"exit code {self.exit_code}" if ended.status == "failed" else notify.EVENTS[ended.status])
+        self.companions.tell(ended.status, text, status=ended.status, exit_code=self.exit_code, error=ended.error)
 
 
 @contextlib.contextmanager
@@ -382,27 +401,3 @@ def _ignored(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
-
-
-def with_a_free_port(run_dir: Path, restart: int = 0) -> PlanRecord:
-    """The plan, whose torchrun gets a port that is free now; the rest of the command stays as it was.
-
-    On several nodes all have to use the same one, without a word between them: the next one after each restart, so that none joins
-    the store of the attempt before.
-    """
-    plan = cast(PlanRecord, read_json(run_dir / PLAN))
-    command = plan.get("command")
-    if not isinstance(command, list) or not any(module in command for module in TORCHRUNS):
-        return plan
-    if "--master-port" in command[:-1]:
-        from console.runs.plan_record import write_record
-        from qwen3vl_core.layout.torchrun_command import free_port
-
-        command[command.index("--master-port") + 1] = str(free_port())
-        write_record(run_dir, plan)
-    elif restart and "--rdzv-endpoint" in command[:-1]:
-        place = command.index("--rdzv-endpoint") + 1
-        address, _, port = str(command[place]).rpartition(":")
-        if port.isdecimal():
-            command[place] = f"{address}:{1024 + (int(port) + restart - 1024) % (65536 - 1024)}"
-    return plan

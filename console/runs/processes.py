@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,12 +51,12 @@ def _look(pid: int) -> Process | None:
     return Process(pid, int(parent), int(group), state in ("Z", "X"))
 
 
-def descendants(of: int) -> list[Process]:
-    """Live descendants of a process, in any session; parents before children."""
+def descendants(of: int, without: Collection[int] = ()) -> list[Process]:
+    """Live descendants of a process, in any session; parents before children. without: processes to leave out, with those below them."""
     children: dict[int, list[Process]] = {}
     for pid in _numbered():
         process = _look(pid)
-        if process is not None:
+        if process is not None and pid not in without:
             children.setdefault(process.parent, []).append(process)
     below, queue = [], [of]
     while queue:

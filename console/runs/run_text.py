@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
-from console.runs.state import owner_name, sign_of_life
+from console.runs.state import owner_name, read_json, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, quantity, span
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
-from qwen3vl_core.run_record import ALIVE, ENDED, EVAL, TRAIN, version_problem
+from qwen3vl_core.run_record import ALIVE, ENDED, EVAL, MIRROR, TRAIN, version_problem
 
 if TYPE_CHECKING:
     from console.runs.metric_columns import Column
@@ -84,6 +84,9 @@ def describe(run: Run) -> list[str]:
         lines.append(f"  {plain(state['stalled'])}")
     if run.error:
         lines.append(f"  {plain(run.error)}")
+    mirrored = read_json(run.path / MIRROR)
+    if mirrored.get("error"):
+        lines.append(f"  not mirrored: {plain(mirrored['error'])}")
     lines += _pairs("", {
         "folder": run.path,
         "owner": _owner(run),
@@ -95,6 +98,7 @@ def describe(run: Run) -> list[str]:
         "git": plan.get("git"),
         "versions": ", ".join(f"{k} {v}" for k, v in _mapping(plan.get("versions")).items()),
         "command": shell_line(run.command),
+        "mirror": _mirror(mirrored),
     })  # fmt: skip
     lines += _pairs("options that differ from their defaults", changed(run))
     for kind, title in ((TRAIN, "last step"), (EVAL, "last evaluation")):
@@ -176,6 +180,14 @@ def changed(run: Run) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _mirror(record: Mapping[str, Any]) -> str | None:
+    """The folder with the run's copies, and their steps."""
+    steps = record.get("steps")
+    if not isinstance(steps, list) or not steps:
+        return None
+    return f"{plain(record.get('to'))}, step{'s' if len(steps) > 1 else ''} {plain(steps[-8:])}"
 
 
 def _owner(run: Run) -> str | None:

@@ -206,7 +206,7 @@ class RunStore:
             plan_record.write_record(claim, plan_record.make_plan(kind, str(label), values, [str(w) for w in words]), path)
             write_json(claim / STATE, {
                 "status": "starting", "supervisor_pid": None, "supervisor_start": None, "pid": None, "host": host(), "boot_id": boot_id(),
-                "exit_code": None, "started": None, "ended": None, "error": None, "stalled": None, "restarts": 0,
+                "exit_code": None, "started": None, "ended": None, "error": None, "stalled": None, "restarts": 0, "mirror": None,
             })  # fmt: skip
             os.rename(claim, path)
         except BaseException as error:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from console.runs import processes
-from console.runs.attempts import SAVE_SIGNALS, Supervisor, with_a_free_port
+from console.runs.attempts import SAVE_SIGNALS, Supervisor
+from console.runs.free_port import with_a_free_port
 from console.runs.state import MORE_STEPS, STALE_SECONDS, boot_id, hold, host, read_json, read_state, sign_of_life
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
@@ -90,7 +91,7 @@ def supervise(run_dir: Path, resume: bool, report: Callable[[str], None], more: 
         supervisor.save(
             status="starting", supervisor_pid=os.getpid(), supervisor_start=processes.start_of(os.getpid()), pid=None,
             host=host(), boot_id=boot_id(),
-            exit_code=None, started=now, ended=None, error=None, stalled=None, restarts=0,
+            exit_code=None, started=now, ended=None, error=None, stalled=None, restarts=0, mirror=None,
         )  # fmt: skip
         supervisor.reserve()
         if resume:

@@ -69,8 +69,8 @@ class FileFollower:
 class JsonlTail:
     """Reads complete rows of a JSON-lines file. An unterminated last line is read once it is complete."""
 
-    def __init__(self, path: Path) -> None:
-        self._follower = FileFollower(path)
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._follower = FileFollower(path, offset)
         self._partial = bytearray()
         self._overlong = False
         self.limited = False

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import notify
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
@@ -55,6 +56,18 @@ def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _beside(options: FinetuneOptions) -> list[str]:
+    """Lines about what works beside the run: messages, and copies of its checkpoints."""
+    to = notify.receivers(options.notify, options.notify_command)
+    lines = [f"told of its end, of failures, stalls and NaN: {to.shown}"] if to else []
+    lines += [f"note: {line}" for line in to.problems]
+    if options.mirror:
+        which = "each checkpoint" if options.mirror_every == 1 else f"every {options.mirror_every} checkpoints the newest"
+        kept = f"the {options.mirror_keep} newest are kept" if options.mirror_keep else "all are kept"
+        lines.append(f"{which} is copied to {options.mirror}; {kept}")
+    return lines
+
+
 def render(record: dict[str, Any], options: FinetuneOptions) -> str:
     """The printed report."""
     name = record["size"] or "custom model"
@@ -87,6 +100,7 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             else "forward and backward of a micro batch are replayed as one CUDA graph",
             f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them of pictures (--vision-tokens)",
             *(f"note: {note['text']}" for note in record["notes"]),
+            *_beside(options),
         ]
     if "suggestions" in record:
         none = f"no valid layout on {record['gpus']} GPUs"

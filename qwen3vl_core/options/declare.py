@@ -42,6 +42,8 @@ class Option:
     positional: bool = False
     aliases: tuple[str, ...] = ()
     short: str = ""
+    secret: bool = False
+    """Whether its values are addresses that are recorded without their secrets."""
 
     @property
     def flag(self) -> str:
@@ -245,7 +247,16 @@ def from_mapping(cls: type, values: Mapping[str, Any], *, partial: bool = False)
 
 def to_mapping(options: Any) -> dict[str, Any]:
     """The mapping for a plan: every option, including defaults."""
-    return {o.name: getattr(options, o.name) for o in options_of(type(options))}
+    return {o.name: recorded(o, getattr(options, o.name)) for o in options_of(type(options))}
+
+
+def recorded(o: Option, value: Any) -> Any:
+    """A value as plans and command lines hold it: of a secret one a reference."""
+    if not o.secret or not value:
+        return value
+    from qwen3vl_core import notify  # late: most options have no secrets
+
+    return [notify.reference(text) for text in value] if o.many else notify.reference(value)
 
 
 def to_arguments(options: Any) -> list[str]:
@@ -253,7 +264,7 @@ def to_arguments(options: Any) -> list[str]:
     words: list[str] = []
     trailing: list[str] = []
     for o in options_of(type(options)):
-        value = getattr(options, o.name)
+        value = recorded(o, getattr(options, o.name))
         if o.positional:
             if value is not None:
                 words.append(str(value))

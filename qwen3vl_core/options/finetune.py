@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qwen3vl_core import notify
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import seconds_of
 from qwen3vl_core.options import media
 from qwen3vl_core.options.declare import check_options, option, options_of
@@ -213,6 +215,22 @@ class FinetuneOptions:
     swanlab: str | None = option(None, help="Send the curves to this project of SwanLab too, if swanlab is installed", group="Record")
     log_interval: int = option(1, help="Write metrics every N steps", unit="steps", group="Record", minimum=1)
     name: str | None = option(None, help="Name of the run; its id is made from it", group="Record")
+    mirror: str | None = option(
+        None, help="Copy checkpoints to this folder in the background, compared byte by byte; runs resume can take them from there",
+        group="Record", path="folder",
+    )  # fmt: skip
+    mirror_every: int = option(1, help="Copy each N-th checkpoint, and the last one", group="Record", minimum=1)
+    mirror_keep: int = option(2, help="Copies to keep, the newest; 0: all", group="Record", minimum=0)
+    notify: list[str] = option(
+        [],
+        help="Say when the run ends, fails, stalls or its loss is NaN: webhooks of DingTalk, Feishu, WeCom or Slack, any URL for JSON, or "
+        "env:NAME; none: nobody, whatever the settings say",
+        group="Interruptions",
+        secret=True,
+    )
+    notify_command: str | None = option(
+        None, help="Run this program for the same, with the message as JSON on its standard input; no shell reads it", group="Interruptions"
+    )
 
     max_restarts: int = option(
         0,
@@ -375,6 +393,22 @@ class FinetuneOptions:
             yield Problem("restart-stalled-alone", "restart_stalled", True, remedies=({"max_restarts": 3}, {"restart_stalled": None}))
         if self.stop_after is not None and seconds_of(self.stop_after) is None:
             yield Problem("stop-after-not-a-time", "stop_after", self.stop_after, remedies=({"stop_after": "11h30m"}, {"stop_after": None}))
+        for name in ("mirror_every", "mirror_keep"):
+            value = getattr(self, name)
+            if not self.mirror and value != type(self)().__dict__[name]:
+                yield Problem("mirror-unused", name, value, remedies=({name: None},))
+        if self.mirror and is_url(self.mirror):
+            yield Problem("mirror-is-url", "mirror", self.mirror, remedies=({"mirror": None},))
+        for text in self.notify:
+            try:
+                notify.check(text)
+            except RequestError as error:
+                yield from error.problems
+        if self.notify_command is not None:
+            try:
+                notify.check_command(self.notify_command)
+            except RequestError as error:
+                yield from error.problems
         if self.sample_interval and not self.sample_images:
             yield Problem("samples-without-images", "sample_interval", self.sample_interval, remedies=({"sample_interval": None},))
 

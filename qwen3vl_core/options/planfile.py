@@ -10,7 +10,7 @@ from typing import Any
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import read_small
-from qwen3vl_core.options.declare import options_of
+from qwen3vl_core.options.declare import options_of, recorded
 from qwen3vl_core.problems import Problem
 
 
@@ -25,7 +25,7 @@ def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
         if o.group != group:
             group = o.group
             lines += ["", f"# {group}"]
-        value = getattr(options, o.name)
+        value = recorded(o, getattr(options, o.name))
         notes = [o.help, *([o.unit] if o.unit else []), *([f"one of {', '.join(o.choices)}"] if o.choices else [])]
         if o.required and value in (None, "", []):
             lines.append(f"# {o.name}:  # required: {'; '.join(notes)}")

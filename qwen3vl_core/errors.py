@@ -26,9 +26,10 @@ class RequestError(ValueError):
     def __init__(self, *problems: Problem | str) -> None:
         super().__init__(*problems)
         # imported late: the first frame needs the class of the error, and raises none
+        from qwen3vl_core.formats import one_clear_line
         from qwen3vl_core.problems import Problem
 
-        self.problems = tuple(p if isinstance(p, Problem) else Problem("request", rule={"text": str(p)}) for p in problems)
+        self.problems = tuple(p if isinstance(p, Problem) else Problem("request", rule={"text": one_clear_line(p)}) for p in problems)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
@@ -43,7 +44,9 @@ class WorkError(RuntimeError):
     exit_code = EXIT_FAILED
 
     def __init__(self, text: str, tag: str = WORK_FAILED) -> None:
-        super().__init__(text)
+        from qwen3vl_core.formats import one_clear_line
+
+        super().__init__(one_clear_line(text))
         self.tag = tag
 
 

@@ -11,6 +11,10 @@ GIB = 1024**3
 """Bytes in a GiB. Memory is shown in GiB, as by nvidia-smi; files and disks in powers of 1000, by `quantity`."""
 
 
+LONGEST_LINE = 3000
+"""Characters of a message: some name every option."""
+
+
 def number(value: Any, digits: int = 4) -> str:
     """About `digits` significant digits: 1.214, 0.0123, 1.2e-5, 41.2k; a dash for a value that is not a number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -93,6 +97,12 @@ def printable(text: object) -> str:
     """
     text = str(text).replace("\r\n", "\n").expandtabs(4)
     return text if text.isprintable() else "".join(map(_printable_character, text))
+
+
+def one_clear_line(text: object) -> str:
+    """A message on one line of limited length, whatever a file has put into it; its end, which says the way out, stays."""
+    line = printable(text).replace("\n", " ").strip()
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 501]}…{line[-500:]}"
 
 
 def _printable_character(character: str) -> str:

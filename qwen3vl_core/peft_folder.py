@@ -15,6 +15,13 @@ from qwen3vl_core.files import read_small
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "target_modules": (list, str), "target_parameters": (list,), "rank_pattern": (dict,), "alpha_pattern": (dict,), "r": (int,),
+    "lora_alpha": (int, float), "base_model_name_or_path": (str,),
+}  # fmt: skip
+"""What these entries hold where they hold anything."""
+
+
 class BaseMissing(RequestError):
     """The model that adapters were trained beside is not on this machine."""
 
@@ -38,6 +45,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise RequestError(f"{file}: adapters of type {kind!r}, only LORA is read; merge them with peft, and give the merged model")
+    for name, kinds in _TYPES.items():
+        if not isinstance(config.get(name) or kinds[0](), kinds):
+            raise RequestError(f"{file}: {name} is no {' or '.join(kind.__name__ for kind in kinds)}; copy the adapter again")
     for name, word in (("use_dora", "DoRA"), ("fan_in_fan_out", "fan_in_fan_out"), ("alora_invocation_tokens", "activated LoRA")):
         if config.get(name):
             raise RequestError(f"{file}: {word} is not read; merge the adapter with peft, and give the merged model")
@@ -47,8 +57,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def number_of(config: dict[str, Any], name: str, pattern: str, module: str, folder: Path) -> float:
     """A number of the configuration, which may have another one for some modules under `pattern`. Raises RequestError without one."""
     patterns = config.get(pattern) or {}
-    own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get(name))
-    if not isinstance(own, int | float) or not own > 0:
+    try:
+        own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get(name))
+    except (TypeError, re.error, RecursionError, OverflowError):
+        raise RequestError(f"{folder}: adapter_config.json has no valid {pattern}; copy the adapter again") from None
+    if not isinstance(own, int | float) or isinstance(own, bool) or not 0 < own < 1e6:
         raise RequestError(f"{folder}: adapter_config.json has no {name}; copy the adapter again")
     return float(own)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen3vl_core.formats import one_clear_line
 from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
 
 
@@ -26,7 +27,7 @@ class Problem:
 
     def __str__(self) -> str:
         subject = written(self)
-        return f"{subject}: {self.explanation}" if subject else self.explanation
+        return one_clear_line(f"{subject}: {self.explanation}" if subject else self.explanation)
 
     @property
     def explanation(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.formats import printable
 
 Shape = tuple[int, ...]
 
@@ -163,6 +165,34 @@ class Chunks:
         return [chunk for index in indices for chunk in self._at.get(index, ())]
 
 
+MOST = 1 << 60
+"""Above every length and position in a file."""
+_MOST_DIMENSIONS = 16
+
+
+def _shape(value: Any, key: str, dimensions: int | None = None) -> Shape:
+    """A shape or an offset as a tuple. Raises ValueError and TypeError for anything else."""
+    shape = tuple(value)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < MOST for n in shape):
+        raise ValueError(f"{key[:80]!r} has no valid shape")
+    if dimensions is not None and len(shape) != dimensions:
+        raise ValueError(f"a chunk of {key[:80]!r} has {len(shape)} dimensions, not {dimensions}")
+    return shape
+
+
+def _file_name(value: Any) -> str:
+    """The last part of a path: nothing in the tables can point outside the folder."""
+    name = os.path.basename(str(value))
+    if not name or name in (".", "..") or not name.isprintable() or len(name) > 255:
+        raise ValueError("a file has no valid name")
+    return name
+
+
+def _short(error: BaseException) -> str:
+    """An error on one short line, whatever the file put into it."""
+    return printable(str(error)[:200]).replace("\n", " ") or type(error).__name__
+
+
 def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageInfo], dict[str, Chunks]]:
     """(tensors, saved objects, the tensors' chunks), by key. Raises RequestError for anything but the tables of a checkpoint."""
     tensors: dict[str, TensorEntry] = {}
@@ -175,20 +205,26 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
         with file.open("rb") as stream:
             table = _TablesOnly(stream).load()
         for key, item in table.state_dict_metadata.items():
+            if not isinstance(key, str):
+                raise ValueError(f"a name is a {type(key).__name__}")
             if isinstance(item, TensorEntry):
+                item.size = _shape(item.size, key)
                 if not isinstance(item.properties.dtype, torch.dtype):
                     raise ValueError(f"{key} has no precision")
                 tensors[key] = item
-                sizes |= {(key, tuple(chunk.offsets)): tuple(chunk.sizes) for chunk in item.chunks}
+                sizes |= {
+                    (key, _shape(chunk.offsets, key, len(item.size))): _shape(chunk.sizes, key, len(item.size)) for chunk in item.chunks
+                }
         for index, stored in table.storage_data.items():
-            if min(int(stored.offset), int(stored.length)) < 0:
-                raise ValueError(f"{index.fqn} has no valid position")
+            if not all(type(n) is int and 0 <= n < MOST for n in (stored.offset, stored.length)) or not isinstance(index.fqn, str):
+                raise ValueError(f"{str(index.fqn)[:80]!r} has no valid position")
+            stored.relative_path = _file_name(stored.relative_path)
             if index.fqn not in tensors:
                 objects[index.fqn] = stored
                 continue
-            offset: Shape = tuple(index.offset)
+            offset = _shape(index.offset, index.fqn)
             chunks.setdefault(index.fqn, []).append(Chunk(offset, sizes[index.fqn, offset], stored))
     except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, MemoryError, OverflowError,
             RecursionError) as error:  # fmt: skip
-        raise RequestError(f"{file}: not readable ({error}); copy the checkpoint again") from None
+        raise RequestError(f"{file}: not readable ({_short(error)}); copy the checkpoint again") from None
     return tensors, objects, {key: Chunks(chunks_of_key) for key, chunks_of_key in chunks.items()}

@@ -14,6 +14,7 @@ import math
 import pickle
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -196,6 +197,11 @@ class RegionReader:
                 f"{file}: cut short ({file.stat().st_size} bytes, {stored.offset + stored.length} are named); copy it again"
             ) from None
 
+    @cached_property
+    def _most_bytes(self) -> int:
+        """Of all files: no tensor has more."""
+        return sum(file.stat().st_size for file in self.data.glob(f"*{SHARDS}"))
+
     @property
     def common_key(self) -> str | None:
         """The name of the common values among the saved objects; None where they are in `common.pt`."""
@@ -206,8 +212,17 @@ class RegionReader:
         if (problem := self._checker.problem(file, begin, count)) is not None:
             raise DamagedError(f"{file}: {problem}; copy the checkpoint again, or use the one before it")
 
+    def _size(self, file: Path) -> int:
+        try:
+            return file.stat().st_size
+        except OSError as error:
+            raise DamagedError(f"{file}: {error.strerror}, though .metadata names it; copy the checkpoint again") from None
+
     def bytes_of(self, stored: StorageInfo) -> bytearray:
         """The record at one location, as it was saved."""
+        file = self.file_of(stored)
+        if stored.length > (there := self._size(file)):  # before so much memory is taken
+            raise DamagedError(f"{file}: cut short ({there} bytes, {stored.offset + stored.length} are named); copy it again")
         blob = bytearray(stored.length)
         self._bytes(stored, 0, memoryview(blob))
         return blob
@@ -274,6 +289,8 @@ class RegionReader:
         offset = offset or (0,) * len(entry.size)
         size = tuple(entry.size) if size is None else size
         if out is None:
+            if math.prod(size) * entry.properties.dtype.itemsize > self._most_bytes:
+                raise DamagedError(f"{self.data}: {key} is larger than all of the files; copy the checkpoint again")
             out = torch.empty(size, dtype=entry.properties.dtype)
         filled = 0
         for chunk in self._touching(key, offset, size):

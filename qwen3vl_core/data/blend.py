@@ -192,7 +192,9 @@ def _shares(place: Place, split: str, above: tuple[Place, ...]) -> tuple[bool | 
     for number, entry in enumerate(entries):
         at = f"{where}, entry {number}"
         if not isinstance(entry, dict) or "path" not in entry:
-            raise RequestError(f"{at}: must hold path and {unit}" + ("; join is not supported" if "join" in (entry or ()) else ""))
+            raise RequestError(
+                f"{at}: must hold path and {unit}" + ("; join is not supported" if isinstance(entry, dict) and "join" in entry else "")
+            )
         weight = entry.get(unit, 1)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not (0 < weight < math.inf):
             raise RequestError(f"{at}: {unit} {weight}: must be a number above 0; use 1")

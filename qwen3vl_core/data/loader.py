@@ -31,6 +31,7 @@ from qwen3vl_core.data.read_ahead import ReadAhead
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.formats import printable
 from qwen3vl_core.structure.micro_batch import StructureRules
 
 STATE_VERSION = 1
@@ -159,6 +160,10 @@ class Loader:
         """Resume after the global batch of `state`. Raises RequestError when it belongs to other data or batch settings."""
         if not isinstance(state, dict) or state.get("v") != STATE_VERSION:
             raise RequestError("the loader's state is of another version; start a new run from the checkpoint")
+        if not _is_state(state):
+            raise RequestError(
+                "the loader's state in the checkpoint is damaged; resume from an earlier one, or start a new run with --load"
+            )
         current, saved = self._batches.fingerprint(), state["fingerprint"]
         for name, value in current.items():
             if saved.get(name) != value:
@@ -173,7 +178,8 @@ class Loader:
                 if name == "packing":
                     raise RequestError("--packing: the run started without it; leave it out, or start a new run")
                 flag = name if name == "split" else "--" + name.replace("_", "-")
-                raise RequestError(f"{flag} {value}: the run started with {saved.get(name)}; use {saved.get(name)}, or start a new run")
+                before = printable(saved.get(name))[:80].replace("\n", " ")
+                raise RequestError(f"{flag} {value}: the run started with {before}; use {before}, or start a new run")
         if saved.get("packing") and not self.packing:
             raise RequestError("--packing: the run started with it; use it again, or start a new run")
         self.close()
@@ -190,6 +196,20 @@ class Loader:
         self._filled = None
         atexit.unregister(self._at_exit)
         self._batches.shards.close()
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    """Whether a saved state has the entries of `Loader.state_dict`, each of its type."""
+
+    def counts(value: Any) -> bool:
+        return isinstance(value, dict) and all(is_count(n) for n in value.values())
+
+    def is_count(value: Any) -> bool:
+        return type(value) is int and 0 <= value < 1 << 62
+
+    numbers = (state.get("global_batch"), state.get("used"), state.get("rows", 0), state.get("tokens", 0))
+    following = state.get("following", {})
+    return isinstance(state.get("fingerprint"), dict) and counts(state.get("skipped")) and counts(following) and all(map(is_count, numbers))
 
 
 @dataclass(frozen=True)

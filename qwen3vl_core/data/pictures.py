@@ -81,7 +81,7 @@ class PictureRules:
             )
         except KeyError as missing:
             raise RequestError(f"{where}: key {missing} is missing; take the file from the checkpoint itself") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RequestError(f"{where}: {error}; take the file from the checkpoint itself") from None
         if min(rules.patch_size, rules.temporal_patch_size, rules.merge_size, rules.min_pixels) < 1 or 0 in rules.std:
             raise RequestError(f"{where}: sizes and deviations must be above 0; take the file from the checkpoint itself")

@@ -52,7 +52,7 @@ class VideoRules(PictureRules):
                 max_frames=int(config.get("max_frames") or 768),
                 frame_tokens=int(config.get("max_video_tokens") or CAPPED_TOKENS) if config.get("cap_pixels_per_frame") else None,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RequestError(f"{where}: {error}; take the file from the checkpoint itself") from None
         if not (0 < rules.fps < math.inf) or not 1 <= rules.min_frames <= rules.max_frames or rules.resample not in pictures.KERNELS:
             raise RequestError(f"{where}: fps, min_frames, max_frames or resample make no sense; take the file from the checkpoint itself")

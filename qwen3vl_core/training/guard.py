@@ -7,7 +7,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
-from qwen3vl_core.errors import WorkError
+from qwen3vl_core.errors import RequestError, WorkError
 
 WINDOW = 64
 """Number of previous losses that a loss is compared with."""
@@ -108,7 +108,15 @@ class Guard:
         return {"losses": list(self.losses), "bad": self.bad, "content": self.content}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises RequestError for anything else."""
+        losses, bad = (state.get("losses"), state.get("bad")) if isinstance(state, dict) else (None, None)
+        if (
+            not isinstance(losses, list)
+            or not all(type(x) in (int, float) for x in losses)
+            or type(bad) is not int
+            or not 0 <= bad < 1 << 31
+        ):
+            raise RequestError("the guard's state in the checkpoint is damaged; resume from an earlier one, or start a new run with --load")
         self.losses = deque((float(loss) for loss in state["losses"]), maxlen=WINDOW)
         self.bad = int(state["bad"])
         self.content = state.get("content", True) is True

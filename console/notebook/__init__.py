@@ -25,7 +25,7 @@ _MODULES = {
     "scores": "data_frames",
     "events": "data_frames",
     "open_store": "stores",
-    "wait": "data_frames",
+    "wait": "waiting",
 }
 __all__ = [*_MODULES]
 

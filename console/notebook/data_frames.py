@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from console.notebook.stores import as_run, open_store
-from console.runs import exports, launch
+from console.runs import exports
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.run_text import last_of
 from console.runs.series import MetricSeries
 from console.runs.store import Run, RunStore
-from console.runs.tail import LogTail
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
-from qwen3vl_core.errors import WorkError
-from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import METRICS, in_order, key_of, listed_keys
-from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
+from qwen3vl_core.run_record import EVAL, TRAIN
 
-__all__ = ["captions", "events", "metrics", "open_store", "runs", "scores", "wait"]
-
-END_OF_LOG = 20
+__all__ = ["captions", "events", "metrics", "open_store", "runs", "scores"]
 
 
 def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()) -> pd.DataFrame:
@@ -115,38 +109,3 @@ def scores(run: Run | str | int | Path, *, store: RunStore | Path | str | None =
     comparison = exports.comparison_of(as_run(run, store))
     rows = report.score_rows(comparison)
     return pd.DataFrame([values for _, values in rows], columns=comparison.names, index=[name for name, _ in rows])
-
-
-def wait(
-    run: Run | str | int | Path, *, store: RunStore | Path | str | None = None, timeout: float | None = None, show: bool = True
-) -> str:
-    """Wait until a run has ended, showing the last line of its log meanwhile. Returns its status.
-
-    An interrupt ends the waiting, not the run. timeout: seconds after which to return the current status. Raises WorkError, with
-    the end of the log, for a run that failed.
-    """
-    waited = as_run(run, store)
-    for line in _last_lines(waited, timeout):
-        if show:
-            print(f"\r{line[:120]:<120}", end="", flush=True)
-    status = waited.status
-    if show:
-        print(f"\r{f'run {waited.id}: {status}':<120}")
-    if status == "failed":
-        tail = LogTail(waited.log, lines=END_OF_LOG)
-        lines = map(untagged, [*tail.read(), *filter(None, [tail.partial])])
-        reason = waited.error or f"exit code {waited.exit_code}"
-        raise WorkError("\n".join([f"run {waited.id}: failed, {reason}; its log ends with", *lines]))
-    return status
-
-
-def _last_lines(run: Run, timeout: float | None) -> Iterator[str]:
-    """The last line of the log whenever it has changed, until the run has ended."""
-    until = None if timeout is None else time.monotonic() + timeout
-    tail, before = LogTail(run.log, lines=1), ""
-    while launch.wait(run, 0.25) in ALIVE and (until is None or time.monotonic() < until):
-        tail.read()
-        line = untagged(tail.partial or (tail.lines[-1] if tail.lines else ""))
-        if line != before:
-            before = line
-            yield line

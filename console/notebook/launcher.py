@@ -13,6 +13,7 @@ import ipywidgets as W
 import pandas as pd
 
 from console.forms import Plan, look_here, read_plan, value_of
+from console.notebook.answers import BOX, Answers
 from console.notebook.form import Form
 from console.notebook.html import box, code, escape, say, table
 from console.notebook.live import close_all, take_cell, telling
@@ -69,8 +70,9 @@ class Launcher(W.VBox):
             self.memory.suggest_button.on_click(self._suggest_clicked)
         super().__init__(children=[
             self.form, self.check_line, *([self.memory] if self.memory is not None else []), self.command_line,
-            W.HBox([self.start_button, self.reset_button]), self.message,
+            W.HBox([self.start_button, self.reset_button]), self.message, Answers(),
         ])  # fmt: skip
+        self.add_class(BOX)
         self._closed = False
         take_cell(self)
         self._edited()

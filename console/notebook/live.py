@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ipywidgets
 
+from console.notebook.answers import BOX, Answers
 from console.notebook.html import say
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -107,6 +108,7 @@ class Live(ipywidgets.VBox):
     A subclass sets its children and calls `begin` when it is ready. Hold `lock` for every change.
     """
 
+    children: Sequence[ipywidgets.Widget]
     _ended = True  # until __init__ has finished: a box that could not be created has nothing to close
 
     def __init__(self, **kwargs: Any) -> None:
@@ -118,6 +120,8 @@ class Live(ipywidgets.VBox):
 
     def begin(self, seconds: float = SECONDS) -> None:
         """Close earlier boxes of this cell, look once, and start the periodic looks."""
+        self.children = (*self.children, Answers())
+        self.add_class(BOX)
         take_cell(self)
         self._look()
         self._updater = Updater(self._look, self.tell, seconds)

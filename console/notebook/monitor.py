@@ -24,6 +24,7 @@ from console.notebook.html import COLOURS, box, escape, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.notebook.svg import SvgLine, drawing
+from console.notebook.waiting import wait_for
 from console.runs import launch
 from console.runs.series import MetricSeries
 from console.runs.store import Run, RunStore
@@ -353,9 +354,11 @@ class RunMonitor(Live):
         self._look()
 
     def wait(self, timeout: float | None = None) -> list[str]:
-        """Wait until the shown runs have ended. Returns their statuses. The curves are updated meanwhile."""
-        until = None if timeout is None else time.monotonic() + timeout
-        statuses = [launch.wait(run, None if until is None else max(until - time.monotonic(), 0)) for run in self.runs]
+        """Wait until the shown runs have ended. Returns their statuses. The curves are updated meanwhile, and every widget answers.
+
+        An interrupt ends the wait with WaitInterrupted; the runs continue.
+        """
+        statuses = wait_for(self.runs, timeout=timeout)
         self._look()
         return statuses
 

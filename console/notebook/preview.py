@@ -10,6 +10,7 @@ import ipywidgets as W
 import numpy as np
 import pandas as pd
 
+from console.notebook.answers import BOX, Answers
 from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
 from console.notebook.shards import DatasetSample, Split, report_of, splits
@@ -52,7 +53,8 @@ class DatasetPreview(W.VBox):
         self.next_button.on_click(lambda button: self.go(self.index + 1))
         self.random_button.on_click(lambda button: self.go(int(self._random.integers(len(self)))))
         controls = W.HBox([self.split_menu, self.back_button, self.place, self.next_button, self.random_button])
-        super().__init__(children=[self.about, controls, self.page])
+        super().__init__(children=[self.about, controls, self.page, Answers()])
+        self.add_class(BOX)
         self._closed = False
         take_cell(self)
         self.about.value = self._about()

@@ -121,6 +121,7 @@ def test_waiting_shows_the_log_and_raises_what_failed(store, capsys):
         launch.start(run)
     assert wait(good) == "done"
     assert "done" in capsys.readouterr().out
+    assert launch.wait(bad, 240) == "failed"
     with open(bad.log, "a") as log:
         log.write("qwen3vl[work]: the disk is full\n")
     with pytest.raises(WorkError, match=r"exit code 3; its log ends with\nno luck(.|\n)*\nqwen3vl: the disk is full"):

@@ -1,0 +1,39 @@
+// Shows the text of `Answers` (answers.py) while the kernel has not handled a click in the box around it.
+
+const BOX = ".qwen3vl-box";
+const PATIENCE = 700;  // milliseconds
+
+function render({model, el}) {
+  const note = document.createElement("div");
+  note.setAttribute("role", "status");
+  note.style.cssText = "opacity:.75;font-size:13px";
+  el.append(note);
+  let timer = 0;
+
+  function ask(event) {
+    const wanted = event.type === "click" ? "button" : "input, select, textarea";
+    const asked = event.target instanceof Element && event.target.closest(wanted);
+    if (!asked || asked.closest(BOX) !== el.closest(BOX)) return;
+    model.set("asked", model.get("asked") + 1);
+    model.save_changes();
+    clearTimeout(timer);
+    timer = setTimeout(() => { note.textContent = model.get("text"); }, PATIENCE);
+  }
+
+  function answered() {
+    if (model.get("answered") < model.get("asked")) return;
+    clearTimeout(timer);
+    note.textContent = "";
+  }
+
+  // on the document: when this is called, the box is not around the element yet
+  for (const type of ["click", "change"]) document.addEventListener(type, ask, true);
+  model.on("change:answered", answered);
+  return () => {
+    clearTimeout(timer);
+    for (const type of ["click", "change"]) document.removeEventListener(type, ask, true);
+    model.off("change:answered", answered);
+  };
+}
+
+export default {render};

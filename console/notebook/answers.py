@@ -1,0 +1,28 @@
+"""Says under a widget when the kernel has not answered a click, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anywidget
+from traitlets import Int, Unicode, observe
+
+BOX = "qwen3vl-box"
+"""Class of the element whose buttons and fields are watched: the one around an `Answers`."""
+
+
+class Answers(anywidget.AnyWidget):
+    """Counts the clicks of the box around it, and the ones that the kernel has handled; the page shows `text` while it lags behind."""
+
+    _esm = Path(__file__).with_name("answers.js")
+    asked = Int().tag(sync=True)
+    """Number of clicks, counted by the page."""
+    answered = Int().tag(sync=True)
+    text = Unicode(
+        "not answered yet: the kernel is running a cell and handles the click when that ends, or it has ended and the cell must run "
+        "again; cells that wait with wait(run) answer at once, and so do the console and qwen3vl runs"
+    ).tag(sync=True)
+
+    @observe("asked")
+    def _answer(self, change: object) -> None:
+        self.answered = self.asked

@@ -193,6 +193,7 @@ EVENT_FIELDS = {
     "path": Field("string?", "save: folder of the checkpoint"),
     "seconds": Field("number?", "save: from the start until the checkpoint was on disk"),
     "waited_seconds": Field("number?", "save: how long training waited"),
+    "digest_seconds": Field("number?", "save: how long the digests of rank 0's files took; with --async-save training went on meanwhile"),
     "removed": Field("list of integers?", "save: steps of the checkpoints that were removed"),
     "keys": Field("list of strings?", "nan, spike: keys of the step's samples"),
     "loss": Field("number | null?", "nan, spike: loss of the step; null if not finite"),

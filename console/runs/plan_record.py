@@ -153,10 +153,10 @@ def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) 
     steps = [step for step in (checkpoint_step(entry.name) for entry in (run_dir / CHECKPOINTS).glob(f"{ITERATION}*")) if step is not None]
     values = plan["options"]
     options = with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes)))
-    check_recordable({name: getattr(options, name) for name in changes})
+    new = to_mapping(options)
+    check_recordable({name: new[name] for name in changes})
     problems = list(change_problems(values, {name: getattr(options, name) for name in changes}, max(steps, default=0)))
     judge(options, problems=problems).require_valid()
-    new = to_mapping(options)
     changed = {name: [values.get(name), value] for name, value in new.items() if values.get(name) != value}
     history = [*plan.get("changed", []), {"time": time.time(), "options": changed}]
     command = [str(word) for word in child_command("finetune", options, run_dir)]

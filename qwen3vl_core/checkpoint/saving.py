@@ -71,6 +71,11 @@ class Saving:
     digests: _Digests | None = None
     """Of the files of this rank, once they are written."""
 
+    @property
+    def digest_seconds(self) -> float:
+        """How long the digests of this rank's files took, once they are made."""
+        return self.digests.seconds if self.digests is not None else 0.0
+
     def finished(self, *, wait: bool) -> bool:
         """Whether it is on disk and the tracker points to it. Called by every rank, at the same steps. Raises WorkError
         when it could not be written; the previous checkpoint is then still complete."""
@@ -115,18 +120,19 @@ class _Digests:
     """Reads the files that this rank has written, in a thread: training may go on meanwhile."""
 
     def __init__(self, building: Path) -> None:
-        self._building = building
+        self._building, self.seconds = building, 0.0
         self._result: dict[str, file_digests.Digest] | str | None = None
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        prefix = f"__{dist.get_rank()}_"
+        prefix, began = f"__{dist.get_rank()}_", time.monotonic()
         try:
             names = [name for name in os.listdir(self._building) if name.startswith(prefix)]
             self._result = file_digests.of_files(self._building, names)
         except OSError as error:
             self._result = f"{error.filename or self._building}: {error.strerror}"
+        self.seconds = time.monotonic() - began
 
     @property
     def done(self) -> bool:

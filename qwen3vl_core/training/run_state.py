@@ -248,7 +248,8 @@ class RunState:
         waited = f", training waited {saving.blocked:.1f} s" if self.options.async_save else ""
         self.event(
             run_record.SAVED, f"checkpoint {saving.folder.name} in {seconds:.1f} s{waited}", step=saving.iteration, path=str(saving.folder),
-            seconds=round(seconds, 3), waited_seconds=round(saving.blocked, 3), **({"removed": removed} if removed else {}),
+            seconds=round(seconds, 3), waited_seconds=round(saving.blocked, 3), digest_seconds=round(saving.digest_seconds, 3),
+            **({"removed": removed} if removed else {}),
         )  # fmt: skip
 
     def last_checkpoint(self) -> str:

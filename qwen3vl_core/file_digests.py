@@ -151,7 +151,6 @@ def problem(
     chunk that was read.
     """
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_threads())
         work: list[tuple[str, int, int, int, int]] = []
         for name, (size, chunks) in digests.items():
             try:
@@ -173,4 +172,6 @@ def problem(
             begin = index * CHUNK
             return None if same else f"{name} differs from what was written, between bytes {begin} and {min(begin + CHUNK, size)}"
 
+        # ends before the files are closed
+        pool = stack.enter_context(_threads())
         return next(filter(None, pool.map(differs, work[share[0] :: share[1]])), None)

@@ -77,6 +77,8 @@ def run(fault: Fault, long: bool, report: Path) -> Result:
         "-n0",
         "-o",
         "faulthandler_timeout=0",
+        "-o",
+        "junit_family=xunit1",
         f"--junitxml={report}",
         *fault.tests,
         *fault.words,
@@ -96,7 +98,7 @@ def run(fault: Fault, long: bool, report: Path) -> Result:
             else:
                 cases += count
     if done.returncode not in (0, 5) or failed:
-        print(done.stdout[-8000:], file=sys.stderr)
+        print(done.stdout[-4000:], file=sys.stderr)
     return Result(cases, failed or int(done.returncode not in (0, 5)), skipped, seconds)
 
 

@@ -39,7 +39,9 @@ def rank_of(run, rank: int, world: int) -> int | None:
 def test_a_killed_rank_is_named_and_the_restarted_run_has_the_same_losses(data, tmp_path, monkeypatch, world, record_property):
     monkeypatch.setenv("QWEN3VL_PROGRESS", "lines")
     monkeypatch.setenv("QWEN3VL_GRACE", "150")
-    values = dict(train_iters=STEPS, save_interval=2, keep=2, nproc=world, micro_batch_size=1, global_batch_size=world)
+    monkeypatch.setattr(runs, "DEADLINE_SECONDS", runs.DEADLINE_SECONDS * KILLS)
+    small = run_ranks(1, runs.small_model, tmp_path / "small")[0]
+    values = dict(load=str(small), train_iters=STEPS, save_interval=2, keep=2, nproc=world, micro_batch_size=1, global_batch_size=world)
     runs.plan(tmp_path / "whole", data, **values)
     assert runs.train(tmp_path / "whole", world=world)[0] == 0, runs.log(tmp_path / "whole")
     options = runs.plan(tmp_path / "planned", data, max_restarts=KILLS, restart_wait=0.0, **values)

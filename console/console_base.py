@@ -20,7 +20,7 @@ from textual.signal import Signal
 
 from console.actions import ACTIONS, SCREENS, actions_of, clashes, shown
 from console.formatting import one_line
-from console.messages import RunStarted, StoreSeen
+from console.messages import RunStarted, StoreSeen, StoresFound
 from console.readers.run_rows import RunRow, Snapshot
 from console.run_actions import RunActions, number_of
 from console.terminal import edit
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from textual.theme import Theme
 
     from console.readers.store_watcher import StoreWatcher
+    from console.readers.stores import StoreFolder
 
 LOOK_SECONDS = 0.5
 DARK, LIGHT = "textual-dark", "textual-light"
@@ -71,6 +72,8 @@ class ConsoleBase(RunActions):
             self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(self.workspace_folder)
         self._watcher: StoreWatcher | None = None
         self.snapshot = Snapshot(seen=False)
+        self.other_stores: tuple[StoreFolder, ...] = ()
+        """Other stores with runs on this machine, newest first."""
         self.greet = greet
         self.demo_folder: Path | None = None
         """Where the first page creates the demo's workspace; None: where `qwen3vl demo` does."""
@@ -94,6 +97,7 @@ class ConsoleBase(RunActions):
         self.call_after_refresh(self.look)
         self.set_interval(LOOK_SECONDS, self.look)
         self.read_settings()
+        self.find_stores()
 
     # settings
 
@@ -145,21 +149,24 @@ class ConsoleBase(RunActions):
             self._look_again = True
             return
         self._looking, self._look_again = True, False
-        watcher = self.watcher
+        root, watcher = self.store_root, self.watcher
 
         def work() -> None:
             try:
                 snapshot = watcher.look()
             except Exception as error:
                 # nothing in the store may end the console
-                snapshot = Snapshot(error=f"{self.store_root}: cannot be read ({type(error).__name__}: {error})")
-            self.post_message(StoreSeen(snapshot))
+                snapshot = Snapshot(error=f"{root}: cannot be read ({type(error).__name__}: {error})")
+            self.post_message(StoreSeen(root, snapshot))
 
         self.run_worker(work, group="look", thread=True, exclusive=True, exit_on_error=False)
 
     @on(StoreSeen)
     def _seen(self, event: StoreSeen) -> None:
         self._looking = False
+        if event.root != self.store_root:
+            self.look()  # another store was opened meanwhile
+            return
         self.snapshot = event.snapshot
         self.store_seen.publish(event.snapshot)
         self._tell_of_ends()
@@ -233,9 +240,14 @@ class ConsoleBase(RunActions):
 
     def open_workspace(self, folder: Path) -> None:
         """Switch to another workspace, with its own runs."""
-        self.workspace_folder = folder
-        self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(folder)
-        self.store_root = folder / "runs"
+        self.open_store(folder / "runs", folder)
+
+    def open_store(self, root: Path, workspace: Path | None = None) -> None:
+        """Show the runs of another store, and offer what its workspace holds."""
+        if workspace is not None:
+            self.workspace_folder = workspace
+            self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(workspace)
+        shown_before, self.store_root = self.store_root, root
         self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
         for stack in self._screen_stacks.values():
             for screen in stack:
@@ -243,6 +255,36 @@ class ConsoleBase(RunActions):
                 if opened is not None:
                     opened()
         self.look()
+        self.find_stores(shown_before)
+
+    def find_stores(self, *more: Path) -> None:
+        """Look for other stores in a thread; screens then offer them."""
+        root, known = self.store_root, [*more, *(store.path for store in self.other_stores)]
+        known += [self.demo_folder / "runs"] if self.demo_folder is not None else []
+
+        def work() -> None:
+            self.post_message(StoresFound(tuple(importlib.import_module("console.readers.stores").find_stores(root, known))))
+
+        self.run_worker(work, group="stores", thread=True, exclusive=True, exit_on_error=False)
+
+    @on(StoresFound)
+    def _stores_found(self, event: StoresFound) -> None:
+        self.other_stores = event.stores
+        if self.snapshot.seen and self.snapshot.rows == ():
+            self.store_seen.publish(self.snapshot)
+
+    def action_stores(self) -> None:
+        """Choose another run store."""
+        from console.readers.stores import workspace_of
+        from console.screens.stores import PickStore
+
+        def chosen(root: Path | None) -> None:
+            if root is not None and root != self.store_root:
+                self.remember_command("console", "--runs", str(root))
+                self.open_store(root, workspace_of(root))
+                self.notify(f"runs of {one_line(root)}", title="Opened", markup=False, timeout=3)
+
+        self.push_screen(PickStore(self.store_root, self.other_stores), chosen)
 
     def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
         """Switch to a screen and call `then` with it once it is mounted."""
@@ -302,6 +344,10 @@ class ConsoleBase(RunActions):
         if action in self.keys:
             return shown(self.keys[action])
         return next(a for a in ACTIONS if a.id == action).keys
+
+    def pressed(self, action: str) -> str:
+        """Textual's name of the first key of an action."""
+        return (self.keys.get(action) or next(a for a in ACTIONS if a.id == action).key).split(",")[0]
 
     def colour(self, name: str) -> str:
         """The colour of a theme variable, in Rich's syntax."""

@@ -1,10 +1,12 @@
-"""Glyphs and colours of statuses, sparklines, and text on one line. Numbers, times and `printable` are in `qwen3vl_core.formats`."""
+"""Glyphs and colours of statuses, sparklines, paths, and text on one line. Numbers, times and `printable` are in `qwen3vl_core.formats`."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.formats import printable
@@ -48,3 +50,16 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list):
         return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def short_path(path: Path | str, width: int) -> str:
+    """A path with `~` for the home folder; a long one keeps its end: `…/demo/runs`."""
+    text, home = one_line(path, 4096), os.path.expanduser("~")
+    text = "~" + text[len(home) :] if text == home or text.startswith(home + "/") else text
+    if len(text) <= width:
+        return text
+    parts = text.split("/")
+    while len(parts) > 2 and len("/".join(parts)) + 2 > width:
+        parts = parts[1:]
+    ends = "…/" + "/".join(parts)
+    return ends if len(ends) <= width else "…" + text[-(width - 1) :] if width > 1 else "…"[:width]

@@ -8,10 +8,18 @@ from textual.message import Message
 
 
 class StoreSeen(Message):
-    """The run store was looked at."""
+    """The run store `root` was looked at."""
 
-    def __init__(self, snapshot: Any) -> None:
-        self.snapshot = snapshot
+    def __init__(self, root: Any, snapshot: Any) -> None:
+        self.root, self.snapshot = root, snapshot
+        super().__init__()
+
+
+class StoresFound(Message):
+    """Other run stores of this machine were looked for."""
+
+    def __init__(self, stores: Any) -> None:
+        self.stores = stores
         super().__init__()
 
 

@@ -208,7 +208,7 @@ SAMPLE_FIELDS = {
     "prompt": Field("string", "the prompt"),
     "model": Field("string", "name of the model; `tuned` for a finetune"),
     "text": Field("string", "the caption, or its beginning if it is not done"),
-    "seconds": Field("number", "time that the caption took"),
+    "seconds": Field("number", "time that the caption took; that of a batch is divided among its captions"),
     "done": Field("boolean", "whether the caption is finished; a later row of the same picture and model replaces this one"),
     "whole": Field("boolean?", "false if the caption was cut off at the maximum length"),
 }

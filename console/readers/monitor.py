@@ -10,6 +10,7 @@ from typing import Any
 from console.curves.lines import SLOTS, CurveLine, Extremes, extremes
 from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, explain_more
+from console.runs.run_text import lost_words
 from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.runs.tail import JsonlTail, LogTail, LogView
@@ -40,6 +41,8 @@ class RunView:
     events: tuple[dict[str, Any], ...] = ()
     diagnosis: Diagnosis | None = None
     """Why a run failed, if that is known."""
+    lost: str = ""
+    """What is known of a lost run in a few words."""
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
     """Whether there is more to read now."""
@@ -86,7 +89,8 @@ class MonitorFeed:
             log = self._read_log(run)
             return RunView(
                 run.id, metric, tuple(lines), tuple(names), self._extremes_of(run, main, metric), self._extremes_of(run, main, evaluated),
-                log, tuple(main.events), self._explain(run, log), self._read_samples(run), reading,
+                log, tuple(main.events), self._explain(run, log), lost_words(run) if run.status == "lost" else "", self._read_samples(run),
+                reading,
             )  # fmt: skip
 
     def _explain(self, run: Run, log: LogView) -> Diagnosis | None:

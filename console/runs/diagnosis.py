@@ -38,6 +38,11 @@ class Diagnosis:
         return self.name == OWN
 
     @property
+    def headline(self) -> str:
+        """The cause in one line: a title, or the message of this program."""
+        return self.text if self.says_itself else self.title
+
+    @property
     def text(self) -> str:
         """The log's line without what programs alone read of it."""
         return log_lines.text_of(self.line).strip()

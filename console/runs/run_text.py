@@ -66,6 +66,12 @@ def table(runs: list[Run], width: int | None = None) -> list[str]:
     return _columns(rows, width, right=tuple(range(4, 6 + len(listed))))
 
 
+def lost_words(run: Run) -> str:
+    """What is known of a lost run: `its supervisor is gone since 3 min`."""
+    quiet = sign_of_life(run.path)
+    return f"its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}"
+
+
 def describe(run: Run) -> list[str]:
     """All about one run: its state, plan and last metrics; if it failed, the last lines of its log."""
     plan, state = run.plan, run.state
@@ -73,11 +79,7 @@ def describe(run: Run) -> list[str]:
     head = f"{GLYPHS[status]} {run.id}  {plain(run.kind)}  {status}"
     lines = [head + (f", exit code {code}" if isinstance(code, int) and code else "")]
     if status == "lost":
-        quiet = sign_of_life(run.path)
-        lines.append(
-            f"  its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}; "
-            f"qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} resumes it"
-        )
+        lines.append(f"  {lost_words(run)}; qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} resumes it")
     if problem := version_problem(plan):
         lines.append(f"  {problem}")
     if state.get("stalled") and status in ALIVE:
@@ -105,12 +107,13 @@ def describe(run: Run) -> list[str]:
         row = last_of(run, kind)
         if row:
             lines += _pairs(f"{title} {step_of(run, row)}", {name: number(value) for name, (value,) in summary({kind: [row]})})
-    if status == "failed":
+    if status in ("failed", "lost"):
         tail = LogTail(run.log, lines=10)
         said = [*tail.read(), *filter(None, [tail.partial])]
         diagnosis = diagnose(run)
         if diagnosis is not None and diagnosis.advice:
-            lines += ["", f"why it failed: {diagnosis.title}", f"  {plain(diagnosis.text)}", f"  {diagnosis.advice}"]
+            lines += ["", f"why it ended: {plain(diagnosis.headline)}"]
+            lines += [f"  {plain(text)}" for text in (diagnosis.text, diagnosis.advice) if text and text != diagnosis.headline]
         lines += ["", "end of its log", *(f"  {untagged(line)}" for line in said)] if said else []
     return lines
 

@@ -47,7 +47,7 @@ class ConsoleScreen(Screen[None]):
 
     def _seen(self, snapshot: Snapshot) -> None:
         if snapshot.seen and self.is_mounted and self in self.app.screen_stack:
-            self.query_one(TopBar).show(snapshot.alive)
+            self.query_one(TopBar).show(snapshot.alive, self.app.store_root)
             self.show_snapshot(snapshot)
 
     def show_snapshot(self, snapshot: Snapshot) -> None:

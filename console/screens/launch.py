@@ -61,6 +61,8 @@ class LaunchScreen(ConsoleScreen):
         self._wanted: tuple[str, Mapping[str, Any] | None, bool] | None = None
         self._exchanging = False
         self._explanation = ""
+        self._start_asked = False
+        """Whether the run starts when the checks of the current state are done."""
 
     def body(self) -> ComposeResult:
         yield Tabs(*(Tab(kind, id=TAB + kind) for kind in KINDS), active=TAB + self.kind, id="kinds")
@@ -103,8 +105,25 @@ class LaunchScreen(ConsoleScreen):
     def _set_form(self, kind: str, values: Mapping[str, Any] | None, focus: bool) -> None:
         """Replace the form; of several requests during a replacement only the last one is executed."""
         waiting, self._wanted = self._wanted is not None or self._exchanging, (kind, values, focus)
+        if kind != self.kind or values is not None:
+            self._forget()
         if not waiting:
             self._exchange()
+
+    def _forget(self) -> None:
+        """Show nothing of the form that is replaced: no verdict, no command, no help."""
+        self.plan = self.checked = self._judged = None
+        self.revision += 1
+        self._start_asked = False
+        if self._timer is not None:
+            self._timer.stop()
+        self._explanation = ""
+        for name in ("check", "command", "explained"):
+            self.query_one(f"#{name}", Static).update("")
+        for name in ("glance", "memory"):
+            self.query_one(f"#{name}").display = False
+        self.query_one("#check").set_class(False, "broken")
+        self.query_one("#check").border_subtitle = ""
 
     @work(group="form")
     async def _exchange(self) -> None:
@@ -147,13 +166,13 @@ class LaunchScreen(ConsoleScreen):
             return
         self.plan = read_plan(self.kind, form.texts())
         self.revision += 1
-        self.checked = None
+        self.checked, self._start_asked = None, False
         self.query_one("#command", Static).update(
             Content("$ " + self.plan.command).stylize("" if self.plan.options is not None else "$muted")
         )
         if self._timer is not None:
             self._timer.stop()
-        self._show("looking …")
+        self._show()
         # a plan with problems may have problems of the layout too, and has an estimate: all are shown together
         if self.plan.options is not None or self.kind == "finetune":
             revision, plan = self.revision, self.plan
@@ -169,12 +188,14 @@ class LaunchScreen(ConsoleScreen):
     def _checked(self, event: PlanChecked) -> None:
         if event.revision == self.revision:
             self.checked = event.check
-            self._show(self._note())
+            self._show()
+            if self._start_asked:
+                self.action_start()
 
     def _note(self) -> str:
-        """The line for a plan without problems."""
+        """The line for a plan without problems; empty until it is checked."""
         if self.checked is None:
-            return "looking …"
+            return ""
         parts = ["all checks passed", self.checked.note]
         estimate = self.checked.verdict.estimate if self.checked.verdict is not None else None
         if estimate is not None and self.size.width < WIDE:
@@ -193,15 +214,15 @@ class LaunchScreen(ConsoleScreen):
         verdict = self.checked.verdict if self.checked is not None and self.kind == "finetune" else None
         return verdict.notes if verdict is not None else ()
 
-    def _show(self, note: str) -> None:
+    def _show(self) -> None:
         form, plan = self.form, self.current
         if form is None or plan is None:
             return
         problems = self.problems
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
-        check.border_subtitle = "" if problems else f"{self._key('launch.start')} starts it"
-        check.update(plan_view.problem_lines(problems, note, form.options, self._key("launch.fix"), faster=self._faster))
+        check.border_subtitle = "" if problems or self.checked is None else f"{self._key('launch.start')} starts it"
+        check.update(plan_view.problem_lines(problems, self._note(), form.options, self._key("launch.fix"), faster=self._faster))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.checked is not None:
@@ -213,7 +234,7 @@ class LaunchScreen(ConsoleScreen):
             glance.update(plan_view.glance(plan.partial, judged))
         if judged is not None and estimate is not None and memory.display:
             width = max(self.query_one("#beside").size.width - 6, 30)
-            memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here()))
+            memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here(), pending=self.checked is None))
 
     def _key(self, action: str) -> str:
         """The key of an action as text, also if the user's settings change it."""
@@ -233,7 +254,7 @@ class LaunchScreen(ConsoleScreen):
         self.query_one("#explained", Static).update(text)
 
     def on_resize(self, event: events.Resize) -> None:
-        self.call_after_refresh(lambda: self._show(self._note()))
+        self.call_after_refresh(self._show)
 
     @on(Input.Submitted)
     def _next_field(self) -> None:
@@ -243,13 +264,17 @@ class LaunchScreen(ConsoleScreen):
     # actions
 
     def action_start(self) -> None:
-        """Start the run of the form; with problems, name the first."""
+        """Start the run of the form once it is checked; with problems, name the first."""
         plan = self.current
         if plan is None or self.form is None:
             return
         if self.problems or plan.options is None:
             self.notify(str(self.problems[0]), title="Not started", severity="error", markup=False)
+        elif self.checked is None:
+            self._start_asked = True
+            self.notify("it starts when disk and machine are checked", timeout=2)
         else:
+            self._start_asked = False
             self.app.start_run(plan.kind, plan.options, self.MODE)
 
     def action_copy(self) -> None:

@@ -19,6 +19,7 @@ from console.readers.run_rows import Snapshot
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.monitor_log import MonitorLog
 from console.widgets.curve import Curve
+from console.widgets.key_hints import Keyed
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
@@ -56,7 +57,7 @@ class MonitorScreen(MonitorLog):
         with Horizontal(id="loghead"):
             yield Static(id="logstate")
             yield Input(placeholder="search, then enter", id="find", compact=True, select_on_focus=False)
-        yield Static(id="diagnosis", markup=False)
+        yield Keyed(id="diagnosis", markup=False)
         yield LogPane(id="log")
         yield SamplePane(id="samples")
         yield Static(
@@ -310,6 +311,13 @@ class MonitorScreen(MonitorLog):
             self.notify("no run selected; 1 shows all runs", severity="warning")
         else:
             self.app.resume_run(self.row.id)
+
+    def action_clone(self) -> None:
+        """The form with the options of this run."""
+        if self.row is None:
+            self.notify("no run selected; 1 shows all runs", severity="warning")
+        else:
+            self.app.clone_run(self.row)
 
     def action_tensorboard(self) -> None:
         """Open TensorBoard with the runs on screen."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual import on
 from textual.content import Content
+from textual.style import Style
 from textual.widgets import Input, Static
 
+from console.formatting import GLYPHS, one_line
 from console.messages import LogRead, WorkFailed
-from console.readers.monitor import RunView
+from console.readers.monitor import FAILED_STATES, RunView
 from console.readers.run_rows import RunRow
-from console.runs.diagnosis import Diagnosis
 from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
 from console.widgets.log_pane import LogPane
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_record import LOG
+
+NO_CAUSE = "it ended without a known error; the end of its log is below"
 
 
 class MonitorLog(ConsoleScreen):
@@ -28,7 +33,8 @@ class MonitorLog(ConsoleScreen):
         """The last view of the run."""
         self.gone = False
         """Whether the run's folder was deleted while it was shown."""
-        self._explained: Diagnosis | None = None
+        self._explained: tuple[Any, ...] | None = None
+        """How the card of a failed run looks."""
         self._state: Content | None = None
 
     @on(LogPane.Changed)
@@ -37,7 +43,9 @@ class MonitorLog(ConsoleScreen):
         if self.has_class("-captions"):
             count = len(self.view.stories) if self.view is not None else 0
             pictures = f"{count} picture{'s' if count != 1 else ''}"
-            words = Content.assemble((" captions during the run ", "bold"), (f"{pictures}  c shows the log", "$muted"))
+            words = Content.assemble(
+                (" captions during the run ", "bold"), (f"{pictures}  {self.app.key_of('monitor.captions')} shows the log", "$muted")
+            )
             self._state = None
             self.query_one("#logstate", Static).update(words, layout=False)
             return
@@ -128,19 +136,42 @@ class MonitorLog(ConsoleScreen):
     # why it failed
 
     def _explain(self) -> None:
-        """Show above the log why the run failed and what to try."""
-        diagnosis = self.view.diagnosis if self.view is not None else None
-        if diagnosis == self._explained:
+        """Show above the log why the run failed or was lost, and what to try."""
+        row, view = self.row, self.view
+        ended = row is not None and view is not None and row.status in FAILED_STATES
+        card = self._card(row, view) if ended and row is not None and view is not None else None
+        look = (card.plain, tuple(card.spans)) if card is not None else None
+        if look == self._explained:
             return
-        self._explained = diagnosis
+        self._explained = look
         place = self.query_one("#diagnosis", Static)
-        place.display = diagnosis is not None
-        if diagnosis is not None:
-            lines = [
-                Content.assemble(("✗ " + diagnosis.title, "bold $text-error"), ("  w shows the line" if diagnosis.line else "", "$muted"))
-            ]
-            lines.append(Content.assemble(("→ ", "$muted"), diagnosis.advice))
-            place.update(Content("\n").join(lines))
+        place.display = card is not None
+        if card is not None:
+            place.update(card)
+
+    def _card(self, row: RunRow, view: RunView) -> Content:
+        """The cause as headline, the log's line and the advice, then the keys that act on it."""
+        diagnosis = view.diagnosis
+        cause = diagnosis.headline if diagnosis is not None else row.error or (view.lost if row.status == "lost" else NO_CAUSE)
+        beside = [view.lost] if row.status == "lost" and cause != view.lost else []
+        beside += [f"exit code {row.exit_code}"] if row.exit_code and row.status == "failed" else []
+        lines = [Content.assemble(
+            (f"{GLYPHS[row.status]} {one_line(cause, 400)}", "bold $text-error"), (f"  {', '.join(beside)}" if beside else "", "$muted"),
+        )]  # fmt: skip
+        if diagnosis is not None and diagnosis.text and diagnosis.text != cause:
+            lines.append(Content(f"  {one_line(diagnosis.text, 400)}").stylize("$muted"))
+        if diagnosis is not None and diagnosis.advice and diagnosis.advice not in cause:
+            lines.append(Content.assemble(("→ ", "$muted"), one_line(diagnosis.advice, 400)))
+        where = f" from {row.checkpoint_text}" if row.checkpoint else " from the beginning"
+        keys = [("monitor.resume", f"resumes{where if row.kind == 'finetune' else ''}"), ("monitor.clone", "clones, with other options")]
+        keys += [("monitor.stop", "ends what is left of it")] if row.status == "lost" else []
+        keys += [("monitor.trouble", "shows the line")] if diagnosis is not None and diagnosis.line else []
+        parts: list[Content] = []
+        for action, words in keys:
+            key = self.app.key_of(action)
+            text = Content.assemble((key, "bold $text-primary"), f" {words}")
+            parts.append(text.stylize(Style.from_meta({"key": self.app.pressed(action)})))
+        return Content("\n").join([*lines, Content("   ").join(parts)])
 
     def action_trouble(self) -> None:
         """Go to the line of the log that says why the run failed."""

@@ -8,12 +8,15 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.formatting import GLYPHS, one_line
+from console.formatting import GLYPHS, one_line, short_path
 from console.readers.run_rows import RunRow, Snapshot
 from console.runs.filters import orders, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 from qwen3vl_core.formats import span
+
+OFFERED = 4
+"""Number of other stores that an empty table names."""
 
 
 class RunsScreen(ConsoleScreen):
@@ -64,9 +67,17 @@ class RunsScreen(ConsoleScreen):
                 f"No run of {len(snapshot.rows)} passes this filter.\n\n",
                 ("esc", "bold"), " takes it away, ", ("/", "bold"), " changes it.",
             )  # fmt: skip
+        stores = self.app.other_stores[:OFFERED]
+        lines = [f"   {short_path(store.path, 36)}  {store.runs:,} run{'s' if store.runs != 1 else ''}\n" for store in stores]
+        elsewhere = [
+            (f"{self.app.key_of('app.stores')}", "bold $text-primary"),
+            "  opens other runs:\n",
+            *((line, "$muted") for line in lines),
+            "\n",
+        ]
         return Content.assemble(
-            ("No run yet.\n\n", "bold"), ("2", "bold $text-primary"), "  choose what to do, see its exact command, start it\n\n",
-            ("or from a shell: qwen3vl finetune --load … --train-data …\n", "$muted"),
+            ("No run yet.\n\n", "bold"), ("2", "bold $text-primary"), "  starts one, and shows its exact command\n\n",
+            *(elsewhere if stores else ()), ("or from a shell: qwen3vl finetune --load … --train-data …\n", "$muted"),
             (f"runs are kept in {one_line(self.app.store_root)}", "$muted"),
         )  # fmt: skip
 
@@ -101,6 +112,11 @@ class RunsScreen(ConsoleScreen):
             Content(one_line(f"$ {row.command}", room)).stylize("$muted"),
             Content(one_line(last, room)).stylize("$text-error" if bad else "$muted"),
         ])  # fmt: skip
+
+    def workspace_opened(self) -> None:
+        """The app uses another run store now."""
+        self.marked, self._described = {}, None
+        self.query_one(RunList).show((), {}, self.order, self.reverse)
 
     # the run under the cursor
 

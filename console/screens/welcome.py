@@ -18,7 +18,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.actions import bindings_of
-from console.formatting import one_line
+from console.formatting import one_line, short_path
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
@@ -40,12 +40,13 @@ FIRST = (
     ("recipe", "p", "Paste a recipe line", "the script's 24 or 26 values, checked",
      "the published script's 24 or 26 values: checked, then put into the form"),
     ("doctor", "h", "Doctor", "is anything missing on this machine?", "is anything missing on this machine? each problem with its fix"),
+    ("stores", "O", "Open other runs", "the runs of another folder", "the runs of another folder: the demo's, or those of a colleague"),
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )  # fmt: skip
 """(action, key, title, description, description on wide screens)."""
 GUIDE = (
     ("all", "a", "All of it at once", "the five commands, one after another", "the five commands, one after another; watch them in 1 Runs"),
-    *FIRST[1:5],
+    *FIRST[1:6],
     ("leave", "esc", "Look around", "the list of runs; 0 comes back here"),
 )
 KEY_WIDTH = 5
@@ -123,6 +124,10 @@ class WelcomeScreen(ConsoleScreen):
         for action, key, title, *texts in GUIDE if loop else FIRST:
             if action == "all" and self._demo_folder(loop) is None:
                 continue
+            if action == "stores":
+                if not self.app.other_stores:
+                    continue
+                texts = [self._elsewhere()]
             entries.append((action, self._entry(key, title, texts, wide, "bold $text-primary")))
         if [(name, c.plain, str(c.spans)) for name, c in entries] == [(name, c.plain, str(c.spans)) for name, c in self._entries]:
             return
@@ -136,6 +141,12 @@ class WelcomeScreen(ConsoleScreen):
             choices.add_option(Option(content, id=name))
         first = next((place for place, step in enumerate(loop) if step.state in (NEXT, LIVE)), 0)
         choices.highlighted = before if before is not None and not loop else first
+
+    def _elsewhere(self) -> str:
+        """`~/.qwen3vl/demo/runs  5 runs`."""
+        first, *rest = self.app.other_stores
+        more = f", and {len(rest)} more" if rest else ""
+        return f"{short_path(first.path, 34)}  {first.runs:,} run{'s' if first.runs != 1 else ''}{more}"
 
     @staticmethod
     def _entry(key: str, title: str, texts: Sequence[str], wide: int, colour: str) -> Content:
@@ -337,6 +348,10 @@ class WelcomeScreen(ConsoleScreen):
         self.app.action_show_screen("runs")
 
     # out
+
+    def action_stores(self) -> None:
+        """The runs of another folder."""
+        self.app.action_stores()
 
     def action_doctor(self) -> None:
         """What is missing on this machine."""

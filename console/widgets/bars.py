@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -12,6 +13,7 @@ from textual.style import Style
 from textual.widget import Widget
 
 from console.actions import SCREENS
+from console.formatting import short_path
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
 GAP = "  "
 NAMED = {"slash": "/", "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "="}
 """Characters of printable keys that have a name."""
+TIGHT, WIDE = 72, 100
+"""Widths from which the screens' names have room around them, and the program's name is shown."""
+LEAST_STORE, MOST_STORE = 8, 48
+"""Cells of the run store's path in the bar."""
 LAST = ("escape", "question_mark", "ctrl+q")
 """Keys that are always shown, at the end."""
 
 
 class TopBar(Widget):
-    """The screens with their keys, and the number of live runs."""
+    """The screens with their keys, the run store, and the number of live runs."""
 
     app: ConsoleBase
 
@@ -32,33 +38,41 @@ class TopBar(Widget):
         super().__init__()
         self.current = current
         self.alive = 0
-        self.seen = False
+        self.store: Path | None = None
+        """The store that was looked at; None before the first look."""
 
-    def show(self, alive: int) -> None:
-        """Show the number of live runs."""
-        if (alive, True) != (self.alive, self.seen):
-            self.alive, self.seen = alive, True
+    def show(self, alive: int, store: Path) -> None:
+        """Show the number of live runs in a store."""
+        if (alive, store) != (self.alive, self.store):
+            self.alive, self.store = alive, store
             self.refresh()
 
     def render(self) -> Content:
+        width = self.size.width
+        pad = " " if width >= TIGHT else ""
         tabs = []
         for key, (mode, title) in enumerate(SCREENS.items(), 1):
             style = "$background on $primary bold" if mode == self.current else "$foreground"
-            tabs.append(Content(f" {key} {title} ").stylize(style).stylize(Style.from_meta({"screen": mode})))
+            tabs.append(Content(f"{pad}{key} {title}{pad}").stylize(style).stylize(Style.from_meta({"screen": mode})))
         left = Content(" ").join(tabs)
         right = Content("")
-        if self.seen:
+        if self.store is not None:
             style = "$text-primary bold" if self.alive else "$muted"
             right = Content(f"{'●' if self.alive else '○'} {self.alive} live ").stylize(style)
-        width = self.size.width
-        name = Content(" qwen3vl  ").stylize("$muted").stylize(Style.from_meta({"screen": "start"})) if width >= 100 else Content(" ")
+        name = Content(" qwen3vl  ").stylize("$muted").stylize(Style.from_meta({"screen": "start"})) if width >= WIDE else Content(" ")
         room = width - name.cell_length - left.cell_length - right.cell_length
+        if room > LEAST_STORE + 4:
+            store = Content(short_path(self.store or self.app.store_root, min(room - 4, MOST_STORE)) + "  ")
+            right = store.stylize("$muted").stylize(Style.from_meta({"screen": "stores"})) + right
+            room -= store.cell_length
         return name + left + Content(" " * max(room, 1)) + right
 
     def on_click(self, event: events.Click) -> None:
         if (mode := event.style.meta.get("screen")) is not None:
             if mode == "start":
                 self.app.action_start_page()
+            elif mode == "stores":
+                self.app.action_stores()
             else:
                 self.app.action_show_screen(mode)
 

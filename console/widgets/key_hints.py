@@ -1,4 +1,4 @@
-"""The keys of a dialog in one line; a click on a key presses it."""
+"""Keys in a text, as in the line of a dialog; a click on a key presses it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from console.actions import shown
 GAP = "   "
 
 
-class Hints(Static):
+class Keyed(Static):
+    """Text with keys in it."""
+
+    def on_click(self, event: events.Click) -> None:
+        if (key := event.style.meta.get("key")) is not None:
+            event.stop()
+            self.app.simulate_key(key)
+
+
+class Hints(Keyed):
     """`enter shows it   esc leaves`."""
 
     def __init__(self, *keys: tuple[str, str], id: str | None = None) -> None:
@@ -22,8 +31,3 @@ class Hints(Static):
             for key, words in keys
         ]
         super().__init__(Content(GAP).join(parts), id=id, classes="hint")
-
-    def on_click(self, event: events.Click) -> None:
-        if (key := event.style.meta.get("key")) is not None:
-            event.stop()
-            self.app.simulate_key(key)

@@ -61,7 +61,9 @@ def glance(options: Any, verdict: Verdict | None) -> Content:
 def problem_lines(
     problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5, faster: Sequence[Problem] = ()
 ) -> Content:
-    """All problems with their fixes; without problems the note and what would be faster."""
+    """All problems with their fixes; without problems the note, empty while it is checked, and what would be faster."""
+    if not problems and not note:
+        return Content("… checking disk and machine").stylize("$muted")
     if not problems:
         start = Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
         key = (f"   {fix_key} applies it", "$text-primary")
@@ -88,10 +90,11 @@ def first_fix(problems: Sequence[Problem], options: Mapping[str, Option]) -> Fix
     return next((ways[0] for problem in problems if (ways := fixes(problem, options))), None)
 
 
-def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) -> Content:
+def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool, *, pending: bool = False) -> Content:
     """One bar per pipeline stage, divided by kind of memory; then the legend with GiB, and the time of a step.
 
     gpus_needed: if it does not fit. width: columns. here: whether the memory is that of this machine's GPU, not an assumed one.
+    pending: it is the estimate of the options before the last change.
     """
     stages, card = estimate.stages_gib, round(estimate.memory_gib, 2)
     scale = max(card, *(stage["total"] for stage in stages))
@@ -126,6 +129,8 @@ def memory(estimate: Estimate, gpus_needed: int | None, width: int, here: bool) 
         row.append(Content.assemble((SHADES[index], f"$line-{index % 6}"), (f" {text}", "$muted")))
         used += len(text) + 4
     legend.append(Content("  ").join(row))
+    if pending:
+        return Content("\n").join([*lines, *legend, Content("… estimating again")]).stylize("$muted")
     fits = Content("✓ fits" if estimate.fits else "✗ does not fit").stylize("$text-success" if estimate.fits else "$text-error")
     said = "an estimate, 5% kept free" + ("" if here else f"; no GPU here: estimated for a GPU with {card:g} GiB")
     if not estimate.fits:

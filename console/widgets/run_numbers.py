@@ -23,6 +23,8 @@ GAUGE = 8
 ROOMY = 28
 """Width in columns from which the panel has room for a bar."""
 EVENTS = 6
+EXPLAINED = ("failed", "lost")
+"""Statuses of which the monitor shows the cause above the log."""
 LITTLE_SHARE, LARGE_SHARE = 0.02, 0.1
 """Fractions of a step: a data wait below the first is not shown, above the second it is a warning."""
 
@@ -143,7 +145,7 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
     if (elapsed := _elapsed(row)) is not None:
         add("time", duration(elapsed))
     add("s/step", number(row.step_seconds, 3) if row.step_seconds is not None else "–")
-    if row.error:
+    if row.error and row.status not in EXPLAINED:
         lines.append(Content("✗ " + one_line(row.error, width * 3)).stylize("$text-error"))
     events = view.events if view is not None else ()
     if events:
@@ -160,7 +162,7 @@ def plain_panel(row: RunRow, width: int) -> Content:
     lines = [head, Content(one_line("$ " + row.command, width)).stylize("$muted")]
     if row.percent is not None:
         lines.append(_bar(row.percent))
-    if row.error:
+    if row.error and row.status not in EXPLAINED:
         lines.append(Content(one_line("✗ " + row.error, width)).stylize("$text-error"))
     if row.kind == "compare":
         lines.append(Content.assemble(("4", "bold $text-primary"), (" shows its captions", "$muted")))

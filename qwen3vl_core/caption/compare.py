@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +50,9 @@ def _write_captions(
 
         def on_text(index: int, text: str, done: bool) -> None:
             complete = not done or writer.finished[index].whole
-            seconds = time.monotonic() - writer.started
-            rows.write(pictures[index].name, _prompt_of(pictures[index], options), compared.name, text, seconds, done, complete)
+            rows.write(
+                pictures[index].name, _prompt_of(pictures[index], options), compared.name, text, writer.seconds[index], done, complete
+            )
             progress.update(1 if done else 0, "…" + printable(text[-40:]).replace("\n", " "))
 
         sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)

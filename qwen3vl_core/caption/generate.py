@@ -55,7 +55,7 @@ class GeneratedCaption:
     ids: list[int]
     """Generated tokens, without the EOS token."""
     seconds: float
-    """Wall time from the start of its batch to its last token."""
+    """Its share of the time: what all captions of a batch are written in together is divided equally among them."""
     whole: bool
     """False when it was cut off at `max_new_tokens`."""
 
@@ -132,8 +132,8 @@ class CaptionWriter:
         self.model, self.decode, self.sampling = model, decode, sampling
         self.ends = frozenset(eos_token_ids)
         self.batch_size, self.on_text, self.interval = batch_size, on_text, interval
-        self.started = time.monotonic()
-        """Start of the current batch, in seconds of `time.monotonic`."""
+        self.seconds: dict[int, float] = {}
+        """Time of each caption so far, by the index of its prompt, as in `GeneratedCaption.seconds`."""
         self.finished: dict[int, GeneratedCaption] = {}
         """Finished captions, by the index of their prompt; still available when generation is interrupted."""
 
@@ -141,6 +141,7 @@ class CaptionWriter:
         """One caption for each prompt, in order. Prompts are read one by one and wait until a batch of the same length is full, or
         their inputs exceed `WAITING_BYTES`. Raises WorkError when the logits are NaN or infinite."""
         self.finished.clear()
+        self.seconds.clear()
         with _threads_for(self.model):
             for group in self._groups(prompts):
                 self._write_batch(group)
@@ -165,7 +166,7 @@ class CaptionWriter:
     @torch.inference_mode()
     def _write_batch(self, group: list[tuple[int, Prompt]]) -> None:
         """Captions of at most batch_size prompts of equal length."""
-        started = reported = self.started = time.monotonic()
+        since = reported = time.monotonic()
         prompts = [prompt for _, prompt in group]
         # None: the row is finished, but the batch has not been compacted yet
         rows: list[_RunningCaption | None] = [
@@ -179,6 +180,10 @@ class CaptionWriter:
                 raise WorkError(NOT_FINITE)
             tokens = choose_tokens(logits, self.sampling, draws)
             now = time.monotonic()
+            written = list(filter(None, rows))
+            for writing in written:
+                self.seconds[writing.index] = self.seconds.get(writing.index, 0.0) + (now - since) / len(written)
+            since = now
             for slot, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if row is None:
                     continue
@@ -187,7 +192,7 @@ class CaptionWriter:
                     row.ids.append(token)
                 if ended or len(row.ids) == self.sampling.max_new_tokens:
                     text = whole_characters(self.decode(row.ids)) if row.ids else ""
-                    self.finished[row.index] = GeneratedCaption(text, row.ids, now - started, ended)
+                    self.finished[row.index] = GeneratedCaption(text, row.ids, self.seconds[row.index], ended)
                     rows[slot] = None
                     if self.on_text:
                         self.on_text(row.index, text, True)

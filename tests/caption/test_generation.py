@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 from qwen3vl_core.model.kv_cache import CachedDecoder
 
@@ -105,6 +106,21 @@ def test_finished_rows_leave_the_batch(pair, monkeypatch):
     captions = written(model, sampling, batch_size=8, ends=ends, given=same)
     assert sizes and sizes == sorted(sizes, reverse=True) and sizes[0] < 8
     assert len({len(caption.ids) for caption in captions}) > 3
+
+
+def test_the_seconds_of_captions_add_up_to_the_time_they_took(pair):
+    _, model = pair
+    told: dict[int, float] = {}
+    writer = CaptionWriter(
+        model, as_numbers, (), Sampling(max_new_tokens=LENGTH), batch_size=4, interval=0,
+        on_text=lambda index, text, done: told.update({index: writer.seconds[index]}),
+    )  # fmt: skip
+    begin = time.monotonic()
+    captions = writer.write(prompts())
+    took = time.monotonic() - begin
+    seconds = [caption.seconds for caption in captions]
+    assert min(seconds) > 0 and took / 2 < sum(seconds) <= took
+    assert told == dict(enumerate(seconds)), "also while they are written"
 
 
 def test_streamed_text_grows_and_is_marked_done_once(pair):

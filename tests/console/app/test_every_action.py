@@ -314,6 +314,7 @@ def test_monitor(store):
             "monitor.save": Case(lambda app: live.log.read_text().count("asked"), listens),
             "monitor.stop": Case(lambda app: live.status, again, again, sure=True, wanted="stopped"),
             "monitor.resume": Case(lambda app: live.alive, stopped, wanted=True),
+            "monitor.clone": Case(lambda app: app.current_mode, after=on_live, wanted="launch"),
             "monitor.newer": Case(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),
             "monitor.older": Case(lambda app: app.screen.run_id, after=on_live, wanted=broken.id),
             "monitor.tensorboard": Case(lambda app: app.clipboard.startswith("http://127.0.0.1:"), board, on_live, wanted=True),

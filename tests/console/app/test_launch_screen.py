@@ -15,7 +15,7 @@ from console.messages import PlanChecked
 from console.runs import launch
 from console.widgets.option_form import OptionForm
 from qwen3vl_core.problems import Problem
-from tests.console.app.driving import LARGE, LOOKS, driven, looked, press, said, text_of, until
+from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, looked, press, said, text_of, until
 from tests.data import hub_server
 
 
@@ -84,6 +84,51 @@ def test_the_command_and_problems_follow_every_key(store, tmp_path):
         assert pilot.app.clipboard == screen.plan.command
         await press(pilot, "d")
         assert "--lr" not in screen.plan.command
+
+    driven(scene, store.app(), LARGE)
+
+
+@pytest.mark.parametrize("size", [(60, 18), SMALL, LARGE])
+def test_another_kind_shows_nothing_of_the_form_before(store, tmp_path, size):
+    async def scene(pilot):
+        screen = await at_launch(pilot)
+        screen.form.fill({"load": str(tmp_path), "train_data": str(tmp_path)})
+        screen.form.query_one("#o-load").focus()
+        await until(pilot, lambda: checked(screen))
+        screen._set_form("convert", None, focus=False)
+        panels = {name: str(screen.query_one(f"#{name}").render()) for name in ("check", "command", "explained")}
+        assert not any(panels.values()), "from the moment on that the kind is chosen"
+        assert not screen.query_one("#glance").display and not screen.query_one("#memory").display
+        await looked(pilot)
+        text = text_of(pilot.app)
+        assert "finetune --load" not in text and "--load" not in str(screen.query_one("#explained").render())
+        assert screen.checked is None or not screen.checked.verdict
+
+    driven(scene, store.app(), size)
+
+
+def test_what_is_not_checked_yet_is_no_green_tick_and_starts_when_it_is(store, tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(kind, options):
+        begun.set()
+        assert go.wait(60)
+        return FormCheck(note="seen")
+
+    async def scene(pilot):
+        await prepare_filled_in(pilot, tmp_path)
+        screen = pilot.app.screen
+        check = screen.query_one("#check")
+        assert "✓ all checks passed" in str(check.render()) and "starts it" in check.border_subtitle
+        monkeypatch.setattr("console.screens.launch.look_here", slow)
+        screen.form.fill({"to": "other"})
+        await pilot.pause()
+        assert "✓" not in str(check.render()) and "… checking" in str(check.render()) and not check.border_subtitle
+        screen.action_start()
+        assert await asyncio.to_thread(begun.wait, 60)
+        assert store.store.list() == [] and "starts when" in said(pilot.app)
+        go.set()
+        await until(pilot, lambda: store.store.list())
 
     driven(scene, store.app(), LARGE)
 

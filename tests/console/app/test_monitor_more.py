@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import urllib.request
 
+import pytest
+
+from console import runs_command
 from console.readers.monitor import LOG_LINES
 from console.runs import launch
+from console.runs.state import read_state, write_json
 from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
 from tests.console.app.driving import LARGE, SMALL, driven, looked, press, said, scalars, text_of, until
@@ -85,7 +89,7 @@ def test_sample_captions_replace_the_log_with_new_words_marked(store):
 
     async def scene(pilot):
         screen = await watching(pilot, run)
-        await press(pilot, "c")
+        await press(pilot, "a")
         text = text_of(pilot.app)
         assert "beach.jpg  What?" in text and "step     10  a picture" in text and "step     20  a picture of a dog" in text
         assert "\x1b" not in text and "output.log" not in text and "2 pictures" in text
@@ -93,7 +97,7 @@ def test_sample_captions_replace_the_log_with_new_words_marked(store):
             more.write(json.dumps({"step": 20, "image": "a/beach.jpg", "prompt": "What?", "text": "a picture of a cat"}) + "\n")
         await until(pilot, lambda: "a cat" in text_of(pilot.app))
         assert "a dog" not in text_of(pilot.app)
-        await press(pilot, "c")
+        await press(pilot, "a")
         assert "output.log" in text_of(pilot.app) and screen.query_one(LogPane).has_focus
 
     driven(scene, store.app(), LARGE)
@@ -111,7 +115,8 @@ def test_a_failed_run_shows_the_reason_a_fix_and_the_log_line(store):
         app = pilot.app
         screen = await watching(pilot, run)
         text = " ".join(text_of(app).split())
-        assert "out of GPU memory" in text and "--recompute full" in text and "CUDA out of memory. Tried" not in text
+        assert "✗ out of GPU memory exit code 1" in text and "CUDA out of memory. Tried to allocate 2 GiB" in text
+        assert "--recompute full" in text and "R resumes from the beginning c clones, with other options w shows the line" in text
         await press(pilot, "w")
         assert "CUDA out of memory. Tried" in text_of(app) and screen.query_one(LogPane).has_focus
         screen = await watching(pilot, fine)
@@ -136,6 +141,62 @@ def test_the_log_shows_our_own_lines_without_their_tags(store):
         assert screen.query_one(LogPane).needle.startswith("qwen3vl: step 5: the loss"), "and its reason is still found by the tag"
         await press(pilot, "1")
         assert pilot.app.snapshot.get(run.id).last_line.startswith("qwen3vl: step 5") and "qwen3vl[" not in text_of(pilot.app)
+
+    driven(scene, store.app(), LARGE)
+
+
+def on_card(app, words: str) -> tuple[int, int]:
+    """Where these words stand on the screen."""
+    return next((line.index(words), y) for y, line in enumerate(text_of(app).splitlines()) if words in line)
+
+
+@pytest.mark.parametrize("size", [(60, 18), SMALL, LARGE])
+def test_a_lost_run_says_what_is_known_and_how_to_go_on(store, size):
+    run = store.ended(store.finetune("orphan", 20))
+    write_json(run.path / "state.json", read_state(run.path) | {"status": "running", "supervisor_pid": 999_999_99, "ended": None})
+
+    async def scene(pilot):
+        app = pilot.app
+        await watching(pilot, run)
+        text = " ".join(text_of(app).split())
+        assert "? its supervisor is gone" in text and "R resumes" in text and "x ends what is left" in text
+        await pilot.click(offset=on_card(app, "c clones"))
+        await until(pilot, lambda: app.current_mode == "launch" and app.screen.form is not None and app.screen.plan is not None)
+        assert app.screen.form.texts()["name"] == "orphan"
+
+    driven(scene, store.app(), size)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_failed_conversion_is_explained_and_cloned(store, size):
+    run = store.other("convert", "raise SystemExit(3)")
+    launch.wait(run, 150)
+
+    async def scene(pilot):
+        app = pilot.app
+        await watching(pilot, run)
+        text = " ".join(text_of(app).split())
+        assert "✗ it ended without a known error; the end of its log is below exit code 3" in text
+        assert "R resumes c clones, with other options" in text and "w shows the line" not in text
+        await press(pilot, "c")
+        await until(pilot, lambda: app.current_mode == "launch" and app.screen.kind == "convert" and app.screen.form is not None)
+
+    driven(scene, store.app(), size)
+
+
+def test_the_cause_of_a_failure_is_what_runs_show_says(store, capsys):
+    run = store.finetune("talks", 5)
+    run.log.write_text("qwen3vl[bad-steps]: 3 steps in a row had a loss that is NaN; the samples are in skipped.jsonl\n")
+    store.ended(run, "failed", 1)
+    assert runs_command.runs(["show", "1", "--runs", str(store.root)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+
+    async def scene(pilot):
+        screen = await watching(pilot, run)
+        text = " ".join(text_of(pilot.app).split())
+        headline = screen.view.diagnosis.headline
+        assert f"✗ {headline}" in text and f"why it ended: {headline}" in shown
+        assert all(words in text and words in shown for words in ("samples are in skipped.jsonl", "more --lr-warmup-iters"))
 
     driven(scene, store.app(), LARGE)
 

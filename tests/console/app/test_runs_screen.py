@@ -55,7 +55,7 @@ def test_an_empty_store_says_what_to_do_next(store):
         text = text_of(pilot.app)
         # a long path goes over two lines
         assert "No run yet" in text and "2" in text and str(store.root)[-20:] in "".join(text.split())
-        await press(pilot, "enter", "x", "c", "y", "r")
+        await press(pilot, "enter", "x", "c", "y", "R")
         assert "there is no run here" in said(pilot.app)
         await press(pilot, "2")
         assert pilot.app.current_mode == "launch"
@@ -131,9 +131,9 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_refused_in_one_line(store):
     store.ended(store.finetune("done"))
 
     async def scene(pilot):
-        await press(pilot, "r")
+        await press(pilot, "R")
         await until(pilot, lambda: "nothing to resume" in said(pilot.app))
-        await press(pilot, "down", "r")
+        await press(pilot, "down", "R")
         await until(pilot, lambda: run.status == "running")
         await until(pilot, lambda: "resumed" in said(pilot.app))
 

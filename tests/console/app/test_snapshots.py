@@ -123,7 +123,7 @@ def test_screens_match_their_snapshots(store, size, theme, monkeypatch):
         await looked(pilot)
         await press(pilot, "E")
         snap("monitor")
-        await press(pilot, "c")
+        await press(pilot, "a")
         snap("captions")
         app.watch_run("0003-broken")
         await until(pilot, lambda: app.screen.view is not None and app.screen.view.diagnosis is not None)

@@ -1,0 +1,47 @@
+"""Run stores on this machine besides the one that is shown. Blocking; imports no Textual."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3vl_core.locations import DEFAULT_DEMO, DEFAULT_RUNS, runs_directory
+
+WORKSPACE = "workspace.json"
+_RUN = re.compile(r"\d{4,}-")
+
+
+@dataclass(frozen=True)
+class StoreFolder:
+    """A folder with runs."""
+
+    path: Path
+    runs: int
+    newest: float
+    """When the last run was added, in Unix seconds."""
+
+
+def workspace_of(store: Path) -> Path | None:
+    """The workspace, such as the demo's, that a store belongs to."""
+    return store.parent if (store.parent / WORKSPACE).is_file() else None
+
+
+def find_stores(shown: Path, more: Iterable[Path] = ()) -> list[StoreFolder]:
+    """Other stores with at least one run, newest first: the default one, the demo's, `runs` in this folder, and `more`."""
+    places = [runs_directory(None), DEFAULT_RUNS, DEFAULT_DEMO / "runs", Path("runs"), *more]
+    found: dict[Path, StoreFolder] = {}
+    for place in places:
+        folder = Path(place).expanduser().absolute()
+        if folder == shown or folder in found:
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if _RUN.match(entry.name)]
+            if names:
+                found[folder] = StoreFolder(folder, len(names), folder.stat().st_mtime)
+        except OSError:
+            continue  # not there, or not ours to read
+    return sorted(found.values(), key=lambda store: -store.newest)

@@ -34,6 +34,10 @@ class RequestError(ValueError):
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the lines alone, as the request is wrong, not the code that refused it."""
+        return [f"✗ {problem}" for problem in self.problems]
+
 
 class WorkError(RuntimeError):
     """The request was valid and the work failed: one line that says what, where and the fix (exit code 1).
@@ -48,6 +52,10 @@ class WorkError(RuntimeError):
 
         super().__init__(one_clear_line(text))
         self.tag = tag
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [f"✗ {self}"]
 
 
 def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:

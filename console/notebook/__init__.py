@@ -2,6 +2,11 @@
 
     from console.notebook import Launcher, RunMonitor, CompareCaptions, RunsTable, DatasetPreview, runs, metrics
 
+or, in cells:
+
+    %load_ext console.notebook
+    %qwen3vl monitor 7
+
 The names in `__all__` are the public interface; the modules behind them may change. Names are imported lazily: the data frames need
 only pandas, and `qwen3vl notebook` needs neither pandas nor ipywidgets.
 """
@@ -40,6 +45,11 @@ def __getattr__(name: str) -> Any:
             raise RequestError(f"{name}: {error.name} is not installed; pip install 'qwen3vl-console[notebook]'") from None
         raise
     return getattr(module, name)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext console.notebook`: the magics `%qwen3vl` and `%%qwen3vl`."""
+    importlib.import_module(f"{__name__}.magics").register(shell)
 
 
 def __dir__() -> list[str]:

@@ -81,6 +81,9 @@ class CompareCaptions(Live):
         self._list(chosen)
         self.begin()
 
+    def __repr__(self) -> str:
+        return f"CompareCaptions({self.run.id if self.run is not None else ''})"
+
     # selection
 
     @property

@@ -12,8 +12,11 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
+from console.fixes import Fix, fixes
 from console.forms import Plan, look_here, read_plan, value_of
 from console.notebook.answers import BOX, Answers
+from console.notebook.brief import Brief
+from console.notebook.command_line import CommandLine
 from console.notebook.form import Form
 from console.notebook.html import box, code, escape, say, table
 from console.notebook.live import close_all, take_cell, telling
@@ -23,13 +26,15 @@ from console.runs import launch, plan_record
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
-from qwen3vl_core.options import COMMANDS, options_of, to_mapping
+from qwen3vl_core.locations import runs_directory
+from qwen3vl_core.options import COMMANDS, options_of, shell_line, to_mapping
 from qwen3vl_core.problems import Problem, unique
 from qwen3vl_core.run_record import ALIVE
 
 CHECK_SECONDS = 0.3
 """Seconds from the last change of the form to the checks that need disk and machine."""
 VALID = "all checks passed"
+MOST_FIXES = 6
 
 
 def _lines(problems: Iterable[Problem]) -> str:
@@ -37,7 +42,7 @@ def _lines(problems: Iterable[Problem]) -> str:
     return "\n✗ ".join(map(str, problems))
 
 
-class Launcher(W.VBox):
+class Launcher(W.VBox, metaclass=Brief):
     """Choose options, see whether they are valid and the exact command, start the run.
 
     kind: `finetune`, `download`, `prepare`, `inspect`, `convert` or `compare`. values: initial values, by option name.
@@ -58,7 +63,9 @@ class Launcher(W.VBox):
         self._revision = 0
         self._lock = threading.RLock()
         self.form = Form(COMMANDS[kind], {**(values or {}), **options}, self._edited)
-        self.check_line, self.command_line, self.message = W.HTML(), W.HTML(), W.HTML()
+        self.check_line, self.command_line, self.message = W.HTML(), CommandLine(), W.HTML()
+        self.fix_buttons = W.HBox([], layout=W.Layout(flex_flow="row wrap"))
+        """A button for each fix of the problems that are shown."""
         self.start_button = W.Button(description=f"Start {kind}", icon="play", button_style="primary")
         self.reset_button = W.Button(description="Reset", icon="undo", tooltip="Reset every field to its initial value")
         self.start_button.on_click(self._clicked)
@@ -69,7 +76,7 @@ class Launcher(W.VBox):
         if self.memory is not None:
             self.memory.suggest_button.on_click(self._suggest_clicked)
         super().__init__(children=[
-            self.form, self.check_line, *([self.memory] if self.memory is not None else []), self.command_line,
+            self.form, self.check_line, self.fix_buttons, *([self.memory] if self.memory is not None else []), self.command_line,
             W.HBox([self.start_button, self.reset_button]), self.message, Answers(),
         ])  # fmt: skip
         self.add_class(BOX)
@@ -91,10 +98,14 @@ class Launcher(W.VBox):
             raise RequestError(*self.plan.problems)
         return self.plan.options
 
+    def __repr__(self) -> str:
+        return f"Launcher({self.kind!r}, {self.plan.problem or 'valid'!r})"
+
     @property
     def command(self) -> str:
-        """The equivalent command."""
-        return self.plan.command
+        """The equivalent command, which records its run in the same store."""
+        default = self.store.root == runs_directory(None)
+        return self.plan.command + ("" if default else f" {shell_line(['--runs', str(self.store.root)])}")
 
     def fill(self, values: Mapping[str, Any] | pd.Series | pd.DataFrame | None = None, **options: Any) -> None:
         """Fill values into the form: from a mapping such as another run's `options`, a series, a frame such as `frame()`, or by name.
@@ -131,9 +142,10 @@ class Launcher(W.VBox):
             plan = self.plan
             if self._timer is not None:
                 self._timer.cancel()
-        self.command_line.value = code("$ " + plan.command)
+        self.command_line.text = self.command
         self.start_button.disabled = plan.options is None
         self.check_line.value = say(_lines(plan.problems), "bad") if plan.options is None else say("looking …", "dim")
+        self._offer(plan.problems)
         if not plan.understood:
             if self.memory is not None:
                 self.memory.shown.value = ""
@@ -154,8 +166,25 @@ class Launcher(W.VBox):
         with self._lock:
             if revision == self._revision and not self._closed:
                 self.check_line.value = say(shown, "good" if good else "bad")
+                self._offer(problems)
                 if self.memory is not None:
                     self.memory.shown.value = bar
+
+    def _offer(self, problems: Iterable[Problem]) -> None:
+        """Show a button for each fix."""
+        offered = list({str(fix): fix for problem in problems for fix in fixes(problem, self.form.options)}.values())[:MOST_FIXES]
+        if [str(fix) for fix in offered] == [button.description for button in self.fix_buttons.children]:
+            return
+        before = self.fix_buttons.children
+        self.fix_buttons.children = tuple(self._fix_button(fix) for fix in offered)
+        for button in before:
+            close_all(button)
+            button.close()
+
+    def _fix_button(self, fix: Fix) -> W.Button:
+        button = W.Button(description=str(fix), icon="wrench", tooltip=f"Fix it: {fix}", layout=W.Layout(width="auto"))
+        button.on_click(lambda _: self.form.fill({n: value_of(self.form.options[n], text) for n, text in fix.changes.items()}))
+        return button
 
     def suggest(self) -> str:
         """Fill the fastest layout that fits into the form. Returns its summary. Raises RequestError when there is none."""
@@ -246,4 +275,4 @@ class Launcher(W.VBox):
             if text != self.form.begin[name] or option.required or text not in (str(option.default), "", False):
                 rows.append((escape(option.flag), escape(text)))
         problem = say(plan.problem, "bad")
-        return box(f"<b>qwen3vl {escape(self.kind)}</b>{table(('option', 'value'), rows)}") + code("$ " + plan.command) + problem
+        return box(f"<b>qwen3vl {escape(self.kind)}</b>{table(('option', 'value'), rows)}") + code("$ " + self.command) + problem

@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets
 
 from console.notebook.answers import BOX, Answers
+from console.notebook.brief import Brief
 from console.notebook.html import say
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -102,7 +103,7 @@ def telling(message: ipywidgets.HTML) -> Iterator[None]:
         message.value = say(str(error) if known else f"{type(error).__name__}: {error}", "bad")
 
 
-class Live(ipywidgets.VBox):
+class Live(ipywidgets.VBox, metaclass=Brief):
     """A box that calls its `look` every half second until it is closed or its cell is executed again.
 
     A subclass sets its children and calls `begin` when it is ready. Hold `lock` for every change.
@@ -117,6 +118,9 @@ class Live(ipywidgets.VBox):
         self._updater: Updater | None = None
         self._ended = False
         super().__init__(**kwargs)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     def begin(self, seconds: float = SECONDS) -> None:
         """Close earlier boxes of this cell, look once, and start the periodic looks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -114,7 +115,22 @@ class RunMonitor(Live):
             W.VBox([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
+        self._read(self.runs)
+        self._check_metric(metric)
         self.begin()
+
+    def __repr__(self) -> str:
+        return f"RunMonitor({', '.join([*(run.id for run in self.runs), f'metric={self.metric_menu.value!r}'])})"
+
+    def _check_metric(self, metric: str) -> None:
+        """Raises RequestError for a metric that no run records, with those that there are."""
+        recorded = dict.fromkeys(key for run in self.runs for key in self._series[run.id].keys if "/" not in key)
+        if metric in METRICS or metric in recorded:
+            return
+        known = [*recorded] or [*METRICS]
+        close = difflib.get_close_matches(metric, [*recorded, *METRICS], 1, 0.6)
+        advice = f"did you mean {close[0]}? " if close else ""
+        raise RequestError(f"metric {metric}: no such metric; {advice}choose from {', '.join(known)}")
 
     # selection
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from console.notebook.answers import BOX, Answers
+from console.notebook.brief import Brief
 from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
 from console.notebook.shards import DatasetSample, Split, report_of, splits
@@ -24,7 +25,7 @@ LARGEST_VIDEO = 8_000_000
 """Largest video that is embedded in a page, in bytes."""
 
 
-class DatasetPreview(W.VBox):
+class DatasetPreview(W.VBox, metaclass=Brief):
     """One sample at a time: pictures and conversation, the trained part highlighted.
 
     dataset: a folder tokenizer by `qwen3vl prepare`. model: a Hugging Face folder, with whose tokenizer the trained tokens are marked
@@ -59,6 +60,9 @@ class DatasetPreview(W.VBox):
         take_cell(self)
         self.about.value = self._about()
         self._show()
+
+    def __repr__(self) -> str:
+        return f"DatasetPreview({str(self.dataset)!r}, {self.split_menu.value!r}, {len(self)} samples)"
 
     def __len__(self) -> int:
         return len(self._split)

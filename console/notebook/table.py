@@ -53,6 +53,9 @@ class RunsTable(Live):
         self.children = [self.head, self.select, buttons, self.message, self.detail]
         self.begin(SECONDS)
 
+    def __repr__(self) -> str:
+        return f"RunsTable({str(self.store.root)!r}, {len(self._runs)} runs)"
+
     @property
     def run(self) -> Run | None:
         """The chosen run."""

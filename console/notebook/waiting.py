@@ -32,13 +32,26 @@ class WaitInterrupted(KeyboardInterrupt):
         return [str(self)]
 
 
+class RunFailed(WorkError):
+    """A run that failed, with the end of its log."""
+
+    def __init__(self, run: Run) -> None:
+        tail = LogTail(run.log, lines=END_OF_LOG)
+        self.log = list(map(untagged, [*tail.read(), *filter(None, [tail.partial])]))
+        """The last lines of its log."""
+        super().__init__(f"run {run.id}: failed, {run.error or f'exit code {run.exit_code}'}; its log is {run.log}")
+
+    def _render_traceback_(self) -> list[str]:
+        return [*super()._render_traceback_(), *self.log]
+
+
 def wait(
     run: Run | str | int | Path, *, store: RunStore | Path | str | None = None, timeout: float | None = None, show: bool = True
 ) -> str:
     """Wait until a run has ended, showing the last line of its log meanwhile. Returns its status. Widgets answer while it waits.
 
     An interrupt ends the wait with WaitInterrupted, a KeyboardInterrupt; the run continues. timeout: seconds after which to return the
-    current status. Raises WorkError, with the end of the log, for a run that failed.
+    current status. Raises RunFailed, a WorkError with the end of the log.
     """
     waited = as_run(run, store)
     tail, before = LogTail(waited.log, lines=1), ""
@@ -55,10 +68,7 @@ def wait(
     if show:
         print(f"\r{f'run {waited.id}: {status}':<120}")
     if status == "failed":
-        end = LogTail(waited.log, lines=END_OF_LOG)
-        lines = map(untagged, [*end.read(), *filter(None, [end.partial])])
-        reason = waited.error or f"exit code {waited.exit_code}"
-        raise WorkError("\n".join([f"run {waited.id}: failed, {reason}; its log ends with", *lines]))
+        raise RunFailed(waited)
     return status
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from textual.content import Content
 
+from console.fixes import Fix, fixes
 from console.formatting import one_line
-from console.widgets.fixes import Fix, fixes
 from qwen3vl_core.formats import duration, number, parameter_count
 from qwen3vl_core.layout.parameters import total_parameters
 from qwen3vl_core.layout.verdict import Estimate, Verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,26 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
     A run's `plan.json` can be read, too. Raises RequestError for a file that is missing or not a YAML mapping, and for a key that
     is given twice, is not an option of `cls`, or lacks a required value.
     """
-    import yaml
 
     def problem(code: str, **rule: Any) -> Problem:
         return Problem(code, "plan", str(path), rule)
+
+    try:
+        text = read_small(Path(path).expanduser(), limits.PLAN_FILE).decode()
+    except FileNotFoundError:
+        raise RequestError(problem("no-such-plan")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(problem("plan-unreadable", reason=str(error))) from None
+    return _values(cls, text, problem)
+
+
+def read_plan_text(cls: type, text: str, place: str) -> dict[str, Any]:
+    """`read_plan_file` of text that is in no file; `place` is what a problem calls it."""
+    return _values(cls, text, lambda code, **rule: Problem(code, rule={**rule, "written": place}))
+
+
+def _values(cls: type, text: str, problem: Callable[..., Problem]) -> dict[str, Any]:
+    import yaml
 
     def refused(code: str, **rule: Any) -> RequestError:
         return RequestError(problem(code, **rule))
@@ -79,12 +96,6 @@ def read_plan_file(cls: type, path: str | Path) -> dict[str, Any]:
                     seen.add(key)
             return super().construct_mapping(node, deep)
 
-    try:
-        text = read_small(Path(path).expanduser(), limits.PLAN_FILE).decode()
-    except FileNotFoundError:
-        raise refused("no-such-plan") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise refused("plan-unreadable", reason=str(error)) from None
     try:
         # the loader is SafeLoader with one more check
         content = yaml.load(text, PlanLoader)

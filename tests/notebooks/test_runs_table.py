@@ -124,8 +124,10 @@ def test_waiting_shows_the_log_and_raises_what_failed(store, capsys):
     assert launch.wait(bad, 240) == "failed"
     with open(bad.log, "a") as log:
         log.write("qwen3vl[work]: the disk is full\n")
-    with pytest.raises(WorkError, match=r"exit code 3; its log ends with\nno luck(.|\n)*\nqwen3vl: the disk is full"):
+    with pytest.raises(WorkError, match=rf"^run {bad.id}: failed, exit code 3; its log is {bad.log}$") as failed:
         wait(bad, show=False)
+    first, *end = failed.value._render_traceback_()
+    assert first == f"✗ {failed.value}" and sorted(end) == ["no luck", "qwen3vl: the disk is full"]
     live = recorded(store, program=jobs.SLEEPS)
     launch.start(live)
     until(lambda: live.status == "running")

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
+from console.fixes import fixes
 from console.forms import look_here, read_plan, text_of
 from console.readers.form_defaults import PRESETS, suggestions
 from console.widgets import plan_view
-from console.widgets.fixes import fixes
 from console.widgets.path_completion import candidates, complete
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.rules import layout_problems

@@ -90,7 +90,8 @@ WORKS = {
     ),
     "experts": Work("A3B", 8, ours=("packed:8192",), peers=("transformers:20,40", "liger:20,40")),
     "expert_layouts": Work(
-        "A3B", 8, gpus=2, ours=("packed:8192 --nproc 1", "packed:8192 --ep 2 --distributed-optimizer"),
+        "A3B", 8, gpus=2, ours=("packed:8192 --nproc 1", "packed:8192 --ep 2 --distributed-optimizer",
+                               "packed:8192 --ep 2 --distributed-optimizer --cuda-graph off"),
     ),
     "layouts": Work(
         samples=5000, gpus=2,

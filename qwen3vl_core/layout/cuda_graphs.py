@@ -11,8 +11,14 @@ GROUPED_KERNEL = 9.0
 
 
 GATHERED_RANKS = 2
-"""Most ranks whose experts' tokens are gathered: each reserves rows for all experts of all tokens of the group, of which it computes a
-share."""
+"""Most ranks whose experts' tokens are gathered where each layer keeps its activations: each rank reserves rows for all experts of all
+tokens of the group, of which it computes a share."""
+
+
+def most_gathered(options: FinetuneOptions, architecture: Architecture) -> int:
+    """Most ranks that gather tokens. With recomputation one layer has such rows at a time; beyond the experts of a token gathering moves
+    more bytes than sending."""
+    return architecture.experts_per_token if options.recompute in ("sel", "full") else GATHERED_RANKS
 
 
 def gathers_tokens(options: FinetuneOptions, architecture: Architecture, machine: Machine) -> bool:
@@ -31,7 +37,10 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
         (not machine.transformer_engine, "Transformer Engine is not installed"),
         (o.precision == "fp32", "--precision fp32: graphs are made for bf16, fp16 and fp8"),
         (moe and o.precision != "bf16", f"--precision {o.precision}: Transformer Engine splits the experts' tokens on the host"),
-        (moe and (o.tp * o.etp > 1 or o.ep > GATHERED_RANKS), "tokens are sent to experts on other ranks, in numbers that the host reads"),
+        (
+            moe and (o.tp * o.etp > 1 or o.ep > most_gathered(o, architecture)),
+            "tokens are sent to experts on other ranks, in numbers that the host reads",
+        ),
         # ranks can gather tokens only if they have the same number of them
         (moe and o.ep > 1 and not o.packing, "rows that are not packed differ in length between the ranks that share the experts"),
         (moe and o.ep > 1 and o.cp > 1, f"--ep {o.ep} with --cp {o.cp}"),

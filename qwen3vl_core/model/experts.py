@@ -5,9 +5,9 @@ one product for all experts (`torch.nn.functional.grouped_mm`), forward and for 
 be part of a CUDA graph. Experts are sorted from the last to the first, the order in which Megatron's DDP lays out their weights and
 gradients: the weights of a layer are then one tensor without a copy.
 
-A rank that holds every expert sorts its own tokens. If two ranks share the experts, each gathers the tokens of both, computes its
-experts for them, and the sums are scattered: as many bytes as sending each token to its experts, of which nearly every token has some
-on both ranks, but in sizes that are known before. How many rows its experts get is not: the tensors hold as many as there can be.
+A rank that holds every expert sorts its own tokens. Ranks that share the experts gather the tokens of all, compute their experts for
+them, and the sums are scattered: as many bytes as sending each token to its experts, if there are no more ranks than experts of a token,
+but in sizes that are known before. How many rows a rank's experts get is not: the tensors hold as many as there can be.
 """
 
 from __future__ import annotations

@@ -123,6 +123,10 @@ def test_an_experts_rows_by_hand():
     assert act.layer_bytes(a, adapted, True) - on == 8 * 2 * 16 * 2
     assert act.experts_on_device(options, a, ASSUMED_GPU) and not act.experts_on_device(options, a, Machine(gpus=1, capability=8.0))
     assert not act.experts_on_device(FinetuneOptions(ep=2), a, ASSUMED_GPU)
+    # more ranks, with one layer's rows at a time
+    assert not act.experts_on_device(FinetuneOptions(ep=8, packing=True), a, ASSUMED_GPU)
+    assert act.experts_on_device(FinetuneOptions(ep=8, packing=True, recompute="full"), a, ASSUMED_GPU)
+    assert not act.experts_on_device(FinetuneOptions(ep=16, packing=True, recompute="full"), a, ASSUMED_GPU)
     # two ranks reserve the rows of both for the experts of one
     gathered = FinetuneOptions(ep=2, packing=True)
     assert act.experts_on_device(gathered, a, ASSUMED_GPU)

@@ -1,4 +1,4 @@
-"""Experts of one rank, or of two that gather each other's tokens, in a whole training step: loss and every gradient are those of Megatron's
+"""Experts of one rank, or of ranks that gather each other's tokens, in a whole step: loss and every gradient are those of Megatron's
 experts in one process. The kernels and graphs around them are compared on a GPU."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ LAYOUTS = {
     "one rank, full recompute": (1, {"recompute": "full"}),
     "EP2": (2, {"ep": 2}),
     "EP2 selective recompute": (2, {"ep": 2, "recompute": "sel"}),
+    "EP4 full recompute": (4, {"ep": 4, "recompute": "full", "micro_batch_size": 1}),
     "EP2 one sample a micro batch": (2, {"ep": 2, "micro_batch_size": 1}),
 }
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     results = {}
-    for world in (1, 2):
+    for world in (1, 2, 4):
         jobs = {name: (folder, changes | BALANCE) for name, (ranks, changes) in LAYOUTS.items() if ranks == world}
         results |= run_each(world, gathered.gradients, jobs)
     return results

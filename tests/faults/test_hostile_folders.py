@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from console import commands
+from console.readers.monitor import MonitorFeed
+from console.readers.store_watcher import StoreWatcher
 from console.runs import launch, processes
 from console.runs.store import RunStore
 from qwen3vl_core import addresses, cli
@@ -71,6 +73,12 @@ def read_all(run, *, ended: str = "failed") -> None:
     ):  # fmt: skip
         with in_time(), contextlib.suppress(RequestError, WorkError, SystemExit):
             commands.runs([*words, *store])
+    # what the console's screens read
+    with in_time(), contextlib.suppress(RequestError, WorkError):
+        watcher = StoreWatcher(run.path.parent)
+        rows = watcher.look().rows
+        assert [row.id for row in rows] == ([run.id] if RunStore(run.path.parent).list() else [])
+        MonitorFeed(watcher).read(run, (), "loss")
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "link", "folder"])

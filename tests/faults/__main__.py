@@ -38,6 +38,7 @@ FAULTS = (
     Fault("EIO at the n-th file call", (ON_CALLS,), {"QWEN3VL_FAULTS": "60"}, ("-k", "target and EIO")),
     Fault("a full disk from the n-th file call on", (ON_CALLS,), {"QWEN3VL_FAULTS": "60"}, ("-k", "target and ENOSPC")),
     Fault("the same three in a training, resumed", (ON_CALLS,), {"QWEN3VL_FAULTS_TRAINING": "15"}, ("-k", "training")),
+    Fault("the same three in a download, continued", (ON_CALLS,), {"QWEN3VL_FAULTS": "30"}, ("-k", "download")),
     Fault("slow disks", (ON_CALLS,), {}, ("-k", "slow or real")),
     Fault("full disks", ("tests/faults/test_full_disks.py",)),
     Fault("kills within a replacement, twice each; two writers", ("tests/test_last_writes.py",), {"QWEN3VL_KILLS": "20"}),

@@ -15,8 +15,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
@@ -69,13 +70,15 @@ class Commands:
         self._server.wait(DEADLINE_SECONDS)
         self._server.stdout.close()
 
-    def run(self, job: list[str], prefix: Path, fault: str = "off", at: int = 0) -> Done:
+    def run(
+        self, job: list[str], prefix: Path, fault: str = "off", at: int = 0, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> Done:
         """Run a command of `qwen3vl`, or with `train RUN_DIR` a training; its calls on paths that begin with `prefix` count.
 
-        at: the call, from 1 on, at which the fault is; of SLOW the milliseconds that each write takes."""
+        environment: variables for it. at: the call, from 1 on, at which the fault is; of SLOW the milliseconds that each write takes."""
         assert self._server.stdin is not None and self._server.stdout is not None
         log = self.folder / "said"
-        request = {"job": job, "prefix": str(prefix), "mode": _MODES[fault], "at": at, "log": str(log)}
+        request = {"job": job, "prefix": str(prefix), "mode": _MODES[fault], "at": at, "log": str(log), "environment": dict(environment)}
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
@@ -114,7 +117,7 @@ def _command(request: dict[str, Any], injected: Any) -> None:
         said = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for stream in (1, 2):
             os.dup2(said, stream)
-        os.environ["QWEN3VL_PROGRESS"] = "none"
+        os.environ |= {"QWEN3VL_PROGRESS": "none"} | request["environment"]
         job = request["job"]
         from qwen3vl_core.cli import main
         from qwen3vl_core.training.__main__ import main as train

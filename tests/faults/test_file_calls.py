@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_core.demo.workspace import BASE
+from tests.data import hub_server
 from tests.faults import injected
-from tests.faults.injected import ENOSPC, FAULTS, KILL, Commands, digest, moments
+from tests.faults.injected import ENOSPC, FAULTS, KILL, Commands, Done, digest, moments
 from tests.training import runs
 
 pytestmark = pytest.mark.skipif(injected.compiler() is None, reason="the file calls are replaced by a C library; install gcc")
@@ -106,6 +107,31 @@ def test_a_target_is_the_old_or_the_new_one_and_the_next_command_makes_it(comman
     record_property("cases", cases)
     record_property("fault", f"{fault} at the file calls of {way}")
     assert cases >= min(MOST, whole.calls) - 1
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_download_is_there_or_goes_on_from_what_it_has(commands, tmp_path, fault, record_property):
+    words = ["download", "model", "owner/thing", "--to"]
+    with hub_server.serving() as hub:
+        environment = {"HF_ENDPOINT": hub.address, "HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
+
+        def get(name: str, *at) -> Done:
+            (tmp_path / name).mkdir(exist_ok=True)
+            return commands.run([*words, str(tmp_path / name / "target")], tmp_path / name, *at, environment=environment)
+
+        whole = get("whole")
+        assert whole.code == 0, whole.said
+        after = digest(tmp_path / "whole" / "target")
+        # a client of the hub is started for each
+        for moment in list(moments(whole.calls, 3))[1:2] if MOST < 10 else moments(whole.calls, MOST):
+            done = get(str(moment), fault, moment)
+            where = f"{fault} at call {moment} of {whole.calls}: {done.said}"
+            assert done.code == -9 if fault == KILL else done.code == 0 or one_line(done.said), where
+            assert digest(tmp_path / str(moment) / "target") in (None, after), where
+            assert get(str(moment)).code == 0, where
+            assert digest(tmp_path / str(moment) / "target") == after, where
+            assert [path.name for path in (tmp_path / str(moment)).iterdir()] == ["target"], where
+    record_property("cases", min(MOST, whole.calls))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

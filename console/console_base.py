@@ -25,6 +25,7 @@ from console.readers.run_rows import RunRow, Snapshot
 from console.run_actions import RunActions, number_of
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.locations import settings_file
 
 if TYPE_CHECKING:
     from textual.theme import Theme
@@ -39,6 +40,17 @@ LINES = {
     False: ("#0b5cad", "#a05a00", "#2e7d46", "#a8324e", "#6a3fb5", "#0f7c7c"),
 }
 """Colours of the lines of a curve on a dark and on a light background."""
+
+
+def _has_settings() -> bool:
+    """Whether the user has a settings file, readable or not."""
+    try:
+        settings_file().lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # reading it says why it cannot be read
+    return True
 
 
 class _Sheet(Stylesheet):
@@ -84,8 +96,6 @@ class ConsoleBase(RunActions):
         self._looking = self._look_again = False
         self._followed: dict[str, bool] = {}
         """Runs that the user has opened or started here, and whether they were alive when last seen."""
-        self.rings = True
-        """Whether the terminal rings when one of them ends."""
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """The theme and its colours as computed last."""
         super().__init__()
@@ -96,19 +106,18 @@ class ConsoleBase(RunActions):
         # the first frame does not wait for what the look imports
         self.call_after_refresh(self.look)
         self.set_interval(LOOK_SECONDS, self.look)
-        self.read_settings()
+        if _has_settings():
+            self.read_settings()
         self.find_stores()
 
     # settings
 
     def read_settings(self) -> None:
         """Apply the user's theme and keys; problems in the file are reported and skipped."""
-        from console import bell
-        from console.settings import read_settings  # not needed for the first frame
+        from console.settings import read_settings  # not needed for the first frame without settings
 
         settings = read_settings([action.id for action in ACTIONS], list(self.available_themes))
         taken = clashes(settings.keys) if settings.keys else {}
-        self.rings = bell.is_on()
         self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
         self.set_keymap(self.keys)
         if settings.theme is not None:
@@ -118,7 +127,7 @@ class ConsoleBase(RunActions):
 
     def action_settings(self) -> None:
         """Open the settings file in the user's editor and read it again afterwards."""
-        from console.settings import TEMPLATE, settings_file
+        from console.settings import TEMPLATE
 
         file = settings_file()
         try:
@@ -183,10 +192,11 @@ class ConsoleBase(RunActions):
             if row is None:
                 continue
             self._followed[run_id] = row.alive
-            if was_alive and not row.alive and self.rings and not self.is_headless and self._driver is not None:
-                from console.bell import sequence
+            if was_alive and not row.alive and not self.is_headless and self._driver is not None:
+                from console import bell
 
-                self._driver.write(sequence(f"run {row.id}: {row.status}"))
+                if bell.is_on():
+                    self._driver.write(bell.sequence(f"run {row.id}: {row.status}"))
 
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:

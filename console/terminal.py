@@ -17,9 +17,8 @@ import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen3vl_core.errors import RequestError
 
@@ -49,8 +48,7 @@ _ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
 _SIXEL = b"4"
 
 
-@dataclass(frozen=True)
-class PictureSupport:
+class PictureSupport(NamedTuple):
     """How a terminal shows pictures."""
 
     protocol: str = "cells"

@@ -13,11 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 
 from qwen3vl_core import log_lines
-from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError, error_lines
-from qwen3vl_core.files import disk_full
-from qwen3vl_core.formats import printable
 from qwen3vl_core.run_record import RUN_VARIABLE
 
 
@@ -72,6 +69,8 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
         _say(f"{error.filename}: permission denied; choose a folder that you may write to", log_lines.UNEXPECTED)
         return EXIT_REQUEST
     except Exception as error:
+        from qwen3vl_core.files import disk_full  # here and below: the console's first frame has no error
+
         if (failed := disk_full(error)) is not None:
             _say(f"{failed.filename or 'a file'}: the disk is full; free some space and run the command again", log_lines.WORK_FAILED)
             return EXIT_FAILED
@@ -86,6 +85,9 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
 
 
 def _say(text: str, tag: str) -> None:
+    from qwen3vl_core.addresses import without_secrets
+    from qwen3vl_core.formats import printable
+
     text = printable(without_secrets(text))
     print(log_lines.written(text, tag if RUN_VARIABLE in os.environ else log_lines.UNTAGGED), file=sys.stderr)
 

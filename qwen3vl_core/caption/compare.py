@@ -27,6 +27,7 @@ from qwen3vl_core.caption.run_output import CaptionRows
 from qwen3vl_core.caption.sampling import Sampling
 from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
+from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, check_options
@@ -34,7 +35,6 @@ from qwen3vl_core.progress import Progress
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "precision")
 """Options on which the generated text depends."""
-_PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ComparisonStopped(KeyboardInterrupt):
@@ -45,7 +45,7 @@ def _write_captions(
     compared: ComparedModel, pictures: list[Picture], options: CompareOptions, rows: CaptionRows, captions: dict[int, GeneratedCaption]
 ) -> None:
     """Write a caption of each picture into `captions`; the model is freed afterwards."""
-    model = load(compared.path, dtype=_PRECISIONS[options.precision], base=compared.base)
+    model = load(compared.path, dtype=DTYPES.get(options.precision), base=compared.base)
     with Progress(compared.name, total=len(pictures), unit="captions") as progress:
 
         def on_text(index: int, text: str, done: bool) -> None:

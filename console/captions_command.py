@@ -16,11 +16,9 @@ from qwen3vl_core.errors import EXIT_DONE, RequestError
 SHOWN = 8
 
 
-def add(action: Callable[..., argparse.ArgumentParser], *, where_has_json: bool = True) -> None:
-    """Add `captions` to the actions of `qwen3vl runs`. action(name, function, help, *positionals) returns its parser."""
-    sub = action("captions", captions, "captions, scores and votes of a compare run; --html writes them as a page", "id")
-    if not where_has_json:
-        sub.add_argument("--json", action="store_true", help="print JSON")
+def add(action: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `captions` to the actions of `qwen3vl runs`. action(name, help, *positionals) returns its parser."""
+    sub = action("captions", "captions, scores and votes of a compare run; --html writes them as a page", "id")
     sub.add_argument("--html", type=Path, default=None, metavar="FILE", help="write one page with pictures, differences and votes")
     sub.add_argument(
         "--show", type=_count, default=SHOWN, metavar="N", help=f"print the captions of the first N pictures; 0: all (default {SHOWN})"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 from console.terminal import query_terminal
 from qwen3vl_core import cli
-from qwen3vl_core.argument_parser import Parser
+from qwen3vl_core.argument_parser import Parser, port
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.locations import STORE_HELP, runs_directory, store_folder
 
@@ -54,7 +53,7 @@ def console(arguments: list[str]) -> int:
         "--workspace", type=Path, default=None, metavar="DIR", help="folder with models and data to offer, such as the demo's"
     )
     parser.add_argument("--web", action="store_true", help="in a browser tab, on this machine only; the link holds a token")
-    parser.add_argument("--port", type=_port, default=None, metavar="N", help="port of --web (default 8866, or the next free one)")
+    parser.add_argument("--port", type=port, default=None, metavar="N", help="port of --web (default 8866, or the next free one)")
     parser.add_argument("--no-browser", action="store_true", help="with --web: only print the link")
     args = parser.parse_args(arguments)
     for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser)):
@@ -106,7 +105,7 @@ def notebook(arguments: list[str]) -> int:
         help=f"folder to work in; missing examples are copied there (default {lab.DEFAULT_FOLDER})",
     )
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument("--port", type=_port, default=None, metavar="N", help="port to listen on (default 8888, or the next free one)")
+    parser.add_argument("--port", type=port, default=None, metavar="N", help="port to listen on (default 8888, or the next free one)")
     parser.add_argument(
         "--ip", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0: every network (default 127.0.0.1)"
     )
@@ -114,9 +113,3 @@ def notebook(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     runs = runs_directory(args.runs) if args.runs is not None else None
     return lab.start(args.dir, runs, args.port, args.ip, not args.no_browser)
-
-
-def _port(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= 65535:
-        raise argparse.ArgumentTypeError(f"{word}: must be a port from 1 to 65535; leave it out")
-    return int(word)

@@ -93,3 +93,10 @@ def _problem(code: str, **rule: Any) -> Problem:
 def read_problems(values: dict[str, Any]) -> list[Problem]:
     """Take the problems of a parsed command line out of its values."""
     return values.pop(PROBLEMS, [])
+
+
+def port(word: str) -> int:
+    """A port, as the type of an argument."""
+    if not word.isdecimal() or not 1 <= int(word) <= 65535:
+        raise argparse.ArgumentTypeError(f"{word}: must be a port from 1 to 65535; leave it out")
+    return int(word)

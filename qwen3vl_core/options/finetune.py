@@ -22,69 +22,32 @@ LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 class FinetuneOptions:
     """A finetune: model, data, batch, schedule, parallel layout."""
 
+    # one option a line, two where its help is long
+    # fmt: off
     load: str = option(help="Checkpoint to start from: torch_dist, or an HF folder directly", group="Model", path="model")  # 23
     size: str | None = option(None, help="Refuse the checkpoint unless it is this size", group="Model", choices=tuple(SIZES))  # 2
     freeze: str = option("", help="Parts to freeze: any of vision,projector,language", group="Model")
-    lora_rank: int = option(
-        0,
-        help="Train LoRA adapters of this rank and freeze the weights; 0: train the weights",
-        group="Model",
-        minimum=0,
-        maximum=4096,
-    )
-    lora_alpha: float | None = option(
-        None, help="LoRA alpha: an adapter's output is scaled by alpha / rank; default: the rank", group="Model", minimum=0.0
-    )
+    lora_rank: int = option(0, help="Train LoRA adapters of this rank and freeze the weights; 0: train the weights", group="Model", minimum=0, maximum=4096)
+    lora_alpha: float | None = option(None, help="LoRA alpha: an adapter's output is scaled by alpha / rank; default: the rank", group="Model", minimum=0.0)
     lora_dropout: float = option(0.0, help="Dropout of an adapter's input", group="Model", minimum=0.0, maximum=0.99)
-    lora_targets: str = option(
-        ",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model"
-    )
-    init_adapter: str | None = option(
-        None,
-        help="Start the adapters from a PEFT folder or a LoRA run, whose rank, alpha and layers they then have; --load is the model beside it",
-        group="Model",
-        path="model",
-    )
-    lora_vision: bool = option(
-        False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model"
-    )
-    precision: str = option(
-        "bf16",
-        help="Precision of weights and activations; fp8: bf16 with the matrix products of the language layers in fp8",
-        group="Model",
-        choices=("bf16", "fp16", "fp8", "fp32"),
-    )  # 9
-    fp8_recipe: str = option(
-        "tensorwise",
-        help="How fp8 is scaled: tensorwise by each tensor's current maximum, delayed by the previous step's, blockwise by 128 x 128",
-        group="Model",
-        choices=("tensorwise", "delayed", "blockwise"),
-    )
-    cuda_graph: str = option(
-        "auto",
-        help="Replay forward and backward of a micro batch as one CUDA graph, where that is possible",
-        group="Model",
-        choices=("auto", "off"),
-    )
-    attention: str = option(
-        "auto",
-        help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes",
-        group="Model",
-        choices=("auto", "flash", "fused"),
-    )  # 17
+    lora_targets: str = option(",".join(LORA_TARGETS), help="Layers that get an adapter, those of experts too: any of " + ",".join(LORA_TARGETS), group="Model")
+    init_adapter: str | None = option(None, help="Start the adapters from a PEFT folder or a LoRA run, whose rank, alpha and layers they then have; --load is the model beside it",
+        group="Model", path="model")
+    lora_vision: bool = option(False, help="Adapters in the vision tower and the projector too, not in the language model alone", group="Model")
+    precision: str = option("bf16", help="Precision of weights and activations; fp8: bf16 with the matrix products of the language layers in fp8",
+        group="Model", choices=("bf16", "fp16", "fp8", "fp32"))  # 9
+    fp8_recipe: str = option("tensorwise", help="How fp8 is scaled: tensorwise by each tensor's current maximum, delayed by the previous step's, blockwise by 128 x 128",
+        group="Model", choices=("tensorwise", "delayed", "blockwise"))
+    cuda_graph: str = option("auto", help="Replay forward and backward of a micro batch as one CUDA graph, where that is possible",
+        group="Model", choices=("auto", "off"))
+    attention: str = option("auto", help="Attention kernels on a GPU: flash, cuDNN's fused ones, or whichever Transformer Engine takes",
+        group="Model", choices=("auto", "flash", "fused"))  # 17
 
     train_data: str = option(help="Dataset made by qwen3vl prepare", group="Data", path="dataset")  # 21
-    valid_data: str | None = option(
-        None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset"
-    )  # 22
+    valid_data: str | None = option(None, help="Dataset for evaluation; else the validation split of --train-data", group="Data", path="dataset")  # 22
     seq_length: int = option(2048, help="Longest sample; longer ones are skipped and counted", unit="tokens", group="Data", minimum=16)  # 7
-    pad_length: int = option(
-        0,
-        help="Pad every row to at least this length, so that shapes stay the same; 0: to the longest row of its micro batch",
-        unit="tokens",
-        group="Data",
-        minimum=0,
-    )  # 8
+    pad_length: int = option(0, help="Pad every row to at least this length, so that shapes stay the same; 0: to the longest row of its micro batch",
+        unit="tokens", group="Data", minimum=0)  # 8
     packing: bool = option(False, help="Pack samples into rows of --seq-length; a micro batch is then one row", group="Data")
     min_pixels: int | None = media.min_pixels("Data")
     max_pixels: int | None = media.max_pixels("Data")
@@ -92,15 +55,9 @@ class FinetuneOptions:
     video_max_frames: int | None = media.video_max_frames("Data")
     video_max_pixels: int | None = media.video_max_pixels("Data")
     max_visual_tokens: int | None = media.max_visual_tokens("Data")
-    balance: bool = option(
-        True, help="Deal the samples of a step so that ranks and micro batches have even numbers of patches and tokens", group="Data"
-    )
-    num_workers: int | None = option(
-        None, help="Loader processes of each rank; else 2 to 8 by cores with GPUs, none without", group="Data", minimum=0, maximum=64
-    )
-    max_skip_share: float = option(
-        0.05, help="Stop if more than this fraction of the samples could not be used", group="Data", minimum=0.0, maximum=1.0
-    )
+    balance: bool = option(True, help="Deal the samples of a step so that ranks and micro batches have even numbers of patches and tokens", group="Data")
+    num_workers: int | None = option(None, help="Loader processes of each rank; else 2 to 8 by cores with GPUs, none without", group="Data", minimum=0, maximum=64)
+    max_skip_share: float = option(0.05, help="Stop if more than this fraction of the samples could not be used", group="Data", minimum=0.0, maximum=1.0)
 
     micro_batch_size: int = option(1, help="Samples of one data-parallel rank in one pass", group="Batch", minimum=1)  # 3
     global_batch_size: int = option(8, help="Samples of one optimizer step", group="Batch", minimum=1)  # 4
@@ -108,33 +65,20 @@ class FinetuneOptions:
     lr: float = option(1e-5, help="Highest learning rate", group="Schedule", minimum=0.0)  # 5
     min_lr: float = option(1e-6, help="Learning rate at the end of the cosine", group="Schedule", minimum=0.0)  # 6
     lr_warmup_iters: int = option(0, help="Steps of linear warmup", unit="steps", group="Schedule", minimum=0)  # 25
-    lr_decay_iters: int = option(
-        0, help="Steps after which the learning rate has fallen to --min-lr; 0: those of the run", unit="steps", group="Schedule", minimum=0
-    )
+    lr_decay_iters: int = option(0, help="Steps after which the learning rate has fallen to --min-lr; 0: those of the run", unit="steps", group="Schedule", minimum=0)
     weight_decay: float = option(0.01, help="Decoupled weight decay", group="Schedule", minimum=0.0)
     adam_beta1: float = option(0.9, help="Adam's first moment", group="Schedule", minimum=0.0, maximum=0.999999)
     adam_beta2: float = option(0.95, help="Adam's second moment", group="Schedule", minimum=0.0, maximum=0.999999)
     adam_eps: float = option(1e-8, help="Adam's epsilon", group="Schedule", minimum=0.0)
     clip_grad: float = option(1.0, help="Largest gradient norm; 0: no clipping", group="Schedule", minimum=0.0)
-    aux_loss_coeff: float | None = option(
-        None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0
-    )
+    aux_loss_coeff: float | None = option(None, help="Weight of the experts' load balancing loss; else the checkpoint's", group="Schedule", minimum=0.0)
     seed: int = option(1234, help="Seed of the data order and of dropout", group="Schedule", minimum=0)
-    spike_factor: float = option(
-        10.0,
-        help="A loss this many robust deviations above the median of the last steps is a loss spike; 0: no detection",
-        group="Schedule",
-        minimum=0.0,
-    )
+    spike_factor: float = option(10.0, help="A loss this many robust deviations above the median of the last steps is a loss spike; 0: no detection",
+        group="Schedule", minimum=0.0)
     skip_spikes: bool = option(False, help="Skip the update of a step whose loss is a spike", group="Schedule")
     max_bad_steps: int = option(5, help="Stop after this many skipped steps in a row", unit="steps", group="Schedule", minimum=1)
 
-    env: str = option(
-        "dsw",
-        help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command",
-        group="Layout",
-        choices=("dsw", "dlc"),
-    )  # 1
+    env: str = option("dsw", help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command", group="Layout", choices=("dsw", "dlc"))  # 1
     nproc: int = option(0, help="Processes on this machine; 0: one per GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
@@ -145,69 +89,32 @@ class FinetuneOptions:
     pp0_layers: int = option(0, help="Language layers of the first pipeline stage; 0: as many as any other", group="Layout", minimum=0)
     sequence_parallel: bool = option(False, help="Split the sequence between tensor parallel ranks too", group="Layout")  # 15
     distributed_optimizer: bool = option(False, help="Split the optimizer state between data parallel ranks (ZeRO-1)", group="Layout")  # 16
-    optimizer_offload: float = option(
-        0.0, help="Fraction of the weights whose optimizer state and update are on the host", group="Layout", minimum=0.0, maximum=1.0
-    )  # 19
-    main_grads_dtype: str = option(
-        "fp32",
-        help="Precision in which gradients are added up and reduced; bf16 halves their memory and rounds every sum",
-        group="Layout",
-        choices=("fp32", "bf16"),
-    )
-    use_precision_aware_optimizer: bool = option(
-        False,
-        help="Let the distributed optimizer read gradients in --main-grads-dtype and keep moments in --exp-avg-dtype and --exp-avg-sq-dtype",
-        group="Layout",
-    )
-    exp_avg_dtype: str = option(
-        "fp32",
-        help="Precision in which the precision-aware optimizer keeps Adam's first moment between updates",
-        group="Layout",
-        choices=("fp32", "bf16"),
-    )
-    exp_avg_sq_dtype: str = option(
-        "fp32",
-        help="Precision in which the precision-aware optimizer keeps Adam's second moment between updates",
-        group="Layout",
-        choices=("fp32", "bf16"),
-    )
+    optimizer_offload: float = option(0.0, help="Fraction of the weights whose optimizer state and update are on the host",
+        group="Layout", minimum=0.0, maximum=1.0)  # 19
+    main_grads_dtype: str = option("fp32", help="Precision in which gradients are added up and reduced; bf16 halves their memory and rounds every sum",
+        group="Layout", choices=("fp32", "bf16"))
+    use_precision_aware_optimizer: bool = option(False, help="Let the distributed optimizer read gradients in --main-grads-dtype and keep moments in --exp-avg-dtype and --exp-avg-sq-dtype",
+        group="Layout")
+    exp_avg_dtype: str = option("fp32", help="Precision in which the precision-aware optimizer keeps Adam's first moment between updates",
+        group="Layout", choices=("fp32", "bf16"))
+    exp_avg_sq_dtype: str = option("fp32", help="Precision in which the precision-aware optimizer keeps Adam's second moment between updates",
+        group="Layout", choices=("fp32", "bf16"))
     overlap_grad_reduce: bool = option(False, help="Reduce gradients between data parallel ranks during the backward pass", group="Layout")
-    overlap_param_gather: bool = option(
-        False, help="Gather the distributed optimizer's new weights during the next forward pass", group="Layout"
-    )
-    recompute: str = option(
-        "none",
-        help="Activation recomputation: sel recomputes the language MLPs, full recomputes whole layers, offload keeps activations on the host",
-        group="Layout",
-        choices=("none", "sel", "full", "offload"),
-    )  # 18
-    recompute_layers: int = option(
-        0,
-        help="With full: layers recomputed together, 0: one; with offload: layers kept on the host, 0: all but the last",
-        unit="layers",
-        group="Layout",
-        minimum=0,
-    )
+    overlap_param_gather: bool = option(False, help="Gather the distributed optimizer's new weights during the next forward pass", group="Layout")
+    recompute: str = option("none", help="Activation recomputation: sel recomputes the language MLPs, full recomputes whole layers, offload keeps activations on the host",
+        group="Layout", choices=("none", "sel", "full", "offload"))  # 18
+    recompute_layers: int = option(0, help="With full: layers recomputed together, 0: one; with offload: layers kept on the host, 0: all but the last",
+        unit="layers", group="Layout", minimum=0)
 
-    resume: str | None = option(
-        None,
-        help="Go on from another run's checkpoint with its optimizer, schedule and place in the data, in any layout; --load is then its own",
-        group="Record",
-        path="model",
-    )
+    resume: str | None = option(None, help="Go on from another run's checkpoint with its optimizer, schedule and place in the data, in any layout; --load is then its own",
+        group="Record", path="model")
     save_interval: int = option(0, help="Checkpoint every N steps; 0: at the end only", unit="steps", group="Record", minimum=0)  # 20
     keep: int = option(0, help="Checkpoints to keep, the newest; 0: all", group="Record", minimum=0)
-    keep_every: int = option(
-        0, help="Also keep those whose step is a multiple of N; 0: only those of --keep", unit="steps", group="Record", minimum=0
-    )
-    async_save: bool = option(
-        False, help="Write checkpoints while training continues; holds a copy of the weights in memory", group="Record"
-    )
+    keep_every: int = option(0, help="Also keep those whose step is a multiple of N; 0: only those of --keep", unit="steps", group="Record", minimum=0)
+    async_save: bool = option(False, help="Write checkpoints while training continues; holds a copy of the weights in memory", group="Record")
     eval_interval: int = option(0, help="Evaluate every N steps; 0: never", unit="steps", group="Record", minimum=0)
     eval_iters: int = option(4, help="Global batches of one evaluation", group="Record", minimum=1)
-    sample_interval: int = option(
-        0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0
-    )
+    sample_interval: int = option(0, help="Write captions of --sample-images every N steps; 0: never", unit="steps", group="Record", minimum=0)
     sample_images: list[str] = option([], help="Pictures, or folders of pictures, to write captions of", group="Record", path="file")
     sample_prompt: str = option("Describe this image.", help="Prompt for them", group="Record")
     sample_tokens: int = option(256, help="Maximum length of those captions", unit="tokens", group="Record", minimum=1, maximum=4096)
@@ -221,60 +128,24 @@ class FinetuneOptions:
     )  # fmt: skip
     mirror_every: int = option(1, help="Copy each N-th checkpoint, and the last one", group="Record", minimum=1)
     mirror_keep: int = option(2, help="Copies to keep, the newest; 0: all", group="Record", minimum=0)
-    notify: list[str] = option(
-        [],
-        help="Say when the run ends, fails, stalls or its loss is NaN: webhooks of DingTalk, Feishu, WeCom or Slack, any URL for JSON, or "
-        "env:NAME; none: nobody, whatever the settings say",
-        group="Interruptions",
-        secret=True,
-    )
-    notify_command: str | None = option(
-        None, help="Run this program for the same, with the message as JSON on its standard input; no shell reads it", group="Interruptions"
-    )
+    notify: list[str] = option([], help="Say when the run ends, fails, stalls or its loss is NaN: webhooks of DingTalk, Feishu, WeCom or Slack, any URL for JSON, or " "env:NAME; none: nobody, whatever the settings say",
+        group="Interruptions", secret=True)
+    notify_command: str | None = option(None, help="Run this program for the same, with the message as JSON on its standard input; no shell reads it",
+        group="Interruptions")
 
-    max_restarts: int = option(
-        0,
-        help="Restart a failed run automatically this many times, all processes together; it resumes from the newest complete checkpoint",
-        group="Interruptions",
-        minimum=0,
-        maximum=100,
-    )
-    restart_wait: float = option(
-        5.0,
-        help="Wait this long before the first restart, twice as long before each further one, at most 5 minutes",
-        unit="s",
-        group="Interruptions",
-        minimum=0.0,
-        maximum=300.0,
-    )
-    restart_stalled: bool = option(
-        False, help="Kill a run that makes no more steps, so that it is restarted; needs --max-restarts", group="Interruptions"
-    )
-    distributed_timeout_minutes: float = option(
-        10.0,
-        help="How long a rank waits for the others in any collective, before it fails",
-        unit="min",
-        group="Interruptions",
-        minimum=0.1,
-        maximum=1440.0,
-    )
-    grace: float = option(
-        60.0,
-        help="Kill the processes this long after a request to stop; a checkpoint that is being written is waited for",
-        unit="s",
-        group="Interruptions",
-        minimum=0.0,
-        maximum=86399.0,
-    )
-    stop_after: str | None = option(
-        None, help="Save and stop after this time, restarts included: 11h30m, 90m, 3600 (seconds) or 11:30:00", group="Interruptions"
-    )
-    save_before_signal: str = option(
-        "USR1",
-        help="Signal by which a scheduler announces the end of a job: save a checkpoint at the next step (Slurm: --signal=USR1@300)",
-        group="Interruptions",
-        choices=("USR1", "USR2"),
-    )
+    max_restarts: int = option(0, help="Restart a failed run automatically this many times, all processes together; it resumes from the newest complete checkpoint",
+        group="Interruptions", minimum=0, maximum=100)
+    restart_wait: float = option(5.0, help="Wait this long before the first restart, twice as long before each further one, at most 5 minutes",
+        unit="s", group="Interruptions", minimum=0.0, maximum=300.0)
+    restart_stalled: bool = option(False, help="Kill a run that makes no more steps, so that it is restarted; needs --max-restarts", group="Interruptions")
+    distributed_timeout_minutes: float = option(10.0, help="How long a rank waits for the others in any collective, before it fails",
+        unit="min", group="Interruptions", minimum=0.1, maximum=1440.0)
+    grace: float = option(60.0, help="Kill the processes this long after a request to stop; a checkpoint that is being written is waited for",
+        unit="s", group="Interruptions", minimum=0.0, maximum=86399.0)
+    stop_after: str | None = option(None, help="Save and stop after this time, restarts included: 11h30m, 90m, 3600 (seconds) or 11:30:00", group="Interruptions")
+    save_before_signal: str = option("USR1", help="Signal by which a scheduler announces the end of a job: save a checkpoint at the next step (Slurm: --signal=USR1@300)",
+        group="Interruptions", choices=("USR1", "USR2"))
+    # fmt: on
 
     def frozen_parts(self) -> list[str]:
         """`freeze` as a list. Raises RequestError for a part that does not exist."""

@@ -103,12 +103,12 @@ class ConsoleBase(RunActions):
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
     def on_mount(self) -> None:
-        # the first frame does not wait for what the look imports
+        # the first frame does not wait for what these import
         self.call_after_refresh(self.look)
+        self.call_after_refresh(self.find_stores)
         self.set_interval(LOOK_SECONDS, self.look)
         if _has_settings():
             self.read_settings()
-        self.find_stores()
 
     # settings
 

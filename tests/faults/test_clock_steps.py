@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(injected.compiler() is None, reason="the clock i
 DAY = 86_400
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_while_the_clock_steps(tmp_path, monkeypatch):
     data = runs.scenes(tmp_path)
     small = run_ranks(1, runs.small_model, tmp_path / "small")[0]

@@ -109,6 +109,7 @@ def test_a_target_is_the_old_or_the_new_one_and_the_next_command_makes_it(comman
     assert cases >= min(MOST, whole.calls) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_download_is_there_or_goes_on_from_what_it_has(commands, tmp_path, fault, record_property):
     words = ["download", "model", "owner/thing", "--to"]
@@ -134,6 +135,7 @@ def test_a_download_is_there_or_goes_on_from_what_it_has(commands, tmp_path, fau
     record_property("cases", min(MOST, whole.calls))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_resumes_bitwise_after_it(commands, scenes, models, tmp_path, fault, record_property):
     data = scenes / "data"

@@ -58,6 +58,7 @@ def test_the_last_state_is_written_on_a_full_disk(small_disk):
         assert "failed, exit 3" in run_text.table([run])[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_called_that_and_the_one_before_stays(small_disk, tmp_path):
     """The first checkpoint fits, the second does not."""
     data = runs.scenes(tmp_path)

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from console.runs import processes
 from console.runs.outcome import Attempt, silent_nodes
 from qwen3vl_core.layout.torchrun_command import free_port
@@ -33,6 +35,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_machine_that_stops_answering_is_named(tmp_path):
     """Two nodes of two ranks on this machine; the processes of one are stopped, so that not even a connection is closed."""
     script, port = tmp_path / "rank.py", free_port()

@@ -51,17 +51,20 @@ class Spool:
     def __init__(self, folder: Path | None = None) -> None:
         """folder: where the files go; None: a temporary folder, made when it is needed."""
         self._folder, self._path, self._size = folder, "", 0
+        self._file, self._owner = -1, 0
 
     def add(self, content: bytes) -> tuple[str, int]:
         """(name of the stretch, digest of its content as 62 bits). Raises OSError."""
-        if not self._path:
+        if not self._path or self._owner != os.getpid():
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="qwen3vl-"))
             self._folder.mkdir(parents=True, exist_ok=True)
             self._path, self._size = str(self._folder / f"{os.getpid()}{SPOOL_SUFFIX}"), 0
-            open(self._path, "wb").close()
-        with open(self._path, "ab") as file:
-            file.write(content)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._owner = os.getpid()
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
         name = range_name(self._path, self._size, len(content))
         self._size += len(content)
         return name, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 2
@@ -73,9 +76,12 @@ class Spool:
             self._size = 0
 
     def close(self) -> None:
+        if self._owner == os.getpid():
+            os.close(self._file)
+        self._path, self._owner = "", 0
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __getstate__(self) -> dict[str, Any]:
         # another process has a file of its own
-        return self.__dict__ | {"_path": "", "_size": 0}
+        return self.__dict__ | {"_path": "", "_size": 0, "_file": -1, "_owner": 0}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import re
 from typing import Any
 
 from qwen3vl_core.data.errors import DataError, kind_of
@@ -165,10 +164,14 @@ def _data_url(text: str, what: str) -> bytes:
 
 
 def _decoded(text: str, what: str) -> bytes:
-    text = re.sub(r"\s+", "", text)
     try:
-        # the padding is often left away
-        content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_" if "-" in text or "_" in text else None, validate=True)
+        try:
+            content = binascii.a2b_base64(text, strict_mode=True)
+        except ValueError:
+            # line breaks within, the padding left away, the alphabet of addresses
+            text = "".join(text.split())
+            alphabet = b"-_" if "-" in text or "_" in text else None
+            content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=alphabet, validate=True)
     except (binascii.Error, ValueError):
         raise DataError("media-base64", what=what, characters=len(text)) from None
     if not content:

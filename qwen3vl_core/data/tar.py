@@ -203,11 +203,54 @@ _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, t
 """Members that hold the name or other values of the next one, which `tarfile` reads whole."""
 
 
+def _plain_entries(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+    """The regular files that an archive begins with, up to the first header that only `tarfile` understands, in a fifth of its time."""
+    at = 0
+    while True:
+        file.seek(at)
+        try:
+            member = _member(file.read(BLOCK))
+            begin = at
+            if member is not None and member[2] == b"x" and member[1] <= _TIMES and _only_times(file.read(member[1])):
+                # webdataset's writer keeps the parts of a second in a header of their own
+                begin = at + member_size(member[1])
+                file.seek(begin)
+                member = _member(file.read(BLOCK))
+        except ValueError:
+            return
+        if member is None or member[2] not in (b"0", b"\0") or member[0][-1:] in ("", "/") or begin + BLOCK + member[1] > size:
+            return
+        info = tarfile.TarInfo(member[0])
+        info.size, info.offset, info.offset_data = member[1], at, begin + BLOCK
+        yield info
+        at = begin + member_size(member[1])
+
+
+_TIMES = 1024
+
+
+def _only_times(records: bytes) -> bool:
+    """Whether the values of an extended header say nothing of the name, the size or the type of the file after it."""
+    at = 0
+    while at < len(records):
+        length, _, rest = records[at:].partition(b" ")
+        if not length.isdigit() or rest.partition(b"=")[0] not in (b"mtime", b"atime", b"ctime"):
+            return False
+        at += max(int(length), 1)
+    return at == len(records)
+
+
 def tar_entries(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     """The members of an archive of `size` bytes, in order: of any type, from any writer. Content is at `offset_data`.
 
     Raises tarfile.TarError when it is damaged or cut off, for sizes that it cannot hold, and for sparse files.
     """
+    begin = 0
+    for info in _plain_entries(file, size):
+        yield info
+        begin = info.offset_data + padded(info.size)
+    # from the first other header on; no member ends at 0
+    file.seek(begin)
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo) as archive:
             while (info := archive.next()) is not None:

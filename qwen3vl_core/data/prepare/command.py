@@ -137,6 +137,9 @@ def _check_model(model: str | None) -> None:
         raise RequestError(f"--model {model}: no such folder; give the model whose tokenizer shall count")
 
 
+_FEW_PARTS = 4
+
+
 def read_samples(
     source: Path, workers: Workers, naming: Naming | None = None, located: sources.Located | None = None
 ) -> tuple[sources.RecordFile, list[TarSample], list[Refusal]]:
@@ -151,6 +154,9 @@ def read_samples(
     record_file = sources.open_records(source, naming or Naming(), located)
     samples: list[TarSample] = []
     refused: list[Refusal] = []
+    # most samples have one of few tuples of names: with millions of them, one copy each is a tenth of the memory
+    parts_place = TarSample._fields.index("parts")
+    known_parts: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def chunks() -> Iterator[list[tuple[int, Any]]]:
         remaining = record_file.count
@@ -163,6 +169,9 @@ def read_samples(
         for results in workers.map(_check, chunks(), small, plain=True):
             for result in results:
                 if len(result) == len(TarSample._fields):
+                    parts = result[parts_place]
+                    if len(parts) <= _FEW_PARTS:
+                        result = (*result[:parts_place], known_parts.setdefault(parts, parts), *result[parts_place + 1 :])
                     samples.append(TarSample._make(result))
                 else:
                     refused.append(Refusal._make(result))

@@ -35,6 +35,8 @@ LOG = "finished" + UNFINISHED
 _STRETCH = 256 << 10, 4 << 20
 """Bytes in one task of a process: minimum and maximum."""
 _STRETCH_SAMPLES = 512
+_JOINED = 8192
+"""Samples' JSON that is joined at once, to be digested."""
 _SMALL = 16 << 20
 """Up to this many bytes, one process finishes before others have started."""
 
@@ -83,7 +85,8 @@ def _shard(split: str, number: int, samples: list[TarSample]) -> Shard:
     content = hashlib.sha256(name.encode() + _packed([len(samples)], numbers, list(map(len, payloads)), media, sizes))
     # names hold no zero bytes
     content.update("\0".join([part for sample in samples for part in sample.parts]).encode())
-    content.update(b"".join(payloads))
+    for begin in range(0, len(payloads), _JOINED):
+        content.update(b"".join(payloads[begin : begin + _JOINED]))
     plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
     plan.update("\0".join([identity_of(file) if "\0" in file else file for sample in samples for file in sample.files]).encode())
     size = sum([sample.size for sample in samples]) + 2 * BLOCK

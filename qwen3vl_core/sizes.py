@@ -84,6 +84,7 @@ class Architecture:
             text, vision = config["text_config"], config["vision_config"]
             _check_kind(text, vision, file)
             _check_limits(text, vision, file)
+            _check_order(text, vision, file)
             # transformers 4 writes rope_scaling and rope_theta side by side, transformers 5 writes rope_parameters
             rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
             # and num_local_experts for num_experts
@@ -168,9 +169,26 @@ def _check_kind(text: dict[str, Any], vision: dict[str, Any], file: str) -> None
         # transformers' Qwen3-VL normalises the chosen experts' weights whatever this says
         ("text_config.norm_topk_prob", text.get("norm_topk_prob"), (True,)),
         ("vision_config.hidden_act", vision.get("hidden_act"), ("gelu_pytorch_tanh",)),
+        ("vision_config.rope_parameters.rope_type", (vision.get("rope_parameters") or {}).get("rope_type"), ("axial", "default")),
     ):
         if value is not None and value not in known:
             raise RequestError(f"{file}: {key} is {value!r}; only {known[0]!r} is supported; choose a checkpoint with it")
+
+
+def _check_order(text: dict[str, Any], vision: dict[str, Any], file: str) -> None:
+    """Raises RequestError for orders and counts with which transformers computes something else, or nothing."""
+    layers, own = [int(layer) for layer in vision["deepstack_visual_indexes"]], "take the checkpoint's own file"
+    key = f"{file}: vision_config.deepstack_visual_indexes is {layers}"
+    if layers != sorted(set(layers)) or (layers and not 0 <= layers[0] <= layers[-1] < vision["depth"]):
+        raise RequestError(f"{key}, not ascending numbers below the depth, {vision['depth']}; {own}")
+    if len(layers) > text["num_hidden_layers"]:
+        raise RequestError(f"{key}: more than the {text['num_hidden_layers']} language layers that add one each; {own}")
+    if vision["out_hidden_size"] != text["hidden_size"]:
+        width = f"the language model's hidden_size is {text['hidden_size']}"
+        raise RequestError(f"{file}: vision_config.out_hidden_size is {vision['out_hidden_size']}, {width}; {own}")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if len(rope.get("mrope_section", (0, 0, 0))) != 3:
+        raise RequestError(f"{file}: mrope_section is {rope['mrope_section']}, not three numbers: of time, height and width; {own}")
 
 
 _WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size",

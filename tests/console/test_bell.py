@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,15 +23,18 @@ def store(tmp_path, monkeypatch):
         yield made
 
 
-def seen(words: list[str], terminal: bool, **environment: str) -> bytes:
-    """What `qwen3vl runs …` writes to its standard error, a terminal or a pipe."""
+def seen(words: list[str], terminal: bool, go: Path | None = None, **environment: str) -> bytes:
+    """What `qwen3vl runs …` writes to its standard error, a terminal or a pipe. go: a file that is made when it has printed a line."""
     reader, writer = pty.openpty() if terminal else os.pipe()
     command = [sys.executable, "-c", "import sys; from console.commands import main; sys.exit(main())", "runs", *words]
     child = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=writer,
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writer,
         env={**os.environ, "TERM": "xterm-256color", **environment},
     )  # fmt: skip
     os.close(writer)
+    if go is not None:
+        child.stdout.readline()
+        go.touch()
     data = b""
     while True:
         try:
@@ -41,14 +45,15 @@ def seen(words: list[str], terminal: bool, **environment: str) -> bytes:
             break
         data += piece
     os.close(reader)
-    assert child.wait() == 0
+    child.communicate()
+    assert child.returncode == 0
     return data
 
 
 def followed(store, terminal=True, **environment) -> bytes:
-    run = store.create("finetune", {"name": "x"}, job("print('one'); sys.stdout.flush(); time.sleep(1)"))
+    run = store.create("finetune", {"name": "x"}, job("print('one', flush=True); " + jobs.UNTIL_GO))
     launch.start(run)
-    return seen(["logs", str(run.number), "--follow", "--runs", str(store.root)], terminal, **environment)
+    return seen(["logs", str(run.number), "--follow", "--runs", str(store.root)], terminal, run.path / "go", **environment)
 
 
 def test_following_a_run_to_its_end_rings_on_a_terminal(store):

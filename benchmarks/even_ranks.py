@@ -15,7 +15,8 @@ import numpy as np
 
 from qwen3vl_core.data.balance import even
 from qwen3vl_core.data.pictures import PictureRules, token_count
-from qwen3vl_core.data.video import VideoHeader, VideoRules, plan
+from qwen3vl_core.data.video import VideoRules, plan
+from qwen3vl_core.data.video_decode import VideoHeader
 
 BATCHES, SEQ_LENGTH = 100, 16384
 LAYOUTS = ((64, 8, 1), (64, 8, 4), (256, 8, 1), (256, 32, 2), (512, 64, 1), (1024, 64, 4), (16, 8, 1))
@@ -28,7 +29,7 @@ def mixed(count: int, seed: int = 0) -> np.ndarray:
     """int64 [count, 2]: patches and tokens of each sample."""
     random = np.random.RandomState(seed)
     rules, clips = PictureRules(max_pixels=4_194_304), VideoRules(max_pixels=64 * 480 * 864)
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     while len(sizes) < count:
         kind = random.choice(list(SHARES), p=list(SHARES.values()))
         text, pictures, seen = int(min(random.lognormal(4.8, 0.9), 4000)), [], 0

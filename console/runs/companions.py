@@ -110,7 +110,7 @@ class Companions:
     def message(self, event: str, text: str) -> dict[str, Any]:
         """The fields of a message: docs/reliability.md has them."""
         rows = last_rows(self.run_dir / METRICS_FILE)
-        last = next((row for row in reversed(rows) if row.get("kind") == TRAIN), {})
+        last: Mapping[str, Any] = next((row for row in reversed(rows) if row.get("kind") == TRAIN), {})
         options = self.plan.get("options")
         total = options.get("train_iters") if isinstance(options, dict) else None
         step = last.get("step")

@@ -21,6 +21,7 @@ from typing import Any
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
+from qwen3vl_core.formats import one_clear_line
 from qwen3vl_core.locations import DEFAULT_SETTINGS, settings_file
 
 TEMPLATE = """\
@@ -128,7 +129,7 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
         problems.append(f"{file}: bell: must be on or off")
         bell = True
     problems += _notify_problems(content, str(file))
-    return Settings(theme, keys, tuple(problems), file, bell)
+    return Settings(theme, keys, tuple(map(one_clear_line, problems)), file, bell)
 
 
 def _notify_problems(content: Mapping[str, Any], file: str) -> list[str]:

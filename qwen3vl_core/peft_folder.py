@@ -73,7 +73,10 @@ def base_folder(folder: Path, config: dict[str, Any], base: str | None = None) -
         return Path(base).expanduser()
     named = str(config.get("base_model_name_or_path") or "")
     places = [Path(named).expanduser(), folder / named] if named else []
-    model = next((place for place in places if place.is_dir()), None) or (_cached(named) if named else None)
+    try:
+        model = next((place for place in places if place.is_dir()), None) or (_cached(named) if named else None)
+    except (OSError, ValueError):  # no name that a file system takes
+        model = None
     if model is None:
         what = (
             f"the model that it was trained beside, {named}, is not on this machine" if named else "it does not say which model it is for"

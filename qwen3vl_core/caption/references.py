@@ -82,9 +82,11 @@ def _loaded(text: str) -> Any:
 def _pairs(value: Any) -> Iterator[tuple[str, str]]:
     """(picture, caption) pairs of a loaded file. Raises ValueError for another format."""
     if isinstance(value, dict) and isinstance(value.get("annotations"), list) and isinstance(value.get("images"), list):
-        names = {row.get("id"): row.get("file_name") for row in value["images"] if isinstance(row, dict)}
+        names = {
+            row["id"]: row.get("file_name") for row in value["images"] if isinstance(row, dict) and isinstance(row.get("id"), int | str)
+        }
         for row in value["annotations"]:
-            picture = names.get(row.get("image_id")) if isinstance(row, dict) else None
+            picture = names.get(row["image_id"]) if isinstance(row, dict) and isinstance(row.get("image_id"), int | str) else None
             if isinstance(picture, str) and isinstance(row.get("caption"), str):
                 yield picture, row["caption"]
         return

@@ -98,7 +98,10 @@ def newest(
             return torch_dist.Checkpoint(directory, data, step), problems
         problems.append(f"{data.name} is damaged ({problem})")
     if problems:
-        raise RequestError(f"{directory}: no checkpoint is complete ({problems[0]}); start a new run, or copy the checkpoint again")
+        raise RequestError(
+            f"{directory}: no checkpoint is complete ({problems[0]}); start a new run, copy the checkpoint again, or take it "
+            "from the mirror of the run: qwen3vl runs resume --from-mirror"
+        )
     return None, []
 
 

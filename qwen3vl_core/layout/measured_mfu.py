@@ -75,7 +75,8 @@ def expected_mfu(options: FinetuneOptions, architecture: Architecture, graph: bo
         (math.log(width), _at(tokens, curves.get((size, options.packing)) or curves[size, not options.packing], shape))
         for size, width in sorted(sizes.items(), key=lambda item: item[1])
     ]
-    return round(_between(math.log(a.hidden_size), at_width), 4)
+    # a layout of more ranks than any machine has would round to 0
+    return max(round(_between(math.log(a.hidden_size), at_width), 4), 1e-4)
 
 
 def _is_moe(size: str) -> bool:

@@ -143,6 +143,7 @@ def read_runs(folder: Path) -> None:
     from console.readers.monitor import MonitorFeed
     from console.readers.store_watcher import StoreWatcher
     from console.runs import check, diagnosis, filters, launch, run_json, run_text
+    from console.runs.metric_columns import MetricColumns
     from console.runs.stall import StallWatch
     from console.runs.store import RunStore
     from console.runs.tail import LogTail
@@ -162,7 +163,9 @@ def read_runs(folder: Path) -> None:
     for run in runs:
         run_text.describe(run)
         run_json.details(run)
-        run_text.metrics_table(run_json.series(run, [])["metrics"])
+        found = MetricColumns(run.metrics)
+        run_text.metrics_table(found.columns(found.names))
+        "".join(found.json(run.id, found.names)).encode("utf-8", "replace")
         run_json.differences(run, runs[0])
         MonitorFeed(watcher).read(run, [], "loss", 0.5)
         LogTail(run.log).read()
@@ -193,7 +196,7 @@ def read_plan_again(folder: Path) -> None:
         lambda: plan_record.change_options(run.path, run.plan, {"train_iters": 12}),
         lambda: judge(from_mapping(FinetuneOptions, run.options), disk=False),
         lambda: judge(from_mapping(FinetuneOptions, read_plan_file(FinetuneOptions, run.path / "plan.json")), disk=False),
-        lambda: read_options(run.path / "plan.json"),
+        lambda: read_options(run.path),
     ):
         try:
             read()
@@ -282,14 +285,22 @@ def read_captions(folder: Path) -> None:
 
 
 def make_settings(folder: Path) -> None:
-    (folder / "settings.yaml").write_text("theme: nord\nkeys:\n  runs.stop: X\n  monitor.log_y: 'g,delete'\n")
+    (folder / "settings.yaml").write_text(
+        "theme: nord\nkeys:\n  runs.stop: X\n  monitor.log_y: 'g,delete'\nbell: off\n"
+        "notify: [env:A_HOOK, 'slack:https://example.com/x']\nnotify_command: notify-send 'a run'\n"
+    )
 
 
 def read_user_settings(folder: Path) -> None:
     from console.settings import read_settings
+    from qwen3vl_core import notify
+
+    addresses, command = notify.from_settings(folder / "settings.yaml")
+    for line in notify.receivers(addresses, command, settings=False).problems:
+        assert "\n" not in line and len(line) < 4000, line[:300]
 
     for line in read_settings(["runs.stop", "monitor.log_y"], ["nord", "textual-dark"], folder / "settings.yaml").problems:
-        assert "\n" not in line and len(line) < 1000, line
+        assert "\n" not in line and len(line) < 4000, line[:300]
 
 
 _RUN = "runs/0001-of-outside"

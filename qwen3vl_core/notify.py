@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.locations import settings_file
 from qwen3vl_core.problems import Problem
@@ -41,8 +42,6 @@ EVENTS = {
     TEST: "of qwen3vl notify",
 }  # fmt: skip
 """What is sent."""
-LARGEST = 1 << 20
-"""Bytes of the settings and of the saved addresses that are read."""
 MOST_TEXT = 600
 """Characters of a message's text; WeCom takes 2048 bytes."""
 _SECRET = "secret"
@@ -165,7 +164,7 @@ def shown(text: str) -> str:
 def _saved() -> dict[str, str]:
     try:
         with open(addresses_file(), "rb") as file:
-            value = json.loads(file.read(LARGEST))
+            value = json.loads(file.read(limits.PLAN_FILE))
     except (OSError, ValueError, RecursionError):
         return {}
     return {key: text for key, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
@@ -205,7 +204,7 @@ def from_settings(file: Path | None = None) -> tuple[list[str], str]:
     """(addresses, command) of the user's settings; what is damaged there counts as missing, as the console names it."""
     try:
         with open(file or settings_file(), "rb") as stream:
-            text = stream.read(LARGEST)
+            text = stream.read(limits.PLAN_FILE)
     except OSError:
         return [], ""
     import yaml  # late: most users have no settings

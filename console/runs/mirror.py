@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from console.runs.state import read_json, write_json
-from qwen3vl_core import file_digests, log_lines
+from qwen3vl_core import file_digests, limits, log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, open_regular, to_disk, write_text
 from qwen3vl_core.formats import quantity
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, MIRROR, PLAN, TRACKER, VERSION, PlanRecord, checkpoint_step
 
 CHUNK = 4 << 20
-LARGEST_SIDE_FILE = 200_000_000
 _METADATA = ".metadata"
 
 
@@ -141,9 +140,7 @@ def copy_side_files(source: Path, target: Path) -> None:
             continue
         there = target / entry.name
         size = entry.stat().st_size
-        if size > LARGEST_SIDE_FILE or (
-            there.is_file() and there.stat().st_size == size and there.read_bytes() == Path(entry).read_bytes()
-        ):
+        if size > limits.SIDE_FILE or (there.is_file() and there.stat().st_size == size and there.read_bytes() == Path(entry).read_bytes()):
             continue
         beside = target / f"{entry.name}{UNFINISHED}"
         beside.unlink(missing_ok=True)

@@ -151,7 +151,9 @@ def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) 
     if plan.get("kind") != "finetune":
         raise RequestError(f"run {run_dir.name}: not a finetune; only finetunes resume with other options")
     steps = [step for step in (checkpoint_step(entry.name) for entry in (run_dir / CHECKPOINTS).glob(f"{ITERATION}*")) if step is not None]
-    values = plan["options"]
+    values = plan.get("options")
+    if not isinstance(values, dict):
+        raise RequestError(f"run {run_dir.name}: {PLAN} holds no options; start a new run")
     options = with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes)))
     new = to_mapping(options)
     check_recordable({name: new[name] for name in changes})

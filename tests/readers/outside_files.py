@@ -167,7 +167,7 @@ def read_runs(folder: Path) -> None:
         run_text.metrics_table(found.columns(found.names))
         "".join(found.json(run.id, found.names)).encode("utf-8", "replace")
         run_json.differences(run, runs[0])
-        MonitorFeed(watcher).read(run, [], "loss", 0.5)
+        MonitorFeed(watcher).read(run, [], "loss")
         LogTail(run.log).read()
         diagnosis.diagnose(run)
         check.checkpoints(run)
@@ -185,6 +185,7 @@ def read_plan_again(folder: Path) -> None:
     """As clone, resume, --plan and the training itself read a run's plan."""
     from console.runs import plan_record
     from console.runs.store import RunStore
+    from qwen3vl_core.errors import RequestError
     from qwen3vl_core.layout.verdict import judge
     from qwen3vl_core.options import FinetuneOptions, from_mapping
     from qwen3vl_core.options.planfile import read_plan_file
@@ -204,7 +205,7 @@ def read_plan_again(folder: Path) -> None:
             failure = error
             _short_lines(error)
     if failure is not None:
-        raise failure
+        raise RequestError(str(failure).splitlines()[0])
 
 
 def _short_lines(error: Exception) -> None:

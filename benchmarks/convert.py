@@ -50,6 +50,8 @@ def config(kind: str, layers: int, vision_layers: int) -> dict[str, Any]:
         text |= {"num_experts": size.num_experts, "num_experts_per_tok": 8, "moe_intermediate_size": size.expert_ffn_hidden_size}
     large = size.vision_hidden_size == 1152
     deepstack = ((8, 16, 24) if large else (5, 11, 17)) if vision_layers == size.vision_layers else (0, 1, 2)
+    # a language layer takes one of them
+    deepstack = deepstack[:layers]
     vision = {
         "depth": vision_layers, "hidden_size": size.vision_hidden_size, "num_heads": 16, "intermediate_size": 4304 if large else 4096,
         "deepstack_visual_indexes": list(deepstack), "out_hidden_size": size.hidden_size, "patch_size": 16, "temporal_patch_size": 2,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -101,6 +102,11 @@ class ConsoleBase(RunActions):
         super().__init__()
         self.stylesheet = _Sheet(self.get_css_variables())
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
+
+    def on_load(self) -> None:
+        # from Python 3.12 on Textual starts tasks at once: the fields of the first screen are mounted before it is on the stack of screens,
+        # where they look for it
+        asyncio.get_running_loop().set_task_factory(None)
 
     def on_mount(self) -> None:
         # the first frame does not wait for what these import

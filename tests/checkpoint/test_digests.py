@@ -260,7 +260,8 @@ def test_a_check_in_the_background_says_how_far_it_is_and_what_it_found(trained,
     assert commands.runs([*words, "--read-data", "--background"]) == 0
     state = until(lambda: (json.loads(file.read_text()) if (file := run / "check.json").exists() else {}).get("done") and file)
     found = json.loads(state.read_text())
-    assert found["read"] == found["total"] - sum((run / "checkpoints" / name / "digests.json").stat().st_size for name in (OLD, NEW))
+    # a checkpoint is read up to its first difference
+    assert found["total"] / 2 - 2000 < found["read"] <= found["total"]
     assert [(item["step"], bool(item["problem"])) for item in found["checkpoints"]] == [(2, False), (4, True)]
     capsys.readouterr()
     assert commands.runs(words) == 0, "the quick check reads no tensors"

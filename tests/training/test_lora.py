@@ -103,3 +103,21 @@ def test_the_merged_export_and_the_peft_adapter_have_the_logits_of_the_run(reque
     assert float((adapted - plain).abs().max()) > 0.05, "the adapters do something"
     assert float((merged - adapted).abs().max()) < 2e-5
     assert float((beside - adapted).abs().max()) < 2e-5
+    assert float((merged - beside).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["dense", "experts"])
+def test_a_run_beside_bf16_weights_is_merged_in_fp32_where_that_is_asked_for(tmp_path, kind):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    model = tiny.hf_model(4, ffn=48, **SMALL) if kind == "dense" else tiny.hf_moe_model(4, experts=4, expert_ffn=16, **SMALL)
+    folder = tiny.save(model.bfloat16(), tmp_path / "base")
+    run = lora_run(folder, tmp_path / "run")
+    assert main(["convert", str(run), str(tmp_path / "merged"), "--dtype", "fp32"]) == 0
+    assert main(["convert", str(run), str(tmp_path / "peft"), "--adapter"]) == 0
+    inputs = tiny.BATCHES["one picture"]().inputs()
+    merged = hf_logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval(), inputs)
+    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    assert float((merged - hf_logits(base, inputs)).abs().max()) > 0.01, "the adapters do something"
+    assert float((merged - hf_logits(PeftModel.from_pretrained(base, tmp_path / "peft").eval(), inputs)).abs().max()) < 1e-5

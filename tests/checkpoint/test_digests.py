@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -61,7 +62,7 @@ def flip(file: Path, bit: int) -> None:
 def sign_of_second_moment(data: Path) -> None:
     """Flip the sign bit of one value of Adam's second moment."""
     reader = torch_dist.RegionReader(data)
-    key = max((k for k in reader.tensors if "exp_avg_sq" in k), key=lambda k: reader.tensors[k].size.numel())
+    key = max((k for k in reader.tensors if "exp_avg_sq" in k), key=lambda k: math.prod(reader.tensors[k].size))
     chunk = reader._chunks[key].all[0]
     flip(reader.file_of(chunk.stored), 8 * (chunk.stored.offset + reader._location(chunk.stored).offset + 3) + 7)
 
@@ -182,7 +183,7 @@ def test_convert_and_inspect_detect_damage_in_the_bytes_that_they_read(trained, 
     run = copy_of(trained, tmp_path / "run")
     data = run / "checkpoints" / NEW
     reader = torch_dist.RegionReader(data)
-    key = max((k for k in reader.tensors if not k.startswith("optimizer")), key=lambda k: reader.tensors[k].size.numel())
+    key = max((k for k in reader.tensors if not k.startswith("optimizer")), key=lambda k: math.prod(reader.tensors[k].size))
     chunk = reader._chunks[key].all[0]
     flip(reader.file_of(chunk.stored), 8 * (chunk.stored.offset + reader._location(chunk.stored).offset + 3) + 6)
     assert main(["convert", str(run / "checkpoints"), str(tmp_path / "hf")]) == 2

@@ -11,13 +11,14 @@ import ipywidgets as W
 import pandas as pd
 
 from console.formatting import GLYPHS
-from console.notebook.data_frames import captions, scores
+from console.notebook.data_frames import captions
 from console.notebook.html import box, escape, picture, read_picture, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
 from console.runs import exports
 from console.runs.captions import CaptionedPicture, ComparisonHead, RecordedCaption, SampleFeed, Votes, read_votes, vote
 from console.runs.store import Run, RunStore
+from qwen3vl_core.caption import report
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.report import marked_html
 from qwen3vl_core.caption.word_diff import count
@@ -262,9 +263,9 @@ class CompareCaptions(Live):
         """The HTML of the scores, once all captions are written; empty while the comparison is blind."""
         if not finished or self.blind_box.value or finished < len(self.samples):
             return ""
-        frame = scores(run)
-        rows = [[escape(what), *map(escape, values)] for what, values in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
-        return box(table(("", *map(str, frame.columns)), rows))
+        comparison = exports.comparison_of(run)
+        rows = [[escape(what), *map(escape, values)] for what, values in report.score_rows(comparison)]
+        return box(table(("", *comparison.names), rows))
 
     # votes
 

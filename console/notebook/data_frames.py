@@ -6,17 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from console.notebook.metric_table import STEP, TIME, read_columns
 from console.notebook.stores import as_run, open_store
 from console.runs import exports
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.run_text import last_of
 from console.runs.series import MetricSeries
 from console.runs.store import Run, RunStore
-from qwen3vl_core.caption import report
 from qwen3vl_core.caption.word_diff import count
-from qwen3vl_core.run_metrics import METRICS, in_order, key_of, listed_keys
+from qwen3vl_core.run_metrics import METRICS, in_order, listed_keys
 from qwen3vl_core.run_record import EVAL, TRAIN
 
 __all__ = ["captions", "events", "metrics", "open_store", "runs", "scores"]
@@ -55,22 +56,18 @@ def runs(store: RunStore | Path | str | None = None, options: Iterable[str] = ()
 
 
 def metrics(run: Run | str | int | Path, kind: str = TRAIN, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """The metrics of a run: one row per step, one column per metric; NaN where a step lacks one.
+    """The metrics of a run: one row per step, the time of the row, one column per metric; NaN where a step lacks one.
 
     run: a number, id or name in the store, or a run's folder. kind: `train` or `eval`. A step that was trained again after a
     resume appears once, with its last values. Raises RequestError for a run that does not exist.
     """
-    series = MetricSeries(as_run(run, store).metrics)
-    series.update()
-    prefix = key_of(kind, "")
-    keys = [name.removeprefix(prefix) for name in series.keys if (name.startswith(prefix) if prefix else "/" not in name)]
-    columns = {}
-    for key in in_order(keys):
-        x, y = series.xy(key_of(kind, key))
-        columns[key] = pd.Series(y, index=pd.Index(x, name="step"))
-    if not columns:
-        return pd.DataFrame(index=pd.Index([], dtype="int64", name="step"))
-    return pd.concat(columns, axis=1).rename_axis(index="step").sort_index()
+    columns = read_columns(as_run(run, store).metrics, kind)
+    index = pd.Index(columns.pop(STEP, np.empty(0, np.int64)), name=STEP)
+    times = columns.pop(TIME, None)
+    frame = pd.DataFrame({key: columns[key] for key in in_order(list(columns))}, index=index, copy=False)
+    if times is not None:
+        frame.insert(0, TIME, pd.to_datetime(times, unit="s", utc=True))
+    return frame
 
 
 def events(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
@@ -101,11 +98,19 @@ def captions(run: Run | str | int | Path, *, store: RunStore | Path | str | None
 
 
 def scores(run: Run | str | int | Path, *, store: RunStore | Path | str | None = None) -> pd.DataFrame:
-    """The scores of a compare run's captions, formatted: one row per score, one column per model.
+    """The scores of a compare run's captions as numbers: one row per score, one column per model.
 
-    Words, repeated passages, votes; with references also ROUGE-L and CIDEr. Raises RequestError for a run of another kind,
-    WorkError while no picture has all its captions.
+    Words, repeated passages (a share), empty captions, votes; with references also the ratio of lengths, ROUGE-L (0 to 1) and CIDEr-D
+    (0 to 10), NaN for fewer than two pictures. Raises RequestError for a run of another kind, WorkError while no picture has all its
+    captions.
     """
     comparison = exports.comparison_of(as_run(run, store))
-    rows = report.score_rows(comparison)
-    return pd.DataFrame([values for _, values in rows], columns=comparison.names, index=[name for name, _ in rows])
+    found, votes = comparison.scores(), comparison.tally()
+    by_model = {
+        name: {
+            "words": m.words, "fewest words": m.fewest_words, "most words": m.most_words, "repeated passages": m.repetition,
+            "empty captions": m.empty, "length to references'": m.length_ratio, "ROUGE-L": m.rouge_l,
+            "CIDEr-D": m.cider if found.referenced > 1 else None, "votes": votes[name],
+        } for name, m in found.models.items()
+    }  # fmt: skip
+    return pd.DataFrame(by_model, columns=comparison.names).astype(float)

@@ -33,7 +33,7 @@ function themed(axes, element) {
   const axis = {gridcolor: grid, zerolinecolor: grid, linecolor: grid};
   return {
     ...axes, paper_bgcolor: paper, plot_bgcolor: paper, font: {...axes.font, color: ink},
-    xaxis: {...axes.xaxis, ...axis}, yaxis: {...axes.yaxis, ...axis}, hoverlabel: {bgcolor: paper, bordercolor: grid, font: {color: ink}},
+    xaxis: {...axes.xaxis, ...axis}, yaxis: {...axes.yaxis, ...axis}, hoverlabel: {...axes.hoverlabel, bgcolor: paper, bordercolor: grid, font: {color: ink}},
     modebar: {bgcolor: "rgba(0, 0, 0, 0)", color: dark ? "#999999" : "#888888", activecolor: ink},
   };
 }

@@ -6,26 +6,26 @@ import contextlib
 import difflib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from console.curves.lines import GrowingLine
 from console.curves.smoothing import SHARE, average
 from console.curves.thinning import MOST_POINTS
+from console.curves.visible import Visible, visible
 from console.formatting import GLYPHS
 from console.notebook.data_frames import metrics
 from console.notebook.figure import Figure
-from console.notebook.html import COLOURS, box, escape, say, table
+from console.notebook.html import box, escape, say, table
 from console.notebook.live import Live
 from console.notebook.stores import as_run, open_store
-from console.notebook.svg import SvgLine, drawing
+from console.notebook.svg import drawing
+from console.notebook.traces import RunColours, Trace, scatter, svg_line
 from console.notebook.waiting import wait_for
+from console.notebook.x_axis import HOURS, STEP, TITLES, TOKENS_SEEN, scale
 from console.runs import launch
 from console.runs.series import MetricSeries
 from console.runs.store import Run, RunStore
@@ -37,8 +37,6 @@ from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
 NO_POINTS = "no points yet"
 IN_TABLE = (LOSS, TOKENS_PER_SECOND)
 """Metrics in the table of runs under the curves."""
-DIM = 0.45
-"""Opacity of the raw values under the smoothed line."""
 STATIC_POINTS = 400
 COLUMNS = 150
 """A figure is about as wide as so many columns of characters: with more points than that a line gets an average."""
@@ -48,28 +46,26 @@ READ_BYTES, READ_SECONDS, MANY_ROWS = 1 << 20, 0.25, 2_000
 """A long run is read in pieces: no look takes longer than this, so that the widget stays responsive."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One line of the figure."""
-
-    key: tuple[str, str]
-    """(id of the run, `raw`, `smooth` or `eval`)."""
-    x: np.ndarray
-    y: np.ndarray
-    slot: int
-    """Index of the run among the shown runs, which selects its colour."""
-
-
 class RunMonitor(Live):
     """Curves and status of one or several runs.
 
     runs: numbers, ids, names, `Run`s or a `Launcher`; by default the newest finetune of the store, even if it is
     started later, here or in the console. metric: as in metrics.jsonl. smoothing: width of the averages' window as a share of what is
-    seen, 0 (none) to 0.5; a line with few points is drawn as it is, as in the console.
+    seen, 0 (none) to 0.5; a line with few points is drawn as it is, as in the console. over: what x is, `step`, `tokens` or `hours`.
+    cut_spikes: whether y leaves out a few values that are far from all others.
+
+    `figure` is a plotly FigureWidget: traces, shapes and layout that you add stay.
     """
 
     def __init__(
-        self, *runs: Any, store: RunStore | Path | str | None = None, metric: str = LOSS, smoothing: float = SHARE, log_y: bool = False
+        self,
+        *runs: Any,
+        store: RunStore | Path | str | None = None,
+        metric: str = LOSS,
+        smoothing: float = SHARE,
+        log_y: bool = False,
+        over: str = STEP,
+        cut_spikes: bool = True,
     ) -> None:
         super().__init__()
         stores = [run.store for run in runs if hasattr(run, "start_button")]
@@ -78,6 +74,13 @@ class RunMonitor(Live):
         chosen = [as_run(run, self.store) for run in runs if run not in self._launchers]
         if not 0 <= smoothing <= WIDEST:
             raise RequestError(f"smoothing {smoothing}: must be from 0 to {WIDEST:g}, a share of what is seen; use {SHARE:g}")
+        if over not in TITLES:
+            raise RequestError(f"over {over}: must be one of {', '.join(TITLES)}")
+        self._ours: list[Any] = []
+        """The traces of the figure that are not the user's."""
+        self._colours = RunColours()
+        self._axes: tuple[str, str, str] | None = None
+        self._cut: Visible | None = None
         self._series: dict[str, MetricSeries] = {}
         self._growing: dict[tuple[str, str], GrowingLine] = {}
         self._runs: dict[str, Run] = {}
@@ -91,7 +94,12 @@ class RunMonitor(Live):
         self.smoothing_slider = W.FloatSlider(
             value=smoothing, min=0.0, max=WIDEST, step=0.01, description="average", continuous_update=False, readout_format=".0%", **wide
         )
-        self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="80px"))
+        self.x_menu = W.Dropdown(options=[("step", STEP), ("tokens", TOKENS_SEEN), ("time", HOURS)], value=over, description="over", **wide)
+        self.log_box = W.Checkbox(value=log_y, description="log y", indent=False, layout=W.Layout(width="110px"))
+        self.spike_box = W.Checkbox(
+            value=cut_spikes, description="cut spikes", indent=False, tooltip="Leave out of y a few values that are far from all others",
+            layout=W.Layout(width="110px"),
+        )  # fmt: skip
         self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
         self.image_button = W.Button(description="Picture", icon="image", tooltip="Write these curves as an SVG file here")
         self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Ask the runs to save a checkpoint and stop")
@@ -99,19 +107,19 @@ class RunMonitor(Live):
         camera = {"format": "png", "scale": 2, "filename": "qwen3vl"}
         self.figure = Figure(layout={
             "uirevision": "keep", "height": 380, "autosize": True,
-            "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white",
-            "xaxis": {"title": {"text": "step"}}, "yaxis": {"type": "log" if log_y else "linear", "hoverformat": ".4~g"},
-            "legend": {"orientation": "h"}, "showlegend": True, "hovermode": "x unified",
+            "margin": {"l": 60, "r": 20, "t": 20, "b": 40}, "template": "plotly_white", "yaxis": {"hoverformat": ".4~g"},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}, "showlegend": True, "hovermode": "x unified",
+            "hoverlabel": {"namelength": -1},
         }, config={"displaylogo": False, "displayModeBar": True, "showSendToCloud": False, "toImageButtonOptions": camera})  # fmt: skip
         self.image_button.on_click(self._image_clicked)
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
         self.run_select.observe(self._chosen, names="value")
-        for control in (self.metric_menu, self.smoothing_slider, self.log_box):
+        for control in (self.metric_menu, self.smoothing_slider, self.x_menu, self.log_box, self.spike_box):
             control.observe(lambda change: self._look(), names="value")
         self.children = [
-            W.HBox([self.run_select, W.VBox([self.metric_menu, self.smoothing_slider]),
-                    W.VBox([self.log_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
+            W.HBox([self.run_select, W.VBox([self.metric_menu, self.x_menu, self.smoothing_slider]),
+                    W.VBox([self.log_box, self.spike_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
             W.VBox([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
@@ -195,7 +203,7 @@ class RunMonitor(Live):
         while more and time.monotonic() < until:
             more = False
             for run in shown:
-                series = self._series.setdefault(run.id, MetricSeries(run.metrics))
+                series = self._series.setdefault(run.id, MetricSeries(run.metrics, times=True))
                 more |= series.update(READ_BYTES) >= MANY_ROWS
         return more
 
@@ -207,23 +215,32 @@ class RunMonitor(Live):
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """The range of steps of the zoom; None: not zoomed."""
+        """The range of x of the zoom, in steps, tokens or hours; None: not zoomed."""
         return self.figure.window
 
     def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
-        """The lines of these runs, each with at most `most` points."""
+        """The lines of these runs, each with at most `most` points. window: of x."""
         metric, share = self.metric_menu.value, self.smoothing_slider.value if is_noisy(self.metric_menu.value) else 0.0
         traces = []
-        view = window or self._extent(shown, metric)
-        for slot, run in enumerate(shown):
+        everything = self._extent(shown, metric)
+        for run in shown:
+            over = scale(self._series[run.id], self.x_menu.value)
+            if over is None and self.x_menu.value != STEP:
+                continue  # nothing recorded to count, which the line below says
+            steps = over.steps_at(window) if over is not None and window else window
+            colour = self._colours.of(run, shown)
             for role, key in (("raw", metric), ("smooth", metric), ("eval", key_of(EVAL, metric))):
                 x, y = self._series[run.id].xy(key)
                 if role == "smooth":
-                    mean = average(x, y, view, COLUMNS, share)
-                    if mean is not None:
-                        traces.append(Trace((run.id, role), mean.x, mean.y, slot))
+                    mean = average(x, y, steps or everything, COLUMNS, share)
+                    if mean is None:
+                        continue
+                    x, y = mean.x, mean.y
                 elif len(x) or role == "raw":
-                    traces.append(Trace((run.id, role), *self._line_of(run, key)(x, y, window, most), slot))
+                    x, y = self._line_of(run, key)(x, y, steps, most)
+                else:
+                    continue
+                traces.append(Trace((run.id, role), x if over is None else over.of(x), y, colour))
         return traces
 
     def _extent(self, shown: list[Run], metric: str) -> tuple[float, float]:
@@ -242,24 +259,51 @@ class RunMonitor(Live):
         metric, window = self.metric_menu.value, self.window
         read = [self._series[run.id] for run in shown]
         sizes = [(series.version, *(len(series.xy(key)[0]) for key in (metric, key_of(EVAL, metric)))) for series in read]
-        now = (metric, self.smoothing_slider.value, self.log_box.value, window, [run.id for run in shown], sizes)
+        looks = (metric, self.smoothing_slider.value, self.x_menu.value, self.log_box.value, self.spike_box.value)
+        now = (looks, window, [run.id for run in shown], sizes)
         if now == self._drawn:
             return
+        if self._axes is not None and self._axes[2] != self.x_menu.value:
+            self.figure.shown.set_trait("window", None)  # the zoom of another axis
+            window = None
         traces = self.traces(shown, window=window)
+        smoothed = {trace.key[0] for trace in traces if trace.key[1] == "smooth"}
         figure = self.figure
         with figure.batched_updates():
-            kind, title = "log" if self.log_box.value else "linear", label_of(metric)
-            if (figure.layout.yaxis.type, figure.layout.yaxis.title.text) != (kind, title):
-                # a zoom of the y axis does not apply to another metric or scale
-                figure.update_layout(yaxis={"type": kind, "title": {"text": title}, "autorange": True, "uirevision": f"{metric} {kind}"})
             self._say_empty(not any(len(trace.x) for trace in traces))
-            same = [trace.key for trace in traces] == [tuple(data.meta) for data in figure.data]
-            for data, trace in zip(figure.data, traces, strict=True) if same else ():
+            self._set_axes(traces)
+            # what else the figure holds is the user's
+            ours = [data for data in figure.data if any(data is each for each in self._ours)]
+            same = [(*trace.key, trace.colour) for trace in traces] == [(*data.meta, data.line.color) for data in ours]
+            for data, trace in zip(ours, traces, strict=True) if same else ():
                 data.x, data.y = trace.x, trace.y
             if not same:
-                figure.data = ()
-                figure.add_traces([self._line(trace, traces) for trace in traces])
+                theirs = tuple(data for data in figure.data if not any(data is each for each in ours))
+                figure.data = theirs
+                figure.add_traces([scatter(trace, trace.key[0] in smoothed) for trace in traces])
+                self._ours = list(figure.data[len(theirs) :])
+                figure.data = (*self._ours, *theirs)
         self._drawn = now
+
+    def _set_axes(self, traces: list[Trace]) -> None:
+        """Set titles and scales when they change, so that the user's own stay, and the range of y."""
+        metric, kind, over = self.metric_menu.value, "log" if self.log_box.value else "linear", self.x_menu.value
+        now, before = (metric, kind, over), self._axes
+        figure, self._axes = self.figure, now
+        if before is None or before[:2] != now[:2]:
+            # a zoom of the y axis does not apply to another metric or scale
+            title = {"text": label_of(metric)}
+            figure.update_layout(yaxis={"type": kind, "title": title, "autorange": True, "uirevision": f"{metric} {kind}"})
+            self._cut = None
+        if before is None or before[2] != over:
+            figure.update_layout(xaxis={"title": {"text": TITLES[over]}, "autorange": True, "uirevision": over})
+        # the average of a spike is as wide as its window
+        values = [trace.y for trace in traces if trace.key[1] != "smooth"]
+        cut = visible(values) if self.spike_box.value and kind == "linear" else None
+        if cut != self._cut:
+            y = {"range": [cut.low, cut.high], "autorange": False} if cut is not None else {"autorange": True}
+            figure.update_layout(yaxis=y)
+        self._cut = cut
 
     def _say_empty(self, empty: bool) -> None:
         """Without points, show a note and hide the axis labels, which would mean nothing."""
@@ -271,49 +315,44 @@ class RunMonitor(Live):
             axis = {"showticklabels": not empty}
             self.figure.update_layout(xaxis=axis, yaxis=axis)
 
-    def _line(self, trace: Trace, traces: list[Trace]) -> go.Scatter:
-        run, role = trace.key
-        colour = _colour(trace.slot)
-        smoothed = any(other.key == (run, "smooth") for other in traces)
-        looks: dict[str, dict[str, Any]] = {
-            "raw": {
-                "line": {"color": colour, "width": 1 if smoothed else 1.8}, "opacity": DIM if smoothed else 1.0,
-                "showlegend": not smoothed,
-            },
-            "smooth": {"line": {"color": colour, "width": 2.2}},
-            "eval": {
-                "line": {"color": colour, "width": 1.5, "dash": "dot"}, "mode": "lines+markers",
-                "marker": {"size": 7, "symbol": "diamond"},
-            },
-        }  # fmt: skip
-        name = {"raw": f"{run} as measured" if smoothed else run, "smooth": run, "eval": f"{run} val"}[role]
-        fixed = {"name": name, "meta": list(trace.key), "mode": "lines", "connectgaps": False}
-        return go.Scatter(x=trace.x, y=trace.y, **{**fixed, **looks[role]})
-
     def _status(self, statuses: list[tuple[Run, str]]) -> str:
         if not statuses:
             if self._runs:
                 return say("no run selected; choose one in the list, or start one", "dim")
             return say(f"no finetune in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
         rows = []
-        for slot, (run, status) in enumerate(statuses):
+        shown = [run for run, _ in statuses]
+        for run, status in statuses:
             series = self._series[run.id]
             row, total = series.latest.get(TRAIN, {}), series.train_iters
             step = row.get("step")
-            dot = f'<span style="color:{_colour(slot)}">●</span>'
+            dot = f'<span style="color:{self._colours.of(run, shown)}">●</span>'
             left = "–"
             if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get(STEP_SECONDS), int | float):
                 left = span((total - step) * seconds)
-            shown = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
-            cells = [shown, *(number(row.get(key)) for key in IN_TABLE), left]
+            progress = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
+            cells = [progress, *(number(row.get(key)) for key in IN_TABLE), left]
             rows.append([f"{dot} {escape(run.id)}", f"{GLYPHS[status]} {escape(status)}", *map(escape, cells)])
-        return box(table(("run", "status", "step", *map(title_of, IN_TABLE), "left"), rows))
+        return box(table(("run", "status", "step", *map(title_of, IN_TABLE), "left"), rows) + self._left_out(shown))
+
+    def _left_out(self, shown: list[Run]) -> str:
+        """What is not in the picture, as a line of HTML; empty for nothing."""
+        parts = []
+        if self._cut is not None:
+            parts.append(f"outside of y, as they are far from all others: {self._cut.spikes} points; without “cut spikes” they are shown")
+        if self.x_menu.value != STEP:
+            lacking = [run.id for run in shown if scale(self._series[run.id], self.x_menu.value) is None]
+            parts += [f"not drawn, as nothing is recorded to count {self.x_menu.label}: {', '.join(lacking)}"] if lacking else []
+        return "".join(f'<div class="dim">{escape(part)}</div>' for part in parts)
 
     # buttons
 
     def frame(self) -> pd.DataFrame:
-        """The metrics of the shown runs, indexed by run and step."""
-        frames = {run.id: metrics(run) for run in self.runs}
+        """The metrics of the shown runs, indexed by run and step; those of evaluations are called `val_loss` and so on."""
+        frames = {}
+        for run in self.runs:
+            evaluated = metrics(run, EVAL).drop(columns="time", errors="ignore").add_prefix("val_")
+            frames[run.id] = metrics(run).join(evaluated, how="outer")
         return pd.concat(frames, names=["run", "step"]) if frames else pd.DataFrame()
 
     def to_csv(self, path: Path | str | None = None) -> Path:
@@ -326,13 +365,10 @@ class RunMonitor(Live):
             traces = self.traces(self.runs, most, self.window)
             smoothed = {trace.key[0] for trace in traces if trace.key[1] == "smooth"}
             metric = self.metric_menu.value
-            lines = []
-            for trace in traces:
-                run, role = trace.key
-                dim = role == "raw" and run in smoothed
-                name = "" if dim else f"{run} val" if role == "eval" else run
-                lines.append(SvgLine(name, trace.x, trace.y, _colour(trace.slot), 1.0 if dim else 1.8, DIM if dim else 1.0, role == "eval"))
-            return drawing(lines, y_title=label_of(metric), log_y=self.log_box.value, **looks)
+            lines = [svg_line(trace, trace.key[0] in smoothed) for trace in traces]
+            titles: dict[str, Any] = {"x_title": TITLES[self.x_menu.value], "y_title": label_of(metric)}
+            cut = (self._cut.low, self._cut.high) if self._cut is not None else None
+            return drawing(lines, **titles, log_y=self.log_box.value, y_range=cut, **looks)
 
     def to_svg(self, path: Path | str | None = None) -> Path:
         """Write the curves as an SVG file, by default beside the notebook, named after the runs. Raises RequestError."""
@@ -381,7 +417,3 @@ class RunMonitor(Live):
     def _repr_html_(self) -> str:
         with self.lock:
             return self.status.value + box(self.drawing(STATIC_POINTS))
-
-
-def _colour(slot: int) -> str:
-    return COLOURS[slot % len(COLOURS)]

@@ -19,6 +19,9 @@ FIRST = 256
 RESERVED, RESERVED_COLUMNS = 1 << 16, 32
 """Most steps that `room_for` preallocates (8 bytes per step and metric), and the number of metrics that get it: the first ones."""
 
+_TIMES = "/time"
+"""Key of the times among the metrics, which no metric has."""
+
 
 def room_for(steps: Any) -> int:
     """The `room` of the series of a live run: for the steps of its plan, at most `RESERVED`."""
@@ -88,10 +91,10 @@ class MetricSeries:
     to its checkpoint, its steps replace the later ones. A null, or a number that is not finite, is NaN: a gap.
     """
 
-    def __init__(self, path: Path, room: int = 0, only: Collection[str] | None = None) -> None:
+    def __init__(self, path: Path, room: int = 0, only: Collection[str] | None = None, times: bool = False) -> None:
         """room: number of training steps for which the memory of each metric is allocated at its first value. only: keep the values of
-        these metrics alone, and count those of all in `seen`."""
-        self.room, self._only = room, only
+        these metrics alone, and count those of all in `seen`. times: keep the times of the train rows, too."""
+        self.room, self._only, self._with_times = room, only, times
         self._tail = JsonlTail(path)
         self.behind = False
         """Whether the last update stopped at its limit, so that there may be more rows."""
@@ -124,7 +127,12 @@ class MetricSeries:
     @property
     def keys(self) -> list[str]:
         """Names of the series, in order of appearance."""
-        return list(self._columns)
+        return [key for key in self._columns if key != _TIMES]
+
+    @property
+    def times(self) -> tuple[np.ndarray, np.ndarray]:
+        """(steps int64 [n], Unix seconds float64 [n]) of the train rows, read-only."""
+        return self.xy(_TIMES)
 
     def xy(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps int64 [n], values float64 [n]) of a series, read-only; empty for an unknown key.
@@ -151,6 +159,8 @@ class MetricSeries:
             prefix + name: _finite(value) for name, value in row.items()
             if name not in ROW_FIELDS and (value is None or isinstance(value, int | float))
         }  # fmt: skip
+        if self._with_times and kind == TRAIN and isinstance(row.get("time"), int | float):
+            values[_TIMES] = _finite(row["time"])
         if self._only is not None:
             self.seen.update(values.keys())
             values_kept = {key: value for key, value in values.items() if key in self._only}

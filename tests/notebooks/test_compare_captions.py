@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -176,7 +177,8 @@ def test_any_number_of_checkpoints_is_compared(checkpoints, store, pictures):
     assert "★" in view.columns["step 20"].value and "★" not in view.columns["base"].value
     table = scores(checkpoints)
     assert table.columns.tolist() == ["base", "step 10", "step 20"]
-    assert table.loc["ROUGE-L, 0 to 1", "step 20"] == "1.000" and table.loc["votes"].tolist() == ["0", "0", "1"]
+    assert table.loc["ROUGE-L", "step 20"] == 1.0 and table.loc["votes"].tolist() == [0, 0, 1] and table.loc["words", "step 20"] == 3
+    assert set(table.dtypes) == {np.dtype(float)}
     assert "ROUGE-L" in view.score_table.value and "1.000" in view.score_table.value
     frame = captions(checkpoints)
     assert frame["step 20"].tolist() == ["A red ball."] * 3 and frame["vote"].tolist()[0] == "step 20"

@@ -189,6 +189,8 @@ def test_csv_contains_every_point_of_the_shown_runs(trained, tmp_path, monkeypat
     rows = list(csv.DictReader(file.open()))
     recorded_rows = [json.loads(line) for line in trained.metrics.read_text().splitlines()]
     losses = [r["loss"] for r in recorded_rows if r["kind"] == "train"]
+    evaluated = [r["loss"] for r in recorded_rows if r["kind"] == "eval"]
+    assert [float(r["val_loss"]) for r in rows if r["val_loss"]] == evaluated and len(evaluated) == 2 and rows[0]["time"] > "2000"
     assert [float(r["loss"]) for r in rows] == losses and rows[0]["run"] == trained.id and rows[-1]["step"] == "4"
     with pytest.raises(RequestError, match=r"none/x\.csv: .*; choose another path"):
         monitor.to_csv(tmp_path / "none" / "x.csv")
@@ -242,3 +244,87 @@ def test_the_notebook_and_the_terminal_draw_the_same_average(store):
     assert line.noisy and len(drawn.x) > 200
     np.testing.assert_array_equal(np.array(drawn.x, float), in_terminal.x)
     np.testing.assert_array_equal(np.array(drawn.y, float), in_terminal.y)
+
+
+def test_what_the_user_adds_to_the_figure_stays(store):
+    run = recorded(store)
+    write_metrics(run, [3.0, 2.0])
+    monitor = RunMonitor(run, store=store)
+    monitor.figure.add_scatter(x=[1, 2], y=[2.5, 2.5], name="the paper's")
+    monitor.figure.add_vline(x=1)
+    monitor.figure.update_layout(title="mine", yaxis_title="loss of mine")
+    write_metrics(run, [1.0], begin=3)
+    other = recorded(store, name="other")
+    write_metrics(other, [9.0])
+    until(lambda: len(monitor.figure.data[0].y) == 3)
+    monitor.show(run, other)
+    assert [data.name for data in monitor.figure.data] == [other.id, run.id, "the paper's"] and not monitor.message.value
+    layout = monitor.figure.layout
+    assert layout.title.text == "mine" and layout.yaxis.title.text == "loss of mine" and len(layout.shapes) == 1
+    # one of ours that the user removes comes back, theirs does not
+    monitor.figure.data = ()
+    write_metrics(run, [0.5], begin=4)
+    until(lambda: len(monitor.figure.data) == 2)
+
+
+def test_a_run_keeps_its_colour_whatever_is_shown_with_it(store):
+    runs = [recorded(store, name=f"r{n}") for n in range(10)]
+    for run in runs:
+        write_metrics(run, [1.0, 2.0])
+
+    def colours(monitor) -> dict[str, str]:
+        return {data.meta[0]: data.line.color for data in monitor.figure.data}
+
+    monitor = RunMonitor(runs[0], runs[1], store=store)
+    both = colours(monitor)
+    monitor.show(runs[1])
+    assert colours(monitor) == {runs[1].id: both[runs[1].id]} and both[runs[1].id] in monitor.status.value
+    assert colours(RunMonitor(runs[1], store=store)) == colours(monitor)
+    # two numbers that share one, beside each other
+    assert len(set(colours(RunMonitor(runs[0], runs[8], store=store)).values())) == 2
+
+
+def test_a_spike_does_not_flatten_the_curve(store):
+    run = recorded(store)
+    losses = [2.0 + 0.01 * (n % 5) for n in range(300)]
+    losses[150] = 900.0
+    write_metrics(run, losses)
+    monitor = RunMonitor(run, store=store)
+    low, high = monitor.figure.layout.yaxis.range
+    assert 1.9 < low < 2.0 and 2.04 < high < 2.1 and "far from all others" in monitor.status.value
+    assert max(monitor.figure.data[0].y) == 900.0, "it is there, and runs out at the top"
+    assert ">900" not in monitor.drawing()
+    monitor.spike_box.value = False
+    assert monitor.figure.layout.yaxis.autorange and "far from" not in monitor.status.value and ">800<" in monitor.drawing()
+    # the steep beginning of a training is none
+    steep = recorded(store)
+    write_metrics(steep, [2.0 + 9.0 / (1 + n) for n in range(300)])
+    assert RunMonitor(steep, store=store).figure.layout.yaxis.autorange
+
+
+def test_x_is_steps_tokens_or_time(store):
+    run, bare = recorded(store), recorded(store)
+    with open(run.metrics, "w") as file:
+        for n in range(1, 5):
+            row = {"kind": "train", "step": n, "time": 7000.0 + 1800 * n, "loss": 1.0 / n, "tokens": 100 * n}
+            file.write(json.dumps(row) + "\n")
+        file.write(json.dumps({"kind": "eval", "step": 2, "time": 10700.0, "loss": 3.0}) + "\n")
+    bare.metrics.write_text('{"kind": "train", "step": 1, "loss": 1.0}\n')
+    monitor = RunMonitor(run, store=store, over="tokens")
+    assert monitor.figure.layout.xaxis.title.text == "trained tokens"
+    assert [list(data.x) for data in monitor.figure.data] == [[100, 300, 600, 1000], [300]]
+    monitor.figure.shown.window = [250, 700]
+    monitor._look()
+    assert list(monitor.figure.data[0].x) == [100, 300, 600, 1000], "one more at each side"
+    monitor.x_menu.value = "hours"
+    assert monitor.window is None and list(monitor.figure.data[0].x) == [0.0, 0.5, 1.0, 1.5]
+    assert "hours since the first step" in monitor.drawing()
+    monitor.show(run, bare)
+    assert f"nothing is recorded to count time: {bare.id}" in monitor.status.value
+    with pytest.raises(RequestError, match="over epochs: must be one of step, tokens, hours"):
+        RunMonitor(run, store=store, over="epochs")
+
+
+def test_the_legend_is_above_the_axes_and_hovering_shows_whole_names(trained):
+    layout = RunMonitor(trained, store=trained.path.parent).figure.layout
+    assert layout.legend.y > 1 and layout.legend.yanchor == "bottom" and layout.hoverlabel.namelength == -1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from console.notebook import RunsTable, events, metrics, runs, wait
+from console.notebook import RunsTable, events, metric_table, metrics, runs, wait
 from console.runs import launch
+from console.runs.series import MetricSeries
 from qwen3vl_core.errors import RequestError, WorkError
 from tests.console.runs import jobs
 from tests.console.runs.jobs import until
@@ -44,6 +49,45 @@ def test_a_repeated_step_is_included_once_and_a_gap_is_nan(store):
     frame = metrics(run)
     assert frame.index.tolist() == [1, 2, 3] and frame["loss"][3] == 2.5 and math.isnan(frame["loss"][2])
     assert metrics(run, "eval").empty and metrics(recorded(store)).empty
+
+
+def test_a_frame_holds_what_the_curves_hold_whatever_the_file_holds(store, monkeypatch):
+    """Rows of two attempts, of all kinds, with gaps, and lines that are no rows, in blocks of a few lines."""
+    run = recorded(store)
+    rows = [{"v": 1, "step": n, "time": 10.0 + n, "kind": "train", "loss": 1 / n, **({"lr": n} if n % 3 else {})} for n in range(1, 40)]
+    rows[7]["loss"] = None
+    rows[20:20] = [{"v": 1, "step": 9, "time": 1.0, "kind": "event", "event": "save", "path": "/x", "train_iters": 9}]
+    rows += [{**row, "loss": 5.0, "later": True} for row in rows[30:]] + [{"v": 1, "step": 30, "time": 5.0, "kind": "eval", "loss": 3}]
+    text = [json.dumps(row) for row in rows]
+    for place, line in enumerate(("no row", "[]", "{}", '{"kind": "train", "step": 1.5}', '{"kind": "train", "step": 3, "loss": NaN}')):
+        text.insert(9 * place, line)
+    run.metrics.write_text("\n".join(text) + '\n{"kind": "train", "step": 99, "lo')
+    series = MetricSeries(run.metrics)
+    series.update()
+    for size in (metric_table.BLOCK, 700):
+        monkeypatch.setattr(metric_table, "BLOCK", size)
+        frame = metrics(run)
+        assert set(frame) == {"time", "loss", "lr", "later"} and set(metrics(run, "eval")) == {"time", "loss"}
+        for key in ("loss", "lr", "later"):
+            steps, values = series.xy(key)
+            np.testing.assert_array_equal(frame[key].reindex(steps).to_numpy(), values)
+        assert frame["time"][30].timestamp() == 40.0 and frame.index.is_monotonic_increasing and frame.index.is_unique
+
+
+@pytest.mark.slow
+def test_a_million_rows_are_a_frame_in_five_seconds_of_cpu_and_400_mb(store):
+    run = recorded(store)
+    values = {"loss": 2.0, "grad_norm": 1.5, "lr": 1e-5, "tokens_per_second": 1000.0, "step_seconds": 0.5, "tokens": 4096}
+    with open(run.metrics, "w") as file:
+        for n in range(1, 1_000_001):
+            file.write(json.dumps({"v": 1, "step": n, "time": 1e9 + n, "kind": "train", **values}) + "\n")
+    program = (
+        "import resource, sys, time; from console.notebook import metrics; began = time.process_time(); frame = metrics(sys.argv[1] + '/');"
+        "print(len(frame), time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(run.path)], capture_output=True, text=True, check=True)
+    rows, seconds, megabytes = map(float, done.stdout.split())
+    assert rows == 1e6 and seconds < 5 and megabytes < 400
 
 
 def test_an_unknown_run_is_refused(store, tmp_path):

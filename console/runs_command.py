@@ -43,8 +43,8 @@ def _json(value: Any) -> str:
     return _STEERING.sub(_escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 # starting
@@ -197,18 +197,18 @@ def _metrics(store: RunStore, args: argparse.Namespace) -> int:
     run = store.get(args.id)
     from console.runs.metric_columns import MetricColumns  # numpy, which nothing else here needs
 
-    found = MetricColumns(run.metrics)
+    columns = MetricColumns(run.metrics)
     for name in args.metric:
-        if name not in found.names:
-            names = ", ".join(map(run_text.plain, found.names)) or "none yet"
+        if name not in columns.names:
+            names = ", ".join(map(run_text.plain, columns.names)) or "none yet"
             raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {names}")
-    wanted = args.metric or found.names
+    wanted = args.metric or columns.names
     if args.json:
-        for piece in found.json(run.id, wanted):
+        for piece in columns.json(run.id, wanted):
             sys.stdout.write(_STEERING.sub(_escaped, piece))
         print(flush=True)
         return EXIT_DONE
-    print("\n".join(run_text.metrics_table(found.columns(wanted))) if wanted else f"run {run.id}: no metrics yet")
+    print("\n".join(run_text.metrics_table(columns.columns(wanted))) if wanted else f"run {run.id}: no metrics yet")
     return EXIT_DONE
 
 

@@ -157,8 +157,8 @@ def problem(
                 descriptor = stack.enter_context(open_regular(folder / name, links=True)).fileno()
             except OSError as error:
                 return f"{name}: {error.strerror}"
-            if (there := os.fstat(descriptor).st_size) != size:
-                return f"{name} has {there} bytes, {size} were written"
+            if (size_now := os.fstat(descriptor).st_size) != size:
+                return f"{name} has {size_now} bytes, {size} were written"
             work += [(name, descriptor, index, crc, size) for index, crc in enumerate(chunks)]
 
         def differs(item: tuple[str, int, int, int, int]) -> str | None:

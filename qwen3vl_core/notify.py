@@ -215,8 +215,8 @@ def from_settings(file: Path | None = None) -> tuple[list[str], str]:
         return [], ""
     if not isinstance(content, dict):
         return [], ""
-    found, command = content.get("notify"), content.get("notify_command")
-    listed = found if isinstance(found, list) else [found]
+    addresses, command = content.get("notify"), content.get("notify_command")
+    listed = addresses if isinstance(addresses, list) else [addresses]
     return [item for item in listed if isinstance(item, str)], command if isinstance(command, str) else ""
 
 
@@ -225,7 +225,7 @@ def receivers(addresses: Iterable[str], command: str | None = None, *, settings:
     texts, words = list(addresses), command or ""
     if not texts and not words and settings:
         texts, words = from_settings()
-    found: dict[Address, None] = {}
+    known: dict[Address, None] = {}
     problems: list[str] = []
     for text in texts:
         try:
@@ -242,7 +242,7 @@ def receivers(addresses: Iterable[str], command: str | None = None, *, settings:
                     problems.append(f"--notify {text}: not in {addresses_file()} of this user; give its URL again, or env:NAME")
             else:
                 urls = [text]
-            found |= dict.fromkeys(map(parse_url, urls))
+            known |= dict.fromkeys(map(parse_url, urls))
         except RequestError as error:
             problems.append(str(error))
     program: tuple[str, ...] = ()
@@ -251,7 +251,7 @@ def receivers(addresses: Iterable[str], command: str | None = None, *, settings:
             program = check_command(words)
         except RequestError as error:
             problems.append(str(error))
-    return Receivers(tuple(found), program, tuple(problems))
+    return Receivers(tuple(known), program, tuple(problems))
 
 
 # what is sent

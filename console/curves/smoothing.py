@@ -63,9 +63,9 @@ def average(
     def windows(cells: np.ndarray) -> np.ndarray:
         return np.where(inside, np.lib.stride_tricks.sliding_window_view(cells, 2 * half + 1), 0).sum(axis=1)
 
-    there, weights = windows(points) > 0, windows(counted)
+    has_points, weights = windows(points) > 0, windows(counted)
     means = np.where(weights > 0, windows(sums) / np.maximum(weights, 1), np.nan)
-    return Average((x0 + width * (np.arange(count) + 0.5))[there], means[there], width * (2 * half + 1))
+    return Average((x0 + width * (np.arange(count) + 0.5))[has_points], means[has_points], width * (2 * half + 1))
 
 
 def _cells(y: np.ndarray, index: np.ndarray, bounds: Bounds | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,8 +74,8 @@ def _cells(y: np.ndarray, index: np.ndarray, bounds: Bounds | None) -> tuple[np.
     begin, end = int(index[0]), int(index[-1])
     if bounds is not None and end - begin > COARSE * BLOCK * len(points):
         blocks = index // BLOCK
-        whole = np.diff(np.minimum(blocks * BLOCK, bounds.size))
-        return whole, whole, _sums(bounds.sum[: int(blocks[-1])], blocks)
+        in_block = np.diff(np.minimum(blocks * BLOCK, bounds.size))
+        return in_block, in_block, _sums(bounds.sum[: int(blocks[-1])], blocks)
     part = np.asarray(y[begin:end], np.float64)
     if np.isfinite(part.sum()):
         return points, points, _sums(part, index - begin)
@@ -86,8 +86,8 @@ def _cells(y: np.ndarray, index: np.ndarray, bounds: Bounds | None) -> tuple[np.
 
 def _sums(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The sum of values[index[i]:index[i + 1]] for each i; 0 for none."""
-    found = np.zeros(len(index) - 1, values.dtype)
+    sums = np.zeros(len(index) - 1, values.dtype)
     filled = index[1:] > index[:-1]
     if filled.any():
-        found[filled] = np.add.reduceat(values, index[:-1][filled])
-    return found
+        sums[filled] = np.add.reduceat(values, index[:-1][filled])
+    return sums

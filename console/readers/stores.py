@@ -32,16 +32,16 @@ def workspace_of(store: Path) -> Path | None:
 def find_stores(shown: Path, more: Iterable[Path] = ()) -> list[StoreFolder]:
     """Other stores with at least one run, newest first: the default one, the demo's, `runs` in this folder, and `more`."""
     places = [runs_directory(None), DEFAULT_RUNS, DEFAULT_DEMO / "runs", Path("runs"), *more]
-    found: dict[Path, StoreFolder] = {}
+    stores: dict[Path, StoreFolder] = {}
     for place in places:
         folder = Path(place).expanduser().absolute()
-        if folder == shown or folder in found:
+        if folder == shown or folder in stores:
             continue
         try:
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in entries if _RUN.match(entry.name)]
             if names:
-                found[folder] = StoreFolder(folder, len(names), folder.stat().st_mtime)
+                stores[folder] = StoreFolder(folder, len(names), folder.stat().st_mtime)
         except OSError:
             continue  # not there, or not ours to read
-    return sorted(found.values(), key=lambda store: -store.newest)
+    return sorted(stores.values(), key=lambda store: -store.newest)

@@ -138,14 +138,14 @@ def copy_side_files(source: Path, target: Path) -> None:
     for entry in os.scandir(source):
         if not entry.is_file(follow_symlinks=False) or entry.name == TRACKER or entry.name.endswith(UNFINISHED):
             continue
-        there = target / entry.name
+        copy = target / entry.name
         size = entry.stat().st_size
-        if size > limits.SIDE_FILE or (there.is_file() and there.stat().st_size == size and there.read_bytes() == Path(entry).read_bytes()):
+        if size > limits.SIDE_FILE or (copy.is_file() and copy.stat().st_size == size and copy.read_bytes() == Path(entry).read_bytes()):
             continue
         beside = target / f"{entry.name}{UNFINISHED}"
         beside.unlink(missing_ok=True)
         _copy(Path(entry), beside, None)
-        os.replace(beside, there)
+        os.replace(beside, copy)
 
 
 def mirror(run_dir: Path) -> tuple[Path, int, int, list[int]]:
@@ -157,16 +157,16 @@ def mirror(run_dir: Path) -> tuple[Path, int, int, list[int]]:
         raise WorkError("--mirror: has no folder for this run; name another one")
     if not steps:
         raise WorkError("there is no checkpoint to copy")
-    step, there = steps[-1], place / CHECKPOINTS
-    there.mkdir(parents=True, exist_ok=True)
+    step, mirrored = steps[-1], place / CHECKPOINTS
+    mirrored.mkdir(parents=True, exist_ok=True)
     write_json(place / PLAN, plan)
-    copy_side_files(run_dir / CHECKPOINTS, there)
-    size = copy_checkpoint(run_dir / CHECKPOINTS / folder_of(step), there / folder_of(step))
-    write_text(there / TRACKER, f"{step}\n")
+    copy_side_files(run_dir / CHECKPOINTS, mirrored)
+    size = copy_checkpoint(run_dir / CHECKPOINTS / folder_of(step), mirrored / folder_of(step))
+    write_text(mirrored / TRACKER, f"{step}\n")
     keep = options_of(plan).get("mirror_keep")
-    for old in [s for s in steps_in(there) if s <= step][: -keep if isinstance(keep, int) and keep > 0 else 0]:
-        _remove(there / folder_of(old))
-    return place, step, size, steps_in(there)
+    for old in [s for s in steps_in(mirrored) if s <= step][: -keep if isinstance(keep, int) and keep > 0 else 0]:
+        _remove(mirrored / folder_of(old))
+    return place, step, size, steps_in(mirrored)
 
 
 def _remove(folder: Path) -> None:

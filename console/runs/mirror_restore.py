@@ -23,28 +23,28 @@ def place(run: Run) -> Path | None:
 def newest_whole(checkpoints: Path, read_data: bool = False) -> int | None:
     """The newest step in a folder that is as its digests say; by lengths and small files, or by every byte. None where there is none."""
     for step in reversed(mirror.steps_in(checkpoints)):
-        found = check.check(step, checkpoints / mirror.folder_of(step), read_data)
-        if found.problem is None and not found.unknown:
+        verdict = check.check(step, checkpoints / mirror.folder_of(step), read_data)
+        if verdict.problem is None and not verdict.unknown:
             return step
     return None
 
 
 def offered(run: Run) -> tuple[int, int | None] | None:
     """(the mirror's newest step, the run's own) where the mirror has a newer whole checkpoint than the run; reads the small files only."""
-    there = place(run)
-    if there is None or run.alive:
+    mirror_folder = place(run)
+    if mirror_folder is None or run.alive:
         return None
-    mirrored = newest_whole(there / CHECKPOINTS)
+    mirrored = newest_whole(mirror_folder / CHECKPOINTS)
     own = newest_whole(run.path / CHECKPOINTS)
     return (mirrored, own) if mirrored is not None and (own is None or mirrored > own) else None
 
 
 def asked(run: Run) -> bool:
     """Whether a checkpoint is to be taken from the mirror: asks where there is a terminal. Raises RequestError where there is none."""
-    found = offered(run)
-    if found is None:
+    offer = offered(run)
+    if offer is None:
         return False
-    step, own = found
+    step, own = offer
     state = "has no whole checkpoint of its own" if own is None else f"has whole checkpoints of its own up to step {own} only"
     line = f"run {run.id}: {state}, and its mirror {place(run)} has step {step}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -62,20 +62,20 @@ def restore(run: Run, told: Callable[[int], None] | None = None) -> int:
     """
     if run.alive:
         raise runs_already(run.path)
-    there = place(run)
-    if there is None:
+    mirror_folder = place(run)
+    if mirror_folder is None:
         raise RequestError(f"run {run.id}: has no mirror; a finetune with --mirror has one")
-    step = newest_whole(there / CHECKPOINTS)
+    step = newest_whole(mirror_folder / CHECKPOINTS)
     if step is None:
-        raise RequestError(f"{there / CHECKPOINTS}: holds no whole checkpoint of run {run.id}; leave --from-mirror out")
+        raise RequestError(f"{mirror_folder / CHECKPOINTS}: holds no whole checkpoint of run {run.id}; leave --from-mirror out")
     target = run.path / CHECKPOINTS
     own = newest_whole(target, read_data=True)
     if own is not None and own >= step:
         raise RequestError(f"run {run.id}: its own checkpoint of step {own} is whole, every byte; leave --from-mirror out")
-    source = there / CHECKPOINTS / mirror.folder_of(step)
+    source = mirror_folder / CHECKPOINTS / mirror.folder_of(step)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        mirror.copy_side_files(there / CHECKPOINTS, target)
+        mirror.copy_side_files(mirror_folder / CHECKPOINTS, target)
         with Progress("mirror", check.bytes_to_read([(step, source)]), "B") as progress:
             mirror.copy_checkpoint(source, target / mirror.folder_of(step), told or progress.update)
         write_text(target / TRACKER, f"{step}\n")

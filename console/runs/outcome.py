@@ -116,8 +116,8 @@ def silent_nodes(run_dir: Path, since: float) -> str:
     when, nodes = record.get("time"), record.get("nodes")
     if not isinstance(when, int | float) or when < since or not isinstance(nodes, list):
         return ""
-    found = [entry for entry in nodes if isinstance(entry, dict) and isinstance(entry.get("quiet"), int | float)]
-    return "; ".join(node_text(entry) for entry in found if entry["quiet"] >= SILENT_SECONDS)
+    quiet = [entry for entry in nodes if isinstance(entry, dict) and isinstance(entry.get("quiet"), int | float)]
+    return "; ".join(node_text(entry) for entry in quiet if entry["quiet"] >= SILENT_SECONDS)
 
 
 def _signal_text(who: str, code: int, kills: int) -> str | None:

@@ -135,11 +135,11 @@ def background_check(state: Mapping[str, Any]) -> str:
     if not state.get("done"):
         ended = "" if state.get("alive") else ", then it ended"
         return f"in the background: {quantity(read, 'B')} of {quantity(total, 'B')} read{ended}"
-    found = [item for item in state.get("checkpoints") or [] if isinstance(item, dict)]
-    damaged = [f"{plain(Path(str(item.get('path'))).name)}: {plain(item['problem'])}" for item in found if item.get("problem")]
+    checkpoints = [item for item in state.get("checkpoints") or [] if isinstance(item, dict)]
+    damaged = [f"{plain(Path(str(item.get('path'))).name)}: {plain(item['problem'])}" for item in checkpoints if item.get("problem")]
     when = state.get("time")
     ago = f" {span(time.time() - when)} ago" if isinstance(when, int | float) else ""
-    verdict = f"DAMAGED: {'; '.join(damaged)}" if damaged else f"{len(found)} as written"
+    verdict = f"DAMAGED: {'; '.join(damaged)}" if damaged else f"{len(checkpoints)} as written"
     return f"in the background{ago}, every byte: {verdict}"
 
 

@@ -47,8 +47,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def post(address: Address, message: Mapping[str, Any], timeout: float = TIMEOUT) -> tuple[str, float | None]:
     """One attempt: (why it failed, empty where it did not; seconds to wait before another attempt, None where it would fail, too)."""
-    made = notify.request(address, message)
-    asked = urllib.request.Request(made.url, made.body, made.headers, method="POST")
+    posted = notify.request(address, message)
+    asked = urllib.request.Request(posted.url, posted.body, posted.headers, method="POST")
     try:
         with urllib.request.build_opener(_NoRedirects).open(asked, timeout=timeout) as answer:
             refused = notify.refusal(address, answer.read(LARGEST_ANSWER))

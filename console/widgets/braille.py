@@ -32,16 +32,16 @@ def rasterize(columns: Columns, width: int, height: int, y0: float, y1: float) -
     linked[between] = True
     low[at], high[at], enter[at], leave[at], linked[at] = columns.low, columns.high, columns.first, columns.last, columns.joined
     # neighbours meet half way, so that steep lines have no gaps
-    there = ~np.isnan(low)
-    meet = np.nonzero(linked[1:] & there[1:] & there[:-1])[0] + 1
+    has_value = ~np.isnan(low)
+    meet = np.nonzero(linked[1:] & has_value[1:] & has_value[:-1])[0] + 1
     middle = (leave[meet - 1] + enter[meet]) / 2
     for k in (meet - 1, meet):
         low[k], high[k] = np.minimum(low[k], middle), np.maximum(high[k], middle)
     last_row = height * 4 - 1
     scale = last_row / (y1 - y0)
     top, bottom = np.full(count, last_row + 1), np.full(count, -1)
-    top[there] = np.clip(np.rint(last_row - (high[there] - y0) * scale), 0, last_row)
-    bottom[there] = np.clip(np.rint(last_row - (low[there] - y0) * scale), 0, last_row)
+    top[has_value] = np.clip(np.rint(last_row - (high[has_value] - y0) * scale), 0, last_row)
+    bottom[has_value] = np.clip(np.rint(last_row - (low[has_value] - y0) * scale), 0, last_row)
     rows = np.arange(height * 4)[:, None]
     grid = (rows >= top) & (rows <= bottom)
     return (grid.reshape(height, 4, width, 2) * DOTS[None, :, None, :]).sum(axis=(1, 3)).astype(np.uint16)

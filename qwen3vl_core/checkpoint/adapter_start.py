@@ -55,19 +55,19 @@ class _FusedAdapters:
                 raise RequestError(f"{self.source.path}: nothing is known of {name}; the adapter is of another model")
             regions = sorted(self.stored[name, at], key=lambda pair: pair[0].offset)
             source = self.source
-            found = _of_run(source, regions) if isinstance(source, AdaptedSource) else self._of_peft(regions)
-            if found is not None and found[0].shape[0] > self.adapters.rank:
-                rank = f"rank {found[0].shape[0]}, the run's adapters have {self.adapters.rank}"
+            matrices = _of_run(source, regions) if isinstance(source, AdaptedSource) else self._of_peft(regions)
+            if matrices is not None and matrices[0].shape[0] > self.adapters.rank:
+                rank = f"rank {matrices[0].shape[0]}, the run's adapters have {self.adapters.rank}"
                 raise RequestError(f"{self.source.path}: {name}: {rank}; give --init-adapter without --lora-rank")
-            self._last = (name, at), found
+            self._last = (name, at), matrices
         return self._last[1]
 
     def _of_peft(self, regions: list[tuple[Region, Region]]) -> tuple[Tensor, Tensor] | None:
         source = self.source
         assert isinstance(source, PeftSource)
-        found = [[source.megatron_matrices(stored, i) for i in range(len(stored.hf))] for _, stored in regions]
+        matrices = [[source.megatron_matrices(stored, i) for i in range(len(stored.hf))] for _, stored in regions]
         inner: list[Tensor] = []
-        for a, _, _ in (pair for pairs in found for pair in pairs if pair is not None):
+        for a, _, _ in (pair for pairs in matrices for pair in pairs if pair is not None):
             if not any(torch.equal(a, other) for other in inner):
                 inner.append(a)
         if not inner:
@@ -75,7 +75,7 @@ class _FusedAdapters:
         begins = [sum(len(other) for other in inner[:i]) for i in range(len(inner))]
         width = sum(map(len, inner))
         below: list[Tensor] = []
-        for (own, stored), pairs in zip(regions, found, strict=True):
+        for (own, stored), pairs in zip(regions, matrices, strict=True):
             parts = []
             for shape, pair in zip(stored.hf_shapes, pairs, strict=True):
                 # a transposed tensor's columns are the rows of Megatron's matrix

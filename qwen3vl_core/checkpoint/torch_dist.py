@@ -221,8 +221,8 @@ class RegionReader:
     def bytes_of(self, stored: StorageInfo) -> bytearray:
         """The record at one location, as it was saved."""
         file = self.file_of(stored)
-        if stored.length > (there := self._size(file)):  # before so much memory is taken
-            raise DamagedError(f"{file}: cut short ({there} bytes, {stored.offset + stored.length} are named); copy it again")
+        if stored.length > (size := self._size(file)):  # before so much memory is taken
+            raise DamagedError(f"{file}: cut short ({size} bytes, {stored.offset + stored.length} are named); copy it again")
         blob = bytearray(stored.length)
         self._bytes(stored, 0, memoryview(blob))
         return blob

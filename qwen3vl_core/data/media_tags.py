@@ -61,25 +61,25 @@ def read(fields: dict[str, Any], turns: Turns) -> tuple[tuple[Any, ...], tuple[A
 
 def _by_tag(names: dict[str, Any], turns: Turns) -> list[Any]:
     """The pictures in the order of their own tags in the questions, which become plain ones."""
-    found: list[Any] = []
+    media: list[Any] = []
 
     def tag(match: re.Match[str]) -> str:
         if match[0] not in names:
             return match[0]
-        found.append(names[match[0]])
+        media.append(names[match[0]])
         return TAG
 
     for place, (role, text) in enumerate(turns.turns):
         if role == "user" and isinstance(text, str):
             turns.turns[place] = (role, _NUMBERED.sub(tag, text))
-    if len(found) != len(names):
+    if len(media) != len(names):
         raise DataError(
             "tags-differ",
-            tags=_counted(len(found), "tag with a number"),
+            tags=_counted(len(media), "tag with a number"),
             media=_counted(len(names), "picture"),
             way="show each picture once",
         )
-    return found
+    return media
 
 
 def _pictures_and_videos(

@@ -16,13 +16,13 @@ ROOM = 0.9
 
 def host_memory_gib() -> float | None:
     """GiB of this machine, or of the container's limit if that is lower; None where neither is known."""
-    found = []
+    limits = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        found = [int(line.split()[1]) * 1024 for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:")]
+        limits = [int(line.split()[1]) * 1024 for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:")]
     for file in LIMITS:
         try:
-            found.append(int(file.read_text()))
+            limits.append(int(file.read_text()))
         except (OSError, ValueError):
             # no such file, or "max": no limit
             continue
-    return min(found) / GIB if found else None
+    return min(limits) / GIB if limits else None

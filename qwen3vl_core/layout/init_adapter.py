@@ -91,7 +91,7 @@ def _of_peft(folder: Path) -> AdapterSettings:
     config = read_config(folder)
     header, start = _header(folder / WEIGHTS)
     parameters = [str(name).rsplit(".", 1)[-1] for name in config.get("target_parameters") or ()]
-    found: dict[str, str] = {}
+    weights: dict[str, str] = {}
     layers: dict[tuple[str, str], dict[str, int]] = {}
     for key in header:
         match = _MATRIX.fullmatch(key.removeprefix(_PREFIX))
@@ -101,25 +101,25 @@ def _of_peft(folder: Path) -> AdapterSettings:
             what = "adapter" if match else "tensor"
             raise RequestError(Problem("adapter-not-trained-here", "init_adapter", str(folder), {"what": what, "name": name}))
         if match[2] == "A":
-            found[name] = key
+            weights[name] = key
             # which matrix of Megatron's a module is part of
             fused = name if name.endswith("experts.gate_up_proj") else re.sub(r"([qkv]|gate|up)_proj$", layer[1], name)
             layers.setdefault((layer[1], fused), {})[name] = int(number_of(config, "r", "rank_pattern", match[1], folder))
-    if not found:
+    if not weights:
         raise RequestError(Problem("no-adapter", "init_adapter", str(folder)))
     shared: dict[str, bool] = {}
     rank = 1
     for (target, _), ranks in layers.items():
         if len(ranks) > 1 and target not in shared:
             # where query, key and value have the same A, as our own export writes them, they are one adapter
-            contents = {_bytes(folder / WEIGHTS, start, header[found[name]]) for name in ranks}
+            contents = {_bytes(folder / WEIGHTS, start, header[weights[name]]) for name in ranks}
             shared[target] = len(contents) == 1
         rank = max(rank, max(ranks.values()) if shared.get(target, False) else sum(ranks.values()))
     own = int(number_of(config, "r", "", "", folder))
     alpha = number_of(config, "lora_alpha", "", "", folder)
     scale = alpha / (math.sqrt(own) if config.get("use_rslora") else own)
-    targets = {target for _, target in (_layer_of(name) for name in found)}
-    parts = {part for part, _ in (_layer_of(name) for name in found)}
+    targets = {target for _, target in (_layer_of(name) for name in weights)}
+    parts = {part for part, _ in (_layer_of(name) for name in weights)}
     try:
         base = str(base_folder(folder, config))
     except RequestError:
@@ -180,18 +180,18 @@ def with_adapter(options: FinetuneOptions) -> FinetuneOptions:
             # a run that resumes: its checkpoint has the adapters
             return options
         raise RequestError(Problem("no-adapter", "init_adapter", path))
-    found = settings_of(path)
-    values, problems = found.as_options(), []
-    aliases = {"lora_rank": found.own_rank, "lora_alpha": found.own_alpha}
+    settings = settings_of(path)
+    values, problems = settings.as_options(), []
+    aliases = {"lora_rank": settings.own_rank, "lora_alpha": settings.own_alpha}
     defaults = {o.name: o.default for o in options_of(FinetuneOptions)}
-    if set(dataclasses.replace(options, **(values | {"freeze": options.freeze})).lora_parts()) == set(found.parts):
+    if set(dataclasses.replace(options, **(values | {"freeze": options.freeze})).lora_parts()) == set(settings.parts):
         # also freezing a part that has no adapters changes nothing
         values["freeze"] = options.freeze
     for name, value in values.items():
         given = getattr(options, name)
         if given not in (defaults[name], value, aliases.get(name, value)):
             problems.append(Problem("adapter-says-otherwise", name, given, {"adapter": path, "value": value}, ({name: None},)))
-    load = options.load or found.base
+    load = options.load or settings.base
     if load and Path(load).expanduser().resolve() == Path(path).expanduser().resolve():
         problems.append(Problem("adapter-is-the-model", "load", load))
     if problems:

@@ -135,16 +135,16 @@ def candidates(
     mfu: float = 0.0, peak_tflops: float = flops.PEAK_TFLOPS,
 ) -> list[Candidate]:  # fmt: skip
     """Valid layouts: of the global batch of `base`, and of the next larger one that all GPUs can share, where they cannot share it."""
-    found = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
+    layouts_tried = [candidate(o, a, gpus, vision_tokens, mfu, peak_tflops) for o in layouts(base, a, gpus, per_node)]
     step = base.micro_batch_size * gpus
     if base.global_batch_size % step:
         larger = -(-base.global_batch_size // step) * step
-        known = {tuple(c.values().items()) for c in found}
+        known = {tuple(c.values().items()) for c in layouts_tried}
         for o in layouts(dataclasses.replace(base, global_batch_size=larger), a, gpus, per_node):
             other = candidate(o, a, gpus, vision_tokens, mfu, peak_tflops)
             if tuple(other.values().items()) not in known:
-                found.append(dataclasses.replace(other, batch=larger))
-    return found
+                layouts_tried.append(dataclasses.replace(other, batch=larger))
+    return layouts_tried
 
 
 def lighter(base: FinetuneOptions) -> Iterator[FinetuneOptions]:
@@ -164,10 +164,10 @@ def suggest(
     """Valid layouts, best first: those that fit, by the time of a sample, then the others, by the memory they need. Where none fits, those
     of a lighter optimizer that do come first; `Candidate.price` says what it costs."""
     shared: dict[str, Any] = {"per_node": per_node, "vision_tokens": vision_tokens, "mfu": mfu, "peak_tflops": peak_tflops}
-    found = sorted(candidates(base, a, gpus, **shared), key=lambda c: c.order(gib))
-    if found and found[0].fits(gib):
-        return found
-    return [*lighter_candidates(base, a, gpus, gib, **shared), *found]
+    ranked = sorted(candidates(base, a, gpus, **shared), key=lambda c: c.order(gib))
+    if ranked and ranked[0].fits(gib):
+        return ranked
+    return [*lighter_candidates(base, a, gpus, gib, **shared), *ranked]
 
 
 def lighter_candidates(base: FinetuneOptions, a: Architecture, gpus: int, gib: float, **shared: Any) -> list[Candidate]:
@@ -186,14 +186,14 @@ def faster_with_less(
     if not ranked or not ranked[0].fits(gib):
         return []
     _, best, _ = ranked[0].order(gib)
-    found = []
+    faster = []
     for form in lighter(base):
         fitting = [c for c in candidates(form, a, gpus, **shared) if c.fits(gib)]
         first = min(fitting, key=lambda c: c.order(gib), default=None)
         if first is not None and first.order(gib)[1] <= (1 - WORTH_IT) * best:
             _, best, _ = first.order(gib)
-            found.append(first)
-    return found
+            faster.append(first)
+    return faster
 
 
 def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node: int = 8, vision_tokens: int | None = None) -> int | None:

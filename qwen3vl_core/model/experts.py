@@ -45,10 +45,10 @@ def gather_tokens(config: TransformerConfig) -> None:
 def on_device(config: TransformerConfig) -> bool:
     """Whether the experts of this model are computed here: bf16, whole, on a GPU with a grouped kernel; all of them on every rank, or
     of ranks that gather tokens."""
-    whole = config.tensor_model_parallel_size == (config.expert_tensor_parallel_size or 1) == 1
+    unsplit = config.tensor_model_parallel_size == (config.expert_tensor_parallel_size or 1) == 1
     here = config.expert_model_parallel_size == 1 or getattr(config, "gathers_tokens", False)
     kernel = hasattr(F, "grouped_mm") and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    return whole and here and kernel and bool(config.bf16) and not config.fp8
+    return unsplit and here and kernel and bool(config.bf16) and not config.fp8
 
 
 def _picked(rows: Tensor, token: Tensor, ends: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ class LocalDispatcher:
         if enabled("expert_order", states):
             from qwen3vl_core.model.kernels.expert_order import order
 
-            chances, *found = order(probs, routing_map, experts.start, experts.stop - experts.start, self.topk)
-            self.token, self.places, self.ends = found
+            chances, *orders = order(probs, routing_map, experts.start, experts.stop - experts.start, self.topk)
+            self.token, self.places, self.ends = orders
         else:
             chances = self._sort(routing_map[:, experts].t().flip(0), probs[:, experts])
         return _Rows.apply(states, self.token, self.places, self.ends, self.full), chances

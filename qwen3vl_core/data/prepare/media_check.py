@@ -64,11 +64,11 @@ def check_bytes(data: bytes, stamp: int, how: str, kind: str, what: str) -> Chec
 def _similar(path: str) -> str:
     """What is there instead of a missing file: the same name in other letters, in another form of Unicode, or with an ending."""
     folder, name = os.path.split(path)
-    there = _names(folder)
+    names = _names(folder)
     for what, form in _DIFFERENCES:
-        found = there.get(form(name))
-        if found is not None and found != name and (form is _stem or _folded(found) == form(name)):
-            return f"; {found!r} is there: {what}"
+        similar = names.get(form(name))
+        if similar is not None and similar != name and (form is _stem or _folded(similar) == form(name)):
+            return f"; {similar!r} is there: {what}"
     return ""
 
 

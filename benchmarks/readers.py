@@ -146,10 +146,10 @@ def rates(count: int, repeats: int, workers: int, folder: Path) -> int:
                 seconds[name].append(taken)
     slow = []
     print(f"{count:,} pictures; samples a second (best), over tar: median, and best over best")
-    for name, taken in seconds.items():
-        ratios = [theirs / ours for ours, theirs in zip(taken, seconds["tar"], strict=True)]
-        best = min(seconds["tar"]) / min(taken)
-        print(f"  {name:24s} {count / min(taken):8,.0f}   {statistics.median(ratios):5.2f}   {best:5.2f}")
+    for name, rounds in seconds.items():
+        ratios = [theirs / ours for ours, theirs in zip(rounds, seconds["tar"], strict=True)]
+        best = min(seconds["tar"]) / min(rounds)
+        print(f"  {name:24s} {count / min(rounds):8,.0f}   {statistics.median(ratios):5.2f}   {best:5.2f}")
         if max(statistics.median(ratios), best) < LEAST and name not in INLINE:
             slow.append(name)
     print(f"at least {LEAST:g}: {'yes' if not slow else 'NO: ' + ', '.join(slow)}")

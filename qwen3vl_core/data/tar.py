@@ -253,14 +253,14 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     file.seek(begin)
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedInfo) as archive:
-            while (info := archive.next()) is not None:
+            while (member := archive.next()) is not None:
                 # the archive remembers every member: with millions of them that is gigabytes
                 archive.members = []  # type: ignore[attr-defined]
-                if info.size < 0 or info.issparse():
-                    raise tarfile.ReadError(f"{info.name}: a sparse file, or a size below 0")
-                if info.isreg() and info.offset_data + info.size > size:
-                    raise tarfile.ReadError(f"cut off within {info.name}")
-                yield info
+                if member.size < 0 or member.issparse():
+                    raise tarfile.ReadError(f"{member.name}: a sparse file, or a size below 0")
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"cut off within {member.name}")
+                yield member
     except (ValueError, OverflowError, RecursionError, IndexError) as error:
         # of names and numbers that tarfile does not expect
         raise tarfile.ReadError(f"a damaged header ({error})") from error

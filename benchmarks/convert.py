@@ -49,7 +49,7 @@ def config(kind: str, layers: int, vision_layers: int) -> dict[str, Any]:
     if size.num_experts:
         text |= {"num_experts": size.num_experts, "num_experts_per_tok": 8, "moe_intermediate_size": size.expert_ffn_hidden_size}
     large = size.vision_hidden_size == 1152
-    deepstack = ((8, 16, 24) if large else (5, 11, 17)) if vision_layers == size.vision_layers else (0, 1, 2)
+    deepstack: tuple[int, ...] = ((8, 16, 24) if large else (5, 11, 17)) if vision_layers == size.vision_layers else (0, 1, 2)
     # a language layer takes one of them
     deepstack = deepstack[:layers]
     vision = {

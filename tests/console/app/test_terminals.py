@@ -94,3 +94,22 @@ def test_a_run_survives_a_killed_console_and_the_next_one_finds_it(store):
     launch.stop(run)
     assert launch.wait(run, 150) == "stopped"
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+@pytest.mark.parametrize("rings", [True, False])
+def test_the_terminal_rings_when_a_run_that_was_opened_ends_unless_that_is_off(store, rings):
+    run = store.finetune("opened", 20, 100, SLEEPER)
+    with Terminal(store, TERM="xterm-256color", QWEN3VL_BELL="1" if rings else "0") as terminal:
+        terminal.until(b"0001-opened")
+        os.write(terminal.master, b"\r")  # the monitor follows it
+        terminal.until(b"Monitor")
+        before = len(terminal.seen)
+        launch.stop(run)
+        assert launch.wait(run, 150) == "stopped"
+        if rings:
+            terminal.until(b"\x1b]9;run 0001-opened: stopped\x1b\\\x07")
+        else:
+            terminal.until(b"stopped")
+        os.write(terminal.master, b"\x11")
+        assert terminal.left() == 0
+        assert rings or b"\x1b]9;" not in terminal.seen[before:]

@@ -20,6 +20,8 @@ def read_options(run_dir: Path) -> FinetuneOptions:
     try:
         plan = json.loads(read_small(file, limits.RUN_JSON))
         values, kind = plan["options"], plan["kind"]
+        if not isinstance(values, dict):
+            raise TypeError(PLAN)
     except FileNotFoundError:
         raise RequestError(f"{file}: no such file; a run starts with qwen3vl finetune") from None
     except RequestError:

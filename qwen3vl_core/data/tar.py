@@ -246,9 +246,9 @@ def tar_entries(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     Raises tarfile.TarError when it is damaged or cut off, for sizes that it cannot hold, and for sparse files.
     """
     begin = 0
-    for info in _plain_entries(file, size):
-        yield info
-        begin = info.offset_data + padded(info.size)
+    for plain in _plain_entries(file, size):
+        yield plain
+        begin = plain.offset_data + padded(plain.size)
     # from the first other header on; no member ends at 0
     file.seek(begin)
     try:

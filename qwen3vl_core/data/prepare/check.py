@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ class TarSample(NamedTuple):
     """Their names, as `byte_ranges` has them; paths are absolute or relative to the media folder."""
     sizes: tuple[int, ...]
     """Bytes of each."""
-    stamps: tuple[int, ...]
-    """Modification time of each in ns; for bytes of a record, their digest."""
+    stamps: bytes
+    """Modification time of each in ns; for bytes of a record, their digest: 8 bytes each, little endian."""
     turns: int
     pictures: int
     videos: int
@@ -142,8 +143,9 @@ class Checker:
             sizes.append(length)
             stamps.append(stamp)
             size += member_size(length)
+        packed = struct.pack(f"<{len(stamps)}q", *stamps)
         return TarSample(
-            number, payload, tuple(parts), tuple(files), tuple(sizes), tuple(stamps), len(turns), len(pictures), len(videos), size, notes
+            number, payload, tuple(parts), tuple(files), tuple(sizes), packed, len(turns), len(pictures), len(videos), size, notes
         )
 
     def _video_files(self, record: SourceRecord, folders: list[Frames | None], parts: list[str], media: list[CheckedFile]) -> list[str]:

@@ -31,8 +31,8 @@ from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_wh
 from qwen3vl_core.data.records import REMARK, UNUSED_KEY
 from qwen3vl_core.data.storage import local
 from qwen3vl_core.data.workers import Workers
-from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import UNFINISHED, check_target, need_space, write_text
+from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import UNFINISHED, check_target, disk_full, need_space, write_text
 from qwen3vl_core.formats import printable
 from qwen3vl_core.options import PrepareOptions, options_of
 from qwen3vl_core.progress import Progress
@@ -67,7 +67,13 @@ def run(options: PrepareOptions) -> None:
     spool = Spool(target.absolute().with_name(target.name + ".media" + UNFINISHED))
     spool.close()
     with contextlib.closing(spool), Workers(options.workers, Checker(images, options.check, spool, naming)) as workers:
-        record_file, samples, refused = read_samples(source, workers, naming, located)
+        try:
+            record_file, samples, refused = read_samples(source, workers, naming, located)
+        except OSError as error:
+            # pictures within records are kept in files until they are written
+            if disk_full(error) is None:
+                raise
+            raise WorkError(f"{target}: the disk is full; nothing was left there; free some space and run the prepare again") from error
         total = len(samples) + len(refused)
         if refused and not options.skip_missing:
             raise RequestError(report.refusal(refused, total, source, images))
@@ -198,10 +204,10 @@ def _build(
     workers: Workers,
 ) -> dict[str, Any]:  # fmt: skip
     """Write shards, index and report into `folder`; returns the report."""
-    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(samples)).tolist()
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(samples))
     splits, begin = {}, 0
     for name, count in zip(SPLITS, counts, strict=True):
-        splits[name] = plan_shards(name, [samples[i] for i in order[begin : begin + count]], options.shard_size)
+        splits[name] = plan_shards(name, [samples[i] for i in order[begin : begin + count].tolist()], options.shard_size)
         begin += count
     shards = [shard for planned in splits.values() for shard in planned]
     finished = keep_finished(folder, shards, workers)

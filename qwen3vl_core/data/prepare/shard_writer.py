@@ -87,7 +87,7 @@ def _shard(split: str, number: int, samples: list[TarSample]) -> Shard:
     content.update("\0".join([part for sample in samples for part in sample.parts]).encode())
     for begin in range(0, len(payloads), _JOINED):
         content.update(b"".join(payloads[begin : begin + _JOINED]))
-    plan = hashlib.sha256(content.digest() + _packed([stamp for sample in samples for stamp in sample.stamps]))
+    plan = hashlib.sha256(content.digest() + b"".join([sample.stamps for sample in samples]))
     plan.update("\0".join([identity_of(file) if "\0" in file else file for sample in samples for file in sample.files]).encode())
     size = sum([sample.size for sample in samples]) + 2 * BLOCK
     return Shard(name, samples, size + -size % RECORD, content.hexdigest(), plan.hexdigest())

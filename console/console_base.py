@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from console.readers.stores import StoreFolder
 
 LOOK_SECONDS = 0.5
+INTERRUPT_SECONDS = 2.0
+"""Time between two ctrl+c that leave the console."""
 DARK, LIGHT = "textual-dark", "textual-light"
 LINES = {
     True: ("#57a5e2", "#ffc473", "#8ad4a1", "#e0788f", "#b59cf0", "#5fd7d7"),
@@ -97,6 +100,9 @@ class ConsoleBase(RunActions):
         self._looking = self._look_again = False
         self._followed: dict[str, bool] = {}
         """Runs that the user has opened or started here, and whether they were alive when last seen."""
+        self._interrupted = -INTERRUPT_SECONDS
+        """When ctrl+c was pressed, by the monotonic clock."""
+        self._asked_to_leave = False
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """The theme and its colours as computed last."""
         super().__init__()
@@ -225,6 +231,24 @@ class ConsoleBase(RunActions):
         self.remember_command("runs", "logs", number_of(run_id), "--follow")
         self._screen_of("monitor", lambda screen: screen.open(run_id))
 
+    def show_difference(self, first: RunRow, second: RunRow) -> None:
+        """Diff of two runs."""
+        from console.screens.dialogs import Difference  # not before the first frame
+
+        self.remember_command("runs", "compare", str(first.run.number), str(second.run.number))
+        self.push_screen(Difference(first.run, second.run))
+
+    def show_captions(self, row: RunRow) -> None:
+        """The captions of a comparison, or those that a finetune has written."""
+        if row.kind == "compare":
+            self.comparison = row.id
+            self.action_show_screen("compare")
+        elif row.kind == "finetune":
+            self.watch_run(row.id)
+            self._screen_of("monitor", lambda screen: screen.show_captions())
+        else:
+            self.notify(f"{row.id}: a {row.kind} writes no captions", severity="warning", markup=False)
+
     def clone_run(self, row: RunRow) -> None:
         """Open the form of a new run with the options of another run."""
         if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
@@ -322,11 +346,44 @@ class ConsoleBase(RunActions):
         self.theme = LIGHT if self.current_theme.dark else DARK
 
     async def action_quit(self) -> None:
-        """Leave the console; live runs keep running, which the last line says."""
+        """Leave the console; live runs keep running, which the last line says. Asks if a form would be lost."""
+        forms = [screen for stack in self._screen_stacks.values() for screen in stack if getattr(screen, "edited", False)]
+        if forms and not self._asked_to_leave:
+            self._asked_to_leave = True
+            words = "What is written in the form is lost. In Launch s saves a plan, y copies the command."
+
+            def answered(sure: bool | None) -> None:
+                self._asked_to_leave = False
+                if sure:
+                    self._leave()
+
+            from console.screens.dialogs import Confirm  # not before the first frame
+
+            self.push_screen(Confirm("Leave the console?", words, "Leave", "Stay"), answered)
+            return
+        self._leave()
+
+    def _leave(self) -> None:
         alive = self.snapshot.alive
         count = f"{alive} run{'s' if alive != 1 else ''}"
         verb = "keep" if alive != 1 else "keeps"
         self.exit(EXIT_DONE, message=f"{count} {verb} running; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
+
+    def action_help_quit(self) -> None:
+        """ctrl+c where nothing is selected: the second one within a moment leaves the console."""
+        now = time.monotonic()
+        if now - self._interrupted < INTERRUPT_SECONDS:
+            self._leave()
+        else:
+            self._interrupted = now
+            self.notify("ctrl+c again leaves the console; runs keep running", severity="warning", timeout=INTERRUPT_SECONDS)
+
+    def action_suspend_process(self) -> None:
+        """Back to the shell, until `fg`."""
+        if self._driver is None or not self._driver.can_suspend:
+            self.notify("this terminal has no shell to go back to", severity="warning")
+        else:
+            super().action_suspend_process()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions of the screen, then those of all screens."""

@@ -99,6 +99,24 @@ class RunActions(App[int]):
 
     # actions of the screens
 
+    def ask(self, head: str, text: str, yes: str, then: Callable[[], None]) -> None:
+        """Ask, and do it after a yes."""
+        from console.screens.dialogs import Confirm  # not before the first frame
+
+        self.push_screen(Confirm(head, text, yes), lambda sure: then() if sure else None)
+
+    def ask_to_start(self, kind: str, options: Any, origin: str, note: str = "", then: Callable[[], None] = lambda: None) -> None:
+        """Start a run after a question, which shows its command; call `then` if it is started."""
+        from qwen3vl_core.options import shell_line, to_arguments  # not before the first frame
+
+        text = "\n\n".join(filter(None, ["$ " + shell_line(["qwen3vl", kind, *to_arguments(options)]), note]))
+
+        def start() -> None:
+            then()
+            self.start_run(kind, options, origin)
+
+        self.ask(f"Start this {kind}?", text, "Start it", start)
+
     def start_run(self, kind: str, options: Any, origin: str) -> None:
         """Create a run and start it; posts `RunStarted` when it is running."""
 
@@ -176,6 +194,14 @@ class RunActions(App[int]):
         opened = show_in_browser(event.text)
         note = f"{event.text}  {'opened' if opened else 'copied'}; it ends with the console"
         self.notify(note, title=event.title, markup=False, timeout=10)
+
+    def ask_to_resume(self, row: RunRow) -> None:
+        """Resume a stopped, failed or lost run after a question, which says from where."""
+        if row.alive or row.status == "done":
+            self.notify(f"{row.id}: {row.status}; there is nothing to resume", severity="warning", markup=False)
+            return
+        where = "It goes on from its " + row.checkpoint_text if row.checkpoint else "It has no checkpoint and starts from the beginning"
+        self.ask(f"Resume {row.id}?", f"{where}.\n\n$ {row.command}", "Resume it", lambda: self.resume_run(row.id))
 
     def resume_run(self, run_id: str) -> None:
         """Resume a stopped, failed or lost run."""

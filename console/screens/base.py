@@ -49,6 +49,16 @@ class ConsoleScreen(Screen[None]):
         if snapshot.seen and self.is_mounted and self in self.app.screen_stack:
             self.query_one(TopBar).show(snapshot.alive, self.app.store_root)
             self.show_snapshot(snapshot)
+            self.keys_changed()
+
+    def useful(self, action: str) -> bool:
+        """Whether an action, by its id, would do something now: the key bar shows no other. Its key says why if it would not."""
+        return True
+
+    def keys_changed(self) -> None:
+        """What `useful` returns may have changed."""
+        if self.is_mounted:
+            self.query_one(KeyBar).update()
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         """Show a newer snapshot of the store."""

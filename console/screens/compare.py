@@ -264,7 +264,7 @@ class CompareScreen(Voting, ConsoleScreen):
         if problem:
             self.notify(problem, title="Not started", severity="error", markup=False)
             return
-        self.app.start_run("compare", plan.options, self.MODE)
+        self.app.ask_to_start("compare", plan.options, self.MODE, then=form.keep)
 
     def started(self) -> None:
         """The run of this form was started."""
@@ -285,7 +285,7 @@ class CompareScreen(Voting, ConsoleScreen):
             self.notify("decoding is greedy, so every seed gives the same captions; set a temperature in the form: t", severity="warning")
             return
         options.seed += 1
-        self.app.start_run("compare", options, self.MODE)
+        self.app.ask_to_start("compare", options, self.MODE)
 
     def workspace_opened(self) -> None:
         """The app uses another workspace now."""
@@ -294,8 +294,39 @@ class CompareScreen(Voting, ConsoleScreen):
 
     def open_form(self, values: Mapping[str, Any]) -> None:
         """Show the form with these values."""
-        self.query_one(OptionForm).fill(values)
+        self.query_one(OptionForm).change_values("the new form", values)
         self._ask(True)
+
+    def action_clone(self) -> None:
+        """The form with the options of this comparison."""
+        if self.row is None:
+            self.notify("there is no comparison yet; t opens its form", severity="warning")
+        else:
+            self.open_form(self.row.run.options)
+
+    def action_undo(self) -> None:
+        """Take back what was put into the form at once."""
+        what = self.query_one(OptionForm).undo()
+        self.notify(f"{what} was taken back" if what else "nothing to take back", severity="information" if what else "warning", timeout=2)
+
+    @property
+    def edited(self) -> bool:
+        """Whether leaving the console would lose input."""
+        return self.has_class("-ask") and self.query_one(OptionForm).edited
+
+    def useful(self, action: str) -> bool:
+        asks, row = self.has_class("-ask"), self.row
+        if action in ("compare.start", "compare.start_field"):
+            return asks
+        if action == "compare.undo":
+            return asks and bool(self.query_one(OptionForm).history)
+        if action in ("compare.form", "compare.models", "compare.leave"):
+            return True
+        if row is None or self.sample is None:
+            return False
+        if action in ("compare.before", "compare.after"):
+            return len(self.samples) > 1
+        return action != "compare.reveal" or self.hidden
 
     def action_models(self) -> None:
         """Choose checkpoints of runs and put them into the form."""
@@ -306,7 +337,7 @@ class CompareScreen(Voting, ConsoleScreen):
 
         def chosen(models: list[str] | None) -> None:
             if models:
-                form.fill({"tuned": models})
+                form.change_values("the models", {"tuned": models})
                 self._ask(True)
                 form.query_one(f"#{PREFIX}{'base' if not base else 'prompt'}").focus()
 

@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
 from console.formatting import one_line
+from console.forms import text_of
 from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
 from console.runs.run_json import differences
@@ -25,10 +26,43 @@ from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
+from qwen3vl_core.options import Option as OptionField
 from qwen3vl_core.run_metrics import LOSS, title_of
 
 NAMED = 6
 """Number of runs that a confirmation names."""
+
+
+class Confirm(Dialog[bool]):
+    """Asks before something starts. Returns True for yes."""
+
+    BINDINGS: ClassVar = [
+        Binding("y", "answer(True)", "yes"),
+        Binding("n,escape,q", "answer(False)", "no"),
+        Binding("left,right,up,down", "app.focus_next", show=False),
+    ]
+
+    def __init__(self, head: str, text: str, yes: str, no: str = "Not now") -> None:
+        super().__init__()
+        self.head, self.text, self.yes, self.no = head, text, yes, no
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog"):
+            yield Label(self.head, classes="headline", markup=False)
+            with VerticalScroll(classes="words", can_focus=False):
+                yield Static(self.text, markup=False)
+            with Horizontal(classes="buttons"):
+                yield Button(f"y  {self.yes}", id="yes", variant="primary", compact=True)
+                yield Button(f"n  {self.no}", id="no", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#yes").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, sure: bool) -> None:
+        self.dismiss(sure)
 
 
 class ConfirmStop(Dialog[bool]):
@@ -163,11 +197,39 @@ class Difference(Dialog[None]):
         table.update(Content("\n").join(lines))
 
 
+class ChangedOptions(Dialog[None]):
+    """The options of a form that differ from their defaults."""
+
+    BINDINGS: ClassVar = [Binding("escape,d,q,enter", "dismiss", "close")]
+
+    def __init__(self, kind: str, options: Mapping[str, OptionField], texts: Mapping[str, str | bool]) -> None:
+        super().__init__()
+        self.kind, self.options, self.texts = kind, options, texts
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="dialog wide"):
+            yield Label(f"Options of this {self.kind} that differ", classes="headline")
+            yield Static(self._table(), markup=False)
+            yield Hints(("escape", "closes"))
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+    def _table(self) -> Content:
+        lines = []
+        for name, option in self.options.items():
+            before, now = text_of(option, option.default), self.texts[name]
+            if now != before:
+                said = [("on" if text is True else "off" if text is False else str(text) or "–") for text in (before, now)]
+                lines.append(Content.assemble((f"{option.flag:<26}", "$muted"), f"{one_line(said[0], 24)} → ", (one_line(said[1]), "bold")))
+        return Content("\n").join(lines) if lines else Content("none: every option has its default").stylize("$muted")
+
+
 class PickRuns(Dialog[list[str] | None]):
     """Choice of runs to overlay. Returns their ids, or None if cancelled."""
 
     BINDINGS: ClassVar = [
-        Binding("escape", "leave", "leave"),
+        Binding("escape,q", "leave", "leave"),
         Binding("o", "done", "done"),
         Binding("enter", "done", "done", priority=True),
     ]
@@ -197,7 +259,7 @@ class PickRuns(Dialog[list[str] | None]):
 class PickMetric(Dialog[str | None]):
     """Choice among a run's metrics. Returns its name, or None if cancelled."""
 
-    BINDINGS: ClassVar = [Binding("escape,v", "dismiss(None)", "leave")]
+    BINDINGS: ClassVar = [Binding("escape,v,q", "dismiss(None)", "leave")]
 
     def __init__(self, choices: Iterable[tuple[str, str, Any]], current: str) -> None:
         """choices: (name, title, last value)."""
@@ -237,7 +299,7 @@ def layout_words(values: Mapping[str, Any]) -> str:
 class PickPreset(Dialog[dict[str, Any] | None]):
     """Choice of named presets and of layouts that fit. Returns their values, or None if cancelled."""
 
-    BINDINGS: ClassVar = [Binding("escape,p", "dismiss(None)", "leave")]
+    BINDINGS: ClassVar = [Binding("escape,p,q", "dismiss(None)", "leave")]
 
     class PresetsFound(Message):
         """The layouts have been computed, or could not be."""

@@ -23,7 +23,7 @@ from console.screens.base import WIDE, ConsoleScreen
 from console.screens.dialogs import PickPreset
 from console.terminal import edit
 from console.widgets import plan_view
-from console.widgets.option_form import OptionForm
+from console.widgets.option_form import History, OptionForm
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.verdict import Verdict
 from qwen3vl_core.options import COMMANDS, shell_line, to_arguments
@@ -57,6 +57,10 @@ class LaunchScreen(ConsoleScreen):
         self._plan_file: Path | None = None
         """Edited text that could not be parsed yet."""
         self._kept: dict[str, dict[str, str | bool]] = {}
+        self._unsaved: set[str] = set()
+        """Kinds whose form holds input that is nowhere else."""
+        self._histories: dict[str, History] = {}
+        """Of each kind of form: what can be undone."""
         self._timer: Any = None
         self._wanted: tuple[str, Mapping[str, Any] | None, bool] | None = None
         self._exchanging = False
@@ -99,7 +103,11 @@ class LaunchScreen(ConsoleScreen):
 
     def open(self, kind: str, values: Mapping[str, Any]) -> None:
         """Show a form of this kind with these values."""
-        self._kept.pop(kind, None)
+        replaced = self._kept.pop(kind, None)
+        if kind == self.kind and self.form is not None and self.form.edited:
+            replaced = self.form.texts()
+        if replaced:
+            self._histories.setdefault(kind, []).append(("the new form", replaced))
         self._set_form(kind, values, focus=True)
 
     def _set_form(self, kind: str, values: Mapping[str, Any] | None, focus: bool) -> None:
@@ -140,11 +148,12 @@ class LaunchScreen(ConsoleScreen):
         if (old := self.form) is not None:
             if values is None or kind != self.kind:
                 self._kept[self.kind] = old.texts()
+                (self._unsaved.add if old.edited else self._unsaved.discard)(self.kind)
             await old.remove()
         self.kind, self._judged = kind, None
         self.query_one(Tabs).active = TAB + kind
         begin = dict(values) if values is not None else prefill(kind, self.app.workspace, self.app.workspace_folder)
-        form = OptionForm(COMMANDS[kind], begin)
+        form = OptionForm(COMMANDS[kind], begin, self._histories.setdefault(kind, []))
         await place.mount(form)
         if values is None and kind in self._kept:
             kept = self._kept.pop(kind)
@@ -235,6 +244,7 @@ class LaunchScreen(ConsoleScreen):
         if judged is not None and estimate is not None and memory.display:
             width = max(self.query_one("#beside").size.width - 6, 30)
             memory.update(plan_view.memory(estimate, judged.gpus_needed, width, gpu_here(), pending=self.checked is None))
+        self.keys_changed()
 
     def _key(self, action: str) -> str:
         """The key of an action as text, also if the user's settings change it."""
@@ -275,7 +285,7 @@ class LaunchScreen(ConsoleScreen):
             self.notify("it starts when disk and machine are checked", timeout=2)
         else:
             self._start_asked = False
-            self.app.start_run(plan.kind, plan.options, self.MODE)
+            self.app.ask_to_start(plan.kind, plan.options, self.MODE, self.checked.note, self.form.keep)
 
     def action_copy(self) -> None:
         """Put the command of the form on the clipboard."""
@@ -291,7 +301,7 @@ class LaunchScreen(ConsoleScreen):
             words = "no problem has a fix that a key could apply" if self.problems else "there is nothing to fix"
             self.notify(words, severity="warning")
             return
-        self.form.fill_texts(dict(fix.changes))
+        self.form.change("the fix", dict(fix.changes))
         self.notify(str(fix), title="Changed", markup=False, timeout=3)
 
     def action_preset(self) -> None:
@@ -302,7 +312,7 @@ class LaunchScreen(ConsoleScreen):
 
         def chosen(values: Mapping[str, Any] | None) -> None:
             if values and self.form is not None:
-                self.form.fill(values)
+                self.form.change_values("the preset", values)
                 self.notify(", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items()), title="Preset", markup=False)
 
         ask = (lambda: suggestions(plan.partial)) if self.kind == "finetune" and (plan.partial.load or plan.partial.size) else None
@@ -328,6 +338,8 @@ class LaunchScreen(ConsoleScreen):
         except WorkError as error:
             self.notify(str(error), severity="error", markup=False)
             return
+        if self.form is not None:
+            self.form.keep()
         self.app.remember_command("plan", *to_arguments(plan.partial), "--save", str(target))
         self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
 
@@ -350,16 +362,50 @@ class LaunchScreen(ConsoleScreen):
         shutil.rmtree(self._plan_file.parent, ignore_errors=True)
         self._plan_file = None
         if self.form is not None:
-            self.form.fill(values)
+            self.form.change_values("the edited plan", values)
 
     def action_next_kind(self) -> None:
         """The form of the next kind of run."""
         self._set_form(KINDS[(KINDS.index(self.kind) + 1) % len(KINDS)], None, focus=False)
 
-    def action_defaults(self) -> None:
+    def action_reset(self) -> None:
         """Every field as the form began."""
         if self.form is not None:
             self.form.reset()
+            self.notify(f"as the form began; {self._key('launch.undo')} takes it back", timeout=3)
+
+    def action_undo(self) -> None:
+        """Take back the last change of many fields."""
+        if self.form is None:
+            return
+        what = self.form.undo()
+        self.notify(f"{what} was taken back" if what else "nothing to take back", severity="information" if what else "warning", timeout=2)
+
+    def action_difference(self) -> None:
+        """Show which options differ from their defaults."""
+        if self.form is not None:
+            from console.screens.dialogs import ChangedOptions
+
+            self.app.push_screen(ChangedOptions(self.kind, self.form.options, self.form.texts()))
+
+    @property
+    def edited(self) -> bool:
+        """Whether leaving the console would lose input."""
+        return bool(self._unsaved - {self.kind}) or (self.form is not None and self.form.edited)
+
+    def useful(self, action: str) -> bool:
+        form, plan = self.form, self.current
+        if form is None or plan is None:
+            return action in ("launch.next_kind", "launch.leave")
+        if action == "launch.start":
+            return not self.problems
+        if action == "launch.fix":
+            return plan_view.first_fix(self.problems or self._faster, form.options) is not None
+        if action == "launch.undo":
+            return bool(form.history)
+        if action == "launch.reset":
+            return form.edited
+        return action != "launch.save" or self.kind == "finetune"
 
     def action_leave(self) -> None:
         """Out of the form, to the kinds of run."""

@@ -258,6 +258,11 @@ class MonitorScreen(MonitorLog):
         elif not self.has_class("-plain"):
             self.add_class("-curve-only" if self.query_one(Curve).has_focus else "-log-only")
 
+    def show_captions(self) -> None:
+        """Show the captions, if they are not shown."""
+        if not self.has_class("-captions"):
+            self.action_captions()
+
     def action_captions(self) -> None:
         """Show the captions that the run wrote instead of the log, or the log again."""
         self.toggle_class("-captions")
@@ -310,7 +315,7 @@ class MonitorScreen(MonitorLog):
         if self.row is None:
             self.notify("no run selected; 1 shows all runs", severity="warning")
         else:
-            self.app.resume_run(self.row.id)
+            self.app.ask_to_resume(self.row)
 
     def action_clone(self) -> None:
         """The form with the options of this run."""
@@ -318,6 +323,37 @@ class MonitorScreen(MonitorLog):
             self.notify("no run selected; 1 shows all runs", severity="warning")
         else:
             self.app.clone_run(self.row)
+
+    def action_difference(self) -> None:
+        """Diff of this run and the first one over it, else the next older one of its kind."""
+        row, rows = self.row, self.app.snapshot.rows
+        if row is None:
+            self.notify("no run selected; 1 shows all runs", severity="warning")
+            return
+        older = [each.id for each in rows if each.kind == row.kind and each.run.number < row.run.number]
+        other = next((found for name in (*self.others, *older) if (found := self.app.snapshot.get(name)) is not None), None)
+        if other is None:
+            self.notify(f"there is no other {row.kind} to compare it with; o puts one over it", severity="warning", markup=False)
+        else:
+            self.app.show_difference(other, row)
+
+    def useful(self, action: str) -> bool:
+        row, view = self.row, self.view
+        if row is None:
+            return False
+        if action == "monitor.stop":
+            return row.alive or row.status == "lost"
+        if action in ("monitor.resume", "monitor.clone"):
+            return row.status in ("stopped", "failed", "lost") or (action == "monitor.clone" and row.status == "done")
+        if action == "monitor.save":
+            return row.alive and row.kind == "finetune"
+        if action == "monitor.overlay":
+            return any(each.kind == "finetune" and each.id != row.id and each.step is not None for each in self.app.snapshot.rows)
+        if action == "monitor.captions":
+            return view is not None and bool(view.stories)
+        if action in ("monitor.metric", "monitor.zoom_in", "monitor.log_y", "monitor.smooth"):
+            return view is not None and bool(view.metrics)
+        return True
 
     def action_tensorboard(self) -> None:
         """Open TensorBoard with the runs on screen."""

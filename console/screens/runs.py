@@ -144,9 +144,30 @@ class RunsScreen(ConsoleScreen):
         row = self._chosen_or_say()
         return [row] if row is not None else []
 
+    def useful(self, action: str) -> bool:
+        row, marked = self.chosen, len(self.marked)
+        if action in ("runs.new", "runs.filter", "runs.leave"):
+            return True
+        if row is None:
+            return False
+        if action == "runs.stop":
+            return row.alive or row.status == "lost"
+        if action == "runs.resume":
+            return row.status in ("stopped", "failed", "lost")
+        if action == "runs.save":
+            return row.alive and row.kind == "finetune"
+        if action == "runs.difference":
+            return marked > 1 or (marked == 1 and row.id not in self.marked)
+        if action == "runs.tensorboard":
+            return row.kind == "finetune"
+        if action == "runs.delete":
+            return not row.alive
+        return action not in ("runs.sort", "runs.reverse") or len(self.rows) > 1
+
     @on(RunList.Moved)
     def _moved(self) -> None:
         self._describe()
+        self.keys_changed()
 
     @on(RunList.RunOpened)
     def _clicked(self) -> None:
@@ -195,7 +216,17 @@ class RunsScreen(ConsoleScreen):
     def action_resume(self) -> None:
         """Resume the run under the cursor from its last checkpoint."""
         if (row := self._chosen_or_say()) is not None:
-            self.app.resume_run(row.id)
+            self.app.ask_to_resume(row)
+
+    def action_save(self) -> None:
+        """Ask the run under the cursor for a checkpoint now."""
+        if (row := self._chosen_or_say()) is not None:
+            self.app.save_run(row.id)
+
+    def action_captions(self) -> None:
+        """Show the captions of the run under the cursor."""
+        if (row := self._chosen_or_say()) is not None:
+            self.app.show_captions(row)
 
     def action_copy(self) -> None:
         """Put the command of the run under the cursor on the clipboard."""
@@ -215,6 +246,7 @@ class RunsScreen(ConsoleScreen):
                 self.marked[row.id] = None
             self.query_one(RunList).action_move(1)
             self.show_snapshot(self.app.snapshot)
+            self.keys_changed()
 
     def action_difference(self) -> None:
         """Diff of the last two marked runs, or of the marked one and the one under the cursor."""
@@ -226,10 +258,7 @@ class RunsScreen(ConsoleScreen):
             self.notify("mark one run with space, go to another, then d; or mark two", severity="warning")
             return
         first, second = rows[-2:]
-        self.app.remember_command("runs", "compare", str(first.run.number), str(second.run.number))
-        from console.screens.dialogs import Difference  # not before the first frame
-
-        self.app.push_screen(Difference(first.run, second.run))
+        self.app.show_difference(first, second)
 
     def action_sort(self) -> None:
         """The next order, not reversed."""

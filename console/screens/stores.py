@@ -12,19 +12,19 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.formatting import short_path
 from console.readers.stores import StoreFolder
+from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import span
 from qwen3vl_core.locations import store_folder
 
 
-class PickStore(ModalScreen[Path | None]):
+class PickStore(Dialog[Path | None]):
     """Returns the folder of a run store, or None if cancelled."""
 
     BINDINGS: ClassVar = [Binding("escape", "dismiss(None)", "leave")]

@@ -335,6 +335,10 @@ class WelcomeScreen(ConsoleScreen):
         if any(row.alive for row in self.app.snapshot.rows):
             self.notify("a run is under way; wait for its end, or stop it: 1, then x", severity="warning")
             return
+        text = f"Prepare, convert, finetune, convert back and compare, in {one_line(folder)}."
+        self.app.ask("Start all five commands?", text, "Start them", lambda: self._start_all(folder))
+
+    def _start_all(self, folder: Path) -> None:
         words = ["demo", "--headless", "--dir", str(folder)]
         try:
             with open(folder / "demo.log", "ab") as log:

@@ -25,7 +25,7 @@ TIGHT, WIDE = 72, 100
 """Widths from which the screens' names have room around them, and the program's name is shown."""
 LEAST_STORE, MOST_STORE = 8, 48
 """Cells of the run store's path in the bar."""
-LAST = ("escape", "question_mark", "ctrl+q")
+LAST = ("escape", "question_mark", "q")
 """Keys that are always shown, at the end."""
 
 
@@ -78,7 +78,11 @@ class TopBar(Widget):
 
 
 class KeyBar(Widget):
-    """The keys that can be used now, as many as fit; `?` shows them all."""
+    """The keys that would do something now, as many as fit; `?` shows them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: list[tuple[str, str, str]] = []
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
@@ -87,20 +91,28 @@ class KeyBar(Widget):
         if screen is self.screen:
             self.refresh()
 
+    def update(self) -> None:
+        """Show the keys again if they are others."""
+        if self.items() != self._shown:
+            self.refresh()
+
     def items(self) -> list[tuple[str, str, str]]:
         """(key as text, label, Textual's key) of each shown binding, the screen's before the app's."""
         keys: dict[str, tuple[str, str, str]] = {}
+        useful = getattr(self.screen, "useful", None)
         focused = self.screen.focused
         for active in self.screen.active_bindings.values():
             binding = active.binding
             # Textual does this for letters, not for keys with names
             typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
+            if useful is not None and binding.id and not useful(binding.id):
+                continue
             if binding.show and active.enabled and binding.description and not typed:
                 keys.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
         return list(keys.values())
 
     def render(self) -> Content:
-        items = self.items()
+        items = self._shown = self.items()
         always = sorted((item for item in items if item[2] in LAST), key=lambda item: LAST.index(item[2]))
         others = [item for item in items if item not in always]
 

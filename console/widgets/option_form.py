@@ -20,6 +20,8 @@ from console.widgets.path_completion import complete
 from qwen3vl_core.options import Option, options_of
 
 PREFIX = "o-"
+History = list[tuple[str, dict[str, str | bool]]]
+"""(what was done, the fields before it that it changed)."""
 REMEMBERED = 64
 """Number of texts whose completions a field caches."""
 
@@ -113,8 +115,8 @@ class OptionForm(VerticalScroll):
             self.paths = paths
             super().__init__()
 
-    def __init__(self, cls: type, values: Mapping[str, Any] | None = None) -> None:
-        """cls: the options class. values: initial values by name, instead of the defaults."""
+    def __init__(self, cls: type, values: Mapping[str, Any] | None = None, history: History | None = None) -> None:
+        """cls: the options class. values: initial values by name, instead of the defaults. history: of an earlier form of this class."""
         super().__init__(can_focus=False)
         self.cls = cls
         asked = options_of(cls)
@@ -122,6 +124,9 @@ class OptionForm(VerticalScroll):
         self.options = {o.name: o for group in groups for o in asked if o.group == group}
         self.begin = {name: text_of(o, (values or {}).get(name, o.default)) for name, o in self.options.items()}
         self._texts: dict[str, str | bool] = dict(self.begin)
+        self._recorded = self.begin
+        self.history: History = history if history is not None else []
+        """Changes of many fields at once that can be undone, the last one at the end."""
 
     def compose(self) -> ComposeResult:
         group = ""
@@ -176,9 +181,37 @@ class OptionForm(VerticalScroll):
                 field.value = text = str(text)
             self._set(field, text)  # now, not when the field's own message arrives
 
+    def change(self, what: str, texts: Mapping[str, str | bool]) -> None:
+        """Set fields in one step that `undo` takes back; `what` names it."""
+        before = {name: self._texts[name] for name, text in texts.items() if self._texts[name] != text}
+        if before:
+            self.history.append((what, before))
+        self.fill_texts(texts)
+
+    def change_values(self, what: str, values: Mapping[str, Any]) -> None:
+        """The same with values of options; those of other options are left out."""
+        self.change(what, {name: text_of(self.options[name], value) for name, value in values.items() if name in self.options})
+
+    def undo(self) -> str | None:
+        """Take back the last `change`. Returns what it was; None if there is none."""
+        if not self.history:
+            return None
+        what, before = self.history.pop()
+        self.fill_texts(before)
+        return what
+
     def reset(self) -> None:
         """Reset all fields to the initial values of the form."""
-        self.fill_texts(self.begin)
+        self.change("reset", self.begin)
+
+    @property
+    def edited(self) -> bool:
+        """Whether the form holds input that is nowhere else."""
+        return self._texts not in (self.begin, self._recorded)
+
+    def keep(self) -> None:
+        """The current texts are recorded elsewhere: in a run, or in a plan file."""
+        self._recorded = dict(self._texts)
 
     def focus_first(self) -> None:
         """Focus the first field that is required and empty, else the first one."""

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 # (column, width below WIDE columns, width from WIDE columns); 0: not shown
 COLUMNS = (
     ("run", 20, 30), ("status", 0, 11), ("kind", 8, 9), ("layout", 0, 18), ("step", 9, 15), ("curve", 10, 12),
-    ("age", 7, 8), ("last line", 0, 10),
+    ("age", 9, 9), ("last line", 0, 10),
 )  # fmt: skip
+GIVE_WAY = ("layout", "kind", "curve", "status", "last line")
+"""Columns that are left out, in this order, before the name of a run is cut."""
+LEAST_RUN = 12
+"""Cells that the column of names has at least, even if all names are shorter."""
 WIDE = 110
 METRIC_WIDTHS = (6, 8)
 """Width of the column of a metric; these come before the curve."""
@@ -164,12 +168,22 @@ class RunList(ScrollView, can_focus=True):
         metrics = ((title_of(key), *METRIC_WIDTHS) for key in listed_keys())
         every = (*COLUMNS[:at], *metrics, *COLUMNS[at:])
         widths = {name: broad if wide else narrow for name, narrow, broad in every if (broad if wide else narrow)}
-        room = self.size.width - BEFORE - 1 - sum(width + GAP for width in widths.values()) + GAP
+        if "layout" in widths:
+            widths["layout"] = min(max((cell_len(row.layout) for row in self.rows), default=0), widths["layout"])
         longest = max((cell_len(row.id) for row in self.rows), default=0)
-        more = max(min(longest - widths["run"], room), 0) if room > 0 else room
-        widths["run"] = max(widths["run"] + more, 8)
-        if wide:
-            widths["last line"] += room - more
+        widths["run"] = max(min(longest, widths["run"]), LEAST_RUN)
+
+        def room() -> int:
+            return self.size.width - BEFORE - 1 - sum(width + GAP for width in widths.values() if width) + GAP
+
+        for name in GIVE_WAY:
+            if room() < 0:
+                widths.pop(name, None)
+        widths["run"] = max(widths["run"] + min(room(), 0), 8)
+        more = max(min(longest - widths["run"], room()), 0)
+        widths["run"] += more
+        if "last line" in widths:
+            widths["last line"] += max(room(), 0)
         return [(name, width) for name, width in widths.items() if width > 0]
 
     def render_line(self, y: int) -> Strip:

@@ -108,6 +108,8 @@ def test_the_demo_is_run_by_keys_and_two_captions_are_on_screen(terminal, tmp_pa
         terminal.type("Enter")
         terminal.until(rf"\b{field}\b", r"ctrl\+g start")
         terminal.type("C-g")
+        terminal.until("Start this ")
+        terminal.type("y")
         # the console goes to the run's own page
         terminal.until(run, r"✓ done")
         terminal.type("0")
@@ -116,6 +118,8 @@ def test_the_demo_is_run_by_keys_and_two_captions_are_on_screen(terminal, tmp_pa
     terminal.type("Enter")
     terminal.until("temperature", "Describe this image", r"ctrl\+g start")
     terminal.type("C-g")
+    terminal.until("Start this compare")
+    terminal.type("y")
     screen = terminal.until("Picture 1/2", "2 with both captions", r"base · \d+ words", r"tuned · \d+ words", "✓ done")
     base, tuned = captions(screen)
     rows = [json.loads(line) for line in (runs / "0005-compare" / "samples.jsonl").read_text().splitlines()]
@@ -127,7 +131,7 @@ def test_the_demo_is_run_by_keys_and_two_captions_are_on_screen(terminal, tmp_pa
     terminal.until("★ tuned")
     terminal.type("Right")
     terminal.until("Picture 2/2")
-    terminal.type("C-q")
+    terminal.type("q")
     assert "Traceback" not in terminal.left()
     votes = json.loads((runs / "0005-compare" / "votes.json").read_text())["votes"]
     assert list(votes.values()) == ["tuned"]

@@ -20,7 +20,7 @@ from tests.console.app.driving import LARGE, driven, looked, press, said, text_o
 
 CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen,
            "welcome": WelcomeScreen}  # fmt: skip
-TAKEN = {f"ctrl+{letter}" for letter in "sjobawntcz"}
+TAKEN = {f"ctrl+{letter}" for letter in "sjobawntc"}
 
 
 def keys(action):
@@ -143,14 +143,14 @@ def test_the_key_bar_has_tooltips(store):
         text = text_of(app).splitlines()[-1]
         await pilot.hover(KeyBar, offset=(text.index("c clone"), 0))
         assert app.screen.query_one(KeyBar).tooltip == "A new run with this one's options"
-        await pilot.hover(KeyBar, offset=(text.index("x stop"), 0))
-        assert "saves a checkpoint first" in str(app.screen.query_one(KeyBar).tooltip)
+        await pilot.hover(KeyBar, offset=(text.index("D delete"), 0))
+        assert "or the marked ones" in str(app.screen.query_one(KeyBar).tooltip)
 
     driven(scene, store.app(), LARGE)
 
 
 def test_the_equivalent_command_is_in_the_palette_and_copied_by_a_key(store):
-    store.ended(store.finetune("one", 30))
+    store.ended(store.finetune("one", 30), "stopped")
     store.ended(store.finetune("two", 30), "failed", 1)
     where = f"--runs {store.root}"
 
@@ -159,8 +159,8 @@ def test_the_equivalent_command_is_in_the_palette_and_copied_by_a_key(store):
         await press(pilot, "Y")
         assert "nothing done yet" in said(app)
         for steps, command in (
-            (["s"], "qwen3vl runs list --sort name"),
-            (["s", "s", "s", "s", "s"], "qwen3vl runs list"),
+            (["o"], "qwen3vl runs list --sort name"),
+            (["o", "o", "o", "o", "o"], "qwen3vl runs list"),
             (["slash", "t", "w", "enter"], "qwen3vl runs list --filter tw"),
             (["escape", "escape", "space", "d"], "qwen3vl runs compare 2 1"),
             (["escape", "enter"], "qwen3vl runs logs 1 --follow"),
@@ -172,9 +172,9 @@ def test_the_equivalent_command_is_in_the_palette_and_copied_by_a_key(store):
         await until(pilot, lambda: app.screen.view is not None)
         for steps, command in (
             (["tab"], "qwen3vl runs metrics 1 --metric lr"),
-            (["c"], "qwen3vl runs samples 1"),
-            (["c", "s"], "qwen3vl runs save 1"),
-            (["R"], "qwen3vl runs resume 1"),
+            (["a"], "qwen3vl runs samples 1"),
+            (["a", "s"], "qwen3vl runs save 1"),
+            (["R", "y"], "qwen3vl runs resume 1"),
         ):
             await press(pilot, *steps)
             assert app.subcommand == f"{command} {where}", steps

@@ -52,7 +52,7 @@ def test_differences_are_marked_by_more_than_colour(store, compared):
 
         assert any("Of course" in text and style.strike for text, style in styles())
         assert any("in a" in text and style.underline and style.bold for text, style in styles())
-        await press(pilot, "w")
+        await press(pilot, "d")
         assert not any(style.strike or style.underline for _, style in styles())
 
     driven(scene, store.app())
@@ -95,6 +95,8 @@ def test_without_a_comparison_the_form_is_shown_and_enter_starts_one(store, tmp_
         assert ("No comparison yet" in text) == (size == LARGE)
         assert screen.focused.id == "o-base"
         await press(pilot, "enter")
+        assert "Start this compare?" in text_of(pilot.app) and not started
+        await press(pilot, "y")
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
         assert pilot.app.current_mode == "compare" and screen.run_id == "0001-compare" == started[0].id
         assert started[0].options["prompt"] == "What is it?" and started[0].options["tuned"] == [str(tmp_path / "b")]
@@ -102,7 +104,7 @@ def test_without_a_comparison_the_form_is_shown_and_enter_starts_one(store, tmp_
         # the prompt is edited, and enter asks again
         await press(pilot, "t")
         assert screen.has_class("-ask") and screen.focused.id == "o-prompt" and screen.focused.value == "What is it?"
-        await press(pilot, "end", "!", "enter")
+        await press(pilot, "end", "!", "enter", "y")
         await until(pilot, lambda: screen.run_id == "0002-compare")
         assert started[1].options["prompt"] == "What is it?!"
         await press(pilot, "t", "escape")
@@ -217,7 +219,7 @@ def test_another_seed_is_refused_with_greedy_decoding(store, compared, pictures,
     async def scene(pilot):
         screen = await at_compare(pilot)
         await until(pilot, lambda: "Picture 1/3" in text_of(pilot.app))
-        await press(pilot, "s")
+        await press(pilot, "n")
         assert "greedy, so every seed gives the same" in said(pilot.app)
         plan = json.loads((compared.path / "plan.json").read_text())
         plan["options"]["temperature"] = 0.8
@@ -225,7 +227,7 @@ def test_another_seed_is_refused_with_greedy_decoding(store, compared, pictures,
         screen.row = None
         pilot.app._watcher = None
         await until(pilot, lambda: screen.row is not None and screen.row.run.options["temperature"] == 0.8)
-        await press(pilot, "s")
+        await press(pilot, "n", "y")
         await until(pilot, lambda: screen.run_id == "0002-compare")
         assert store.store.get("2").options["seed"] == 1 and store.store.get("2").options["temperature"] == 0.8
         # and back to the one before

@@ -86,7 +86,9 @@ def test_quitting_says_how_many_runs_continue(store):
 def test_quitting_from_a_field_without_live_runs_prints_nothing(store):
     async def scene(pilot):
         await press(pilot, "2")
-        await pilot.press("a", "ctrl+q")
+        await press(pilot, "a", "ctrl+q")
+        assert "Leave the console?" in text_of(pilot.app) and not pilot.app._exit
+        await pilot.press("ctrl+q")
         assert pilot.app._exit and not pilot.app._exit_renderables
 
     driven(scene, store.app())

@@ -160,7 +160,7 @@ def test_a_full_disk_is_a_one_line_error_everywhere(store, tmp_path, monkeypatch
         await until(pilot, lambda: app.screen.kind == "prepare" and app.screen.form is not None)
         app.screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data")})
         await until(pilot, lambda: app.screen.checked is not None)
-        await press(pilot, "ctrl+g")
+        await press(pilot, "ctrl+g", "y")
         await until(pilot, lambda: "the run was not created" in said(app))
         assert [run.id for run in store.store.list()] == [live.id]
 

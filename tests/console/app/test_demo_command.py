@@ -14,7 +14,7 @@ from PIL import Image
 
 from console.actions import actions_of
 from qwen3vl_core.demo.workspace import BASE, Workspace
-from tests.console.app.driving import SLEEPER, Store, driven, said, text_of, until
+from tests.console.app.driving import SLEEPER, Store, driven, press, said, text_of, until
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_all_steps_at_once_run_in_a_separate_process(store, small_demo, way):
         app.action_start_page()
         await until(pilot, lambda: "All of it at once" in text_of(app))
         if way == "key":
-            await pilot.press("a")
+            await press(pilot, "a", "y")
         else:
             lines = text_of(app).splitlines()
             row = next(y for y, line in enumerate(lines) if "All of it at once" in line)
@@ -83,7 +83,7 @@ def test_the_demo_is_not_started_while_a_run_is_live(small_demo):
     async def scene(pilot):
         pilot.app.action_start_page()
         await until(pilot, lambda: "All of it at once" in text_of(pilot.app) and pilot.app.snapshot.alive)
-        await pilot.press("a")
+        await press(pilot, "a", "y")
         assert "a run is under way" in said(pilot.app) and not demos(small_demo)
 
     try:

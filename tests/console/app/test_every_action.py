@@ -19,6 +19,7 @@ from console.widgets.bars import KeyBar
 from console.widgets.caption_columns import CaptionBox
 from console.widgets.curve import Curve
 from console.widgets.log_pane import LogPane
+from console.widgets.option_form import OptionForm
 from console.widgets.run_list import RunList
 from qwen3vl_core.errors import EXIT_DONE
 from qwen3vl_core.layout.doctor import Check
@@ -64,6 +65,9 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
             "app.theme": Case(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
             "app.themes": opens("CommandPalette"),
             "app.settings": Case(lambda app: editor()),
+            "app.stores": opens("PickStore"),
+            "app.suspend": Case(lambda app: sum("no shell to go back" in line for line in app.heard)),
+            "app.quit_short": Case(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
             "app.subcommand": Case(lambda app: app.clipboard,
                                    lambda app: (app.remember_command("runs", "show", "1"), app.copy_to_clipboard("")),
                                    wanted=f"qwen3vl runs show 1 --runs {store.root}"),
@@ -76,13 +80,13 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
 
 
 def test_quitting_ends_the_console(store):
-    for way in ("key", "mouse"):
+    for way in ("q", "ctrl+q", "mouse"):
 
         async def scene(pilot, way=way):
-            if way == "key":
-                await pilot.press("ctrl+q")
+            if way != "mouse":
+                await pilot.press(way)
             else:
-                await pilot.click(KeyBar, offset=await on_bar(pilot, "ctrl+q quit"))
+                await pilot.click(KeyBar, offset=await on_bar(pilot, "q quit"))
             await until(pilot, lambda: not pilot.app.is_running or pilot.app._exit)
 
         assert driven(scene, store.app()).return_value == EXIT_DONE
@@ -147,6 +151,10 @@ def test_runs(store):
         app.action_show_screen("runs")
         table(app).focus()
 
+    def hidden_captions(app):
+        app.screen.remove_class("-captions")
+        home(app)
+
     def spare(app):
         """A run to delete, under the cursor."""
         made = store.ended(store.finetune("spare", 3))
@@ -163,12 +171,15 @@ def test_runs(store):
             "runs.new": Case(lambda app: app.current_mode, after=home, wanted="launch"),
             "runs.clone": Case(lambda app: app.current_mode == "launch" and texts(app).get("name"), after=home, wanted="live"),
             "runs.stop": Case(lambda app: live.status, again, sure=True, wanted="stopped"),
-            "runs.resume": Case(lambda app: live.alive, stopped, wanted=True),
+            "runs.resume": Case(lambda app: live.alive, stopped, sure=True, wanted=True),
             "runs.difference": opens("Difference", lambda app: setattr(app.screen, "marked", dict(marks))),
             "runs.copy": copies(lambda app: app.screen.chosen.command),
             "runs.filter": Case(lambda app: app.focused.id, after=("escape",), wanted="filter"),
+            "runs.captions": Case(lambda app: app.current_mode == "monitor" and app.screen.has_class("-captions"),
+                                  after=hidden_captions, wanted=True),
+            "runs.save": Case(lambda app: sum("save" in line for line in app.heard)),
             "runs.sort": Case(lambda app: app.screen.order, after=lambda app: setattr(app.screen, "order", "newest"), wanted="name"),
-            "runs.reverse": Case(lambda app: [row.id for row in app.screen.rows], after=("S",)),
+            "runs.reverse": Case(lambda app: [row.id for row in app.screen.rows], after=("i",)),
             "runs.tensorboard": Case(lambda app: app.clipboard.startswith("http://127.0.0.1:"),
                                      lambda app: (app.copy_to_clipboard(""), setattr(app.screen, "marked", {"0001-older": None})),
                                      ("escape",), wanted=True),
@@ -211,6 +222,10 @@ def test_launch(store, tmp_path, editor):
             screen.form.fill(values)
             await until(pilot, lambda: screen.checked is not None)
 
+        async def was_reset(app):
+            await finetune(app, lr=3e-4)
+            screen.form.reset()
+
         def started(app):
             return len(store.store.list())
 
@@ -223,7 +238,7 @@ def test_launch(store, tmp_path, editor):
             return texts(app).get("lr")
 
         await every(pilot, "launch", {
-            "launch.start": Case(started, prepare, back), "launch.start_short": Case(started, prepare, back),
+            "launch.start": Case(started, prepare, back, sure=True), "launch.start_short": Case(started, prepare, back, sure=True),
             "launch.fix": Case(lambda app: texts(app).get("lr_warmup_iters"),
                                lambda app: finetune(app, train_iters=10, lr_warmup_iters=20)),
             "launch.preset": opens("PickPreset", lambda app: finetune(app)),
@@ -231,7 +246,9 @@ def test_launch(store, tmp_path, editor):
             "launch.edit": Case(lambda app: editor()),
             "launch.save": Case(lambda app: len(list(tmp_path.glob("finetune-plan*.yaml")))),
             "launch.next_kind": Case(lambda app: app.screen.kind),
-            "launch.defaults": Case(lr, lambda app: finetune(app, lr=3e-4), wanted="1e-05"),
+            "launch.reset": Case(lr, lambda app: finetune(app, lr=3e-4), wanted="1e-05"),
+            "launch.undo": Case(lr, was_reset, wanted="0.0003"),
+            "launch.difference": opens("ChangedOptions"),
             "launch.leave": Case(lambda app: type(app.focused).__name__, lambda app: app.screen.form.focus_first(), wanted="Tabs",
                                  on_bar=True),
         })  # fmt: skip
@@ -313,7 +330,8 @@ def test_monitor(store):
                                     wanted="torch.OutOfMemoryError: CUDA out of memory"),
             "monitor.save": Case(lambda app: live.log.read_text().count("asked"), listens),
             "monitor.stop": Case(lambda app: live.status, again, again, sure=True, wanted="stopped"),
-            "monitor.resume": Case(lambda app: live.alive, stopped, wanted=True),
+            "monitor.resume": Case(lambda app: live.alive, stopped, sure=True, wanted=True),
+            "monitor.difference": opens("Difference"),
             "monitor.clone": Case(lambda app: app.current_mode, after=on_live, wanted="launch"),
             "monitor.newer": Case(lambda app: app.screen.run_id, lambda app: watch(broken.id), on_live, wanted=live.id),
             "monitor.older": Case(lambda app: app.screen.run_id, after=on_live, wanted=broken.id),
@@ -367,6 +385,11 @@ def test_compare(store, tmp_path):
 
         await until(pilot, lambda: len(app.screen.rows) == 4)
         await home(app)
+
+        def put_in(app):
+            app.screen.open_form({"prompt": f"Why {app.screen.query_one(OptionForm).texts()['prompt']}"})
+            app.screen.set_focus(None)
+
         picture = lambda app: app.screen.index  # noqa: E731
         await every(pilot, "compare", {
             "compare.before": Case(picture, after=home, wanted=2), "compare.after": Case(picture, after=home, wanted=1),
@@ -384,7 +407,9 @@ def test_compare(store, tmp_path):
                                    lambda app: (run.path / "captions.html").unlink(missing_ok=True), wanted=True),
             "compare.full": opens("FullPicture"),
             "compare.unvoted": Case(picture, after=home, wanted=1),
-            "compare.another_seed": Case(lambda app: app.screen.run_id, after=home),
+            "compare.another_seed": Case(lambda app: app.screen.run_id, after=home, sure=True),
+            "compare.clone": Case(asks, after=home, wanted=True),
+            "compare.undo": Case(lambda app: app.screen.query_one(OptionForm).texts()["prompt"], put_in, home),
             "compare.older": Case(lambda app: app.screen.run_id, after=home, wanted=older.id),
             "compare.newer": Case(lambda app: app.screen.run_id, lambda app: show(older), home, wanted=run.id),
             "compare.first": Case(picture, ("right",), home, wanted=0), "compare.last": Case(picture, after=home, wanted=2),

@@ -82,8 +82,10 @@ def test_the_command_and_problems_follow_every_key(store, tmp_path):
         assert "--lr 3e-05" in screen.plan.command
         await press(pilot, "escape", "y")
         assert pilot.app.clipboard == screen.plan.command
-        await press(pilot, "d")
+        await press(pilot, "r")
         assert "--lr" not in screen.plan.command
+        await press(pilot, "u")
+        assert "--lr 3e-05" in screen.plan.command, "and it is taken back"
 
     driven(scene, store.app(), LARGE)
 
@@ -128,7 +130,7 @@ def test_what_is_not_checked_yet_is_no_green_tick_and_starts_when_it_is(store, t
         assert await asyncio.to_thread(begun.wait, 60)
         assert store.store.list() == [] and "starts when" in said(pilot.app)
         go.set()
-        await until(pilot, lambda: store.store.list())
+        await until(pilot, lambda: "Start this prepare?" in text_of(pilot.app))
 
     driven(scene, store.app(), LARGE)
 
@@ -177,6 +179,8 @@ def test_a_prepare_run_is_started_and_shown(store, tmp_path):
         screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data"), "split": "1,1,0"})
         await until(pilot, lambda: "all checks passed" in text_of(pilot.app))
         await press(pilot, "ctrl+g")
+        assert "Start this prepare?" in text_of(pilot.app) and "captions.json" in text_of(pilot.app) and store.store.list() == []
+        await press(pilot, "escape", "ctrl+g", "y")
         await until(pilot, lambda: pilot.app.current_mode == "monitor")
         run = store.store.get(1)
         await until(pilot, lambda: not run.alive, "the run's end")
@@ -201,7 +205,7 @@ def test_a_download_is_started_from_its_form_and_shown(store, tmp_path, monkeypa
             await choose(pilot, "download")
             screen.form.fill({"kind": "model", "name": "owner/thing", "to": str(tmp_path / "got"), "from_": "huggingface"})
             await until(pilot, lambda: "all checks passed" in text_of(pilot.app))
-            await press(pilot, "ctrl+g")
+            await press(pilot, "ctrl+g", "enter")
             await until(pilot, lambda: pilot.app.current_mode == "monitor")
             await until(pilot, lambda: "2 files, 24.6 MB" in text_of(pilot.app) and "✓ done" in text_of(pilot.app))
 
@@ -218,7 +222,7 @@ def test_a_run_that_cannot_start_is_a_one_line_error(store, tmp_path, monkeypatc
 
     async def scene(pilot):
         await prepare_filled_in(pilot, tmp_path)
-        await press(pilot, "escape", "g")
+        await press(pilot, "escape", "g", "y")
         await until(pilot, lambda: "no room" in said(pilot.app))
         assert pilot.app.current_mode == "launch"
 
@@ -237,8 +241,11 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
     async def scene(pilot):
         await prepare_filled_in(pilot, tmp_path)
         await pilot.press("ctrl+g", "ctrl+g")
-        await asyncio.to_thread(begun.wait, 150)
-        await pilot.press("ctrl+g")
+        await pilot.pause()
+        assert not begun.is_set(), "pressed twice it only asks"
+        await pilot.press("y")
+        assert await asyncio.to_thread(begun.wait, 150)
+        await pilot.press("ctrl+g", "y")
         go.set()
         await until(pilot, lambda: pilot.app.current_mode == "monitor")
         assert [run.id for run in store.store.list()] == ["0001-prepare"]

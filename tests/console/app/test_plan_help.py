@@ -209,12 +209,12 @@ def test_the_plan_is_edited_as_a_file_and_its_problems_are_shown(store, tmp_path
         await press(pilot, "e")
         assert screen.form.texts()["lr"] == "3e-05" and edits[1][0] == edits[0][0] and "warp_speed" in edits[1][1]
         assert not edits[0][0].exists()
-        await press(pilot, "w")
+        await press(pilot, "s")
         saved = tmp_path / "finetune-plan.yaml"
         assert saved.is_file() and "lr: 3" in saved.read_text() and app.clipboard == f"qwen3vl finetune --plan {saved}"
-        await press(pilot, "w")
+        await press(pilot, "s")
         assert (tmp_path / "finetune-plan-2.yaml").is_file()
-        await press(pilot, "k", "w")
+        await press(pilot, "k", "s")
         await until(pilot, lambda: "only a finetune is read from a plan file" in said(app))
 
     driven(scene, store.app(), LARGE)
@@ -231,7 +231,7 @@ def test_a_changed_clone_is_started_and_its_command_remembered(store, tmp_path, 
         await until(pilot, lambda: screen.kind == "prepare" and screen.form is not None and screen.plan.kind == "prepare")
         screen.form.fill({"source": str(tmp_path / "captions.json"), "to": str(tmp_path / "data")})
         await until(pilot, lambda: screen.checked is not None)
-        await press(pilot, "ctrl+g")
+        await press(pilot, "ctrl+g", "y")
         await until(pilot, lambda: app.current_mode == "monitor")
         words = f"qwen3vl prepare {tmp_path}/captions.json --to {tmp_path}/data --detach --runs {store.root}"
         assert app.subcommand in (words, f"qwen3vl runs logs 1 --follow --runs {store.root}")

@@ -134,6 +134,8 @@ def test_a_stopped_run_is_resumed_and_a_done_one_is_refused_in_one_line(store):
         await press(pilot, "R")
         await until(pilot, lambda: "nothing to resume" in said(pilot.app))
         await press(pilot, "down", "R")
+        assert "Resume 0001-again?" in text_of(pilot.app) and not run.alive
+        await press(pilot, "y")
         await until(pilot, lambda: run.status == "running")
         await until(pilot, lambda: "resumed" in said(pilot.app))
 

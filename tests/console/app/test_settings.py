@@ -50,14 +50,14 @@ def test_invalid_settings_are_reported_and_ignored(file, text, line):
 
 
 def test_a_key_conflict_is_reported_unless_the_other_key_changes_too():
-    assert clashes({"runs.stop": "r"}) == {"runs.stop": "keys: runs.stop: r is the key of runs.resume; give that one another key too"}
-    assert clashes({"runs.stop": "r", "runs.resume": "x"}) == {}
+    assert clashes({"runs.stop": "R"}) == {"runs.stop": "keys: runs.stop: R is the key of runs.resume; give that one another key too"}
+    assert clashes({"runs.stop": "R", "runs.resume": "x"}) == {}
     assert "is the key of app.theme" in clashes({"runs.stop": "T"})["runs.stop"]
-    assert clashes({"monitor.stop": "d"}) == {}  # another screen's key
+    assert clashes({"monitor.stop": "i"}) == {}  # another screen's key
 
 
 def test_the_console_applies_the_settings_and_shows_the_keys_everywhere(file, store):
-    file.write_text("theme: nord\nkeys:\n  app.launch: f8\n  runs.mark: M\n  runs.open: zz top\n  runs.clone: s\n  nonsense.key: x\n")
+    file.write_text("theme: nord\nkeys:\n  app.launch: f8\n  runs.mark: M\n  runs.open: zz top\n  runs.clone: o\n  nonsense.key: x\n")
     store.ended(store.finetune("one"))
 
     async def scene(pilot):
@@ -65,7 +65,7 @@ def test_the_console_applies_the_settings_and_shows_the_keys_everywhere(file, st
         app.read_settings()  # the test's own theme came after the first reading
         assert app.theme == "nord"
         app.theme = "textual-dark"
-        assert "nonsense.key: no such action" in said(app) and "runs.clone: s is the key of runs.sort" in said(app)
+        assert "nonsense.key: no such action" in said(app) and "runs.clone: o is the key of runs.sort" in said(app)
         await press(pilot, "space")
         assert not app.screen.marked
         await press(pilot, "M")
@@ -90,7 +90,7 @@ def test_comma_opens_the_settings_in_the_editor_and_reloads_them(file, store, tm
 
     def edit(app, path):
         opened.append(path.read_text())
-        path.write_text("theme: nord\nkeys:\n  runs.sort: o\n")
+        path.write_text("theme: nord\nkeys:\n  runs.sort: m\n")
 
     monkeypatch.setattr("console.console_base.edit", edit)
 
@@ -99,7 +99,7 @@ def test_comma_opens_the_settings_in_the_editor_and_reloads_them(file, store, tm
         await press(pilot, "comma")
         assert all(f"#  {action}: " in opened[0] for action in IDS) and "# theme: nord" in opened[0]
         assert app.theme == "nord"
-        await press(pilot, "o")
+        await press(pilot, "m")
         await looked(pilot)
         assert app.screen.order == "name"
 

@@ -19,7 +19,7 @@ def test_votes_by_key_and_mouse_are_saved_and_withdrawn(store, compared, picture
         names = [str(p) for p in pictures]
         await press(pilot, "right_square_bracket")
         assert read_votes(compared).choices == {names[0]: "tuned"} and "★ tuned" in text_of(pilot.app)
-        await press(pilot, "u")
+        await press(pilot, "N")
         assert screen.index == 1, "the next picture without a vote"
         await press(pilot, "equals_sign")
         assert read_votes(compared).choices[names[1]] == "same" and "equally good" in text_of(pilot.app)
@@ -30,7 +30,7 @@ def test_votes_by_key_and_mouse_are_saved_and_withdrawn(store, compared, picture
         assert read_votes(compared).choices[names[2]] == "base"
         await press(pilot, "left_square_bracket")
         assert names[2] not in read_votes(compared).choices
-        await press(pilot, "u", "u")
+        await press(pilot, "N", "N")
         assert screen.index == 2
         assert "★ 1" in text_of(pilot.app) and "1 equal" in text_of(pilot.app)
 

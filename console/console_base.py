@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,7 +23,7 @@ from textual.signal import Signal
 
 from console.actions import ACTIONS, SCREENS, actions_of, clashes, shown
 from console.formatting import one_line
-from console.messages import RunStarted, StoreSeen, StoresFound
+from console.messages import GpusSeen, RunStarted, StoreSeen, StoresFound
 from console.readers.run_rows import RunRow, Snapshot
 from console.run_actions import RunActions, number_of
 from console.terminal import edit
@@ -32,10 +33,13 @@ from qwen3vl_core.locations import settings_file
 if TYPE_CHECKING:
     from textual.theme import Theme
 
+    from console.readers.gpus import GpuLine
     from console.readers.store_watcher import StoreWatcher
     from console.readers.stores import StoreFolder
 
 LOOK_SECONDS = 0.5
+GPU_SECONDS = 5.0
+"""Time between two looks at the GPUs."""
 INTERRUPT_SECONDS = 2.0
 """Time between two ctrl+c that leave the console."""
 DARK, LIGHT = "textual-dark", "textual-light"
@@ -90,6 +94,8 @@ class ConsoleBase(RunActions):
         self.snapshot = Snapshot(seen=False)
         self.other_stores: tuple[StoreFolder, ...] = ()
         """Other stores with runs on this machine, newest first."""
+        self.gpus: tuple[GpuLine, ...] = ()
+        """The GPUs that a run would get here, and who uses them."""
         self.greet = greet
         self.demo_folder: Path | None = None
         """Where the first page creates the demo's workspace; None: where `qwen3vl demo` does."""
@@ -121,6 +127,26 @@ class ConsoleBase(RunActions):
         self.set_interval(LOOK_SECONDS, self.look)
         if _has_settings():
             self.read_settings()
+        if shutil.which("nvidia-smi") is not None:
+            self.call_after_refresh(self.look_at_gpus)
+            self.set_interval(GPU_SECONDS, self.look_at_gpus)
+
+    # GPUs
+
+    def look_at_gpus(self) -> None:
+        """Look at the GPUs in a thread; the bar at the top and the first page show them."""
+
+        def work() -> None:
+            self.post_message(GpusSeen(importlib.import_module("console.readers.gpus").look()))
+
+        self.run_worker(work, group="gpus", thread=True, exclusive=True, exit_on_error=False)
+
+    @on(GpusSeen)
+    def _gpus_seen(self, event: GpusSeen) -> None:
+        if event.lines != self.gpus:
+            self.gpus = event.lines
+            for bar in self.screen.query("TopBar"):
+                bar.refresh()
 
     # settings
 

@@ -145,10 +145,10 @@ def _peak() -> float:
 
 
 def plan_here(**values: Any) -> PlanOptions:
-    """What to plan for: the GPUs of this machine, asked for once, unless `values` say how much memory they have or which they are."""
+    """What to plan for: what is free of the GPUs of this machine, unless `values` say how much memory they have or which they are."""
     if values.get("memory") or values.get("gpu"):
         return PlanOptions(**values)
-    return PlanOptions(**(values | {"memory": gpu_memory() or 0.0, "peak_tflops": _peak()}))
+    return PlanOptions(**(values | {"peak_tflops": _peak()}))
 
 
 def look_here(kind: str, options: Any) -> FormCheck:

@@ -23,6 +23,14 @@ class StoresFound(Message):
         super().__init__()
 
 
+class GpusSeen(Message):
+    """The GPUs of this machine were looked at."""
+
+    def __init__(self, lines: Any) -> None:
+        self.lines = lines
+        super().__init__()
+
+
 class RunStarted(Message):
     """A run was created and its supervisor is running."""
 

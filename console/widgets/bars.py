@@ -13,16 +13,19 @@ from textual.style import Style
 from textual.widget import Widget
 
 from console.actions import SCREENS
-from console.formatting import short_path
+from console.formatting import BLOCKS, short_path
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
+    from console.readers.gpus import GpuLine
 
 GAP = "  "
 NAMED = {"slash": "/", "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "="}
 """Characters of printable keys that have a name."""
 TIGHT, WIDE = 72, 100
 """Widths from which the screens' names have room around them, and the program's name is shown."""
+MOST_GPUS = 16
+"""GPUs that the bar shows."""
 LEAST_STORE, MOST_STORE = 8, 48
 """Cells of the run store's path in the bar."""
 LAST = ("escape", "question_mark", "q")
@@ -61,11 +64,24 @@ class TopBar(Widget):
             right = Content(f"{'●' if self.alive else '○'} {self.alive} live ").stylize(style)
         name = Content(" qwen3vl  ").stylize("$muted").stylize(Style.from_meta({"screen": "start"})) if width >= WIDE else Content(" ")
         room = width - name.cell_length - left.cell_length - right.cell_length
+        if self.app.gpus and room > len(self.app.gpus) + 6:
+            strip = Content.assemble(("GPU ", "$muted"), *map(self._gpu, self.app.gpus[:MOST_GPUS]), "  ")
+            right = strip.stylize(Style.from_meta({"screen": "start"})) + right
+            room -= strip.cell_length
         if room > LEAST_STORE + 4:
             store = Content(short_path(self.store or self.app.store_root, min(room - 4, MOST_STORE)) + "  ")
             right = store.stylize("$muted").stylize(Style.from_meta({"screen": "stores"})) + right
             room -= store.cell_length
         return name + left + Content(" " * max(room, 1)) + right
+
+    @staticmethod
+    def _gpu(line: GpuLine) -> tuple[str, str]:
+        """A GPU in one cell: `·` free, a block as full as its memory for a run of ours, `x` for other processes."""
+        if line.use.free:
+            return "·", "$text-success"
+        if not line.run:
+            return "x", "$text-warning bold"
+        return BLOCKS[min(int(line.use.used_gib / line.use.total_gib * len(BLOCKS)), len(BLOCKS) - 1)], "$text-primary"
 
     def on_click(self, event: events.Click) -> None:
         if (mode := event.style.meta.get("screen")) is not None:

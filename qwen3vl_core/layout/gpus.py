@@ -9,9 +9,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 INDEX, UUID = "index", "uuid"
+IDLE_GIB = 1.0
+"""A GPU of which less is in use is free: the driver holds some hundred MiB."""
+NAMED = 4
+"""GPUs in use that a message names."""
 # dense bf16 tensor-core FLOP/s by the data sheets, without sparsity
 PEAK_BF16 = {
     "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
@@ -42,10 +47,14 @@ def peak_flops(gpu: str) -> float | None:
 def ask(*fields: str, seconds: float = 20) -> list[dict[str, str]] | None:
     """These fields of nvidia-smi ("memory.total", in MiB) for each GPU, hidden GPUs included; None without nvidia-smi. Raises OSError,
     with nvidia-smi's reason, when it fails."""
+    return _query("gpu", fields, seconds)
+
+
+def _query(what: str, fields: Sequence[str], seconds: float) -> list[dict[str, str]] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    words = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    words = [tool, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -86,12 +95,69 @@ def visible(*fields: str) -> list[dict[str, str]]:
         return []
 
 
-def gpu_memory() -> float | None:
-    """GiB of the smallest GPU that a run uses here; None without a GPU."""
+@dataclass(frozen=True)
+class GpuUse:
+    """How much of a GPU's memory is in use, and by whom."""
+
+    index: str
+    name: str
+    total_gib: float
+    used_gib: float
+    processes: tuple[int, ...] = ()
+    """Ids of the processes that use it, as far as they are known."""
+
+    @property
+    def free(self) -> bool:
+        return self.used_gib < IDLE_GIB
+
+    @property
+    def available_gib(self) -> float:
+        """GiB that a run would find: all of a free one."""
+        return self.total_gib if self.free else max(self.total_gib - self.used_gib, 0.0)
+
+
+def uses() -> list[GpuUse]:
+    """The GPUs that a run gets here, in CUDA's order; empty without one, and where nvidia-smi fails."""
+    fields = ("name", "memory.total", "memory.used")
+    found = visible(*fields) or visible("memory.total")
     try:
-        return min((float(gpu["memory.total"]) for gpu in visible("memory.total")), default=0.0) / 1024 or None
-    except (KeyError, ValueError):
-        return None
+        apps = (_query("compute-apps", ("gpu_uuid", "pid"), 20) or []) if found else []
+    except OSError:
+        apps = []
+    made = []
+    for gpu in found:
+        total, used = _gib(gpu.get("memory.total")), _gib(gpu.get("memory.used"))
+        pids = tuple(int(app["pid"]) for app in apps if app.get("gpu_uuid") == gpu[UUID] and app.get("pid", "").isdecimal())
+        if total:
+            made.append(GpuUse(gpu[INDEX], gpu.get("name", ""), total, used, pids))
+    return made
+
+
+def _gib(text: str | None) -> float:
+    """MiB as nvidia-smi writes them, in GiB; 0 where it says `[N/A]`."""
+    try:
+        return float(text or 0) / 1024
+    except ValueError:
+        return 0.0
+
+
+def gpu_memory(count: int | None = None) -> float | None:
+    """GiB that a run of `count` processes finds on the fullest of its GPUs here (the first ones; None: all of them). None without a GPU."""
+    return min((gpu.available_gib for gpu in uses()[:count]), default=None)
+
+
+def in_use(count: int | None = None) -> str:
+    """What holds memory of the GPUs that such a run gets, and how to have free ones; empty if they are free."""
+    every = uses()
+    busy, free = [gpu for gpu in every[:count] if not gpu.free], [gpu for gpu in every if gpu.free]
+    if not busy:
+        return ""
+    told = ", ".join(f"{gpu.used_gib:.1f} GiB of GPU {gpu.index}" for gpu in busy[:NAMED]) + (", …" if len(busy) > NAMED else "")
+    wanted = count or len(every)
+    others = (
+        f"{VISIBLE}={','.join(gpu.index for gpu in free[:wanted])} has free ones" if len(free) >= wanted else "wait until they are free"
+    )
+    return f"other processes hold {told}; {others}"
 
 
 def gpu_peak_tflops() -> float | None:

@@ -16,7 +16,7 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
-from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops
+from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops, in_use
 from qwen3vl_core.layout.host_memory import ROOM as HOST_ROOM
 from qwen3vl_core.layout.host_memory import host_memory_gib
 from qwen3vl_core.layout.init_adapter import with_adapter
@@ -213,7 +213,9 @@ def judge(
         return verdict
     vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     verdict = replace(
-        verdict, memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory() or DEFAULT_MEMORY, vision_tokens=vision_tokens
+        verdict,
+        memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory(options.nproc or None) or DEFAULT_MEMORY,
+        vision_tokens=vision_tokens,
     )
     if vision_tokens > options.seq_length:
         rule = {"seq_length": options.seq_length}
@@ -234,7 +236,10 @@ def judge(
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
         return replace(verdict, estimate=estimate, notes=(*notes, *longer))
     needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
-    return replace(verdict, estimate=estimate, gpus_needed=needed, notes=notes, warnings=(*verdict.warnings, _too_big(estimate, needed)))
+    busy = "" if plan.memory or plan.gpu else in_use(options.nproc or None)
+    return replace(
+        verdict, estimate=estimate, gpus_needed=needed, notes=notes, warnings=(*verdict.warnings, _too_big(estimate, needed, busy))
+    )
 
 
 def _split_optimizer(
@@ -286,8 +291,9 @@ def _host_problem(estimate: Estimate, processes: int) -> Problem | None:
     return Problem(HOST, rule=rule)
 
 
-def _too_big(estimate: Estimate, needed: int | None) -> Problem:
+def _too_big(estimate: Estimate, needed: int | None, busy: str = "") -> Problem:
     advice = f"use {needed} GPUs with the right layout (--suggest --gpus {needed})" if needed else "use larger GPUs, or a smaller model"
+    advice = busy or advice
     rule = {"needed": estimate.peak_gib, "memory": round(estimate.memory_gib, 2), "gpus_needed": needed, "advice": advice}
     return Problem("does-not-fit", rule=rule)
 

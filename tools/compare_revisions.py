@@ -2,6 +2,7 @@
 
     python tools/compare_revisions.py v0.1.0 main
     python tools/compare_revisions.py main my-branch --keep /tmp/both --layout "--pp 2 --recompute full"
+    python tools/compare_revisions.py v0.1.0 main --options-b=--no-balance    # of its finetunes alone: v0.1.0 deals samples in order
 
 Each revision is checked out into a temporary folder and drives its own `qwen3vl` command line through the demo's loop on small
 settings: draw, prepare, convert, finetune with a save, a stop and a resume, convert back, compare captions; then a finetune in
@@ -193,8 +194,9 @@ def checked_out(name: str, folder: Path) -> Iterator[Revision]:
 class Runner:
     """Runs `qwen3vl` commands of one revision in a folder. The folder has the same path for both: files may hold it."""
 
-    def __init__(self, revision: Revision, folder: Path) -> None:
-        self.revision, self.folder = revision, folder
+    def __init__(self, revision: Revision, folder: Path, options: str = "") -> None:
+        """options: of each finetune, beside those of both revisions."""
+        self.revision, self.folder, self.options = revision, folder, shlex.split(options)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("QWEN3VL_", "PYTHON"))}
         self.environment = kept | {
             "PYTHONPATH": str(revision.tree), "QWEN3VL_RUNS": str(folder / "runs"), "QWEN3VL_PROGRESS": "lines", "OMP_NUM_THREADS": "1",
@@ -206,6 +208,7 @@ class Runner:
 
         Raises CommandFailed when it ends in another way than it should, and TimeoutError when it does not end.
         """
+        words = (*words, *(self.options if words[0] == "finetune" else []))
         shown = shlex.join(["qwen3vl", *words])
         started = time.monotonic()
         with tempfile.TemporaryFile() as output:
@@ -341,16 +344,20 @@ def arguments() -> argparse.Namespace:
         "--layout", action="append", metavar="OPTIONS", help="finetune options of a layout of two processes, in quotes; may be given "
         f"several times; else those of {', '.join(map(repr, map(layout_title, LAYOUTS)))}",
     )  # fmt: skip
+    for letter in ("a", "b"):
+        parser.add_argument(
+            f"--options-{letter}", default="", metavar="OPTIONS", help=f"more finetune options of REV_{letter.upper()}, in quotes"
+        )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep what both revisions wrote, in DIR/a and DIR/b")
     return parser.parse_args()
 
 
-def run_revision(name: str, letter: str, folder: Path, layouts: Iterable[str], keep: Path | None) -> Results:
+def run_revision(name: str, letter: str, folder: Path, layouts: Iterable[str], options: str, keep: Path | None) -> Results:
     work = folder / "work"
     with checked_out(name, folder) as revision:
         print(f"{letter}: {name} ({revision.commit[:9]})", flush=True)
         work.mkdir()
-        run = Runner(revision, work)
+        run = Runner(revision, work, options)
         try:
             results = of_loop(run)
             for layout in layouts:
@@ -383,7 +390,9 @@ def main() -> int:
         keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compare-revisions-") as folder:
         try:
-            a, b = (run_revision(name, letter, Path(folder), args.layout or LAYOUTS, keep) for letter, name in sides.items())
+            layouts = args.layout or LAYOUTS
+            a = run_revision(args.rev_a, "a", Path(folder), layouts, args.options_a, keep)
+            b = run_revision(args.rev_b, "b", Path(folder), layouts, args.options_b, keep)
         except CommandFailed as error:
             print(error, file=sys.stderr)
             return 1

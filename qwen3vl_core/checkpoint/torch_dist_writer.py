@@ -99,7 +99,10 @@ class RegionWriter:
 
     def finish(self, common: dict[str, Any]) -> None:
         """Write the tables: after this the checkpoint is complete."""
-        torch.save(common, self.data / "common.pt")
+        # torch's own writer says of a full disk that it is an "iostream error"
+        blob = io.BytesIO()
+        torch.save(common, blob)
+        (self.data / "common.pt").write_bytes(blob.getvalue())
         backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
         (self.data / "metadata.json").write_text(json.dumps(backends))
         places = [(key, offset, index, self.names[file], start, size) for key, offset, index, file, start, size in self._entries]

@@ -68,6 +68,8 @@ def write_index(folder: Path, shards: list[tuple[str, Iterable[Entry]]], identit
     meta.mkdir(exist_ok=True)
     file = meta / "index.sqlite"
     counts: dict[str, int] = {}
+    # SQLite does not say why it cannot make a file
+    file.touch()
     try:
         # without locks, which shared disks often lack: no other process opens this file
         database = sqlite3.connect(f"{file.absolute().as_uri()}?nolock=1", uri=True, isolation_level=None)

@@ -81,12 +81,13 @@ static int hit_at(int kind, int folder, const char *name) {
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 #define MODE va_list list; va_start(list, flags); mode_t mode = va_arg(list, mode_t); va_end(list)
 #define WRITABLE(flags) (((flags) & O_ACCMODE) != O_RDONLY || ((flags) & O_CREAT))
-#define OPENS(flags) (((flags) & O_CREAT) ? CREATES : NAMES)
+// a file that is there needs no space to be opened
+#define OPENS(at, path, flags) (((flags) & O_CREAT) && faccessat(at, path, F_OK, 0) ? CREATES : NAMES)
 
-int open(const char *path, int flags, ...) { MODE; REAL(open); if (WRITABLE(flags) && hit(OPENS(flags), path)) return -1; return real(path, flags, mode); }
-int open64(const char *path, int flags, ...) { MODE; REAL(open64); if (WRITABLE(flags) && hit(OPENS(flags), path)) return -1; return real(path, flags, mode); }
-int openat(int at, const char *path, int flags, ...) { MODE; REAL(openat); if (WRITABLE(flags) && hit_at(OPENS(flags), at, path)) return -1; return real(at, path, flags, mode); }
-int openat64(int at, const char *path, int flags, ...) { MODE; REAL(openat64); if (WRITABLE(flags) && hit_at(OPENS(flags), at, path)) return -1; return real(at, path, flags, mode); }
+int open(const char *path, int flags, ...) { MODE; REAL(open); if (WRITABLE(flags) && hit(OPENS(AT_FDCWD, path, flags), path)) return -1; return real(path, flags, mode); }
+int open64(const char *path, int flags, ...) { MODE; REAL(open64); if (WRITABLE(flags) && hit(OPENS(AT_FDCWD, path, flags), path)) return -1; return real(path, flags, mode); }
+int openat(int at, const char *path, int flags, ...) { MODE; REAL(openat); if (WRITABLE(flags) && hit_at(OPENS(at, path, flags), at, path)) return -1; return real(at, path, flags, mode); }
+int openat64(int at, const char *path, int flags, ...) { MODE; REAL(openat64); if (WRITABLE(flags) && hit_at(OPENS(at, path, flags), at, path)) return -1; return real(at, path, flags, mode); }
 ssize_t write(int file, const void *data, size_t size) { REAL(write); if (hit_descriptor(WRITES, file)) return -1; return real(file, data, size); }
 ssize_t writev(int file, const struct iovec *parts, int count) { REAL(writev); if (hit_descriptor(WRITES, file)) return -1; return real(file, parts, count); }
 ssize_t pwrite(int file, const void *data, size_t size, off_t at) { REAL(pwrite); if (hit_descriptor(WRITES, file)) return -1; return real(file, data, size, at); }

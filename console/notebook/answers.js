@@ -10,6 +10,18 @@ function render({model, el}) {
   el.append(note);
   let timer = 0;
 
+  // a page without a kernel shows the stored picture, one with it the widget
+  const live = Boolean(model.get("layout")?.comm_live ?? true);
+  const style = document.createElement("style");
+  function hide() {
+    const stored = model.get("stored").map(mark => `.${mark}`).join(", ");
+    style.textContent = live && stored ? `${stored} { display: none; }` : "";
+  }
+  document.head.append(style);
+  hide();
+  model.on("change:stored", hide);
+  if (!live) requestAnimationFrame(() => { const box = el.closest(BOX); if (box) box.style.display = "none"; });
+
   function ask(event) {
     const wanted = event.type === "click" ? "button" : "input, select, textarea";
     const asked = event.target instanceof Element && event.target.closest(wanted);
@@ -31,6 +43,8 @@ function render({model, el}) {
   model.on("change:answered", answered);
   return () => {
     clearTimeout(timer);
+    style.remove();
+    model.off("change:stored", hide);
     for (const type of ["click", "change"]) document.removeEventListener(type, ask, true);
     model.off("change:answered", answered);
   };

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import anywidget
-from traitlets import Int, Unicode, observe
+from traitlets import Int, List, Unicode, observe
 
 BOX = "qwen3vl-box"
 """Class of the element whose buttons and fields are watched: the one around an `Answers`."""
@@ -18,6 +18,8 @@ class Answers(anywidget.AnyWidget):
     asked = Int().tag(sync=True)
     """Number of clicks, counted by the page."""
     answered = Int().tag(sync=True)
+    stored: List[str] = List(Unicode()).tag(sync=True)
+    """Classes of the pictures that stand in for the box in a page without a kernel; a page with one hides them."""
     text = Unicode(
         "not answered yet: the kernel is running a cell and handles the click when that ends, or it has ended and the cell must run "
         "again; cells that wait with wait(run) answer at once, and so do the console and qwen3vl runs"

@@ -1,17 +1,44 @@
 // Draws the state of `Shown` (figure.py) with plotly.js. anywidget loads this in a moment; plotly.js takes its time.
 
 const libraries = (globalThis[Symbol.for("qwen3vl.plotly")] ??= new Map());
+const asked = (globalThis[Symbol.for("qwen3vl.plotly asked")] ??= new Map());
 
-/** plotly.js, evaluated once a page and version, without touching the page's own `Plotly`. */
-function load(library) {
+/** plotly.js from the kernel, evaluated once a page and version, without touching the page's own `Plotly`. */
+async function load(library) {
   const version = library.get("version");
   if (!libraries.has(version)) {
-    const before = "const module = {exports: {}}, own = window.Plotly;\n";
-    const after = "\nwindow.Plotly = own;\nexport default module.exports;";
-    const address = URL.createObjectURL(new Blob([before, library.get("code"), after], {type: "text/javascript"}));
-    libraries.set(version, import(address).then(loaded => loaded.default).finally(() => URL.revokeObjectURL(address)));
+    // for each kernel, as one that has ended never answers
+    if (!asked.has(library.model_id)) asked.set(library.model_id, ask(library).then(evaluate));
+    const loaded = await asked.get(library.model_id);
+    if (!libraries.has(version)) libraries.set(version, loaded);
   }
   return libraries.get(version);
+}
+
+async function evaluate(code) {
+  const before = "const module = {exports: {}}, own = window.Plotly;\n";
+  const after = "\nwindow.Plotly = own;\nexport default module.exports;";
+  const address = URL.createObjectURL(new Blob([before, code, after], {type: "text/javascript"}));
+  try {
+    return (await import(address)).default;
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+}
+
+/** The text of plotly.js, which the kernel sends when no cell is running. */
+function ask(library) {
+  if (!library.comm_live) return Promise.reject(new Error("there is no kernel"));
+  return new Promise((resolve, reject) => {
+    function got(content, buffers) {
+      if (content.version !== library.get("version")) return;
+      library.off("msg:custom", got);
+      const packed = new Blob([buffers[0]]).stream().pipeThrough(new DecompressionStream("gzip"));
+      new Response(packed).text().then(resolve, reject);
+    }
+    library.on("msg:custom", got);
+    library.send({ask: "code"}, {});
+  });
 }
 
 /** [r, g, b] of the ground behind an element: of the first one around it that has a ground. */
@@ -45,12 +72,14 @@ async function render({model, el}) {
   el.append(plot);
   const shown = await child(model.get("shown"));
   let plotly;
+  plot.textContent = "the curve is drawn as soon as the kernel runs no cell";
   try {
     plotly = await load(await child(shown.get("library")));
   } catch (error) {
     plot.textContent = `plotly.js could not be loaded (${error}); reload the page`;
     return;
   }
+  plot.textContent = "";
   let drawn = false, busy = false, again = false, ended = false, width = 0;
 
   async function draw() {

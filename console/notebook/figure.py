@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,36 @@ from traitlets import Dict, Instance, List, Unicode, default
 
 
 class Library(W.Widget):
-    """plotly.js, five million characters that are sent to a page once for all its figures."""
+    """plotly.js, five million characters that a page asks for once for all its figures.
+
+    It is no state: that would be in every notebook that keeps the state of its widgets, and in every page that is made of one.
+    """
 
     version = Unicode().tag(sync=True)
-    code = Unicode().tag(sync=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.on_msg(self._asked)
+
+    def _asked(self, widget: W.Widget, content: Any, buffers: Any) -> None:
+        if content == {"ask": "code"}:
+            self.send({"version": self.version}, buffers=[_code()])
 
 
 _library: Library | None = None
 
 
 @functools.cache
-def _code() -> str:
-    return get_plotlyjs()
+def _code() -> bytes:
+    """plotly.js as gzip, a third of it."""
+    return gzip.compress(get_plotlyjs().encode(), 5)
 
 
 def library() -> Library:
     """This kernel's `Library`."""
     global _library
     if _library is None or _library.comm is None:  # closed, as `Widget.close_all` does
-        _library = Library(version=get_plotlyjs_version(), code=_code())
+        _library = Library(version=get_plotlyjs_version())
     return _library
 
 

@@ -21,6 +21,7 @@ from console.notebook.form import Form
 from console.notebook.html import box, code, escape, say, table
 from console.notebook.live import close_all, take_cell, telling
 from console.notebook.memory_bar import MemoryBar
+from console.notebook.stored import Stored
 from console.notebook.stores import open_store
 from console.runs import launch, plan_record
 from console.runs.store import Run, RunStore
@@ -42,7 +43,7 @@ def _lines(problems: Iterable[Problem]) -> str:
     return "\n✗ ".join(map(str, problems))
 
 
-class Launcher(W.VBox, metaclass=Brief):
+class Launcher(Stored, W.VBox, metaclass=Brief):
     """Choose options, see whether they are valid and the exact command, start the run.
 
     kind: `finetune`, `download`, `prepare`, `inspect`, `convert` or `compare`. values: initial values, by option name.
@@ -224,6 +225,7 @@ class Launcher(W.VBox, metaclass=Brief):
         return run
 
     def _started(self, run: Run, text: str) -> None:
+        self.renew(now=True)
         folder = f'<span class="dim">{escape(run.path)}</span>'
         self.message.value = say(text, "good") + box(folder)
 

@@ -13,6 +13,7 @@ import ipywidgets
 from console.notebook.answers import BOX, Answers
 from console.notebook.brief import Brief
 from console.notebook.html import say
+from console.notebook.stored import Stored
 from qwen3vl_core.errors import RequestError, WorkError
 
 SECONDS = 0.5
@@ -103,7 +104,18 @@ def telling(message: ipywidgets.HTML) -> Iterator[None]:
         message.value = say(str(error) if known else f"{type(error).__name__}: {error}", "bad")
 
 
-class Live(ipywidgets.VBox, metaclass=Brief):
+_open: weakref.WeakSet[Live] = weakref.WeakSet()
+
+
+def renew_all() -> None:
+    """Look with every open box, and put its picture into the notebook."""
+    for box in list(_open):
+        with contextlib.suppress(Exception):  # what a box cannot read it says itself
+            box._look()
+            box.renew(now=True)
+
+
+class Live(Stored, ipywidgets.VBox, metaclass=Brief):
     """A box that calls its `look` every half second until it is closed or its cell is executed again.
 
     A subclass sets its children and calls `begin` when it is ready. Hold `lock` for every change.
@@ -127,6 +139,7 @@ class Live(ipywidgets.VBox, metaclass=Brief):
         self.children = (*self.children, Answers())
         self.add_class(BOX)
         take_cell(self)
+        _open.add(self)
         self._look()
         self._updater = Updater(self._look, self.tell, seconds)
         self._updater.start()
@@ -142,7 +155,10 @@ class Live(ipywidgets.VBox, metaclass=Brief):
 
     def _look(self) -> bool | None:
         with self.lock:
-            return None if self._ended else self.look()
+            more = None if self._ended else self.look()
+            if not more and not self._ended:
+                self.renew()
+            return more
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -161,6 +177,9 @@ class Live(ipywidgets.VBox, metaclass=Brief):
         if self._ended:
             return
         self._ended = True
+        _open.discard(self)
+        with contextlib.suppress(Exception):  # its files may be gone
+            self.renew(now=True)
         if self._updater is not None:
             self._updater.stop()
         close_all(self)

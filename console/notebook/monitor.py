@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import difflib
 import time
@@ -416,4 +417,11 @@ class RunMonitor(Live):
 
     def _repr_html_(self) -> str:
         with self.lock:
-            return self.status.value + box(self.drawing(STATIC_POINTS))
+            picture = self.drawing(STATIC_POINTS, width=840, height=340, paper="white")
+            if picture.startswith("<svg"):
+                # as a picture: viewers that show no widgets take an SVG out of the page, too
+                data = base64.b64encode(picture.encode()).decode()
+                names = ", ".join(run.id for run in self.runs)
+                label = escape(f"{label_of(self.metric_menu.value)} of {names}")
+                picture = f'<img alt="{label}" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
+            return self.status.value + box(picture)

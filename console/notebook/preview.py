@@ -15,6 +15,7 @@ from console.notebook.brief import Brief
 from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
 from console.notebook.shards import DatasetSample, Split, report_of, splits
+from console.notebook.stored import Stored
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import quantity
 
@@ -25,7 +26,7 @@ LARGEST_VIDEO = 8_000_000
 """Largest video that is embedded in a page, in bytes."""
 
 
-class DatasetPreview(W.VBox, metaclass=Brief):
+class DatasetPreview(Stored, W.VBox, metaclass=Brief):
     """One sample at a time: pictures and conversation, the trained part highlighted.
 
     dataset: a folder tokenizer by `qwen3vl prepare`. model: a Hugging Face folder, with whose tokenizer the trained tokens are marked
@@ -109,6 +110,7 @@ class DatasetPreview(W.VBox, metaclass=Brief):
     def _show(self) -> None:
         try:
             self.page.value = self._html(self.sample)
+            self.renew()
         except RequestError as error:
             self.page.value = say(str(error), "bad")
 

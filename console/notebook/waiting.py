@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,6 +85,9 @@ def wait_for(runs: Sequence[Run], look: Callable[[], None] | None = None, timeou
                 statuses = [run.status for run in runs]
                 left = until - time.monotonic()
                 if not any(status in ALIVE for status in statuses) or left <= 0:
+                    if "console.notebook.live" in sys.modules:
+                        # the last cell of a notebook that nobody watches ends now
+                        sys.modules["console.notebook.live"].renew_all()
                     return statuses
                 if look is not None:
                     look()

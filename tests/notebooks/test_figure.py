@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 
 import ipywidgets
 import numpy as np
 from plotly.graph_objects import FigureWidget
 
-from console.notebook.figure import Figure, FigureState
+from console.notebook.figure import Figure, FigureState, Library
 
 
 def ys(figure: Figure) -> list[list[float]]:
@@ -60,10 +61,16 @@ def test_the_zoom_of_the_page_is_the_window_and_goes_before_the_layouts_range():
     assert figure.window == (2.0, 3.0) and figure.layout.xaxis.range == (1, 9)
 
 
-def test_plotlys_code_goes_to_the_page_once_and_each_figure_is_small():
+def test_plotlys_code_is_sent_to_a_page_that_asks_and_is_in_no_state(monkeypatch):
     one, two = Figure(), Figure()
-    assert one.shown.library is two.shown.library and len(one.shown.library.code) > 1_000_000
-    assert len(one._esm) < 10_000
+    library, sent = one.shown.library, []
+    assert library is two.shown.library and len(one._esm) < 10_000
+    assert len(str(library.get_state())) < 1000
+    monkeypatch.setattr(Library, "_send", lambda self, message, buffers=None: sent.append((message, buffers)))
+    library._handle_custom_msg({"ask": "code"}, [])
+    ((message, (code,)),) = sent
+    assert message["content"] == {"version": library.version} and len(code) < 3_000_000
+    assert library.version in gzip.decompress(code).decode()[:200]
     ipywidgets.Widget.close_all()
     assert Figure().shown.library.comm is not None
 

@@ -3,7 +3,8 @@
 const BOX = ".qwen3vl-box";
 const PATIENCE = 700;  // milliseconds
 
-function render({model, el}) {
+async function render({model: outer, el}) {
+  const model = await outer.widget_manager.get_model(outer.get("shown").slice("IPY_MODEL_".length));
   const note = document.createElement("div");
   note.setAttribute("role", "status");
   note.style.cssText = "opacity:.75;font-size:13px";
@@ -11,7 +12,7 @@ function render({model, el}) {
   let timer = 0;
 
   // a page without a kernel shows the stored picture, one with it the widget
-  const live = Boolean(model.get("layout")?.comm_live ?? true);
+  const live = Boolean(model.comm_live);
   const style = document.createElement("style");
   function hide() {
     const stored = model.get("stored").map(mark => `.${mark}`).join(", ");

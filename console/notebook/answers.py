@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import anywidget
-from traitlets import Int, List, Unicode, observe
+import ipywidgets as W
+from traitlets import Instance, Int, List, Unicode, observe
 
 BOX = "qwen3vl-box"
 """Class of the element whose buttons and fields are watched: the one around an `Answers`."""
 
 
-class Answers(anywidget.AnyWidget):
-    """Counts the clicks of the box around it, and the ones that the kernel has handled; the page shows `text` while it lags behind."""
+class AnswersState(W.Widget):
+    """Counts the clicks of a box, and the ones that the kernel has handled; the page shows `text` while it lags behind."""
 
-    _esm = Path(__file__).with_name("answers.js")
     asked = Int().tag(sync=True)
     """Number of clicks, counted by the page."""
     answered = Int().tag(sync=True)
@@ -28,3 +28,16 @@ class Answers(anywidget.AnyWidget):
     @observe("asked")
     def _answer(self, change: object) -> None:
         self.answered = self.asked
+
+
+class Answers(anywidget.AnyWidget):
+    """Draws its state under a box. The state is a plain model, as anywidget drops messages to a widget that loads slowly."""
+
+    _esm = Path(__file__).with_name("answers.js")
+    shown = Instance(AnswersState, args=()).tag(sync=True, **W.widget_serialization)
+
+    def close(self) -> None:
+        """Close it and its state."""
+        if self.trait_has_value("shown"):
+            self.shown.close()
+        super().close()

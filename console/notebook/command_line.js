@@ -8,7 +8,8 @@ function selectAll(element) {
   selection.addRange(range);
 }
 
-function render({model, el}) {
+async function render({model: outer, el}) {
+  const model = await outer.widget_manager.get_model(outer.get("shown").slice("IPY_MODEL_".length));
   const line = document.createElement("code");
   line.style.cssText = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;flex:1 1 0;user-select:all";
   const button = document.createElement("button");

@@ -5,11 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import anywidget
-from traitlets import Unicode
+import ipywidgets as W
+from traitlets import Instance, Unicode
+
+
+class CommandText(W.Widget):
+    """The command, as a plain model: anywidget drops messages to a widget that loads slowly."""
+
+    text = Unicode().tag(sync=True)
 
 
 class CommandLine(anywidget.AnyWidget):
     """A command as text that wraps, and a button that copies it."""
 
     _esm = Path(__file__).with_name("command_line.js")
-    text = Unicode().tag(sync=True)
+    shown = Instance(CommandText, args=()).tag(sync=True, **W.widget_serialization)
+
+    @property
+    def text(self) -> str:
+        """The command."""
+        return self.shown.text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self.shown.text = text
+
+    def close(self) -> None:
+        """Close it and its text."""
+        if self.trait_has_value("shown"):
+            self.shown.close()
+        super().close()

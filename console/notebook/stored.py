@@ -34,7 +34,7 @@ class Stored:
         mark = f"qwen3vl-stored-{uuid.uuid4().hex[:8]}"
         answers = self.children[-1]
         assert isinstance(answers, Answers)
-        answers.stored = [*answers.stored, mark]
+        answers.shown.stored = [*answers.shown.stored, mark]
         bundle = super()._repr_mimebundle_()  # type: ignore[misc]
         text = bundle["text/plain"]
         page = self._repr_html_()

@@ -65,7 +65,7 @@ def test_every_widget_stores_its_picture_and_renews_it(store, dataset, monkeypat
     for widget in widgets:
         widget._ipython_display_()
         html, view = shown[-2:]
-        mark = widget.children[-1].stored[0]
+        mark = widget.children[-1].shown.stored[0]
         assert (
             f'<div class="{mark}">' in html["text/html"] and view[VIEW]["model_id"] == widget.model_id and "script" not in html["text/html"]
         )

@@ -52,6 +52,9 @@ class CompareCaptions(Live):
         self.place = W.BoundedIntText(value=1, min=1, max=1, description="picture", layout=W.Layout(width="170px"))
         self.back_button = W.Button(icon="arrow-left", tooltip="The picture before", layout=W.Layout(width="40px"))
         self.next_button = W.Button(icon="arrow-right", tooltip="The next picture", layout=W.Layout(width="40px"))
+        self.unvoted_button = W.Button(
+            description="next unvoted", tooltip="The next picture without a vote", layout=W.Layout(width="110px")
+        )
         self.mark_box = W.Checkbox(value=True, description="mark differences", indent=False, layout=W.Layout(width="140px"))
         hidden = "Hide which model wrote what until the picture has its vote"
         self.blind_box = W.Checkbox(value=blind, description="blind", tooltip=hidden, indent=False, layout=W.Layout(width="70px"))
@@ -68,6 +71,7 @@ class CompareCaptions(Live):
         self.vote_buttons = W.ToggleButtons(options=[("no vote", "")], value="", style={"button_width": "auto"})
         self.back_button.on_click(lambda button: self.go(self.index - 1))
         self.next_button.on_click(lambda button: self.go(self.index + 1))
+        self.unvoted_button.on_click(lambda button: self.go_unvoted())
         self.page_button.on_click(self._page_clicked)
         self.place.observe(self._turned, names="value")
         for control in (self.mark_box, self.blind_box):
@@ -75,7 +79,8 @@ class CompareCaptions(Live):
         self.run_menu.observe(self._chosen, names="value")
         self.vote_buttons.observe(self._voted, names="value")
         self.children = [
-            W.HBox([self.run_menu, self.back_button, self.place, self.next_button, self.mark_box, self.blind_box, self.page_button]),
+            W.HBox([self.run_menu, self.back_button, self.place, self.next_button, self.unvoted_button]),
+            W.HBox([self.mark_box, self.blind_box, self.page_button]),
             self.headline, W.HBox([self.image, self.side_by_side], layout=W.Layout(width="100%")), self.vote_buttons, self.score_table,
             self.message,
         ]  # fmt: skip
@@ -110,6 +115,12 @@ class CompareCaptions(Live):
     def go(self, index: int) -> None:
         """Show another picture; an index beyond an end shows the last one there."""
         self.place.value = min(max(index + 1, 1), self.place.max)
+
+    def go_unvoted(self) -> None:
+        """Show the next picture without a vote, after the last one from the first; stay when all have one."""
+        many = len(self.samples)
+        following = [(self.index + 1 + step) % many for step in range(many)]
+        self.go(next((place for place in following if self.samples[place].image not in self._votes.choices), self.index))
 
     def show(self, run: Any) -> None:
         """Show another comparison. Raises RequestError when it does not exist."""
@@ -174,7 +185,7 @@ class CompareCaptions(Live):
         finished = sum(s.whole(names) for s in samples)
         written = tuple(sample.captions.get(name, RecordedCaption()) for name in names) if sample else ()
         given = self._votes.choices.get(sample.image, "") if sample else ""
-        looks = (self.mark_box.value, self.blind_box.value, given)
+        looks = (self.mark_box.value, self.blind_box.value, given, len(self._votes.choices))
         now = (run.id, status, names, len(samples), finished, sample and sample.image, written, looks)
         if now == self._shown:
             return
@@ -207,6 +218,8 @@ class CompareCaptions(Live):
 
     def _headline(self, run: Run, head: ComparisonHead, status: str, sample: CaptionedPicture | None, many: int, finished: int) -> str:
         count_line = f"{many} pictures" if finished == many else f"{finished} of {many} pictures"
+        voted = sum(sample.image in self._votes.choices for sample in self.samples)
+        count_line += f", {voted} voted" if voted else ""
         line = f"{GLYPHS[status]} <b>{escape(run.id)}</b> {escape(status)}, {count_line}"
         if sample is not None:
             line += f" · “{escape(sample.prompt or head.prompt)}” <span class=dim>{escape(Path(sample.image).name)}</span>"

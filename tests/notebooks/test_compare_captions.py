@@ -90,6 +90,21 @@ def test_votes_are_saved_with_the_captions_and_restored(comparison, store, pictu
         again.vote("both")
 
 
+def test_the_next_picture_without_a_vote_is_a_click_away_and_the_votes_are_counted(comparison, store):
+    view = CompareCaptions(comparison, store=store)
+    assert "voted" not in view.headline.value
+    view.vote("tuned", index=1)
+    view.unvoted_button.click()
+    assert view.index == 2 and "3 pictures, 1 voted" in view.headline.value
+    view.unvoted_button.click()
+    assert view.index == 0, "from the first again"
+    for place in range(3):
+        view.vote("same", index=place)
+    view.unvoted_button.click()
+    assert view.index == 0 and "3 voted" in view.headline.value
+    CompareCaptions(recorded(store, "compare"), store=store).unvoted_button.click()
+
+
 def test_the_data_frame_has_texts_word_counts_and_seconds(comparison):
     frame = captions(comparison)
     assert frame["tuned_words"].tolist() == [6, 6, 6] and frame["base_seconds"].tolist() == [1.5] * 3

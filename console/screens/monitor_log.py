@@ -150,7 +150,7 @@ class MonitorLog(ConsoleScreen):
             place.update(card)
 
     def _card(self, row: RunRow, view: RunView) -> Content:
-        """The cause as headline, the log's line and the advice, then the keys that act on it."""
+        """The cause as headline, the keys that act on it, the log's line and the advice."""
         diagnosis = view.diagnosis
         cause = diagnosis.headline if diagnosis is not None else row.error or (view.lost if row.status == "lost" else NO_CAUSE)
         beside = [view.lost] if row.status == "lost" and cause != view.lost else []
@@ -171,7 +171,7 @@ class MonitorLog(ConsoleScreen):
             key = self.app.key_of(action)
             text = Content.assemble((key, "bold $text-primary"), f" {words}")
             parts.append(text.stylize(Style.from_meta({"key": self.app.pressed(action)})))
-        return Content("\n").join([*lines, Content("   ").join(parts)])
+        return Content("\n").join([lines[0], Content("   ").join(parts), *lines[1:]])  # a small terminal has room for the first ones
 
     def action_trouble(self) -> None:
         """Go to the line of the log that says why the run failed."""

@@ -47,7 +47,7 @@ def _on_every_rank(action: Callable[[], Any], folder: Path, *, saved: bool = Fal
         try:
             outcome[1] = action()
         except OSError as caught:
-            error, outcome = caught, [caught.strerror or str(caught), None]
+            error, outcome = caught, ["the disk is full" if disk_full(caught) else caught.strerror or str(caught), None]
     dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:
         raise WorkError(f"{folder}: {outcome[0]}; the checkpoint was not written, the previous one is complete") from error

@@ -11,8 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
+from qwen3vl_core import log_lines
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError, WorkError, error_lines
+from qwen3vl_core.files import disk_full
 from qwen3vl_core.training.plan_loading import read_options
 from qwen3vl_core.training.run_lock import end_forked_with_parent, end_with_parent
 
@@ -50,7 +52,11 @@ def main(arguments: list[str]) -> int:
             for line in error_lines(error, in_a_run=True):
                 print(line, file=sys.stderr, flush=True)
         return error.exit_code
-    except Exception:
+    except Exception as error:
+        if (full := disk_full(error)) is not None:
+            line = f"{full.filename or arguments[0]}: the disk is full; free some space and resume the run"
+            print(log_lines.written(line, log_lines.WORK_FAILED), file=sys.stderr, flush=True)
+            return EXIT_FAILED
         # users look for the reason in the run's log
         print(without_secrets(traceback.format_exc()), file=sys.stderr, end="", flush=True)
         return EXIT_FAILED

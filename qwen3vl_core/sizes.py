@@ -151,7 +151,9 @@ class Architecture:
             raise RequestError(f"{file}: no such file; the architecture is read from the checkpoint's config.json") from None
         except OSError as error:
             raise RequestError(f"{file}: cannot be read ({error.strerror}); copy config.json from the checkpoint again") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except RequestError:
+            raise
+        except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else error
             raise RequestError(f"{file}: not JSON ({reason}); copy config.json from the checkpoint again") from None
         if not isinstance(config, dict):

@@ -59,7 +59,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise _damaged(file, "its header is longer than the file")
         try:
             header = json.loads(stream.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # numbers of thousands of digits are refused, too
             raise _damaged(file, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _damaged(file, "its header is no table")

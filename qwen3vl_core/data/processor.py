@@ -376,7 +376,9 @@ def _json(file: Path, needed: bool = True) -> dict[str, Any]:
         raise RequestError(f"{file}: no such file; copy it from the original checkpoint") from None
     except OSError as error:
         raise RequestError(f"{file}: cannot be read ({error.strerror}); copy it from the original checkpoint again") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{file}: not JSON ({error}); copy it from the original checkpoint again") from None
     if not isinstance(loaded, dict):
         raise RequestError(f"{file}: not a JSON object; copy it from the original checkpoint again")

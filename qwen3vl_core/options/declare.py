@@ -190,10 +190,11 @@ def read_mapping(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Proble
             problems.append(Problem("unknown-option", rule={"name": name, "names": list(declared)}))
             continue
         try:
-            if o.many:
+            if value is None:
+                # of an option that is never None, as left out
+                parsed[name] = None if o.required else list(o.default) if o.many else o.default
+            elif o.many:
                 parsed[name] = [o.parse(str(v)) for v in (value if isinstance(value, list) else [value])]
-            elif value is None:
-                parsed[name] = None
             else:
                 parsed[name] = value if o.type is bool and isinstance(value, bool) else o.parse(str(value))
         except RequestError as error:

@@ -187,8 +187,8 @@ def read_index(folder: Path) -> dict[str, list[str]] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{index}: not an index of safetensors files; copy it from the checkpoint again") from None
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise RequestError(f"{index}: names the file {name!r}, which is not in this folder; copy the index again")
+        if not isinstance(name, str) or Path(name).name != name or len(name.encode("utf-8", "replace")) > 255 or "\0" in name:
+            raise RequestError(f"{index}: names the file {str(name)[:300]!r}, which is not in this folder; copy the index again")
     return files
 
 

@@ -240,8 +240,8 @@ class RegionReader:
             return load_plain(stream)
         except pickle.UnpicklingError as error:
             raise unsafe(file, error) from None
-        except (RuntimeError, EOFError, ValueError) as error:
-            raise RequestError(f"{file}: not readable ({str(error).splitlines()[0][:120]}); copy the checkpoint again") from None
+        except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OSError) as error:
+            raise RequestError(f"{file}: not readable ({first_line(error)}); copy the checkpoint again") from None
 
     def _location(self, stored: StorageInfo) -> TensorLocation | None:
         """Where a chunk's data is in its record; None where the record has to be loaded as a whole."""

@@ -121,7 +121,7 @@ class KeyBar(Widget):
             binding = active.binding
             # Textual does this for letters, not for keys with names
             typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
-            if useful is not None and binding.id and not useful(binding.id):
+            if useful is not None and binding.id and not binding.id.startswith("app.") and not useful(binding.id):
                 continue
             if binding.show and active.enabled and binding.description and not typed:
                 keys.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))

@@ -73,6 +73,8 @@ class RunMonitor(Live):
         self.store = stores[0] if stores else open_store(store)
         self._launchers = [run for run in runs if hasattr(run, "start_button")]
         chosen = [as_run(run, self.store) for run in runs if run not in self._launchers]
+        if store is None and not stores and chosen:
+            self.store = open_store(chosen[0].path.parent)  # the one that a given folder is in
         if not 0 <= smoothing <= WIDEST:
             raise RequestError(f"smoothing {smoothing}: must be from 0 to {WIDEST:g}, a share of what is seen; use {SHARE:g}")
         if over not in TITLES:

@@ -330,3 +330,11 @@ def test_x_is_steps_tokens_or_time(store):
 def test_the_legend_is_above_the_axes_and_hovering_shows_whole_names(trained):
     layout = RunMonitor(trained, store=trained.path.parent).figure.layout
     assert layout.legend.y > 1 and layout.legend.yanchor == "bottom" and layout.hoverlabel.namelength == -1
+
+
+def test_a_run_that_is_given_by_its_folder_is_shown_in_its_own_store(store):
+    run = recorded(store)
+    write_metrics(run, [2.0, 1.0])
+    monitor = RunMonitor(str(run.path))
+    monitor._look()
+    assert monitor.runs == [run] and len(monitor.figure.data) == 1 and monitor.store.root == store.root

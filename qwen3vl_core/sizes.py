@@ -208,7 +208,7 @@ def _check_limits(text: dict[str, Any], vision: dict[str, Any], file: str) -> No
         for keys, most in _LIMITS:
             for key in keys:
                 value = values.get(key)
-                if value is None:
+                if value is None and (key not in values or key in (*_MAY_BE_ZERO, "head_dim")):
                     continue
                 if type(value) is not int or not (0 if key in _MAY_BE_ZERO else 1) <= value <= most:
                     shown = str(value)[:40]

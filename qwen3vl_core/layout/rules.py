@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,12 @@ from qwen3vl_core.run_record import CHECKPOINTS
 from qwen3vl_core.sizes import Architecture
 
 
+@functools.cache
 def divisors(*numbers: int) -> list[int]:
-    """The common divisors of `numbers`."""
-    return [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
+    """The common divisors of `numbers`, ascending."""
+    common = math.gcd(*numbers)
+    small = [d for d in range(1, math.isqrt(common) + 1) if common % d == 0]
+    return small + [common // d for d in reversed(small) if d * d != common]
 
 
 def nearest(value: int, allowed: list[int]) -> int:
@@ -122,7 +127,8 @@ def _pipeline_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Pr
             "deepstack-beyond-first-stage", "pp0_layers", first, rule, ({"pp0_layers": nearest(first, firsts) if firsts else deep},)
         )
     else:
-        fewer = {"pp": nearest(pp, [d for d in divisors(layers) if layers // d >= deep])}
+        # a model of fewer layers than deepstack outputs has one stage
+        fewer = {"pp": nearest(pp, [d for d in divisors(layers) if layers // d >= deep] or [1])}
         more = [{"pp0_layers": nearest(layers // pp, firsts)}] if firsts else []
         yield Problem("deepstack-beyond-stage", "pp", pp, rule, (fewer, *more))
 
@@ -167,11 +173,11 @@ def _fp8_problems(options: FinetuneOptions, a: Architecture) -> Iterator[Problem
     if unsupported is None:
         return
     ways: list[dict[str, int | str]] = [{"precision": "bf16"}]
-    for tp in reversed(range(1, options.tp)):
+    for tp in reversed(range(1, min(options.tp, a.num_heads + 1))):
         if a.num_heads % tp == 0 and _fp8_columns(options, a, tp, options.etp) is None:
             ways.append({"tp": tp})
             break
-    for etp in reversed(range(1, options.etp)):
+    for etp in reversed(range(1, min(options.etp, a.expert_ffn_hidden_size + 1))):
         if a.is_moe and a.expert_ffn_hidden_size % etp == 0 and _fp8_columns(options, a, options.tp, etp) is None:
             ways.append({"etp": etp})
             break

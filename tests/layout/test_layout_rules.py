@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen3vl_core.layout.parameters import published
-from qwen3vl_core.layout.rules import layout_problems
+from qwen3vl_core.layout.rules import divisors, layout_problems
 from qwen3vl_core.options import FinetuneOptions, option_problems
 
 
@@ -45,3 +49,14 @@ def test_applying_a_remedy_removes_its_problem():
     assert "use 8 or 12" in str(next(layout_problems(options, published("4B"), 8)))
     for size in (8, 12):
         assert not list(layout_problems(FinetuneOptions(tp=2, global_batch_size=size), published("4B"), 8))
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=3))
+def test_common_divisors_are_all_of_them_in_order(numbers):
+    assert divisors(*numbers) == [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
+
+
+def test_a_model_of_fewer_layers_than_deepstack_outputs_has_one_stage():
+    a = dataclasses.replace(published("2B"), num_layers=2)
+    (problem,) = [p for p in layout_problems(FinetuneOptions(pp=2), a, 2) if p.code == "deepstack-beyond-stage"]
+    assert problem.remedies == ({"pp": 1},)

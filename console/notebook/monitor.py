@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import difflib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from console.notebook.stores import as_run, open_store
 from console.notebook.svg import drawing
 from console.notebook.traces import RunColours, Trace, scatter, svg_line
 from console.notebook.waiting import wait_for
+from console.notebook.written_files import write_file
 from console.notebook.x_axis import HOURS, STEP, TITLES, TOKENS_SEEN, scale
 from console.runs import launch
 from console.runs.series import MetricSeries
@@ -360,7 +360,7 @@ class RunMonitor(Live):
 
     def to_csv(self, path: Path | str | None = None) -> Path:
         """Write `frame` as CSV, by default beside the notebook, named after the runs. Raises RequestError."""
-        return self._write("CSV", path, "csv", lambda file: self.frame().to_csv(file))
+        return write_file("CSV", self.runs, path, lambda file: self.frame().to_csv(file))
 
     def drawing(self, most: int = MOST_POINTS, **looks: Any) -> str:
         """The shown curves as an SVG element, with the same lines, zoom and axes."""
@@ -375,21 +375,7 @@ class RunMonitor(Live):
 
     def to_svg(self, path: Path | str | None = None) -> Path:
         """Write the curves as an SVG file, by default beside the notebook, named after the runs. Raises RequestError."""
-        return self._write("SVG", path, "svg", lambda file: file.write_text(self.drawing(width=960, height=420, paper="white"), "utf-8"))
-
-    def _write(self, what: str, path: Path | str | None, ending: str, write: Callable[[Path], Any]) -> Path:
-        if not self.runs:
-            raise RequestError(f"{what}: no run selected; choose one")
-        target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in self.runs)}.{ending}").expanduser().absolute()
-        temporary = target.with_name(target.name + ".tmp")
-        try:
-            write(temporary)
-            temporary.replace(target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise RequestError(f"{target}: {error.strerror or error}; choose another path") from None
-        return target
+        return write_file("SVG", self.runs, path, lambda file: file.write_text(self.drawing(width=960, height=420, paper="white"), "utf-8"))
 
     def _image_clicked(self, button: W.Button) -> None:
         with self.telling():

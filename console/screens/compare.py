@@ -19,10 +19,10 @@ from console.messages import CaptionsRead, PictureRead, WorkFailed
 from console.readers.captions import CompareFeed, CompareView, shuffled
 from console.readers.form_defaults import prefill
 from console.readers.run_rows import RunRow, Snapshot
-from console.runs import exports
 from console.runs.captions import CaptionedPicture
 from console.screens.base import WIDE, ConsoleScreen
 from console.screens.checkpoints import PickModels
+from console.screens.exporting import Exporting
 from console.screens.full_picture import FullPicture
 from console.screens.voting import Voting
 from console.widgets.caption_columns import CaptionBox, CaptionColumns
@@ -31,13 +31,12 @@ from console.widgets.option_form import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.picture_frame import PictureFrame
 from qwen3vl_core.caption.comparison import SAME
-from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, from_mapping
-from qwen3vl_core.run_record import CAPTIONS_PAGE
 
 
-class CompareScreen(Voting, ConsoleScreen):
+class CompareScreen(Voting, Exporting, ConsoleScreen):
     """Form of a comparison, or the captions of `run_id`; without it, of the newest comparison."""
 
     MODE = "compare"
@@ -375,33 +374,6 @@ class CompareScreen(Voting, ConsoleScreen):
     def action_full(self) -> None:
         if self.sample is not None:
             self.app.push_screen(FullPicture(self.sample.image))
-
-    # the reports
-
-    def action_report(self) -> None:
-        """Write the HTML page and the JSON to the run's folder."""
-        row = self.row
-        if row is None:
-            self.notify("there is no comparison to export yet", severity="warning")
-            return
-
-        def write() -> None:
-            try:
-                page, _ = exports.export(row.run)
-            except (RequestError, WorkError, OSError) as error:
-                self.post_message(WorkFailed(str(error)))
-                return
-            self.app.call_from_thread(self._exported, page)
-
-        self.app.remember_command("runs", "captions", str(row.run.number), "--html", str(row.run.path / CAPTIONS_PAGE))
-        self.in_thread(write, "export")
-
-    def _exported(self, page: Path) -> None:
-        self.copy(str(page), "HTML page and JSON written; path of the page")
-
-    def action_copy(self) -> None:
-        if self.row is not None:
-            self.copy(self.row.command, "Command")
 
     # the form
 

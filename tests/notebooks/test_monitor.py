@@ -64,7 +64,7 @@ def test_a_run_that_the_console_starts_appears_its_points_arrive_and_it_is_stopp
         await driving.until(pilot, lambda: screen.form is not None and screen.plan is not None)
         screen.form.fill(finetune_options(dataset, train_iters=100_000))
         await driving.until(pilot, lambda: screen.plan.options is not None)
-        await driving.press(pilot, "ctrl+g")
+        await driving.press(pilot, "ctrl+g", "y")
         await driving.until(pilot, store.list)
 
     driving.driven(scene, ConsoleApp(store.root))

@@ -32,7 +32,7 @@ def small_blocks(bench, monkeypatch):
 
 
 def test_made_weights_are_known_without_reading_them_and_a_changed_byte_is_named(bench, small_blocks, tmp_path):
-    folder = bench.random_run.model(tmp_path / "hf", "tiny-experts", 2)
+    folder = bench.random_run.model(tmp_path / "hf", "tiny-experts", 3)
     entries = HFReader(folder).entries
     assert bench.differing(folder) == "" and len({entry.file for entry in entries.values()}) > 1
     name = "model.language_model.layers.1.mlp.experts.down_proj"
@@ -47,7 +47,7 @@ def test_made_weights_are_known_without_reading_them_and_a_changed_byte_is_named
 def test_blocks_of_a_tensor_differ_and_have_the_spread_of_its_initialization(bench, small_blocks, tmp_path):
     import torch
 
-    entry = HFReader(bench.random_run.model(tmp_path / "hf", "tiny-experts", 2)).entries["lm_head.weight"]
+    entry = HFReader(bench.random_run.model(tmp_path / "hf", "tiny-experts", 3)).entries["lm_head.weight"]
     with entry.file.open("rb") as file:
         file.seek(entry.start)
         values = torch.frombuffer(bytearray(file.read(entry.end - entry.start)), dtype=torch.bfloat16).float()
@@ -58,7 +58,7 @@ def test_blocks_of_a_tensor_differ_and_have_the_spread_of_its_initialization(ben
 
 def test_the_steps_of_a_small_form_run_as_commands_and_the_checkpoint_comes_back_bitwise(tmp_path):
     steps = ["weights", "convert", "back", "lora", "whole", "export"]
-    words = [*steps, "--tiny", "--layers", "2", "--train-steps", "2", "--no-verify", "--dir", str(tmp_path)]
+    words = [*steps, "--tiny", "--layers", "3", "--train-steps", "2", "--no-verify", "--dir", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(FOLDER / "a3b.py"), *words], check=True, capture_output=True, env=environment)
     rows = {row["step"]: row for row in map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())}

@@ -63,7 +63,7 @@ def test_each_peer_makes_steps_with_each_micro_batch(bench, work, shards, kind):
 
 
 def test_the_peer_of_experts_computes_them_as_grouped_products(bench, work, shards):
-    config = bench.random_run.config("tiny-experts", 2)
+    config = bench.random_run.config("tiny-experts", 3)
     ((_, row),) = bench.measure_peer("transformers:1", work, config, shards, STEPS)
     assert row["loss"] == pytest.approx(math.log(1024), rel=0.1)
     import hugging_face

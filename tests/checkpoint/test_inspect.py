@@ -120,6 +120,7 @@ def without(name: str, extra: str | None = None):
 def other_size(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["hidden_size"] *= 2
+    config["vision_config"]["out_hidden_size"] *= 2
     (folder / "config.json").write_text(json.dumps(config))
 
 

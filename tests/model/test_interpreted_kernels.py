@@ -148,7 +148,7 @@ def test_cross_entropy_and_its_gradient_equal_fp32_rounded_once(monkeypatch, dty
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     # heads of different numbers, a head of the vision tower that is no power of two
-    return qwen3vl_core.load(tiny.save(tiny.hf_model(3, heads=6, layers=2, vision_layers=3), tmp_path_factory.mktemp("hf")))
+    return qwen3vl_core.load(tiny.save(tiny.hf_model(3, heads=6, layers=3, vision_layers=3), tmp_path_factory.mktemp("hf")))
 
 
 def logits_and_gradients(model, inputs):
@@ -173,11 +173,11 @@ def test_a_model_computes_the_same_with_kernels_and_without(model, monkeypatch, 
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, original=original, **more: calls.append(name) or original(*args, **more))
     ours, our_gradients = logits_and_gradients(model, inputs)
-    # three layers of the vision tower, two of the language tower
-    assert sorted(calls) == ["qk_rope"] * 5 + ["swiglu"] * 2
+    # three layers of each tower
+    assert sorted(calls) == ["qk_rope"] * 6 + ["swiglu"] * 3
     monkeypatch.setenv(kernels.SWITCH, "none")
     theirs, their_gradients = logits_and_gradients(model, inputs)
-    assert len(calls) == 7
+    assert len(calls) == 9
     real = inputs["attention_mask"].bool() if not packed else slice(None)
     assert (ours - theirs)[real].abs().max() < 1e-5
     assert our_gradients.keys() == their_gradients.keys()

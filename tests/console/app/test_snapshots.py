@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from textual.widgets import Tabs
+from textual_image.widget import HalfcellImage
 
 from qwen3vl_core.options import COMMANDS
 from qwen3vl_core.options.declare import option
-from tests.console.app.driving import LARGE, SMALL, driven, looked, press, text_of, until
+from tests.console.app.driving import LARGE, SMALL, Store, driven, looked, press, text_of, until
 
 
 @dataclass
@@ -60,6 +61,18 @@ def check(name: str, app) -> None:
         FOLDER.mkdir(exist_ok=True)
         file.write_text(found, encoding="utf-8")
     assert found == file.read_text(encoding="utf-8"), f"{name}: QWEN3VL_SNAPSHOTS=write rewrites it if this is intended"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    # the bar shows the end of the store's path
+    folder = tmp_path / "the-folder-of-the-screens"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("console.screens.compare.PictureWidget", HalfcellImage)
+    made = Store(folder / "runs")
+    yield made
+    made.tidy()
 
 
 def placed(run):

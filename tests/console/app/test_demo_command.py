@@ -61,6 +61,7 @@ def test_all_steps_at_once_run_in_a_separate_process(store, small_demo, way):
             lines = text_of(app).splitlines()
             row = next(y for y, line in enumerate(lines) if "All of it at once" in line)
             await pilot.click(offset=(lines[row].index("All of it"), row))
+            await press(pilot, "y")
         await until(pilot, lambda: app.current_mode == "runs" and app.screen.id != "welcome" and app.screen.rows)
         assert app.subcommand == f"qwen3vl demo --headless --dir {small_demo.root}"
         assert demos(small_demo), "it is a process of its own"

@@ -386,8 +386,10 @@ def test_compare(store, tmp_path):
         await until(pilot, lambda: len(app.screen.rows) == 4)
         await home(app)
 
-        def put_in(app):
+        async def put_in(app):
             app.screen.open_form({"prompt": f"Why {app.screen.query_one(OptionForm).texts()['prompt']}"})
+            # the form takes the focus, and letters are no keys there
+            await looked(pilot)
             app.screen.set_focus(None)
 
         picture = lambda app: app.screen.index  # noqa: E731

@@ -133,7 +133,7 @@ def test_finetune_and_watch_runs_leaves_one_updater_and_one_run_and_a_training_o
     done = kernel.execute("2_finetune_and_watch.ipynb", [*again, count, lives], workspace=work / "work", train_iters=3)
     code = [c for c in done.cells if c.cell_type == "code"]
     # the monitor of the cell that ran twice and the table: two threads
-    expected = "(2, [1, 1], 3)"
+    expected = "(2, [1, 1], 2)"
     assert shown(code[-2]).strip() == expected
     monitor = next(c for c in code if c.source.startswith("monitor = "))
     assert [sorted(output.data) for output in monitor.outputs] == [["text/html", "text/plain"], [VIEW, "text/plain"]]

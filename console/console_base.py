@@ -23,9 +23,10 @@ from textual.signal import Signal
 
 from console.actions import ACTIONS, SCREENS, actions_of, clashes, shown
 from console.formatting import one_line
-from console.messages import GpusSeen, RunStarted, StoreSeen, StoresFound
+from console.messages import GpusSeen, RunStarted, StoreSeen
 from console.readers.run_rows import RunRow, Snapshot
-from console.run_actions import RunActions, number_of
+from console.run_actions import number_of
+from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.locations import settings_file
@@ -79,7 +80,7 @@ class _Sheet(Stylesheet):
             self._changed = False
 
 
-class ConsoleBase(RunActions):
+class ConsoleBase(StoreActions):
     """The console without its screens."""
 
     def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
@@ -303,54 +304,6 @@ class ConsoleBase(RunActions):
     def open_compare(self, values: Mapping[str, Any]) -> None:
         """Open the form of a new comparison with these values."""
         self._screen_of("compare", lambda screen: screen.open_form(values))
-
-    def open_workspace(self, folder: Path) -> None:
-        """Switch to another workspace, with its own runs."""
-        self.open_store(folder / "runs", folder)
-
-    def open_store(self, root: Path, workspace: Path | None = None) -> None:
-        """Show the runs of another store, and offer what its workspace holds."""
-        if workspace is not None:
-            self.workspace_folder = workspace
-            self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(workspace)
-        shown_before, self.store_root = self.store_root, root
-        self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
-        for stack in self._screen_stacks.values():
-            for screen in stack:
-                opened = getattr(screen, "workspace_opened", None)
-                if opened is not None:
-                    opened()
-        self.look()
-        self.find_stores(shown_before)
-
-    def find_stores(self, *more: Path) -> None:
-        """Look for other stores in a thread; screens then offer them."""
-        root, known = self.store_root, [*more, *(store.path for store in self.other_stores)]
-        known += [self.demo_folder / "runs"] if self.demo_folder is not None else []
-
-        def work() -> None:
-            self.post_message(StoresFound(tuple(importlib.import_module("console.readers.stores").find_stores(root, known))))
-
-        self.run_worker(work, group="stores", thread=True, exclusive=True, exit_on_error=False)
-
-    @on(StoresFound)
-    def _stores_found(self, event: StoresFound) -> None:
-        self.other_stores = event.stores
-        if self.snapshot.seen and self.snapshot.rows == ():
-            self.store_seen.publish(self.snapshot)
-
-    def action_stores(self) -> None:
-        """Choose another run store."""
-        from console.readers.stores import workspace_of
-        from console.screens.stores import PickStore
-
-        def chosen(root: Path | None) -> None:
-            if root is not None and root != self.store_root:
-                self.remember_command("console", "--runs", str(root))
-                self.open_store(root, workspace_of(root))
-                self.notify(f"runs of {one_line(root)}", title="Opened", markup=False, timeout=3)
-
-        self.push_screen(PickStore(self.store_root, self.other_stores), chosen)
 
     def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
         """Switch to a screen and call `then` with it once it is mounted."""

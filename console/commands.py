@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,25 +92,45 @@ def _without_tls() -> None:
 
 
 def notebook(arguments: list[str]) -> int:
-    """`qwen3vl notebook`: replaces this process by JupyterLab. Raises RequestError."""
+    """`qwen3vl notebook`: copies the examples into the JupyterLab that is open, else replaces this process by one. Raises RequestError."""
     lab = importlib.import_module("console.notebook.jupyterlab")
     parser = Parser(
-        prog="qwen3vl notebook", description="JupyterLab on copies of the example notebooks; access needs its token.",
+        prog="qwen3vl notebook",
+        description="Copies of the example notebooks: in the JupyterLab whose terminal or cell this is, else in one that is started and "
+        "protected by its token. Copies that you have not changed are refreshed after an upgrade.",
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--dir",
         type=Path,
         default=None,
         metavar="DIR",
-        help=f"folder to work in; missing examples are copied there (default {lab.DEFAULT_FOLDER})",
+        help=f"folder of the copies (default {lab.DEFAULT_FOLDER}; in an open JupyterLab {lab.inside_jupyter.FOLDER} in its root)",
     )
+    parser.add_argument("--copy", action="store_true", help="copy, and register the kernel, without starting JupyterLab")
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument("--port", type=port, default=None, metavar="N", help="port to listen on (default 8888, or the next free one)")
+    parser.add_argument(
+        "--port",
+        type=port,
+        default=None,
+        metavar="N",
+        help="port to listen on (default 8888, or the next free one); starts a JupyterLab also where one is open",
+    )
+    parser.add_argument(
+        "--base-url",
+        default=None,
+        metavar="PATH",
+        help="path below which a gateway serves the JupyterLab that is started, such as /me/lab/",
+    )
     parser.add_argument(
         "--ip", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0: every network (default 127.0.0.1)"
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
     args = parser.parse_args(arguments)
     runs = runs_directory(args.runs) if args.runs is not None else None
-    return lab.start(args.dir, runs, args.port, args.ip, not args.no_browser)
+    if args.copy and (args.port is not None or args.base_url is not None):
+        raise RequestError("--copy: starts no JupyterLab; leave out --port and --base-url")
+    starts = args.port is not None or args.base_url is not None
+    if args.copy or (not starts and lab.inside_jupyter.root_of(os.environ) is not None):
+        return lab.copy(args.dir, runs)
+    return lab.start(args.dir, runs, args.port, args.ip, not args.no_browser, args.base_url)

@@ -1,52 +1,61 @@
-"""`qwen3vl notebook`: starts JupyterLab on the example notebooks. Imports neither widgets nor Jupyter."""
+"""`qwen3vl notebook`: the example notebooks, in the JupyterLab that is open, else in one that it starts. Imports no widgets."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from console.notebook import inside_jupyter
+from console.notebook.examples import Copied, copy_examples
 from console.runs import plan_record
-from qwen3vl_core.errors import RequestError
+from qwen3vl_core.errors import EXIT_DONE, RequestError
 
 DEFAULT_FOLDER = Path("~/.qwen3vl/notebooks")
-INSTALLED = Path("share") / "qwen3vl" / "notebooks"
 
 
-def examples() -> Path:
-    """The folder of the example notebooks, in the source tree or the installation. Raises RequestError."""
-    root = plan_record.source_root()
-    folders = [root / "notebooks"] if root else []
-    folders.append(Path(sysconfig.get_path("data")) / INSTALLED)
-    for folder in folders:
-        if any(folder.glob("*.ipynb")):
-            return folder
-    raise RequestError(f"{folders[0]}: no example notebooks in it; install the package again, or give --dir with your own")
+def copy(folder: Path | None, runs: Path | None) -> int:
+    """Copy or refresh the examples for the JupyterLab that is open, register the kernel that they name, and print where they are.
+
+    Outside of Jupyter: into `folder`. Raises RequestError.
+    """
+    root = inside_jupyter.root_of(os.environ)
+    default = DEFAULT_FOLDER if root is None else root / inside_jupyter.FOLDER
+    place = _folder(folder or default)
+    variables = environment(runs, {"PATH": os.environ.get("PATH", "")})
+    inside_jupyter.register_kernel(variables)
+    _say(copy_examples(place, inside_jupyter.KERNEL), "in")
+    if root is not None and place.is_relative_to(root.absolute()):
+        inner = place.relative_to(root.absolute())
+        print(f"in JupyterLab's list of files: {inner}; in its address: …/lab/tree/{inner}")
+    elif root is not None:
+        print(f"JupyterLab shows files below {root} only; leave --dir out, and they are copied there")
+    print(f"their kernel: {inside_jupyter.KERNEL['display_name']}, {sys.executable}")
+    python = inside_jupyter.lacking(os.environ) if root is not None else None
+    if python is not None:
+        print(f"this JupyterLab cannot draw the widgets yet: {python} -m pip install {inside_jupyter.PACKAGES}, then reload its page")
+    return EXIT_DONE
 
 
-def copy_examples(folder: Path) -> list[Path]:
-    """Copy missing example notebooks into `folder`. Returns all its notebooks. Raises RequestError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for source in sorted(examples().glob("*.ipynb")):
-            target = folder / source.name
-            if not target.exists():
-                temporary = target.with_name(target.name + ".tmp")
-                shutil.copyfile(source, temporary)
-                os.replace(temporary, target)
-    except OSError as error:
-        raise RequestError(f"--dir {folder}: {error.strerror}; choose a folder that you can write to") from None
-    return sorted(folder.glob("*.ipynb"))
+def _say(copied: Copied, where: str) -> None:
+    print("\n".join(f"  {name}" for name in copied.names) + f"\n{where} {copied.folder}")
+    print("".join(f"  {line}\n" for line in copied.lines), end="", flush=True)
 
 
-def command(folder: Path, port: int | None, ip: str, browser: bool) -> list[str]:
+def _folder(folder: Path) -> Path:
+    root = Path(folder).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise RequestError(f"--dir {root}: is a file; choose a folder")
+    return root
+
+
+def command(folder: Path, port: int | None, ip: str, browser: bool, base_url: str | None = None) -> list[str]:
     """The command that starts JupyterLab in a folder, as a list of words. JupyterLab creates and prints a token, which clients need."""
     words = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", f"--ServerApp.ip={ip}"]
     words += [f"--ServerApp.port={port}"] if port is not None else []
+    words += [f"--ServerApp.base_url={base_url}"] if base_url else []
     words += [] if browser else ["--no-browser"]
     # users of cloud notebooks are often root, for whom Jupyter otherwise refuses to start
     return words + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
@@ -63,16 +72,15 @@ def environment(runs: Path | None, inherited: Mapping[str, str]) -> dict[str, st
     return variables
 
 
-def start(folder: Path | None, runs: Path | None, port: int | None, ip: str, browser: bool) -> int:
-    """Replace this process by JupyterLab. Raises RequestError when it cannot be started."""
+def start(folder: Path | None, runs: Path | None, port: int | None, ip: str, browser: bool, base_url: str | None = None) -> int:
+    """Replace this process by JupyterLab. base_url: the path below which it is served. Raises RequestError when it cannot be started."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise RequestError("notebook: JupyterLab is not installed; pip install 'qwen3vl-console[notebook]'")
-    root = Path(folder or DEFAULT_FOLDER).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise RequestError(f"--dir {root}: is a file; choose a folder")
-    notebooks = copy_examples(root)
-    print("\n".join(f"  {notebook.name}" for notebook in notebooks) + f"\nin {root}; the link below opens them", flush=True)
-    words = command(root, port, ip, browser)
+    if base_url is not None and not base_url.startswith("/"):
+        raise RequestError(f"--base-url {base_url}: must begin with /; use --base-url /{base_url}")
+    root = _folder(folder or DEFAULT_FOLDER)
+    _say(copy_examples(root), "the link below opens them, in")
+    words = command(root, port, ip, browser, base_url)
     try:
         os.execve(words[0], words, environment(runs, os.environ))
     except OSError as error:

@@ -20,7 +20,7 @@ COLOURS = ("#3b7dd8", "#d9822b", "#2a9d61", "#b8479c", "#8a6fd1", "#c0483f", "#2
 STYLE = """<style>
 .qwen3vl { line-height: 1.5; }
 .qwen3vl table { border-collapse: collapse; }
-.qwen3vl th, .qwen3vl td { text-align: left; vertical-align: top; padding: 2px 10px 2px 0; }
+.qwen3vl th, .qwen3vl td { text-align: left !important; vertical-align: top; padding: 2px 10px 2px 0; }
 .qwen3vl del { background: rgba(214, 69, 65, .22); }
 .qwen3vl ins { background: rgba(42, 157, 97, .26); text-decoration: none; font-weight: 600; }
 .qwen3vl mark { background: rgba(217, 130, 43, .30); color: inherit; }

@@ -16,8 +16,9 @@ from console.notebook.answers import Answers
 SECONDS = 10.0
 """Shortest time from one picture to the next."""
 VIEW = "application/vnd.jupyter.widget-view+json"
-_QUIET = "<style>.jp-OutputArea-child:has(.{mark}) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none; }}</style>"
-"""Without a kernel JupyterLab says in place of the widget that its model is not found."""
+_QUIET = "<style>.jp-OutputArea-child:has(.{mark}) + .jp-OutputArea-child > .jupyter-widgets:not(:has(*)) {{ display: none; }}</style>"
+"""Without a kernel JupyterLab says in place of the widget that its model is not found: text right in the output. Inside a live widget a
+picture and a button without an icon hold no element either, and stay."""
 
 
 class Stored:

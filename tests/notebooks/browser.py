@@ -67,11 +67,24 @@ class Browser:
         if toast.count():
             toast.first.click()
 
+    def show(self, name: str, heading: str) -> None:
+        """Open a notebook from the list of files, and run nothing."""
+        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
+        self.expect(self.find("h1", has_text=heading)).to_be_visible()
+
+    def close(self) -> None:
+        """Save the notebook that is shown, close it, and end its kernel."""
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("Control+s")
+        self.expect(self.page.locator(".lm-TabBar-tab.jp-mod-current.jp-mod-dirty")).to_have_count(0)
+        self.menu("File", "Close and Shut Down Notebook")
+        self.page.locator(".jp-Dialog button.jp-mod-accept").click()
+        self.expect(self.page.locator(SHOWN)).to_have_count(0)
+
     def open(self, name: str, heading: str) -> None:
         """Open a notebook from the list of files, and run its first cell of code until the kernel answers: what is run before
         it is connected is lost, whatever its sign says."""
-        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
-        self.expect(self.find("h1", has_text=heading)).to_be_visible()
+        self.show(name, heading)
         first = self.find(".jp-CodeCell").first
         answered, end = re.compile(r"^\[\d+\]:$"), time.monotonic() + MILLISECONDS / 1000
         while not answered.match(first.locator(".jp-InputPrompt").first.inner_text().strip()):
@@ -123,11 +136,15 @@ class Browser:
         self.page.screenshot(path=file)
         return file
 
+    def menu(self, bar: str, *path: str) -> None:
+        """Choose from the menu bar; a label begins as its pattern says."""
+        self.page.locator(".lm-MenuBar-item", has_text=bar).click()
+        for item in path:
+            self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}")).first.click()
+
     def theme(self, name: str) -> None:
         """JupyterLab in other colours, by its menu."""
-        self.page.locator(".lm-MenuBar-item", has_text="Settings").click()
-        self.page.locator(".lm-Menu-item", has_text="Theme").first.hover()
-        self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{name}$")).first.click()
+        self.menu("Settings", "Theme", f"{name}$")
         self.until(f"document.body.dataset.jpThemeName === '{name}'")
 
     def keep_both(self, home: Path, name: str, at, where: str = "center") -> None:

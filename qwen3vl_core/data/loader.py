@@ -93,6 +93,9 @@ class Loader:
         """The next global batch's micro batches of this rank. Raises WorkError when the split has no usable sample."""
         if self._filled is None:
             self._filled = self._start()
+        elif isinstance(self._batches, PackedRows):
+            # every rank has taken a step since
+            self._batches.lengths.unlink()
         batches: list[Batch] = []
         following, all_ranks, spread = self._following, 0, self.spread
         for _ in range(self._batches.steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwen3vl_core.data import packing, pictures
 from qwen3vl_core.data.batch import IGNORED, Batch
-from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.loader import PREFETCHED, build_loader
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
@@ -149,7 +150,7 @@ def test_a_state_may_be_taken_up_by_another_number_of_ranks(processor, mixed):
 
 
 def test_the_next_window_is_planned_while_this_one_is_given_out(processor, mixed, monkeypatch):
-    """All loader processes plan the same window: if each did so at its end, none would deliver a row meanwhile."""
+    """All loader processes wait for the same window: planned at the end of the one before, it would stop all of them meanwhile."""
     monkeypatch.setattr(packing, "ROWS", 8)
     at_once = loader(mixed, processor, global_batch_size=1)
     monkeypatch.setattr(packing.PackedRows, "_plan_ahead", lambda self: None)
@@ -165,6 +166,44 @@ def test_the_next_window_is_planned_while_this_one_is_given_out(processor, mixed
             windows += 1
             assert rows._window is before[1], "nothing was left to plan"
     assert windows >= 3
+
+
+def test_processes_of_a_machine_measure_each_sample_once(processor, mixed, monkeypatch):
+    """Two ranks of one launcher with two loader processes each: with a plan of its own, each would tokenize every sample."""
+    monkeypatch.setattr(packing, "ROWS", 8)
+    whole = loader(mixed, processor)
+    expected = [next(whole) for _ in range(16)]
+    assert whole.epoch > 2
+    calls, real = multiprocessing.Value("q", 0), SampleEncoder.tokenize
+
+    def tokenize(self, key, parts):
+        with calls.get_lock():
+            calls.value += 1
+        return real(self, key, parts)
+
+    monkeypatch.setattr(SampleEncoder, "tokenize", tokenize)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    ranks = [loader(mixed, processor, rank=rank, world_size=2, num_workers=2) for rank in range(2)]
+    assert len({rank._batches.lengths._file for rank in ranks}) == 1 and ranks[0]._batches.lengths._file.exists()
+    file = ranks[0]._batches.lengths._file
+    for whole_batch in expected:
+        parts = [next(rank) for rank in ranks]
+        assert all(same(whole_batch[m], parts[m % 2][m // 2]) for m in range(4))
+    for rank in ranks:
+        rank.close()
+    assert not file.exists(), "left in memory after the run"
+    everything = 60 + BROKEN + LONG
+    used, tried = whole.used, whole.used + sum(whole.skipped.values())
+    # measured once, by whichever process, and once more where another one gives it out; batches are prefetched
+    prefetched = 4 * PREFETCHED * 4 + 64
+    assert everything < calls.value <= everything + tried + prefetched < 3 * used
+
+
+def test_a_process_that_ends_while_it_measures_holds_up_nobody(processor, mixed):
+    source, expected = loader(mixed, processor), loader(mixed, processor)
+    for number in range(0, 60, 2):
+        assert source._batches.lengths.claim(number)
+    assert all(same(a, b) for _ in range(6) for a, b in zip(next(source), next(expected), strict=True))
 
 
 def test_only_what_a_rank_gives_out_is_decoded(processor, mixed, monkeypatch):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import quantity
@@ -99,6 +100,25 @@ def read_small(path: Path, most: int) -> bytes:
         size = max(size, most + 1)
         raise RequestError(f"{path}: {quantity(size, 'B')}; such a file has at most {quantity(most, 'B')}; copy it again")
     return data
+
+
+def read_object(path: Path, most: int, *, copy: str, missing: str = "") -> dict[str, Any]:
+    """The JSON object in a file of at most `most` bytes. copy: the way out of a damaged file; missing: of one that is not there, by
+    default the same. Raises RequestError."""
+    try:
+        value = json.loads(read_small(path, most))
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such file; {missing or copy}") from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); {copy} again") from None
+    except RequestError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise RequestError(f"{path}: not JSON ({reason}); {copy} again") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{path}: not a JSON object; {copy} again")
+    return value
 
 
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -34,14 +33,7 @@ def is_peft_folder(path: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises RequestError for one that is not readable, or of adapters that are not merged here."""
     file = folder / CONFIG
-    try:
-        config = json.loads(read_small(file, limits.CONFIG))
-    except RequestError:
-        raise
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise RequestError(f"{file}: not JSON; copy the adapter again")
+    config = read_object(file, limits.CONFIG, copy="copy the adapter")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise RequestError(f"{file}: adapters of type {kind!r}, only LORA is read; merge them with peft, and give the merged model")

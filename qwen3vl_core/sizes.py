@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import read_object
 from qwen3vl_core.problems import Problem
 
 DENSE_MODEL_TYPE = "qwen3_vl"
@@ -145,19 +144,8 @@ class Architecture:
         """From a file, or a folder with `config.json` (an HF model, or a Megatron checkpoint with its HF files beside it)."""
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
-        try:
-            config = json.loads(read_small(file, limits.CONFIG))
-        except FileNotFoundError:
-            raise RequestError(f"{file}: no such file; the architecture is read from the checkpoint's config.json") from None
-        except OSError as error:
-            raise RequestError(f"{file}: cannot be read ({error.strerror}); copy config.json from the checkpoint again") from None
-        except RequestError:
-            raise
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise RequestError(f"{file}: not JSON ({reason}); copy config.json from the checkpoint again") from None
-        if not isinstance(config, dict):
-            raise RequestError(f"{file}: not a JSON object; copy config.json from the checkpoint again")
+        missing = "the architecture is read from the checkpoint's config.json"
+        config = read_object(file, limits.CONFIG, copy="copy config.json from the checkpoint", missing=missing)
         return cls.from_config(config, str(file))
 
 

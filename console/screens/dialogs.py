@@ -33,7 +33,17 @@ NAMED = 6
 """Number of runs that a confirmation names."""
 
 
-class Confirm(Dialog[bool]):
+class YesNo(Dialog[bool]):
+    """A question with the buttons `yes` and `no`. Returns True for yes."""
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, sure: bool) -> None:
+        self.dismiss(sure)
+
+
+class Confirm(YesNo):
     """Asks before something starts. Returns True for yes."""
 
     BINDINGS: ClassVar = [
@@ -58,14 +68,8 @@ class Confirm(Dialog[bool]):
     def on_mount(self) -> None:
         self.query_one("#yes").focus()
 
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        self.dismiss(event.button.id == "yes")
 
-    def action_answer(self, sure: bool) -> None:
-        self.dismiss(sure)
-
-
-class ConfirmStop(Dialog[bool]):
+class ConfirmStop(YesNo):
     """Asks for confirmation before a run is stopped. Returns True for yes."""
 
     BINDINGS: ClassVar = [
@@ -100,14 +104,8 @@ class ConfirmStop(Dialog[bool]):
     def on_mount(self) -> None:
         self.query_one("#no").focus()
 
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        self.dismiss(event.button.id == "yes")
 
-    def action_answer(self, sure: bool) -> None:
-        self.dismiss(sure)
-
-
-class ConfirmDelete(Dialog[bool]):
+class ConfirmDelete(YesNo):
     """Asks for confirmation before runs are deleted, and shows how much space that frees. Returns True for yes."""
 
     BINDINGS: ClassVar = [Binding("y", "answer(True)", "delete"), *ConfirmStop.BINDINGS[1:]]
@@ -147,12 +145,6 @@ class ConfirmDelete(Dialog[bool]):
 
     def on_confirm_delete_measured(self, event: Measured) -> None:
         self.query_one("#freed", Static).update(f"frees {quantity(event.size, 'B')}")
-
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        self.dismiss(event.button.id == "yes")
-
-    def action_answer(self, sure: bool) -> None:
-        self.dismiss(sure)
 
 
 class Difference(Dialog[None]):

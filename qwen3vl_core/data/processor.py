@@ -5,7 +5,6 @@ Equal to `Qwen3VLProcessor` token for token and, after normalisation, pixel for 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.data.video import VideoPlan, VideoRules
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import read_object, read_small
 from qwen3vl_core.structure.micro_batch import IGNORED
 
 PICTURE_CONFIG, VIDEO_CONFIG, BOTH_CONFIG = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
@@ -370,19 +369,7 @@ def _json(file: Path, needed: bool = True) -> dict[str, Any]:
     """A JSON object from a checkpoint. Raises RequestError when it is missing or not an object."""
     if not needed and not file.exists():
         return {}
-    try:
-        loaded = json.loads(read_small(file, limits.CONFIG))
-    except FileNotFoundError:
-        raise RequestError(f"{file}: no such file; copy it from the original checkpoint") from None
-    except OSError as error:
-        raise RequestError(f"{file}: cannot be read ({error.strerror}); copy it from the original checkpoint again") from None
-    except RequestError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{file}: not JSON ({error}); copy it from the original checkpoint again") from None
-    if not isinstance(loaded, dict):
-        raise RequestError(f"{file}: not a JSON object; copy it from the original checkpoint again")
-    return loaded
+    return read_object(file, limits.CONFIG, copy="copy it from the original checkpoint")
 
 
 def _template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -40,10 +40,10 @@ from qwen3vl_core.data.prepare.check import Checker, Refusal
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
-from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
 from tests.data import samples, videos
 from tests.data.layout_cases import READ
+from tests.readers.fuzz import ending as ending_of
 
 KINDS = ("json", "lines", "jpeg", "png", "mp4", "tar", "csv", "parquet", "arrow", "gzip", "shard", "layouts", "info")
 DAMAGED = {
@@ -182,9 +182,9 @@ class Fuzzer:
                 (place / "train-00000.tar.idx").unlink(missing_ok=True)
             model = str(samples.CHECKPOINT) if chance.random() < 0.25 else None
             path = place / "train-00000.tar" if chance.random() < 0.3 else place
-            looked = self._ending(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
+            looked = ending_of(lambda: inspect.run(InspectOptions(path=str(path), model=model)))
             loaded = self._loaded(place)
-            return looked if loaded == "done" else loaded
+            return looked if loaded == "read" else loaded
         shutil.copytree(self.folder / "base", place)
         (place / DAMAGED[kind]).write_bytes(data)
         source = "list.json" if kind in MEDIA else DAMAGED[kind]
@@ -192,18 +192,18 @@ class Fuzzer:
             source=str(place / source), to=str(place / "data"), split="1,0,0", workers=1,
             check=chance.choice(("none", "header", "header", "decode")), skip_missing=chance.random() < 0.7,
         )  # fmt: skip
-        made = self._ending(lambda: prepare.run(options))
+        made = ending_of(lambda: prepare.run(options))
         there = sorted(path.name for path in place.iterdir())
-        if there != sorted({"a.jpg", "b.png", "c.mp4", *(["data"] if made == "done" else []), "list.json", source}):
+        if there != sorted({"a.jpg", "b.png", "c.mp4", *(["data"] if made == "read" else []), "list.json", source}):
             raise AssertionError(f"{made}, and left {there}")
-        if made == "done" and json.loads((place / "data" / "report.json").read_text())["refused"]:
+        if made == "read" and json.loads((place / "data" / "report.json").read_text())["refused"]:
             self._loaded(place / "data")
             return "counted"
         # what prepare took for sound, on trust or by its header alone, is the loader's to notice
-        return self._loaded(place / "data") if made == "done" else made
+        return self._loaded(place / "data") if made == "read" else made
 
     def _loaded(self, dataset: Path) -> str:
-        """`done` or `counted`: an epoch of the loader; `refused` or `failed`."""
+        """`read` or `counted`: an epoch of the loader; `refused` or `failed`."""
         skipped: Counter[str] = Counter()
 
         def epoch() -> None:
@@ -215,8 +215,8 @@ class Fuzzer:
                 skipped.update(loader.skipped)
                 loader.close()
 
-        ending = self._ending(epoch)
-        return "counted" if ending == "done" and skipped else ending
+        ending = ending_of(epoch)
+        return "counted" if ending == "read" and skipped else ending
 
     def _parts(self, kind: str, data: bytes, how: str) -> str:
         """How the readers of an input end, without the commands around them."""
@@ -245,30 +245,17 @@ class Fuzzer:
 
         try:
             (place / name).write_bytes(data)
-            ending = self._ending(read)
+            ending = ending_of(read)
         finally:
             self.spool.clear()
             (place / name).unlink() if sound is None else (place / name).write_bytes(sound)
-        return "counted" if ending == "done" and counts else ending
+        return "counted" if ending == "read" and counts else ending
 
     def _encoded(self, read: Callable[[], tuple[str, dict[str, bytes]]], counts: Counter[str]) -> None:
         try:
             self.encoder(*read())
         except DataError as error:
             counts[error.reason] += 1
-
-    @staticmethod
-    def _ending(work: Callable[[], None]) -> str:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                work()
-        except (RequestError, WorkError) as error:
-            line = str(error)
-            if "\n" in line or len(line) < 10:
-                raise AssertionError(f"not one clear line: {line!r}") from error
-            line.encode()
-            return "refused" if isinstance(error, RequestError) else "failed"
-        return "done"
 
 
 def main() -> int:

@@ -28,19 +28,8 @@ from tests import tiny
 from tests.gpu.test_measured_memory import micro_batch, random_weights
 from tests.gpu.test_transformer_engine import SHAPE
 from tests.training import trainings
-
-SPLIT = dict(precision="bf16", distributed_optimizer=True)
-AWARE = SPLIT | dict(use_precision_aware_optimizer=True)
-GRADIENTS = dict(main_grads_dtype="bf16")
-MOMENTS = dict(exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16")
-FORMS = {
-    "plain": SPLIT,
-    "aware": AWARE,
-    "gradients": SPLIT | GRADIENTS,
-    "aware, gradients": AWARE | GRADIENTS,
-    "first moment": AWARE | dict(exp_avg_dtype="bf16"),
-    "all in bf16": AWARE | GRADIENTS | MOMENTS,
-}
+from tests.training.trainings import GRADIENTS, SPLIT
+from tests.training.trainings import OPTIMIZER_FORMS as FORMS
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])

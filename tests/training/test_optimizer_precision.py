@@ -10,19 +10,7 @@ from tests import tiny
 from tests.ranks import run_each
 from tests.training import trainings
 
-SPLIT = dict(precision="bf16", distributed_optimizer=True)
-AWARE = SPLIT | dict(use_precision_aware_optimizer=True)
-GRADIENTS = dict(main_grads_dtype="bf16")
-MOMENTS = dict(exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16")
-RUNS = {
-    "plain": SPLIT,
-    "aware": AWARE,
-    "gradients": SPLIT | GRADIENTS,
-    "gradients, all ranks update": dict(precision="bf16") | GRADIENTS,
-    "aware, gradients": AWARE | GRADIENTS,
-    "first moment": AWARE | dict(exp_avg_dtype="bf16"),
-    "aware, all in bf16": AWARE | GRADIENTS | MOMENTS,
-}
+RUNS = trainings.OPTIMIZER_FORMS | {"gradients, all ranks update": dict(precision="bf16") | trainings.GRADIENTS}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +36,7 @@ def test_the_precision_aware_optimizer_in_fp32_is_bitwise_the_plain_one(results,
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("name", ["gradients", "gradients, all ranks update", "aware, gradients", "first moment", "aware, all in bf16"])
+@pytest.mark.parametrize("name", ["gradients", "gradients, all ranks update", "aware, gradients", "first moment", "all in bf16"])
 def test_bf16_changes_losses_by_less_than_bf16_weights_do(results, world, name):
     plain, rounded = results[world]["plain"], results[world][name]
     # the first forward pass has nothing to do with it
@@ -89,17 +77,16 @@ def _kinds(folder, changes: dict):
 
 
 def test_gradients_and_moments_are_kept_in_the_precision_that_is_asked_for(folder):
-    wanted = {"all": AWARE | GRADIENTS | MOMENTS, "first": AWARE | dict(exp_avg_dtype="bf16")}
-    made = run_each(1, _kinds, {name: (folder, changes) for name, changes in wanted.items()})
+    made = run_each(1, _kinds, {name: (folder, RUNS[name]) for name in ("all in bf16", "first moment")})
     half, full = {torch.bfloat16}, {torch.float32}
-    assert made["all"][0] == (half, half, half, full, True)
-    assert made["first"][0] == (full, half, full, full, True)
+    assert made["all in bf16"][0] == (half, half, half, full, True)
+    assert made["first moment"][0] == (full, half, full, full, True)
 
 
 @pytest.mark.parametrize(
     ("saved", "resumed"),
-    [("aware", "aware"), ("aware, all in bf16", "aware, all in bf16"), ("gradients", "gradients"), ("plain", "aware"), ("aware", "plain"),
-     ("aware, all in bf16", "plain")],
+    [("aware", "aware"), ("all in bf16", "all in bf16"), ("gradients", "gradients"), ("plain", "aware"), ("aware", "plain"),
+     ("all in bf16", "plain")],
 )  # fmt: skip
 def test_a_run_resumes_bitwise_where_its_state_fits(folder, tmp_path, saved, resumed):
     """Also in another form of the optimizer, where every value of the state can be represented."""
@@ -114,7 +101,7 @@ def test_a_run_resumes_bitwise_where_its_state_fits(folder, tmp_path, saved, res
 
 
 def test_a_checkpoint_holds_the_state_in_fp32_and_the_weights_in_bf16(folder, tmp_path):
-    run_each(2, trainings.train_in_two_halves, {0: (folder, tmp_path, RUNS["aware, all in bf16"])})
+    run_each(2, trainings.train_in_two_halves, {0: (folder, tmp_path, RUNS["all in bf16"])})
     reader = RegionReader(tmp_path / "iter_0000002")
     kinds = {key: entry.properties.dtype for key, entry in reader.tensors.items()}
     masters = {key.removeprefix("optimizer.state.param."): key for key in kinds if key.startswith("optimizer.state.param.")}

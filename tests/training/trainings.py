@@ -20,6 +20,18 @@ from qwen3vl_core.training import setup, step
 from tests import tiny
 
 GLOBAL_BATCH, FEW_SAMPLES = 8, 4
+SPLIT = dict(precision="bf16", distributed_optimizer=True)
+AWARE = SPLIT | dict(use_precision_aware_optimizer=True)
+GRADIENTS = dict(main_grads_dtype="bf16")
+OPTIMIZER_FORMS = {
+    "plain": SPLIT,
+    "aware": AWARE,
+    "gradients": SPLIT | GRADIENTS,
+    "aware, gradients": AWARE | GRADIENTS,
+    "first moment": AWARE | dict(exp_avg_dtype="bf16"),
+    "all in bf16": AWARE | GRADIENTS | dict(exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16"),
+}
+"""Options of each precision of gradients and moments, and of both optimizers."""
 
 
 @dataclass

@@ -15,14 +15,21 @@ WARPS = 4
 
 
 @triton.jit
+def _gate_and_up(gate_up, row, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """(columns, which of them there are, gate, up) of a row, in fp32."""
+    column = tl.arange(0, BLOCK)
+    ok = column < COLUMNS
+    gate = tl.load(gate_up + row * (2 * COLUMNS) + column, mask=ok, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * (2 * COLUMNS) + COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
+    return column, ok, gate, up
+
+
+@triton.jit
 def _forward(gate_up, weights, ends, out, EXPERTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """gate_up [n, 2 * COLUMNS]: gate, then up; weights [n]; out [n, COLUMNS]. One program: a row."""
     row = tl.program_id(0).to(tl.int64)
     if row < tl.load(ends + EXPERTS - 1):
-        column = tl.arange(0, BLOCK)
-        ok = column < COLUMNS
-        gate = tl.load(gate_up + row * (2 * COLUMNS) + column, mask=ok, other=0.0).to(tl.float32)
-        up = tl.load(gate_up + row * (2 * COLUMNS) + COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
+        column, ok, gate, up = _gate_and_up(gate_up, row, COLUMNS, BLOCK)
         result = gate / (1.0 + tl.exp(-gate)) * up * tl.load(weights + row).to(tl.float32)
         tl.store(out + row * COLUMNS + column, result.to(out.dtype.element_ty), mask=ok)
 
@@ -32,10 +39,7 @@ def _backward(gate_up, weights, ends, grad_out, grad, grad_weights, EXPERTS: tl.
     """grad [n, 2 * COLUMNS]: of gate, then of up; grad_weights [n], 0 for rows that are not used. One program: a row."""
     row = tl.program_id(0).to(tl.int64)
     if row < tl.load(ends + EXPERTS - 1):
-        column = tl.arange(0, BLOCK)
-        ok = column < COLUMNS
-        gate = tl.load(gate_up + row * (2 * COLUMNS) + column, mask=ok, other=0.0).to(tl.float32)
-        up = tl.load(gate_up + row * (2 * COLUMNS) + COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
+        column, ok, gate, up = _gate_and_up(gate_up, row, COLUMNS, BLOCK)
         given = tl.load(grad_out + row * COLUMNS + column, mask=ok, other=0.0).to(tl.float32)
         sigmoid = 1.0 / (1.0 + tl.exp(-gate))
         activated = gate * sigmoid

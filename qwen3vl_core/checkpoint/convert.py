@@ -159,7 +159,8 @@ def write_megatron(source: ModelSource, folder: Path, layout: Layout, caster: Ca
                 worker.advance(len(data), region.key.rsplit(".", 2)[-2])
             assert at == box.record.data_bytes, region
 
-        in_parallel(_in_file_order(source, tasks), write, progress)
+        with source.files.checked_in_passing():
+            in_parallel(_in_file_order(source, tasks), write, progress)
         writer.finish(megatron_common(source.architecture) | {"iteration": 0, "content_metadata": {}})
     if layout.mergers == "bridge":
         precision = str(written_dtype(source, own[0], caster.dtype)).removeprefix("torch.")
@@ -194,7 +195,8 @@ def write_hf(source: ModelSource, folder: Path, caster: Caster) -> int:
                 worker.advance(len(data), region.hf[tensor].split(".")[-2])
             assert at - start == math.prod(region.hf_shapes[tensor]) * planned[region.hf[tensor]].dtype.itemsize, region
 
-        in_parallel(tasks, write, progress)
+        with source.files.checked_in_passing():
+            in_parallel(tasks, write, progress)
         writer.finish()
     # last: a folder without config.json is not a model
     copy_side_files(source.side, folder, dtypes.pop() if len(dtypes) == 1 else caster.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -153,12 +154,21 @@ class HFReader:
         first = row + (0 if at is None else at * shape[0])
         start = entry.start + first * math.prod(shape[1:]) * entry.dtype.itemsize
         try:
-            self._files.read(entry.file, start, out.reshape(-1).view(torch.uint8).numpy().data)
+            data = out.reshape(-1).view(torch.uint8).numpy().data
+            self._files.read(entry.file, start, data)
         except EndOfFile:
             raise WorkError(f"{entry.file}: ended while {name} was read; copy it again") from None
-        problem = self._checker.problem(entry.file, start, out.numel() * out.element_size())
+        problem = self._checker.problem(entry.file, start, data)
         if problem is not None:
-            raise RequestError(f"{entry.file}: {problem}; {_CHANGED}")
+            raise self._damaged(entry.file, problem)
+
+    @staticmethod
+    def _damaged(file: Path, problem: str) -> RequestError:
+        return RequestError(f"{file}: {problem}; {_CHANGED}")
+
+    def checked_in_passing(self) -> contextlib.AbstractContextManager[None]:
+        """What is read in this block is compared with the digests at the end of it, not before it is used. Raises RequestError there."""
+        return self._checker.in_passing(self.folder, self._damaged)
 
     def read(self, name: str, at: int | None = None) -> Tensor:
         """One tensor, or slice `at` of a stack, in newly allocated memory. Raises WorkError when the file ends early."""

@@ -47,6 +47,11 @@ class ModelSource:
         return self.megatron.data if self.megatron else self.path
 
     @property
+    def files(self) -> HFReader | torch_dist.RegionReader:
+        """What reads the weights; of a model with adapters those of the base model."""
+        return self.hf or self.boxes
+
+    @property
     def boxes(self) -> torch_dist.RegionReader:
         """The reader of a Megatron checkpoint."""
         assert self.megatron is not None, f"{self.path} is a Hugging Face folder"

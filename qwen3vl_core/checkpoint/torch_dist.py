@@ -7,6 +7,7 @@ A checkpoint folder holds `latest_checkpointed_iteration.txt` (the tracker: `rel
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import io
 import itertools
@@ -160,11 +161,16 @@ class RegionReader:
                 raise DamagedError(f"{data}: {problem}; copy the checkpoint again, or use the one before it")
         self.tensors, self.objects, self._chunks = read_tables(data / ".metadata")
         self._files = FileReader()
+        self._paths: dict[str, Path] = {}
         self._locations: dict[int, TensorLocation | None] = {}
 
     def file_of(self, stored: StorageInfo) -> Path:
         """The file of a stored object. Only the last part of its name is used, so that it cannot point outside the folder."""
-        return self.data / Path(str(stored.relative_path)).name
+        name = str(stored.relative_path)
+        file = self._paths.get(name)
+        if file is None:
+            file = self._paths[name] = self.data / Path(name).name
+        return file
 
     def damage(self) -> list[str]:
         """A line for each file that is missing or shorter than the tables say."""
@@ -189,7 +195,7 @@ class RegionReader:
         file = self.file_of(stored)
         try:
             self._files.read(file, stored.offset + start, out)
-            self._check(file, stored.offset + start, len(out))
+            self._check(file, stored.offset + start, out)
         except FileNotFoundError:
             raise RequestError(f"{file}: missing, though .metadata names it; copy the checkpoint again") from None
         except EndOfFile:
@@ -207,10 +213,18 @@ class RegionReader:
         """The name of the common values among the saved objects; None where they are in `common.pt`."""
         return next((key for key in self.objects if key.startswith(COMMON_KEY)), None)
 
-    def _check(self, file: Path, begin: int, count: int) -> None:
+    def _check(self, file: Path, begin: int, data: memoryview) -> None:
         """Compare the chunks that hold these bytes with their digests, each once. Raises DamagedError."""
-        if (problem := self._checker.problem(file, begin, count)) is not None:
-            raise DamagedError(f"{file}: {problem}; copy the checkpoint again, or use the one before it")
+        if (problem := self._checker.problem(file, begin, data)) is not None:
+            raise self._damaged(file, problem)
+
+    @staticmethod
+    def _damaged(file: Path, problem: str) -> DamagedError:
+        return DamagedError(f"{file}: {problem}; copy the checkpoint again, or use the one before it")
+
+    def checked_in_passing(self) -> contextlib.AbstractContextManager[None]:
+        """What is read in this block is compared with the digests at the end of it, not before it is used. Raises DamagedError there."""
+        return self._checker.in_passing(self.data, self._damaged)
 
     def _size(self, file: Path) -> int:
         try:

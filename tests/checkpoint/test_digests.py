@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -247,6 +249,36 @@ def test_replaced_and_unreadable_files_are_named(tmp_path):
     assert shares[0] is None and f"between bytes {file_digests.CHUNK} and {file_digests.CHUNK + 5}" in shares[1]
     (tmp_path / "a.distcp").unlink()
     assert "a.distcp: No such file" in file_digests.problem(tmp_path, digests)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_to_bytes_that_are_read_in_any_order_is_found_by_their_own_digests(tmp_path, seed):
+    """Pieces of any length, some read twice and some not at all, as a conversion reads them from several threads."""
+    chance, file = random.Random(seed), tmp_path / "a.distcp"
+    size = 2 * file_digests.CHUNK + chance.randrange(file_digests.CHUNK)
+    file.write_bytes(chance.randbytes(size))
+    digests = file_digests.of_files(tmp_path, [file.name])
+    ends = sorted(chance.sample(range(size), 20))
+    pieces = list(itertools.pairwise([0, *ends, size]))[chance.randrange(3) :]
+    pieces += [(begin, begin + 500) for begin in chance.sample(range(size - 500), 50)]
+    chance.shuffle(pieces)
+    pieces += pieces[:2]
+
+    def read() -> None:
+        checker, content = file_digests.DigestChecker(digests), memoryview(file.read_bytes())
+
+        def passed(piece: tuple[int, int]) -> None:
+            if (problem := checker.problem(file, piece[0], content[slice(*piece)])) is not None:
+                raise ValueError(problem)
+
+        with checker.in_passing(tmp_path, lambda file, problem: ValueError(problem)), ThreadPoolExecutor(4) as pool:
+            list(pool.map(passed, pieces))
+
+    read()
+    begin, end = chance.choice([piece for piece in pieces if piece[1] - piece[0] > 1])
+    flip(file, 8 * chance.randrange(begin, end) + chance.randrange(8))
+    with pytest.raises(ValueError, match="differs from what was written"):
+        read()
 
 
 def test_a_check_in_the_background_says_how_far_it_is_and_what_it_found(trained, tmp_path, capsys):

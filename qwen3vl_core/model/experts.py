@@ -205,7 +205,8 @@ class ExpertLayer(MoELayer):
         super().__init__(config, *arguments, **options)
         self.dispatchers: dict[bool, Any] = {}
         """By whether the layer is in training mode, if tokens are gathered then: elsewhere ranks have different numbers of tokens."""
-        if not on_device(config):
+        self.on_device = on_device(config)
+        if not self.on_device:
             return
         if config.expert_model_parallel_size == 1:
             self.token_dispatcher = LocalDispatcher(config.moe_router_topk)
@@ -243,6 +244,17 @@ def joined(weights: Sequence[Tensor]) -> Tensor:
             for weight, row in zip(weights, block, strict=True):
                 weight.data = row
     return block
+
+
+def join_experts(model: torch.nn.Module) -> None:
+    """Make the expert weights of each layer one tensor. Left to the first forward, they would be copied into the memory of the CUDA
+    graphs, and the allocator would keep that of the old ones: the size of all experts."""
+    for layer in model.modules():
+        if isinstance(layer, ExpertLayer) and layer.on_device:
+            _, column, row = engine_experts()
+            for linear in layer.experts.modules():
+                if isinstance(linear, (column, row)):
+                    joined(weights_of(linear))
 
 
 @functools.cache
@@ -295,6 +307,11 @@ def product(x: Tensor, ends: Tensor, weights: Sequence[Tensor], *, in_place: boo
     return _GroupedProduct.apply(x, ends, in_place and weights[0].requires_grad, *weights)
 
 
+def weights_of(linear: Any) -> list[torch.nn.Parameter]:
+    """Of Transformer Engine's linear layer of experts: [out, in] each, from the last to the first."""
+    return [getattr(linear, f"weight{expert}") for expert in reversed(range(linear.num_gemms))]
+
+
 def aligned(weights: Sequence[Tensor]) -> Tensor:
     """Adapters' matrices [out, in] as one [n, out', in'], zeros up to sizes that `grouped_mm` takes."""
     out, into = weights[0].shape
@@ -308,8 +325,7 @@ def engine_experts() -> tuple[type, type, type]:
     from megatron.core.transformer.moe.experts import TEGroupedMLP
 
     def on_bounds(linear: Any, x: Tensor, ends: Tensor) -> tuple[Tensor, None]:
-        weights = [getattr(linear, f"weight{expert}") for expert in reversed(range(linear.num_gemms))]
-        return product(x, ends, weights, in_place=linear.fuse_wgrad_accumulation), None
+        return product(x, ends, weights_of(linear), in_place=linear.fuse_wgrad_accumulation), None
 
     class DeviceColumnLinear(TEColumnParallelGroupedLinear):
         def forward(self, x: Tensor, splits: list[int] | Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from qwen3vl_core.model import cpu
 from qwen3vl_core.model.build import build_model
 from qwen3vl_core.model.config import FP8_ROWS, transformer_config
-from qwen3vl_core.model.experts import gather_tokens
+from qwen3vl_core.model.experts import gather_tokens, join_experts
 from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
@@ -250,6 +250,7 @@ def _chunk(source: ModelSource, config: Any, chunk: int | None, options: Finetun
     freeze(model, options.frozen_parts())
     if use_transformer_engine():
         add_gradients_in_place(model)
+        join_experts(model)
     return model
 
 

@@ -11,6 +11,7 @@ if torch.cuda.is_available():
     pytest.importorskip("transformer_engine.pytorch")
 
 from qwen3vl_core.model import process_groups
+from qwen3vl_core.model.experts import one_block, weights_of
 
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.data.batch import collate, pack
@@ -84,6 +85,19 @@ def test_replayed_losses_of_experts_equal_eager_losses(experts, changes):
     assert none == 0 and count >= 8
     for (loss, norm), (other, other_norm) in zip(one_by_one, replayed, strict=True):
         assert other == pytest.approx(loss, rel=2e-3) and other_norm == pytest.approx(norm, rel=2e-2)
+
+
+def test_expert_weights_of_a_layer_are_one_tensor_before_the_first_step(experts):
+    """Made by the first forward, it would lie in the graphs' memory, and the old weights' memory would not be released."""
+    process_groups.initialize()
+    try:
+        options = FinetuneOptions(load=str(experts), train_data="", precision="bf16", global_batch_size=4, seq_length=256, packing=True)
+        training = setup.build(options, open_source(experts))
+        linears = [module for module in training.models[0].modules() if hasattr(module, "num_gemms")]
+        assert len(linears) == 2 * SHAPE["layers"] and all(one_block(weights_of(linear)) is not None for linear in linears)
+    finally:
+        process_groups.destroy()
+        torch.cuda.set_stream(torch.cuda.default_stream())
 
 
 @pytest.mark.parametrize(

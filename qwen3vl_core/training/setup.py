@@ -13,6 +13,7 @@ from qwen3vl_core.model.config import FP8_ROWS, transformer_config
 from qwen3vl_core.model.experts import gather_tokens, join_experts
 from qwen3vl_core.model.kernels import switched_off
 from qwen3vl_core.model.lora import attach
+from qwen3vl_core.model.patches.adam_in_parts import patch_large_adam
 from qwen3vl_core.model.patches.master_weights import patch_copy_of_masters
 from qwen3vl_core.model.patches.precision_aware import patch_precision_aware
 from qwen3vl_core.model.qwen3vl import Qwen3VLModel
@@ -158,6 +159,7 @@ def build(options: FinetuneOptions, source: ModelSource, first: MergedSource | N
         elif part.init_state_fn is not None:  # the offloaded optimizer creates its state in its first step
             # so that a checkpoint has a state to save even when fp16's loss scaling skipped every step so far
             part.init_state_fn(part.optimizer, part.config)
+            patch_large_adam(part.optimizer)
         patch_copy_of_masters(part)
     scheduler = OptimizerParamScheduler(
         optimizer, init_lr=0.0, max_lr=options.lr, min_lr=options.min_lr, lr_warmup_steps=options.lr_warmup_iters,

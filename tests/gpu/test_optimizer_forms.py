@@ -17,7 +17,7 @@ if torch.cuda.is_available():
 from types import SimpleNamespace
 
 from qwen3vl_core.model import process_groups
-from qwen3vl_core.model.patches.precision_aware import parts
+from qwen3vl_core.model.patches.adam_in_parts import parts
 
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.memory import estimate, update_bytes
@@ -88,7 +88,7 @@ def test_an_update_in_parts_is_bitwise_the_whole_one(folder, monkeypatch):
 
     whole = _updated(folder, FORMS["all in bf16"])
     monkeypatch.setattr(precision_aware, "CAST_AT_ONCE", 2000)
-    assert len(list(parts([torch.empty(1500)] * 3))) == 3
+    assert len(list(parts([torch.empty(1500)] * 3, 2000))) == 3
     assert all(torch.equal(a, b) for a, b in zip(_updated(folder, FORMS["all in bf16"]), whole, strict=True))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qwen3vl_core.model.patches import adam_in_parts
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tests.ranks import run_each
 from tests.training import trainings
 
 RUNS = trainings.OPTIMIZER_FORMS | {"gradients, all ranks update": dict(precision="bf16") | trainings.GRADIENTS}
+IN_PARTS = "plain, in parts"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,9 @@ def folder(tmp_path_factory):
     return tiny.save(model, tmp_path_factory.mktemp("model") / "hf")
 
 
-def _train(folder, changes: dict):
+def _train(folder, changes: dict, tensors_at_once: int | None = None):
+    if tensors_at_once:
+        adam_in_parts.TENSORS_AT_ONCE = tensors_at_once
     return trainings.train(folder, 4, **changes)
 
 
@@ -27,12 +32,19 @@ def _train(folder, changes: dict):
 def results(folder):
     """By number of ranks and name: (loss, gradient norm, …) of each step."""
     jobs = {name: (folder, changes) for name, changes in RUNS.items()}
+    # the last one: what it changes stays in its process
+    jobs[IN_PARTS] = (folder, RUNS["plain"], 3)
     return {world: {name: ranks[0] for name, ranks in run_each(world, _train, jobs).items()} for world in (1, 2)}
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_precision_aware_optimizer_in_fp32_is_bitwise_the_plain_one(results, world):
     assert results[world]["aware"] == results[world]["plain"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_update_of_a_few_tensors_at_once_is_bitwise_that_of_all(results, world):
+    assert results[world][IN_PARTS] == results[world]["plain"]
 
 
 @pytest.mark.parametrize("world", [1, 2])

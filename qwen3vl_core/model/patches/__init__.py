@@ -7,7 +7,8 @@
 | `megatron_on_cpu`, with `fused_adam` | the same |
 | `write_results` | before every checkpoint save of a run |
 | `master_weights` | to the optimizer of a bf16 or fp16 run without the distributed optimizer |
-| `precision_aware` | to a precision-aware optimizer |
+| `precision_aware`, with `adam_in_parts` | to a precision-aware optimizer |
+| `adam_in_parts` | to an optimizer of more tensors than Transformer Engine takes at once |
 
 Versions were checked in the sources: 0.16.1, which the project pins, and 0.19.2, the newest for Python 3.12. Megatron's
 extension points do not count as patches: a layer spec with our modules, a subclass, the `rotary_pos_emb` of a `GPTModel`

@@ -9,11 +9,9 @@ moments are in bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-from torch import Tensor
+from qwen3vl_core.model.patches.adam_in_parts import patch_adam_in_parts
 
 CAST_AT_ONCE = 1 << 26
 """Elements of the parameters that are updated together; a larger parameter alone."""
@@ -24,7 +22,7 @@ def patch_precision_aware(optimizer: Any) -> None:
     adam = optimizer.optimizer
     optimizer.init_state_fn = lambda inner, config=None: _initialize(inner)
     _initialize(adam)
-    optimizer.optimizer.step = partial(_step, adam)
+    patch_adam_in_parts(adam, CAST_AT_ONCE)
 
 
 def _initialize(adam: Any) -> None:
@@ -32,31 +30,3 @@ def _initialize(adam: Any) -> None:
         for parameter in group["params"]:
             if not adam.state[parameter]:
                 adam.initialize_state(parameter, False)
-
-
-def parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters in their order, in lists of at most CAST_AT_ONCE elements."""
-    part: list[Tensor] = []
-    for parameter in parameters:
-        if part and sum(p.numel() for p in part) + parameter.numel() > CAST_AT_ONCE:
-            yield part
-            part = []
-        part.append(parameter)
-    if part:
-        yield part
-
-
-def _step(adam: Any) -> None:
-    """`adam.step()`, part by part. Every element is updated by itself, so that the result is the same."""
-    groups = adam.param_groups
-    try:
-        for group in groups:
-            before, after = group.get("step", 0), None
-            for part in parts(group["params"]):
-                after = {**group, "params": part, "step": before}
-                adam.param_groups = [after]
-                type(adam).step(adam)
-            if after is not None:
-                group["step"] = after["step"]
-    finally:
-        adam.param_groups = groups

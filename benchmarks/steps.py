@@ -66,17 +66,20 @@ def measure(variant: str, options: FinetuneOptions, base: Path, batches: list[Ba
         structured = [batch.pin_memory() for batch in structured]
         torch.cuda.reset_peak_memory_stats()
     profile = StepProfile(WARM + steps + 1, 1, folder / f"{variant}.json")
-    seconds, losses = [], []
+    seconds, losses, peaks = [], [], [0.0]
     for number in range(1, WARM + steps + 2):
         profile.before(number)
         synchronize()
         began = time.perf_counter()
-        losses.append(step.train_step(training, structured).loss)
+        result = step.train_step(training, structured)
+        losses.append(result.loss)
+        # without graphs each step begins anew
+        peaks += result.peak_memory[:1]
         synchronize()
         seconds.append(time.perf_counter() - began)
         profile.after(number)
     kernels = json.loads(profile.file.read_text())
-    gib = torch.cuda.max_memory_allocated() / GIB if DEVICE == "cuda" else 0.0
+    gib = max(peaks) / GIB
     row = {
         "name": variant, "step_ms": round(1000 * statistics.median(seconds[WARM : WARM + steps]), 1), "peak_gib": round(gib, 2),
         "kernels_ms": kernels["kernels_ms"], "launches": kernels["launches"], "loss": round(losses[0], 5), "kernels": kernels["kernels"],

@@ -6,6 +6,8 @@ STEPS = 32
 """Sizes between a power of two and the next: rounding up adds at most 2 / 32 of a size, about half as much on average."""
 COARSE = 4
 """The same for trained tokens, whose padding is cheap."""
+COUNTS = 8
+"""The same for documents and frames: attention takes its time for empty ones, too."""
 LEAST_ROW, LEAST_PATCHES, LEAST_TRAINED, LEAST_COUNT, LEAST_MAX_SEQLEN = 256, 512, 64, 8, 128
 
 

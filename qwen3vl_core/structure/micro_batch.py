@@ -15,6 +15,7 @@ from torch import Tensor
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.buckets import (
     COARSE,
+    COUNTS,
     LEAST_COUNT,
     LEAST_MAX_SEQLEN,
     LEAST_TRAINED,
@@ -196,7 +197,7 @@ def vision_structure(
     max_seqlen, cu_seqlens = max(map(max, frames)), F.pad(torch.tensor(frames[cp_rank]).cumsum(0), (1, 0)).to(torch.int32)
     if buckets:
         max_seqlen = power_of_two_bucket(max_seqlen, LEAST_MAX_SEQLEN)
-        count = power_of_two_bucket(max(map(len, frames)), LEAST_COUNT)
+        count = bucket(max(map(len, frames)), LEAST_COUNT, COUNTS)
         cu_seqlens = F.pad(cu_seqlens, (0, count - len(frames[cp_rank])), value=int(cu_seqlens[-1]))
     token_indices = torch.cat([part for of_rank in indices for part in of_rank])
     return VisionStructure(
@@ -258,7 +259,7 @@ def build_structure(
         cu_seqlens = cu_seqlens.to(torch.int32)
         if rules.buckets:
             max_seqlen = min(power_of_two_bucket(max_seqlen, LEAST_MAX_SEQLEN), input_ids.shape[1])
-            empty = power_of_two_bucket(len(documents), LEAST_COUNT) - len(documents)
+            empty = bucket(len(documents), LEAST_COUNT, COUNTS) - len(documents)
             cu_seqlens = F.pad(cu_seqlens, (0, empty), value=int(cu_seqlens[-1]))
     local = None
     if rules.cp_size > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,7 +159,8 @@ def run_work(name: str, values: dict[str, Any]) -> int:
         options = with_adapter(completed(options))
     if name == "finetune":
         # reported here, and not in the log of a run that cannot start
-        judge(options, problems=problems).require_valid()
+        for caution in judge(options, problems=problems).require_valid().cautions:
+            print(f"qwen3vl: warning: {caution}", file=sys.stderr)
     elif problems := [*problems, *option_problems(options)]:
         raise RequestError(*problems)
     if name == "finetune" or detach or runs is not None:

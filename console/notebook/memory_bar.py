@@ -56,7 +56,7 @@ def describe(verdict: Verdict, estimate: Estimate, known: bool) -> str:
     took = (
         f"about {number(seconds, 3)} s a step, {duration(3600 * estimate.hours)} in total" if seconds >= 0.01 else "less than 0.01 s a step"
     )
-    after = [f"{took}, at {estimate.step.mfu:.0%} of a GPU's peak", *map(str, verdict.notes)]
+    after = [f"{took}, at {estimate.step.mfu:.0%} of a GPU's peak", *map(str, (*verdict.cautions, *verdict.notes))]
     if not known:
         after.append("no GPU here, so an 80 GB GPU is assumed; enter another size below")
     about = f'<span class="dim">{escape(" · ".join(after))}</span>'

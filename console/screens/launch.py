@@ -218,10 +218,10 @@ class LaunchScreen(ConsoleScreen):
         return unique((*own, *(self.checked.problems if self.checked is not None else ())))
 
     @property
-    def _faster(self) -> tuple[Problem, ...]:
-        """Options that would be faster than the current state, according to the estimate."""
+    def _advice(self) -> tuple[Problem, ...]:
+        """Options that would be better than those of the current state, which can be started."""
         verdict = self.checked.verdict if self.checked is not None and self.kind == "finetune" else None
-        return verdict.notes if verdict is not None else ()
+        return (*verdict.cautions, *verdict.notes) if verdict is not None else ()
 
     def _show(self) -> None:
         form, plan = self.form, self.current
@@ -231,7 +231,7 @@ class LaunchScreen(ConsoleScreen):
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
         check.border_subtitle = "" if problems or self.checked is None else f"{self._key('launch.start')} starts it"
-        check.update(plan_view.problem_lines(problems, self._note(), form.options, self._key("launch.fix"), faster=self._faster))
+        check.update(plan_view.problem_lines(problems, self._note(), form.options, self._key("launch.fix"), advice=self._advice))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
         if self.checked is not None:
@@ -293,10 +293,10 @@ class LaunchScreen(ConsoleScreen):
             self.copy(self.current.command, "Command")
 
     def action_fix(self) -> None:
-        """Apply the fix of the first problem that has one; without problems, what would be faster."""
+        """Apply the fix of the first problem that has one; without problems, what would be better."""
         if self.form is None:
             return
-        fix = plan_view.first_fix(self.problems or self._faster, self.form.options)
+        fix = plan_view.first_fix(self.problems or self._advice, self.form.options)
         if fix is None:
             words = "no problem has a fix that a key could apply" if self.problems else "there is nothing to fix"
             self.notify(words, severity="warning")
@@ -400,7 +400,7 @@ class LaunchScreen(ConsoleScreen):
         if action == "launch.start":
             return not self.problems
         if action == "launch.fix":
-            return plan_view.first_fix(self.problems or self._faster, form.options) is not None
+            return plan_view.first_fix(self.problems or self._advice, form.options) is not None
         if action == "launch.undo":
             return bool(form.history)
         if action == "launch.reset":

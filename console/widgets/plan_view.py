@@ -59,15 +59,15 @@ def glance(options: Any, verdict: Verdict | None) -> Content:
 
 
 def problem_lines(
-    problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5, faster: Sequence[Problem] = ()
+    problems: Sequence[Problem], note: str, options: Mapping[str, Option], fix_key: str, most: int = 5, advice: Sequence[Problem] = ()
 ) -> Content:
-    """All problems with their fixes; without problems the note, empty while it is checked, and what would be faster."""
+    """All problems with their fixes; without problems the note, empty while it is checked, and what would be better."""
     if not problems and not note:
         return Content("… checking disk and machine").stylize("$muted")
     if not problems:
         start = Content.assemble(("✓ ", "$text-success"), (note, "$text-success"))
         key = (f"   {fix_key} applies it", "$text-primary")
-        offers = [(advice.broken_rule, fixes(advice, options)) for advice in faster]
+        offers = [(better.broken_rule, fixes(better, options)) for better in advice]
         more = [Content.assemble(f"· {gain}: {remedies[0]}", key) for gain, remedies in offers if remedies]
         return Content("\n").join([start, *more])
     lines = []

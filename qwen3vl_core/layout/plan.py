@@ -13,7 +13,7 @@ from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestErr
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
 from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, faster_with_less, gpus_needed, presets, suggest
-from qwen3vl_core.layout.verdict import HOST, Verdict, judge, peak_tflops
+from qwen3vl_core.layout.verdict import HOST, TOO_BIG, Verdict, judge, peak_tflops
 from qwen3vl_core.options import FinetuneOptions, missing_values, option_problems, shell_line
 from qwen3vl_core.options.planfile import write_plan
 from qwen3vl_core.options.planning import PlanOptions
@@ -99,6 +99,7 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
             if step["no_cuda_graph"]
             else "forward and backward of a micro batch are replayed as one CUDA graph",
             f"counted with {options.seq_length} tokens a row, {record['vision_tokens']} of them of pictures (--vision-tokens)",
+            *(f"warning: {warning['text']}" for warning in record["warnings"] if warning["code"] not in (HOST, TOO_BIG)),
             *(f"note: {note['text']}" for note in record["notes"]),
             *_beside(options),
         ]

@@ -35,7 +35,7 @@ from qwen3vl_core.sizes import Architecture, size_of, size_problem
 
 DEFAULT_MEMORY = CARDS[80]
 """GiB of the GPU that is assumed where there is none."""
-HOST = "host-does-not-fit"
+HOST, TOO_BIG = "host-does-not-fit", "does-not-fit"
 WORTH_SPLITTING = 0.5
 """GiB of a GPU from which a plan names a distributed optimizer."""
 WORTH_SAYING = 0.05
@@ -94,7 +94,7 @@ class Verdict:
     problems: tuple[Problem, ...]
     """Every broken rule: of options, model, data, layout and, if it is to run here, of this machine."""
     warnings: tuple[Problem, ...] = ()
-    """Problems that do not prevent a start: it does not fit according to the estimate."""
+    """Problems that do not prevent a start: it does not fit according to the estimate, or rows are longer than the model's positions."""
     notes: tuple[Problem, ...] = ()
     """What would be faster, with the options as remedies; nothing is wrong without them."""
     architecture: Architecture | None = None
@@ -125,6 +125,11 @@ class Verdict:
     def fits_host(self) -> bool:
         """Whether this machine's memory is enough, as far as it is known."""
         return all(warning.code != HOST for warning in self.warnings)
+
+    @property
+    def cautions(self) -> tuple[Problem, ...]:
+        """The warnings that no estimate shows."""
+        return tuple(warning for warning in self.warnings if warning.code not in (HOST, TOO_BIG))
 
     @property
     def starts(self) -> bool | None:
@@ -295,7 +300,7 @@ def _too_big(estimate: Estimate, needed: int | None, busy: str = "") -> Problem:
     advice = f"use {needed} GPUs with the right layout (--suggest --gpus {needed})" if needed else "use larger GPUs, or a smaller model"
     advice = busy or advice
     rule = {"needed": estimate.peak_gib, "memory": round(estimate.memory_gib, 2), "gpus_needed": needed, "advice": advice}
-    return Problem("does-not-fit", rule=rule)
+    return Problem(TOO_BIG, rule=rule)
 
 
 def _model(options: FinetuneOptions) -> tuple[Architecture | None, tuple[Problem, ...]]:

@@ -125,7 +125,7 @@ class RunState:
         self.node_watch = node_watch.started(run_dir)
         self.lock = RunLock(run_dir) if self.is_rank_0 else None
         self.source: ModelSource = open_source(options.load, option="--load")
-        judge(
+        verdict = judge(
             options, architecture=self.source.architecture, processes=torch.distributed.get_world_size(), machine=this_machine(), disk=False
         ).require_valid()
         self.source.check()
@@ -146,6 +146,9 @@ class RunState:
         if options.init_adapter and not self.step and first is None:
             raise RequestError(f"--init-adapter {options.init_adapter}: missing, and the run has no checkpoint to resume from; restore it")
         self.line = StepLine(options.train_iters, self.step)
+        if self.is_rank_0:
+            for caution in verdict.cautions:
+                self.line.say(f"warning: {caution}")
         self.metrics = (
             Metrics(run_dir / METRICS_FILE, run_dir / TENSORBOARD, Sinks(run_dir, options, self.line.say, resumed=self.step > 0))
             if self.is_rank_0

@@ -45,6 +45,16 @@ def test_a_plan_that_does_not_fit_ends_with_1_and_suggests_one_that_does(capsys)
     assert "does not fit" in out and "GPUs of 80 GiB needed: 64" in out
 
 
+def test_rows_beyond_the_positions_of_the_model_are_warned_of(capsys):
+    words = ["--load", BASE, "--gpus", "1", "--memory", "80", "--seq-length"]
+    text = "--seq-length 5000: the model was trained on 4096 positions at most: tokens beyond them are new to it"
+    code, out, _ = plan(capsys, *words, "5000")
+    assert code == 0 and f"warning: {text}" in out
+    assert "positions" not in plan(capsys, *words, "4096")[1]
+    (warning,) = json.loads(plan(capsys, *words, "5000", "--json")[1])["warnings"]
+    assert warning["code"] == "beyond-positions" and warning["remedies"] == [{"seq_length": 4096}]
+
+
 def test_an_invalid_plan_ends_with_2_and_lists_every_problem(capsys):
     code, out, _ = plan(capsys, "--size", "4B", "--gpus", "4", "--tp", "3", "--vp", "2", "--json")
     found = json.loads(out)

@@ -7,7 +7,10 @@ from qwen3vl_core.model.patches import adam_in_parts
 import pytest
 import torch
 
+from qwen3vl_core.checkpoint import convert
+from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.checkpoint.torch_dist import RegionReader
+from qwen3vl_core.options import ConvertOptions
 from tests import tiny
 from tests.ranks import run_each
 from tests.training import trainings
@@ -112,7 +115,7 @@ def test_a_run_resumes_bitwise_where_its_state_fits(folder, tmp_path, saved, res
         assert again[0][0] == went_on[0][0] and again[1][0] == pytest.approx(went_on[1][0], rel=4e-3)
 
 
-def test_a_checkpoint_holds_the_state_in_fp32_and_the_weights_in_bf16(folder, tmp_path):
+def test_a_checkpoint_holds_the_state_in_fp32_and_converts_its_weights_in_bf16(folder, tmp_path):
     run_each(2, trainings.train_in_two_halves, {0: (folder, tmp_path, RUNS["all in bf16"])})
     reader = RegionReader(tmp_path / "iter_0000002")
     kinds = {key: entry.properties.dtype for key, entry in reader.tensors.items()}
@@ -126,3 +129,8 @@ def test_a_checkpoint_holds_the_state_in_fp32_and_the_weights_in_bf16(folder, tm
             value = reader.read(f"optimizer.state.{moment}.{name}")
             assert value.dtype == torch.float32 and torch.equal(value.bfloat16().float(), value)
     assert any(bool((reader.read(key).bfloat16().float() != reader.read(key)).any()) for key in masters.values())
+    convert.run(ConvertOptions(source=str(tmp_path / "iter_0000002"), target=str(tmp_path / "hf"), hf=str(folder)))
+    back, began = open_source(tmp_path / "hf"), open_source(folder)
+    boxes = [(back.read_box(region), reader.read(region.key, region.offset, region.size), region) for region in back.regions()]
+    assert all(torch.equal(converted, saved) and converted.dtype == torch.bfloat16 for converted, saved, _ in boxes)
+    assert any(not torch.equal(converted, began.read_box(region)) for converted, _, region in boxes), "nothing was trained"

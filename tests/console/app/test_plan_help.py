@@ -96,12 +96,12 @@ def test_the_memory_of_a_gpu_is_a_bar_for_each_stage_with_a_legend_even_while_a_
 def test_a_plan_without_problems_says_what_would_be_faster_and_the_key_that_applies_it():
     options = FinetuneOptions(size="tiny", packing=True, micro_batch_size=1, seq_length=4096, global_batch_size=8, nproc=1)
     notes = look_here("finetune", options).verdict.notes
-    text = plan_view.problem_lines((), "every rule holds", DECLARED, "f7", faster=notes).plain
+    text = plan_view.problem_lines((), "every rule holds", DECLARED, "f7", advice=notes).plain
     assert text.startswith("✓ every rule holds\n· longer packed rows would be about ")
     assert text.endswith("seq-length 8192, global-batch-size 4   f7 applies it")
     assert plan_view.first_fix(notes, DECLARED).changes == {"seq_length": "8192", "global_batch_size": "4"}
     broken = look_here("finetune", dataclasses.replace(options, tp=3)).problems
-    assert "faster" not in plan_view.problem_lines(broken, "", DECLARED, "f7", faster=notes).plain
+    assert "faster" not in plan_view.problem_lines(broken, "", DECLARED, "f7", advice=notes).plain
 
 
 def test_paths_are_completed_as_by_a_shell(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ class Architecture:
             raise RequestError(f"{file}: key {missing} is missing; take config.json from the checkpoint itself") from None
         except RequestError:
             raise
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise RequestError(f"{file}: a value has the wrong type ({error}); take the checkpoint's own config.json") from None
 
     @classmethod
@@ -167,7 +167,9 @@ def _check_kind(text: dict[str, Any], vision: dict[str, Any], file: str) -> None
 
 def _check_order(text: dict[str, Any], vision: dict[str, Any], file: str) -> None:
     """Raises RequestError for orders and counts with which transformers computes something else, or nothing."""
-    layers, own = [int(layer) for layer in vision["deepstack_visual_indexes"]], "take the checkpoint's own file"
+    layers, own = list(vision["deepstack_visual_indexes"]), "take the checkpoint's own file"
+    if not all(type(layer) is int for layer in layers):
+        raise RequestError(f"{file}: vision_config.deepstack_visual_indexes is {str(layers)[:80]!r}, not a list of layers; {own}")
     key = f"{file}: vision_config.deepstack_visual_indexes is {layers}"
     if layers != sorted(set(layers)) or (layers and not 0 <= layers[0] <= layers[-1] < vision["depth"]):
         raise RequestError(f"{key}, not ascending numbers below the depth, {vision['depth']}; {own}")

@@ -29,6 +29,7 @@ from tests.readers.outside_models import (
     read_config,
     read_model,
     read_processor,
+    read_state,
 )
 from tests.readers.structures import Change
 
@@ -307,8 +308,8 @@ def read_user_settings(folder: Path) -> None:
 _RUN = "runs/0001-of-outside"
 _COMPARED = "runs/0002-compare"
 READERS: dict[str, Reader] = {
-    "common.pt": Reader(make_checkpoint, {"checkpoints/iter_0000003/common.pt": structures.as_archive}, read_checkpoint),
-    "extra.json": Reader(make_checkpoint, {"checkpoints/iter_0000003/extra.json": structures.as_json}, read_checkpoint),
+    "common.pt": Reader(make_checkpoint, {"checkpoints/iter_0000003/common.pt": structures.as_archive}, read_state),
+    "extra.json": Reader(make_checkpoint, {"checkpoints/iter_0000003/extra.json": structures.as_json}, read_state),
     ".metadata": Reader(make_checkpoint, {"checkpoints/iter_0000003/.metadata": structures.as_pickle}, read_checkpoint),
     "checkpoint's other files": Reader(make_checkpoint, {
         "checkpoints/iter_0000003/metadata.json": structures.as_json, "checkpoints/latest_checkpointed_iteration.txt": structures.as_text,

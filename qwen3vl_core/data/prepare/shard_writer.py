@@ -187,7 +187,7 @@ def _rows(log: Path) -> list[dict[str, Any]]:
     rows = []
     if log.is_file():
         for line in log.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
                 row = json.loads(line)
                 stretches = [[int(value) for value in stretch] for stretch in row["stretches"]]
                 if all(len(stretch) == 3 for stretch in stretches) and sum(s[1] for s in stretches) <= int(row["size"]):

@@ -43,10 +43,12 @@ PIXELS = 1024 * 1024
 WORDS = ("red", "blue", "green", "dog", "cat", "ball", "a", "the", "on", "field", "beach", "two", "three", "snow", "near", "under")
 
 
-def config(size: str, layers: int = 0) -> dict[str, Any]:
-    """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens."""
+def config(size: str, layers: int = 0, ffn: int = 0) -> dict[str, Any]:
+    """`config.json` of a published size, or of its first `layers` language layers, with the demo's special tokens. ffn: width of the
+    MLPs of `tiny`, 0: its own."""
     values = json.loads(TINY.read_text())
     if size in ("tiny", "tiny-experts"):
+        values["text_config"]["intermediate_size"] = ffn or values["text_config"]["intermediate_size"]
         if layers:
             values["text_config"]["num_hidden_layers"] = layers
         if size == "tiny-experts":
@@ -107,10 +109,10 @@ class RandomWeights:
         return self._drawn[at : at + count]
 
 
-def model(folder: Path, size: str, layers: int = 0) -> Path:
+def model(folder: Path, size: str, layers: int = 0, ffn: int = 0) -> Path:
     """A Hugging Face folder of `RandomWeights`, made shard by shard, as fast as the disk takes them."""
     folder.mkdir(parents=True)
-    model_config = config(size, layers)
+    model_config = config(size, layers, ffn)
     for file in TINY.parent.iterdir():
         if file.name not in ("config.json", "model.safetensors"):
             shutil.copy(file, folder)

@@ -23,6 +23,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
 from qwen3vl_core.formats import one_clear_line
 from qwen3vl_core.locations import DEFAULT_SETTINGS, settings_file
+from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 TEMPLATE = """\
 # Settings of the console (qwen3vl console). Remove the # of a line to change it, then restart the console or press comma again.
@@ -97,13 +98,10 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
         return Settings(file=file)
     except (OSError, UnicodeDecodeError, RequestError) as error:
         return Settings(problems=(f"{file}: cannot be read ({error})",), file=file)
-    import yaml  # late: only needed if there is a file
-
     try:
-        content = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        return Settings(problems=(f"{file}: not YAML{f' (line {mark.line + 1})' if mark else ''}; write theme: nord",), file=file)
+        content = load_yaml(text) or {}
+    except NotYamlError as error:
+        return Settings(problems=(f"{file}: not YAML{error.where}; write theme: nord",), file=file)
     if not isinstance(content, dict):
         return Settings(problems=(f"{file}: must hold theme: and keys:, one per line",), file=file)
     unknown = [name for name in content if name not in NAMES]

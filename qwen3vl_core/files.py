@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,8 @@ from qwen3vl_core.formats import quantity
 
 UNFINISHED = ".tmp"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+TURN_SECONDS = 10.0
+"""For the one before to write a file, which takes milliseconds on a disk that works."""
 
 
 def is_url(name: str) -> bool:
@@ -32,18 +35,60 @@ def absolute_path(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content atomically: a reader sees the old text or the new one, never a part."""
+    """Replace a file's content atomically: a reader sees the old text or the new one, never a part. Raises OSError."""
+    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replaced_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """An empty file beside `path` to write into; it replaces `path` when the block succeeds, all of it on the disk before.
+
+    mode: its permissions. When the block raises, the file is removed and `path` is unchanged. Writers take turns: one waits for the one
+    before it, TURN_SECONDS at most. Raises OSError, BlockingIOError after that time.
+    """
     temporary = path.with_name(path.name + UNFINISHED)
+    lock = _turn(path, temporary)
     try:
-        with open(temporary, "w", encoding="utf-8", opener=_new_file) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        if mode is not None:
+            os.fchmod(lock, mode)
+        to_disk(temporary)
         os.replace(temporary, path)
         to_disk(path.parent)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _turn(path: Path, temporary: Path) -> int:
+    """Open and empty the file that a writer of `path` writes into, once no other process has it: it is locked until it is closed."""
+    deadline = time.monotonic() + TURN_SECONDS
+    while True:
+        descriptor = _new_file(str(temporary), os.O_WRONLY | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        except OSError:  # a file system without locks
+            mine = True
+        try:
+            # the one before may have given it the name `path` in the meantime, or removed it
+            if mine and os.path.samestat(os.fstat(descriptor), os.stat(temporary)):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(path))
+        time.sleep(0.01)
 
 
 def _new_file(path: str, flags: int) -> int:
@@ -156,7 +201,7 @@ def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
     """
     target = target.absolute()
     building, old = (target.with_name(target.name + ending) for ending in (UNFINISHED, ".old" + UNFINISHED))
-    with _only_writer(target, f"{target}: another process is writing it; wait for it, or choose another folder"):
+    with only_writer(target, f"{target}: another process is writing it; wait for it, or choose another folder"):
         put_back(target, old)
         for leftover in (building, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -166,7 +211,7 @@ def atomic_folder(target: Path, *, what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _only_writer(target: Path, refusal: str) -> Iterator[None]:
+def only_writer(target: Path, refusal: str) -> Iterator[None]:
     """Keeps other writers of `target` out, by a lock on a file beside it. Raises RequestError with `refusal`."""
     file = target.with_name(f".{target.name}.lock")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.locations import settings_file
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 DINGTALK, FEISHU, WECOM, SLACK, JSON = "dingtalk", "feishu", "wecom", "slack", "json"
 FLAVOURS = (DINGTALK, FEISHU, WECOM, SLACK, JSON)
@@ -207,11 +208,9 @@ def from_settings(file: Path | None = None) -> tuple[list[str], str]:
             text = stream.read(limits.PLAN_FILE)
     except OSError:
         return [], ""
-    import yaml  # late: most users have no settings
-
     try:
-        content = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError):
+        content = load_yaml(text)
+    except NotYamlError:
         return [], ""
     if not isinstance(content, dict):
         return [], ""

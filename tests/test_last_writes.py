@@ -187,3 +187,26 @@ def test_a_run_of_another_user_is_shown_and_not_touched(run, capsys):
             commands.runs([*action, *words])
     assert commands.runs(["stop", "1", "--foreign", *words]) == 0
     assert commands.runs(["delete", "1", "--yes", "--foreign", *words]) == 0 and not run.path.exists()
+
+
+def test_writers_of_a_file_take_turns(tmp_path, monkeypatch):
+    """Every content is whole, however many write at once; one that stays is waited for, not for ever."""
+    target = tmp_path / "plan.yaml"
+    texts = [f"{number}\n" * 20_000 for number in range(4)]
+    script = (
+        "import sys; from pathlib import Path; from qwen3vl_core.files import write_text\n"
+        "for _ in range(20): write_text(Path(sys.argv[1]), f'{sys.argv[2]}\\n' * 20_000)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(target), str(number)]) for number in range(4)]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if target.exists():
+            seen.add(target.read_text())
+    assert [writer.returncode for writer in writers] == [0] * 4 and seen <= set(texts) and target.read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+    monkeypatch.setattr(files, "TURN_SECONDS", 0.05)
+    with files.replaced_file(target) as temporary:
+        temporary.write_text("first")
+        with pytest.raises(BlockingIOError, match="another process is writing it"):
+            files.write_text(target, "second")
+    assert target.read_text() == "first"

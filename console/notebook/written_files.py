@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import replaced_file
 
 
 def write_file(what: str, runs: Sequence[Run], path: Path | str | None, write: Callable[[Path], Any]) -> Path:
@@ -19,12 +19,9 @@ def write_file(what: str, runs: Sequence[Run], path: Path | str | None, write: C
     if not runs:
         raise RequestError(f"{what}: no run selected; choose one")
     target = Path(path or f"runs-{'-'.join(f'{run.number:04d}' for run in runs)}.{what.lower()}").expanduser().absolute()
-    temporary = target.with_name(target.name + ".tmp")
     try:
-        write(temporary)
-        temporary.replace(target)
+        with replaced_file(target) as temporary:
+            write(temporary)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RequestError(f"{target}: {error.strerror or error}; choose another path") from None
     return target

@@ -18,7 +18,7 @@ import qwen3vl_core
 from console.runs.state import write_json
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import absolute_path
+from qwen3vl_core.files import absolute_path, replaced_file
 from qwen3vl_core.layout.resuming import change_problems
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of, shell_line, to_arguments, to_mapping
@@ -183,9 +183,6 @@ def command_script(run_dir: Path, plan: PlanRecord) -> str:
 
 def write_record(run_dir: Path, plan: PlanRecord, final_dir: Path | None = None) -> None:
     """Write both files into `run_dir`, which will be renamed to `final_dir`. Raises OSError."""
-    script = run_dir / COMMAND
-    temporary = script.with_name(COMMAND + ".tmp")
-    temporary.write_text(command_script(final_dir or run_dir, plan), encoding="utf-8")
-    temporary.chmod(0o755)
-    os.replace(temporary, script)
+    with replaced_file(run_dir / COMMAND, mode=0o755) as script:
+        script.write_text(command_script(final_dir or run_dir, plan), encoding="utf-8")
     write_json(run_dir / PLAN, plan)

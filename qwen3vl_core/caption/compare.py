@@ -29,6 +29,7 @@ from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import only_writer
 from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
@@ -190,6 +191,8 @@ def run(options: CompareOptions) -> None:
         raise RequestError(f"--json {options.json}: the same file as --html; choose another file")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminable())
+        for file in filter(None, (json_file, html_file)):
+            stack.enter_context(only_writer(file, f"{file}: another comparison will write it; wait for it, or choose another file"))
         # without a run's folder, the pictures of a dataset are kept until the reports are written
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.data and CaptionRows().folder is None else None
         try:

@@ -31,6 +31,7 @@ from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.checkpoint.hf import copy_side_files
 from qwen3vl_core.checkpoint.retention import EXTRA
 from qwen3vl_core.checkpoint.training_state import metadata, sharded_state
+from qwen3vl_core.digested_file import WrittenDigests
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, to_disk, write_text
 from qwen3vl_core.run_record import TRACKER
@@ -63,6 +64,8 @@ class Saving:
     building: Path
     extra: dict[str, Any]
     iteration: int
+    written: WrittenDigests
+    """Digests of the files of this rank that were made while they were written."""
     queue: AsyncCallsQueue | None = None
     """None when it was written synchronously."""
     started: float = field(default_factory=time.monotonic)
@@ -73,7 +76,7 @@ class Saving:
 
     @property
     def digest_seconds(self) -> float:
-        """How long the digests of this rank's files took, once they are made."""
+        """How long this rank has waited for the digests of its files, once they are made."""
         return self.digests.seconds if self.digests is not None else 0.0
 
     def finished(self, *, wait: bool) -> bool:
@@ -86,7 +89,7 @@ class Saving:
                     return False
             self.queue = None
         if self.digests is None:
-            self.digests = _Digests(self.building)
+            self.digests = _Digests(self.building, self.written)
         if not wait and not _all_agree(self.digests.done):
             return False
         each: list[Any] = [None] * dist.get_world_size()
@@ -117,22 +120,23 @@ class Saving:
 
 
 class _Digests:
-    """Reads the files that this rank has written, in a thread: training may go on meanwhile."""
+    """Reads the files that this rank has written and that have no digests yet, in a thread: training may go on meanwhile."""
 
-    def __init__(self, building: Path) -> None:
-        self._building, self.seconds = building, 0.0
+    def __init__(self, building: Path, written: WrittenDigests) -> None:
+        self._building, self._written, self.seconds = building, written, 0.0
         self._result: dict[str, file_digests.Digest] | str | None = None
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        prefix, began = f"__{dist.get_rank()}_", time.monotonic()
+        prefix, began, waited = f"__{dist.get_rank()}_", time.monotonic(), 0.0
         try:
-            names = [name for name in os.listdir(self._building) if name.startswith(prefix)]
-            self._result = file_digests.of_files(self._building, names)
+            known, waited = self._written.read(self._building)
+            names = [name for name in os.listdir(self._building) if name.startswith(prefix) and name not in known]
+            self._result = known | file_digests.of_files(self._building, names)
         except OSError as error:
             self._result = f"{error.filename or self._building}: {error.strerror}"
-        self.seconds = time.monotonic() - began
+        self.seconds = waited + time.monotonic() - began
 
     @property
     def done(self) -> bool:
@@ -197,8 +201,7 @@ def start_saving(
         return name
 
     building = directory / _on_every_rank(begin, folder)
-    patch_next_save()
-    saving = Saving(folder, building, extra, iteration)
+    saving = Saving(folder, building, extra, iteration, patch_next_save())
     with _write_errors(folder, building):
         state = sharded_state(models, optimizer, scheduler, loading=False) | common | {"iteration": iteration}
         # torch's own checksums take several times as long as the write, and nothing ever compares them; the digests are

@@ -26,13 +26,13 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-import yaml
 
 from qwen3vl_core import limits
 from qwen3vl_core.data.sample_order import SampleOrder, seeded
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.data.storage import Place, place_of, read_small, within
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 SUFFIXES = (".yaml", ".yml")
 BLOCK = 1024
@@ -71,9 +71,9 @@ def is_metadataset(place: Place) -> bool:
 
 def _load(place: Place) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(read_small(place, limits.DATASET_INDEX))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{place}: not YAML ({' '.join(str(error).split())[:200]}); write a metadataset in Energon's format") from None
+        loaded = load_yaml(read_small(place, limits.DATASET_INDEX))
+    except NotYamlError as error:
+        raise RequestError(f"{place}: not YAML ({error}); write a metadataset in Energon's format") from None
     except OSError as error:
         raise RequestError(f"{place}: cannot be read ({error.strerror}); give a dataset or a metadataset") from None
     if not isinstance(loaded, dict):

@@ -21,6 +21,7 @@ from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.data.storage import Place, Remote, place_of, read_small, size_of
 from qwen3vl_core.data.tar import member_places, sample_offsets, sample_parts, split_key
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.yaml_text import load_yaml
 
 OPEN_FILES = 64
 _HEADER_BYTES = 16 << 10
@@ -186,8 +187,10 @@ def _load(folder: Place, name: str) -> Any:
         if file.is_file():
             try:
                 # libyaml if available, for speed: the index names every shard
-                return yaml.load(read_small(file, limits.DATASET_INDEX).decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
+                return load_yaml(read_small(file, limits.DATASET_INDEX).decode(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            except RequestError:
+                raise
+            except (ValueError, OSError) as error:
                 raise RequestError(f"{file}: cannot be read ({type(error).__name__}); {_AGAIN}") from None
     return None
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import read_small, write_text
 from qwen3vl_core.options.declare import options_of, recorded
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 
 def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
@@ -33,12 +33,9 @@ def write_plan(path: str | Path, options: Any, comment: str = "") -> Path:
             continue
         lines.append(f"{o.name}: {_on_one_line(value)}  # {'; '.join(notes)}")
     target = Path(path).expanduser()
-    temporary = target.with_name(target.name + ".tmp")
     try:
-        temporary.write_text("\n".join(lines).lstrip() + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        write_text(target, "\n".join(lines).lstrip() + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise WorkError(f"--save {target}: {error.strerror}; choose a file in a folder you may write to") from None
     return target
 
@@ -98,11 +95,9 @@ def _values(cls: type, text: str, problem: Callable[..., Problem]) -> dict[str, 
 
     try:
         # the loader is SafeLoader with one more check
-        content = yaml.load(text, PlanLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise refused("plan-not-yaml", line=line) from None
+        content = load_yaml(text, PlanLoader)
+    except NotYamlError as error:
+        raise refused("plan-not-yaml", line=error.where) from None
     if isinstance(content, dict) and isinstance(content.get("options"), dict) and "kind" in content:
         content = content["options"]
     if content is None:

@@ -16,6 +16,7 @@ import pytest
 from qwen3vl_core import file_digests
 from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.cli import main
+from qwen3vl_core.digested_file import DigestedFile, WrittenDigests
 from qwen3vl_core.errors import RequestError
 from tests.ranks import run_ranks
 from tests.training import runs
@@ -23,6 +24,22 @@ from tests.training import runs
 # the long form: QWEN3VL_DAMAGE=200 pytest tests/checkpoint/test_digests.py
 DAMAGES = int(os.environ.get("QWEN3VL_DAMAGE", 12))
 OLD, NEW = "iter_0000002", "iter_0000004"
+
+
+def model_and_digests(folder: Path) -> tuple[Path, bool]:
+    """A small model, and whether Megatron-Core's writers make the digests of their files meanwhile."""
+    from qwen3vl_core.model.patches.write_results import patch_next_save
+
+    import torch
+    from megatron.core import dist_checkpointing
+
+    digests = patch_next_save()
+    (folder / "saved").mkdir()
+    state = {"x": dist_checkpointing.ShardedTensor.from_rank_offsets("x", torch.randn(3 << 20)), "y": torch.ones(3)}
+    dist_checkpointing.save(state, str(folder / "saved"))
+    found, _ = digests.read(folder / "saved")
+    written = file_digests.of_files(folder / "saved", [file.name for file in (folder / "saved").glob("*.distcp")])
+    return runs.small_model(folder), bool(found) and found == written
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +51,8 @@ def data(tmp_path_factory):
 def trained(data, tmp_path_factory):
     """A run of four steps with two checkpoints."""
     run = tmp_path_factory.mktemp("trained")
-    small = run_ranks(1, runs.small_model, tmp_path_factory.mktemp("small"))[0]
+    small, meanwhile = run_ranks(1, model_and_digests, tmp_path_factory.mktemp("small"))[0]
+    assert meanwhile
     runs.plan(run, data, load=str(small), train_iters=4, save_interval=2)
     assert runs.train(run)[0] == 0, runs.log(run)
     return run
@@ -120,6 +138,25 @@ def test_every_file_has_a_digest_and_an_intact_checkpoint_passes(trained):
     for event in runs.events(trained, "save"):
         assert 0 < event["digest_seconds"] <= event["seconds"]
     assert file_digests.problem(data, digests) is None and retention.damage(data, ("data",)) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, file_digests.CHUNK - 1, file_digests.CHUNK, 3 * file_digests.CHUNK + 7])
+def test_digests_that_are_made_while_a_file_is_written_are_those_of_the_file(tmp_path, size):
+    digests, content = WrittenDigests(), random.Random(size).randbytes(size)
+    with DigestedFile(tmp_path / "small", digests) as file:
+        for at in range(0, size, 1 << 20 | 3):
+            file.write(memoryview(content)[at : at + (1 << 20 | 3)])
+    with DigestedFile(tmp_path / "whole", digests) as file:
+        file.write(content)
+        os.fsync(file.fileno())
+    with DigestedFile(tmp_path / "back", digests) as file:
+        file.write(content)
+        file.seek(0)
+        file.write(b"x")
+    found, waited = digests.read(tmp_path)
+    assert found == file_digests.of_files(tmp_path, ["small", "whole"]) and waited >= 0
+    os.truncate(tmp_path / "whole", size + 1)
+    assert set(digests.read(tmp_path)[0]) == {"small"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

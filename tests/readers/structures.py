@@ -121,6 +121,14 @@ def as_yaml(data: bytes, chance: random.Random) -> bytes:
         return damaged(data, chance)
     if which < 0.17:
         return data + _BOMB
+    if which < 0.22:
+        lines = data.splitlines(keepends=True)
+        at = chance.randrange(len(lines))
+        tag = chance.choice((b"!!bool", b"!!int", b"!!float", b"!!timestamp", b"!!binary", b"!!set", b"!!omap", b"!!pairs", b"!!null",
+                             b"!!python/object/apply:os.getpid", b"&a *a", b"2024-99-99", b"1" * 5000))  # fmt: skip
+        key, colon, rest = lines[at].partition(b":")
+        lines[at] = key + colon + b" " + tag + (rest or b"\n")
+        return b"".join(lines)
     value = changed(yaml.safe_load(data), chance)
     try:
         return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")

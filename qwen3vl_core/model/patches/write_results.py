@@ -1,4 +1,4 @@
-"""How a process that writes a checkpoint returns its write results to its parent process.
+"""How a process that writes a checkpoint returns its write results, and the digests of its files, to its parent process.
 
 Upstream: Megatron-Core's queue for them belongs to a spawned manager process (`_get_write_results_queue`). A signal that asks
 the process group to stop terminates that process, and the final checkpoint then fails; starting it also takes longer than
@@ -15,6 +15,8 @@ import tempfile
 from typing import Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+from qwen3vl_core.digested_file import DigestedFile, WrittenDigests
 
 
 class Written:
@@ -49,6 +51,11 @@ class Written:
         return pickle.loads(b"".join(chunks))
 
 
-def patch_next_save() -> None:
-    """Give the next save a fresh message, so that a failed save leaves no results for it."""
+def patch_next_save() -> WrittenDigests:
+    """Give the next save a fresh message, so that a failed save leaves no results for it, and have its files digested while they are
+    written. Returns where the digests will be."""
     filesystem_async._results_queue = Written()
+    digests = WrittenDigests()
+    # it opens its files by the built-in function's name, for nothing but to write a new file
+    filesystem_async.open = lambda path, mode: DigestedFile(path, digests)
+    return digests

@@ -36,7 +36,7 @@ def absolute_path(name: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content atomically: a reader sees the old text or the new one, never a part. Raises OSError."""
-    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replaced_file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 

@@ -77,3 +77,5 @@ FRAME_FILES = 100_000
 
 TEMPLATE_SECONDS = 10
 """For a checkpoint's chat template to render the three short conversations it is checked with."""
+TEMPLATE_BYTES = 1 * GIB
+"""Of memory for the same."""

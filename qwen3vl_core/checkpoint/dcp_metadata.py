@@ -199,6 +199,7 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
     objects: dict[str, StorageInfo] = {}
     chunks: dict[str, list[Chunk]] = {}
     sizes: dict[tuple[str, Shape], Shape] = {}
+    count = 0
     try:
         if (size := file.stat().st_size) > limits.TORCH_DIST_TABLES:
             raise ValueError(f"{size:,} bytes, at most {limits.TORCH_DIST_TABLES:,}")
@@ -208,6 +209,9 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
             if not isinstance(key, str):
                 raise ValueError(f"a name is a {type(key).__name__}")
             if isinstance(item, TensorEntry):
+                # a pickle may name the same list of chunks for each of its tensors
+                if (count := count + len(item.chunks)) > len(table.storage_data):
+                    raise ValueError("more parts of tensors than places of them")
                 item.size = _shape(item.size, key)
                 if not isinstance(item.properties.dtype, torch.dtype):
                     raise ValueError(f"{key} has no precision")

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.records import CONTROL
+from qwen3vl_core.data.template_trial import try_template
 from qwen3vl_core.errors import RequestError
 
 TURN, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -42,6 +43,8 @@ class ChatTemplate:
         self._tokenizer, self._template = tokenizer, template
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "question"}]}]
         answer = [*question, {"role": "assistant", "content": [{"type": "text", "text": "answer"}]}]
+        if (excess := try_template(template, [question, answer])) is not None:
+            raise RequestError(f"{where}: the chat template {excess}; take it from the original checkpoint")
         try:
             with _time_limit(limits.TEMPLATE_SECONDS):
                 asked, opened, answered = self._apply(question), self._apply(question, add_generation_prompt=True), self._apply(answer)

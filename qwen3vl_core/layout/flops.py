@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from qwen3vl_core.layout.activations import fullest_rank
+from qwen3vl_core.layout.activations import PICTURE_TOKENS, fullest_rank
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
 from qwen3vl_core.layout.measured_mfu import expected_mfu
@@ -17,14 +17,15 @@ from qwen3vl_core.sizes import Architecture
 
 # dense bf16 of an H100 or H200, from the data sheet
 PEAK_TFLOPS = 989.0
-# communication in every layer: the share of a step that it costs for each doubling of the parallel size; a rule of thumb for
-# ranking layouts, not a measurement
-COMMUNICATION = {"tp": 0.08, "cp": 0.06, "ep": 0.05}
+COMMUNICATION = {"tp": 0.31, "cp": 0.07, "ep": 0.05}
+"""Communication in every layer: the share of a step that it costs for each doubling of the parallel size, at the width of 2B. tp and cp as
+measured on two H200 (docs/speed.md), ep a rule of thumb. Wider layers compute more for each byte that they send."""
+MEASURED_WIDTH = 2048
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs of one optimizer step over the trains_weights run."""
+    """FLOPs of one optimizer step over all GPUs."""
 
     language: float
     """Matrix products of the language layers, forward and backward."""
@@ -117,15 +118,24 @@ def model_flops(
     return replace(total, vision=seen)
 
 
+def picture_tokens(options: FinetuneOptions, vision_tokens: int) -> list[int]:
+    """Tokens of each picture of a row with `vision_tokens`: one picture, or in a packed row several of at most PICTURE_TOKENS."""
+    if not options.packing:
+        return [vision_tokens] if vision_tokens else []
+    whole, rest = divmod(vision_tokens, PICTURE_TOKENS)
+    return [PICTURE_TOKENS] * whole + ([rest] if rest else [])
+
+
 def step_flops(options: FinetuneOptions, architecture: Architecture, vision_tokens: int) -> StepFlops:
-    """FLOPs of a global batch of rows of `--seq-length` tokens, each with one picture of `vision_tokens` tokens (0: none)."""
+    """FLOPs of a global batch of rows of `--seq-length` tokens, `vision_tokens` of them of pictures (`picture_tokens`)."""
     a, rows, length = architecture, options.global_batch_size, options.seq_length
     frozen = options.untrained_parts()
-    pictures = [vision_tokens * a.vision.spatial_merge_size**2] if vision_tokens else []
-    row = model_flops(a, [length], pictures, frozen, low_rank=options.lora_rank > 0)
+    pictures = picture_tokens(options, vision_tokens)
+    patches = [tokens * a.vision.spatial_merge_size**2 for tokens in pictures]
+    row = model_flops(a, [length], patches, frozen, low_rank=options.lora_rank > 0)
     recomputed = 0.0
     if options.recompute == "full":
-        tower = vision_forward(a, vision_tokens)[0] if "vision" not in frozen else 0.0
+        tower = sum(vision_forward(a, tokens)[0] for tokens in pictures) if "vision" not in frozen else 0.0
         recomputed = length * language_forward(a)[0] + attention_forward(a, length) + tower
     elif options.recompute == "sel":
         recomputed = length * mlp_forward(a)
@@ -153,6 +163,5 @@ def step_seconds(
     micro_batches = max(options.global_batch_size // (options.micro_batch_size * dp), 1)
     seconds *= 1 + (options.pp - 1) / (micro_batches * options.vp)
     for name, share in COMMUNICATION.items():
-        seconds *= 1 + share * (getattr(options, name).bit_length() - 1)
-    # the vision tower is replicated on every context parallel rank
-    return seconds * (1 + (options.cp - 1) * step.vision / (step.model or 1.0))
+        seconds *= 1 + share * MEASURED_WIDTH / architecture.hidden_size * (getattr(options, name).bit_length() - 1)
+    return seconds

@@ -134,7 +134,7 @@ def test_experts_on_several_ranks_have_a_margin_in_memory_and_time():
         tokens = experts_bytes(a, options, InputBytes.of(options), on_device=False)
         plain = 2 * a.hidden_size * 2 + 2 * 4 * a.num_experts
         assert tokens - plain == pytest.approx(factor * 8 * (2 * a.hidden_size + 10 * a.expert_ffn_hidden_size))
-    slower = step_seconds(split, a, 8, 0) / step_seconds(even, a, 8, 0) / (1 + 3 * COMMUNICATION["ep"])
+    slower = step_seconds(split, a, 8, 0, 0.3) / step_seconds(even, a, 8, 0, 0.3) / (1 + 3 * COMMUNICATION["ep"])
     assert 1.05 < slower < UNEVEN_EXPERTS
 
 

@@ -39,6 +39,7 @@ from tests.shared import demo
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EVERY = os.environ.get("QWEN3VL_NOTEBOOKS") == "all"
 """The first notebook makes its own loop; else it finds the one that the demo's tests made."""
+CLICKED = "document.addEventListener('click', () => { window.clicked = performance.now(); }, {capture: true, once: true})"
 SHORT = {"2_": {"train_iters": 50_000}, "3_": {"train_iters": 4, "checkpoints": 2, "pictures": 2}}
 """Parameters by notebook, for a browser that stops what it starts, and for trainings of seconds."""
 
@@ -213,9 +214,23 @@ def test_in_a_browser_a_click_starts_a_run_whose_curve_grows_and_stops(entered, 
     assert picture.read_bytes().startswith(b"\x89PNG")
     (run,) = [r for r in store.list() if r.id not in before and r.kind == "finetune"]
     assert run.alive
+    # the cell that waits for the run: what is clicked meanwhile is answered before it ends
+    browser.run_again("run = launcher.start()")
+    waiting = browser.find(".jp-CodeCell", has_text="run = launcher.start()").first.locator(".jp-InputPrompt").first
+    browser.expect(waiting).to_have_text("[*]:")
+    took = []
+    for scale in ("log", "linear"):
+        page.evaluate(CLICKED)
+        page.get_by_label("log y").click()
+        browser.until(f"document.querySelector('.js-plotly-plot')._fullLayout.yaxis.type === '{scale}'")
+        took.append(page.evaluate("performance.now() - window.clicked"))
+    assert waiting.inner_text().strip() == "[*]:" and run.alive
+    assert min(took) < 3000, f"milliseconds from click to curve on a busy machine: {took}"
     browser.button("Stop run").click()
     assert launch.wait(run, 240) == "stopped"
-    browser.shows("■ stopped")
+    browser.expect(waiting).to_have_text(re.compile(r"\[\d+\]:"))
+    # in the widget; the picture that the file keeps says it, too, and is hidden
+    browser.expect(browser.find(".qwen3vl-box td", has_text="■ stopped").first).to_be_visible()
     steps = [row["step"] for row in map(json.loads, run.metrics.read_text().splitlines()) if row["kind"] == "train"]
     browser.until(f"document.querySelector('.js-plotly-plot')._fullData[0].x.slice(-1)[0] === {steps[-1]}")
     # the cell once more: its figure is of a run that sends nothing any more, and takes the place of the one before

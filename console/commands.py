@@ -56,8 +56,12 @@ def console(arguments: list[str]) -> int:
     parser.add_argument("--web", action="store_true", help="in a browser tab, on this machine only; the link holds a token")
     parser.add_argument("--port", type=port, default=None, metavar="N", help="port of --web (default 8866, or the next free one)")
     parser.add_argument("--no-browser", action="store_true", help="with --web: only print the link")
+    parser.add_argument(
+        "--behind-proxy", default=None, metavar="URL", help="with --web: where a gateway serves this port, {port} for its number, such as "
+        "https://gateway.example/me/proxy/{port}/; on DSW it is known",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
-    for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser)):
+    for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser), ("--behind-proxy", args.behind_proxy)):
         if used and not args.web:
             raise RequestError(f"{flag}: needs --web; leave it out or add --web")
     store = store_folder(runs_directory(args.runs))
@@ -65,7 +69,7 @@ def console(arguments: list[str]) -> int:
     if workspace is not None and not workspace.is_dir():
         raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo creates one")
     if args.web:
-        return importlib.import_module("console.web").serve(store, workspace, args.port, not args.no_browser)
+        return importlib.import_module("console.web").serve(store, workspace, args.port, not args.no_browser, args.behind_proxy)
     # objects of imported modules live as long as the process: nothing to collect before the first frame
     gc.disable()
     try:

@@ -191,7 +191,9 @@ class RunActions(App[int]):
     @on(WorkDone)
     def _opened(self, event: WorkDone) -> None:
         self.copy_to_clipboard(event.text)
-        opened = show_in_browser(event.text)
+        opened = self.is_web or show_in_browser(event.text)
+        if self.is_web:
+            self.open_url(event.text)
         note = f"{event.text}  {'opened' if opened else 'copied'}; it ends with the console"
         self.notify(note, title=event.title, markup=False, timeout=10)
 

@@ -195,6 +195,9 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
             (f" Picture {self.index + 1}/{len(self.samples)} ", "bold"), (one_line(Path(sample.image).name, 40), ""),
             (f" · {self.view.whole} with {'both' if len(self.view.names) == 2 else 'all'} captions", "$muted"),
         ]  # fmt: skip
+        voted = sum(sample.image in self.view.votes.choices for sample in self.samples)
+        if voted:
+            parts.append((f" · {voted} voted", "$muted"))
         if vote == SAME:
             parts.append((" · voted: equally good", "$text-success"))
         if self.blind:
@@ -372,7 +375,11 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
         self._show()
 
     def action_full(self) -> None:
-        if self.sample is not None:
+        if self.sample is None:
+            return
+        if self.app.is_web:
+            self.app.open_url(Path(self.sample.image).absolute().as_uri())
+        else:
             self.app.push_screen(FullPicture(self.sample.image))
 
     # the form

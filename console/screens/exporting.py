@@ -40,6 +40,8 @@ class Exporting(ConsoleScreen):
         self.in_thread(write, "export")
 
     def _exported(self, page: Path) -> None:
+        if self.app.is_web:
+            self.app.open_url(page.absolute().as_uri())
         self.copy(str(page), "HTML page and JSON written; path of the page")
 
     def action_copy(self) -> None:

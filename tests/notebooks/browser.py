@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ GROUNDS = (
 """How bright the ground of each figure in sight is, 0 to 255."""
 
 
-def pages() -> Iterator[Browser]:
-    """A browser with one page, until the iterator goes on; skips the test where there is none."""
+def pages(**how: Any) -> Iterator[Browser]:
+    """A browser with one page, until the iterator goes on; skips the test where there is none. how: of the page's context."""
     program = next(filter(None, map(shutil.which, PATHS)), None)
     if program is None:
         pytest.skip("no chromium: tests/notebooks/install_browser.sh installs Debian's")
@@ -42,7 +43,7 @@ def pages() -> Iterator[Browser]:
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
         try:
-            page = chromium.new_page(viewport={"width": 1400, "height": 1100}, reduced_motion="reduce")
+            page = chromium.new_page(viewport={"width": 1400, "height": 1100}, reduced_motion="reduce", **how)
             page.add_init_script(IMPATIENT)
             page.set_default_timeout(MILLISECONDS)
             sync_api.expect.set_options(timeout=MILLISECONDS)

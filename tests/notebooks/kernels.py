@@ -77,18 +77,21 @@ def shown(cell: nbformat.NotebookNode, kind: str = "text/plain") -> str:
 
 
 @contextlib.contextmanager
-def running_lab(home: Path, folder: Path, **variables: str) -> Iterator[tuple[str, str, str]]:
-    """`qwen3vl notebook` in `folder`: (address, token, what it printed before the link). It and its kernels end with the block."""
+def running_lab(home: Path, folder: Path, base: str = "/", **variables: str) -> Iterator[tuple[str, str, str]]:
+    """`qwen3vl notebook` in `folder`: (address, token, what it printed before the link). It and its kernels end with the block.
+
+    base: the path below which it is served.
+    """
     words = [sys.executable, "-c", "import sys; from console.commands import notebook; notebook(sys.argv[1:])"]
-    words += ["--dir", str(folder), "--no-browser", "--port", "18931"]
+    words += ["--dir", str(folder), "--no-browser", "--port", "18931", "--base-url", base]
     own = {name: str(home / name.lower()) for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | own | variables
     log = home / "lab.log"
     with open(log, "wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment, stdin=subprocess.DEVNULL)
     try:
-        found = until(lambda: re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=([0-9a-f]{20,})", log.read_text()), 240)
-        until(lambda: _answers(f"{found[1]}/api"), 240)
+        found = until(lambda: re.search(rf"(http://127\.0\.0\.1:\d+){base}lab\?token=([0-9a-f]{{20,}})", log.read_text()), 240)
+        until(lambda: _answers(f"{found[1]}{base}api"), 240)
         yield found[1], found[2], log.read_text()[: found.start()]
     finally:
         process.send_signal(signal.SIGTERM)

@@ -33,6 +33,31 @@ async function render({model: outer, el}) {
     timer = setTimeout(() => { note.textContent = model.get("text"); }, PATIENCE);
   }
 
+  function press(event) {
+    const box = el.closest(BOX), at = event.target;
+    if (!box || !(at instanceof Element) || at.closest(BOX) !== box || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (at.closest("input:not([type=checkbox]), select, textarea")) return;
+    const wanted = model.get("shortcuts")[event.key];
+    const button = wanted && box.querySelector(wanted);
+    if (!button) return;
+    // before JupyterLab, for which these keys are commands
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (!button.disabled) button.click();
+  }
+
+  function focus(event) {
+    // a click anywhere in the box: its keys are of use from then on
+    const box = el.closest(BOX);
+    if (!box || !(event.target instanceof Element) || event.target.closest(BOX) !== box) return;
+    box.tabIndex = -1;
+    if (!event.target.closest("button, input, select, textarea, a")) setTimeout(() => box.focus({preventScroll: true}));
+  }
+
+  const hasKeys = Object.keys(model.get("shortcuts")).length > 0;
+  if (hasKeys) window.addEventListener("keydown", press, true);
+  if (hasKeys) document.addEventListener("click", focus, true);
+
   function answered() {
     if (model.get("answered") < model.get("asked")) return;
     clearTimeout(timer);
@@ -45,6 +70,8 @@ async function render({model: outer, el}) {
   return () => {
     clearTimeout(timer);
     style.remove();
+    window.removeEventListener("keydown", press, true);
+    document.removeEventListener("click", focus, true);
     model.off("change:stored", hide);
     for (const type of ["click", "change"]) document.removeEventListener(type, ask, true);
     model.off("change:answered", answered);

@@ -25,6 +25,13 @@ from qwen3vl_core.caption.word_diff import count
 from qwen3vl_core.errors import RequestError
 
 STATIC_PICTURES = 8
+KEYS = {
+    "ArrowLeft": ".qwen3vl-back", "ArrowRight": ".qwen3vl-next", "n": ".qwen3vl-unvoted", "N": ".qwen3vl-unvoted",
+    "0": ".qwen3vl-votes button:first-of-type", "=": ".qwen3vl-votes button:last-of-type",
+    **{str(number): f".qwen3vl-votes button:nth-of-type({number + 1}):not(:last-of-type)" for number in range(1, 10)},
+}  # fmt: skip
+"""Keys of the box, and the buttons that they click."""
+KEYS_HELP = "keys, after a click here: 1 to 9 vote for the caption at that place, = as good, 0 no vote, n next unvoted, ← → pictures"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -81,11 +88,15 @@ class CompareCaptions(Live):
         self.children = [
             W.HBox([self.run_menu, self.back_button, self.place, self.next_button, self.unvoted_button]),
             W.HBox([self.mark_box, self.blind_box, self.page_button]),
-            self.headline, W.HBox([self.image, self.side_by_side], layout=W.Layout(width="100%")), self.vote_buttons, self.score_table,
+            self.headline, W.HBox([self.image, self.side_by_side], layout=W.Layout(width="100%")), self.vote_buttons,
+            W.HTML(say(KEYS_HELP, "dim")), self.score_table,
             self.message,
         ]  # fmt: skip
+        named = {"back": self.back_button, "next": self.next_button, "unvoted": self.unvoted_button, "votes": self.vote_buttons}
+        for name, widget in named.items():
+            widget.add_class(f"qwen3vl-{name}")
         self._list(chosen)
-        self.begin()
+        self.begin(keys=KEYS)
 
     def __repr__(self) -> str:
         return f"CompareCaptions({self.run.id if self.run is not None else ''})"

@@ -24,6 +24,7 @@ STYLE = """<style>
 .qwen3vl del { background: rgba(214, 69, 65, .22); }
 .qwen3vl ins { background: rgba(42, 157, 97, .26); text-decoration: none; font-weight: 600; }
 .qwen3vl mark { background: rgba(217, 130, 43, .30); color: inherit; }
+.qwen3vl .caption mark { background: rgba(59, 125, 216, .30); font-weight: 600; }
 .qwen3vl .dim { opacity: .65; }
 .qwen3vl .caption { line-height: 1.5; margin: 4px 0 8px; }
 .qwen3vl .bad { color: #c0483f; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ipywidgets
@@ -134,9 +134,9 @@ class Live(Stored, ipywidgets.VBox, metaclass=Brief):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
-    def begin(self, seconds: float = SECONDS) -> None:
-        """Close earlier boxes of this cell, look once, and start the periodic looks."""
-        self.children = (*self.children, Answers())
+    def begin(self, seconds: float = SECONDS, keys: Mapping[str, str] | None = None) -> None:
+        """Close earlier boxes of this cell, look once, and start the periodic looks. keys: selectors of the buttons that keys click."""
+        self.children = (*self.children, Answers(keys))
         self.add_class(BOX)
         take_cell(self)
         _open.add(self)

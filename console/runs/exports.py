@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from console.runs.captions import SampleFeed, read_votes
 from console.runs.store import Run
 from qwen3vl_core.caption import report
 from qwen3vl_core.caption.comparison import Comparison
-from qwen3vl_core.caption.data_uri import file_data_uri
+from qwen3vl_core.caption.data_uri import PageFit, file_picture
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.run_record import CAPTIONS_DATA, CAPTIONS_PAGE
 
@@ -33,7 +34,10 @@ def export(run: Run, html: Path | None = None, json: Path | None = None) -> list
     page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
     comparison = comparison_of(run)
     if page:
-        report.save(page, report.to_html(comparison, (file_data_uri(sample.image) for sample in comparison.samples)))
+        fit = PageFit(len(comparison.samples))
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
+        addresses = (fit.uri(file_picture(sample.image, fit.side)) for sample in comparison.samples)
+        report.save(page, report.to_html(comparison, addresses, f"run {run.id} · {when}"))
     if data:
         report.save(data, report.to_json(comparison))
     return [path for path in (page, data) if path]

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from qwen3vl_core.caption import compared_models, report, terminal
 from qwen3vl_core.caption.compared_models import ComparedModel
 from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
+from qwen3vl_core.caption.data_uri import PageFit
 from qwen3vl_core.caption.dataset import find_samples
 from qwen3vl_core.caption.generate import CaptionWriter, GeneratedCaption, Prompt
 from qwen3vl_core.caption.pictures import Picture, find_pictures, shown
@@ -218,6 +220,7 @@ def _report(
     if json_file:
         report.save(json_file, report.to_json(comparison))
     if html_file:
-        report.save(html_file, report.to_html(comparison, (picture.embedded() for picture in pictures)))
+        fit, when = PageFit(len(pictures)), time.strftime("%Y-%m-%d %H:%M")
+        report.save(html_file, report.to_html(comparison, (fit.uri(picture.open()) for picture in pictures), when))
     for path in filter(None, (json_file, html_file)):
         print(f"wrote {shown(path)}", file=sys.stderr)

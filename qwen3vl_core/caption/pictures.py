@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from qwen3vl_core.caption.data_uri import jpeg_data_uri
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import check_proportions, decode
 from qwen3vl_core.errors import RequestError
@@ -51,10 +50,6 @@ class Picture:
     def open(self) -> Image.Image:
         """Upright, RGB, the first frame of an animation. Raises RequestError when the file is no picture (any more)."""
         return _decoded(self.path, _bytes(self.path))
-
-    def embedded(self) -> str:
-        """A data URI: JPEG, at most `data_uri.LONGEST_SIDE` pixels wide and high."""
-        return jpeg_data_uri(self.open())
 
 
 def _refused(code: str, path: str | Path, **rule: Any) -> RequestError:

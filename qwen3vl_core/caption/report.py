@@ -70,11 +70,12 @@ def escaped(text: str) -> str:
     return html.escape(printable(text), quote=True)
 
 
-_TAGS = {"first": "del", "other": "ins"}
+_TAGS = {"first": "del", "other": "ins", "common": "mark"}
 
 
 def marked_html(texts: Sequence[str], escape: Callable[[str], str] = escaped) -> list[str]:
-    """Captions of one picture as HTML; runs that `mark_differences` marks are in `del` (only the first caption has them) or `ins`."""
+    """Captions of one picture as HTML; runs that `mark_differences` marks are in `del` (only the first caption has them), `ins`, or
+    `mark` (both have them)."""
     return [
         "".join(f"<{tag}>{escape(text)}</{tag}>" if (tag := _TAGS.get(mark)) else escape(text) for text, mark in runs)
         for runs in mark_differences(texts)
@@ -159,23 +160,32 @@ def differing(comparison: Comparison) -> str:
     return text
 
 
-def to_html(comparison: Comparison, pictures: Iterable[str]) -> str:
-    """A self-contained page: no network, no script. pictures: a data URI for each sample, or an empty string."""
+def _legend(articles: Iterable[str], first: str, others: Sequence[str]) -> str:
+    """What the marks that the articles have mean."""
+    used = "".join(articles)
+    told = [f"<del>only in {escaped(first)}</del>"] if "<del>" in used else []
+    told += [f"<ins>{f'only in {escaped(others[0])}' if len(others) == 1 else f'not in {escaped(first)}'}</ins>"] if "<ins>" in used else []
+    both = "in both, where one is much longer" if len(others) == 1 else f"also in {escaped(first)}, where one is much longer"
+    return " ".join(told + ([f"<mark>{both}</mark>"] if "<mark>" in used else []))
+
+
+def to_html(comparison: Comparison, pictures: Iterable[str], about: str = "") -> str:
+    """A self-contained page: no network, no script. pictures: an address for each sample, as a data URI, or an empty string. about: what
+    the title says more, such as run and date."""
     templates = resources.files(__package__)
     articles = [
         _article(sample, uri, n, comparison) for n, (sample, uri) in enumerate(zip(comparison.samples, pictures, strict=True), start=1)
     ]
     first, *others = comparison.models
     return Template(templates.joinpath("report.html").read_text(encoding="utf-8")).substitute(
-        title=TITLE,
+        title=escaped(f"{TITLE} · {about}" if about else TITLE),
         style=templates.joinpath("report.css").read_text(encoding="utf-8"),
         columns=len(comparison.models),
         notes="\n".join(f'<p class="note" role="note">{escaped(note)}</p>' for note in comparison.notes),
         about="\n".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in _about(comparison)),
         scores=_scores(comparison),
         differing=differing(comparison),
-        legend=f"<del>only in {escaped(first)}</del> <ins>only in {escaped(others[0])}</ins>" if len(others) == 1
-        else f"<ins>not in {escaped(first)}</ins>",
+        legend=_legend(articles, first, others),
         samples="\n".join(articles),
     )  # fmt: skip
 

@@ -15,10 +15,10 @@ from qwen3vl_core.caption.word_diff import mark_differences
 from qwen3vl_core.formats import printable
 
 Span = tuple[str, str]
-"""Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `dim`, `bold`."""
+"""Text and its style: `` plain, `base` only in the first caption, `tuned` only in the second, `both` in both, `dim`, `bold`."""
 
-MARKS = {"base": ("[-", "-]"), "tuned": ("{+", "+}")}
-_CODES = {"base": "31", "tuned": "32", "dim": "2", "bold": "1"}
+MARKS = {"base": ("[-", "-]"), "tuned": ("{+", "+}"), "both": ("{=", "=}")}
+_CODES = {"base": "31", "tuned": "32", "both": "36", "dim": "2", "bold": "1"}
 _BETWEEN = " │ "
 _NARROWEST_COLUMN = 30
 """With narrower columns, captions are printed one below the other."""
@@ -41,8 +41,9 @@ def _in_marks(text: str, style: str) -> Span:
 
 
 def marked_captions(sample: ReportSample) -> list[list[Span]]:
-    """The captions in their order; runs that `mark_differences` marks are in `[-` `-]` (only the first caption has them) or `{+` `+}`."""
-    styles = {"first": "base", "other": "tuned"}
+    """The captions in their order; runs that `mark_differences` marks are in `[-` `-]` (only the first caption has them), `{+` `+}`
+    or `{=` `=}` (both have them)."""
+    styles = {"first": "base", "other": "tuned", "common": "both"}
     texts = [printable(caption.text) for caption in sample.captions.values()]
     return [[_in_marks(text, styles[mark]) if mark else (text, "") for text, mark in runs] for runs in mark_differences(texts)]
 
@@ -159,10 +160,11 @@ def _summary(comparison: Comparison, width: int) -> list[list[Span]]:
         text = f"{label:28s}" + "".join(" " * (column - width_of(printable(v))) + printable(v) for v in values)
         lines += wrapped([(text, "" if label else "bold")], width)
     lines += wrapped([(differing(comparison), "")], width)
+    used = {style for sample in comparison.samples for runs in marked_captions(sample) for _, style in runs}
+    told = {"base": f"only in {names[0]}", "tuned": f"not in {names[0]}", "both": f"also in {names[0]}, where one is much longer"}
     if len(names) == 2:
-        legend: list[Span] = [_in_marks(f"only in {names[0]}", "base"), ("  ", ""), _in_marks(f"only in {names[1]}", "tuned")]
-    else:
-        legend = [_in_marks(f"not in {names[0]}", "tuned")]
+        told |= {"tuned": f"only in {names[1]}", "both": "in both, where one is much longer"}
+    legend = [span for style, text in told.items() if style in used for span in (_in_marks(text, style), ("  ", ""))]
     lines += wrapped([(printable(text), style) for text, style in legend], width)
     for note in comparison.notes:
         lines += wrapped([(printable(note), "bold")], width)

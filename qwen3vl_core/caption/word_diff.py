@@ -9,8 +9,13 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 Kind = Literal["same", "changed", "removed", "added"]
-Mark = Literal["", "first", "other"]
-"""The mark of a run of words: none; only the first caption has it; the first caption lacks it."""
+Mark = Literal["", "first", "other", "common"]
+"""The mark of a run of words: none; only the first caption has it; the first caption lacks it; both have it."""
+UNEVEN, LEAST_WORDS = 2.0, 12
+"""Of captions whose lengths differ by this factor, the longer with so many words, that is marked which is common: nearly all the rest is
+different, and would be struck out."""
+TELLING = 4
+"""Fewest letters of a common word that is marked by itself: articles and the like are common to all captions."""
 
 # joins two word characters into one word: dog's, dog’s, well-lit
 _JOINERS = "'’-\u2010\u2011"
@@ -124,17 +129,35 @@ def mark_differences(texts: Sequence[str]) -> list[list[tuple[str, Mark]]]:
     """Captions of one picture, the first model's first, as runs of words with their marks; concatenated they give the texts.
 
     With two captions, runs that only one of them has are marked; with more, runs that the first one lacks. White space around a
-    marked run is not part of it. Nothing is marked if a caption is empty.
+    marked run is not part of it. Nothing is marked if a caption is empty. Where one of the two is much longer, and most of it is
+    different, what both have is marked instead, in both.
     """
     marked: list[list[tuple[str, Mark]]] = [[(text, "")] for text in texts]
     for index, other in enumerate(texts[1:], start=1):
         if not texts[0].strip() or not other.strip():
             continue
         runs = difference(texts[0], other)
+        if _mostly_different(texts[0], other, runs):
+            marked[index] = [run for kind, _, text in runs for run in _mark(text, _common(kind, text))]
+            if len(texts) == 2:
+                marked[0] = [run for kind, text, _ in runs for run in _mark(text, _common(kind, text))]
+            continue
         marked[index] = [run for kind, _, text in runs for run in _mark(text, "" if kind == "same" else "other")]
         if len(texts) == 2:
             marked[0] = [run for kind, text, _ in runs for run in _mark(text, "" if kind == "same" else "first")]
     return marked
+
+
+def _mostly_different(first: str, other: str, runs: Sequence[tuple[Kind, str, str]]) -> bool:
+    """Whether one caption is much longer than the other, and half of it or more is not in the other."""
+    shorter, longer = sorted((count(first), count(other)))
+    common = sum(count(text) for kind, text, _ in runs if kind == "same")
+    return longer >= LEAST_WORDS and longer >= UNEVEN * shorter and 2 * common <= longer
+
+
+def _common(kind: Kind, text: str) -> Mark:
+    words = [word.core for word in split(text) if word.counts] if kind == "same" else []
+    return "common" if len(words) > 1 or any(len(word) >= TELLING for word in words) else ""
 
 
 def _mark(text: str, mark: Mark) -> Iterator[tuple[str, Mark]]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from qwen3vl_core.caption import report, terminal
 from qwen3vl_core.caption.comparison import Comparison, ReportCaption, ReportModel, ReportSample
+from qwen3vl_core.caption.data_uri import PAGE_BYTES, PageFit, file_picture
 from qwen3vl_core.caption.pictures import find_pictures
 from qwen3vl_core.errors import RequestError, WorkError
 
@@ -171,11 +173,43 @@ def test_pictures_are_embedded_scaled_down_and_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by its EXIF tag
     Image.radial_gradient("L").resize((1600, 800)).convert("RGB").save(file, exif=exif)
-    uri = find_pictures([str(file)])[0].embedded()
-    head, data = uri.split(",")
-    assert head == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert image.format == "JPEG" and image.size == (256, 512)
+    (found,) = find_pictures([str(file)])
+    for picture in (found.open(), file_picture(file)):
+        head, data = PageFit(1).uri(picture).split(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.format == "JPEG" and image.size == (256, 512)
+    assert PageFit(1).uri(file_picture(tmp_path / "missing.jpg")) == ""
+
+
+def test_the_pictures_of_a_long_page_are_smaller_so_that_all_fit():
+    noise = Image.effect_noise((640, 480), 90).convert("RGB")
+    many, shown = PageFit(500), 12
+    assert many.side < 400
+    sizes = [len(many.uri(noise.copy())) for _ in range(shown)]
+    assert sum(sizes) <= PAGE_BYTES * shown / 500 and min(sizes) > 2000
+    assert len(PageFit(10).uri(noise.copy())) > 4 * max(sizes)
+
+
+LONG = (
+    "The image shows a red ball on the green grass of a large meadow. In the background there are several tall trees whose leaves are "
+    "turning yellow, and the sky above them is overcast. The mood of the scene is calm and quiet."
+)
+
+
+def test_where_one_caption_is_much_longer_what_both_have_is_marked():
+    """Struck out would be nearly all of it."""
+    first, second = report.marked_html([LONG, "a red ball on the grass"])
+    assert first.startswith("The image shows <mark>a red ball on the</mark> green <mark>grass</mark> of") and "<del>" not in first
+    assert second == "<mark>a red ball on the</mark> <mark>grass</mark>"
+    made = comparison()
+    sample = ReportSample("long.jpg", {"base": ReportCaption(LONG, 1.0), "tuned": ReportCaption("a red ball on the grass", 1.0)})
+    made = replace(made, samples=[sample])
+    page = report.to_html(made, [PIXEL], "run 0007 · 2026-11-30")
+    assert "<title>Captions of two models · run 0007 · 2026-11-30</title>" in page
+    assert "in both, where one is much longer" in page and "only in base" not in page
+    text = terminal.table(made, width=160, colour=False)
+    assert "{=a red ball on the=}" in text and "[-" not in text and "{=in both, where one is much longer=}" in text
 
 
 def test_json_contains_texts_scores_and_differences():

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import re
@@ -26,11 +27,16 @@ SHAPE = "a list [...] or one record a line; docs/data.md lists the layouts"
 
 def loads(data: bytes | str) -> Any:
     """JSON in UTF-8, without NaN and infinities. Raises ValueError, RecursionError."""
-    return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data, parse_constant=_no_constant)
+    # the codec without a mark is built in, that with one is Python's
+    text = data if isinstance(data, str) else data.decode("utf-8-sig" if data.startswith(codecs.BOM_UTF8) else "utf-8")
+    return _DECODER.decode(text)
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def reason_of(error: Exception) -> str:

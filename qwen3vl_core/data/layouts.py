@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen3vl_core.data import grounding, media_tags, media_values
+from qwen3vl_core.data import grounding, media_tags, media_values, plain_records
 from qwen3vl_core.data.errors import DataError, kind_of
 from qwen3vl_core.data.media_tags import CAPTION_PROMPT
-from qwen3vl_core.data.records import TAG, UNUSED_KEY, Extras, Note, SourceRecord, cut, text_of
+from qwen3vl_core.data.records import UNUSED_KEY, Extras, Note, SourceRecord, cut, text_of
 from qwen3vl_core.data.turns import Turns, json_of, media_key, read_tools, read_turns, thought
 
 CONVERSATIONS = ("conversations", "messages", "conversation", "dialog", "dialogue")
@@ -53,12 +53,11 @@ _UNREAD = {
     "mask_history": "write loss: false in the turns that are not to be learnt",
 }
 _THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "think", "complex_cot")
-_PLAIN_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 def parse(number: int, record: dict[str, Any]) -> SourceRecord:
     """One record, checked. Raises DataError that names the violated rule."""
-    plain = _plain(number, record)
+    plain = plain_records.read(number, record)
     if plain is not None:
         return plain
     fields = {key: value for key, value in record.items() if value is not None}
@@ -79,53 +78,6 @@ def parse(number: int, record: dict[str, Any]) -> SourceRecord:
             extras = Extras(turns.fields, tools, boxes)
         notes = notes + _other_keys(fields, bool(pictures), bool(videos))
     return media_tags.checked(number, record_id, turns, pictures, videos, extras, notes, marked="<" in text)
-
-
-def _plain(number: int, record: dict[str, Any]) -> SourceRecord | None:
-    """A record with turns, pictures' names, an id and nothing else, in a fifth of the time; None for any other, right or wrong."""
-    conversation, names, record_id = record.get("conversations"), record.get("image"), record.get("id")
-    if conversation is None:
-        conversation = record.get("messages")
-    if names is None:
-        names = record.get("images")
-    if type(conversation) is not list or len(record) != 1 + (names is not None) + (record_id is not None):
-        return None
-    pictures = () if names is None else (names,) if type(names) is str else tuple(names) if type(names) is list else (None,)
-    for name in pictures:
-        if type(name) is not str or not name.isascii() or not name or name[0] == "/" or name[-1] in "./":
-            return None
-        if "./" in name or "//" in name or ":" in name or "\0" in name or "\\" in name or len(name) >= 256 or "." not in name:
-            return None
-    if record_id is not None and not (type(record_id) is str and record_id.isascii()):
-        return None
-    tags, turns = 0, []
-    role: str | None = "user"
-    for turn in conversation:
-        if type(turn) is not dict or len(turn) != 2:
-            return None
-        speaker, text = turn.get("from"), turn.get("value")
-        if speaker is None:
-            speaker, text = turn.get("role"), turn.get("content")
-        role = _PLAIN_ROLES.get(speaker) if type(speaker) is str else None
-        if role is None or type(text) is not str:
-            return None
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                return None
-        if role == "assistant":
-            if not text or text.isspace() or "<" in text:
-                return None
-        elif "<" in text:
-            count = text.count(TAG)
-            if count != text.count("<"):
-                return None
-            tags += count
-        turns.append((role, text))
-    if role != "assistant" or tags != len(pictures):
-        return None
-    return SourceRecord(number, record_id, tuple(turns), pictures)
 
 
 def style_of(record: Any) -> str:

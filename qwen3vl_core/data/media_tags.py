@@ -18,6 +18,7 @@ FILE_KEYS = ("file_name", "filename", "filepath", "file_path", "path", "file")
 """Keys of a picture's or video's name in tables: Hugging Face's imagefolder, open_clip and others."""
 CAPTION_PROMPT = "Describe this image."
 """The question for a picture with a caption; what `compare` asks by default, too."""
+PUT_IN_FRONT = "pictures or videos without a tag, put in front of the first question"
 _INLINE = re.compile(r"<img>([^<>\n]+)</img>")
 _NUMBERED = re.compile(r"<\|?(?:image|img)[_ -]?([0-9]{1,3})\|?>")
 _PLACEHOLDER = re.compile(
@@ -183,7 +184,7 @@ def checked(
         front = TAG * (len(pictures) if not image_tags else 0) + VIDEO_TAG * (len(videos) if not video_tags else 0)
         conversation = _put_in_front(conversation, front)
         if read.turns and not (len(conversation) == 2 and conversation[0][1] == front + CAPTION_PROMPT):
-            notes = [*notes, (REMARK, "pictures or videos without a tag, put in front of the first question")]
+            notes = [*notes, (REMARK, PUT_IN_FRONT)]
     return SourceRecord(number, record_id, tuple(conversation), pictures, videos, extras, tuple(notes))
 
 

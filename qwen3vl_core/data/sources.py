@@ -91,6 +91,10 @@ class RecordFile:
         """
         return enumerate(self.reader.records())
 
+    def stretches(self) -> list[tuple[int, str, int]] | None:
+        """As `tables.ArrowTable` has them; None for other readers, whose records are read by one process."""
+        return self.reader.stretches() if isinstance(self.reader, ArrowTable) else None
+
     def length(self) -> int:
         """Number of records, counted where it must be."""
         return self.count if self.count is not None else sum(1 for _ in self.reader.records())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -336,6 +337,7 @@ _MEDIA_KEY = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def media_key(key: str) -> str | None:
     """`image`, `video` or `audio` for a key that names media, however it is spelled; None for any other."""
     match = _MEDIA_KEY.fullmatch(re.sub(r"[-_ .]", "", key.lower()))

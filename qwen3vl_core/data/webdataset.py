@@ -43,7 +43,8 @@ class WebDatasetRecords:
         key: tuple[str, str] | None = None
         members: dict[str, tuple[int, int, bytes | None]] = {}
         end = 0
-        with open(path, "rb") as archive:
+        # unbuffered: between the headers lie media, which nothing here reads
+        with open(path, "rb", buffering=0) as archive:
             for member in tar_entries(archive, size):
                 end = member.offset_data + padded(member.size)
                 if not member.isreg():
@@ -65,12 +66,12 @@ class WebDatasetRecords:
                         raise RequestError(f"{path}: {member.name} has {member.size:,} bytes of text; {limits.TAR_TEXT >> 20} MiB at most")
                     # tar_entries goes on from its own offset
                     archive.seek(member.offset_data)
-                    content = archive.read(member.size)
+                    content = archive.read(member.size) or b""
                 members[ending] = member.offset_data, member.size, content
             if members:
                 yield _record(absolute, members)
             archive.seek(end)
-            if archive.read(BLOCK).strip(b"\0"):
+            if (archive.read(BLOCK) or b"").strip(b"\0"):
                 # tarfile takes a damaged header for the end of the archive
                 raise tarfile.ReadError(f"a damaged header at byte {end}")
 

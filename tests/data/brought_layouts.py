@@ -37,9 +37,44 @@ LAYOUTS = {
         ),
         ["S Help.\n" + ONE, "U {a.jpg}{p.png}Which?\nA The first."],
     ),
+    "F01 content parts, absolute, some as addresses of files": Case(
+        json_list(
+            messages(user([{"type": "image", "image": f"{WHERE}/a.jpg"}, text("What?")]), bot()),
+            messages(user([{"type": "image", "image": f"file://{WHERE}/a.jpg"}, text("What?")]), bot()),
+        ),
+        [ONE, ONE],
+    ),
+    "F01 absolute names beside relative ones, and a video": Case(
+        lines(llava(image=f"{WHERE}/a.jpg"), llava(image="a.jpg"), llava(human("<video>\nWhat?"), gpt(), video=f"{WHERE}/c.mp4")),
+        [ONE, ONE, "U {c.mp4}What?\nA Red."],
+    ),
+    "F01 absolute names of another machine": Case(
+        lines(messages(user("<image>What?"), bot(), images=["/nowhere/data/a.jpg"])), "/nowhere/data/a.jpg: no such file"
+    ),
     "F02 ms-swift, relative, some without pictures": Case(
         lines(messages(user("<image>What?"), bot(), images=["a.jpg"]), messages(user("Capital of France?"), bot("Paris."))),
         [ONE, "U Capital of France?\nA Paris."],
+    ),
+    "F02 relative to the file, in folders, with a dot in front": Case(
+        {
+            "train.jsonl": b"".join(
+                json.dumps(messages(user("<image>What?"), bot(), images=[name])).encode() + b"\n"
+                for name in ("./a.jpg", "x/../a.jpg", "./x/./a.jpg")
+            ),
+            "x/a.jpg": A,
+        },
+        [ONE] * 3,
+    ),
+    "F02 empty lists and null for records without pictures": Case(
+        lines(
+            messages(user("What?"), bot(), images=[]),
+            messages(user("What?"), bot(), images=None),
+            messages(user("What?"), bot(), images=[], videos=[], system=None, objects={}),
+        ),
+        ["U What?\nA Red."] * 3,
+    ),
+    "F02 relative names that leave the folder": Case(
+        lines(messages(user("<image>What?"), bot(), images=["../a.jpg"])), "a higher folder as --images"
     ),
     "F03 OpenAI's parts with base64": Case(
         lines(messages(user([text("What?"), {"type": "image_url", "image_url": {"url": URL, "detail": "high"}}]), bot())),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.data import layouts, turns
+from qwen3vl_core.data import layouts, plain_records, turns
 from qwen3vl_core.data.errors import DataError
 from tests.data import samples
 from tests.data.layout_cases import ANSWER, ASK, BARE, DATA_URL, FRAMES, LLAVA, READ, USER, WANTED, bot, chat, messages, text, user
@@ -186,5 +186,5 @@ def test_every_layout_gives_the_conversation_that_was_meant(meant, layout):
         shown.append((message["role"], pieces, message["role"] == "assistant" and message.get("loss", True)))
     assert shown == meant and not read.notes
     # the short way for plain records and the whole one agree
-    with patch.object(layouts, "_plain", return_value=None):
+    with patch.object(plain_records, "read", return_value=None):
         assert layouts.parse(0, record) == read

@@ -74,4 +74,4 @@ def test_every_kind_has_three_cases():
     for name in CASES:
         kinds[name.split()[0]] = kinds.get(name.split()[0], 0) + 1
     assert len(CASES) > 160
-    assert {kind for kind, count in kinds.items() if kind[1:].isdigit() and count < 3} <= {"F01", "F02"}
+    assert not {kind for kind, count in kinds.items() if kind[1:].isdigit() and count < 3}

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from qwen3vl_core import limits
 from qwen3vl_core.data import grounding, records, sources
-from qwen3vl_core.data.byte_ranges import Spool, read_range, split_name
+from qwen3vl_core.data.byte_ranges import RangeReader, Spool, split_name
 from qwen3vl_core.data.dataset_info import Naming
 from qwen3vl_core.data.errors import REASON_OF, DataError, picture_errors
 from qwen3vl_core.data.pictures import upright_size
-from qwen3vl_core.data.prepare.media_check import CheckedFile, check_bytes, check_file
+from qwen3vl_core.data.prepare.media_check import CheckedFile, check_bytes, check_file, check_range
 from qwen3vl_core.data.records import Frames, Medium, Note, SourceRecord
 from qwen3vl_core.data.tar import member_size
 from qwen3vl_core.problems import Problem
@@ -92,6 +92,7 @@ class Checker:
         self._folder = str(root / "x")[:-1]
         self._media: dict[str, CheckedFile | DataError] = {}
         self._folders: dict[str, Frames | DataError | None] = {}
+        self._ranges = RangeReader()
 
     def check(self, raw_records: list[tuple[int, Any]]) -> list[TarSample | Refusal]:
         """raw_records: as `RecordFile.records` gives them. One result for each.
@@ -192,8 +193,9 @@ class Checker:
         result: CheckedFile | DataError
         try:
             if "\0" in name:
-                path, offset, _ = split_name(name)
-                result = check_bytes(read_range(name), os.stat(path).st_mtime_ns, self.how, kind, f"{path} at byte {offset:,}")
+                path, offset, size = split_name(name)
+                file, stamp = self._ranges.open(path)
+                result = check_range(file, offset, size, stamp, self.how, kind, f"{path} at byte {offset:,}")
             else:
                 result = check_file(name if name[0] == "/" else self._folder + name, self.how, kind)
         except DataError as error:

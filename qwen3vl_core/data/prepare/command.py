@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 from collections import Counter
@@ -30,6 +31,7 @@ from qwen3vl_core.data.prepare.report import REFUSED, REPORT
 from qwen3vl_core.data.prepare.shard_writer import SHARD_ENDING, dataset_made_whole, keep_finished, plan_shards, write_shards
 from qwen3vl_core.data.records import REMARK, UNUSED_KEY
 from qwen3vl_core.data.storage import local
+from qwen3vl_core.data.tables import row_group
 from qwen3vl_core.data.workers import Workers
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, check_target, disk_full, need_space, write_text
@@ -156,6 +158,10 @@ def read_samples(
     located = located or sources.locate(source)
     small = sum(path.stat().st_size for path in located.paths) < _WORTH_PROCESSES
     if not small:
+        if located.kind == "parquet":
+            # once, not in every process; where it is missing, the reader says so
+            with contextlib.suppress(ImportError):
+                importlib.import_module("pyarrow.parquet")
         workers.start()
     record_file = sources.open_records(source, naming or Naming(), located)
     samples: list[TarSample] = []
@@ -164,7 +170,11 @@ def read_samples(
     parts_place = TarSample._fields.index("parts")
     known_parts: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def chunks() -> Iterator[list[tuple[int, Any]]]:
+    def chunks() -> Iterator[list[tuple[int, Any]] | tuple[int, str, int]]:
+        stretches = record_file.stretches()
+        if stretches is not None:
+            yield from stretches
+            return
         remaining = record_file.count
         records = record_file.records()
         while chunk := list(islice(records, _CHECKED_AT_ONCE[1] if remaining is None else workers.portion(remaining, *_CHECKED_AT_ONCE))):
@@ -185,9 +195,15 @@ def read_samples(
     return record_file, samples, refused
 
 
-def _check(checker: Checker, records: list[tuple[int, Any]]) -> list[tuple[Any, ...]]:
-    """Samples and refusals as plain tuples, distinguished by their length."""
-    return [tuple(result) for result in checker.check(records)]
+def _check(checker: Checker, task: list[tuple[int, Any]] | tuple[int, str, int]) -> list[tuple[Any, ...]]:
+    """Samples and refusals as plain tuples, distinguished by their length. task: records, or a stretch of a table."""
+    if isinstance(task, list):
+        return [tuple(result) for result in checker.check(task)]
+    first, path, group = task
+    records, results = enumerate(row_group(path, group), first), list[tuple[Any, ...]]()
+    while few := list(islice(records, _CHECKED_AT_ONCE[0])):
+        results += [tuple(result) for result in checker.check(few)]
+    return results
 
 
 def _check_shard_size(samples: list[TarSample], shard_size: int) -> None:

@@ -15,7 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
-from qwen3vl_core.data.byte_ranges import split_name
+from qwen3vl_core.data.byte_ranges import RangeReader, split_name
 from qwen3vl_core.data.tar import BLOCK, header, header_blocks, padded
 from qwen3vl_core.errors import WorkError
 
@@ -106,6 +106,7 @@ def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput)
     counts = 1 - -np.array(sizes) // BLOCK
     ends = np.cumsum(counts)
     buffer_blocks = np.frombuffer(out.buffer, np.uint8, _BUFFER).reshape(-1, BLOCK)
+    ranges = RangeReader()
     first = begin = 0
     with memoryview(out.buffer) as view:
         for blocks, last, payloads, files in buffers:
@@ -115,17 +116,17 @@ def _write_small(folder: str, samples: Sequence[SampleFiles], out: _ShardOutput)
             for number, place, length, path in files:
                 offset, path = _located(folder, path)
                 try:
-                    file = os.open(path, _FLAGS)
-                    try:
-                        if offset is not None:
-                            os.lseek(file, offset, os.SEEK_SET)
-                        # a stretch of a file ends where it ends; a whole file is read one byte further
-                        end = place + length + (offset is None)
-                        read = os.readv(file, (view[place:end],))
-                        if read < length:
-                            read += _fill(file, view[place + read : end])
-                    finally:
-                        os.close(file)
+                    if offset is not None:
+                        read = _fill_from(ranges.open(path)[0], offset, view[place : place + length])
+                    else:
+                        file = os.open(path, _FLAGS)
+                        try:
+                            # one byte further, to detect a file that has grown
+                            read = os.readv(file, (view[place : place + length + 1],))
+                            if read < length:
+                                read += _fill(file, view[place + read : place + length + 1])
+                        finally:
+                            os.close(file)
                 except OSError as error:
                     raise _unreadable(path, number, error) from error
                 if read != length:
@@ -172,6 +173,14 @@ def _located(folder: str, name: str) -> tuple[int | None, str]:
         path, offset, _ = split_name(name)
         return offset, path if path[0] == "/" else folder + path
     return None, name if name[0] == "/" else folder + name
+
+
+def _fill_from(file: int, offset: int, view: memoryview) -> int:
+    """Bytes read from `offset` on: as many as `view` holds, or fewer at the end of the file."""
+    done = 0
+    while done < len(view) and (read := os.preadv(file, (view[done:],), offset + done)):
+        done += read
+    return done
 
 
 def _fill(file: int, view: memoryview) -> int:

@@ -61,6 +61,20 @@ def check_bytes(data: bytes, stamp: int, how: str, kind: str, what: str) -> Chec
     return CheckedFile(len(data), stamp, shape)
 
 
+def check_range(file: int, offset: int, size: int, stamp: int, how: str, kind: str, what: str) -> CheckedFile:
+    """Check a picture or video that is a stretch of an open file. Raises DataError that names it `what`, OSError."""
+    if how == "header" and kind == "picture" and size > _FIRST:
+        # most pictures need no more than their ends
+        shape = plain_picture(os.pread(file, _FIRST, offset), os.pread(file, _TAIL, offset + size - _TAIL))
+        if shape is not None:
+            return CheckedFile(size, stamp, shape)
+    data, at = b"", offset
+    while len(data) < size and (piece := os.pread(file, size - len(data), at)):
+        data += piece
+        at += len(piece)
+    return check_bytes(data, stamp, how, kind, what)
+
+
 def _similar(path: str) -> str:
     """What is there instead of a missing file: the same name in other letters, in another form of Unicode, or with an ending."""
     folder, name = os.path.split(path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.sizes import SIZES, Architecture, check_size, size_of
 
-PUBLISHED_4B = {
+PUBLISHED_4B: dict[str, Any] = {
     "model_type": "qwen3_vl", "tie_word_embeddings": True, "image_token_id": 151655, "video_token_id": 151656,
     "vision_start_token_id": 151652, "vision_end_token_id": 151653,
     "text_config": {

@@ -8,6 +8,7 @@ import shutil
 import signal
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qwen3vl_core.caption.compared_models import tuned_names
 from qwen3vl_core.caption.pictures import find_pictures
 from qwen3vl_core.caption.references import read_references
 from qwen3vl_core.checkpoint import convert
+from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.cli import main
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.errors import RequestError, WorkError
@@ -125,7 +127,7 @@ def test_a_sampled_caption_depends_on_its_picture_and_the_seed_only(pictures):
 
 
 def test_only_one_model_is_in_memory(pictures, other, monkeypatch):
-    load, living, seen = compare.load, [], []
+    living, seen = [], []
 
     def watched(*args, **kwargs):
         seen.append([reference() is not None for reference in living])
@@ -218,7 +220,7 @@ def test_duplicate_and_missing_pictures_are_refused(pictures, capsys):
     assert "--data nowhere: no such file or folder" in refused(*models, "--data", "nowhere", capsys=capsys)
 
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "by name": {"a.jpg": "one", "b.png": ["two", "three"]},
     "with more beside": {"a.jpg": {"caption": "one", "scene": {}}, "b.png": {"captions": ["two", "three"]}},
     "rows": [{"image": "a.jpg", "caption": "one"}, {"file_name": "b.png", "text": "two"}, {"image": "b.png", "caption": "three"}],

@@ -45,7 +45,7 @@ class Conversion:
         self.process.start()
         assert self._told.wait(DEADLINE_SECONDS), self.errors.read_text()
 
-    def stop(self, number: int) -> tuple[int, str]:
+    def stop(self, number: int) -> tuple[int | None, str]:
         """(exit code, what it wrote to stderr) after that signal."""
         os.kill(self.process.pid, number)
         self._asking.close()

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import qwen3vl_core
-from qwen3vl_core.checkpoint import convert, hf, hf_writer, positional_io, torch_dist, transforms
+from qwen3vl_core.checkpoint import convert, hf, hf_writer, positional_io, torch_dist, transforms, verify
 from qwen3vl_core.checkpoint.name_map import TABLE, Layout, Region, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.run_record import TRACKER
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
 from tests.checkpoint.conversions import loaded_by_megatron, run, same, tensors, without_digests
@@ -222,8 +223,8 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, change):
         (lambda p: (shutil.copytree(DEMO, p), (p / hf.SINGLE).write_bytes((DEMO / hf.SINGLE).read_bytes()[:-10])), "cut short"),
         (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text(index_of("../b.safetensors"))), "not in this folder"),
         (lambda p: (shutil.copytree(DEMO, p), (p / hf.INDEX).write_text(index_of("b.safetensors"))), "b.safetensors is missing"),
-        (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("../../etc")), "neither a number nor release"),
-        (lambda p: (p.mkdir(), (p / torch_dist.TRACKER).write_text("7")), "iter_0000007/.metadata is missing"),
+        (lambda p: (p.mkdir(), (p / TRACKER).write_text("../../etc")), "neither a number nor release"),
+        (lambda p: (p.mkdir(), (p / TRACKER).write_text("7")), "iter_0000007/.metadata is missing"),
     ],
     ids=["nowhere", "empty", "file", "no safetensors", "cut", "escaping index", "missing shard", "bad tracker", "no iteration"],
 )  # fmt: skip
@@ -295,7 +296,7 @@ def test_verify_finds_a_changed_bit(tmp_path, monkeypatch, direction):
     if direction == "to hf":
         source, pattern = tmp_path / "mcore", "*.safetensors"
         run(DEMO, source)
-    original = convert.compare
+    original = verify.compare
 
     def decayed(there, made, caster):
         file = max(made.path.rglob(pattern), key=lambda f: f.stat().st_size)
@@ -323,7 +324,7 @@ def test_metadata_with_other_classes_is_not_loaded(tmp_path):
 
 def test_a_checkpoint_without_its_tracker_is_an_error(tmp_path):
     run(DEMO, tmp_path / "mcore")
-    (tmp_path / "mcore" / torch_dist.TRACKER).unlink()
+    (tmp_path / "mcore" / TRACKER).unlink()
     (tmp_path / "mcore" / "release").rename(tmp_path / "mcore" / "iter_0000003")
     with pytest.raises(RequestError, match=r"tracker|latest_checkpointed_iteration.txt is missing; name one of its folders: iter_0000003"):
         run(tmp_path / "mcore", tmp_path / "back")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from qwen3vl_core.checkpoint import convert, hf, torch_dist, verify
 from qwen3vl_core.cli import main
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.run_record import TRACKER
 from tests.checkpoint.conversions import run, without_digests
 from tests.checkpoint.interrupted import Conversion
 from tests.shared import DEMO
@@ -129,7 +130,7 @@ def evil_record(folder: Path) -> None:
         (lambda f: (f / "release" / ".metadata").write_bytes(pickle.dumps(Evil())), r"system.* is not allowed in a checkpoint's tables"),
         (lambda f: (f / "release" / ".metadata").write_bytes(b"\x80"), ".metadata: not readable"),
         (evil_record, "distcp: (holds more than tensors|not readable)"),
-        (lambda f: (f / torch_dist.TRACKER).unlink(), "neither a Hugging Face folder .* nor a Megatron checkpoint"),
+        (lambda f: (f / TRACKER).unlink(), "neither a Hugging Face folder .* nor a Megatron checkpoint"),
         (lambda f: (f / "config.json").unlink(), "no config.json beside .* add --hf"),
     ],
     ids=["truncated", "missing", "tables run a program", "no tables", "a record runs a program", "no tracker", "no config"],
@@ -231,7 +232,7 @@ def test_verify_skips_the_forward_pass_if_memory_is_short(tmp_path, monkeypatch,
 
 def test_verify_refuses_a_target_with_other_logits(tmp_path, monkeypatch):
     """Even if comparing the tensors missed a change, comparing the logits would not."""
-    original = convert.forward_parity
+    original = verify.forward_parity
 
     def changed(source, made, dtype):
         reader = made.megatron

@@ -15,6 +15,7 @@ from qwen3vl_core.checkpoint import convert, stream, torch_dist
 from qwen3vl_core.checkpoint.name_map import Experts, Layout, extra_states, regions
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_record import TRACKER
 from qwen3vl_core.sizes import Architecture
 from tests import tiny
 from tests.checkpoint.conversions import run, same, tensors
@@ -137,7 +138,7 @@ def test_a_checkpoint_that_megatron_saved_converts_back(saved, model, tmp_path):
     target = tmp_path / "saved" / "iter_0000004"
     target.mkdir(parents=True)
     dist_checkpointing.save(made.sharded_state_dict() | {"iteration": 4}, str(target))
-    (tmp_path / "saved" / torch_dist.TRACKER).write_text("4")
+    (tmp_path / "saved" / TRACKER).write_text("4")
     shutil.copy(saved / "config.json", tmp_path / "saved" / "config.json")
     run(tmp_path / "saved", tmp_path / "back", verify=True)
     assert same(model.state_dict(), Qwen3VLMoeForConditionalGeneration.from_pretrained(tmp_path / "back").state_dict())

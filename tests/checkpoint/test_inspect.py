@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen3vl_core.checkpoint import hf, torch_dist
+from qwen3vl_core.checkpoint import hf
 from qwen3vl_core.checkpoint.inspect import inspect
 from qwen3vl_core.cli import main
+from qwen3vl_core.run_record import TRACKER
 from tests import tiny
 from tests.checkpoint.conversions import without_digests
 from tests.shared import DEMO
@@ -159,7 +160,7 @@ def test_a_damaged_model_is_described_and_every_problem_listed(tmp_path, capsys,
         (lambda f: max((f / "release").glob("*.distcp"), key=lambda x: x.stat().st_size).write_bytes(b"x"), "distcp: cut short"),
         (lambda f: (f / "release" / ".metadata").write_bytes(pickle.dumps(print)), "print is not allowed in a checkpoint's tables"),
         (lambda f: (f / "release" / "common.pt").write_bytes(pickle.dumps(print)), "common.pt: "),
-        (lambda f: (f / torch_dist.TRACKER).write_text("12"), "the tracker says 12"),
+        (lambda f: (f / TRACKER).write_text("12"), "the tracker says 12"),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
     ],
     ids=["cut", "tables", "common", "tracker", "no config"],

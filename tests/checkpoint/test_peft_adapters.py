@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 import qwen3vl_core
 from qwen3vl_core.caption.compared_models import _source
 from qwen3vl_core.checkpoint import convert
+from qwen3vl_core.checkpoint.lora_merge import MergedSource
 from qwen3vl_core.checkpoint.peft import converted_from
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.cli import main
@@ -123,7 +124,7 @@ def test_inspect_and_compare_read_an_adapter_beside_a_model_that_is_named(bases,
     capsys.readouterr()
     options = CompareOptions(base=str(bases["dense"]), tuned=[str(folder)], images=["none"])
     source, beside = _source(options.tuned[0], "--tuned", options.base)
-    assert beside == options.base and source.base.path == bases["dense"]
+    assert beside == options.base and isinstance(source, MergedSource) and source.base.path == bases["dense"]
     assert _source(options.base, "--base", None)[1] is None
     with pytest.raises(RequestError, match="is not on this machine; name the model's folder with --base of convert, inspect or compare"):
         _source(options.tuned[0], "--tuned", None)

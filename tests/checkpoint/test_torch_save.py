@@ -19,6 +19,7 @@ from qwen3vl_core.checkpoint import positional_io, stream, torch_dist
 from qwen3vl_core.checkpoint.name_map import Region
 from qwen3vl_core.checkpoint.torch_dist_writer import RegionWriter
 from qwen3vl_core.checkpoint.torch_save import STORAGES, locate, record
+from qwen3vl_core.errors import RequestError
 
 # QWEN3VL_EXAMPLES=500 for a long search
 EXAMPLES = int(os.environ.get("QWEN3VL_EXAMPLES", 12))
@@ -128,7 +129,7 @@ def test_a_region_with_a_missing_piece_is_refused(tmp_path):
     with RegionWriter(tmp_path / "data") as writer:
         writer.write(writer.add("t", (4, 2), (0, 0), (2, 2), torch.float32), 0, stream.raw_bytes(torch.zeros(4)))
         writer.finish({})
-    with pytest.raises(torch_dist.RequestError, match=r"t is incomplete .4 of 8 elements"):
+    with pytest.raises(RequestError, match=r"t is incomplete .4 of 8 elements"):
         torch_dist.RegionReader(tmp_path / "data").read("t")
 
 
@@ -197,7 +198,7 @@ def test_unpickling_metadata_runs_no_code(tmp_path):
 
     for value in (Evil(), {"state_dict_metadata": Evil()}):
         (tmp_path / ".metadata").write_bytes(pickle.dumps(value))
-        with pytest.raises(torch_dist.RequestError, match="not readable"):
+        with pytest.raises(RequestError, match="not readable"):
             torch_dist.RegionReader(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core.data import chat_template
-from qwen3vl_core.data.batch import IGNORED, collate
+from qwen3vl_core.data.batch import collate
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tests.data import samples
 
 TOLERANCE = 1e-6

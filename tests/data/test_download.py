@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from qwen3vl_core.cli import main
 from qwen3vl_core.data import download, hubs
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.options import DownloadOptions
 from tests.console.runs.jobs import until
 from tests.data import hub_server
 
@@ -177,23 +179,22 @@ def test_wrong_requests_wait_for_no_hub(tmp_path, change, words, monkeypatch):
         (tmp_path / name / "mine").write_text("x")
     monkeypatch.setattr(download, "_fetch", None)
     with pytest.raises(RequestError, match=words):
-        download.run(download.DownloadOptions(**{"kind": "model", "name": "owner/thing", "to": "new"} | change))
+        download.run(DownloadOptions(**{"kind": "model", "name": "owner/thing", "to": "new"} | change))
 
 
 def test_an_address_from_a_browser_is_a_name_too(monkeypatch):
     for address in ("https://huggingface.co/owner/thing", "https://modelscope.cn/models/owner/thing/files", "owner/thing/"):
-        options = download.DownloadOptions(kind="model", name=address, to="x")
+        options = DownloadOptions(kind="model", name=address, to="x")
         assert download._checked_name(options) == "owner/thing"
 
 
 def test_a_disk_without_room_is_said_before_and_while(hub, tmp_path, monkeypatch, capsys):
-    from qwen3vl_core import files
 
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: files.shutil._ntuple_diskusage(1, 1, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 10**6))
     assert get(tmp_path / "got") == 2
     assert "needs 24.6 MB" in capsys.readouterr().err and not list(tmp_path.glob("got*"))
     error = OSError(28, "No space left on device")
-    options = download.DownloadOptions(kind="model", name="owner/thing", to="x")
+    options = DownloadOptions(kind="model", name="owner/thing", to="x")
     kind, text = hubs.classify(_wrapped(error))
     said = download._client_error({"problem": kind, "text": text, "address": ""}, options, tmp_path)
     assert isinstance(said, WorkError) and "is full; free some space" in str(said)

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_core.data import packing, pictures
-from qwen3vl_core.data.batch import IGNORED, Batch
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import PREFETCHED, build_loader
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.shards import ShardSplit
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import FinetuneOptions
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tests.data import samples
 
 SIZES = {"micro_batch_size": 1, "global_batch_size": 4, "seq_length": 200, "seed": 5, "packing": True}

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from qwen3vl_core import cli
 from qwen3vl_core.data.prepare import check, copying, shard_writer
 from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.data.prepare.command import parse_split, split_counts
+from qwen3vl_core.data.prepare.media_check import check_file
 from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import PrepareOptions
@@ -139,7 +141,7 @@ def interrupted(source: Path, target: Path, monkeypatch, error: BaseException, a
     with monkeypatch.context() as patched:
         patched.setattr(copying, "write_at", until)
         if isinstance(error, Killed):
-            patched.setattr(shard_writer.shutil, "rmtree", lambda *a, **k: None)
+            patched.setattr(shutil, "rmtree", lambda *a, **k: None)
         with pytest.raises(type(error)):
             prepared(source, target, **options)
     assert not target.exists()
@@ -336,7 +338,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_there(tmp_path, monkey
 
 def test_a_picture_that_changes_on_the_way_ends_the_work(tmp_path, monkeypatch):
     source = samples.write_source(tmp_path, 4)
-    real = check.check_file
+    real = check_file
 
     def then_grows(path, how, kind):
         found = real(path, how, kind)

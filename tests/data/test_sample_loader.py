@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_core.data.batch import IGNORED, Batch
+from qwen3vl_core.data.batch import Batch
 from qwen3vl_core.data.loader import build_loader
 from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tests.data import samples
 
 SIZES = {"micro_batch_size": 1, "global_batch_size": 4, "seq_length": 256, "seed": 5}

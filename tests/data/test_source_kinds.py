@@ -21,6 +21,7 @@ from qwen3vl_core.data import json_files, sources
 from qwen3vl_core.data.inspect import command as inspect_data
 from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.data.shards import ShardSplit
+from qwen3vl_core.data.text_files import TextFile
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import InspectOptions, PrepareOptions
 from tests.data import samples
@@ -272,9 +273,9 @@ def test_a_list_is_streamed_as_it_is_loaded(tmp_path_factory, loaded, indent, bl
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return
-    file = json_files.TextFile(path)
+    file = TextFile(path)
     blocks = file.blocks
-    file.blocks = lambda: blocks(block)  # type: ignore[method-assign]
+    file.blocks = lambda: blocks(block)
     records = json_files.JsonRecords(file)
     assert list(records._streamed()) == loaded
 

@@ -15,12 +15,13 @@ import torch
 
 from qwen3vl_core.data import video as plans
 from qwen3vl_core.data import video_decode
-from qwen3vl_core.data.batch import IGNORED, collate, pack
+from qwen3vl_core.data.batch import collate, pack
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.loader import build_loader
 from qwen3vl_core.data.media_limits import MediaLimits
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tests.data import samples, videos
 
 TOLERANCE = 1e-6

@@ -95,7 +95,7 @@ def test_work_given_up_half_way_leaves_no_process():
     with Workers(3, "state") as workers:
         begun = workers.map(_uneven, range(1000))
         processes = {next(begun)[-1] for _ in range(20)} - {os.getpid()}
-        begun.close()
+        begun.close()  # type: ignore[attr-defined]  # a generator
         for process in processes:
             with pytest.raises(ProcessLookupError):
                 os.kill(process, 0)

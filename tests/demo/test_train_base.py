@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
 import qwen3vl_core.demo
-from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.demo.captions import LLAVA_PROMPTS, PROMPT
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.scenes import SIZE, sample_scene
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, WorkError
 from qwen3vl_core.sizes import Architecture, size_of
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tools import base_model
 from tools.base_samples import LONG_TOKENS, TAGS_TOKENS, SampleMaker, Samples, SampleSource, prompt_ids, tags
 from tools.train_base import Recipe, held_out_score, main, read_arguments
@@ -143,7 +143,7 @@ def test_the_bundled_model_knows_these_samples(tokenizer, pool, shipped):
     batched = Qwen3VLForConditionalGeneration(shipped.config)
     batched.load_state_dict(shipped.state_dict())
     with torch.no_grad():
-        loss = base_model.caption_loss(base_model.batch_pictures(batched), *pool.batch(8, long=True), positions)
+        loss = base_model.caption_loss(base_model.batch_pictures(batched), *pool.batch(8, long=True), positions=positions)
     # the paraphrases are random
     assert loss < 0.1
 
@@ -166,7 +166,7 @@ def test_a_short_training_writes_a_model_that_loads_and_learns(trained, tokenize
     optimizer = torch.optim.AdamW(base_model.parameter_groups(model, 0.05), lr=1e-3)
     losses = []
     for _ in range(4):
-        loss = base_model.caption_loss(model, *batch, positions)
+        loss = base_model.caption_loss(model, *batch, positions=positions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

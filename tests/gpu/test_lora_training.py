@@ -37,7 +37,7 @@ def test_adapters_are_as_close_to_the_merged_fp32_model_as_hugging_face_in_bf16(
     ours = trainings.adapted_logits(folder, run, LORA, on_gpu(inputs, torch.bfloat16))
     with torch.no_grad():
         exact, theirs, plain = (
-            reference(AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).cuda().eval(), inputs, dtype)
+            reference(AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).cuda().eval(), inputs, dtype)  # type: ignore[call-arg]
             for path, dtype in ((merged, torch.float32), (merged, torch.bfloat16), (folder, torch.float32))
         )
     limit, got = distance(theirs, exact, mask), distance(torch.from_numpy(ours).cuda(), exact, mask)

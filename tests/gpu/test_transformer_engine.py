@@ -21,8 +21,8 @@ if torch.cuda.is_available():
     pytest.importorskip("transformer_engine.pytorch")
 
 import qwen3vl_core
-from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.options import ConvertOptions
+from qwen3vl_core.run_record import TRACKER
 from tests import tiny
 from tests.checkpoint.conversions import loaded_by_megatron
 from tests.model.parity import cached_beside_full
@@ -44,7 +44,7 @@ def models(folder):
     from transformers import AutoModelForImageTextToText
 
     def load(dtype):
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).cuda().eval()
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).cuda().eval()  # type: ignore[call-arg]
         return model
 
     return load(torch.float32), load(torch.bfloat16), qwen3vl_core.load(folder)
@@ -125,7 +125,7 @@ def test_fp8_stays_within_fp8_rounding(folder, recipe):
     # fp8 matrix products want rows in multiples of 16
     inputs = tiny.Conversations(3).row(6, ("image", 8, 8), 8).inputs()
     assert inputs["input_ids"].shape[1] % 16 == 0
-    exact = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).cuda().eval()
+    exact = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).cuda().eval()  # type: ignore[call-arg]
     mask = inputs["attention_mask"].bool().cuda()
     with torch.no_grad():
         truth = reference(exact, inputs, torch.float32)
@@ -154,7 +154,7 @@ def test_checkpoints_load_strictly_between_cpu_and_gpu(folder, tmp_path):
     saved = tmp_path / "saved" / "iter_0000001"
     saved.mkdir(parents=True)
     dist_checkpointing.save({"model": model.sharded_state_dict(), "iteration": 1}, str(saved))
-    (saved.parent / torch_dist.TRACKER).write_text("1\n")
+    (saved.parent / TRACKER).write_text("1\n")
     convert.run(ConvertOptions(source=str(saved.parent), target=str(tmp_path / "back"), hf=str(folder)))
     # as models: experts are written in the published form, which is not the one that transformers 5 saved here
     there, back = (AutoModelForImageTextToText.from_pretrained(f, dtype=torch.bfloat16).state_dict() for f in (folder, tmp_path / "back"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen3vl_core.model.experts import GatheringDispatcher, LocalDispatcher, joined, one_block, product
 from qwen3vl_core.model.lora import grouped
 
@@ -16,7 +18,7 @@ from tests.ranks import Failure, run_each
 HIDDEN, FFN, EXPERTS = 16, 24, 5
 
 
-def weights(seed: int = 0) -> list[torch.nn.Parameter]:
+def weights(seed: int = 0) -> list[Any]:
     draw = torch.Generator().manual_seed(seed)
     return [torch.nn.Parameter(torch.randn(FFN, HIDDEN, generator=draw)) for _ in range(EXPERTS)]
 
@@ -101,7 +103,7 @@ def test_adapters_of_any_rank_take_bounds_on_the_device(rank):
 
 def test_gradients_of_adapters_are_added_to_megatrons_buffers_in_place():
     splits, rank = [3, 0, 6, 2], 8
-    matrices = [torch.nn.Parameter(torch.randn(rank, HIDDEN)) for _ in splits]
+    matrices: list[Any] = [torch.nn.Parameter(torch.randn(rank, HIDDEN)) for _ in splits]
     x, ends = torch.randn(sum(splits), HIDDEN), torch.tensor(splits).cumsum(0, dtype=torch.int32)
     grouped(x, matrices[::-1], ends).square().sum().backward()
     expected = [matrix.grad for matrix in matrices]

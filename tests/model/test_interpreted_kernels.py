@@ -7,6 +7,7 @@ within the bits of a few roundings, and fp16, which it rounds, shows that both s
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_query_and_key_are_normalized_and_rotated_as_by_separate_modules(dtype, 
     angles = torch.cat((angles, angles), -1)
     weights = [(1 + torch.randn(size) / 5).to(dtype).requires_grad_() if norm else None for _ in range(2)]
     ours = qk_rope(qkv, angles, *weights, eps=1e-6, groups=groups, size=size)
-    theirs = separate_modules(qkv, angles, *weights, 1e-6, groups, size)
+    theirs = separate_modules(qkv, angles, *weights, eps=1e-6, groups=groups, size=size)
     agree(ours, theirs, dtype)
     gradients = [torch.randn(output.shape).to(dtype) for output in ours]
     inputs = [qkv, *(weight for weight in weights if weight is not None)]
@@ -94,7 +95,7 @@ def test_partial_gradients_of_many_tokens_are_summed(monkeypatch):
     qkv, angles = torch.randn(83, 1, 4 * 16, requires_grad=True), torch.rand(83, 1, 1, 8).repeat(1, 1, 1, 2)
     weights = [torch.randn(16, requires_grad=True) for _ in range(2)]
     outputs = module.qk_rope(qkv, angles, *weights, eps=1e-6, groups=1, size=16)
-    expected = separate_modules(qkv, angles, *weights, 1e-6, 1, 16)
+    expected = separate_modules(qkv, angles, *weights, eps=1e-6, groups=1, size=16)
     gradients = [torch.randn(output.shape) for output in outputs]
     inputs = [qkv, *weights]
     agree(torch.autograd.grad(outputs, inputs, gradients), torch.autograd.grad(expected, inputs, gradients), torch.float32)
@@ -122,7 +123,7 @@ def test_swiglu_and_its_gradient_equal_fp32_rounded_once(dtype, shape):
     gradient = torch.randn(ours.shape).to(dtype)
     results = [(out, *torch.autograd.grad(out, gate_up, gradient)) for out in (ours, theirs)]
     if gate_up.numel():
-        agree(*results, dtype)
+        agree(*results, dtype=dtype)
     assert results[0][1].shape == gate_up.shape
 
 
@@ -340,7 +341,7 @@ def test_a_layer_of_experts_with_its_kernels_equals_one_without(monkeypatch):
         monkeypatch.setenv(kernels.SWITCH, switch)
         x, p = states.clone().requires_grad_(), probs.clone().requires_grad_()
         blocks = [torch.ones_like(into), torch.ones_like(out)]
-        matrices = [[torch.nn.Parameter(matrix.clone()) for matrix in weights] for weights in (into, out)]
+        matrices: list[list[Any]] = [[torch.nn.Parameter(matrix.clone()) for matrix in weights] for weights in (into, out)]
         for block, weights in zip(blocks, matrices, strict=True):
             for matrix, buffer in zip(weights, block.unbind(0), strict=True):
                 matrix.main_grad = buffer

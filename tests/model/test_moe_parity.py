@@ -53,7 +53,8 @@ def test_the_load_balancing_loss_equals_hugging_faces_of_each_layer(pair, name, 
         hook.remove()
     assert len(routed) == text.num_hidden_layers
     balance = sum(load_balancing_loss_func((one,), experts, chosen, inputs["attention_mask"]) for one in routed) / chosen
-    loss = torch.nn.functional.cross_entropy(logits[inputs["attention_mask"].bool()], torch.arange(inputs["attention_mask"].sum()) % 150)
+    attended = inputs["attention_mask"].bool()
+    loss = torch.nn.functional.cross_entropy(logits[attended], torch.arange(int(attended.sum())) % 150)
     (loss + coefficient * balance).backward()
 
     before = model.config.moe_aux_loss_coeff

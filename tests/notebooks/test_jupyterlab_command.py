@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -120,7 +121,7 @@ def test_kernels_find_the_package_the_command_and_the_runs(tmp_path):
 
 def test_wrong_requests_are_one_line_errors(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(RequestError, match="is a file"):
         notebook(["--dir", str(tmp_path / "file")])
     with pytest.raises(RequestError, match="--copy: starts no JupyterLab"):
@@ -129,6 +130,6 @@ def test_wrong_requests_are_one_line_errors(tmp_path, monkeypatch):
         notebook(["--base-url", "me"])
     with pytest.raises(RequestError, match="must be a port"):
         notebook(["--port", "0"])
-    monkeypatch.setattr(jupyterlab.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"JupyterLab is not installed; pip install"):
         notebook(["--dir", str(tmp_path)])

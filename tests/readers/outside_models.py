@@ -194,12 +194,14 @@ def make_adapter(folder: Path) -> None:
 
 def read_adapter(folder: Path) -> None:
     from qwen3vl_core.checkpoint.inspect import inspect
+    from qwen3vl_core.checkpoint.lora_merge import MergedSource
     from qwen3vl_core.checkpoint.source import open_source, side_folder
 
     inspect(folder / "model").rows()
     side_folder(folder / "model")
     source = open_source(folder / "model")
     source.check()
+    assert isinstance(source, MergedSource)
     for region in source.regions():
         for number in range(len(region.hf)):
             source.factors(region, number)

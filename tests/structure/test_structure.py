@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from qwen3vl_core.checkpoint.load import load
-from qwen3vl_core.data.batch import IGNORED, Batch, Encoded, collate, pack
+from qwen3vl_core.data.batch import Batch, Encoded, collate, pack
 from qwen3vl_core.data.pictures import PictureRules
 from qwen3vl_core.sizes import Architecture
 from qwen3vl_core.structure.buckets import LEAST_ROW, bucket, packed_row
-from qwen3vl_core.structure.micro_batch import StructureRules
+from qwen3vl_core.structure.micro_batch import IGNORED, StructureRules
 from qwen3vl_core.training.token_loss import token_loss
 from tests import tiny
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from qwen3vl_core.data.batch import IGNORED
+from qwen3vl_core.structure.micro_batch import IGNORED
 from tests.training import trainings
 
 LENGTH = 128

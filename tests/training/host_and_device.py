@@ -21,7 +21,7 @@ def pretend() -> None:
     original = {name: getattr(kind, name) for name in ("clone", "detach", "float", "pin_memory", "to")}
 
     def on_host(tensor: torch.Tensor) -> torch.Tensor:
-        tensor._on_host = True
+        tensor._on_host = True  # type: ignore[attr-defined]
         return tensor
 
     def stays(self: torch.Tensor) -> bool:

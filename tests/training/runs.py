@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from qwen3vl_core.demo.examples import example
 from qwen3vl_core.demo.workspace import BASE
@@ -166,7 +167,7 @@ def wait_for_all(run_dir: Path, seconds: int = DEADLINE_SECONDS) -> None:
 
 def train(
     run_dir: Path, moment: int | str | None = None, number: int = signal.SIGKILL, world: int = 1, **environment: str
-) -> tuple[int, int]:
+) -> tuple[int, Any]:
     """Train the run that is planned there on `world` ranks: (exit code, times that anything was opened or moved in its folder).
 
     moment: of these times the one at which the first rank gets the signal `number`, or the first with a path that has this in it.

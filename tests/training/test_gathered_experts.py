@@ -3,6 +3,8 @@ experts in one process. The kernels and graphs around them are compared on a GPU
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests import tiny
@@ -10,7 +12,7 @@ from tests.ranks import Failure, run_each
 from tests.training import gathered, trainings
 from tests.training.test_gradients import BALANCE, compare
 
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[int, Any]] = {
     "one rank": (1, {}),
     "one rank, full recompute": (1, {"recompute": "full"}),
     "EP2": (2, {"ep": 2}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ class Computed:
 
     def __init__(self, folder, asked: list[tuple[int, tuple]]) -> None:
         self.folder, self.asked = folder, dict.fromkeys(asked)
-        self.found: dict[tuple, object] = {}
+        self.found: dict[tuple, Any] = {}
 
     def get(self, world: int, changes: dict, packed: bool = False):
         """((loss, trained tokens, norm of the gradients), gradients by name) of every rank's one opinion."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ CONFIGS = {
     "experts, one projection": dict(r=2, lora_alpha=3, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"]),
 }  # fmt: skip
 SP = {"tp": 2, "sequence_parallel": True}
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, tuple[int, Any]]] = {
     "dense": {"TP2": (2, {"tp": 2}), "PP2": (2, {"pp": 2}), "TP2 SP": (2, SP)},
     "experts": {
         "EP2": (2, {"ep": 2}),

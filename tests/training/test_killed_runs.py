@@ -7,11 +7,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from qwen3vl_core.checkpoint import retention, torch_dist
 from qwen3vl_core.layout.torchrun_command import training_command
+from qwen3vl_core.run_record import TRACKER
 from tests.ranks import run_ranks
 from tests.training import runs, trainings
 
@@ -31,7 +33,7 @@ def data(tmp_path_factory):
 
 def check_whole(directory):
     """The tracker names a checkpoint whose files all have their full length."""
-    if (directory / torch_dist.TRACKER).exists():
+    if (directory / TRACKER).exists():
         found = torch_dist.find(directory)
         assert retention.damage(found.data) is None
         assert retention.newest(directory)[0] == found
@@ -145,7 +147,7 @@ def test_two_processes_do_not_train_one_run(data, tmp_path):
     from qwen3vl_core.training.run_lock import RunLock
 
     with subprocess.Popen(
-        [os.sys.executable, "-c", f"from pathlib import Path; from qwen3vl_core.training.run_lock import RunLock as L\n"
+        [sys.executable, "-c", f"from pathlib import Path; from qwen3vl_core.training.run_lock import RunLock as L\n"
          f"lock = L(Path({str(tmp_path)!r})); print('held', flush=True); input()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as holder:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -223,10 +224,9 @@ def test_wandb_and_swanlab_are_imported_only_if_used():
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab"])
 def test_a_missing_wandb_or_swanlab_is_a_one_line_error(data, tmp_path, capsys, monkeypatch, package):
-    from qwen3vl_core.layout import sink_packages
 
-    found = sink_packages.importlib.util.find_spec
-    monkeypatch.setattr(sink_packages.importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest))
     words = ["finetune", "--load", str(BASE), "--train-data", str(data), f"--{package}", "demo", "--runs", str(tmp_path / "runs")]
     assert main(words) == 2
     err = capsys.readouterr().err

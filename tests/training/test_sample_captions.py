@@ -126,7 +126,7 @@ EVERY = {world: LAYOUTS[world] | (MORE[world] if ALL else {}) for world in LAYOU
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
+def models(tmp_path_factory) -> dict[str, str]:
     """By kind: its folder."""
     shapes = {"dense": (), "experts": (4,)} | ({"deep": (0, 12)} if ALL else {})
     folders = {kind: (tmp_path_factory.mktemp(kind), *more) for kind, more in shapes.items()}

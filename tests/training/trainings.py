@@ -11,10 +11,10 @@ from qwen3vl_core.model.lora import of_adapters
 import torch
 
 from qwen3vl_core.checkpoint.source import open_source
-from qwen3vl_core.data.batch import IGNORED
 from qwen3vl_core.layout.adapters import stage_parameters
 from qwen3vl_core.options import FinetuneOptions
-from qwen3vl_core.structure.micro_batch import Structure, StructureRules, build_structure
+from qwen3vl_core.run_record import TRACKER
+from qwen3vl_core.structure.micro_batch import IGNORED, Structure, StructureRules, build_structure
 from qwen3vl_core.structure.picture_shares import own_patches
 from qwen3vl_core.training import setup, step
 from tests import tiny
@@ -62,6 +62,7 @@ class Micro:
 
     @property
     def shaped(self) -> Structure:
+        assert self.structure is not None
         return self.structure
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -331,7 +332,7 @@ def save_beside_training(folder: Path, checkpoints: Path):
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from qwen3vl_core.checkpoint import retention, torch_dist
+    from qwen3vl_core.checkpoint import retention
     from qwen3vl_core.checkpoint.saving import start_saving
     from qwen3vl_core.checkpoint.training_state import load_training
 
@@ -348,7 +349,7 @@ def save_beside_training(folder: Path, checkpoints: Path):
         common = setup.common_state(training.architecture, o)
         saving = start_saving(checkpoints, 2, **parts, extra={}, common=common, side=folder, asynchronous=True)
         went_on = run(o, 2)
-        before = (checkpoints / torch_dist.TRACKER).exists(), retention.iterations(checkpoints)
+        before = (checkpoints / TRACKER).exists(), retention.iterations(checkpoints)
         dist.barrier()
         assert saving.finished(wait=True)
         training = setup.build(o, open_source(folder))

@@ -124,7 +124,7 @@ def text_of(app: App) -> str:
     return "\n".join(strip.crop(0, width).text for strip in lines[:height])
 
 
-def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int, int] = SMALL, theme: str = "textual-dark") -> App:
+def driven(scene: Callable[[Pilot], Awaitable[None]], app: Any, size: tuple[int, int] = SMALL, theme: str = "textual-dark") -> Any:
     """Run a scene with the app in a terminal of this size."""
     app.animation_level = "none"  # without animations
     app.heard, notify = [], app.notify
@@ -145,7 +145,7 @@ def driven(scene: Callable[[Pilot], Awaitable[None]], app: App, size: tuple[int,
     return app
 
 
-def said(app: App) -> str:
+def said(app: Any) -> str:
     """All notifications so far, one per line, including those that are not on screen any more."""
     return "\n".join(app.heard)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,10 @@ from console.screens.welcome import WelcomeScreen
 from console.widgets.bars import KeyBar
 from tests.console.app.driving import LARGE, driven, looked, press, said, text_of, until
 
-CLASSES = {"app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen,
-           "welcome": WelcomeScreen}  # fmt: skip
+CLASSES: dict[str, Any] = {
+    "app": ConsoleApp, "runs": RunsScreen, "launch": LaunchScreen, "monitor": MonitorScreen, "compare": CompareScreen,
+    "welcome": WelcomeScreen,
+}  # fmt: skip
 TAKEN = {f"ctrl+{letter}" for letter in "sjobawntc"}
 
 

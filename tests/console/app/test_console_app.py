@@ -11,6 +11,7 @@ import pytest
 
 from console import app as console_app
 from console.app import ConsoleApp
+from console.terminal import prepare_terminal
 from console.widgets.bars import KeyBar, TopBar
 from qwen3vl_core.errors import RequestError
 from tests.console.app.driving import LARGE, SLEEPER, SMALL, driven, looked, press, said, text_of, until
@@ -155,15 +156,15 @@ def test_jupyterlab_gets_full_colours(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("JUPYTER_SERVER_ROOT", raising=False)
-    console_app.prepare_terminal()
+    prepare_terminal()
     assert "COLORTERM" not in os.environ
     monkeypatch.setenv("JUPYTER_SERVER_ROOT", "/")
     monkeypatch.setenv("QWEN3VL_TRUECOLOR", "0")
-    console_app.prepare_terminal()
+    prepare_terminal()
     assert "COLORTERM" not in os.environ
     monkeypatch.delenv("QWEN3VL_TRUECOLOR")
     monkeypatch.setenv("COLORTERM", "")
-    console_app.prepare_terminal()
+    prepare_terminal()
     assert os.environ["COLORTERM"] == "truecolor"
 
 

@@ -14,6 +14,7 @@ from console.forms import FormCheck
 from console.messages import PlanChecked
 from console.runs import launch
 from console.widgets.option_form import OptionForm
+from qwen3vl_core.errors import WorkError
 from qwen3vl_core.problems import Problem
 from tests.console.app.driving import LARGE, LOOKS, SMALL, driven, looked, press, said, text_of, until
 from tests.data import hub_server
@@ -216,7 +217,7 @@ def test_a_download_is_started_from_its_form_and_shown(store, tmp_path, monkeypa
 
 def test_a_run_that_cannot_start_is_a_one_line_error(store, tmp_path, monkeypatch):
     def broken(run):
-        raise launch.WorkError(f"run {run.id}: no room")
+        raise WorkError(f"run {run.id}: no room")
 
     monkeypatch.setattr(launch, "start", broken)
 

@@ -16,7 +16,7 @@ import pytest
 from console.readers.store_watcher import StoreWatcher
 from console.runs import launch, mirror, mirror_restore, run_text
 from console.runs.companions import wait_for_helpers
-from console.runs.state import read_json
+from console.runs.state import read_json, write_json
 from console.runs_command import runs as runs_command
 from qwen3vl_core import file_digests
 from qwen3vl_core.errors import RequestError, WorkError
@@ -146,7 +146,7 @@ def test_two_runs_of_one_number_do_not_share_a_folder(tmp_path):
     for number, plan in enumerate(plans):
         run_dir = tmp_path / f"store-{number}" / "0001-x"
         checkpoint(run_dir / "checkpoints", 1, seed=number)
-        mirror.write_json(run_dir / "plan.json", plan)
+        write_json(run_dir / "plan.json", plan)
         places.append(mirror.mirror(run_dir)[0])
     assert [place.name for place in places] == ["0001-x", "0001-x-2"]
     assert mirror.place_of(tmp_path / "store-0" / "0001-x", plans[0]) == places[0]
@@ -166,7 +166,7 @@ def ended(store, tmp_path, own, copied, size=3000):
     there = mirror.place_of(run.path, run.plan)
     for step in copied:
         checkpoint(there / "checkpoints", step, size)
-    mirror.write_json(there / "plan.json", run.plan)
+    write_json(there / "plan.json", run.plan)
     (run.path / "resumed").unlink()
     return run
 

@@ -18,8 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from qwen3vl_core.model import process_groups
+from qwen3vl_core.model.patches.write_results import patch_next_save
 
 import random_run
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -60,22 +62,18 @@ def cpu_seconds() -> float:
 def save(how: str, folder: Path, parts: dict[str, Any]) -> dict[str, float]:
     """Seconds of a save, its CPU seconds, and what it has recorded of its digests."""
     shutil.rmtree(folder, ignore_errors=True)
-    prepared = saving.patch_next_save
 
     def prepare() -> Any:
-        digests = prepared()
+        digests = patch_next_save()
         if how == WITH:
             return digests
         filesystem_async.open = open
         return Without() if how == WITHOUT else Afterwards()
 
-    saving.patch_next_save = prepare
     began, cpu = time.perf_counter(), cpu_seconds()
-    try:
+    with mock.patch.object(saving, "patch_next_save", prepare):
         started = saving.start_saving(folder, 1, **parts)
         started.finished(wait=True)
-    finally:
-        saving.patch_next_save = prepared
     return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu, "waited": started.digest_seconds}
 
 

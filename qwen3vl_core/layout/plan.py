@@ -31,7 +31,7 @@ def report(verdict: Verdict, plan: PlanOptions) -> dict[str, Any]:
         record["suggestions"] = [_candidate(c, gib) for c in ranked[:SHOWN]]
         lighter = faster_with_less(verdict.options, a, verdict.gpus, gib, ranked, **shared, **speed)
         record["lighter_suggestions"] = [_candidate(c, gib) for c in lighter]
-        record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, **shared))
+        record.setdefault("gpus_needed", gpus_needed(verdict.options, a, gib, verdict.gpus, **shared))
     return record
 
 

@@ -196,10 +196,12 @@ def faster_with_less(
     return faster
 
 
-def gpus_needed(base: FinetuneOptions, a: Architecture, gib: float, *, per_node: int = 8, vision_tokens: int | None = None) -> int | None:
-    """The smallest power of two of GPUs on which a layout fits, with a larger global batch if that many GPUs need it; None beyond
-    MOST_GPUS."""
-    for gpus in _powers(MOST_GPUS):
+def gpus_needed(
+    base: FinetuneOptions, a: Architecture, gib: float, asked: int = 1, *, per_node: int = 8, vision_tokens: int | None = None
+) -> int | None:
+    """The smallest number of GPUs on which a layout fits, among the powers of two and the number that was asked for; with a larger global
+    batch if that many GPUs need it; None beyond MOST_GPUS."""
+    for gpus in sorted({*_powers(MOST_GPUS), min(asked, MOST_GPUS)}):
         step = base.micro_batch_size * gpus
         enlarged = dataclasses.replace(base, global_batch_size=-(-base.global_batch_size // step) * step)
         if any(candidate(o, a, gpus, vision_tokens).fits(gib) for o in layouts(enlarged, a, gpus, per_node)):

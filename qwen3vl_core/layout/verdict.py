@@ -240,7 +240,7 @@ def judge(
     if estimate.fits:
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
         return replace(verdict, estimate=estimate, notes=(*notes, *longer))
-    needed = gpus_needed(options, architecture, estimate.memory_gib, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
+    needed = gpus_needed(options, architecture, estimate.memory_gib, verdict.gpus, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
     busy = "" if plan.memory or plan.gpu else in_use(options.nproc or None)
     return replace(
         verdict, estimate=estimate, gpus_needed=needed, notes=notes, warnings=(*verdict.warnings, _too_big(estimate, needed, busy))

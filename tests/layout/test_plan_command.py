@@ -92,6 +92,8 @@ def test_the_needed_gpus_are_enough_and_half_are_not():
     roomy = FinetuneOptions(global_batch_size=count * 8)
     assert any(c.fits(80) and not c.price for c in suggest(roomy, a, count, 80))
     assert not any(c.fits(80) and not c.price for c in suggest(roomy, a, count // 2, 80))
+    # a number that is no power of two is tried where it is asked for
+    assert gpus_needed(base, published("8B"), 79.6, 3) == 3 and gpus_needed(base, published("8B"), 79.6) == 4
 
 
 def test_where_nothing_fits_a_lighter_optimizer_is_suggested_with_its_price(capsys):

@@ -14,11 +14,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # the longest files, longest first: a long file that starts last would leave a core idle
 LONG = (
-    "test_every_action.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_run.py", "test_gradients.py",
-    "test_sample_captions.py", "test_resume.py", "test_layouts.py", "test_compare_command.py", "test_killed_runs.py", "test_terminals.py",
-    "test_web.py", "test_demo_command.py", "test_monitor.py", "test_launcher.py", "test_convert.py", "test_layout_parameters.py",
-    "test_saved_layouts.py", "test_plans_start.py", "test_lora.py", "test_train_base.py", "test_snapshots.py", "test_welcome_screen.py",
-    "test_experts.py", "test_download.py", "test_video.py", "test_mutations.py",
+    "test_every_action.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_run.py", "test_even_ranks.py",
+    "test_resume_elsewhere.py", "test_restarts.py", "test_gradients.py", "test_file_calls.py", "test_sample_captions.py", "test_resume.py",
+    "test_layouts.py", "test_compare_command.py", "test_killed_runs.py", "test_terminals.py", "test_web.py", "test_demo_command.py",
+    "test_monitor.py", "test_even_batches.py", "test_optimizer_precision.py", "test_launcher.py", "test_hostile_folders.py",
+    "test_init_adapter.py", "test_convert.py", "test_layout_parameters.py", "test_saved_layouts.py", "test_clock_steps.py",
+    "test_plans_start.py", "test_lora.py", "test_train_base.py", "test_snapshots.py", "test_welcome_screen.py", "test_experts.py",
+    "test_download.py", "test_large_metrics.py", "test_vanished_nodes.py", "test_video.py", "test_mutations.py",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,17 +161,25 @@ def test_micro_batches_of_several_samples_are_even_and_the_same_for_every_world_
             assert all(features([part[0]])[1] * 1.1 >= features([batch])[1] for part in parts for batch in part[1:])
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_resume_is_exact_with_any_number_of_loader_processes(processor, mixed, packing, workers):
-    options = {"packing": packing, "rank": 1, "world_size": 2, "global_batch_size": 8, "micro_batch_size": 1 if packing else 2}
-    straight = loader(mixed, processor, **options)
-    batches, states = [], []
+def resumable(packing: bool) -> dict[str, Any]:
+    return {"packing": packing, "rank": 1, "world_size": 2, "global_batch_size": 8, "micro_batch_size": 1 if packing else 2}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["rows", "packed"])
+def straight(request, processor, mixed):
+    """(whether packed, eight batches, the state before each)."""
+    source, batches, states = loader(mixed, processor, **resumable(request.param)), [], []
     for _ in range(8):
-        states.append(json.loads(json.dumps(straight.state_dict())))
-        batches.append(next(straight))
-    for done in (0, 3) if workers else (0, 1, 3, 6):
-        resumed = loader(mixed, processor, num_workers=workers, **options)
+        states.append(json.loads(json.dumps(source.state_dict())))
+        batches.append(next(source))
+    return request.param, batches, states
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_resume_is_exact_with_any_number_of_loader_processes(processor, mixed, straight, workers):
+    packing, batches, states = straight
+    for done in (0, 1, 3, 6) if not workers else (0, 3) if workers == 3 else (3,):
+        resumed = loader(mixed, processor, num_workers=workers, **resumable(packing))
         resumed.load_state_dict(states[done])
         for number in range(done, min(done + 3, 8)):
             assert all(same(a, b) for a, b in zip(batches[number], next(resumed), strict=True))

@@ -47,6 +47,14 @@ class RunChanged(Message):
         super().__init__()
 
 
+class CheckSeen(Message):
+    """A check of a run's files in the background was looked at."""
+
+    def __init__(self, run_id: str, text: str, done: bool, damaged: bool) -> None:
+        self.run_id, self.text, self.done, self.damaged = run_id, text, done, damaged
+        super().__init__()
+
+
 class RunsDeleted(Message):
     """Runs were deleted."""
 

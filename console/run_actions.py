@@ -12,7 +12,7 @@ from textual import on
 from textual.app import App
 
 from console.formatting import one_line
-from console.messages import RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
+from console.messages import CheckSeen, RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
 from console.terminal import show_in_browser
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.locations import runs_directory
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from console.readers.run_rows import RunRow
     from console.runs.store import Run, RunStore
 
+CHECK_SECONDS = 0.5
+"""Between two looks at a check in the background."""
+STARTS_SECONDS = 60.0
+"""For a check to start on a busy machine."""
 QUIET_SECONDS = 30.0
 """The same error is not shown again for this long."""
 
@@ -50,6 +54,8 @@ class RunActions(App[int]):
         self.subcommand = ""
         """The command that is equivalent to the last action."""
         self._last_error: tuple[str, float] = ("", 0.0)
+        self.checks: dict[str, str] = {}
+        """How far the check of a run is, or what it has found, by the run's id."""
         self._tensorboards: list[Any] = []
         super().__init__()
 
@@ -152,6 +158,41 @@ class RunActions(App[int]):
 
         self.remember_command("runs", command, number_of(run_id))
         self._work(work, f"{command} {run_id}")
+
+    def check_run(self, run_id: str) -> None:
+        """Compare every byte of a run's checkpoints with their digests, in a process of its own, which outlives the console; follow the one
+        that does so already."""
+
+        def work() -> CheckSeen:
+            from textual.worker import get_current_worker
+
+            check, run_text = (importlib.import_module(f"console.runs.{name}") for name in ("check", "run_text"))
+            run, worker, began = _store(self.store_root).get(run_id), get_current_worker(), time.time()
+            if not check.checkpoints(run):
+                raise RequestError(f"{run_id}: no checkpoints; a finetune writes some with --save-interval and at its end")
+            if not check.state_of(run).get("alive"):
+                check.start(run)
+            while True:
+                state = check.state_of(run)
+                alive, new = bool(state.get("alive")), state.get("time", 0) >= began
+                if alive or new or time.time() > began + STARTS_SECONDS:
+                    damaged = any(item.get("problem") for item in state.get("checkpoints") or ())
+                    seen = CheckSeen(run_id, run_text.background_check(state), not alive, damaged)
+                    if seen.done or worker.is_cancelled:
+                        return seen
+                    self.post_message(seen)
+                time.sleep(CHECK_SECONDS)
+
+        self.remember_command("runs", "check", number_of(run_id), "--read-data", "--background")
+        self.notify(f"{run_id}: every byte of its checkpoints is compared, in the background", timeout=3, markup=False)
+        self._work(work, f"check {run_id}")
+
+    @on(CheckSeen)
+    def _checked(self, event: CheckSeen) -> None:
+        self.checks[event.run_id] = event.text
+        if event.done:
+            self.notify(f"{event.run_id}: {event.text}", severity="error" if event.damaged else "information", markup=False, timeout=10)
+        self.look()
 
     def delete_runs(self, rows: Iterable[RunRow]) -> None:
         """Delete runs with their checkpoints; the screen has asked for confirmation."""

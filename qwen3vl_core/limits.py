@@ -61,6 +61,9 @@ WIDTH = 1 << 20
 VOCABULARY = 1 << 24
 """Also positions, and token ids."""
 
+GPUS = 1 << 20
+"""Of a job."""
+
 # media
 
 PICTURE_PIXELS = 89_478_485

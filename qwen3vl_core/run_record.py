@@ -83,7 +83,7 @@ def node_text(entry: Mapping[str, Any]) -> str:
     ranks = f"ranks {first} to {first + count - 1}" if isinstance(first, int) and isinstance(count, int) and count else "no rank of it yet"
     since = f"{quiet:.0f}" if isinstance(quiet, int | float) else "?"
     who = f"node {entry.get('node')} ({entry.get('host') or 'unknown host'}, {ranks})"
-    return f"{who} has not answered for {since} s: its machine or network is down, or its processes are stopped"
+    return f"{who} has not answered for {since} s: its machine or network is down, or its processes are stopped or killed"
 
 
 def checkpoint_step(folder: str) -> int | None:
@@ -247,7 +247,10 @@ CHECK_FIELDS = {
 NODES_FIELDS = {
     "v": Field("integer", "version of the record"),
     "time": Field("number", "Unix seconds; rank 0 writes the file every few seconds"),
-    "nodes": Field("list of objects", "{node, host, first_rank, ranks, quiet} of each machine; quiet: seconds since it last answered"),
+    "nodes": Field(
+        "list of objects",
+        "{node, host, first_rank, ranks, quiet, silent} of each machine; quiet: seconds since it last answered; silent: whether it is gone",
+    ),
 }
 SILENT_SECONDS = 30.0
 """A machine that has not answered for this long is named."""

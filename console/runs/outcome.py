@@ -117,7 +117,7 @@ def silent_nodes(run_dir: Path, since: float) -> str:
     if not isinstance(when, int | float) or when < since or not isinstance(nodes, list):
         return ""
     quiet = [entry for entry in nodes if isinstance(entry, dict) and isinstance(entry.get("quiet"), int | float)]
-    return "; ".join(node_text(entry) for entry in quiet if entry["quiet"] >= SILENT_SECONDS)
+    return "; ".join(node_text(entry) for entry in quiet if entry["quiet"] >= SILENT_SECONDS or entry.get("silent") is True)
 
 
 def _signal_text(who: str, code: int, kills: int) -> str | None:

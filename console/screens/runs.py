@@ -101,6 +101,8 @@ class RunsScreen(ConsoleScreen):
             words.append(row.checkpoint_text)
         if row.eta is not None:
             words.append(f"{span(row.eta)} to go")
+        if check := self.app.checks.get(row.id):
+            words.append(f"checked {check}")
         if self.marked:
             words.append(f"{len(self.marked)} marked")
         last = row.error or row.last_line
@@ -158,6 +160,8 @@ class RunsScreen(ConsoleScreen):
             return row.alive and row.kind == "finetune"
         if action == "runs.difference":
             return marked > 1 or (marked == 1 and row.id not in self.marked)
+        if action == "runs.check":
+            return row.kind == "convert" or bool(row.checkpoint)
         if action == "runs.tensorboard":
             return row.kind == "finetune"
         if action == "runs.delete":
@@ -222,6 +226,11 @@ class RunsScreen(ConsoleScreen):
         """Ask the run under the cursor for a checkpoint now."""
         if (row := self._chosen_or_say()) is not None:
             self.app.save_run(row.id)
+
+    def action_check(self) -> None:
+        """Compare the files of the run under the cursor with their digests."""
+        if (row := self._chosen_or_say()) is not None:
+            self.app.check_run(row.id)
 
     def action_captions(self) -> None:
         """Show the captions of the run under the cursor."""

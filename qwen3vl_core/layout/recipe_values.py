@@ -179,9 +179,10 @@ def order_problems(v: Mapping[str, Any]) -> Iterator[Problem]:
         if big in v and small in v and v[small] > v[big]:
             other, position = POSITIONS[big], POSITIONS[small]
             swap = {other.option: v[small], position.option: v[big]}
-            problem = _problem(
-                "recipe-order", position, v[small], f"{v[small]:g}", reason=reason, bound=v[big], other=f"{other.number} {big}"
-            )
+            # a whole number may be too large for a float
+            text = str(v[small]) if isinstance(v[small], int) else f"{v[small]:g}"
+            rule = {"reason": reason, "bound": v[big], "other": f"{other.number} {big}"}
+            problem = _problem("recipe-order", position, v[small], text, **rule)
             yield dataclasses.replace(problem, remedies=(swap,))
     if "TRAIN_ITERS" in v and v.get("LR_WARMUP_ITERS", 0) >= v["TRAIN_ITERS"]:
         bound, instead, number = v["TRAIN_ITERS"], v["TRAIN_ITERS"] // 10, v["LR_WARMUP_ITERS"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, memory
 from qwen3vl_core.layout.memory import StageMemory
@@ -92,7 +93,9 @@ def _first_stage(a: Architecture, pp: int) -> int | None:
 def layouts(base: FinetuneOptions, a: Architecture, gpus: int, per_node: int = 8) -> Iterator[FinetuneOptions]:
     """Valid layouts of `base` on `gpus` GPUs: sizes divide their number, tensor parallelism stays within a machine and comes with
     sequence parallelism, the distributed optimizer is used wherever it splits something or is asked for; all other options are those of
-    `base`."""
+    `base`. None for more GPUs than any job has."""
+    if gpus > limits.GPUS:
+        return
     for tp in divisors(gpus):
         if tp > per_node:
             break

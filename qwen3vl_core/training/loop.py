@@ -175,6 +175,10 @@ class Loop(RunState):
             else:
                 self.event(run_record.DONE, f"done: {self.step} steps{left_out_text(self.train_data)}")
             failed = False
+            self.node_watch.close()
+        except Exception as error:
+            self.node_watch.failed(error)
+            raise
         finally:
             self.line.end()
             if self.metrics:

@@ -21,17 +21,20 @@ from tests.console.runs.jobs import until
 
 ROOT = Path(__file__).parents[2]
 RANK = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
 from qwen3vl_core.training.node_watch import NodeWatch
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a training, which saves then
 dist.init_process_group('gloo')
-watch = NodeWatch(Path(sys.argv[1]), os.environ, beat=0.2, silent=2.0)
-while not Path(sys.argv[1], 'end').exists():
-    dist.all_reduce(torch.ones(1))
-    time.sleep(0.05)
-watch.close()
-os._exit(0)
+watch = NodeWatch(Path(sys.argv[1]), os.environ, beat=0.5, silent=4.0)
+try:
+    while True:
+        dist.all_reduce(torch.ones(1))
+        time.sleep(0.05)
+except Exception as error:
+    watch.failed(error)
+    os._exit(1)
 """
 
 
@@ -57,18 +60,25 @@ def test_a_machine_that_stops_answering_is_named(tmp_path):
             return []
 
         # both answer, and none is said to be gone
-        until(lambda: [entry["ranks"] for entry in entries()] == [2, 2] and entries()[1]["quiet"] < 2 and entries(), 240)
+        until(lambda: [entry["ranks"] for entry in entries()] == [2, 2] and entries()[1]["quiet"] < 4 and entries(), 240)
         assert not silent_nodes(tmp_path, began)
         gone = [*processes.descendants(nodes[1].pid), processes.Process(nodes[1].pid, 0, 0, False)]
         processes.send(gone, signal.SIGSTOP)
         host = entries()[1]["host"]
         expected = f"node 1 ({host}, ranks 2 to 3) has not answered for "
         until(lambda: f"qwen3vl[node]: {expected}" in logs[0].read_text(errors="replace"), 120)
-        assert "its machine or network is down, or its processes are stopped" in logs[0].read_text(errors="replace")
-        assert [entry["first_rank"] for entry in entries()] == [0, 2] and entries()[0]["quiet"] < 2
+        assert "its machine or network is down, or its processes are stopped or killed" in logs[0].read_text(errors="replace")
+        assert [entry["first_rank"] for entry in entries()] == [0, 2] and entries()[0]["quiet"] < 4
         processes.send(gone, signal.SIGCONT)
         until(lambda: "node 1 answers again" in logs[0].read_text(errors="replace"), 120)
-        (tmp_path / "end").touch()
+        # killed: the connections break, and all ranks fail at once
+        processes.kill([*processes.descendants(nodes[1].pid), processes.Process(nodes[1].pid, 0, 0, False)])
+        nodes[0].wait(120)
+        last = logs[0].read_text(errors="replace").rpartition("node 1 answers again")[2]
+        assert expected in last and "or its processes are stopped or killed" in last
+        ended = Attempt(tmp_path, 10)
+        ended.began = began
+        assert (ended.outcome(1, stopping=False).error or "").startswith(expected)
     finally:
         for node in nodes:
             below = processes.descendants(node.pid)

@@ -35,7 +35,7 @@ from tests.console.app.action_cases import (
     shows,
     texts,
 )
-from tests.console.app.driving import SLEEPER, driven, looked, scalars, text_of, until
+from tests.console.app.driving import SLEEPER, checkpoint, driven, looked, scalars, text_of, until
 
 
 @pytest.fixture
@@ -141,6 +141,7 @@ def test_runs(store):
     scalars(store.ended(store.finetune("older", 10)))
     store.ended(store.finetune("other", 10))
     live = store.finetune("live", 10, 100, SLEEPER)
+    checkpoint(live)
 
     stopped, again = stopping(live)
 
@@ -180,6 +181,7 @@ def test_runs(store):
             "runs.save": Case(lambda app: sum("save" in line for line in app.heard)),
             "runs.sort": Case(lambda app: app.screen.order, after=lambda app: setattr(app.screen, "order", "newest"), wanted="name"),
             "runs.reverse": Case(lambda app: [row.id for row in app.screen.rows], after=("i",)),
+            "runs.check": Case(lambda app: "runs check 3" in app.subcommand, lambda app: setattr(app, "subcommand", ""), wanted=True),
             "runs.tensorboard": Case(lambda app: app.clipboard.startswith("http://127.0.0.1:"),
                                      lambda app: (app.copy_to_clipboard(""), setattr(app.screen, "marked", {"0001-older": None})),
                                      ("escape",), wanted=True),

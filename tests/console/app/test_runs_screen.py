@@ -9,7 +9,7 @@ import pytest
 
 from console.runs import launch
 from console.widgets.run_list import RunList
-from tests.console.app.driving import LARGE, LOOKS, SLEEPER, SMALL, driven, press, said, text_of, until
+from tests.console.app.driving import LARGE, LOOKS, SLEEPER, SMALL, checkpoint, driven, press, said, text_of, until
 
 
 @pytest.mark.parametrize("size, theme", LOOKS)
@@ -184,3 +184,22 @@ def test_resizing_changes_the_columns_and_keeps_the_cursor(store):
         await until(pilot, lambda: "last line" not in text_of(pilot.app))
 
     driven(scene, store.app())
+
+
+def test_the_files_of_a_run_are_checked_in_the_background_and_the_result_is_shown(store):
+    run = store.ended(store.finetune("whole", 3))
+    file = checkpoint(run)
+
+    async def scene(pilot):
+        app = pilot.app
+        await until(pilot, lambda: len(app.screen.rows) == 1)
+        await press(pilot, "v")
+        await until(pilot, lambda: "every byte: 1 as written" in app.checks.get(run.id, ""))
+        await until(pilot, lambda: "checked in the background" in text_of(app))
+        assert "1 as written" in said(app) and app.subcommand.startswith("qwen3vl runs check 1 --read-data --background")
+        file.write_bytes(b"x" + bytes(999))
+        await press(pilot, "v")
+        await until(pilot, lambda: "DAMAGED: iter_0000003: __0_0.distcp differs" in said(app))
+        assert "DAMAGED" in text_of(app)
+
+    driven(scene, store.app(), LARGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -78,3 +79,13 @@ def test_a_run_that_has_ended_before_does_not_ring(store):
 
 def test_a_name_cannot_write_escape_codes(store):
     assert sequence("run \x1b]52;c;aGk=\x07 x").count("\x1b") == 2
+
+
+def test_a_command_in_the_foreground_rings_when_its_run_ends(store):
+    run = store.create("finetune", {"name": "x"}, job("sys.exit(9)"))
+    launch.start(run)
+    launch.wait(run)
+    plan = json.loads((run.path / "plan.json").read_text())
+    (run.path / "plan.json").write_text(json.dumps({**plan, "command": job("print('one')")}))
+    said = seen(["resume", "1", "--foreground", "--runs", str(store.root)], True)
+    assert sequence("run 0001-x: done").encode() in said and said.count(b"\a") == 1

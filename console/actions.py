@@ -119,11 +119,11 @@ ACTIONS = (
     Action("runs.filter", "slash", "filter", "Filter: words, status:failed, size:8B, lr:1e-5", "runs", display="/"),
     Action("runs.captions", "a", "captions", "The captions that the run has written", "runs", show=False),
     Action("runs.save", "s", "save now", "Ask the run for a checkpoint at its next step", "runs"),
-    Action("runs.check", "v", "check", "Compare every byte of its checkpoints with their digests, in the background", "runs", show=False),
     Action("runs.sort", "o", "sort", "Order: newest, name, status, loss, step, kind", "runs"),
     Action("runs.reverse", "i", "reverse", "Reverse the order", "runs", show=False),
     Action("runs.tensorboard", "b", "TensorBoard", "TensorBoard on this run, or on the marked ones", "runs"),
     Action("runs.delete", "D,delete", "delete", "Delete this run, or the marked ones", "runs", display="D"),
+    Action("runs.check", "v", "check", "Compare every byte of its checkpoints with their digests, in the background", "runs", show=False),
     Action("runs.leave", "escape", "leave filter", "Back to the table; then clear marks and filter", "runs", show=False),
     # Launch
     Action("launch.start", "ctrl+g", "start", "Start the run; also works in a field", "launch", display="ctrl+g"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,6 +12,13 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0"
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # bytecode of the commands that tests start is cached, as for a user
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+with contextlib.suppress(ImportError):  # the tests on a GPU do without it
+    from hypothesis import settings
+
+    # the first example pays for imports, and machines are shared
+    settings.register_profile("shared", deadline=None)
+    settings.load_profile("shared")
 
 # the longest files, longest first: a long file that starts last would leave a core idle
 LONG = (

@@ -11,6 +11,7 @@ import torch
 
 from qwen3vl_core import run_metrics, run_record
 from qwen3vl_core.data.batch import Batch
+from qwen3vl_core.data.errors import REASONS
 from qwen3vl_core.errors import WorkError
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout.adapters import trained_lines
@@ -69,7 +70,7 @@ class Loop(RunState):
         skipped = sum(self.train_data.skipped.values())
         seen = skipped + self.train_data.used
         if seen >= MIN_SAMPLES_TO_CHECK and skipped > self.options.max_skip_share * seen:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self.train_data.skipped.most_common(3))
+            reasons = ", ".join(f"{REASONS.get(reason, reason)}: {n}" for reason, n in self.train_data.skipped.most_common(3))
             way = way_to_use(self.train_data.skipped.most_common(1)[0][0], self.options)
             raise WorkError(
                 f"step {self.step}: {skipped} of {seen} samples could not be used ({reasons}), more than --max-skip-share "

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from qwen3vl_core.data import plain_records, sources
 from qwen3vl_core.data.byte_ranges import Spool, read_range
 from qwen3vl_core.data.dataset_info import naming_of
+from qwen3vl_core.data.prepare import command as prepare
 from qwen3vl_core.data.prepare.check import Checker, TarSample
 from qwen3vl_core.data.records import UNUSED_KEY
+from qwen3vl_core.options import PrepareOptions
 from tests.data import samples
 from tests.data.brought import MEDIA, parquet, tar
 from tests.data.test_what_people_bring import shown
@@ -327,3 +329,21 @@ def test_what_is_trained_is_what_the_record_says(tmp_path_factory, name):
         spool.close()
 
     reads()
+
+
+def test_shards_do_not_tell_which_layout_they_come_from(tmp_path):
+    """The same records give the same bytes: whatever holds for the shards of one layout (resume, order, speed) holds for those of all."""
+    sound = [
+        Talk(None, [([("image", name), ("text", f"What is {n}?")], f"It is {n}.", True)], {}, 0) for n, name in enumerate(PICTURES * 3)
+    ]
+    made = {}
+    for name in ("LLaVA", "ShareGPT", "query, response", "prompt, completion", "parquet of bytes", "LLaMA-Factory", "Pai's wds"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in PICTURES:
+            (folder / file).write_bytes(MEDIA[file])
+        source = LAYOUTS[name].write(sound, folder)
+        prepare.run(PrepareOptions(source=str(source), to=str(folder / "data"), split="3,1,0", shard_size=30_000, workers=1))
+        made[name] = {file.name: file.read_bytes() for file in sorted((folder / "data").glob("*.tar*"))}
+    assert len(made["LLaVA"]) > 4
+    assert [name for name, files in made.items() if files != made["LLaVA"]] == []

@@ -264,6 +264,7 @@ def test_a_run_that_cannot_continue_ends_with_a_one_line_error(data, tmp_path, m
     assert log_lines.read(last).tag == ("work" if code == 1 else "not-a-picture")
     assert line.replace("notes.png", str(tmp_path / "notes.png")) in last
     if code == 1:
+        assert "samples could not be used (longer than --seq-length: " in last and "or a higher --max-skip-share to continue" in last
         assert json.loads((run / "skipped.jsonl").read_text().splitlines()[0])["reason"] == "too_long"
         assert rows(run)[-1]["skipped"] > 0
         assert "left out 1" in runs.log(run) or "left out 2" in runs.log(run)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 from collections import Counter
@@ -161,7 +160,10 @@ def read_samples(
         if located.kind == "parquet":
             # once, not in every process; where it is missing, the reader says so
             with contextlib.suppress(ImportError):
-                importlib.import_module("pyarrow.parquet")
+                import pyarrow.parquet
+
+                # the default pool takes huge pages, which every process would have the kernel fill with zeros first
+                pyarrow.set_memory_pool(pyarrow.system_memory_pool())
         workers.start()
     record_file = sources.open_records(source, naming or Naming(), located)
     samples: list[TarSample] = []

@@ -68,6 +68,11 @@ class DigestedFile(io.BufferedWriter):
             self._read_until(self._at // CHUNK)
         return count
 
+    def fileno(self) -> int:
+        """For fsync: what is in the buffer would not be on the disk after it."""
+        self.flush()
+        return super().fileno()
+
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         self._in_order = False
         return super().seek(offset, whence)

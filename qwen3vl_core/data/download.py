@@ -137,7 +137,8 @@ def _building(target: Path, request: dict[str, Any]) -> Iterator[Path]:
     record = _record(folder)
     if record is not None:
         _check_same(folder, record, request)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # one that was killed before its record had its name has left that file alone
+    elif folder.exists() and (not folder.is_dir() or any(file.name != RECORD + UNFINISHED for file in folder.iterdir())):
         raise RequestError(f"--to {target}: {folder} stands in the way; remove it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, f"--to {target}: another download is filling it; wait for that one, or choose another folder"):

@@ -123,8 +123,9 @@ def test_a_download_is_there_or_goes_on_from_what_it_has(commands, tmp_path, fau
         whole = get("whole")
         assert whole.code == 0, whole.said
         after = digest(tmp_path / "whole" / "target")
-        # a client of the hub is started for each
-        for moment in list(moments(whole.calls, 3))[1:2] if MOST < 10 else moments(whole.calls, MOST):
+        # a client of the hub is started for each; the third call is within the writing of the download's record
+        few = [3] if fault == KILL else list(moments(whole.calls, 3))[1:2]
+        for moment in few if MOST < 10 else moments(whole.calls, MOST):
             done = get(str(moment), fault, moment)
             where = f"{fault} at call {moment} of {whole.calls}: {done.said}"
             assert done.code == -9 if fault == KILL else done.code == 0 or one_line(done.said), where

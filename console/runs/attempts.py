@@ -23,6 +23,7 @@ from console.runs.state import write_json
 from qwen3vl_core import log_lines, notify
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
+from qwen3vl_core.layout.gpus import VISIBLE
 from qwen3vl_core.run_record import (  # fmt: skip
     HEARTBEAT,
     OLD_LOG,
@@ -144,6 +145,9 @@ class Supervisor:
                 # when one worker of torchrun ends badly it gives the others this long, else half the grace period
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(self.grace))),
             }
+            options = self.plan.get("options")
+            if isinstance(options, dict) and isinstance(ids := options.get("gpu_ids"), str):
+                environment[VISIBLE] = ids
             with _ignored(SAVE_SIGNALS):
                 child = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=1, stderr=2, cwd=working_directory, env=environment, start_new_session=True

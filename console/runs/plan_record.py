@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ from console.runs.state import write_json
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path, replaced_file
+from qwen3vl_core.layout.gpus import VISIBLE, chosen
 from qwen3vl_core.layout.resuming import change_problems
 from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of, shell_line, to_arguments, to_mapping
@@ -96,6 +98,14 @@ def with_absolute_paths(options: Any) -> Any:
     return type(options)(**{o.name: changes.get(o.name, getattr(options, o.name)) for o in options_of(type(options))})
 
 
+def with_chosen_gpus(options: Any) -> Any:
+    """The options of a finetune with the indices of its GPUs in place of `--gpu-ids free`. Raises RequestError."""
+    ids, problem = chosen(options.gpu_ids, options.nproc) if isinstance(options, FinetuneOptions) else (None, None)
+    if problem is not None:
+        raise RequestError(problem)
+    return dataclasses.replace(options, gpu_ids=ids) if ids else options
+
+
 def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
     """The command that does the work of a run, as a list of words. Raises RequestError for an invalid layout."""
     if kind == "finetune":
@@ -133,7 +143,7 @@ def make_plan(kind: str, name: str, options: dict[str, Any], command: list[str])
         "git": git_commit(),
         "host": socket.gethostname(),
         "cpus": len(os.sched_getaffinity(0)),
-        "gpus": gpu_count(),
+        "gpus": gpu_count(options.get("gpu_ids")),
         "created": time.time(),
         "changed": [],
     }
@@ -154,7 +164,7 @@ def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) 
     values = plan.get("options")
     if not isinstance(values, dict):
         raise RequestError(f"run {run_dir.name}: {PLAN} holds no options; start a new run")
-    options = with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes)))
+    options = with_chosen_gpus(with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes))))
     new = to_mapping(options)
     check_recordable({name: new[name] for name in changes})
     problems = list(change_problems(values, {name: getattr(options, name) for name in changes}, max(steps, default=0)))
@@ -175,6 +185,7 @@ def command_script(run_dir: Path, plan: PlanRecord) -> str:
         "set -euo pipefail",
         shell_line(["cd", plan["cwd"]]),
         "export " + shell_line([f"{RUN_VARIABLE}={run_dir}"]) + " PYTHONUNBUFFERED=1",
+        *(["export " + shell_line([f"{VISIBLE}={ids}"])] if (ids := plan["options"].get("gpu_ids")) else []),
         *(["export " + shell_line([f"PYTHONPATH={root}"]) + '"${PYTHONPATH:+:$PYTHONPATH}"'] if root else []),
         "exec " + shell_line(plan["command"]),
     ]

@@ -20,6 +20,7 @@ from console.runs.series import MetricSeries
 from console.runs.store import Run
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
+from console.widgets.mark_list import MarkList
 from qwen3vl_core.formats import number
 from qwen3vl_core.run_metrics import LOSS
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, checkpoint_step
@@ -81,7 +82,7 @@ class PickModels(Dialog[list[str] | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
             yield Label("Models to compare with the base", classes="headline")
-            yield SelectionList[str]()
+            yield MarkList[str]()
             yield Static("searching the runs …", id="found", classes="hint")
             yield Hints(("space", "marks: several are compared side by side"), ("enter", "selects them"), ("escape", "cancels"))
 

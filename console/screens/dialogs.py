@@ -24,6 +24,7 @@ from console.runs.run_text import NO_DIFFERENCE, comparison_rows
 from console.runs.store import Run
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
+from console.widgets.mark_list import MarkList
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
 from qwen3vl_core.options import Option as OptionField
@@ -157,9 +158,10 @@ class Difference(Dialog[None]):
         self.runs = first, second
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(classes="dialog wide"):
+        with Vertical(classes="dialog wide"):
             yield Label("Difference", classes="headline")
-            yield Static(id="difference", markup=False)
+            with VerticalScroll(classes="words"):
+                yield Static(id="difference", markup=False)
             yield Hints(("escape", "closes"))
 
     def on_mount(self) -> None:
@@ -199,9 +201,10 @@ class ChangedOptions(Dialog[None]):
         self.kind, self.options, self.texts = kind, options, texts
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(classes="dialog wide"):
+        with Vertical(classes="dialog wide"):
             yield Label(f"Options of this {self.kind} that differ", classes="headline")
-            yield Static(self._table(), markup=False)
+            with VerticalScroll(classes="words"):
+                yield Static(self._table(), markup=False)
             yield Hints(("escape", "closes"))
 
     def on_mount(self) -> None:
@@ -233,7 +236,7 @@ class PickRuns(Dialog[list[str] | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
             yield Label("Runs over this one", classes="headline")
-            yield SelectionList[str](
+            yield MarkList[str](
                 *(
                     Selection(Content(f"{row.id}  {title_of(LOSS)} {number(row.metrics.get(LOSS))}"), row.id, row.id in self.chosen)
                     for row in self.rows

@@ -320,6 +320,27 @@ class LaunchScreen(ConsoleScreen):
             self.app.remember_command("plan", *to_arguments(plan.partial), "--suggest")
         self.app.push_screen(PickPreset(PRESETS[self.kind], ask), chosen)
 
+    def action_gpus(self) -> None:
+        """Choose the GPUs of the run among those of this machine."""
+        form = self.form
+        if form is None or self.kind != "finetune":
+            self.notify("only a finetune runs on chosen GPUs", severity="warning")
+            return
+        if not self.app.gpus:
+            self.notify("nvidia-smi shows no GPU on this machine", severity="warning")
+            return
+        from console.screens.gpus import PickGpus
+
+        named = {word.strip() for word in str(form.texts()["gpu_ids"]).split(",")}
+        known = {gpu.index for gpu in self.app.gpus}
+
+        def chosen(ids: str | None) -> None:
+            if ids is not None and self.form is form:
+                form.change("the GPUs", {"gpu_ids": ids})
+                self.notify(f"GPU {ids}" if ids else "all GPUs of this machine", title="GPUs", markup=False, timeout=3)
+
+        self.app.push_screen(PickGpus(self.app.gpus, named & known), chosen)
+
     def _plan_target(self) -> Path:
         """A file name that does not exist yet."""
         folder = self.app.workspace_folder or Path.cwd()
@@ -401,6 +422,8 @@ class LaunchScreen(ConsoleScreen):
             return not self.problems
         if action == "launch.fix":
             return plan_view.first_fix(self.problems or self._advice, form.options) is not None
+        if action == "launch.gpus":
+            return self.kind == "finetune" and bool(self.app.gpus)
         if action == "launch.undo":
             return bool(form.history)
         if action == "launch.reset":

@@ -98,9 +98,7 @@ class WelcomeScreen(ConsoleScreen):
         loop = steps(self.app.workspace, snapshot)
         self.query_one("#head", Static).update(self._head(loop, bool(snapshot.rows)))
         self._fill(loop)
-        lines = [
-            f"GPU {line.use.index}  {line.use.used_gib:.1f} of {line.use.total_gib:.1f} GiB in use  {line.words}" for line in self.app.gpus
-        ]
+        lines = [f"GPU {gpu.index}  {gpu.used_gib:.1f} of {gpu.total_gib:.1f} GiB in use  {gpu.words}" for gpu in self.app.gpus]
         self.query_one("#below", Static).update("\n".join([f"runs are kept in {one_line(self.app.store_root)}", *lines]))
 
     @staticmethod

@@ -26,8 +26,17 @@ class Hints(Keyed):
 
     def __init__(self, *keys: tuple[str, str], id: str | None = None) -> None:
         """keys: (Textual's name of a key, what it does)."""
-        parts = [
+        self.parts = [
             Content.assemble((shown(key), "$footer-key-foreground bold"), f" {words}").stylize(Style.from_meta({"key": key}))
             for key, words in keys
         ]
-        super().__init__(Content(GAP).join(parts), id=id, classes="hint")
+        super().__init__(Content(GAP).join(self.parts), id=id, classes="hint")
+
+    def on_resize(self) -> None:
+        """Break lines between keys, not between a key and what it does."""
+        lines: list[list[Content]] = [[]]
+        for part in self.parts:
+            if lines[-1] and sum(one.cell_length + len(GAP) for one in lines[-1]) + part.cell_length > self.size.width:
+                lines.append([])
+            lines[-1].append(part)
+        self.update(Content("\n").join(Content(GAP).join(line) for line in lines))

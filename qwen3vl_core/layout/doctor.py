@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
 from qwen3vl_core.formats import GIB
-from qwen3vl_core.layout.gpus import ask
+from qwen3vl_core.layout.gpus import IDLE_GIB, INDEX, ask, uses
 from qwen3vl_core.options.planning import DoctorOptions
 
 VENDOR = re.compile(r"\+(.*\.)?nv\d")
@@ -147,7 +148,7 @@ def check_vendor_torch(
 
 def ask_gpus() -> list[dict[str, str]] | None:
     """This machine's GPUs as nvidia-smi lists them; None without nvidia-smi. Raises OSError when it fails."""
-    return ask("name", "memory.total", "memory.used", "driver_version", "compute_cap", seconds=30)
+    return ask(INDEX, "name", "memory.total", "memory.used", "driver_version", "compute_cap", seconds=30)
 
 
 def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tuple[list[Check], bool]:
@@ -160,15 +161,18 @@ def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tup
         text = "none; runs work on the CPU, which is enough for the demo and small tests"
         return [Check("GPU", "warn", text, "use a machine with an NVIDIA GPU; in a container: docker run --gpus all")], False
     checks = []
-    for index, gpu in enumerate(gpus):
+    holders = {use.index: use.words for use in uses()}
+    for place, gpu in enumerate(gpus):
+        index = gpu.get(INDEX, str(place))
         total, used = (float(gpu.get(name, "nan")) / 1024 for name in ("memory.total", "memory.used"))
         text = f"{gpu['name']}, {total:.1f} GiB, compute {gpu.get('compute_cap', '?')}, driver {gpu.get('driver_version', '?')}"
         if float(gpu.get("compute_cap") or 0) < 8:
             checks.append(
                 Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU")
             )
-        elif used > 1:
-            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use", "nvidia-smi shows which processes use it"))
+        elif used > IDLE_GIB:
+            holder = f" by {holders[index]}" if index in holders else ""
+            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use{holder}", "--gpu-ids free starts a run on others"))
         else:
             checks.append(Check(f"GPU {index}", "ok", text))
     return checks, True
@@ -291,12 +295,15 @@ def examine(runs: Path) -> list[Check]:
     return [*checks, check_ports(), check_store(runs)]
 
 
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
 def render(checks: list[Check]) -> str:
     """The printed report."""
     width = max(len(c.name) for c in checks)
     lines = []
     for c in checks:
-        lines.append(f"{c.status:<5} {c.name:<{width}}  {c.text}")
+        lines.append(f"{paint(f'{c.status:<5}', _COLOURS[c.status])} {c.name:<{width}}  {c.text}")
         if c.fix and c.status != "ok":
             lines.append(f"{'':<5} {'':<{width}}  -> {c.fix}")
     failed = sum(c.status == "fail" for c in checks)

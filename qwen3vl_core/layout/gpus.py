@@ -1,4 +1,5 @@
-"""The GPUs that a run in this environment uses: those that nvidia-smi lists, except those that CUDA_VISIBLE_DEVICES hides.
+"""The GPUs that a run in this environment uses: those that nvidia-smi lists, except those that CUDA_VISIBLE_DEVICES hides; of these
+those that --gpu-ids names. Who uses them.
 
 Imports no torch: a command calls this before it starts anything.
 """
@@ -10,9 +11,15 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from qwen3vl_core.problems import Problem
+from qwen3vl_core.run_record import RUN_VARIABLE
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 INDEX, UUID = "index", "uuid"
+FREE = "free"
+"""The value of --gpu-ids that stands for free GPUs."""
 IDLE_GIB = 1.0
 """A GPU of which less is in use is free: the driver holds some hundred MiB."""
 NAMED = 4
@@ -87,12 +94,13 @@ def select(gpus: Sequence[dict[str, str]], setting: str | None) -> list[dict[str
     return selected
 
 
-def visible(*fields: str) -> list[dict[str, str]]:
-    """`ask` for the GPUs that a run uses; empty where nvidia-smi is missing or fails."""
+def visible(*fields: str, ids: str | None = None) -> list[dict[str, str]]:
+    """`ask` for the GPUs that a run with these --gpu-ids uses (None: all that CUDA shows); empty where nvidia-smi is missing or fails."""
     try:
-        return select(ask(INDEX, UUID, *fields) or [], os.environ.get(VISIBLE))
+        shown = select(ask(INDEX, UUID, *fields) or [], os.environ.get(VISIBLE))
     except OSError:
         return []
+    return select(shown, ids) if ids else shown
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,16 @@ class GpuUse:
     used_gib: float
     processes: tuple[int, ...] = ()
     """Ids of the processes that use it, as far as they are known."""
+    run: str = ""
+    """Id of the run that uses it; empty if it is free, or none of ours does."""
+
+    @property
+    def words(self) -> str:
+        """`free`, `0007-caption`, or `another process (4711)`."""
+        if self.free:
+            return FREE
+        pids = ", ".join(map(str, self.processes[:3]))
+        return self.run or ("another process" + (f" ({pids})" if pids else ""))
 
     @property
     def free(self) -> bool:
@@ -116,21 +134,59 @@ class GpuUse:
         return self.total_gib if self.free else max(self.total_gib - self.used_gib, 0.0)
 
 
-def uses() -> list[GpuUse]:
-    """The GPUs that a run gets here, in CUDA's order; empty without one, and where nvidia-smi fails."""
-    fields = ("name", "memory.total", "memory.used")
-    found = visible(*fields) or visible("memory.total")
+def run_of(pid: int) -> str:
+    """The id of the run that a process belongs to; empty for none, and for a process of somebody else."""
     try:
-        apps = (_query("compute-apps", ("gpu_uuid", "pid"), 20) or []) if found else []
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    name = RUN_VARIABLE.encode() + b"="
+    value = next((variable[len(name) :] for variable in variables if variable.startswith(name)), b"")
+    return Path(value.decode(errors="replace")).name if value else ""
+
+
+def uses(ids: str | None = None) -> list[GpuUse]:
+    """The GPUs that a run with these --gpu-ids gets here, in CUDA's order; empty without one, and where nvidia-smi fails."""
+    fields = ("name", "memory.total", "memory.used")
+    rows = visible(*fields, ids=ids) or visible("memory.total", ids=ids)
+    try:
+        apps = (_query("compute-apps", ("gpu_uuid", "pid"), 20) or []) if rows else []
     except OSError:
         apps = []
-    made = []
-    for gpu in found:
+    gpus = []
+    for gpu in rows:
         total, used = _gib(gpu.get("memory.total")), _gib(gpu.get("memory.used"))
         pids = tuple(int(app["pid"]) for app in apps if app.get("gpu_uuid") == gpu[UUID] and app.get("pid", "").isdecimal())
         if total:
-            made.append(GpuUse(gpu[INDEX], gpu.get("name", ""), total, used, pids))
-    return made
+            run = next(filter(None, map(run_of, pids)), "")
+            gpus.append(GpuUse(gpu[INDEX], gpu.get("name", ""), total, used, pids, run))
+    return gpus
+
+
+def chosen(ids: str | None, processes: int) -> tuple[str | None, Problem | None]:
+    """(--gpu-ids with `free` replaced by indices of free GPUs, what is wrong with it on this machine).
+
+    processes: of the run; 0: one for each GPU, with `free` all free ones.
+    """
+    if not ids:
+        return None, None
+    shown = uses()
+    if not shown:
+        return None, Problem("gpu-ids-without-gpu", "gpu_ids", ids, remedies=({"gpu_ids": None},))
+    known = [gpu.index for gpu in shown]
+    free = [gpu.index for gpu in shown if gpu.free]
+    if ids.strip() == FREE:
+        if len(free) < max(processes, 1):
+            return None, Problem("gpus-not-free", "gpu_ids", ids, {"needed": max(processes, 1), "free": len(free)})
+        return ",".join(free[: processes or None]), None
+    names = [word.strip() for word in ids.split(",")]
+    missing = [name for name in names if name not in known]
+    if missing:
+        return None, Problem("gpu-ids-unknown", "gpu_ids", ids, {"missing": missing, "known": known})
+    if processes > len(names):
+        rule = {"count": len(names), "processes": processes}
+        return None, Problem("gpu-ids-too-few", "gpu_ids", ids, rule, ({"nproc": len(names)},))
+    return ",".join(names), None
 
 
 def _gib(text: str | None) -> float:
@@ -141,26 +197,27 @@ def _gib(text: str | None) -> float:
         return 0.0
 
 
-def gpu_memory(count: int | None = None) -> float | None:
+def gpu_memory(count: int | None = None, ids: str | None = None) -> float | None:
     """GiB that a run of `count` processes finds on the fullest of its GPUs here (the first ones; None: all of them). None without a GPU."""
-    return min((gpu.available_gib for gpu in uses()[:count]), default=None)
+    return min((gpu.available_gib for gpu in uses(ids)[:count]), default=None)
 
 
-def in_use(count: int | None = None) -> str:
+def in_use(count: int | None = None, ids: str | None = None) -> str:
     """What holds memory of the GPUs that such a run gets, and how to have free ones; empty if they are free."""
     every = uses()
-    busy, free = [gpu for gpu in every[:count] if not gpu.free], [gpu for gpu in every if gpu.free]
+    names = [gpu[INDEX] for gpu in visible(ids=ids)[:count]]
+    busy, free = [gpu for gpu in every if gpu.index in names and not gpu.free], [gpu for gpu in every if gpu.free]
     if not busy:
         return ""
     told = ", ".join(f"{gpu.used_gib:.1f} GiB of GPU {gpu.index}" for gpu in busy[:NAMED]) + (", …" if len(busy) > NAMED else "")
-    wanted = count or len(every)
+    wanted = count or len(names)
     others = (
-        f"{VISIBLE}={','.join(gpu.index for gpu in free[:wanted])} has free ones" if len(free) >= wanted else "wait until they are free"
+        f"--gpu-ids {','.join(gpu.index for gpu in free[:wanted])} has free ones" if len(free) >= wanted else "wait until they are free"
     )
     return f"other processes hold {told}; {others}"
 
 
-def gpu_peak_tflops() -> float | None:
+def gpu_peak_tflops(ids: str | None = None) -> float | None:
     """Dense bf16 TFLOP/s of the slowest GPU that a run gets here; None without one, or for one that is not in the table."""
-    peaks = [peak_flops(gpu.get("name", "")) for gpu in visible("name")]
+    peaks = [peak_flops(gpu.get("name", "")) for gpu in visible("name", ids=ids)]
     return min(peak for peak in peaks if peak) / 1e12 if peaks and all(peaks) else None

@@ -30,10 +30,10 @@ class Machine:
     """Whether a flash-attn package is installed."""
 
     @classmethod
-    def here(cls) -> Machine:
-        """This machine by nvidia-smi and the installed packages."""
+    def here(cls, ids: str | None = None) -> Machine:
+        """This machine by nvidia-smi and the installed packages; of its GPUs those that --gpu-ids names, if given."""
         installed = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", "flash_attn", "flash_attn_3")}
-        capabilities = _capabilities()
+        capabilities = _capabilities(ids)
         return cls(
             len(capabilities), min((c for c in capabilities if c is not None), default=None), installed["transformer_engine"],
             installed["flash_attn"] or installed["flash_attn_3"],
@@ -44,9 +44,9 @@ ASSUMED_GPU = Machine(gpus=1, capability=9.0, transformer_engine=True)
 """The machine that the estimate assumes where there is no GPU: a Hopper GPU with Transformer Engine installed."""
 
 
-def _capabilities() -> list[float | None]:
+def _capabilities(ids: str | None) -> list[float | None]:
     capabilities: list[float | None] = []
-    for gpu in visible("compute_cap") or visible():
+    for gpu in visible("compute_cap", ids=ids) or visible(ids=ids):
         try:
             capabilities.append(float(gpu["compute_cap"]))
         except (KeyError, ValueError):

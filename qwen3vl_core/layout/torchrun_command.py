@@ -23,9 +23,9 @@ MOST_PROCESSES = next(o.maximum for o in options_of(FinetuneOptions) if o.name =
 FIRST_PORT, TRIED_PORTS = 20_000, 64
 
 
-def gpu_count() -> int:
-    """The number of GPUs that a run uses here; 0 without nvidia-smi."""
-    return len(visible())
+def gpu_count(ids: str | None = None) -> int:
+    """The number of GPUs that a run with these --gpu-ids uses here (None: all); 0 without nvidia-smi."""
+    return len(visible(ids=ids))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def requested_processes(options: FinetuneOptions) -> tuple[int, int]:
     if options.env == "dlc":
         cluster = Cluster.read()
         return cluster.nodes, options.nproc or cluster.gpus
-    return 1, options.nproc or gpu_count() or model_ranks(options)
+    return 1, options.nproc or gpu_count(options.gpu_ids) or model_ranks(options)
 
 
 def processes_problem(options: FinetuneOptions, count: int, asked: str = "") -> Problem:

@@ -16,7 +16,7 @@ from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
-from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, gpu_memory, gpu_of_memory, gpu_peak_tflops, in_use
+from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, chosen, gpu_memory, gpu_of_memory, gpu_peak_tflops, in_use
 from qwen3vl_core.layout.host_memory import ROOM as HOST_ROOM
 from qwen3vl_core.layout.host_memory import host_memory_gib
 from qwen3vl_core.layout.init_adapter import with_adapter
@@ -193,6 +193,11 @@ def judge(
         broken += filter(None, [size_problem(options.size, architecture, options.load)])
     asked = "gpus" if plan is not None and plan.gpus else ""
     here = not asked and not processes
+    if options.gpu_ids:
+        readable = here and all(problem.option != "gpu_ids" for problem in broken)
+        ids, ids_problem = chosen(options.gpu_ids, options.nproc) if readable else (None, None)
+        options = replace(options, gpu_ids=ids)
+        broken += [ids_problem] if ids_problem is not None else []
     count = processes or (plan.gpus if plan is not None else 0)
     if not count:
         count, process_problems = _processes(options, cluster) if in_range else (1, [])
@@ -206,7 +211,7 @@ def judge(
             layout = [processes_problem(options, count, asked)]
     broken += layout
     if machine is None and here:
-        machine = Machine.here()
+        machine = Machine.here(options.gpu_ids)
     if machine is not None:
         broken += [*machine_problems(options, machine), *sink_problems(options)]
     verdict = Verdict(options, unique(broken), architecture=architecture, gpus=count or model_ranks(options), here=here)
@@ -219,7 +224,7 @@ def judge(
     vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     verdict = replace(
         verdict,
-        memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory(options.nproc or None) or DEFAULT_MEMORY,
+        memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory(options.nproc or None, options.gpu_ids) or DEFAULT_MEMORY,
         vision_tokens=vision_tokens,
     )
     if vision_tokens > options.seq_length:
@@ -241,7 +246,7 @@ def judge(
         longer = _longer_rows(estimate, options, architecture, verdict.gpus, vision_tokens, plan, on)
         return replace(verdict, estimate=estimate, notes=(*notes, *longer))
     needed = gpus_needed(options, architecture, estimate.memory_gib, verdict.gpus, per_node=plan.gpus_per_node, vision_tokens=vision_tokens)
-    busy = "" if plan.memory or plan.gpu else in_use(options.nproc or None)
+    busy = "" if plan.memory or plan.gpu else in_use(options.nproc or None, options.gpu_ids)
     return replace(
         verdict, estimate=estimate, gpus_needed=needed, notes=notes, warnings=(*verdict.warnings, _too_big(estimate, needed, busy))
     )
@@ -319,7 +324,7 @@ def _model(options: FinetuneOptions) -> tuple[Architecture | None, tuple[Problem
 def _processes(options: FinetuneOptions, cluster: bool) -> tuple[int, tuple[Problem, ...]]:
     """(processes of the whole run, problems of the cluster's environment). 0: unknown, because of the problems."""
     if options.env == "dlc" and not cluster:
-        return options.nproc or gpu_count() or model_ranks(options), ()
+        return options.nproc or gpu_count(options.gpu_ids) or model_ranks(options), ()
     try:
         nodes, each = requested_processes(options)
     except RequestError as error:

@@ -80,6 +80,8 @@ class FinetuneOptions:
 
     env: str = option("dsw", help="Where it runs. dsw: this machine; dlc: every node of a cluster job runs the same command", group="Layout", choices=("dsw", "dlc"))  # 1
     nproc: int = option(0, help="Processes on this machine; 0: one per GPU, or one on a CPU", group="Layout", minimum=0, maximum=64)
+    gpu_ids: str | None = option(None, help="GPUs of this machine to use, by index as nvidia-smi lists them: 4,5,6,7; free: as many free ones as it has processes",
+        group="Layout")
     tp: int = option(1, help="Tensor parallel size", group="Layout", minimum=1)  # 10
     pp: int = option(1, help="Pipeline parallel size", group="Layout", minimum=1)  # 11
     cp: int = option(1, help="Context parallel size", group="Layout", minimum=1)  # 12
@@ -284,6 +286,12 @@ class FinetuneOptions:
             yield Problem("samples-without-images", "sample_interval", self.sample_interval, remedies=({"sample_interval": None},))
 
     def _layout_problems(self) -> Iterator[Problem]:
+        if self.gpu_ids is not None and self.gpu_ids.strip() != "free":
+            ids = self.gpu_ids.split(",")
+            if not all(word.strip().isdecimal() for word in ids) or len({int(word) for word in ids}) < len(ids):
+                yield Problem("gpu-ids-not-indices", "gpu_ids", self.gpu_ids, remedies=({"gpu_ids": "free"}, {"gpu_ids": None}))
+        if self.gpu_ids is not None and self.env == "dlc":
+            yield Problem("gpu-ids-in-cluster", "gpu_ids", self.gpu_ids, remedies=({"gpu_ids": None},))
         if self.recompute_layers and self.recompute not in ("full", "offload"):
             yield Problem("recompute-layers-unused", "recompute_layers", self.recompute_layers, remedies=({"recompute_layers": None},))
         if self.recompute == "offload" and self.pp > 1:

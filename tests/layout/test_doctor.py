@@ -14,7 +14,7 @@ import pytest
 from qwen3vl_core.cli import main
 from qwen3vl_core.layout import doctor
 
-GPU = {"name": "NVIDIA H100", "memory.total": "81559", "memory.used": "4", "driver_version": "570.1", "compute_cap": "9.0"}
+GPU = {"index": "0", "name": "NVIDIA H100", "memory.total": "81559", "memory.used": "4", "driver_version": "570.1", "compute_cap": "9.0"}
 
 
 def test_the_doctor_examines_this_machine(capsys, tmp_path):
@@ -62,7 +62,7 @@ def fake_tool(folder: Path, text: str) -> None:
 
 def test_nvidia_smi_is_read_and_its_failure_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    fake_tool(tmp_path, "print('NVIDIA H100 80GB HBM3, 81559, 512, 570.1, 9.0')")
+    fake_tool(tmp_path, "print('0, NVIDIA H100 80GB HBM3, 81559, 512, 570.1, 9.0')")
     assert doctor.ask_gpus() == [GPU | {"name": "NVIDIA H100 80GB HBM3", "memory.used": "512"}]
     fake_tool(tmp_path, "import sys; print('no devices were found', file=sys.stderr); sys.exit(9)")
     (check,), has = doctor.check_gpus()

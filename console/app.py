@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import Console
 from textual.actions import parse
 from textual.app import App
 from textual.screen import Screen
@@ -103,4 +104,4 @@ def run(runs: Path, workspace: Path | None = None) -> int:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
     store_folder(runs)
     prepare_terminal()
-    return ConsoleApp(runs, workspace, greet=True).run() or EXIT_DONE
+    return ConsoleApp(runs, workspace, greet=True, few_colours=Console().color_system == "standard").run() or EXIT_DONE

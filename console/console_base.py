@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.app import SystemCommand
-from textual.color import Color
 from textual.css.stylesheet import Stylesheet
 from textual.screen import Screen
 from textual.signal import Signal
 
 from console.actions import ACTIONS, SCREENS, actions_of, clashes, shown
+from console.colours import DARK, LIGHT, first_theme, remember_theme, with_own_colours
 from console.formatting import one_line
 from console.messages import GpusSeen, RunStarted, StoreSeen
 from console.readers.run_rows import RunRow, Snapshot
@@ -34,21 +34,15 @@ from qwen3vl_core.locations import settings_file
 if TYPE_CHECKING:
     from textual.theme import Theme
 
-    from console.readers.gpus import GpuLine
     from console.readers.store_watcher import StoreWatcher
-    from console.readers.stores import StoreFolder
+    from console.runs.other_stores import StoreFolder
+    from qwen3vl_core.layout.gpus import GpuUse
 
 LOOK_SECONDS = 0.5
 GPU_SECONDS = 5.0
 """Time between two looks at the GPUs."""
 INTERRUPT_SECONDS = 2.0
 """Time between two ctrl+c that leave the console."""
-DARK, LIGHT = "textual-dark", "textual-light"
-LINES = {
-    True: ("#57a5e2", "#ffc473", "#8ad4a1", "#e0788f", "#b59cf0", "#5fd7d7"),
-    False: ("#0b5cad", "#a05a00", "#2e7d46", "#a8324e", "#6a3fb5", "#0f7c7c"),
-}
-"""Colours of the lines of a curve on a dark and on a light background."""
 
 
 def _has_settings() -> bool:
@@ -83,9 +77,9 @@ class _Sheet(Stylesheet):
 class ConsoleBase(StoreActions):
     """The console without its screens."""
 
-    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False) -> None:
+    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False, few_colours: bool = False) -> None:
         """store_root: folder of the runs, which need not exist. workspace: the demo's folder; fills the forms. greet: show the first
-        page when the store is empty."""
+        page when the store is empty. few_colours: the terminal has sixteen."""
         self.store_root = Path(store_root).expanduser().absolute()
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
         self.workspace: dict[str, Any] = {}
@@ -95,9 +89,10 @@ class ConsoleBase(StoreActions):
         self.snapshot = Snapshot(seen=False)
         self.other_stores: tuple[StoreFolder, ...] = ()
         """Other stores with runs on this machine, newest first."""
-        self.gpus: tuple[GpuLine, ...] = ()
+        self.gpus: tuple[GpuUse, ...] = ()
         """The GPUs that a run would get here, and who uses them."""
         self.greet = greet
+        self._few_colours = few_colours
         self.demo_folder: Path | None = None
         """Where the first page creates the demo's workspace; None: where `qwen3vl demo` does."""
         self.keys: dict[str, str] = {}
@@ -113,6 +108,8 @@ class ConsoleBase(StoreActions):
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """The theme and its colours as computed last."""
         super().__init__()
+        self._given_theme = self.theme = first_theme(self.available_themes)
+        """The theme that the user has not chosen now."""
         self.stylesheet = _Sheet(self.get_css_variables())
         self.store_seen: Signal[Snapshot] = Signal(self, "store_seen")
 
@@ -123,6 +120,7 @@ class ConsoleBase(StoreActions):
 
     def on_mount(self) -> None:
         # the first frame does not wait for what these import
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.call_after_refresh(self.look)
         self.call_after_refresh(self.find_stores)
         self.set_interval(LOOK_SECONDS, self.look)
@@ -138,7 +136,7 @@ class ConsoleBase(StoreActions):
         """Look at the GPUs in a thread; the bar at the top and the first page show them."""
 
         def work() -> None:
-            self.post_message(GpusSeen(importlib.import_module("console.readers.gpus").look()))
+            self.post_message(GpusSeen(tuple(importlib.import_module("qwen3vl_core.layout.gpus").uses())))
 
         self.run_worker(work, group="gpus", thread=True, exclusive=True, exit_on_error=False)
 
@@ -160,7 +158,7 @@ class ConsoleBase(StoreActions):
         self.keys = {name: keys for name, keys in settings.keys.items() if name not in taken}
         self.set_keymap(self.keys)
         if settings.theme is not None:
-            self.theme = settings.theme
+            self._given_theme = self.theme = settings.theme
         for problem in (*settings.problems, *(f"{settings.file}: {line}" for line in taken.values())):
             self.notify(problem, title="Settings", severity="warning", markup=False, timeout=12)
 
@@ -276,12 +274,12 @@ class ConsoleBase(StoreActions):
         else:
             self.notify(f"{row.id}: a {row.kind} writes no captions", severity="warning", markup=False)
 
-    def clone_run(self, row: RunRow) -> None:
-        """Open the form of a new run with the options of another run."""
+    def clone_run(self, row: RunRow, changes: Mapping[str, Any] | None = None) -> None:
+        """Open the form of a new run with the options of another run, some of them changed."""
         if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
             self.notify(f"{row.id}: a run of this kind cannot be started here, so it cannot be cloned", severity="error", markup=False)
             return
-        self._screen_of("launch", lambda screen: screen.open(row.kind, row.run.options))
+        self._screen_of("launch", lambda screen: screen.open(row.kind, {**row.run.options, **(changes or {})}))
 
     # screens
 
@@ -320,6 +318,11 @@ class ConsoleBase(StoreActions):
     def action_doctor(self) -> None:
         """Check this machine."""
         raise NotImplementedError
+
+    def _theme_changed(self, theme: Theme) -> None:
+        if theme.name != self._given_theme:
+            self._given_theme = theme.name
+            remember_theme(theme.name)
 
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK
@@ -379,15 +382,11 @@ class ConsoleBase(StoreActions):
                 yield SystemCommand(title, f"{action.tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
 
     def get_css_variables(self) -> dict[str, str]:
-        """The theme's colours, two greys of fixed contrast for secondary text ($muted) and for lines ($faint), and the curves' colours."""
+        """The theme's colours and the console's own."""
         theme = self.current_theme
         if self._colours_of is not None and self._colours_of[0] is theme:  # called three times before the first frame
             return dict(self._colours_of[1])
-        variables = super().get_css_variables()
-        background, text = Color.parse(variables["background"]), Color.parse(variables["foreground"])
-        variables["muted"], variables["faint"] = background.blend(text, 0.65).hex, background.blend(text, 0.3).hex
-        # a theme's own colours are not always distinct
-        variables |= {f"line-{i}": colour for i, colour in enumerate(LINES[theme.dark])}
+        variables = self.theme_variables = with_own_colours(theme, super().get_css_variables(), self._few_colours)
         self._colours_of = theme, dict(variables)
         return variables
 

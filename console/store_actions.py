@@ -16,7 +16,7 @@ from console.run_actions import RunActions
 
 if TYPE_CHECKING:
     from console.readers.store_watcher import StoreWatcher
-    from console.readers.stores import StoreFolder
+    from console.runs.other_stores import StoreFolder
 
 
 class StoreActions(RunActions):
@@ -56,7 +56,7 @@ class StoreActions(RunActions):
         known += [self.demo_folder / "runs"] if self.demo_folder is not None else []
 
         def work() -> None:
-            self.post_message(StoresFound(tuple(importlib.import_module("console.readers.stores").find_stores(root, known))))
+            self.post_message(StoresFound(tuple(importlib.import_module("console.runs.other_stores").find_stores(root, known))))
 
         self.run_worker(work, group="stores", thread=True, exclusive=True, exit_on_error=False)
 
@@ -68,7 +68,7 @@ class StoreActions(RunActions):
 
     def action_stores(self) -> None:
         """Choose another run store."""
-        from console.readers.stores import workspace_of
+        from console.runs.other_stores import workspace_of
         from console.screens.stores import PickStore
 
         def chosen(root: Path | None) -> None:

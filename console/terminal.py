@@ -42,10 +42,12 @@ def prepare_terminal() -> None:
 
 ANSWER_SECONDS = 0.2
 """How long to wait for answers after everything else is ready; a terminal that never answers delays the console by this."""
-# queries: a picture of one pixel by the graphics protocol; the size of a cell; the attributes, last because every terminal answers them
-_QUERIES = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[16t\x1b[c"
+# queries: a picture of one pixel by the graphics protocol; the size of a cell; the background's colour; the attributes, last because
+# every terminal answers them
+_QUERIES = b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[16t\x1b]11;?\x1b\\\x1b[c"
 _ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")
 _SIXEL = b"4"
+_BACKGROUND = re.compile(rb"\x1b\]11;rgba?:([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})")
 
 
 class PictureSupport(NamedTuple):
@@ -59,13 +61,15 @@ class PictureSupport(NamedTuple):
 
 picture_support = PictureSupport()
 """Of this terminal, set by `query_terminal` before the app starts; afterwards only the app reads the terminal's answers."""
+light_background: bool | None = None
+"""Whether this terminal's background is light, set likewise; None if it does not say."""
 
 
 @contextmanager
 def query_terminal() -> Iterator[None]:
-    """Ask the terminal how it shows pictures, and set `picture_support` at the end of the block: other work in the block is done
-    while the terminal answers."""
-    global picture_support
+    """Ask the terminal how it shows pictures and what its background is, and set `picture_support` and `light_background` at the end of
+    the block: other work in the block is done while the terminal answers."""
+    global picture_support, light_background
     if not (sys.__stdin__ and sys.__stdin__.isatty() and sys.__stdout__ and sys.__stdout__.isatty()):
         yield
         return
@@ -75,7 +79,8 @@ def query_terminal() -> Iterator[None]:
     try:
         os.write(stdout, _QUERIES)
         yield
-        picture_support = _parse(_answer(stdin), _cell_size(stdout))
+        answer = _answer(stdin)
+        picture_support, light_background = _parse(answer, _cell_size(stdout)), _is_light(answer)
     finally:
         termios.tcsetattr(stdin, termios.TCSANOW, before)
 
@@ -89,6 +94,15 @@ def _answer(stdin: int) -> bytes:
             break
         answer += data
     return answer
+
+
+def _is_light(answer: bytes) -> bool | None:
+    """Whether the background in a terminal's answer is nearer to white than to black; None without one."""
+    found = _BACKGROUND.search(answer)
+    if found is None:
+        return None
+    red, green, blue = (int(digits, 16) / (16 ** len(digits) - 1) for digits in found.groups())
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
 
 
 def _cell_size(stdout: int) -> tuple[int, int] | None:

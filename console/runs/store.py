@@ -160,6 +160,8 @@ class RunStore:
 
     def get(self, ref: str | int) -> Run:
         """The run with this number, id, beginning of an id, or name. Raises RequestError if there is none, or several."""
+        from console.runs.other_stores import elsewhere  # late: only where there is no run
+
         text = str(ref).strip()
         runs = self.list()
         tests = (
@@ -174,7 +176,7 @@ class RunStore:
                 return matching[0]
             if matching:
                 raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
-        advice = f"choose from {_some(runs)}" if runs else "there are none; qwen3vl finetune starts one"
+        advice = f"choose from {_some(runs)}" if runs else f"there are none; qwen3vl finetune starts one{elsewhere(self.root)}"
         raise RequestError(f"run {text}: no such run in {self.root}; {advice}")
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:
@@ -190,7 +192,7 @@ class RunStore:
 
         try:
             if is_dataclass(options):
-                options = plan_record.with_absolute_paths(options)
+                options = plan_record.with_chosen_gpus(plan_record.with_absolute_paths(options))
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
             plan_record.check_recordable(values, [str(word) for word in command or ()])

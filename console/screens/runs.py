@@ -148,7 +148,10 @@ class RunsScreen(ConsoleScreen):
 
     def useful(self, action: str) -> bool:
         row, marked = self.chosen, len(self.marked)
-        if action in ("runs.new", "runs.filter", "runs.leave"):
+        if action == "runs.leave":
+            field = self.query_one("#filter", Input)
+            return bool(self.marked or field.value or (field.has_focus and self.rows))
+        if action in ("runs.new", "runs.filter"):
             return True
         if row is None:
             return False

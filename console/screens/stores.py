@@ -16,7 +16,7 @@ from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.formatting import short_path
-from console.readers.stores import StoreFolder
+from console.runs.other_stores import StoreFolder
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from qwen3vl_core.errors import RequestError

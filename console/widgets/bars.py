@@ -17,7 +17,7 @@ from console.formatting import BLOCKS, short_path
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
-    from console.readers.gpus import GpuLine
+    from qwen3vl_core.layout.gpus import GpuUse
 
 GAP = "  "
 NAMED = {"slash": "/", "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "="}
@@ -28,8 +28,10 @@ MOST_GPUS = 16
 """GPUs that the bar shows."""
 LEAST_STORE, MOST_STORE = 8, 48
 """Cells of the run store's path in the bar."""
-LAST = ("escape", "question_mark", "q")
+LAST = ("escape", "question_mark", "q", "ctrl+p", "ctrl+q")
 """Keys that are always shown, at the end."""
+IN_FIELDS = ("app.palette", "app.quit")
+"""Actions whose keys work in a field, which the bar shows there: letters are input."""
 
 
 class TopBar(Widget):
@@ -75,13 +77,13 @@ class TopBar(Widget):
         return name + left + Content(" " * max(room, 1)) + right
 
     @staticmethod
-    def _gpu(line: GpuLine) -> tuple[str, str]:
+    def _gpu(gpu: GpuUse) -> tuple[str, str]:
         """A GPU in one cell: `·` free, a block as full as its memory for a run of ours, `x` for other processes."""
-        if line.use.free:
+        if gpu.free:
             return "·", "$text-success"
-        if not line.run:
+        if not gpu.run:
             return "x", "$text-warning bold"
-        return BLOCKS[min(int(line.use.used_gib / line.use.total_gib * len(BLOCKS)), len(BLOCKS) - 1)], "$text-primary"
+        return BLOCKS[min(int(gpu.used_gib / gpu.total_gib * len(BLOCKS)), len(BLOCKS) - 1)], "$text-primary"
 
     def on_click(self, event: events.Click) -> None:
         if (mode := event.style.meta.get("screen")) is not None:
@@ -123,9 +125,15 @@ class KeyBar(Widget):
             typed = focused is not None and focused.check_consume_key(binding.key, NAMED.get(binding.key))
             if useful is not None and binding.id and not binding.id.startswith("app.") and not useful(binding.id):
                 continue
-            if binding.show and active.enabled and binding.description and not typed:
+            show = binding.show or (binding.id in IN_FIELDS and self._types(focused))
+            if show and active.enabled and binding.description and not typed:
                 keys.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
         return list(keys.values())
+
+    @staticmethod
+    def _types(focused: Widget | None) -> bool:
+        """Whether letters go into a field."""
+        return focused is not None and focused.check_consume_key("q", "q")
 
     def render(self) -> Content:
         items = self._shown = self.items()

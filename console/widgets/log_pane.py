@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
@@ -35,9 +37,9 @@ class LogPane(ScrollView, can_focus=True):
 
     HELP = (
         "Arrows, page keys, home and end scroll; home reads a long log whole. Scrolling up stops following, F resumes it. "
-        "/ searches, n and N go to the next and previous match."
+        "Lines that are cut end in ›: right scrolls, W wraps. / searches, n and N go to the next and previous match."
     )
-    COMPONENT_CLASSES: ClassVar = {"log--problem", "log--warning", "log--hit", "log--current", "log--empty"}
+    COMPONENT_CLASSES: ClassVar = {"log--problem", "log--warning", "log--hit", "log--current", "log--empty", "log--cut"}
 
     class Changed(Message):
         """`following` or the matches have changed."""
@@ -57,7 +59,11 @@ class LogPane(ScrollView, can_focus=True):
         """Indices of lines that contain the needle."""
         self.hit = 0
         self.empty = ""
+        self.wrap = False
+        """Whether long lines are broken at the edge; a whole log's are not, whose rows would have to be counted."""
         self._widest = self._measured = 0
+        self._starts: list[int] = []
+        """While lines wrap: the row at which each line starts, and the number of rows."""
         self._styles_now: tuple[Style, dict[str, Style]] | None = None
 
     def show(self, view: LogView) -> None:
@@ -69,6 +75,7 @@ class LogPane(ScrollView, can_focus=True):
                 self.shown = view  # newer lines are shown again with the end of the log
                 return
             self._drop_all()
+        before = self._starts
         moved = view.dropped - self.shown.dropped if view.resets == self.shown.resets else 0
         if view.resets != self.shown.resets or moved < 0:
             self._measured = 0
@@ -79,20 +86,73 @@ class LogPane(ScrollView, can_focus=True):
         fresh = view.lines[max(len(view.lines) - max(new, 0), 0) :]
         self._widest = max(self._widest if self._measured else 0, max(map(_cells, (*fresh, view.partial)), default=0))
         self._measured = len(view.lines) + view.dropped
-        size = Size(self._widest, len(self.lines))
-        if size != self.virtual_size:
-            self.virtual_size = size
+        self._count_rows()
         self._search(keep=True)
         if self.follow:
             self._to_end()
         elif moved > 0:
-            self.scroll_to(y=max(self.scroll_offset.y - moved, 0), animate=False, force=True)
+            gone = before[min(moved, len(before) - 1)] if before else moved
+            self.scroll_to(y=max(self.scroll_offset.y - gone, 0), animate=False, force=True)
         self.refresh()
+
+    # rows
+
+    def _count_rows(self) -> None:
+        """Which rows the lines take; one each unless they wrap."""
+        width = self.columns
+        wraps = self.wrap and self.all is None and width > 0
+        self._starts = [0, *accumulate(-(-max(_cells(line), 1) // width) for line in self.lines)] if wraps else []
+        columns = width if wraps else WIDEST if self.all is not None else self._widest
+        size = Size(columns, self.rows)
+        if size != self.virtual_size:
+            self.virtual_size = size
+
+    @property
+    def columns(self) -> int:
+        """Columns beside the scroll bar."""
+        return self.scrollable_content_region.width
+
+    def watch_show_vertical_scrollbar(self) -> None:
+        if self.wrap:
+            self.call_after_refresh(self._count_rows)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all lines."""
+        return self._starts[-1] if self._starts else len(self.lines)
+
+    def _row_of(self, index: int) -> int:
+        """The first row of a line."""
+        return self._starts[index] if self._starts else index
+
+    def _line_at(self, row: int) -> tuple[int, int]:
+        """(index of the line in a row, which of the line's rows it is)."""
+        if not self._starts:
+            return row, 0
+        index = bisect_right(self._starts, row) - 1
+        return index, row - self._starts[index]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether lines are longer than the pane is wide, and do not wrap."""
+        return not self._starts and self._widest > self.columns > 0
+
+    def set_wrap(self, wrap: bool) -> None:
+        """Break long lines, or cut them. The line at the top stays there."""
+        at, _ = self._line_at(self.scroll_offset.y)
+        self.wrap = wrap
+        self._count_rows()
+        if self.follow:
+            self._to_end()
+        elif at < len(self.lines):
+            self.scroll_to(x=0, y=self._row_of(at), animate=False, force=True)
+        self.refresh()
+        self.post_message(self.Changed())
 
     def show_all(self, log: WholeLog, hits: list[int] | None = None) -> None:
         """Show the whole log from the top, or at the last of the hits (indices of lines that contain the needle)."""
         self.all, self.lines, self.follow = log, log, False
-        self.virtual_size = Size(WIDEST, len(log))
+        self._count_rows()
         self.hits, self.hit = hits or [], max(len(hits or []) - 1, 0)
         if self.hits:
             self._show_hit()
@@ -135,18 +195,20 @@ class LogPane(ScrollView, can_focus=True):
 
     def _to_end(self) -> None:
         # immediately: scrolling after the next paint would need another paint
-        self.scroll_to(y=max(len(self.lines) - self.size.height, 0), animate=False, force=True, immediate=True)
+        self.scroll_to(y=max(self.rows - self.size.height, 0), animate=False, force=True, immediate=True)
         # the scroll bar is created after the first lines, and is only notified of changes
         self.vertical_scrollbar.position = self.scroll_y
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
-        at_end = round(new_value) >= len(self.lines) - self.size.height
+        at_end = round(new_value) >= self.rows - self.size.height
         if self.follow and new_value < old_value and not at_end:
             self.follow = False
             self.post_message(self.Changed())
 
     def on_resize(self) -> None:
+        if self.wrap:
+            self._count_rows()
         if self.follow:
             self._to_end()
 
@@ -198,14 +260,14 @@ class LogPane(ScrollView, can_focus=True):
     def _show_hit(self) -> None:
         if self.follow:
             self.follow = False
-        self.scroll_to(y=max(self.hits[self.hit] - self.size.height // 2, 0), animate=False, force=True)
+        self.scroll_to(y=max(self._row_of(self.hits[self.hit]) - self.size.height // 2, 0), animate=False, force=True)
 
     # drawing
 
     def _pens(self) -> tuple[Style, dict[str, Style]]:
         """(background, component styles), cached: looked up once per paint, not per line."""
         if self._styles_now is None:
-            names = ("log--problem", "log--warning", "log--hit", "log--current", "log--empty")
+            names = ("log--problem", "log--warning", "log--hit", "log--current", "log--empty", "log--cut")
             self._styles_now = (self.rich_style, {name: self.get_component_rich_style(name, partial=True) for name in names})
         return self._styles_now
 
@@ -214,15 +276,15 @@ class LogPane(ScrollView, can_focus=True):
         self._styles_now = None
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
+        width = self.columns
         offset_x, offset_y = self.scroll_offset
         base, pens = self._pens()
-        index = offset_y + y
-        if index >= len(self.lines):
+        if offset_y + y >= self.rows:
             if not self.lines and y == 0 and self.empty:
                 dim = pens["log--empty"]
                 return Strip([Segment(self.empty, base + dim)]).adjust_cell_length(width, base)
             return Strip.blank(width, base)
+        index, part = self._line_at(offset_y + y)
         line = self.lines[index]
         style = base
         if _PROBLEM_WORDS.search(line):
@@ -230,7 +292,15 @@ class LogPane(ScrollView, can_focus=True):
         elif _WARNING.search(line):
             style = base + pens["log--warning"]
         strip = Strip(self._segments(line, index, style))
-        return strip.crop(offset_x, offset_x + width).extend_cell_length(width, base)
+        if self._starts:
+            return strip.crop(part * width, (part + 1) * width).extend_cell_length(width, base)
+        cut = strip.crop(offset_x, offset_x + width)
+        edge = base + pens["log--cut"]
+        if offset_x and strip.cell_length:
+            cut = Strip.join([Strip([Segment("‹", edge)]), cut.crop(1)])
+        if strip.cell_length > offset_x + width > 1:
+            cut = Strip.join([cut.crop(0, width - 1), Strip([Segment("›", edge)])])
+        return cut.extend_cell_length(width, base)
 
     def _segments(self, line: str, index: int, style: Style) -> list[Segment]:
         needle, lower = self.needle.lower(), line.lower()

@@ -21,7 +21,8 @@ assert termios.tcgetattr(0) == before
 from console.widgets.picture import PictureWidget
 from textual_image.widget import get_cell_size
 assert sys.__stdout__.isatty() and "TEXTUAL_CELL_WIDTH" not in os.environ
-print("found", terminal.picture_support.protocol, PictureWidget.__name__, tuple(get_cell_size()), flush=True)
+background = {None: [], True: ["light"], False: ["dark"]}[terminal.light_background]
+print("found", terminal.picture_support.protocol, PictureWidget.__name__, tuple(get_cell_size()), *background, flush=True)
 """
 ATTRIBUTES, SIXEL = b"\x1b[?62;22c", b"\x1b[?62;4;22c"
 GRAPHICS, CELL = b"\x1b_Gi=31;OK\x1b\\", b"\x1b[6;30;15t"
@@ -70,8 +71,10 @@ def found(answers: list[bytes]) -> tuple[str, bytes]:
         ([b"typed before it was ready", CELL, ATTRIBUTES], "cells HalfcellImage (15, 30)"),
         ([b"\x1b[6;0;0t", ATTRIBUTES], "cells HalfcellImage (10, 20)"),
         ([], "cells HalfcellImage (10, 20)"),
+        ([b"\x1b]11;rgb:ffff/fafa/f0f0\x1b\\", ATTRIBUTES], "cells HalfcellImage (10, 20) light"),
+        ([b"\x1b]11;rgb:1c/1c/1c\x07", ATTRIBUTES], "cells HalfcellImage (10, 20) dark"),
     ],
-    ids=["sixel", "kitty", "both", "graphics refused", "xterm.js", "typed ahead", "cells of no size", "silent"],
+    ids=["sixel", "kitty", "both", "graphics refused", "xterm.js", "typed ahead", "cells of no size", "silent", "light", "dark"],
 )
 def test_pictures_use_the_protocol_that_the_terminal_reports(answers, expected):
     way, wrote = found(answers)

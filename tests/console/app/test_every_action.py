@@ -23,6 +23,7 @@ from console.widgets.option_form import OptionForm
 from console.widgets.run_list import RunList
 from qwen3vl_core.errors import EXIT_DONE
 from qwen3vl_core.layout.doctor import Check
+from qwen3vl_core.layout.gpus import GpuUse
 from qwen3vl_core.options import CompareOptions
 from tests.console.app.action_cases import (
     TALL,
@@ -228,6 +229,10 @@ def test_launch(store, tmp_path, editor):
             await finetune(app, lr=3e-4)
             screen.form.reset()
 
+        async def with_gpus(app):
+            await finetune(app)
+            app.gpus = (GpuUse("0", "NVIDIA H100", 80.0, 0.4),)
+
         def started(app):
             return len(store.store.list())
 
@@ -243,6 +248,7 @@ def test_launch(store, tmp_path, editor):
             "launch.start": Case(started, prepare, back, sure=True), "launch.start_short": Case(started, prepare, back, sure=True),
             "launch.fix": Case(lambda app: texts(app).get("lr_warmup_iters"),
                                lambda app: finetune(app, train_iters=10, lr_warmup_iters=20)),
+            "launch.gpus": opens("PickGpus", with_gpus),
             "launch.preset": opens("PickPreset", lambda app: finetune(app)),
             "launch.copy": copies(lambda app: app.screen.plan.command),
             "launch.edit": Case(lambda app: editor()),
@@ -326,6 +332,7 @@ def test_monitor(store):
             "monitor.captions": Case(lambda app: app.screen.has_class("-captions")),
             "monitor.maximize": Case(lambda app: app.screen.has_class("-curve-only"), lambda app: curve(app).focus(), ("z",), wanted=True),
             "monitor.follow": Case(lambda app: log(app).follow),
+            "monitor.wrap": Case(lambda app: log(app).wrap),
             "monitor.find": Case(lambda app: app.focused.id == "find", after=("escape",), wanted=True),
             "monitor.find_next": Case(hit, found), "monitor.find_back": Case(hit, found),
             "monitor.trouble": Case(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,

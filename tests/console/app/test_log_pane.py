@@ -9,7 +9,7 @@ from console.widgets.log_pane import LogPane
 from tests.console.app.driving import driven, text_of
 
 CSS = "LogPane { height: 100%; } " + " ".join(
-    f"LogPane > .log--{name} {{ color: ansi_red; }}" for name in ("problem", "warning", "hit", "current", "empty")
+    f"LogPane > .log--{name} {{ color: ansi_red; }}" for name in ("problem", "warning", "hit", "current", "empty", "cut")
 )
 
 

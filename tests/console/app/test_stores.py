@@ -10,8 +10,9 @@ import pytest
 from console.app import ConsoleApp
 from console.formatting import short_path
 from console.messages import StoreSeen
-from console.readers.stores import find_stores, workspace_of
+from console.runs.other_stores import find_stores, workspace_of
 from console.widgets.bars import TopBar
+from qwen3vl_core.cli import main
 from tests.console.app.driving import LARGE, LOOKS, SMALL, Store, driven, looked, press, said, text_of, until
 
 TINY = (60, 18)
@@ -119,3 +120,11 @@ def test_a_late_look_at_the_store_before_is_not_shown(home, store):
         assert {Path(row.run.path).parent for row in app.snapshot.rows} == {home / ".qwen3vl/demo/runs"}
 
     driven(scene, store.app(), SMALL)
+
+
+def test_the_command_line_names_the_other_store_where_one_is_empty(home, capsys):
+    where = str(home / "mine" / "runs")
+    assert main(["runs", "show", "99", "--runs", where]) == 2
+    assert "qwen3vl finetune starts one; ~/.qwen3vl/demo/runs has 2 (--runs ~/.qwen3vl/demo/runs)" in capsys.readouterr().err
+    assert main(["runs", "--runs", where]) == 0
+    assert "~/.qwen3vl/demo/runs has 2" in capsys.readouterr().out

@@ -74,10 +74,14 @@ class Terminal:
 ])  # fmt: skip
 def test_an_old_terminal_gets_the_colours_that_it_supports(store, term, colour, never):
     store.ended(store.finetune("one", 20))
+    store.ended(store.finetune("broken", 3), "failed", 1)
     with Terminal(store, TERM=term) as terminal:
         terminal.until(b"0001-one")
         terminal.until(b"keys")
         assert re.search(colour, terminal.seen) and not re.search(never, terminal.seen)
+        if term == "xterm-16color":
+            text = terminal.seen.decode(errors="replace")
+            assert re.search(r"\x1b\[[\d;]*9?[39]1[\d;]*m✗", text) and re.search(r"\x1b\[[\d;]*[39]2[\d;]*m✓", text), "red and green"
         os.write(terminal.master, b"\x11")
         assert terminal.left() == 0
 

@@ -1,9 +1,10 @@
-"""Run stores on this machine besides the one that is shown. Blocking; imports no Textual."""
+"""Run stores on this machine besides one. Blocking."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,3 +46,14 @@ def find_stores(shown: Path, more: Iterable[Path] = ()) -> list[StoreFolder]:
         except OSError:
             continue  # not there, or not ours to read
     return sorted(stores.values(), key=lambda store: -store.newest)
+
+
+def elsewhere(root: Path) -> str:
+    """`; ~/.qwen3vl/demo/runs has 5 (--runs ~/.qwen3vl/demo/runs)`: where there are runs besides an empty store; empty for nowhere."""
+    stores = find_stores(root)
+    if not stores:
+        return ""
+    home = str(Path.home())
+    path = str(stores[0].path)
+    short = "~" + path[len(home) :] if path.startswith(home + os.sep) else path
+    return f"; {short} has {stores[0].runs} (--runs {shlex.quote(path) if short == path else short})"

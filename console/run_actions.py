@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from qwen3vl_core.locations import runs_directory
 
 if TYPE_CHECKING:
     from console.readers.run_rows import RunRow
+    from console.runs.remedies import Remedy
     from console.runs.store import Run, RunStore
 
 CHECK_SECONDS = 0.5
@@ -151,12 +152,12 @@ class RunActions(App[int]):
         """Ask a live finetune for a checkpoint now."""
         self._ask("save", run_id, lambda run: _launch().save_now(run), "asked to save at its next step")
 
-    def _ask(self, command: str, run_id: str, ask: Callable[[Run], None], answer: str) -> None:
+    def _ask(self, command: str, run_id: str, ask: Callable[[Run], None], answer: str, words: Sequence[str] = ()) -> None:
         def work() -> RunChanged:
             ask(_store(self.store_root).get(run_id))
             return RunChanged(run_id, answer)
 
-        self.remember_command("runs", command, number_of(run_id))
+        self.remember_command("runs", command, number_of(run_id), *words)
         self._work(work, f"{command} {run_id}")
 
     def check_run(self, run_id: str) -> None:
@@ -246,9 +247,25 @@ class RunActions(App[int]):
         where = "It goes on from its " + row.checkpoint_text if row.checkpoint else "It has no checkpoint and starts from the beginning"
         self.ask(f"Resume {row.id}?", f"{where}.\n\n$ {row.command}", "Resume it", lambda: self.resume_run(row.id))
 
-    def resume_run(self, run_id: str) -> None:
-        """Resume a stopped, failed or lost run."""
-        self._ask("resume", run_id, lambda run: _launch().resume(run), "resumed")
+    def resume_run(self, run_id: str, changes: Mapping[str, Any] | None = None, words: Sequence[str] = ()) -> None:
+        """Resume a stopped, failed or lost run. changes: of a finetune's options; words: the same as options of the command."""
+        self._ask("resume", run_id, lambda run: _launch().resume(run, changes=changes), "resumed", words)
+
+    def ask_to_start_fixed(self, row: RunRow, found: Remedy) -> None:
+        """Start a failed finetune again with the change that gets it to work, as a new run or from its checkpoint, after a question."""
+        remedies = importlib.import_module("console.runs.remedies")
+        words = remedies.command_words(row.run, found)
+        if found.resumes is None:
+            from qwen3vl_core.options import FinetuneOptions, from_mapping, shell_line  # not before the first frame
+
+            options = from_mapping(FinetuneOptions, {**row.run.options, **found.changes})
+
+            text = f"{found.headline}\n\n$ {shell_line(['qwen3vl', 'runs', *words])}"
+            self.ask(f"Start a new run like {row.id}?", text, "Start it", lambda: self.start_run(row.kind, options, "monitor"))
+            return
+        where = f"from its {row.checkpoint_text}" if row.checkpoint else "from the beginning"
+        text = f"{found.headline}\n\nIt goes on {where}."
+        self.ask(f"Resume {row.id}?", text, "Resume it", lambda: self.resume_run(row.id, dict(found.changes), words[2:]))
 
     @on(RunChanged)
     def _changed(self, event: RunChanged) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from console.curves.lines import SLOTS, CurveLine, Extremes, extremes
 from console.readers.store_watcher import StoreWatcher
 from console.runs.diagnosis import Diagnosis, explain, explain_more
+from console.runs.remedies import Remedy, remedy
 from console.runs.run_text import lost_words
 from console.runs.series import MetricSeries
 from console.runs.store import Run
@@ -46,6 +47,8 @@ class RunView:
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
     """Whether there is more to read now."""
+    remedy: Remedy | None = None
+    """The change that gets a failed run to work, if one is known."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class MonitorFeed:
         self._taken = 0
         self._diagnosis: tuple[tuple[Any, ...], tuple[int, str], Diagnosis | None] | None = None
         """(key of the run's state and log, how far the log was searched, the diagnosis)"""
+        self._remedy: tuple[tuple[str, Diagnosis | None], Remedy | None] | None = None
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str) -> RunView:
@@ -87,10 +91,11 @@ class MonitorFeed:
                 lines.append(CurveLine(title_of(evaluated), x, y, False, SLOTS - 1))
             names = in_order([name for name in main.keys if "/" not in name])
             log = self._read_log(run)
+            diagnosis = self._explain(run, log)
             return RunView(
                 run.id, metric, tuple(lines), tuple(names), self._extremes_of(run, main, metric), self._extremes_of(run, main, evaluated),
-                log, tuple(main.events), self._explain(run, log), lost_words(run) if run.status == "lost" else "", self._read_samples(run),
-                reading,
+                log, tuple(main.events), diagnosis, lost_words(run) if run.status == "lost" else "", self._read_samples(run),
+                reading, self._remedy_of(run, diagnosis),
             )  # fmt: skip
 
     def _explain(self, run: Run, log: LogView) -> Diagnosis | None:
@@ -113,6 +118,13 @@ class MonitorFeed:
                 diagnosis = explain_more(diagnosis, raw[max(before - log.dropped, 0) :], code)
         self._diagnosis = (key, (count, log.partial), diagnosis)
         return diagnosis
+
+    def _remedy_of(self, run: Run, diagnosis: Diagnosis | None) -> Remedy | None:
+        """Found once for each diagnosis: the planner takes its time."""
+        key = (run.id, diagnosis)
+        if self._remedy is None or self._remedy[0] != key:
+            self._remedy = (key, remedy(run, diagnosis))
+        return self._remedy[1]
 
     def _read_samples(self, run: Run) -> tuple[CaptionHistory, ...]:
         """Captions written during the run, whole again for a picture when one comes for it."""

@@ -16,6 +16,7 @@ from console.curves.smoothing import SHARES
 from console.messages import RunRead, WorkFailed
 from console.readers.monitor import MonitorFeed, RunView
 from console.readers.run_rows import Snapshot
+from console.runs.remedies import Remedy
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.monitor_log import MonitorLog
 from console.widgets.curve import Curve
@@ -324,6 +325,27 @@ class MonitorScreen(MonitorLog):
         else:
             self.app.clone_run(self.row)
 
+    def _remedy(self) -> Remedy | None:
+        """The change that gets the run to work; says so if there is none."""
+        found = self.view.remedy if self.view is not None else None
+        if found is None:
+            self.notify("no change of options is known that gets it to work; the card above the log says what is known", severity="warning")
+        return found
+
+    def action_fix(self) -> None:
+        """The form of a new run with the change that gets this one to work."""
+        if self.row is None or (found := self._remedy()) is None:
+            return
+        if found.changes:
+            self.app.clone_run(self.row, found.changes)
+        else:
+            self.notify(f"no option needs another value; {self.app.key_of('monitor.start_fixed')} resumes it", severity="warning")
+
+    def action_start_fixed(self) -> None:
+        """Start a new run with that change, or resume this one with it, after a question."""
+        if self.row is not None and (found := self._remedy()) is not None:
+            self.app.ask_to_start_fixed(self.row, found)
+
     def action_difference(self) -> None:
         """Diff of this run and the first one over it, else the next older one of its kind."""
         row, rows = self.row, self.app.snapshot.rows
@@ -345,6 +367,9 @@ class MonitorScreen(MonitorLog):
             return row.alive or row.status == "lost"
         if action in ("monitor.resume", "monitor.clone"):
             return row.status in ("stopped", "failed", "lost") or (action == "monitor.clone" and row.status == "done")
+        if action in ("monitor.fix", "monitor.start_fixed"):
+            found = view.remedy if view is not None else None
+            return found is not None and (action == "monitor.start_fixed" or bool(found.changes))
         if action == "monitor.save":
             return row.alive and row.kind == "finetune"
         if action == "monitor.overlay":

@@ -58,6 +58,10 @@ class MonitorLog(ConsoleScreen):
         if pane.all is not None:
             parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
         parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
+        if pane.wrap and pane.all is None:
+            parts.append(Content("  lines wrap").stylize("$muted"))
+        elif pane.cuts:
+            parts.append(Content(f"  {self.app.key_of('monitor.wrap')} wraps").stylize("$muted"))
         if pane.needle:
             count = len(pane.hits)
             position = f"{pane.hit + 1} of {count}" if count else "nowhere"
@@ -77,6 +81,11 @@ class MonitorLog(ConsoleScreen):
         """Follow the end of the log, or no longer."""
         pane = self.query_one(LogPane)
         pane.set_follow(not pane.follow)
+
+    def action_wrap(self) -> None:
+        """Break the long lines of the log, or cut them."""
+        pane = self.query_one(LogPane)
+        pane.set_wrap(not pane.wrap)
 
     def action_find(self) -> None:
         """Show the search field."""
@@ -158,12 +167,21 @@ class MonitorLog(ConsoleScreen):
         lines = [Content.assemble(
             (f"{GLYPHS[row.status]} {one_line(cause, 400)}", "bold $text-error"), (f"  {', '.join(beside)}" if beside else "", "$muted"),
         )]  # fmt: skip
+        where = f" from {row.checkpoint_text}" if row.checkpoint else " from the beginning"
+        keys: list[tuple[str, str]] = []
+        found = view.remedy
+        if found is not None:
+            lines.append(Content.assemble(("fix  ", "bold $text-success"), (one_line(found.headline, 400), "bold")))
+            how = "starts a new run with it" if found.resumes is None else f"resumes with it from step {found.resumes:,}"
+            keys.append(("monitor.start_fixed", how if found.changes else f"resumes{where}"))
+            keys += [("monitor.fix", "opens the form with it")] if found.changes else []
+        if found is None or found.changes:
+            keys.append(("monitor.resume", f"resumes{' unchanged' if found else ''}{where if row.kind == 'finetune' else ''}"))
+        keys += [("monitor.clone", "clones, with other options")] if found is None or not found.changes else []
         if diagnosis is not None and diagnosis.text and diagnosis.text != cause:
             lines.append(Content(f"  {one_line(diagnosis.text, 400)}").stylize("$muted"))
         if diagnosis is not None and diagnosis.advice and diagnosis.advice not in cause:
             lines.append(Content.assemble(("→ ", "$muted"), one_line(diagnosis.advice, 400)))
-        where = f" from {row.checkpoint_text}" if row.checkpoint else " from the beginning"
-        keys = [("monitor.resume", f"resumes{where if row.kind == 'finetune' else ''}"), ("monitor.clone", "clones, with other options")]
         keys += [("monitor.stop", "ends what is left of it")] if row.status == "lost" else []
         keys += [("monitor.trouble", "shows the line")] if diagnosis is not None and diagnosis.line else []
         parts: list[Content] = []
@@ -171,7 +189,9 @@ class MonitorLog(ConsoleScreen):
             key = self.app.key_of(action)
             text = Content.assemble((key, "bold $text-primary"), f" {words}")
             parts.append(text.stylize(Style.from_meta({"key": self.app.pressed(action)})))
-        return Content("\n").join([lines[0], Content("   ").join(parts), *lines[1:]])  # a small terminal has room for the first ones
+        head = 2 if found is not None else 1
+        # a small terminal has room for the first ones
+        return Content("\n").join([*lines[:head], Content("   ").join(parts), *lines[head:]])
 
     def action_trouble(self) -> None:
         """Go to the line of the log that says why the run failed."""

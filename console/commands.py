@@ -19,20 +19,20 @@ from qwen3vl_core.locations import STORE_HELP, runs_directory, store_folder
 
 def main() -> int:
     """Entry point of `qwen3vl`. Its own commands are passed on, so that the console starts without a search for entry points."""
-    return cli.main(commands={"console": console, "runs": runs, "notebook": notebook, "notify": notify})
+    return cli.main(commands={"console": console, "runs": runs, "notebook": notebook, "notify": notify, "completion": completion})
 
 
-def launch(name: str, options: Any, *, runs: Path, foreground: bool) -> int:
+def launch(name: str, options: Any, *, runs: Path, foreground: bool, as_json: bool = False) -> int:
     """Create and start a run of one command; in the foreground show its log until it ends.
 
-    name: a key of `COMMANDS`; options: that command's options object. Returns the exit code: 0 for a detached run, else
-    0 done, 1 failed, 2 invalid request, 130 stopped. Raises RequestError and WorkError when it cannot start.
+    name: a key of `COMMANDS`; options: that command's options object. as_json: print a detached run as JSON. Returns the exit code:
+    0 for a detached run, else 0 done, 1 failed, 2 invalid request, 130 stopped. Raises RequestError and WorkError when it cannot start.
     """
     from console import runs_command
     from console.runs import launch as launcher
     from console.runs.store import RunStore
 
-    return runs_command.begin(RunStore(runs).create(name, options), launcher.start, foreground)
+    return runs_command.begin(RunStore(runs).create(name, options), launcher.start, foreground, as_json)
 
 
 def runs(arguments: list[str]) -> int:
@@ -46,8 +46,13 @@ def notify(arguments: list[str]) -> int:
     return importlib.import_module("console.notify_command").notify(arguments)
 
 
-def console(arguments: list[str]) -> int:
-    """`qwen3vl console [--runs DIR] [--workspace DIR] [--web]`. Returns the exit code; raises RequestError."""
+def completion(arguments: list[str]) -> int:
+    """`qwen3vl completion bash|zsh|fish`: prints the shell's completion. Returns the exit code; raises RequestError."""
+    return importlib.import_module("console.completion").completion(arguments)
+
+
+def console_parser() -> Parser:
+    """The parser of `qwen3vl console`."""
     parser = Parser(prog="qwen3vl console", description="The terminal console.", allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
     parser.add_argument(
@@ -60,7 +65,12 @@ def console(arguments: list[str]) -> int:
         "--behind-proxy", default=None, metavar="URL", help="with --web: where a gateway serves this port, {port} for its number, such as "
         "https://gateway.example/me/proxy/{port}/; on DSW it is known",
     )  # fmt: skip
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def console(arguments: list[str]) -> int:
+    """`qwen3vl console [--runs DIR] [--workspace DIR] [--web]`. Returns the exit code; raises RequestError."""
+    args = console_parser().parse_args(arguments)
     for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser), ("--behind-proxy", args.behind_proxy)):
         if used and not args.web:
             raise RequestError(f"{flag}: needs --web; leave it out or add --web")
@@ -95,8 +105,8 @@ def _without_tls() -> None:
 # qwen3vl notebook
 
 
-def notebook(arguments: list[str]) -> int:
-    """`qwen3vl notebook`: copies the examples into the JupyterLab that is open, else replaces this process by one. Raises RequestError."""
+def notebook_parser() -> Parser:
+    """The parser of `qwen3vl notebook`."""
     lab = importlib.import_module("console.notebook.jupyterlab")
     parser = Parser(
         prog="qwen3vl notebook",
@@ -130,7 +140,13 @@ def notebook(arguments: list[str]) -> int:
         "--ip", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0: every network (default 127.0.0.1)"
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def notebook(arguments: list[str]) -> int:
+    """`qwen3vl notebook`: copies the examples into the JupyterLab that is open, else replaces this process by one. Raises RequestError."""
+    lab = importlib.import_module("console.notebook.jupyterlab")
+    args = notebook_parser().parse_args(arguments)
     runs = runs_directory(args.runs) if args.runs is not None else None
     if args.copy and (args.port is not None or args.base_url is not None):
         raise RequestError("--copy: starts no JupyterLab; leave out --port and --base-url")

@@ -14,8 +14,8 @@ from qwen3vl_core.locations import settings_file
 from qwen3vl_core.run_record import VERSION
 
 
-def notify(arguments: list[str]) -> int:
-    """Print who is told; with --test tell them. Returns the exit code: 1 where a message was not taken. Raises RequestError."""
+def notify_parser() -> Parser:
+    """The parser of `qwen3vl notify`."""
     parser = Parser(
         prog="qwen3vl notify", allow_abbrev=False,
         description="Who is told when a finetune ends, fails, stalls or turns NaN: the addresses given, else those of the settings.",
@@ -23,7 +23,12 @@ def notify(arguments: list[str]) -> int:
     parser.add_argument("addresses", nargs="*", metavar="ADDRESS", help="as for finetune --notify: dingtalk:URL, env:NAME, …")
     parser.add_argument("--command", default=None, metavar="TEXT", help="as for finetune --notify-command")
     parser.add_argument("--test", action="store_true", help="send a test message, and say who took it")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def notify(arguments: list[str]) -> int:
+    """Print who is told; with --test tell them. Returns the exit code: 1 where a message was not taken. Raises RequestError."""
+    args = notify_parser().parse_args(arguments)
     for text in args.addresses:
         notifying.check(text)
     if args.command is not None:

@@ -14,10 +14,12 @@ from typing import Any
 
 from console import bell, captions_command
 from console.formatting import plain_json
-from console.runs import check, companions, filters, launch, mirror_restore, run_json, run_text
+from console.runs import check, companions, diagnosis, filters, launch, mirror_restore, remedies, run_json, run_text
+from console.runs.other_stores import elsewhere
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
 from console.runs_parser import build_parser
+from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity
 from qwen3vl_core.locations import runs_directory
@@ -92,6 +94,9 @@ def _verdict(run: Run, code: int) -> int:
     line = f"run {run.id}: {status}{took}"
     if status == "done":
         print(line, file=sys.stderr)
+        if run.kind == "finetune" and sys.stderr.isatty():
+            words = shell_line(["--base", str(run.options.get("load") or "…"), "--tuned", str(run.path)])
+            print(paint(f"next: qwen3vl compare {words} --images …", "dim", sys.stderr), file=sys.stderr)
         return EXIT_DONE
     if status == "failed":
         line += f", {state.get('error') or f'exit code {code}'}; its log is {run.log}"
@@ -110,7 +115,7 @@ def _command(run: Run, *words: str) -> str:
 # qwen3vl runs
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """The parser, whose actions are the functions below."""
     actions = {
         "list": _list, "show": _show, "logs": _logs, "metrics": _metrics, "samples": _samples, "stop": _stop, "save": _save,
@@ -122,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def runs(arguments: list[str]) -> int:
     """`qwen3vl runs ...`. Returns the exit code; raises RequestError and WorkError."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still gets the table
     args.json = getattr(args, "json", False)
@@ -141,8 +146,17 @@ def _list(store: RunStore, args: argparse.Namespace) -> int:
             return EXIT_DONE
         known = {run.id: run for run in runs}
         runs = [known[row.id] for row in rows]
-    print("\n".join(run_text.table(runs)) if runs else f"no runs in {store.root}; qwen3vl finetune starts one")
+    none = f"no runs in {store.root}; qwen3vl finetune starts one"
+    print("\n".join(_painted(runs, run_text.table(runs))) if runs else none + elsewhere(store.root))
     return EXIT_DONE
+
+
+def _painted(runs: list[Run], lines: list[str]) -> list[str]:
+    """The table of runs with colours on a terminal: the header, and the glyph of each state."""
+    colours = {"done": "green", "failed": "red", "lost": "red", "stopped": "yellow"}
+    head, *rows = lines
+    rows = [paint(line[:1], colours.get(run.status, "cyan")) + line[1:] for run, line in zip(runs, rows, strict=True)]
+    return [paint(head, "bold"), *rows]
 
 
 def _show(store: RunStore, args: argparse.Namespace) -> int:
@@ -151,6 +165,10 @@ def _show(store: RunStore, args: argparse.Namespace) -> int:
         say(run_json.details(run))
     else:
         print("\n".join(run_text.describe(run)))
+        found = remedies.remedy(run, diagnosis.diagnose(run))
+        if found is not None:
+            words = remedies.command_words(run, found)
+            print(f"\n{paint('the fix', 'green')}: {run_text.plain(found.headline)}\n  {_command(run, words[0], *words[2:])}")
     return EXIT_DONE
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.examples import epilog
 
 if TYPE_CHECKING:
     from qwen3vl_core.problems import Problem
@@ -15,15 +17,37 @@ PROBLEMS = "problems"
 """Where a namespace holds problems of the words that were read, if there are any; `read_problems` takes them."""
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose examples keep their lines; headings are bold on a terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n  qwen3vl " in text else super()._fill_text(text, width, indent)
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(paint(heading, "bold") if heading else heading)
+
+
+def close_to(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that was probably meant; None if none is close."""
+    from difflib import get_close_matches
+
+    lower = {one.lower(): one for one in reversed(list(known))}
+    near = get_close_matches(word.lower(), list(lower), n=1, cutoff=cutoff)
+    return lower[near[0]] if near else None
+
+
 class Parser(argparse.ArgumentParser):
     """Raises RequestError for invalid and missing arguments, with every problem that does not keep the others from being read.
 
-    collect: leave those in the namespace, for `read_problems`.
+    collect: leave those in the namespace, for `read_problems`. Its help ends with the command's examples.
     """
 
     def __init__(self, *args: Any, collect: bool = False, **kwargs: Any) -> None:
         kwargs["exit_on_error"] = False
+        kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
+        if self.epilog is None:
+            self.epilog = epilog(self.prog.removeprefix("qwen3vl").strip())
         self.collect = collect
         self.needed: list[argparse.Action] = []
 
@@ -67,17 +91,17 @@ class Parser(argparse.ArgumentParser):
             values = []
             while words and not words[0].startswith("-"):
                 values.append(words.pop(0))
-            from difflib import get_close_matches
-
-            near = get_close_matches(first.partition("=")[0].lstrip("-"), known, n=1, cutoff=0.7)
-            advice = f"use --{near[0]}" if near else f"see {self.prog} --help"
+            near = close_to(first.partition("=")[0].lstrip("-"), known, 0.7)
+            advice = f"use --{near}" if near else f"see {self.prog} --help"
             problems.append(_problem("argument-unknown", written=" ".join([first, *values]), advice=advice))
         return problems
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             name = "/".join(action.option_strings) or action.metavar or action.dest
-            raise RequestError(_problem("not-a-choice", written=f"{name} {value}", choices=list(action.choices)))
+            near = close_to(str(value), map(str, action.choices))
+            code, more = ("not-a-choice-near", {"near": near}) if near else ("not-a-choice", {})
+            raise RequestError(_problem(code, written=f"{name} {value}", choices=list(action.choices), **more))
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")

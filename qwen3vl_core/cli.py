@@ -23,7 +23,7 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
 
     commands: the console's commands, if the console is the caller; by default they are looked up among the installed packages.
     """
-    words = [a for a in arguments if a != "--debug"]
+    words = _with_store([a for a in arguments if a != "--debug"])
     if not words and sys.stdout.isatty():
         words = ["console"]
     if words and words[0] in CONSOLE_COMMANDS:
@@ -47,6 +47,15 @@ def dispatch(arguments: list[str], commands: Mapping[str, Callable[[list[str]], 
     return command_line.run_work(name, values)
 
 
+def _with_store(words: list[str]) -> list[str]:
+    """`qwen3vl --runs DIR` is the console on that store, and `qwen3vl --runs DIR COMMAND …` gives the command its --runs."""
+    if not words or words[0].partition("=")[0] != "--runs":
+        return words
+    count = 1 if "=" in words[0] else 2
+    store, rest = words[:count], words[count:] or ["console"]
+    return [rest[0], *store, *rest[1:]]
+
+
 def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[list[str]], int]] | None = None) -> int:
     """The `qwen3vl` command. Shows a traceback only with `--debug` or `QWEN3VL_DEBUG=1`. Takes the arguments of `dispatch`."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -55,8 +64,11 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
     try:
         return dispatch(arguments, commands)
     except (RequestError, WorkError) as error:
+        from qwen3vl_core.colour import paint  # here and below: the console's first frame has no error
+
         for line in error_lines(error, in_a_run=RUN_VARIABLE in os.environ):
-            print(line, file=sys.stderr)
+            head, colon, text = line.partition(": ")
+            print(paint(head + colon, "red", sys.stderr) + text, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         _say("stopped", log_lines.INTERRUPTED)
@@ -69,7 +81,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
         _say(f"{error.filename}: permission denied; choose a folder that you may write to", log_lines.UNEXPECTED)
         return EXIT_REQUEST
     except Exception as error:
-        from qwen3vl_core.files import disk_full  # here and below: the console's first frame has no error
+        from qwen3vl_core.files import disk_full
 
         if (failed := disk_full(error)) is not None:
             _say(f"{failed.filename or 'a file'}: the disk is full; free some space and run the command again", log_lines.WORK_FAILED)

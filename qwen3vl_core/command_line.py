@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from qwen3vl_core import __version__
 from qwen3vl_core.argument_parser import Parser, read_problems
+from qwen3vl_core.colour import paint
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.layout.init_adapter import with_adapter
@@ -27,9 +30,12 @@ from qwen3vl_core.options import (
     option_problems,
     options_of,
     read_mapping,
+    shell_line,
 )
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
+from qwen3vl_core.problems import Problem
+from qwen3vl_core.run_record import RUN_VARIABLE
 
 WORK_MODULES = {
     "download": "qwen3vl_core.data.download",
@@ -53,6 +59,7 @@ HELP = {
     "runs": "list, show, follow, stop and resume runs",
     "notebook": "JupyterLab on the example notebooks",
     "notify": "who is told about runs, and a test message to them",
+    "completion": "completion of commands, options and runs for bash, zsh or fish",
 }
 EPILOGUE = """\
 The loop on your own data:
@@ -99,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         mode.add_argument("--foreground", action="store_true", help="wait and show the run's output; Ctrl-C stops the run")
         if name == "finetune":
+            record.add_argument("--json", action="store_true", help="print the started run as JSON: its id, folder and state")
             _add_plan_file(sub)
     plan = commands.add_parser("plan", help=HELP["plan"], description=PlanOptions.__doc__, allow_abbrev=False)
     add_arguments(plan, PlanOptions)
@@ -150,7 +158,10 @@ def run_planner(name: str, values: dict[str, Any]) -> int:
 def run_work(name: str, values: dict[str, Any]) -> int:
     """Run one of the commands that do work: in this process, or as a recorded run. Raises RequestError with all problems."""
     runs, detach, foreground = values.pop("runs"), values.pop("detach"), values.pop("foreground")
+    as_json = values.pop("json", False) if name == "finetune" else bool(values.get("json")) and name == "prepare"
     problems = read_problems(values)
+    if as_json and foreground:
+        problems.append(Problem("json-in-foreground", rule={"written": "--json"}))
     options, value_problems = read_mapping(COMMANDS[name], _with_plan_file(values))
     problems += value_problems
     failed = {problem.option for problem in problems}
@@ -166,12 +177,30 @@ def run_work(name: str, values: dict[str, Any]) -> int:
     if name == "finetune" or detach or runs is not None:
         launch = registered("qwen3vl.launcher", "launch")
         stay = foreground or (name != "finetune" and not detach)
-        return launch(name, options, runs=runs_directory(runs), foreground=stay)
+        # the log of a recorded run is for people
+        options = replace(options, json=False) if name == "prepare" else options
+        return launch(name, options, runs=runs_directory(runs), foreground=stay, as_json=as_json)
     module = WORK_MODULES[name]
     if name == "inspect" and importlib.import_module("qwen3vl_core.data.inspect.command").holds_data(options.path):
         module = "qwen3vl_core.caption.sample_losses" if options.losses else "qwen3vl_core.data.inspect.command"
     _imported(module).run(options)
+    if not as_json and sys.stderr.isatty() and RUN_VARIABLE not in os.environ and (following := next_command(name, options)):
+        print(paint(f"next: {following}", "dim", sys.stderr), file=sys.stderr)
     return EXIT_DONE
+
+
+def next_command(name: str, options: Any) -> str:
+    """The command that usually follows a successful one; … stands for what it cannot know. Empty for none."""
+    if name == "download" and options.kind == "model":
+        return shell_line(["qwen3vl", "convert", options.to, options.to.rstrip("/") + "-mcore"])
+    if name in ("download", "prepare"):
+        return shell_line(["qwen3vl", "inspect", options.to])
+    if name == "convert":
+        target = Path(options.target).expanduser()
+        if (target / "config.json").is_file() and not (target / "latest_checkpointed_iteration.txt").is_file():
+            return f"qwen3vl compare --base … {shell_line(['--tuned', options.target])} --images …"
+        return f"qwen3vl finetune {shell_line(['--load', options.target])} --train-data …"
+    return ""
 
 
 def _imported(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from qwen3vl_core.errors import RequestError
 
-CONSOLE_COMMANDS = ("console", "runs", "notebook", "notify")
+CONSOLE_COMMANDS = ("console", "runs", "notebook", "notify", "completion")
 
 
 def registered(group: str, name: str) -> Callable[..., int]:

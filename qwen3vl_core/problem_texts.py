@@ -12,6 +12,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     # one option
     "wrong-type": ("must be {kind}", ""),
     "not-a-choice": ("must be one of {choices}", ""),
+    "not-a-choice-near": ("must be one of {choices}", "did you mean {near}?"),
     "not-a-number": ("must be a number", ""),
     "below-minimum": ("must be at least {minimum:g}{unit}", ""),
     "above-maximum": ("must be at most {maximum:g}{unit}", ""),
@@ -21,6 +22,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "argument": ("{reason}", "see {command} --help"),
     "argument-too-many": ("one word too many", "see {command} --help"),
     "argument-unknown": ("no such option", "{advice}"),
+    "json-in-foreground": ("with --foreground standard output is the run's own", "leave one of them out"),
     "open-quotation-mark": ("a quotation mark is not closed", "close it or leave it out"),
     # rules between a finetune's options
     "unknown-part": ("there is no part {part}", "choose from {parts}"),
@@ -52,6 +54,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stop-after-not-a-time": ("must be a time above 0, such as 11h30m, 90m, 3600 or 11:30:00", ""),
     "notify-address": ("{rule}", "give an address such as dingtalk:https://…, or env:NAME"),
     "notify-command": ("{rule}", "give a program and its words"),
+    "gpu-ids-not-indices": ("must be indices of GPUs as nvidia-smi lists them, each once, such as 4,5,6,7, or free", ""),
+    "gpu-ids-in-cluster": ("with --env dlc the cluster chooses the GPUs of each node", ""),
+    "gpu-ids-without-gpu": ("this machine has no GPU", ""),
+    "gpu-ids-unknown": ("a run here gets no GPU {missing}", "choose from {known}, or free"),
+    "gpu-ids-too-few": ("{count} GPUs for --nproc {processes}", "name more"),
+    "gpus-not-free": ("{free} of the {needed} GPUs that it needs are free", "wait for others, or name those to share by their indices"),
     "mirror-unused": ("needs --mirror", ""),
     "mirror-is-url": ("must be a folder", "mount the storage and name the folder"),
     "samples-without-images": ("needs --sample-images", "name a few pictures"),

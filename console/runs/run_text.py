@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from console.runs.metric_columns import Column
 
 NO_DIFFERENCE = "no option differs"
+LEAST_ROOM = 6
+"""Characters of a column of texts that a narrow terminal leaves."""
 SEARCHED_LINES = 200_000
 """Number of lines at the end of a log that `runs logs --grep` searches."""
 
@@ -220,12 +222,20 @@ def _pairs(title: str, values: dict[str, Any]) -> list[str]:
 
 
 def _columns(rows: Sequence[tuple[str, ...]], width: int | None, right: tuple[int, ...] = ()) -> list[str]:
-    """Rows with their columns aligned, cut at the terminal's width."""
+    """Rows with their columns aligned in the terminal's width: the widest texts are cut, numbers and the last column stay."""
     width = width or shutil.get_terminal_size((160, 24)).columns
     rooms = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    while (over := sum(rooms) + 2 * (len(rooms) - 1) - width) > 0:
+        widest = max((i for i in range(len(rooms)) if i not in right), key=lambda i: rooms[i], default=None)
+        if widest is None or rooms[widest] <= LEAST_ROOM:
+            break
+        # no narrower at once than the next one
+        next_room = max((rooms[i] for i in range(len(rooms)) if i not in right and rooms[i] < rooms[widest]), default=LEAST_ROOM)
+        rooms[widest] = max(rooms[widest] - over, next_room, LEAST_ROOM) if next_room < rooms[widest] else rooms[widest] - 1
     lines = []
     for row in rows:
-        cells = [c.rjust(room) if i in right else c.ljust(room) for i, (c, room) in enumerate(zip(row, rooms, strict=True))]
+        cut = [c if len(c) <= room else c[: room - 1] + "…" for c, room in zip(row, rooms, strict=True)]
+        cells = [c.rjust(room) if i in right else c.ljust(room) for i, (c, room) in enumerate(zip(cut, rooms, strict=True))]
         line = "  ".join(cells).rstrip()
         lines.append(line if len(line) <= width else line[: width - 1] + "…")
     return lines

@@ -55,6 +55,7 @@ class PrepareOptions:
         False, help="Leave out records that cannot be used (picture missing or broken, rules broken), and count them", group="Data"
     )
     overwrite: bool = option(False, help="Replace an existing dataset", group="Data")
+    json: bool = option(False, help="Print the report as JSON, of a detached run its id and folder", group="Report")
     model: str | None = option(None, help="Count tokens as this model sees them, for the report", group="Report", path="model")
     min_pixels: int | None = media.min_pixels("Report", "With --model: ")
     max_pixels: int | None = media.max_pixels("Report", "With --model: ")

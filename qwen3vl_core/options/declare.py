@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from qwen3vl_core.argument_parser import PROBLEMS
+from qwen3vl_core.argument_parser import PROBLEMS, close_to
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.problems import Problem, flag_of
 
@@ -78,7 +78,8 @@ class Option:
         if value is None:
             return None
         if self.choices and value not in self.choices:
-            return self.problem("not-a-choice", value, {"choices": list(self.choices)})
+            near = close_to(str(value), self.choices)
+            return self.problem("not-a-choice", value, {"choices": list(self.choices)}, *([{self.name: near}] if near else []))
         if self.type in (int, float) and not isinstance(value, bool):
             if value != value:
                 return self.problem("not-a-number", str(value))
@@ -154,6 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
             groups[o.group] = parser.add_argument_group(o.group)
         group = groups[o.group]
         notes = []
+        if o.required:
+            notes.append("required")
         if o.unit:
             notes.append(o.unit)
         if not o.required and o.default not in (None, [], False, "") and not o.positional:

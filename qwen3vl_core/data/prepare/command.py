@@ -86,6 +86,9 @@ def run(options: PrepareOptions) -> None:
         _check_shard_size(samples, options.shard_size)
         with dataset_made_whole(target) as building:
             summary = _build(building, target, samples, counts, options, record_file.kind, refused, workers)
+    if options.json:
+        print(json.dumps({**summary, "target": str(target), "notes_of_source": list(record_file.notes)}))
+        return
     print(printable("\n".join([report.table(summary, target), *(f"  {note}" for note in record_file.notes)])))
 
 

@@ -13,7 +13,7 @@ from console.screens.keys_help import KeysHelp
 from console.widgets.bars import KeyBar
 from tests.console.app.driving import looked, text_of, until
 
-TALL = (112, 64)
+TALL = (112, 76)
 """A terminal in which the longest help has room."""
 
 

@@ -312,6 +312,10 @@ def test_monitor(store):
             """A run that has just started does not handle signals yet."""
             await until(pilot, lambda: processes.catches(live.state["pid"], signal.SIGUSR1))
 
+        async def explained(app):
+            await watch(broken.id)
+            await until(pilot, lambda: app.screen.view.remedy is not None)
+
         zoomed = ("plus", "plus")
         await watch(live.id)
         await every(pilot, "monitor", {
@@ -338,6 +342,8 @@ def test_monitor(store):
             "monitor.trouble": Case(lambda app: log(app).needle, lambda app: watch(broken.id), on_live,
                                     wanted="torch.OutOfMemoryError: CUDA out of memory"),
             "monitor.save": Case(lambda app: live.log.read_text().count("asked"), listens),
+            "monitor.start_fixed": opens("Confirm", explained),
+            "monitor.fix": Case(lambda app: app.current_mode, explained, on_live, wanted="launch"),
             "monitor.stop": Case(lambda app: live.status, again, again, sure=True, wanted="stopped"),
             "monitor.resume": Case(lambda app: live.alive, stopped, sure=True, wanted=True),
             "monitor.difference": opens("Difference"),

@@ -43,6 +43,10 @@ def _warm() -> None:
         gc.enable()
 
 
+def _palette() -> Any:
+    return importlib.import_module("console.palette").ConsoleProvider
+
+
 class ConsoleApp(ConsoleBase):
     """Runs, Launch, Monitor, Compare."""
 
@@ -51,6 +55,7 @@ class ConsoleApp(ConsoleBase):
     BINDINGS = bindings_of("app")
     MODES: ClassVar = {mode: partial(_make_screen, mode) for mode in SCREENS}
     DEFAULT_MODE = "runs"
+    COMMANDS = App.COMMANDS | {_palette}
 
     def on_mount(self) -> None:
         # Textual also calls the base class's

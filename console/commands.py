@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from console.command_parsers import console_parser, notebook_parser
 from console.terminal import query_terminal
 from qwen3vl_core import cli
-from qwen3vl_core.argument_parser import Parser, port
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.locations import STORE_HELP, runs_directory, store_folder
+from qwen3vl_core.locations import runs_directory, store_folder
 
 
 def main() -> int:
@@ -49,23 +49,6 @@ def notify(arguments: list[str]) -> int:
 def completion(arguments: list[str]) -> int:
     """`qwen3vl completion bash|zsh|fish`: prints the shell's completion. Returns the exit code; raises RequestError."""
     return importlib.import_module("console.completion").completion(arguments)
-
-
-def console_parser() -> Parser:
-    """The parser of `qwen3vl console`."""
-    parser = Parser(prog="qwen3vl console", description="The terminal console.", allow_abbrev=False)
-    parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument(
-        "--workspace", type=Path, default=None, metavar="DIR", help="folder with models and data to offer, such as the demo's"
-    )
-    parser.add_argument("--web", action="store_true", help="in a browser tab, on this machine only; the link holds a token")
-    parser.add_argument("--port", type=port, default=None, metavar="N", help="port of --web (default 8866, or the next free one)")
-    parser.add_argument("--no-browser", action="store_true", help="with --web: only print the link")
-    parser.add_argument(
-        "--behind-proxy", default=None, metavar="URL", help="with --web: where a gateway serves this port, {port} for its number, such as "
-        "https://gateway.example/me/proxy/{port}/; on DSW it is known",
-    )  # fmt: skip
-    return parser
 
 
 def console(arguments: list[str]) -> int:
@@ -103,44 +86,6 @@ def _without_tls() -> None:
 
 
 # qwen3vl notebook
-
-
-def notebook_parser() -> Parser:
-    """The parser of `qwen3vl notebook`."""
-    lab = importlib.import_module("console.notebook.jupyterlab")
-    parser = Parser(
-        prog="qwen3vl notebook",
-        description="Copies of the example notebooks: in the JupyterLab whose terminal or cell this is, else in one that is started and "
-        "protected by its token. Copies that you have not changed are refreshed after an upgrade.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--dir",
-        type=Path,
-        default=None,
-        metavar="DIR",
-        help=f"folder of the copies (default {lab.DEFAULT_FOLDER}; in an open JupyterLab {lab.inside_jupyter.FOLDER} in its root)",
-    )
-    parser.add_argument("--copy", action="store_true", help="copy, and register the kernel, without starting JupyterLab")
-    parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)
-    parser.add_argument(
-        "--port",
-        type=port,
-        default=None,
-        metavar="N",
-        help="port to listen on (default 8888, or the next free one); starts a JupyterLab also where one is open",
-    )
-    parser.add_argument(
-        "--base-url",
-        default=None,
-        metavar="PATH",
-        help="path below which a gateway serves the JupyterLab that is started, such as /me/lab/",
-    )
-    parser.add_argument(
-        "--ip", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; 0.0.0.0: every network (default 127.0.0.1)"
-    )
-    parser.add_argument("--no-browser", action="store_true", help="only print the link")
-    return parser
 
 
 def notebook(arguments: list[str]) -> int:

@@ -65,7 +65,7 @@ def completion(arguments: list[str]) -> int:
 def commands() -> list[Command]:
     """`qwen3vl` itself, every command, every action of `runs`."""
     # imported late: only this command needs all parsers
-    from console.commands import console_parser, notebook_parser
+    from console.command_parsers import console_parser, notebook_parser
     from console.notify_command import notify_parser
     from console.runs_command import parser as runs_parser
     from qwen3vl_core.command_line import HELP, build_parser

@@ -303,6 +303,18 @@ class ConsoleBase(StoreActions):
         """Open the form of a new comparison with these values."""
         self._screen_of("compare", lambda screen: screen.open_form(values))
 
+    def act_on(self, mode: str, action: str) -> None:
+        """Switch to a screen and do one of its actions."""
+
+        async def do(screen: Screen[Any]) -> None:
+            await screen.run_action(action)
+
+        self._screen_of(mode, lambda screen: self.call_later(do, screen))
+
+    def show_option(self, kind: str, name: str) -> None:
+        """Show the form of a command with the focus on one of its options."""
+        self._screen_of("launch", lambda screen: screen.show_option(kind, name))
+
     def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
         """Switch to a screen and call `then` with it once it is mounted."""
         self.action_show_screen(mode)

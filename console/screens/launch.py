@@ -64,6 +64,8 @@ class LaunchScreen(ConsoleScreen):
         self._timer: Any = None
         self._wanted: tuple[str, Mapping[str, Any] | None, bool] | None = None
         self._exchanging = False
+        self._focus_next = ""
+        """The option that gets the focus in the next form."""
         self._explanation = ""
         self._start_asked = False
         """Whether the run starts when the checks of the current state are done."""
@@ -109,6 +111,16 @@ class LaunchScreen(ConsoleScreen):
         if replaced:
             self._histories.setdefault(kind, []).append(("the new form", replaced))
         self._set_form(kind, values, focus=True)
+
+    def show_option(self, kind: str, name: str) -> None:
+        """Show the form of this kind, as it is, with the focus on an option."""
+        if kind == self.kind and self.form is not None and self._wanted is None and not self._exchanging:
+            self.form.focus_option(name)
+            return
+        self._focus_next = name
+        coming = self._wanted[0] if self._wanted is not None else self.kind if self._exchanging else ""
+        if kind != coming:  # else it gets the focus once it is there
+            self._set_form(kind, None, focus=False)
 
     def _set_form(self, kind: str, values: Mapping[str, Any] | None, focus: bool) -> None:
         """Replace the form; of several requests during a replacement only the last one is executed."""
@@ -158,8 +170,11 @@ class LaunchScreen(ConsoleScreen):
         if values is None and kind in self._kept:
             kept = self._kept.pop(kind)
             form.fill_texts(kept)
-        if focus:
+        if self._focus_next in form.options:
+            form.focus_option(self._focus_next)
+        elif focus:
             form.focus_first()
+        self._focus_next = ""
         self._edited()
 
     @on(Tabs.TabActivated)

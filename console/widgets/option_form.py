@@ -218,6 +218,10 @@ class OptionForm(VerticalScroll):
         empty = next((n for n, o in self.options.items() if o.required and not self._texts[n]), None)
         self.query_one(f"#{PREFIX}{empty or next(iter(self.options))}").focus()
 
+    def focus_option(self, name: str) -> None:
+        """Focus the field of an option."""
+        self.query_one(f"#{PREFIX}{name}").focus()
+
     @property
     def focused_option(self) -> Option | None:
         """The option whose field has the focus, if any."""

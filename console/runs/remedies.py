@@ -49,7 +49,7 @@ class Remedy:
         facts = [self.why] if self.why else []
         if self.memory is not None:
             before, after, total = self.memory
-            facts.append(f"{before:g} → {after:g} of {total:.4g} GiB a GPU by the estimate")
+            facts.append(f"{before:.1f} → {after:.1f} of {total:.4g} GiB a GPU by the estimate")
         return ": ".join(filter(None, [text, ", ".join(facts)]))
 
 

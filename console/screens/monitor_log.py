@@ -15,6 +15,7 @@ from console.readers.monitor import FAILED_STATES, RunView
 from console.readers.run_rows import RunRow
 from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
+from console.widgets.key_hints import packed
 from console.widgets.log_pane import LogPane
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_record import LOG
@@ -191,7 +192,7 @@ class MonitorLog(ConsoleScreen):
             parts.append(text.stylize(Style.from_meta({"key": self.app.pressed(action)})))
         head = 2 if found is not None else 1
         # a small terminal has room for the first ones
-        return Content("\n").join([*lines[:head], Content("   ").join(parts), *lines[head:]])
+        return Content("\n").join([*lines[:head], packed(parts, self.size.width - 2), *lines[head:]])
 
     def action_trouble(self) -> None:
         """Go to the line of the log that says why the run failed."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+
 from textual import events, on
 from textual.app import ComposeResult
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
 from console.formatting import GLYPHS, one_line, short_path
+from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import RunRow, Snapshot
 from console.runs.filters import orders, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 from qwen3vl_core.formats import span
 
+BESIDE = 140
+"""Width in columns from which the run under the cursor is shown beside the table."""
 OFFERED = 4
 """Number of other stores that an empty table names."""
 
@@ -33,10 +39,15 @@ class RunsScreen(ConsoleScreen):
         """Ids of the marked runs, in the order in which they were marked."""
         self.order, self.reverse = "newest", False
         self._described: Content | None = None
+        self.preview_wanted: bool | None = None
+        """Whether the run under the cursor is shown beside the table; None: where there is room."""
+        self._previewed: RunRow | None = None
+        self._reading = False
 
     def body(self) -> ComposeResult:
         yield Input(placeholder="/ filter: words, status:running, size:8B, lr:1e-5", id="filter", compact=True, select_on_focus=False)
-        yield RunList(id="table")
+        with Horizontal(id="runs-body"):
+            yield RunList(id="table")
         yield Static(id="empty")
         yield Static(id="detail", markup=False)
 
@@ -57,6 +68,7 @@ class RunsScreen(ConsoleScreen):
         if self.rows and self.focused is None and self.app.screen is self:
             table.focus()
         self._describe()
+        self._preview()
 
     def _nothing(self, snapshot: Snapshot) -> Content:
         """Text instead of an empty table: why it is empty, and what to do next."""
@@ -84,7 +96,8 @@ class RunsScreen(ConsoleScreen):
     def _describe(self) -> None:
         row = self.chosen
         detail = self.query_one("#detail", Static)
-        detail.display = row is not None
+        # a preview below the table says the same, and more
+        detail.display = row is not None and not (self.previews and self.size.width < BESIDE)
         if row is None:
             return
         text = self._description(row, max(self.size.width - 4, 20))
@@ -114,6 +127,58 @@ class RunsScreen(ConsoleScreen):
             Content(one_line(f"$ {row.command}", room)).stylize("$muted"),
             Content(one_line(last, room)).stylize("$text-error" if bad else "$muted"),
         ])  # fmt: skip
+
+    # the run under the cursor, beside the table
+
+    @property
+    def previews(self) -> bool:
+        """Whether the preview is shown."""
+        return self.size.width >= BESIDE if self.preview_wanted is None else self.preview_wanted
+
+    def _preview(self) -> None:
+        """Read the run under the cursor if it is another one or has changed; after a read in progress, once more."""
+        body, row = self.query_one("#runs-body"), self.chosen
+        body.display = bool(self.rows)
+        body.set_class(self.size.width < BESIDE, "-below")
+        shown = self.previews and row is not None
+        for widget in self.query("#preview"):
+            widget.display = shown
+        if not shown or row is None or self._reading or row == self._previewed:
+            return
+        self._reading, self._previewed = True, row
+        run = row.run
+
+        def look() -> None:
+            try:
+                self.post_message(ThreadAnswer("preview", importlib.import_module("console.readers.preview").read(run)))
+            except Exception as error:
+                # no content of a run's files may crash the console
+                self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
+
+        self.in_thread(look, "preview")
+
+    @on(ThreadAnswer)
+    async def _preview_read(self, event: ThreadAnswer) -> None:
+        self._reading = False
+        row = self._previewed
+        if row is not None and row.id == event.value.run_id:
+            found = self.query("#preview")
+            if not found:
+                # late: the first frame does not wait for a curve
+                await self.query_one("#runs-body").mount(importlib.import_module("console.widgets.run_preview").RunPreview())
+            self.query_one("#preview").show(event.value, row)  # type: ignore[attr-defined]  # its module is imported above
+        self._preview()
+
+    @on(WorkFailed)
+    def _not_read(self) -> None:
+        self._reading = False  # the app shows the error
+
+    def action_preview(self) -> None:
+        """Show the run under the cursor beside or below the table, or no longer."""
+        self.preview_wanted = not self.previews
+        self._previewed = None
+        self._preview()
+        self._describe()
 
     def workspace_opened(self) -> None:
         """The app uses another run store now."""
@@ -174,6 +239,7 @@ class RunsScreen(ConsoleScreen):
     @on(RunList.Moved)
     def _moved(self) -> None:
         self._describe()
+        self._preview()
         self.keys_changed()
 
     @on(RunList.RunOpened)

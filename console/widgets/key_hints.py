@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from textual import events
 from textual.content import Content
 from textual.style import Style
@@ -34,9 +36,14 @@ class Hints(Keyed):
 
     def on_resize(self) -> None:
         """Break lines between keys, not between a key and what it does."""
-        lines: list[list[Content]] = [[]]
-        for part in self.parts:
-            if lines[-1] and sum(one.cell_length + len(GAP) for one in lines[-1]) + part.cell_length > self.size.width:
-                lines.append([])
-            lines[-1].append(part)
-        self.update(Content("\n").join(Content(GAP).join(line) for line in lines))
+        self.update(packed(self.parts, self.size.width))
+
+
+def packed(parts: Iterable[Content], width: int) -> Content:
+    """The parts in lines of this width, broken between two of them."""
+    lines: list[list[Content]] = [[]]
+    for part in parts:
+        if lines[-1] and sum(one.cell_length + len(GAP) for one in lines[-1]) + part.cell_length > width:
+            lines.append([])
+        lines[-1].append(part)
+    return Content("\n").join(Content(GAP).join(line) for line in lines)

@@ -188,6 +188,7 @@ def test_runs(store):
                                      ("escape",), wanted=True),
             "runs.delete": Case(lambda app: sum(run.name == "spare" for run in store.store.list()), spare, ("escape", "home"), sure=True,
                                 wanted=0),
+            "runs.preview": Case(lambda app: app.screen.previews),
             "runs.leave": Case(lambda app: list(app.screen.marked), lambda app: setattr(app.screen, "marked", dict(marks)), wanted=[]),
         }  # fmt: skip
         await every(pilot, "runs", cases)

@@ -49,7 +49,7 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits_by_the_planner(faile
     assert set(fix.changes) == {"micro_batch_size"} and fix.changes["micro_batch_size"] in (8, 4, 2) and total == 79
     assert after < before * 0.9 and after <= total and fix.resumes is None
     assert fix.headline.startswith(f"--micro-batch-size 16 → {fix.changes['micro_batch_size']}: the same steps in smaller parts, ")
-    assert f"{before:g} → {after:g} of 79 GiB a GPU" in fix.headline
+    assert f"{before:.1f} → {after:.1f} of 79 GiB a GPU" in fix.headline
     assert command_words(run, fix) == ["clone", "1", "--set", f"micro_batch_size={fix.changes['micro_batch_size']}"]
 
 

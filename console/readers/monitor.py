@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,8 @@ class RunView:
     stories: tuple[CaptionHistory, ...] = ()
     reading: bool = False
     """Whether there is more to read now."""
+    charts: Mapping[str, CurveLine] = field(default_factory=dict)
+    """Lines of other metrics that were asked for and the run has."""
     remedy: Remedy | None = None
     """The change that gets a failed run to work, if one is known."""
 
@@ -75,8 +77,8 @@ class MonitorFeed:
         self._remedy: tuple[tuple[str, Diagnosis | None], Remedy | None] | None = None
         self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
 
-    def read(self, run: Run, others: Iterable[Run], metric: str) -> RunView:
-        """metric: a key of a train row."""
+    def read(self, run: Run, others: Iterable[Run], metric: str, charted: Iterable[str] = ()) -> RunView:
+        """metric: a key of a train row. charted: others, of which only this run's lines are read."""
         with self.lock, self.watcher.lock:
             lines = []
             reading = False
@@ -89,13 +91,14 @@ class MonitorFeed:
             if evaluated in main.keys:
                 x, y = main.xy(evaluated)
                 lines.append(CurveLine(title_of(evaluated), x, y, False, SLOTS - 1))
+            charts = {name: CurveLine(run.id, *main.xy(name), is_noisy(name)) for name in charted if name in main.keys and name != metric}
             names = in_order([name for name in main.keys if "/" not in name])
             log = self._read_log(run)
             diagnosis = self._explain(run, log)
             return RunView(
                 run.id, metric, tuple(lines), tuple(names), self._extremes_of(run, main, metric), self._extremes_of(run, main, evaluated),
                 log, tuple(main.events), diagnosis, lost_words(run) if run.status == "lost" else "", self._read_samples(run),
-                reading, self._remedy_of(run, diagnosis),
+                reading, charts, self._remedy_of(run, diagnosis),
             )  # fmt: skip
 
     def _explain(self, run: Run, log: LogView) -> Diagnosis | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input, Static
 
@@ -19,6 +19,7 @@ from console.readers.run_rows import Snapshot
 from console.runs.remedies import Remedy
 from console.screens.dialogs import PickMetric, PickRuns
 from console.screens.monitor_log import MonitorLog
+from console.widgets.chart_grid import CHARTED, ChartGrid
 from console.widgets.curve import Curve
 from console.widgets.key_hints import Keyed
 from console.widgets.log_pane import LogPane
@@ -28,6 +29,8 @@ from qwen3vl_core.run_metrics import LOSS, label_of
 from qwen3vl_core.run_record import TRAIN
 
 OVERLAYS = 4
+GRID_SIZE = (120, 36)
+"""Columns and rows from which the other metrics have small charts."""
 FINETUNE_ONLY = (
     "curve", "reset", "log_y", "smooth", "overlay", "metric", "metrics", "event", "captions", "save", "enlarge", "tensorboard",
 )  # fmt: skip
@@ -52,7 +55,9 @@ class MonitorScreen(MonitorLog):
 
     def body(self) -> ComposeResult:
         with Horizontal(id="top"):
-            yield Curve(id="curve")
+            with Vertical(id="curves"):
+                yield Curve(id="curve")
+                yield ChartGrid(id="grid")
             with VerticalScroll(id="numbers", can_focus=False):
                 yield Static(id="figures")
         with Horizontal(id="loghead"):
@@ -125,11 +130,12 @@ class MonitorScreen(MonitorLog):
             return True
         self._busy, self._again = True, False
         run, metric = self.row.run, self.metric
+        charted = CHARTED if self.has_grid else ()
         others = [row.run for other in self.others if (row := self.app.snapshot.get(other)) is not None]
 
         def look() -> None:
             try:
-                self.post_message(RunRead(self.feed.read(run, others, metric)))
+                self.post_message(RunRead(self.feed.read(run, others, metric, charted)))
             except Exception as error:
                 # no content of a run's files may crash the console
                 self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
@@ -168,6 +174,17 @@ class MonitorScreen(MonitorLog):
             for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
         ]  # fmt: skip
         curve.show(list(view.lines), label_of(view.metric), "reading …" if view.reading else "", empty, marks)
+        shown = self.has_grid and not self.has_class("-curve-only")
+        self.query_one(ChartGrid).show(view.charts if shown else {}, self.query_one("#curves").size.width)
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether there is room for small charts of the other metrics."""
+        return self.size.width >= GRID_SIZE[0] and self.size.height >= GRID_SIZE[1]
+
+    @on(ChartGrid.Chosen)
+    def _chart_chosen(self, event: ChartGrid.Chosen) -> None:
+        self._set_metric(event.metric)
 
     def _figures(self) -> None:
         if self.row is None:
@@ -182,6 +199,8 @@ class MonitorScreen(MonitorLog):
 
     def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self._figures)
+        self.call_after_refresh(self._explain)
+        self.call_after_refresh(self.read)
 
     # curve
 
@@ -258,6 +277,7 @@ class MonitorScreen(MonitorLog):
             self.remove_class(big)
         elif not self.has_class("-plain"):
             self.add_class("-curve-only" if self.query_one(Curve).has_focus else "-log-only")
+        self._draw()
 
     def show_captions(self) -> None:
         """Show the captions, if they are not shown."""

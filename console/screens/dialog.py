@@ -21,7 +21,7 @@ class Dialog(ModalScreen[Answer]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-tall")]  # noqa: RUF012  Textual declares it without ClassVar
 
     def _on_mount(self, event: events.Mount) -> None:
-        super()._on_mount(event)
+        # Textual calls its own one and a subclass's on_mount, too
         self.screen_layout_refresh_signal.subscribe(self, self._fit)
 
     def _fit(self, screen: Screen[Answer]) -> None:

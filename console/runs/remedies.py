@@ -60,9 +60,16 @@ def _shown(value: Any) -> str:
 
 
 def remedy(run: Run, diagnosis: Diagnosis | None) -> Remedy | None:
-    """The change for what ended a finetune; None where no option changes it, or for a run of another kind."""
+    """The change for what ended a finetune; None where no option changes it, or for a run of another kind. Never raises."""
     if diagnosis is None or run.kind != "finetune":
         return None
+    try:
+        return _remedy(run, diagnosis)
+    except Exception:
+        return None  # a record of another version, or a damaged one: what is known of its end must be shown all the same
+
+
+def _remedy(run: Run, diagnosis: Diagnosis) -> Remedy | None:
     try:
         options = from_mapping(FinetuneOptions, dict(run.options))
     except RequestError:

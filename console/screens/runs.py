@@ -60,7 +60,7 @@ class RunsScreen(ConsoleScreen):
         if not snapshot.unread:
             self.marked = {run_id: None for run_id in self.marked if run_id in present}
         table, empty = self.query_one(RunList), self.query_one("#empty", Static)
-        table.display = bool(self.rows)
+        self.query_one("#runs-body").display = table.display = bool(self.rows)
         empty.display = not self.rows
         if not self.rows:
             empty.update(self._nothing(snapshot))
@@ -138,7 +138,6 @@ class RunsScreen(ConsoleScreen):
     def _preview(self) -> None:
         """Read the run under the cursor if it is another one or has changed; after a read in progress, once more."""
         body, row = self.query_one("#runs-body"), self.chosen
-        body.display = bool(self.rows)
         body.set_class(self.size.width < BESIDE, "-below")
         shown = self.previews and row is not None
         for widget in self.query("#preview"):

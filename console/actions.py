@@ -117,7 +117,7 @@ ACTIONS = (
     Action("runs.difference", "d", "diff", "Diff of two marked runs, or of a marked one and this", "runs"),
     Action("runs.copy", "y", "copy command", "Copy the run's command", "runs"),
     Action("runs.filter", "slash", "filter", "Filter: words, status:failed, size:8B, lr:1e-5", "runs", display="/"),
-    Action("runs.preview", "v", "preview", "Curve, options, cause and last lines of the run under the cursor", "runs", show=False),
+    Action("runs.preview", "p", "preview", "Curve, options, cause and last lines of the run under the cursor", "runs", show=False),
     Action("runs.captions", "a", "captions", "The captions that the run has written", "runs", show=False),
     Action("runs.save", "s", "save now", "Ask the run for a checkpoint at its next step", "runs"),
     Action("runs.sort", "o", "sort", "Order: newest, name, status, loss, step, kind", "runs"),

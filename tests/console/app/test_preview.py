@@ -26,7 +26,7 @@ def test_the_preview_follows_the_cursor_by_key_and_by_mouse(store, size, theme):
         await looked(pilot)
         if size != LARGE:
             assert not app.screen.query("#preview"), "a small terminal keeps its room for the table"
-            await press(pilot, "v")
+            await press(pilot, "p")
         await until(pilot, lambda: previewed(app) == "0002-big")
         shown = text_of(app)
         assert "out of GPU memory" in shown and "fix  --micro-batch-size 16 → " in shown and "GiB" in shown
@@ -39,7 +39,7 @@ def test_the_preview_follows_the_cursor_by_key_and_by_mouse(store, size, theme):
             assert "step 60/100 loss" in shown and "0002-big" in shown, "the table beside it"
         await pilot.click(RunList, offset=(8, 1))
         await until(pilot, lambda: previewed(app) == "0002-big")
-        await press(pilot, "v")
+        await press(pilot, "p")
         assert not app.screen.query_one("#preview").display and app.focused.id == "table"
 
     driven(scene, store.app(), size, theme)

@@ -61,6 +61,8 @@ WIDTH = 1 << 20
 VOCABULARY = 1 << 24
 """Also positions, and token ids."""
 
+NUMBER = 10**15
+"""Of a recipe: products of such numbers are still numbers to a float."""
 GPUS = 1 << 20
 """Of a job."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.sizes import SIZES
 
@@ -69,7 +70,7 @@ def value_of(kind: str, text: str) -> Any:
         return next((s for s in SIZES if s.lower() == word and s != "tiny"), None) or _reject(text)
     if kind in ("int", "count"):
         number = int(word)
-        return number if number >= (kind == "int") else _reject(text)
+        return number if (kind == "int") <= number <= limits.NUMBER else _reject(text)
     if kind in ("float", "share"):
         if kind == "share" and word in ("false", "true"):
             return float(word == "true")

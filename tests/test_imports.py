@@ -42,7 +42,7 @@ EXCEPT = {
     ),
 }  # fmt: skip
 # file -> what it may import all the same: these read datasets and import no torch, as a test below holds
-ALLOWED = {"console/notebook/shards.py": ("qwen3vl_core.data.shards", "qwen3vl_core.data.errors")}
+ALLOWED = {"console/notebook/shards.py": ("qwen3vl_core.data.shards", "qwen3vl_core.data.errors", "qwen3vl_core.data.pictures")}
 # a string that is a module's name, for `import_module`; what `python -m` runs in another process is no import
 MODULE = re.compile(r"(qwen3vl_core|console|megatron|textual)(\.\w+)+")
 COMMANDS = ("qwen3vl_core.training",)

@@ -6,6 +6,7 @@ import base64
 import difflib
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from console.curves.lines import GrowingLine
 from console.curves.smoothing import SHARE, average
 from console.curves.thinning import MOST_POINTS
 from console.curves.visible import Visible, visible
-from console.formatting import GLYPHS
 from console.notebook.data_frames import metrics
 from console.notebook.figure import Figure
-from console.notebook.html import box, escape, say, table
+from console.notebook.html import box, escape, say
 from console.notebook.live import Live
+from console.notebook.metric_grid import HEIGHT, POINTS, WIDTH, MetricGrid
+from console.notebook.run_status import left_out, status_row, status_table
+from console.notebook.step_captions import StepCaptions
 from console.notebook.stores import as_run, open_store
 from console.notebook.svg import drawing
 from console.notebook.traces import RunColours, Trace, scatter, svg_line
@@ -31,13 +34,10 @@ from console.runs import launch
 from console.runs.series import MetricSeries
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.formats import number, span
-from qwen3vl_core.run_metrics import LOSS, METRICS, STEP_SECONDS, TOKENS_PER_SECOND, is_noisy, key_of, label_of, title_of
-from qwen3vl_core.run_record import ALIVE, EVAL, TRAIN
+from qwen3vl_core.run_metrics import LOSS, METRICS, is_noisy, key_of, label_of
+from qwen3vl_core.run_record import ALIVE, EVAL
 
 NO_POINTS = "no points yet"
-IN_TABLE = (LOSS, TOKENS_PER_SECOND)
-"""Metrics in the table of runs under the curves."""
 STATIC_POINTS = 400
 COLUMNS = 150
 """A figure is about as wide as so many columns of characters: with more points than that a line gets an average."""
@@ -53,8 +53,9 @@ class RunMonitor(Live):
     runs: numbers, ids, names, `Run`s or a `Launcher`; by default the newest finetune of the store, even if it is
     started later, here or in the console. metric: as in metrics.jsonl. smoothing: width of the averages' window as a share of what is
     seen, 0 (none) to 0.5; a line with few points is drawn as it is, as in the console. over: what x is, `step`, `tokens` or `hours`.
-    cut_spikes: whether y leaves out a few values that are far from all others.
+    cut_spikes: whether y leaves out a few values that are far from all others. grid: also small curves of every recorded metric.
 
+    The captions that the first run wrote as it learned are beside the curve, at any step.
     `figure` is a plotly FigureWidget: traces, shapes and layout that you add stay.
     """
 
@@ -67,6 +68,7 @@ class RunMonitor(Live):
         log_y: bool = False,
         over: str = STEP,
         cut_spikes: bool = True,
+        grid: bool = False,
     ) -> None:
         super().__init__()
         stores = [run.store for run in runs if hasattr(run, "start_button")]
@@ -103,6 +105,11 @@ class RunMonitor(Live):
             value=cut_spikes, description="cut spikes", indent=False, tooltip="Leave out of y a few values that are far from all others",
             layout=W.Layout(width="110px"),
         )  # fmt: skip
+        self.grid_box = W.Checkbox(
+            value=grid, description="all metrics", indent=False, tooltip="Small curves of every metric that these runs record",
+            layout=W.Layout(width="110px"),
+        )  # fmt: skip
+        self.grid, self.captions = MetricGrid(), StepCaptions()
         self.csv_button = W.Button(description="CSV", icon="download", tooltip="Write the metrics of these runs as a CSV file here")
         self.image_button = W.Button(description="Picture", icon="image", tooltip="Write these curves as an SVG file here")
         self.stop_button = W.Button(description="Stop run", icon="stop", tooltip="Ask the runs to save a checkpoint and stop")
@@ -118,12 +125,14 @@ class RunMonitor(Live):
         self.csv_button.on_click(self._csv_clicked)
         self.stop_button.on_click(self._stop_clicked)
         self.run_select.observe(self._chosen, names="value")
-        for control in (self.metric_menu, self.smoothing_slider, self.x_menu, self.log_box, self.spike_box):
+        for control in (self.metric_menu, self.smoothing_slider, self.x_menu, self.log_box, self.spike_box, self.grid_box):
             control.observe(lambda change: self._look(), names="value")
         self.children = [
             W.HBox([self.run_select, W.VBox([self.metric_menu, self.x_menu, self.smoothing_slider]),
-                    W.VBox([self.log_box, self.spike_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
-            W.VBox([self.figure], layout=W.Layout(width="100%")), self.status, self.message,
+                    W.VBox([self.log_box, self.spike_box, self.grid_box, self.stop_button]), W.VBox([self.csv_button, self.image_button])]),
+            W.HBox([W.VBox([self.figure], layout=W.Layout(flex="3 1 420px", min_width="0")), self.captions],
+                   layout=W.Layout(width="100%", flex_flow="row wrap")),
+            self.grid, self.status, self.message,
         ]  # fmt: skip
         self._list(chosen)
         self._read(self.runs)
@@ -193,6 +202,8 @@ class RunMonitor(Live):
         more = self._read(shown)
         self._offer_metrics(shown)
         self._draw(shown)
+        self._draw_grid(shown)
+        self.captions.show(shown[0] if shown else None)
         statuses = [(run, run.status) for run in shown]
         text = self._status(statuses)
         if text != self.status.value:
@@ -221,9 +232,12 @@ class RunMonitor(Live):
         """The range of x of the zoom, in steps, tokens or hours; None: not zoomed."""
         return self.figure.window
 
-    def traces(self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None) -> list[Trace]:
-        """The lines of these runs, each with at most `most` points. window: of x."""
-        metric, share = self.metric_menu.value, self.smoothing_slider.value if is_noisy(self.metric_menu.value) else 0.0
+    def traces(
+        self, shown: list[Run], most: int = MOST_POINTS, window: tuple[float, float] | None = None, metric: str | None = None
+    ) -> list[Trace]:
+        """The lines of these runs, each with at most `most` points. window: of x. metric: by default the chosen one."""
+        metric = metric or self.metric_menu.value
+        share = self.smoothing_slider.value if is_noisy(metric) else 0.0
         traces = []
         everything = self._extent(shown, metric)
         for run in shown:
@@ -288,6 +302,22 @@ class RunMonitor(Live):
                 figure.data = (*self._ours, *theirs)
         self._drawn = now
 
+    def _draw_grid(self, shown: list[Run]) -> None:
+        """Small curves of all metrics that the runs record, each with its own range of y."""
+
+        def draw(metric: str) -> str:
+            traces = self.traces(shown, POINTS, metric=metric)
+            smoothed = {trace.key[0] for trace in traces if trace.key[1] == "smooth"}
+            lines = [replace(svg_line(trace, trace.key[0] in smoothed), name="") for trace in traces]
+            values = [trace.y for trace in traces if trace.key[1] != "smooth"]
+            cut = visible(values) if self.spike_box.value else None
+            y_range = (cut.low, cut.high) if cut is not None else None
+            return drawing(lines, y_title=label_of(metric), x_title="", width=WIDTH, height=HEIGHT, y_range=y_range)
+
+        recorded = dict.fromkeys(key for run in shown for key in self._series[run.id].keys if "/" not in key)
+        metrics = [name for name in METRICS if name in recorded] + [name for name in recorded if name not in METRICS]
+        self.grid.show(metrics if self.grid_box.value else [], self._drawn, draw)
+
     def _set_axes(self, traces: list[Trace]) -> None:
         """Set titles and scales when they change, so that the user's own stay, and the range of y."""
         metric, kind, over = self.metric_menu.value, "log" if self.log_box.value else "linear", self.x_menu.value
@@ -323,30 +353,10 @@ class RunMonitor(Live):
             if self._runs:
                 return say("no run selected; choose one in the list, or start one", "dim")
             return say(f"no finetune in {self.store.root} yet; one that starts, here or in the console, appears", "dim")
-        rows = []
         shown = [run for run, _ in statuses]
-        for run, status in statuses:
-            series = self._series[run.id]
-            row, total = series.latest.get(TRAIN, {}), series.train_iters
-            step = row.get("step")
-            dot = f'<span style="color:{self._colours.of(run, shown)}">●</span>'
-            left = "–"
-            if status in ALIVE and isinstance(step, int) and total and isinstance(seconds := row.get(STEP_SECONDS), int | float):
-                left = span((total - step) * seconds)
-            progress = f"{step}/{total}" if step is not None and total else "–" if step is None else str(step)
-            cells = [progress, *(number(row.get(key)) for key in IN_TABLE), left]
-            rows.append([f"{dot} {escape(run.id)}", f"{GLYPHS[status]} {escape(status)}", *map(escape, cells)])
-        return box(table(("run", "status", "step", *map(title_of, IN_TABLE), "left"), rows) + self._left_out(shown))
-
-    def _left_out(self, shown: list[Run]) -> str:
-        """What is not in the picture, as a line of HTML; empty for nothing."""
-        parts = []
-        if self._cut is not None:
-            parts.append(f"outside of y, as they are far from all others: {self._cut.spikes} points; without “cut spikes” they are shown")
-        if self.x_menu.value != STEP:
-            lacking = [run.id for run in shown if scale(self._series[run.id], self.x_menu.value) is None]
-            parts += [f"not drawn, as nothing is recorded to count {self.x_menu.label}: {', '.join(lacking)}"] if lacking else []
-        return "".join(f'<div class="dim">{escape(part)}</div>' for part in parts)
+        rows = [status_row(run, status, self._series[run.id], self._colours.of(run, shown)) for run, status in statuses]
+        lacking = [run.id for run in shown if scale(self._series[run.id], self.x_menu.value) is None]
+        return box(status_table(rows) + left_out(self._cut, self.x_menu.label, lacking if self.x_menu.value != STEP else []))
 
     # buttons
 
@@ -412,4 +422,4 @@ class RunMonitor(Live):
                 names = ", ".join(run.id for run in self.runs)
                 label = escape(f"{label_of(self.metric_menu.value)} of {names}")
                 picture = f'<img alt="{label}" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
-            return self.status.value + box(picture)
+            return self.status.value + box(picture) + self.captions.html() + self.grid.value

@@ -14,7 +14,8 @@ from console.notebook.answers import BOX, Answers
 from console.notebook.brief import Brief
 from console.notebook.html import box, escape, picture, say, table
 from console.notebook.live import close_all, take_cell
-from console.notebook.shards import DatasetSample, Split, report_of, splits
+from console.notebook.sample_grid import SampleGrid, media_of, parts_of, text_of
+from console.notebook.shards import DatasetSample, Split, picture_tokens, report_of, splits
 from console.notebook.stored import Stored
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import quantity
@@ -27,35 +28,40 @@ LARGEST_VIDEO = 8_000_000
 
 
 class DatasetPreview(Stored, W.VBox, metaclass=Brief):
-    """One sample at a time: pictures and conversation, the trained part highlighted.
+    """A grid of samples with a search, or one at a time: pictures and conversation, the trained part highlighted.
 
-    dataset: a folder tokenizer by `qwen3vl prepare`. model: a Hugging Face folder, with whose tokenizer the trained tokens are marked
-    and counted. Raises RequestError for a folder that is not a dataset, and for a split that it does not have.
+    dataset: a folder made by `qwen3vl prepare`. model: a Hugging Face folder, by which tokens are counted and the trained ones marked.
+    grid: begin with the grid. Raises RequestError for a folder that is not a dataset, and for a split that it does not have.
     """
 
     _closed = True  # until __init__ has finished: a widget that could not be created has nothing to close
 
-    def __init__(self, dataset: Path | str, split: str | None = None, *, model: Path | str | None = None) -> None:
+    def __init__(self, dataset: Path | str, split: str | None = None, *, model: Path | str | None = None, grid: bool = False) -> None:
         self.dataset = Path(dataset).expanduser().absolute()
         available = splits(self.dataset)
         if split is None and available:
             split = "train" if "train" in available else available[0]
         self._split = Split(self.dataset, split or "train")
         self.tokenizer = _tokenizer(model) if model is not None else None
+        self._picture_tokens = picture_tokens(model) if model is not None else None
         self.split_menu = W.Dropdown(options=available, value=split, description="split", layout=W.Layout(width="200px"))
         self.place = W.BoundedIntText(value=1, min=1, max=len(self._split), description="sample", layout=W.Layout(width="180px"))
         self.back_button = W.Button(icon="arrow-left", tooltip="The previous sample", layout=W.Layout(width="40px"))
         self.next_button = W.Button(icon="arrow-right", tooltip="The next sample", layout=W.Layout(width="40px"))
         self.random_button = W.Button(description="random", icon="random", tooltip="A random sample", layout=W.Layout(width="80px"))
+        self.view_buttons = W.ToggleButtons(options=[("one", False), ("grid", True)], value=grid, style={"button_width": "60px"})
         self.about, self.page = W.HTML(), W.HTML()
+        self.grid = SampleGrid(self._split, self._open, self._counts)
         self._random = np.random.default_rng(0)
         self.split_menu.observe(self._chosen, names="value")
         self.place.observe(lambda change: self._show(), names="value")
         self.back_button.on_click(lambda button: self.go(self.index - 1))
         self.next_button.on_click(lambda button: self.go(self.index + 1))
         self.random_button.on_click(lambda button: self.go(int(self._random.integers(len(self)))))
-        controls = W.HBox([self.split_menu, self.back_button, self.place, self.next_button, self.random_button])
-        super().__init__(children=[self.about, controls, self.page, Answers()])
+        self.view_buttons.observe(lambda change: self._show(), names="value")
+        self._turning = W.HBox([self.back_button, self.place, self.next_button, self.random_button])
+        controls = W.HBox([self.split_menu, self.view_buttons, self._turning], layout=W.Layout(flex_flow="row wrap"))
+        super().__init__(children=[self.about, controls, self.grid, self.page, Answers()])
         self.add_class(BOX)
         self._closed = False
         take_cell(self)
@@ -89,6 +95,7 @@ class DatasetPreview(Stored, W.VBox, metaclass=Brief):
             self.page.value = say(str(error), "bad")
             return
         self.place.max = len(self._split)
+        self.grid.show(self._split)
         if self.place.value != 1:
             self.place.value = 1
         else:
@@ -107,7 +114,34 @@ class DatasetPreview(Stored, W.VBox, metaclass=Brief):
             f"<b>{escape(self.dataset)}</b>" + (table(("split", "samples", "pictures", "turns", "bytes"), rows) if rows else "") + left_out
         )
 
+    def _open(self, number: int) -> None:
+        """Show a sample of the grid whole."""
+        self.place.value = number + 1
+        self.view_buttons.value = False
+
+    def _counts(self, sample: DatasetSample) -> str:
+        """What a sample takes: tokens with a model, else words and pictures."""
+        media = sum(len(media_of(message)) for message in sample.messages)
+        pictures = f"{media} picture{'s' if media != 1 else ''}" if media else "no picture"
+        if self.tokenizer is None:
+            words = sum(len(text_of(message).split()) for message in sample.messages)
+            return f"{words} words · {pictures}"
+        trained = sum(len(self.trained_tokens(text_of(m))) for m in sample.messages if m.get("role") == "assistant")
+        text = sum(len(self.tokenizer.encode(text_of(m), add_special_tokens=False).ids) for m in sample.messages)
+        parts = [f"{text} text tokens, {trained} trained"]
+        names = [part.get("part") for m in sample.messages for part in media_of(m) if part.get("type") != "video"]
+        tokens = [self._picture_tokens(sample.parts[name]) for name in names if name in sample.parts] if self._picture_tokens else []
+        return " · ".join([*parts, f"{sum(filter(None, tokens))} picture tokens" if any(tokens) else pictures])
+
     def _show(self) -> None:
+        shows_grid = self.view_buttons.value
+        self.grid.layout.display = "" if shows_grid else "none"
+        self.page.layout.display = self._turning.layout.display = "none" if shows_grid else ""
+        if shows_grid:
+            if not self.grid.cards.children:
+                self.grid.show(self._split)
+            self.renew()
+            return
         try:
             self.page.value = self._html(self.sample)
             self.renew()
@@ -118,9 +152,9 @@ class DatasetPreview(Stored, W.VBox, metaclass=Brief):
         parts, trained = [f'<p class="dim">{escape(sample.key)} in {escape(sample.shard)}</p>'], 0
         for message in sample.messages:
             role = str(message.get("role"))
-            inner = "".join(self._content(part, sample, side, role) for part in _parts(message))
+            inner = "".join(self._content(part, sample, side, role) for part in parts_of(message))
             if role == "assistant":
-                text = "".join(str(part.get("text", "")) for part in _parts(message) if part.get("type") == "text")
+                text = "".join(str(part.get("text", "")) for part in parts_of(message) if part.get("type") == "text")
                 inner, number = self._answer(text)
                 trained += number
             parts.append(f"<p><b>{escape(role)}</b><br>{inner}</p>")
@@ -173,8 +207,8 @@ class DatasetPreview(Stored, W.VBox, metaclass=Brief):
         rows = []
         for number in range(min(limit, len(self._split))):
             sample = self._split[number]
-            texts = {role: " ".join(_text(m) for m in sample.messages if m.get("role") == role) for role in ("user", "assistant")}
-            answers = [_text(m) for m in sample.messages if m.get("role") == "assistant"]
+            texts = {role: " ".join(text_of(m) for m in sample.messages if m.get("role") == role) for role in ("user", "assistant")}
+            answers = [text_of(m) for m in sample.messages if m.get("role") == "assistant"]
             rows.append({
                 "key": sample.key, "turns": len(sample.messages), "pictures": len(sample.parts),
                 "bytes": sum(map(len, sample.parts.values())), "question": texts["user"], "answer": texts["assistant"],
@@ -201,17 +235,6 @@ def _video(content: bytes, side: int) -> str:
     kind = "webm" if content.startswith(b"\x1aE\xdf\xa3") else "mp4"
     data = base64.b64encode(content).decode("ascii")
     return f'<video controls muted style="max-width:{side}px" src="data:video/{kind};base64,{data}"></video>'
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-
-
-def _text(message: dict[str, Any]) -> str:
-    return "".join(str(part.get("text", "")) for part in _parts(message) if part.get("type") == "text")
 
 
 def _tokenizer(model: Path | str) -> Any:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.errors import DataError
+from qwen3vl_core.data.pictures import PictureRules, token_count, upright_size
 from qwen3vl_core.data.shards import ShardSplit, splits_of
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.files import read_small
 
 LARGEST = 256 << 20
 """Largest sample that is read, in bytes."""
@@ -69,3 +73,27 @@ def report_of(dataset: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def picture_tokens(model: Path | str) -> Callable[[bytes], int | None] | None:
+    """What counts the tokens of a picture file for a model, by the picture's header; None for a model without a picture processor.
+
+    The count is None for what is no picture. Raises RequestError for a damaged preprocessor_config.json.
+    """
+    file = Path(model).expanduser() / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(read_small(file, limits.CONFIG))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: cannot be read ({error}); copy it from the original checkpoint") from None
+    rules = PictureRules.from_config(config if isinstance(config, dict) else {}, str(file))
+
+    def count(content: bytes) -> int | None:
+        try:
+            return token_count(*upright_size(content), rules)
+        except Exception:
+            # Pillow raises errors of many types for damaged files
+            return None
+
+    return count

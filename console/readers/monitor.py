@@ -9,15 +9,16 @@ from typing import Any
 
 from console.curves.lines import SLOTS, CurveLine, Extremes, extremes
 from console.readers.store_watcher import StoreWatcher
+from console.runs.caption_history import CaptionHistory, HistoryFeed
 from console.runs.diagnosis import Diagnosis, explain, explain_more
 from console.runs.remedies import Remedy, remedy
 from console.runs.run_text import lost_words
 from console.runs.series import MetricSeries
 from console.runs.store import Run
-from console.runs.tail import JsonlTail, LogTail, LogView
+from console.runs.tail import LogTail, LogView
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import in_order, is_noisy, key_of, title_of
-from qwen3vl_core.run_record import EVAL, SAMPLES, read_sample
+from qwen3vl_core.run_record import EVAL
 
 LOG_LINES = 5000
 READ_BYTES = 4 << 20
@@ -53,15 +54,6 @@ class RunView:
     """The change that gets a failed run to work, if one is known."""
 
 
-@dataclass(frozen=True)
-class CaptionHistory:
-    """One picture's captions during a run: (step, text), in ascending order."""
-
-    image: str
-    prompt: str
-    captions: tuple[tuple[int | None, str], ...]
-
-
 class MonitorFeed:
     """Reads one run, and others to overlay; keeps what it has read."""
 
@@ -75,7 +67,7 @@ class MonitorFeed:
         self._diagnosis: tuple[tuple[Any, ...], tuple[int, str], Diagnosis | None] | None = None
         """(key of the run's state and log, how far the log was searched, the diagnosis)"""
         self._remedy: tuple[tuple[str, Diagnosis | None], Remedy | None] | None = None
-        self._samples: tuple[str, JsonlTail, dict[str, CaptionHistory]] | None = None
+        self._samples: HistoryFeed | None = None
 
     def read(self, run: Run, others: Iterable[Run], metric: str, charted: Iterable[str] = ()) -> RunView:
         """metric: a key of a train row. charted: others, of which only this run's lines are read."""
@@ -130,24 +122,9 @@ class MonitorFeed:
         return self._remedy[1]
 
     def _read_samples(self, run: Run) -> tuple[CaptionHistory, ...]:
-        """Captions written during the run, whole again for a picture when one comes for it."""
-        if self._samples is None or self._samples[0] != run.id:
-            self._samples = (run.id, JsonlTail(run.path / SAMPLES), {})
-        _, tail, stories = self._samples
-        rows = tail.read()
-        if tail.replaced:
-            stories.clear()
-        for row in rows:
-            written = read_sample(row)
-            if written is None:
-                continue
-            image, text, step = written.image, written.text, written.step
-            known = stories.get(image)
-            prompt = written.prompt if written.prompt is not None else known.prompt if known else ""
-            # a resumed run that goes back takes the place of the captions after that step
-            kept = tuple(c for c in known.captions if step is not None and c[0] is not None and c[0] < step) if known else ()
-            stories[image] = CaptionHistory(image, prompt, (*kept, (step, text)))
-        return tuple(stories.values())
+        if self._samples is None or self._samples.run.id != run.id:
+            self._samples = HistoryFeed(run)
+        return self._samples.read()
 
     def _extremes_of(self, run: Run, series: MetricSeries, key: str) -> Extremes | None:
         x, y = series.xy(key)

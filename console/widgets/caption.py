@@ -40,5 +40,5 @@ def several(texts: Sequence[str], marked: bool, blind: bool = False) -> list[Con
 
 def with_new_words(before: str, text: str) -> Content:
     """A caption with the words marked that the previous caption does not have; none if there is no previous one."""
-    *_, content = several([before, text], marked=True)
-    return content
+    *_, runs = mark_differences([_shown(before), _shown(text)], uneven=False)
+    return Content.assemble(*((words, ONLY_SECOND if mark else "") for words, mark in runs))

@@ -16,7 +16,7 @@ from console.widgets.caption import with_new_words
 from qwen3vl_core.formats import printable
 
 if TYPE_CHECKING:
-    from console.readers.monitor import CaptionHistory
+    from console.runs.caption_history import CaptionHistory
 
 SHOWN = 12
 """Number of captions per picture that are shown: the latest and the first."""

@@ -73,12 +73,12 @@ def escaped(text: str) -> str:
 _TAGS = {"first": "del", "other": "ins", "common": "mark"}
 
 
-def marked_html(texts: Sequence[str], escape: Callable[[str], str] = escaped) -> list[str]:
+def marked_html(texts: Sequence[str], escape: Callable[[str], str] = escaped, *, uneven: bool = True) -> list[str]:
     """Captions of one picture as HTML; runs that `mark_differences` marks are in `del` (only the first caption has them), `ins`, or
     `mark` (both have them)."""
     return [
         "".join(f"<{tag}>{escape(text)}</{tag}>" if (tag := _TAGS.get(mark)) else escape(text) for text, mark in runs)
-        for runs in mark_differences(texts)
+        for runs in mark_differences(texts, uneven=uneven)
     ]
 
 

@@ -125,19 +125,19 @@ def _kind(equal: bool, text_a: str, text_b: str) -> Kind:
     return "changed" if text_a and text_b else "removed" if text_a else "added"
 
 
-def mark_differences(texts: Sequence[str]) -> list[list[tuple[str, Mark]]]:
+def mark_differences(texts: Sequence[str], *, uneven: bool = True) -> list[list[tuple[str, Mark]]]:
     """Captions of one picture, the first model's first, as runs of words with their marks; concatenated they give the texts.
 
     With two captions, runs that only one of them has are marked; with more, runs that the first one lacks. White space around a
     marked run is not part of it. Nothing is marked if a caption is empty. Where one of the two is much longer, and most of it is
-    different, what both have is marked instead, in both.
+    different, what both have is marked instead, in both; not with `uneven=False`.
     """
     marked: list[list[tuple[str, Mark]]] = [[(text, "")] for text in texts]
     for index, other in enumerate(texts[1:], start=1):
         if not texts[0].strip() or not other.strip():
             continue
         runs = difference(texts[0], other)
-        if _mostly_different(texts[0], other, runs):
+        if uneven and _mostly_different(texts[0], other, runs):
             marked[index] = [run for kind, _, text in runs for run in _mark(text, _common(kind, text))]
             if len(texts) == 2:
                 marked[0] = [run for kind, text, _ in runs for run in _mark(text, _common(kind, text))]

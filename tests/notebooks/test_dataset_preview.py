@@ -79,6 +79,31 @@ def test_a_static_page_contains_the_report_and_the_samples(dataset):
     assert page.count("data:image/jpeg") == 4 and "train" in page and "28" in page
 
 
+def test_a_grid_shows_samples_with_their_tokens_and_finds_texts(dataset, copy):
+    preview = DatasetPreview(dataset, model=BASE, grid=True)
+    grid, split = preview.grid, Split(dataset)
+    assert len(grid.cards.children) == 12 and preview.page.layout.display == "none"
+    page, _ = grid.cards.children[0].children
+    sample = split[0]
+    encoded = ChatProcessor.from_pretrained(BASE).encode(sample.messages, sample.parts)
+    assert f"{int((np.asarray(encoded.labels) >= 0).sum())} trained" in page.value
+    pictures = int(encoded.grids.prod(axis=1).sum()) // 4  # four patches are a token
+    assert f"{pictures} picture tokens" in page.value and "data:image/jpeg" in page.value
+    grid.next_button.click()
+    grid.next_button.click()
+    assert grid.numbers == [24, 25, 26, 27] and grid.next_button.disabled
+    grid.search.value = "TWO CATS"
+    expected = [n for n in range(len(split)) if "two cats" in json.dumps(split[n].messages)]
+    assert grid.numbers == expected and f"{len(expected)} found in all 28" in grid.told.value
+    _, button = grid.cards.children[1].children
+    button.click()
+    assert preview.index == expected[1] and not preview.view_buttons.value and split[expected[1]].key in preview.page.value
+    preview.split_menu.value = "val"
+    assert all(number < 4 for number in grid.numbers)
+    grid.search.value = "<no such text>"
+    assert grid.numbers == [] and "0 found in all 4" in grid.told.value
+
+
 def test_other_folders_are_refused_in_one_line(tmp_path, dataset, copy):
     for place, split, words in (
         (tmp_path, None, "give a folder made by qwen3vl prepare"), (dataset, "test", "no split test; there are: train, val"),

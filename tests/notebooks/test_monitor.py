@@ -25,6 +25,8 @@ from console.readers.monitor import MonitorFeed
 from console.readers.store_watcher import StoreWatcher
 from console.runs import launch
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.run_metrics import label_of
+from qwen3vl_core.run_record import SAMPLES
 from tests.console.app import driving
 from tests.console.runs import jobs
 from tests.console.runs.jobs import until
@@ -338,3 +340,33 @@ def test_a_run_that_is_given_by_its_folder_is_shown_in_its_own_store(store):
     monitor = RunMonitor(str(run.path))
     monitor._look()
     assert monitor.runs == [run] and len(monitor.figure.data) == 1 and monitor.store.root == store.root
+
+
+def test_captions_at_a_step_and_small_curves_of_all_metrics_are_beside_the_curve(store, tmp_path):
+    run = recorded(store)
+    rows = [{"v": 1, "step": n, "time": 0.0, "kind": "train", "loss": 5 - n / 10, "lr": 1e-3 / n, "grad_norm": 2.0} for n in range(1, 30)]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monitor = RunMonitor(run)
+    assert monitor.captions.layout.display == "none" and monitor.grid.value == ""
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(tmp_path / "ball.png")
+    for step, text in ((10, "a thing"), (20, "a red thing"), (30, "")):
+        with open(run.path / SAMPLES, "a") as file:
+            file.write(json.dumps({"v": 1, "step": step, "image": str(tmp_path / "ball.png"), "prompt": "What?", "text": text}) + "\n")
+        monitor.look()
+        assert monitor.captions.slider.value == step  # it follows
+    assert "(nothing)" in monitor.captions.page.value and monitor.captions.layout.display == ""
+    monitor.captions.slider.value = 20
+    assert "a <ins>red</ins> thing" in monitor.captions.page.value and "data:image/jpeg" in monitor.captions.page.value
+    with open(run.path / SAMPLES, "a") as file:
+        file.write(json.dumps({"v": 1, "step": 40, "image": str(tmp_path / "ball.png"), "prompt": "What?", "text": "a ball"}) + "\n")
+    monitor.look()
+    assert monitor.captions.slider.value == 20 and monitor.captions.steps == [10, 20, 30, 40]  # it stays where it was put
+    monitor.grid_box.value = True
+    assert monitor.grid.value.count("<svg") == 3 and all(label_of(name) in monitor.grid.value for name in ("loss", "lr", "grad_norm"))
+    stored = monitor._repr_html_()
+    assert stored.count("<svg xmlns") == 3 and "a <ins>red</ins> thing" in stored
+    before = monitor.grid.value
+    monitor.look()
+    assert monitor.grid.value is before
+    monitor.grid_box.value = False
+    assert monitor.grid.value == ""

@@ -32,11 +32,14 @@ from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import Place
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import printable
+from qwen3vl_core.process_death import death_with_parent
 from qwen3vl_core.structure.micro_batch import StructureRules
 
 STATE_VERSION = 1
 PREFETCHED = 2
 """Micro batches that each loader process prefetches."""
+# made before a loader process is forked, which then loads no library
+_end_with_parent = death_with_parent()
 MOST_AHEAD = 64
 """Micro batches of the next step that wait in this process, in pinned memory on a GPU machine."""
 
@@ -121,7 +124,8 @@ class Loader:
         processes = iter(
             DataLoader(
                 self._batches, batch_size=None, sampler=numbers, num_workers=self._num_workers, collate_fn=_unchanged,
-                prefetch_factor=PREFETCHED, pin_memory=torch.cuda.is_available(), worker_init_fn=_leave_signals_to_the_parent,
+                prefetch_factor=PREFETCHED, pin_memory=torch.cuda.is_available(),
+                worker_init_fn=partial(_live_with_the_parent, os.getpid()),
                 # the DataLoader draws a base seed: not from the generator that dropout uses
                 generator=torch.Generator(),
             )
@@ -238,10 +242,14 @@ def _shut_down(processes: Callable[[], Any] | None) -> None:
         iterator._shutdown_workers()
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a stop reach the whole process group; a loader process ended by them would break the final checkpoint."""
+def _live_with_the_parent(parent: int, worker: int) -> None:
+    """Ctrl-C and a stop reach the whole process group; a loader process ended by them would break the final checkpoint. When the rank is
+    killed, it would wait without end to hand over its last batches, as the other loader processes hold their pipe open."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
+    if os.getppid() == 1 != parent:
+        os._exit(1)
 
 
 def _written_keys(file: Path | None) -> set[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -17,6 +19,7 @@ from qwen3vl_core.data.loader import build_loader
 from qwen3vl_core.data.sample_order import SampleOrder
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.structure.micro_batch import IGNORED
+from tests.console.runs.jobs import ROOT, is_running, until
 from tests.data import samples
 
 SIZES = {"micro_batch_size": 1, "global_batch_size": 4, "seq_length": 256, "seed": 5}
@@ -319,3 +322,29 @@ def test_a_sample_takes_less_than_ten_milliseconds(processor, tmp_path):
     begin = time.process_time()
     take(source, 20)
     assert (time.process_time() - begin) / 160 < 0.010
+
+
+HOLDS = """
+import multiprocessing, sys
+from qwen3vl_core.data.loader import build_loader
+from qwen3vl_core.data.processor import ChatProcessor
+from tests.data import samples
+sizes = dict(micro_batch_size=2, global_batch_size=4, seq_length=1400, seed=5, num_workers=2)
+loader = build_loader(sys.argv[1], "train", ChatProcessor.from_pretrained(samples.CHECKPOINT), **sizes)
+next(loader)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_loader_processes_end_with_a_rank_that_is_killed(tmp_path):
+    """They would wait without end to hand over their last batches, and keep their memory."""
+    parts = [(f"{n}", {"json": samples.conversation(), "img0.jpg": samples.encoded(samples.picture(n, 224, 224))}) for n in range(32)]
+    data = samples.raw_dataset(tmp_path / "data", parts)
+    words = [sys.executable, "-c", HOLDS, str(data)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as rank:
+        assert rank.stdout is not None
+        processes = [int(word) for word in rank.stdout.readline().split()]
+        rank.kill()
+    assert len(processes) == 2
+    until(lambda: not any(is_running(process) for process in processes), 60)

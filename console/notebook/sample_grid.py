@@ -105,9 +105,9 @@ class SampleGrid(W.VBox):
 
 
 def _page(sample: DatasetSample, counts: Callable[[DatasetSample], str]) -> str:
-    first, *others = [part for message in sample.messages for part in media_of(message)] or [None]
-    shown = "" if first is None else _thumbnail(sample, first)
-    more = f' <span class="dim">and {len(others)} more</span>' if others else ""
+    media = [part for message in sample.messages for part in media_of(message)]
+    shown = _thumbnail(sample, media[0]) if media else ""
+    more = f' <span class="dim">and {len(media) - 1} more</span>' if len(media) > 1 else ""
     texts = [
         f"<p class=caption>{'<mark>' if role == 'assistant' else ''}{escape(cut)}{'</mark>' if role == 'assistant' else ''}</p>"
         for role, cut in ((str(message.get("role")), _cut(text_of(message))) for message in sample.messages[:4])

@@ -9,6 +9,7 @@ import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE
@@ -85,7 +86,7 @@ def commands() -> list[Command]:
     return found
 
 
-def _sub_actions(parser: argparse.ArgumentParser) -> list[argparse._SubParsersAction]:
+def _sub_actions(parser: argparse.ArgumentParser) -> list[argparse._SubParsersAction[Any]]:
     return [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
 
 

@@ -315,7 +315,7 @@ class ConsoleBase(StoreActions):
         """Show the form of a command with the focus on one of its options."""
         self._screen_of("launch", lambda screen: screen.show_option(kind, name))
 
-    def _screen_of(self, mode: str, then: Callable[[Any], None]) -> None:
+    def _screen_of(self, mode: str, then: Callable[[Any], object]) -> None:
         """Switch to a screen and call `then` with it once it is mounted."""
         self.action_show_screen(mode)
         screen = self.screen_stack[0]

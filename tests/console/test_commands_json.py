@@ -210,7 +210,7 @@ def test_votes_are_saved_withdrawn_and_refused_atomically(store, answer, tmp_pat
 
 
 def test_every_action_of_the_runs_has_its_subcommand():
-    help = runs_command._parser().format_help()
+    help = runs_command.parser().format_help()
     names = "list show logs metrics samples stop save resume clone compare delete tensorboard captions"
     for name in names.split():
         assert re.search(rf"^ +{name}\s", help, re.MULTILINE), name

@@ -185,6 +185,6 @@ def test_the_equivalent_command_is_in_the_palette_and_copied_by_a_key(store):
         assert app.clipboard == app.subcommand
         # what is shown can be typed
         words = shlex.split(app.subcommand)
-        assert words[:2] == ["qwen3vl", "runs"] and runs_command._parser().parse_args(words[2:]).id == "1"
+        assert words[:2] == ["qwen3vl", "runs"] and runs_command.parser().parse_args(words[2:]).id == "1"
 
     driven(scene, store.app(), LARGE)

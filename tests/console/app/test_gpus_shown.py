@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -147,11 +148,12 @@ def test_the_picker_marks_the_free_gpus_and_fills_the_form(store, size):
         await looked(pilot)
         assert "2 of 4 marked" in text_of(app)
         await press(pilot, "enter")
-        assert app.screen.form.texts()["gpu_ids"] == "2,3" and "--gpu-ids 2,3" in app.screen.plan.command
+        form: Any = app.screen
+        assert form.form.texts()["gpu_ids"] == "2,3" and "--gpu-ids 2,3" in form.plan.command
         await press(pilot, "v", "a", "enter")
-        assert app.screen.form.texts()["gpu_ids"] == ""
+        assert form.form.texts()["gpu_ids"] == ""
         await press(pilot, "u")
-        assert app.screen.form.texts()["gpu_ids"] == "2,3", "the choice can be undone"
+        assert form.form.texts()["gpu_ids"] == "2,3", "the choice can be undone"
 
     driven(scene, store.app(), size)
 

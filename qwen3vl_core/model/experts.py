@@ -109,6 +109,10 @@ class LocalDispatcher:
         self.shape = torch.Size()
         self.token = self.places = self.ends = torch.empty(0)
 
+    def get_expert_zero_copy_buffers(self) -> tuple[None, None]:
+        """Megatron-Core 0.19 asks for memory that the experts should write into: none."""
+        return None, None
+
     def dispatch_preprocess(self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """hidden_states [s, b, h]; routing_map bool and probs [t, experts], `topk` experts a token -> [t * topk, h] and [t * topk]."""
         self.shape = hidden_states.shape

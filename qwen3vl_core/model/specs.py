@@ -63,13 +63,16 @@ def _rotating_engine_attention() -> type:
     return type("RotatingTEDotProductAttention", (Rotating, TEDotProductAttention), {})
 
 
-def _with_router(experts: Any, router: type) -> Any:
-    """The spec of a layer of experts with another router. From Megatron-Core 0.17 on it is a partial call of the layer's class."""
-    if isinstance(experts, functools.partial):
-        submodules = dataclasses.replace(experts.keywords["submodules"], router=router)
-        return functools.partial(experts, submodules=submodules)
-    experts.submodules.router = router
-    return experts
+def _with(spec: Any, module: type | None = None, **submodules: Any) -> Any:
+    """The spec of a layer of experts, or of its experts, with another class and submodules. From Megatron-Core 0.17 on it is a partial
+    call of the class."""
+    if isinstance(spec, functools.partial):
+        changed = dataclasses.replace(spec.keywords["submodules"], **submodules)
+        return functools.partial(module or spec.func, *spec.args, **{**spec.keywords, "submodules": changed})
+    spec.module = module or spec.module
+    for name, submodule in submodules.items():
+        setattr(spec.submodules, name, submodule)
+    return spec
 
 
 def layer_spec(
@@ -98,11 +101,14 @@ def layer_spec(
             # with experts Transformer Engine has a separate norm module too, so its name in checkpoints is unchanged
             submodules.sharded_state_dict_keys_map = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if num_experts:
-        spec.submodules.mlp = _with_router(spec.submodules.mlp, BalancingRouter)
+        layer = spec.submodules.mlp
         if use_transformer_engine():
-            experts = spec.submodules.mlp.submodules.experts
-            spec.submodules.mlp.module = ExpertLayer
-            experts.module, experts.submodules.linear_fc1, experts.submodules.linear_fc2 = engine_experts()
+            parts = layer.keywords["submodules"] if isinstance(layer, functools.partial) else layer.submodules
+            module, first, second = engine_experts()
+            experts = _with(parts.experts, module, linear_fc1=first, linear_fc2=second)
+            spec.submodules.mlp = _with(layer, ExpertLayer, router=BalancingRouter, experts=experts)
+        else:
+            spec.submodules.mlp = _with(layer, router=BalancingRouter)
     spec = copy.copy(spec)
     spec.module = module
     spec.submodules.self_attention.module = QKRopeSelfAttention

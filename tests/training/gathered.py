@@ -38,10 +38,8 @@ def grouped(self, rows, ends, probs):
     return experts.product(F.silu(gate) * up * probs[:, None], ends, out, in_place=True), None
 
 
-def with_layer(experts_spec, router, original=specs._with_router):
-    spec = original(experts_spec, router)
-    spec.module = experts.ExpertLayer
-    return spec
+def with_layer(spec, module=None, original=specs._with, **submodules):
+    return original(spec, experts.ExpertLayer, **submodules)
 
 
 def gradients(folder: Path, changes: dict):
@@ -49,7 +47,7 @@ def gradients(folder: Path, changes: dict):
     called.clear()
     patches = (
         mock.patch.object(trainings, "pack", whole_rows), mock.patch.object(experts, "on_device", lambda config: True),
-        mock.patch.object(specs, "_with_router", with_layer), mock.patch.object(SequentialMLP, "forward", grouped),
+        mock.patch.object(specs, "_with", with_layer), mock.patch.object(SequentialMLP, "forward", grouped),
     )  # fmt: skip
     for patch in patches:
         patch.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,14 @@ from console.actions import bindings_of
 from console.formatting import one_line
 from console.forms import FormCheck, Plan, look_here, read_plan
 from console.messages import PlanChecked
-from console.readers.form_defaults import KINDS, PRESETS, free_path, gpu_here, prefill, suggestions
-from console.screens.base import WIDE, ConsoleScreen
+from console.readers.form_defaults import KINDS, PRESETS, gpu_here, prefill, suggestions
+from console.screens.base import WIDE
 from console.screens.dialogs import PickPreset
-from console.terminal import edit
+from console.screens.plan_files import PlanFiles
 from console.widgets import plan_view
 from console.widgets.option_form import History, OptionForm
-from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.verdict import Verdict
-from qwen3vl_core.options import COMMANDS, shell_line, to_arguments
-from qwen3vl_core.options.planfile import read_plan_file, write_plan
+from qwen3vl_core.options import COMMANDS, to_arguments
 from qwen3vl_core.problems import Problem, unique
 
 TAB = "kind-"
@@ -35,10 +31,9 @@ CHECK_SECONDS = 0.2
 """Seconds from the last change of the form to the checks that need the disk."""
 OFFERED = 12
 """Number of paths that are suggested next to a field."""
-COMMENT = "A plan. Lines may be left out: the option then has its default."
 
 
-class LaunchScreen(ConsoleScreen):
+class LaunchScreen(PlanFiles):
     """Kind, form, checks, command."""
 
     MODE = "launch"
@@ -47,15 +42,11 @@ class LaunchScreen(ConsoleScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kind = "finetune"
-        self.plan: Plan | None = None
         self.revision = 0
         """Counts changes of the form; results for an older state are dropped."""
         self.checked: FormCheck | None = None
         """Result of the checks of disk and machine for the current state; None while they run."""
         self._judged: Verdict | None = None
-        self._plan_file: Path | None = None
-        """Edited text that could not be parsed yet."""
         self._kept: dict[str, dict[str, str | bool]] = {}
         self._unsaved: set[str] = set()
         """Kinds whose form holds input that is nowhere else."""
@@ -89,17 +80,6 @@ class LaunchScreen(ConsoleScreen):
         self.query_one("#command").border_subtitle = "y copies it"
         self.query_one("#explained").border_title = "This option"
         self._set_form(self.kind, None, focus=True)
-
-    @property
-    def form(self) -> OptionForm | None:
-        """The current form; None while it is replaced."""
-        forms = self.query(OptionForm)
-        return forms.first() if forms else None
-
-    @property
-    def current(self) -> Plan | None:
-        """The values of the current form; None while it is replaced by another kind's."""
-        return self.plan if self.plan is not None and self.plan.kind == self.kind else None
 
     # the form
 
@@ -355,50 +335,6 @@ class LaunchScreen(ConsoleScreen):
                 self.notify(f"GPU {ids}" if ids else "all GPUs of this machine", title="GPUs", markup=False, timeout=3)
 
         self.app.push_screen(PickGpus(self.app.gpus, named & known), chosen)
-
-    def _plan_target(self) -> Path:
-        """A file name that does not exist yet."""
-        folder = self.app.workspace_folder or Path.cwd()
-        return Path(free_path(folder / f"{self.kind}-plan.yaml"))
-
-    def action_save(self) -> None:
-        """Write the plan file."""
-        plan = self.current
-        if plan is None:
-            return
-        if self.kind != "finetune":
-            self.notify(f"only a finetune is read from a plan file; {self._key('launch.copy')} copies the command", severity="warning")
-            return
-        try:
-            target = write_plan(self._plan_target(), plan.partial, COMMENT)
-        except WorkError as error:
-            self.notify(str(error), severity="error", markup=False)
-            return
-        if self.form is not None:
-            self.form.keep()
-        self.app.remember_command("plan", *to_arguments(plan.partial), "--save", str(target))
-        self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
-
-    def action_edit(self) -> None:
-        """Edit the plan as YAML in the user's editor. The result fills the form; if it has problems, `e` opens it again."""
-        plan = self.current
-        if plan is None:
-            return
-        try:
-            if self._plan_file is None:
-                folder = Path(tempfile.mkdtemp(prefix="qwen3vl-plan-"))
-                self._plan_file = write_plan(folder / f"{self.kind}.yaml", plan.partial, COMMENT)
-            edit(self.app, self._plan_file)
-            values = read_plan_file(type(plan.partial), self._plan_file)
-        except (RequestError, WorkError, OSError) as error:
-            # the file has a temporary name
-            lines = [p.explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
-            self.notify("\n".join([*lines, f"{self._key('launch.edit')} opens it again"]), severity="error", markup=False)
-            return
-        shutil.rmtree(self._plan_file.parent, ignore_errors=True)
-        self._plan_file = None
-        if self.form is not None:
-            self.form.change_values("the edited plan", values)
 
     def action_next_kind(self) -> None:
         """The form of the next kind of run."""

@@ -197,7 +197,7 @@ def test_the_plan_is_edited_as_a_file_and_its_problems_are_shown(store, tmp_path
         edits.append((path, path.read_text()))
         path.write_text(edits[0][1].replace("lr: 1.0e-05", "lr: 3.0e-05") + ("warp_speed: 9\n" if len(edits) == 1 else ""))
 
-    monkeypatch.setattr("console.screens.launch.edit", edit)
+    monkeypatch.setattr("console.screens.plan_files.edit", edit)
 
     async def scene(pilot):
         app = pilot.app

@@ -35,7 +35,7 @@ from qwen3vl_core.options import (
 from qwen3vl_core.options.planfile import read_plan_file
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 from qwen3vl_core.problems import Problem
-from qwen3vl_core.run_record import RUN_VARIABLE
+from qwen3vl_core.run_record import RUN_VARIABLE, TRACKER
 
 WORK_MODULES = {
     "download": "qwen3vl_core.data.download",
@@ -197,7 +197,7 @@ def next_command(name: str, options: Any) -> str:
         return shell_line(["qwen3vl", "inspect", options.to])
     if name == "convert":
         target = Path(options.target).expanduser()
-        if (target / "config.json").is_file() and not (target / "latest_checkpointed_iteration.txt").is_file():
+        if (target / "config.json").is_file() and not (target / TRACKER).is_file():
             return f"qwen3vl compare --base … {shell_line(['--tuned', options.target])} --images …"
         return f"qwen3vl finetune {shell_line(['--load', options.target])} --train-data …"
     return ""

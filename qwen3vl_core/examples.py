@@ -9,7 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "qwen3vl download dataset liuhaotian/LLaVA-Pretrain --from modelscope --to LLaVA-Pretrain --include '*.json'",
     ),
     "prepare": (
-        "qwen3vl prepare captions.json --images pictures/ --to data",
+        "qwen3vl prepare samples.json --images pictures/ --to data",
         "qwen3vl prepare train.parquet --to data --split 99,1,0 --check decode --skip-missing",
     ),
     "inspect": ("qwen3vl inspect Qwen3-VL-4B-Instruct", "qwen3vl inspect data --seq-length 2048 --html samples.html"),
@@ -31,7 +31,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "qwen3vl finetune --load base-mcore --train-data data --lora-rank 16 --lr 1e-4 --gpu-ids free --max-restarts 3",
     ),
     "compare": (
-        "qwen3vl compare --base Qwen3-VL-4B-Instruct --tuned tuned-hf --images holiday/ --html captions.html",
+        "qwen3vl compare --base Qwen3-VL-4B-Instruct --tuned tuned-hf --images holiday/ --html report.html",
         "qwen3vl compare --base base-mcore --tuned ~/.qwen3vl/runs/0001-finetune --data data --limit 16",
     ),
     "console": ("qwen3vl", "qwen3vl console --runs /shared/runs --web"),

@@ -69,10 +69,7 @@ def _with(spec: Any, module: type | None = None, **submodules: Any) -> Any:
     if isinstance(spec, functools.partial):
         changed = dataclasses.replace(spec.keywords["submodules"], **submodules)
         return functools.partial(module or spec.func, *spec.args, **{**spec.keywords, "submodules": changed})
-    spec.module = module or spec.module
-    for name, submodule in submodules.items():
-        setattr(spec.submodules, name, submodule)
-    return spec
+    return dataclasses.replace(spec, module=module or spec.module, submodules=dataclasses.replace(spec.submodules, **submodules))
 
 
 def layer_spec(

@@ -92,7 +92,8 @@ def test_a_run_is_shown_with_plan_state_metrics_and_failure_reason(store, typed)
     for line in (f"folder {run.path}", "--lr 0.0003", "last step 2/4", "loss 2.25", "last evaluation 2/4", "val loss 2.75"):
         assert line.removeprefix("--") in lines
     assert "global_batch_size" not in out and f"load {run.options['load']}" in lines
-    assert out.endswith("end of its log\n  CUDA out of memory\n")
+    fix = "the fix: --recompute none → full: activations are recomputed\n  qwen3vl runs clone 1 --set recompute=full\n"
+    assert out.endswith(f"end of its log\n  CUDA out of memory\n\n{fix}")
 
 
 def test_a_lost_run_says_so_and_what_to_do(store, typed):

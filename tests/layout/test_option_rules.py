@@ -118,7 +118,7 @@ def test_without_transformer_engine_fp32_supports_sequence_parallelism():
 
 
 def test_a_plan_for_this_machine_says_what_it_lacks_and_one_for_another_does_not(capsys, monkeypatch):
-    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: CPU))
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls, *_: CPU))
     words = ["plan", "--load", str(TINY.parent), "--precision", "fp8"]
     assert main(words) == 2 and "--precision fp8: needs Transformer Engine and an Ada" in capsys.readouterr().out
     assert main([*words, "--gpus", "1", "--memory", "80"]) == 0

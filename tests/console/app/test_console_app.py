@@ -124,7 +124,7 @@ def test_letter_keys_act_only_outside_of_fields(store):
         await press(pilot, "slash", *"1T?/x")
         assert app.current_mode == "runs" and app.screen.query_one("#filter").value == "1T?/x" and app.theme == "textual-dark"
         bottom = text_of(app).splitlines()[-1]
-        assert "stop" not in bottom and "? keys" not in bottom and "q quit" not in bottom
+        assert "stop" not in bottom and "? keys" not in bottom and " q quit" not in bottom and "ctrl+q quit" in bottom
 
     driven(scene, store.app())
 

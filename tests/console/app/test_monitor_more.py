@@ -116,7 +116,8 @@ def test_a_failed_run_shows_the_reason_a_fix_and_the_log_line(store):
         screen = await watching(pilot, run)
         text = " ".join(text_of(app).split())
         assert "✗ out of GPU memory exit code 1" in text and "CUDA out of memory. Tried to allocate 2 GiB" in text
-        assert "--recompute full" in text and "R resumes from the beginning c clones, with other options w shows the line" in text
+        assert "fix --recompute none → full: activations are recomputed" in text and "g starts a new run with it" in text
+        assert "R resumes unchanged from the beginning w shows the line" in text
         await press(pilot, "w")
         assert "CUDA out of memory. Tried" in text_of(app) and screen.query_one(LogPane).has_focus
         screen = await watching(pilot, fine)

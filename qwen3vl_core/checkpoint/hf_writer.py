@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class SafetensorsWriter:
         self.folder = folder
         self.bytes = 0
         self._files: list[tuple[int, bytes, int]] = []
+        # the kernel lets one thread write to a file at a time, and the others spin
+        self._turns: dict[int, threading.Lock] = {}
         self._extents: dict[str, _Extent] = {}
         self._map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
@@ -76,6 +79,7 @@ class SafetensorsWriter:
             text = json.dumps(header, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)
             handle = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            self._turns[handle] = threading.Lock()
             self._files.append((handle, struct.pack("<Q", len(text)) + text, at))
             start = 8 + len(text)
             for t in shard:
@@ -96,7 +100,8 @@ class SafetensorsWriter:
         extent = self._extents[name]
         if start + len(data) > extent.bytes:
             raise AssertionError(f"{name}: {start + len(data)} bytes written for {extent.bytes}")
-        positional_io.write_at(extent.handle, data, extent.start + start)
+        with self._turns[extent.handle]:
+            positional_io.write_at(extent.handle, data, extent.start + start)
 
     def finish(self) -> None:
         """Write the headers and the index: after this the files are complete."""

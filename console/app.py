@@ -17,11 +17,13 @@ from textual.screen import Screen
 
 from console.actions import ACTIONS, SCREENS, Action, bindings_of
 from console.console_base import ConsoleBase
-from console.terminal import prepare_terminal
+from console.terminal import prepare_terminal, terminal_is_gone
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.locations import store_folder
 
 WARM_SECONDS = 0.3
+TERMINAL_SECONDS = 2.0
+"""Between two looks whether the terminal is still there."""
 # module and class of each screen: only the screen that is shown first is imported before the first frame
 _SCREENS = {
     "runs": ("console.screens.runs", "RunsScreen"), "launch": ("console.screens.launch", "LaunchScreen"),
@@ -60,6 +62,12 @@ class ConsoleApp(ConsoleBase):
     def on_mount(self) -> None:
         # Textual also calls the base class's
         self.set_timer(WARM_SECONDS, lambda: self.run_worker(_warm, thread=True, group="warm", exit_on_error=False))
+        if not self.is_headless and sys.__stdin__ is not None and sys.__stdin__.isatty():
+            self.set_interval(TERMINAL_SECONDS, self._end_without_terminal)
+
+    def _end_without_terminal(self) -> None:
+        if terminal_is_gone():
+            self.exit()
 
     def action_start_page(self) -> None:
         """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps."""

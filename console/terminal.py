@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 EDITORS = ("nano", "vim", "vi", "emacs")
 """Tried in this order when neither VISUAL nor EDITOR is set; the easiest for beginners first."""
+
+
+def terminal_is_gone() -> bool:
+    """Whether standard input's terminal was closed. The kernel signals it only to a session that has the terminal; another process reads
+    the end of its input for ever."""
+    poll = select.poll()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll.register(sys.__stdin__.fileno(), 0)  # type: ignore[union-attr]  # None without standard streams
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+    return False
 
 
 def prepare_terminal() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,15 +143,8 @@ def _bash(found: list[Command]) -> Iterator[str]:
     yield '  local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" key="" words="" i'
     yield from _find_key("COMP_WORDS[i]", "i = 1; i < COMP_CWORD; i++")
     yield '  case "$key $prev" in'
-    for command in found:
-        for flag in command.flags:
-            patterns = "|".join(shlex.quote(f"{command.key} {name}") for name in flag.names)
-            if flag.choices:
-                yield f'    {patterns}) COMPREPLY=($(compgen -W {shlex.quote(" ".join(flag.choices))} -- "$cur")); return;;'
-            elif flag.takes == "path":
-                yield f'    {patterns}) COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; return;;'
-            elif flag.takes:
-                yield f"    {patterns}) return;;"
+    files = 'COMPREPLY=($(compgen -f -- "$cur")); compopt -o filenames 2>/dev/null; '
+    yield from _values(found, lambda choices: f'COMPREPLY=($(compgen -W {shlex.quote(" ".join(choices))} -- "$cur")); ', files)
     yield "  esac"
     yield '  case "$key" in'
     for command in found:
@@ -178,6 +171,15 @@ def _find_key(word: str, loop: str) -> Iterator[str]:
     yield "  done"
 
 
+def _values(found: list[Command], choose: Callable[[Sequence[str]], str], files: str) -> Iterator[str]:
+    """Shell cases of what follows an option that takes a value. choose: the command that offers its choices; files: that offers files."""
+    for command in found:
+        for flag in command.flags:
+            patterns = "|".join(shlex.quote(f"{command.key} {name}") for name in flag.names)
+            if flag.choices or flag.takes:
+                yield f"    {patterns}) {choose(flag.choices) if flag.choices else files if flag.takes == 'path' else ''}return;;"
+
+
 def _zsh(found: list[Command]) -> Iterator[str]:
     def described(pairs: list[tuple[str, str]]) -> str:
         return " ".join(shlex.quote(f"{name}:{text}".replace("`", "")) for name, text in pairs)
@@ -190,15 +192,7 @@ def _zsh(found: list[Command]) -> Iterator[str]:
     yield "  local -a options first"
     yield from _find_key("words[i]", "i = 2; i < CURRENT; i++")
     yield '  case "$key $prev" in'
-    for command in found:
-        for flag in command.flags:
-            patterns = "|".join(shlex.quote(f"{command.key} {name}") for name in flag.names)
-            if flag.choices:
-                yield f"    {patterns}) compadd -- {' '.join(map(shlex.quote, flag.choices))}; return;;"
-            elif flag.takes == "path":
-                yield f"    {patterns}) _files; return;;"
-            elif flag.takes:
-                yield f"    {patterns}) return;;"
+    yield from _values(found, lambda choices: f"compadd -- {' '.join(map(shlex.quote, choices))}; ", "_files; ")
     yield "  esac"
     yield '  case "$key" in'
     for command in found:

@@ -10,7 +10,7 @@ Every run is a real `qwen3vl finetune` of the same packed rows, two micro batche
 the same with `--cuda-graph off`, `fp32` eager in fp32. The table has the largest relative difference of a step's loss and the mean of all
 steps. Eager differs from a replay in that rows and patches are not rounded up to buckets and all tokens have logits, so other matrix
 products are chosen and sums are taken in another order. The loss of random weights falls from 12 to 4 within ten steps, where bf16 is some
-steps behind fp32: a bf16 weight changes only once its master weight is nearer to another bf16 number. `--warm N` trains N steps first, and
+steps behind fp32. `--warm N` trains N steps first, and
 every run starts from their checkpoint.
 
 `resume` trains a model of `--layers` layers to the end, then again: killed after a checkpoint, and resumed by `qwen3vl runs resume`.

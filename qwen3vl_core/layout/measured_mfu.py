@@ -42,7 +42,7 @@ MEASURED = (
     MeasuredMfu("8B", 8192, 0.639, packed=False, precision="fp8"),
     # NVIDIA H200; python benchmarks/finetune.py lora
     MeasuredMfu("4B", 8192, 0.469, lora=True),
-    # two NVIDIA H200, EP2; python benchmarks/finetune.py expert_layouts: 8 layers. One alone is at least as fast
+    # two NVIDIA H200, EP2; python benchmarks/finetune.py expert_layouts: 8 layers; taken for one GPU, too, which was not measured
     MeasuredMfu("A3B", 8192, 0.294),
     # NVIDIA H200, kernel by kernel; forward and backward by hand before there were graphs, the middle of 227 to 304 and 320 to 406 ms
     MeasuredMfu("2B", 4096, 0.226, graph=False),

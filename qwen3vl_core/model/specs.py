@@ -101,8 +101,8 @@ def layer_spec(
         layer = spec.submodules.mlp
         if use_transformer_engine():
             parts = layer.keywords["submodules"] if isinstance(layer, functools.partial) else layer.submodules
-            module, first, second = engine_experts()
-            experts = _with(parts.experts, module, linear_fc1=first, linear_fc2=second)
+            grouped, first, second = engine_experts()
+            experts = _with(parts.experts, grouped, linear_fc1=first, linear_fc2=second)
             spec.submodules.mlp = _with(layer, ExpertLayer, router=BalancingRouter, experts=experts)
         else:
             spec.submodules.mlp = _with(layer, router=BalancingRouter)

@@ -111,15 +111,18 @@ def fill_adapters(model: Any, source: MergedSource) -> int:
     for value in nested_values(state):
         if not isinstance(value, ShardedTensor):
             continue
-        lead, inner = value.prepend_axis_num, value.key.endswith(INNER)
-        pair = boxes.of(value.key.removesuffix(INNER if inner else OUTER), tuple(value.global_offset[:lead]))
-        if pair is None:
-            continue
-        (first, second), (rows, columns) = value.global_offset[lead:], value.local_shape
-        matrix = pair[0 if inner else 1]
-        if inner:
-            value.data[: len(matrix)].copy_(matrix[:, second : second + columns])
-        else:
-            value.data[:, : matrix.shape[1]].copy_(matrix[first : first + rows])
-        count += inner
+        inner, (*lead, first, second) = value.key.endswith(INNER), value.global_offset
+        name, (rows, columns) = value.key.removesuffix(INNER if inner else OUTER), value.local_shape[-2:]
+        # the experts of a rank are one tensor, or one each
+        stacked = len(value.local_shape) == 3
+        for i, data in enumerate(value.data if stacked else [value.data]):
+            pair = boxes.of(name, (*lead[:-1], lead[-1] + i) if stacked else tuple(lead))
+            if pair is None:
+                continue
+            matrix = pair[0 if inner else 1]
+            if inner:
+                data[: len(matrix)].copy_(matrix[:, second : second + columns])
+            else:
+                data[:, : matrix.shape[1]].copy_(matrix[first : first + rows])
+            count += inner
     return count

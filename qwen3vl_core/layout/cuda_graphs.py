@@ -54,6 +54,5 @@ def no_graph_because(options: FinetuneOptions, architecture: Architecture, machi
         (o.pp > 1 and o.overlap_grad_reduce, "--overlap-grad-reduce with --pp: gradients are reduced when their kernels are launched"),
         (o.recompute == "offload", "--recompute offload copies activations to the host"),
         (o.overlap_param_gather, "--overlap-param-gather waits for weights in each layer"),
-        (o.attention == "flash" and not machine.flash_attention, "--attention flash without the flash-attn package"),
     )
     return next((reason for holds, reason in reasons if holds), "")

@@ -145,14 +145,6 @@ def fp8_of_micro_batches(options: FinetuneOptions, a: Architecture, layers: floa
     return (layers * attention, mlp) if options.recompute == "sel" else (layers * (attention + mlp), 0.0)
 
 
-def stacked_adapters(options: FinetuneOptions, a: Architecture, stage: PipelineStage, on_device: bool) -> int:
-    """Bytes of the stacked copy of a stage's expert adapters that the grouped GEMM keeps in each pass (`lora.grouped`)."""
-    adapters = Adapters.of(options)
-    if adapters is None or options.precision not in ("bf16", "fp8") or (on_device and options.lora_rank % 8 == 0):
-        return 0
-    return act.BYTES[options.precision] * stage_parameters(adapters, options, a, stage.index)["experts"]
-
-
 def stage_memory(
     options: FinetuneOptions, architecture: Architecture, stage: PipelineStage, *, processes: int, vision_tokens: int,
     machine: Machine = ASSUMED_GPU,
@@ -174,8 +166,6 @@ def stage_memory(
         language = passes * layers / max(options.recompute_layers, 1) * tokens * act.checkpoint_bytes(a, options)
     else:
         language = passes * (layers * tokens * act.layer_bytes(a, options, on_device) + fp8_kept)
-        if options.recompute != "sel":
-            language += passes / options.vp * stacked_adapters(options, a, stage, on_device)
     if options.recompute == "offload":
         offloaded_layers = options.recompute_layers or a.num_layers - 1
         offloaded_activations = language * offloaded_layers / layers

@@ -316,12 +316,6 @@ def weights_of(linear: Any) -> list[torch.nn.Parameter]:
     return [getattr(linear, f"weight{expert}") for expert in reversed(range(linear.num_gemms))]
 
 
-def aligned(weights: Sequence[Tensor]) -> Tensor:
-    """Adapters' matrices [out, in] as one [n, out', in'], zeros up to sizes that `grouped_mm` takes."""
-    out, into = weights[0].shape
-    return F.pad(torch.stack(list(weights)), (0, -into % ALIGNED, 0, -out % ALIGNED))
-
-
 @functools.cache
 def engine_experts() -> tuple[type, type, type]:
     """Transformer Engine's experts and their two linear layers, which also take bounds on the device instead of counts on the host."""

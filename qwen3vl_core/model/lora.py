@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3vl_core.model.experts import ALIGNED, aligned, product
+from qwen3vl_core.model.experts import ALIGNED
 
 import torch
 import torch.nn.functional as F
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -65,21 +65,20 @@ class Target:
     """The global indices of the experts, for a layer that holds several."""
 
 
-class _Matrices(torch.nn.Module):
-    """`weight`, or `weight0`, `weight1`, … for several experts."""
+class _Matrix(torch.nn.Module):
+    """`weight` [out, in], or [experts, out, in]."""
 
-    def __init__(self, matrices: list[Tensor], numbered: bool) -> None:
+    def __init__(self, matrices: list[Tensor], stacked: bool) -> None:
         super().__init__()
-        self.numbered = numbered
-        for i, matrix in enumerate(matrices):
-            self.register_parameter(f"weight{i}" if numbered else "weight", torch.nn.Parameter(matrix))
-
-    def all(self) -> list[Tensor]:
-        return list(self.parameters())
+        self.weight = torch.nn.Parameter(torch.stack(matrices) if stacked else matrices[0])
 
 
 class Adapter(torch.nn.Module):
-    """A and B of one linear layer, this rank's part of them."""
+    """A and B of one linear layer, this rank's part of them; those of several experts are one tensor.
+
+    Qwen3-VL-30B-A3B has 24,576 matrices in its experts' adapters: as so many parameters an update took a second and a
+    checkpoint minutes.
+    """
 
     def __init__(self, adapters: Adapters, target: Target) -> None:
         super().__init__()
@@ -94,7 +93,7 @@ class Adapter(torch.nn.Module):
         into = [self._first(adapters, name, weight) for name, weight in zip(names, weights, strict=True)]
         out = [weight.new_zeros(weight.shape[0], adapters.rank, dtype=target.config.params_dtype) for weight in weights]
         into = [matrix.to(out[0]) for matrix in into]
-        self.linear_in, self.linear_out = (_Matrices(m, bool(target.experts)) for m in (into, out))
+        self.linear_in, self.linear_out = (_Matrix(m, bool(target.experts)) for m in (into, out))
         self._mark(getattr(weights[0], "allreduce", True))
 
     def _first(self, adapters: Adapters, name: str, weight: Tensor) -> Tensor:
@@ -107,19 +106,18 @@ class Adapter(torch.nn.Module):
 
     def _mark(self, allreduce: bool) -> None:
         """Set the attributes that Megatron reads: how a weight is split, and over which ranks its gradient is summed."""
-        parameter: Any  # Megatron's attributes are not torch's
-        split, replicated, axis = (self.linear_out, self.linear_in, 0) if self.kind == COLUMN else (self.linear_in, self.linear_out, 1)
-        for parameter in (*split.all(), *replicated.all()):
-            parameter.allreduce = allreduce
-        for parameter in split.all():
-            set_tensor_model_parallel_attributes(parameter, True, axis, 1)
-        for parameter in replicated.all():
-            parameter.sequence_parallel = self.sequence_parallel
-            if self.expert:
-                # for the gradient norm Megatron finds replicated weights by the dense layers' tensor parallel rank; an expert's
-                # must be counted on the first rank of the expert group instead
-                set_tensor_model_parallel_attributes(parameter, True, 1 - axis, 1)
-                parameter.shared = self.group.rank() > 0
+        inner: Any = self.linear_in.weight  # Megatron's attributes are not torch's
+        outer: Any = self.linear_out.weight
+        split, replicated, axis = (outer, inner, 0) if self.kind == COLUMN else (inner, outer, 1)
+        stacked = bool(self.experts)
+        split.allreduce = replicated.allreduce = allreduce
+        set_tensor_model_parallel_attributes(split, True, axis + stacked, 1)
+        replicated.sequence_parallel = self.sequence_parallel
+        if self.expert:
+            # for the gradient norm Megatron finds replicated weights by the dense layers' tensor parallel rank; an expert's
+            # must be counted on the first rank of the expert group instead
+            set_tensor_model_parallel_attributes(replicated, True, 1 - axis + stacked, 1)
+            replicated.shared = self.group.rank() > 0
 
     def _dropped(self, x: Tensor) -> Tensor:
         """Dropout of x: ranks with different parts of x draw different masks, ranks with the same x draw the same mask."""
@@ -149,55 +147,100 @@ class Adapter(torch.nn.Module):
     def forward(self, x: Tensor, splits: list[int] | Tensor | None = None) -> Tensor:
         """(alpha / r) B A x: [..., in] -> [..., out]. splits: as `grouped` takes them, for a layer with several experts."""
         x = self._dropped(x)
-        into, out = self.linear_in.all(), self.linear_out.all()
+        into: Tensor = self.linear_in.weight
+        out: Tensor = self.linear_out.weight
         if self.expert:
-            into, out = ([self._replicated(w) for w in into], out) if self.kind == COLUMN else (into, [self._replicated(w) for w in out])
+            into, out = (self._replicated(into), out) if self.kind == COLUMN else (into, self._replicated(out))
         if splits is not None:
             return grouped(grouped(x, into, splits) * self.scale, out, splits)
-        return F.linear(self._exchanged(F.linear(x, into[0])) * self.scale, out[0])
+        return F.linear(self._exchanged(F.linear(x, into)) * self.scale, out)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> ShardedStateDict:
         """Laid out like the layer's own weight: stacked by layer, and by expert."""
-        groups = dict(tp_group=self.group, dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"])
         inner, outer = "linear_in.weight", "linear_out.weight"
+        tensors = {inner: self.linear_in.weight, outer: self.linear_out.weight}
         axes = {outer: 0} if self.kind == COLUMN else {inner: 1}
+        if self.experts:
+            return {
+                prefix + name: self._sharded_experts(prefix + name, tensor, axes.get(name), sharded_offsets, self.gated and name == outer)
+                for name, tensor in tensors.items()
+            }
+        groups = dict(tp_group=self.group, dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"])
+        sharded = make_sharded_tensors_for_checkpoint(tensors, prefix, axes, sharded_offsets, **groups)
+        if self.gated:
+            sharded[prefix + outer] = apply_swiglu_sharded_factory(sharded[prefix + outer], sharded_offsets)
+        return sharded
 
-        def of(a: Tensor, b: Tensor, offsets: tuple[Any, ...]) -> ShardedStateDict:
-            sharded = make_sharded_tensors_for_checkpoint({inner: a, outer: b}, prefix, axes, offsets, **groups)
-            if self.gated:
-                sharded[prefix + outer] = apply_swiglu_sharded_factory(sharded[prefix + outer], offsets)
-            return sharded
+    def _sharded_experts(
+        self, key: str, weight: Tensor, axis: int | None, layers: tuple[Any, ...], gated: bool
+    ) -> ShardedTensor | ShardedTensorFactory:
+        """This rank's experts [n, out, in], and its part of `axis` of the matrix, None for a replicated one. gated: the rows of the
+        gates of all ranks are followed by those of the up projections."""
+        rank, size = self.group.rank(), self.group.size()
+        experts = (len(layers), self.groups.ep.rank(), self.groups.ep.size())
+        at = len(layers) + 1 + (axis or 0)
+        replica = (0, rank if axis is None else 0, self.groups.expt_dp.rank())
 
-        pairs = list(zip(self.linear_in.all(), self.linear_out.all(), strict=True))
-        if not self.experts:
-            return of(*pairs[0], sharded_offsets)
-        state, total = {}, len(self.experts) * self.groups.ep.size()
-        for i, (pair, expert) in enumerate(zip(pairs, self.experts, strict=True)):
-            for key, tensor in of(*pair, (*sharded_offsets, (len(sharded_offsets), expert, total))).items():
-                tensor.replica_id = (*tensor.replica_id[:2], self.groups.expt_dp.rank())
-                state[f"{key}{i}"] = tensor
-        return state
+        def of(name: str, part: Tensor, replica_id: Any, *offsets: tuple[int, int, int]) -> ShardedTensor:
+            return ShardedTensor.from_rank_offsets(
+                name, part, *layers, experts, *offsets, replica_id=replica_id, prepend_axis_num=len(layers)
+            )
+
+        def halves(name: str, whole: Tensor, replica_id: Any, *unused: Any) -> list[ShardedTensor]:
+            gate, up = whole.chunk(2, dim=1)
+            return [of(name, gate, replica_id, (at, rank, 2 * size)), of(name, up, replica_id, (at, size + rank, 2 * size))]
+
+        if gated:
+            return ShardedTensorFactory(key, weight, halves, functools.partial(torch.cat, dim=1), replica)
+        return of(key, weight, replica, *([] if axis is None else [(at, rank, size)]))
 
 
-def grouped(x: Tensor, weights: list[Tensor], splits: list[int] | Tensor) -> Tensor:
-    """x [tokens, in], whose rows are split by `splits` over the weights [out, in] -> [tokens, out].
+def _padded(x: Tensor, *sizes: int) -> Tensor:
+    """x with zeros up to these sizes of its last axes."""
+    missing = [n - length for n, length in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    # padding by nothing would copy it
+    return F.pad(x, [side for n in reversed(missing) for side in (0, n)]) if any(missing) else x
+
+
+def _by_rows(weights: Tensor) -> Tensor:
+    """Matrices [n, out, in] in the order of the rows, from the last to the first, with zeros up to sizes that `grouped_mm` takes."""
+    return _padded(weights.flip(0), *(size + -size % ALIGNED for size in weights.shape[1:]))
+
+
+class _GroupedAdapter(torch.autograd.Function):
+    """See `grouped`; the reversed matrices are not kept for backward but copied again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights, ends)
+        matrices = _by_rows(weights)
+        rows = _padded(x, matrices.shape[2])
+        return F.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)[:, : weights.shape[1]]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weights, ends = ctx.saved_tensors
+        matrices, (out, into) = _by_rows(weights), weights.shape[1:]
+        gradient, rows = _padded(gradient, matrices.shape[1]).contiguous(), _padded(x, matrices.shape[2])
+        of_x = F.grouped_mm(gradient, matrices, offs=ends)[:, :into] if ctx.needs_input_grad[0] else None
+        of_weights = F.grouped_mm(gradient.t(), rows, offs=ends)[:, :out, :into].flip(0) if ctx.needs_input_grad[1] else None
+        return of_x, of_weights, None
+
+
+def grouped(x: Tensor, weights: Tensor, splits: list[int] | Tensor) -> Tensor:
+    """x [tokens, in], whose rows are split by `splits` over the weights [n, out, in] -> [tokens, out].
 
     splits: rows of each expert, or from the last expert to the first where its rows end, int32 on the device (`experts.product`).
     """
-    out, into = weights[0].shape
     if isinstance(splits, Tensor):
-        if out % ALIGNED == into % ALIGNED == 0:
-            return product(x, splits, weights[::-1], in_place=hasattr(weights[0], "main_grad"))
-        matrices = aligned(weights[::-1])
-        # padding by nothing would copy the rows
-        rows = x if matrices.shape[2] == into else F.pad(x, (0, matrices.shape[2] - into))
-        return F.grouped_mm(rows, matrices.transpose(1, 2), offs=splits)[:, :out]
+        return _GroupedAdapter.apply(x, weights, splits)
+    out, into = weights.shape[1:]
     fast = x.is_cuda and x.dtype is torch.bfloat16 and hasattr(F, "grouped_mm") and out % ALIGNED == into % ALIGNED == 0
     if fast and x.shape[0]:
         ends = torch.tensor(splits, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(x.device, non_blocking=True)
-        return F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)
+        return F.grouped_mm(x, weights.transpose(1, 2), offs=ends)
     return torch.cat([F.linear(rows, weight) for rows, weight in zip(x.split(splits), weights, strict=True)])
 
 

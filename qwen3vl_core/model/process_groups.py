@@ -14,6 +14,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 TIMEOUT_MINUTES = 10.0
+OUTSIDE_BYTES = 5 << 29
+"""GPU memory that torch's allocator leaves to the CUDA context, the kernels and NCCL."""
 _single_rank_group: dist.ProcessGroup | None = None
 
 
@@ -26,6 +28,15 @@ class UsesGroups(Protocol):
 
 
 _users: weakref.WeakSet[UsesGroups] = weakref.WeakSet()
+
+
+def leave_memory_outside() -> None:
+    """Let torch's allocator release what it has cached before the GPU is full.
+
+    It does so only when a request of its own fails. NCCL, which allocates at the first reduction, found no byte on a full GPU.
+    """
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(max(1 - OUTSIDE_BYTES / total, 0.5))
 
 
 def initialize(
@@ -56,6 +67,7 @@ def initialize(
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            leave_memory_outside()
         if world_size == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:

@@ -262,7 +262,8 @@ ONE_ROW = dict(micro_batch_size=1, global_batch_size=1)
         ("2B", dict(recompute="offload", recompute_layers=14, seq_length=4096), 62.09, 0.04),
         ("4B", dict(optimizer_offload=0.6, distributed_optimizer=True, recompute="full", **ONE_ROW), 46.99, 0.02),
         ("A3B", dict(lora_rank=16, seq_length=4096, **ONE_ROW), 29.79, 0.04),
-        ("A3B", dict(lora_rank=16, precision="fp8", seq_length=4096, **ONE_ROW), 44.80, 0.04),
+        # these runs kept a copy of the adapters, which are one tensor now: 0.3 GiB
+        ("A3B", dict(lora_rank=16, precision="fp8", seq_length=4096, **ONE_ROW), 44.80, 0.05),
     ],
 )
 def test_the_estimate_was_near_the_peaks_of_real_runs_before_the_kernels(size, changes, peak, within):

@@ -93,27 +93,20 @@ def test_weights_share_memory_after_the_first_product_and_keep_their_values():
 @pytest.mark.parametrize("rank", [3, 8])
 def test_adapters_of_any_rank_take_bounds_on_the_device(rank):
     splits = [3, 0, 6, 2, 1]
-    matrices = [torch.randn(rank, HIDDEN) for _ in splits]
+    matrices = torch.randn(len(splits), rank, HIDDEN)
     x = torch.randn(sum(splits), HIDDEN)
-    expected = grouped(x, matrices, splits)
-    backwards = torch.cat(x.split(splits)[::-1])
-    ends = torch.tensor(splits[::-1]).cumsum(0, dtype=torch.int32)
-    torch.testing.assert_close(torch.cat(grouped(backwards, matrices, ends).split(splits[::-1])[::-1]), expected)
-
-
-def test_gradients_of_adapters_are_added_to_megatrons_buffers_in_place():
-    splits, rank = [3, 0, 6, 2], 8
-    matrices: list[Any] = [torch.nn.Parameter(torch.randn(rank, HIDDEN)) for _ in splits]
-    x, ends = torch.randn(sum(splits), HIDDEN), torch.tensor(splits).cumsum(0, dtype=torch.int32)
-    grouped(x, matrices[::-1], ends).square().sum().backward()
-    expected = [matrix.grad for matrix in matrices]
-    assert all(gradient is not None for gradient in expected)
-    for matrix in matrices:
-        matrix.grad, matrix.main_grad = None, torch.ones(rank, HIDDEN)
-    grouped(x, matrices[::-1], ends).square().sum().backward()
-    for matrix, gradient in zip(matrices, expected, strict=True):
-        torch.testing.assert_close(matrix.main_grad, gradient + 1)
-        assert matrix.grad_added_to_main_grad
+    weight = torch.randn(sum(splits), rank)
+    results = []
+    for bounds in (splits, torch.tensor(splits[::-1]).cumsum(0, dtype=torch.int32)):
+        reverse = isinstance(bounds, torch.Tensor)
+        rows, weights = x.clone().requires_grad_(), matrices.clone().requires_grad_()
+        given = torch.cat(rows.split(splits)[::-1]) if reverse else rows
+        out = grouped(given, weights, bounds)
+        out = torch.cat(out.split(splits[::-1])[::-1]) if reverse else out
+        (out * weight).sum().backward()
+        results.append((out, rows.grad, weights.grad))
+    for of_bounds, of_counts in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(of_bounds, of_counts)
 
 
 def test_weights_in_the_buffer_of_a_distributed_optimizer_stay_there():

@@ -17,7 +17,7 @@ from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from tests import tiny
 from tests.ranks import run_each, run_ranks
-from tests.training import runs, trainings
+from tests.training import runs, stacked_experts, trainings
 
 SHAPE = dict(layers=4, vision_layers=2, hidden=32, head_dim=8, deepstack=(0, 1))
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -204,6 +204,10 @@ def test_adapters_of_another_run_and_their_export_start_a_run_alike(bases, tmp_p
     expected = torch.from_numpy(run_ranks(1, trainings.adapted_logits, bases[kind], tmp_path / "run", lora, inputs)[0])
     assert torch.equal(made["run"], expected), "bitwise"
     assert torch.equal(made["peft"], expected), "the export has one A for query, key and value"
+    if kind == "experts":
+        for name, arguments in jobs.items():
+            stacked = run_ranks(1, stacked_experts.called, False, started, *arguments)[0]
+            torch.testing.assert_close(torch.from_numpy(stacked), expected, msg=name)
 
 
 def test_a_run_of_the_command_starts_from_it_and_resumes_without_it(tmp_path, tmp_path_factory, capsys):

@@ -1,8 +1,8 @@
 """Transformer Engine's Adam updates its parameters in parts: so many tensors, and so many elements, at once.
 
 Upstream: `step` hands all tensors of a parameter group to one call. Transformer Engine has room for 70,849 tensors (2.11), four or five of
-each parameter, and adapters of all experts of Qwen3-VL-30B-A3B are 24,576 parameters; their run ended with
-"Cannot allocate a new NVTETensor".
+each parameter. A run of 24,576 parameters, the adapters of all experts of Qwen3-VL-30B-A3B before those of a layer were one tensor, ended
+with "Cannot allocate a new NVTETensor"; the experts themselves are 12,288.
 Unnecessary from: unknown.
 """
 

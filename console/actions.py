@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from textual.binding import Binding, BindingType
 
+from qwen3vl_core.language import keyed
+
 
 class Action(NamedTuple):
     """One thing that a user can do."""
@@ -26,6 +28,16 @@ class Action(NamedTuple):
     display: str = ""
     """How the key is shown, if Textual's own way is unclear."""
     priority: bool = False
+
+    @property
+    def shown_label(self) -> str:
+        """The label in the user's language."""
+        return keyed(f"{self.id}.label", self.label)
+
+    @property
+    def shown_tooltip(self) -> str:
+        """The tooltip in the user's language."""
+        return keyed(f"{self.id}.tooltip", self.tooltip)
 
     @property
     def action(self) -> str:
@@ -56,7 +68,7 @@ def shown(keys: str) -> str:
 
 
 SCREENS = {"runs": "Runs", "launch": "Launch", "monitor": "Monitor", "compare": "Compare"}
-"""Mode -> title, in the order of the keys 1 to 4."""
+"""Mode -> title, in the order of the keys 1 to 4; shown by `tr`."""
 
 ACTIONS = (
     Action("app.runs", "1", "Runs", "All runs", "app", "show_screen('runs')", show=False),
@@ -72,6 +84,7 @@ ACTIONS = (
     ),
     Action("app.theme", "T", "theme", "Dark or light colours", "app", "toggle_theme", show=False, display="T"),
     Action("app.themes", "f10", "themes", "Choose among all colour themes", "app", "change_theme", show=False, display="f10"),
+    Action("app.language", "L", "language", "中文 or English", "app", show=False, display="L"),
     Action("app.settings", "comma", "settings", "Keys and theme: the settings file in your editor", "app", show=False, display=","),
     Action(
         "app.subcommand", "Y", "as command", "Copy the subcommand that is equivalent to the last action", "app", show=False, display="Y"
@@ -238,6 +251,9 @@ ACTIONS = (
     Action("compare.stop", "x", "stop", "Ask the run to stop", "compare", show=False),
     Action("compare.leave", "escape", "leave field", "Leave the field, so that letters are keys again", "compare"),
 )
+
+
+BY_ID = {action.id: action for action in ACTIONS}
 
 
 def actions_of(screen: str) -> list[Action]:

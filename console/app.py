@@ -19,9 +19,12 @@ from console.actions import ACTIONS, SCREENS, Action, bindings_of
 from console.console_base import ConsoleBase
 from console.terminal import prepare_terminal, terminal_is_gone
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.language import is_unclear, language, remember, tr, use
 from qwen3vl_core.locations import store_folder
 
 WARM_SECONDS = 0.3
+AGAIN = -1
+"""What the app returns to be shown anew, in another language."""
 TERMINAL_SECONDS = 2.0
 """Between two looks whether the terminal is still there."""
 # module and class of each screen: only the screen that is shown first is imported before the first frame
@@ -70,13 +73,32 @@ class ConsoleApp(ConsoleBase):
             self.exit()
 
     def action_start_page(self) -> None:
-        """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps."""
+        """The first page: the demo, a model, a recipe line, the doctor; in a workspace the loop's steps. Asks once for the language."""
         if self.screen.id != "welcome":
             from console.screens.welcome import WelcomeScreen  # late: not needed for the first frame of another screen
 
             while len(self.screen_stack) > 1:
                 self.pop_screen()
             self.push_screen(WelcomeScreen())
+        if self.ask_language:
+            self.ask_language = False
+            self.action_language()
+
+    def action_language(self) -> None:
+        """Choose the language of the console, which is shown anew."""
+        from console.screens.languages import PickLanguage
+
+        def chosen(name: str | None) -> None:
+            name = name or language()
+            if name != language() and self.edited_forms:
+                self.notify(tr("the form would be lost: start it, save its plan or reset it first"), severity="warning")
+                return
+            remember(name)
+            if name != language():
+                use(name)
+                self.exit(AGAIN)
+
+        self.push_screen(PickLanguage(), chosen)
 
     def action_doctor(self) -> None:
         """Check this machine."""
@@ -105,7 +127,7 @@ class ConsoleApp(ConsoleBase):
         if node.check_action(name, words):
             await node.run_action(action.action)
         else:
-            self.notify(f"{action.label}: not available now", severity="warning", markup=False)
+            self.notify(tr("{action}: not available now", action=action.shown_label), severity="warning", markup=False)
 
 
 def run(runs: Path, workspace: Path | None = None) -> int:
@@ -117,4 +139,10 @@ def run(runs: Path, workspace: Path | None = None) -> int:
         raise RequestError("the console needs a terminal; from a script use qwen3vl runs list")
     store_folder(runs)
     prepare_terminal()
-    return ConsoleApp(runs, workspace, greet=True, few_colours=Console().color_system == "standard").run() or EXIT_DONE
+    ask, few = is_unclear(), Console().color_system == "standard"
+    while True:
+        app = ConsoleApp(runs, workspace, greet=True, few_colours=few, ask_language=ask)
+        if (code := app.run()) != AGAIN:
+            return code or EXIT_DONE
+        # every text is another one: the screens are made anew, on the store that was shown
+        runs, workspace, ask = app.store_root, app.workspace_folder, False

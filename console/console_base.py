@@ -20,7 +20,7 @@ from textual.css.stylesheet import Stylesheet
 from textual.screen import Screen
 from textual.signal import Signal
 
-from console.actions import ACTIONS, SCREENS, actions_of, clashes, shown
+from console.actions import ACTIONS, BY_ID, SCREENS, actions_of, clashes, shown
 from console.colours import DARK, LIGHT, first_theme, remember_theme, with_own_colours
 from console.formatting import one_line
 from console.messages import GpusSeen, RunStarted, StoreSeen
@@ -29,6 +29,7 @@ from console.run_actions import number_of
 from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import settings_file
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ class _Sheet(Stylesheet):
 class ConsoleBase(StoreActions):
     """The console without its screens."""
 
-    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False, few_colours: bool = False) -> None:
+    def __init__(self, store_root: Path, workspace: Path | None = None, *, greet: bool = False, few_colours: bool = False,
+                 ask_language: bool = False) -> None:  # fmt: skip
         """store_root: folder of the runs, which need not exist. workspace: the demo's folder; fills the forms. greet: show the first
-        page when the store is empty. few_colours: the terminal has sixteen."""
+        page when the store is empty. few_colours: the terminal has sixteen. ask_language: ask for the language on the first page."""
         self.store_root = Path(store_root).expanduser().absolute()
         self.workspace_folder = Path(workspace).expanduser().absolute() if workspace is not None else None
         self.workspace: dict[str, Any] = {}
@@ -92,6 +94,7 @@ class ConsoleBase(StoreActions):
         self.gpus: tuple[GpuUse, ...] = ()
         """The GPUs that a run would get here, and who uses them."""
         self.greet = greet
+        self.ask_language = ask_language
         self._few_colours = few_colours
         self.demo_folder: Path | None = None
         """Where the first page creates the demo's workspace; None: where `qwen3vl demo` does."""
@@ -170,7 +173,7 @@ class ConsoleBase(StoreActions):
         try:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                actions = "".join(f"#  {a.id}: {a.key!r}  # {a.tooltip}\n" for a in ACTIONS)
+                actions = "".join(f"#  {a.id}: {a.key!r}  # {a.shown_tooltip}\n" for a in ACTIONS)
                 file.write_text(TEMPLATE.format(themes=", ".join(self.available_themes), actions=actions), encoding="utf-8")
             edit(self, file)
         except (OSError, RequestError) as error:
@@ -339,10 +342,14 @@ class ConsoleBase(StoreActions):
     def action_toggle_theme(self) -> None:
         self.theme = LIGHT if self.current_theme.dark else DARK
 
+    @property
+    def edited_forms(self) -> list[Screen[Any]]:
+        """Screens with input in a form that is nowhere else."""
+        return [screen for stack in self._screen_stacks.values() for screen in stack if getattr(screen, "edited", False)]
+
     async def action_quit(self) -> None:
         """Leave the console; live runs keep running, which the last line says. Asks if a form would be lost."""
-        forms = [screen for stack in self._screen_stacks.values() for screen in stack if getattr(screen, "edited", False)]
-        if forms and not self._asked_to_leave:
+        if self.edited_forms and not self._asked_to_leave:
             self._asked_to_leave = True
             words = "What is written in the form is lost. In Launch s saves a plan, y copies the command."
 
@@ -390,8 +397,9 @@ class ConsoleBase(StoreActions):
                 if action.id == "app.palette" or action.action == "leave":
                     continue
                 node = self if scope == "app" else screen
-                title = f"{SCREENS[scope]}: {action.label}" if scope in SCREENS else action.label.capitalize()
-                yield SystemCommand(title, f"{action.tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
+                label = action.shown_label
+                title = f"{tr(SCREENS[scope])}: {label}" if scope in SCREENS else label.capitalize()
+                yield SystemCommand(title, f"{action.shown_tooltip} ({self.key_of(action.id)})", partial(node.run_action, action.action))
 
     def get_css_variables(self) -> dict[str, str]:
         """The theme's colours and the console's own."""
@@ -406,11 +414,11 @@ class ConsoleBase(StoreActions):
         """The key of an action as it is shown, taking the user's settings into account."""
         if action in self.keys:
             return shown(self.keys[action])
-        return next(a for a in ACTIONS if a.id == action).keys
+        return BY_ID[action].keys
 
     def pressed(self, action: str) -> str:
         """Textual's name of the first key of an action."""
-        return (self.keys.get(action) or next(a for a in ACTIONS if a.id == action).key).split(",")[0]
+        return (self.keys.get(action) or BY_ID[action].key).split(",")[0]
 
     def colour(self, name: str) -> str:
         """The colour of a theme variable, in Rich's syntax."""

@@ -40,7 +40,25 @@ def sparkline(values: Iterable[float], width: int) -> str:
 def one_line(text: object, width: int = 300) -> str:
     """Printable text on one line, cut with an ellipsis."""
     line = " ".join(printable(text).split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    if len(line) * 2 <= width or (line.isascii() and len(line) <= width):
+        return line
+    return cut(line, width)
+
+
+def cut(line: str, width: int) -> str:
+    """Text in at most `width` cells, of which a Chinese character takes two; a longer one ends with an ellipsis."""
+    if line.isascii():
+        return line if len(line) <= width else line[: width - 1] + "…"
+    from rich.cells import cell_len, set_cell_size  # late: few lines need it
+
+    return line if cell_len(line) <= width else set_cell_size(line, max(width - 1, 0)).rstrip() + "…"
+
+
+def padded(text: str, width: int) -> str:
+    """Text with blanks up to `width` cells."""
+    from rich.cells import cell_len
+
+    return text + " " * (width - cell_len(text))
 
 
 def plain_json(value: Any) -> Any:

@@ -10,6 +10,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from console.actions import SCREENS, actions_of
 from console.formatting import GLYPHS, one_line
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
@@ -54,8 +55,8 @@ class ConsoleProvider(Provider):
                 continue
             for action in {action.action: action for action in reversed(actions_of(mode))}.values():
                 if action.action != "leave":
-                    about = f"{action.tooltip} ({app.key_of(action.id)})"
-                    yield f"{title}: {action.label}", about, partial(app.act_on, mode, action.action)
+                    about = f"{action.shown_tooltip} ({app.key_of(action.id)})"
+                    yield f"{tr(title)}: {action.shown_label}", about, partial(app.act_on, mode, action.action)
 
     def _options(self) -> Iterator[tuple[str, str, Callable[[], Any]]]:
         """Of the forms in Launch, in the order of the kinds."""

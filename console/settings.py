@@ -2,6 +2,7 @@
 
 # ~/.qwen3vl/settings.yaml, or the file that QWEN3VL_SETTINGS names
 theme: nord
+language: zh            # or en; QWEN3VL_LANG has precedence
 bell: off               # no bell and no notification of the terminal when a run that you follow ends
 notify: [env:MY_ROBOT]  # as --notify and --notify-command, for every finetune without its own
 keys:
@@ -22,6 +23,7 @@ from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
 from qwen3vl_core.formats import one_clear_line
+from qwen3vl_core.language import ENGLISH, LANGUAGES
 from qwen3vl_core.locations import DEFAULT_SETTINGS, settings_file
 from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
@@ -30,6 +32,9 @@ TEMPLATE = """\
 
 # one of {themes}
 # theme: nord
+
+# 中文: zh, English: en
+# language: zh
 
 # no bell and no notification of the terminal when a run that you follow ends
 # bell: off
@@ -40,7 +45,7 @@ TEMPLATE = """\
 
 # keys:
 {actions}"""
-NAMES = ("theme", "keys", "bell", "notify", "notify_command")
+NAMES = ("theme", "keys", "language", "bell", "notify", "notify_command")
 _NAMED = {
     "?": "question_mark", "/": "slash", "+": "plus", "-": "minus", "=": "equals_sign", ".": "full_stop", ":": "colon", ";": "semicolon",
     "esc": "escape", "return": "enter", "del": "delete", "pgup": "pageup", "pgdn": "pagedown", "<": "less_than_sign",
@@ -122,6 +127,8 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
             problems.append(f"{file}: keys: {action}: must be a key, as in X, ctrl+x or f5")
         else:
             keys[action] = key_names(str(value))
+    if (named := content.get("language", ENGLISH)) not in tuple(LANGUAGES):
+        problems.append(f"{file}: language: {named}: must be one of {', '.join(LANGUAGES)}")
     bell = content.get("bell", True)
     if not isinstance(bell, bool):
         problems.append(f"{file}: bell: must be on or off")

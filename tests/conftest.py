@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")):
     # Triton, which Megatron imports, reads it when it is imported; without it kernels could not be tested on a CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# whatever the locale: what the tests read is English
+os.environ["QWEN3VL_LANG"] = "en"
 # bytecode of the commands that tests start is cached, as for a user
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

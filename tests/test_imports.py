@@ -97,7 +97,7 @@ def test_the_first_frame_waits_for_no_heavy_import(code):
 LATER = (
     "numpy", "PIL", "ssl", "yaml", "json", "ctypes", "webbrowser", "qwen3vl_core.addresses", "qwen3vl_core.files", "qwen3vl_core.options",
     "console.settings", "console.runs.launch", "console.runs.state", "console.runs.store", "console.readers.store_watcher",
-    "console.screens.dialog", "console.screens.monitor",
+    "console.screens.dialog", "console.screens.monitor", "qwen3vl_core.chinese",
 )  # fmt: skip
 """What is imported when it is first used, which is after the first frame."""
 

@@ -14,6 +14,7 @@ from textual.widgets.option_list import Option
 
 from console.actions import SCREENS, Action, actions_of, shown
 from console.screens.dialog import Dialog
+from qwen3vl_core.language import tr
 
 WIDTH = 104
 """Width of the help in columns."""
@@ -40,26 +41,26 @@ class KeysHelp(Dialog[str | None]):
             return Option(content, disabled=True)
 
         if self.pane:
-            yield words(Content("This pane").stylize("bold"))
-            yield words(self.pane)
+            yield words(Content(tr("This pane")).stylize("bold"))
+            yield words(tr(self.pane))
             yield words("")
         room = min(WIDTH, self.app.size.width * 9 // 10) - 8
         for scope in (self.about, "app"):
-            yield words(Content(TITLES.get(scope, scope)).stylize("bold"))
+            yield words(Content(tr(TITLES.get(scope, scope))).stylize("bold"))
             for action in actions_of(scope):
                 yield Option(self._line(action, room), id=action.id)
             yield words("")
-        yield words(Content(NOTE).stylize("$text-muted"))
+        yield words(Content(tr(NOTE)).stylize("$text-muted"))
 
     def _line(self, action: Action, room: int) -> Content:
         keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys
-        line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.tooltip}")
+        line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.shown_tooltip}")
         fill = room - line.cell_length - len(action.id)
         return line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 else line
 
     def on_mount(self) -> None:
-        self.query_one(".keys").border_title = "Keys"
-        self.query_one(".keys").border_subtitle = "enter or a click runs it, esc closes"
+        self.query_one(".keys").border_title = tr("Keys")
+        self.query_one(".keys").border_subtitle = tr("enter or a click runs it, esc closes")
         self.query_one(OptionList).focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

@@ -12,8 +12,9 @@ from textual.screen import Screen
 from textual.style import Style
 from textual.widget import Widget
 
-from console.actions import SCREENS
+from console.actions import BY_ID, SCREENS
 from console.formatting import BLOCKS, short_path
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
@@ -58,12 +59,12 @@ class TopBar(Widget):
         tabs = []
         for key, (mode, title) in enumerate(SCREENS.items(), 1):
             style = "$background on $primary bold" if mode == self.current else "$foreground"
-            tabs.append(Content(f"{pad}{key} {title}{pad}").stylize(style).stylize(Style.from_meta({"screen": mode})))
+            tabs.append(Content(f"{pad}{key} {tr(title)}{pad}").stylize(style).stylize(Style.from_meta({"screen": mode})))
         left = Content(" ").join(tabs)
         right = Content("")
         if self.store is not None:
             style = "$text-primary bold" if self.alive else "$muted"
-            right = Content(f"{'●' if self.alive else '○'} {self.alive} live ").stylize(style)
+            right = Content(f"{'●' if self.alive else '○'} {tr('{count} live', count=self.alive)} ").stylize(style)
         name = Content(" qwen3vl  ").stylize("$muted").stylize(Style.from_meta({"screen": "start"})) if width >= WIDE else Content(" ")
         room = width - name.cell_length - left.cell_length - right.cell_length
         if self.app.gpus and room > len(self.app.gpus) + 6:
@@ -127,7 +128,8 @@ class KeyBar(Widget):
                 continue
             show = binding.show or (binding.id in IN_FIELDS and self._types(focused))
             if show and active.enabled and binding.description and not typed:
-                keys.setdefault(binding.action, (self.app.get_key_display(binding), binding.description, binding.key))
+                label = BY_ID[binding.id].shown_label if binding.id in BY_ID else tr(binding.description)
+                keys.setdefault(binding.action, (self.app.get_key_display(binding), label, binding.key))
         return list(keys.values())
 
     @staticmethod
@@ -159,8 +161,8 @@ class KeyBar(Widget):
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """The tooltip of the key under the pointer."""
         key = event.style.meta.get("key", "")
-        tips = {active.binding.key: active.tooltip or active.binding.tooltip for active in self.screen.active_bindings.values()}
-        self.tooltip = tips.get(key) or None
+        bindings = [active.binding for active in self.screen.active_bindings.values() if active.binding.key == key]
+        self.tooltip = next((BY_ID[binding.id].shown_tooltip for binding in bindings if binding.id in BY_ID), None)
 
     def on_click(self, event: events.Click) -> None:
         if (key := event.style.meta.get("key")) is not None:

@@ -1,0 +1,18 @@
+"""The Chinese catalogue: plain tables, English text (or a stable key) -> Chinese. Imported only where Chinese is spoken.
+
+A text keeps the placeholders of the English one, its keys and flags. `tests/test_chinese.py` finds what is missing here.
+"""
+
+from __future__ import annotations
+
+from qwen3vl_core.chinese.actions import ACTIONS
+from qwen3vl_core.chinese.screens import SCREENS
+
+
+def texts() -> dict[str, str]:
+    """Every text that is found by its English one."""
+    named = {f"{name}.{part}": text for name, words in ACTIONS.items() for part, text in zip(("label", "tooltip"), words, strict=True)}
+    return {**SCREENS, **named}
+
+
+__all__ = ["ACTIONS", "texts"]

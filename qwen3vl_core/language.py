@@ -1,0 +1,104 @@
+"""The language of what people read: English, or Chinese from the catalogue in `qwen3vl_core/chinese`.
+
+`QWEN3VL_LANG` decides, else `language:` of the console's settings, else what was chosen on the first page, else the locale. JSON, records
+of runs and their logs are English whatever it is. The first frame imports this module, and the catalogue only in Chinese.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+from qwen3vl_core.locations import settings_file
+
+VARIABLE = "QWEN3VL_LANG"
+ENGLISH, CHINESE = "en", "zh"
+LANGUAGES = {ENGLISH: "English", CHINESE: "中文"}
+_LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
+_SETTING = re.compile(r"^language:[ \t]*[\"']?([A-Za-z_-]+)", re.MULTILINE)
+
+_language = ""
+_texts: Mapping[str, str] = {}
+
+
+def language() -> str:
+    """`en` or `zh`; decided when it is first asked for."""
+    if not _language:
+        use(wanted() or (CHINESE if _is_chinese(_locale()) else ENGLISH))
+    return _language
+
+
+def use(name: str) -> None:
+    """Speak this language from now on."""
+    global _language, _texts
+    _language = name
+    _texts = importlib.import_module("qwen3vl_core.chinese").texts() if name == CHINESE else {}
+
+
+def wanted() -> str | None:
+    """The language that the user has named: by the variable, in the settings, or on the first page; None where nothing is said."""
+    named = os.environ.get(VARIABLE) or _setting() or _remembered()
+    if not named:
+        return None
+    return CHINESE if _is_chinese(named) else ENGLISH
+
+
+def is_unclear() -> bool:
+    """Whether to ask: nothing is said, and the locale is Chinese or none."""
+    locale = _locale().partition(".")[0]
+    return wanted() is None and (locale in ("", "C", "POSIX") or _is_chinese(locale))
+
+
+def remember(name: str) -> None:
+    """Begin with this language the next time; the variable and the settings have precedence."""
+    with contextlib.suppress(OSError):  # then it is asked again
+        file = settings_file().with_suffix(".language")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name + "\n", encoding="utf-8")
+
+
+def tr(text: str, /, **values: object) -> str:
+    """A text in the user's language; `values` fill its placeholders. A text that the catalogue lacks stays English."""
+    if not _language:
+        language()
+    text = _texts.get(text, text)
+    return text.format_map(values) if values else text
+
+
+def keyed(key: str, text: str) -> str:
+    """The text that the catalogue has under a stable key, else this English one."""
+    if not _language:
+        language()
+    return _texts.get(key, text)
+
+
+def _locale() -> str:
+    return next((value for name in _LOCALE if (value := os.environ.get(name))), "")
+
+
+def _is_chinese(name: str) -> bool:
+    """Whether a locale's name is Chinese, and the terminal can show it: `zh`, `zh_CN.UTF-8`."""
+    if not name.lower().startswith("zh"):
+        return False
+    with contextlib.suppress(LookupError, UnicodeEncodeError, TypeError):
+        LANGUAGES[CHINESE].encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+        return True
+    return False
+
+
+def _setting() -> str:
+    """Of the settings file, which is YAML: the one line, as a command must not wait for a reader of YAML. Their reader names mistakes."""
+    with contextlib.suppress(OSError, ValueError), open(settings_file(), encoding="utf-8") as file:
+        found = _SETTING.search(file.read(1 << 16))
+        return found[1] if found else ""
+    return ""
+
+
+def _remembered() -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return settings_file().with_suffix(".language").read_text(encoding="utf-8")[:16].strip()
+    return ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qwen3vl_core.colour import paint
@@ -46,6 +48,7 @@ class Parser(argparse.ArgumentParser):
         kwargs["exit_on_error"] = False
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
+        self.register("type", Path, _path)
         if self.epilog is None:
             self.epilog = epilog(self.prog.removeprefix("qwen3vl").strip())
         self.collect = collect
@@ -117,6 +120,13 @@ def _problem(code: str, **rule: Any) -> Problem:
 def read_problems(values: dict[str, Any]) -> list[Problem]:
     """Take the problems of a parsed command line out of its values."""
     return values.pop(PROBLEMS, [])
+
+
+def _path(word: str) -> Path:
+    """A path whose ~ or ~USER can be expanded."""
+    if word.startswith("~") and os.path.expanduser(word) == word:
+        raise argparse.ArgumentTypeError(f"{word}: there is no user {word.partition('/')[0][1:]} here; write ./~… for a name")
+    return Path(word)
 
 
 def port(word: str) -> int:

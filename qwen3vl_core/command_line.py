@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_plan_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
+        type=Path,
         metavar="FILE",
         dest="plan_file",
         default=None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.formats import quantity
+from qwen3vl_core.formats import printable, quantity
 
 UNFINISHED = ".tmp"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -177,6 +177,43 @@ def check_target(target: Path, *, overwrite: bool, what: str) -> None:
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RequestError(f"{target}: {parent} cannot be written to; choose another folder for the {what}")
+
+
+def check_output_file(option: str, name: str | None) -> Path | None:
+    """The absolute path of a file that a command writes at its end, for a check before its work. None for no name.
+
+    option: its flag, for the message. Raises RequestError when the path is a folder, or no file can be written there.
+    """
+    if name is None:
+        return None
+    path = Path(name).expanduser().absolute()
+    try:
+        if path.is_dir():
+            raise RequestError(f"{option} {name}: a folder; give a file in it")
+        if not path.parent.is_dir():
+            raise RequestError(f"{option} {name}: {path.parent} is not a folder; create it first, or choose another folder")
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+        if len(os.fsencode(path.name + UNFINISHED)) > longest:
+            raise RequestError(f"{option} {name[:40]}…: a name has at most {longest - len(UNFINISHED)} bytes here; choose a shorter one")
+        import tempfile  # late: the first frame of the console needs this module
+
+        # permissions do not tell it to root, or on a file system of another machine
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = printable(error.strerror or str(error))
+        raise RequestError(f"{option} {name}: {path.parent} cannot be written to ({reason}); choose another folder") from None
+    return path
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write such a file atomically. Raises WorkError when it cannot be written."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        reason = "the disk is full" if disk_full(error) else error.strerror or error
+        raise WorkError(
+            f"{path}: cannot be written ({reason}); free some space or choose another folder, and run the command again"
+        ) from error
 
 
 def need_space(target: Path, size: int, what: str) -> None:

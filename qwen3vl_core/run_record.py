@@ -339,8 +339,11 @@ def is_number(value: Any) -> bool:
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float; None if it is not a number, NaN or infinite."""
-    return float(value) if is_number(value) and math.isfinite(value) else None
+    """The value as a float; None if it is not a number, NaN, infinite, or a whole number larger than any float."""
+    try:
+        return float(value) if is_number(value) and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def version_problem(record: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json
 
-from console.runs.tail import FileFollower
+from console.runs.tail import FileFollower, parsed
 from qwen3vl_core import limits
 from qwen3vl_core.run_record import ROW_FIELDS
 
@@ -88,7 +87,7 @@ def _columns_of_rows(block: bytes, kind: str) -> dict[str, np.ndarray]:
     columns: dict[str, list[float]] = {}
     for line in block.split(b"\n"):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except (ValueError, RecursionError):
             continue
         step = row.get(STEP) if isinstance(row, dict) and row.get("kind") == kind else None

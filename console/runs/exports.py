@@ -11,6 +11,7 @@ from qwen3vl_core.caption import report
 from qwen3vl_core.caption.comparison import Comparison
 from qwen3vl_core.caption.data_uri import PageFit, file_picture
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import check_output_file, write_output
 from qwen3vl_core.run_record import CAPTIONS_DATA, CAPTIONS_PAGE
 
 
@@ -31,13 +32,13 @@ def export(run: Run, html: Path | None = None, json: Path | None = None) -> list
     """
     if html is None and json is None:
         html, json = run.path / CAPTIONS_PAGE, run.path / CAPTIONS_DATA
-    page, data = report.check_file("--html", str(html) if html else None), report.check_file("--json", str(json) if json else None)
+    page, data = check_output_file("--html", str(html) if html else None), check_output_file("--json", str(json) if json else None)
     comparison = comparison_of(run)
     if page:
         fit = PageFit(len(comparison.samples))
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created))
         addresses = (fit.uri(file_picture(sample.image, fit.side)) for sample in comparison.samples)
-        report.save(page, report.to_html(comparison, addresses, f"run {run.id} · {when}"))
+        write_output(page, report.to_html(comparison, addresses, f"run {run.id} · {when}"))
     if data:
-        report.save(data, report.to_json(comparison))
+        write_output(data, report.to_json(comparison))
     return [path for path in (page, data) if path]

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from console.runs.tail import parsed
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular, write_text
@@ -62,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
         try:
             with open_regular(path) as file:
                 data = file.read(limits.RUN_JSON + 1)
-            value = json.loads(data) if len(data) <= limits.RUN_JSON else None
+            value = parsed(data) if len(data) <= limits.RUN_JSON else None
         except OSError as error:
             if error.errno == errno.ESTALE:  # network storage: replaced between open and read
                 continue

@@ -116,9 +116,22 @@ class JsonlTail:
         return rows
 
 
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+
+
+def parsed(text: bytes) -> Any:
+    """The value of a row or file of a run. A whole number that is larger than any float is infinite, as all readers calculate with floats.
+    Raises ValueError, RecursionError."""
+    return _DECODER.decode(str(text, "utf-8"))
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = parsed(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -31,7 +31,7 @@ from qwen3vl_core.checkpoint.load import load
 from qwen3vl_core.data.errors import listed
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import only_writer
+from qwen3vl_core.files import check_output_file, only_writer, write_output
 from qwen3vl_core.formats import printable
 from qwen3vl_core.options import CompareOptions, check_options
 from qwen3vl_core.progress import Progress
@@ -187,8 +187,8 @@ def run(options: CompareOptions) -> None:
     Raises RequestError for invalid pictures, models or report paths, WorkError when a model fails to generate.
     """
     to_stdout = options.json == "-"
-    json_file = None if to_stdout else report.check_file("--json", options.json)
-    html_file = report.check_file("--html", options.html)
+    json_file = None if to_stdout else check_output_file("--json", options.json)
+    html_file = check_output_file("--html", options.html)
     if json_file and json_file == html_file:
         raise RequestError(f"--json {options.json}: the same file as --html; choose another file")
     with contextlib.ExitStack() as stack:
@@ -218,9 +218,9 @@ def _report(
         sys.stdout.write(terminal.table(comparison, width=shutil.get_terminal_size((100, 24)).columns, colour=colour, show=options.show))
     sys.stdout.flush()
     if json_file:
-        report.save(json_file, report.to_json(comparison))
+        write_output(json_file, report.to_json(comparison))
     if html_file:
         fit, when = PageFit(len(pictures)), time.strftime("%Y-%m-%d %H:%M")
-        report.save(html_file, report.to_html(comparison, (fit.uri(picture.open()) for picture in pictures), when))
+        write_output(html_file, report.to_html(comparison, (fit.uri(picture.open()) for picture in pictures), when))
     for path in filter(None, (json_file, html_file)):
         print(f"wrote {shown(path)}", file=sys.stderr)

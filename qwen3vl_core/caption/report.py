@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -16,8 +14,6 @@ from qwen3vl_core.caption.comparison import SAME, Comparison, ReportCaption, Rep
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import repetition
 from qwen3vl_core.caption.word_diff import difference, mark_differences
-from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import disk_full, write_text
 from qwen3vl_core.formats import printable
 
 VERSION = 1
@@ -188,26 +184,3 @@ def to_html(comparison: Comparison, pictures: Iterable[str], about: str = "") ->
         legend=_legend(articles, first, others),
         samples="\n".join(articles),
     )  # fmt: skip
-
-
-def check_file(option: str, name: str | None) -> Path | None:
-    """The path of a report to write. Raises RequestError when it is a folder, or its folder is missing or not writable."""
-    if name is None:
-        return None
-    path = Path(name).expanduser().absolute()
-    if path.is_dir():
-        raise RequestError(f"{option} {name}: a folder; give a file in it")
-    if not path.parent.is_dir():
-        raise RequestError(f"{option} {name}: {path.parent} is not a folder; create it first, or choose another folder")
-    if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"{option} {name}: {path.parent} cannot be written to; choose another folder")
-    return path
-
-
-def save(path: Path, text: str) -> None:
-    """Write a report atomically. Raises WorkError when it cannot be written."""
-    try:
-        write_text(path, text)
-    except OSError as error:
-        reason = "the disk is full" if disk_full(error) else error.strerror
-        raise WorkError(f"{path}: cannot be written ({reason}); free some space or choose another folder, and compare again") from error

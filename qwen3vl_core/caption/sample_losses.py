@@ -25,7 +25,7 @@ from qwen3vl_core.data.processor import ChatProcessor
 from qwen3vl_core.data.sample_encoder import SampleEncoder
 from qwen3vl_core.data.storage import local, place_of
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import write_text
+from qwen3vl_core.files import check_output_file, write_output
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.progress import Progress
 from qwen3vl_core.structure.micro_batch import IGNORED
@@ -63,17 +63,17 @@ def run(options: InspectOptions) -> None:
     """
     if options.losses is None or options.model is None:
         raise RequestError("--losses: needs --model; give the checkpoint under which the losses are")
-    file = Path(options.losses).expanduser()
+    file = Path(options.losses).expanduser().absolute()
+    check_output_file("--losses", options.losses)
+    check_output_file("--json", options.json)
+    check_output_file("--html", options.html)
     source = open_source(options.model, option="--model")
     source.check()
     processor = ChatProcessor.from_pretrained(source.side, limits_of(options))
     images = None if options.images is None else local(options.images, "--images")
     opened = open_samples(place_of(options.path), options.split, images, options.columns)
     rows = sorted(measured(build_filled(source), processor, opened, options), key=lambda row: row.rank)
-    try:
-        write_text(file, "".join(json.dumps(row.__dict__) + "\n" for row in rows))
-    except OSError as error:
-        raise RequestError(f"--losses {options.losses}: {error.strerror}; choose another place") from None
+    write_output(file, "".join(json.dumps(row.__dict__) + "\n" for row in rows))
     losses = [row.loss for row in rows if row.loss is not None]
     if not losses:
         raise WorkError(f"{options.path}: no sample can be used ({rows[0].problem if rows else 'it is empty'}); {file} names each")

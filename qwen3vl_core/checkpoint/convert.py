@@ -27,7 +27,7 @@ from qwen3vl_core.checkpoint.torch_dist_writer import Box, RegionWriter
 from qwen3vl_core.checkpoint.verify import compare, forward_parity
 from qwen3vl_core.dtypes import DTYPES
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import atomic_folder, check_target, need_space, write_text
+from qwen3vl_core.files import atomic_folder, check_output_file, check_target, need_space, write_output
 from qwen3vl_core.formats import duration, printable, quantity
 from qwen3vl_core.options import ConvertOptions
 from qwen3vl_core.progress import Progress
@@ -211,8 +211,7 @@ def holds_checkpoint(folder: Path) -> bool:
 def run(options: ConvertOptions) -> None:
     """Convert. Raises RequestError for what cannot be converted, WorkError for what fails during the work."""
     target = Path(options.target).expanduser()
-    if options.report and not (parent := Path(options.report).expanduser().absolute().parent).is_dir():
-        raise RequestError(f"--report {options.report}: {parent} is not a folder; create it first")
+    report_file = check_output_file("--report", options.report)
     _check_device(options)
     source = open_source(options.source, options.hf, base=options.base)
     merged = source if isinstance(source, MergedSource) else None
@@ -229,7 +228,7 @@ def run(options: ConvertOptions) -> None:
         raise RequestError(f"{target}: the source is in it; choose another folder")
     source.check()
     if adapted and options.adapter:
-        _export_adapter(adapted, options, target)
+        _export_adapter(adapted, options, target, report_file)
         return
     to_megatron = source.kind == "hf"
     layout = Layout.named(options.layout) if to_megatron else source.layout
@@ -256,7 +255,7 @@ def run(options: ConvertOptions) -> None:
             report.forward = forward_parity(source, converted, caster.dtype)
         for written_to in (folder / RELEASE, folder) if to_megatron else (folder,):
             file_digests.add(written_to)
-    _report(report, options.report)
+    _report(report, report_file)
 
 
 def _check_device(options: ConvertOptions) -> None:
@@ -270,14 +269,14 @@ def _check_device(options: ConvertOptions) -> None:
         raise RequestError(f"--device {options.device}: torch finds no CUDA GPU here; leave it out, the CPU writes the same bytes")
 
 
-def _report(report: ConversionReport, file: str | None) -> None:
+def _report(report: ConversionReport, file: Path | None) -> None:
     if file:
-        write_text(Path(file).expanduser(), report.as_json())
+        write_output(file, report.as_json())
     for name, value in report.rows():
         print(printable(f"{name:10s} {value}"))
 
 
-def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path) -> None:
+def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path, report_file: Path | None) -> None:
     """`--adapter`: write only the adapters, as a PEFT adapter."""
     if options.verify:
         raise RequestError("--verify: compares whole models; leave it out with --adapter")
@@ -295,4 +294,4 @@ def _export_adapter(source: AdaptedSource, options: ConvertOptions, target: Path
     report.adapters = source.summary() | {"base": base}
     report.tensors, report.bytes = len(tensors), sum(tensor.nbytes for tensor in tensors.values())
     report.dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
-    _report(report, options.report)
+    _report(report, report_file)

@@ -22,7 +22,7 @@ from qwen3vl_core.checkpoint.peft_source import peft_targets
 from qwen3vl_core.checkpoint.saved_arguments import read_arguments
 from qwen3vl_core.checkpoint.source import open_source
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import read_small, write_text
+from qwen3vl_core.files import check_output_file, read_small, write_output
 from qwen3vl_core.formats import printable, quantity
 from qwen3vl_core.options import InspectOptions
 from qwen3vl_core.peft_folder import WEIGHTS, is_peft_folder, read_config
@@ -316,9 +316,10 @@ def inspect(path: Path, base: str | None = None) -> InspectReport:
 def run(options: InspectOptions) -> None:
     """Print what a path holds. Raises RequestError for an unknown kind of path, WorkError when it has problems."""
     path = Path(options.path).expanduser()
+    file = check_output_file("--json", options.json)
     report = inspect(path, options.base)
-    if options.json:
-        write_text(Path(options.json).expanduser(), json.dumps({"v": 1} | asdict(report), indent=2) + "\n")
+    if file:
+        write_output(file, json.dumps({"v": 1} | asdict(report), indent=2) + "\n")
     print(printable("\n".join(report.rows())))
     if report.problems:
         count = len(report.problems)

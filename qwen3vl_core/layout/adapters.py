@@ -55,7 +55,7 @@ class Adapters:
                 int(values["rank"]), float(values["alpha"]), tuple(map(str, values["targets"])), tuple(map(str, values["parts"])),
                 float(values["dropout"]), int(values["seed"]),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise RequestError(f"{file}: does not describe its adapters; copy the checkpoint again") from None
         if adapters.rank < 1:
             raise RequestError(f"{file}: adapters of rank {adapters.rank}; copy the checkpoint again")

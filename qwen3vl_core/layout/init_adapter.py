@@ -82,7 +82,7 @@ def settings_of(path: str) -> AdapterSettings:
     try:
         rank, alpha = int(note["rank"]), float(note["alpha"])
         targets, parts = tuple(map(str, note["targets"])), tuple(map(str, note["parts"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise RequestError(Problem("no-adapter", "init_adapter", path)) from None
     return AdapterSettings(rank, alpha, targets, parts, str(note.get("base") or ""), rank, alpha)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen3vl_core import notify
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
+from qwen3vl_core.files import check_output_file
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
 from qwen3vl_core.layout import launch_scripts
 from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, faster_with_less, gpus_needed, presets, suggest
@@ -155,6 +156,7 @@ def run(options: FinetuneOptions, plan: PlanOptions, problems: Sequence[Problem]
         # a size that was refused was given
         named = any(problem.option in ("size", "load") for problem in problems)
         raise RequestError(*problems, *(() if named else (Problem("model-unknown"),)), *option_problems(options))
+    check_output_file("--save", plan.save)
     verdict = judge(options, plan, problems=problems, cluster=False)
     if plan.emit:
         print(script(verdict, plan), end="")

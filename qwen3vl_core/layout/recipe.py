@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from qwen3vl_core.files import check_output_file
 from qwen3vl_core.formats import GIB, duration
 from qwen3vl_core.layout import conversion_recipe
 from qwen3vl_core.layout.parameters import published
@@ -285,6 +286,7 @@ def run(values: list[str], options: RecipeOptions) -> int:
     """Print the report. Returns the exit code: 0: valid; 2: it has problems. Raises WorkError when the plan cannot be saved."""
     if len(values) in conversion_recipe.COUNTS:
         return _run_conversion(values, options)
+    check_output_file("--save", options.save)
     recipe = read(values, gpus=options.gpus)
     valid = not recipe.problems
     if options.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,7 +224,12 @@ def architecture_of(load: str) -> Architecture:
 
 
 def data_problems(options: FinetuneOptions) -> Iterator[Problem]:
-    """Problems of the data folders."""
+    """Problems of the data folders, and of the mirror's."""
+    if options.mirror and not is_url(options.mirror):
+        mirror = Path(options.mirror).expanduser().absolute()
+        nearest = next(folder for folder in (mirror, *mirror.parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            yield Problem("mirror-not-writable", "mirror", options.mirror, {"folder": str(nearest)})
     for name, data in (("train_data", options.train_data), ("valid_data", options.valid_data)):
         if not data or is_url(data):
             # remote data is checked when the run opens it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import shlex
 import types
 import typing
@@ -77,6 +78,8 @@ class Option:
         """The rule of this option alone that a value breaks, with the nearest valid value."""
         if value is None:
             return None
+        if self.path and str(value).startswith("~") and os.path.expanduser(value) == value:
+            return self.problem("no-such-user", value, {"user": str(value).partition("/")[0][1:]})
         if self.choices and value not in self.choices:
             near = close_to(str(value), self.choices)
             return self.problem("not-a-choice", value, {"choices": list(self.choices)}, *([{self.name: near}] if near else []))

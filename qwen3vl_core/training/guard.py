@@ -112,7 +112,8 @@ class Guard:
         losses, bad = (state.get("losses"), state.get("bad")) if isinstance(state, dict) else (None, None)
         if (
             not isinstance(losses, list)
-            or not all(type(x) in (int, float) for x in losses)
+            # a number of JSON may be larger than a float
+            or not all(type(x) is float or (type(x) is int and abs(x) < 1 << 53) for x in losses)
             or type(bad) is not int
             or not 0 <= bad < 1 << 31
         ):

@@ -46,10 +46,14 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def one_line(capsys) -> str:
-    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qwen3vl: ")]
+def one_line_of(text: str) -> str:
+    err = [line for line in text.splitlines() if line.startswith("qwen3vl: ")]
     assert len(err) == 1
     return err[0]
+
+
+def one_line(capsys) -> str:
+    return one_line_of(capsys.readouterr().err)
 
 
 class Evil:
@@ -217,10 +221,42 @@ def test_device_cuda_is_refused_without_a_gpu_or_a_cast(tmp_path, monkeypatch, c
     assert line in err and err.count("\n") == 1 and not (tmp_path / "target").exists()
 
 
-def test_an_unwritable_report_is_reported_before_the_conversion(tmp_path):
-    with pytest.raises(RequestError, match=r"--report .*: .* is not a folder; create it first"):
-        run(DEMO, tmp_path / "mcore", report=str(tmp_path / "nowhere" / "report.json"))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", DEMO, "target", "--report"],
+        ["inspect", DEMO, "--json"],
+        ["inspect", "records.jsonl", "--json"],
+        ["inspect", "records.jsonl", "--html"],
+        ["inspect", "records.jsonl", "--model", DEMO, "--losses"],
+        ["compare", "--base", DEMO, "--tuned", DEMO, "--images", ".", "--json"],
+        ["plan", "--size", "4B", "--gpus", "8", "--save"],
+        ["recipe", "--save"],
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    for place, line in (
+        ("nowhere/a.json", "nowhere is not a folder; create it first"),
+        ("records.jsonl/a.json", "records.jsonl is not a folder; create it first"),
+        (".", ": a folder; give a file in it"),
+        ("/proc/a.json", "/proc cannot be written to (No such file or directory); choose another folder"),
+        ("a" * 253, ": a name has at most 251 bytes here; choose a shorter one"),
+    ):
+        assert main([*map(str, words), place]) == 2
+        printed = capsys.readouterr()
+        assert one_line_of(printed.err).startswith(f"qwen3vl: {words[-1]} ") and line in printed.err
+        assert not printed.out and [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect"], ["convert", DEMO], ["finetune", "--plan"], ["runs", "list", "--runs"]], ids=lambda words: words[0]
+)
+def test_a_path_of_an_unknown_user_is_refused(capsys, words):
+    assert main([*map(str, words), "~no-such-user/x"]) == 2
+    assert "~no-such-user/x: there is no user no-such-user here; write ./~" in one_line(capsys)
 
 
 def test_verify_skips_the_forward_pass_if_memory_is_short(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from qwen3vl_core.checkpoint import retention
 from qwen3vl_core.cli import main
-from qwen3vl_core.errors import WorkError
+from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.training.guard import FEWEST, GRADIENT, NOT_FINITE, SPIKE, WINDOW, Guard, Learned
 from tests import tiny
 from tests.ranks import run_each
@@ -54,6 +54,9 @@ def test_consecutive_bad_steps_end_the_run():
     again = Guard(10.0, most=2)
     again.load_state_dict(guard.state_dict())
     assert again.limit == guard.limit and again.note(2.0, GRADIENT)
+    for damage in ({"losses": [10**400]}, {"bad": -1}, {"bad": 2**40}, {"losses": 2.0}):
+        with pytest.raises(RequestError, match="the guard's state in the checkpoint is damaged; resume from an earlier one"):
+            again.load_state_dict(guard.state_dict() | damage)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from qwen3vl_core.data.prepare.report import reason_counts
 from qwen3vl_core.data.sources import ENDINGS
 from qwen3vl_core.data.storage import Remote, local, place_of
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import is_url, write_text
+from qwen3vl_core.files import check_output_file, is_url, write_output
 from qwen3vl_core.options import InspectOptions, options_of
 
 
@@ -31,6 +31,7 @@ def run(options: InspectOptions, chosen: Mapping[tuple[str, int], str] = Mapping
     """
     for declared in options_of(InspectOptions):
         declared.check(getattr(options, declared.name))
+    json_file, html_file = check_output_file("--json", options.json), check_output_file("--html", options.html)
     path = place_of(options.path)
     kind = kind_of_path(path)
     if isinstance(path, Remote) and kind is None:
@@ -55,11 +56,11 @@ def run(options: InspectOptions, chosen: Mapping[tuple[str, int], str] = Mapping
     else:
         shown = show.select_samples(opened, options.show, processor)
     # files first: an error while writing them should not come after a long print
-    if options.json:
-        _write(Path(options.json).expanduser(), json.dumps(summary.as_json(), indent=2) + "\n", "--json")
-    if options.html:
+    if json_file:
+        write_output(json_file, json.dumps(summary.as_json(), indent=2) + "\n")
+    if html_file:
         everything = shown if chosen else show.select_samples(opened, max(options.show, html.SAMPLES), processor)
-        _write(Path(options.html).expanduser(), html.page(summary, everything), "--html")
+        write_output(html_file, html.page(summary, everything))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((100, 24)).columns
     lines = summary_lines(summary, width)
@@ -68,10 +69,3 @@ def run(options: InspectOptions, chosen: Mapping[tuple[str, int], str] = Mapping
     print("\n".join(lines))
     if summary.looked_at and sum(summary.problems.values()) >= summary.looked_at:
         raise WorkError(f"{path}: none of its samples can be used ({reason_counts(summary.problems)}); fix the data and prepare it again")
-
-
-def _write(path: Path, text: str, flag: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise RequestError(f"{flag} {path}: {error.strerror}; choose another place") from None

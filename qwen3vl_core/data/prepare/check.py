@@ -286,7 +286,7 @@ def _rate(file: Path) -> float:
         with open(file, encoding="utf-8") as opened:
             text = opened.read(4096)
         fps = float(json.loads(text)["fps"] if file.suffix == ".json" else text)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         fps = 0.0
     if not 1e-3 <= fps <= 1e5:
         raise DataError("frames-fps", str(file))

@@ -20,6 +20,7 @@ from console.runs.state import read_json, write_json
 from console.runs_command import runs as runs_command
 from qwen3vl_core import file_digests
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.layout.verdict import judge
 from qwen3vl_core.options import FinetuneOptions
 from tests.console.runs.jobs import ROOT, job, until
 from tests.console.runs.mirrored import CHECKPOINTS, checkpoint, content
@@ -68,6 +69,13 @@ def test_each_nth_checkpoint_and_the_last_are_copied_and_the_newest_kept(store, 
     assert record["steps"] == [6, 8] and record["error"] is None and record["to"] == str(place.parent)
     assert "qwen3vl[mirror]: iter_0000008 copied to" in run.log.read_text()
     assert any(line.split()[:1] == ["mirror"] and "steps 6 8" in line for line in run_text.describe(run))
+
+
+def test_a_mirror_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+    (tmp_path / "other").write_text("a file, no folder")
+    options = FinetuneOptions(load="base", train_data="data", mirror=str(tmp_path / "other" / "copies"))
+    lines = [str(problem) for problem in judge(options).problems]
+    assert f"--mirror {options.mirror}: {tmp_path / 'other'} cannot be written to; choose another folder" in lines
 
 
 def test_a_failing_mirror_is_told_and_the_run_goes_on(store, tmp_path):

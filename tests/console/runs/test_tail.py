@@ -108,7 +108,17 @@ def test_a_file_rewritten_longer_in_place_is_detected(tmp_path):
     assert tail.read() == [{"b": 1}, {"b": 2}] and tail.replaced
 
 
-@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"null", b'{"a": NaN, "step": true}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"a": 1' + b"0" * 5000 + b"}",
+        b"\xff\xfe",
+        b"null",
+        b'{"a": NaN, "step": true}',
+        b'{"kind": "train", "step": 1, "lr": 1' + b"0" * 400 + b"}",
+    ],
+)
 def test_no_line_crashes_the_reader(tmp_path, line):
     path = tmp_path / "m.jsonl"
     path.write_bytes(line + b'\n{"kind": "train", "step": 1, "loss": 2.5}\n')

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.language import tr
 
 SHOWN = 8
 
@@ -21,7 +22,11 @@ def add(action: Callable[..., argparse.ArgumentParser]) -> None:
     sub = action("captions", "captions, scores and votes of a compare run; --html writes them as a page", "id")
     sub.add_argument("--html", type=Path, default=None, metavar="FILE", help="write one page with pictures, differences and votes")
     sub.add_argument(
-        "--show", type=_count, default=SHOWN, metavar="N", help=f"print the captions of the first N pictures; 0: all (default {SHOWN})"
+        "--show",
+        type=_count,
+        default=SHOWN,
+        metavar="N",
+        help=tr("print the captions of the first N pictures; 0: all (default {count})", count=SHOWN),
     )
     sub.add_argument(
         "--vote",

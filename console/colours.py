@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.color import Color
 
 from console import terminal
-from qwen3vl_core.locations import settings_file
+from qwen3vl_core.settings_path import settings_file
 
 if TYPE_CHECKING:
     from textual.theme import Theme

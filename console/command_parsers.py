@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from qwen3vl_core.argument_parser import Parser, port
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import STORE_HELP
 
 
@@ -40,7 +41,11 @@ def notebook_parser() -> Parser:
         type=Path,
         default=None,
         metavar="DIR",
-        help=f"folder of the copies (default {lab.DEFAULT_FOLDER}; in an open JupyterLab {lab.inside_jupyter.FOLDER} in its root)",
+        help=tr(
+            "folder of the copies (default {folder}; in an open JupyterLab {inside} in its root)",
+            folder=lab.DEFAULT_FOLDER,
+            inside=lab.inside_jupyter.FOLDER,
+        ),
     )
     parser.add_argument("--copy", action="store_true", help="copy, and register the kernel, without starting JupyterLab")
     parser.add_argument("--runs", type=Path, default=None, metavar="DIR", help=STORE_HELP)

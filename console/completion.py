@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE
+from qwen3vl_core.language import tr
 
 SHELLS = ("bash", "zsh", "fish")
 RUNS = "runs"
@@ -77,7 +78,7 @@ def commands() -> list[Command]:
     found[0].flags.append(Flag(("--runs",), "the run store", takes="path"))
     for name, sub in _subs(root).items():
         if name == "completion":
-            found.append(Command(name, HELP[name], choices=SHELLS))
+            found.append(Command(name, tr(HELP[name]), choices=SHELLS))
             continue
         parser = own[name]() if name in own else sub
         found.append(_read(name, HELP[name], parser))
@@ -95,7 +96,7 @@ def _subs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]
 
 
 def _read(key: str, help: str, parser: argparse.ArgumentParser) -> Command:
-    command = Command(key, help)
+    command = Command(key, tr(help))
     for action in parser._actions:
         declared = getattr(action, "declared", None)
         choices = tuple(map(str, declared.choices if declared is not None else action.choices or ()))
@@ -103,7 +104,7 @@ def _read(key: str, help: str, parser: argparse.ArgumentParser) -> Command:
             metavar = action.metavar if isinstance(action.metavar, str) else ""
             path = metavar in PATHS or bool(declared is not None and declared.path)
             takes = "" if action.nargs == 0 else "path" if path else "value"
-            text = "" if action.help is argparse.SUPPRESS else (action.help or "").replace("%%", "%")
+            text = "" if action.help is argparse.SUPPRESS else tr(action.help or "").replace("%%", "%")
             command.flags.append(Flag(tuple(action.option_strings), text.partition("; ")[0].partition(" (")[0], choices, takes))
         elif not isinstance(action, argparse._SubParsersAction):
             command.runs = command.runs or (key.startswith(RUNS + " ") and action.dest in RUN_WORDS)

@@ -30,7 +30,7 @@ from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.language import tr
-from qwen3vl_core.locations import settings_file
+from qwen3vl_core.settings_path import settings_file
 
 if TYPE_CHECKING:
     from textual.theme import Theme

@@ -54,13 +54,6 @@ def cut(line: str, width: int) -> str:
     return line if cell_len(line) <= width else set_cell_size(line, max(width - 1, 0)).rstrip() + "…"
 
 
-def padded(text: str, width: int) -> str:
-    """Text with blanks up to `width` cells."""
-    from rich.cells import cell_len
-
-    return text + " " * (width - cell_len(text))
-
-
 def plain_json(value: Any) -> Any:
     """The value with NaN and infinity as null."""
     if isinstance(value, dict):

@@ -17,6 +17,7 @@ from typing import Any
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import quantity
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout import gpus
 from qwen3vl_core.layout.torchrun_command import model_ranks
 from qwen3vl_core.layout.verdict import Verdict, judge
@@ -59,27 +60,27 @@ def value_of(option: Option, text: str | bool) -> Any:
 
 def help_of(option: Option, choices: bool = True) -> str:
     """One line: help, choices (if `choices`), range, unit and default."""
-    parts = [option.help]
+    parts = [option.shown_help]
     if option.choices and choices:
-        parts.append("one of " + ", ".join(option.choices))
+        parts.append(tr("one of {choices}", choices=", ".join(option.choices)))
     low, high = option.minimum, option.maximum
-    unit = f" {option.unit}" if option.unit else ""
+    unit = f" {tr(option.unit)}" if option.unit else ""
     if low is not None and high is not None:
-        parts.append(f"{low:g} to {high:g}{unit}")
+        parts.append(tr("{low} to {high}{unit}", low=f"{low:g}", high=f"{high:g}", unit=unit))
     elif low is not None:
-        parts.append(f"at least {low:g}{unit}")
+        parts.append(tr("at least {low}{unit}", low=f"{low:g}", unit=unit))
     elif high is not None:
-        parts.append(f"at most {high:g}{unit}")
+        parts.append(tr("at most {high}{unit}", high=f"{high:g}", unit=unit))
     elif unit:
-        parts.append(f"in{unit}")
+        parts.append(tr("in {unit}", unit=unit.strip()))
     if option.many:
-        parts.append("several, separated by spaces")
+        parts.append(tr("several, separated by spaces"))
     if option.required:
-        parts.append("required")
+        parts.append(tr("required"))
     elif option.type is bool:
-        parts.append(f"default {'on' if option.default else 'off'}")
+        parts.append(tr("default on" if option.default else "default off"))
     elif option.default not in (None, "", []):
-        parts.append(f"default {option.default}")
+        parts.append(tr("default {value}", value=option.default))
     return " · ".join(parts)
 
 

@@ -10,8 +10,8 @@ from console.runs.state import host
 from qwen3vl_core import notify as notifying
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError
-from qwen3vl_core.locations import settings_file
 from qwen3vl_core.run_record import VERSION
+from qwen3vl_core.settings_path import settings_file
 
 
 def notify_parser() -> Parser:

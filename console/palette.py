@@ -65,4 +65,4 @@ class ConsoleProvider(Provider):
 
         for kind in ("finetune", *(kind for kind in KINDS if kind != "finetune")):
             for option in options_of(COMMANDS[kind]):
-                yield f"{kind} {option.flag}", option.help, partial(self._app.show_option, kind, option.name)
+                yield f"{kind} {option.flag} {option.word}".rstrip(), tr(option.help), partial(self._app.show_option, kind, option.name)

@@ -11,6 +11,7 @@ from console.runs import filters
 from console.runs.store import RunStore
 from qwen3vl_core.argument_parser import Parser, port
 from qwen3vl_core.formats import seconds_of
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import STORE_HELP
 from qwen3vl_core.options import FinetuneOptions, add_arguments
 
@@ -29,7 +30,8 @@ def build_parser(actions: Mapping[str, Action]) -> argparse.ArgumentParser:
     sub_parsers = parser.add_subparsers(metavar="ACTION", parser_class=Parser)
 
     def add(name: str, help: str, *refs: str, many: bool = False) -> argparse.ArgumentParser:
-        about = help[0].upper() + help[1:] + "."
+        words = tr(help)
+        about = words[0].upper() + words[1:] + ("." if words.isascii() else "。")
         sub = sub_parsers.add_parser(name, help=help, description=about, parents=[common], allow_abbrev=False)
         sub.set_defaults(action=actions[name])
         for ref in refs:
@@ -40,12 +42,14 @@ def build_parser(actions: Mapping[str, Action]) -> argparse.ArgumentParser:
     listed.add_argument(
         "--filter", default="", metavar="WORDS", help="only runs that match all words: failed, status:running, size:8B, lr:1e-5"
     )
-    listed.add_argument("--sort", default="newest", metavar="ORDER", help=f"one of {', '.join(filters.orders())} (default newest)")
+    listed.add_argument(
+        "--sort", default="newest", metavar="ORDER", help=tr("one of {orders} (default newest)", orders=", ".join(filters.orders()))
+    )
     listed.add_argument("--reverse", action="store_true", help="reverse the order")
     add("show", "plan, state and last metrics of a run, and why it failed", "id")
     logs = add("logs", "the last lines of a run's log", "id")
     logs.add_argument("-f", "--follow", action="store_true", help="keep printing lines until the run ends; Ctrl-C ends this, not the run")
-    logs.add_argument("-n", type=_count, default=LOG_LINES, metavar="N", help=f"lines (default {LOG_LINES})")
+    logs.add_argument("-n", type=_count, default=LOG_LINES, metavar="N", help=tr("lines (default {count})", count=LOG_LINES))
     logs.add_argument("--grep", default="", metavar="TEXT", help="only lines that contain this text, ignoring case")
     metrics = add("metrics", "every value of a run's metrics over the steps", "id")
     metrics.add_argument("--metric", nargs="+", action="extend", default=[], metavar="NAME", help="only these: loss, lr, eval/loss, …")

@@ -24,7 +24,7 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
 from qwen3vl_core.formats import one_clear_line
 from qwen3vl_core.language import ENGLISH, LANGUAGES
-from qwen3vl_core.locations import DEFAULT_SETTINGS, settings_file
+from qwen3vl_core.settings_path import DEFAULT_SETTINGS, settings_file
 from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 TEMPLATE = """\

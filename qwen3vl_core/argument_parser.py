@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from qwen3vl_core.cells import wrapped
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.examples import epilog
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from qwen3vl_core.problems import Problem
@@ -20,13 +22,26 @@ PROBLEMS = "problems"
 
 
 class _Help(argparse.HelpFormatter):
-    """Help whose examples keep their lines; headings are bold on a terminal."""
+    """Help in the user's language, whose examples keep their lines; headings are bold on a terminal."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n  qwen3vl " in text else super()._fill_text(text, width, indent)
+        if "\n  qwen3vl " in text:
+            head, _, lines = text.partition("\n")
+            return f"{tr(head)}\n{lines}"
+        text = tr(" ".join(text.split()))
+        return super()._fill_text(text, width, indent) if text.isascii() else "\n".join(indent + line for line in wrapped(text, width))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return super()._split_lines(text, width) if text.isascii() else wrapped(text, width)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return tr(action.help or "")
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, tr("usage: ") if prefix is None else prefix)
 
     def start_section(self, heading: str | None) -> None:
-        super().start_section(paint(heading, "bold") if heading else heading)
+        super().start_section(paint(tr(heading), "bold") if heading else heading)
 
 
 def close_to(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

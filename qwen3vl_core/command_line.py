@@ -17,6 +17,7 @@ from qwen3vl_core.argument_parser import Parser, read_problems
 from qwen3vl_core.colour import paint
 from qwen3vl_core.entry_points import CONSOLE_COMMANDS, registered
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout.init_adapter import with_adapter
 from qwen3vl_core.layout.resuming import completed
 from qwen3vl_core.layout.verdict import judge
@@ -76,13 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line, from the option declarations."""
     parser = Parser(
         prog="qwen3vl", description="Finetune Qwen3-VL on Megatron-Core: prepare, convert, train, watch, compare.",
-        epilog=EPILOGUE, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, collect=True,
+        epilog=EPILOGUE, allow_abbrev=False, collect=True,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"qwen3vl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     demo = commands.add_parser("demo", help=HELP["demo"], description=HELP["demo"], allow_abbrev=False)
-    demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=f"workspace of the demo (default {DEFAULT_DEMO})")
+    demo.add_argument("--dir", type=Path, default=DEFAULT_DEMO, help=tr("workspace of the demo (default {folder})", folder=DEFAULT_DEMO))
     demo.add_argument("--headless", action="store_true", help="run it in this terminal, without the console")
     demo.add_argument("--workspace-only", action="store_true", help="create the workspace and stop")
     for name, cls in COMMANDS.items():
@@ -96,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
             type=Path,
             default=None,
             metavar="DIR",
-            help=f"keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {DEFAULT_RUNS})",
+            help=tr("keep a record of this run in DIR (finetune: always, default $QWEN3VL_RUNS or {folder})", folder=DEFAULT_RUNS),
         )
         mode = record.add_mutually_exclusive_group()
         mode.add_argument(

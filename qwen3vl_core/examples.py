@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qwen3vl_core.language import tr
+
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("qwen3vl demo", "qwen3vl demo --headless --dir /tmp/demo"),
     "download": (
@@ -59,4 +61,4 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def epilog(command: str) -> str | None:
     """The end of a command's help; None for one without examples."""
     examples = EXAMPLES.get(command)
-    return "\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None
+    return "\n".join([tr("examples:"), *(f"  {line}" for line in examples)]) if examples else None

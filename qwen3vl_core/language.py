@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 
-from qwen3vl_core.locations import settings_file
+from qwen3vl_core.settings_path import settings_file
 
 VARIABLE = "QWEN3VL_LANG"
 ENGLISH, CHINESE = "en", "zh"

@@ -9,8 +9,6 @@ from qwen3vl_core.errors import RequestError
 
 DEFAULT_RUNS = Path("~/.qwen3vl/runs")
 DEFAULT_DEMO = Path("~/.qwen3vl/demo")
-SETTINGS_VARIABLE = "QWEN3VL_SETTINGS"
-DEFAULT_SETTINGS = Path("~/.qwen3vl/settings.yaml")
 STORE_HELP = "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)"
 
 
@@ -25,8 +23,3 @@ def store_folder(root: Path | str) -> Path:
     if root.exists() and not root.is_dir():
         raise RequestError(f"--runs {root}: is a file; choose a folder")
     return root
-
-
-def settings_file() -> Path:
-    """The path of the user's settings."""
-    return Path(os.environ.get(SETTINGS_VARIABLE) or DEFAULT_SETTINGS).expanduser()

@@ -23,8 +23,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.locations import settings_file
 from qwen3vl_core.problems import Problem
+from qwen3vl_core.settings_path import settings_file
 from qwen3vl_core.yaml_text import NotYamlError, load_yaml
 
 DINGTALK, FEISHU, WECOM, SLACK, JSON = "dingtalk", "feishu", "wecom", "slack", "json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import re
@@ -14,13 +15,20 @@ import pytest
 from rich.cells import cell_len
 
 from console.actions import ACTIONS, SCREENS
+from console.command_parsers import console_parser, notebook_parser
+from console.runs_command import parser as parser_of_runs
 from qwen3vl_core import chinese, language
+from qwen3vl_core.cells import width, wrapped
+from qwen3vl_core.command_line import build_parser
+from qwen3vl_core.options import COMMANDS, options_of
+from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
 
 ROOT = Path(__file__).parent.parent
 LABEL = 12
 """Cells of a label in the key bar."""
 LINE = 62
 """Cells of an explanation in the help, which at 80 columns has room for the key before it."""
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 TEXTS = chinese.texts()
 UNTRANSLATED = {"TensorBoard", "GPU"}
@@ -110,3 +118,55 @@ def test_english_loads_no_catalogue_and_an_output_without_chinese_stays_english(
     assert said(QWEN3VL_LANG="en").split() == ["Runs", "False"]
     assert said(QWEN3VL_LANG="zh", PYTHONIOENCODING="utf-8").split() == ["运行", "True"]
     assert said(QWEN3VL_LANG="zh", PYTHONIOENCODING="latin-1").split() == ["Runs", "False"]
+
+
+# options and the command line
+
+
+def test_every_option_has_a_word_a_help_and_the_rest_of_its_line():
+    classes = (*COMMANDS.values(), PlanOptions, RecipeOptions, DoctorOptions)
+    for option in (option for cls in classes for option in options_of(cls)):
+        bare = next((option.help.removeprefix(before) for before in chinese.PREFIXES if option.help.startswith(before)), option.help)
+        assert bare in chinese.OPTIONS, f"{option.flag}: add it to qwen3vl_core/chinese/options.py"
+        word, text = chinese.OPTIONS[bare]
+        assert HAN.search(text) and word and cell_len(word) <= LABEL, f"{option.flag} {word}"
+        assert set(FLAG.findall(text)) == set(FLAG.findall(bare)), f"{option.flag}: other flags in Chinese"
+        assert option.group in TEXTS and (not option.unit or option.unit in TEXTS), option.flag
+
+
+def test_the_help_of_every_command_is_chinese_and_fits_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    language.use("zh")
+    try:
+        parser = build_parser()
+        parsers = {"qwen3vl": parser, "console": console_parser(), "notebook": notebook_parser(), "runs": parser_of_runs()}
+        for name, above in (("", parser), ("runs", parsers["runs"])):
+            for action in above._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers = {f"{name} {word}".strip(): sub for word, sub in action.choices.items()} | parsers
+        assert len(parsers) > 20
+        for name, parser in parsers.items():
+            lines = parser.format_help().splitlines()
+            wide = [line for line in lines if cell_len(line) > 80 and HAN.search(line)]
+            assert not wide, f"{name}: wider than 80 columns"
+            for action in parser._actions:
+                said = language.tr(action.help) if action.help and action.help != argparse.SUPPRESS else "中"
+                assert HAN.search(said), f"{name} {action.dest}: {action.help}: add it to qwen3vl_core/chinese/commands.py"
+            about = language.tr(" ".join((parser.description or "中").split()))
+            assert HAN.search(about), f"{name}: {about}"
+    finally:
+        language.use("en")
+
+
+@pytest.mark.parametrize(
+    ("text", "cells", "lines"),
+    [
+        ("a word and another", 10, ["a word and", "another"]),
+        ("学习率线性预热的步数", 8, ["学习率线", "性预热的", "步数"]),
+        ("保存检查点。再停止", 10, ["保存检查", "点。再停止"]),
+        ("默认 1e-05 或更小", 10, ["默认 1e-05", "或更小"]),
+    ],
+)
+def test_chinese_lines_break_between_characters_and_not_before_a_full_stop(text, cells, lines):
+    assert wrapped(text, cells) == lines
+    assert all(width(line) <= cells for line in lines)

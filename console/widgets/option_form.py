@@ -17,9 +17,12 @@ from textual.widgets import Input, Label, Select, Static, Switch
 
 from console.forms import help_of, text_of
 from console.widgets.path_completion import complete
+from qwen3vl_core.cells import width
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import Option, options_of
 
 PREFIX = "o-"
+FLAG_WIDTH = 26
 History = list[tuple[str, dict[str, str | bool]]]
 """(what was done, the fields before it that it changed)."""
 REMEMBERED = 64
@@ -132,7 +135,7 @@ class OptionForm(VerticalScroll):
         group = ""
         for name, option in self.options.items():
             if option.group != group:
-                yield Label(option.group, classes="group" if group else "group first")
+                yield Label(tr(option.group), classes="group" if group else "group first")
                 group = option.group
             with Horizontal(classes="row"):
                 yield Label(self._flag(name), classes="flag changed" if self._changed(name) else "flag", id=f"flag-{name}")
@@ -141,19 +144,19 @@ class OptionForm(VerticalScroll):
     def _field(self, option: Option) -> Iterable[Widget]:
         text, id = self.begin[option.name], PREFIX + option.name
         if option.type is bool:
-            yield Switch(bool(text), id=id, classes="field", animate=False, tooltip=option.help)
-            yield Static("on" if text else "off", classes="state", id=f"state-{option.name}")
+            yield Switch(bool(text), id=id, classes="field", animate=False, tooltip=option.shown_help)
+            yield Static(tr("on" if text else "off"), classes="state", id=f"state-{option.name}")
         elif option.choices:
             blank = option.default is None
             value = str(text) if text in option.choices else Select.NULL if blank else option.default
             yield Choice(
-                [(c, c) for c in option.choices], value=value, allow_blank=blank, prompt="any", id=id, classes="field", compact=True,
-                tooltip=option.help,
+                [(c, c) for c in option.choices], value=value, allow_blank=blank, prompt=tr("any"), id=id, classes="field", compact=True,
+                tooltip=option.shown_help,
             )  # fmt: skip
         else:
-            hint = "required" if option.required else "" if option.default in (None, "", []) else str(option.default)
+            hint = tr("required") if option.required else "" if option.default in (None, "", []) else str(option.default)
             shared: dict[str, Any] = dict(
-                placeholder=hint, id=id, classes="field", compact=True, select_on_focus=False, tooltip=option.help,
+                placeholder=hint, id=id, classes="field", compact=True, select_on_focus=False, tooltip=option.shown_help,
             )  # fmt: skip
             if option.path:
                 yield PathField(str(text), suggester=PathSuggester(option), **shared)
@@ -240,8 +243,11 @@ class OptionForm(VerticalScroll):
         return self._texts[name] != text_of(option, option.default)
 
     def _flag(self, name: str) -> str:
-        """The label of a field, marked if its value is not the default."""
-        return ("• " if self._changed(name) else "  ") + self.options[name].flag.removeprefix("--")
+        """The label of a field, marked if its value is not the default; the word beside the flag where there is room for it."""
+        option = self.options[name]
+        label = ("• " if self._changed(name) else "  ") + option.flag.removeprefix("--")
+        named = f"{label} {option.word}" if option.word else label
+        return named if width(named) < FLAG_WIDTH else label
 
     def _set(self, widget: Widget, value: str | bool) -> None:
         name = (widget.id or "").removeprefix(PREFIX)
@@ -267,7 +273,7 @@ class OptionForm(VerticalScroll):
     def _switch(self, event: Switch.Changed) -> None:
         event.stop()
         name = (event.switch.id or "").removeprefix(PREFIX)
-        self.query_one(f"#state-{name}", Static).update("on" if event.value else "off")
+        self.query_one(f"#state-{name}", Static).update(tr("on" if event.value else "off"))
         self._set(event.switch, event.value)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:

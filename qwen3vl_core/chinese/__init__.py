@@ -6,13 +6,18 @@ A text keeps the placeholders of the English one, its keys and flags. `tests/tes
 from __future__ import annotations
 
 from qwen3vl_core.chinese.actions import ACTIONS
+from qwen3vl_core.chinese.commands import COMMANDS
+from qwen3vl_core.chinese.options import AROUND, OPTIONS, PREFIXES
 from qwen3vl_core.chinese.screens import SCREENS
 
 
 def texts() -> dict[str, str]:
     """Every text that is found by its English one."""
     named = {f"{name}.{part}": text for name, words in ACTIONS.items() for part, text in zip(("label", "tooltip"), words, strict=True)}
-    return {**SCREENS, **named}
+    helps = {text: chinese for text, (_, chinese) in OPTIONS.items()}
+    helps |= {before + text: PREFIXES[before] + chinese for text, chinese in helps.items() for before in PREFIXES}
+    beside = {f"{before}{text}.word": word for text, (word, _) in OPTIONS.items() for before in ("", *PREFIXES)}
+    return {**AROUND, **COMMANDS, **SCREENS, **helps, **beside, **named}
 
 
-__all__ = ["ACTIONS", "texts"]
+__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "texts"]

@@ -19,6 +19,7 @@ from typing import Any
 
 from qwen3vl_core.argument_parser import PROBLEMS, close_to
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import keyed, tr
 from qwen3vl_core.problems import Problem, flag_of
 
 
@@ -50,6 +51,17 @@ class Option:
     def flag(self) -> str:
         """`global_batch_size` -> `--global-batch-size`, `from_` -> `--from`; a positional one keeps its bare name."""
         return self.name if self.positional else flag_of(self.name)
+
+    @property
+    def word(self) -> str:
+        """What stands beside the flag where the user's language is not English."""
+        return keyed(f"{self.help}.word", "")
+
+    @property
+    def shown_help(self) -> str:
+        """The help in the user's language, with that word before it."""
+        text = tr(self.help)
+        return text if text.startswith(self.word) else f"{self.word}：{text}"
 
     def parse(self, text: str) -> Any:
         """Parse the text that a user typed. Raises RequestError that names the option, the value and the rule."""
@@ -159,12 +171,12 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
         group = groups[o.group]
         notes = []
         if o.required:
-            notes.append("required")
+            notes.append(tr("required"))
         if o.unit:
-            notes.append(o.unit)
+            notes.append(tr(o.unit))
         if not o.required and o.default not in (None, [], False, "") and not o.positional:
-            notes.append(f"default {o.default}")
-        text = o.help + (f" ({', '.join(map(str, notes))})" if notes else "")
+            notes.append(tr("default {value}", value=o.default))
+        text = o.shown_help + (f" ({', '.join(map(str, notes))})" if notes else "")
         text = text.replace("%", "%%")
         metavar = o.path.upper() if o.path else {int: "N", float: "X"}.get(o.type, "TEXT")
         if o.choices:

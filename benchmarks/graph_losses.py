@@ -3,6 +3,8 @@
     python benchmarks/graph_losses.py                     # 200 steps of 2B, then the kill
     python benchmarks/graph_losses.py graphs eager --steps 50
     python benchmarks/graph_losses.py graphs fp32 --warm 200
+    qwen3vl demo --workspace-only --dir demo && qwen3vl prepare demo/train --to demo/shards
+    python benchmarks/graph_losses.py graphs eager fp32 --model demo/base-hf --data demo/shards/train     # trained weights
     python benchmarks/graph_losses.py resume --layers 4
     python benchmarks/graph_losses.py --size tiny --length 512 --steps 10     # on a CPU: no graphs, and no difference
 
@@ -134,18 +136,22 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens of a packed row")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--warm", type=int, default=0, help="steps before those that are compared")
+    parser.add_argument("--model", type=Path, help="weights of a trained model instead of random ones of --size; with --data")
+    parser.add_argument("--data", type=Path, help="shards that this model is trained on")
     parser.add_argument("--time-limit", type=float, default=600, help="seconds for each run")
     parser.add_argument("--out", type=Path, help="append the losses of each run here, one JSON object a line")
     args = parser.parse_args()
+    if bool(args.model) != bool(args.data):
+        parser.error("--model and --data go together")
     if unknown := set(args.what) - set(what):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(what)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         samples = 2 + (args.steps + 10) * ROWS * args.length // 190
-        shards = random_run.data(folder / "data", random_run.TINY.parent, samples, tokens=(180, 230), side=320)
+        shards = args.data or random_run.data(folder / "data", random_run.TINY.parent, samples, tokens=(180, 230), side=320)
         rows = []
         if set(args.what) & set(VARIANTS):
-            rows += compared(folder, random_run.model(folder / "model", args.size), shards, args)
+            rows += compared(folder, args.model or random_run.model(folder / "model", args.size), shards, args)
         if "resume" in args.what:
             small = random_run.model(folder / "small", args.size, args.layers)
             rows.append(resumed(folder, small, shards, args))

@@ -351,6 +351,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--follow-seconds", type=float, default=30.0, help="600 is the ten minutes of the promise")
     args = parser.parse_args()
+    # a benchmark that is ended by `timeout` ends its console too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="qwen3vl-console-"))
     os.environ["QWEN3VL_SETTINGS"] = str(folder / "none.yaml")
     try:

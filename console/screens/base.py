@@ -46,10 +46,23 @@ class ConsoleScreen(Screen[None]):
         self._seen(self.app.snapshot)
 
     def _seen(self, snapshot: Snapshot) -> None:
-        if snapshot.seen and self.is_mounted and self in self.app.screen_stack:
+        if snapshot.seen and self.is_mounted and self.in_view and self in self.app.screen_stack:
             self.query_one(TopBar).show(snapshot.alive, self.app.store_root)
             self.show_snapshot(snapshot)
             self.keys_changed()
+
+    @property
+    def in_view(self) -> bool:
+        """Whether it is on top, or under a dialog only."""
+        return self.app.screen is self or self.app.screen.is_modal
+
+    def _compositor_refresh(self) -> None:
+        if self.in_view:
+            super()._compositor_refresh()
+            return
+        # Textual would draw the screen that covers this one again, at every message that this one gets
+        self._compositor._dirty_regions.clear()
+        self._dirty_widgets.clear()
 
     def useful(self, action: str) -> bool:
         """Whether an action, by its id, would do something now: the key bar shows no other. Its key says why if it would not."""

@@ -23,6 +23,7 @@ from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
+from console.widgets.words import Words
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
@@ -86,20 +87,20 @@ class WelcomeScreen(ConsoleScreen):
 
     def body(self) -> ComposeResult:
         with VerticalScroll(id="page", can_focus=False):
-            yield Static(id="head")
+            yield Words(id="head")
             yield Choices(id="choices")
             with Vertical(id="answer"):
                 yield Static(id="question")
                 yield Input(id="asked", compact=True, select_on_focus=False)
                 yield Static(id="verdict")
-            yield Static(id="below", markup=False)
+            yield Words(id="below", markup=False)
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         loop = steps(self.app.workspace, snapshot)
-        self.query_one("#head", Static).update(self._head(loop, bool(snapshot.rows)))
+        self.query_one("#head", Words).update(self._head(loop, bool(snapshot.rows)))
         self._fill(loop)
         lines = [f"GPU {gpu.index}  {gpu.used_gib:.1f} of {gpu.total_gib:.1f} GiB in use  {gpu.words}" for gpu in self.app.gpus]
-        self.query_one("#below", Static).update("\n".join([f"runs are kept in {one_line(self.app.store_root)}", *lines]))
+        self.query_one("#below", Words).update("\n".join([f"runs are kept in {one_line(self.app.store_root)}", *lines]))
 
     @staticmethod
     def _head(loop: list[LoopStep], runs: bool) -> Content:

@@ -27,6 +27,8 @@ from qwen3vl_core.formats import number
 
 FADE = 0.55
 """How far a raw line fades into the background under its average, 0 to 1."""
+FEW_POINTS = 20_000
+"""Points up to which a curve is compared with what is drawn."""
 NARROWEST = 4
 """Number of steps in view at the largest zoom."""
 
@@ -66,6 +68,8 @@ class Curve(Widget, can_focus=True):
         """Of each line, for the current view."""
         self._strips: list[Strip] = []
         self._styles_now: tuple[Style, Style, Style, list[Style], list[Style]] | None = None
+        self._drawn: tuple[object, ...] | None = None
+        """What the strips were made of."""
         self._plot = (0, 0, 0, 0)  # left, top, width, height of the dots, in cells
         self._drag: tuple[int, tuple[float, float]] | None = None
 
@@ -84,7 +88,15 @@ class Curve(Widget, can_focus=True):
             elif following and after[1] > before[1]:
                 width = self.view[1] - self.view[0]
                 self.view = (after[1] - width, after[1])
-        self.rebuild()
+        if self._drawn is None or self._drawn != self._picture():
+            self.rebuild()
+
+    def _picture(self) -> tuple[object, ...] | None:
+        """What the drawing depends on, but for colours; None for more points than are worth looking at."""
+        if sum(len(line.x) for line in self.lines) > FEW_POINTS:
+            return None
+        lines = tuple((line.label, line.slot, line.noisy, line.x.tobytes(), line.y.tobytes()) for line in self.lines)
+        return (self.size, self.title, self.note, self.empty, self.marks, self.share, self.log_wanted, self.view, lines)
 
     @property
     def extent(self) -> tuple[float, float] | None:
@@ -243,6 +255,7 @@ class Curve(Widget, can_focus=True):
 
     def rebuild(self) -> None:
         """Draw everything into strips; the crosshair is drawn over them when they are rendered."""
+        self._drawn = self._picture()
         width, height = self.size
         self._strips, self._averages = [], [None] * len(self.lines)
         if width < 12 or height < 4 or not self.is_attached:
@@ -253,12 +266,12 @@ class Curve(Widget, can_focus=True):
         rows = height - 1 - bottom
         # the labels depend on the drawn range, which depends on their width: start with the last width
         gutter = self._plot[0] or 5
-        self._averages = self._reducer.averages(self.lines, self.shown, width - gutter, self.share)
-        layers = layers_of(self.lines, self._averages)
         noisy = [line.slot for line in self.lines if line.noisy]
         attempt = 0
         while True:
             columns = width - gutter
+            self._averages = self._reducer.averages(self.lines, self.shown, columns, self.share)
+            layers = layers_of(self.lines, self._averages)
             drawn = [self._reducer.columns(layer, self.shown, 2 * columns) for layer in layers]
             of_noisy = [one for one, layer in zip(drawn, layers, strict=True) if layer.key in noisy]
             self.log_y = wants_log(of_noisy) if self.log_wanted is None else self.log_wanted

@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.binding import Binding
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -89,6 +89,8 @@ class RunList(ScrollView, can_focus=True):
         self.order, self.reverse = "newest", False
         self.cursor = 0
         self._columns: tuple[tuple[int, int], list[tuple[str, int]]] | None = None
+        self._drawn: list[Strip] = []
+        """The lines as they were last shown."""
 
     # what is shown
 
@@ -108,7 +110,17 @@ class RunList(ScrollView, can_focus=True):
         if size != self.virtual_size:
             self.virtual_size = size
         self._keep_in_view()
-        self.refresh()
+        self._draw_changed()
+
+    def _draw_changed(self) -> None:
+        """Draw the lines that are not as they were: rows are read twice a second, and most stay the same."""
+        before, self._drawn = self._drawn, [self.render_line(y) for y in range(self.size.height)]
+        if len(before) != len(self._drawn):
+            self.refresh()
+            return
+        for y, (old, new) in enumerate(zip(before, self._drawn, strict=True)):
+            if old != new:
+                self.refresh(Region(0, y, self.size.width, 1))
 
     @property
     def chosen(self) -> RunRow | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Static
 
 from console.formatting import GLYPHS, one_line
 from console.readers.preview import Preview
 from console.readers.run_rows import RunRow
 from console.widgets.curve import Curve
+from console.widgets.words import Words
 
 FLAG_WIDTH = 24
 MOST_OPTIONS = 12
@@ -36,9 +36,9 @@ class RunPreview(Vertical):
         self._row: RunRow | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static(id="preview-head", markup=False)
+        yield Words(id="preview-head", markup=False)
         yield PreviewCurve(id="preview-curve")
-        yield Static(id="preview-body", markup=False)
+        yield Words(id="preview-body", markup=False)
 
     def show(self, preview: Preview, row: RunRow) -> None:
         """Show a run's preview. row: its snapshot."""
@@ -62,7 +62,7 @@ class RunPreview(Vertical):
             head.append(Content(one_line(preview.cause, 2 * room)).stylize("$text-error"))
         if preview.fix:
             head.append(Content.assemble(("fix  ", "bold $text-success"), one_line(preview.fix, 2 * room)))
-        self.query_one("#preview-head", Static).update(Content("\n").join(head))
+        self.query_one("#preview-head", Words).update(Content("\n").join(head))
         curve = self.query_one(PreviewCurve)
         curve.display = bool(preview.lines)
         if preview.lines:
@@ -71,7 +71,7 @@ class RunPreview(Vertical):
 
     def _fill_body(self) -> None:
         if self.shown is not None:
-            self.query_one("#preview-body", Static).update(self._body(self.shown, max(self.content_size.width, 20)))
+            self.query_one("#preview-body", Words).update(self._body(self.shown, max(self.content_size.width, 20)))
 
     def _body(self, preview: Preview, room: int) -> Content:
         """Options, then as many of the last lines as there is room for: the end is what matters."""

@@ -11,8 +11,10 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from textual._context import active_app
+from textual._compositor import Compositor
+from textual._context import active_app, visible_screen_stack
 from textual.app import App
 from textual.message_pump import MessagePump
 from textual.pilot import Pilot
@@ -103,6 +105,9 @@ async def looked(pilot: Pilot) -> None:
             break
         assert time.monotonic() < end, f"the store is not looked at\n{text_of(app)}"
     await pilot.pause()
+    if app.is_running and app._screen_stack:
+        with app.screen._context():
+            text_of(app)  # what cannot be drawn fails here
 
 
 async def finished(app: App) -> None:
@@ -136,13 +141,19 @@ def driven(scene: Callable[[Pilot], Awaitable[None]], app: Any, size: tuple[int,
 
     app.notify = hear
 
+    def not_drawn(compositor: Compositor, full: bool = False, screen_stack: Any = None, simplify: bool = False) -> None:
+        """Frames on the way: nobody sees them, and they took most of the time of these tests."""
+        visible_screen_stack.set(screen_stack or [])
+        compositor._dirty_regions.clear()
+
     async def play() -> None:
         async with app.run_test(size=size, notifications=True) as pilot:
             app.theme = theme
             await looked(pilot)
             await scene(pilot)
 
-    asyncio.run(play())
+    with mock.patch.object(Compositor, "render_update", not_drawn):
+        asyncio.run(play())
     return app
 
 

@@ -5,6 +5,7 @@ The expected screens are text files in `snapshots`. After an intended change: QW
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -60,7 +61,9 @@ def check(name: str, app) -> None:
     if os.environ.get("QWEN3VL_SNAPSHOTS") == "write":
         FOLDER.mkdir(exist_ok=True)
         file.write_text(found, encoding="utf-8")
-    assert found == file.read_text(encoding="utf-8"), f"{name}: QWEN3VL_SNAPSHOTS=write rewrites it if this is intended"
+    expected = file.read_text(encoding="utf-8")
+    changed = "\n".join(difflib.unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=0, lineterm=""))
+    assert found == expected, f"{name}: QWEN3VL_SNAPSHOTS=write rewrites it if this is intended\n{changed}"
 
 
 @pytest.fixture

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickletools
+import re
 import shutil
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from qwen3vl_core import limits
+from qwen3vl_core.cli import main
 from qwen3vl_core.data import tar
 from qwen3vl_core.data.errors import DataError
 from qwen3vl_core.data.pictures import decode
@@ -24,6 +28,8 @@ from qwen3vl_core.demo.workspace import BASE
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
 from qwen3vl_core.sizes import Architecture
+from tests.readers import structures
+from tests.readers.fuzz import limits as reader_limits
 
 
 def member(size_field: bytes, kind: bytes = b"0", name: bytes = b"a.json") -> bytes:
@@ -195,6 +201,60 @@ def test_a_huge_safetensors_header_or_table_is_not_read(tmp_path):
         stream.truncate(1 << 40)
     with pytest.raises(RequestError, match="not readable"):
         read_tables(tmp_path / ".metadata")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    from qwen3vl_core.checkpoint import convert
+    from qwen3vl_core.options import ConvertOptions
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "megatron"
+    convert.run(ConvertOptions(source=str(BASE), target=str(folder)))
+    (folder / "release" / "digests.json").unlink()
+    return folder
+
+
+def in_an_archive(table: bytes, compression: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, content in (("data.pkl", table), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"common/{name}", content)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("bomb", [*structures.PICKLE_BOMBS, b"X" + struct.pack("<I", 1 << 26) + bytes(1 << 26)], ids=lambda _: "bomb")
+def test_a_pickle_that_multiplies_is_refused_before_it_is_read(tmp_path, checkpoint, capsys, bomb):
+    from qwen3vl_core.checkpoint.dcp_metadata import read_tables
+    from qwen3vl_core.checkpoint.torch_dist import read_common
+
+    # as tables and, compressed, as common values
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    table = b"\x80\x04" + bomb + b"."
+    for file, content in (("common.pt", in_an_archive(table, zipfile.ZIP_DEFLATED)), (".metadata", table)):
+        (tmp_path / "copy" / "release" / file).write_bytes(content)
+        for command in (["inspect", tmp_path / "copy"], ["convert", tmp_path / "copy", tmp_path / "target"]):
+            with reader_limits():
+                code = main([str(word) for word in command])
+            printed = capsys.readouterr()
+            lines = [line for line in (printed.out + printed.err).splitlines() if str(tmp_path / "copy" / "release" / file) in line]
+            # convert needs none of the common values, and inspect only the saved arguments
+            assert code in (1, 2) if file == ".metadata" else code in (0, 1)
+            assert len(lines) == (code > 0) and all(len(line) < 600 for line in lines) and "Traceback" not in printed.err, printed
+            shutil.rmtree(tmp_path / "target", ignore_errors=True)
+        with reader_limits(), pytest.raises(RequestError, match=re.escape(f"release/{file}: ")):
+            read_common(tmp_path / "copy" / "release") if file == "common.pt" else read_tables(tmp_path / "copy" / "release" / file)
+
+
+def test_tables_that_state_2_to_the_40_rows_are_refused(tmp_path, checkpoint, capsys):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    file = tmp_path / "copy" / "release" / ".metadata"
+    operations = list(pickletools.genops(file.read_bytes()))
+    data, row = file.read_bytes(), next(place for code, value, place in operations if code.name == "BININT2")
+    file.write_bytes(data[:2] + data[11:row] + b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + data[row + 3 :])
+    with reader_limits():
+        assert main(["convert", str(tmp_path / "copy"), str(tmp_path / "target")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and str(tmp_path / "copy") in line and not (tmp_path / "target").exists()
 
 
 TEMPLATES = (

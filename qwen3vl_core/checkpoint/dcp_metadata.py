@@ -6,6 +6,7 @@ by a plain one of ours, everything else is rejected.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from qwen3vl_core import limits
+from qwen3vl_core.checkpoint.pickle_scan import check_pickle
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
 
@@ -172,8 +174,10 @@ _MOST_DIMENSIONS = 16
 
 def _shape(value: Any, key: str, dimensions: int | None = None) -> Shape:
     """A shape or an offset as a tuple. Raises ValueError and TypeError for anything else."""
+    if not isinstance(value, tuple | list) or len(value) > _MOST_DIMENSIONS:
+        raise ValueError(f"{key[:80]!r} has no valid shape")
     shape = tuple(value)
-    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < MOST for n in shape):
+    if not all(type(n) is int and 0 <= n < MOST for n in shape):
         raise ValueError(f"{key[:80]!r} has no valid shape")
     if dimensions is not None and len(shape) != dimensions:
         raise ValueError(f"a chunk of {key[:80]!r} has {len(shape)} dimensions, not {dimensions}")
@@ -182,7 +186,7 @@ def _shape(value: Any, key: str, dimensions: int | None = None) -> Shape:
 
 def _file_name(value: Any) -> str:
     """The last part of a path: nothing in the tables can point outside the folder."""
-    name = os.path.basename(str(value))
+    name = os.path.basename(value) if isinstance(value, str) else ""
     if not name or name in (".", "..") or not name.isprintable() or len(name) > 255:
         raise ValueError("a file has no valid name")
     return name
@@ -203,8 +207,9 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
     try:
         if (size := file.stat().st_size) > limits.TORCH_DIST_TABLES:
             raise ValueError(f"{size:,} bytes, at most {limits.TORCH_DIST_TABLES:,}")
-        with file.open("rb") as stream:
-            table = _TablesOnly(stream).load()
+        data = file.read_bytes()
+        check_pickle(data)
+        table = _TablesOnly(io.BytesIO(data)).load()
         for key, item in table.state_dict_metadata.items():
             if not isinstance(key, str):
                 raise ValueError(f"a name is a {type(key).__name__}")
@@ -220,8 +225,10 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
                     (key, _shape(chunk.offsets, key, len(item.size))): _shape(chunk.sizes, key, len(item.size)) for chunk in item.chunks
                 }
         for index, stored in table.storage_data.items():
-            if not all(type(n) is int and 0 <= n < MOST for n in (stored.offset, stored.length)) or not isinstance(index.fqn, str):
-                raise ValueError(f"{str(index.fqn)[:80]!r} has no valid position")
+            if not isinstance(index.fqn, str):
+                raise ValueError(f"a name is a {type(index.fqn).__name__}")
+            if not all(type(n) is int and 0 <= n < MOST for n in (stored.offset, stored.length)):
+                raise ValueError(f"{index.fqn[:80]!r} has no valid position")
             stored.relative_path = _file_name(stored.relative_path)
             if index.fqn not in tensors:
                 objects[index.fqn] = stored

@@ -17,10 +17,11 @@ from typing import Any
 from qwen3vl_core import limits
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.dcp_metadata import Table
+from qwen3vl_core.checkpoint.pickle_scan import check_pickle
 
 # of each, every class is replaced by an inert one
 _PROGRAMS = ("megatron", "torch", "numpy", "collections", "pathlib", "datetime", "signal", "transformers", "swift", "mcore_bridge")
-_BUILTINS = {"set": set, "frozenset": frozenset, "slice": slice, "complex": complex, "bytearray": bytearray, "getattr": Table}
+_BUILTINS = {"set": set, "frozenset": frozenset, "slice": slice, "complex": complex, "bytearray": Table, "getattr": Table}
 _PLAIN: dict[str, dict[str, Any]] = {
     "argparse": {"Namespace": argparse.Namespace}, "collections": {"OrderedDict": OrderedDict}, "builtins": _BUILTINS,
     "_codecs": {"encode": Table},
@@ -71,7 +72,9 @@ def read_arguments(data: Path, reader: torch_dist.RegionReader | None = None) ->
             stream: Any
             with archive.open(entry) as stream:
                 stream._expected_crc = None  # ours have no checksums in the archive; the digests beside it tell damage
-                values = _PlainValues(io.BytesIO(stream.read(limits.SAVED_ARGUMENTS))).load()
+                table = stream.read(limits.SAVED_ARGUMENTS)
+        check_pickle(table)
+        values = _PlainValues(io.BytesIO(table)).load()
     except (Exception, MemoryError) as error:  # whatever damage makes the archive or the pickle raise
         raise torch_dist.unsafe(file, error) from None
     if isinstance(values, list) and len(values) == 1:

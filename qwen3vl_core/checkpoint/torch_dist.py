@@ -12,6 +12,7 @@ import fcntl
 import io
 import itertools
 import math
+import os
 import pickle
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import foreign_names
 from qwen3vl_core.checkpoint.dcp_metadata import Chunk, Shape, StorageInfo, read_tables
+from qwen3vl_core.checkpoint.pickle_scan import check_pickle
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
@@ -83,8 +85,21 @@ def find(path: Path) -> Checkpoint | None:
     return Checkpoint(path, path / name, iteration)
 
 
-def load_plain(stream: Any) -> Any:
-    """`torch.load` of tensors and plain values; Megatron's `common.pt` holds an argparse namespace too."""
+def load_plain(stream: BinaryIO) -> Any:
+    """`torch.load` of tensors and plain values; Megatron's `common.pt` holds an argparse namespace too. Raises UnpicklingError,
+    RuntimeError and others for a damaged archive, and for one that nests or holds more than a checkpoint's."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    archive = torch._C.PyTorchFileReader(stream)
+    # torch.save compresses nothing; an archive that is compressed may hold a thousand times its size
+    if (held := sum(map(archive.get_record_size, archive.get_all_records()))) > size:
+        raise RuntimeError(f"{held:,} bytes in an archive of {size:,}")
+    table = archive.get_record("data.pkl")
+    check_pickle(table)
+    # torch calls it, with the number of bytes if that is what the pickle has
+    if b"bytearray" in table:
+        raise pickle.UnpicklingError("builtins.bytearray")
+    stream.seek(0)
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(stream, map_location="cpu", weights_only=True)
 
@@ -100,7 +115,8 @@ def read_common(data: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > limits.COMMON_PT:
             raise DamagedError(f"{file}: {file.stat().st_size} bytes are too many for it; copy the checkpoint again")
-        value = load_plain(file)
+        with file.open("rb") as stream:
+            value = load_plain(stream)
     except FileNotFoundError:
         reader = RegionReader(data)
         key = reader.common_key

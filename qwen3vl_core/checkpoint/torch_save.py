@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from qwen3vl_core.checkpoint.pickle_scan import check_pickle
+
 # the storage class that denotes a precision in the pickle
 STORAGES = {torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
 _DTYPE_OF_STORAGE = {name: dtype for dtype, name in STORAGES.items()}
@@ -26,6 +28,8 @@ ALIGNMENT = 64
 _LOCAL, _CENTRAL = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _BIG = 0xFFFFFFFF
+_MOST_DIRECTORY = 1 << 20
+"""Bytes of an archive's directory: of one tensor it has five entries."""
 # file names are UTF-8: the flag that torch sets too
 _FLAGS = 0x800
 
@@ -140,6 +144,7 @@ class _Reader(pickle.Unpickler):
 def _described(table: bytes) -> tuple[torch.dtype, tuple[int, ...]] | None:
     """(dtype, shape) from a record's pickle, or None for anything but one complete contiguous tensor."""
     try:
+        check_pickle(table)
         (kind, dtype, _, _, count), offset, shape, stride, *_ = _Reader(io.BytesIO(table)).load()
         shape, expected = tuple(shape), 1
         if kind != "storage" or not isinstance(dtype, torch.dtype) or offset != 0 or count != math.prod(shape):
@@ -158,10 +163,16 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
 
     None for an archive that `torch.save` did not write for a single contiguous tensor: it has to be loaded as a whole.
     """
+
+    def piece(offset: int, count: int) -> bytes:
+        if not 0 <= offset <= offset + count <= length or count > _MOST_DIRECTORY:
+            raise ValueError
+        return read(offset, count)
+
     try:
         # usually contains the central directory; otherwise the directory is read below
         tail_start = max(0, length - 2048)
-        end = read(tail_start, length - tail_start)
+        end = piece(tail_start, length - tail_start)
         end_record = end.rfind(b"PK\5\6")
         *_, entries, _, start, _ = _END.unpack_from(end, end_record)
         locator = end_record - _LOCATOR.size
@@ -169,7 +180,7 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
             end64 = _LOCATOR.unpack_from(end, locator)[2]
             *_, entries, _, start = _END64.unpack_from(end, end64 - tail_start)
         if start < tail_start:
-            end, tail_start = read(start, length - start), start
+            end, tail_start = piece(start, length - start), start
         members, cursor = {}, start - tail_start
         for _ in range(entries):
             fields = _CENTRAL.unpack_from(end, cursor)
@@ -183,15 +194,15 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
 
         def data_of(header: int) -> int:
             """Where an entry's data begins, from the offset of its local header."""
-            local = _LOCAL.unpack(read(header, _LOCAL.size))
+            local = _LOCAL.unpack(piece(header, _LOCAL.size))
             return header + _LOCAL.size + local[-2] + local[-1]
 
         header, size, method = members["data.pkl"]
-        described = _described(read(data_of(header), size)) if method == 0 and size <= 4096 else None
+        described = _described(piece(data_of(header), size)) if method == 0 and size <= 4096 else None
         byteorder_header, byteorder_size, byteorder_method = members.get("byteorder", (None, 0, 0))
         if described is None or byteorder_method:
             return None
-        if byteorder_header is not None and read(data_of(byteorder_header), byteorder_size) != b"little":
+        if byteorder_header is not None and piece(data_of(byteorder_header), byteorder_size) != b"little":
             return None
         (dtype, shape), (header, size, method) = described, members["data/0"]
         if method != 0 or size != math.prod(shape) * dtype.itemsize:

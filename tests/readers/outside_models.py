@@ -73,7 +73,7 @@ def make_checkpoint(folder: Path) -> None:
     os.rename(folder / "checkpoints" / "release", data)
     (data / "digests.json").unlink(missing_ok=True)
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3\n")
-    common = load_plain(data / "common.pt")
+    common = load_plain(io.BytesIO((data / "common.pt").read_bytes()))
     group = {"lr": 1e-5, "step": 3, "betas": (0.9, 0.95), "params": [0, 1]}
     common |= {
         "optimizer": {"optimizer": {"param_groups": [group], "state": {"common_step": torch.tensor(3)}}, "grad_scaler": {"scale": 1.0}},

@@ -152,6 +152,25 @@ _NUMBERS = ("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4")
 _TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 
 
+def _tuples(levels: int, first: int) -> bytes:
+    """A tuple of twice the tuple before it, `levels` times, by places of the memo from `first` on."""
+    twice = b"".join(b"r" + struct.pack("<I", n) + b"j" + struct.pack("<I", n) + b"\x86" for n in range(first, first + levels))
+    return b"K\x01K\x01\x86" + twice
+
+
+PICKLE_BOMBS = (
+    b"}" + _tuples(60, 0) + b"Ns",
+    b"\x8f(" + _tuples(60, 0) + b"\x90",
+    b"})" + b"\x85" * 1_000_000 + b"Ns",
+    b"}(" + b"}(" * 1000 + b"u" * 1000 + b"(" + _tuples(20, 0) * 50 + b"tNu",
+    b"cbuiltins\nbytearray\n\x8a\x06" + struct.pack("<Q", 2**40)[:6] + b"\x85R",
+    b"Nr" + struct.pack("<I", 2**31 - 1),
+    b"\x8d" + struct.pack("<Q", 2**40) + b"a",
+    b"\x95" + struct.pack("<Q", 2**40) + b"N",
+)
+"""Pieces of pickles that take hours, the stack or terabytes of a reader; each leaves one value."""
+
+
 def as_pickle(data: bytes, chance: random.Random) -> bytes:
     """A pickle with other numbers, texts, or operations; frames are left out, which would give it away."""
     if chance.random() < 0.125:
@@ -160,6 +179,11 @@ def as_pickle(data: bytes, chance: random.Random) -> bytes:
     ends = [place for _, _, place in operations[1:]] + [len(data)]
     parts = [(code.name, argument, data[begin:end]) for (code, argument, begin), end in zip(operations, ends, strict=True)]
     parts = [part for part in parts if part[0] != "FRAME"]
+    if chance.random() < 0.05:
+        # before some operation: the key of a dictionary of tuples in tuples, a place of the memo, or lengths, that are left there again
+        at = chance.randrange(1, len(parts))
+        bomb = chance.choice(PICKLE_BOMBS)
+        return b"".join([*(piece for _, _, piece in parts[:at]), bomb, b"0", *(piece for _, _, piece in parts[at:])])
     for _ in range(chance.choice((1, 1, 2, 3))):
         at = chance.randrange(len(parts))
         wanted = chance.choice((_NUMBERS, _TEXTS, ()))

@@ -22,7 +22,7 @@ from textual.signal import Signal
 
 from console.actions import ACTIONS, BY_ID, SCREENS, actions_of, clashes, shown
 from console.colours import DARK, LIGHT, first_theme, remember_theme, with_own_colours
-from console.formatting import one_line
+from console.formatting import error_text, one_line
 from console.messages import GpusSeen, RunStarted, StoreSeen
 from console.readers.run_rows import RunRow, Snapshot
 from console.run_actions import number_of
@@ -177,7 +177,7 @@ class ConsoleBase(StoreActions):
                 file.write_text(TEMPLATE.format(themes=", ".join(self.available_themes), actions=actions), encoding="utf-8")
             edit(self, file)
         except (OSError, RequestError) as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(error_text(error), severity="error", markup=False)
             return
         self.read_settings()
 
@@ -240,7 +240,7 @@ class ConsoleBase(StoreActions):
 
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:
-        self.notify(f"{event.run_id} started; it keeps running when the console is closed", markup=False)
+        self.notify(tr("{run} started; it keeps running when the console is closed", run=event.run_id), markup=False)
         self._followed[event.run_id] = True
         self.look()
         if event.kind == "compare":
@@ -275,12 +275,13 @@ class ConsoleBase(StoreActions):
             self.watch_run(row.id)
             self._screen_of("monitor", lambda screen: screen.show_captions())
         else:
-            self.notify(f"{row.id}: a {row.kind} writes no captions", severity="warning", markup=False)
+            self.notify(tr("{run}: a {kind} writes no captions", run=row.id, kind=row.kind), severity="warning", markup=False)
 
     def clone_run(self, row: RunRow, changes: Mapping[str, Any] | None = None) -> None:
         """Open the form of a new run with the options of another run, some of them changed."""
         if row.kind not in importlib.import_module("console.readers.form_defaults").KINDS:
-            self.notify(f"{row.id}: a run of this kind cannot be started here, so it cannot be cloned", severity="error", markup=False)
+            words = tr("{run}: a run of this kind cannot be started here, so it cannot be cloned", run=row.id)
+            self.notify(words, severity="error", markup=False)
             return
         self._screen_of("launch", lambda screen: screen.open(row.kind, {**row.run.options, **(changes or {})}))
 
@@ -351,7 +352,7 @@ class ConsoleBase(StoreActions):
         """Leave the console; live runs keep running, which the last line says. Asks if a form would be lost."""
         if self.edited_forms and not self._asked_to_leave:
             self._asked_to_leave = True
-            words = "What is written in the form is lost. In Launch s saves a plan, y copies the command."
+            words = tr("What is written in the form is lost. In Launch s saves a plan, y copies the command.")
 
             def answered(sure: bool | None) -> None:
                 self._asked_to_leave = False
@@ -360,15 +361,14 @@ class ConsoleBase(StoreActions):
 
             from console.screens.dialogs import Confirm  # not before the first frame
 
-            self.push_screen(Confirm("Leave the console?", words, "Leave", "Stay"), answered)
+            self.push_screen(Confirm(tr("Leave the console?"), words, tr("Leave"), tr("Stay")), answered)
             return
         self._leave()
 
     def _leave(self) -> None:
         alive = self.snapshot.alive
-        count = f"{alive} run{'s' if alive != 1 else ''}"
-        verb = "keep" if alive != 1 else "keeps"
-        self.exit(EXIT_DONE, message=f"{count} {verb} running; qwen3vl shows {'them' if alive != 1 else 'it'} again" if alive else None)
+        words = "1 run keeps running; qwen3vl shows it again" if alive == 1 else "{count} runs keep running; qwen3vl shows them again"
+        self.exit(EXIT_DONE, message=tr(words, count=alive) if alive else None)
 
     def action_help_quit(self) -> None:
         """ctrl+c where nothing is selected: the second one within a moment leaves the console."""
@@ -389,7 +389,7 @@ class ConsoleBase(StoreActions):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions of the screen, then those of all screens."""
         if self.subcommand:
-            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", "Copy the subcommand that is equivalent to the last action",
+            yield SystemCommand(f"$ {one_line(self.subcommand, 120)}", tr("Copy the subcommand that is equivalent to the last action"),
                                 self.action_subcommand)  # fmt: skip
         for scope in ("welcome" if screen.id == "welcome" else self.current_mode, "app"):
             distinct = {action.action: action for action in reversed(actions_of(scope))}
@@ -409,6 +409,10 @@ class ConsoleBase(StoreActions):
         variables = self.theme_variables = with_own_colours(theme, super().get_css_variables(), self._few_colours)
         self._colours_of = theme, dict(variables)
         return variables
+
+    def notify(self, message: str, *, title: str = "", **how: Any) -> None:
+        """Show a message, in the user's language where the catalogue has it."""
+        super().notify(tr(message), title=tr(title), **how)
 
     def key_of(self, action: str) -> str:
         """The key of an action as it is shown, taking the user's settings into account."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from console.forms import text_of
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import Option
 from qwen3vl_core.problems import Problem
 
@@ -20,7 +21,7 @@ class Fix:
         parts = []
         for name, text in self.changes.items():
             flag = name.replace("_", "-")
-            parts.append(f"{flag} {'on' if text is True else 'off' if text is False else text if text else 'empty'}")
+            parts.append(f"{flag} {tr('on') if text is True else tr('off') if text is False else text if text else tr('empty')}")
         return ", ".join(parts)
 
 

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.formats import printable
+from qwen3vl_core.formats import parameter_count, printable
+from qwen3vl_core.language import CHINESE, language, tr
+from qwen3vl_core.run_metrics import METRICS, title_of
 
 GLYPHS = {
     "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
@@ -51,7 +53,46 @@ def cut(line: str, width: int) -> str:
         return line if len(line) <= width else line[: width - 1] + "…"
     from rich.cells import cell_len, set_cell_size  # late: few lines need it
 
-    return line if cell_len(line) <= width else set_cell_size(line, max(width - 1, 0)).rstrip() + "…"
+    return line if cell_len(line) <= width else set_cell_size(line, max(width - 1, 0)) + "…"
+
+
+def runs_text(count: int) -> str:
+    """`1 run`, `1,200 runs`."""
+    return tr("1 run") if count == 1 else tr("{count:,} runs", count=count)
+
+
+def parameters_text(count: float) -> str:
+    """`8.77 billion`; in Chinese `87.7 亿`."""
+    if language() == CHINESE:
+        return f"{count / 1e8:.1f} 亿" if count >= 1e8 else f"{count / 1e4:.0f} 万"
+    return parameter_count(count)
+
+
+def metric_title(key: str) -> str:
+    """The title of a metric in the user's language: `grad norm`, `val loss`."""
+    return tr(title_of(key))
+
+
+def metric_label(key: str) -> str:
+    """Title and unit of a metric."""
+    unit = METRICS[key].unit if key in METRICS else ""
+    return f"{metric_title(key)} ({tr(unit)})" if unit and unit != METRICS[key].title else metric_title(key)
+
+
+def gpu_text(gpu: Any) -> str:
+    """Who uses a GPU: `free`, a run, `another process (4711)`. gpu: a `GpuUse`."""
+    return tr("free") if gpu.free else gpu.words.replace("another process", tr("another process"))
+
+
+def error_text(error: Exception) -> str:
+    """An error for people, in their language where it is one of ours."""
+    return str(getattr(error, "shown", error))
+
+
+def cause_text(error: str) -> str:
+    """A run's recorded error, whose head is a known cause: `out of GPU memory: torch.OutOfMemoryError …`."""
+    head, colon, rest = error.partition(": ")
+    return tr(head) + colon + rest
 
 
 def plain_json(value: Any) -> Any:

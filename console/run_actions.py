@@ -15,6 +15,7 @@ from console.formatting import one_line
 from console.messages import CheckSeen, RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
 from console.terminal import show_in_browser
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import runs_directory
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RunActions(App[int]):
             try:
                 self.post_message(work())
             except (RequestError, WorkError) as error:
-                self.post_message(WorkFailed(str(error)))
+                self.post_message(WorkFailed(error.shown))
             except Exception as error:
                 self.post_message(WorkFailed(f"{name}: {type(error).__name__}: {error}"))
 
@@ -122,7 +123,7 @@ class RunActions(App[int]):
             then()
             self.start_run(kind, options, origin)
 
-        self.ask(f"Start this {kind}?", text, "Start it", start)
+        self.ask(tr("Start this {kind}?", kind=kind), text, tr("Start it"), start)
 
     def start_run(self, kind: str, options: Any, origin: str) -> None:
         """Create a run and start it; posts `RunStarted` when it is running."""
@@ -137,7 +138,7 @@ class RunActions(App[int]):
         name = f"start {kind}"
         if any(worker.name == name and not worker.is_finished for worker in self.workers):
             return  # the key was pressed twice
-        self.notify(f"starting {kind} …", timeout=2)
+        self.notify(tr("starting {kind} …", kind=kind), timeout=2)
         # the equivalent command is recorded and detached like this run
         detached = [] if kind == "finetune" else ["--detach"]
         store = ["--runs", str(self.store_root)] if self.store_root != runs_directory(None) else []
@@ -146,11 +147,11 @@ class RunActions(App[int]):
 
     def stop_run(self, run_id: str) -> None:
         """Ask a run to stop; the screen has asked for confirmation."""
-        self._ask("stop", run_id, lambda run: _launch().stop(run), "asked to stop")
+        self._ask("stop", run_id, lambda run: _launch().stop(run), tr("asked to stop"))
 
     def save_run(self, run_id: str) -> None:
         """Ask a live finetune for a checkpoint now."""
-        self._ask("save", run_id, lambda run: _launch().save_now(run), "asked to save at its next step")
+        self._ask("save", run_id, lambda run: _launch().save_now(run), tr("asked to save at its next step"))
 
     def _ask(self, command: str, run_id: str, ask: Callable[[Run], None], answer: str, words: Sequence[str] = ()) -> None:
         def work() -> RunChanged:
@@ -185,7 +186,7 @@ class RunActions(App[int]):
                 time.sleep(CHECK_SECONDS)
 
         self.remember_command("runs", "check", number_of(run_id), "--read-data", "--background")
-        self.notify(f"{run_id}: every byte of its checkpoints is compared, in the background", timeout=3, markup=False)
+        self.notify(tr("{run}: every byte of its checkpoints is compared, in the background", run=run_id), timeout=3, markup=False)
         self._work(work, f"check {run_id}")
 
     @on(CheckSeen)
@@ -210,8 +211,8 @@ class RunActions(App[int]):
     def _deleted(self, event: RunsDeleted) -> None:
         from qwen3vl_core.formats import quantity
 
-        names = event.run_ids[0] if len(event.run_ids) == 1 else f"{len(event.run_ids)} runs"
-        self.notify(f"{names} deleted, {quantity(event.freed, 'B')} freed", markup=False)
+        names = event.run_ids[0] if len(event.run_ids) == 1 else tr("{count:,} runs", count=len(event.run_ids))
+        self.notify(tr("{runs} deleted, {size} freed", runs=names, size=quantity(event.freed, "B")), markup=False)
         self.look()
 
     def open_tensorboard(self, rows: Iterable[RunRow]) -> None:
@@ -236,20 +237,24 @@ class RunActions(App[int]):
         opened = self.is_web or show_in_browser(event.text)
         if self.is_web:
             self.open_url(event.text)
-        note = f"{event.text}  {'opened' if opened else 'copied'}; it ends with the console"
+        note = f"{event.text}  " + tr("opened; it ends with the console" if opened else "copied; it ends with the console")
         self.notify(note, title=event.title, markup=False, timeout=10)
 
     def ask_to_resume(self, row: RunRow) -> None:
         """Resume a stopped, failed or lost run after a question, which says from where."""
         if row.alive or row.status == "done":
-            self.notify(f"{row.id}: {row.status}; there is nothing to resume", severity="warning", markup=False)
+            self.notify(
+                tr("{run}: {status}; there is nothing to resume", run=row.id, status=tr(row.status)), severity="warning", markup=False
+            )
             return
-        where = "It goes on from its " + row.checkpoint_text if row.checkpoint else "It has no checkpoint and starts from the beginning"
-        self.ask(f"Resume {row.id}?", f"{where}.\n\n$ {row.command}", "Resume it", lambda: self.resume_run(row.id))
+        where = tr("It has no checkpoint and starts from the beginning")
+        if row.checkpoint:
+            where = tr("It goes on from its {checkpoint}", checkpoint=row.checkpoint_text)
+        self.ask(tr("Resume {run}?", run=row.id), f"{where}{tr('.')}\n\n$ {row.command}", tr("Resume it"), lambda: self.resume_run(row.id))
 
     def resume_run(self, run_id: str, changes: Mapping[str, Any] | None = None, words: Sequence[str] = ()) -> None:
         """Resume a stopped, failed or lost run. changes: of a finetune's options; words: the same as options of the command."""
-        self._ask("resume", run_id, lambda run: _launch().resume(run, changes=changes), "resumed", words)
+        self._ask("resume", run_id, lambda run: _launch().resume(run, changes=changes), tr("resumed"), words)
 
     def ask_to_start_fixed(self, row: RunRow, found: Remedy) -> None:
         """Start a failed finetune again with the change that gets it to work, as a new run or from its checkpoint, after a question."""
@@ -261,11 +266,15 @@ class RunActions(App[int]):
             options = from_mapping(FinetuneOptions, {**row.run.options, **found.changes})
 
             text = f"{found.headline}\n\n$ {shell_line(['qwen3vl', 'runs', *words])}"
-            self.ask(f"Start a new run like {row.id}?", text, "Start it", lambda: self.start_run(row.kind, options, "monitor"))
+            self.ask(
+                tr("Start a new run like {run}?", run=row.id), text, tr("Start it"), lambda: self.start_run(row.kind, options, "monitor")
+            )
             return
-        where = f"from its {row.checkpoint_text}" if row.checkpoint else "from the beginning"
-        text = f"{found.headline}\n\nIt goes on {where}."
-        self.ask(f"Resume {row.id}?", text, "Resume it", lambda: self.resume_run(row.id, dict(found.changes), words[2:]))
+        where = tr("It starts from the beginning")
+        if row.checkpoint:
+            where = tr("It goes on from its {checkpoint}", checkpoint=row.checkpoint_text)
+        text = f"{found.headline}\n\n{where}{tr('.')}"
+        self.ask(tr("Resume {run}?", run=row.id), text, tr("Resume it"), lambda: self.resume_run(row.id, dict(found.changes), words[2:]))
 
     @on(RunChanged)
     def _changed(self, event: RunChanged) -> None:

@@ -22,6 +22,7 @@ from console.runs_parser import build_parser
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import runs_directory
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, check_options, from_mapping, options_of, shell_line
@@ -168,7 +169,7 @@ def _show(store: RunStore, args: argparse.Namespace) -> int:
         found = remedies.remedy(run, diagnosis.diagnose(run))
         if found is not None:
             words = remedies.command_words(run, found)
-            print(f"\n{paint('the fix', 'green')}: {run_text.plain(found.headline)}\n  {_command(run, words[0], *words[2:])}")
+            print(f"\n{paint(tr('the fix'), 'green')}: {run_text.plain(found.headline)}\n  {_command(run, words[0], *words[2:])}")
     return EXIT_DONE
 
 

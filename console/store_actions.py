@@ -13,6 +13,7 @@ from console.formatting import one_line
 from console.messages import StoresFound
 from console.readers.run_rows import Snapshot
 from console.run_actions import RunActions
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.readers.store_watcher import StoreWatcher
@@ -75,6 +76,6 @@ class StoreActions(RunActions):
             if root is not None and root != self.store_root:
                 self.remember_command("console", "--runs", str(root))
                 self.open_store(root, workspace_of(root))
-                self.notify(f"runs of {one_line(root)}", title="Opened", markup=False, timeout=3)
+                self.notify(tr("runs of {folder}", folder=one_line(root)), title="Opened", markup=False, timeout=3)
 
         self.push_screen(PickStore(self.store_root, self.other_stores), chosen)

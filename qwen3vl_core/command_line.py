@@ -173,7 +173,7 @@ def run_work(name: str, values: dict[str, Any]) -> int:
     if name == "finetune":
         # reported here, and not in the log of a run that cannot start
         for caution in judge(options, problems=problems).require_valid().cautions:
-            print(f"qwen3vl: warning: {caution}", file=sys.stderr)
+            print(f"qwen3vl: warning: {caution.shown}", file=sys.stderr)
     elif problems := [*problems, *option_problems(options)]:
         raise RequestError(*problems)
     if name == "finetune" or detach or runs is not None:

@@ -34,9 +34,14 @@ class RequestError(ValueError):
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems))
 
+    @property
+    def shown(self) -> str:
+        """The same in the user's language."""
+        return "\n".join(problem.shown for problem in self.problems)
+
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the lines alone, as the request is wrong, not the code that refused it."""
-        return [f"✗ {problem}" for problem in self.problems]
+        return [f"✗ {problem.shown}" for problem in self.problems]
 
 
 class WorkError(RuntimeError):
@@ -53,6 +58,11 @@ class WorkError(RuntimeError):
         super().__init__(one_clear_line(text))
         self.tag = tag
 
+    @property
+    def shown(self) -> str:
+        """The text for people, as that of a `RequestError`."""
+        return str(self)
+
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows."""
         return [f"✗ {self}"]
@@ -67,5 +77,5 @@ def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:
     if isinstance(error, WorkError):
         lines = [(str(error), error.tag)]
     else:
-        lines = [(str(problem), problem.code) for problem in error.problems]
+        lines = [(str(problem) if in_a_run else problem.shown, problem.code) for problem in error.problems]
     return [written(printable(without_secrets(text)), tag if in_a_run else UNTAGGED) for text, tag in lines]

@@ -23,6 +23,7 @@ _SETTING = re.compile(r"^language:[ \t]*[\"']?([A-Za-z_-]+)", re.MULTILINE)
 
 _language = ""
 _texts: Mapping[str, str] = {}
+_templates: list[tuple[re.Pattern[str], str]] = []
 
 
 def language() -> str:
@@ -34,9 +35,12 @@ def language() -> str:
 
 def use(name: str) -> None:
     """Speak this language from now on."""
-    global _language, _texts
+    global _language, _texts, _templates
     _language = name
-    _texts = importlib.import_module("qwen3vl_core.chinese").texts() if name == CHINESE else {}
+    _texts, _templates = {}, []
+    if name == CHINESE:
+        catalogue = importlib.import_module("qwen3vl_core.chinese")
+        _texts, _templates = catalogue.texts(), catalogue.templates()
 
 
 def wanted() -> str | None:
@@ -74,6 +78,16 @@ def keyed(key: str, text: str) -> str:
     if not _language:
         language()
     return _texts.get(key, text)
+
+
+def phrase(text: str) -> str:
+    """A text that was made elsewhere, with values in it, in the user's language: `3.10, older than 3.11`. As it is if none knows it."""
+    if language() == ENGLISH or text in _texts:
+        return tr(text)
+    for pattern, template in _templates:
+        if (found := pattern.fullmatch(text)) is not None:
+            return template.format(*found.groups())
+    return text
 
 
 def _locale() -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3vl_core.formats import one_clear_line
+from qwen3vl_core.language import ENGLISH, keyed, language, phrase, tr
 from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
+
+VALUES_IN_WORDS = ("advice", "help", "kind", "unit", "what", "way")
+"""Values of rules that may be words of ours; a help begins with a small letter there. Others are names, numbers and what was found."""
+Say = Callable[[str], str]
+"""Gives one text in a language."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +36,50 @@ class Problem:
         return one_clear_line(f"{subject}: {self.explanation}" if subject else self.explanation)
 
     @property
+    def shown(self) -> str:
+        """The message in the user's language, for people; `str()` is for records, logs and JSON."""
+        if language() == ENGLISH:
+            return str(self)
+        subject, text = written(self), self._explained(tr)
+        return one_clear_line(f"{subject}{tr(': ')}{text}" if subject else text)
+
+    @property
     def explanation(self) -> str:
         """The message without the option: the rule and the fix."""
-        advice = TEXTS[self.code][1]
-        phrases = [] if self.code in WITH_REMEDIES else _remedy_phrases(self)
-        fixes = ", or ".join(filter(None, [advice.format_map(self._texts), *phrases]))
-        return self.broken_rule + (f"; {fixes}" if fixes else "")
+        return self._explained(_english)
+
+    @property
+    def shown_explanation(self) -> str:
+        """The rule and the fix in the user's language."""
+        return self._explained(_english if language() == ENGLISH else tr)
 
     @property
     def broken_rule(self) -> str:
         """The rule alone."""
-        return TEXTS[self.code][0].format_map(self._texts)
+        return self._rule_in(_english)
 
     @property
-    def _texts(self) -> dict[str, Any]:
-        return {name: ", ".join(map(_text, v)) if isinstance(v, list | tuple) else v for name, v in self.rule.items()}
+    def shown_rule(self) -> str:
+        """The rule alone in the user's language."""
+        return self._rule_in(_english if language() == ENGLISH else tr)
+
+    def _rule_in(self, say: Say) -> str:
+        rule = TEXTS[self.code][0]
+        return (rule if say is _english else keyed(f"{self.code}.rule", rule)).format_map(self._texts(say))
+
+    def _explained(self, say: Say) -> str:
+        """The rule and the fix, `say` giving each text of its own."""
+        advice = TEXTS[self.code][1]
+        phrases = [] if self.code in WITH_REMEDIES else _remedy_phrases(self, say)
+        advice = (advice if say is _english else keyed(f"{self.code}.advice", advice)).format_map(self._texts(say))
+        fixes = say(", or ").join(filter(None, [advice, *phrases]))
+        return self._rule_in(say) + (f"{say('; ')}{fixes}" if fixes else "")
+
+    def _texts(self, say: Say) -> dict[str, Any]:
+        texts = {name: ", ".join(map(_text, v)) if isinstance(v, list | tuple) else v for name, v in self.rule.items()}
+        if say is _english:
+            return texts
+        return {name: _in_words(value) if name in VALUES_IN_WORDS else value for name, value in texts.items()}
 
     def as_json(self) -> dict[str, Any]:
         """The problem with its text, for `--json`."""
@@ -79,7 +114,18 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _remedy_phrases(problem: Problem) -> list[str]:
+def _english(text: str) -> str:
+    return text
+
+
+def _in_words(value: str) -> str:
+    """A value of a rule, where it is words of ours: `a whole number`, an option's help, an advice."""
+    blanks, text = value[: len(value) - len(value.lstrip())], value.strip()
+    said = phrase(text)
+    return blanks + (said if said != text else phrase(text[:1].upper() + text[1:]) if len(text) > 1 else text)
+
+
+def _remedy_phrases(problem: Problem, say: Say = _english) -> list[str]:
     """A phrase for each remedy; several values of the option itself share one phrase."""
     option = problem.option or ""
     values = [r[option] for r in problem.remedies if list(r) == [option] and r[option] is not None and r[option] is not True]
@@ -88,23 +134,23 @@ def _remedy_phrases(problem: Problem) -> list[str]:
     phrases: list[str] = []
     for remedy in problem.remedies:
         if list(remedy) != [option] or remedy[option] is None or remedy[option] is True:
-            phrases.append(_phrase(None if phrases or TEXTS[problem.code][1] else problem.option, remedy))
+            phrases.append(_phrase(None if phrases or TEXTS[problem.code][1] else problem.option, remedy, say))
         elif values:
-            phrases.append("use " + (f"{flag_of(option)} " if phrases else "") + " or ".join(map(_text, values)))
+            phrases.append(say("use ") + (f"{flag_of(option)} " if phrases else "") + say(" or ").join(map(_text, values)))
             values = []
     return phrases
 
 
-def _phrase(option: str | None, remedy: Mapping[str, Any]) -> str:
+def _phrase(option: str | None, remedy: Mapping[str, Any], say: Say) -> str:
     """The phrase of one remedy. option: the option that is called `it`."""
     phrases, verb = [], ""
     for name, value in remedy.items():
         flag = flag_of(name)
         if value is None:
-            phrases.append("leave it out" if name == option else f"leave {flag} out")
+            phrases.append(say("leave it out") if name == option else say("leave {flag} out").format(flag=flag))
             verb = ""
         else:
-            needed = "add " if value is True else "use "
+            needed = say("add ") if value is True else say("use ")
             phrases.append(("" if verb == needed else needed) + (flag if value is True else f"{flag} {_text(value)}"))
             verb = needed
-    return " and ".join(phrases)
+    return say(" and ").join(phrases)

@@ -20,8 +20,12 @@ from console.runs_command import parser as parser_of_runs
 from qwen3vl_core import chinese, language
 from qwen3vl_core.cells import width, wrapped
 from qwen3vl_core.command_line import build_parser
-from qwen3vl_core.options import COMMANDS, options_of
+from qwen3vl_core.errors import RequestError, error_lines
+from qwen3vl_core.layout.doctor import Check, render
+from qwen3vl_core.options import COMMANDS, FinetuneOptions, missing_values, option_problems, options_of
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
+from qwen3vl_core.problem_texts import TEXTS as TEXTS_OF_PROBLEMS
+from qwen3vl_core.problems import Problem
 
 ROOT = Path(__file__).parent.parent
 LABEL = 12
@@ -29,9 +33,23 @@ LABEL = 12
 LINE = 62
 """Cells of an explanation in the help, which at 80 columns has room for the key before it."""
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+WORDS = re.compile(r"[A-Za-z]{2}")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 TEXTS = chinese.texts()
+COMPUTER = {
+    "{} -m pip install --no-build-isolation '{}'", "{} -m pip install --force-reinstall torch", "{} -m pip install '{}{}'",
+    "{} -m pip install packaging", "python{} -m venv .venv && .venv/bin/pip install -e .", "torch.cuda.is_available() is False",
+    "torch {} (a vendor's build, kept)", "Transformer Engine", "nvidia-smi: {}",
+}  # fmt: skip
+"""Texts of the doctor that are commands and names, or one of a list of these."""
 UNTRANSLATED = {"TensorBoard", "GPU"}
+
+
+@pytest.fixture
+def chinese_spoken():
+    language.use("zh")
+    yield
+    language.use("en")
 
 
 def placeholders(text: str) -> set[str]:
@@ -39,17 +57,34 @@ def placeholders(text: str) -> set[str]:
     return {f"{name}{'!' + how if how else ''}:{spec}" for _, name, spec, how in string.Formatter().parse(text) if name is not None}
 
 
+def literals(node: ast.expr | None) -> list[str]:
+    """The texts that an expression may be: a literal, or either side of a condition."""
+    if isinstance(node, ast.IfExp):
+        return [*literals(node.body), *literals(node.orelse)]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def said_by(call: ast.Call) -> list[ast.expr]:
+    """The expressions of a call that people read: of `tr`, a notification, the keys of a dialog."""
+    name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    if name in ("tr", "Label"):
+        return call.args[:1]
+    if name == "notify":
+        return [*call.args[:1], *(keyword.value for keyword in call.keywords if keyword.arg == "title")]
+    return [pair.elts[1] for pair in call.args if isinstance(pair, ast.Tuple)] if name == "Hints" else []
+
+
 def spoken() -> dict[str, str]:
-    """Each literal text that the code gives to `tr` -> its file."""
+    """Each literal text that the code says to people by one of these -> its file."""
     found = {}
     for file in (*ROOT.glob("console/**/*.py"), *ROOT.glob("qwen3vl_core/**/*.py")):
+        if "notebook" in file.parts or "chinese" in file.parts:
+            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tr" and node.args:
-                texts = [node.args[0].body, node.args[0].orelse] if isinstance(node.args[0], ast.IfExp) else [node.args[0]]
-                for text in texts:
-                    assert not isinstance(text, ast.JoinedStr), f"{file.name}:{node.lineno}: tr of an f-string finds nothing"
-                    if isinstance(text, ast.Constant):
-                        found[text.value] = file.name
+            for said in said_by(node) if isinstance(node, ast.Call) else []:
+                words = "".join(map(str, (part.value for part in getattr(said, "values", ()) if isinstance(part, ast.Constant))))
+                assert not re.search(r"[a-z]{3}", words.replace("GPU", "")), f"{file.name}:{said.lineno}: an f-string is in no catalogue"
+                found |= dict.fromkeys(filter(WORDS.search, literals(said)), file.name)
     return found
 
 
@@ -70,6 +105,61 @@ def test_every_action_and_title_has_short_chinese_words():
         assert cell_len(label) <= LABEL, f"{name}: {label} takes {cell_len(label)} cells"
         assert cell_len(tooltip) <= LINE, f"{name}: {tooltip} takes {cell_len(tooltip)} cells"
     assert all(HAN.search(TEXTS[title]) for title in SCREENS.values())
+
+
+def test_every_problem_has_a_rule_and_an_advice_with_the_same_placeholders():
+    assert set(chinese.PROBLEMS) == set(TEXTS_OF_PROBLEMS)
+    for code, (rule, advice) in TEXTS_OF_PROBLEMS.items():
+        for english, said in zip((rule, advice), chinese.PROBLEMS[code], strict=True):
+            assert placeholders(said) == placeholders(english), code
+            assert bool(english) == bool(said), f"{code}: one of two languages has no advice"
+            words = re.sub(r"{[^}]*}", "", english)
+            assert HAN.search(said) or not WORDS.search(words) or said == english.replace("; ", "；"), f"{code}: {said} is not Chinese"
+            assert FLAG.findall(said) == FLAG.findall(english) or set(FLAG.findall(said)) == set(FLAG.findall(english)), code
+
+
+def test_a_problem_is_chinese_for_people_and_english_in_records(chinese_spoken):
+    options = FinetuneOptions(load="", train_data="data", tp=3, lr=-1.0, recompute_layers=2)
+    shown = [problem.shown for problem in (*missing_values(options), *option_problems(options))]
+    assert shown == [
+        "--load：必填；训练的起点：torch_dist 检查点，或直接用 HF 目录",
+        "--lr -1：至少为 0；用 0",
+        "--recompute-layers 2：需要 --recompute full 或 offload；去掉它",
+    ]
+    problem = options_of(FinetuneOptions)[0].missing()
+    assert str(problem) == problem.as_json()["text"] and problem.as_json()["text"].startswith("--load: required; checkpoint")
+    assert error_lines(RequestError(problem), in_a_run=True)[0].endswith(str(problem))
+    assert error_lines(RequestError(problem), in_a_run=False)[0].endswith(problem.shown)
+    layout = Problem("tp-not-whole", "tp", 3, {"count": 32, "what": "attention heads", "tp": 3, "quotient": 32 / 3}, ({"tp": 2}, {"tp": 4}))
+    assert layout.shown == "--tp 3：32 个注意力头 / 3 = 10.67 不是整数；用 2 或 4"
+
+
+def test_every_text_of_the_doctor_is_chinese(chinese_spoken):
+    source = ast.parse((ROOT / "qwen3vl_core" / "layout" / "doctor.py").read_text(encoding="utf-8"))
+    bodies = [node for node in source.body if isinstance(node, ast.FunctionDef) and node.name not in ("render", "run", "ask_gpus")]
+    inside = {id(part) for body in bodies for node in ast.walk(body) if isinstance(node, ast.JoinedStr) for part in node.values}
+    docs = {id(body.body[0].value) for body in bodies if isinstance(body.body[0], ast.Expr)}
+    texts = set()
+    for node in (node for body in bodies for node in ast.walk(body)):
+        if isinstance(node, ast.JoinedStr):
+            texts.add("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside | docs and " " in node.value.strip():
+            texts.add(node.value)
+    assert len(texts) > 30
+    # a text may be a part of one: what is added behind it has a template with both
+    known = " ".join(chinese.TEMPLATES)
+    missing = [
+        text for text in texts if text.removeprefix("{}").removesuffix("{}") not in known and WORDS.search(text) and text not in COMPUTER
+    ]
+    assert not missing, "add them to qwen3vl_core/chinese/doctor.py"
+    for text, said in chinese.TEMPLATES.items():
+        used = {int(name) for _, name, _, _ in string.Formatter().parse(said) if name is not None}
+        assert used == set(range(text.count("{}"))), text
+    fix = "free some, or choose another disk: export QWEN3VL_RUNS=DIR"
+    report = render([Check("disk", "warn", "/runs: 3.0 GiB free; 100 is recommended", fix),
+                     Check("GPU 0", "ok", "NVIDIA H20, 95.6 GiB, compute 9.0, driver 550")])  # fmt: skip
+    assert "磁盘" in report and "剩余 3.0 GiB；建议 100" in report and "腾出空间" in report and "计算能力 9.0" in report
+    assert Check("disk", "ok", "text").as_json()["name"] == "disk"
 
 
 def test_a_text_that_the_catalogue_lacks_or_whose_placeholders_differ_is_noticed():
@@ -134,28 +224,24 @@ def test_every_option_has_a_word_a_help_and_the_rest_of_its_line():
         assert option.group in TEXTS and (not option.unit or option.unit in TEXTS), option.flag
 
 
-def test_the_help_of_every_command_is_chinese_and_fits_80_columns(monkeypatch):
+def test_the_help_of_every_command_is_chinese_and_fits_80_columns(monkeypatch, chinese_spoken):
     monkeypatch.setenv("COLUMNS", "80")
-    language.use("zh")
-    try:
-        parser = build_parser()
-        parsers = {"qwen3vl": parser, "console": console_parser(), "notebook": notebook_parser(), "runs": parser_of_runs()}
-        for name, above in (("", parser), ("runs", parsers["runs"])):
-            for action in above._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    parsers = {f"{name} {word}".strip(): sub for word, sub in action.choices.items()} | parsers
-        assert len(parsers) > 20
-        for name, parser in parsers.items():
-            lines = parser.format_help().splitlines()
-            wide = [line for line in lines if cell_len(line) > 80 and HAN.search(line)]
-            assert not wide, f"{name}: wider than 80 columns"
-            for action in parser._actions:
-                said = language.tr(action.help) if action.help and action.help != argparse.SUPPRESS else "中"
-                assert HAN.search(said), f"{name} {action.dest}: {action.help}: add it to qwen3vl_core/chinese/commands.py"
-            about = language.tr(" ".join((parser.description or "中").split()))
-            assert HAN.search(about), f"{name}: {about}"
-    finally:
-        language.use("en")
+    parser = build_parser()
+    parsers = {"qwen3vl": parser, "console": console_parser(), "notebook": notebook_parser(), "runs": parser_of_runs()}
+    for name, above in (("", parser), ("runs", parsers["runs"])):
+        for action in above._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers = {f"{name} {word}".strip(): sub for word, sub in action.choices.items()} | parsers
+    assert len(parsers) > 20
+    for name, parser in parsers.items():
+        lines = parser.format_help().splitlines()
+        wide = [line for line in lines if cell_len(line) > 80 and HAN.search(line)]
+        assert not wide, f"{name}: wider than 80 columns"
+        for action in parser._actions:
+            said = language.tr(action.help) if action.help and action.help != argparse.SUPPRESS else "中"
+            assert HAN.search(said), f"{name} {action.dest}: {action.help}: add it to qwen3vl_core/chinese/commands.py"
+        about = language.tr(" ".join((parser.description or "中").split()))
+        assert HAN.search(about), f"{name}: {about}"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.test_import_graph import import_graph, modules
 
 ROOT = Path(__file__).parent.parent
 # CHANGELOG.md names removed things
-PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TOP = ("qwen3vl_core", "console", "tests", "tools", "benchmarks", "docs", "notebooks", ".ci")
 PACKAGES = ("qwen3vl_core", "console")
 # a path of the repository from its top, or a Python file somewhere in a package; [] as in a test's name is not part of it
@@ -121,6 +121,11 @@ def test_the_commands_of_a_page_parse(page):
     for words in commands(page.read_text()):
         if words and words[0] not in ("console", "runs", "notebook"):
             build_parser().parse_args(words)
+
+
+def test_the_chinese_readme_has_the_commands_of_the_english_one():
+    english, chinese = (commands((ROOT / name).read_text()) for name in ("README.md", "README.zh.md"))
+    assert chinese == english
 
 
 def test_modules_of_the_architecture_page_are_in_their_folders():

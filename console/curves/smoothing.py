@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from console.curves.columns import BLOCK, COARSE, MOST, Bounds, search
+from qwen3vl_core.language import tr
 
 SHARE = 0.05
 """The window's width where nothing else is chosen."""
@@ -28,7 +29,7 @@ class Average:
     @property
     def name(self) -> str:
         """`avg of 50 steps`."""
-        return f"avg of {max(round(self.window), 2):,} steps"
+        return tr("avg of {count:,} steps", count=max(round(self.window), 2))
 
     def at(self, step: float) -> float:
         """The mean at the nearest step."""

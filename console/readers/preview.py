@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from console.curves.lines import CurveLine
+from console.formatting import metric_title
 from console.runs.diagnosis import diagnose
 from console.runs.remedies import remedy
 from console.runs.run_text import changed, plain
 from console.runs.store import Run
 from console.runs.tail import LogTail, sampled_rows
+from qwen3vl_core.language import tr
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.problems import flag_of
-from qwen3vl_core.run_metrics import LOSS, key_of, title_of
+from qwen3vl_core.run_metrics import LOSS, key_of
 from qwen3vl_core.run_record import EVAL, TRAIN
 
 PARTS = 120
@@ -44,7 +46,7 @@ class Preview:
 def read(run: Run) -> Preview:
     """The preview of a run. Reads at most half a megabyte of its metrics."""
     rows = sampled_rows(run.metrics, PARTS) if run.kind == "finetune" else []
-    lines = [_line(rows, TRAIN, title_of(LOSS), 0), _line(rows, EVAL, title_of(key_of(EVAL, LOSS)), 1)]
+    lines = [_line(rows, TRAIN, metric_title(LOSS), 0), _line(rows, EVAL, metric_title(key_of(EVAL, LOSS)), 1)]
     found = diagnose(run)
     fix = remedy(run, found)
     values = {name: value for name, value in changed(run).items() if name not in NO_OPTIONS}
@@ -52,7 +54,7 @@ def read(run: Run) -> Preview:
     tail = LogTail(run.log, lines=LOG_LINES)
     said = [*tail.read(), *filter(None, [tail.partial])]
     return Preview(
-        run.id, tuple(line for line in lines if line is not None), tuple(options), found.headline if found is not None else "",
+        run.id, tuple(line for line in lines if line is not None), tuple(options), tr(found.headline) if found is not None else "",
         fix.headline if fix is not None else "", tuple(untagged(line) for line in said),
     )  # fmt: skip
 
@@ -68,7 +70,7 @@ def _line(rows: list[dict[str, Any]], kind: str, label: str, slot: int) -> Curve
 
 
 def _shown(value: Any) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else plain(value)
+    return tr("on" if value else "off") if isinstance(value, bool) else plain(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_record import ALIVE
 
 if TYPE_CHECKING:
@@ -64,11 +65,14 @@ class RunRow:
     @property
     def saved(self) -> str:
         """`step 500` for the last checkpoint, `none yet` if there is none."""
-        return f"step {self.checkpoint}" if self.checkpoint.isdecimal() else self.checkpoint or "none yet"
+        return tr("step {step}", step=self.checkpoint) if self.checkpoint.isdecimal() else self.checkpoint or tr("none yet")
 
     @property
     def checkpoint_text(self) -> str:
-        return f"checkpoint{' of' * self.checkpoint.isdecimal()} {self.saved}" if self.checkpoint else "no checkpoint yet"
+        """`checkpoint of step 500`, `no checkpoint yet`."""
+        if not self.checkpoint:
+            return tr("no checkpoint yet")
+        return tr("checkpoint of {step}" if self.checkpoint.isdecimal() else "checkpoint {step}", step=self.saved)
 
     @property
     def percent(self) -> float | None:

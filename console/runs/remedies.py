@@ -12,6 +12,7 @@ from console.runs import check
 from console.runs.diagnosis import Diagnosis
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout.gpus import gpu_memory
 from qwen3vl_core.layout.resuming import change_problems
 from qwen3vl_core.layout.verdict import Verdict, judge
@@ -44,19 +45,19 @@ class Remedy:
 
     @property
     def headline(self) -> str:
-        """`--micro-batch-size 16 → 8: 84.1 → 51.3 of 80 GiB a GPU by the estimate`."""
+        """`--micro-batch-size 16 → 8: 84.1 → 51.3 of 80 GiB a GPU by the estimate`, in the user's language."""
         text = ", ".join(f"{flag_of(name)} {_shown(self.before[name])} → {_shown(value)}" for name, value in self.changes.items())
-        facts = [self.why] if self.why else []
+        facts = [tr(self.why)] if self.why else []
         if self.memory is not None:
             before, after, total = self.memory
-            facts.append(f"{before:.1f} → {after:.1f} of {total:.4g} GiB a GPU by the estimate")
+            facts.append(tr("{before:.1f} → {after:.1f} of {total:.4g} GiB a GPU by the estimate", before=before, after=after, total=total))
         return ": ".join(filter(None, [text, ", ".join(facts)]))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
+        return tr("on") if value else tr("off")
+    return f"{value:g}" if isinstance(value, float) else tr("default") if value is None else str(value)
 
 
 def remedy(run: Run, diagnosis: Diagnosis | None) -> Remedy | None:
@@ -131,7 +132,10 @@ def _candidates(run: Run, o: FinetuneOptions, diagnosis: Diagnosis) -> Iterator[
             yield {"seq_length": 2 * o.seq_length}, "rows long enough for more samples"
         share = skipped / seen if seen else 1.0
         if share < LARGEST_SKIP_SHARE:
-            yield {"max_skip_share": round(min(1.25 * share + 0.05, LARGEST_SKIP_SHARE), 2)}, f"{share:.0%} of the samples are left out"
+            yield (
+                {"max_skip_share": round(min(1.25 * share + 0.05, LARGEST_SKIP_SHARE), 2)},
+                tr("{share:.0%} of the samples are left out", share=share),
+            )
 
 
 def _for_memory(run: Run, options: FinetuneOptions, diagnosis: Diagnosis, step: int | None) -> Remedy | None:

@@ -15,6 +15,7 @@ from console.runs.state import owner_name, read_json, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
 from qwen3vl_core.formats import duration, number, printable, quantity, span
+from qwen3vl_core.language import tr
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, options_of, shell_line
 from qwen3vl_core.run_metrics import METRICS, key_of, listed_keys, summary, title_of
@@ -71,7 +72,7 @@ def table(runs: list[Run], width: int | None = None) -> list[str]:
 def lost_words(run: Run) -> str:
     """What is known of a lost run: `its supervisor is gone since 3 min`."""
     quiet = sign_of_life(run.path)
-    return f"its supervisor is gone{f' since {span(quiet)}' if quiet is not None else ''}"
+    return tr("its supervisor is gone") if quiet is None else tr("its supervisor is gone since {time}", time=span(quiet))
 
 
 def describe(run: Run) -> list[str]:
@@ -114,8 +115,8 @@ def describe(run: Run) -> list[str]:
         said = [*tail.read(), *filter(None, [tail.partial])]
         diagnosis = diagnose(run)
         if diagnosis is not None and diagnosis.advice:
-            lines += ["", f"why it ended: {plain(diagnosis.headline)}"]
-            lines += [f"  {plain(text)}" for text in (diagnosis.text, diagnosis.advice) if text and text != diagnosis.headline]
+            lines += ["", tr("why it ended: ") + f"{plain(tr(diagnosis.headline))}"]
+            lines += [f"  {plain(tr(text))}" for text in (diagnosis.text, diagnosis.advice) if text and text != diagnosis.headline]
         lines += ["", "end of its log", *(f"  {untagged(line)}" for line in said)] if said else []
     return lines
 

@@ -12,6 +12,7 @@ from textual.worker import Worker
 from console.formatting import one_line
 from console.readers.run_rows import RunRow, Snapshot
 from console.widgets.bars import KeyBar, TopBar
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
@@ -80,17 +81,17 @@ class ConsoleScreen(Screen[None]):
         """Run blocking work in a thread; it answers by posting messages."""
         return self.run_worker(work, group=group, thread=True, exclusive=True, exit_on_error=False)
 
-    def copy(self, text: str, what: str) -> None:
-        """Copy text to the clipboard of the user's terminal and show a notification."""
+    def copy(self, text: str, title: str) -> None:
+        """Copy text to the clipboard of the user's terminal and show a notification with this title."""
         self.app.copy_to_clipboard(text)
-        self.notify(one_line(text, 200), title=f"{what} copied", markup=False)
+        self.notify(one_line(text, 200), title=title, markup=False)
 
     def ask_to_stop(self, row: RunRow | None) -> None:
         """Stop a live run after confirmation, which names it and its last checkpoint."""
         if row is None:
-            self.notify("no run selected; 1 shows all runs", severity="warning")
+            self.notify(tr("no run selected; 1 shows all runs"), severity="warning")
         elif not row.alive and row.status != "lost":
-            self.notify(f"{row.id}: {row.status} already; nothing to stop", severity="warning", markup=False)
+            self.notify(tr("{run}: {status} already; nothing to stop", run=row.id, status=tr(row.status)), severity="warning", markup=False)
         else:
             from console.screens.dialogs import ConfirmStop  # not before the first frame
 

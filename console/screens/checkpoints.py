@@ -22,6 +22,7 @@ from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from console.widgets.mark_list import MarkList
 from qwen3vl_core.formats import number
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_metrics import LOSS
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, checkpoint_step
 
@@ -81,9 +82,9 @@ class PickModels(Dialog[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label("Models to compare with the base", classes="headline")
+            yield Label(tr("Models to compare with the base"), classes="headline")
             yield MarkList[str]()
-            yield Static("searching the runs …", id="found", classes="hint")
+            yield Static(tr("searching the runs …"), id="found", classes="hint")
             yield Hints(("space", "marks: several are compared side by side"), ("enter", "selects them"), ("escape", "cancels"))
 
     def on_mount(self) -> None:
@@ -98,7 +99,7 @@ class PickModels(Dialog[list[str] | None]):
         choice, status = self.query_one(SelectionList), self.query_one("#found", Static)
         choice.add_options(Selection(self._line(one), one.path) for one in event.saved)
         status.display = not event.saved
-        status.update("no run has saved a checkpoint yet; give the path of a model in the form")
+        status.update(tr("no run has saved a checkpoint yet; give the path of a model in the form"))
         choice.focus()
         if event.saved:
             choice.highlighted = 0
@@ -106,9 +107,11 @@ class PickModels(Dialog[list[str] | None]):
     @staticmethod
     def _line(one: SavedModel) -> Content:
         if one.step is None:
-            return Content.assemble(("model  ", "$muted"), "/".join(Path(one.path).parts[-2:]))
-        loss = f"  loss {number(one.loss)}" if one.loss is not None else ""
-        return Content.assemble(f"{one.run}  step {one.step:,}", (f"{loss}  {GLYPHS.get(one.status, '?')} {one.status}", "$muted"))
+            return Content.assemble((tr("model") + "  ", "$muted"), "/".join(Path(one.path).parts[-2:]))
+        loss = "  " + tr("loss") + f" {number(one.loss)}" if one.loss is not None else ""
+        return Content.assemble(
+            f"{one.run}  " + tr("step {step:,}", step=one.step), (f"{loss}  {GLYPHS.get(one.status, '?')} {tr(one.status)}", "$muted")
+        )
 
     def action_done(self) -> None:
         """Give the marked models, without any the highlighted one; checkpoints of one run as they were saved."""

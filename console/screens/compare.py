@@ -34,6 +34,7 @@ from console.widgets.words import Words
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import CompareOptions, from_mapping
 
 
@@ -178,7 +179,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
         )
         reference = self.query_one("#reference", Words)
         reference.display = bool(sample.references)
-        lines = [Content.assemble(("reference  ", "$muted"), printable(text).strip()) for text in sample.references]
+        lines = [Content.assemble((tr("reference") + "  ", "$muted"), printable(text).strip()) for text in sample.references]
         reference.update(Content("\n").join(lines))
         if sample.image != self._picture_path:
             self._picture_path = sample.image
@@ -190,36 +191,38 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
 
     def _show_headline(self, sample: CaptionedPicture) -> None:
         vote = self.view.votes.choices.get(sample.image)
+        whole = tr("{count} with both captions" if len(self.view.names) == 2 else "{count} with all captions", count=self.view.whole)
         parts: list[Any] = [
-            (f" Picture {self.index + 1}/{len(self.samples)} ", "bold"), (one_line(Path(sample.image).name, 40), ""),
-            (f" · {self.view.whole} with {'both' if len(self.view.names) == 2 else 'all'} captions", "$muted"),
+            (" " + tr("Picture {place}/{count}", place=self.index + 1, count=len(self.samples)) + " ", "bold"),
+            (one_line(Path(sample.image).name, 40), ""),
+            (f" · {whole}", "$muted"),
         ]  # fmt: skip
         voted = sum(sample.image in self.view.votes.choices for sample in self.samples)
         if voted:
-            parts.append((f" · {voted} voted", "$muted"))
+            parts.append((" · " + tr("{count} voted", count=voted), "$muted"))
         if vote == SAME:
-            parts.append((" · voted: equally good", "$text-success"))
+            parts.append((" · " + tr("voted: equally good"), "$text-success"))
         if self.blind:
-            parts += ["  ", (" BLIND ", "bold reverse")]
+            parts += ["  ", (f" {tr('BLIND')} ", "bold reverse")]
         self.query_one("#headline", Words).update(Content.assemble(*parts))
 
     def _nothing(self) -> Content:
         row = self.row
         if row is None:
             return Content.assemble(
-                ("No comparison yet.\n\n", "bold"), "Choose two models and pictures, then ",
-                ("enter", "bold $text-primary"), ": both write a caption of each picture.\n\n",
-                ("f2", "bold $text-primary"), "  chooses among the checkpoints of your runs; several are compared side by side.",
+                (tr("No comparison yet.\n\n"), "bold"), tr("Choose two models and pictures, then "),
+                ("enter", "bold $text-primary"), tr(": both write a caption of each picture.\n\n"),
+                ("f2", "bold $text-primary"), tr("  chooses among the checkpoints of your runs; several are compared side by side."),
             )  # fmt: skip
         head = status(row) + Content("\n\n")
         if row.alive:
             return (
                 head
-                + Content("the models are being loaded; captions appear as they are written\n\n")
+                + Content(tr("the models are being loaded; captions appear as they are written\n\n"))
                 + Content(one_line(row.last_line, 200)).stylize("$muted")
             )
-        why = one_line(row.error or row.last_line or "it wrote no caption", 400)
-        return head + Content("✗ " + why).stylize("$text-error") + Content("\n\n3 shows its log, t the form")
+        why = one_line(row.error or row.last_line or tr("it wrote no caption"), 400)
+        return head + Content("✗ " + why).stylize("$text-error") + Content(tr("\n\n3 shows its log, t the form"))
 
     # the picture
 
@@ -280,7 +283,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
         try:
             options = from_mapping(CompareOptions, self.row.run.options)
         except RequestError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(error.shown, severity="error", markup=False)
             return
         if not options.temperature:
             self.notify("decoding is greedy, so every seed gives the same captions; set a temperature in the form: t", severity="warning")
@@ -308,7 +311,11 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
     def action_undo(self) -> None:
         """Take back what was put into the form at once."""
         what = self.query_one(OptionForm).undo()
-        self.notify(f"{what} was taken back" if what else "nothing to take back", severity="information" if what else "warning", timeout=2)
+        self.notify(
+            tr("{what} was taken back", what=tr(what)) if what else tr("nothing to take back"),
+            severity="information" if what else "warning",
+            timeout=2,
+        )
 
     @property
     def edited(self) -> bool:
@@ -367,7 +374,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
             self._ask(False)
             self.show_snapshot(self.app.snapshot)
         else:
-            self.notify("there is no " + ("older" if step > 0 else "newer") + " comparison")
+            self.notify("there is no older comparison" if step > 0 else "there is no newer comparison")
 
     def action_words(self) -> None:
         self.marked = not self.marked

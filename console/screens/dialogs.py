@@ -15,7 +15,7 @@ from textual.widgets import Button, Label, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 from textual.widgets.selection_list import Selection
 
-from console.formatting import one_line
+from console.formatting import cut, error_text, metric_title, one_line
 from console.forms import text_of
 from console.readers.run_rows import RunRow
 from console.runs.launch import disk_usage
@@ -25,10 +25,12 @@ from console.runs.store import Run
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from console.widgets.mark_list import MarkList
+from qwen3vl_core.cells import padded, width
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import number, quantity, span
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import Option as OptionField
-from qwen3vl_core.run_metrics import LOSS, title_of
+from qwen3vl_core.run_metrics import LOSS
 
 NAMED = 6
 """Number of runs that a confirmation names."""
@@ -53,9 +55,9 @@ class Confirm(YesNo):
         Binding("left,right,up,down", "app.focus_next", show=False),
     ]
 
-    def __init__(self, head: str, text: str, yes: str, no: str = "Not now") -> None:
+    def __init__(self, head: str, text: str, yes: str, no: str = "") -> None:
         super().__init__()
-        self.head, self.text, self.yes, self.no = head, text, yes, no
+        self.head, self.text, self.yes, self.no = head, text, yes, no or tr("Not now")
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
@@ -87,11 +89,24 @@ class ConfirmStop(YesNo):
         """(headline, details)."""
         row = self.row
         if row.status == "lost":
-            return f"End what is left of {row.id}?", "Its supervisor is gone. Processes that still carry its name are ended."
-        step = f", step {row.step:,}" + (f" of {row.total:,}" if row.total else "") if row.step is not None else ""
-        kept = f"Last: {row.checkpoint_text}." if row.kind == "finetune" else "It saves no checkpoints: a resume starts from the beginning."
-        text = f"It runs for {span(row.age(time.time()))}{step}.\n{kept}\nIt is asked to stop and has a minute to do so."
-        return f"Stop {row.id}?", text
+            return tr("End what is left of {run}?", run=row.id), tr(
+                "Its supervisor is gone. Processes that still carry its name are ended."
+            )
+        step = ""
+        if row.step is not None:
+            step = tr(", step {step:,}", step=row.step) + (tr(" of {total:,}", total=row.total) if row.total else "")
+        kept = (
+            tr("Last: {checkpoint}.", checkpoint=row.checkpoint_text)
+            if row.kind == "finetune"
+            else tr("It saves no checkpoints: a resume starts from the beginning.")
+        )
+        text = tr(
+            "It runs for {time}{step}.\n{kept}\nIt is asked to stop and has a minute to do so.",
+            time=span(row.age(time.time())),
+            step=step,
+            kept=kept,
+        )
+        return tr("Stop {run}?", run=row.id), text
 
     def compose(self) -> ComposeResult:
         head, text = self.question()
@@ -99,8 +114,8 @@ class ConfirmStop(YesNo):
             yield Label(head, classes="headline", markup=False)
             yield Static(text, markup=False)
             with Horizontal(classes="buttons"):
-                yield Button("y  Stop it", id="yes", variant="error", compact=True)
-                yield Button("n  Keep it running", id="no", compact=True)
+                yield Button("y  " + tr("Stop it"), id="yes", variant="error", compact=True)
+                yield Button("n  " + tr("Keep it running"), id="no", compact=True)
 
     def on_mount(self) -> None:
         self.query_one("#no").focus()
@@ -124,20 +139,19 @@ class ConfirmDelete(YesNo):
 
     def compose(self) -> ComposeResult:
         several = len(self.rows) > 1
-        head = f"Delete {len(self.rows)} runs?" if several else f"Delete {self.rows[0].id}?"
-        names = "\n".join(f"  {row.id}  {row.status}" for row in self.rows[:NAMED])
-        names += f"\n  and {len(self.rows) - NAMED} more" if len(self.rows) > NAMED else ""
+        head = tr("Delete {count} runs?", count=len(self.rows)) if several else tr("Delete {run}?", run=self.rows[0].id)
+        names = "\n".join(f"  {row.id}  {tr(row.status)}" for row in self.rows[:NAMED])
+        names += "\n  " + tr("and {count} more", count=len(self.rows) - NAMED) if len(self.rows) > NAMED else ""
         kept = [row for row in self.rows if row.checkpoint]
-        what = f"With {'their' if several else 'its'} log, metrics and " + (
-            f"{'checkpoints' if several or len(kept) > 1 else kept[0].checkpoint_text}" if kept else "plan"
-        )
+        last = (tr("checkpoints") if several or len(kept) > 1 else kept[0].checkpoint_text) if kept else tr("plan")
+        what = tr("With their log, metrics and {last}" if several else "With its log, metrics and {last}", last=last)
         with Vertical(classes="dialog"):
             yield Label(head, classes="headline", markup=False)
-            yield Static((names + "\n\n" if several else "") + what + ". This cannot be undone.", markup=False)
-            yield Static("frees …", id="freed")
+            yield Static((names + "\n\n" if several else "") + what + tr(". This cannot be undone."), markup=False)
+            yield Static(tr("frees …"), id="freed")
             with Horizontal(classes="buttons"):
-                yield Button("y  Delete", id="yes", variant="error", compact=True)
-                yield Button("n  Keep", id="no", compact=True)
+                yield Button("y  " + tr("Delete"), id="yes", variant="error", compact=True)
+                yield Button("n  " + tr("Keep"), id="no", compact=True)
 
     def on_mount(self) -> None:
         self.query_one("#no").focus()
@@ -145,7 +159,7 @@ class ConfirmDelete(YesNo):
         self.run_worker(lambda: self.post_message(self.Measured(sum(map(disk_usage, paths)))), thread=True, exit_on_error=False)
 
     def on_confirm_delete_measured(self, event: Measured) -> None:
-        self.query_one("#freed", Static).update(f"frees {quantity(event.size, 'B')}")
+        self.query_one("#freed", Static).update(tr("frees {size}", size=quantity(event.size, "B")))
 
 
 class Difference(Dialog[None]):
@@ -159,7 +173,7 @@ class Difference(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label("Difference", classes="headline")
+            yield Label(tr("Difference"), classes="headline")
             with VerticalScroll(classes="words"):
                 yield Static(id="difference", markup=False)
             yield Hints(("escape", "closes"))
@@ -176,18 +190,18 @@ class Difference(Dialog[None]):
         table = self.query_one("#difference", Static)
         difference = differences(*self.runs)
         rows = comparison_rows(difference)
-        left = min(max(len(what) for what, *_ in rows), 24)
+        left = min(max(width(tr(what)) for what, *_ in rows), 24)
         each = max((room - left - 4) // 2, 8)
         lines = []
         for index, (what, *pair) in enumerate(rows):
             cells = [one_line(value, each).ljust(each) for value in pair]
             line = Content.assemble(
-                (what[:left].ljust(left), "$muted"), "  ", (cells[0], "bold" if not index else "$line-0"), "  ",
+                (padded(cut(tr(what), left), left), "$muted"), "  ", (cells[0], "bold" if not index else "$line-0"), "  ",
                 (cells[1], "bold" if not index else "$line-1"),
             )  # fmt: skip
             lines.append(line)
         if not difference["options"]:
-            lines.append(Content(NO_DIFFERENCE).stylize("$muted"))
+            lines.append(Content(tr(NO_DIFFERENCE)).stylize("$muted"))
         table.update(Content("\n").join(lines))
 
 
@@ -202,7 +216,7 @@ class ChangedOptions(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label(f"Options of this {self.kind} that differ", classes="headline")
+            yield Label(tr("Options of this {kind} that differ", kind=self.kind), classes="headline")
             with VerticalScroll(classes="words"):
                 yield Static(self._table(), markup=False)
             yield Hints(("escape", "closes"))
@@ -215,9 +229,9 @@ class ChangedOptions(Dialog[None]):
         for name, option in self.options.items():
             before, now = text_of(option, option.default), self.texts[name]
             if now != before:
-                said = [("on" if text is True else "off" if text is False else str(text) or "–") for text in (before, now)]
+                said = [(tr("on") if text is True else tr("off") if text is False else str(text) or "–") for text in (before, now)]
                 lines.append(Content.assemble((f"{option.flag:<26}", "$muted"), f"{one_line(said[0], 24)} → ", (one_line(said[1]), "bold")))
-        return Content("\n").join(lines) if lines else Content("none: every option has its default").stylize("$muted")
+        return Content("\n").join(lines) if lines else Content(tr("none: every option has its default")).stylize("$muted")
 
 
 class PickRuns(Dialog[list[str] | None]):
@@ -235,10 +249,10 @@ class PickRuns(Dialog[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
-            yield Label("Runs over this one", classes="headline")
+            yield Label(tr("Runs over this one"), classes="headline")
             yield MarkList[str](
                 *(
-                    Selection(Content(f"{row.id}  {title_of(LOSS)} {number(row.metrics.get(LOSS))}"), row.id, row.id in self.chosen)
+                    Selection(Content(f"{row.id}  {metric_title(LOSS)} {number(row.metrics.get(LOSS))}"), row.id, row.id in self.chosen)
                     for row in self.rows
                 )
             )
@@ -263,9 +277,9 @@ class PickMetric(Dialog[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
-            yield Label("Metric", classes="headline")
+            yield Label(tr("Metric"), classes="headline")
             yield OptionList(*(
-                Option(Content.assemble((f"{one_line(title, 34):<36}", "bold"), (number(value), "$muted")))
+                Option(Content.assemble((padded(one_line(title, 34), 36), "bold"), (number(value), "$muted")))
                 for _, title, value in self.choices
             ))  # fmt: skip
             yield Hints(("enter", "shows it"), ("escape", "leaves"))
@@ -288,7 +302,7 @@ def layout_words(values: Mapping[str, Any]) -> str:
             words.append(plain)
         elif value not in (1, 0, False, "none"):
             words.append(f"{plain} {value}")
-    return ", ".join(words) or "no parallel layout"
+    return ", ".join(words) or tr("no parallel layout")
 
 
 class PickPreset(Dialog[dict[str, Any] | None]):
@@ -311,11 +325,11 @@ class PickPreset(Dialog[dict[str, Any] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label("Presets", classes="headline")
+            yield Label(tr("Presets"), classes="headline")
             yield OptionList(*(
-                Option(Content.assemble((f"{name:<16}", "bold"), (about, "$muted"))) for name, about, _ in self.presets
+                Option(Content.assemble((padded(tr(name), 16), "bold"), (tr(about), "$muted"))) for name, about, _ in self.presets
             ))  # fmt: skip
-            yield Static("computing layouts …" if self.ask else "", id="looking", classes="hint", markup=False)
+            yield Static(tr("computing layouts …") if self.ask else "", id="looking", classes="hint", markup=False)
             yield Hints(("enter", "applies it"), ("escape", "leaves"))
 
     def on_mount(self) -> None:
@@ -327,7 +341,7 @@ class PickPreset(Dialog[dict[str, Any] | None]):
             try:
                 self.post_message(self.PresetsFound(ask()))
             except (RequestError, WorkError, OSError) as error:
-                self.post_message(self.PresetsFound([], str(error)))
+                self.post_message(self.PresetsFound([], error_text(error)))
 
         self.run_worker(work, thread=True, exit_on_error=False)
 
@@ -342,10 +356,16 @@ class PickPreset(Dialog[dict[str, Any] | None]):
             )  # fmt: skip
             rows.add_option(Option(text))
             self.values.append(layout["values"])
-        note = event.problem or "no layout is valid for these GPUs; change --global-batch-size"
+        note = event.problem or tr("no layout is valid for these GPUs; change --global-batch-size")
         if event.layouts:
             gpus, card = event.layouts[0]["gpus"], event.layouts[0]["of"]
-            note = f"layouts for {gpus} GPU{'s' if gpus > 1 else ''} of {card:g} GiB, fastest first"
+            note = tr(
+                "layouts for {count} GPUs of {memory} GiB, fastest first"
+                if gpus > 1
+                else "layouts for {count} GPU of {memory} GiB, fastest first",
+                count=gpus,
+                memory=f"{card:g}",
+            )
         self.query_one("#looking", Static).update(note)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

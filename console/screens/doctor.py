@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +16,10 @@ from console.formatting import one_line
 from console.messages import ThreadAnswer, WorkFailed
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
+from qwen3vl_core.cells import padded, wrapped
+from qwen3vl_core.cells import width as cell_width
 from qwen3vl_core.formats import printable
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.layout.doctor import Check, examine
 
 LOOKS = {"ok": ("✓", "$text-success"), "warn": ("!", "$text-warning"), "fail": ("✗", "$text-error")}
@@ -46,8 +48,8 @@ class DoctorScreen(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog"):
-            yield Label("Doctor", classes="headline")
-            yield Static("checking Python, packages, GPUs, disk and ports …", id="said")
+            yield Label(tr("Doctor"), classes="headline")
+            yield Static(tr("checking Python, packages, GPUs, disk and ports …"), id="said")
             yield OptionList()
             yield Hints(("y", "copies the fix under the cursor"), ("r", "checks again"), ("escape", "closes"))
 
@@ -63,7 +65,7 @@ class DoctorScreen(Dialog[None]):
             except Exception as error:
                 self.post_message(WorkFailed(f"doctor: {type(error).__name__}: {error}"))
 
-        self.query_one("#said", Static).update("checking Python, packages, GPUs, disk and ports …")
+        self.query_one("#said", Static).update(tr("checking Python, packages, GPUs, disk and ports …"))
         self.run_worker(look, thread=True, exclusive=True, exit_on_error=False)
 
     def on_work_failed(self, event: WorkFailed) -> None:
@@ -73,21 +75,23 @@ class DoctorScreen(Dialog[None]):
         order = list(LOOKS)[::-1]
         self.checks = sorted(event.value, key=lambda check: order.index(check.status))
         bad, limits = (sum(check.status == status for check in self.checks) for status in ("fail", "warn"))
-        words = f"{bad} of {len(self.checks)} failed" if bad else "this machine has everything that runs need"
+        words = tr("this machine has everything that runs need")
+        if bad:
+            words = tr("{bad} of {count} failed", bad=bad, count=len(self.checks))
         if limits:
-            words += f"; {limits} warning{'s' if limits > 1 else ''}"
+            words += tr("; {count} warnings" if limits > 1 else "; {count} warning", count=limits)
         self.query_one("#said", Static).update(Content(words + "\n").stylize("$text-error" if bad else "$text-success"))
         choices = self.query_one(OptionList)
         choices.clear_options()
-        width = max(len(check.name) for check in self.checks)
+        width = max(cell_width(phrase(check.name)) for check in self.checks)
         room = min(int(self.size.width * 0.96), 120) - width - 12
         indent = "\n" + " " * (width + 4)
         for check in self.checks:
             glyph, colour = LOOKS[check.status]
-            text = indent.join(textwrap.wrap(printable(check.text), max(room, 20)) or [""])
-            line = Content.assemble((f"{glyph} ", colour), (f"{check.name:<{width}}  ", "bold"), text)
+            text = indent.join(wrapped(printable(phrase(check.text)), max(room, 20)))
+            line = Content.assemble((f"{glyph} ", colour), (padded(phrase(check.name), width) + "  ", "bold"), text)
             if check.fix and check.status != "ok":
-                fix = (indent + "  ").join(textwrap.wrap(printable(check.fix), max(room - 2, 20)))
+                fix = (indent + "  ").join(wrapped(printable(phrase(check.fix)), max(room - 2, 20)))
                 line += Content.assemble(indent, ("→ ", colour), (fix, "$text-primary"))
             choices.add_option(Option(line))
         choices.display = True
@@ -101,7 +105,7 @@ class DoctorScreen(Dialog[None]):
             return
         check = self.checks[index]
         if check.status == "ok" or not check.fix:
-            self.notify(f"{check.name}: nothing to fix", markup=False)
+            self.notify(tr("{check}: nothing to fix", check=phrase(check.name)), markup=False)
             return
         self.app.copy_to_clipboard(check.fix)
         self.notify(check.fix, title="Fix copied", markup=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from console.formatting import error_text
 from console.messages import WorkFailed
 from console.runs import exports
 from console.screens.base import ConsoleScreen
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_record import CAPTIONS_PAGE
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Exporting(ConsoleScreen):
             try:
                 page, _ = exports.export(row.run)
             except (RequestError, WorkError, OSError) as error:
-                self.post_message(WorkFailed(str(error)))
+                self.post_message(WorkFailed(error_text(error)))
                 return
             self.app.call_from_thread(self._exported, page)
 
@@ -42,8 +44,8 @@ class Exporting(ConsoleScreen):
     def _exported(self, page: Path) -> None:
         if self.app.is_web:
             self.app.open_url(page.absolute().as_uri())
-        self.copy(str(page), "HTML page and JSON written; path of the page")
+        self.copy(str(page), tr("HTML page and JSON written; path of the page copied"))
 
     def action_copy(self) -> None:
         if self.row is not None:
-            self.copy(self.row.command, "Command")
+            self.copy(self.row.command, tr("Command copied"))

@@ -12,10 +12,11 @@ from textual.content import Content
 from textual.widgets import Label, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
-from console.formatting import BLOCKS, one_line
+from console.formatting import BLOCKS, gpu_text, one_line
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
 from console.widgets.mark_list import MarkList
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout.gpus import GpuUse
 
 BAR = 8
@@ -40,7 +41,7 @@ class PickGpus(Dialog[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label("GPUs of this run", classes="headline")
+            yield Label(tr("GPUs of this run"), classes="headline")
             yield MarkList[str](*(Selection(self._line(gpu), gpu.index, gpu.index in self.chosen) for gpu in self.gpus))
             yield Static(id="summary", classes="hint", markup=False)
             yield Hints(("space", "marks"), ("f", "the free ones"), ("a", "all"), ("enter", "takes them"), ("escape", "leaves"))
@@ -58,7 +59,7 @@ class PickGpus(Dialog[str | None]):
         colour = "$text-success" if gpu.free else "$text-primary" if gpu.run else "$text-warning"
         return Content.assemble(
             (f"GPU {gpu.index:<3}", "bold"), (BLOCKS[-1] * full, colour), ("·" * (BAR - full), "$muted"),
-            f" {gpu.used_gib:5.1f} of {gpu.total_gib:.0f} GiB  ", (one_line(gpu.words, 40), colour),
+            f" {gpu.used_gib:5.1f} " + tr("of {total:.0f} GiB", total=gpu.total_gib) + "  ", (one_line(gpu_text(gpu), 40), colour),
             (f"  {one_line(gpu.name, 40)}", "$muted"),
         )  # fmt: skip
 
@@ -69,9 +70,9 @@ class PickGpus(Dialog[str | None]):
         """How many are marked, and how many of these others use."""
         marked = [gpu for gpu in self.gpus if gpu.index in self.query_one(SelectionList).selected]
         shared = [gpu.index for gpu in marked if not gpu.free]
-        text = f"{len(marked)} of {len(self.gpus)} marked"
+        text = tr("{marked} of {count} marked", marked=len(marked), count=len(self.gpus))
         if shared:
-            text += f"; in use: GPU {', '.join(shared)}"
+            text += tr("; in use: GPU {gpus}", gpus=", ".join(shared))
         self.query_one("#summary", Static).update(text)
 
     def _mark(self, wanted: Iterable[GpuUse]) -> None:

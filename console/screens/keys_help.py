@@ -14,6 +14,7 @@ from textual.widgets.option_list import Option
 
 from console.actions import SCREENS, Action, actions_of, shown
 from console.screens.dialog import Dialog
+from qwen3vl_core.cells import wrapped
 from qwen3vl_core.language import tr
 
 WIDTH = 104
@@ -40,17 +41,21 @@ class KeysHelp(Dialog[str | None]):
         def words(content: Content | str) -> Option:
             return Option(content, disabled=True)
 
+        room = min(WIDTH, self.app.size.width * 9 // 10) - 8
+
+        def in_lines(text: str) -> str:
+            return "\n".join(wrapped(tr(text), room))
+
         if self.pane:
             yield words(Content(tr("This pane")).stylize("bold"))
-            yield words(tr(self.pane))
+            yield words(in_lines(self.pane))
             yield words("")
-        room = min(WIDTH, self.app.size.width * 9 // 10) - 8
         for scope in (self.about, "app"):
             yield words(Content(tr(TITLES.get(scope, scope))).stylize("bold"))
             for action in actions_of(scope):
                 yield Option(self._line(action, room), id=action.id)
             yield words("")
-        yield words(Content(tr(NOTE)).stylize("$text-muted"))
+        yield words(Content(in_lines(NOTE)).stylize("$text-muted"))
 
     def _line(self, action: Action, room: int) -> Content:
         keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys

@@ -22,6 +22,7 @@ from console.screens.dialogs import PickPreset
 from console.screens.plan_files import PlanFiles
 from console.widgets import plan_view
 from console.widgets.option_form import History, OptionForm
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout.verdict import Verdict
 from qwen3vl_core.options import COMMANDS, to_arguments
 from qwen3vl_core.problems import Problem, unique
@@ -73,12 +74,12 @@ class LaunchScreen(PlanFiles):
                 yield Static(id="explained", markup=False)
 
     def on_mount(self) -> None:
-        self.query_one("#check").border_title = "Will it run?"
-        self.query_one("#glance").border_title = "Plan"
-        self.query_one("#memory").border_title = "Memory of a GPU"
-        self.query_one("#command").border_title = "Exact command"
-        self.query_one("#command").border_subtitle = "y copies it"
-        self.query_one("#explained").border_title = "This option"
+        self.query_one("#check").border_title = tr("Will it run?")
+        self.query_one("#glance").border_title = tr("Plan")
+        self.query_one("#memory").border_title = tr("Memory of a GPU")
+        self.query_one("#command").border_title = tr("Exact command")
+        self.query_one("#command").border_subtitle = tr("y copies it")
+        self.query_one("#explained").border_title = tr("This option")
         self._set_form(self.kind, None, focus=True)
 
     # the form
@@ -200,10 +201,10 @@ class LaunchScreen(PlanFiles):
         """The line for a plan without problems; empty until it is checked."""
         if self.checked is None:
             return ""
-        parts = ["all checks passed", self.checked.note]
+        parts = [tr("all checks passed"), self.checked.note]
         estimate = self.checked.verdict.estimate if self.checked.verdict is not None else None
         if estimate is not None and self.size.width < WIDE:
-            parts.append(f"{estimate.peak_gib:g} of {estimate.memory_gib:.4g} GiB")
+            parts.append(tr("{peak} of {memory} GiB", peak=f"{estimate.peak_gib:g}", memory=f"{estimate.memory_gib:.4g}"))
         return " · ".join(filter(None, parts))
 
     @property
@@ -225,7 +226,7 @@ class LaunchScreen(PlanFiles):
         problems = self.problems
         check = self.query_one("#check", Static)
         check.set_class(bool(problems), "broken")
-        check.border_subtitle = "" if problems or self.checked is None else f"{self._key('launch.start')} starts it"
+        check.border_subtitle = "" if problems or self.checked is None else tr("{key} starts it", key=self._key("launch.start"))
         check.update(plan_view.problem_lines(problems, self._note(), form.options, self._key("launch.fix"), advice=self._advice))
         glance, memory = self.query_one("#glance", Static), self.query_one("#memory", Static)
         glance.display = self.kind == "finetune" and self.size.width >= WIDE
@@ -255,7 +256,12 @@ class LaunchScreen(PlanFiles):
         text = self._explanation
         if event.paths:
             names = [Path(path).name + ("/" if path.endswith("/") else "") for path in event.paths[:OFFERED]]
-            text += "\ntab completes: " + "  ".join(one_line(name, 30) for name in names) + ("  …" if len(event.paths) > OFFERED else "")
+            text += (
+                "\n"
+                + tr("tab completes: ")
+                + "  ".join(one_line(name, 30) for name in names)
+                + ("  …" if len(event.paths) > OFFERED else "")
+            )
         self.query_one("#explained", Static).update(text)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -274,7 +280,7 @@ class LaunchScreen(PlanFiles):
         if plan is None or self.form is None:
             return
         if self.problems or plan.options is None:
-            self.notify(str(self.problems[0]), title="Not started", severity="error", markup=False)
+            self.notify(self.problems[0].shown, title="Not started", severity="error", markup=False)
         elif self.checked is None:
             self._start_asked = True
             self.notify("it starts when disk and machine are checked", timeout=2)
@@ -285,7 +291,7 @@ class LaunchScreen(PlanFiles):
     def action_copy(self) -> None:
         """Put the command of the form on the clipboard."""
         if self.current is not None:
-            self.copy(self.current.command, "Command")
+            self.copy(self.current.command, tr("Command copied"))
 
     def action_fix(self) -> None:
         """Apply the fix of the first problem that has one; without problems, what would be better."""
@@ -293,7 +299,7 @@ class LaunchScreen(PlanFiles):
             return
         fix = plan_view.first_fix(self.problems or self._advice, self.form.options)
         if fix is None:
-            words = "no problem has a fix that a key could apply" if self.problems else "there is nothing to fix"
+            words = tr("no problem has a fix that a key could apply" if self.problems else "there is nothing to fix")
             self.notify(words, severity="warning")
             return
         self.form.change("the fix", dict(fix.changes))
@@ -332,7 +338,7 @@ class LaunchScreen(PlanFiles):
         def chosen(ids: str | None) -> None:
             if ids is not None and self.form is form:
                 form.change("the GPUs", {"gpu_ids": ids})
-                self.notify(f"GPU {ids}" if ids else "all GPUs of this machine", title="GPUs", markup=False, timeout=3)
+                self.notify(f"GPU {ids}" if ids else tr("all GPUs of this machine"), title="GPUs", markup=False, timeout=3)
 
         self.app.push_screen(PickGpus(self.app.gpus, named & known), chosen)
 
@@ -344,14 +350,18 @@ class LaunchScreen(PlanFiles):
         """Every field as the form began."""
         if self.form is not None:
             self.form.reset()
-            self.notify(f"as the form began; {self._key('launch.undo')} takes it back", timeout=3)
+            self.notify(tr("as the form began; {key} takes it back", key=self._key("launch.undo")), timeout=3)
 
     def action_undo(self) -> None:
         """Take back the last change of many fields."""
         if self.form is None:
             return
         what = self.form.undo()
-        self.notify(f"{what} was taken back" if what else "nothing to take back", severity="information" if what else "warning", timeout=2)
+        self.notify(
+            tr("{what} was taken back", what=tr(what)) if what else tr("nothing to take back"),
+            severity="information" if what else "warning",
+            timeout=2,
+        )
 
     def action_difference(self) -> None:
         """Show which options differ from their defaults."""

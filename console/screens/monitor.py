@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 from console.actions import bindings_of
 from console.curves.marks import Mark
 from console.curves.smoothing import SHARES
+from console.formatting import metric_label
 from console.messages import RunRead, WorkFailed
 from console.readers.monitor import MonitorFeed, RunView
 from console.readers.run_rows import Snapshot
@@ -25,7 +26,8 @@ from console.widgets.key_hints import Keyed
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
-from qwen3vl_core.run_metrics import LOSS, label_of
+from qwen3vl_core.language import tr
+from qwen3vl_core.run_metrics import LOSS
 from qwen3vl_core.run_record import TRAIN
 
 OVERLAYS = 4
@@ -62,12 +64,12 @@ class MonitorScreen(MonitorLog):
                 yield Static(id="figures")
         with Horizontal(id="loghead"):
             yield Static(id="logstate")
-            yield Input(placeholder="search, then enter", id="find", compact=True, select_on_focus=False)
+            yield Input(placeholder=tr("search, then enter"), id="find", compact=True, select_on_focus=False)
         yield Keyed(id="diagnosis", markup=False)
         yield LogPane(id="log")
         yield SamplePane(id="samples")
         yield Static(
-            "[b]No run to watch yet.[/b]\n\n[b]2[/b]  start one\n[b]1[/b]  all runs; enter opens the one under the cursor",
+            tr("[b]No run to watch yet.[/b]\n\n[b]2[/b]  start one\n[b]1[/b]  all runs; enter opens the one under the cursor"),
             id="nothing",
         )
 
@@ -89,8 +91,8 @@ class MonitorScreen(MonitorLog):
             self.others = [other for other in self.others if other != run_id]
             curve, pane = self.query_one(Curve), self.query_one(LogPane)
             curve.view = curve.crosshair = None
-            curve.show([], "", empty="reading …")
-            pane.clear("nothing printed yet")
+            curve.show([], "", empty=tr("reading …"))
+            pane.clear(tr("nothing printed yet"))
             pane.find("")
             self.remove_class("-captions")
             self._explained = None
@@ -168,12 +170,12 @@ class MonitorScreen(MonitorLog):
         if view is None:
             return
         waiting = self.row is not None and self.row.alive
-        empty = "waiting for the first step" if waiting else "no metrics: the log says why"
+        empty = tr("waiting for the first step") if waiting else tr("no metrics: the log says why")
         marks = [
             Mark(event["step"], str(event.get("event")), str(event.get("text") or event.get("event")))
             for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
         ]  # fmt: skip
-        curve.show(list(view.lines), label_of(view.metric), "reading …" if view.reading else "", empty, marks)
+        curve.show(list(view.lines), metric_label(view.metric), tr("reading …") if view.reading else "", empty, marks)
         shown = self.has_grid and not self.has_class("-curve-only")
         self.query_one(ChartGrid).show(view.charts if shown else {}, self.query_one("#curves").size.width)
 
@@ -236,7 +238,11 @@ class MonitorScreen(MonitorLog):
         curve = self.query_one(Curve)
         curve.share = SHARES[(SHARES.index(curve.share) + 1) % len(SHARES)]
         curve.rebuild()
-        words = f"average over {curve.share:.0%} of what is seen, where there are more points than columns" if curve.share else "no average"
+        words = (
+            tr("average over {share:.0%} of what is seen, where there are more points than columns", share=curve.share)
+            if curve.share
+            else tr("no average")
+        )
         self.notify(words, timeout=2)
 
     def action_metric(self) -> None:
@@ -255,7 +261,7 @@ class MonitorScreen(MonitorLog):
             self.notify("no metrics yet", severity="warning")
             return
         latest = row.latest.get(TRAIN, {})
-        choices = [(name, label_of(name), latest.get(name)) for name in view.metrics]
+        choices = [(name, metric_label(name), latest.get(name)) for name in view.metrics]
 
         def chosen(name: str | None) -> None:
             if name is not None:
@@ -305,7 +311,9 @@ class MonitorScreen(MonitorLog):
             if ids is not None:
                 self.others = ids[:OVERLAYS]
                 if len(ids) > OVERLAYS:
-                    self.notify(f"the first {OVERLAYS} are shown: more lines could not be distinguished", severity="warning")
+                    self.notify(
+                        tr("the first {count} are shown: more lines could not be distinguished", count=OVERLAYS), severity="warning"
+                    )
                 self.read()
 
         self.app.push_screen(PickRuns(rows, self.others), chosen)
@@ -359,7 +367,9 @@ class MonitorScreen(MonitorLog):
         if found.changes:
             self.app.clone_run(self.row, found.changes)
         else:
-            self.notify(f"no option needs another value; {self.app.key_of('monitor.start_fixed')} resumes it", severity="warning")
+            self.notify(
+                tr("no option needs another value; {key} resumes it", key=self.app.key_of("monitor.start_fixed")), severity="warning"
+            )
 
     def action_start_fixed(self) -> None:
         """Start a new run with that change, or resume this one with it, after a question."""
@@ -375,7 +385,9 @@ class MonitorScreen(MonitorLog):
         older = [each.id for each in rows if each.kind == row.kind and each.run.number < row.run.number]
         other = next((found for name in (*self.others, *older) if (found := self.app.snapshot.get(name)) is not None), None)
         if other is None:
-            self.notify(f"there is no other {row.kind} to compare it with; o puts one over it", severity="warning", markup=False)
+            self.notify(
+                tr("there is no other {kind} to compare it with; o puts one over it", kind=row.kind), severity="warning", markup=False
+            )
         else:
             self.app.show_difference(other, row)
 
@@ -413,12 +425,12 @@ class MonitorScreen(MonitorLog):
         if index is not None and 0 <= index + step < len(rows):
             self.app.watch_run(rows[index + step].id)
         elif rows:
-            self.notify(f"this is the {'oldest' if step > 0 else 'newest'} run", severity="warning", timeout=2)
+            self.notify("this is the oldest run" if step > 0 else "this is the newest run", severity="warning", timeout=2)
 
     def action_copy(self) -> None:
         """Put the run's command on the clipboard."""
         if self.row is not None:
-            self.copy(self.row.command, "Command")
+            self.copy(self.row.command, tr("Command copied"))
 
     def check_action(self, action: str, parameters: tuple[Any, ...]) -> bool | None:
         return not (action in FINETUNE_ONLY and self.has_class("-plain"))

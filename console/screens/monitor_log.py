@@ -17,6 +17,7 @@ from console.runs.log_file import WholeLog
 from console.screens.base import ConsoleScreen
 from console.widgets.key_hints import packed
 from console.widgets.log_pane import LogPane
+from qwen3vl_core.language import tr
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_record import LOG
 
@@ -43,31 +44,36 @@ class MonitorLog(ConsoleScreen):
         pane = self.query_one(LogPane)
         if self.has_class("-captions"):
             count = len(self.view.stories) if self.view is not None else 0
-            pictures = f"{count} picture{'s' if count != 1 else ''}"
+            pictures = tr("{count} pictures" if count != 1 else "{count} picture", count=count)
             words = Content.assemble(
-                (" captions during the run ", "bold"), (f"{pictures}  {self.app.key_of('monitor.captions')} shows the log", "$muted")
+                (tr(" captions during the run "), "bold"),
+                (f"{pictures}  " + tr("{key} shows the log", key=self.app.key_of("monitor.captions")), "$muted"),
             )
             self._state = None
             self.query_one("#logstate", Static).update(words, layout=False)
             return
         parts = [Content(f" {LOG} ").stylize("bold")]
         if self.gone:
-            text = Content(" ✗ the run's folder was deleted; its last state is shown  1 shows the other runs").stylize("$text-error")
+            text = Content(tr(" ✗ the run's folder was deleted; its last state is shown  1 shows the other runs")).stylize("$text-error")
             self._state = None
             self.query_one("#logstate", Static).update(text, layout=False)
             return
         if pane.all is not None:
-            parts.append(Content(f"all {len(pane.lines):,} lines  ").stylize("$text-accent"))
-        parts.append(Content("● following").stylize("$text-success") if pane.follow else Content("○ F follows").stylize("$muted"))
+            parts.append(Content(tr("all {count:,} lines", count=len(pane.lines)) + "  ").stylize("$text-accent"))
+        parts.append(Content(tr("● following")).stylize("$text-success") if pane.follow else Content(tr("○ F follows")).stylize("$muted"))
         if pane.wrap and pane.all is None:
-            parts.append(Content("  lines wrap").stylize("$muted"))
+            parts.append(Content("  " + tr("lines wrap")).stylize("$muted"))
         elif pane.cuts:
-            parts.append(Content(f"  {self.app.key_of('monitor.wrap')} wraps").stylize("$muted"))
+            parts.append(Content("  " + tr("{key} wraps", key=self.app.key_of("monitor.wrap"))).stylize("$muted"))
         if pane.needle:
             count = len(pane.hits)
-            position = f"{pane.hit + 1} of {count}" if count else "nowhere"
+            position = tr("{place} of {count}", place=pane.hit + 1, count=count) if count else tr("nowhere")
             part = pane.all is not None or not pane.shown.whole or pane.shown.dropped or not count
-            scope = f" in {'all' if pane.all is not None else 'the last'} {len(pane.lines):,} lines" if part else ""
+            scope = (
+                " " + tr("in all {count:,} lines" if pane.all is not None else "in the last {count:,} lines", count=len(pane.lines))
+                if part
+                else ""
+            )
             parts.append(Content(f"   “{pane.needle}” {position}{scope}").stylize("$text-warning" if not count else ""))
             if count > 1:
                 # letters are input while the field has the focus
@@ -162,29 +168,31 @@ class MonitorLog(ConsoleScreen):
     def _card(self, row: RunRow, view: RunView) -> Content:
         """The cause as headline, the keys that act on it, the log's line and the advice."""
         diagnosis = view.diagnosis
-        cause = diagnosis.headline if diagnosis is not None else row.error or (view.lost if row.status == "lost" else NO_CAUSE)
+        cause = tr(diagnosis.headline) if diagnosis is not None else row.error or (view.lost if row.status == "lost" else tr(NO_CAUSE))
         beside = [view.lost] if row.status == "lost" and cause != view.lost else []
-        beside += [f"exit code {row.exit_code}"] if row.exit_code and row.status == "failed" else []
+        beside += [tr("exit code {code}", code=row.exit_code)] if row.exit_code and row.status == "failed" else []
         lines = [Content.assemble(
             (f"{GLYPHS[row.status]} {one_line(cause, 400)}", "bold $text-error"), (f"  {', '.join(beside)}" if beside else "", "$muted"),
         )]  # fmt: skip
-        where = f" from {row.checkpoint_text}" if row.checkpoint else " from the beginning"
+        where = " " + (tr("from {checkpoint}", checkpoint=row.checkpoint_text) if row.checkpoint else tr("from the beginning"))
         keys: list[tuple[str, str]] = []
         found = view.remedy
         if found is not None:
-            lines.append(Content.assemble(("fix  ", "bold $text-success"), (one_line(found.headline, 400), "bold")))
-            how = "starts a new run with it" if found.resumes is None else f"resumes with it from step {found.resumes:,}"
-            keys.append(("monitor.start_fixed", how if found.changes else f"resumes{where}"))
-            keys += [("monitor.fix", "opens the form with it")] if found.changes else []
+            lines.append(Content.assemble((tr("fix") + "  ", "bold $text-success"), (one_line(found.headline, 400), "bold")))
+            how = tr("starts a new run with it")
+            if found.resumes is not None:
+                how = tr("resumes with it from step {step:,}", step=found.resumes)
+            keys.append(("monitor.start_fixed", how if found.changes else tr("resumes") + where))
+            keys += [("monitor.fix", tr("opens the form with it"))] if found.changes else []
         if found is None or found.changes:
-            keys.append(("monitor.resume", f"resumes{' unchanged' if found else ''}{where if row.kind == 'finetune' else ''}"))
-        keys += [("monitor.clone", "clones, with other options")] if found is None or not found.changes else []
+            keys.append(("monitor.resume", tr("resumes unchanged" if found else "resumes") + (where if row.kind == "finetune" else "")))
+        keys += [("monitor.clone", tr("clones, with other options"))] if found is None or not found.changes else []
         if diagnosis is not None and diagnosis.text and diagnosis.text != cause:
             lines.append(Content(f"  {one_line(diagnosis.text, 400)}").stylize("$muted"))
-        if diagnosis is not None and diagnosis.advice and diagnosis.advice not in cause:
-            lines.append(Content.assemble(("→ ", "$muted"), one_line(diagnosis.advice, 400)))
-        keys += [("monitor.stop", "ends what is left of it")] if row.status == "lost" else []
-        keys += [("monitor.trouble", "shows the line")] if diagnosis is not None and diagnosis.line else []
+        if diagnosis is not None and diagnosis.advice and tr(diagnosis.advice) not in cause:
+            lines.append(Content.assemble(("→ ", "$muted"), one_line(tr(diagnosis.advice), 400)))
+        keys += [("monitor.stop", tr("ends what is left of it"))] if row.status == "lost" else []
+        keys += [("monitor.trouble", tr("shows the line"))] if diagnosis is not None and diagnosis.line else []
         parts: list[Content] = []
         for action, words in keys:
             key = self.app.key_of(action)

@@ -12,6 +12,7 @@ from console.screens.base import ConsoleScreen
 from console.terminal import edit
 from console.widgets.option_form import OptionForm
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import shell_line, to_arguments
 from qwen3vl_core.options.planfile import read_plan_file, write_plan
 
@@ -51,18 +52,19 @@ class PlanFiles(ConsoleScreen):
             return
         if self.kind != "finetune":
             self.notify(
-                f"only a finetune is read from a plan file; {self.app.key_of('launch.copy')} copies the command", severity="warning"
+                tr("only a finetune is read from a plan file; {key} copies the command", key=self.app.key_of("launch.copy")),
+                severity="warning",
             )
             return
         try:
             target = write_plan(self._plan_target(), plan.partial, COMMENT)
         except WorkError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(error.shown, severity="error", markup=False)
             return
         if self.form is not None:
             self.form.keep()
         self.app.remember_command("plan", *to_arguments(plan.partial), "--save", str(target))
-        self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", f"Saved {target.name}; command")
+        self.copy(f"qwen3vl finetune --plan {shell_line([str(target)])}", tr("Saved {file}; command copied", file=target.name))
 
     def action_edit(self) -> None:
         """Edit the plan as YAML in the user's editor. The result fills the form; if it has problems, `e` opens it again."""
@@ -77,7 +79,7 @@ class PlanFiles(ConsoleScreen):
             values = read_plan_file(type(plan.partial), self._plan_file)
         except (RequestError, WorkError, OSError) as error:
             # the file has a temporary name
-            lines = [p.explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
+            lines = [p.shown_explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
             self.notify("\n".join([*lines, f"{self.app.key_of('launch.edit')} opens it again"]), severity="error", markup=False)
             return
         shutil.rmtree(self._plan_file.parent, ignore_errors=True)

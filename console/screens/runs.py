@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.formatting import GLYPHS, one_line, short_path
+from console.formatting import GLYPHS, cause_text, one_line, runs_text, short_path
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import RunRow, Snapshot
 from console.runs.filters import orders, select_runs
@@ -19,6 +19,7 @@ from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 from console.widgets.words import Words
 from qwen3vl_core.formats import span
+from qwen3vl_core.language import tr
 
 BESIDE = 140
 """Width in columns from which the run under the cursor is shown beside the table."""
@@ -46,7 +47,7 @@ class RunsScreen(ConsoleScreen):
         self._reading = False
 
     def body(self) -> ComposeResult:
-        yield Input(placeholder="/ filter: words, status:running, size:8B, lr:1e-5", id="filter", compact=True, select_on_focus=False)
+        yield Input(placeholder=tr("/ filter: words, status:running, size:8B, lr:1e-5"), id="filter", compact=True, select_on_focus=False)
         with Horizontal(id="runs-body"):
             yield RunList(id="table")
         yield Words(id="empty")
@@ -77,21 +78,21 @@ class RunsScreen(ConsoleScreen):
             return Content("✗ " + one_line(snapshot.error)).stylize("$text-error")
         if snapshot.rows:
             return Content.assemble(
-                f"No run of {len(snapshot.rows)} passes this filter.\n\n",
-                ("esc", "bold"), " takes it away, ", ("/", "bold"), " changes it.",
+                tr("No run of {count} passes this filter.", count=len(snapshot.rows)) + "\n\n",
+                ("esc", "bold"), tr(" takes it away, "), ("/", "bold"), tr(" changes it."),
             )  # fmt: skip
         stores = self.app.other_stores[:OFFERED]
-        lines = [f"   {short_path(store.path, 36)}  {store.runs:,} run{'s' if store.runs != 1 else ''}\n" for store in stores]
+        lines = [f"   {short_path(store.path, 36)}  {runs_text(store.runs)}\n" for store in stores]
         elsewhere = [
             (f"{self.app.key_of('app.stores')}", "bold $text-primary"),
-            "  opens other runs:\n",
+            tr("  opens other runs:\n"),
             *((line, "$muted") for line in lines),
             "\n",
         ]
         return Content.assemble(
-            ("No run yet.\n\n", "bold"), ("2", "bold $text-primary"), "  starts one, and shows its exact command\n\n",
-            *(elsewhere if stores else ()), ("or from a shell: qwen3vl finetune --load … --train-data …\n", "$muted"),
-            (f"runs are kept in {one_line(self.app.store_root)}", "$muted"),
+            (tr("No run yet.\n\n"), "bold"), ("2", "bold $text-primary"), tr("  starts one, and shows its exact command\n\n"),
+            *(elsewhere if stores else ()), (tr("or from a shell: qwen3vl finetune --load … --train-data …\n"), "$muted"),
+            (tr("runs are kept in {folder}", folder=one_line(self.app.store_root)), "$muted"),
         )  # fmt: skip
 
     def _describe(self) -> None:
@@ -107,22 +108,22 @@ class RunsScreen(ConsoleScreen):
             detail.update(text)
 
     def _description(self, row: RunRow, room: int) -> Content:
-        words = [f"{GLYPHS.get(row.status, '·')} {row.id}  {row.status}"]
+        words = [f"{GLYPHS.get(row.status, '·')} {row.id}  {tr(row.status)}"]
         if row.exit_code and not row.alive:
-            words[0] += f", exit code {row.exit_code}"
+            words[0] += tr(", exit code {code}", code=row.exit_code)
         words += [row.layout] if row.layout else []
         if row.kind == "finetune":
             words.append(row.checkpoint_text)
         if row.eta is not None:
-            words.append(f"{span(row.eta)} to go")
+            words.append(tr("{time} to go", time=span(row.eta)))
         if check := self.app.checks.get(row.id):
-            words.append(f"checked {check}")
+            words.append(tr("checked {result}", result=check))
         if self.marked:
-            words.append(f"{len(self.marked)} marked")
-        last = row.error or row.last_line
+            words.append(tr("{count} marked", count=len(self.marked)))
+        last = cause_text(row.error) or row.last_line
         bad = row.status in ("failed", "lost")
         if last:
-            last = ("✗ " if bad else "› ") + last + ("  (enter: why, and what to try)" if bad else "")
+            last = ("✗ " if bad else "› ") + last + (tr("  (enter: why, and what to try)") if bad else "")
         return Content("\n").join([
             Content(one_line(" · ".join(words), room)),
             Content(one_line(f"$ {row.command}", room)).stylize("$muted"),
@@ -200,7 +201,7 @@ class RunsScreen(ConsoleScreen):
     def _chosen_or_say(self) -> RunRow | None:
         row = self.chosen
         if row is None:
-            self.notify("there is no run here; 2 starts one", severity="warning")
+            self.notify(tr("there is no run here; 2 starts one"), severity="warning")
         return row
 
     def _marked_or_chosen(self) -> list[RunRow]:
@@ -309,7 +310,7 @@ class RunsScreen(ConsoleScreen):
     def action_copy(self) -> None:
         """Put the command of the run under the cursor on the clipboard."""
         if (row := self._chosen_or_say()) is not None:
-            self.copy(row.command, "Command")
+            self.copy(row.command, tr("Command copied"))
 
     def action_filter(self) -> None:
         """To the filter."""
@@ -333,7 +334,7 @@ class RunsScreen(ConsoleScreen):
         if len(rows) == 1 and chosen is not None and chosen.id != rows[0].id:
             rows.append(chosen)
         if len(rows) < 2:
-            self.notify("mark one run with space, go to another, then d; or mark two", severity="warning")
+            self.notify(tr("mark one run with space, go to another, then d; or mark two"), severity="warning")
             return
         first, second = rows[-2:]
         self.app.show_difference(first, second)
@@ -352,7 +353,7 @@ class RunsScreen(ConsoleScreen):
     def _sorted(self) -> None:
         self.show_snapshot(self.app.snapshot)
         self._did_list()
-        self.notify(f"by {self.order}{', reversed' if self.reverse else ''}", timeout=1.5)
+        self.notify(tr("by {order}, reversed" if self.reverse else "by {order}", order=tr(self.order)), timeout=1.5)
 
     def _did_list(self) -> None:
         query = self.query_one("#filter", Input).value
@@ -371,7 +372,7 @@ class RunsScreen(ConsoleScreen):
         rows = self._marked_or_chosen()
         alive = next((row for row in rows if row.alive), None)
         if alive is not None:
-            self.notify(f"{alive.id}: {alive.status}; stop it first (x)", severity="warning", markup=False)
+            self.notify(tr("{run}: {status}; stop it first (x)", run=alive.id, status=tr(alive.status)), severity="warning", markup=False)
         elif rows:
             from console.screens.dialogs import ConfirmDelete
 

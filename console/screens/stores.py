@@ -15,12 +15,14 @@ from textual.content import Content
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from console.formatting import short_path
+from console.formatting import runs_text, short_path
 from console.runs.other_stores import StoreFolder
 from console.screens.dialog import Dialog
 from console.widgets.key_hints import Hints
+from qwen3vl_core.cells import width as cell_width
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import span
+from qwen3vl_core.language import tr
 from qwen3vl_core.locations import store_folder
 
 
@@ -36,18 +38,18 @@ class PickStore(Dialog[Path | None]):
     def compose(self) -> ComposeResult:
         width = max(min(int(self.app.size.width * 0.9), 64) - 8, 20)
         with Vertical(classes="dialog"):
-            yield Label("Run stores", classes="headline")
-            yield Static(Content.assemble(("shown now: ", "$muted"), short_path(self.shown, max(width - 11, 12))))
+            yield Label(tr("Run stores"), classes="headline")
+            yield Static(Content.assemble((tr("shown now: "), "$muted"), short_path(self.shown, max(width - 11, 12))))
             yield OptionList(*(Option(self._line(store, width)) for store in self.others))
-            yield Static("no other store was found", id="none", classes="hint")
-            yield Input(placeholder="another folder, as in /data/runs", id="folder", compact=True, select_on_focus=False)
+            yield Static(tr("no other store was found"), id="none", classes="hint")
+            yield Input(placeholder=tr("another folder, as in /data/runs"), id="folder", compact=True, select_on_focus=False)
             yield Static(id="refused", markup=False)
             yield Hints(("enter", "opens it"), ("tab", "to the field"), ("escape", "leaves"))
 
     @staticmethod
     def _line(store: StoreFolder, width: int) -> Content:
-        facts = f"{store.runs:,} run{'s' if store.runs != 1 else ''}, {span(time.time() - store.newest)} ago"
-        name = short_path(store.path, max(width - len(facts) - 2, 12))
+        facts = f"{runs_text(store.runs)}, " + tr("{time} ago", time=span(time.time() - store.newest))
+        name = short_path(store.path, max(width - cell_width(facts) - 2, 12))
         return Content.assemble((name, "bold"), "  ", (facts, "$muted"))
 
     def on_mount(self) -> None:
@@ -66,4 +68,4 @@ class PickStore(Dialog[Path | None]):
         try:
             self.dismiss(store_folder(Path(text)))
         except RequestError as error:
-            self.query_one("#refused", Static).update(Content(f"✗ {error}").stylize("$text-error"))
+            self.query_one("#refused", Static).update(Content(f"✗ {error.problems[0].shown}").stylize("$text-error"))

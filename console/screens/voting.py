@@ -13,6 +13,7 @@ from console.runs import captions as votes_of
 from console.widgets.caption_columns import CaptionColumns
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.console_base import ConsoleBase
@@ -79,7 +80,7 @@ class Voting(Screen[None]):
             self.blind = ""
             counted = self.view.votes.tally(self.view.names)
             told = [f"{name} {number}" for name, number in counted.items() if name != SAME]
-            self.notify(" · ".join([*told, f"as good {counted[SAME]}"]), title="Votes", markup=False)
+            self.notify(" · ".join([*told, tr("as good {count}", count=counted[SAME])]), title="Votes", markup=False)
         elif len(self.view.names) > 1:
             self.blind, self.revealed = secrets.token_hex(8), set()
         self._show()
@@ -115,7 +116,7 @@ class Voting(Screen[None]):
         try:
             given = votes_of.vote(row.run, sample.image, None if again else choice, self.view.names, blind=self.hidden)
         except (RequestError, WorkError) as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(error.shown, severity="error", markup=False)
             return
         self.view = CompareView(row.id, self.view.head, self.samples, given, self.view.scores, self.view.whole)
         self.app.remember_command("runs", "captions", str(row.run.number), "--vote", sample.image, "none" if again else choice)

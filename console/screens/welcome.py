@@ -18,15 +18,17 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from console.actions import bindings_of
-from console.formatting import one_line, short_path
+from console.formatting import error_text, gpu_text, one_line, runs_text, short_path
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
 from console.widgets.words import Words
 from qwen3vl_core import log_lines
+from qwen3vl_core.cells import padded, width
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout import recipe, recipe_values
 from qwen3vl_core.locations import DEFAULT_DEMO
 from qwen3vl_core.options import from_mapping, to_mapping
@@ -99,30 +101,34 @@ class WelcomeScreen(ConsoleScreen):
         loop = steps(self.app.workspace, snapshot)
         self.query_one("#head", Words).update(self._head(loop, bool(snapshot.rows)))
         self._fill(loop)
-        lines = [f"GPU {gpu.index}  {gpu.used_gib:.1f} of {gpu.total_gib:.1f} GiB in use  {gpu.words}" for gpu in self.app.gpus]
-        self.query_one("#below", Words).update("\n".join([f"runs are kept in {one_line(self.app.store_root)}", *lines]))
+        lines = [
+            tr("GPU {index}  {used:.1f} of {total:.1f} GiB in use", index=gpu.index, used=gpu.used_gib, total=gpu.total_gib)
+            + f"  {gpu_text(gpu)}"
+            for gpu in self.app.gpus
+        ]
+        self.query_one("#below", Words).update("\n".join([tr("runs are kept in {folder}", folder=one_line(self.app.store_root)), *lines]))
 
     @staticmethod
     def _head(loop: list[LoopStep], runs: bool) -> Content:
         if not loop:
             return Content.assemble(
-                ("Finetune Qwen3-VL, watch the loss, read the captions side by side.\n", "bold"),
-                ("What comes next?" if runs else "There is no run yet. How do you want to begin?", "$muted"),
+                (tr("Finetune Qwen3-VL, watch the loss, read the captions side by side.\n"), "bold"),
+                (tr("What comes next?") if runs else tr("There is no run yet. How do you want to begin?"), "$muted"),
             )  # fmt: skip
         following = next((step for step in loop if step.state in (NEXT, LIVE)), None)
-        words = "every step is done; compare again, or open a model of your own"
+        words = tr("every step is done; compare again, or open a model of your own")
         if following is not None:
-            words = "enter opens the form of the next step; ctrl+g starts it there"
+            words = tr("enter opens the form of the next step; ctrl+g starts it there")
             if following.state == LIVE:
-                words = f"{following.title} is under way"
-        return Content.assemble(("The loop, step by step\n", "bold"), (words, "$muted"))
+                words = tr("{step} is under way", step=tr(following.title))
+        return Content.assemble((tr("The loop, step by step\n"), "bold"), (words, "$muted"))
 
     def _fill(self, loop: list[LoopStep]) -> None:
         wide = max(self.size.width - 8, 40)
         entries: list[tuple[str, Content]] = []
         for place, step in enumerate(loop):
             colour = {"done": "$text-success", "live": "$text-primary", "next": "bold"}.get(step.state, "$muted")
-            entries.append((f"step-{place}", self._entry(GLYPHS[step.state], step.title, (step.text,), wide, colour)))
+            entries.append((f"step-{place}", self._entry(GLYPHS[step.state], tr(step.title), (tr(step.text),), wide, colour)))
         for action, key, title, *texts in GUIDE if loop else FIRST:
             if action == "all" and self._demo_folder(loop) is None:
                 continue
@@ -130,7 +136,7 @@ class WelcomeScreen(ConsoleScreen):
                 if not self.app.other_stores:
                     continue
                 texts = [self._elsewhere()]
-            entries.append((action, self._entry(key, title, texts, wide, "bold $text-primary")))
+            entries.append((action, self._entry(key, tr(title), [*map(tr, texts)], wide, "bold $text-primary")))
         if [(name, c.plain, str(c.spans)) for name, c in entries] == [(name, c.plain, str(c.spans)) for name, c in self._entries]:
             return
         choices = self.query_one(Choices)
@@ -147,14 +153,14 @@ class WelcomeScreen(ConsoleScreen):
     def _elsewhere(self) -> str:
         """`~/.qwen3vl/demo/runs  5 runs`."""
         first, *rest = self.app.other_stores
-        more = f", and {len(rest)} more" if rest else ""
-        return f"{short_path(first.path, 34)}  {first.runs:,} run{'s' if first.runs != 1 else ''}{more}"
+        more = tr(", and {count} more", count=len(rest)) if rest else ""
+        return f"{short_path(first.path, 34)}  {runs_text(first.runs)}{more}"
 
     @staticmethod
     def _entry(key: str, title: str, texts: Sequence[str], wide: int, colour: str) -> Content:
-        head = Content.assemble((f"{key:<{KEY_WIDTH}}", colour), (f"{title:<22}", "bold"))
+        head = Content.assemble((f"{key:<{KEY_WIDTH}}", colour), (padded(title, 22), "bold"))
         room = max(wide - head.cell_length, 10)
-        text = next((text for text in reversed(texts) if len(text) <= room), texts[0])
+        text = next((text for text in reversed(texts) if width(text) <= room), texts[0])
         return head + Content(one_line(text, room)).stylize("$muted")
 
     def on_resize(self, event: events.Resize) -> None:
@@ -180,7 +186,7 @@ class WelcomeScreen(ConsoleScreen):
 
     def action_model(self) -> None:
         """Ask for the path of a model; those nearby are suggested."""
-        question = "Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → accepts the suggestion."
+        question = tr("Where is it? The path of a Hugging Face folder or a Megatron checkpoint; → accepts the suggestion.")
         self._ask("model", question, "~/models/Qwen3-VL-4B-Instruct")
 
         def look() -> None:
@@ -196,7 +202,9 @@ class WelcomeScreen(ConsoleScreen):
 
     def action_recipe(self) -> None:
         """Ask for a line of the published script."""
-        self._ask("recipe", "Paste the values, or the whole line with the script's name.", "dsw 4B 1 128 1e-5 1e-6 2048 2048 bf16 1 1 1 …")
+        self._ask(
+            "recipe", tr("Paste the values, or the whole line with the script's name."), "dsw 4B 1 128 1e-5 1e-6 2048 2048 bf16 1 1 1 …"
+        )
 
     def _ask(self, what: str, question: str, hint: str) -> None:
         self.asking = what
@@ -213,7 +221,7 @@ class WelcomeScreen(ConsoleScreen):
         if event.what == "models" and self.asking == "model":
             field = self.query_one("#asked", Input)
             field.suggester = SuggestFromList(event.value, case_sensitive=True)
-            lines = [Content("found here:").stylize("$muted"), *(Content(f"  {printable(path)}") for path in event.value)]
+            lines = [Content(tr("found here:")).stylize("$muted"), *(Content(f"  {printable(path)}") for path in event.value)]
             if not field.value:
                 self.query_one("#verdict", Static).update(Content("\n").join(lines))
         elif event.what == "progress":
@@ -237,17 +245,17 @@ class WelcomeScreen(ConsoleScreen):
             try:
                 opened = open_model(event.value)
             except (RequestError, OSError) as error:
-                self._problems([str(error)])
+                self._problems([error_text(error)])
                 return
             self.app.workspace = {**self.app.workspace, **opened.workspace}
-            self.notify(f"{opened.words}; the forms begin with it", title="Opened", markup=False)
+            self.notify(tr("{model}; the forms begin with it", model=opened.words), title="Opened", markup=False)
             self._leave_field()
             self.app.open_form(opened.kind, None)
             return
         try:
             words = shlex.split(event.value)
         except ValueError:
-            self._problems(["a quotation mark is not closed; close it or leave it out"])
+            self._problems([tr("a quotation mark is not closed; close it or leave it out")])
             return
         start = next((place for place, word in enumerate(words) if word in ("dsw", "dlc")), 0)
         values = words[start:]
@@ -262,10 +270,10 @@ class WelcomeScreen(ConsoleScreen):
 
     def _recipe_read(self, read: recipe.Recipe, values: list[str]) -> None:
         if read.problems:
-            lines = [str(problem) for problem in read.problems]
+            lines = [problem.shown for problem in read.problems]
             if any(problem.code == "recipe-count" for problem in read.problems):
                 names = " ".join(f"{position.number} {position.name}" for position in recipe_values.FORM)
-                lines.append(f"they are: {names}")
+                lines.append(tr("they are: {names}", names=names))
             self._problems(lines)
             return
         options = {name: value for name, value in to_mapping(read.options).items() if value not in (None, "", [])}
@@ -294,15 +302,15 @@ class WelcomeScreen(ConsoleScreen):
         if self._busy:
             return
         if steps(self.app.workspace, self.app.snapshot):
-            self.notify("the demo is already open: these are its steps")
+            self.notify(tr("the demo is already open: these are its steps"))
             return
         self._busy = True
         self.asking = ""
         folder = (self.app.demo_folder or DEFAULT_DEMO).expanduser().absolute()
         self.add_class("-asking")
-        self.query_one("#question", Static).update(Content(f"Creating the demo's workspace in {one_line(folder)}"))
+        self.query_one("#question", Static).update(Content(tr("Creating the demo's workspace in {folder}", folder=one_line(folder))))
         self.query_one("#asked", Input).display = False
-        self.query_one("#verdict", Static).update(Content("drawing 576 pictures …").stylize("$muted"))
+        self.query_one("#verdict", Static).update(Content(tr("drawing 576 pictures …")).stylize("$muted"))
         self.app.remember_command("demo", "--dir", str(folder))
 
         def work() -> None:
@@ -315,7 +323,7 @@ class WelcomeScreen(ConsoleScreen):
                 self.post_message(ThreadAnswer("progress", last))
             if process.wait():
                 why = log_lines.text_of(last) or f"exit code {process.returncode}"
-                self.post_message(WorkFailed(f"the demo's workspace was not created: {why}"))
+                self.post_message(WorkFailed(tr("the demo's workspace was not created: {why}", why=why)))
             else:
                 self.post_message(ThreadAnswer("workspace", folder))
 
@@ -332,13 +340,13 @@ class WelcomeScreen(ConsoleScreen):
         loop = steps(self.app.workspace, self.app.snapshot)
         folder = self._demo_folder(loop) if loop else None
         if folder is None:
-            self.notify("there is no demo to run here; d makes one", severity="warning")
+            self.notify(tr("there is no demo to run here; d makes one"), severity="warning")
             return
         if any(row.alive for row in self.app.snapshot.rows):
-            self.notify("a run is under way; wait for its end, or stop it: 1, then x", severity="warning")
+            self.notify(tr("a run is under way; wait for its end, or stop it: 1, then x"), severity="warning")
             return
-        text = f"Prepare, convert, finetune, convert back and compare, in {one_line(folder)}."
-        self.app.ask("Start all five commands?", text, "Start them", lambda: self._start_all(folder))
+        text = tr("Prepare, convert, finetune, convert back and compare, in {folder}.", folder=one_line(folder))
+        self.app.ask(tr("Start all five commands?"), text, tr("Start them"), lambda: self._start_all(folder))
 
     def _start_all(self, folder: Path) -> None:
         words = ["demo", "--headless", "--dir", str(folder)]
@@ -347,10 +355,14 @@ class WelcomeScreen(ConsoleScreen):
                 command = [sys.executable, "-m", "qwen3vl_core.cli", *words]
                 subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError as error:
-            self.notify(f"{folder / 'demo.log'}: {error.strerror}; the demo was not started", severity="error", markup=False)
+            self.notify(
+                tr("{file}: {reason}; the demo was not started", file=folder / "demo.log", reason=error.strerror),
+                severity="error",
+                markup=False,
+            )
             return
         self.app.remember_command(*words)
-        self.notify(f"the loop is running; its output is in {folder / 'demo.log'}", markup=False)
+        self.notify(tr("the loop is running; its output is in {file}", file=folder / "demo.log"), markup=False)
         self.app.action_show_screen("runs")
 
     # out

@@ -14,9 +14,10 @@ from textual.message import Message
 from textual.strip import Strip
 
 from console.curves.lines import CurveLine
+from console.formatting import metric_title
 from console.widgets.curve import Curve
 from qwen3vl_core.formats import number
-from qwen3vl_core.run_metrics import GRAD_NORM, LOSS, LR, MEMORY, MFU, STEP_SECONDS, TOKENS_PER_SECOND, title_of
+from qwen3vl_core.run_metrics import GRAD_NORM, LOSS, LR, MEMORY, MFU, STEP_SECONDS, TOKENS_PER_SECOND
 
 CHARTED = (LOSS, GRAD_NORM, LR, TOKENS_PER_SECOND, MFU, MEMORY, STEP_SECONDS)
 """Metrics that have a small chart, in their order."""
@@ -72,4 +73,4 @@ class ChartGrid(Horizontal):
                 name = names[place]
                 if chart.metric != name:
                     chart.metric, chart.view = name, None
-                chart.show([charts[name]], title_of(name))
+                chart.show([charts[name]], metric_title(name))

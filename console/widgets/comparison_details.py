@@ -18,7 +18,9 @@ from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.caption.reference_metrics import rouge_l
 from qwen3vl_core.caption.scores import ModelScores, Scores
 from qwen3vl_core.caption.word_diff import count
+from qwen3vl_core.cells import padded
 from qwen3vl_core.formats import printable
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_record import ITERATION
 
 LABEL = 12
@@ -28,7 +30,7 @@ LABEL = 12
 def status(row: RunRow) -> Content:
     """`0007-compare  ✓ done`."""
     colour = COLOURS.get(row.status, "muted")
-    return Content.assemble((row.id, "bold"), "  ", (f"{GLYPHS.get(row.status, '?')} {row.status}", f"${colour}"))
+    return Content.assemble((row.id, "bold"), "  ", (f"{GLYPHS.get(row.status, '?')} {tr(row.status)}", f"${colour}"))
 
 
 def sampling_words(sampling: dict[str, Any]) -> str:
@@ -36,16 +38,16 @@ def sampling_words(sampling: dict[str, Any]) -> str:
     get = sampling.get
     temperature = get("temperature") or 0
     if not temperature:
-        parts = ["greedy"]
+        parts = [tr("greedy")]
     else:
-        parts = [f"temperature {temperature:g}"]
+        parts = [tr("temperature {value}", value=f"{temperature:g}")]
         if (get("top_p") or 1) < 1:
             parts.append(f"top-p {get('top_p'):g}")
         if get("top_k"):
             parts.append(f"top-k {get('top_k')}")
-        parts.append(f"seed {get('seed', 0)}")
+        parts.append(tr("seed {value}", value=get("seed", 0)))
     if get("max_new_tokens"):
-        parts.append(f"at most {get('max_new_tokens')} tokens")
+        parts.append(tr("at most {count} tokens", count=get("max_new_tokens")))
     return " · ".join(parts)
 
 
@@ -87,17 +89,17 @@ def table(view: CompareView, width: int) -> list[Content]:
         numbers = [float(value.rstrip("%")) if value != "–" else None for value in values]
         known = [number for number in numbers if number is not None]
         best = (max(known) if more else min(known)) if known and more is not None and len(set(known)) > 1 else None
-        parts: list[Any] = [(f"{label:<{LABEL}}", "$muted")]
+        parts: list[Any] = [(padded(tr(label), LABEL), "$muted")]
         for value, number in zip(values, numbers, strict=True):
             parts.append((f" {value:>{column}}", "bold" if number is not None and number == best else ""))
         lines.append(Content.assemble(*parts))
     if view.votes.choices:
         counted = view.votes.tally(names)
         best = max(counted[name] for name in names)
-        parts = [(f"{'votes':<{LABEL}}", "$muted")]
+        parts = [(padded(tr("votes"), LABEL), "$muted")]
         parts += [(f" {'★ ' if counted[name] == best and best else ''}{counted[name]}".rjust(column + 1), "") for name in names]
-        equal = f"  {counted[SAME]} equal" if counted[SAME] else ""
-        blind = f"  {len(view.votes.blind)} blind" if view.votes.blind else ""
+        equal = "  " + tr("{count} equal", count=counted[SAME]) if counted[SAME] else ""
+        blind = "  " + tr("{count} blind", count=len(view.votes.blind)) if view.votes.blind else ""
         lines.append(Content.assemble(*parts, (equal + blind, "$muted")))
     return lines if len(lines) > 1 else []
 
@@ -115,9 +117,9 @@ def details(row: RunRow | None, view: CompareView, prompt: str, width: int, *, b
     sampling = view.head.sampling or (row.run.options if row is not None else {})
     lines.append(Content(sampling_words(sampling)).stylize("$muted"))
     if blind:
-        told = f"  {len(view.votes.choices)} of {len(view.samples)} voted"
-        lines += [*([] if short else [Content("")]), Content.assemble((" blind ", "bold reverse"), told)]
-        lines.append(Content("r shows which model wrote which, b ends blind mode: models, scores, votes").stylize("$muted"))
+        told = "  " + tr("{voted} of {count} voted", voted=len(view.votes.choices), count=len(view.samples))
+        lines += [*([] if short else [Content("")]), Content.assemble((f" {tr('blind')} ", "bold reverse"), told)]
+        lines.append(Content(tr("r shows which model wrote which, b ends blind mode: models, scores, votes")).stylize("$muted"))
         return Content("\n").join(lines)
     if short:
         return Content("\n").join([*lines, *table(view, width)])
@@ -150,7 +152,7 @@ def columns_of(
         title = ("★ " if best else "") + label
         if caption.text and not hidden:
             words = count(caption.text)
-            title += f" · {words} word{'s' if words != 1 else ''}"
+            title += " · " + tr("{count} words" if words != 1 else "{count} word", count=words)
         if caption.text and not caption.done:
             title, text = title + " …", text + Content("▌").stylize("$accent")
         foot = []
@@ -160,9 +162,9 @@ def columns_of(
             if caption.seconds is not None:
                 foot.append(f"{caption.seconds:.1f} s")
             if not caption.whole:
-                foot.append("cut off")
+                foot.append(tr("cut off"))
         if not caption.text:
             state = "not written yet …" if live and not caption.done else "empty" if caption.done else "not written"
-            text = Content(state).stylize("$muted")
+            text = Content(tr(state)).stylize("$muted")
         columns.append(CaptionColumn(Content(title), text, Content(" · ".join(foot)), best))
     return columns

@@ -20,10 +20,13 @@ from console.curves.lines import SLOTS, CurveLine
 from console.curves.marks import MARKS, Mark
 from console.curves.smoothing import SHARE, Average
 from console.curves.ticks import value_range, wants_log
-from console.formatting import one_line
+from console.formatting import cut, one_line
 from console.widgets.axes import x_axis, y_axis
 from console.widgets.braille import rasterize
+from qwen3vl_core.cells import padded
+from qwen3vl_core.cells import width as width_of
 from qwen3vl_core.formats import number
+from qwen3vl_core.language import tr
 
 FADE = 0.55
 """How far a raw line fades into the background under its average, 0 to 1."""
@@ -353,9 +356,9 @@ class Curve(Widget, can_focus=True):
     def words(self) -> str:
         """What the title says about the drawing: the axis, the average, the note."""
         means = [mean for mean in self._averages if mean is not None]
-        words = ["log-y"] if self.log_y else []
+        words = [tr("log-y")] if self.log_y else []
         if any(line.noisy for line in self.lines):
-            words.append(means[0].name if means else "raw")
+            words.append(means[0].name if means else tr("raw"))
         return " · ".join([*words, *([self.note] if self.note else [])])
 
     def _legend(self, width: int) -> Strip:
@@ -367,13 +370,13 @@ class Curve(Widget, can_focus=True):
         if self.crosshair is not None and self.lines:
             values = self.values_at(self.crosshair)
             if values:
-                parts = [Segment(" ", base), Segment(self.title, bold), Segment(f"  step {values[0][1]:,}", text)]
+                parts = [Segment(" ", base), Segment(self.title, bold), Segment("  " + tr("step {step:,}", step=values[0][1]), text)]
                 if (mark := self._mark_near(self.crosshair)) is not None:
                     glyph, name = MARKS[mark.kind]
                     color = self.background_colors[1] + self.get_component_styles(f"curve--{name}").color
                     parts.append(Segment(f"  {glyph} {one_line(mark.text, 60)}", base + Style(color=color.rich_color)))
                 for line, _, value, smooth in values:
-                    average = "" if smooth is None else f" (avg {number(smooth)})"
+                    average = "" if smooth is None else f" ({tr('avg')} {number(smooth)})"
                     name = f"{one_line(line.label, 12)} " if len(values) > 1 else ""
                     parts += [Segment("  ━━ ", pens[line.slot % SLOTS]), Segment(f"{name}{number(value)}{average}", text)]
         else:
@@ -394,7 +397,8 @@ class Curve(Widget, can_focus=True):
         left, top, columns, rows = self._plot
         inside = top <= y < top + rows
         if self.extent is None and self.empty and inside and y == top + rows // 2:
-            text = self.empty[: columns - 2].center(columns)
+            text = cut(self.empty, columns - 2)
+            text = padded(" " * ((columns - width_of(text)) // 2) + text, columns)
             return Strip([*strip.crop(0, left), Segment(text, self._styles()[2])], width)
         if self.crosshair is not None and inside and self.extent is not None:
             x0, x1 = self.shown

@@ -10,6 +10,7 @@ from textual.style import Style
 from textual.widgets import Static
 
 from console.actions import shown
+from qwen3vl_core.language import tr
 
 GAP = "   "
 
@@ -29,7 +30,7 @@ class Hints(Keyed):
     def __init__(self, *keys: tuple[str, str], id: str | None = None) -> None:
         """keys: (Textual's name of a key, what it does)."""
         self.parts = [
-            Content.assemble((shown(key), "$footer-key-foreground bold"), f" {words}").stylize(Style.from_meta({"key": key}))
+            Content.assemble((shown(key), "$footer-key-foreground bold"), f" {tr(words)}").stylize(Style.from_meta({"key": key}))
             for key, words in keys
         ]
         super().__init__(Content(GAP).join(self.parts), id=id, classes="hint")

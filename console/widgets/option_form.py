@@ -205,7 +205,7 @@ class OptionForm(VerticalScroll):
 
     def reset(self) -> None:
         """Reset all fields to the initial values of the form."""
-        self.change("reset", self.begin)
+        self.change("the reset", self.begin)
 
     @property
     def edited(self) -> bool:
@@ -246,7 +246,8 @@ class OptionForm(VerticalScroll):
         """The label of a field, marked if its value is not the default; the word beside the flag where there is room for it."""
         option = self.options[name]
         label = ("• " if self._changed(name) else "  ") + option.flag.removeprefix("--")
-        named = f"{label} {option.word}" if option.word else label
+        same = option.word.replace(" ", "-").lower() == option.flag.removeprefix("--")
+        named = label if same or not option.word else f"{label} {option.word}"
         return named if width(named) < FLAG_WIDTH else label
 
     def _set(self, widget: Widget, value: str | bool) -> None:

@@ -17,8 +17,9 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from console.formatting import COLOURS, GLYPHS, one_line
+from console.formatting import COLOURS, GLYPHS, cause_text, cut, one_line
 from qwen3vl_core.formats import number, span
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_metrics import listed_keys, title_of
 
 if TYPE_CHECKING:
@@ -213,10 +214,11 @@ class RunList(ScrollView, can_focus=True):
         for name, width in self.columns():
             order = SORTED_BY.get(name, name if name in _metric_columns() else None)
             sorts = order == self.order and not (name == "age" and order == "newest")
-            text = name + (" ▴" if self.reverse else " ▾") if sorts else name
-            text = text.rjust(width) if name in RIGHT or name in _metric_columns() else text.ljust(width)
+            text = cut(tr(name) + (" ▴" if self.reverse else " ▾") * sorts, width)
+            pad = " " * (width - cell_len(text))
+            text = pad + text if name in RIGHT or name in _metric_columns() else text + pad
             meta = Style.from_meta({"order": order}) if order else Style()
-            parts.append(Segment(text[:width] + " " * GAP, style + meta + Style(bold=sorts)))
+            parts.append(Segment(text + " " * GAP, style + meta + Style(bold=sorts)))
         return Strip(parts)
 
     def _row(self, row: RunRow, under: bool) -> Strip:
@@ -253,7 +255,7 @@ class RunList(ScrollView, can_focus=True):
         if name == "run":
             return row.id, plain
         if name == "status":
-            return (f"failed {row.exit_code}" if row.status == "failed" and row.exit_code else row.status), state
+            return tr(row.status) + (f" {row.exit_code}" if row.status == "failed" and row.exit_code else ""), state
         if name == "kind":
             return row.kind, muted
         if name == "layout":
@@ -271,4 +273,4 @@ class RunList(ScrollView, can_focus=True):
             return row.spark, plain
         if name == "age":
             return (f"ETA {span(row.eta)}" if row.eta is not None else span(row.age(now))), muted
-        return row.error or row.last_line, (state if row.error else muted)
+        return cause_text(row.error) or row.last_line, (state if row.error else muted)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from textual.content import Content
 
 from console.formatting import COLOURS, GLYPHS, one_line
+from qwen3vl_core.cells import padded
 from qwen3vl_core.formats import duration, number, span
+from qwen3vl_core.language import tr
 from qwen3vl_core.run_metrics import LOSS, METRICS, is_noisy, key_of, title_of
 from qwen3vl_core.run_record import BAD_EVENTS, EVAL, STEP_EVENTS, TRAIN, finite
 
@@ -35,9 +37,9 @@ def _bar(share: float) -> Content:
 
 
 def _status(row: RunRow) -> Content:
-    text = f"{GLYPHS.get(row.status, '?')} {row.status}"
+    text = f"{GLYPHS.get(row.status, '?')} {tr(row.status)}"
     if row.exit_code and not row.alive:
-        text += f", exit code {row.exit_code}"
+        text += tr(", exit code {code}", code=row.exit_code)
     return Content(text).stylize(f"${COLOURS.get(row.status, 'muted')}")
 
 
@@ -50,7 +52,7 @@ def _text(key: str, latest: Mapping[str, Any], titled: bool = True) -> str:
         return "nan"
     shown = f"{value:{metric.format}}" if metric.format else number(value)
     blank = "" if metric.unit == "%" else " "
-    return shown if not metric.unit or (titled and metric.unit == metric.title) else f"{shown}{blank}{metric.unit}"
+    return shown if not metric.unit or (titled and metric.unit == metric.title) else f"{shown}{blank}{tr(metric.unit)}"
 
 
 def _share(value: float | None, of: Any) -> float | None:
@@ -102,7 +104,7 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
 
     def add(name: str, value: str, note: str = "") -> None:
         note = f" {note}" if note and 11 + len(value) + len(note) <= width else ""
-        lines.append(Content.assemble((f"{name:<10}", "$muted"), (value, "bold"), (note, "$muted")))
+        lines.append(Content.assemble((padded(tr(name), 10), "$muted"), (value, "bold"), (note, "$muted")))
 
     def gauge(name: str, share: float, value: str, note: str = "", bad: bool = False) -> None:
         if width < ROOMY:
@@ -111,7 +113,7 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
         full = round(min(max(share, 0.0), 1.0) * GAUGE)
         note = f" {note}" if note and 11 + GAUGE + len(value) + len(note) <= width else ""
         lines.append(Content.assemble(
-            (f"{name:<10}", "$muted"), ("━" * full, "$text-warning" if bad else "$text-primary"), ("━" * (GAUGE - full), "$faint"),
+            (padded(tr(name), 10), "$muted"), ("━" * full, "$text-warning" if bad else "$text-primary"), ("━" * (GAUGE - full), "$faint"),
             (f" {value}", "bold"), (note, "$muted"),
         ))  # fmt: skip
 
@@ -124,21 +126,21 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
             notes_beside = [
                 _text(other, latest, titled=False) for other, m in METRICS.items() if m.beside == key and latest.get(other) is not None
             ]
-            note = metric.note or " ".join(notes_beside)
+            note = tr(metric.note) or " ".join(notes_beside)
             if isinstance(metric.gauge, str):
                 share = _share(value, latest.get(metric.gauge))
                 if share is not None and share >= LITTLE_SHARE:
-                    gauge(metric.title, share, f"{share:.0%}", "of a step", bad=share > LARGE_SHARE)
+                    gauge(metric.title, share, f"{share:.0%}", tr("of a step"), bad=share > LARGE_SHARE)
             elif metric.gauge and value is not None:
                 gauge(metric.title, value / metric.gauge, _text(key, latest), note)
             else:
                 add(metric.title, _text(key, latest), note)
         if metric.evaluated and metric.panel and (evaluated := row.latest.get(EVAL)) is not None:
             step = evaluated.get("step")
-            add(title_of(key_of(EVAL, key)), _text(key, evaluated), f"at {step:,}" if isinstance(step, int) else "")
+            add(title_of(key_of(EVAL, key)), _text(key, evaluated), tr("at {step:,}", step=step) if isinstance(step, int) else "")
         if view is not None and key == view.metric:
             for name, at in _extremes(view):
-                add(name, number(at[1], 3), f"at {at[0]:,}")
+                add(name, number(at[1], 3), tr("at {step:,}", step=at[0]))
     if row.alive:
         add("ETA", duration(row.eta) if row.eta is not None else "–")
     add("saved", row.saved)
@@ -156,8 +158,8 @@ def finetune_panel(row: RunRow, view: RunView | None, width: int) -> Content:
 
 def plain_panel(row: RunRow, width: int) -> Content:
     """A few lines above the log of a run that has no curve."""
-    since = f"{span(row.age(time.time()))}{' so far' if row.alive else ' ago'}"
-    took = f" · took {duration(row.ended - row.started)}" if row.ended and row.started and not row.alive else ""
+    since = tr("{time} so far" if row.alive else "{time} ago", time=span(row.age(time.time())))
+    took = " · " + tr("took {time}", time=duration(row.ended - row.started)) if row.ended and row.started and not row.alive else ""
     head = Content.assemble((row.id, "bold"), "  ", _status(row), (f"  {row.kind} · {since}{took}", "$muted"))
     lines = [head, Content(one_line("$ " + row.command, width)).stylize("$muted")]
     if row.percent is not None:
@@ -165,5 +167,5 @@ def plain_panel(row: RunRow, width: int) -> Content:
     if row.error and row.status not in EXPLAINED:
         lines.append(Content(one_line("✗ " + row.error, width)).stylize("$text-error"))
     if row.kind == "compare":
-        lines.append(Content.assemble(("4", "bold $text-primary"), (" shows its captions", "$muted")))
+        lines.append(Content.assemble(("4", "bold $text-primary"), (" " + tr("shows its captions"), "$muted")))
     return Content("\n").join(lines)

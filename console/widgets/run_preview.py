@@ -11,6 +11,7 @@ from console.readers.preview import Preview
 from console.readers.run_rows import RunRow
 from console.widgets.curve import Curve
 from console.widgets.words import Words
+from qwen3vl_core.language import tr
 
 FLAG_WIDTH = 24
 MOST_OPTIONS = 12
@@ -57,11 +58,11 @@ class RunPreview(Vertical):
         if preview is None or row is None:
             return
         room = max(self.content_size.width, 20)
-        head = [Content.assemble((f"{GLYPHS.get(row.status, '·')} {row.id}", "bold"), (f"  {row.status}", "$muted"))]
+        head = [Content.assemble((f"{GLYPHS.get(row.status, '·')} {row.id}", "bold"), (f"  {tr(row.status)}", "$muted"))]
         if preview.cause:
             head.append(Content(one_line(preview.cause, 2 * room)).stylize("$text-error"))
         if preview.fix:
-            head.append(Content.assemble(("fix  ", "bold $text-success"), one_line(preview.fix, 2 * room)))
+            head.append(Content.assemble((tr("fix") + "  ", "bold $text-success"), one_line(preview.fix, 2 * room)))
         self.query_one("#preview-head", Words).update(Content("\n").join(head))
         curve = self.query_one(PreviewCurve)
         curve.display = bool(preview.lines)
@@ -80,7 +81,7 @@ class RunPreview(Vertical):
             for flag, value in preview.options[:MOST_OPTIONS]
         ]  # fmt: skip
         if len(preview.options) > MOST_OPTIONS:
-            options.append(Content(f"and {len(preview.options) - MOST_OPTIONS} more").stylize("$muted"))
+            options.append(Content(tr("and {count} more", count=len(preview.options) - MOST_OPTIONS)).stylize("$muted"))
         rows = max(self.query_one("#preview-body").size.height - len(options) - 1, 3)
         lines = [Content(one_line(line, room)).stylize("$muted") for line in preview.log[-rows:]]
         return Content("\n").join([*options, *([Content("")] if options and lines else []), *lines])

@@ -14,6 +14,7 @@ from textual.widgets import Static
 from console.formatting import one_line
 from console.widgets.caption import with_new_words
 from qwen3vl_core.formats import printable
+from qwen3vl_core.language import tr
 
 if TYPE_CHECKING:
     from console.runs.caption_history import CaptionHistory
@@ -50,8 +51,8 @@ def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
     """Each picture with its captions, oldest first."""
     if not stories:
         return Content.assemble(
-            ("No captions yet.\n", "bold"),
-            ("--sample-images PICTURES --sample-interval STEPS make a finetune write some during training.", "$muted"),
+            (tr("No captions yet.\n"), "bold"),
+            (tr("--sample-images PICTURES --sample-interval STEPS make a finetune write some during training."), "$muted"),
         )
     lines: list[Content] = []
     for story in stories:
@@ -63,11 +64,13 @@ def content_of(stories: tuple[CaptionHistory, ...]) -> Content:
         for index, (step, text) in enumerate(captions):
             if left_out > 0 and 0 < index <= left_out:
                 if index == 1:
-                    lines.append(Content(f"{'':>9}  … {left_out} captions between").stylize("$muted"))
+                    lines.append(Content(" " * 11 + tr("… {count} captions between", count=left_out)).stylize("$muted"))
                 before = text
                 continue
             written = " ".join(printable(text).split())
-            body = with_new_words(" ".join(printable(before).split()), written) if written else Content("(nothing)").stylize("$muted")
-            lines.append(Content.assemble((f"step {step:>6,}" if step is not None else f"{'':>11}", "$text-primary"), "  ", body))
+            body = with_new_words(" ".join(printable(before).split()), written) if written else Content(tr("(nothing)")).stylize("$muted")
+            lines.append(
+                Content.assemble((tr("step {step:>6,}", step=step) if step is not None else f"{'':>11}", "$text-primary"), "  ", body)
+            )
             before = text
     return Content("\n").join(lines)

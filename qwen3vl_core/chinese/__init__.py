@@ -5,9 +5,13 @@ A text keeps the placeholders of the English one, its keys and flags. `tests/tes
 
 from __future__ import annotations
 
+import re
+
 from qwen3vl_core.chinese.actions import ACTIONS
 from qwen3vl_core.chinese.commands import COMMANDS
+from qwen3vl_core.chinese.doctor import TEMPLATES
 from qwen3vl_core.chinese.options import AROUND, OPTIONS, PREFIXES
+from qwen3vl_core.chinese.problems import PROBLEMS, WORDS
 from qwen3vl_core.chinese.screens import SCREENS
 
 
@@ -17,7 +21,16 @@ def texts() -> dict[str, str]:
     helps = {text: chinese for text, (_, chinese) in OPTIONS.items()}
     helps |= {before + text: PREFIXES[before] + chinese for text, chinese in helps.items() for before in PREFIXES}
     beside = {f"{before}{text}.word": word for text, (word, _) in OPTIONS.items() for before in ("", *PREFIXES)}
-    return {**AROUND, **COMMANDS, **SCREENS, **helps, **beside, **named}
+    broken = {f"{code}.{part}": text for code, texts in PROBLEMS.items() for part, text in zip(("rule", "advice"), texts, strict=True)}
+    return {**AROUND, **COMMANDS, **WORDS, **SCREENS, **broken, **helps, **beside, **named}
 
 
-__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "texts"]
+def templates() -> list[tuple[re.Pattern[str], str]]:
+    """(pattern of an English text with values in it, Chinese template), the most telling first."""
+    made = []
+    for template, chinese in sorted(TEMPLATES.items(), key=lambda pair: -len(pair[0].replace("{}", ""))):
+        made.append((re.compile("(.+?)".join(map(re.escape, template.split("{}"))), re.DOTALL), chinese))
+    return made
+
+
+__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "PROBLEMS", "TEMPLATES", "templates", "texts"]

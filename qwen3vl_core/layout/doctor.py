@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3vl_core import cells
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
 from qwen3vl_core.formats import GIB
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.layout.gpus import IDLE_GIB, INDEX, ask, uses
 from qwen3vl_core.options.planning import DoctorOptions
 
@@ -300,14 +302,14 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def render(checks: list[Check]) -> str:
     """The printed report."""
-    width = max(len(c.name) for c in checks)
+    width = max(cells.width(phrase(c.name)) for c in checks)
     lines = []
     for c in checks:
-        lines.append(f"{paint(f'{c.status:<5}', _COLOURS[c.status])} {c.name:<{width}}  {c.text}")
+        lines.append(f"{paint(f'{c.status:<5}', _COLOURS[c.status])} {cells.padded(phrase(c.name), width)}  {phrase(c.text)}")
         if c.fix and c.status != "ok":
-            lines.append(f"{'':<5} {'':<{width}}  -> {c.fix}")
+            lines.append(f"{'':<5} {'':<{width}}  -> {phrase(c.fix)}")
     failed = sum(c.status == "fail" for c in checks)
-    lines.append(f"{failed} failed" if failed else "this machine has everything that runs need")
+    lines.append(tr("{count} failed", count=failed) if failed else tr("this machine has everything that runs need"))
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 
+from qwen3vl_core.run_record import RUN_VARIABLE
 from qwen3vl_core.settings_path import settings_file
 
 VARIABLE = "QWEN3VL_LANG"
@@ -29,7 +30,8 @@ _templates: list[tuple[re.Pattern[str], str]] = []
 def language() -> str:
     """`en` or `zh`; decided when it is first asked for."""
     if not _language:
-        use(wanted() or (CHINESE if _is_chinese(_locale()) else ENGLISH))
+        in_a_run = RUN_VARIABLE in os.environ  # its log is English
+        use(ENGLISH if in_a_run else wanted() or (CHINESE if _is_chinese(_locale()) else ENGLISH))
     return _language
 
 

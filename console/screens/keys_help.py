@@ -19,6 +19,8 @@ from qwen3vl_core.language import tr
 
 WIDTH = 104
 """Width of the help in columns."""
+BESIDE = 11
+"""Cells of the key and the gap behind it."""
 TITLES = {**SCREENS, "welcome": "First page", "app": "Everywhere"}
 NOTE = "Letters are keys outside of fields; esc leaves a field. The grey names are for your own keys: comma opens the settings."
 
@@ -59,9 +61,10 @@ class KeysHelp(Dialog[str | None]):
 
     def _line(self, action: Action, room: int) -> Content:
         keys = shown(self.keymap[action.id]) if action.id in self.keymap else action.keys
-        line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {action.shown_tooltip}")
+        about = ("\n" + " " * BESIDE).join(wrapped(action.shown_tooltip, max(room - BESIDE, 20)))
+        line = Content.assemble((f"{keys:>9}", "$text-primary bold"), f"  {about}")
         fill = room - line.cell_length - len(action.id)
-        return line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 else line
+        return line + Content(" " * fill + action.id).stylize("$faint") if fill >= 2 and "\n" not in about else line
 
     def on_mount(self) -> None:
         self.query_one(".keys").border_title = tr("Keys")

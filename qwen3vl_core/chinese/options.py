@@ -121,7 +121,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     # download
     "What to download: model or dataset": ("类型", "下载什么：model 模型，或 dataset 数据集"),
     "Name on the hub, OWNER/NAME": ("名称", "在平台上的名称，OWNER/NAME"),
-    "The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN set another address": ("来源", "下载平台；HF_ENDPOINT 和 MODELSCOPE_DOMAIN 可改地址"),
+    "The hub; auto: Hugging Face, or ModelScope where that cannot be reached; HF_ENDPOINT and MODELSCOPE_DOMAIN set another address":
+        ("来源", "下载平台；auto：Hugging Face，连不上则用 ModelScope；HF_ENDPOINT 和 MODELSCOPE_DOMAIN 可改地址"),
     "Folder to write the files to": ("目标目录", "文件写到哪个目录"),
     "Branch, tag or commit; default: the hub's main branch": ("版本", "分支、标签或提交；默认是平台的主分支"),
     "Only files whose names match one of these patterns, such as '*.json'": ("只下载", "只下载名称匹配这些模式之一的文件，例如 '*.json'"),

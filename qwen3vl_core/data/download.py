@@ -7,6 +7,7 @@ command resumes it. The hubs' clients do the transfer (`hubs`); the progress is 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -21,15 +22,17 @@ from typing import Any
 
 import qwen3vl_core
 from qwen3vl_core.addresses import without_secrets
-from qwen3vl_core.data import hubs
+from qwen3vl_core.data import hub_choice, hubs
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, to_disk, tree_to_disk, write_text
 from qwen3vl_core.formats import duration, quantity
+from qwen3vl_core.language import tr
 from qwen3vl_core.options import DownloadOptions, options_of
 from qwen3vl_core.progress import Progress
 
 RECORD = ".qwen3vl-download.json"
 """File in the folder that records what was downloaded."""
+AUTO = "auto"
 POLL_SECONDS = 0.2
 _NAMES = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 _CLIENTS = {"huggingface": "huggingface_hub", "modelscope": "modelscope-hub"}
@@ -48,11 +51,17 @@ def run(options: DownloadOptions) -> None:
             declared.check(each)
     options.name = _checked_name(options)
     target = Path(options.to).expanduser().absolute()
+    hub = options.from_ if options.from_ != AUTO else _hub_of(target)
+    options = dataclasses.replace(options, from_=hub or "huggingface")
     request = {"v": 1, "hub": options.from_, "kind": options.kind, "name": options.name, "revision": options.revision,
               "include": _patterns(options.include), "exclude": _patterns(options.exclude)}  # fmt: skip
     if _is_complete(target, request):
         print(f"{target}: {options.kind} {options.name} is already there; nothing to do")
         return
+    if hub is None and hub_choice.choose() == "modelscope":
+        options.from_ = request["hub"] = "modelscope"
+        print(tr("Hugging Face cannot be reached: from ModelScope; --from huggingface insists on the other"), file=sys.stderr)
+        options.name = _checked_name(options)
     begin = time.monotonic()
     with _building(target, request) as folder:
         record = _fetch(options, request, folder, target)
@@ -65,6 +74,12 @@ def run(options: DownloadOptions) -> None:
     )
 
 
+def _hub_of(target: Path) -> str | None:
+    """The hub of what is in the folder, or in the one that an interrupted download has left; None for neither."""
+    record = _record(target) or _record(target.with_name(target.name + UNFINISHED))
+    return record["hub"] if record is not None and record.get("hub") in _NAMES else None
+
+
 def _checked_name(options: DownloadOptions) -> str:
     name = options.name.strip().strip("/")
     address = re.match(r"https?://[^/]+/(?:models/|datasets/)?(.+)", name)
@@ -72,7 +87,7 @@ def _checked_name(options: DownloadOptions) -> str:
         # pasted from a browser
         name = "/".join(address[1].split("/")[:2])
     word = r"[\w][\w.-]*"
-    if re.fullmatch(f"{word}/{word}", name) or (options.from_ == "huggingface" and re.fullmatch(word, name)):
+    if re.fullmatch(f"{word}/{word}", name) or (options.from_ != "modelscope" and re.fullmatch(word, name)):
         return name
     raise RequestError(f"NAME {options.name}: must be OWNER/NAME as the hub writes it; use for example Qwen/Qwen3-VL-4B-Instruct")
 

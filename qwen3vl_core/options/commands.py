@@ -19,10 +19,10 @@ class DownloadOptions:
     kind: str = option(help="What to download: model or dataset", group="Hub", positional=True, choices=("model", "dataset"))
     name: str = option(help="Name on the hub, OWNER/NAME", group="Hub", positional=True)
     from_: str = option(
-        "huggingface",
-        help="The hub; HF_ENDPOINT and MODELSCOPE_DOMAIN set another address",
+        "auto",
+        help="The hub; auto: Hugging Face, or ModelScope where that cannot be reached; HF_ENDPOINT and MODELSCOPE_DOMAIN set another address",
         group="Hub",
-        choices=("modelscope", "huggingface"),
+        choices=("auto", "modelscope", "huggingface"),
     )
     to: str = option(help="Folder to write the files to", group="Files", path="folder")
     revision: str | None = option(None, help="Branch, tag or commit; default: the hub's main branch", group="Hub")

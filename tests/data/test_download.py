@@ -7,13 +7,15 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from qwen3vl_core.cli import main
-from qwen3vl_core.data import download, hubs
+from qwen3vl_core.data import download, hub_choice, hubs
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.options import DownloadOptions
 from tests.console.runs.jobs import until
@@ -145,6 +147,29 @@ def test_what_is_not_there_is_said_in_one_line(hub, tmp_path, capsys, which):
     assert "cannot be reached" in said and "refused" in said and f"--from {download._OTHER[which]}" in said
 
 
+def test_without_a_hub_it_is_modelscope_where_hugging_face_does_not_answer(hub, tmp_path, capsys, monkeypatch):
+    def took(name, *words):
+        assert main(["download", "model", "owner/thing", "--to", str(tmp_path / name), *words]) == 0
+        assert is_whole(tmp_path / name)
+        return json.loads((tmp_path / name / download.RECORD).read_text())["hub"], capsys.readouterr().err
+
+    assert took("named")[0] == "huggingface"  # by HF_ENDPOINT, which nobody doubts
+    monkeypatch.delenv("HF_ENDPOINT")
+    monkeypatch.setattr(hub_choice, "PROBE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(hub_choice, "HUGGING_FACE", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        assert hub_choice.choose() == "modelscope" and time.monotonic() - begin < 5
+    for address, answers in (("http://127.0.0.1:9", False), (hub.address + "/nothing", True), ("not an address", False)):
+        monkeypatch.setattr(hub_choice, "PROBE_SECONDS", 30)
+        assert hub_choice.answers(address) is answers
+    which, said = took("got")
+    assert which == "modelscope" and "--from huggingface insists" in said
+    # what is there decides without asking
+    monkeypatch.setattr(hub_choice, "choose", None)
+    assert took("got")[0] == "modelscope"
+
+
 @pytest.mark.parametrize("which", HUBS)
 def test_a_client_that_is_not_installed_is_named(which, tmp_path, capsys, monkeypatch):
     # a package of that name which cannot be imported comes first
@@ -163,7 +188,7 @@ def test_a_client_that_is_not_installed_is_named(which, tmp_path, capsys, monkey
         ({"name": "thing with spaces"}, "NAME thing with spaces: must be OWNER/NAME"),
         ({"name": "../thing"}, r"NAME \.\./thing: must be"),
         ({"name": "thing", "from_": "modelscope"}, "NAME thing: must be OWNER/NAME"),
-        ({"from_": "elsewhere"}, "--from elsewhere: must be one of modelscope, huggingface"),
+        ({"from_": "elsewhere"}, "--from elsewhere: must be one of auto, modelscope, huggingface"),
         ({"kind": "song"}, "KIND song: must be one of model, dataset"),
         ({"to": "file"}, "a file stands there"),
         ({"to": "file/below"}, "cannot be written to"),
@@ -194,7 +219,7 @@ def test_a_disk_without_room_is_said_before_and_while(hub, tmp_path, monkeypatch
     assert get(tmp_path / "got") == 2
     assert "needs 24.6 MB" in capsys.readouterr().err and not list(tmp_path.glob("got*"))
     error = OSError(28, "No space left on device")
-    options = DownloadOptions(kind="model", name="owner/thing", to="x")
+    options = DownloadOptions(kind="model", name="owner/thing", to="x", from_="huggingface")
     kind, text = hubs.classify(_wrapped(error))
     said = download._client_error({"problem": kind, "text": text, "address": ""}, options, tmp_path)
     assert isinstance(said, WorkError) and "is full; free some space" in str(said)

@@ -12,7 +12,7 @@ from qwen3vl_core.cells import wrapped
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.examples import epilog
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 
 if TYPE_CHECKING:
     from qwen3vl_core.problems import Problem
@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
 
     def _missing(self, action: argparse.Action) -> Problem:
         name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
-        return _problem("required", written=name, help=action.help or f"see {self.prog} --help")
+        return _problem("required", written=name, help=action.help or filled("see {} --help", self.prog))
 
     def _unknown(self, words: list[str]) -> list[Problem]:
         """A problem for each unknown option, the words behind it with it, and for each word in front of them."""
@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
             while words and not words[0].startswith("-"):
                 values.append(words.pop(0))
             near = close_to(first.partition("=")[0].lstrip("-"), known, 0.7)
-            advice = f"use --{near}" if near else f"see {self.prog} --help"
+            advice = filled("use --{}", near) if near else filled("see {} --help", self.prog)
             problems.append(_problem("argument-unknown", written=" ".join([first, *values]), advice=advice))
         return problems
 

@@ -24,7 +24,6 @@ _SETTING = re.compile(r"^language:[ \t]*[\"']?([A-Za-z_-]+)", re.MULTILINE)
 
 _language = ""
 _texts: Mapping[str, str] = {}
-_templates: list[tuple[re.Pattern[str], str]] = []
 
 
 def language() -> str:
@@ -37,12 +36,9 @@ def language() -> str:
 
 def use(name: str) -> None:
     """Speak this language from now on."""
-    global _language, _texts, _templates
+    global _language, _texts
     _language = name
-    _texts, _templates = {}, []
-    if name == CHINESE:
-        catalogue = importlib.import_module("qwen3vl_core.chinese")
-        _texts, _templates = catalogue.texts(), catalogue.templates()
+    _texts = importlib.import_module("qwen3vl_core.chinese").texts() if name == CHINESE else {}
 
 
 def wanted() -> str | None:
@@ -82,14 +78,28 @@ def keyed(key: str, text: str) -> str:
     return _texts.get(key, text)
 
 
-def phrase(text: str) -> str:
-    """A text that was made elsewhere, with values in it, in the user's language: `3.10, older than 3.11`. As it is if none knows it."""
-    if language() == ENGLISH or text in _texts:
-        return tr(text)
-    for pattern, template in _templates:
-        if (found := pattern.fullmatch(text)) is not None:
-            return template.format(*found.groups())
+class Filled(str):
+    """An English text that knows what it was made of, so that it can be said in another language later: see `filled`."""
+
+    template: str
+    values: tuple[object, ...]
+
+
+def filled(template: str, *values: object) -> Filled:
+    """The English text, with each {} of the template replaced by a value; values may be such texts too."""
+    text = Filled(template.format(*values))
+    text.template, text.values = template, values
     return text
+
+
+def phrase(text: str) -> str:
+    """A text that was made elsewhere, in the user's language; one of `filled` with its values. As it is if the catalogue lacks it."""
+    if not isinstance(text, Filled):
+        return tr(text)
+    if not _language:
+        language()
+    values = [phrase(value) if isinstance(value, str) else value for value in text.values]
+    return _texts.get(text.template, text.template).format(*values)
 
 
 def _locale() -> str:

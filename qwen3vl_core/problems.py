@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3vl_core.formats import one_clear_line
-from qwen3vl_core.language import ENGLISH, keyed, language, phrase, tr
+from qwen3vl_core.language import ENGLISH, Filled, keyed, language, phrase, tr
 from qwen3vl_core.problem_texts import TEXTS, WITH_REMEDIES
 
 VALUES_IN_WORDS = ("advice", "help", "kind", "unit", "what", "way")
@@ -120,6 +120,8 @@ def _english(text: str) -> str:
 
 def _in_words(value: str) -> str:
     """A value of a rule, where it is words of ours: `a whole number`, an option's help, an advice."""
+    if isinstance(value, Filled):
+        return phrase(value)
     blanks, text = value[: len(value) - len(value.lstrip())], value.strip()
     said = phrase(text)
     return blanks + (said if said != text else phrase(text[:1].upper() + text[1:]) if len(text) > 1 else text)

@@ -21,6 +21,7 @@ from qwen3vl_core import chinese, language
 from qwen3vl_core.cells import width, wrapped
 from qwen3vl_core.command_line import build_parser
 from qwen3vl_core.errors import RequestError, error_lines
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.doctor import Check, render
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, missing_values, option_problems, options_of
 from qwen3vl_core.options.planning import DoctorOptions, PlanOptions, RecipeOptions
@@ -156,8 +157,13 @@ def test_every_text_of_the_doctor_is_chinese(chinese_spoken):
         used = {int(name) for _, name, _, _ in string.Formatter().parse(said) if name is not None}
         assert used == set(range(text.count("{}"))), text
     fix = "free some, or choose another disk: export QWEN3VL_RUNS=DIR"
-    report = render([Check("disk", "warn", "/runs: 3.0 GiB free; 100 is recommended", fix),
-                     Check("GPU 0", "ok", "NVIDIA H20, 95.6 GiB, compute 9.0, driver 550")])  # fmt: skip
+    about = filled("{}, {} GiB, compute {}, driver {}", "NVIDIA H20", "95.6", "9.0", "550")
+    checks = [
+        Check("disk", "warn", filled("{}: {} GiB free; {} is recommended", "/runs", "3.0", 100), fix),
+        Check("GPU 0", "fail", filled("{}: older than Ampere (8.0), no bf16", about)),
+    ]
+    assert checks[1].as_json()["text"] == "NVIDIA H20, 95.6 GiB, compute 9.0, driver 550: older than Ampere (8.0), no bf16"
+    report = render(checks)
     assert "磁盘" in report and "剩余 3.0 GiB；建议 100" in report and "腾出空间" in report and "计算能力 9.0" in report
     assert Check("disk", "ok", "text").as_json()["name"] == "disk"
 

@@ -5,8 +5,6 @@ A text keeps the placeholders of the English one, its keys and flags. `tests/tes
 
 from __future__ import annotations
 
-import re
-
 from qwen3vl_core.chinese.actions import ACTIONS
 from qwen3vl_core.chinese.commands import COMMANDS
 from qwen3vl_core.chinese.doctor import TEMPLATES
@@ -22,15 +20,7 @@ def texts() -> dict[str, str]:
     helps |= {before + text: PREFIXES[before] + chinese for text, chinese in helps.items() for before in PREFIXES}
     beside = {f"{before}{text}.word": word for text, (word, _) in OPTIONS.items() for before in ("", *PREFIXES)}
     broken = {f"{code}.{part}": text for code, texts in PROBLEMS.items() for part, text in zip(("rule", "advice"), texts, strict=True)}
-    return {**AROUND, **COMMANDS, **WORDS, **SCREENS, **broken, **helps, **beside, **named}
+    return {**AROUND, **COMMANDS, **TEMPLATES, **WORDS, **SCREENS, **broken, **helps, **beside, **named}
 
 
-def templates() -> list[tuple[re.Pattern[str], str]]:
-    """(pattern of an English text with values in it, Chinese template), the most telling first."""
-    made = []
-    for template, chinese in sorted(TEMPLATES.items(), key=lambda pair: -len(pair[0].replace("{}", ""))):
-        made.append((re.compile("(.+?)".join(map(re.escape, template.split("{}"))), re.DOTALL), chinese))
-    return made
-
-
-__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "PROBLEMS", "TEMPLATES", "templates", "texts"]
+__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "PROBLEMS", "TEMPLATES", "texts"]

@@ -23,13 +23,15 @@ from qwen3vl_core import cells
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED
 from qwen3vl_core.formats import GIB
-from qwen3vl_core.language import phrase, tr
+from qwen3vl_core.language import filled, phrase, tr
 from qwen3vl_core.layout.gpus import IDLE_GIB, INDEX, ask, uses
 from qwen3vl_core.options.planning import DoctorOptions
 
 VENDOR = re.compile(r"\+(.*\.)?nv\d")
 """In the version of NVIDIA's own builds of torch, as its containers have them: 2.9.0a0+145a3a7bda.nv25.10, 2.8.0a0+nv25.06."""
 DISTRIBUTION = "qwen3vl-console"
+IN_THE_CLONE = "in the clone: {} -m pip install -e ."
+OTHER_TORCH = "torch {} stands in for the build of NVIDIA's container (PyTorch {}), which its packages were compiled for"
 PYTHON = (3, 11)
 ENGINE = "transformer-engine[pytorch]>=2.9,<2.12"
 # with less than the first a run cannot even write its record; a 2B checkpoint with optimizer state is about 30 GB
@@ -87,7 +89,9 @@ def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Chec
     words = ".".join(map(str, version))
     if version[:2] < PYTHON:
         least = ".".join(map(str, PYTHON))
-        return Check("Python", "fail", f"{words}, older than {least}", f"python{least} -m venv .venv && .venv/bin/pip install -e .")
+        return Check(
+            "Python", "fail", filled("{}, older than {}", words, least), f"python{least} -m venv .venv && .venv/bin/pip install -e ."
+        )
     return Check("Python", "ok", words)
 
 
@@ -100,8 +104,8 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
         try:
             requirements = importlib.metadata.requires(DISTRIBUTION) or []
         except importlib.metadata.PackageNotFoundError:
-            text = f"{DISTRIBUTION} itself is not installed, so its requirements are unknown"
-            yield Check("packages", "fail", text, f"in the clone: {sys.executable} -m pip install -e .")
+            text = filled("{} itself is not installed, so its requirements are unknown", DISTRIBUTION)
+            yield Check("packages", "fail", text, filled(IN_THE_CLONE, sys.executable))
             return
     try:
         from packaging.requirements import Requirement
@@ -123,7 +127,7 @@ def check_packages(requirements: list[str] | None = None, version_of: Callable[[
             # a vendor's build: what was compiled beside it needs it, whatever number it has
             valid.append(f"torch {version} (a vendor's build, kept)")
         elif not requirement.specifier.contains(version, prereleases=True):
-            yield Check(requirement.name, "fail", f"{version}, out of the range {requirement.specifier}", fix)
+            yield Check(requirement.name, "fail", filled("{}, out of the range {}", version, requirement.specifier), fix)
         else:
             valid.append(f"{requirement.name} {version}")
     if valid:
@@ -142,10 +146,14 @@ def check_vendor_torch(
     except importlib.metadata.PackageNotFoundError:
         return
     if VENDOR.search(version):
-        yield Check("container", "ok", f"NVIDIA's PyTorch {container}, its own torch")
+        yield Check("container", "ok", filled("NVIDIA's PyTorch {}, its own torch", container))
     else:
-        text = f"torch {version} stands in for the build of NVIDIA's container (PyTorch {container}), which its packages were compiled for"
-        yield Check("container", "warn", text, "python3 -m venv --system-site-packages --clear .venv, and install with -c (README)")
+        yield Check(
+            "container",
+            "warn",
+            filled(OTHER_TORCH, version, container),
+            "python3 -m venv --system-site-packages --clear .venv, and install with -c (README)",
+        )
 
 
 def ask_gpus() -> list[dict[str, str]] | None:
@@ -167,14 +175,16 @@ def check_gpus(ask: Callable[[], list[dict[str, str]] | None] = ask_gpus) -> tup
     for place, gpu in enumerate(gpus):
         index = gpu.get(INDEX, str(place))
         total, used = (float(gpu.get(name, "nan")) / 1024 for name in ("memory.total", "memory.used"))
-        text = f"{gpu['name']}, {total:.1f} GiB, compute {gpu.get('compute_cap', '?')}, driver {gpu.get('driver_version', '?')}"
+        about = gpu["name"], f"{total:.1f}", gpu.get("compute_cap", "?"), gpu.get("driver_version", "?")
+        text = filled("{}, {} GiB, compute {}, driver {}", *about)
         if float(gpu.get("compute_cap") or 0) < 8:
             checks.append(
-                Check(f"GPU {index}", "fail", f"{text}: older than Ampere (8.0), no bf16", "use --precision fp16, or a newer GPU")
+                Check(f"GPU {index}", "fail", filled("{}: older than Ampere (8.0), no bf16", text), "use --precision fp16, or a newer GPU")
             )
         elif used > IDLE_GIB:
-            holder = f" by {holders[index]}" if index in holders else ""
-            checks.append(Check(f"GPU {index}", "warn", f"{text}; {used:.1f} GiB in use{holder}", "--gpu-ids free starts a run on others"))
+            by = [holders[index]] if index in holders else []
+            in_use = filled("{}; {} GiB in use by {}" if by else "{}; {} GiB in use", text, f"{used:.1f}", *by)
+            checks.append(Check(f"GPU {index}", "warn", in_use, "--gpu-ids free starts a run on others"))
         else:
             checks.append(Check(f"GPU {index}", "ok", text))
     return checks, True
@@ -188,43 +198,44 @@ def probe(environment: dict[str, str] | None = None) -> dict[str, Any]:
             env=environment,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"torch_error": f"did not answer in {PROBE_SECONDS} s"}
+        return {"torch_error": filled("did not answer in {} s", PROBE_SECONDS)}
     try:
         return json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         output = done.stderr.strip().splitlines() or ["no output"]
-        return {"torch_error": f"the process ended with exit code {done.returncode}: {output[-1][:300]}"}
+        return {"torch_error": filled("the process ended with exit code {}: {}", done.returncode, output[-1][:300])}
 
 
 def check_torch(answers: dict[str, Any], gpu: bool) -> Iterator[Check]:
     """Checks of torch, its CUDA build, NCCL and Transformer Engine. answers: from `probe`. gpu: whether nvidia-smi lists one."""
     install = f"{sys.executable} -m pip install --force-reinstall torch"
     if "torch" not in answers:
-        yield Check("torch", "fail", f"does not import: {answers.get('torch_error', '?')}", install)
+        yield Check("torch", "fail", filled("does not import: {}", answers.get("torch_error", "?")), install)
         return
-    yield Check("torch", "ok", f"{answers['torch']}, CUDA {answers.get('cuda_build') or 'none'}")
+    yield Check("torch", "ok", filled("{}, CUDA {}", answers["torch"], answers.get("cuda_build") or "none"))
     if not answers.get("gloo"):
         yield Check("gloo", "fail", "torch has no gloo, which runs on a CPU and checkpoints need", install)
     if not gpu:
         return
     if not answers.get("cuda"):
         why = "a build without CUDA" if not answers.get("cuda_build") else answers.get("cuda_error", "torch.cuda.is_available() is False")
-        text = f"nvidia-smi shows a GPU, but torch does not see it: {why}"
-        yield Check("CUDA", "fail", text, install + "; nvidia-smi names the driver's CUDA")
+        text = filled("nvidia-smi shows a GPU, but torch does not see it: {}", why)
+        yield Check("CUDA", "fail", text, filled("{}; nvidia-smi names the driver's CUDA", install))
         return
     if "product_error" in answers:
-        yield Check("CUDA", "fail", f"a bf16 matrix product on the GPU fails: {answers['product_error']}", install)
+        yield Check("CUDA", "fail", filled("a bf16 matrix product on the GPU fails: {}", answers["product_error"]), install)
     else:
-        yield Check("CUDA", "ok", f"{len(answers.get('devices', []))} device(s), a bf16 matrix product ran")
+        yield Check("CUDA", "ok", filled("{} device(s), a bf16 matrix product ran", len(answers.get("devices", []))))
     if "nccl" in answers:
         yield Check("NCCL", "ok", answers["nccl"])
     else:
-        yield Check("NCCL", "fail", f"missing: {answers.get('nccl_error', '?')}; a run cannot use several GPUs", install)
+        yield Check("NCCL", "fail", filled("missing: {}; a run cannot use several GPUs", answers.get("nccl_error", "?")), install)
     if "engine" in answers:
         yield Check("Transformer Engine", "ok", answers["engine"])
     else:
         fix = f"{sys.executable} -m pip install --no-build-isolation '{ENGINE}'"
-        yield Check("Transformer Engine", "fail", f"does not import: {answers.get('engine_error', '?')}; without it training is slow", fix)
+        text = filled("does not import: {}; without it training is slow", answers.get("engine_error", "?"))
+        yield Check("Transformer Engine", "fail", text, fix)
 
 
 def existing(folder: Path) -> Path:
@@ -241,25 +252,27 @@ def check_space(name: str, folder: Path, least: int, good: int, fix: str) -> Che
         free = shutil.disk_usage(parent).free
     except OSError as error:
         return Check(name, "fail", f"{parent}: {error.strerror}", fix)
-    text = f"{folder}: {free / GIB:.1f} GiB free"
+    about = folder, f"{free / GIB:.1f}"
     if free < least:
-        return Check(name, "fail", f"{text}, less than {least / GIB:.2g}", fix)
-    return Check(name, "warn", f"{text}; {good / GIB:.0f} is recommended", fix) if free < good else Check(name, "ok", text)
+        return Check(name, "fail", filled("{}: {} GiB free, less than {}", *about, f"{least / GIB:.2g}"), fix)
+    if free < good:
+        return Check(name, "warn", filled("{}: {} GiB free; {} is recommended", *about, f"{good / GIB:.0f}"), fix)
+    return Check(name, "ok", filled("{}: {} GiB free", *about))
 
 
 def check_store(folder: Path) -> Check:
     """Whether run records can be written: creates and removes a file in the store, or in its nearest existing parent."""
     parent = existing(folder)
-    fix = f"mkdir -p {folder} && sudo chown $USER {folder}, or choose another: export QWEN3VL_RUNS=DIR"
+    fix = filled("mkdir -p {} && sudo chown $USER {}, or choose another: export QWEN3VL_RUNS=DIR", folder, folder)
     if not parent.is_dir():
-        return Check("run store", "fail", f"{folder}: {parent} is a file", fix)
+        return Check("run store", "fail", filled("{}: {} is a file", folder, parent), fix)
     try:
         with tempfile.TemporaryFile(dir=parent) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        return Check("run store", "fail", f"{folder}: cannot be written ({error.strerror})", fix)
-    return Check("run store", "ok", f"{folder}" + ("" if parent == folder else " (will be created)"))
+        return Check("run store", "fail", filled("{}: cannot be written ({})", folder, error.strerror), fix)
+    return Check("run store", "ok", str(folder) if parent == folder else filled("{} (will be created)", folder))
 
 
 def check_ports() -> Check:
@@ -274,14 +287,14 @@ def check_ports() -> Check:
                 pass
     except OSError as error:
         return Check("ports", "fail", f"127.0.0.1: {error.strerror or error}", fix)
-    return Check("ports", "ok", f"a free port was opened and reached on 127.0.0.1 ({port})")
+    return Check("ports", "ok", filled("a free port was opened and reached on 127.0.0.1 ({})", port))
 
 
 def check_console() -> Check:
     """Whether the command line finds the console that starts and watches runs."""
     if any(p.name == "launch" for p in importlib.metadata.entry_points(group="qwen3vl.launcher")):
         return Check("console", "ok", "registered")
-    return Check("console", "fail", "not registered, so no run can be started", f"in the clone: {sys.executable} -m pip install -e .")
+    return Check("console", "fail", "not registered, so no run can be started", filled(IN_THE_CLONE, sys.executable))
 
 
 def examine(runs: Path) -> list[Check]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import GIB
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
@@ -302,7 +303,9 @@ def _host_problem(estimate: Estimate, processes: int) -> Problem | None:
 
 
 def _too_big(estimate: Estimate, needed: int | None, busy: str = "") -> Problem:
-    advice = f"use {needed} GPUs with the right layout (--suggest --gpus {needed})" if needed else "use larger GPUs, or a smaller model"
+    advice: str = "use larger GPUs, or a smaller model"
+    if needed:
+        advice = filled("use {} GPUs with the right layout (--suggest --gpus {})", needed, needed)
     advice = busy or advice
     rule = {"needed": estimate.peak_gib, "memory": round(estimate.memory_gib, 2), "gpus_needed": needed, "advice": advice}
     return Problem(TOO_BIG, rule=rule)

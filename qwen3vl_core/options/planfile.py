@@ -10,6 +10,7 @@ from typing import Any
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import read_small, write_text
+from qwen3vl_core.language import filled
 from qwen3vl_core.options.declare import options_of, recorded
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.yaml_text import NotYamlError, load_yaml
@@ -112,7 +113,7 @@ def _values(cls: type, text: str, problem: Callable[..., Problem]) -> dict[str, 
         o = declared.get(name)
         if o is None:
             close = difflib.get_close_matches(name, declared, 1, 0.5)
-            advice = f"did you mean {close[0]}?" if close else f"choose from {', '.join(declared)}"
+            advice = filled("did you mean {}?", close[0]) if close else filled("choose from {}", ", ".join(declared))
             problems.append(problem("plan-unknown-option", key=str(key), advice=advice))
         elif name in values:
             problems.append(problem("plan-given-twice", key=name, line=""))

@@ -30,7 +30,7 @@ from console.widgets.comparison_details import columns_of, details, status
 from console.widgets.option_form import PREFIX, OptionForm
 from console.widgets.picture import PictureWidget, read_picture
 from console.widgets.picture_frame import PictureFrame
-from console.widgets.words import Words
+from console.widgets.steady_text import SteadyText
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
@@ -68,16 +68,16 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
                 yield OptionForm(CompareOptions, prefill("compare", self.app.workspace, self.app.workspace_folder))
                 yield Static(id="explained", markup=False)
             with Vertical(id="result"):
-                yield Words(id="headline")
+                yield SteadyText(id="headline")
                 with Container(id="show"):
                     with Container(id="aside"):
                         with PictureFrame(id="frame"):
                             yield PictureWidget(id="picture")
-                        yield Words(id="about")
+                        yield SteadyText(id="about")
                     with Vertical(id="written"):
                         yield CaptionColumns(2, id="captions")
-                        yield Words(id="reference")
-                yield Words(id="nothing")
+                        yield SteadyText(id="reference")
+                yield SteadyText(id="nothing")
 
     # which run
 
@@ -168,16 +168,18 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
         sample = self.sample
         self.set_class(sample is None, "-nothing")
         if sample is None:
-            self.query_one("#nothing", Words).update(self._nothing())
+            self.query_one("#nothing", SteadyText).update(self._nothing())
             return
         self._show_headline(sample)
         prompt, short = sample.prompt or self.view.head.prompt, self.size.width < WIDE
-        self.query_one("#about", Words).update(details(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short))
+        self.query_one("#about", SteadyText).update(
+            details(self.row, self.view, prompt, self._about_width, blind=bool(self.blind), short=short)
+        )
         live = self.row is not None and self.row.alive
         self.query_one(CaptionColumns).show(
             columns_of(self.view, sample, self.order, hidden=self.hidden, blind=bool(self.blind), marked=self.marked, live=live)
         )
-        reference = self.query_one("#reference", Words)
+        reference = self.query_one("#reference", SteadyText)
         reference.display = bool(sample.references)
         lines = [Content.assemble((tr("reference") + "  ", "$muted"), printable(text).strip()) for text in sample.references]
         reference.update(Content("\n").join(lines))
@@ -204,7 +206,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
             parts.append((" · " + tr("voted: equally good"), "$text-success"))
         if self.blind:
             parts += ["  ", (f" {tr('BLIND')} ", "bold reverse")]
-        self.query_one("#headline", Words).update(Content.assemble(*parts))
+        self.query_one("#headline", SteadyText).update(Content.assemble(*parts))
 
     def _nothing(self) -> Content:
         row = self.row

@@ -17,7 +17,7 @@ from console.readers.run_rows import RunRow, Snapshot
 from console.runs.filters import orders, select_runs
 from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
-from console.widgets.words import Words
+from console.widgets.steady_text import SteadyText
 from qwen3vl_core.formats import span
 from qwen3vl_core.language import tr
 
@@ -50,7 +50,7 @@ class RunsScreen(ConsoleScreen):
         yield Input(placeholder=tr("/ filter: words, status:running, size:8B, lr:1e-5"), id="filter", compact=True, select_on_focus=False)
         with Horizontal(id="runs-body"):
             yield RunList(id="table")
-        yield Words(id="empty")
+        yield SteadyText(id="empty")
         yield Static(id="detail", markup=False)
 
     # what is shown
@@ -61,7 +61,7 @@ class RunsScreen(ConsoleScreen):
         present = {row.id for row in snapshot.rows}
         if not snapshot.unread:
             self.marked = {run_id: None for run_id in self.marked if run_id in present}
-        table, empty = self.query_one(RunList), self.query_one("#empty", Words)
+        table, empty = self.query_one(RunList), self.query_one("#empty", SteadyText)
         self.query_one("#runs-body").display = table.display = bool(self.rows)
         empty.display = not self.rows
         if not self.rows:

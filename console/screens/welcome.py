@@ -23,7 +23,7 @@ from console.messages import ThreadAnswer, WorkFailed
 from console.readers.run_rows import Snapshot
 from console.readers.workspace import GLYPHS, LIVE, NEXT, LoopStep, models_nearby, open_model, steps
 from console.screens.base import ConsoleScreen
-from console.widgets.words import Words
+from console.widgets.steady_text import SteadyText
 from qwen3vl_core import log_lines
 from qwen3vl_core.cells import padded, width
 from qwen3vl_core.errors import RequestError
@@ -89,24 +89,26 @@ class WelcomeScreen(ConsoleScreen):
 
     def body(self) -> ComposeResult:
         with VerticalScroll(id="page", can_focus=False):
-            yield Words(id="head")
+            yield SteadyText(id="head")
             yield Choices(id="choices")
             with Vertical(id="answer"):
                 yield Static(id="question")
                 yield Input(id="asked", compact=True, select_on_focus=False)
                 yield Static(id="verdict")
-            yield Words(id="below", markup=False)
+            yield SteadyText(id="below", markup=False)
 
     def show_snapshot(self, snapshot: Snapshot) -> None:
         loop = steps(self.app.workspace, snapshot)
-        self.query_one("#head", Words).update(self._head(loop, bool(snapshot.rows)))
+        self.query_one("#head", SteadyText).update(self._head(loop, bool(snapshot.rows)))
         self._fill(loop)
         lines = [
             tr("GPU {index}  {used:.1f} of {total:.1f} GiB in use", index=gpu.index, used=gpu.used_gib, total=gpu.total_gib)
             + f"  {gpu_text(gpu)}"
             for gpu in self.app.gpus
         ]
-        self.query_one("#below", Words).update("\n".join([tr("runs are kept in {folder}", folder=one_line(self.app.store_root)), *lines]))
+        self.query_one("#below", SteadyText).update(
+            "\n".join([tr("runs are kept in {folder}", folder=one_line(self.app.store_root)), *lines])
+        )
 
     @staticmethod
     def _head(loop: list[LoopStep], runs: bool) -> Content:

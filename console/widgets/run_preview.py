@@ -10,7 +10,7 @@ from console.formatting import GLYPHS, one_line
 from console.readers.preview import Preview
 from console.readers.run_rows import RunRow
 from console.widgets.curve import Curve
-from console.widgets.words import Words
+from console.widgets.steady_text import SteadyText
 from qwen3vl_core.language import tr
 
 FLAG_WIDTH = 24
@@ -37,9 +37,9 @@ class RunPreview(Vertical):
         self._row: RunRow | None = None
 
     def compose(self) -> ComposeResult:
-        yield Words(id="preview-head", markup=False)
+        yield SteadyText(id="preview-head", markup=False)
         yield PreviewCurve(id="preview-curve")
-        yield Words(id="preview-body", markup=False)
+        yield SteadyText(id="preview-body", markup=False)
 
     def show(self, preview: Preview, row: RunRow) -> None:
         """Show a run's preview. row: its snapshot."""
@@ -63,7 +63,7 @@ class RunPreview(Vertical):
             head.append(Content(one_line(preview.cause, 2 * room)).stylize("$text-error"))
         if preview.fix:
             head.append(Content.assemble((tr("fix") + "  ", "bold $text-success"), one_line(preview.fix, 2 * room)))
-        self.query_one("#preview-head", Words).update(Content("\n").join(head))
+        self.query_one("#preview-head", SteadyText).update(Content("\n").join(head))
         curve = self.query_one(PreviewCurve)
         curve.display = bool(preview.lines)
         if preview.lines:
@@ -72,7 +72,7 @@ class RunPreview(Vertical):
 
     def _fill_body(self) -> None:
         if self.shown is not None:
-            self.query_one("#preview-body", Words).update(self._body(self.shown, max(self.content_size.width, 20)))
+            self.query_one("#preview-body", SteadyText).update(self._body(self.shown, max(self.content_size.width, 20)))
 
     def _body(self, preview: Preview, room: int) -> Content:
         """Options, then as many of the last lines as there is room for: the end is what matters."""

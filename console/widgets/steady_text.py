@@ -7,7 +7,7 @@ from textual.visual import VisualType
 from textual.widgets import Static
 
 
-class Words(Static):
+class SteadyText(Static):
     """A Static whose `update` with what it shows already does nothing: a new layout sends the whole screen to the terminal."""
 
     _last: object = None

@@ -1,7 +1,7 @@
 """Files whose digests are made while they are written. Imports no torch.
 
-A save would otherwise read all of its files once more at the end. Here threads read each chunk back from the system's memory as soon as
-it is written, while the next ones and fsync wait for the disk.
+A save would otherwise read all of its files once more at the end. Here a thread reads the bytes in the memory that they are written from,
+while they are written.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import json
 import os
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qwen3vl_core.file_digests import CHUNK, Digest, crc_at
+from qwen3vl_core.file_digests import CHUNK, Digest
 
-THREADS = 2
-"""For one file. Each reads faster than a process writes."""
+PARALLEL = 1 << 20
+"""Fewer bytes are read by the thread that writes them: another one costs more."""
 
 
 class WrittenDigests:
@@ -50,23 +51,44 @@ class WrittenDigests:
 
 class DigestedFile(io.BufferedWriter):
     """A new file that is written from its beginning to its end. When it is closed its digest is added to `digests`; none is after a
-    seek, nor when the file cannot be read back: it is made from the file later, then."""
+    seek: it is made from the file later, then."""
 
     def __init__(self, path: str | os.PathLike[str], digests: WrittenDigests) -> None:
         """Raises OSError."""
         super().__init__(io.FileIO(path, "wb"))
-        self._digests, self._name, self._at, self._in_order = digests, os.path.basename(path), 0, True
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self._pool = ThreadPoolExecutor(THREADS)
-        self._chunks: list[Future[int]] = []
+        self._digests, self._name, self._in_order = digests, os.path.basename(path), True
+        self._pool = ThreadPoolExecutor(1)
+        self._chunks: list[int] = []
+        self._crc = self._filled = 0
+        """CRC-32 and bytes of the chunk that is not full yet."""
+        self._waited = 0.0
 
     def write(self, data: Any, /) -> int:
-        count = super().write(data)
-        self._at += count
-        if self._at // CHUNK > len(self._chunks):
-            self.flush()
-            self._read_until(self._at // CHUNK)
-        return count
+        """Raises OSError."""
+        view = memoryview(data).cast("B")
+        if len(view) < PARALLEL:
+            self._add(view)
+            return super().write(view)
+        # neither holds the interpreter's lock
+        added = self._pool.submit(self._add, view)
+        try:
+            return super().write(view)
+        finally:
+            began = time.monotonic()
+            added.result()
+            self._waited += time.monotonic() - began
+
+    def _add(self, data: memoryview) -> None:
+        at = 0
+        while at < len(data):
+            piece = data[at : at + CHUNK - self._filled]
+            self._crc, self._filled, at = zlib.crc32(piece, self._crc), self._filled + len(piece), at + len(piece)
+            if self._filled == CHUNK:
+                self._next_chunk()
+
+    def _next_chunk(self) -> None:
+        self._chunks.append(self._crc)
+        self._crc = self._filled = 0
 
     def fileno(self) -> int:
         """For fsync: what is in the buffer would not be on the disk after it."""
@@ -77,22 +99,17 @@ class DigestedFile(io.BufferedWriter):
         self._in_order = False
         return super().seek(offset, whence)
 
-    def _read_until(self, end: int) -> None:
-        self._chunks += [self._pool.submit(crc_at, self._descriptor, index) for index in range(len(self._chunks), end)]
-
     def close(self) -> None:
         """Raises OSError when the last bytes cannot be written."""
         if self.closed:
             return
         try:
             self.flush()
-            began = time.monotonic()
-            self._read_until(-(-self._at // CHUNK))
+            size = len(self._chunks) * CHUNK + self._filled
+            if self._filled:
+                self._next_chunk()
             if self._in_order:
-                crcs = [chunk.exception() is None and chunk.result() for chunk in self._chunks]
-                if False not in crcs:
-                    self._digests.add(self._name, (self._at, tuple(map(int, crcs))), time.monotonic() - began)
+                self._digests.add(self._name, (size, tuple(self._chunks)), self._waited)
         finally:
-            self._pool.shutdown(cancel_futures=True)
-            os.close(self._descriptor)
+            self._pool.shutdown()
             super().close()

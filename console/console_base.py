@@ -240,7 +240,10 @@ class ConsoleBase(StoreActions):
 
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:
-        self.notify(tr("{run} started; it keeps running when the console is closed", run=event.run_id), markup=False)
+        if event.queued:
+            self.notify(tr("{run} is queued: {words}", run=event.run_id, words=event.queued), markup=False, timeout=10)
+        else:
+            self.notify(tr("{run} started; it keeps running when the console is closed", run=event.run_id), markup=False)
         self._followed[event.run_id] = True
         self.look()
         if event.kind == "compare":

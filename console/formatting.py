@@ -14,11 +14,11 @@ from qwen3vl_core.language import CHINESE, language, tr
 from qwen3vl_core.run_metrics import METRICS, title_of
 
 GLYPHS = {
-    "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
+    "queued": "◷", "starting": "◌", "running": "▶", "stopping": "◍", "done": "✓", "failed": "✗", "stopped": "■", "lost": "?",
 }  # fmt: skip
 """The glyph of each status, distinct without colour."""
 COLOURS = {
-    "starting": "text-accent", "running": "text-primary", "stopping": "text-warning", "done": "text-success",
+    "queued": "muted", "starting": "text-accent", "running": "text-primary", "stopping": "text-warning", "done": "text-success",
     "failed": "text-error", "stopped": "text-warning", "lost": "text-error",
 }  # fmt: skip
 """The theme variable of each status."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from console.runs import forecast
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import quantity
@@ -152,11 +153,11 @@ def plan_here(**values: Any) -> PlanOptions:
     return PlanOptions(**(values | {"peak_tflops": _peak()}))
 
 
-def look_here(kind: str, options: Any) -> FormCheck:
-    """Check options against the disk and the machine. Blocking; never raises for a bad plan."""
+def look_here(kind: str, options: Any, store: Path | None = None) -> FormCheck:
+    """Check options against the disk and the machine. store: where the run would wait for GPUs. Blocking; never raises for a bad plan."""
     try:
         if kind == "finetune":
-            return _look_at_finetune(options)
+            return _look_at_finetune(options, store)
         problems, note = _look_at_paths(options)
         return FormCheck(tuple(problems), note)
     except RequestError as error:
@@ -171,13 +172,15 @@ def check_here(kind: str, options: Any) -> tuple[str, str]:
     return (str(check.problems[0]) if check.problems else ""), ("" if check.problems else check.note)
 
 
-def _look_at_finetune(options: Any) -> FormCheck:
+def _look_at_finetune(options: Any, store: Path | None) -> FormCheck:
     verdict = judge(options, plan_here())
     if verdict.problems:
         return FormCheck(verdict.problems, "", verdict)
     count = verdict.gpus
     layout = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
-    return FormCheck((), f"{layout} = {count} process{'es' if count > 1 else ''}", verdict)
+    waits = forecast.before_start(store, options) if store is not None else ""
+    queued = f" · it is queued: {waits}" if waits else ""
+    return FormCheck((), f"{layout} = {count} process{'es' if count > 1 else ''}{queued}", verdict)
 
 
 def _look_at_paths(options: Any) -> tuple[list[Problem], str]:

@@ -32,10 +32,10 @@ class GpusSeen(Message):
 
 
 class RunStarted(Message):
-    """A run was created and its supervisor is running."""
+    """A run was created and its supervisor is running. queued: what it waits for; empty if its command runs."""
 
-    def __init__(self, run_id: str, kind: str, origin: str) -> None:
-        self.run_id, self.kind, self.origin = run_id, kind, origin
+    def __init__(self, run_id: str, kind: str, origin: str, queued: str = "") -> None:
+        self.run_id, self.kind, self.origin, self.queued = run_id, kind, origin, queued
         super().__init__()
 
 

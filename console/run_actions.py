@@ -133,7 +133,7 @@ class RunActions(App[int]):
         def work() -> RunStarted:
             run = _store(self.store_root).create(kind, options)
             _launch().start(run)
-            return RunStarted(run.id, kind, origin)
+            return RunStarted(run.id, kind, origin, importlib.import_module("console.runs.forecast").words_of(run))
 
         name = f"start {kind}"
         if any(worker.name == name and not worker.is_finished for worker in self.workers):

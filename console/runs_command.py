@@ -12,9 +12,9 @@ import sys
 import time
 from typing import Any
 
-from console import bell, captions_command
+from console import bell, captions_command, queue_command
 from console.formatting import plain_json
-from console.runs import check, companions, diagnosis, filters, launch, mirror_restore, remedies, run_json, run_text
+from console.runs import check, companions, diagnosis, filters, forecast, launch, mirror_restore, remedies, run_json, run_text
 from console.runs.other_stores import elsewhere
 from console.runs.store import Run, RunStore
 from console.runs.tail import JsonlTail, LogTail
@@ -60,7 +60,7 @@ def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
         print(f"qwen3vl: {line}", file=sys.stderr)
     if foreground:
         with launch.caught_signals() as signals:  # from before the start: a SIGTERM in that second must not leave the run behind
-            start(run, columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+            start(run, columns=shutil.get_terminal_size().columns if sys.stdout.isatty() else None, foreground=True)
             print(f"run {run.id} in {run.path}; Ctrl-C stops it", file=sys.stderr, flush=True)
             code = _verdict(run, launch.follow(run, sys.stdout, offset=offset, signals=signals))
             bell.ring(f"run {run.id}: {run.status}", sys.stderr)
@@ -69,6 +69,10 @@ def begin(run: Run, start: Any, foreground: bool, as_json: bool = False) -> int:
     start(run)
     if as_json:
         say(run_json.as_json(run_json.summarize(run)))
+        return EXIT_DONE
+    if words := forecast.words_of(run):
+        print(f"run {run.id} queued: {words}\n  the queue  {_store_command(run, 'queue')}\n"
+              f"  end it     {_command(run, 'stop')}")  # fmt: skip
         return EXIT_DONE
     print(f"run {run.id} started\n  follow it  {_command(run, 'logs', '--follow')}\n  stop it    {_command(run, 'stop')}")
     return EXIT_DONE
@@ -109,8 +113,13 @@ def _verdict(run: Run, code: int) -> int:
 
 def _command(run: Run, *words: str) -> str:
     """`qwen3vl runs logs 7 --follow`, with --runs if the store is not the default one."""
+    return _store_command(run, words[0], str(run.number), *words[1:])
+
+
+def _store_command(run: Run, *words: str) -> str:
+    """`qwen3vl runs queue`, for the store of a run."""
     store = [] if run.path.parent == runs_directory(None) else ["--runs", str(run.path.parent)]
-    return shell_line(["qwen3vl", "runs", words[0], str(run.number), *words[1:], *store])
+    return shell_line(["qwen3vl", "runs", *words, *store])
 
 
 # qwen3vl runs
@@ -121,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     actions = {
         "list": _list, "show": _show, "logs": _logs, "metrics": _metrics, "samples": _samples, "stop": _stop, "save": _save,
         "check": _check, "resume": _resume, "clone": _clone, "compare": _compare, "delete": _delete, "tensorboard": _tensorboard,
-        "captions": captions_command.captions,
+        "captions": captions_command.captions, "queue": queue_command.queue,
     }  # fmt: skip
     return build_parser(actions)
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from console import captions_command
+from console import captions_command, queue_command
 from console.runs import filters
 from console.runs.store import RunStore
 from qwen3vl_core.argument_parser import Parser, port
@@ -79,6 +79,7 @@ def build_parser(actions: Mapping[str, Action]) -> argparse.ArgumentParser:
     for sub in (resume, clone):
         sub.add_argument("--foreground", action="store_true", help="wait and show the run's output; Ctrl-C stops the run")
     captions_command.add(add)
+    queue_command.add(add)
     add("compare", "diff of two runs: options, and their last losses", "a", "b")
     delete = add("delete", "delete runs with their checkpoints", "ids", many=True)
     for sub in (stop, resume, delete):

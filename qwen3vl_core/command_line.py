@@ -172,7 +172,8 @@ def run_work(name: str, values: dict[str, Any]) -> int:
         options = with_adapter(completed(options))
     if name == "finetune":
         # reported here, and not in the log of a run that cannot start
-        for caution in judge(options, problems=problems).require_valid().cautions:
+        now = replace(options, queue="never") if foreground and options.queue == "auto" else options
+        for caution in judge(now, problems=problems).require_valid().cautions:
             print(f"qwen3vl: warning: {caution.shown}", file=sys.stderr)
     elif problems := [*problems, *option_problems(options)]:
         raise RequestError(*problems)

@@ -9,13 +9,14 @@ import re
 from typing import NamedTuple
 
 RESUMED, STOP_ASKED, SAVE_ASKED, KILLED = "resumed", "stop", "save", "killed"
-RESTARTED, STALLED, BY_SIGNAL = "restart", "stalled", "signal"
+RESTARTED, STALLED, BY_SIGNAL, QUEUED = "restart", "stalled", "signal", "queued"
 ROTATED, NODE_SILENT = "log", "node"
 MIRRORED, NOT_TOLD = "mirror", "notify"
 NOT_STARTED, BAD_STEPS, WORK_FAILED, UNEXPECTED, INTERRUPTED = "not-started", "bad-steps", "work", "unexpected", "interrupted"
 TAGS = {
     RESUMED: "of the supervisor: a further attempt begins",
     RESTARTED: "of the supervisor: a further attempt begins after one that failed; the text says why",
+    QUEUED: "of the supervisor: the run waits for GPUs, or has got them",
     STOP_ASKED: "of the supervisor: it was asked to stop the run",
     SAVE_ASKED: "of the supervisor: it was asked for a checkpoint",
     KILLED: "of the supervisor: processes did not end in time",
@@ -32,7 +33,7 @@ TAGS = {
     INTERRUPTED: "the command was interrupted",
 }
 """What ended the run, or what its supervisor did. Any other tag is the code of a problem of the request."""
-NO_ERRORS = (RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, ROTATED, NODE_SILENT, INTERRUPTED, MIRRORED, NOT_TOLD)
+NO_ERRORS = (QUEUED, RESUMED, RESTARTED, STOP_ASKED, SAVE_ASKED, KILLED, ROTATED, NODE_SILENT, INTERRUPTED, MIRRORED, NOT_TOLD)
 UNTAGGED = ""
 """The tag of a line that has none: on a terminal, and in logs of versions before the tags."""
 _BEGIN, _PREFIX, _LONGEST = b"qwen3vl[", b"qwen3vl: ", 64

@@ -28,6 +28,8 @@ RESERVE, OLD_LOG, CHECK, NODES = "reserve", "output.log.1", "check.json", "nodes
 HELPERS, MIRROR = "helpers", "mirror.json"
 METRICS_FILE, SAMPLES, SKIPPED = "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RANKS = "ranks"
+QUEUE, QUEUE_LOCK = "queue.json", "queue.lock"
+"""Files of the store, beside the runs: the order of the runs that wait for GPUs, and the lock under which they are chosen."""
 PROFILE = "profile.json"
 COMPARISON, VOTES = "comparison.json", "votes.json"
 CAPTIONS_PAGE, CAPTIONS_DATA = "captions.html", "captions.json"
@@ -141,7 +143,7 @@ class PlanRecord(TypedDict, total=False):
 
 
 STATE_FIELDS = {
-    "status": Field("string", "starting, running, stopping, done, failed or stopped"),
+    "status": Field("string", "queued, starting, running, stopping, done, failed or stopped"),
     "supervisor_pid": Field("integer | null", "process id of the supervisor"),
     "supervisor_start": Field("integer | null", "when that process started, in clock ticks since boot"),
     "pid": Field("integer | null", "process id of the command"),
@@ -154,11 +156,18 @@ STATE_FIELDS = {
     "stalled": Field("string | null", "while no step comes any more: since when, and which rank is behind"),
     "restarts": Field("integer", "how often the supervisor has restarted the command since the latest start"),
     "mirror": Field("string | null", "why the last copy of a checkpoint to the mirror failed"),
+    "gpus": Field("list of strings | null", "GPUs that it holds, or while queued waits for, as nvidia-smi numbers them"),
+    "any_gpus": Field("integer | null", "while queued with --gpu-ids free: how many GPUs it waits for"),
+    "queued": Field("number | null", "time at which it was queued before the latest start, in Unix seconds"),
 }
 
 
-ALIVE, ENDED = ("starting", "running", "stopping"), ("done", "failed", "stopped")
-"""The statuses in state.json. A run that is alive by its state but has no supervisor is shown as `lost`, which is in no file."""
+QUEUED = "queued"
+"""Waits for GPUs. A queued run without a supervisor stays queued: another supervisor, or a command, lets it go on."""
+HOLDING = ("starting", "running", "stopping")
+"""The statuses in which a run holds its GPUs."""
+ALIVE, ENDED = (QUEUED, *HOLDING), ("done", "failed", "stopped")
+"""The statuses in state.json. A run that holds GPUs by its state but has no supervisor is shown as `lost`, which is in no file."""
 
 
 class StateRecord(TypedDict, total=False):
@@ -177,6 +186,9 @@ class StateRecord(TypedDict, total=False):
     stalled: str | None
     restarts: int
     mirror: str | None
+    gpus: list[str] | None
+    any_gpus: int | None
+    queued: float | None
 
 
 ROW_FIELDS = {
@@ -251,6 +263,11 @@ NODES_FIELDS = {
         "list of objects",
         "{node, host, first_rank, ranks, quiet, silent} of each machine; quiet: seconds since it last answered; silent: whether it is gone",
     ),
+}
+QUEUE_FIELDS = {
+    "v": Field("integer", "version of the record"),
+    "order": Field("list of strings", "ids of queued runs, the next one first; runs that it does not name follow in the order of `queued`"),
+    "held": Field("list of strings", "ids of queued runs that do not start until they are released"),
 }
 SILENT_SECONDS = 30.0
 """A machine that has not answered for this long is named."""

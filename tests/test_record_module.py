@@ -33,6 +33,7 @@ FIELDS = {
     "check.json": run_record.CHECK_FIELDS,
     "nodes.json": run_record.NODES_FIELDS,
     "mirror.json": run_record.MIRROR_FIELDS,
+    "queue.json": run_record.QUEUE_FIELDS,
     "samples.jsonl": run_record.SAMPLE_FIELDS,
     "comparison.json": run_record.COMPARISON_FIELDS,
     "votes.json": run_record.VOTES_FIELDS,

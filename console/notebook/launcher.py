@@ -23,7 +23,7 @@ from console.notebook.live import close_all, take_cell, telling
 from console.notebook.memory_bar import MemoryBar
 from console.notebook.stored import Stored
 from console.notebook.stores import open_store
-from console.runs import launch, plan_record
+from console.runs import forecast, launch, plan_record
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
@@ -159,7 +159,7 @@ class Launcher(Stored, W.VBox, metaclass=Brief):
 
     def _check(self, revision: int, plan: Plan) -> None:
         """Check disk and machine and estimate memory, and show the results unless the form has changed since."""
-        check = look_here(self.kind, plan.options) if plan.options is not None else None
+        check = look_here(self.kind, plan.options, self.store.root) if plan.options is not None else None
         bar, others = self.memory.estimate(plan.partial) if self.memory is not None else ("", ())
         problems = check.problems if check is not None else unique((*plan.problems, *others))
         good = not problems
@@ -221,7 +221,9 @@ class Launcher(Stored, W.VBox, metaclass=Brief):
         run = self.store.create(self.kind, options)
         self.run = run
         launch.start(run)
-        self._started(run, f"run {run.id} started; it keeps running when this notebook is closed")
+        words = forecast.words_of(run)
+        queued = f"run {run.id} is queued: {words}"
+        self._started(run, queued if words else f"run {run.id} started; it keeps running when this notebook is closed")
         return run
 
     def _started(self, run: Run, text: str) -> None:

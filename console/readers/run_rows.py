@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.language import tr
-from qwen3vl_core.run_record import ALIVE
+from qwen3vl_core.run_record import ALIVE, QUEUED
 
 if TYPE_CHECKING:
     from console.runs.store import Run
@@ -109,7 +109,8 @@ class Snapshot:
 
     @property
     def alive(self) -> int:
-        return sum(row.alive for row in self.rows)
+        """Runs that work; queued ones wait."""
+        return sum(row.alive and row.status != QUEUED for row in self.rows)
 
     def get(self, run_id: str | None) -> RunRow | None:
         """The row of a run; None if there is no such run."""

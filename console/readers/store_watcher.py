@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from console.formatting import sparkline
 from console.readers.run_rows import RunRow, Snapshot
+from console.runs.pace import pace
 from console.runs.store import Run, RunStore
 from console.runs.tail import LogTail, last_row_with, last_rows, sampled_rows
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.log_lines import untagged
-from qwen3vl_core.run_metrics import LOSS, STEP_SECONDS, listed
+from qwen3vl_core.run_metrics import LOSS, listed
 from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
 
 if TYPE_CHECKING:
@@ -61,18 +62,6 @@ def last_checkpoint(run: Run) -> str:
     except OSError:
         return ""
     return str(int(text)) if text.isdecimal() else text[:40]
-
-
-def _pace(rows: list[dict[str, Any]]) -> float | None:
-    """Average seconds per step over the last rows of the current attempt; None if unknown."""
-    steps = [(r["step"], r["time"]) for r in rows if isinstance(r.get("step"), int) and isinstance(r.get("time"), int | float)][-20:]
-    # a resume goes back in steps or leaves a gap in time: only the rows after it count
-    begin = max((i for i in range(1, len(steps)) if steps[i][0] <= steps[i - 1][0]), default=0)
-    steps = steps[begin:]
-    if len(steps) < 2:
-        seconds = rows[-1].get(STEP_SECONDS) if rows else None
-        return float(seconds) if isinstance(seconds, int | float) else None
-    return max(steps[-1][1] - steps[0][1], 0.0) / (steps[-1][0] - steps[0][0])
 
 
 def _stamp(path: Path | str) -> tuple[int, ...]:
@@ -194,7 +183,7 @@ class StoreWatcher:
             spark=spark, created=run.created, started=_number(state.get("started")), ended=_number(state.get("ended")),
             layout=known[1].layout if known and known[0][1] == stamp[1] else layout_of(run),
             checkpoint=last_checkpoint(run), last_line=self._last_line(run, status in ALIVE) if stamp[3] else "",
-            latest=latest, step_seconds=_pace(train),
+            latest=latest, step_seconds=pace(train),
         )  # fmt: skip
         if status in ("failed", "lost") and not row.error and stamp[3]:
             about = (status, row.exit_code, stamp[0])

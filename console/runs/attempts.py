@@ -146,7 +146,7 @@ class Supervisor:
                 "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(max(1, round(self.grace))),
             }
             options = self.plan.get("options")
-            if isinstance(options, dict) and isinstance(ids := options.get("gpu_ids"), str):
+            if isinstance(options, dict) and isinstance(ids := options.get("gpu_ids"), str) and ids:
                 environment[VISIBLE] = ids
             with _ignored(SAVE_SIGNALS):
                 child = subprocess.Popen(

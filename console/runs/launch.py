@@ -17,31 +17,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from console.runs import processes
+from console.runs import processes, queue
 from console.runs.attempts import SAVE_SIGNALS, grace_seconds
-from console.runs.state import MORE_STEPS, hold, is_here, owner_name, read_state, runs_already, write_json
+from console.runs.state import FOREGROUND, MORE_STEPS, hold, is_here, owner_name, read_state, runs_already, write_json
 from console.runs.store import Run
 from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import write_text
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
-from qwen3vl_core.run_record import ALIVE, RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
+from qwen3vl_core.run_record import ALIVE, QUEUED, RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
 
 
-def start(run: Run, *, columns: int | None = None) -> None:
-    """Start a new run under its own supervisor.
+def start(run: Run, *, columns: int | None = None, foreground: bool = False) -> None:
+    """Start a new run under its own supervisor. Returns when its command runs, or when it is queued as its GPUs are in use.
 
-    columns: width of the terminal that follows its log, if there is one; progress is then drawn as a bar.
-    Raises RequestError if it is running or was started before, WorkError if its command cannot be executed.
+    columns: width of the terminal that follows its log, if there is one; progress is then drawn as a bar. foreground: it starts at once,
+    except with --queue always. Raises RequestError if it is running or was started before, WorkError if its command cannot be executed.
     """
-    _supervise(run, [], columns)
+    _supervise(run, [FOREGROUND] * foreground, columns)
 
 
-def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] | None = None, foreign: bool = False) -> None:
+def resume(
+    run: Run, *, columns: int | None = None, foreground: bool = False, changes: Mapping[str, Any] | None = None, foreign: bool = False,
+) -> None:  # fmt: skip
     """Run the same command in the same folder again; a finetune resumes from its last checkpoint.
 
     For a failed, stopped or lost run. changes: new values for options of a finetune, such as more steps for one that is done.
@@ -50,7 +52,7 @@ def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] |
     """
     require_own(run, foreign)
     if not changes:
-        _supervise(run, ["--resume"], columns)
+        _supervise(run, ["--resume", *[FOREGROUND] * foreground], columns)
         return
     from console.runs import plan_record
 
@@ -58,7 +60,7 @@ def resume(run: Run, *, columns: int | None = None, changes: Mapping[str, Any] |
         raise runs_already(run.path)
     before = plan_record.change_options(run.path, run.plan, changes)
     try:
-        _supervise(run, ["--resume", MORE_STEPS], columns)
+        _supervise(run, ["--resume", MORE_STEPS, *[FOREGROUND] * foreground], columns)
     except BaseException:
         # it did not start: restore its plan
         plan_record.write_record(run.path, before)
@@ -105,42 +107,26 @@ def require_own(run: Run, foreign: bool) -> None:
     raise RequestError(f"run {run.id}: belongs to {owner_name(owner)}; ask them, or add --foreign if it is yours all the same")
 
 
-def _signal_supervisor(run: Run, state: StateRecord, number: signal.Signals) -> None:
-    """Send a signal to the run's supervisor on this machine. A number in a file may be that of any process: its command and its start are
-    compared."""
-    pid, start = state.get("supervisor_pid"), state.get("supervisor_start")
-    if not isinstance(pid, int) or pid <= 1 or not is_here(state):
-        return
-    with contextlib.suppress(OSError, OverflowError):
-        # the process that is looked at is the one that gets the signal
-        handle = os.pidfd_open(pid)
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            of_run = any(os.path.realpath(os.fsdecode(word)) == os.path.realpath(run.path) for word in words if word)
-            if b"console.runs.supervisor" in words and of_run and start in (None, processes.start_of(pid)):
-                signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
-
-
 def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None:
-    """Ask a live run to stop, and return immediately (`wait` waits). Of a lost run, end what is left of it.
+    """Ask a live run to stop, and return immediately (`wait` waits). A queued run leaves the queue; of a lost run, end what is left.
 
     The run's processes get SIGTERM, then the grace period, then SIGKILL; a checkpoint that is being written is waited for. grace:
-    seconds in place of the run's own, also of a run that is stopping already; 0 kills at once, whatever is being written. A run on
-    another machine is asked by a file in its folder. foreign: also a run of another user. Raises RequestError when it has ended, or is
+    seconds in place of the run's own, also of a run that is stopping already; 0 kills at once, whatever is being written. A run
+    on another machine is asked by a file in its folder. foreign: also a run of another user. Raises RequestError when it has ended, or is
     lost on another machine, and WorkError when SIGKILL does not end processes of a lost run.
     """
     require_own(run, foreign)
     state = run.state
     status = state["status"]
     pid = state.get("supervisor_pid")
-    if status in ALIVE and isinstance(pid, int) and pid > 1:
+    if status == QUEUED:
+        _cancel(run, state)
+    elif status in ALIVE and isinstance(pid, int) and pid > 1:
         if grace is None:
             (run.path / STOP).touch()
         else:
             write_text(run.path / STOP, f"{grace:g}")
-        _signal_supervisor(run, state, signal.SIGTERM)
+        processes.signal_supervisor(run.path, state, signal.SIGTERM)
     elif status in ALIVE or (status == "lost" and (is_here(state) or "host" not in state)):
         _end_lost(run, grace_seconds(run.plan) if grace is None else grace)
     elif status == "lost":
@@ -150,6 +136,20 @@ def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None
         )
     else:
         raise RequestError(f"run {run.id}: {status} already; nothing to stop")
+
+
+def _cancel(run: Run, state: StateRecord) -> None:
+    """Take a run out of the queue: its supervisor does, if one waits."""
+    (run.path / STOP).touch()
+    processes.signal_supervisor(run.path, state, signal.SIGCHLD)
+    entry = queue.look(run.path.parent).get(run.id)
+    if entry is None or entry.attended:
+        return
+    with contextlib.suppress(RequestError), hold(run.path), queue.lock(run.path.parent):  # else a supervisor has come, and sees the file
+        if read_state(run.path).get("status") == QUEUED:
+            write_json(run.path / STATE, {**read_state(run.path), "status": "stopped", "exit_code": None, "ended": time.time()})
+            queue.forget(run.path.parent, run.id)
+        (run.path / STOP).unlink(missing_ok=True)
 
 
 def _end_lost(run: Run, grace: float) -> None:
@@ -164,6 +164,7 @@ def _end_lost(run: Run, grace: float) -> None:
             raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends them")
         write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
         (run.path / STOP).unlink(missing_ok=True)
+    queue.wake(queue.look(run.path.parent))
 
 
 def save_now(run: Run) -> None:
@@ -177,7 +178,7 @@ def save_now(run: Run) -> None:
         (run.path / SAVE).touch()
     except OSError as error:
         raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or ask again later") from None
-    _signal_supervisor(run, state, signal.SIGCHLD)  # wakes it; it would look within a second anyway
+    processes.signal_supervisor(run.path, state, signal.SIGCHLD)  # wakes it; it would look within a second anyway
 
 
 def disk_usage(path: Path) -> int:

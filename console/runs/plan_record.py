@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from console.runs.state import write_json
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path, replaced_file
-from qwen3vl_core.layout.gpus import VISIBLE, chosen
+from qwen3vl_core.layout.gpus import FREE, NOT_FREE, VISIBLE, can_wait, chosen
 from qwen3vl_core.layout.resuming import change_problems
-from qwen3vl_core.layout.torchrun_command import gpu_count, training_command
+from qwen3vl_core.layout.torchrun_command import gpu_count, model_ranks, training_command
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, from_mapping, options_of, shell_line, to_arguments, to_mapping
 from qwen3vl_core.run_record import (
     CHECKPOINTS,
@@ -98,12 +98,25 @@ def with_absolute_paths(options: Any) -> Any:
     return type(options)(**{o.name: changes.get(o.name, getattr(options, o.name)) for o in options_of(type(options))})
 
 
-def with_chosen_gpus(options: Any) -> Any:
-    """The options of a finetune with the indices of its GPUs in place of `--gpu-ids free`. Raises RequestError."""
-    ids, problem = chosen(options.gpu_ids, options.nproc) if isinstance(options, FinetuneOptions) else (None, None)
-    if problem is not None:
+def with_chosen_gpus(options: Any, taken: Collection[str] = ()) -> Any:
+    """The options of a finetune with the indices of its GPUs in place of `--gpu-ids free`, unless it is to wait until they are free.
+    Raises RequestError.
+
+    taken: GPUs that are not free, as runs hold them or wait for them.
+    """
+    if not isinstance(options, FinetuneOptions) or not options.gpu_ids:
+        return options
+    ids, problem = chosen(options.gpu_ids, options.nproc, taken)
+    if problem is not None and (problem.code != NOT_FREE or not can_wait(options.queue, max(options.nproc, model_ranks(options)))):
         raise RequestError(problem)
-    return dataclasses.replace(options, gpu_ids=ids) if ids else options
+    return dataclasses.replace(options, gpu_ids=ids or FREE)
+
+
+def with_gpus(run_dir: Path, plan: PlanRecord, ids: str) -> PlanRecord:
+    """The plan of a run that waited for any GPUs, with those that it has got; written to its record. Raises OSError."""
+    changed: PlanRecord = {**plan, "options": {**plan["options"], "gpu_ids": ids}, "gpus": gpu_count(ids)}
+    write_record(run_dir, changed)
+    return changed
 
 
 def child_command(kind: str, options: Any, run_dir: Path) -> list[str]:
@@ -185,7 +198,7 @@ def command_script(run_dir: Path, plan: PlanRecord) -> str:
         "set -euo pipefail",
         shell_line(["cd", plan["cwd"]]),
         "export " + shell_line([f"{RUN_VARIABLE}={run_dir}"]) + " PYTHONUNBUFFERED=1",
-        *(["export " + shell_line([f"{VISIBLE}={ids}"])] if (ids := plan["options"].get("gpu_ids")) else []),
+        *(["export " + shell_line([f"{VISIBLE}={ids}"])] if (ids := plan["options"].get("gpu_ids")) and ids != FREE else []),
         *(["export " + shell_line([f"PYTHONPATH={root}"]) + '"${PYTHONPATH:+:$PYTHONPATH}"'] if root else []),
         "exec " + shell_line(plan["command"]),
     ]

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen3vl_core.run_record import RUN_VARIABLE
+from console.runs.state import is_here
+from qwen3vl_core.run_record import RUN_VARIABLE, StateRecord
 
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 10.0
@@ -105,6 +106,24 @@ def catches(pid: int, number: signal.Signals) -> bool:
         return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
     except (OSError, StopIteration, ValueError, IndexError):
         return False
+
+
+def signal_supervisor(run_dir: Path, state: StateRecord, number: signal.Signals) -> None:
+    """Send a signal to the run's supervisor on this machine. A number in a file may be that of any process: its command and its start are
+    compared."""
+    pid, start = state.get("supervisor_pid"), state.get("supervisor_start")
+    if not isinstance(pid, int) or pid <= 1 or not is_here(state):
+        return
+    with contextlib.suppress(OSError, OverflowError):
+        # the process that is looked at is the one that gets the signal
+        handle = os.pidfd_open(pid)
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            of_run = any(os.path.realpath(os.fsdecode(word)) == os.path.realpath(run_dir) for word in words if word)
+            if b"console.runs.supervisor" in words and of_run and start in (None, start_of(pid)):
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
 
 
 def terminate(processes: Iterable[Process]) -> None:

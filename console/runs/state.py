@@ -22,10 +22,12 @@ from console.runs.tail import parsed
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular, write_text
-from qwen3vl_core.run_record import ALIVE, ENDED, HEARTBEAT, LOCK, STATE, StateRecord
+from qwen3vl_core.run_record import ALIVE, ENDED, HEARTBEAT, HOLDING, LOCK, QUEUED, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
 """Of the supervisor: a run that is done has more steps now."""
+FOREGROUND = "--foreground"
+"""Of the supervisor: someone looks on."""
 STALE_SECONDS = 60.0
 """A run on another machine without a sign of life for this long is lost."""
 _LOCK_SECONDS = 2.0
@@ -132,7 +134,7 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock_held(run_dir: Path) -> bool | None:
+def lock_held(run_dir: Path) -> bool | None:
     """Whether a process of this machine holds the run's lock; None if unknown."""
     try:
         descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -154,9 +156,9 @@ def _lock_held(run_dir: Path) -> bool | None:
 def judge(run_dir: Path) -> tuple[str, StateRecord]:
     """(status, state): the recorded status, or `lost` if it says alive but there is no supervisor."""
     state = read_state(run_dir)
-    if state.get("status") not in ALIVE:
+    if state.get("status") == QUEUED or state.get("status") not in ALIVE:
         return _written(state), state
-    held = _lock_held(run_dir) if state.get("boot_id", "") == boot_id() else None
+    held = lock_held(run_dir) if state.get("boot_id", "") == boot_id() else None
     if held:
         return state["status"], state
     age = sign_of_life(run_dir)
@@ -167,9 +169,9 @@ def judge(run_dir: Path) -> tuple[str, StateRecord]:
     state = read_state(run_dir)
     if state.get("status") == "starting" and not state.get("supervisor_pid") and fresh:
         return "starting", state  # created, not started yet
-    return ("lost" if state.get("status") in ALIVE else _written(state)), state
+    return ("lost" if state.get("status") in HOLDING else _written(state)), state
 
 
 def _written(state: StateRecord) -> str:
     status = state.get("status")
-    return status if status in ENDED else "lost"
+    return status if status in ENDED or status == QUEUED else "lost"

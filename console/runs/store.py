@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from console.runs.state import boot_id, host, judge, read_json, write_json
+from console.runs.state import boot_id, host, is_here, judge, read_json, write_json
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.locations import store_folder
 from qwen3vl_core.run_record import ALIVE, LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """starting, running, stopping, done, failed, stopped or lost."""
+        """queued, starting, running, stopping, done, failed, stopped or lost."""
         return judge(self.path)[0]
 
     @property
@@ -192,7 +192,9 @@ class RunStore:
 
         try:
             if is_dataclass(options):
-                options = plan_record.with_chosen_gpus(plan_record.with_absolute_paths(options))
+                options = plan_record.with_chosen_gpus(
+                    plan_record.with_absolute_paths(options), self._taken_gpus(getattr(options, "gpu_ids", None))
+                )
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
             plan_record.check_recordable(values, [str(word) for word in command or ()])
@@ -209,6 +211,7 @@ class RunStore:
             write_json(claim / STATE, {
                 "status": "starting", "supervisor_pid": None, "supervisor_start": None, "pid": None, "host": host(), "boot_id": boot_id(),
                 "exit_code": None, "started": None, "ended": None, "error": None, "stalled": None, "restarts": 0, "mirror": None,
+                "gpus": None, "any_gpus": None, "queued": None,
             })  # fmt: skip
             os.rename(claim, path)
         except BaseException as error:
@@ -219,6 +222,18 @@ class RunStore:
                 ) from error
             raise
         return Run(path)
+
+    def _taken_gpus(self, ids: str | None) -> set[str]:
+        """With --gpu-ids free: GPUs of this machine that live runs hold, whether they use memory of them yet or not, or wait for."""
+        from qwen3vl_core.layout.gpus import FREE  # lists of runs do not need it
+
+        if not ids or ids.strip() != FREE:
+            return set()
+        states = [run.state for run in self.list()]
+        return {
+            gpu for state in states if state["status"] in ALIVE and is_here(state) and isinstance(state.get("gpus"), list)
+            for gpu in state["gpus"] or () if isinstance(gpu, str)
+        }  # fmt: skip
 
     def _claim_number(self) -> tuple[int, Path]:
         """The next free number, and a hidden folder that reserves it. Raises OSError."""

@@ -31,6 +31,7 @@ from qwen3vl_core.formats import number, quantity, span
 from qwen3vl_core.language import tr
 from qwen3vl_core.options import Option as OptionField
 from qwen3vl_core.run_metrics import LOSS
+from qwen3vl_core.run_record import QUEUED
 
 NAMED = 6
 """Number of runs that a confirmation names."""
@@ -92,6 +93,8 @@ class ConfirmStop(YesNo):
             return tr("End what is left of {run}?", run=row.id), tr(
                 "Its supervisor is gone. Processes that still carry its name are ended."
             )
+        if row.status == QUEUED:
+            return tr("Take {run} out of the queue?", run=row.id), tr("It waits for GPUs and has not started. A resume queues it again.")
         step = ""
         if row.step is not None:
             step = tr(", step {step:,}", step=row.step) + (tr(" of {total:,}", total=row.total) if row.total else "")
@@ -113,9 +116,10 @@ class ConfirmStop(YesNo):
         with Vertical(classes="dialog"):
             yield Label(head, classes="headline", markup=False)
             yield Static(text, markup=False)
+            queued = self.row.status == QUEUED
             with Horizontal(classes="buttons"):
-                yield Button("y  " + tr("Stop it"), id="yes", variant="error", compact=True)
-                yield Button("n  " + tr("Keep it running"), id="no", compact=True)
+                yield Button("y  " + tr("Take it out" if queued else "Stop it"), id="yes", variant="error", compact=True)
+                yield Button("n  " + tr("Let it wait" if queued else "Keep it running"), id="no", compact=True)
 
     def on_mount(self) -> None:
         self.query_one("#no").focus()

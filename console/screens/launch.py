@@ -185,7 +185,7 @@ class LaunchScreen(PlanFiles):
 
     def _look(self, revision: int, plan: Plan) -> None:
         def look() -> None:
-            self.post_message(PlanChecked(revision, look_here(plan.kind, plan.partial)))
+            self.post_message(PlanChecked(revision, look_here(plan.kind, plan.partial, self.app.store_root)))
 
         self.in_thread(look, "check")
 

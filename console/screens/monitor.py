@@ -171,6 +171,8 @@ class MonitorScreen(MonitorLog):
             return
         waiting = self.row is not None and self.row.alive
         empty = tr("waiting for the first step") if waiting else tr("no metrics: the log says why")
+        if self.row is not None and self.row.status == QUEUED:
+            empty = tr("it waits for GPUs: the log says which")
         marks = [
             Mark(event["step"], str(event.get("event")), str(event.get("text") or event.get("event")))
             for event in view.events if isinstance(event.get("step"), int) and not isinstance(event["step"], bool)
@@ -403,7 +405,7 @@ class MonitorScreen(MonitorLog):
             found = view.remedy if view is not None else None
             return found is not None and (action == "monitor.start_fixed" or bool(found.changes))
         if action == "monitor.save":
-            return row.alive and row.kind == "finetune"
+            return row.alive and row.status != QUEUED and row.kind == "finetune"
         if action == "monitor.overlay":
             return any(each.kind == "finetune" and each.id != row.id and each.step is not None for each in self.app.snapshot.rows)
         if action == "monitor.captions":

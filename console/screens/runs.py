@@ -20,6 +20,7 @@ from console.widgets.run_list import RunList
 from console.widgets.steady_text import SteadyText
 from qwen3vl_core.formats import span
 from qwen3vl_core.language import tr
+from qwen3vl_core.run_record import QUEUED
 
 BESIDE = 140
 """Width in columns from which the run under the cursor is shown beside the table."""
@@ -226,7 +227,7 @@ class RunsScreen(ConsoleScreen):
         if action == "runs.resume":
             return row.status in ("stopped", "failed", "lost")
         if action == "runs.save":
-            return row.alive and row.kind == "finetune"
+            return row.alive and row.status != QUEUED and row.kind == "finetune"
         if action == "runs.difference":
             return marked > 1 or (marked == 1 and row.id not in self.marked)
         if action == "runs.check":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 INDEX, UUID = "index", "uuid"
 FREE = "free"
 """The value of --gpu-ids that stands for free GPUs."""
+NOT_FREE = "gpus-not-free"
+"""The code of the problem that too few GPUs are free."""
 IDLE_GIB = 1.0
 """A GPU of which less is in use is free: the driver holds some hundred MiB."""
 NAMED = 4
@@ -134,6 +136,16 @@ class GpuUse:
         return self.total_gib if self.free else max(self.total_gib - self.used_gib, 0.0)
 
 
+def named(indices: Sequence[str]) -> str:
+    """`GPU 3`, `GPUs 4 to 7`, `GPUs 0, 2 and 5`."""
+    numbers = [int(index) for index in indices if index.isdecimal()]
+    if len(numbers) != len(indices) or len(indices) < 2:
+        return f"GPU{'s' if len(indices) > 1 else ''} {', '.join(indices)}"
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"GPUs {numbers[0]} to {numbers[-1]}"
+    return f"GPUs {', '.join(indices[:-1])} and {indices[-1]}"
+
+
 def run_of(pid: int) -> str:
     """The id of the run that a process belongs to; empty for none, and for a process of somebody else."""
     try:
@@ -163,10 +175,11 @@ def uses(ids: str | None = None) -> list[GpuUse]:
     return gpus
 
 
-def chosen(ids: str | None, processes: int) -> tuple[str | None, Problem | None]:
+def chosen(ids: str | None, processes: int, taken: Collection[str] = ()) -> tuple[str | None, Problem | None]:
     """(--gpu-ids with `free` replaced by indices of free GPUs, what is wrong with it on this machine).
 
-    processes: of the run; 0: one for each GPU, with `free` all free ones.
+    processes: of the run; 0: one for each GPU, with `free` all free ones. taken: GPUs that are not free for runs that hold them, which
+    may not use their memory yet.
     """
     if not ids:
         return None, None
@@ -174,10 +187,10 @@ def chosen(ids: str | None, processes: int) -> tuple[str | None, Problem | None]
     if not shown:
         return None, Problem("gpu-ids-without-gpu", "gpu_ids", ids, remedies=({"gpu_ids": None},))
     known = [gpu.index for gpu in shown]
-    free = [gpu.index for gpu in shown if gpu.free]
+    free = [gpu.index for gpu in shown if gpu.free and gpu.index not in taken]
     if ids.strip() == FREE:
         if len(free) < max(processes, 1):
-            return None, Problem("gpus-not-free", "gpu_ids", ids, {"needed": max(processes, 1), "free": len(free)})
+            return None, Problem(NOT_FREE, "gpu_ids", ids, {"needed": max(processes, 1), "free": len(free)})
         return ",".join(free[: processes or None]), None
     names = [word.strip() for word in ids.split(",")]
     missing = [name for name in names if name not in known]
@@ -189,6 +202,11 @@ def chosen(ids: str | None, processes: int) -> tuple[str | None, Problem | None]
     return ",".join(names), None
 
 
+def can_wait(queue: str, needed: int) -> bool:
+    """Whether a run with this --queue waits for `needed` free GPUs, which this machine has."""
+    return queue != "never" and len(uses()) >= needed
+
+
 def _gib(text: str | None) -> float:
     """MiB as nvidia-smi writes them, in GiB; 0 where it says `[N/A]`."""
     try:
@@ -197,9 +215,11 @@ def _gib(text: str | None) -> float:
         return 0.0
 
 
-def gpu_memory(count: int | None = None, ids: str | None = None) -> float | None:
-    """GiB that a run of `count` processes finds on the fullest of its GPUs here (the first ones; None: all of them). None without a GPU."""
-    return min((gpu.available_gib for gpu in uses(ids)[:count]), default=None)
+def gpu_memory(count: int | None = None, ids: str | None = None, *, free: bool = False) -> float | None:
+    """GiB that a run of `count` processes finds on the fullest of its GPUs here (the first ones; None: all of them). None without a GPU.
+
+    free: it waits until they are free."""
+    return min((gpu.total_gib if free else gpu.available_gib for gpu in uses(ids)[:count]), default=None)
 
 
 def in_use(count: int | None = None, ids: str | None = None) -> str:

@@ -17,7 +17,7 @@ from qwen3vl_core.language import filled
 from qwen3vl_core.layout import flops, launch_scripts, memory
 from qwen3vl_core.layout.adapters import trained_lines
 from qwen3vl_core.layout.cuda_graphs import no_graph_because
-from qwen3vl_core.layout.gpus import MEMORY_GIB, PEAK_BF16, chosen, gpu_memory, gpu_of_memory, gpu_peak_tflops, in_use
+from qwen3vl_core.layout.gpus import MEMORY_GIB, NOT_FREE, PEAK_BF16, can_wait, chosen, gpu_memory, gpu_of_memory, gpu_peak_tflops, in_use
 from qwen3vl_core.layout.host_memory import ROOM as HOST_ROOM
 from qwen3vl_core.layout.host_memory import host_memory_gib
 from qwen3vl_core.layout.init_adapter import with_adapter
@@ -193,10 +193,13 @@ def judge(
     elif architecture is not None and options.size:
         broken += filter(None, [size_problem(options.size, architecture, options.load)])
     asked = "gpus" if plan is not None and plan.gpus else ""
-    here = not asked and not processes
+    here, waits = not asked and not processes, False
     if options.gpu_ids:
         readable = here and all(problem.option != "gpu_ids" for problem in broken)
         ids, ids_problem = chosen(options.gpu_ids, options.nproc) if readable else (None, None)
+        if ids_problem is not None and ids_problem.code == NOT_FREE and can_wait(options.queue, options.nproc or model_ranks(options)):
+            waits, ids_problem = True, None
+            options = replace(options, nproc=options.nproc or model_ranks(options))
         options = replace(options, gpu_ids=ids)
         broken += [ids_problem] if ids_problem is not None else []
     count = processes or (plan.gpus if plan is not None else 0)
@@ -225,7 +228,10 @@ def judge(
     vision_tokens = memory.default_vision_tokens(options) if plan.vision_tokens < 0 else plan.vision_tokens
     verdict = replace(
         verdict,
-        memory_gib=plan.memory or MEMORY_GIB.get(plan.gpu or "") or gpu_memory(options.nproc or None, options.gpu_ids) or DEFAULT_MEMORY,
+        memory_gib=plan.memory
+        or MEMORY_GIB.get(plan.gpu or "")
+        or gpu_memory(options.nproc or None, options.gpu_ids, free=waits)
+        or DEFAULT_MEMORY,
         vision_tokens=vision_tokens,
     )
     if vision_tokens > options.seq_length:

@@ -135,6 +135,8 @@ class FinetuneOptions:
     notify_command: str | None = option(None, help="Run this program for the same, with the message as JSON on its standard input; no shell reads it",
         group="Interruptions")
 
+    queue: str = option("auto", help="Wait for GPUs that are in use; auto: in the background, while --foreground starts at once",
+        group="Interruptions", choices=("auto", "always", "never"))
     max_restarts: int = option(0, help="Restart a failed run automatically this many times, all processes together; it resumes from the newest complete checkpoint",
         group="Interruptions", minimum=0, maximum=100)
     restart_wait: float = option(5.0, help="Wait this long before the first restart, twice as long before each further one, at most 5 minutes",

@@ -148,7 +148,7 @@ def test_a_process_with_the_number_and_command_of_a_supervisor_is_not_signalled_
         state = json.loads((run.path / "state.json").read_text()) | {"status": "running", "supervisor_pid": other.pid}
         start = processes.start_of(other.pid)
         for stated, code in ((start - 1, None), (start, -signal.SIGTERM)):
-            launch._signal_supervisor(run, state | {"supervisor_start": stated}, signal.SIGTERM)
+            processes.signal_supervisor(run.path, state | {"supervisor_start": stated}, signal.SIGTERM)
             if code is not None:
                 other.wait(60)
             assert other.poll() == code

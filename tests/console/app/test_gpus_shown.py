@@ -95,8 +95,12 @@ def test_a_plan_that_fits_only_free_gpus_does_not_fit_those_that_others_use(mach
 )  # fmt: skip
 def test_gpus_that_a_run_cannot_get_are_refused_with_the_way_out(machine, ids, nproc, said):
     machine(gpu3=(70.0, 1))
-    options = FinetuneOptions(load="base", train_data="data", nproc=nproc, gpu_ids=ids)
+    options = FinetuneOptions(load="base", train_data="data", nproc=nproc, gpu_ids=ids, queue="never")
     assert said in [str(problem) for problem in judge(options, PlanOptions()).problems]
+    waiting = judge(replace(options, queue="auto", size="4B", load=None), PlanOptions())
+    if ids == "free":
+        assert waiting.gpus == 4 and waiting.memory_gib == 80.0, "it waits until they are free"
+    assert ("gpu_ids" in [problem.option for problem in waiting.problems]) == (ids != "free")
 
 
 def test_a_run_is_started_on_the_gpus_that_were_free(machine, tmp_path):

@@ -256,7 +256,9 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
 
 def test_a_late_result_for_an_older_form_is_dropped(store, tmp_path, monkeypatch):
     # on a busy machine the form that the screen begins with, a finetune's, is looked at too
-    monkeypatch.setattr("console.screens.launch.look_here", lambda kind, options: wrong(f"{getattr(options, 'source', kind)} is wrong"))
+    monkeypatch.setattr(
+        "console.screens.launch.look_here", lambda kind, options, store: wrong(f"{getattr(options, 'source', kind)} is wrong")
+    )
 
     async def scene(pilot):
         screen = await at_launch(pilot)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from console.runs import processes
+from console.runs import launch, processes
 from console.runs.store import Run, RunStore
-from qwen3vl_core.run_record import ALIVE
+from qwen3vl_core.run_record import ALIVE, QUEUED
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
@@ -76,7 +76,10 @@ def run_store(root: Path) -> Iterator[RunStore]:
     finally:
         for run in store.list():
             state = run.state
-            if state["status"] in ALIVE and state.get("supervisor_pid"):
+            if state["status"] == QUEUED:
+                launch.stop(run)
+                until(lambda run=run: not run.alive)
+            elif state["status"] in ALIVE and state.get("supervisor_pid"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(state["supervisor_pid"], signal.SIGTERM)
                 until(lambda run=run: not run.alive)

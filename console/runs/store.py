@@ -192,9 +192,8 @@ class RunStore:
 
         try:
             if is_dataclass(options):
-                options = plan_record.with_chosen_gpus(
-                    plan_record.with_absolute_paths(options), self._taken_gpus(getattr(options, "gpu_ids", None))
-                )
+                taken = self._taken_gpus(getattr(options, "gpu_ids", None))
+                options = plan_record.with_chosen_gpus(plan_record.with_absolute_paths(options), taken)
             values = dict(options) if isinstance(options, Mapping) else to_mapping(options)
             label = values.get("name") or kind
             plan_record.check_recordable(values, [str(word) for word in command or ()])

@@ -28,7 +28,7 @@ from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
 from qwen3vl_core.language import tr
 from qwen3vl_core.run_metrics import LOSS
-from qwen3vl_core.run_record import TRAIN
+from qwen3vl_core.run_record import QUEUED, TRAIN
 
 OVERLAYS = 4
 GRID_SIZE = (120, 36)

@@ -82,6 +82,14 @@ COMMANDS: dict[str, str] = {
     "write one page with pictures, differences and votes": "写成一个页面，含图片、差异和投票",
     "vote for the best caption of a picture: a model's name, or same; none withdraws the vote": "为一张图片投票选出最好的描述：模型名，或 same；none 撤回投票",
     "diff of two runs: options, and their last losses": "两个运行的差异：选项和最后的损失",
+    "the runs that wait for GPUs, the next one first; with an id: change its place, hold it back, release it or end it":
+        "等待 GPU 的运行，下一个在最前；给出编号时：调整顺序、暂缓、放行或取消",
+    "number, id or name of a queued run": "排队运行的编号、id 或名称", "make it the next one": "排到最前", "make it the last one": "排到最后",
+    "one place forward": "前移一位", "one place back": "后移一位", "hold it back until it is released": "暂缓，直到放行",
+    "let a run that is held back start again": "放行被暂缓的运行",
+    "take it out of the queue; runs resume queues it again": "移出队列；runs resume 会让它重新排队",
+    "let queued runs go on for which no process waits, as after a reboot; also of a machine that is gone":
+        "让没有进程等待的排队运行继续，例如重启之后；已不在的机器上的也算",
     "delete runs with their checkpoints": "删除运行及其检查点",
     "also a run whose folder belongs to another user": "目录属于其他用户的运行也可以",
     "do not ask": "不询问",

@@ -111,6 +111,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "Run this program for the same, with the message as JSON on its standard input; no shell reads it": ("通知命令", "同样情况下执行这个程序，消息以 JSON 写入其标准输入；不经过 shell"),
     "Restart a failed run automatically this many times, all processes together; it resumes from the newest complete checkpoint":
         ("重启次数", "失败后自动重启的次数，所有进程一起；从最新的完整检查点恢复"),
+    "Wait for GPUs that are in use; auto: in the background, while --foreground starts at once":
+        ("排队", "GPU 被占用时排队等待；auto：后台运行排队，--foreground 立即启动"),
     "Wait this long before the first restart, twice as long before each further one, at most 5 minutes": ("重启等待", "第一次重启前等待多久，之后每次加倍，最多 5 分钟"),
     "Kill a run that makes no more steps, so that it is restarted; needs --max-restarts": ("卡住重启", "运行不再前进时终止它以便重启；需要 --max-restarts"),
     "How long a rank waits for the others in any collective, before it fails": ("通信超时", "集合通信中一个 rank 等待其他 rank 多久后失败"),

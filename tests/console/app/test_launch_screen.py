@@ -113,7 +113,7 @@ def test_another_kind_shows_nothing_of_the_form_before(store, tmp_path, size):
 def test_what_is_not_checked_yet_is_no_green_tick_and_starts_when_it_is(store, tmp_path, monkeypatch):
     begun, go = threading.Event(), threading.Event()
 
-    def slow(kind, options):
+    def slow(kind, options, store):
         begun.set()
         assert go.wait(60)
         return FormCheck(note="seen")
@@ -256,9 +256,7 @@ def test_a_key_pressed_twice_starts_one_run(store, tmp_path, monkeypatch):
 
 def test_a_late_result_for_an_older_form_is_dropped(store, tmp_path, monkeypatch):
     # on a busy machine the form that the screen begins with, a finetune's, is looked at too
-    monkeypatch.setattr(
-        "console.screens.launch.look_here", lambda kind, options, store: wrong(f"{getattr(options, 'source', kind)} is wrong")
-    )
+    monkeypatch.setattr("console.screens.launch.look_here", lambda kind, options, _: wrong(f"{getattr(options, 'source', kind)} is wrong"))
 
     async def scene(pilot):
         screen = await at_launch(pilot)

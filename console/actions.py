@@ -77,6 +77,7 @@ ACTIONS = (
     Action("app.compare", "4", "Compare", "Captions of two models side by side", "app", "show_screen('compare')", show=False),
     Action("app.start_page", "0", "start", "First page: the demo, a model, a recipe line, the doctor", "app", show=False),
     Action("app.stores", "O", "stores", "Runs of another folder: the demo's, the default one", "app", show=False, display="O"),
+    Action("app.queue", "G", "GPU queue", "GPUs over time, and the runs that wait for them", "app", "gpu_queue", show=False, display="G"),
     Action("app.doctor", "f9", "doctor", "Check this machine: what is missing, and how to fix it", "app", show=False, display="f9"),
     Action("app.help", "question_mark", "keys", "The keys of this screen", "app", "keys_help", display="?"),
     Action(

@@ -100,6 +100,13 @@ class ConsoleApp(ConsoleBase):
 
         self.push_screen(PickLanguage(), chosen)
 
+    def action_gpu_queue(self) -> None:
+        """GPUs against time, and the runs that wait for them."""
+        from console.screens.queue import GpuQueue  # not before the first frame
+
+        self.remember_command("runs", "queue")
+        self.push_screen(GpuQueue(), lambda run_id: self.watch_run(run_id) if run_id else None)
+
     def action_doctor(self) -> None:
         """Check this machine."""
         from console.screens.doctor import DoctorScreen

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import shutil
 import time
@@ -30,6 +31,7 @@ from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.language import tr
+from qwen3vl_core.run_record import QUEUED
 from qwen3vl_core.settings_path import settings_file
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.5
 GPU_SECONDS = 5.0
 """Time between two looks at the GPUs."""
+GO_ON_SECONDS = 30.0
+"""Time between two looks for queued runs without a supervisor."""
 INTERRUPT_SECONDS = 2.0
 """Time between two ctrl+c that leave the console."""
 
@@ -108,6 +112,8 @@ class ConsoleBase(StoreActions):
         self._interrupted = -INTERRUPT_SECONDS
         """When ctrl+c was pressed, by the monotonic clock."""
         self._asked_to_leave = False
+        self._went_on = -GO_ON_SECONDS
+        """When queued runs were last let go on, by the monotonic clock."""
         self._colours_of: tuple[Theme, dict[str, str]] | None = None
         """The theme and its colours as computed last."""
         super().__init__()
@@ -219,11 +225,25 @@ class ConsoleBase(StoreActions):
         self.snapshot = event.snapshot
         self.store_seen.publish(event.snapshot)
         self._tell_of_ends()
+        if time.monotonic() - self._went_on > GO_ON_SECONDS and any(row.status == QUEUED for row in event.snapshot.rows):
+            self._went_on = time.monotonic()
+            self._let_queue_go_on()
         if self.greet and not event.snapshot.rows and not event.snapshot.error and len(self.screen_stack) == 1:
             self.action_start_page()
         self.greet = False
         if self._look_again:
             self.look()
+
+    def _let_queue_go_on(self) -> None:
+        """Let queued runs go on for which no supervisor waits, as after a reboot."""
+        root = self.store_root
+
+        def work() -> None:
+            # a store that cannot be read says so by itself
+            with contextlib.suppress(RequestError, OSError):
+                importlib.import_module("console.runs.queue").go_on(root)
+
+        self.run_worker(work, group="queue", thread=True, exit_on_error=False)
 
     def _tell_of_ends(self) -> None:
         """Ring when a run that the user follows has ended."""

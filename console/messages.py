@@ -47,6 +47,14 @@ class RunChanged(Message):
         super().__init__()
 
 
+class QueueChanged(Message):
+    """The order of the queue was changed, or an entry of it; then: what shows it."""
+
+    def __init__(self, then: Any) -> None:
+        self.then = then
+        super().__init__()
+
+
 class CheckSeen(Message):
     """A check of a run's files in the background was looked at."""
 

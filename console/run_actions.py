@@ -12,7 +12,7 @@ from textual import on
 from textual.app import App
 
 from console.formatting import one_line
-from console.messages import CheckSeen, RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
+from console.messages import CheckSeen, QueueChanged, RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
 from console.terminal import show_in_browser
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.language import tr
@@ -148,6 +148,27 @@ class RunActions(App[int]):
     def stop_run(self, run_id: str) -> None:
         """Ask a run to stop; the screen has asked for confirmation."""
         self._ask("stop", run_id, lambda run: _launch().stop(run), tr("asked to stop"))
+
+    def change_queue(self, run_id: str, what: str, then: Callable[[], None] = lambda: None) -> None:
+        """Move a queued run (first, last, up, down), hold it back, release it, or cancel it; then look, and call `then`."""
+
+        def work() -> QueueChanged:
+            run, queue = _store(self.store_root).get(run_id), importlib.import_module("console.runs.queue")
+            if what == "cancel":
+                launch = _launch()
+                launch.stop(run)
+                launch.wait(run, queue.LOCK_SECONDS)
+            else:
+                queue.change(run, what)
+            return QueueChanged(then)
+
+        self.remember_command("runs", "queue", number_of(run_id), f"--{what}")
+        self._work(work, "queue")
+
+    @on(QueueChanged)
+    def _queue_changed(self, event: QueueChanged) -> None:
+        event.then()
+        self.look()
 
     def save_run(self, run_id: str) -> None:
         """Ask a live finetune for a checkpoint now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class StoreActions(RunActions):
     other_stores: tuple[StoreFolder, ...]
     store_seen: Signal[Snapshot]
     _watcher: StoreWatcher | None
+    _went_on: float
 
     def open_workspace(self, folder: Path) -> None:
         """Switch to another workspace, with its own runs."""
@@ -43,6 +45,7 @@ class StoreActions(RunActions):
             self.workspace = importlib.import_module("console.readers.form_defaults").read_workspace(workspace)
         shown_before, self.store_root = self.store_root, root
         self._watcher, self.snapshot, self.comparison = None, Snapshot(seen=False), None
+        self._went_on = -math.inf
         for stack in self._screen_stacks.values():
             for screen in stack:
                 opened = getattr(screen, "workspace_opened", None)

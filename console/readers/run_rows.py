@@ -44,6 +44,8 @@ class RunRow:
     """Last metrics row of each kind."""
     step_seconds: float | None = None
     """Average over the last steps; None if unknown."""
+    place: str = ""
+    """Of a queued run: its place in the queue, or `held`."""
 
     @property
     def id(self) -> str:

@@ -20,9 +20,10 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.run_metrics import LOSS, listed
-from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, STATE, TRACKER, TRAIN, version_problem
+from qwen3vl_core.run_record import ALIVE, CHECKPOINTS, EVAL, LOG, METRICS_FILE, PLAN, QUEUED, STATE, TRACKER, TRAIN, version_problem
 
 if TYPE_CHECKING:
+    from console.runs.queue import QueueReader
     from console.runs.series import MetricSeries
 
 SPARK_CELLS = 10
@@ -91,6 +92,7 @@ class StoreWatcher:
         self._states: dict[str, str] = {}
         self._whys: dict[str, tuple[tuple[Any, ...], float, str]] = {}
         self._turn = 0
+        self._queue: QueueReader | None = None
 
     def look(self) -> Snapshot:
         """A snapshot of the store. Never raises because of the content of the store."""
@@ -118,7 +120,22 @@ class StoreWatcher:
                         rows.append(self._row(run))
                 except OSError:
                     continue  # deleted while it was read
+            if any(row.status == QUEUED for row in rows):
+                rows = self._with_places(rows)
             return Snapshot(tuple(rows), unread=unread)
+
+    def _with_places(self, rows: list[RunRow]) -> list[RunRow]:
+        """The rows, queued ones with their places."""
+        if self._queue is None:
+            from console.runs.queue import QueueReader  # most stores have no queue, and the first frame does not wait for it
+
+            self._queue = QueueReader(self.root)
+        try:
+            entries = self._queue.look().entries
+        except RequestError:
+            return rows
+        places = {entry.run.id: "held" if entry.held else str(place) for place, entry in enumerate(entries, 1)}
+        return [dataclasses.replace(row, place=places[row.id]) if row.id in places else row for row in rows]
 
     def _state(self, run: Run) -> tuple[int, ...]:
         """Stamp of its state file. The path is cached, because thousands of stamps are taken at each look."""

@@ -28,7 +28,9 @@ AUTO, ALWAYS, NEVER = "auto", "always", "never"
 LOOK_SECONDS = 2.0
 """Between two looks at the store while waiting; a signal of who ends or changes the order comes first."""
 MOST_PROBE_SECONDS = 8.0
-"""Between two looks at GPUs that others use, in the end; the first ones are sooner."""
+"""Between two looks of the first entry at GPUs that others use, in the end; the first looks are sooner."""
+LATE = 5
+"""How much rarer entries that are further back look, by their place, at most."""
 ATTEND_SECONDS = 30.0
 """Between two looks for queued runs without a supervisor."""
 
@@ -126,6 +128,7 @@ class Admission:
                     for starter in map(queue.attend, queue.unattended(self.reader.look())):
                         starter.wait()
             if select.select([wake], [], [], LOOK_SECONDS)[0]:
+                self._probe_at = 0.0
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
 
@@ -134,10 +137,8 @@ class Admission:
         entry = seen.get(self.run.id)
         if entry is None:
             return False
-        # without nvidia-smi first: while runs of this store hold the GPUs there is nothing to ask it
-        some = sum(other.count for other in seen.entries if not other.gpus)
-        every = [*(f"any {n}" for n in range(some)), *dict.fromkeys(gpu for other in seen.entries for gpu in other.gpus)]
-        if seen.granted(self.run.id, every) is None:
+        # while runs of this store hold its GPUs, or people hold it back, there is nothing to ask nvidia-smi
+        if entry.held or any(gpu in seen.held_gpus for gpu in entry.gpus):
             self._probe_at, self._probe_pause = 0.0, 0.5
             self._say(seen, ())
             return False
@@ -149,7 +150,8 @@ class Admission:
             got = self.reader.look().granted(self.run.id, free)
             if got is None:
                 self._say(seen, self.uses)
-                self._probe_pause = min(2 * self._probe_pause, MOST_PROBE_SECONDS)
+                most = MOST_PROBE_SECONDS * min(seen.place(self.run.id) or 1, LATE)
+                self._probe_pause = min(2 * self._probe_pause, most)
                 self._probe_at = time.monotonic() + self._probe_pause
                 return False
             queue.forget(self.root, self.run.id)

@@ -47,12 +47,13 @@ def schedule(queue: Queue, left: dict[str, float], machine: Sequence[GpuUse] = (
 
     left: of `lengths`; machine: the GPUs of this machine, if they are known: others may use one.
     """
+    others = {gpu.index for gpu in machine if not gpu.free} - {gpu for gpu, _ in queue.holders}
     free_at = {gpu.index: 0.0 if gpu.free else math.inf for gpu in machine}
     for gpu, run in queue.holders:
         free_at[gpu] = left.get(run.id, math.inf)
     planned = []
     for entry in queue.entries:
-        if not entry.here or entry.held:
+        if not entry.here or entry.held or others & set(entry.gpus):
             planned.append(PlannedStart(entry, entry.gpus, math.inf, math.inf))
             continue
         chosen = entry.gpus or tuple(sorted(free_at, key=lambda gpu: (free_at[gpu], gpu))[: entry.count])
@@ -83,7 +84,10 @@ def waits_for(queue: Queue, entry: QueueEntry, runs: list[Run], machine: Sequenc
     what = f"{named(entry.gpus) if entry.gpus else _any(entry.count)} {'is' if entry.count == 1 else 'are'}"
     if strangers := [others[gpu] for gpu in gpus if gpu in others]:
         return f"{what} in use, " + ", ".join(f"GPU {gpu.index} by {gpu.words}" for gpu in strangers[:NAMED])
-    blocking = [other for other in ahead if other.here and not other.held and other.attended and _meet(other, entry)]
+    blocking = [
+        other for other in ahead
+        if other.here and not other.held and other.attended and _meet(other, entry) and not others.keys() & set(other.gpus)
+    ]  # fmt: skip
     last = [other.run for other in blocking[-1:]] or list(dict.fromkeys(holders[gpu] for gpu in gpus if gpu in holders))
     if not last:
         return f"{what} free soon"

@@ -80,12 +80,15 @@ class Queue:
         """The GPUs that a run may take now; None: it has to wait.
 
         free: GPUs of this machine that nobody uses. Entries before it come first: GPUs that one of them waits for are kept for it, also
-        while others of its GPUs are in use, so that a run of many GPUs is not passed over for ever.
+        while others of its GPUs are in use by runs, so that a run of many GPUs is not passed over for ever. One that waits for GPUs that
+        processes outside of the store use keeps nothing: nobody knows how long that takes.
         """
         taken = self.held_gpus
         left = [gpu for gpu in free if gpu not in taken]
         for entry in self.entries:
             if not entry.here or (entry.run.id != run_id and (entry.held or not entry.attended)):
+                continue
+            if entry.run.id != run_id and any(gpu not in free and gpu not in taken for gpu in entry.gpus):
                 continue
             if entry.gpus:
                 got = entry.gpus if set(entry.gpus) <= set(left) else ()

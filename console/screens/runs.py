@@ -112,6 +112,9 @@ class RunsScreen(ConsoleScreen):
         words = [f"{GLYPHS.get(row.status, '·')} {row.id}  {tr(row.status)}"]
         if row.exit_code and not row.alive:
             words[0] += tr(", exit code {code}", code=row.exit_code)
+        if row.place:
+            words[0] += tr(", held back") if row.place == "held" else tr(", place {place}", place=row.place)
+            words.append(tr("{key} shows the queue", key=self.app.key_of("app.queue")))
         words += [row.layout] if row.layout else []
         if row.kind == "finetune":
             words.append(row.checkpoint_text)

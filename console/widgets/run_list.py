@@ -255,6 +255,8 @@ class RunList(ScrollView, can_focus=True):
         if name == "run":
             return row.id, plain
         if name == "status":
+            if row.place:
+                return (tr("held") if row.place == "held" else f"{tr(row.status)} {row.place}"), state
             return tr(row.status) + (f" {row.exit_code}" if row.status == "failed" and row.exit_code else ""), state
         if name == "kind":
             return row.kind, muted
@@ -272,5 +274,7 @@ class RunList(ScrollView, can_focus=True):
         if name == "curve":
             return row.spark, plain
         if name == "age":
+            if row.place:
+                return (tr("held") if row.place == "held" else tr("queue {place}", place=row.place)), muted
             return (f"ETA {span(row.eta)}" if row.eta is not None else span(row.age(now))), muted
         return cause_text(row.error) or row.last_line, (state if row.error else muted)

@@ -7,6 +7,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "app.monitor": ("监控", "一个运行的曲线、数值和日志"),
     "app.compare": ("对比", "两个模型的图像描述并排对比"),
     "app.start_page": ("首页", "首页：演示、模型、配方参数、环境检查"),
+    "app.queue": ("GPU 排队", "GPU 的时间图，以及等待它们的运行"),
     "app.stores": ("目录", "打开另一个目录里的运行：演示的或默认的"),
     "app.doctor": ("环境检查", "检查本机：缺什么、怎么修"),
     "app.help": ("按键", "本页的按键"),

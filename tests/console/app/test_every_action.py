@@ -66,7 +66,7 @@ def test_everywhere(store, monkeypatch, editor, tmp_path):
             "app.theme": Case(lambda app: app.theme, after=lambda app: app.action_toggle_theme()),
             "app.themes": opens("CommandPalette"),
             "app.settings": Case(lambda app: editor()),
-            "app.stores": opens("PickStore"), "app.language": opens("PickLanguage"),
+            "app.stores": opens("PickStore"), "app.queue": opens("GpuQueue"), "app.language": opens("PickLanguage"),
             "app.suspend": Case(lambda app: sum("no shell to go back" in line for line in app.heard)),
             "app.quit_short": Case(lambda app: app.return_value, lambda app: setattr(app, "_return_value", None), wanted=EXIT_DONE),
             "app.subcommand": Case(lambda app: app.clipboard,

@@ -121,6 +121,8 @@ def test_the_picture_keeps_its_width_and_merges_neighbours_that_do_the_same():
     for width in (40, 56, 150):
         lines = [line.plain for line in drawn(rows, width)]
         assert [line[:9].rstrip() for line in lines] == ["GPU 0-1", "GPU 2", "GPU 3", ""] and {len(line) for line in lines} == {width}
-        assert "█ 7 " in lines[0] and "▓" in lines[0] and lines[0].endswith("?") and "▒" in lines[0], "a number leaves the bar to be seen"
+        assert " 7 " in lines[0] and "█" in lines[0] and "▓" in lines[0] and lines[0].endswith("?") and "▒" in lines[0], (
+            "a number leaves the bar to be seen"
+        )
         assert lines[1].count("│") == 1 and lines[2].count("x") > 5 and "now" in lines[3]
     assert drawn(rows, 56, 2)[1].plain == "… and 2 more"

@@ -30,7 +30,7 @@ from console.run_actions import number_of
 from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.run_record import QUEUED
 from qwen3vl_core.settings_path import settings_file
 
@@ -261,7 +261,7 @@ class ConsoleBase(StoreActions):
     @on(RunStarted)
     def _started(self, event: RunStarted) -> None:
         if event.queued:
-            self.notify(tr("{run} is queued: {words}", run=event.run_id, words=event.queued), markup=False, timeout=10)
+            self.notify(tr("{run} is queued: {words}", run=event.run_id, words=phrase(event.queued)), markup=False, timeout=10)
         else:
             self.notify(tr("{run} started; it keeps running when the console is closed", run=event.run_id), markup=False)
         self._followed[event.run_id] = True

@@ -18,7 +18,7 @@ from console.runs import forecast
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import quantity
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.layout import gpus
 from qwen3vl_core.layout.torchrun_command import model_ranks
 from qwen3vl_core.layout.verdict import Verdict, judge
@@ -179,7 +179,7 @@ def _look_at_finetune(options: Any, store: Path | None) -> FormCheck:
     count = verdict.gpus
     layout = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
     waits = forecast.before_start(store, options) if store is not None else ""
-    queued = f" · it is queued: {waits}" if waits else ""
+    queued = " · " + tr("it is queued: {words}", words=phrase(waits)) if waits else ""
     return FormCheck((), f"{layout} = {count} process{'es' if count > 1 else ''}{queued}", verdict)
 
 

@@ -20,6 +20,7 @@ from console.screens.dialog import Dialog
 from console.screens.dialogs import Confirm
 from console.widgets.gpu_timeline import drawn, legend
 from console.widgets.key_hints import Hints
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.layout.gpus import named
 from qwen3vl_core.run_record import QUEUED
 
@@ -51,10 +52,10 @@ class GpuQueue(Dialog[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
-            yield Label("GPUs and queue", classes="headline")
+            yield Label(tr("GPUs and queue"), classes="headline")
             yield Static(id="times", markup=False)
             yield Static(legend(), id="legend")
-            yield Static("looking …", id="none", classes="hint", markup=False)
+            yield Static(tr("looking …"), id="none", classes="hint", markup=False)
             yield OptionList(id="waiting")
             yield Hints(("K", "earlier"), ("J", "later"), ("f", "first"), ("h", "holds, releases"), ("x", "takes out"),
                         ("enter", "shows it"), ("escape", "leaves"))  # fmt: skip
@@ -104,11 +105,11 @@ class GpuQueue(Dialog[str | None]):
         if times.rows:
             picture.update(Content("\n").join(drawn(times.rows, width, most)))
         else:
-            none.update("nvidia-smi shows no GPU on this machine")
+            none.update(tr("nvidia-smi shows no GPU on this machine"))
         chosen = self.chosen
         listed.display, none.display = bool(times.waiting), not times.waiting
         if times.rows and not times.waiting:
-            none.update("no run waits for GPUs; one that is started while they are in use does")
+            none.update(tr("no run waits for GPUs; one that is started while they are in use does"))
         lines = [self._line(place, item, width) for place, item in enumerate(times.waiting, 1)]
         if [str(option.prompt) for option in listed.options] != [str(line) for line in lines]:
             ids = [item.run.id for item in times.waiting]
@@ -124,7 +125,7 @@ class GpuQueue(Dialog[str | None]):
         mark = ("‖", "$text-warning bold") if item.held else (GLYPHS[QUEUED], "$text-accent")
         name = one_line(item.run.id, max(width // 3, 20))
         gpus = f"{named(item.gpus) if item.gpus else f'any {item.count}'}: " if item.held else ""
-        words, room = gpus + item.words, max(width - len(name) - 10, 10)
+        words, room = gpus + phrase(item.words), max(width - len(name) - 10, 10)
         if len(words) > room and " free " in words:
             words = words.partition(" free ")[2]  # the picture shows which
         words = one_line(words, room)
@@ -143,7 +144,7 @@ class GpuQueue(Dialog[str | None]):
         run_id, times = self.chosen, self.times
         found = next((item for item in times.waiting if item.run.id == run_id), None) if times is not None else None
         if found is None:
-            self.notify("no run waits for GPUs", severity="warning")
+            self.notify(tr("no run waits for GPUs"), severity="warning")
         return found
 
     def action_change(self, what: str) -> None:
@@ -165,8 +166,9 @@ class GpuQueue(Dialog[str | None]):
         def answered(sure: bool | None) -> Any:
             return self.app.change_queue(run_id, "cancel", self.read) if sure else None
 
-        words = "It waits for GPUs and has not started. A resume queues it again."
-        self.app.push_screen(Confirm(f"Take {run_id} out of the queue?", words, "Take it out", "Let it wait"), answered)
+        words = tr("It waits for GPUs and has not started. A resume queues it again.")
+        head = tr("Take {run} out of the queue?", run=run_id)
+        self.app.push_screen(Confirm(head, words, tr("Take it out"), tr("Let it wait")), answered)
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:

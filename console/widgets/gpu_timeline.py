@@ -9,6 +9,7 @@ from textual.content import Content
 
 from console.readers.gpu_queue import LIVE, OTHER, PAST, WAITING, TimeBar
 from qwen3vl_core.formats import span
+from qwen3vl_core.language import tr
 
 FILLS = {PAST: "░", LIVE: "█", WAITING: "▒", OTHER: "x"}
 COLOURS = {PAST: "$muted", LIVE: "$text-primary", WAITING: "$text-accent", OTHER: "$text-warning"}
@@ -68,7 +69,7 @@ def drawn(rows: Rows, width: int, most: int = 99) -> list[Content]:
 def legend() -> Content:
     """What the characters mean."""
     parts = ((PAST, "ended"), (LIVE, "running"), (WAITING, "queued"), (OTHER, "another process"))
-    return Content("  ").join(Content.assemble((FILLS[kind], COLOURS[kind]), (f" {text}", "$muted")) for kind, text in parts)
+    return Content("  ").join(Content.assemble((FILLS[kind], COLOURS[kind]), (f" {tr(text)}", "$muted")) for kind, text in parts)
 
 
 def _groups(rows: Rows) -> list[tuple[str, Sequence[TimeBar]]]:

@@ -2,6 +2,16 @@
 
 # fmt: off
 TEMPLATES: dict[str, str] = {
+    # what a queued run waits for
+    "{} is free in about {}, when {} ends": "{0} 大约 {1} 后空闲（{2} 结束时）", "{} is free when {} ends": "{0} 在 {1} 结束时空闲",
+    "{} is free in about {}, when {} end": "{0} 大约 {1} 后空闲（{2} 结束时）", "{} is free when {} end": "{0} 在 {1} 结束时空闲",
+    "{} is in use, {}": "{0} 被占用：{1}", "{} is free soon": "{0} 即将空闲",
+    "{} are free in about {}, when {} ends": "{0} 大约 {1} 后空闲（{2} 结束时）", "{} are free when {} ends": "{0} 在 {1} 结束时空闲",
+    "{} are free in about {}, when {} end": "{0} 大约 {1} 后空闲（{2} 结束时）", "{} are free when {} end": "{0} 在 {1} 结束时空闲",
+    "{} are in use, {}": "{0} 被占用：{1}", "{} are free soon": "{0} 即将空闲",
+    "held back; qwen3vl runs queue {} --release lets it start": "已暂缓；qwen3vl runs queue {0} --release 放行",
+    "nobody waits for its GPUs; qwen3vl runs queue --resume goes on": "没有进程在等待它的 GPU；qwen3vl runs queue --resume 继续",
+    "queued on another machine": "在另一台机器上排队", "this machine has no {}": "本机没有 {0}",
     # names of the checks
     "packages": "软件包", "container": "容器", "disk": "磁盘", "run store": "运行目录", "ports": "端口", "console": "控制台",
     # texts and fixes

@@ -13,6 +13,7 @@ from console.runs.pace import seconds_left
 from console.runs.queue import Queue, QueueEntry, look, wanted
 from console.runs.store import Run, RunStore
 from qwen3vl_core.formats import duration
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import GpuUse, named, uses
 from qwen3vl_core.options import to_mapping
 from qwen3vl_core.run_record import HOLDING, QUEUED
@@ -70,7 +71,7 @@ def waits_for(queue: Queue, entry: QueueEntry, runs: list[Run], machine: Sequenc
     runs: all of the store, for estimates; machine: the GPUs of this machine, if they are known; estimate: say how long.
     """
     if entry.held:
-        return f"held back; qwen3vl runs queue {entry.run.number} --release lets it start"
+        return filled("held back; qwen3vl runs queue {} --release lets it start", entry.run.number)
     if not entry.here:
         return "queued on another machine"
     if not entry.attended:
@@ -79,23 +80,27 @@ def waits_for(queue: Queue, entry: QueueEntry, runs: list[Run], machine: Sequenc
     others = {gpu.index: gpu for gpu in machine if not gpu.free and gpu.index not in holders}
     absent = [gpu for gpu in entry.gpus if machine and gpu not in {item.index for item in machine}]
     if absent:
-        return f"this machine has no {named(absent)}"
+        return filled("this machine has no {}", named(absent))
     gpus = entry.gpus or tuple(dict.fromkeys((*holders, *others)))
-    what = f"{named(entry.gpus) if entry.gpus else _any(entry.count)} {'is' if entry.count == 1 else 'are'}"
+    what = named(entry.gpus) if entry.gpus else _any(entry.count)
+    verb = "is" if entry.count == 1 else "are"
     if strangers := [others[gpu] for gpu in gpus if gpu in others]:
-        return f"{what} in use, " + ", ".join(f"GPU {gpu.index} by {gpu.words}" for gpu in strangers[:NAMED])
+        users = ", ".join(f"GPU {gpu.index} by {gpu.words}" for gpu in strangers[:NAMED])
+        return filled(f"{{}} {verb} in use, {{}}", what, users)
     blocking = [
         other for other in ahead
         if other.here and not other.held and other.attended and _meet(other, entry) and not others.keys() & set(other.gpus)
     ]  # fmt: skip
     last = [other.run for other in blocking[-1:]] or list(dict.fromkeys(holders[gpu] for gpu in gpus if gpu in holders))
     if not last:
-        return f"{what} free soon"
+        return filled(f"{{}} {verb} free soon", what)
     plan = schedule(queue, lengths(queue, runs), machine) if estimate else []
     start = next((item.start for item in plan if item.entry.run.id == entry.run.id), math.inf)
     numbers = [run.id.partition("-")[0] for run in last[:NAMED]]
-    ends = f"when {' and '.join(numbers)} end{'s' if len(numbers) == 1 else ''}"
-    return f"{what} free in about {duration(start)}, {ends}" if 0 < start < math.inf else f"{what} free {ends}"
+    end = "ends" if len(numbers) == 1 else "end"
+    if 0 < start < math.inf:
+        return filled(f"{{}} {verb} free in about {{}}, when {{}} {end}", what, duration(start), " and ".join(numbers))
+    return filled(f"{{}} {verb} free when {{}} {end}", what, " and ".join(numbers))
 
 
 def _any(count: int) -> str:

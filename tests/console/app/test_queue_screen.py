@@ -14,7 +14,8 @@ from console.readers import gpu_queue
 from console.readers.gpu_queue import LIVE, OTHER, PAST, WAITING, TimeBar
 from console.runs import launch, queue
 from console.screens.queue import GpuQueue
-from console.widgets.gpu_timeline import drawn
+from console.widgets.gpu_timeline import drawn, legend
+from qwen3vl_core import language
 from qwen3vl_core.layout.gpus import uses
 from qwen3vl_core.options import FinetuneOptions
 from tests.console.app.driving import LARGE, SLEEPER, SMALL, driven, looked, press, said, text_of, until
@@ -125,4 +126,10 @@ def test_the_picture_keeps_its_width_and_merges_neighbours_that_do_the_same():
             "a number leaves the bar to be seen"
         )
         assert lines[1].count("│") == 1 and lines[2].count("x") > 5 and "now" in lines[3]
+    language.use("zh")
+    try:
+        said = language.phrase(language.filled("{} is free in about {}, when {} ends", "GPU 0", "3:00", "0001"))
+        assert said == "GPU 0 大约 3:00 后空闲（0001 结束时）" and "已结束" in legend().plain
+    finally:
+        language.use("en")
     assert drawn(rows, 56, 2)[1].plain == "… and 2 more"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import EXIT_DONE, RequestError
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 
 SHOWN = 8
 
@@ -74,9 +74,9 @@ def _vote(run: Run, votes: list[list[str]]) -> None:
         images = [sample.image for sample in feed.samples if picture in (sample.image, Path(sample.image).name)]
         if len(images) != 1:
             count = "several pictures have" if images else "no picture has"
-            raise RequestError(f"--vote {picture}: {count} this name in {run.id}; give a name as --json shows it")
+            raise RequestError(filled("--vote {}: {} this name in {}; give a name as --json shows it", picture, count, run.id))
         if model not in (*feed.names, "same", "none"):
-            raise RequestError(f"--vote {picture} {model}: must be one of {', '.join(feed.names)}, same, none")
+            raise RequestError(filled("--vote {} {}: must be one of {}, same, none", picture, model, ", ".join(feed.names)))
         chosen[images[0]] = None if model == "none" else model
     for image, choice in chosen.items():
         captions_module.vote(run, image, choice, feed.names)

@@ -14,6 +14,7 @@ from console.command_parsers import console_parser, notebook_parser
 from console.terminal import query_terminal
 from qwen3vl_core import cli
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import filled
 from qwen3vl_core.locations import runs_directory, store_folder
 
 
@@ -56,11 +57,11 @@ def console(arguments: list[str]) -> int:
     args = console_parser().parse_args(arguments)
     for flag, used in (("--port", args.port is not None), ("--no-browser", args.no_browser), ("--behind-proxy", args.behind_proxy)):
         if used and not args.web:
-            raise RequestError(f"{flag}: needs --web; leave it out or add --web")
+            raise RequestError(filled("{}: needs --web; leave it out or add --web", flag))
     store = store_folder(runs_directory(args.runs))
     workspace = args.workspace.expanduser().absolute() if args.workspace else None
     if workspace is not None and not workspace.is_dir():
-        raise RequestError(f"--workspace {workspace}: no such folder; qwen3vl demo creates one")
+        raise RequestError(filled("--workspace {}: no such folder; qwen3vl demo creates one", workspace))
     if args.web:
         return importlib.import_module("console.web").serve(store, workspace, args.port, not args.no_browser, args.behind_proxy)
     # objects of imported modules live as long as the process: nothing to collect before the first frame

@@ -30,7 +30,7 @@ from console.run_actions import number_of
 from console.store_actions import StoreActions
 from console.terminal import edit
 from qwen3vl_core.errors import EXIT_DONE, RequestError
-from qwen3vl_core.language import phrase, tr
+from qwen3vl_core.language import filled, phrase, tr
 from qwen3vl_core.run_record import QUEUED
 from qwen3vl_core.settings_path import settings_file
 
@@ -211,7 +211,7 @@ class ConsoleBase(StoreActions):
                 snapshot = watcher.look()
             except Exception as error:
                 # nothing in the store may end the console
-                snapshot = Snapshot(error=f"{root}: cannot be read ({type(error).__name__}: {error})")
+                snapshot = Snapshot(error=filled("{}: cannot be read ({}: {})", root, type(error).__name__, error))
             self.post_message(StoreSeen(root, snapshot))
 
         self.run_worker(work, group="look", thread=True, exclusive=True, exit_on_error=False)
@@ -435,7 +435,7 @@ class ConsoleBase(StoreActions):
 
     def notify(self, message: str, *, title: str = "", **how: Any) -> None:
         """Show a message, in the user's language where the catalogue has it."""
-        super().notify(tr(message), title=tr(title), **how)
+        super().notify(phrase(message), title=tr(title), **how)
 
     def key_of(self, action: str) -> str:
         """The key of an action as it is shown, taking the user's settings into account."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3vl_core.formats import parameter_count, printable
-from qwen3vl_core.language import CHINESE, language, tr
+from qwen3vl_core.language import CHINESE, language, phrase, tr
 from qwen3vl_core.run_metrics import METRICS, title_of
 
 GLYPHS = {
@@ -86,7 +86,8 @@ def gpu_text(gpu: Any) -> str:
 
 def error_text(error: Exception) -> str:
     """An error for people, in their language where it is one of ours."""
-    return str(getattr(error, "shown", error))
+    told = error.args[0] if len(error.args) == 1 and isinstance(error.args[0], str) else str(error)
+    return str(getattr(error, "shown", phrase(told)))
 
 
 def cause_text(error: str) -> str:

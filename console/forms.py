@@ -18,7 +18,7 @@ from console.runs import forecast
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import is_url
 from qwen3vl_core.formats import quantity
-from qwen3vl_core.language import phrase, tr
+from qwen3vl_core.language import filled, tr
 from qwen3vl_core.layout import gpus
 from qwen3vl_core.layout.torchrun_command import model_ranks
 from qwen3vl_core.layout.verdict import Verdict, judge
@@ -177,10 +177,10 @@ def _look_at_finetune(options: Any, store: Path | None) -> FormCheck:
     if verdict.problems:
         return FormCheck(verdict.problems, "", verdict)
     count = verdict.gpus
-    layout = f"TP {options.tp} · PP {options.pp} · CP {options.cp} · DP {count // model_ranks(options)}"
+    template = "TP {} · PP {} · CP {} · DP {} = {} processes" if count > 1 else "TP {} · PP {} · CP {} · DP {} = {} process"
+    note = filled(template, options.tp, options.pp, options.cp, count // model_ranks(options), count)
     waits = forecast.before_start(store, options) if store is not None else ""
-    queued = " · " + tr("it is queued: {words}", words=phrase(waits)) if waits else ""
-    return FormCheck((), f"{layout} = {count} process{'es' if count > 1 else ''}{queued}", verdict)
+    return FormCheck((), filled("{} · it is queued: {}", note, waits) if waits else note, verdict)
 
 
 def _look_at_paths(options: Any) -> tuple[list[Problem], str]:
@@ -212,4 +212,7 @@ def _look_at_paths(options: Any) -> tuple[list[Problem], str]:
     if input_bytes > free:
         rule = {"folder": str(target), "needed": quantity(input_bytes, "B"), "free": quantity(free, "B")}
         problems.append(Problem("disk-full", rule=rule))
-    return problems, (f"{quantity(input_bytes, 'B')} to read, " if input_bytes else "") + f"{quantity(free, 'B')} free on the target's disk"
+    room = quantity(free, "B")
+    if input_bytes:
+        return problems, filled("{} to read, {} free on the target's disk", quantity(input_bytes, "B"), room)
+    return problems, filled("{} free on the target's disk", room)

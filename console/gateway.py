@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import filled
 
 PORT = "{port}"
 """Stands for the server's port in an address."""
@@ -36,7 +37,7 @@ def gateway(address: str, port: int) -> Gateway:
     except ValueError:
         valid, parts = False, urlsplit("")
     if not valid or parts.query or parts.fragment or re.search(r"[\s\x00-\x1f\"'<>\\]", whole):
-        raise RequestError(f"--behind-proxy {address}: must be http(s)://HOST/PATH as the browser has it; for example {example}")
+        raise RequestError(filled("--behind-proxy {}: must be http(s)://HOST/PATH as the browser has it; for example {}", address, example))
     return Gateway(whole.rstrip("/") + "/")
 
 

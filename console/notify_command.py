@@ -10,6 +10,7 @@ from console.runs.state import host
 from qwen3vl_core import notify as notifying
 from qwen3vl_core.argument_parser import Parser
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, RequestError
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import VERSION
 from qwen3vl_core.settings_path import settings_file
 
@@ -39,7 +40,7 @@ def notify(arguments: list[str]) -> int:
     if not to:
         if to.problems:
             return EXIT_FAILED
-        raise RequestError(f"notify: nobody is told; give an address, or write notify: into {settings_file()}")
+        raise RequestError(filled("notify: nobody is told; give an address, or write notify: into {}", settings_file()))
     if not args.test:
         print(f"told of the end of a run, of failures, stalls and NaN: {to.shown}\nqwen3vl notify --test sends a message to try them")
         return EXIT_FAILED if to.problems else EXIT_DONE

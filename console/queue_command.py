@@ -15,6 +15,7 @@ from console.runs import queue as store_queue
 from console.runs.store import RunStore
 from qwen3vl_core.errors import EXIT_DONE, RequestError
 from qwen3vl_core.formats import printable, span
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import named, uses
 from qwen3vl_core.run_record import QUEUED
 
@@ -44,19 +45,21 @@ def queue(store: RunStore, args: argparse.Namespace) -> int:
     """`qwen3vl runs queue [ID --first]`. Returns the exit code; raises RequestError and WorkError."""
     if args.what == "resume":
         if args.id is not None:
-            raise RequestError(f"--resume: is for the whole queue; leave out {args.id}")
+            raise RequestError(filled("--resume: is for the whole queue; leave out {}", args.id))
         runs = store_queue.go_on(store.root, everywhere=True)
         if not args.json:
             print("\n".join(f"run {run.id}: waits for its GPUs again" for run in runs) or "a process waits for each queued run")
             return EXIT_DONE
     elif args.what is not None:
         if args.id is None:
-            raise RequestError(f"--{args.what}: needs a run; qwen3vl runs queue lists them; for example runs queue 7 --{args.what}")
+            raise RequestError(
+                filled("--{}: needs a run; qwen3vl runs queue lists them; for example runs queue 7 --{}", args.what, args.what)
+            )
         run = store.get(args.id)
         if args.what == CANCEL:
             if run.status != QUEUED:
                 raise RequestError(
-                    f"run {run.id}: {run.status}; only a queued run can be cancelled; qwen3vl runs stop {run.number} stops it"
+                    filled("run {}: {}; only a queued run can be cancelled; qwen3vl runs stop {} stops it", run.id, run.status, run.number)
                 )
             launch.stop(run)
             launch.wait(run, store_queue.LOCK_SECONDS)
@@ -65,7 +68,7 @@ def queue(store: RunStore, args: argparse.Namespace) -> int:
     elif args.id is not None:
         run = store.get(args.id)
         if run.status != QUEUED:
-            raise RequestError(f"run {run.id}: {run.status}; not queued")
+            raise RequestError(filled("run {}: {}; not queued", run.id, run.status))
     _show(store, args.json)
     return EXIT_DONE
 

@@ -15,7 +15,7 @@ from console.formatting import one_line
 from console.messages import CheckSeen, QueueChanged, RunChanged, RunsDeleted, RunStarted, WorkDone, WorkFailed
 from console.terminal import show_in_browser
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, phrase, tr
 from qwen3vl_core.locations import runs_directory
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class RunActions(App[int]):
 
     @on(WorkFailed)
     def _failed(self, event: WorkFailed) -> None:
-        text, now = one_line(event.text, 500), time.monotonic()
+        text, now = one_line(phrase(event.text), 500), time.monotonic()
         if text != self._last_error[0] or now - self._last_error[1] > QUIET_SECONDS:
             self._last_error = (text, now)
             self.notify(text, severity="error", markup=False)
@@ -192,7 +192,7 @@ class RunActions(App[int]):
             check, run_text = (importlib.import_module(f"console.runs.{name}") for name in ("check", "run_text"))
             run, worker, began = _store(self.store_root).get(run_id), get_current_worker(), time.time()
             if not check.checkpoints(run):
-                raise RequestError(f"{run_id}: no checkpoints; a finetune writes some with --save-interval and at its end")
+                raise RequestError(filled("{}: no checkpoints; a finetune writes some with --save-interval and at its end", run_id))
             if not check.state_of(run).get("alive"):
                 check.start(run)
             while True:

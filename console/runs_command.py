@@ -22,7 +22,7 @@ from console.runs_parser import build_parser
 from qwen3vl_core.colour import paint
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.formats import duration, quantity
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 from qwen3vl_core.locations import runs_directory
 from qwen3vl_core.log_lines import untagged
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, check_options, from_mapping, options_of, shell_line
@@ -229,7 +229,7 @@ def _metrics(store: RunStore, args: argparse.Namespace) -> int:
     for name in args.metric:
         if name not in columns.names:
             names = ", ".join(map(run_text.plain, columns.names)) or "none yet"
-            raise RequestError(f"--metric {name}: run {run.id} has no such metric; choose from {names}")
+            raise RequestError(filled("--metric {}: run {} has no such metric; choose from {}", name, run.id, names))
     wanted = args.metric or columns.names
     if args.json:
         for piece in columns.json(run.id, wanted):
@@ -276,7 +276,7 @@ def _check(store: RunStore, given: argparse.Namespace) -> int:
     run = store.get(given.id)
     checkpoints = check.checkpoints(run)
     if not checkpoints:
-        raise RequestError(f"run {run.id}: no checkpoints; a finetune writes some with --save-interval and at its end")
+        raise RequestError(filled("run {}: no checkpoints; a finetune writes some with --save-interval and at its end", run.id))
     if given.background:
         if not given.read_data:
             raise RequestError("--background: only --read-data takes long enough for it; add --read-data, or leave --background out")
@@ -322,7 +322,9 @@ def _clone(store: RunStore, args: argparse.Namespace) -> int:
     run = store.get(args.id)
     cls = COMMANDS.get(run.kind)
     if cls is None:
-        raise RequestError(f"run {run.id}: a run of kind {run_text.plain(run.kind)} cannot be cloned; only {', '.join(COMMANDS)} can")
+        raise RequestError(
+            filled("run {}: a run of kind {} cannot be cloned; only {} can", run.id, run_text.plain(run.kind), ", ".join(COMMANDS))
+        )
     if problem := version_problem(run.plan):
         raise RequestError(f"run {run.id}: {problem}")
     options = from_mapping(cls, {**run.options, **_changes(cls, args.set)})
@@ -338,9 +340,9 @@ def _changes(cls: type, words: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         o = declared.get(key.removeprefix("--").replace("-", "_"))
         if not equals:
-            raise RequestError(f"--set {word}: must be OPTION=VALUE; for example --set lr=1e-5")
+            raise RequestError(filled("--set {}: must be OPTION=VALUE; for example --set lr=1e-5", word))
         if o is None:
-            raise RequestError(f"--set {word}: no such option {key}; choose from {', '.join(declared)}")
+            raise RequestError(filled("--set {}: no such option {}; choose from {}", word, key, ", ".join(declared)))
         if value == "":
             changes[o.name] = o.default
         elif o.many:
@@ -362,7 +364,7 @@ def _delete(store: RunStore, args: argparse.Namespace) -> int:
     if not args.yes:
         sizes = {run.id: launch.disk_usage(run.path) for run in runs}
         if args.json or not sys.stdin.isatty():
-            raise RequestError(f"delete: {', '.join(sizes)} would free {quantity(sum(sizes.values()), 'B')}; add --yes to do it")
+            raise RequestError(filled("delete: {} would free {}; add --yes to do it", ", ".join(sizes), quantity(sum(sizes.values()), "B")))
         print("\n".join(f"{run_id}  {quantity(size, 'B')}" for run_id, size in sizes.items()))
         answer = input(f"delete {len(runs)} run{'s' if len(runs) > 1 else ''} with all checkpoints? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import filled
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -162,12 +163,12 @@ def editor() -> list[str]:
     try:
         words = shlex.split(variable) if variable else []
     except ValueError:
-        raise RequestError(f"EDITOR={variable}: a quotation mark is not closed; for example export EDITOR=nano") from None
+        raise RequestError(filled("EDITOR={}: a quotation mark is not closed; for example export EDITOR=nano", variable)) from None
     command = words or [name for name in EDITORS if shutil.which(name)][:1]
     if not command:
         raise RequestError("no editor found; name one: export EDITOR=nano")
     if shutil.which(command[0]) is None:
-        raise RequestError(f"EDITOR={variable}: no such program; for example export EDITOR=nano")
+        raise RequestError(filled("EDITOR={}: no such program; for example export EDITOR=nano", variable))
     return command
 
 
@@ -180,7 +181,7 @@ def edit(app: App[Any], file: Path) -> None:
         with app.suspend():
             subprocess.run([*words, str(file)], check=False)
     except SuspendNotSupported:
-        raise RequestError(f"{file}: this terminal cannot run an editor; edit the file in another one") from None
+        raise RequestError(filled("{}: this terminal cannot run an editor; edit the file in another one", file)) from None
     app.refresh(layout=True)
 
 

@@ -30,6 +30,7 @@ from console.gateway import Gateway, cloud_notebook, gateway
 from console.terminal import show_in_browser
 from console.web_driver import FIRST, REPAINT, BrowserDriver
 from qwen3vl_core.errors import EXIT_DONE, RequestError
+from qwen3vl_core.language import filled
 
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS = 8866, 50
@@ -278,9 +279,9 @@ def listen(port: int | None) -> socket.socket:
             listener.close()
             reason = error.strerror
     if port is None:
-        raise RequestError(f"--web: no port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free; name one with --port")
+        raise RequestError(filled("--web: no port from {} to {} is free; name one with --port", FIRST_PORT, FIRST_PORT + PORTS - 1))
     with contextlib.closing(listen(None)) as free:
-        raise RequestError(f"--port {port}: {reason}; use {free.getsockname()[1]}, or leave it out")
+        raise RequestError(filled("--port {}: {}; use {}, or leave it out", port, reason, free.getsockname()[1]))
 
 
 def serve(runs: Path, workspace: Path | None, port: int | None = None, browser: bool = True, behind: str | None = None) -> int:

@@ -60,12 +60,14 @@ class WorkError(RuntimeError):
 
     @property
     def shown(self) -> str:
-        """The text for people, as that of a `RequestError`."""
-        return str(self)
+        """The text in the user's language."""
+        from qwen3vl_core.language import phrase
+
+        return phrase(self.args[0])
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows."""
-        return [f"✗ {self}"]
+        return [f"✗ {self.shown}"]
 
 
 def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:
@@ -75,7 +77,7 @@ def error_lines(error: RequestError | WorkError, in_a_run: bool) -> list[str]:
     from qwen3vl_core.formats import printable
 
     if isinstance(error, WorkError):
-        lines = [(str(error), error.tag)]
+        lines = [(str(error) if in_a_run else error.shown, error.tag)]
     else:
         lines = [(str(problem) if in_a_run else problem.shown, problem.code) for problem in error.problems]
     return [written(printable(without_secrets(text)), tag if in_a_run else UNTAGGED) for text, tag in lines]

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.formats import printable, quantity
+from qwen3vl_core.language import filled
 
 UNFINISHED = ".tmp"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -143,7 +144,7 @@ def read_small(path: Path, most: int) -> bytes:
         data = file.read(most + 1) if size <= most else None
     if data is None or len(data) > most:
         size = max(size, most + 1)
-        raise RequestError(f"{path}: {quantity(size, 'B')}; such a file has at most {quantity(most, 'B')}; copy it again")
+        raise RequestError(filled("{}: {}; such a file has at most {}; copy it again", path, quantity(size, "B"), quantity(most, "B")))
     return data
 
 
@@ -153,30 +154,30 @@ def read_object(path: Path, most: int, *, copy: str, missing: str = "") -> dict[
     try:
         value = json.loads(read_small(path, most))
     except FileNotFoundError:
-        raise RequestError(f"{path}: no such file; {missing or copy}") from None
+        raise RequestError(filled("{}: no such file; {}", path, missing or copy)) from None
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); {copy} again") from None
+        raise RequestError(filled("{}: cannot be read ({}); {} again", path, error.strerror, copy)) from None
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise RequestError(f"{path}: not JSON ({reason}); {copy} again") from None
+        raise RequestError(filled("{}: not JSON ({}); {} again", path, reason, copy)) from None
     if not isinstance(value, dict):
-        raise RequestError(f"{path}: not a JSON object; {copy} again")
+        raise RequestError(filled("{}: not a JSON object; {} again", path, copy))
     return value
 
 
 def check_target(target: Path, *, overwrite: bool, what: str) -> None:
     """Raises RequestError when `target` exists already, or cannot be written to."""
     if target.is_symlink() and not target.exists():
-        raise RequestError(f"{target}: a broken symbolic link; remove it or choose another folder")
+        raise RequestError(filled("{}: a broken symbolic link; remove it or choose another folder", target))
     if target.exists() and not target.is_dir():
-        raise RequestError(f"{target}: is a file; choose another folder for the {what}")
+        raise RequestError(filled("{}: is a file; choose another folder for the {}", target, what))
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise RequestError(f"{target}: not empty; add --overwrite to replace it, or choose another folder")
+        raise RequestError(filled("{}: not empty; add --overwrite to replace it, or choose another folder", target))
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RequestError(f"{target}: {parent} cannot be written to; choose another folder for the {what}")
+        raise RequestError(filled("{}: {} cannot be written to; choose another folder for the {}", target, parent, what))
 
 
 def check_output_file(option: str, name: str | None) -> Path | None:
@@ -189,19 +190,23 @@ def check_output_file(option: str, name: str | None) -> Path | None:
     path = Path(name).expanduser().absolute()
     try:
         if path.is_dir():
-            raise RequestError(f"{option} {name}: a folder; give a file in it")
+            raise RequestError(filled("{} {}: a folder; give a file in it", option, name))
         if not path.parent.is_dir():
-            raise RequestError(f"{option} {name}: {path.parent} is not a folder; create it first, or choose another folder")
+            raise RequestError(filled("{} {}: {} is not a folder; create it first, or choose another folder", option, name, path.parent))
         longest = os.pathconf(path.parent, "PC_NAME_MAX")
         if len(os.fsencode(path.name + UNFINISHED)) > longest:
-            raise RequestError(f"{option} {name[:40]}…: a name has at most {longest - len(UNFINISHED)} bytes here; choose a shorter one")
+            raise RequestError(
+                filled("{} {}…: a name has at most {} bytes here; choose a shorter one", option, name[:40], longest - len(UNFINISHED))
+            )
         import tempfile  # late: the first frame of the console needs this module
 
         # permissions do not tell it to root, or on a file system of another machine
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         reason = printable(error.strerror or str(error))
-        raise RequestError(f"{option} {name}: {path.parent} cannot be written to ({reason}); choose another folder") from None
+        raise RequestError(
+            filled("{} {}: {} cannot be written to ({}); choose another folder", option, name, path.parent, reason)
+        ) from None
     return path
 
 
@@ -212,7 +217,7 @@ def write_output(path: Path, text: str) -> None:
     except OSError as error:
         reason = "the disk is full" if disk_full(error) else error.strerror or error
         raise WorkError(
-            f"{path}: cannot be written ({reason}); free some space or choose another folder, and run the command again"
+            filled("{}: cannot be written ({}); free some space or choose another folder, and run the command again", path, reason)
         ) from error
 
 
@@ -222,8 +227,14 @@ def need_space(target: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(parent).free
     if free < size:
         raise RequestError(
-            f"{target}: the {what} needs {quantity(size, 'B')}, but {parent} has {quantity(free, 'B')} free; "
-            "free some space or choose another disk"
+            filled(
+                "{}: the {} needs {}, but {} has {} free; free some space or choose another disk",
+                target,
+                what,
+                quantity(size, "B"),
+                parent,
+                quantity(free, "B"),
+            )
         )
 
 
@@ -281,7 +292,9 @@ def _replacement(target: Path, building: Path, old: Path, what: str) -> Iterator
         put_back(target, old)
         full = disk_full(error)
         if full is not None:
-            raise WorkError(f"{target}: the disk is full; nothing was written; free some space and run the {what} again") from error
+            raise WorkError(
+                filled("{}: the disk is full; nothing was written; free some space and run the {} again", target, what)
+            ) from error
         raise
 
 

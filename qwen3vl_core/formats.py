@@ -102,6 +102,8 @@ def printable(text: object) -> str:
 def one_clear_line(text: object) -> str:
     """A message on one line of limited length, whatever a file has put into it; its end, which says the way out, stays."""
     line = printable(text).replace("\n", " ").strip()
+    if line == text and isinstance(text, str):
+        return text  # one that knows its template stays one
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 501]}…{line[-500:]}"
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import filled
 
 DEFAULT_RUNS = Path("~/.qwen3vl/runs")
 DEFAULT_DEMO = Path("~/.qwen3vl/demo")
@@ -21,5 +22,5 @@ def store_folder(root: Path | str) -> Path:
     """The folder of a run store, which need not exist yet. Raises RequestError when it is a file."""
     root = Path(root).expanduser().absolute()
     if root.exists() and not root.is_dir():
-        raise RequestError(f"--runs {root}: is a file; choose a folder")
+        raise RequestError(filled("--runs {}: is a file; choose a folder", root))
     return root

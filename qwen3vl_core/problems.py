@@ -79,6 +79,8 @@ class Problem:
         texts = {name: ", ".join(map(_text, v)) if isinstance(v, list | tuple) else v for name, v in self.rule.items()}
         if say is _english:
             return texts
+        if self.code == "request":
+            return {**texts, "text": phrase(texts["text"])}
         return {name: _in_words(value) if name in VALUES_IN_WORDS else value for name, value in texts.items()}
 
     def as_json(self) -> dict[str, Any]:

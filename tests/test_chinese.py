@@ -20,7 +20,7 @@ from console.runs_command import parser as parser_of_runs
 from qwen3vl_core import chinese, language
 from qwen3vl_core.cells import width, wrapped
 from qwen3vl_core.command_line import build_parser
-from qwen3vl_core.errors import RequestError, error_lines
+from qwen3vl_core.errors import RequestError, WorkError, error_lines
 from qwen3vl_core.language import filled
 from qwen3vl_core.layout.doctor import Check, render
 from qwen3vl_core.options import COMMANDS, FinetuneOptions, missing_values, option_problems, options_of
@@ -29,6 +29,13 @@ from qwen3vl_core.problem_texts import TEXTS as TEXTS_OF_PROBLEMS
 from qwen3vl_core.problems import Problem
 
 ROOT = Path(__file__).parent.parent
+SENTENCE = re.compile(r"[A-Za-z]{2,}[ ,]+[a-z]{2,}")
+NO_WORDS = (
+    "dialog keys", "dialog wide", "group first", "flag changed", "bold reverse", "qwen3vl finetune --plan ", " decides at the next start",
+    "L 随时切换 · L changes it at any time", r"\b(error|traceback|exception|failed|killed|out of memory)\b",
+    "A plan. Lines may be left out: the option then has its default.",
+)  # fmt: skip
+"""Styles, commands, the dialog that speaks both languages, a pattern, a comment of a file. What begins with $ is a style, too."""
 LABEL = 12
 """Cells of a label in the key bar."""
 LINE = 62
@@ -166,6 +173,49 @@ def test_every_text_of_the_doctor_is_chinese(chinese_spoken):
     report = render(checks)
     assert "磁盘" in report and "剩余 3.0 GiB；建议 100" in report and "腾出空间" in report and "计算能力 9.0" in report
     assert Check("disk", "ok", "text").as_json()["name"] == "disk"
+
+
+def test_the_errors_of_the_console_of_files_and_downloads_are_chinese(chinese_spoken):
+    texts = {}
+    core = (ROOT / "qwen3vl_core" / name for name in ("files.py", "locations.py", "data/download.py"))
+    for file in (*ROOT.glob("console/**/*.py"), *core):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if "notebook" not in file.parts else ()
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            name = getattr(call.func, "id", "")
+            if name in ("RequestError", "WorkError", "filled") and call.args:
+                words = "".join(str(part.value) for part in getattr(call.args[0], "values", ()) if isinstance(part, ast.Constant))
+                assert name == "filled" or not WORDS.search(words.replace("run ", "")), (
+                    f"{file.name}:{call.lineno}: an f-string is in no catalogue: use filled"
+                )
+                texts |= dict.fromkeys(filter(WORDS.search, literals(call.args[0])), file.name)
+    assert len(texts) > 80
+    assert not {text: file for text, file in texts.items() if text not in TEXTS}, "add them to qwen3vl_core/chinese/errors.py"
+    for text, said in chinese.ERRORS.items():
+        used = {int(name): (spec, how) for _, name, spec, how in string.Formatter().parse(said) if name is not None}
+        made = [(spec, how) for _, name, spec, how in string.Formatter().parse(text) if name is not None]
+        assert used == dict(enumerate(made)) and HAN.search(said), text
+    error = WorkError(language.filled("run {}: was deleted already", "7"))
+    assert (str(error), error.shown) == ("run 7: was deleted already", "运行 7：已经删除")
+    error = RequestError(language.filled("--runs {}: is a file; choose a folder", "x"))
+    assert (str(error), error.shown) == ("--runs x: is a file; choose a folder", "--runs x：是文件；请给目录")
+    assert error_lines(error, in_a_run=True)[0].endswith("is a file; choose a folder")
+
+
+def test_every_sentence_in_the_code_of_the_screens_is_known():
+    """Also those that a table, a class or a variable holds until they are shown."""
+    files = [file for folder in ("screens", "widgets") for file in (ROOT / "console" / folder).glob("*.py")]
+    files += [ROOT / "console" / name for name in ("app.py", "console_base.py", "run_actions.py", "store_actions.py", "palette.py")]
+    known = "\n".join([*TEXTS, *chinese.ERRORS, *NO_WORDS, *(text for action in ACTIONS for text in (action.label, action.tooltip))])
+    for file in files:
+        tree, silent = ast.parse(file.read_text(encoding="utf-8")), set()
+        for node in ast.walk(tree):
+            names = [getattr(target, "id", "") for target in getattr(node, "targets", [getattr(node, "target", None)])]
+            if isinstance(node, ast.Expr) or any(name in ("CSS", "DEFAULT_CSS", "BINDINGS") for name in names):
+                silent |= {id(part) for part in ast.walk(node) if not isinstance(node, ast.Expr) or isinstance(node.value, ast.Constant)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent else ""
+            if SENTENCE.search(text) and not text.startswith("$"):
+                assert text in known, f"{file.name}: {text}"
 
 
 def test_a_text_that_the_catalogue_lacks_or_whose_placeholders_differ_is_noticed():

@@ -12,6 +12,7 @@ from console.readers.run_rows import RunRow, Snapshot
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import read_small
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import CHECKPOINTS, TRACKER
 from qwen3vl_core.sizes import Architecture, size_of
 
@@ -92,22 +93,24 @@ def open_model(text: str) -> OpenedModel:
     if not text.strip():
         raise RequestError("give the path of a folder: a Hugging Face model (config.json and .safetensors), or a Megatron checkpoint")
     if not folder.exists():
-        raise RequestError(f"{folder}: no such folder; correct the path, or get a model: qwen3vl download model NAME --to DIR")
+        raise RequestError(filled("{}: no such folder; correct the path, or get a model: qwen3vl download model NAME --to DIR", folder))
     if folder.is_file():
-        raise RequestError(f"{folder}: is a file; give the folder that contains it")
+        raise RequestError(filled("{}: is a file; give the folder that contains it", folder))
     folder = folder.absolute()
     checkpoint = (folder / TRACKER).is_file() or (folder / ".metadata").is_file()
     if not checkpoint and not (folder / "config.json").is_file():
         inside = sorted(child.name for child in folder.iterdir() if (child / "config.json").is_file())[:3]
         hint = f"; there is one in {', '.join(inside)}" if inside else "; choose the model's own folder"
-        raise RequestError(f"{folder}: neither config.json nor {TRACKER} in it, so this is not a model{hint}")
+        raise RequestError(filled("{}: neither config.json nor {} in it, so this is not a model{}", folder, TRACKER, hint))
     size = ""
     if (folder / "config.json").is_file():
         size = size_of(Architecture.read(folder)) or "custom size"
     if checkpoint:
         return OpenedModel("finetune", f"Megatron checkpoint {folder.name} {size}".strip(), {"base_mcore": str(folder)})
     if not any(folder.glob("*.safetensors")):
-        raise RequestError(f"{folder}: config.json without .safetensors beside it; the download is incomplete, run qwen3vl download again")
+        raise RequestError(
+            filled("{}: config.json without .safetensors beside it; the download is incomplete, run qwen3vl download again", folder)
+        )
     target = folder.with_name(folder.name + "-mcore")
     if not os.access(folder.parent, os.W_OK):
         target = Path.cwd() / target.name

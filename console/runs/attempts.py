@@ -23,6 +23,7 @@ from console.runs.state import write_json
 from qwen3vl_core import log_lines, notify
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import VISIBLE
 from qwen3vl_core.run_record import (  # fmt: skip
     HEARTBEAT,
@@ -67,7 +68,7 @@ def grace_seconds(plan: PlanRecord | None = None) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 86400:
-        raise RequestError(f"{GRACE_VARIABLE}={text}: must be seconds from 0 to 86400; use {GRACE_SECONDS:g}")
+        raise RequestError(filled("{}={}: must be seconds from 0 to 86400; use {:g}", GRACE_VARIABLE, text, GRACE_SECONDS))
     return seconds
 
 

@@ -14,6 +14,7 @@ from console.runs.store import Run
 from console.runs.tail import JsonlTail
 from qwen3vl_core.caption.comparison import BASE, SAME, TUNED, Comparison, ReportCaption, ReportModel, ReportSample, tally
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import COMPARISON, SAMPLES, VERSION, VOTES, read_sample
 
 
@@ -150,7 +151,7 @@ class SampleFeed:
                 texts = {name: ReportCaption(caption.text, caption.seconds or 0.0, caption.whole) for name, caption in chosen.items()}
                 samples.append(ReportSample(sample.image, texts, sample.prompt, sample.references))
         if not samples:
-            raise WorkError(f"{self.run.id}: no picture has all its captions yet; wait, or look at its log")
+            raise WorkError(filled("{}: no picture has all its captions yet; wait, or look at its log", self.run.id))
         notes = list(self.head.notes)
         if len(samples) < len(self._samples):
             notes.append(f"{len(samples):,} of {len(self._samples):,} pictures have all captions.")
@@ -192,7 +193,7 @@ def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE,
     """Save a vote in the run's folder; None withdraws it. Returns all votes. Raises RequestError and WorkError."""
     allowed = [*names, SAME]
     if choice is not None and choice not in allowed:
-        raise RequestError(f"vote {choice}: must be one of {', '.join(allowed)}")
+        raise RequestError(filled("vote {}: must be one of {}", choice, ", ".join(allowed)))
     before = read_votes(run, allowed)
     choices = {k: v for k, v in {**before.choices, image: choice}.items() if v}
     hidden = (before.blind - {image}) | ({image} if blind and choice else set())
@@ -202,5 +203,7 @@ def vote(run: Run, image: str, choice: str | None, names: Iterable[str] = (BASE,
     try:
         write_json(run.path / VOTES, value)
     except OSError as error:
-        raise WorkError(f"{run.path / VOTES}: {error.strerror}; the vote was not saved; make the run's folder writable") from error
+        raise WorkError(
+            filled("{}: {}; the vote was not saved; make the run's folder writable", run.path / VOTES, error.strerror)
+        ) from error
     return Votes(choices, frozenset(hidden))

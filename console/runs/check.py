@@ -18,6 +18,7 @@ from console.runs.state import boot_id, host, is_here, read_json, write_json
 from console.runs.store import Run
 from qwen3vl_core import file_digests
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import CHECK, CHECKPOINTS, VERSION, checkpoint_step
 
 WRITE_SECONDS = 1.0
@@ -86,7 +87,7 @@ def state_of(run: Run) -> dict[str, Any]:
 def start(run: Run) -> None:
     """Check every byte in the background. Raises RequestError while that is being done, WorkError when it cannot be started."""
     if state_of(run).get("alive"):
-        raise RequestError(f"run {run.id}: is being checked already; qwen3vl runs check {run.number} shows how far")
+        raise RequestError(filled("run {}: is being checked already; qwen3vl runs check {} shows how far", run.id, run.number))
     from console.runs import plan_record  # imports the options' declarations, which a list of runs does not need
 
     environment = os.environ | {"PYTHONPATH": plan_record.python_path(os.environ.get("PYTHONPATH", ""))}
@@ -96,7 +97,7 @@ def start(run: Run) -> None:
             stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
         ).returncode = 0  # fmt: skip
     except OSError as error:
-        raise WorkError(f"run {run.id}: the check could not be started ({error.strerror}); try again later") from None
+        raise WorkError(filled("run {}: the check could not be started ({}); try again later", run.id, error.strerror)) from None
 
 
 def _work(run: Run) -> None:

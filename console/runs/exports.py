@@ -12,6 +12,7 @@ from qwen3vl_core.caption.comparison import Comparison
 from qwen3vl_core.caption.data_uri import PageFit, file_picture
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import check_output_file, write_output
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import CAPTIONS_DATA, CAPTIONS_PAGE
 
 
@@ -19,7 +20,7 @@ def comparison_of(run: Run) -> Comparison:
     """The captions that a compare run has written so far, with its votes. Raises RequestError for a run of another kind, WorkError
     when no picture has all its captions."""
     if run.kind != "compare":
-        raise RequestError(f"run {run.id}: a {run.kind} run has no captions of several models; give a compare run")
+        raise RequestError(filled("run {}: a {} run has no captions of several models; give a compare run", run.id, run.kind))
     feed = SampleFeed(run)
     feed.read()
     return feed.comparison(read_votes(run, feed.names))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_metrics import listed_keys, title_of
 from qwen3vl_core.run_record import ALIVE, finite
 
@@ -97,7 +98,7 @@ def select_runs(rows: Iterable[T], query: str = "", sort: str = "newest", revers
     """The rows (newest first) that match, in this order. Raises RequestError for an unknown order."""
     known = orders()
     if sort not in known:
-        raise RequestError(f"--sort {sort}: no such order; choose from {', '.join(known)}")
+        raise RequestError(filled("--sort {}: no such order; choose from {}", sort, ", ".join(known)))
     selected = [row for row in rows if matches(row, query)]
     if sort != "newest":
         selected.sort(key=known[sort])

@@ -25,6 +25,7 @@ from console.runs.tail import FileFollower
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_FAILED, EXIT_REQUEST, RequestError, WorkError
 from qwen3vl_core.files import write_text
+from qwen3vl_core.language import filled
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
 from qwen3vl_core.run_record import ALIVE, QUEUED, RUN_VARIABLE, SAVE, STATE, STOP, StateRecord, version_problem
 
@@ -88,12 +89,12 @@ def _supervise(run: Run, flags: list[str], columns: int | None) -> None:
             env=environment, start_new_session=True, timeout=START_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise WorkError(f"run {run.id}: its supervisor did not answer in {START_SECONDS:.0f} s; see {run.log}") from None
+        raise WorkError(filled("run {}: its supervisor did not answer in {:.0f} s; see {}", run.id, START_SECONDS, run.log)) from None
     if done.returncode:
         line = (done.stderr.strip().splitlines() or ["its supervisor ended without a message"])[-1]
         if done.returncode == EXIT_REQUEST:
             raise RequestError(line)
-        raise WorkError(f"run {run.id}: {line}; see {run.log}")
+        raise WorkError(filled("run {}: {}; see {}", run.id, line, run.log))
 
 
 def require_own(run: Run, foreign: bool) -> None:
@@ -104,7 +105,7 @@ def require_own(run: Run, foreign: bool) -> None:
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=run.path.parent) as probe:
         if os.fstat(probe.fileno()).st_uid == owner:
             return  # network storage that gives every file another owner
-    raise RequestError(f"run {run.id}: belongs to {owner_name(owner)}; ask them, or add --foreign if it is yours all the same")
+    raise RequestError(filled("run {}: belongs to {}; ask them, or add --foreign if it is yours all the same", run.id, owner_name(owner)))
 
 
 def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None:
@@ -131,11 +132,15 @@ def stop(run: Run, grace: float | None = None, *, foreign: bool = False) -> None
         _end_lost(run, grace_seconds(run.plan) if grace is None else grace)
     elif status == "lost":
         raise RequestError(
-            f"run {run.id}: lost on {state.get('host')}, and only that machine can end its remaining processes; "
-            f"there: qwen3vl runs stop {run.number}"
+            filled(
+                "run {}: lost on {}, and only that machine can end its remaining processes; there: qwen3vl runs stop {}",
+                run.id,
+                state.get("host"),
+                run.number,
+            )
         )
     else:
-        raise RequestError(f"run {run.id}: {status} already; nothing to stop")
+        raise RequestError(filled("run {}: {} already; nothing to stop", run.id, status))
 
 
 def _cancel(run: Run, state: StateRecord) -> None:
@@ -161,7 +166,7 @@ def _end_lost(run: Run, grace: float) -> None:
         left = processes.end(lambda: processes.strays(run.path), grace)
         if left:
             pids = ", ".join(str(p.pid) for p in left)
-            raise WorkError(f"run {run.id}: processes that SIGKILL did not end: {pids}; only a reboot of the machine ends them")
+            raise WorkError(filled("run {}: processes that SIGKILL did not end: {}; only a reboot of the machine ends them", run.id, pids))
         write_json(run.path / STATE, {**state, "status": "stopped", "exit_code": None, "ended": time.time()})
         (run.path / STOP).unlink(missing_ok=True)
     queue.wake(queue.look(run.path.parent))
@@ -171,13 +176,13 @@ def save_now(run: Run) -> None:
     """Ask a live finetune for a checkpoint at its next step, and return immediately. Raises RequestError if it cannot save."""
     state = run.state
     if run.kind != "finetune":
-        raise RequestError(f"run {run.id}: a {run.kind} saves no checkpoints; only a finetune does")
+        raise RequestError(filled("run {}: a {} saves no checkpoints; only a finetune does", run.id, run.kind))
     if state["status"] not in ("starting", "running"):
-        raise RequestError(f"run {run.id}: {state['status']}; only a live finetune can save")
+        raise RequestError(filled("run {}: {}; only a live finetune can save", run.id, state["status"]))
     try:
         (run.path / SAVE).touch()
     except OSError as error:
-        raise WorkError(f"{run.path / SAVE}: {error.strerror}; free some space, or ask again later") from None
+        raise WorkError(filled("{}: {}; free some space, or ask again later", run.path / SAVE, error.strerror)) from None
     processes.signal_supervisor(run.path, state, signal.SIGCHLD)  # wakes it; it would look within a second anyway
 
 
@@ -202,7 +207,7 @@ def delete(run: Run, *, foreign: bool = False) -> int:
     """
     require_own(run, foreign)
     if run.alive:
-        raise RequestError(f"run {run.id}: {run.status}; stop it first: qwen3vl runs stop {run.number}")
+        raise RequestError(filled("run {}: {}; stop it first: qwen3vl runs stop {}", run.id, run.status, run.number))
     if run.path.is_symlink():
         run.path.unlink()  # its target is not ours to delete
         return 0
@@ -210,16 +215,18 @@ def delete(run: Run, *, foreign: bool = False) -> int:
         with hold(run.path):
             left = processes.strays(run.path)
             if left:
-                raise RequestError(f"run {run.id}: some of its processes are still running; end them with qwen3vl runs stop {run.number}")
+                raise RequestError(
+                    filled("run {}: some of its processes are still running; end them with qwen3vl runs stop {}", run.id, run.number)
+                )
             size = disk_usage(run.path)
             gone = run.path.with_name(f".{run.id}-deleted")
             shutil.rmtree(gone, ignore_errors=True)
             run.path.rename(gone)
         shutil.rmtree(gone)
     except FileNotFoundError:
-        raise RequestError(f"run {run.id}: was deleted already") from None
+        raise RequestError(filled("run {}: was deleted already", run.id)) from None
     except OSError as error:
-        raise WorkError(f"{error.filename or run.path}: {error.strerror}; delete it by hand, or ask who owns it") from None
+        raise WorkError(filled("{}: {}; delete it by hand, or ask who owns it", error.filename or run.path, error.strerror)) from None
     return size
 
 

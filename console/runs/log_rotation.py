@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import UNFINISHED
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import LOG, OLD_LOG
 
 VARIABLE = "QWEN3VL_LOG_BYTES"
@@ -23,7 +24,7 @@ def largest() -> int:
     if not text:
         return LARGEST
     if not text.isdecimal() or not 1 << 16 <= int(text) < 1 << 60:
-        raise RequestError(f"{VARIABLE}={text}: must be bytes from 65536 on; leave it out")
+        raise RequestError(filled("{}={}: must be bytes from 65536 on; leave it out", VARIABLE, text))
     return int(text)
 
 

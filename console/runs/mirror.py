@@ -21,6 +21,7 @@ from qwen3vl_core import file_digests, limits, log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, WorkError
 from qwen3vl_core.files import UNFINISHED, disk_full, open_regular, to_disk, write_text
 from qwen3vl_core.formats import quantity
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, MIRROR, PLAN, TRACKER, VERSION, PlanRecord, checkpoint_step
 
 CHUNK = 4 << 20
@@ -112,11 +113,11 @@ def _digests(source: Path) -> dict[str, file_digests.Digest]:
     try:
         digests = file_digests.read(source)
     except ValueError as error:
-        raise WorkError(f"{source.name}: {error}, so it is not copied") from None
+        raise WorkError(filled("{}: {}, so it is not copied", source.name, error)) from None
     if digests is None:
-        raise WorkError(f"{source.name}: has no digests to compare a copy with; only checkpoints of this version are copied")
+        raise WorkError(filled("{}: has no digests to compare a copy with; only checkpoints of this version are copied", source.name))
     if problem := file_digests.sizes_problem(source, digests):
-        raise WorkError(f"{source.name}: {problem}, so it is not copied")
+        raise WorkError(filled("{}: {}, so it is not copied", source.name, problem))
     return digests
 
 

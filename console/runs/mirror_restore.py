@@ -11,6 +11,7 @@ from console.runs.state import runs_already
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import write_text
+from qwen3vl_core.language import filled
 from qwen3vl_core.progress import Progress
 from qwen3vl_core.run_record import CHECKPOINTS, TRACKER
 
@@ -49,7 +50,7 @@ def asked(run: Run) -> bool:
     line = f"run {run.id}: {state}, and its mirror {place(run)} has step {step}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         without = "" if own is None else f", or --no-from-mirror to resume from step {own}"
-        raise RequestError(f"{line}; add --from-mirror to take that{without}")
+        raise RequestError(filled("{}; add --from-mirror to take that{}", line, without))
     print(line, file=sys.stderr)
     return input("take it from the mirror? [Y/n] ").strip().lower() in ("", "y", "yes")
 
@@ -64,14 +65,14 @@ def restore(run: Run, told: Callable[[int], None] | None = None) -> int:
         raise runs_already(run.path)
     mirror_folder = place(run)
     if mirror_folder is None:
-        raise RequestError(f"run {run.id}: has no mirror; a finetune with --mirror has one")
+        raise RequestError(filled("run {}: has no mirror; a finetune with --mirror has one", run.id))
     step = newest_whole(mirror_folder / CHECKPOINTS)
     if step is None:
-        raise RequestError(f"{mirror_folder / CHECKPOINTS}: holds no whole checkpoint of run {run.id}; leave --from-mirror out")
+        raise RequestError(filled("{}: holds no whole checkpoint of run {}; leave --from-mirror out", mirror_folder / CHECKPOINTS, run.id))
     target = run.path / CHECKPOINTS
     own = newest_whole(target, read_data=True)
     if own is not None and own >= step:
-        raise RequestError(f"run {run.id}: its own checkpoint of step {own} is whole, every byte; leave --from-mirror out")
+        raise RequestError(filled("run {}: its own checkpoint of step {} is whole, every byte; leave --from-mirror out", run.id, own))
     source = mirror_folder / CHECKPOINTS / mirror.folder_of(step)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -81,6 +82,6 @@ def restore(run: Run, told: Callable[[int], None] | None = None) -> int:
         write_text(target / TRACKER, f"{step}\n")
     except OSError as error:
         raise WorkError(
-            f"{error.filename or target}: {error.strerror}; nothing of the run was changed; free some space and try again"
+            filled("{}: {}; nothing of the run was changed; free some space and try again", error.filename or target, error.strerror)
         ) from error
     return step

@@ -20,6 +20,7 @@ from console.runs.state import write_json
 from qwen3vl_core.addresses import without_secrets
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import absolute_path, replaced_file
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import FREE, NOT_FREE, VISIBLE, can_wait, chosen
 from qwen3vl_core.layout.resuming import change_problems
 from qwen3vl_core.layout.torchrun_command import gpu_count, model_ranks, training_command
@@ -134,8 +135,12 @@ def check_recordable(values: Mapping[str, Any], words: Iterable[str] = ()) -> No
         shown = without_secrets(text)
         if shown != text:
             raise RequestError(
-                f"{flag}{shown}: holds a user, password or token, which the run's record would keep; give it by the tool's own "
-                "configuration or environment variable"
+                filled(
+                    "{}{}: holds a user, password or token, which the run's record would keep; give it by the tool's own configuration or "
+                    "environment variable",
+                    flag,
+                    shown,
+                )
             )
 
 
@@ -172,11 +177,11 @@ def change_options(run_dir: Path, plan: PlanRecord, changes: Mapping[str, Any]) 
     if problem := version_problem(plan):
         raise RequestError(f"run {run_dir.name}: {problem}")
     if plan.get("kind") != "finetune":
-        raise RequestError(f"run {run_dir.name}: not a finetune; only finetunes resume with other options")
+        raise RequestError(filled("run {}: not a finetune; only finetunes resume with other options", run_dir.name))
     steps = [step for step in (checkpoint_step(entry.name) for entry in (run_dir / CHECKPOINTS).glob(f"{ITERATION}*")) if step is not None]
     values = plan.get("options")
     if not isinstance(values, dict):
-        raise RequestError(f"run {run_dir.name}: {PLAN} holds no options; start a new run")
+        raise RequestError(filled("run {}: {} holds no options; start a new run", run_dir.name, PLAN))
     options = with_chosen_gpus(with_absolute_paths(from_mapping(FinetuneOptions, values | dict(changes))))
     new = to_mapping(options)
     check_recordable({name: new[name] for name in changes})

@@ -24,6 +24,7 @@ from console.runs import processes
 from console.runs.state import STALE_SECONDS, host, is_here, judge, lock_held, read_json, read_state, sign_of_life, write_json
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import FREE, VISIBLE, GpuUse
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
 from qwen3vl_core.run_record import ENDED, HOLDING, QUEUE, QUEUE_LOCK, QUEUED, RUN_VARIABLE, STATE, VERSION, StateRecord
@@ -184,11 +185,13 @@ def lock(root: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise WorkError(f"{root / QUEUE_LOCK}: another process has held it for {LOCK_SECONDS:.0f} s; try again") from None
+                    raise WorkError(
+                        filled("{}: another process has held it for {:.0f} s; try again", root / QUEUE_LOCK, LOCK_SECONDS)
+                    ) from None
                 time.sleep(0.005)
             except OSError as error:
                 if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise RequestError(f"{root}: this file system has no file locks; choose another folder with --runs") from error
+                    raise RequestError(filled("{}: this file system has no file locks; choose another folder with --runs", root)) from error
                 raise
         yield
     finally:
@@ -204,7 +207,7 @@ def change(run: Run, what: str) -> Queue:
         ids = [entry.run.id for entry in queue.entries]
         held = {entry.run.id for entry in queue.entries if entry.held}
         if run.id not in ids:
-            raise RequestError(f"run {run.id}: {run.status}; only queued runs have a place in the queue")
+            raise RequestError(filled("run {}: {}; only queued runs have a place in the queue", run.id, run.status))
         at = ids.index(run.id)
         if what in (HOLD, RELEASE):
             (held.add if what == HOLD else held.discard)(run.id)

@@ -15,6 +15,7 @@ from console.runs.processes import Process
 from console.runs.state import host, read_json
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import number, span
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import AT_CHECKPOINT, AT_START, DOINGS, RANKS, rank_file
 
 FACTOR = 10.0
@@ -37,7 +38,7 @@ def least_seconds() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 86400:
-        raise RequestError(f"{LEAST_VARIABLE}={text}: must be seconds above 0 and below 86400; use {LEAST_SECONDS:g}")
+        raise RequestError(filled("{}={}: must be seconds above 0 and below 86400; use {:g}", LEAST_VARIABLE, text, LEAST_SECONDS))
     return seconds
 
 

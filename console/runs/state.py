@@ -22,6 +22,7 @@ from console.runs.tail import parsed
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.files import open_regular, write_text
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import ALIVE, ENDED, HEARTBEAT, HOLDING, LOCK, QUEUED, STATE, StateRecord
 
 MORE_STEPS = "--more-steps"
@@ -102,7 +103,7 @@ def is_here(state: StateRecord) -> bool:
 
 def runs_already(run_dir: Path) -> RequestError:
     """The error for starting a run that is alive."""
-    return RequestError(f"run {run_dir.name}: is running already; qwen3vl runs logs {run_dir.name} --follow shows it")
+    return RequestError(filled("run {}: is running already; qwen3vl runs logs {} --follow shows it", run_dir.name, run_dir.name))
 
 
 @contextlib.contextmanager
@@ -125,8 +126,10 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     raise RequestError(
-                        f"{run_dir.parent}: this file system has no file locks, so a live run cannot be detected; "
-                        "choose another folder with --runs"
+                        filled(
+                            "{}: this file system has no file locks, so a live run cannot be detected; choose another folder with --runs",
+                            run_dir.parent,
+                        )
                     ) from error
                 raise
         yield

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from console.runs.state import boot_id, host, is_here, judge, read_json, write_json
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import filled
 from qwen3vl_core.locations import store_folder
 from qwen3vl_core.run_record import ALIVE, LOG, METRICS_FILE, PLAN, STATE, PlanRecord, StateRecord
 
@@ -153,7 +154,7 @@ class RunStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can read") from None
+            raise RequestError(filled("--runs {}: {}; choose a folder that you can read", self.root, error.strerror)) from None
         # a name that could steer a terminal is none of ours
         runs = [Run(self.root / name) for name in names if name.isprintable() and _ID.fullmatch(name) and _is_run(self.root / name)]
         return sorted(runs, key=lambda run: (run.number, run.id), reverse=True)
@@ -175,9 +176,9 @@ class RunStore:
             if len(matching) == 1:
                 return matching[0]
             if matching:
-                raise RequestError(f"run {text}: {len(matching)} runs match, {_some(matching)}; give the number")
+                raise RequestError(filled("run {}: {} runs match, {}; give the number", text, len(matching), _some(matching)))
         advice = f"choose from {_some(runs)}" if runs else f"there are none; qwen3vl finetune starts one{elsewhere(self.root)}"
-        raise RequestError(f"run {text}: no such run in {self.root}; {advice}")
+        raise RequestError(filled("run {}: no such run in {}; {}", text, self.root, advice))
 
     def create(self, kind: str, options: Any, command: Sequence[str] | None = None) -> Run:
         """Create a new run, ready to start, with the next free number. Atomic.
@@ -200,9 +201,11 @@ class RunStore:
             self.root.mkdir(parents=True, exist_ok=True)
             number, claim = self._claim_number()
         except FileNotFoundError as error:
-            raise RequestError(f"{error.filename or 'the current folder'}: no longer exists; change to a folder that exists") from None
+            raise RequestError(
+                filled("{}: no longer exists; change to a folder that exists", error.filename or "the current folder")
+            ) from None
         except OSError as error:
-            raise RequestError(f"--runs {self.root}: {error.strerror}; choose a folder that you can write to") from None
+            raise RequestError(filled("--runs {}: {}; choose a folder that you can write to", self.root, error.strerror)) from None
         path = self.root / f"{number:04d}-{_slug(str(label))}"
         try:
             words = command if command is not None else plan_record.child_command(kind, options, path)
@@ -217,7 +220,7 @@ class RunStore:
             shutil.rmtree(claim, ignore_errors=True)
             if isinstance(error, OSError):
                 raise WorkError(
-                    f"{path}: {error.strerror}; the run was not created; free some space or choose another folder with --runs"
+                    filled("{}: {}; the run was not created; free some space or choose another folder with --runs", path, error.strerror)
                 ) from error
             raise
         return Run(path)

@@ -27,6 +27,7 @@ from console.runs.queue import WAITS
 from console.runs.state import FOREGROUND, MORE_STEPS, STALE_SECONDS, boot_id, hold, host, read_json, read_state, sign_of_life
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
+from qwen3vl_core.language import filled
 from qwen3vl_core.run_record import ALIVE, ENDED, LOG, PLAN, QUEUED, SAVE, STOP, PlanRecord, StateRecord
 
 
@@ -48,24 +49,26 @@ def claim(run_dir: Path, start: Start) -> None:
     status, resume = state.get("status"), start.resume
     if start.queued or status == QUEUED:
         if not start.queued:
-            raise RequestError(f"run {name}: is queued already; qwen3vl runs queue shows when it starts")
+            raise RequestError(filled("run {}: is queued already; qwen3vl runs queue shows when it starts", name))
         if status != QUEUED:
-            raise RequestError(f"run {name}: is not queued any more")
+            raise RequestError(filled("run {}: is not queued any more", name))
         return
     fresh = status == "starting" and not state.get("supervisor_pid")
     if not resume and not fresh:
         written = status if status in ENDED else "lost"
-        raise RequestError(f"run {name}: was started before ({written}); resume it by qwen3vl runs resume {name}")
+        raise RequestError(filled("run {}: was started before ({}); resume it by qwen3vl runs resume {}", name, written, name))
     if resume and ((status == "done" and not start.more) or fresh):
-        raise RequestError(f"run {name}: {'is done' if status == 'done' else 'was not started yet'}; nothing to resume")
+        raise RequestError(filled("run {}: {}; nothing to resume", name, "is done" if status == "done" else "was not started yet"))
     if status in ALIVE and not fresh and state.get("boot_id") != boot_id():
         age = sign_of_life(run_dir)
         if age is not None and age <= STALE_SECONDS:
-            raise RequestError(f"run {name}: it ran on {state.get('host')} {age:.0f} s ago; stop it first, or wait {STALE_SECONDS:.0f} s")
+            raise RequestError(
+                filled("run {}: it ran on {} {:.0f} s ago; stop it first, or wait {:.0f} s", name, state.get("host"), age, STALE_SECONDS)
+            )
     left = processes.strays(run_dir)
     if left:
         pids = ", ".join(str(p.pid) for p in left[:8])
-        raise RequestError(f"run {name}: processes of it are still there ({pids}); end them by qwen3vl runs stop {name}")
+        raise RequestError(filled("run {}: processes of it are still there ({}); end them by qwen3vl runs stop {}", name, pids, name))
 
 
 def supervise(run_dir: Path, start: Start, report: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ import time
 
 from console.runs.store import Run
 from qwen3vl_core.errors import RequestError, WorkError
+from qwen3vl_core.language import filled
 from qwen3vl_core.layout.torchrun_command import free_port
 from qwen3vl_core.run_record import TENSORBOARD
 
@@ -25,7 +26,9 @@ class TensorBoard:
         folders = [run.path / TENSORBOARD for run in runs]
         for run, folder in zip(runs, folders, strict=True):
             if not any(folder.glob("events.out.tfevents.*")):
-                raise RequestError(f"run {run.id}: no scalars for TensorBoard in {folder}; a finetune writes them from its first step")
+                raise RequestError(
+                    filled("run {}: no scalars for TensorBoard in {}; a finetune writes them from its first step", run.id, folder)
+                )
         if importlib.util.find_spec("tensorboard") is None:
             raise RequestError("TensorBoard is not installed; python -m pip install tensorboard")
         self.runs = [run.id for run in runs]
@@ -53,7 +56,9 @@ class TensorBoard:
                 return
             time.sleep(0.1)
         self.close()
-        raise WorkError(f"TensorBoard did not answer on port {self.port}; by hand: python -m tensorboard.main --logdir RUN/{TENSORBOARD}")
+        raise WorkError(
+            filled("TensorBoard did not answer on port {}; by hand: python -m tensorboard.main --logdir RUN/{}", self.port, TENSORBOARD)
+        )
 
     def close(self) -> None:
         """End it."""

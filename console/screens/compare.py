@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from console.actions import bindings_of
-from console.formatting import one_line
+from console.formatting import error_text, one_line
 from console.forms import check_here, read_plan
 from console.messages import CaptionsRead, PictureRead, WorkFailed
 from console.readers.captions import CompareFeed, CompareView, shuffled
@@ -34,7 +34,7 @@ from console.widgets.steady_text import SteadyText
 from qwen3vl_core.caption.comparison import SAME
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.formats import printable
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 from qwen3vl_core.options import CompareOptions, from_mapping
 
 
@@ -121,7 +121,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
                 self.post_message(CaptionsRead(run.id, self.feed.read(run)))
             except Exception as error:
                 # no content of a run's files may crash the console
-                self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
+                self.post_message(WorkFailed(filled("{}: cannot be read ({}: {})", run.id, type(error).__name__, error)))
 
         self.in_thread(look, "captions")
 
@@ -233,7 +233,7 @@ class CompareScreen(Voting, Exporting, ConsoleScreen):
             try:
                 self.post_message(PictureRead(path, read_picture(path)))
             except Exception as error:
-                self.post_message(PictureRead(path, None, one_line(error)))
+                self.post_message(PictureRead(path, None, one_line(error_text(error))))
 
         self.in_thread(look, "picture")
 

@@ -10,7 +10,7 @@ from textual.containers import Horizontal
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from console.formatting import one_line
+from console.formatting import error_text, one_line
 from console.messages import PictureRead
 from console.widgets.key_hints import Hints
 from console.widgets.picture import PictureWidget, read_picture
@@ -47,7 +47,7 @@ class FullPicture(ModalScreen[None]):
             try:
                 self.post_message(PictureRead(self.path, read_picture(self.path)))
             except Exception as error:
-                self.post_message(PictureRead(self.path, None, one_line(error)))
+                self.post_message(PictureRead(self.path, None, one_line(error_text(error))))
 
         self.run_worker(look, thread=True, exit_on_error=False)
 

@@ -22,7 +22,7 @@ from console.screens.dialogs import PickPreset
 from console.screens.plan_files import PlanFiles
 from console.widgets import plan_view
 from console.widgets.option_form import History, OptionForm
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import phrase, tr
 from qwen3vl_core.layout.verdict import Verdict
 from qwen3vl_core.options import COMMANDS, to_arguments
 from qwen3vl_core.problems import Problem, unique
@@ -201,7 +201,7 @@ class LaunchScreen(PlanFiles):
         """The line for a plan without problems; empty until it is checked."""
         if self.checked is None:
             return ""
-        parts = [tr("all checks passed"), self.checked.note]
+        parts = [tr("all checks passed"), phrase(self.checked.note)]
         estimate = self.checked.verdict.estimate if self.checked.verdict is not None else None
         if estimate is not None and self.size.width < WIDE:
             parts.append(tr("{peak} of {memory} GiB", peak=f"{estimate.peak_gib:g}", memory=f"{estimate.memory_gib:.4g}"))
@@ -286,7 +286,7 @@ class LaunchScreen(PlanFiles):
             self.notify("it starts when disk and machine are checked", timeout=2)
         else:
             self._start_asked = False
-            self.app.ask_to_start(plan.kind, plan.options, self.MODE, self.checked.note, self.form.keep)
+            self.app.ask_to_start(plan.kind, plan.options, self.MODE, phrase(self.checked.note), self.form.keep)
 
     def action_copy(self) -> None:
         """Put the command of the form on the clipboard."""

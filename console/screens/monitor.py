@@ -26,7 +26,7 @@ from console.widgets.key_hints import Keyed
 from console.widgets.log_pane import LogPane
 from console.widgets.run_numbers import finetune_panel, plain_panel
 from console.widgets.sample_captions import SamplePane
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 from qwen3vl_core.run_metrics import LOSS
 from qwen3vl_core.run_record import QUEUED, TRAIN
 
@@ -140,7 +140,7 @@ class MonitorScreen(MonitorLog):
                 self.post_message(RunRead(self.feed.read(run, others, metric, charted)))
             except Exception as error:
                 # no content of a run's files may crash the console
-                self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
+                self.post_message(WorkFailed(filled("{}: cannot be read ({}: {})", run.id, type(error).__name__, error)))
 
         self.in_thread(look, "monitor")
         return True

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from console.formatting import error_text
 from console.forms import Plan
 from console.readers.form_defaults import free_path
 from console.screens.base import ConsoleScreen
@@ -79,8 +80,8 @@ class PlanFiles(ConsoleScreen):
             values = read_plan_file(type(plan.partial), self._plan_file)
         except (RequestError, WorkError, OSError) as error:
             # the file has a temporary name
-            lines = [p.shown_explanation for p in error.problems] if isinstance(error, RequestError) else [str(error)]
-            self.notify("\n".join([*lines, f"{self.app.key_of('launch.edit')} opens it again"]), severity="error", markup=False)
+            lines = [p.shown_explanation for p in error.problems] if isinstance(error, RequestError) else [error_text(error)]
+            self.notify("\n".join([*lines, tr("{key} opens it again", key=self.app.key_of("launch.edit"))]), severity="error", markup=False)
             return
         shutil.rmtree(self._plan_file.parent, ignore_errors=True)
         self._plan_file = None

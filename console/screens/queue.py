@@ -20,7 +20,7 @@ from console.screens.dialog import Dialog
 from console.screens.dialogs import Confirm
 from console.widgets.gpu_timeline import drawn, legend
 from console.widgets.key_hints import Hints
-from qwen3vl_core.language import phrase, tr
+from qwen3vl_core.language import filled, phrase, tr
 from qwen3vl_core.layout.gpus import named
 from qwen3vl_core.run_record import QUEUED
 
@@ -76,7 +76,7 @@ class GpuQueue(Dialog[str | None]):
                 self.post_message(ThreadAnswer("queue", importlib.import_module("console.readers.gpu_queue").read(root)))
             except Exception as error:
                 # nothing in a store may end the console
-                self.post_message(WorkFailed(f"the queue cannot be read ({type(error).__name__}: {error})"))
+                self.post_message(WorkFailed(filled("the queue cannot be read ({}: {})", type(error).__name__, error)))
 
         self.run_worker(work, group="queue", thread=True, exit_on_error=False)
 

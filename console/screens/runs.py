@@ -19,7 +19,7 @@ from console.screens.base import ConsoleScreen
 from console.widgets.run_list import RunList
 from console.widgets.steady_text import SteadyText
 from qwen3vl_core.formats import span
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, phrase, tr
 from qwen3vl_core.run_record import QUEUED
 
 BESIDE = 140
@@ -76,7 +76,7 @@ class RunsScreen(ConsoleScreen):
     def _nothing(self, snapshot: Snapshot) -> Content:
         """Text instead of an empty table: why it is empty, and what to do next."""
         if snapshot.error:
-            return Content("✗ " + one_line(snapshot.error)).stylize("$text-error")
+            return Content("✗ " + one_line(phrase(snapshot.error))).stylize("$text-error")
         if snapshot.rows:
             return Content.assemble(
                 tr("No run of {count} passes this filter.", count=len(snapshot.rows)) + "\n\n",
@@ -158,7 +158,7 @@ class RunsScreen(ConsoleScreen):
                 self.post_message(ThreadAnswer("preview", importlib.import_module("console.readers.preview").read(run)))
             except Exception as error:
                 # no content of a run's files may crash the console
-                self.post_message(WorkFailed(f"{run.id}: cannot be read ({type(error).__name__}: {error})"))
+                self.post_message(WorkFailed(filled("{}: cannot be read ({}: {})", run.id, type(error).__name__, error)))
 
         self.in_thread(look, "preview")
 

@@ -324,7 +324,7 @@ class WelcomeScreen(ConsoleScreen):
                 last = line.strip() or last
                 self.post_message(ThreadAnswer("progress", last))
             if process.wait():
-                why = log_lines.text_of(last) or f"exit code {process.returncode}"
+                why = log_lines.text_of(last) or tr("exit code {code}", code=process.returncode)
                 self.post_message(WorkFailed(tr("the demo's workspace was not created: {why}", why=why)))
             else:
                 self.post_message(ThreadAnswer("workspace", folder))

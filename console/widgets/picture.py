@@ -7,6 +7,7 @@ from PIL import Image, ImageOps
 from console import terminal
 from qwen3vl_core import limits
 from qwen3vl_core.files import open_regular
+from qwen3vl_core.language import filled
 
 with terminal.without_queries():
     from textual_image.widget import HalfcellImage, SixelImage, TGPImage
@@ -22,12 +23,12 @@ def read_picture(path: str) -> Image.Image:
     try:
         with open_regular(path, links=True) as file, Image.open(file) as image:
             if image.width * image.height > limits.PICTURE_PIXELS:
-                raise ValueError(f"{path}: {image.width}x{image.height} pixels, too large to show")
+                raise ValueError(filled("{}: {}x{} pixels, too large to show", path, image.width, image.height))
             image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
             small = ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise ValueError(f"{path}: does not exist any more") from None
+        raise ValueError(filled("{}: does not exist any more", path)) from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be shown ({error})") from None
+        raise ValueError(filled("{}: cannot be shown ({})", path, error)) from None
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return small

@@ -8,6 +8,7 @@ from __future__ import annotations
 from qwen3vl_core.chinese.actions import ACTIONS
 from qwen3vl_core.chinese.commands import COMMANDS
 from qwen3vl_core.chinese.doctor import TEMPLATES
+from qwen3vl_core.chinese.errors import ERRORS
 from qwen3vl_core.chinese.options import AROUND, OPTIONS, PREFIXES
 from qwen3vl_core.chinese.problems import PROBLEMS, WORDS
 from qwen3vl_core.chinese.screens import SCREENS
@@ -20,7 +21,7 @@ def texts() -> dict[str, str]:
     helps |= {before + text: PREFIXES[before] + chinese for text, chinese in helps.items() for before in PREFIXES}
     beside = {f"{before}{text}.word": word for text, (word, _) in OPTIONS.items() for before in ("", *PREFIXES)}
     broken = {f"{code}.{part}": text for code, texts in PROBLEMS.items() for part, text in zip(("rule", "advice"), texts, strict=True)}
-    return {**AROUND, **COMMANDS, **TEMPLATES, **WORDS, **SCREENS, **broken, **helps, **beside, **named}
+    return {**AROUND, **COMMANDS, **TEMPLATES, **ERRORS, **WORDS, **SCREENS, **broken, **helps, **beside, **named}
 
 
-__all__ = ["ACTIONS", "OPTIONS", "PREFIXES", "PROBLEMS", "TEMPLATES", "texts"]
+__all__ = ["ACTIONS", "ERRORS", "OPTIONS", "PREFIXES", "PROBLEMS", "TEMPLATES", "texts"]

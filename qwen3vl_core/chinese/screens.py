@@ -117,6 +117,7 @@ SCREENS: dict[str, str] = {
     "no layout is valid for these GPUs; change --global-batch-size": "这些 GPU 没有可用的布局；请改 --global-batch-size",
     "layouts for {count} GPUs of {memory} GiB, fastest first": "{count} 个 {memory} GiB GPU 的布局，最快的在前", "layouts for {count} GPU of {memory} GiB, fastest first": "{count} 个 {memory} GiB GPU 的布局，最快的在前",
     "Options of this {kind} that differ": "与默认值不同的 {kind} 选项", "none: every option has its default": "没有：所有选项都是默认值",
+    "{key} opens it again": "{key} 重新打开",
     # presets
     "the smallest; a download of 4 GB": "最小的；下载 4 GB", "a download of 9 GB": "下载 9 GB", "a download of 18 GB": "下载 18 GB",
     "558 thousand pictures with captions; prepare reads it": "55.8 万张带描述的图片；prepare 可直接读取", "from ModelScope": "用 ModelScope", "instead of Hugging Face": "代替 Hugging Face",

@@ -26,7 +26,7 @@ from qwen3vl_core.data import hub_choice, hubs
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.files import UNFINISHED, folder_lock, need_space, to_disk, tree_to_disk, write_text
 from qwen3vl_core.formats import duration, quantity
-from qwen3vl_core.language import tr
+from qwen3vl_core.language import filled, tr
 from qwen3vl_core.options import DownloadOptions, options_of
 from qwen3vl_core.progress import Progress
 
@@ -89,7 +89,7 @@ def _checked_name(options: DownloadOptions) -> str:
     word = r"[\w][\w.-]*"
     if re.fullmatch(f"{word}/{word}", name) or (options.from_ != "modelscope" and re.fullmatch(word, name)):
         return name
-    raise RequestError(f"NAME {options.name}: must be OWNER/NAME as the hub writes it; use for example Qwen/Qwen3-VL-4B-Instruct")
+    raise RequestError(filled("NAME {}: must be OWNER/NAME as the hub writes it; use for example Qwen/Qwen3-VL-4B-Instruct", options.name))
 
 
 def _patterns(given: list[str]) -> list[str]:
@@ -99,17 +99,19 @@ def _patterns(given: list[str]) -> list[str]:
 def _is_complete(target: Path, request: dict[str, Any]) -> bool:
     """Whether `target` holds this download completely. Raises RequestError when it holds something else."""
     if target.is_symlink() and not target.exists():
-        raise RequestError(f"--to {target}: a broken link; remove it or choose another folder")
+        raise RequestError(filled("--to {}: a broken link; remove it or choose another folder", target))
     if target.exists() and not target.is_dir():
-        raise RequestError(f"--to {target}: a file stands there; choose another folder")
+        raise RequestError(filled("--to {}: a file stands there; choose another folder", target))
     parent = next(p for p in target.parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RequestError(f"--to {target}: {parent} cannot be written to; choose another folder")
+        raise RequestError(filled("--to {}: {} cannot be written to; choose another folder", target, parent))
     if not target.exists() or not any(target.iterdir()):
         return False
     record = _record(target)
     if record is None:
-        raise RequestError(f"--to {target}: already holds something that was not downloaded by this command; choose another folder")
+        raise RequestError(
+            filled("--to {}: already holds something that was not downloaded by this command; choose another folder", target)
+        )
     _check_same(target, record, request)
     return not _missing(target, record.get("files") or {})
 
@@ -120,7 +122,7 @@ def _check_same(folder: Path, record: dict[str, Any], request: dict[str, Any]) -
             what = f"{record.get('kind')} {record.get('name')} from {_NAMES.get(str(record.get('hub')), record.get('hub'))}"
             if key not in ("hub", "kind", "name"):
                 what += f" with {'another' if record.get(key) is None else record.get(key)} {key}"
-            raise RequestError(f"--to {folder}: holds {what}; choose another folder, or remove that one")
+            raise RequestError(filled("--to {}: holds {}; choose another folder, or remove that one", folder, what))
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -154,7 +156,7 @@ def _building(target: Path, request: dict[str, Any]) -> Iterator[Path]:
         _check_same(folder, record, request)
     # one that was killed before its record had its name has left that file alone
     elif folder.exists() and (not folder.is_dir() or any(file.name != RECORD + UNFINISHED for file in folder.iterdir())):
-        raise RequestError(f"--to {target}: {folder} stands in the way; remove it, or choose another folder")
+        raise RequestError(filled("--to {}: {} stands in the way; remove it, or choose another folder", target, folder))
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder, f"--to {target}: another download is filling it; wait for that one, or choose another folder"):
         try:
@@ -207,7 +209,9 @@ def _fetch(options: DownloadOptions, request: dict[str, Any], folder: Path, targ
                     pipe.close()
     missing = _missing(folder, files)
     if missing:
-        raise WorkError(f"{folder}: {missing[0]} is incomplete ({len(missing)} of {len(files)} files); run the same command again")
+        raise WorkError(
+            filled("{}: {} is incomplete ({} of {} files); run the same command again", folder, missing[0], len(missing), len(files))
+        )
     for name in _CLIENTS_FOLDERS:
         if not any(PurePosixPath(file).parts[0] == name for file in files):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -230,8 +234,12 @@ def _answer(client: subprocess.Popen[str], options: DownloadOptions, folder: Pat
         answer = json.loads(line)
     except ValueError:
         raise WorkError(
-            f"download {options.name}: the client of {_NAMES[options.from_]} ended without an answer (exit code {client.wait()}); "
-            "QWEN3VL_DEBUG=1 shows what it prints"
+            filled(
+                "download {}: the client of {} ended without an answer (exit code {}); QWEN3VL_DEBUG=1 shows what it prints",
+                options.name,
+                _NAMES[options.from_],
+                client.wait(),
+            )
         ) from None
     if "problem" in answer:
         raise _client_error(answer, options, folder)
@@ -244,31 +252,50 @@ def _client_error(answer: dict[str, Any], options: DownloadOptions, folder: Path
     server = f"{_NAMES[hub]}" + (f" ({answer['address']})" if answer.get("address") else "")
     again = f"; the partial download is kept in {folder}, the same command resumes it" if _record(folder) is not None else ""
     if kind == hubs.NOT_INSTALLED:
-        return RequestError(f"--from {hub}: its client is not installed; pip install {_CLIENTS[hub]}, or use --from {_OTHER[hub]}")
+        return RequestError(
+            filled("--from {}: its client is not installed; pip install {}, or use --from {}", hub, _CLIENTS[hub], _OTHER[hub])
+        )
     if kind == hubs.NOT_FOUND:
         other = "dataset" if options.kind == "model" else "model"
         return RequestError(
-            f"{what}: {server} has no {options.kind} of that name that you may read; check the name, ask for a {other}, "
-            f"or log in for one that is private: {_LOGIN[hub]}"
+            filled(
+                "{}: {} has no {} of that name that you may read; check the name, ask for a {}, or log in for one that is private: {}",
+                what,
+                server,
+                options.kind,
+                other,
+                _LOGIN[hub],
+            )
         )
     if kind == hubs.NO_REVISION:
-        return RequestError(f"--revision {options.revision}: {server} has no such branch, tag or commit of {what}; leave it out")
+        return RequestError(
+            filled("--revision {}: {} has no such branch, tag or commit of {}; leave it out", options.revision, server, what)
+        )
     if kind == hubs.GATED:
-        return RequestError(f"{what}: {server} wants its terms accepted on its page first; then: {_LOGIN[hub]}")
+        return RequestError(filled("{}: {} wants its terms accepted on its page first; then: {}", what, server, _LOGIN[hub]))
     if kind == hubs.DENIED:
-        return RequestError(f"{what}: {server} does not let you read it ({answer['text']}); log in: {_LOGIN[hub]}")
+        return RequestError(filled("{}: {} does not let you read it ({}); log in: {}", what, server, answer["text"], _LOGIN[hub]))
     if kind == hubs.REFUSED:
-        return RequestError(f"{what}: the client of {_NAMES[hub]} refuses it ({answer['text']}); check the name and --revision")
+        return RequestError(
+            filled("{}: the client of {} refuses it ({}); check the name and --revision", what, _NAMES[hub], answer["text"])
+        )
     if kind == hubs.OFFLINE:
-        return RequestError(f"{what}: HF_HUB_OFFLINE is set; unset it{again}")
+        return RequestError(filled("{}: HF_HUB_OFFLINE is set; unset it{}", what, again))
     if kind == hubs.UNREACHABLE:
         return WorkError(
-            f"{what}: {server} cannot be reached ({answer['text']}); check the network, set {_ADDRESSES[hub]} to a mirror, "
-            f"or use --from {_OTHER[hub]}{again}"
+            filled(
+                "{}: {} cannot be reached ({}); check the network, set {} to a mirror, or use --from {}{}",
+                what,
+                server,
+                answer["text"],
+                _ADDRESSES[hub],
+                _OTHER[hub],
+                again,
+            )
         )
     if kind == hubs.DISK_FULL:
-        return WorkError(f"{what}: the disk of {folder} is full; free some space{again}")
-    return WorkError(f"{what}: {server} failed ({answer['text']}); run the same command again{again}")
+        return WorkError(filled("{}: the disk of {} is full; free some space{}", what, folder, again))
+    return WorkError(filled("{}: {} failed ({}); run the same command again{}", what, server, answer["text"], again))
 
 
 def _check_files(files: dict[str, int], listed: dict[str, int], options: DownloadOptions) -> None:
@@ -276,13 +303,20 @@ def _check_files(files: dict[str, int], listed: dict[str, int], options: Downloa
     for name in files:
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts or name == RECORD:
             raise RequestError(
-                f"{options.kind} {options.name}: holds a file named {name!r}, which is not a safe file name; leave it out with --exclude"
+                filled(
+                    "{} {}: holds a file named {!r}, which is not a safe file name; leave it out with --exclude",
+                    options.kind,
+                    options.name,
+                    name,
+                )
             )
     if not listed:
-        raise RequestError(f"{options.kind} {options.name}: holds no file; check the name and --revision")
+        raise RequestError(filled("{} {}: holds no file; check the name and --revision", options.kind, options.name))
     if not files:
         some = ", ".join(sorted(listed)[:3])
-        raise RequestError(f"--include {' '.join(options.include)}: none of {len(listed):,} files matches; there are {some}, …")
+        raise RequestError(
+            filled("--include {}: none of {:,} files matches; there are {}, …", " ".join(options.include), len(listed), some)
+        )
 
 
 def _bytes_on_disk(folder: Path) -> int:

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from console.app import AGAIN, ConsoleApp
 from qwen3vl_core import language
-from qwen3vl_core.layout.doctor import Check
+from qwen3vl_core.layout.doctor import check_space
 from tests.console.app.driving import SMALL, driven, looked, press, text_of, until
 from tests.console.app.test_snapshots import fill
 
@@ -64,11 +64,9 @@ def clean(app, name: str) -> str:
 
 
 @pytest.mark.parametrize("size", [SMALL, TINY], ids=lambda size: f"{size[0]}x{size[1]}")
-def test_the_screens_are_chinese_and_fit(store, chinese, size, monkeypatch):
+def test_the_screens_are_chinese_and_fit(store, chinese, size, monkeypatch, tmp_path):
     fill(store)
-    checks = [
-        Check("disk", "warn", "/runs: 3.0 GiB free; 100 is recommended", "free some, or choose another disk: export QWEN3VL_RUNS=DIR")
-    ]
+    checks = [check_space("disk", tmp_path, 0, 1 << 60, "free some, or choose another disk: export QWEN3VL_RUNS=DIR")]
     monkeypatch.setattr("console.screens.doctor.examine", lambda runs: checks)
 
     async def scene(pilot):
@@ -83,7 +81,7 @@ def test_the_screens_are_chinese_and_fit(store, chinese, size, monkeypatch):
         await press(pilot, "escape", "0")
         assert "试试演示" in clean(app, "first page") and "粘贴配方参数" in text_of(app)
         await press(pilot, "h")
-        assert "建议 100" in clean(app, "doctor") and "腾出空间" in text_of(app)
+        assert "建议 1073741824" in clean(app, "doctor") and "腾出空间" in text_of(app)
         await press(pilot, "escape", "escape")
         app.watch_run("0003-broken")
         await until(pilot, lambda: app.current_mode == "monitor" and app.screen.view is not None and app.screen.view.diagnosis is not None)

@@ -74,7 +74,7 @@ def seen_now(seen: queue.Queue, runs: list[Run], machine: list[GpuUse], now: flo
         state = run.state
         span = forecast.past(run, now)
         if span is not None and state["status"] in ENDED:
-            add(queue.texts(state.get("gpus")), TimeBar(PAST, span[0] - now, min(span[1] - now, 0.0), run.id))
+            add(queue.gpus_of(state), TimeBar(PAST, span[0] - now, min(span[1] - now, 0.0), run.id))
     for gpu, run in seen.holders:
         span = forecast.past(run, now)
         add((gpu,), TimeBar(LIVE, span[0] - now if span is not None else 0.0, left.get(run.id, math.inf), run.id))

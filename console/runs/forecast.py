@@ -16,7 +16,7 @@ from qwen3vl_core.formats import duration
 from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import GpuUse, named, uses
 from qwen3vl_core.options import to_mapping
-from qwen3vl_core.run_record import HOLDING, QUEUED
+from qwen3vl_core.run_record import HOLDING, QUEUED, finite
 
 NAMED = 4
 """Runs and GPUs that a line names."""
@@ -115,12 +115,12 @@ def _meet(one: QueueEntry, other: QueueEntry) -> bool:
 def past(run: Run, now: float) -> tuple[float, float] | None:
     """From when to when a run had its GPUs, in Unix seconds; None if it never started."""
     state = run.state
-    begin, end = state.get("started"), state.get("ended")
-    if not isinstance(begin, int | float):
+    begin, end = finite(state.get("started")), finite(state.get("ended"))
+    if begin is None:
         return None
     if state["status"] in HOLDING:
         return begin, now
-    return (begin, end) if isinstance(end, int | float) else None
+    return (begin, end) if end is not None else None
 
 
 def words_of(run: Run) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from console.runs.store import Run
 from console.runs.tail import last_rows
 from qwen3vl_core.run_metrics import STEP_SECONDS
-from qwen3vl_core.run_record import TRAIN
+from qwen3vl_core.run_record import TRAIN, finite
 
 LIKE = ("load", "size", "nproc", "tp", "pp", "cp", "ep", "seq_length", "global_batch_size", "precision", "packing", "lora_rank")
 """Options with which runs take about as long for a step."""
@@ -29,16 +29,16 @@ def pace(rows: list[dict[str, Any]]) -> float | None:
 def seconds_left(run: Run, like: list[Run]) -> float | None:
     """Seconds to the last step of a finetune once it works, by its own steps, else by those of the newest of `like` with the same
     layout; None if unknown."""
-    total = run.options.get("train_iters")
-    if not isinstance(total, int) or isinstance(total, bool):
+    total = finite(run.options.get("train_iters"))
+    if total is None:
         return None
     rows = _train_rows(run)
-    seconds, step = pace(rows), rows[-1].get("step") if rows else 0
+    seconds, step = pace(rows), finite(rows[-1].get("step")) if rows else 0.0
     if seconds is None:
         options = run.options
         same = (other for other in like if other != run and all(other.options.get(name) == options.get(name) for name in LIKE))
         seconds = next(filter(None, (pace(_train_rows(other)) for other in same)), None)
-    if seconds is None or not isinstance(step, int):
+    if seconds is None or step is None:
         return None
     return max(total - step, 0) * seconds
 

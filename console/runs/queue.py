@@ -27,7 +27,7 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.language import filled
 from qwen3vl_core.layout.gpus import FREE, VISIBLE, GpuUse
 from qwen3vl_core.progress import ENVIRONMENT as PROGRESS_VARIABLE
-from qwen3vl_core.run_record import ENDED, HOLDING, QUEUE, QUEUE_LOCK, QUEUED, RUN_VARIABLE, STATE, VERSION, StateRecord
+from qwen3vl_core.run_record import ENDED, HOLDING, QUEUE, QUEUE_LOCK, QUEUED, RUN_VARIABLE, STATE, VERSION, StateRecord, finite
 
 FIRST, LAST, UP, DOWN, HOLD, RELEASE = "first", "last", "up", "down", "hold", "release"
 CHANGES = (FIRST, LAST, UP, DOWN, HOLD, RELEASE)
@@ -36,6 +36,7 @@ WAITS = "--queued"
 """Of the supervisor: the run is queued, and waits on."""
 SUPERVISOR = f"{__package__}.supervisor"
 """The module of a process of its own, which this one does not import: supervisors start each other."""
+DIGITS = 5
 LOCK_SECONDS = 30.0
 """For the lock, which its holders keep for milliseconds."""
 
@@ -125,6 +126,11 @@ def texts(value: object) -> tuple[str, ...]:
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
+def gpus_of(state: StateRecord) -> tuple[str, ...]:
+    """The GPUs that a run holds or waits for; numbers only, as the file may be that of another user."""
+    return tuple(gpu for gpu in texts(state.get("gpus")) if gpu.isdecimal() and len(gpu) < DIGITS)
+
+
 class QueueReader:
     """Looks at a store again and again; states of ended runs are read once."""
 
@@ -150,7 +156,7 @@ class QueueReader:
                 self._ended[run.id] = stamp
             elif status == QUEUED:
                 entries.append(_entry(run, state, run.id in held))
-            elif is_here(state) and (gpus := texts(state.get("gpus"))) and (status in HOLDING or processes.strays(run.path)):
+            elif is_here(state) and (gpus := gpus_of(state)) and (status in HOLDING or processes.strays(run.path)):
                 # of a lost run: its processes are still there
                 holders += [(gpu, run) for gpu in gpus]
         entries.sort(key=lambda entry: (order.get(entry.run.id, len(order)), entry.since, entry.run.number))
@@ -158,14 +164,14 @@ class QueueReader:
 
 
 def _entry(run: Run, state: StateRecord, held: bool) -> QueueEntry:
-    gpus, count, since = texts(state.get("gpus")), state.get("any_gpus"), state.get("queued")
+    gpus, count = gpus_of(state), state.get("any_gpus")
     here = state.get("host") == host()
     locked = lock_held(run.path) if here else None
     if locked is None:
         age = sign_of_life(run.path)
         locked = age is not None and age <= STALE_SECONDS
     any_count = count if isinstance(count, int) and count > 0 else 1
-    return QueueEntry(run, gpus, len(gpus) or any_count, since if isinstance(since, int | float) else 0.0, held, locked, here)
+    return QueueEntry(run, gpus, len(gpus) or any_count, finite(state.get("queued")) or 0.0, held, locked, here)
 
 
 def look(root: Path) -> Queue:

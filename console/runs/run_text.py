@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.formatting import GLYPHS
 from console.runs.diagnosis import diagnose
+from console.runs.forecast import words_of
 from console.runs.state import owner_name, read_json, sign_of_life
 from console.runs.store import Run
 from console.runs.tail import LogTail, last_rows
@@ -83,6 +84,8 @@ def describe(run: Run) -> list[str]:
     lines = [head + (f", exit code {code}" if isinstance(code, int) and code else "")]
     if status == "lost":
         lines.append(f"  {lost_words(run)}; qwen3vl runs stop {run.number} ends what is left, qwen3vl runs resume {run.number} resumes it")
+    if words := words_of(run):
+        lines.append(f"  {words}; qwen3vl runs queue shows the order")
     if problem := version_problem(plan):
         lines.append(f"  {problem}")
     if state.get("stalled") and status in ALIVE:

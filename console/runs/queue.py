@@ -36,6 +36,7 @@ WAITS = "--queued"
 """Of the supervisor: the run is queued, and waits on."""
 SUPERVISOR = f"{__package__}.supervisor"
 """The module of a process of its own, which this one does not import: supervisors start each other."""
+LOST, STARTING = "lost", "starting"
 DIGITS = 5
 LOCK_SECONDS = 30.0
 """For the lock, which its holders keep for milliseconds."""
@@ -131,6 +132,12 @@ def gpus_of(state: StateRecord) -> tuple[str, ...]:
     return tuple(gpu for gpu in texts(state.get("gpus")) if gpu.isdecimal() and len(gpu) < DIGITS)
 
 
+def not_begun(state: StateRecord) -> bool:
+    """Whether a run had just got its GPUs when its supervisor ended, before there was a process of it: it is still an entry."""
+    took_gpus = state.get("status") == STARTING and finite(state.get("queued")) is not None
+    return took_gpus and state.get("pid") is None and not state.get("restarts")
+
+
 class QueueReader:
     """Looks at a store again and again; states of ended runs are read once."""
 
@@ -154,7 +161,7 @@ class QueueReader:
             status, state = judge(run.path)
             if status in ENDED:
                 self._ended[run.id] = stamp
-            elif status == QUEUED:
+            elif status == QUEUED or (status == LOST and not_begun(state)):
                 entries.append(_entry(run, state, run.id in held))
             elif is_here(state) and (gpus := gpus_of(state)) and (status in HOLDING or processes.strays(run.path)):
                 # of a lost run: its processes are still there

@@ -23,7 +23,7 @@ from console.runs import processes
 from console.runs.admission import Admission, tend
 from console.runs.attempts import SAVE_SIGNALS, Supervisor
 from console.runs.free_port import with_a_free_port
-from console.runs.queue import WAITS
+from console.runs.queue import WAITS, not_begun
 from console.runs.state import FOREGROUND, MORE_STEPS, STALE_SECONDS, boot_id, hold, host, read_json, read_state, sign_of_life
 from qwen3vl_core import log_lines
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
@@ -50,7 +50,7 @@ def claim(run_dir: Path, start: Start) -> None:
     if start.queued or status == QUEUED:
         if not start.queued:
             raise RequestError(filled("run {}: is queued already; qwen3vl runs queue shows when it starts", name))
-        if status != QUEUED:
+        if status != QUEUED and not not_begun(state):
             raise RequestError(filled("run {}: is not queued any more", name))
         return
     fresh = status == "starting" and not state.get("supervisor_pid")

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -192,6 +193,11 @@ def test_a_killed_supervisor_loses_no_entry_and_a_reboot_neither(store, machine,
     assert commands.runs(["queue", "--runs", str(store.root), "--resume"]) == 0
     assert capsys.readouterr().out == "run 0002-second: waits for its GPUs again\n"
     assert supervisor_of(second) != before and queue.go_on(store.root) == []
+    # killed when it had just taken the GPU, before there was a process of the run
+    kill_supervisor(second)
+    write_json(second.path / "state.json", {**read_state(second.path), "status": "starting", "started": time.time()})
+    assert second.status == "lost" and ids(store) == ["second", "third"]
+    assert queue.go_on(store.root) == [second] and second.status == "queued"
     # as at a shutdown: SIGTERM to all, then another boot
     for run in (second, third):
         pid = supervisor_of(run)

@@ -86,6 +86,9 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Callable[[li
         if (failed := disk_full(error)) is not None:
             _say(f"{failed.filename or 'a file'}: the disk is full; free some space and run the command again", log_lines.WORK_FAILED)
             return EXIT_FAILED
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _say(f"{str(error.filename or 'a path')[:60]}…: the name is too long; correct the path", log_lines.UNEXPECTED)
+            return EXIT_REQUEST
         if isinstance(error, OSError) and error.errno == errno.EIO:
             _say(
                 f"{error.filename or 'a file'}: the disk failed ({error.strerror}); see dmesg, and run the command again",

@@ -21,6 +21,7 @@ import torch
 from qwen3vl_core import limits
 from qwen3vl_core.checkpoint.pickle_scan import check_pickle
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import open_regular
 from qwen3vl_core.formats import printable
 
 Shape = tuple[int, ...]
@@ -207,7 +208,8 @@ def read_tables(file: Path) -> tuple[dict[str, TensorEntry], dict[str, StorageIn
     try:
         if (size := file.stat().st_size) > limits.TORCH_DIST_TABLES:
             raise ValueError(f"{size:,} bytes, at most {limits.TORCH_DIST_TABLES:,}")
-        data = file.read_bytes()
+        with open_regular(file, links=True) as stream:
+            data = stream.read()
         check_pickle(data)
         table = _TablesOnly(io.BytesIO(data)).load()
         for key, item in table.state_dict_metadata.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.errors import RequestError, WorkError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import open_regular, read_small
 from qwen3vl_core.peft_folder import is_peft_folder
 from qwen3vl_core.run_record import TRACKER
 
@@ -51,7 +51,9 @@ def _damaged(file: Path, why: str) -> RequestError:
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of one safetensors file. Raises RequestError for a file that is truncated or not a safetensors file."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    if not file.is_file():
+        raise _damaged(file, "no regular file")
+    with open_regular(file, links=True) as stream:
         first = stream.read(8)
         if len(first) < 8:
             raise _damaged(file, "it is empty")

@@ -12,6 +12,8 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from qwen3vl_core.files import open_regular
+
 OPEN_FILES = 16
 
 
@@ -43,7 +45,8 @@ class FileReader:
             # a checkpoint of many ranks has more files than a process may hold open
             if len(handles) >= OPEN_FILES:
                 os.close(handles.popitem(last=False)[1])
-            handle = handles[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            with open_regular(path, links=True) as file:
+                handle = handles[path] = os.dup(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 with contextlib.suppress(OSError):
                     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)

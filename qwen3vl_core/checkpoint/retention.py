@@ -14,7 +14,7 @@ from pathlib import Path
 from qwen3vl_core import file_digests, limits
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import UNFINISHED
+from qwen3vl_core.files import UNFINISHED, open_regular
 from qwen3vl_core.run_record import ITERATION, TRACKER, checkpoint_step
 
 DIGESTS = "digests"
@@ -41,7 +41,7 @@ def damage(data: Path, requires: Sequence[str] = ()) -> str | None:
     try:
         if (data / EXTRA).stat().st_size > limits.EXTRA_JSON:
             return f"{EXTRA} is too large"
-        extra = json.loads((data / EXTRA).read_text(encoding="utf-8"))
+        extra = json.loads(_content(data / EXTRA))
         if not isinstance(extra, dict):
             return f"{EXTRA} holds no table"
         if lacking := [key for key in requires if not isinstance(extra.get(key), dict)]:
@@ -61,10 +61,15 @@ def damage(data: Path, requires: Sequence[str] = ()) -> str | None:
     return problems[0] if problems else None
 
 
+def _content(file: Path) -> bytes:
+    with open_regular(file, links=True) as stream:
+        return stream.read()
+
+
 def is_good(data: Path) -> bool:
     """Whether the losses were good when this checkpoint was saved; one that does not say is."""
     try:
-        guard = json.loads((data / EXTRA).read_text(encoding="utf-8"))["guard"]
+        guard = json.loads(_content(data / EXTRA))["guard"]
         return guard.get("content", True) is not False
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return True
@@ -82,7 +87,7 @@ def newest(
     """
     steps = iterations(directory)
     try:
-        with open(directory / TRACKER, "rb") as file:
+        with open_regular(directory / TRACKER, links=True) as file:
             tracked = file.read(64).decode("utf-8", "replace").strip()
     except FileNotFoundError:
         tracked = ""
@@ -108,7 +113,7 @@ def newest(
 def _in_use(data: Path) -> bool:
     """Whether a process is reading a checkpoint folder, and so holds the lock of `torch_dist.shared_lock`."""
     try:
-        with open(data / METADATA, "rb") as file:
+        with open_regular(data / METADATA, links=True) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)

@@ -18,6 +18,7 @@ from qwen3vl_core import limits
 from qwen3vl_core.checkpoint import torch_dist
 from qwen3vl_core.checkpoint.dcp_metadata import Table
 from qwen3vl_core.checkpoint.pickle_scan import check_pickle
+from qwen3vl_core.files import open_regular
 
 # of each, every class is replaced by an inert one
 _PROGRAMS = ("megatron", "torch", "numpy", "collections", "pathlib", "datetime", "signal", "transformers", "swift", "mcore_bridge")
@@ -58,12 +59,14 @@ def read_arguments(data: Path, reader: torch_dist.RegionReader | None = None) ->
     """The saved arguments by name; empty where there are none. Raises RequestError for what cannot be read or has no place there."""
     file = data / "common.pt"
     try:
-        blob: Any = file.open("rb")
+        blob: Any = open_regular(file, links=True)
     except FileNotFoundError:
         if reader is None or reader.common_key is None:
             return {}
         stored = reader.objects[reader.common_key]
         file, blob = reader.file_of(stored), io.BytesIO(reader.bytes_of(stored))
+    except OSError as error:
+        raise torch_dist.DamagedError(f"{file}: cannot be read ({error.strerror}); copy the checkpoint again") from None
     try:
         with blob, zipfile.ZipFile(blob) as archive:
             entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))

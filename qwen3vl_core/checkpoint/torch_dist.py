@@ -30,7 +30,7 @@ from qwen3vl_core.checkpoint.pickle_scan import check_pickle
 from qwen3vl_core.checkpoint.positional_io import EndOfFile, FileReader
 from qwen3vl_core.checkpoint.torch_save import TensorLocation, locate
 from qwen3vl_core.errors import RequestError
-from qwen3vl_core.files import read_small
+from qwen3vl_core.files import open_regular, read_small
 from qwen3vl_core.run_record import CHECKPOINTS, ITERATION, TRACKER
 from qwen3vl_core.sizes import Architecture
 
@@ -115,7 +115,7 @@ def read_common(data: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > limits.COMMON_PT:
             raise DamagedError(f"{file}: {file.stat().st_size} bytes are too many for it; copy the checkpoint again")
-        with file.open("rb") as stream:
+        with open_regular(file, links=True) as stream:
             value = load_plain(stream)
     except FileNotFoundError:
         reader = RegionReader(data)
@@ -154,7 +154,7 @@ def shared_lock(data: Path) -> BinaryIO | None:
     None where the file system has no locks, or there is no checkpoint.
     """
     try:
-        file = open(data / ".metadata", "rb")  # noqa: SIM115
+        file = open_regular(data / ".metadata", links=True)
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return None

@@ -179,6 +179,8 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
         if locator >= 0 and end[locator : locator + 4] == b"PK\6\7":
             end64 = _LOCATOR.unpack_from(end, locator)[2]
             *_, entries, _, start = _END64.unpack_from(end, end64 - tail_start)
+        if start > length:
+            return None
         if start < tail_start:
             end, tail_start = piece(start, length - start), start
         members, cursor = {}, start - tail_start
@@ -209,5 +211,5 @@ def locate(read: Callable[[int, int], bytes], length: int) -> TensorLocation | N
             return None
         offset = data_of(header)
         return TensorLocation(offset, dtype, shape) if offset + size <= length else None
-    except (struct.error, ValueError, KeyError, UnicodeDecodeError):
+    except (struct.error, ValueError, KeyError, OverflowError):
         return None

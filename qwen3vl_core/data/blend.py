@@ -40,6 +40,7 @@ BLOCK = 1024
 _BLOCK, _EPOCH, _OWN = 0xB10C, 0xE90C, 0x0D5E
 _CLASSES = ("Metadataset", "MetadatasetV2")
 _WEIGHTS, _REPETITIONS = "weight", "repetitions"
+MOST_WEIGHT = 1e9
 _LISTS = {"blend": _WEIGHTS, "datasets": _WEIGHTS, "blend_epochized": _REPETITIONS}
 _DEEPEST = 16
 
@@ -196,8 +197,9 @@ def _shares(place: Place, split: str, above: tuple[Place, ...]) -> tuple[bool | 
                 f"{at}: must hold path and {unit}" + ("; join is not supported" if isinstance(entry, dict) and "join" in entry else "")
             )
         weight = entry.get(unit, 1)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not (0 < weight < math.inf):
-            raise RequestError(f"{at}: {unit} {weight}: must be a number above 0; use 1")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not (0 < weight <= MOST_WEIGHT):
+            given = str(weight)[:40] if not isinstance(weight, int) or abs(weight) < 1 << 60 else "of over 2**60"
+            raise RequestError(f"{at}: {unit} {given}: must be a number above 0, at most {MOST_WEIGHT:g}; use 1")
         nested, inner = _leaf(place, split, entry, at, above)
         if nested not in (None, mode):
             raise RequestError(f"{at}: blend and blend_epochized cannot be mixed; use the same kind in both metadatasets")

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 
+from qwen3vl_core import limits
 from qwen3vl_core.data.tar import BLOCK, member_size
 from qwen3vl_core.errors import WorkError
-from qwen3vl_core.files import write_text
+from qwen3vl_core.files import open_regular, write_text
 from qwen3vl_core.progress import Progress
 
 FOLDER = ".nv-meta"
@@ -131,7 +132,8 @@ def _collapsed(names: list[str]) -> Iterator[str]:
 def is_own_index(path: Path) -> bool:
     """Whether the dataset is read as `prepare` writes it, and not by a sample class of another trainer."""
     try:
-        text = (path / FOLDER / "dataset.yaml").read_text(encoding="utf-8", errors="replace")
+        with open_regular(path / FOLDER / "dataset.yaml", links=True) as file:
+            text = file.read(limits.DATASET_INDEX).decode("utf-8", "replace")
     except OSError:
         # a damaged index is named where it is read
         return True

@@ -249,7 +249,9 @@ def _offsets(shard: Place) -> np.ndarray:
         content = file.read_bytes()
         table = np.frombuffer(content[: len(content) // 8 * 8], dtype="<u8").astype(np.int64)
         # an index of another shard, or a truncated one, gives wrong offsets for every sample: then the headers are read
-        if len(table) and table[0] == 0 and (np.diff(table) > 0).all() and table[-1] <= size_of(shard):
+        # differences of numbers near 2**63 wrap around: the numbers are compared with both ends, too
+        between = len(table) and table[0] == 0 and (table >= 0).all() and (table <= table[-1]).all()
+        if between and (np.diff(table) > 0).all() and table[-1] <= size_of(shard):
             return table
     if isinstance(shard, Remote):
         raise RequestError(f"{shard}: its index {file.name} is not beside it, or of another shard; copy both again, or {_AGAIN}")

@@ -125,10 +125,16 @@ def place_of(name: str | Path | Remote) -> Place:
     return Remote(name) if is_url(name) else Path(name).expanduser()
 
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000
+
+
 def within(folder: Place, name: str) -> Place:
-    """Resolve a `name` in a file of `folder`: relative to the folder, absolute, or an address."""
+    """Resolve a `name` in a file of `folder`: relative to the folder, absolute, or an address. Raises RequestError for one that is too
+    long for a file system."""
     if is_url(name):
         return Remote(name)
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")) or len(name) > _LONGEST_PATH:
+        raise RequestError(f"{folder}: {name[:40]}…: a name of {len(name):,} characters; correct the path")
     if isinstance(folder, Remote) and name.startswith("/"):
         return Remote(f"{_MSC}{folder.profile}{name}")
     return folder / name

@@ -18,6 +18,7 @@ from typing import Any
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import open_regular
 from qwen3vl_core.layout.resuming import adapters_of, step_folder
 from qwen3vl_core.options import FinetuneOptions, options_of
 from qwen3vl_core.options.finetune import LORA_TARGETS, PARTS
@@ -146,7 +147,7 @@ def _module(name: str, parameters: list[str]) -> str:
 def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """(tensors of a safetensors file, where their bytes begin). Raises RequestError."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file, links=True) as stream:
             size = int.from_bytes(stream.read(8), "little")
             if not 2 <= size <= limits.SAFETENSORS_HEADER:
                 raise ValueError(size)
@@ -162,7 +163,7 @@ def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 def _bytes(file: Path, start: int, entry: Mapping[str, Any]) -> bytes:
     begin, end = entry["data_offsets"]
-    with open(file, "rb") as stream:
+    with open_regular(file, links=True) as stream:
         stream.seek(start + begin)
         return stream.read(max(end - begin, 0))
 

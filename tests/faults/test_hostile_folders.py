@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.layout.torchrun_command import free_port
 from qwen3vl_core.options import FinetuneOptions
 from qwen3vl_core.run_record import FILES, TORCHRUN
+from tests.readers import outside_models
+from tests.shared import DEMO
 
 ROOT = Path(__file__).parents[2]
 STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
@@ -200,3 +203,26 @@ def test_the_store_of_one_machine_listens_on_the_loopback_address_alone(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert f"ranks 2 listening 0100007F:{port:04X}\n" in done.stdout
+
+
+def test_no_reader_of_a_model_or_dataset_waits_for_what_is_no_file(tmp_path, capsys):
+    outside_models.make_checkpoint(tmp_path)
+    shutil.copytree(DEMO, tmp_path / "model")
+    for folder, names, ways in (
+        ("checkpoints", ("common.pt", ".metadata", "extra.json", "*.distcp", "config.json", "latest_*"), (["inspect"], ["convert"])),
+        ("model", ("*.safetensors", "config.json", "tokenizer.json"), (["inspect"], ["convert"])),
+        ("datasets/one", ("split.yaml", "dataset.yaml", ".info.json", "index.uuid", "index.sqlite", "*.tar", "*.idx"), (["inspect"],)),
+    ):
+        for file in (found for name in names for found in sorted((tmp_path / folder).rglob(name))[:1]):
+            content = file.read_bytes()
+            file.unlink()
+            os.mkfifo(file)
+            for words in ways:
+                target = [str(tmp_path / "target")] if words == ["convert"] else []
+                with in_time():
+                    code = cli.main([*words, str(tmp_path / folder), *target])
+                said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("qwen3vl: ")]
+                assert code in (0, 1, 2) and len(said) == (code > 0) and "--debug" not in "".join(said), (file, said)
+                shutil.rmtree(tmp_path / "target", ignore_errors=True)
+            file.unlink()
+            file.write_bytes(content)

@@ -13,15 +13,15 @@ from textual.content import Content
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from console.formatting import GLYPHS, one_line
+from console.formatting import GLYPHS, cut, one_line
 from console.messages import ThreadAnswer, WorkFailed
 from console.readers.gpu_queue import GpuTimes, WaitingRun
 from console.screens.dialog import Dialog
 from console.screens.dialogs import Confirm
 from console.widgets.gpu_timeline import drawn, legend
 from console.widgets.key_hints import Hints
+from qwen3vl_core.cells import width as cell_width
 from qwen3vl_core.language import filled, phrase, tr
-from qwen3vl_core.layout.gpus import named
 from qwen3vl_core.run_record import QUEUED
 
 if TYPE_CHECKING:
@@ -123,13 +123,15 @@ class GpuQueue(Dialog[str | None]):
     @staticmethod
     def _line(place: int, item: WaitingRun, width: int) -> Content:
         mark = ("‖", "$text-warning bold") if item.held else (GLYPHS[QUEUED], "$text-accent")
-        name = one_line(item.run.id, max(width // 3, 20))
-        gpus = f"{named(item.gpus) if item.gpus else f'any {item.count}'}: " if item.held else ""
-        words, room = gpus + phrase(item.words), max(width - len(name) - 10, 10)
-        if len(words) > room and " free " in words:
-            words = words.partition(" free ")[2]  # the picture shows which
-        words = one_line(words, room)
-        return Content.assemble((f"{place:>2} ", "$muted"), mark, " ", (name, "bold"), "  ", (words, "$warning" if item.held else "$muted"))
+        name = one_line(item.run.id, max(width // 3, 18))
+        room = max(width - len(name) - 8, 10)
+        words = tr("held back; h lets it start") if item.held else phrase(item.words)
+        for before, after in ((" free ", ""), (" in use, ", ""), ("", ", when ")):
+            # the picture shows which GPUs; then the time is what matters
+            if cell_width(words) > room and before in words and after in words:
+                words = words.partition(before)[2] if before else words.partition(after)[0]
+        colour = "$text-warning" if item.held else "$muted"
+        return Content.assemble((f"{place:>2} ", "$muted"), mark, " ", (name, "bold"), "  ", (cut(one_line(words), room), colour))
 
     # actions
 

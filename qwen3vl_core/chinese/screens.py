@@ -24,7 +24,7 @@ SCREENS: dict[str, str] = {
     "↑↓ choose, enter opens; each line has a key, too": "↑↓ 选择，enter 打开；每一行也有对应的按键",
     "↑↓ scroll this caption, tab goes to the next, v says that it is the best": "↑↓ 滚动这个描述，tab 到下一个，v 投票选它最好",
     # statuses, columns, orders
-    "queued": "排队", "held": "暂缓", "looking …": "正在查看 …", "queue {place}": "排队 {place}", ", held back": "，已暂缓", ", place {place}": "，第 {place} 位",
+    "queued": "排队", "held": "暂缓", "looking …": "正在查看 …", "held back; h lets it start": "已暂缓；按 h 放行", "queue {place}": "排队 {place}", ", held back": "，已暂缓", ", place {place}": "，第 {place} 位",
     "{key} shows the queue": "{key} 查看队列", "{run} is queued: {words}": "{run} 排队中：{words}", "it is queued: {words}": "会排队：{words}",
     "it waits for GPUs: the log says which": "正在等待 GPU：日志里有说明", "GPUs and queue": "GPU 与排队",
     "no run waits for GPUs": "没有运行在等待 GPU",

@@ -9,11 +9,12 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from console import commands
-from console.runs import launch, queue
+from console.runs import forecast, launch, queue
 from console.runs.state import read_state, write_json
 from qwen3vl_core.errors import RequestError
 from qwen3vl_core.options import FinetuneOptions
@@ -98,6 +99,28 @@ def test_the_second_run_of_a_gpu_starts_when_the_first_ends_and_another_gpu_is_f
     assert (second.path / "gpus").read_text() == "0" and second.state["queued"] < second.started
     assert second.started >= first.ended, "by the supervisor that ended, and after it"
     assert queue.look(store.root).entries == () and queue.look(store.root).held_gpus == {"0": second, "1": other}
+
+
+def test_who_starts_a_run_is_told_for_what_it_waits(store, machine, capsys):
+    options = FinetuneOptions(load="base", train_data="data", gpu_ids="0,1")
+    assert forecast.before_start(store.root, options) == "", "it would start at once"
+    finetune(store, "first")
+    words = "GPUs 0 and 1 are free when 0001 ends"
+    assert forecast.before_start(store.root, options) == words
+    assert (
+        forecast.before_start(store.root, replace(options, queue="never"))
+        == ""
+        == forecast.before_start(store.root, replace(options, gpu_ids="free", nproc=1))
+    )
+    assert commands.launch("finetune", options, runs=store.root, foreground=False) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"run 0002-finetune queued: {words}\n") and "qwen3vl runs queue" in told and "qwen3vl runs stop 2" in told
+    assert commands.launch("finetune", options, runs=store.root, foreground=False, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "queued"
+    assert commands.runs(["show", "2", "--runs", str(store.root)]) == 0
+    assert f"{words}; qwen3vl runs queue shows the order" in capsys.readouterr().out
+    machine(gpu1=(70.0, 1))
+    assert forecast.before_start(store.root, options) == "GPUs 0 and 1 are in use, GPU 1 by another process (1)"
 
 
 def test_a_run_of_all_gpus_is_not_passed_over_by_runs_of_one(store, machine):

@@ -50,6 +50,8 @@ COMMANDS: dict[str, str] = {
     "the run store (default $QWEN3VL_RUNS, else ~/.qwen3vl/runs)": "运行目录（默认 $QWEN3VL_RUNS，否则 ~/.qwen3vl/runs）",
     "captions, scores and votes of a compare run; --html writes them as a page": "对比运行的图像描述、评分和投票；--html 写成页面",
     "Hugging Face cannot be reached: from ModelScope; --from huggingface insists on the other": "连不上 Hugging Face：改从 ModelScope 下载；--from huggingface 可坚持用前者",
+    "not valid, {count} problems:": "不可用，{count} 个问题：", "not valid, {count} problem:": "不可用，{count} 个问题：",
+    "{count} problems in the recipe:": "配方有 {count} 个问题：", "{count} problem in the recipe:": "配方有 {count} 个问题：",
     # runs
     "List, show, follow, stop, resume, compare and delete runs.": "列出、查看、跟踪、停止、恢复、比较和删除运行。",
     "all runs, newest first (the default)": "所有运行，最新的在前（默认）",

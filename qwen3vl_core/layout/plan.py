@@ -12,6 +12,7 @@ from qwen3vl_core import notify
 from qwen3vl_core.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from qwen3vl_core.files import check_output_file
 from qwen3vl_core.formats import GIB, duration, number, parameter_count
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout import launch_scripts
 from qwen3vl_core.layout.suggest import ROOM, SHOWN, Candidate, faster_with_less, gpus_needed, presets, suggest
 from qwen3vl_core.layout.verdict import HOST, TOO_BIG, Verdict, judge, peak_tflops
@@ -75,8 +76,10 @@ def render(record: dict[str, Any], options: FinetuneOptions) -> str:
     lines = [f"{name}: {parameter_count(record['parameters'])} parameters on {record['gpus']} GPU{'s' if record['gpus'] > 1 else ''} "
              f"of {record['memory_gib']:g} GiB"]  # fmt: skip
     if record["problems"]:
-        lines += [f"not valid, {len(record['problems'])} problem{'s' if len(record['problems']) > 1 else ''}:"]
-        lines += [f"  {problem['text']}" for problem in record["problems"]]
+        count = len(record["problems"])
+        lines += [tr("not valid, {count} problems:" if count > 1 else "not valid, {count} problem:", count=count)]
+        recorded = [{name: value for name, value in problem.items() if name != "text"} for problem in record["problems"]]
+        lines += [f"  {Problem(**problem).shown}" for problem in recorded]
     else:
         lines += ["valid: " + record["layout"], *record["trained"], ""]
         lines += _stage_lines(record["stages"])

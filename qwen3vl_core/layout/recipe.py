@@ -19,6 +19,7 @@ from typing import Any
 from qwen3vl_core.errors import EXIT_DONE, EXIT_REQUEST, RequestError
 from qwen3vl_core.files import check_output_file
 from qwen3vl_core.formats import GIB, duration
+from qwen3vl_core.language import tr
 from qwen3vl_core.layout import conversion_recipe
 from qwen3vl_core.layout.parameters import published
 from qwen3vl_core.layout.recipe_values import FORM, NODE_GPUS, combination_problems, count_problems, order_problems, parse, positions
@@ -195,8 +196,13 @@ def render(recipe: Recipe) -> str:
     """The printed report."""
     lines = []
     if recipe.problems:
-        lines += [f"{len(recipe.problems)} problem{'s' if len(recipe.problems) > 1 else ''} in the recipe:"]
-        lines += [f"  {problem}{LISTED if problem.code == 'recipe-count' else ''}" for problem in recipe.problems]
+        lines += [
+            tr(
+                "{count} problems in the recipe:" if len(recipe.problems) > 1 else "{count} problem in the recipe:",
+                count=len(recipe.problems),
+            )
+        ]
+        lines += [f"  {problem.shown}{LISTED if problem.code == 'recipe-count' else ''}" for problem in recipe.problems]
     lines += [f"note: {note}" for note in recipe.notes]
     if recipe.problems:
         lines.append("")
@@ -277,7 +283,7 @@ def _run_conversion(values: list[str], options: RecipeOptions) -> int:
         )
     else:
         lines = [f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the conversion script's values:"] if problems else []
-        lines += [f"  {problem}" for problem in conversion.problems] + [f"note: {note}" for note in conversion.notes]
+        lines += [f"  {problem.shown}" for problem in conversion.problems] + [f"note: {note}" for note in conversion.notes]
         print("\n".join(lines + (["the same conversion, by name:", "", f"  {line}"] if line else [])))
     return EXIT_REQUEST if problems else EXIT_DONE
 

@@ -264,6 +264,7 @@ def test_english_loads_no_catalogue_and_an_output_without_chinese_stays_english(
     assert said(QWEN3VL_LANG="en").split() == ["Runs", "False"]
     assert said(QWEN3VL_LANG="zh", PYTHONIOENCODING="utf-8").split() == ["运行", "True"]
     assert said(QWEN3VL_LANG="zh", PYTHONIOENCODING="latin-1").split() == ["Runs", "False"]
+    assert said(QWEN3VL_LANG="zh", PYTHONIOENCODING="utf-8", QWEN3VL_RUN_DIR="run").split() == ["Runs", "False"], "a run's log is English"
 
 
 # options and the command line

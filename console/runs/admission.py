@@ -133,7 +133,7 @@ class Admission:
                     os.read(wake, 4096)
 
     def _try(self, starting: StateRecord) -> bool:
-        seen = self.reader.look()
+        seen = self.reader.look(roughly=True)
         entry = seen.get(self.run.id)
         if entry is None:
             return False

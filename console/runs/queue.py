@@ -38,6 +38,8 @@ SUPERVISOR = f"{__package__}.supervisor"
 """The module of a process of its own, which this one does not import: supervisors start each other."""
 LOST, STARTING = "lost", "starting"
 DIGITS = 5
+LIST_SECONDS = 30.0
+"""How long a rough look uses the list of runs while the modification time of the store's folder does not change."""
 LOCK_SECONDS = 30.0
 """For the lock, which its holders keep for milliseconds."""
 
@@ -144,15 +146,29 @@ class QueueReader:
     def __init__(self, root: Path) -> None:
         self.store = RunStore(root)
         self._ended: dict[str, tuple[int, int]] = {}
+        self._runs: list[tuple[Run, str]] = []
+        self._listed = (0, 0.0)
 
-    def look(self) -> Queue:
-        """Who waits and who holds GPUs now."""
+    def _list(self, roughly: bool) -> list[tuple[Run, str]]:
+        """(run, path of its state) of all runs."""
+        try:
+            changed = os.stat(self.store.root).st_mtime_ns
+        except OSError:
+            changed = 0
+        if not roughly or changed != self._listed[0] or time.monotonic() - self._listed[1] > LIST_SECONDS:
+            self._runs = [(run, str(run.path / STATE)) for run in self.store.list()]
+            self._listed = (changed, time.monotonic())
+        return self._runs
+
+    def look(self, roughly: bool = False) -> Queue:
+        """Who waits and who holds GPUs now. roughly: a run that was created within a moment of the last look may be missing, so nothing is
+        decided by it; it takes a fraction of the time in a store of thousands of runs."""
         entries, holders = [], []
         record = read_json(self.store.root / QUEUE)
         order, held = {run_id: place for place, run_id in enumerate(texts(record.get("order")))}, set(texts(record.get("held")))
-        for run in self.store.list():
+        for run, file in self._list(roughly):
             try:
-                stat = os.stat(run.path / STATE)
+                stat = os.stat(file)
             except OSError:
                 continue
             stamp = (stat.st_ino, stat.st_mtime_ns)

@@ -24,7 +24,8 @@ with contextlib.suppress(ImportError):  # the tests on a GPU do without it
 
 # the longest files, longest first: a long file that starts last would leave a core idle
 LONG = (
-    "test_every_action.py", "test_compare_actions.py", "test_notebooks.py", "test_demo_run.py", "test_demo_loop_in_tmux.py", "test_run.py", "test_even_ranks.py",
+    "test_notebooks.py", "test_every_action.py", "test_run.py", "test_even_ranks.py", "test_launch_screen.py", "test_demo_loop_in_tmux.py",
+    "test_a3b_benchmark.py", "test_compare_actions.py", "test_stacked_adapters.py", "test_readers.py", "test_safe_keys.py",
     "test_resume_elsewhere.py", "test_restarts.py", "test_gradients.py", "test_file_calls.py", "test_sample_captions.py", "test_resume.py",
     "test_layouts.py", "test_compare_command.py", "test_killed_runs.py", "test_terminals.py", "test_web.py", "test_demo_command.py",
     "test_monitor.py", "test_even_batches.py", "test_optimizer_precision.py", "test_launcher.py", "test_hostile_folders.py",

@@ -95,7 +95,7 @@ def find_pictures(names: list[str], limit: int = 0, left_out: list[str] | None =
         path = Path(name).expanduser()
         if path.is_dir():
             candidates = _listed(path)
-        elif path.exists():
+        elif path.is_file():
             candidates = [path]
         else:
             raise _refused("no-such-picture", name)

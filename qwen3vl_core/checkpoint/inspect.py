@@ -294,7 +294,7 @@ def inspect(path: Path, base: str | None = None) -> InspectReport:
     """The report of a model, a checkpoint or a run. base: of adapters, if it was moved. Raises RequestError for a path that holds none."""
     if not path.exists():
         raise RequestError(f"{path}: no such file or folder; give a model, a checkpoint, a run or a dataset")
-    if path.is_file():
+    if not path.is_dir():
         raise RequestError(f"{path}: a file; give the folder that it is in")
     if (path / PLAN).is_file():
         return inspect_run(path, base)

@@ -128,7 +128,7 @@ def kind_of_path(path: Place) -> str | None:
         return DATASET if (path / FOLDER / "split.yaml").is_file() else None
     if path.is_dir() and (path / FOLDER).is_dir():
         return DATASET if is_own_index(path) else SOURCE
-    if path.suffix == ".tar":
+    if path.suffix == ".tar" and (path.is_file() or not path.exists()):
         return SHARD
     return SOURCE if sources.is_source(path) else None
 

@@ -14,6 +14,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "not-a-choice": ("must be one of {choices}", ""),
     "not-a-choice-near": ("must be one of {choices}", "did you mean {near}?"),
     "not-a-number": ("must be a number", ""),
+    "name-too-long": ("a name of {count} bytes; it has at most {most}", "correct the path"),
     "no-such-user": ("there is no user {user} here", "write ./~… for a name"),
     "below-minimum": ("must be at least {minimum:g}{unit}", ""),
     "above-maximum": ("must be at most {maximum:g}{unit}", ""),

@@ -11,6 +11,7 @@ PROBLEMS: dict[str, tuple[str, str]] = {
     "not-a-choice": ("必须是 {choices} 之一", ""),
     "not-a-choice-near": ("必须是 {choices} 之一", "是不是 {near}？"),
     "not-a-number": ("必须是数字", ""),
+    "name-too-long": ("名称有 {count} 字节，最多 {most} 字节", "请更正路径"),
     "no-such-user": ("本机没有用户 {user}", "如果是名称，请写 ./~…"),
     "below-minimum": ("至少为 {minimum:g}{unit}", ""),
     "above-maximum": ("最多为 {maximum:g}{unit}", ""),

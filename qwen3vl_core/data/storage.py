@@ -133,7 +133,7 @@ def within(folder: Place, name: str) -> Place:
     long for a file system."""
     if is_url(name):
         return Remote(name)
-    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")) or len(name) > _LONGEST_PATH:
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in name.split("/")) or len(name) > _LONGEST_PATH:
         raise RequestError(f"{folder}: {name[:40]}…: a name of {len(name):,} characters; correct the path")
     if isinstance(folder, Remote) and name.startswith("/"):
         return Remote(f"{_MSC}{folder.profile}{name}")

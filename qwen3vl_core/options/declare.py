@@ -22,6 +22,9 @@ from qwen3vl_core.errors import RequestError
 from qwen3vl_core.language import keyed, tr
 from qwen3vl_core.problems import Problem, flag_of
 
+LONGEST_NAME = 255
+"""Bytes of the name of a file or folder."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -92,6 +95,8 @@ class Option:
             return None
         if self.path and str(value).startswith("~") and os.path.expanduser(value) == value:
             return self.problem("no-such-user", value, {"user": str(value).partition("/")[0][1:]})
+        if self.path and (count := max(len(part.encode("utf-8", "surrogatepass")) for part in str(value).split("/"))) > LONGEST_NAME:
+            return self.problem("name-too-long", f"{str(value)[:40]}…", {"count": count, "most": LONGEST_NAME})
         if self.choices and value not in self.choices:
             near = close_to(str(value), self.choices)
             return self.problem("not-a-choice", value, {"choices": list(self.choices)}, *([{self.name: near}] if near else []))

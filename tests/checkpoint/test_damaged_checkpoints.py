@@ -255,6 +255,9 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, mo
     "words", [["inspect"], ["convert", DEMO], ["finetune", "--plan"], ["runs", "list", "--runs"]], ids=lambda words: words[0]
 )
 def test_a_path_of_an_unknown_user_is_refused(capsys, words):
+    if words[0] in ("inspect", "convert"):
+        assert main([*map(str, words), "a" * 256 + "/x"]) == 2
+        assert f"{'a' * 40}…: a name of 256 bytes; it has at most 255; correct the path" in one_line(capsys)
     assert main([*map(str, words), "~no-such-user/x"]) == 2
     assert "~no-such-user/x: there is no user no-such-user here; write ./~" in one_line(capsys)
 

@@ -54,7 +54,8 @@ def with_own_colours(theme: Theme, variables: Mapping[str, str], few: bool) -> d
 def first_theme(known: Collection[str]) -> str:
     """The theme that was chosen last; else the one for the terminal's background."""
     with contextlib.suppress(OSError, ValueError):
-        name = settings_file().with_suffix(".theme").read_text(encoding="utf-8").strip()
+        file = settings_file().with_suffix(".theme")
+        name = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
         if name in known:
             return name
     return LIGHT if terminal.light_background else DARK

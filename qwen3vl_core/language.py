@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from qwen3vl_core.run_record import RUN_VARIABLE
 from qwen3vl_core.settings_path import settings_file
@@ -118,13 +119,18 @@ def _is_chinese(name: str) -> bool:
 
 def _setting() -> str:
     """Of the settings file, which is YAML: the one line, as a command must not wait for a reader of YAML. Their reader names mistakes."""
-    with contextlib.suppress(OSError, ValueError), open(settings_file(), encoding="utf-8") as file:
-        found = _SETTING.search(file.read(1 << 16))
-        return found[1] if found else ""
-    return ""
+    found = _SETTING.search(_beginning(settings_file()))
+    return found[1] if found else ""
 
 
 def _remembered() -> str:
+    return _beginning(settings_file().with_suffix(".language"))[:16].strip()
+
+
+def _beginning(file: Path) -> str:
+    """Of a regular file: every command reads these, and would wait for a FIFO for ever."""
     with contextlib.suppress(OSError, ValueError):
-        return settings_file().with_suffix(".language").read_text(encoding="utf-8")[:16].strip()
+        if file.is_file():
+            with open(file, encoding="utf-8") as stream:
+                return stream.read(1 << 16)
     return ""

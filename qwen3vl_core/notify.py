@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 from qwen3vl_core import limits
 from qwen3vl_core.errors import RequestError
+from qwen3vl_core.files import open_regular
 from qwen3vl_core.problems import Problem
 from qwen3vl_core.settings_path import settings_file
 from qwen3vl_core.yaml_text import NotYamlError, load_yaml
@@ -204,7 +205,7 @@ def _write(addresses: Mapping[str, str]) -> None:
 def from_settings(file: Path | None = None) -> tuple[list[str], str]:
     """(addresses, command) of the user's settings; what is damaged there counts as missing, as the console names it."""
     try:
-        with open(file or settings_file(), "rb") as stream:
+        with open_regular(file or settings_file(), links=True) as stream:
             text = stream.read(limits.PLAN_FILE)
     except OSError:
         return [], ""

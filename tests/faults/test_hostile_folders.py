@@ -226,3 +226,14 @@ def test_no_reader_of_a_model_or_dataset_waits_for_what_is_no_file(tmp_path, cap
                 shutil.rmtree(tmp_path / "target", ignore_errors=True)
             file.unlink()
             file.write_bytes(content)
+
+
+@pytest.mark.parametrize("words", [["runs", "list"], ["notify"]])
+def test_no_command_waits_for_settings_that_are_no_file(tmp_path, words):
+    for name in ("settings.yaml", "settings.language", "settings.theme"):
+        os.mkfifo(tmp_path / name)
+    env = os.environ | {"QWEN3VL_SETTINGS": str(tmp_path / "settings.yaml"), "QWEN3VL_RUNS": str(tmp_path / "runs"), "QWEN3VL_LANG": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen3vl_core.cli", *words], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode in (0, 2) and len((done.stdout + done.stderr).splitlines()) == 1

@@ -89,6 +89,11 @@ def key_names(text: str) -> str:
     return ",".join(_NAMED.get(name.lower(), name) for name in names if name)
 
 
+def _short(value: object) -> str:
+    """What a message quotes of a value of the file."""
+    return str(value)[:80]
+
+
 def _close(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), 1, 0.5)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
@@ -110,10 +115,10 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
     if not isinstance(content, dict):
         return Settings(problems=(f"{file}: must hold theme: and keys:, one per line",), file=file)
     unknown = [name for name in content if name not in NAMES]
-    problems = [f"{file}: {name}: no such setting; {_close(str(name), NAMES)}" for name in unknown]
+    problems = [f"{file}: {_short(name)}: no such setting; {_close(str(name), NAMES)}" for name in unknown]
     theme = content.get("theme")
     if theme is not None and theme not in themes:
-        problems.append(f"{file}: theme: {theme}: no such theme; {_close(str(theme), themes)}")
+        problems.append(f"{file}: theme: {_short(theme)}: no such theme; {_close(str(theme), themes)}")
         theme = None
     keys: dict[str, str] = {}
     entries = content.get("keys") or {}
@@ -122,13 +127,13 @@ def read_settings(actions: Collection[str], themes: Collection[str], file: Path 
         entries = {}
     for action, value in entries.items():
         if action not in actions:
-            problems.append(f"{file}: keys: {action}: no such action; {_close(str(action), actions)}")
+            problems.append(f"{file}: keys: {_short(action)}: no such action; {_close(str(action), actions)}")
         elif not isinstance(value, str | int) or isinstance(value, bool) or not all(map(is_key, key_names(str(value)).split(","))):
             problems.append(f"{file}: keys: {action}: must be a key, as in X, ctrl+x or f5")
         else:
             keys[action] = key_names(str(value))
     if (named := content.get("language", ENGLISH)) not in tuple(LANGUAGES):
-        problems.append(f"{file}: language: {named}: must be one of {', '.join(LANGUAGES)}")
+        problems.append(f"{file}: language: {_short(named)}: must be one of {', '.join(LANGUAGES)}")
     bell = content.get("bell", True)
     if not isinstance(bell, bool):
         problems.append(f"{file}: bell: must be on or off")

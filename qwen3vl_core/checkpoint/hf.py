@@ -76,11 +76,11 @@ def read_header(file: Path) -> dict[str, Entry]:
             if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, start, end)):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise _damaged(file, f"the entry of {name} is not readable") from None
+            raise _damaged(file, f"the entry of {name[:80]} is not readable") from None
         if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
-            raise _damaged(file, f"the entry of {name} does not fit its shape")
+            raise _damaged(file, f"the entry of {name[:80]} does not fit its shape")
         if data + end > size:
-            raise RequestError(f"{file}: cut short ({size} bytes, {name} ends at {data + end}); download or copy it again")
+            raise RequestError(f"{file}: cut short ({size} bytes, {name[:80]} ends at {data + end}); download or copy it again")
         entries[name] = Entry(file, data + start, data + end, dtype, shape)
     return entries
 

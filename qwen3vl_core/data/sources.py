@@ -116,7 +116,7 @@ def locate(source: Path) -> Located:
     """The files that `source`, a file or folder, stands for. Raises RequestError when they hold no records."""
     if source.is_dir():
         return _in_folder(source)
-    if not source.is_file():
+    if source.exists() and not source.is_file():
         raise RequestError(f"{source}: no regular file; give a file or folder of records")
     kind = file_kind(read_head(source))
     refuse_binary(source, kind)

@@ -21,4 +21,4 @@ def test_control_characters_never_reach_the_terminal():
 
 
 def test_every_status_looks_different_without_colour():
-    assert len(set(GLYPHS.values())) == len(GLYPHS) == 7
+    assert len(set(GLYPHS.values())) == len(GLYPHS) == 8

@@ -326,12 +326,14 @@ def test_more_model_parallelism_never_needs_more_memory_per_gpu(values, name):
 @settings(deadline=None, max_examples=60)
 @given(values=choices)
 def test_more_tokens_need_more_memory_and_recompute_less(values):
-    peak, options, processes = plan(values)
+    _, options, processes = plan(values)
     a = published(options.size)
 
     def other(**changes):
-        return fullest(estimate(dataclasses.replace(options, **changes), a, processes)).allocated
+        # the stage that is fullest with all that is outside of tensors may be another one
+        return max(stage.allocated for stage in estimate(dataclasses.replace(options, **changes), a, processes))
 
+    peak = other()
     assert other(seq_length=options.seq_length * 2) > peak
     assert other(micro_batch_size=options.micro_batch_size * 2) > peak
     assert other(distributed_optimizer=True) <= other(distributed_optimizer=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwen3vl_core.formats import GIB
 from qwen3vl_core.layout import activations as act
 from qwen3vl_core.layout.machine_rules import ASSUMED_GPU, Machine
-from qwen3vl_core.layout.memory import estimate, fullest, static_bytes, update_bytes
+from qwen3vl_core.layout.memory import estimate, static_bytes, update_bytes
 from qwen3vl_core.layout.parameters import published, stages
 from qwen3vl_core.layout.rules import layout_problems
 from qwen3vl_core.options import FinetuneOptions

@@ -8,8 +8,6 @@ and who is held back, so that without it, or after a crash, no entry is missing.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from console.runs import processes
-from console.runs.state import STALE_SECONDS, host, is_here, judge, lock_held, read_json, read_state, sign_of_life, write_json
+from console.runs.state import STALE_SECONDS, host, is_here, judge, lock_held, locked_file, read_json, read_state, sign_of_life, write_json
 from console.runs.store import Run, RunStore
 from qwen3vl_core.errors import RequestError, WorkError
 from qwen3vl_core.language import filled
@@ -205,26 +203,10 @@ def look(root: Path) -> Queue:
 @contextlib.contextmanager
 def lock(root: Path) -> Iterator[None]:
     """Hold the store's queue lock inside the block. Raises RequestError where there are no locks, WorkError if it does not come free."""
-    descriptor = os.open(root / QUEUE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise WorkError(
-                        filled("{}: another process has held it for {:.0f} s; try again", root / QUEUE_LOCK, LOCK_SECONDS)
-                    ) from None
-                time.sleep(0.005)
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise RequestError(filled("{}: this file system has no file locks; choose another folder with --runs", root)) from error
-                raise
+    busy = WorkError(filled("{}: another process has held it for {:.0f} s; try again", root / QUEUE_LOCK, LOCK_SECONDS))
+    no_locks = RequestError(filled("{}: this file system has no file locks; choose another folder with --runs", root))
+    with locked_file(root / QUEUE_LOCK, LOCK_SECONDS, busy, no_locks, 0o666):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def change(run: Run, what: str) -> Queue:

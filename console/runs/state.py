@@ -107,12 +107,10 @@ def runs_already(run_dir: Path) -> RequestError:
 
 
 @contextlib.contextmanager
-def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Hold the run's lock inside the block.
-
-    Raises RequestError if another process holds it, or if the file system has no locks.
-    """
-    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+def locked_file(file: Path, wait: float, busy: Exception, no_locks: Exception, mode: int = 0o644) -> Iterator[None]:
+    """Hold the lock of a file, which is created, inside the block. Raises `busy` if it does not come free within `wait` seconds,
+    `no_locks` where the file system has none."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         until = time.monotonic() + wait
         while True:
@@ -121,20 +119,26 @@ def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    raise runs_already(run_dir) from None
-                time.sleep(0.01)
+                    raise busy from None
+                time.sleep(0.005)
             except OSError as error:
                 if error.errno in _NO_LOCKS:
-                    raise RequestError(
-                        filled(
-                            "{}: this file system has no file locks, so a live run cannot be detected; choose another folder with --runs",
-                            run_dir.parent,
-                        )
-                    ) from error
+                    raise no_locks from error
                 raise
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path, wait: float = _LOCK_SECONDS) -> Iterator[None]:
+    """Hold the run's lock inside the block.
+
+    Raises RequestError if another process holds it, or if the file system has no locks.
+    """
+    why = "{}: this file system has no file locks, so a live run cannot be detected; choose another folder with --runs"
+    with locked_file(run_dir / LOCK, wait, runs_already(run_dir), RequestError(filled(why, run_dir.parent))):
+        yield
 
 
 def lock_held(run_dir: Path) -> bool | None:
